@@ -1,0 +1,244 @@
+// `ferry bench`: prefill and decode rates in the table of llama-sweep-bench, and under it what was moved and which share of the
+// machine's limits was reached. The limits are what the processes probed at their start, in the same run.
+
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <random>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_split.h"
+#include "cli/client.h"
+#include "cli/commands.h"
+#include "common/gguf.h"
+#include "coordinator/placement.h"
+
+namespace ferry {
+namespace {
+
+struct BenchOptions {
+  ModelOptions model;
+  std::string server;
+  std::string prompts = "512";
+  int64_t generate = 32;
+  int repetitions = 3;
+  bool sweep = false, json = false;
+  uint64_t seed = 1;
+};
+
+struct Run {
+  int64_t prompt = 0, generated = 0, n_kv = 0;  // n_kv: tokens cached before the prompt
+  double prefill_seconds = 0, decode_seconds = 0;
+  proto::ExpertCounters prefill, decode;
+  double prefill_rate() const { return prefill_seconds > 0 ? static_cast<double>(prompt) / prefill_seconds : 0; }
+  double decode_rate() const { return decode_seconds > 0 ? static_cast<double>(generated) / decode_seconds : 0; }
+};
+
+// What the model and the machine allow; zeros where they are not known.
+struct Limits {
+  double link = 0;            // B/s, of all workers together
+  double host_read = 0;       // B/s
+  double host_flops = 0;      // FLOP/s
+  bool dense_on_host = true;  // workers are CPU workers: their weights come from host memory too
+  double dense_bytes = 0;     // read for one token of decode, without the embedding table
+  double flops_per_token = 0; // of a prefill token: attention matrices and experts
+};
+
+absl::StatusOr<std::vector<int64_t>> ParseLengths(const std::string& text) {
+  std::vector<int64_t> lengths;
+  for (const absl::string_view part : absl::StrSplit(text, ',')) {
+    int64_t value = 0;
+    if (!absl::SimpleAtoi(part, &value) || value < 1) return InvalidArgument("-p has '%s', want prompt lengths such as 512,2048", part);
+    lengths.push_back(value);
+  }
+  return lengths;
+}
+
+class Bench {
+ public:
+  Bench(const BenchOptions& options, Client* client, int64_t vocab) : options_(options), client_(*client), vocab_(vocab) {}
+
+  // One prompt of `length` new tokens behind `cached`, then a generation from there.
+  absl::StatusOr<Run> Measure(std::vector<uint32_t>& tokens, int64_t length, int repetition) {
+    Run run{.prompt = length, .n_kv = static_cast<int64_t>(tokens.size())};
+    std::mt19937_64 random(options_.seed * 1000003 + static_cast<uint64_t>(repetition) * 7919 + tokens.size());
+    for (int64_t i = 0; i < length; ++i) tokens.push_back(static_cast<uint32_t>(random() % static_cast<uint64_t>(vocab_)));
+    ASSIGN_OR_RETURN(const proto::Finish prefill, Generate(tokens, 0));
+    run.prefill_seconds = prefill.prefill_seconds();
+    run.prefill = prefill.experts();
+    if (options_.generate > 0) {
+      // The prompt is in the cache but for its last token; the first token comes with it, so n + 1 make n decode steps.
+      ASSIGN_OR_RETURN(const proto::Finish decode, Generate(tokens, options_.generate + 1));
+      run.generated = static_cast<int64_t>(decode.generated_tokens()) - 1;
+      run.decode_seconds = decode.decode_seconds();
+      run.decode = decode.experts();
+    }
+    return run;
+  }
+
+ private:
+  absl::StatusOr<proto::Finish> Generate(const std::vector<uint32_t>& tokens, int64_t max_tokens) {
+    proto::GenerateRequest request;
+    request.mutable_tokens()->mutable_ids()->Add(tokens.begin(), tokens.end());
+    request.set_max_tokens(static_cast<uint32_t>(max_tokens));
+    request.set_ignore_eos(true);
+    request.mutable_sampling()->set_temperature(0);
+    return client_.Generate(request, [](const proto::GenerateResponse&) { return true; });
+  }
+
+  const BenchOptions& options_;
+  Client& client_;
+  const int64_t vocab_;
+};
+
+Run Median(std::vector<Run> runs) {
+  Run median = runs.front();
+  const auto pick = [&](auto member) {
+    std::sort(runs.begin(), runs.end(), [&](const Run& a, const Run& b) { return a.*member < b.*member; });
+    return runs[runs.size() / 2];
+  };
+  const Run prefill = pick(&Run::prefill_seconds), decode = pick(&Run::decode_seconds);
+  median.prefill_seconds = prefill.prefill_seconds, median.prefill = prefill.prefill;
+  median.decode_seconds = decode.decode_seconds, median.decode = decode.decode;
+  median.generated = decode.generated;
+  return median;
+}
+
+absl::StatusOr<Limits> LimitsOf(const BenchOptions& options, const proto::GetServerInfoResponse& info) {
+  Limits limits{.host_read = info.host_read_bytes_per_second(), .host_flops = info.host_flops_per_second()};
+  for (const proto::WorkerInfo& worker : info.workers()) {
+    limits.link += worker.link_bytes_per_second();
+    if (worker.device().starts_with("cuda")) limits.dense_on_host = false;
+  }
+  if (options.model.model.empty()) return limits;
+  ASSIGN_OR_RETURN(const GgufFile file, GgufFile::Open(options.model.model));
+  ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::FromGguf(file));
+  ASSIGN_OR_RETURN(const ModelSizes sizes, ModelSizesOf(file, config));
+  for (const int64_t bytes : sizes.dense_bytes) limits.dense_bytes += static_cast<double>(bytes);
+  limits.dense_bytes += static_cast<double>(sizes.output_bytes);
+  const double attention = 2.0 * config.n_embd * (2.0 * config.q_size() + 2.0 * config.kv_size());
+  const double experts = 2.0 * 3 * config.n_embd * config.n_ff * config.top_k;
+  limits.flops_per_token = static_cast<double>(config.num_layers) * (attention + experts);
+  return limits;
+}
+
+std::string Share(double value, double limit) { return limit > 0 ? absl::StrFormat(" = %.0f %% of the limit", 100 * value / limit) : ""; }
+
+void PrintUnder(const Run& run, const Limits& limits) {
+  std::printf("  prefill %lld: %s\n", static_cast<long long>(run.prompt), DescribeExperts(run.prefill).c_str());
+  if (run.prefill.bytes_shipped() > 0) {
+    const double rate = static_cast<double>(run.prefill.bytes_shipped()) / run.prefill_seconds;
+    std::printf("    link %s over the whole prefill%s; busy %.0f %% of it; %d experts came in vain\n", HumanRate(rate).c_str(),
+                Share(rate, limits.link).c_str(), 100 * run.prefill.copy_busy_seconds() / run.prefill_seconds,
+                static_cast<int>(run.prefill.shipped_unused()));
+  }
+  if (limits.flops_per_token > 0) {
+    const double rate = limits.flops_per_token * run.prefill_rate();
+    std::printf("    products %.0f GFLOP/s%s\n", rate / 1e9, limits.dense_on_host ? Share(rate, limits.host_flops).c_str() : "");
+  }
+  if (run.generated == 0) return;
+  std::printf("  decode: %s\n", DescribeExperts(run.decode).c_str());
+  const double tokens = static_cast<double>(run.generated + 1);  // the step of the last prompt token is counted too
+  const double host_bytes = static_cast<double>(run.decode.host_bytes_read()) / tokens + (limits.dense_on_host ? limits.dense_bytes : 0);
+  const double rate = host_bytes * run.decode_rate();
+  std::printf("    %s of weights from host memory a token: %s%s\n", HumanBytes(host_bytes).c_str(), HumanRate(rate).c_str(),
+              Share(rate, limits.host_read).c_str());
+}
+
+nlohmann::json CountersJson(const proto::ExpertCounters& c) {
+  return {{"activated", c.activated()}, {"resident", c.resident()}, {"shipped", c.shipped()}, {"on_host", c.on_host()},
+          {"bytes_shipped", c.bytes_shipped()}, {"copies", c.copies()}, {"copy_wait_s", c.copy_wait_seconds()},
+          {"host_wait_s", c.host_wait_seconds()}, {"host_bytes_read", c.host_bytes_read()},
+          {"copy_busy_s", c.copy_busy_seconds()}, {"compute_s", c.compute_seconds()}, {"shipped_unused", c.shipped_unused()}};
+}
+
+void PrintJson(const Run& run, const Limits& limits) {
+  const nlohmann::json line = {
+      {"pp", run.prompt}, {"tg", run.generated}, {"n_kv", run.n_kv}, {"t_pp", run.prefill_seconds}, {"s_pp", run.prefill_rate()},
+      {"t_tg", run.decode_seconds}, {"s_tg", run.decode_rate()}, {"prefill", CountersJson(run.prefill)},
+      {"decode", CountersJson(run.decode)},
+      {"limits", {{"link_bytes_per_second", limits.link}, {"host_read_bytes_per_second", limits.host_read},
+                  {"host_flops_per_second", limits.host_flops}, {"dense_bytes_per_token", limits.dense_bytes},
+                  {"flops_per_prefill_token", limits.flops_per_token}}}};
+  std::printf("%s\n", line.dump().c_str());
+}
+
+absl::Status RunBench(BenchOptions options) {
+  ASSIGN_OR_RETURN(const std::vector<int64_t> lengths, ParseLengths(options.prompts));
+  const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
+  if (options.model.context == 0 && options.server.empty()) options.model.context = longest + options.generate + 64;
+  options.model.parallel = 1;
+  ASSIGN_OR_RETURN(const std::unique_ptr<Client> client, Client::Connect(options.server, options.model));
+  ASSIGN_OR_RETURN(const proto::GetModelInfoResponse model, client->ModelInfo());
+  ASSIGN_OR_RETURN(const proto::GetServerInfoResponse info, client->ServerInfo());
+  ASSIGN_OR_RETURN(const Limits limits, LimitsOf(options, info));
+  Bench bench(options, client.get(), model.vocab_size());
+
+  if (!options.json) {
+    std::fprintf(stderr, "%s; host reads %s, multiplies %.0f GFLOP/s; link %s\n", info.engine().c_str(),
+                 HumanRate(limits.host_read).c_str(), limits.host_flops / 1e9,
+                 limits.link > 0 ? HumanRate(limits.link).c_str() : "none");
+    std::printf("|%6s | %6s | %6s | %8s | %8s | %8s | %8s |\n", "PP", "TG", "N_KV", "T_PP s", "S_PP t/s", "T_TG s", "S_TG t/s");
+    std::printf("|%6s-|-%6s-|-%6s-|-%8s-|-%8s-|-%8s-|-%8s-|\n", "------", "------", "------", "--------", "--------", "--------", "--------");
+  }
+  std::vector<Run> rows;
+  const auto report = [&](const Run& run) {
+    rows.push_back(run);
+    if (options.json) {
+      PrintJson(run, limits);
+    } else {
+      std::printf("|%6lld | %6lld | %6lld | %8.3f | %8.2f | %8.3f | %8.2f |\n", static_cast<long long>(run.prompt),
+                  static_cast<long long>(run.generated), static_cast<long long>(run.n_kv), run.prefill_seconds,
+                  run.prefill_rate(), run.decode_seconds, run.decode_rate());
+    }
+    std::fflush(stdout);
+  };
+  if (options.sweep) {
+    // As llama-sweep-bench: the context fills up in steps of the first length.
+    std::vector<uint32_t> tokens;
+    while (static_cast<int64_t>(tokens.size()) + lengths.front() + options.generate < model.context_length()) {
+      ASSIGN_OR_RETURN(const Run run, bench.Measure(tokens, lengths.front(), 0));
+      report(run);
+    }
+  } else {
+    std::vector<uint32_t> warm_up;
+    ASSIGN_OR_RETURN([[maybe_unused]] const Run ignored, bench.Measure(warm_up, std::min<int64_t>(lengths.front(), 64), -1));
+    for (const int64_t length : lengths) {
+      std::vector<Run> runs;
+      for (int repetition = 0; repetition < options.repetitions; ++repetition) {
+        std::vector<uint32_t> tokens;
+        ASSIGN_OR_RETURN(const Run run, bench.Measure(tokens, length, repetition));
+        runs.push_back(run);
+      }
+      report(Median(std::move(runs)));
+    }
+  }
+  if (!options.json) {
+    std::printf("\n");
+    for (const Run& run : rows) PrintUnder(run, limits);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+Command AddBench(CLI::App& app) {
+  auto options = std::make_shared<BenchOptions>();
+  options->model.AddTo(app, /*model_required=*/false);
+  app.add_option("--server", options->server, "measure the coordinator at this address instead of starting one");
+  app.add_option("-p,--n-prompt", options->prompts, "prompt lengths: 512,2048")->capture_default_str();
+  app.add_option("-n,--n-gen", options->generate, "tokens to generate behind each prompt")->check(CLI::Range(0, 100000))->capture_default_str();
+  app.add_option("-r,--repetitions", options->repetitions, "of each length; the median is shown")->check(CLI::Range(1, 100))->capture_default_str();
+  app.add_flag("--sweep", options->sweep, "fill the context (-c) in steps of the first length");
+  app.add_option("--seed", options->seed, "of the random prompts")->capture_default_str();
+  app.add_flag("--json", options->json, "one JSON object a line instead of the table");
+  app.footer(Examples({"ferry bench -m model.gguf -p 512,2048,4096 -n 64", "ferry bench -m model.gguf -c 16384 -p 1024 --sweep",
+                       "ferry bench -m model.gguf -p 2048 --no-ooae --vram-experts 4GiB"}));
+  return [options]() -> absl::Status {
+    if (options->server.empty() == options->model.model.empty()) return InvalidArgument("give -m FILE, or --server ADDR of a running coordinator");
+    return RunBench(*options);
+  };
+}
+
+}  // namespace ferry

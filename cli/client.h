@@ -1,0 +1,54 @@
+#pragma once
+
+// A connection to a running coordinator, and what a command does with it while it loads.
+
+#include <grpcpp/grpcpp.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "cli/model_options.h"
+#include "cli/supervisor.h"
+#include "ferry/v1/generate.grpc.pb.h"
+
+namespace ferry {
+
+namespace proto = ::ferry::v1;
+
+class Client {
+ public:
+  // `server` empty: starts an own server for `options`. Waits until the model is served, with progress on standard error
+  // when it is a terminal. Errors: the server's, or Unavailable when nobody answers at `server`.
+  static absl::StatusOr<std::unique_ptr<Client>> Connect(const std::string& server, const ModelOptions& options);
+  // A connection to a running server, whatever its state; nothing is waited for.
+  static absl::StatusOr<std::unique_ptr<Client>> Attach(const std::string& server);
+  ~Client();
+
+  // Calls `on_message` for each message until the last; the last one's Finish is returned. A false from `on_message`
+  // cancels the call.
+  absl::StatusOr<proto::Finish> Generate(const proto::GenerateRequest& request,
+                                         const std::function<bool(const proto::GenerateResponse&)>& on_message);
+  absl::StatusOr<proto::GetModelInfoResponse> ModelInfo();
+  absl::StatusOr<proto::GetServerInfoResponse> ServerInfo(absl::Duration timeout = absl::Seconds(10));
+  // Makes a running Generate return Cancelled; callable from a signal-handling thread.
+  void Cancel();
+
+ private:
+  Client() = default;
+  absl::Status WaitUntilServed();
+
+  std::unique_ptr<Supervisor> supervisor_;  // of an own server
+  std::string address_;
+  std::unique_ptr<proto::Ferry::Stub> stub_;
+  std::mutex mutex_;
+  grpc::ClientContext* running_ = nullptr;  // guarded by mutex_
+};
+
+// "1.5 GiB", "12.4 GB/s": sizes in powers of 1024, rates in powers of 1000.
+std::string HumanBytes(double bytes);
+std::string HumanRate(double bytes_per_second);
+// One line: experts resident, shipped, on the host, bytes and waits.
+std::string DescribeExperts(const proto::ExpertCounters& experts);
+
+}  // namespace ferry

@@ -1,0 +1,96 @@
+// `ferry generate`: continues a prompt; the completion goes to standard output as it comes.
+
+#include <cstdio>
+#include <memory>
+
+#include "cli/client.h"
+#include "cli/commands.h"
+#include "cli/interrupt.h"
+#include "cli/prompt.h"
+#include "cli/sampling_options.h"
+
+namespace ferry {
+namespace {
+
+struct GenerateOptions {
+  ModelOptions model;
+  PromptOptions prompt;
+  SamplingOptions sampling;
+  std::string server;
+  bool show_experts = false;
+  bool special = false;
+};
+
+void ShowWorkers(Client& client, const proto::Finish& finish) {
+  std::fprintf(stderr, "%s\n", DescribeExperts(finish.experts()).c_str());
+  const absl::StatusOr<proto::GetServerInfoResponse> info = client.ServerInfo();
+  if (!info.ok()) return;
+  for (const proto::WorkerInfo& worker : info->workers()) {
+    const proto::ExpertCounters& experts = worker.experts();
+    std::fprintf(stderr, "  worker %u, layers %u-%u, %s over %s: %llu resident, %llu shipped, %llu on the host\n", worker.worker_id(),
+                 worker.first_layer(), worker.end_layer() - 1, worker.device().c_str(), worker.expert_transport().c_str(),
+                 static_cast<unsigned long long>(experts.resident()), static_cast<unsigned long long>(experts.shipped()),
+                 static_cast<unsigned long long>(experts.on_host()));
+  }
+}
+
+double Rate(double count, double seconds) { return seconds > 0 ? count / seconds : 0; }
+
+absl::Status Generate(const GenerateOptions& options) {
+  proto::GenerateRequest request;
+  RETURN_IF_ERROR(options.prompt.Fill(request));
+  options.sampling.Fill(request);
+  if (options.special) request.set_render_special(true);
+
+  std::mutex mutex;
+  Client* running = nullptr;
+  InterruptHandler interrupt([&] {
+    const std::lock_guard lock(mutex);
+    if (running == nullptr) _exit(130);  // still loading
+    running->Cancel();
+  });
+  ASSIGN_OR_RETURN(const std::unique_ptr<Client> client, Client::Connect(options.server, options.model));
+  {
+    const std::lock_guard lock(mutex);
+    running = client.get();
+  }
+  const absl::StatusOr<proto::Finish> finish = client->Generate(request, [](const proto::GenerateResponse& response) {
+    std::fwrite(response.text().data(), 1, response.text().size(), stdout);
+    std::fflush(stdout);
+    return true;
+  });
+  {
+    const std::lock_guard lock(mutex);
+    running = nullptr;
+  }
+  std::fputc('\n', stdout);
+  RETURN_IF_ERROR(finish.status());
+  const uint32_t computed = finish->prompt_tokens() - finish->cached_prompt_tokens();
+  std::fprintf(stderr, "\nprompt %u tokens (%u cached) in %.3f s, %.1f t/s; generated %u in %.3f s, %.1f t/s; seed %llu\n",
+               finish->prompt_tokens(), finish->cached_prompt_tokens(), finish->prefill_seconds(),
+               Rate(computed, finish->prefill_seconds()), finish->generated_tokens(), finish->decode_seconds(),
+               Rate(finish->generated_tokens() > 0 ? finish->generated_tokens() - 1 : 0, finish->decode_seconds()),
+               static_cast<unsigned long long>(finish->seed()));
+  if (options.show_experts) ShowWorkers(*client, *finish);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+Command AddGenerate(CLI::App& app) {
+  auto options = std::make_shared<GenerateOptions>();
+  options->model.AddTo(app, /*model_required=*/false);
+  options->prompt.AddTo(app);
+  options->sampling.AddTo(app);
+  app.add_option("--server", options->server, "use the coordinator at this address instead of starting one");
+  app.add_flag("--show-experts", options->show_experts, "say at the end which experts went where");
+  app.add_flag("--special", options->special, "show special tokens");
+  app.footer(Examples({"ferry generate -m model.gguf -p \"Once upon a time\" -n 100 --temp 0.8",
+                       "ferry generate --server 127.0.0.1:8090 -f question.txt"}));
+  return [options]() -> absl::Status {
+    if (options->server.empty() == options->model.model.empty()) return InvalidArgument("give -m FILE, or --server ADDR of a running coordinator");
+    return Generate(*options);
+  };
+}
+
+}  // namespace ferry

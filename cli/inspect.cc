@@ -1,0 +1,106 @@
+// `ferry inspect`: what a model file holds.
+
+#include <cstdio>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "cli/client.h"
+#include "cli/commands.h"
+#include "common/gguf.h"
+#include "common/model_config.h"
+#include "coordinator/expert_store.h"
+#include "coordinator/placement.h"
+
+namespace ferry {
+namespace {
+
+struct InspectOptions {
+  std::string model;
+  bool json = false, tensors = false;
+};
+
+std::string Text(std::string_view text) { return std::string(text); }
+
+nlohmann::json Describe(const GgufFile& file, const ModelConfig& config, const ModelSizes& sizes, const ArenaLayout& arena) {
+  nlohmann::json types = nlohmann::json::object();
+  for (const TensorInfo& tensor : file.tensors()) {
+    nlohmann::json& row = types[Text(NameOf(tensor.dtype))];
+    row["tensors"] = row.value("tensors", 0) + 1;
+    row["bytes"] = row.value("bytes", uint64_t{0}) + tensor.bytes();
+  }
+  nlohmann::json layers = nlohmann::json::array();
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    const ExpertLayout& expert = arena.layer(layer);
+    layers.push_back({{"layer", layer}, {"attention", config.slides(layer) ? "sliding" : "full"},
+                      {"dense_bytes", sizes.dense_bytes[layer]}, {"expert_bytes", sizes.expert_bytes[layer]},
+                      {"expert_record_bytes", expert.bytes}, {"gate_type", Text(NameOf(expert.gate.dtype))},
+                      {"up_type", Text(NameOf(expert.up.dtype))}, {"down_type", Text(NameOf(expert.down.dtype))}});
+  }
+  return {{"file", {{"path", file.path()}, {"version", file.version()}, {"shards", file.num_shards()}, {"bytes", file.file_bytes()},
+                    {"tensors", file.tensors().size()}, {"metadata_entries", file.entries().size()}}},
+          {"model", {{"architecture", config.architecture}, {"name", config.name}, {"layers", config.num_layers},
+                     {"context_length", config.context_length}, {"n_embd", config.n_embd}, {"vocab_size", config.vocab_size},
+                     {"heads", config.num_heads}, {"kv_heads", config.num_kv_heads}, {"head_dim", config.head_dim},
+                     {"experts", config.num_experts}, {"top_k", config.top_k}, {"n_ff", config.n_ff},
+                     {"sliding_window", config.sliding_window}, {"rope_freq_base", config.rope.freq_base},
+                     {"yarn_factor", config.rope.yarn_factor}, {"yarn_original_context", config.rope.yarn_original_context}}},
+          {"bytes", {{"embedding", sizes.embedding_bytes}, {"output", sizes.output_bytes}, {"experts", arena.bytes()}}},
+          {"layers", std::move(layers)}, {"types", std::move(types)}};
+}
+
+void Print(const GgufFile& file, const ModelConfig& config, const ModelSizes& sizes, const ArenaLayout& arena) {
+  std::printf("%s: GGUF %u, %d file%s, %s, %zu tensors\n", file.path().c_str(), file.version(), file.num_shards(),
+              file.num_shards() == 1 ? "" : "s", HumanBytes(file.file_bytes()).c_str(), file.tensors().size());
+  std::printf("%s %s: %lld layers, n_embd %lld, %lld/%lld heads of %lld, vocabulary %lld, context %lld, sliding window %lld\n",
+              config.architecture.c_str(), config.name.c_str(), static_cast<long long>(config.num_layers),
+              static_cast<long long>(config.n_embd), static_cast<long long>(config.num_heads),
+              static_cast<long long>(config.num_kv_heads), static_cast<long long>(config.head_dim),
+              static_cast<long long>(config.vocab_size), static_cast<long long>(config.context_length),
+              static_cast<long long>(config.sliding_window));
+  std::printf("experts: %lld a layer, top-%lld, n_ff %lld; one is %s, all are %s\n\n", static_cast<long long>(config.num_experts),
+              static_cast<long long>(config.top_k), static_cast<long long>(config.n_ff),
+              HumanBytes(arena.max_record_bytes()).c_str(), HumanBytes(arena.bytes()).c_str());
+  std::printf("%-10s %-9s %12s %12s  %s\n", "layer", "attention", "dense", "experts", "types of gate, up, down");
+  std::printf("%-10s %-9s %12s\n", "embedding", "", HumanBytes(sizes.embedding_bytes).c_str());
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    const ExpertLayout& expert = arena.layer(layer);
+    std::printf("%-10lld %-9s %12s %12s  %s, %s, %s\n", static_cast<long long>(layer), config.slides(layer) ? "sliding" : "full",
+                HumanBytes(sizes.dense_bytes[layer]).c_str(), HumanBytes(sizes.expert_bytes[layer]).c_str(),
+                Text(NameOf(expert.gate.dtype)).c_str(), Text(NameOf(expert.up.dtype)).c_str(), Text(NameOf(expert.down.dtype)).c_str());
+  }
+  std::printf("%-10s %-9s %12s\n", "output", "", HumanBytes(sizes.output_bytes).c_str());
+}
+
+absl::Status Inspect(const InspectOptions& options) {
+  ASSIGN_OR_RETURN(const GgufFile file, GgufFile::Open(options.model));
+  if (options.tensors) {
+    for (const TensorInfo& tensor : file.tensors()) {
+      std::printf("%-40s %-8s %-24s %12s\n", Text(tensor.name).c_str(), Text(NameOf(tensor.dtype)).c_str(),
+                  DimsToString(tensor).c_str(), HumanBytes(tensor.bytes()).c_str());
+    }
+    return absl::OkStatus();
+  }
+  ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::FromGguf(file));
+  ASSIGN_OR_RETURN(const ArenaLayout arena, ArenaLayoutOf(file, config));
+  ASSIGN_OR_RETURN(const ModelSizes sizes, ModelSizesOf(file, config));
+  if (options.json) {
+    // A name in the file may be any bytes: what is not UTF-8 must not make the output unreadable.
+    std::printf("%s\n", Describe(file, config, sizes, arena).dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+  } else {
+    Print(file, config, sizes, arena);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+Command AddInspect(CLI::App& app) {
+  auto options = std::make_shared<InspectOptions>();
+  app.add_option("-m,--model,model", options->model, "GGUF file; of a split one, any of its files")->required();
+  app.add_flag("--json", options->json, "as JSON");
+  app.add_flag("--tensors", options->tensors, "list every tensor");
+  return [options] { return Inspect(*options); };
+}
+
+}  // namespace ferry

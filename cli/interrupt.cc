@@ -1,0 +1,47 @@
+#include "cli/interrupt.h"
+
+#include <signal.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <thread>
+
+namespace ferry {
+namespace {
+sigset_t Signals() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGINT);
+  sigaddset(&set, SIGTERM);
+  return set;
+}
+}  // namespace
+
+struct InterruptHandler::State {
+  std::atomic<bool> interrupted{false};
+  std::atomic<bool> stop{false};
+  std::thread thread;
+};
+
+InterruptHandler::InterruptHandler(std::function<void()> on_first) : state_(std::make_shared<State>()) {
+  const sigset_t set = Signals();
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  state_->thread = std::thread([state = state_.get(), set, on_first = std::move(on_first)] {
+    while (!state->stop) {
+      const timespec poll = {.tv_sec = 0, .tv_nsec = 50'000'000};
+      if (sigtimedwait(&set, nullptr, &poll) < 0) continue;
+      if (state->interrupted.exchange(true)) _exit(130);  // the children die with us
+      on_first();
+    }
+  });
+}
+
+InterruptHandler::~InterruptHandler() {
+  state_->stop = true;
+  state_->thread.join();
+}
+
+bool InterruptHandler::interrupted() const { return state_->interrupted; }
+
+}  // namespace ferry

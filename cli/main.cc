@@ -1,0 +1,74 @@
+// `ferry`: one binary, its commands are the files beside this one.
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cli/commands.h"
+#include "common/log.h"
+
+namespace {
+
+// Users of llama.cpp write these with one dash; the parser knows one-letter flags alone that way.
+std::vector<std::string> WithLongFlags(int argc, char** argv) {
+  std::vector<std::string> arguments;
+  for (int i = argc - 1; i > 0; --i) {  // the parser takes them last first
+    std::string argument = argv[i];
+    for (const char* flag : {"-ot", "-np", "-ub", "-ctk", "-ctv"}) {
+      if (argument == flag) argument = "-" + argument;
+    }
+    arguments.push_back(std::move(argument));
+  }
+  return arguments;
+}
+
+// Exit codes: 0 success, 1 it failed, 2 the command line is wrong, 130 interrupted.
+int ExitCode(const absl::Status& status) {
+  if (status.ok()) return 0;
+  if (absl::IsCancelled(status)) return 130;
+  return absl::IsInvalidArgument(status) ? 2 : 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app(
+      "Ferry runs mixture-of-experts language models that do not fit in GPU memory: experts stay in host memory, and only\n"
+      "those that a batch activates are ferried to a GPU.",
+      "ferry");
+  app.require_subcommand(1);
+  app.set_version_flag("--version", FERRY_VERSION);
+  app.footer("Try: ferry generate -m models/demo-moe.gguf --workers 2 -p \"Once upon a time\"");
+
+  std::vector<std::pair<CLI::App*, ferry::Command>> commands;
+  const auto add = [&](const char* name, const char* what, ferry::Command (*setup)(CLI::App&)) {
+    CLI::App* const command = app.add_subcommand(name, what);
+    commands.emplace_back(command, setup(*command));
+  };
+  add("serve", "start a coordinator and its workers and keep them running", ferry::AddServe);
+  add("generate", "continue a prompt", ferry::AddGenerate);
+  add("score", "log-probabilities and perplexity of a text", ferry::AddScore);
+  add("bench", "measure prefill and decode against the machine's limits", ferry::AddBench);
+  add("inspect", "what a model file holds", ferry::AddInspect);
+  add("plan", "what would go where and how fast it would be, without loading", ferry::AddPlan);
+  add("status", "workers, caches and rates of a running server", ferry::AddStatus);
+  add("tokenize", "text to token ids, from a file alone", ferry::AddTokenize);
+  add("detokenize", "token ids to text, from a file alone", ferry::AddDetokenize);
+  add("make-model", "write a model of any gpt-oss shape with random weights, for benchmarks", ferry::AddMakeModel);
+
+  try {
+    app.parse(WithLongFlags(argc, argv));
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error, std::cout, std::cerr) == 0 ? 0 : 2;
+  }
+  ferry::InitLog("ferry", "info");
+  for (const auto& [command, run] : commands) {
+    if (!command->parsed()) continue;
+    const absl::Status status = run();
+    if (!status.ok()) std::fprintf(stderr, "error: %s\n", std::string(status.message()).c_str());
+    return ExitCode(status);
+  }
+  return 2;
+}

@@ -1,0 +1,84 @@
+// `ferry make-model`: a gpt-oss model of any shape with random weights.
+
+#include "common/make_model.h"
+
+#include <cstdio>
+#include <memory>
+
+#include "absl/time/clock.h"
+#include "cli/client.h"
+#include "cli/commands.h"
+
+namespace ferry {
+namespace {
+
+struct Options {
+  MakeModelOptions model;
+  std::string path, like, expert_type = "mxfp4", dense_type = "q8_0";
+  // What is given on the command line; 0: of the shape that --like names.
+  int64_t layers = 0, experts = 0, top_k = 0, n_embd = 0, n_ff = 0, heads = 0, kv_heads = 0, head_dim = 0, vocab = 0, context = 0,
+          window = -1;
+  double bias_spread = 0;
+  uint64_t seed = 1;
+};
+
+absl::StatusOr<DType> ParseType(const std::string& name) {
+  for (const DType type : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kMXFP4}) {
+    std::string lower(NameOf(type));
+    for (char& c : lower) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+    if (name == lower) return type;
+  }
+  return InvalidArgument("'%s' is not a type of weights: f32, f16, bf16, q8_0, q4_0, mxfp4", name);
+}
+
+absl::Status MakeModel(const Options& options) {
+  MakeModelOptions model;
+  if (options.like == "20b") model = MakeModelOptions::GptOss20b();
+  if (options.like == "120b") model = MakeModelOptions::GptOss120b();
+  const auto take = [](int64_t& field, int64_t given) {
+    if (given > 0) field = given;
+  };
+  take(model.layers, options.layers), take(model.experts, options.experts), take(model.top_k, options.top_k);
+  take(model.n_embd, options.n_embd), take(model.n_ff, options.n_ff), take(model.heads, options.heads);
+  take(model.kv_heads, options.kv_heads), take(model.head_dim, options.head_dim), take(model.vocab, options.vocab);
+  take(model.context, options.context);
+  if (options.window >= 0) model.sliding_window = options.window;
+  model.router_bias_spread = options.bias_spread;
+  model.seed = options.seed;
+  ASSIGN_OR_RETURN(model.expert_dtype, ParseType(options.expert_type));
+  ASSIGN_OR_RETURN(model.dense_dtype, ParseType(options.dense_type));
+  const absl::Time start = absl::Now();
+  RETURN_IF_ERROR(MakeModelFile(model, options.path));
+  ASSIGN_OR_RETURN(const GgufFile file, GgufFile::Open(options.path));
+  const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
+  std::fprintf(stderr, "%s: %s in %.1f s, %s\n", options.path.c_str(), HumanBytes(file.file_bytes()).c_str(), seconds,
+               HumanRate(file.file_bytes() / seconds).c_str());
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+Command AddMakeModel(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  app.add_option("path", options->path, "file to write")->required();
+  app.add_option("--like", options->like, "begin with the shape of gpt-oss 20b or 120b instead of a tiny one")->check(CLI::IsMember({"20b", "120b"}));
+  app.add_option("--layers", options->layers);
+  app.add_option("--experts", options->experts);
+  app.add_option("--top-k", options->top_k);
+  app.add_option("--n-embd", options->n_embd);
+  app.add_option("--n-ff", options->n_ff);
+  app.add_option("--heads", options->heads);
+  app.add_option("--kv-heads", options->kv_heads);
+  app.add_option("--head-dim", options->head_dim);
+  app.add_option("--vocab", options->vocab);
+  app.add_option("--context", options->context);
+  app.add_option("--sliding-window", options->window);
+  app.add_option("--expert-type", options->expert_type, "mxfp4, q8_0, q4_0")->capture_default_str();
+  app.add_option("--dense-type", options->dense_type, "of attention, embedding and output")->capture_default_str();
+  app.add_option("--router-bias-spread", options->bias_spread, "standard deviation: how unevenly experts are used")->capture_default_str();
+  app.add_option("--seed", options->seed)->capture_default_str();
+  app.footer(Examples({"ferry make-model bench.gguf --like 20b --layers 4 --router-bias-spread 1.5"}));
+  return [options] { return MakeModel(*options); };
+}
+
+}  // namespace ferry

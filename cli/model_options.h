@@ -1,0 +1,51 @@
+#pragma once
+
+// The flags that say which model is served and how, shared by every command that can start its own server. They mean what
+// users of llama.cpp expect.
+
+#include <CLI/CLI.hpp>
+#include <string>
+#include <vector>
+
+#include "common/status.h"
+#include "coordinator/placement.h"
+
+namespace ferry {
+
+struct ModelOptions {
+  std::string model;
+  // What runs where.
+  int workers = 0;  // 0: one per GPU, or one without GPUs
+  std::string gpus;
+  std::string layers;
+  std::vector<std::string> overrides;
+  std::string vram_experts;  // empty: auto on GPUs, 0 on CPUs
+  bool ooae = true;
+  std::string expert_transport = "auto";
+  bool coordinator_only = false;
+  // Sizes.
+  int64_t context = 0, batch = 0, micro_batch = 0;
+  int parallel = 4;
+  std::string key_type = "f16", value_type = "f16";
+  // How.
+  int threads = 0;
+  std::string backend = "auto", isa = "auto";
+  std::string listen = "127.0.0.1";
+  int port = 0;
+  double step_timeout = 0;  // 0: the coordinator's default
+  std::string log_level = "warn";
+
+  void AddTo(CLI::App& app, bool model_required);
+
+  // Devices of the workers this command starts: "cuda:0", "cpu". InvalidArgument: --gpus and --workers disagree, or name
+  // what the machine does not have.
+  absl::StatusOr<std::vector<std::string>> Devices() const;
+  absl::StatusOr<PlacementOptions> Placement(int num_workers) const;
+  std::vector<std::string> CoordinatorArguments(int num_workers, const std::string& port_file) const;
+  std::vector<std::string> WorkerArguments(int worker, const std::string& device, const std::string& coordinator) const;
+};
+
+// "f16", "q8_0" and their upper-case forms. InvalidArgument names the flag.
+absl::StatusOr<DType> ParseKvType(const std::string& flag, const std::string& name);
+
+}  // namespace ferry

@@ -1,0 +1,27 @@
+#pragma once
+
+// Where a command's prompt comes from: -p TEXT, -f FILE, --ids FILE, or standard input.
+
+#include <CLI/CLI.hpp>
+#include <string>
+
+#include "common/status.h"
+#include "ferry/v1/generate.pb.h"
+
+namespace ferry {
+
+struct PromptOptions {
+  std::string text, file, ids_file;
+  bool no_bos = false;
+
+  void AddTo(CLI::App& app);
+  // InvalidArgument: none or several are given, or a file of ids holds something else.
+  absl::Status Fill(ferry::v1::GenerateRequest& request) const;
+};
+
+// A whole file; "-": standard input. NotFound names it.
+absl::StatusOr<std::string> ReadAll(const std::string& path);
+// Numbers separated by spaces, commas, new lines or brackets.
+absl::StatusOr<std::vector<uint32_t>> ParseIds(const std::string& text);
+
+}  // namespace ferry

@@ -1,0 +1,27 @@
+#pragma once
+
+// The flags that say how a completion is sampled, and the request they make. What is not given is left to the server.
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "ferry/v1/generate.pb.h"
+
+namespace ferry {
+
+struct SamplingOptions {
+  std::optional<float> temperature, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty;
+  std::optional<uint32_t> top_k;
+  std::optional<uint64_t> seed;
+  std::optional<int64_t> max_tokens;  // -1: to the end of the context
+  std::vector<std::string> stop;
+  bool ignore_eos = false;
+
+  void AddTo(CLI::App& app);
+  void Fill(ferry::v1::GenerateRequest& request) const;
+};
+
+}  // namespace ferry

@@ -1,0 +1,58 @@
+// `ferry serve`: a coordinator and its workers, supervised until Ctrl-C.
+
+#include <cstdio>
+#include <memory>
+
+#include "absl/time/clock.h"
+#include "cli/client.h"
+#include "cli/commands.h"
+#include "cli/interrupt.h"
+#include "cli/supervisor.h"
+#include "common/log.h"
+
+namespace ferry {
+namespace {
+
+constexpr int kDefaultPort = 8090;
+constexpr absl::Duration kDrain = absl::Seconds(30);
+
+struct ServeOptions {
+  ModelOptions model;
+  double drain_seconds = absl::ToDoubleSeconds(kDrain);
+};
+
+absl::Status Serve(const ServeOptions& options) {
+  std::atomic<bool> stop{false};
+  InterruptHandler interrupt([&] {
+    spdlog::info("draining: running requests may finish; Ctrl-C again ends at once");
+    stop = true;
+  });
+  ASSIGN_OR_RETURN(const std::unique_ptr<Supervisor> supervisor, Supervisor::Start(options.model));
+  spdlog::info("coordinator at {}", supervisor->address());
+  while (!stop) {
+    RETURN_IF_ERROR(supervisor->Health());
+    absl::SleepFor(absl::Milliseconds(100));
+  }
+  supervisor->Stop(absl::Seconds(options.drain_seconds));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+Command AddServe(CLI::App& app) {
+  auto options = std::make_shared<ServeOptions>();
+  options->model.port = kDefaultPort;
+  options->model.log_level = "info";
+  options->model.AddTo(app, /*model_required=*/true);
+  app.add_option("--port", options->model.port, "port of the API; 0: any free one")->check(CLI::Range(0, 65535))->capture_default_str();
+  app.add_option("--listen", options->model.listen, "address of the API; anything but loopback is not encrypted yet")->capture_default_str();
+  app.add_flag("--coordinator-only", options->model.coordinator_only,
+               "start no workers here: they come from other hosts with `ferry-worker --coordinator ADDR`; --workers says how many");
+  app.add_option("--drain-seconds", options->drain_seconds, "how long running requests may go on after Ctrl-C")->capture_default_str();
+  app.footer(Examples({"ferry serve -m model.gguf                        one worker per GPU, port 8090",
+                       "ferry serve -m model.gguf --gpus 0,2 -c 32768    two GPUs, 32k tokens of context",
+                       "ferry status                                     what runs where"}));
+  return [options] { return Serve(*options); };
+}
+
+}  // namespace ferry

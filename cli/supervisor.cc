@@ -1,0 +1,232 @@
+#include "cli/supervisor.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "absl/time/clock.h"
+#include "common/log.h"
+
+namespace ferry {
+namespace {
+
+constexpr absl::Duration kPoll = absl::Milliseconds(20);
+constexpr absl::Duration kListenTimeout = absl::Seconds(30);
+// A worker that keeps dying is started again after 0, 1, 2, 4, ... 30 s; one that ran for a minute starts afresh.
+constexpr absl::Duration kMaxBackoff = absl::Seconds(30);
+constexpr absl::Duration kSteady = absl::Minutes(1);
+
+absl::StatusOr<std::string> Beside(const char* name) {
+  std::error_code error;
+  const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error);
+  const std::filesystem::path path = self.parent_path() / name;
+  if (error || access(path.c_str(), X_OK) != 0) {
+    return NotFound("%s is not beside %s: build or install all of Ferry's programs together", name, self.string());
+  }
+  return path.string();
+}
+
+// The child's standard output goes to standard error, so that results stay alone on ours.
+pid_t Spawn(const std::string& binary, const std::vector<std::string>& arguments) {
+  std::vector<char*> argv = {const_cast<char*>(binary.c_str())};
+  for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
+  argv.push_back(nullptr);
+  const pid_t parent = getpid();
+  const pid_t pid = fork();
+  if (pid != 0) return pid;
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (getppid() != parent) _exit(1);  // it died before the request above
+  setpgid(0, 0);                      // a Ctrl-C at the terminal is ours to pass on, as a drain
+  sigset_t none;
+  sigemptyset(&none);
+  sigprocmask(SIG_SETMASK, &none, nullptr);
+  dup2(STDERR_FILENO, STDOUT_FILENO);
+  execv(argv[0], argv.data());
+  std::fprintf(stderr, "error: cannot run %s: %s\n", argv[0], std::strerror(errno));
+  _exit(127);
+}
+
+std::string HowItEnded(int status) {
+  if (WIFEXITED(status)) return absl::StrFormat("exited with %d", WEXITSTATUS(status));
+  if (WIFSIGNALED(status)) return absl::StrFormat("was killed by signal %d (%s)", WTERMSIG(status), strsignal(WTERMSIG(status)));
+  return "ended";
+}
+
+struct Child {
+  std::vector<std::string> arguments;
+  std::string what;
+  pid_t pid = -1;
+  absl::Time started;
+  absl::Time start_again = absl::InfinitePast();
+  absl::Duration backoff;
+};
+
+class ProcessSupervisor final : public Supervisor {
+ public:
+  ProcessSupervisor(std::string coordinator_binary, std::string worker_binary, std::filesystem::path directory)
+      : coordinator_binary_(std::move(coordinator_binary)), worker_binary_(std::move(worker_binary)),
+        directory_(std::move(directory)) {}
+
+  ~ProcessSupervisor() override {
+    if (thread_.joinable()) Stop(absl::Seconds(2));
+    std::error_code ignored;
+    std::filesystem::remove_all(directory_, ignored);
+  }
+
+  // Everything is forked from one thread that lives as long as this: the death signal follows the thread, not the process.
+  absl::Status Run(const ModelOptions& options, const std::vector<std::string>& devices) {
+    thread_ = std::thread([this, options, devices] { Main(options, devices); });
+    const absl::Time deadline = absl::Now() + kListenTimeout;
+    while (absl::Now() < deadline) {
+      {
+        const std::lock_guard lock(mutex_);
+        if (!address_.empty()) return absl::OkStatus();
+        if (!health_.ok()) return health_;
+      }
+      absl::SleepFor(kPoll);
+    }
+    return DeadlineExceeded("the coordinator did not listen within %s", absl::FormatDuration(kListenTimeout));
+  }
+
+  const std::string& address() const override { return address_; }
+
+  absl::Status Health() override {
+    const std::lock_guard lock(mutex_);
+    return health_;
+  }
+
+  void Stop(absl::Duration grace) override {
+    {
+      const std::lock_guard lock(mutex_);
+      grace_ = grace;
+    }
+    stop_ = true;
+    if (thread_.joinable()) thread_.join();
+  }
+
+ private:
+  void Main(const ModelOptions& options, const std::vector<std::string>& devices) {
+    const std::filesystem::path port_file = directory_ / "port";
+    coordinator_ = {.arguments = options.CoordinatorArguments(
+                        options.coordinator_only ? std::max(options.workers, 1) : static_cast<int>(devices.size()), port_file),
+                    .what = "the coordinator"};
+    coordinator_.pid = Spawn(coordinator_binary_, coordinator_.arguments);
+    while (!stop_) {
+      if (!Reap()) break;
+      if (workers_.empty() && address().empty()) LookForAddress(options, devices, port_file);
+      for (Child& worker : workers_) {
+        if (worker.pid < 0 && absl::Now() >= worker.start_again) Start(worker);
+      }
+      absl::SleepFor(kPoll);
+    }
+    EndAll();
+  }
+
+  void LookForAddress(const ModelOptions& options, const std::vector<std::string>& devices,
+                      const std::filesystem::path& port_file) {
+    std::ifstream file(port_file);
+    int port = 0;
+    if (!(file >> port) || port == 0) return;
+    const std::string local = options.listen == "0.0.0.0" || options.listen == "::" ? "127.0.0.1" : options.listen;
+    const std::string address = local + ":" + std::to_string(port);
+    if (!options.coordinator_only) {
+      for (size_t i = 0; i < devices.size(); ++i) {
+        workers_.push_back({.arguments = options.WorkerArguments(static_cast<int>(i), devices[i], address),
+                            .what = "worker " + std::to_string(i)});
+      }
+    }
+    const std::lock_guard lock(mutex_);
+    address_ = address;
+  }
+
+  void Start(Child& worker) {
+    worker.pid = Spawn(worker_binary_, worker.arguments);
+    worker.started = absl::Now();
+  }
+
+  // False when the coordinator is gone.
+  bool Reap() {
+    int status = 0;
+    for (Child& worker : workers_) {
+      if (worker.pid < 0 || waitpid(worker.pid, &status, WNOHANG) != worker.pid) continue;
+      worker.pid = -1;
+      if (absl::Now() - worker.started > kSteady) worker.backoff = absl::ZeroDuration();
+      worker.start_again = absl::Now() + worker.backoff;
+      spdlog::warn("{} {}; starting it again{}", worker.what, HowItEnded(status),
+                   worker.backoff > absl::ZeroDuration() ? " in " + absl::FormatDuration(worker.backoff) : "");
+      worker.backoff = std::min(std::max(worker.backoff * 2, absl::Seconds(1)), kMaxBackoff);
+    }
+    if (waitpid(coordinator_.pid, &status, WNOHANG) != coordinator_.pid) return true;
+    coordinator_.pid = -1;
+    const std::lock_guard lock(mutex_);
+    health_ = Unavailable("the coordinator %s", HowItEnded(status));
+    return false;
+  }
+
+  void EndAll() {
+    absl::Duration grace;
+    {
+      const std::lock_guard lock(mutex_);
+      grace = grace_;
+    }
+    const absl::Time deadline = absl::Now() + grace;
+    if (coordinator_.pid > 0) kill(coordinator_.pid, SIGTERM);  // it drains and tells the workers
+    WaitFor(coordinator_, deadline);
+    for (Child& worker : workers_) {
+      if (worker.pid > 0) kill(worker.pid, SIGTERM);
+    }
+    for (Child& worker : workers_) WaitFor(worker, std::max(deadline, absl::Now() + absl::Seconds(1)));
+  }
+
+  static void WaitFor(Child& child, absl::Time deadline) {
+    while (child.pid > 0 && waitpid(child.pid, nullptr, WNOHANG) == 0) {
+      if (absl::Now() > deadline) {
+        kill(child.pid, SIGKILL);
+        waitpid(child.pid, nullptr, 0);
+        break;
+      }
+      absl::SleepFor(kPoll);
+    }
+    child.pid = -1;
+  }
+
+  const std::string coordinator_binary_, worker_binary_;
+  const std::filesystem::path directory_;
+  Child coordinator_;           // of the thread alone
+  std::vector<Child> workers_;  // of the thread alone
+  std::thread thread_;
+  std::atomic<bool> stop_{false};
+  std::mutex mutex_;
+  std::string address_;  // written once under mutex_, before Run returns
+  absl::Status health_;
+  absl::Duration grace_ = absl::Seconds(2);
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Supervisor>> Supervisor::Start(const ModelOptions& options) {
+  std::vector<std::string> devices;
+  if (!options.coordinator_only) {
+    ASSIGN_OR_RETURN(devices, options.Devices());
+  }
+  ASSIGN_OR_RETURN(std::string coordinator, Beside("ferry-coordinator"));
+  ASSIGN_OR_RETURN(std::string worker, Beside("ferry-worker"));
+  std::string directory = (std::filesystem::temp_directory_path() / "ferry-XXXXXX").string();
+  if (mkdtemp(directory.data()) == nullptr) return Internal("cannot make a folder as %s: %s", directory, std::strerror(errno));
+  auto supervisor = std::make_unique<ProcessSupervisor>(coordinator, worker, directory);
+  RETURN_IF_ERROR(supervisor->Run(options, devices));
+  return supervisor;
+}
+
+}  // namespace ferry

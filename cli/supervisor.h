@@ -1,0 +1,29 @@
+#pragma once
+
+// Starts one coordinator and its workers as child processes and keeps them running: a worker that dies is started again, a
+// coordinator that dies ends everything. Children die with this process, whatever kills it (PR_SET_PDEATHSIG).
+
+#include <memory>
+#include <string>
+
+#include "absl/time/time.h"
+#include "cli/model_options.h"
+#include "common/status.h"
+
+namespace ferry {
+
+class Supervisor {
+ public:
+  // Returns as soon as the coordinator listens; whether it serves yet is asked over the network. The binaries are those beside
+  // this one. Errors: a binary is missing, or the coordinator ended before it listened (its own words are on stderr).
+  static absl::StatusOr<std::unique_ptr<Supervisor>> Start(const ModelOptions& options);
+  virtual ~Supervisor() = default;  // kills what is left
+
+  virtual const std::string& address() const = 0;  // of the coordinator
+  // OK while the coordinator runs; what ended it otherwise.
+  virtual absl::Status Health() = 0;
+  // Asks the coordinator to drain, then ends everything; at most `grace`.
+  virtual void Stop(absl::Duration grace) = 0;
+};
+
+}  // namespace ferry

@@ -1,0 +1,80 @@
+// `ferry tokenize` and `ferry detokenize`: from a file alone, no server.
+
+#include <cstdio>
+#include <memory>
+
+#include "cli/commands.h"
+#include "cli/prompt.h"
+#include "common/gguf.h"
+#include "coordinator/text/tokenizer.h"
+
+namespace ferry {
+namespace {
+
+struct TokenizeOptions {
+  std::string model, text, file;
+  bool ids = false, no_bos = false, no_special = false;
+};
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> OpenTokenizer(const std::string& model) {
+  ASSIGN_OR_RETURN(const GgufFile file, GgufFile::Open(model));
+  return Tokenizer::FromGguf(file);
+}
+
+absl::StatusOr<std::string> TextOf(const TokenizeOptions& options) {
+  if (!options.text.empty() && !options.file.empty()) return InvalidArgument("-p and -f both say the text: give one of them");
+  if (!options.text.empty()) return options.text;
+  return ReadAll(options.file.empty() ? "-" : options.file);
+}
+
+absl::Status Tokenize(const TokenizeOptions& options) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, OpenTokenizer(options.model));
+  ASSIGN_OR_RETURN(const std::string text, TextOf(options));
+  ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
+                   tokenizer->Encode(text, {.add_bos = !options.no_bos, .parse_special = !options.no_special}));
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (options.ids) {
+      std::printf(i == 0 ? "%d" : " %d", ids[i]);
+    } else {
+      const int32_t one[] = {ids[i]};
+      ASSIGN_OR_RETURN(const std::string piece, tokenizer->Decode(one, /*render_special=*/true));
+      std::printf("%6d -> '%s'\n", ids[i], piece.c_str());
+    }
+  }
+  if (options.ids) std::printf("\n");
+  return absl::OkStatus();
+}
+
+absl::Status Detokenize(const TokenizeOptions& options) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, OpenTokenizer(options.model));
+  ASSIGN_OR_RETURN(const std::string text, TextOf(options));
+  ASSIGN_OR_RETURN(const std::vector<uint32_t> ids, ParseIds(text));
+  ASSIGN_OR_RETURN(const std::string decoded,
+                   tokenizer->Decode(std::vector<int32_t>(ids.begin(), ids.end()), !options.no_special));
+  std::fwrite(decoded.data(), 1, decoded.size(), stdout);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+Command AddTokenize(CLI::App& app) {
+  auto options = std::make_shared<TokenizeOptions>();
+  app.add_option("-m,--model", options->model, "GGUF file; one that holds a vocabulary alone will do")->required();
+  app.add_option("-p,--prompt", options->text, "the text");
+  app.add_option("-f,--file", options->file, "a file that holds it; - or nothing is standard input");
+  app.add_flag("--ids", options->ids, "print the ids alone, on one line");
+  app.add_flag("--no-bos", options->no_bos, "do not begin with the beginning-of-text token");
+  app.add_flag("--no-parse-special", options->no_special, "take special tokens in the text as plain text");
+  return [options] { return Tokenize(*options); };
+}
+
+Command AddDetokenize(CLI::App& app) {
+  auto options = std::make_shared<TokenizeOptions>();
+  app.add_option("-m,--model", options->model, "GGUF file; one that holds a vocabulary alone will do")->required();
+  app.add_option("-p,--ids", options->text, "the ids, separated by spaces or commas");
+  app.add_option("-f,--file", options->file, "a file that holds them; - or nothing is standard input");
+  app.add_flag("--no-special", options->no_special, "leave special tokens out");
+  return [options] { return Detokenize(*options); };
+}
+
+}  // namespace ferry

@@ -1,0 +1,26 @@
+# ferry_library(NAME SOURCES ... [DEPS ...]): a static library of this tree; headers are included from its root.
+function(ferry_library name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  add_library(${name} STATIC ${ARG_SOURCES})
+  target_include_directories(${name} PUBLIC ${CMAKE_SOURCE_DIR})
+  target_link_libraries(${name} PUBLIC ${ARG_DEPS} Threads::Threads)
+endfunction()
+
+# ferry_tests(GROUP LABEL ... [DEPS ...]): every *_test.cc of the current folder in one binary, a ctest entry per test.
+function(ferry_tests group)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "LABELS;DEPS;SOURCES" ${ARGN})
+  if(NOT ARG_SOURCES)
+    file(GLOB ARG_SOURCES CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*_test.cc)
+  endif()
+  if(NOT ARG_SOURCES)
+    return()
+  endif()
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 120)
+  endif()
+  add_executable(${group}_tests ${ARG_SOURCES})
+  target_link_libraries(${group}_tests PRIVATE ${ARG_DEPS} ferry_testing GTest::gmock GTest::gtest_main)
+  target_include_directories(${group}_tests PRIVATE ${CMAKE_SOURCE_DIR})
+  gtest_discover_tests(${group}_tests DISCOVERY_TIMEOUT 60
+    PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT} SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]")
+endfunction()

@@ -1,0 +1,20 @@
+#pragma once
+
+// How much memory this process may still take: the machine's, or its control group's where that is less.
+
+#include <cstdint>
+#include <string>
+
+namespace ferry {
+
+struct HostMemory {
+  int64_t available_bytes = 0;
+  int64_t total_bytes = 0;
+  std::string limited_by;  // "MemAvailable", "the memory limit of cgroup /ferry.slice"
+};
+
+// Reads /proc/meminfo and the limits of the process's cgroup and those above it (v2; v1's own limit). Page cache that can be
+// dropped counts as available. A machine that tells nothing has no limit here: its allocations fail when they fail.
+HostMemory ReadHostMemory();
+
+}  // namespace ferry

@@ -1,0 +1,15 @@
+#pragma once
+
+// One logger a process, to standard error, so that standard output carries results alone. Call sites use spdlog's functions;
+// the format is "HH:MM:SS.mmm LEVEL process: message".
+
+#include <string>
+
+#include "spdlog/spdlog.h"
+
+namespace ferry {
+
+// `process`: "coordinator", "worker 1". `level`: trace, debug, info, warn, error, off; anything else is info with a warning.
+void InitLog(const std::string& process, const std::string& level);
+
+}  // namespace ferry

@@ -1,0 +1,36 @@
+#pragma once
+
+// Threads that run the kernels of one process, pinned to cores. A region is a few microseconds to start: waiting threads
+// spin shortly, then sleep, since on a small machine the coordinator's and the workers' threads share the same cores.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "common/status.h"
+
+namespace ferry {
+
+struct ThreadPoolOptions {
+  int num_threads = 0;     // 0: one per physical core this process may run on
+  bool pin = true;         // thread i to the i-th of those cores
+  int spin_microseconds = 20;
+};
+
+class ThreadPool {
+ public:
+  static absl::StatusOr<std::unique_ptr<ThreadPool>> Create(const ThreadPoolOptions& options);
+  virtual ~ThreadPool() = default;
+
+  virtual int num_threads() const = 0;
+  // Calls body(task, thread) for every task in [0, num_tasks), thread in [0, num_threads()); returns when all are done. Tasks
+  // are taken in order, so consecutive ones should touch consecutive memory. The caller is thread 0. One region at a time:
+  // calls from several threads wait for each other. `body` must not throw and must not call ParallelFor.
+  virtual void ParallelFor(int64_t num_tasks, const std::function<void(int64_t task, int thread)>& body) = 0;
+};
+
+// Physical cores (one hardware thread of each) that this process may use, by the kernel's topology files.
+std::vector<int> UsablePhysicalCores();
+
+}  // namespace ferry

@@ -1,0 +1,73 @@
+#include "coordinator/options.h"
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <string_view>
+
+#include "common/status.h"
+
+namespace ferry {
+namespace {
+
+template <size_t kCount>
+absl::Status CheckOneOf(const char* flag, const std::string& value, const std::array<const char*, kCount>& allowed) {
+  std::string names;
+  for (const char* name : allowed) {
+    if (value == name) return absl::OkStatus();
+    absl::StrAppendFormat(&names, "%s%s", names.empty() ? "" : ", ", name);
+  }
+  return InvalidArgument("%s is '%s', want one of %s", flag, value, names);
+}
+
+absl::Status CheckPositive(const char* flag, absl::Duration value) {
+  if (value > absl::ZeroDuration()) return absl::OkStatus();
+  return InvalidArgument("%s is %.3f s, want more than 0", flag, absl::ToDoubleSeconds(value));
+}
+
+}  // namespace
+
+absl::Status CheckOptions(const CoordinatorOptions& options) {
+  if (options.model.empty()) return InvalidArgument("-m is missing: the GGUF file of the model");
+  RETURN_IF_ERROR(ParseListenAddress(options.listen, 0).status());
+  if (options.placement.num_workers < 1) return InvalidArgument("--workers is %d, want 1 or more", options.placement.num_workers);
+  if (options.threads < 0) return InvalidArgument("--threads is %d, want 0 or more", options.threads);
+  RETURN_IF_ERROR(CheckOneOf<2>("--backend", options.backend, {"cpu", "reference"}));
+  RETURN_IF_ERROR(CheckOneOf<3>("--expert-transport", options.expert_transport, {"auto", "shm", "grpc"}));
+  if (options.max_queued < 0) return InvalidArgument("--queue is %d, want 0 or more", options.max_queued);
+  if (options.steps_in_flight < 0) return InvalidArgument("--steps-in-flight is %d, want 0 or more", options.steps_in_flight);
+  RETURN_IF_ERROR(CheckPositive("--heartbeat-interval", options.heartbeat_interval));
+  if (options.heartbeat_timeout < 2 * options.heartbeat_interval) {
+    return InvalidArgument("--heartbeat-timeout is %.3f s, want at least twice the interval of %.3f s",
+                           absl::ToDoubleSeconds(options.heartbeat_timeout), absl::ToDoubleSeconds(options.heartbeat_interval));
+  }
+  RETURN_IF_ERROR(CheckPositive("--step-timeout", options.step_timeout));
+  RETURN_IF_ERROR(CheckPositive("--load-timeout", options.load_timeout));
+  if (options.drain_timeout < absl::ZeroDuration()) return InvalidArgument("--drain-timeout is negative");
+  return absl::OkStatus();
+}
+
+std::string ListenAddress::ToString() const { return absl::StrFormat("%s:%d", host, port); }
+
+absl::StatusOr<ListenAddress> ParseListenAddress(const std::string& text, int default_port) {
+  ListenAddress address{.host = text, .port = default_port};
+  const size_t bracket = text.rfind(']');
+  const size_t colon = text.rfind(':');
+  const bool ipv6_without_port = text.starts_with('[') && colon != std::string::npos && colon < bracket;
+  if (colon != std::string::npos && !ipv6_without_port) {
+    address.host = text.substr(0, colon);
+    const std::string_view port = std::string_view(text).substr(colon + 1);
+    const auto [end, error] = std::from_chars(port.data(), port.data() + port.size(), address.port);
+    if (port.empty() || error != std::errc() || end != port.data() + port.size() || address.port < 0 || address.port > 65535) {
+      return InvalidArgument("'%s' has the port '%s', want 0 to 65535", text, port);
+    }
+  }
+  if (address.host.empty()) return InvalidArgument("'%s' names no host: say 127.0.0.1, or 0.0.0.0 for all interfaces", text);
+  if (address.host.find(':') != std::string::npos && !address.host.starts_with('[')) {
+    return InvalidArgument("'%s': an IPv6 address goes in brackets, as in [::1]:8090", text);
+  }
+  address.loopback = address.host == "localhost" || address.host == "[::1]" || address.host.starts_with("127.");
+  return address;
+}
+
+}  // namespace ferry

@@ -1,0 +1,339 @@
+#include "coordinator/pipeline.h"
+
+#include <grpcpp/channel.h>
+#include <grpcpp/client_context.h>
+#include <grpcpp/create_channel.h>
+#include <grpcpp/support/client_callback.h>
+
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <condition_variable>
+#include <cstring>
+#include <deque>
+#include <mutex>
+#include <utility>
+
+#include "common/grpc_status.h"
+#include "common/log.h"
+#include "coordinator/channels.h"
+#include "ferry/v1/worker.grpc.pb.h"
+
+namespace ferry {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "logits cross the wire little-endian");
+
+std::chrono::system_clock::time_point In(absl::Duration duration) {
+  return std::chrono::system_clock::now() + absl::ToChronoMilliseconds(duration);
+}
+
+// One wanted row of the last worker's answer. Internal: it is not what was asked for.
+absl::StatusOr<LogitsResult> LogitsFromProto(const v1::LogitsRow& row, const LogitsRequest& wanted, int64_t vocab_size) {
+  const bool whole = wanted.top_n >= vocab_size;
+  const int64_t num_logits = whole ? vocab_size : wanted.top_n;
+  if (row.logits().size() != static_cast<size_t>(num_logits) * sizeof(float)) {
+    return Internal("a row of logits has %d bytes, want %d logits", row.logits().size(), num_logits);
+  }
+  if (row.ids_size() != (whole ? 0 : num_logits)) return Internal("a row of %d logits has %d ids", num_logits, row.ids_size());
+  LogitsResult result{.log_sum_exp = row.log_sum_exp(), .target_logit = row.target_logit(), .ids = {}, .logits = {}};
+  result.logits.resize(num_logits);
+  std::memcpy(result.logits.data(), row.logits().data(), row.logits().size());
+  for (const uint32_t id : row.ids()) {
+    if (id >= vocab_size) return Internal("a row of logits names token %d of %d", id, vocab_size);
+    result.ids.push_back(static_cast<int32_t>(id));
+  }
+  return result;
+}
+
+class GrpcPipeline final : public Pipeline {
+ public:
+  GrpcPipeline(const PipelineOptions& options, const Clock* clock, OnFailed on_failed)
+      : options_(options), clock_(*clock), on_failed_(std::move(on_failed)) {}
+
+  ~GrpcPipeline() override {
+    {
+      const std::lock_guard lock(mutex_);
+      failed_ = true;  // the streams' ends are nobody's news any more
+    }
+    for (const auto& stream : streams_) stream->Cancel();
+    std::unique_lock lock(mutex_);
+    // A cancelled call ends by itself, without its peer.
+    all_ended_.wait(lock, [&] { return num_open_ == 0; });
+  }
+
+  absl::Status Open(PipelineFailure* failure) {
+    const absl::Time deadline = clock_.Now() + options_.begin_timeout;
+    std::vector<std::unique_ptr<v1::Worker::Stub>> stubs(options_.workers.size());
+    for (size_t i = options_.workers.size(); i-- > 0;) {
+      const PipelineWorker& worker = options_.workers[i];
+      const std::shared_ptr<grpc::Channel> channel = CreateFerryChannel(worker.address);
+      stubs[i] = v1::Worker::NewStub(channel);
+      v1::BeginEpochRequest request;
+      request.set_epoch(options_.epoch);
+      request.set_incarnation(worker.incarnation.value());
+      if (i + 1 < options_.workers.size()) {
+        request.set_next_address(options_.workers[i + 1].address);
+        request.set_next_incarnation(options_.workers[i + 1].incarnation.value());
+      }
+      grpc::ClientContext context;
+      context.set_deadline(In(deadline - clock_.Now()));
+      v1::BeginEpochResponse response;
+      const absl::Status status = FromGrpcStatus(stubs[i]->BeginEpoch(&context, request, &response));
+      if (!status.ok()) {
+        // A worker that answers, but cannot reach its successor, is not the lost one.
+        const bool answered = channel->GetState(/*try_to_connect=*/false) == GRPC_CHANNEL_READY;
+        *failure = {.status = Annotate(status, absl::StrFormat("worker %d did not begin the epoch", worker.id.value())),
+                    .suspect = worker.id,
+                    .lost = !answered || absl::IsAborted(status) || absl::IsDeadlineExceeded(status)};
+        return failure->status;
+      }
+    }
+    for (size_t i = 0; i < stubs.size(); ++i) {
+      streams_.push_back(std::make_unique<Stream>(this, i, std::move(stubs[i])));
+    }
+    {
+      const std::lock_guard lock(mutex_);
+      num_open_ = static_cast<int>(streams_.size());
+    }
+    for (const auto& stream : streams_) stream->Start();
+    return absl::OkStatus();
+  }
+
+  int max_steps_in_flight() const override {
+    return options_.max_steps_in_flight > 0 ? options_.max_steps_in_flight : static_cast<int>(options_.workers.size());
+  }
+
+  void Submit(StepPlan plan, Done done) override {
+    std::vector<v1::StepRequest> requests(streams_.size());
+    {
+      const std::lock_guard lock(mutex_);
+      if (failed_) return;
+      Pending pending{.step = ++last_step_, .done = std::move(done)};
+      for (const PlannedSequence& sequence : plan.sequences) {
+        for (const RowLogits& row : sequence.logits) pending.wanted.push_back(row.wanted);
+      }
+      if (pending_.empty()) oldest_since_ = clock_.Now();
+      pending_.push_back(std::move(pending));
+      for (v1::StepRequest& request : requests) {
+        request.set_epoch(options_.epoch);
+        request.set_step(last_step_);
+        request.set_timeout_seconds(absl::ToDoubleSeconds(options_.step_timeout));
+      }
+    }
+    for (const PlannedSequence& sequence : plan.sequences) {
+      for (size_t i = 0; i < requests.size(); ++i) {
+        v1::StepSequence* const out = requests[i].add_sequences();
+        out->set_slot(sequence.slot.value());
+        out->set_first_position(static_cast<uint32_t>(sequence.first_position));
+        out->set_num_tokens(static_cast<uint32_t>(sequence.token_ids.size()));
+        out->mutable_blocks()->Add(sequence.blocks.begin(), sequence.blocks.end());
+        if (i == 0) out->mutable_token_ids()->Add(sequence.token_ids.begin(), sequence.token_ids.end());
+        if (i + 1 != requests.size()) continue;
+        for (const RowLogits& row : sequence.logits) {
+          v1::LogitsWanted* const wanted = out->add_logits();
+          wanted->set_offset(static_cast<uint32_t>(row.offset));
+          wanted->set_top_n(row.wanted.top_n);
+          if (row.wanted.target >= 0) wanted->set_target(row.wanted.target);
+        }
+      }
+    }
+    for (size_t i = 0; i < requests.size(); ++i) streams_[i]->Send(std::move(requests[i]));
+  }
+
+  void CheckTimeout() override {
+    PipelineFailure failure;
+    {
+      const std::lock_guard lock(mutex_);
+      if (failed_ || pending_.empty() || clock_.Now() - oldest_since_ <= options_.step_timeout) return;
+      const auto late = std::find(pending_.front().answered.begin(), pending_.front().answered.end(), false);
+      const size_t index = pending_.front().answered.empty() ? 0 : late - pending_.front().answered.begin();
+      failure.suspect = options_.workers[index].id;
+      failure.status = DeadlineExceeded("step %d took longer than %.1f s; worker %d has not answered", pending_.front().step,
+                                        absl::ToDoubleSeconds(options_.step_timeout), failure.suspect->value());
+    }
+    Fail(std::move(failure));
+  }
+
+ private:
+  struct Pending {
+    uint64_t step = 0;
+    Done done;
+    std::vector<LogitsRequest> wanted;
+    std::vector<bool> answered;  // one a worker, once the first has
+    StepOutcome outcome;
+  };
+
+  // The stream to one worker. Created with the pipeline, destroyed after OnDone.
+  class Stream final : public grpc::ClientBidiReactor<v1::StepRequest, v1::StepResponse> {
+   public:
+    Stream(GrpcPipeline* pipeline, size_t index, std::unique_ptr<v1::Worker::Stub> stub)
+        : pipeline_(*pipeline), index_(index), stub_(std::move(stub)) {}
+
+    void Start() {
+      stub_->async()->RunSteps(&context_, this);
+      AddHold();  // writes start outside of this class's callbacks
+      StartRead(&response_);
+      StartCall();
+    }
+    void Cancel() {
+      context_.TryCancel();
+      Release();
+    }
+    // Writes start under the lock: the hold is released under it too, and the call lives at least as long as the hold.
+    void Send(v1::StepRequest request) {
+      const std::lock_guard lock(mutex_);
+      if (released_) return;
+      queue_.push_back(std::move(request));
+      if (!std::exchange(writing_, true)) StartWrite(&queue_.front());  // a deque does not move its elements
+    }
+    void OnWriteDone(bool ok) override {
+      if (!ok) Release();
+      const std::lock_guard lock(mutex_);
+      queue_.pop_front();
+      writing_ = !released_ && !queue_.empty();
+      if (writing_) StartWrite(&queue_.front());
+    }
+    void OnReadDone(bool ok) override {
+      if (ok && pipeline_.OnResponse(index_, response_)) {
+        StartRead(&response_);
+      } else {
+        context_.TryCancel();
+        Release();
+      }
+    }
+    void OnDone(const grpc::Status& status) override { pipeline_.OnStreamEnd(index_, status); }
+
+   private:
+    // Lets the call end once what is under way has.
+    void Release() {
+      {
+        const std::lock_guard lock(mutex_);
+        if (std::exchange(released_, true)) return;
+      }
+      RemoveHold();  // outside: this may be the end of the stream, and of the lock
+    }
+
+    GrpcPipeline& pipeline_;
+    const size_t index_;
+    const std::unique_ptr<v1::Worker::Stub> stub_;
+    grpc::ClientContext context_;
+    v1::StepResponse response_;
+    std::mutex mutex_;
+    std::deque<v1::StepRequest> queue_;  // the front one is being written while writing_
+    bool writing_ = false;
+    bool released_ = false;
+  };
+
+  // False: the stream is of no use any more.
+  bool OnResponse(size_t index, const v1::StepResponse& response) {
+    PipelineFailure failure{.status = absl::OkStatus(), .suspect = options_.workers[index].id};
+    std::vector<std::pair<Done, StepOutcome>> done;
+    {
+      const std::lock_guard lock(mutex_);
+      if (failed_) return false;
+      failure.status = TakeResponse(index, response);
+      while (failure.status.ok() && !pending_.empty() && IsAnswered(pending_.front())) {
+        done.emplace_back(std::move(pending_.front().done), std::move(pending_.front().outcome));
+        pending_.pop_front();
+        oldest_since_ = clock_.Now();
+      }
+    }
+    for (auto& [call, outcome] : done) call(std::move(outcome));
+    if (failure.status.ok()) return true;
+    Fail(std::move(failure));
+    return false;
+  }
+
+  bool IsAnswered(const Pending& pending) const {
+    return pending.answered.size() == streams_.size() &&
+           std::find(pending.answered.begin(), pending.answered.end(), false) == pending.answered.end();
+  }
+
+  absl::Status TakeResponse(size_t index, const v1::StepResponse& response) {
+    const int32_t worker = options_.workers[index].id.value();
+    Pending* next = nullptr;  // the oldest step this worker has not answered
+    for (Pending& pending : pending_) {
+      if (pending.answered.empty()) pending.answered.resize(streams_.size(), false);
+      if (!pending.answered[index]) {
+        next = &pending;
+        break;
+      }
+    }
+    if (next == nullptr || response.epoch() != options_.epoch || response.step() != next->step) {
+      return Internal("worker %d answered for step %d of epoch %d, which was not its next", worker, response.step(),
+                      response.epoch());
+    }
+    if (response.code() != 0) {
+      return absl::Status(static_cast<absl::StatusCode>(response.code()),
+                          absl::StrFormat("worker %d failed in step %d: %s", worker, response.step(), response.message()));
+    }
+    if (index + 1 == streams_.size()) {
+      if (response.logits_size() != static_cast<int>(next->wanted.size())) {
+        return Internal("worker %d sent %d rows of logits, want %d", worker, response.logits_size(), next->wanted.size());
+      }
+      for (size_t i = 0; i < next->wanted.size(); ++i) {
+        ASSIGN_OR_RETURN(LogitsResult row,
+                         LogitsFromProto(response.logits(static_cast<int>(i)), next->wanted[i], options_.vocab_size));
+        next->outcome.logits.push_back(std::move(row));
+      }
+    }
+    next->answered[index] = true;
+    Accumulate(response.experts(), &next->outcome.experts);
+    return absl::OkStatus();
+  }
+
+  void OnStreamEnd(size_t index, const grpc::Status& grpc_status) {
+    const absl::Status status = FromGrpcStatus(grpc_status);
+    const int32_t worker = options_.workers[index].id.value();
+    // What a worker says in its own words (Aborted, Internal, ...) is not the loss of it; everything else is.
+    const bool lost = status.ok() || absl::IsUnavailable(status) || absl::IsCancelled(status) || absl::IsUnknown(status);
+    PipelineFailure failure = {.status = Unavailable("worker %d is lost: its stream ended (%s)", worker, status.ToString()),
+                               .suspect = options_.workers[index].id,
+                               .lost = lost};
+    if (!lost) failure.status = Annotate(status, absl::StrFormat("worker %d ended its stream", worker));
+    Fail(std::move(failure));
+    const std::lock_guard lock(mutex_);
+    if (--num_open_ == 0) all_ended_.notify_all();
+  }
+
+  void Fail(PipelineFailure failure) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (std::exchange(failed_, true)) return;
+    }
+    on_failed_(std::move(failure));
+  }
+
+  const PipelineOptions options_;
+  const Clock& clock_;
+  const OnFailed on_failed_;
+  std::vector<std::unique_ptr<Stream>> streams_;  // constant after Open
+
+  std::mutex mutex_;
+  std::condition_variable all_ended_;
+  bool failed_ = false;
+  int num_open_ = 0;
+  uint64_t last_step_ = 0;
+  absl::Time oldest_since_;       // when the oldest pending step became the oldest
+  std::deque<Pending> pending_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Pipeline>> Pipeline::Begin(const PipelineOptions& options, const Clock* clock,
+                                                          OnFailed on_failed, PipelineFailure* failure) {
+  auto pipeline = std::make_unique<GrpcPipeline>(options, clock, std::move(on_failed));
+  RETURN_IF_ERROR(pipeline->Open(failure));
+  return pipeline;
+}
+
+absl::Status ShutdownWorker(const std::string& address, absl::Duration timeout) {
+  const std::unique_ptr<v1::Worker::Stub> stub = v1::Worker::NewStub(CreateFerryChannel(address));
+  grpc::ClientContext context;
+  context.set_deadline(In(timeout));
+  v1::ShutdownResponse response;
+  return FromGrpcStatus(stub->Shutdown(&context, v1::ShutdownRequest(), &response));
+}
+
+}  // namespace ferry

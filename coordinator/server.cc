@@ -1,0 +1,321 @@
+#include "coordinator/server.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/security/server_credentials.h>
+#include <grpcpp/server.h>
+#include <grpcpp/server_builder.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <fstream>
+#include <mutex>
+#include <random>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "common/gguf.h"
+#include "common/log.h"
+#include "common/model_tensors.h"
+#include "common/thread_pool.h"
+#include "coordinator/channels.h"
+#include "coordinator/cluster_controller.h"
+#include "coordinator/cluster_service.h"
+#include "coordinator/expert_engine.h"
+#include "coordinator/expert_exchange.h"
+#include "coordinator/expert_store.h"
+#include "coordinator/ferry_service.h"
+#include "coordinator/generation_loop.h"
+#include "coordinator/model_fingerprint.h"
+
+namespace ferry {
+namespace {
+
+constexpr char kVersion[] = "0.1.0";
+constexpr absl::Duration kWorkerShutdownTimeout = absl::Seconds(2);
+constexpr double kGiga = 1e9;
+
+int64_t ResidentBytes() {
+  int64_t pages = 0, resident_pages = 0;
+  std::ifstream("/proc/self/statm") >> pages >> resident_pages;
+  return resident_pages * sysconf(_SC_PAGESIZE);
+}
+
+std::string SocketName() {
+  std::random_device random;
+  return absl::StrFormat("ferry-%d-%08x%08x", getpid(), random(), random());
+}
+
+int64_t LongestToken(const Tokenizer& tokenizer) {
+  size_t longest = 1;
+  for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) longest = std::max(longest, tokenizer.TokenBytes(id).size());
+  return static_cast<int64_t>(longest);
+}
+
+// Says how far loading is, once a second.
+class LoadReporter {
+ public:
+  void operator()(const LoadProgress& progress) {
+    const absl::Time now = Clock::Real()->Now();
+    if (now - last_ < absl::Seconds(1) || progress.bytes_total == 0) return;
+    last_ = now;
+    const double seconds = absl::ToDoubleSeconds(now - start_);
+    const double rate = static_cast<double>(progress.bytes_done) / seconds;
+    const double left = static_cast<double>(progress.bytes_total - progress.bytes_done) / std::max(rate, 1.0);
+    spdlog::info("loading experts: {:.0f} % of {:.2f} GB, {:.2f} GB/s, {:.0f} s left",
+                 100.0 * static_cast<double>(progress.bytes_done) / static_cast<double>(progress.bytes_total),
+                 static_cast<double>(progress.bytes_total) / kGiga, rate / kGiga, left);
+  }
+
+ private:
+  const absl::Time start_ = Clock::Real()->Now();
+  absl::Time last_ = start_;
+};
+
+class ServerImpl final : public Server {
+ public:
+  ServerImpl(const CoordinatorOptions& options, GgufFile file, ModelConfig model, std::unique_ptr<Tokenizer> tokenizer)
+      : options_(options), file_(std::move(file)), model_(std::move(model)), tokenizer_(std::move(tokenizer)) {}
+  ~ServerImpl() override { Drain(); }
+
+  const std::string& address() const override { return address_; }
+  int port() const override { return port_; }
+
+  absl::Status Listen() {
+    RETURN_IF_ERROR(CheckModelTensors(model_, file_));
+    ASSIGN_OR_RETURN(arena_layout_, ArenaLayoutOf(file_, model_));
+    ASSIGN_OR_RETURN(const ModelSizes sizes, ModelSizesOf(file_, model_));
+    ASSIGN_OR_RETURN(Placement placement, PlanPlacement(model_, sizes, options_.placement));
+    const CacheShape cache = placement.cache;
+
+    loop_ = std::make_unique<GenerationLoop>(
+        BatchSchedulerOptions{.max_batch_tokens = cache.max_batch_tokens,
+                              .micro_batch_tokens = cache.micro_batch_tokens,
+                              .max_running = cache.num_slots,
+                              .max_queued = options_.max_queued,
+                              .vocab_size = model_.vocab_size,
+                              .slots = {.num_slots = cache.num_slots,
+                                        .num_blocks = cache.num_blocks,
+                                        .block_tokens = kKvBlockTokens,
+                                        .window = model_.sliding_window,
+                                        .ring_tokens = cache.ring_blocks * kKvBlockTokens}},
+        Clock::Real(), "the model is being loaded");
+    controller_ = std::make_unique<ClusterController>(ClusterOptions{.model = model_,
+                                                                     .fingerprint = FingerprintOf(file_),
+                                                                     .placement = std::move(placement),
+                                                                     .expert_transport = options_.expert_transport,
+                                                                     .ooae = options_.ooae,
+                                                                     .max_steps_in_flight = options_.steps_in_flight,
+                                                                     .heartbeat_interval = options_.heartbeat_interval,
+                                                                     .heartbeat_timeout = options_.heartbeat_timeout,
+                                                                     .step_timeout = options_.step_timeout},
+                                                      loop_.get(), Clock::Real(), [this](bool serving) { SetServing(serving); });
+    text_pool_ = std::make_unique<TaskPool>(1);
+    // One request at a time of each worker; the engine computes them one after the other.
+    expert_pool_ = std::make_unique<TaskPool>(static_cast<int>(options_.placement.num_workers));
+    cluster_service_ = std::make_unique<ClusterService>(controller_.get(), &file_, &model_, expert_pool_.get());
+    ferry_service_ = std::make_unique<FerryService>(FerryService::Parts{
+        .loop = loop_.get(),
+        .tokenizer = tokenizer_.get(),
+        .clock = Clock::Real(),
+        .pool = text_pool_.get(),
+        .limits = {.context_tokens = cache.context_per_slot,
+                   .share_tokens = cache.num_blocks * kKvBlockTokens / cache.num_slots,
+                   .vocab_size = model_.vocab_size,
+                   .max_token_bytes = LongestToken(*tokenizer_)},
+        .model_info = ModelInfo(cache),
+        .server_info = [this] { return ServerInfo(); }});
+    return StartGrpc();
+  }
+
+  absl::Status Load() override {
+    {
+      ASSIGN_OR_RETURN(const std::unique_ptr<ThreadPool> pool, ThreadPool::Create({.num_threads = options_.threads}));
+      LoadReporter report;
+      ASSIGN_OR_RETURN(store_, ExpertStore::Load(file_, model_, *pool, [&](const LoadProgress& progress) {
+        report(progress);
+        controller_->SetLoadProgress(static_cast<double>(progress.bytes_done) /
+                                     static_cast<double>(std::max<int64_t>(1, progress.bytes_total)));
+      }));
+    }
+    const double rate = static_cast<double>(store_->layout().bytes()) / std::max(store_->load_seconds(), 1e-9);
+    spdlog::info("loaded {:.2f} GB of experts in {:.1f} s ({:.2f} GB/s), {} pages",
+                 static_cast<double>(store_->layout().bytes()) / kGiga, store_->load_seconds(), rate / kGiga,
+                 store_->arena().huge_pages() ? "huge" : "ordinary");
+    ASSIGN_OR_RETURN(ops_, CreateOps({.kind = options_.backend, .num_threads = options_.threads, .isa = options_.isa}));
+    const SwigluParams swiglu = {.alpha = static_cast<float>(model_.swiglu_alpha),
+                                 .limit = static_cast<float>(model_.swiglu_limit)};
+    engine_ = std::make_unique<ExpertEngine>(store_.get(), ops_.get(), swiglu, model_.n_embd);
+    const PlannerRates rates = {.link_bytes_per_second = 0,  // each worker's own
+                                .host_read_bytes_per_second = options_.host_read_bytes_per_second,
+                                .host_flops_per_second = options_.host_flops_per_second};
+    ASSIGN_OR_RETURN(exchange_, ExpertExchange::Create(store_.get(), engine_.get(), rates, SocketName()));
+    {
+      const std::lock_guard lock(info_mutex_);
+      load_info_ = {.arena_bytes = store_->layout().bytes(),
+                    .huge_pages = store_->arena().huge_pages(),
+                    .seconds = store_->load_seconds(),
+                    .bytes_per_second = rate,
+                    .rates = rates,
+                    .engine = engine_->name()};
+    }
+    cluster_service_->Open(store_.get(), exchange_.get());
+    controller_->Open(store_.get(), exchange_.get());
+    spdlog::info("waiting for {} workers; experts on the host are computed by {}", options_.placement.num_workers,
+                 engine_->name());
+    return absl::OkStatus();
+  }
+
+  absl::Status WaitUntilServing(absl::Time deadline) override {
+    if (controller_->WaitUntilServing(deadline)) return absl::OkStatus();
+    return DeadlineExceeded("the cluster is not complete: %s", controller_->Describe());
+  }
+
+  void Drain() override {
+    if (grpc_server_ == nullptr || std::exchange(drained_, true)) return;
+    loop_->StopAdmitting(Unavailable("the coordinator is draining"));
+    const GenerationStats stats = loop_->stats();
+    if (stats.running + stats.queued > 0) {
+      spdlog::info("draining: {} requests are running, {} are waiting", stats.running, stats.queued);
+    }
+    if (!loop_->WaitUntilIdle(Clock::Real()->Now() + options_.drain_timeout)) {
+      spdlog::warn("the drain timeout is over: ending what still runs");
+    }
+    const std::vector<std::string> addresses = controller_->LiveAddresses();
+    controller_->Stop(Unavailable("the coordinator is ending"));
+    std::vector<std::thread> threads;
+    for (const std::string& address : addresses) {
+      threads.emplace_back([&address] {
+        const absl::Status status = ShutdownWorker(address, kWorkerShutdownTimeout);
+        if (!status.ok()) spdlog::warn("the worker at {} did not end: {}", address, status.ToString());
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    grpc_server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(2));
+    grpc_server_->Wait();
+  }
+
+ private:
+  struct LoadInfo {
+    int64_t arena_bytes = 0;
+    bool huge_pages = false;
+    double seconds = 0, bytes_per_second = 0;
+    PlannerRates rates;
+    std::string engine;
+  };
+
+  absl::Status StartGrpc() {
+    ASSIGN_OR_RETURN(const ListenAddress listen, ParseListenAddress(options_.listen, 0));
+    if (!listen.loopback) {
+      spdlog::warn("listening on {}: the connections are not encrypted and everybody who reaches it may use it",
+                   listen.ToString());
+    }
+    grpc::EnableDefaultHealthCheckService(true);
+    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort(listen.ToString(), grpc::InsecureServerCredentials(), &port_);
+    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // a second server on the port is an error, not a rival
+    builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
+    builder.SetMaxSendMessageSize(kMaxMessageBytes);
+    builder.RegisterService(ferry_service_.get());
+    builder.RegisterService(cluster_service_.get());
+    grpc_server_ = builder.BuildAndStart();
+    if (grpc_server_ == nullptr || port_ == 0) {
+      return FailedPrecondition("cannot listen on %s: is another server there?", listen.ToString());
+    }
+    SetServing(false);
+    address_ = ListenAddress{.host = listen.host, .port = port_}.ToString();
+    return absl::OkStatus();
+  }
+
+  void SetServing(bool serving) {
+    grpc::HealthCheckServiceInterface* const health = grpc_server_->GetHealthCheckService();
+    health->SetServingStatus("ferry.v1.Ferry", serving);
+    health->SetServingStatus(serving);
+  }
+
+  v1::GetModelInfoResponse ModelInfo(const CacheShape& cache) const {
+    v1::GetModelInfoResponse info;
+    info.set_name(model_.name);
+    info.set_architecture(model_.architecture);
+    info.set_num_layers(model_.num_layers);
+    info.set_n_embd(model_.n_embd);
+    info.set_num_experts(model_.num_experts);
+    info.set_top_k(model_.top_k);
+    info.set_vocab_size(model_.vocab_size);
+    info.set_model_context_length(model_.context_length);
+    info.set_context_length(cache.context_per_slot);
+    info.set_expert_bytes(arena_layout_.bytes());
+    info.set_expert_record_bytes(arena_layout_.max_record_bytes());
+    return info;
+  }
+
+  v1::GetServerInfoResponse ServerInfo() const {
+    v1::GetServerInfoResponse info;
+    info.set_version(kVersion);
+    info.set_state(controller_->state());
+    info.set_uptime_seconds(absl::ToDoubleSeconds(Clock::Real()->Now() - started_));
+    for (v1::WorkerInfo& worker : controller_->Workers()) *info.add_workers() = std::move(worker);
+    const GenerationStats stats = loop_->stats();
+    info.set_running_requests(stats.running);
+    info.set_queued_requests(stats.queued);
+    info.set_max_parallel(options_.placement.parallel);
+    info.set_kv_blocks_total(stats.kv_blocks_total);
+    info.set_kv_blocks_free(stats.kv_blocks_free);
+    info.set_prompt_tokens_total(stats.prompt_tokens);
+    info.set_generated_tokens_total(stats.generated_tokens);
+    info.set_resident_bytes(ResidentBytes());
+    info.set_pid(getpid());
+    const std::lock_guard lock(info_mutex_);
+    info.set_arena_bytes(load_info_.arena_bytes);
+    info.set_arena_huge_pages(load_info_.huge_pages);
+    info.set_host_read_bytes_per_second(load_info_.rates.host_read_bytes_per_second);
+    info.set_host_flops_per_second(load_info_.rates.host_flops_per_second);
+    info.set_engine(load_info_.engine);
+    info.set_load_seconds(load_info_.seconds);
+    info.set_load_bytes_per_second(load_info_.bytes_per_second);
+    return info;
+  }
+
+  // In order of construction: each may use those above it.
+  const CoordinatorOptions options_;
+  const GgufFile file_;
+  const ModelConfig model_;
+  const std::unique_ptr<Tokenizer> tokenizer_;
+  const absl::Time started_ = Clock::Real()->Now();
+  ArenaLayout arena_layout_;
+  mutable std::mutex info_mutex_;
+  LoadInfo load_info_;
+  std::unique_ptr<ExpertStore> store_;
+  std::unique_ptr<Ops> ops_;
+  std::unique_ptr<ExpertEngine> engine_;
+  std::unique_ptr<ExpertExchange> exchange_;
+  std::unique_ptr<GenerationLoop> loop_;
+  std::unique_ptr<ClusterController> controller_;
+  std::unique_ptr<ClusterService> cluster_service_;
+  std::unique_ptr<FerryService> ferry_service_;
+  std::unique_ptr<TaskPool> text_pool_, expert_pool_;  // their tasks use all of the above
+  std::unique_ptr<grpc::Server> grpc_server_;
+  std::string address_;
+  int port_ = 0;
+  bool drained_ = false;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Server>> Server::Start(const CoordinatorOptions& options) {
+  RETURN_IF_ERROR(CheckOptions(options));
+  ASSIGN_OR_RETURN(GgufFile file, GgufFile::Open(options.model));
+  ASSIGN_OR_RETURN(ModelConfig model, ModelConfig::FromGguf(file));
+  ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer, Tokenizer::FromGguf(file));
+  if (tokenizer->vocab_size() > model.vocab_size) {
+    return InvalidArgument("the tokenizer has %d tokens, the model's output %d", tokenizer->vocab_size(), model.vocab_size);
+  }
+  auto server = std::make_unique<ServerImpl>(options, std::move(file), std::move(model), std::move(tokenizer));
+  RETURN_IF_ERROR(server->Listen());
+  return server;
+}
+
+}  // namespace ferry

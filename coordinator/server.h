@@ -1,0 +1,33 @@
+#pragma once
+
+// A whole coordinator: the model, the experts, the workers, the scheduler and the services, put together.
+
+#include <memory>
+#include <string>
+
+#include "absl/time/time.h"
+#include "common/status.h"
+#include "coordinator/options.h"
+
+namespace ferry {
+
+class Server {
+ public:
+  // Opens the model, decides what goes where, and listens. From here on the services answer; health is NOT_SERVING and
+  // GetServerInfo says "loading". `options` have passed CheckOptions.
+  static absl::StatusOr<std::unique_ptr<Server>> Start(const CoordinatorOptions& options);
+  virtual ~Server() = default;
+
+  // "127.0.0.1:8090", with the port in use.
+  virtual const std::string& address() const = 0;
+  virtual int port() const = 0;
+
+  // Fills the expert store, then takes workers in. Takes as long as reading the model; says how far it is once a second.
+  virtual absl::Status Load() = 0;
+  // After Load: until the first epoch. DeadlineExceeded says which workers are missing.
+  virtual absl::Status WaitUntilServing(absl::Time deadline) = 0;
+  // Refuses new requests, finishes those that are here within drain_timeout, ends the workers, and stops listening. Idempotent.
+  virtual void Drain() = 0;
+};
+
+}  // namespace ferry

@@ -1,0 +1,60 @@
+#pragma once
+
+// One step of the cluster: rows of several sequences that go through all layers together, and what comes back.
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "common/ids.h"
+#include "common/status.h"
+#include "ferry/v1/generate.pb.h"
+#include "kernels/ops.h"
+
+namespace ferry {
+
+struct RowLogits {
+  int64_t offset = 0;  // row of the sequence in this step
+  LogitsRequest wanted;
+};
+
+struct PlannedSequence {
+  SlotId slot;
+  bool decoding = false;           // one row, of a token that was sampled
+  int64_t first_position = 0;
+  std::vector<int32_t> token_ids;  // rows at first_position and on; not empty
+  std::vector<int32_t> blocks;     // of positions 0 to the end of this step
+  std::vector<RowLogits> logits;   // offsets increasing
+};
+
+struct StepPlan {
+  StepId id;
+  std::vector<PlannedSequence> sequences;
+  int64_t num_rows() const {
+    int64_t rows = 0;
+    for (const PlannedSequence& sequence : sequences) rows += static_cast<int64_t>(sequence.token_ids.size());
+    return rows;
+  }
+};
+
+struct StepOutcome {
+  std::vector<LogitsResult> logits;  // of the wanted rows, sequence after sequence
+  v1::ExpertCounters experts;        // summed over the workers
+};
+
+// Carries steps out: the pipeline of workers, or a fake.
+class StepExecutor {
+ public:
+  using Done = std::function<void(StepOutcome)>;
+
+  virtual ~StepExecutor() = default;
+  virtual int max_steps_in_flight() const = 0;
+  // Queues a step behind the earlier ones; they end in order. `done` is called from any thread, once, when the step has
+  // succeeded. One that fails ends the executor's life: its owner hears of it, and `done` is never called.
+  virtual void Submit(StepPlan step, Done done) = 0;
+};
+
+// total += part, field by field.
+void Accumulate(const v1::ExpertCounters& part, v1::ExpertCounters* total);
+
+}  // namespace ferry

@@ -1,0 +1,128 @@
+#pragma once
+
+// The inner loops of the CPU backend, one table of them per instruction set, chosen at run time.
+//
+// Everything here is plain pointers, because these functions are compiled several times with different instruction sets: a
+// header with inline functions of its own could leave the linker with an AVX-512 copy of them for the whole program. For the
+// same reason the sources of one instruction set keep everything but their table in anonymous namespaces.
+//
+// Row invariance (kernels/ops.h): what a row gives does not depend on the rows beside it. So every path through a kernel adds
+// the terms of one output in one order: products of quantised weights block after block along the columns, products of
+// float weights in 16 interleaved sums, attention tile after tile of absolute positions.
+//
+// The functions check nothing; CpuOps does.
+
+#include <cstddef>
+#include <cstdint>
+
+#include "common/dtype.h"
+
+namespace ferry {
+
+inline constexpr int kBlock = 32;           // columns that share a scale: kTileCols of common/tiled_layout.h
+inline constexpr int kLanes = 16;           // rows of a tile: kTileRows
+inline constexpr int kPanelTiles = 2;       // row tiles a panel product takes at once; 32 rows are one block of the next matrix
+inline constexpr int kPanelRows = kPanelTiles * kLanes;
+inline constexpr int kAttentionTile = 32;   // positions: kKvBlockTokens of kernels/ops.h
+inline constexpr int kAttentionRows = 16;   // rows of one attention task, at most
+inline constexpr int64_t kMaxHeadDim = 512;
+inline constexpr int64_t kMaxHeadGroup = 64;  // query heads of one kv head
+
+// Activations as the integer kernels read them: each row in blocks of 32,
+//
+//   codes    [rows][code_stride]   i8 in [-127, 127]; value = code * scale
+//   scales   [rows][block_stride]  f32, max|x| / 127 but at least 2^-60 and at most 2^60
+//   offsets  [rows][block_stride]  i32, -128 * (sum of the block's codes)
+//   poison   [rows]                f32, NaN where the row holds NaN or infinity, which codes cannot show; else 0. Added
+//                                  to every output of the row, so that a broken row stays visible
+//
+// Offsets: weights enter the product as unsigned bytes, code + 128, since the instructions multiply unsigned by signed.
+struct QuantizedRows {
+  int8_t* codes = nullptr;
+  float* scales = nullptr;
+  int32_t* offsets = nullptr;
+  float* poison = nullptr;
+  int64_t code_stride = 0;
+  int64_t block_stride = 0;
+};
+
+// One panel, the up to 32 rows of W at `codes`, times num_rows rows of activations:
+//
+//   out[out_row(i)][j] (+)= sum over columns of W[j][c] * in[in_row(i)][c] + bias[j]      j in [0, num_outputs)
+//
+// in_row(i) is in_rows[i], or i where in_rows is null; out_row likewise.
+struct PanelProduct {
+  DType dtype = DType::kF32;             // of the weights
+  const std::byte* codes = nullptr;      // of the panel's first tile (common/tiled_layout.h)
+  const std::byte* scales = nullptr;
+  int64_t num_outputs = 0;               // in [1, kPanelRows]; tiles = ceil(num_outputs / 16), all of them whole in memory
+  int64_t num_blocks = 0;                // column blocks
+  const QuantizedRows* in = nullptr;     // quantised types
+  const float* float_in = nullptr;       // F32, F16, BF16: [rows][float_in_stride]
+  int64_t float_in_stride = 0;
+  const int32_t* in_rows = nullptr;
+  int64_t num_rows = 0;
+  float* out = nullptr;                  // [rows][out_stride], at the panel's first column
+  int64_t out_stride = 0;
+  const int32_t* out_rows = nullptr;
+  const float* bias = nullptr;           // [num_outputs] or null
+  bool accumulate = false;
+  std::byte* scratch = nullptr;          // kPanelScratchBytes, 64-byte aligned, of this thread
+};
+inline constexpr int64_t kPanelScratchBytes = 192 * 1024;
+
+// The up to 16 rows of one sequence, and the query heads of one kv head, against the cache.
+struct AttentionTask {
+  const std::byte* keys = nullptr;    // the layer's planes (kernels/ops.h, KvLayer)
+  const std::byte* values = nullptr;
+  DType dtype = DType::kF16;          // F16 or Q8_0
+  int64_t num_blocks = 0;             // of the planes: where Q8_0's scales begin
+  int64_t num_kv_heads = 0;
+  int64_t kv_head = 0;
+  int64_t head_dim = 0;               // a multiple of 16 (Q8_0: of 32), at most kMaxHeadDim
+  const int32_t* table = nullptr;     // blocks of the sequence; a ring when shorter than the sequence
+  int64_t table_size = 0;
+  int64_t first_position = 0;
+  int64_t num_rows = 0;
+  int64_t window = 0;                 // 0: none
+  int64_t group = 0;                  // query heads, at most kMaxHeadGroup
+  const float* q = nullptr;           // [num_rows][q_stride], at the first of those heads
+  int64_t q_stride = 0;
+  float* out = nullptr;               // likewise
+  int64_t out_stride = 0;
+  const float* sinks = nullptr;       // [group] or null
+  float scale = 1;                    // of scores
+  float* scratch = nullptr;           // AttentionScratchBytes, 64-byte aligned, of this thread
+};
+// Bytes of scratch: the tile's keys and values in f32, queries, sums and running maxima of all rows and heads.
+constexpr int64_t AttentionScratchBytes(int64_t head_dim, int64_t group) {
+  const int64_t vectors = kAttentionRows * group;
+  return 4 * (2 * kAttentionTile * head_dim + 2 * vectors * head_dim + 2 * vectors + group * kAttentionTile + 64);
+}
+
+struct CpuKernels {
+  const char* name;  // "AVX-512 VNNI"
+
+  // One row of `cols` (a multiple of 32) to codes, scales, offsets and poison.
+  void (*quantize_row)(const float* x, int64_t cols, int8_t* codes, float* scales, int32_t* offsets, float* poison);
+  // h = (clamp(up, -limit, limit) + 1) * g * sigmoid(alpha * g), g = min(gate, limit), over one block of 32; quantised as
+  // quantize_row does, except that a block that is not finite makes *poison NaN and never clears it.
+  void (*swiglu_block)(const float* gate, const float* up, float alpha, float limit, int8_t* codes, float* scale,
+                       int32_t* offset, float* poison);
+  // The same without quantising: h [count], a multiple of 16, for experts whose down matrix is of a float type.
+  void (*swiglu)(const float* gate, const float* up, int64_t count, float alpha, float limit, float* h);
+  void (*panel_product)(const PanelProduct& product);
+  // out[i][j] = w[j] . x[i] + bias[j]; w [num_outputs][cols] f32 row-major, cols a multiple of 32; bias may be null.
+  void (*float_product)(const float* w, const float* bias, int64_t num_outputs, int64_t cols, const float* x,
+                        int64_t x_stride, int64_t num_rows, float* out, int64_t out_stride);
+  void (*rms_norm_row)(const float* x, const float* weight, int64_t cols, double epsilon, float* out);  // any cols
+  void (*attention)(const AttentionTask& task);
+  float (*log_sum_exp)(const float* x, int64_t count);  // log(sum(exp(x))), count >= 1
+};
+
+// Null where the build has no such table (another processor family). Whether the machine has it: cpu_features.h.
+const CpuKernels* PortableKernels();
+const CpuKernels* Avx2Kernels();
+const CpuKernels* Avx512Kernels();
+
+}  // namespace ferry

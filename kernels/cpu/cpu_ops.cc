@@ -1,0 +1,371 @@
+#include "kernels/cpu/cpu_ops.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "common/thread_pool.h"
+#include "kernels/cpu/cpu_features.h"
+#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/scratch.h"
+#include "kernels/host_ops.h"
+#include "kernels/kv_cache_format.h"
+#include "kernels/rope.h"
+
+namespace ferry {
+namespace {
+
+static_assert(kBlock == kTileCols && kLanes == kTileRows && kAttentionTile == kKvBlockTokens);
+
+constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+bool IsQuantized(DType type) { return type == DType::kMXFP4 || type == DType::kQ4_0 || type == DType::kQ8_0; }
+
+// A region of the pool costs a few microseconds to start and join; what one core reads from the cache in less than that,
+// it does alone.
+constexpr int64_t kInlineBytes = 96 * 1024;
+constexpr int64_t kRowsPerTask = 8;    // of operations that take a microsecond or two a row
+constexpr int64_t kExpertRows = 256;   // of one expert that wait between the product and the next quantisation: 64 KiB
+
+// A panel of W, rows [32 * panel, ...), ready but for its activations.
+PanelProduct PanelOf(const TiledMatrix& weight, int64_t panel, const float* bias) {
+  PanelProduct p;
+  const int64_t first_tile = panel * kPanelTiles;
+  p.dtype = weight.layout.dtype;
+  p.codes = weight.data + weight.layout.code_offset(first_tile, 0);
+  p.scales = weight.data + weight.layout.scale_offset(first_tile, 0);
+  p.num_outputs = std::min<int64_t>(kPanelRows, weight.layout.rows - first_tile * kTileRows);
+  p.num_blocks = weight.layout.col_blocks();
+  p.bias = bias == nullptr ? nullptr : bias + first_tile * kTileRows;
+  return p;
+}
+int64_t NumPanels(const TiledLayout& layout) { return CeilDiv(layout.rows, kPanelRows); }
+
+// The top_k largest of `logits`, ties to the lower id, and the softmax over them. A NaN is never larger than anything, so
+// ids are distinct and in range whatever the numbers are.
+void ChooseExperts(const float* logits, int64_t num_experts, int64_t top_k, int32_t* experts, float* weights) {
+  for (int64_t rank = 0; rank < top_k; ++rank) {
+    int64_t best = -1;
+    for (int64_t expert = 0; expert < num_experts; ++expert) {
+      if (std::find(experts, experts + rank, static_cast<int32_t>(expert)) != experts + rank) continue;
+      if (best < 0 || logits[expert] > logits[best] || (std::isnan(logits[best]) && !std::isnan(logits[expert]))) {
+        best = expert;
+      }
+    }
+    experts[rank] = static_cast<int32_t>(best);
+  }
+  double sum = 0;
+  for (int64_t rank = 0; rank < top_k; ++rank) sum += std::exp(static_cast<double>(logits[experts[rank]]) - logits[experts[0]]);
+  for (int64_t rank = 0; rank < top_k; ++rank) {
+    weights[rank] = static_cast<float>(std::exp(static_cast<double>(logits[experts[rank]]) - logits[experts[0]]) / sum);
+  }
+}
+
+class CpuOps final : public HostOps {
+ public:
+  CpuOps(const CpuKernels* kernels, std::unique_ptr<ThreadPool> pool)
+      : kernels_(*kernels), pool_(std::move(pool)), threads_(pool_->num_threads()) {
+    for (Thread& thread : threads_) thread.panel.Get(kPanelScratchBytes);
+  }
+
+  std::string name() const override {
+    return absl::StrFormat("cpu (%s, %d thread%s)", kernels_.name, pool_->num_threads(),
+                           pool_->num_threads() == 1 ? "" : "s");
+  }
+
+ protected:
+  absl::Status DoRmsNorm(Tensor x, const float* weight, double epsilon, Tensor out) override {
+    ForRows(x.rows, [&](int64_t row) {
+      kernels_.rms_norm_row(RowOf(x, row), weight, x.cols, epsilon, RowOf(out, row));
+    });
+    return absl::OkStatus();
+  }
+
+  absl::Status DoMatMul(Tensor in, const TiledMatrix& weight, const float* bias, Tensor out, bool accumulate) override {
+    const bool quantized = IsQuantized(weight.layout.dtype);
+    QuantizedRows rows;
+    if (quantized) rows = QuantizeRows(in, nullptr);
+    // A panel is one task, unless there are so few of them that threads would be idle at the end: then rows are cut too.
+    const int64_t panels = NumPanels(weight.layout);
+    const int64_t wanted_cuts = CeilDiv(4 * pool_->num_threads(), panels);
+    const int64_t cut_rows = std::max<int64_t>(CeilDiv(in.rows, wanted_cuts), std::min<int64_t>(in.rows, 24));
+    const int64_t cuts = CeilDiv(in.rows, cut_rows);
+    const bool small = weight.layout.bytes * CeilDiv(in.rows, 8) < kInlineBytes;
+    Run(panels * cuts, small, [&](int64_t task, int thread) {
+      const int64_t panel = task / cuts, first_row = task % cuts * cut_rows;
+      PanelProduct p = PanelOf(weight, panel, bias);
+      const Tensor part = in.Rows(first_row, std::min(cut_rows, in.rows - first_row));
+      QuantizedRows part_rows = rows;
+      if (quantized) {
+        part_rows.codes += first_row * rows.code_stride;
+        part_rows.scales += first_row * rows.block_stride;
+        part_rows.offsets += first_row * rows.block_stride;
+        part_rows.poison += first_row;
+      }
+      p.in = &part_rows;
+      p.float_in = RowOf(part, 0);
+      p.float_in_stride = part.stride;
+      p.num_rows = part.rows;
+      p.out = RowOf(out, first_row) + panel * kPanelRows;
+      p.out_stride = out.stride;
+      p.accumulate = accumulate;
+      p.scratch = threads_[thread].panel.Get(kPanelScratchBytes);
+      kernels_.panel_product(p);
+    });
+    return absl::OkStatus();
+  }
+
+  absl::Status DoRopeAndStore(const HostBatch& batch, int64_t first_row, const RopeConfig& rope, Tensor qkv,
+                              const KvLayer& cache, Tensor q_out) override {
+    const std::vector<double> frequencies = RopeFrequencies(rope);
+    const int64_t half = static_cast<int64_t>(frequencies.size());
+    const int64_t head_dim = cache.head_dim, q_size = q_out.cols, kv_size = cache.num_kv_heads * head_dim;
+    Run(CeilDiv(qkv.rows, kRowsPerTask), qkv.rows <= kRowsPerTask, [&](int64_t task, int) {
+      std::vector<float> cosines(half), sines(half), rotated(head_dim);
+      const auto rotate = [&](const float* x, float* out) {
+        for (int64_t i = 0; i < half; ++i) {
+          const float a = x[i], b = x[i + half];
+          out[i] = a * cosines[i] - b * sines[i];
+          out[i + half] = b * cosines[i] + a * sines[i];
+        }
+        for (int64_t i = 2 * half; i < head_dim; ++i) out[i] = x[i];
+      };
+      const int64_t end = std::min(qkv.rows, (task + 1) * kRowsPerTask);
+      for (int64_t row = task * kRowsPerTask; row < end; ++row) {
+        const int64_t position = batch.position(first_row + row);
+        for (int64_t i = 0; i < half; ++i) {
+          const double angle = static_cast<double>(position) * frequencies[i];
+          cosines[i] = static_cast<float>(std::cos(angle) * rope.attention_factor);
+          sines[i] = static_cast<float>(std::sin(angle) * rope.attention_factor);
+        }
+        const float* q = RowOf(qkv, row);
+        const float* k = q + q_size;
+        const float* v = k + kv_size;
+        for (int64_t at = 0; at < q_size; at += head_dim) rotate(q + at, RowOf(q_out, row) + at);
+        const std::vector<int32_t>& table = batch.table(first_row + row, cache);
+        for (int64_t head = 0; head < cache.num_kv_heads; ++head) {
+          const int64_t to = KvRowAt(cache, table.data(), static_cast<int64_t>(table.size()), head, position);
+          rotate(k + head * head_dim, rotated.data());
+          StoreKvRow(cache, cache.keys, to, rotated.data());
+          StoreKvRow(cache, cache.values, to, v + head * head_dim);
+        }
+      }
+    });
+    return absl::OkStatus();
+  }
+
+  absl::Status DoAttention(const HostBatch& batch, int64_t first_row, Tensor q, const KvLayer& cache, int64_t window,
+                           const float* sinks, Tensor out) override {
+    const int64_t head_dim = cache.head_dim, group = q.cols / head_dim / cache.num_kv_heads;
+    if (head_dim % 16 != 0 || head_dim > kMaxHeadDim) {
+      return Unimplemented("head_dim is %d; the cpu backend takes multiples of 16 up to %d", head_dim, kMaxHeadDim);
+    }
+    if (group > kMaxHeadGroup) {
+      return Unimplemented("%d query heads share a kv head; the cpu backend takes up to %d", group, kMaxHeadGroup);
+    }
+    struct Rows {
+      int64_t first = 0, count = 0;
+    };
+    std::vector<Rows> stretches;  // of one sequence each, at most kAttentionRows
+    for (int64_t row = 0; row < q.rows; ++row) {
+      const bool extends = !stretches.empty() && stretches.back().count < kAttentionRows &&
+                           &batch.sequence(first_row + row) == &batch.sequence(first_row + row - 1);
+      if (!extends) stretches.push_back({row, 0});
+      ++stretches.back().count;
+    }
+    const int64_t num_stretches = static_cast<int64_t>(stretches.size());
+    Run(num_stretches * cache.num_kv_heads, false, [&](int64_t task, int thread) {
+      // Later rows see more: the largest tasks first, so that the last ones to end are small.
+      const Rows& rows = stretches[num_stretches - 1 - task / cache.num_kv_heads];
+      const int64_t kv_head = task % cache.num_kv_heads;
+      const std::vector<int32_t>& table = batch.table(first_row + rows.first, cache);
+      AttentionTask t;
+      t.keys = cache.keys, t.values = cache.values, t.dtype = cache.dtype;
+      t.num_blocks = cache.num_blocks, t.num_kv_heads = cache.num_kv_heads, t.kv_head = kv_head, t.head_dim = head_dim;
+      t.table = table.data(), t.table_size = static_cast<int64_t>(table.size());
+      t.first_position = batch.position(first_row + rows.first), t.num_rows = rows.count;
+      t.window = window, t.group = group;
+      t.q = RowOf(q, rows.first) + kv_head * group * head_dim, t.q_stride = q.stride;
+      t.out = RowOf(out, rows.first) + kv_head * group * head_dim, t.out_stride = out.stride;
+      t.sinks = sinks == nullptr ? nullptr : sinks + kv_head * group;
+      t.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)));
+      t.scratch = reinterpret_cast<float*>(threads_[thread].attention.Get(AttentionScratchBytes(head_dim, group)));
+      kernels_.attention(t);
+    });
+    return absl::OkStatus();
+  }
+
+  absl::Status DoRoute(Tensor in, const float* weight, const float* bias, int64_t num_experts, int64_t top_k,
+                       int32_t* experts, float* weights) override {
+    constexpr int64_t kExpertsPerTask = 8;
+    float* logits = reinterpret_cast<float*>(logits_.Get(in.rows * num_experts * 4));
+    // Few rows: experts are divided, since reading the weights is what takes time. Many: rows are.
+    const bool by_rows = in.rows > kRowsPerTask;
+    const int64_t parts = by_rows ? CeilDiv(in.rows, kRowsPerTask) : CeilDiv(num_experts, kExpertsPerTask);
+    Run(parts, num_experts * in.cols * 4 * CeilDiv(in.rows, 4) < kInlineBytes, [&](int64_t part, int) {
+      const int64_t row = by_rows ? part * kRowsPerTask : 0;
+      const int64_t rows = by_rows ? std::min(kRowsPerTask, in.rows - row) : in.rows;
+      const int64_t expert = by_rows ? 0 : part * kExpertsPerTask;
+      const int64_t count = by_rows ? num_experts : std::min(kExpertsPerTask, num_experts - expert);
+      kernels_.float_product(weight + expert * in.cols, bias == nullptr ? nullptr : bias + expert, count, in.cols,
+                             RowOf(in, row), in.stride, rows, logits + row * num_experts + expert, num_experts);
+    });
+    for (int64_t row = 0; row < in.rows; ++row) {
+      ChooseExperts(logits + row * num_experts, num_experts, top_k, experts + row * top_k, weights + row * top_k);
+    }
+    return absl::OkStatus();
+  }
+
+  // Two regions: gate, up and the activation function, which leaves the hidden rows quantised; then down. In both, every
+  // panel of every expert is one task of one flat list, so that all cores read weights until the last of them, whatever the
+  // number of experts.
+  absl::Status DoExpertMlp(const ExpertLayout& layout, std::span<const ExpertUse> uses, const ExpertGroups& groups,
+                           const SwigluParams& swiglu, Tensor in, Tensor contributions) override {
+    std::vector<int64_t> first_hidden(uses.size() + 1, 0);  // of each use, among the hidden rows
+    std::vector<uint8_t> needed(in.rows, 0);
+    for (size_t u = 0; u < uses.size(); ++u) {
+      first_hidden[u + 1] = first_hidden[u] + uses[u].num_rows;
+      const int32_t* rows = groups.rows + groups.offsets[uses[u].group];
+      for (int64_t i = 0; i < uses[u].num_rows; ++i) needed[rows[i]] = 1;
+    }
+    const int64_t num_hidden = first_hidden.back(), n_ff = layout.down.cols;
+    if (num_hidden == 0) return absl::OkStatus();
+
+    QuantizedRows inputs, hidden;
+    const bool quantize_in = IsQuantized(layout.gate.dtype) || IsQuantized(layout.up.dtype);
+    const bool quantize_hidden = IsQuantized(layout.down.dtype);
+    if (quantize_in) inputs = QuantizeRows(in, needed.data());
+    float* hidden_floats = nullptr;
+    if (quantize_hidden) {
+      hidden = TakeQuantizedRows(hidden_, num_hidden, n_ff);
+      std::fill_n(hidden.poison, num_hidden, 0.0f);
+    } else {
+      hidden_floats = reinterpret_cast<float*>(hidden_.Get(num_hidden * n_ff * 4));
+    }
+
+    const int64_t num_uses = static_cast<int64_t>(uses.size());
+    const int64_t ff_panels = n_ff / kPanelRows, embd_panels = NumPanels(layout.down);
+    const bool small = layout.bytes * num_uses * CeilDiv(num_hidden, 8 * num_uses) < kInlineBytes;
+    Run(num_uses * ff_panels, small, [&](int64_t task, int thread) {
+      const int64_t u = task / ff_panels, panel = task % ff_panels;
+      const std::byte* record = uses[u].record;
+      Thread& mine = threads_[thread];
+      float* gate_out = reinterpret_cast<float*>(mine.products.Get(2 * kExpertRows * kPanelRows * 4));
+      float* up_out = gate_out + kExpertRows * kPanelRows;
+      PanelProduct gate = PanelOf(layout.Gate(record), panel, layout.GateBias(record));
+      PanelProduct up = PanelOf(layout.Up(record), panel, layout.UpBias(record));
+      for (PanelProduct* p : {&gate, &up}) {
+        p->in = &inputs;
+        p->float_in = RowOf(in, 0), p->float_in_stride = in.stride;
+        p->out = p == &gate ? gate_out : up_out, p->out_stride = kPanelRows;
+        p->scratch = mine.panel.Get(kPanelScratchBytes);
+      }
+      for (int64_t first = 0; first < uses[u].num_rows; first += kExpertRows) {
+        const int64_t count = std::min(kExpertRows, uses[u].num_rows - first);
+        for (PanelProduct* p : {&gate, &up}) {
+          p->in_rows = groups.rows + groups.offsets[uses[u].group] + first;
+          p->num_rows = count;
+          kernels_.panel_product(*p);
+        }
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t row = first_hidden[u] + first + i;
+          const float* g = gate_out + i * kPanelRows;
+          const float* v = up_out + i * kPanelRows;
+          if (!quantize_hidden) {
+            kernels_.swiglu(g, v, kPanelRows, swiglu.alpha, swiglu.limit, hidden_floats + row * n_ff + panel * kPanelRows);
+            continue;
+          }
+          float broken = 0;
+          const int64_t at = row * hidden.block_stride + panel;
+          kernels_.swiglu_block(g, v, swiglu.alpha, swiglu.limit, hidden.codes + row * hidden.code_stride + panel * kPanelRows,
+                                hidden.scales + at, hidden.offsets + at, &broken);
+          // Tasks of the same row may find this at once.
+          if (broken != 0) std::atomic_ref<float>(hidden.poison[row]).store(broken, std::memory_order_relaxed);
+        }
+      }
+    });
+
+    Run(num_uses * embd_panels, small, [&](int64_t task, int thread) {
+      const int64_t u = task / embd_panels, panel = task % embd_panels;
+      const std::byte* record = uses[u].record;
+      PanelProduct p = PanelOf(layout.Down(record), panel, layout.DownBias(record));
+      QuantizedRows rows = hidden;
+      if (quantize_hidden) {
+        rows.codes += first_hidden[u] * hidden.code_stride;
+        rows.scales += first_hidden[u] * hidden.block_stride;
+        rows.offsets += first_hidden[u] * hidden.block_stride;
+        rows.poison += first_hidden[u];
+      } else {
+        p.float_in = hidden_floats + first_hidden[u] * n_ff, p.float_in_stride = n_ff;
+      }
+      p.in = &rows;
+      p.num_rows = uses[u].num_rows;
+      p.out = RowOf(contributions, 0) + panel * kPanelRows, p.out_stride = contributions.stride;
+      p.out_rows = groups.outs + groups.offsets[uses[u].group];
+      p.scratch = threads_[thread].panel.Get(kPanelScratchBytes);
+      kernels_.panel_product(p);
+    });
+    return absl::OkStatus();
+  }
+
+  float DoLogSumExp(const float* row, int64_t count) override { return kernels_.log_sum_exp(row, count); }
+
+  void ForEach(int64_t count, const std::function<void(int64_t)>& body) override {
+    Run(count, count < 2, [&](int64_t task, int) { body(task); });
+  }
+
+ private:
+  struct Thread {
+    Scratch panel, products, attention;
+  };
+
+  template <typename Body>
+  void Run(int64_t num_tasks, bool inline_here, const Body& body) {
+    if (inline_here || num_tasks < 2 || pool_->num_threads() < 2) {
+      for (int64_t task = 0; task < num_tasks; ++task) body(task, 0);
+      return;
+    }
+    pool_->ParallelFor(num_tasks, body);
+  }
+  template <typename Body>
+  void ForRows(int64_t num_rows, const Body& body) {
+    Run(CeilDiv(num_rows, kRowsPerTask), num_rows <= kRowsPerTask, [&](int64_t task, int) {
+      const int64_t end = std::min(num_rows, (task + 1) * kRowsPerTask);
+      for (int64_t row = task * kRowsPerTask; row < end; ++row) body(row);
+    });
+  }
+  // Rows of `in` (where `needed` is null or not zero), valid until the next call.
+  QuantizedRows QuantizeRows(Tensor in, const uint8_t* needed) {
+    const QuantizedRows rows = TakeQuantizedRows(inputs_, in.rows, in.cols);
+    ForRows(in.rows, [&](int64_t row) {
+      if (needed != nullptr && needed[row] == 0) return;
+      kernels_.quantize_row(RowOf(in, row), in.cols, rows.codes + row * rows.code_stride,
+                            rows.scales + row * rows.block_stride, rows.offsets + row * rows.block_stride,
+                            rows.poison + row);
+    });
+    return rows;
+  }
+
+  const CpuKernels& kernels_;
+  const std::unique_ptr<ThreadPool> pool_;
+  std::vector<Thread> threads_;  // scratch of each thread of the pool
+  Scratch inputs_, hidden_, logits_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Ops>> CreateCpuOps(const BackendOptions& options) {
+  if (options.num_threads < 0) return InvalidArgument("num_threads is %d, want 0 (physical cores) or more", options.num_threads);
+  ASSIGN_OR_RETURN(const CpuKernels* kernels, SelectKernels(options.isa));
+  ThreadPoolOptions pool_options;
+  pool_options.num_threads = options.num_threads;
+  pool_options.pin = options.pin_threads;
+  ASSIGN_OR_RETURN(std::unique_ptr<ThreadPool> pool, ThreadPool::Create(pool_options));
+  return std::make_unique<CpuOps>(kernels, std::move(pool));
+}
+
+}  // namespace ferry

@@ -1,0 +1,47 @@
+#pragma once
+
+// What this machine can do at most, measured: the ceilings that kernels are reported against, in the same run as they are,
+// since a shared machine is not the same machine an hour later.
+
+#include <cstddef>
+#include <cstdint>
+
+#include "common/status.h"
+#include "common/thread_pool.h"
+#include "kernels/cpu/cpu_features.h"
+
+namespace ferry {
+
+struct HostProbeOptions {
+  int64_t buffer_bytes = int64_t{1} << 30;  // read and copied; several times the last cache, or that is what is measured
+  int repeats = 5;                          // the best counts: what others take from the machine is not its limit
+};
+
+// Rates with all threads of a pool at once. A product and its addition count as two operations.
+struct HostRates {
+  int num_threads = 0;
+  CpuIsa isa = CpuIsa::kPortable;
+  double read_bytes_per_second = 0;   // straight lines, one for each thread, nothing but loads
+  double copy_bytes_per_second = 0;   // bytes copied; twice as many cross the memory bus
+  double int8_ops_per_second = 0;     // dot products of bytes into i32: vpdpbusd, or vpmaddubsw + vpmaddwd + vpaddd
+  double bf16_ops_per_second = 0;     // vdpbf16ps; 0 where the machine lacks it
+  double f32_ops_per_second = 0;      // fused multiply-add
+};
+
+// Takes under a second a GiB of buffer. ResourceExhausted: no memory for the buffer; FailedPrecondition: the machine lacks `isa`.
+// InvalidArgument: sizes that are not positive.
+absl::StatusOr<HostRates> ProbeHost(ThreadPool& pool, CpuIsa isa, const HostProbeOptions& options);
+
+// The loops of one instruction set, in files of their own (cpu_kernels.h says why). Each arithmetic loop runs `iterations`
+// times and returns how many operations one iteration holds; null where there is no such instruction.
+struct ProbeLoops {
+  void (*read)(const std::byte* data, int64_t bytes);  // a multiple of 256
+  int64_t (*int8_dots)(int64_t iterations);
+  int64_t (*bf16_dots)(int64_t iterations);
+  int64_t (*f32_fmas)(int64_t iterations);
+};
+const ProbeLoops* PortableProbeLoops();
+const ProbeLoops* Avx2ProbeLoops();
+const ProbeLoops* Avx512ProbeLoops();
+
+}  // namespace ferry

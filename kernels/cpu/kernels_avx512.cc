@@ -1,0 +1,341 @@
+// AVX-512 with VNNI: the integer products, and the table.
+//
+// vpdpbusd adds four products of unsigned by signed bytes into each of 16 lanes. So 16 rows of weights lie across the lanes,
+// four columns a register, and four activations are broadcast to all lanes: eight instructions for a tile of 16 x 32 and one
+// row of activations, with the sum of every row complete in its lane and nothing to add across lanes.
+//
+// A tile as stored has the columns of one row together, so it is transposed in registers (4 x 4 groups of four bytes), which
+// leaves the rows in the order kLaneOfRow; scales are permuted to match and sums put right once at the end.
+//
+// Up to kFusedRows rows (decode) a tile is decoded into registers and used at once: what binds is memory. More rows (prefill)
+// use a panel of 32 weight rows decoded once into the second-level cache, in registers of 2 x 6 sums: what binds is the rate of
+// vpdpbusd. Both add block after block, in one order, with the same operations: the same bits.
+
+// GCC 12 takes the undefined operand inside its own intrinsics for ours (gcc.gnu.org/PR105593).
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "kernels/cpu/simd_avx512.h"
+#include "kernels/cpu/vector_kernels.h"
+
+namespace ferry {
+namespace {
+
+constexpr int kGroups = 8;          // of four columns in a block
+constexpr int kFusedRows = 8;       // 8 weights + 8 integer sums + 8 float sums fill the registers
+constexpr int kPanelTokens = 6;     // 12 integer + 12 float sums, 2 weights; measured against 1 x 12, 4 x 3: docs/performance.md
+constexpr int kChunkBlocks = 96;    // columns of a panel decoded at once: 2 tiles x 96 x 576 bytes = 108 KiB
+constexpr int kChunkRows = 256;     // rows whose sums wait in scratch: 32 KiB
+constexpr int kPrefetchBytes = 4096;
+
+constexpr int64_t kPanelCodeBytes = int64_t{kPanelTiles} * kChunkBlocks * kGroups * 64;
+constexpr int64_t kPanelScaleBytes = int64_t{kPanelTiles} * kChunkBlocks * 64;
+static_assert(kPanelCodeBytes + kPanelScaleBytes + kChunkRows * kPanelRows * 4 <= kPanelScratchBytes);
+
+// Lane 4l + i holds row 4i + l. The permutation is its own inverse.
+inline __m512i LaneOfRow() { return _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15); }
+
+// 4 x 4 transpose of four-byte groups within each 128-bit lane.
+inline void TransposeGroups(__m512i (&z)[4]) {
+  const __m512i a = _mm512_unpacklo_epi32(z[0], z[1]), b = _mm512_unpackhi_epi32(z[0], z[1]);
+  const __m512i c = _mm512_unpacklo_epi32(z[2], z[3]), d = _mm512_unpackhi_epi32(z[2], z[3]);
+  z[0] = _mm512_unpacklo_epi64(a, c), z[1] = _mm512_unpackhi_epi64(a, c);
+  z[2] = _mm512_unpacklo_epi64(b, d), z[3] = _mm512_unpackhi_epi64(b, d);
+}
+
+inline __m512i LoadCodes(const std::byte* codes, int i) { return _mm512_loadu_si512(codes + 64 * i); }
+
+// How one type's tile becomes kGroups registers of unsigned bytes, code + 128, and how its scales join an activation's.
+// Scales() gives 16 lanes in the transposed order; Product() the product with one activation scale.
+
+struct Mxfp4 {
+  static constexpr int kCodeBytes = 16, kScaleBytes = 1;
+
+  static void Decode(const std::byte* codes, __m512i (&w)[kGroups]) {
+    // Twice the E2M1 values, plus 128, four times over: vpermb looks at six bits of an index, so what lies above the four of
+    // a code need not be masked away.
+    const __m512i values = _mm512_broadcast_i32x4(
+        _mm_setr_epi8(-128, -127, -126, -125, -124, -122, -120, -116, -128, 127, 126, 125, 124, 122, 120, 116));
+    __m512i z[4];
+    for (int i = 0; i < 4; ++i) z[i] = LoadCodes(codes, i);
+    TransposeGroups(z);
+    for (int i = 0; i < 4; ++i) {
+      w[i] = _mm512_permutexvar_epi8(z[i], values);
+      w[4 + i] = _mm512_permutexvar_epi8(_mm512_srli_epi16(z[i], 4), values);
+    }
+  }
+  // A scale is a power of two, 2^(s - 127), halved because the codes are doubled: exponents, kept ready to be added to the
+  // exponent of the activation's scale, which costs no multiplier. |s - 128| is held to 64, and activation scales lie within
+  // 2^-60 and 2^60 (QuantizedRows), so the sum stays a normal number. Weights beyond 2^-64 and 2^64 are no model's.
+  static __m512i Scales(const std::byte* scales) {
+    const __m128i transposed = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m128i bytes = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales)), transposed);
+    bytes = _mm_max_epu8(_mm_min_epu8(bytes, _mm_set1_epi8(static_cast<char>(192))), _mm_set1_epi8(64));
+    return _mm512_slli_epi32(_mm512_sub_epi32(_mm512_cvtepu8_epi32(bytes), _mm512_set1_epi32(128)), 23);
+  }
+  static __m512 Product(__m512i scales, const float* activation) {
+    int32_t bits;
+    std::memcpy(&bits, activation, 4);
+    return _mm512_castsi512_ps(_mm512_add_epi32(scales, _mm512_set1_epi32(bits)));
+  }
+};
+
+// Sixteen f16 scales.
+struct HalfScales {
+  static constexpr int kScaleBytes = 2;
+
+  static __m512i Scales(const std::byte* scales) {
+    const __m256i transposed = _mm256_setr_epi16(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales));
+    return _mm512_castps_si512(_mm512_cvtph_ps(_mm256_permutexvar_epi16(transposed, halves)));
+  }
+  static __m512 Product(__m512i scales, const float* activation) {
+    return _mm512_mul_ps(_mm512_castsi512_ps(scales), _mm512_set1_ps(*activation));
+  }
+};
+
+struct Q4_0 : HalfScales {
+  static constexpr int kCodeBytes = 16;
+
+  static void Decode(const std::byte* codes, __m512i (&w)[kGroups]) {
+    const __m512i nibble = _mm512_set1_epi8(15), offset = _mm512_set1_epi8(120);  // code - 8 + 128
+    __m512i z[4];
+    for (int i = 0; i < 4; ++i) z[i] = LoadCodes(codes, i);
+    TransposeGroups(z);
+    for (int i = 0; i < 4; ++i) {
+      w[i] = _mm512_add_epi8(_mm512_and_si512(z[i], nibble), offset);
+      w[4 + i] = _mm512_add_epi8(_mm512_and_si512(_mm512_srli_epi16(z[i], 4), nibble), offset);
+    }
+  }
+};
+
+struct Q8_0 : HalfScales {
+  static constexpr int kCodeBytes = 32;
+
+  static void Decode(const std::byte* codes, __m512i (&w)[kGroups]) {
+    // A register holds rows 2i and 2i + 1, 32 bytes each. Even registers give, in lanes 0 and 2, the first 16 columns of
+    // rows 0 4 8 12 and 1 5 9 13 (after the transpose), odd ones of rows 2 6 10 14 and 3 7 11 15; lanes 1 and 3 the others.
+    __m512i even[4], odd[4];
+    for (int i = 0; i < 4; ++i) even[i] = LoadCodes(codes, 2 * i), odd[i] = LoadCodes(codes, 2 * i + 1);
+    TransposeGroups(even);
+    TransposeGroups(odd);
+    const __m512i sign = _mm512_set1_epi8(-128);
+    for (int i = 0; i < 4; ++i) {
+      w[i] = _mm512_xor_si512(_mm512_shuffle_i32x4(even[i], odd[i], 0x88), sign);
+      w[4 + i] = _mm512_xor_si512(_mm512_shuffle_i32x4(even[i], odd[i], 0xDD), sign);
+    }
+  }
+};
+
+inline __m512i BroadcastGroup(const int8_t* codes) {
+  int32_t four;
+  std::memcpy(&four, codes, 4);
+  return _mm512_set1_epi32(four);
+}
+
+// One row of quantised activations.
+struct Row {
+  const int8_t* codes;
+  const float* scales;
+  const int32_t* offsets;
+};
+
+inline Row RowAt(const PanelProduct& p, int64_t row) {
+  const int64_t in_row = p.in_rows == nullptr ? row : p.in_rows[row];
+  return {p.in->codes + in_row * p.in->code_stride, p.in->scales + in_row * p.in->block_stride,
+          p.in->offsets + in_row * p.in->block_stride};
+}
+
+// ------------------------------------------------------------------------------------------------------ few rows: fused
+
+// One tile (all columns) times kTokens rows; sums [kTokens][16], in order of output.
+template <typename Type, int kTokens>
+inline void FusedTile(const std::byte* codes, const std::byte* scales, int64_t num_blocks, const Row* rows, float* sums) {
+  __m512 acc[kTokens];
+  for (int t = 0; t < kTokens; ++t) acc[t] = _mm512_setzero_ps();
+  for (int64_t block = 0; block < num_blocks; ++block) {
+    constexpr int kTileBytes = kLanes * Type::kCodeBytes;
+    const std::byte* tile = codes + block * kTileBytes;
+    // The next tile follows in memory, and mostly the next task's too.
+    for (int i = 0; i < kTileBytes; i += 64) _mm_prefetch(tile + kPrefetchBytes + i, _MM_HINT_T0);
+    __m512i w[kGroups];
+    Type::Decode(tile, w);
+    const __m512i scale = Type::Scales(scales + block * kLanes * Type::kScaleBytes);
+    for (int t = 0; t < kTokens; ++t) {
+      const int8_t* x = rows[t].codes + block * kBlock;
+      // Two chains of four, since one of eight waits for itself; whole numbers, so the order does not matter.
+      __m512i first = _mm512_set1_epi32(rows[t].offsets[block]), second = _mm512_setzero_si512();
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroups / 2; ++g) {
+        first = _mm512_dpbusd_epi32(first, w[g], BroadcastGroup(x + 4 * g));
+        second = _mm512_dpbusd_epi32(second, w[4 + g], BroadcastGroup(x + 16 + 4 * g));
+      }
+      const __m512 dots = _mm512_cvtepi32_ps(_mm512_add_epi32(first, second));
+      acc[t] = _mm512_fmadd_ps(dots, Type::Product(scale, rows[t].scales + block), acc[t]);
+    }
+  }
+  for (int t = 0; t < kTokens; ++t) {
+    _mm512_storeu_ps(sums + t * kLanes, _mm512_permutexvar_ps(LaneOfRow(), acc[t]));
+  }
+}
+
+template <typename Type, int kTokens>
+void FusedProduct(const PanelProduct& p) {
+  Row rows[kTokens];
+  for (int t = 0; t < kTokens; ++t) rows[t] = RowAt(p, t);
+  alignas(64) float sums[kTokens * kLanes];
+  for (int64_t tile = 0; tile * kLanes < p.num_outputs; ++tile) {
+    FusedTile<Type, kTokens>(p.codes + tile * p.num_blocks * kLanes * Type::kCodeBytes,
+                             p.scales + tile * p.num_blocks * kLanes * Type::kScaleBytes, p.num_blocks, rows, sums);
+    StoreTile(p, 0, kTokens, tile, sums, kLanes);
+  }
+}
+
+// ------------------------------------------------------------------------------------------------------ many rows: panel
+
+// A stretch of columns of a panel, decoded: codes [block][tile][group][64 bytes], scales [block][tile][16].
+template <typename Type, int kTiles>
+void DecodePanel(const PanelProduct& p, int64_t first_block, int64_t num_blocks, std::byte* codes, std::byte* scales) {
+  for (int64_t block = 0; block < num_blocks; ++block) {
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const int64_t number = tile * p.num_blocks + first_block + block;
+      __m512i w[kGroups];
+      Type::Decode(p.codes + number * kLanes * Type::kCodeBytes, w);
+      std::byte* to = codes + (block * kTiles + tile) * kGroups * 64;
+      for (int g = 0; g < kGroups; ++g) _mm512_store_si512(to + 64 * g, w[g]);
+      _mm512_store_si512(scales + (block * kTiles + tile) * 64,
+                         Type::Scales(p.scales + number * kLanes * Type::kScaleBytes));
+    }
+  }
+}
+
+// sums [kTokens][kTiles * 16] += panel * rows.
+template <typename Type, int kTiles, int kTokens>
+void PanelBlocks(const std::byte* codes, const std::byte* scales, int64_t first_block, int64_t num_blocks, const Row* rows,
+                 float* sums) {
+  __m512 acc[kTiles][kTokens];
+#pragma GCC unroll 8
+  for (int t = 0; t < kTokens; ++t) {
+#pragma GCC unroll 2
+    for (int tile = 0; tile < kTiles; ++tile) acc[tile][t] = _mm512_load_ps(sums + (t * kTiles + tile) * kLanes);
+  }
+  for (int64_t block = 0; block < num_blocks; ++block) {
+    const int64_t column = first_block + block;
+    __m512i dots[kTiles][kTokens];
+#pragma GCC unroll 8
+    for (int t = 0; t < kTokens; ++t) {
+      const __m512i offset = _mm512_set1_epi32(rows[t].offsets[column]);
+#pragma GCC unroll 2
+      for (int tile = 0; tile < kTiles; ++tile) dots[tile][t] = offset;
+    }
+#pragma GCC unroll 8
+    for (int g = 0; g < kGroups; ++g) {
+      __m512i w[kTiles];
+#pragma GCC unroll 2
+      for (int tile = 0; tile < kTiles; ++tile) {
+        w[tile] = _mm512_load_si512(codes + ((block * kTiles + tile) * kGroups + g) * 64);
+      }
+#pragma GCC unroll 8
+      for (int t = 0; t < kTokens; ++t) {
+        const __m512i x = BroadcastGroup(rows[t].codes + column * kBlock + 4 * g);
+#pragma GCC unroll 2
+        for (int tile = 0; tile < kTiles; ++tile) dots[tile][t] = _mm512_dpbusd_epi32(dots[tile][t], w[tile], x);
+      }
+    }
+#pragma GCC unroll 2
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const __m512i scale = _mm512_load_si512(scales + (block * kTiles + tile) * 64);
+#pragma GCC unroll 8
+      for (int t = 0; t < kTokens; ++t) {
+        acc[tile][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[tile][t]), Type::Product(scale, rows[t].scales + column),
+                                       acc[tile][t]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int t = 0; t < kTokens; ++t) {
+#pragma GCC unroll 2
+    for (int tile = 0; tile < kTiles; ++tile) _mm512_store_ps(sums + (t * kTiles + tile) * kLanes, acc[tile][t]);
+  }
+}
+
+template <typename Type, int kTiles>
+void PanelGroup(const std::byte* codes, const std::byte* scales, int64_t first_block, int64_t num_blocks, const Row* rows,
+                int64_t num_rows, float* sums) {
+  switch (num_rows) {
+    case 1: return PanelBlocks<Type, kTiles, 1>(codes, scales, first_block, num_blocks, rows, sums);
+    case 2: return PanelBlocks<Type, kTiles, 2>(codes, scales, first_block, num_blocks, rows, sums);
+    case 3: return PanelBlocks<Type, kTiles, 3>(codes, scales, first_block, num_blocks, rows, sums);
+    case 4: return PanelBlocks<Type, kTiles, 4>(codes, scales, first_block, num_blocks, rows, sums);
+    case 5: return PanelBlocks<Type, kTiles, 5>(codes, scales, first_block, num_blocks, rows, sums);
+    default: return PanelBlocks<Type, kTiles, 6>(codes, scales, first_block, num_blocks, rows, sums);
+  }
+}
+
+template <typename Type, int kTiles>
+void DecodedProduct(const PanelProduct& p) {
+  std::byte* const codes = p.scratch;
+  std::byte* const scales = codes + kPanelCodeBytes;
+  float* const sums = reinterpret_cast<float*>(scales + kPanelScaleBytes);
+  const __m512i order = LaneOfRow();
+  for (int64_t first_row = 0; first_row < p.num_rows; first_row += kChunkRows) {
+    const int64_t num_rows = p.num_rows - first_row < kChunkRows ? p.num_rows - first_row : kChunkRows;
+    for (int64_t i = 0; i < num_rows * kTiles; ++i) _mm512_store_ps(sums + i * kLanes, _mm512_setzero_ps());
+    for (int64_t block = 0; block < p.num_blocks; block += kChunkBlocks) {
+      const int64_t num_blocks = p.num_blocks - block < kChunkBlocks ? p.num_blocks - block : kChunkBlocks;
+      // One stretch of columns that serves all rows stays decoded; otherwise each chunk of rows decodes it again.
+      if (first_row == 0 || p.num_blocks > kChunkBlocks) DecodePanel<Type, kTiles>(p, block, num_blocks, codes, scales);
+      for (int64_t row = 0; row < num_rows; row += kPanelTokens) {
+        Row rows[kPanelTokens];
+        const int64_t count = num_rows - row < kPanelTokens ? num_rows - row : kPanelTokens;
+        for (int64_t t = 0; t < count; ++t) rows[t] = RowAt(p, first_row + row + t);
+        PanelGroup<Type, kTiles>(codes, scales, block, num_blocks, rows, count, sums + row * kTiles * kLanes);
+      }
+    }
+    for (int64_t i = 0; i < num_rows * kTiles; ++i) {
+      _mm512_store_ps(sums + i * kLanes, _mm512_permutexvar_ps(order, _mm512_load_ps(sums + i * kLanes)));
+    }
+    for (int tile = 0; tile < kTiles; ++tile) StoreTile(p, first_row, num_rows, tile, sums + tile * kLanes, kTiles * kLanes);
+  }
+}
+
+template <typename Type>
+void IntegerProduct(const PanelProduct& p) {
+  static_assert(kFusedRows == 8);
+  switch (p.num_rows) {
+    case 0: return;
+    case 1: return FusedProduct<Type, 1>(p);
+    case 2: return FusedProduct<Type, 2>(p);
+    case 3: return FusedProduct<Type, 3>(p);
+    case 4: return FusedProduct<Type, 4>(p);
+    case 5: return FusedProduct<Type, 5>(p);
+    case 6: return FusedProduct<Type, 6>(p);
+    case 7: return FusedProduct<Type, 7>(p);
+    case 8: return FusedProduct<Type, 8>(p);
+    default: break;
+  }
+  if (p.num_outputs > kLanes) return DecodedProduct<Type, 2>(p);
+  DecodedProduct<Type, 1>(p);
+}
+
+void PanelProductAvx512(const PanelProduct& p) {
+  switch (p.dtype) {
+    case DType::kMXFP4: return IntegerProduct<Mxfp4>(p);
+    case DType::kQ4_0: return IntegerProduct<Q4_0>(p);
+    case DType::kQ8_0: return IntegerProduct<Q8_0>(p);
+    default: return FloatPanelProduct(p);
+  }
+}
+
+constexpr CpuKernels kTable = {"AVX-512 VNNI", QuantizeRow,  SwigluBlock, Swiglu, PanelProductAvx512,
+                               FloatProduct,   RmsNormRow,   Attention,   LogSumExp};
+
+}  // namespace
+
+const CpuKernels* Avx512Kernels() { return &kTable; }
+
+}  // namespace ferry

@@ -1,0 +1,61 @@
+#include "kernels/cpu/scratch.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+#include <utility>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace ferry {
+namespace {
+
+constexpr int64_t kLine = 64;
+constexpr int64_t kHugePage = int64_t{2} << 20;
+
+constexpr int64_t RoundUp(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+}  // namespace
+
+Scratch::Scratch(Scratch&& other) noexcept { *this = std::move(other); }
+
+Scratch& Scratch::operator=(Scratch&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+Scratch::~Scratch() { std::free(data_); }
+
+std::byte* Scratch::Get(int64_t bytes) {
+  if (bytes <= bytes_) return data_;
+  std::free(data_);
+  data_ = nullptr, bytes_ = 0;
+  const int64_t wanted = RoundUp(std::max<int64_t>(bytes, kLine), bytes >= kHugePage ? kHugePage : kLine);
+  const int64_t alignment = bytes >= kHugePage ? kHugePage : kLine;
+  void* data = std::aligned_alloc(static_cast<size_t>(alignment), static_cast<size_t>(wanted));
+  if (data == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+  if (wanted >= kHugePage) madvise(data, static_cast<size_t>(wanted), MADV_HUGEPAGE);  // advice: may be refused
+#endif
+  data_ = static_cast<std::byte*>(data), bytes_ = wanted;
+  return data_;
+}
+
+QuantizedRows TakeQuantizedRows(Scratch& scratch, int64_t rows, int64_t cols) {
+  QuantizedRows out;
+  const int64_t lines = RoundUp(cols, kLine) / kLine;
+  out.code_stride = (lines | 1) * kLine;
+  out.block_stride = RoundUp(cols / kBlock, kLine / 4);
+  const int64_t code_bytes = rows * out.code_stride, plane_bytes = rows * out.block_stride * 4;
+  std::byte* data = scratch.Get(code_bytes + 2 * plane_bytes + RoundUp(rows * 4, kLine));
+  out.codes = reinterpret_cast<int8_t*>(data);
+  out.scales = reinterpret_cast<float*>(data + code_bytes);
+  out.offsets = reinterpret_cast<int32_t*>(data + code_bytes + plane_bytes);
+  out.poison = reinterpret_cast<float*>(data + code_bytes + 2 * plane_bytes);
+  return out;
+}
+
+}  // namespace ferry

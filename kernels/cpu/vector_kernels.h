@@ -1,0 +1,473 @@
+#pragma once
+
+// Everything but the integer products, written once over F32x16. A source of one instruction set includes its simd_*.h, then
+// this, then fills its table; see cpu_kernels.h for what each function does and why all is in an anonymous namespace.
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
+#include "kernels/cpu/cpu_kernels.h"
+
+namespace ferry {
+namespace {
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// ------------------------------------------------------------------------------------------------------------ functions
+
+// e^x within 2e-7 relative for x in [-87, 88]; above, e^88; below, 0; NaN for NaN. x = n ln 2 + r with |r| <= ln 2 / 2, and e^r by its
+// Taylor polynomial of degree 7, whose remainder there is 5e-9.
+inline F32x16 Exp(F32x16 x) {
+  const F32x16 bounded = Max(F32x16::Broadcast(-87.0f), Min(F32x16::Broadcast(88.0f), x));
+  // Adding 1.5 * 2^23 rounds to a whole number, which then lies in the low bits.
+  const F32x16 magic = F32x16::Broadcast(12582912.0f);
+  const F32x16 shifted = Fma(bounded, F32x16::Broadcast(1.44269504f), magic);
+  const F32x16 n = shifted - magic;
+  // ln 2 in two parts, the first short enough that n times it is exact.
+  F32x16 r = Fma(n, F32x16::Broadcast(-0.693359375f), bounded);
+  r = Fma(n, F32x16::Broadcast(2.12194440e-4f), r);
+  F32x16 sum = F32x16::Broadcast(1.0f / 5040);
+  for (const float coefficient : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
+    sum = Fma(sum, r, F32x16::Broadcast(coefficient));
+  }
+  return ZeroBelow(AddToExponent(sum, shifted), x, -87.0f);
+}
+
+// NaN where a lane is NaN or infinity, else 0.
+inline F32x16 Poison(F32x16 x) { return x - x; }
+
+// One block of 32 to codes; see QuantizedRows for the bounds of the scale.
+inline void QuantizeBlock(F32x16 a, F32x16 b, int8_t* codes, float* scale, int32_t* offset) {
+  const float largest = MaxOf(Max(Abs(a), Abs(b)));
+  const float wanted = largest / 127.0f;
+  const float bounded = !(wanted > 0x1p-60f) ? 0x1p-60f : wanted > 0x1p60f ? 0x1p60f : wanted;
+  const F32x16 inverse = F32x16::Broadcast(1.0f / bounded);
+  const F32x16 low = F32x16::Broadcast(-127.0f), high = F32x16::Broadcast(127.0f);
+  const int32_t sum = StoreRounded(codes, Min(Max(a * inverse, low), high)) +
+                      StoreRounded(codes + 16, Min(Max(b * inverse, low), high));
+  *scale = bounded;
+  *offset = -128 * sum;
+}
+
+void QuantizeRow(const float* x, int64_t cols, int8_t* codes, float* scales, int32_t* offsets, float* poison) {
+  F32x16 broken = F32x16::Zero();
+  for (int64_t block = 0; block < cols / kBlock; ++block) {
+    const F32x16 a = F32x16::Load(x + block * kBlock), b = F32x16::Load(x + block * kBlock + 16);
+    broken = broken + (Poison(a) + Poison(b));
+    QuantizeBlock(a, b, codes + block * kBlock, scales + block, offsets + block);
+  }
+  *poison = SumOf(broken);
+}
+
+inline F32x16 SwigluLanes(F32x16 gate, F32x16 up, float alpha, float limit) {
+  const F32x16 one = F32x16::Broadcast(1), most = F32x16::Broadcast(limit);
+  const F32x16 g = Min(most, gate);  // in this order a NaN stays
+  const F32x16 u = Max(F32x16::Broadcast(-limit), Min(most, up));
+  const F32x16 sigmoid = one / (one + Exp(g * F32x16::Broadcast(-alpha)));
+  return (u + one) * (g * sigmoid);
+}
+
+void Swiglu(const float* gate, const float* up, int64_t count, float alpha, float limit, float* h) {
+  for (int64_t i = 0; i < count; i += 16) {
+    SwigluLanes(F32x16::Load(gate + i), F32x16::Load(up + i), alpha, limit).Store(h + i);
+  }
+}
+
+void SwigluBlock(const float* gate, const float* up, float alpha, float limit, int8_t* codes, float* scale,
+                 int32_t* offset, float* poison) {
+  const F32x16 a = SwigluLanes(F32x16::Load(gate), F32x16::Load(up), alpha, limit);
+  const F32x16 b = SwigluLanes(F32x16::Load(gate + 16), F32x16::Load(up + 16), alpha, limit);
+  const float broken = SumOf(Poison(a) + Poison(b));
+  if (!(broken == 0)) *poison = kNan;
+  QuantizeBlock(a, b, codes, scale, offset);
+}
+
+// The sum of squares in double would cost twice as much and change nothing that a test can see: sixteen sums of at most a
+// few hundred terms each.
+void RmsNormRow(const float* x, const float* weight, int64_t cols, double epsilon, float* out) {
+  F32x16 sums = F32x16::Zero();
+  const int64_t whole = cols / 16 * 16;
+  for (int64_t i = 0; i < whole; i += 16) {
+    const F32x16 v = F32x16::Load(x + i);
+    sums = Fma(v, v, sums);
+  }
+  double sum = SumOf(sums);
+  for (int64_t i = whole; i < cols; ++i) sum += static_cast<double>(x[i]) * x[i];
+  const float factor = static_cast<float>(1.0 / std::sqrt(sum / static_cast<double>(cols) + epsilon));
+  const F32x16 factors = F32x16::Broadcast(factor);
+  for (int64_t i = 0; i < whole; i += 16) (F32x16::Load(x + i) * factors * F32x16::Load(weight + i)).Store(out + i);
+  for (int64_t i = whole; i < cols; ++i) out[i] = x[i] * factor * weight[i];
+}
+
+float LogSumExp(const float* x, int64_t count) {
+  const int64_t whole = count / 16 * 16;
+  F32x16 most = F32x16::Broadcast(-kInfinity);
+  for (int64_t i = 0; i < whole; i += 16) most = Max(F32x16::Load(x + i), most);
+  float largest = MaxOf(most);
+  for (int64_t i = whole; i < count; ++i) largest = x[i] > largest ? x[i] : largest;
+  if (largest == kInfinity) return kInfinity;
+  const float base = largest == -kInfinity ? 0 : largest;  // nothing but minus infinity, or NaN
+
+  const F32x16 bases = F32x16::Broadcast(base);
+  double sum = 0;
+  constexpr int64_t kStretch = 4096;  // lanes add 256 terms each in float, stretches join in double
+  for (int64_t first = 0; first < whole; first += kStretch) {
+    F32x16 sums = F32x16::Zero();
+    const int64_t end = first + kStretch < whole ? first + kStretch : whole;
+    for (int64_t i = first; i < end; i += 16) sums = sums + Exp(F32x16::Load(x + i) - bases);
+    sum += SumOf(sums);
+  }
+  for (int64_t i = whole; i < count; ++i) sum += std::exp(static_cast<double>(x[i]) - base);
+  return static_cast<float>(base + std::log(sum));
+}
+
+// -------------------------------------------------------------------------------------------------- products of floats
+
+// How the 32 columns of one block of a row become two vectors.
+template <DType kType>
+inline F32x16 LoadWeights(const std::byte* row, int half) {
+  if constexpr (kType == DType::kF16) return F32x16::LoadF16(row + half * 32);
+  if constexpr (kType == DType::kBF16) return F32x16::LoadBf16(row + half * 32);
+  return F32x16::Load(reinterpret_cast<const float*>(row) + half * 16);
+}
+
+// kRows rows of weights times kTokens rows of activations. Sixteen sums each, added once along the columns and joined in
+// one order, whatever kRows and kTokens are: that is what makes a row independent of its neighbours.
+template <DType kType, int kRows, int kTokens>
+inline void FloatDots(const std::byte* w, int64_t row_bytes, int64_t block_bytes, int64_t num_blocks,
+                      const float* const* x, float (*dots)[kRows]) {
+  F32x16 sums[kRows][kTokens];
+  for (int r = 0; r < kRows; ++r) {
+    for (int t = 0; t < kTokens; ++t) sums[r][t] = F32x16::Zero();
+  }
+  for (int64_t block = 0; block < num_blocks; ++block) {
+    for (int half = 0; half < 2; ++half) {
+      F32x16 weights[kRows];
+      for (int r = 0; r < kRows; ++r) weights[r] = LoadWeights<kType>(w + block * block_bytes + r * row_bytes, half);
+      for (int t = 0; t < kTokens; ++t) {
+        const F32x16 v = F32x16::Load(x[t] + block * kBlock + half * 16);
+        for (int r = 0; r < kRows; ++r) sums[r][t] = Fma(weights[r], v, sums[r][t]);
+      }
+    }
+  }
+  for (int t = 0; t < kTokens; ++t) {
+    for (int r = 0; r < kRows; ++r) dots[t][r] = SumOf(sums[r][t]);
+  }
+}
+
+// Register budget: kRows * kTokens sums, kRows weights and one activation.
+constexpr int kDotRows = F32x16::kRegisters >= 32 ? 4 : 2;
+constexpr int kDotTokens = F32x16::kRegisters >= 32 ? 4 : 2;
+
+// Calls store(token, output, dot) for num_outputs rows of weights and num_rows rows of activations.
+template <DType kType, typename RowOfInput, typename Store>
+inline void FloatPanel(const std::byte* w, int64_t row_bytes, int64_t block_bytes, int64_t num_outputs,
+                       int64_t num_blocks, int64_t num_rows, RowOfInput row_of_input, Store store) {
+  for (int64_t first = 0; first < num_outputs;) {
+    const bool full = first + kDotRows <= num_outputs;
+    const std::byte* rows = w + first * row_bytes;
+    for (int64_t token = 0; token < num_rows;) {
+      const float* x[kDotTokens];
+      const int64_t count = token + kDotTokens <= num_rows ? kDotTokens : 1;
+      for (int64_t t = 0; t < count; ++t) x[t] = row_of_input(token + t);
+      float dots[kDotTokens][kDotRows], single[kDotTokens][1];
+      if (full && count == kDotTokens) {
+        FloatDots<kType, kDotRows, kDotTokens>(rows, row_bytes, block_bytes, num_blocks, x, dots);
+      } else if (full) {
+        FloatDots<kType, kDotRows, 1>(rows, row_bytes, block_bytes, num_blocks, x, dots);
+      } else if (count == kDotTokens) {
+        FloatDots<kType, 1, kDotTokens>(rows, row_bytes, block_bytes, num_blocks, x, single);
+      } else {
+        FloatDots<kType, 1, 1>(rows, row_bytes, block_bytes, num_blocks, x, single);
+      }
+      for (int64_t t = 0; t < count; ++t) {
+        if (!full) store(token + t, first, single[t][0]);
+        for (int r = 0; full && r < kDotRows; ++r) store(token + t, first + r, dots[t][r]);
+      }
+      token += count;
+    }
+    first += full ? kDotRows : 1;
+  }
+}
+
+void FloatProduct(const float* w, const float* bias, int64_t num_outputs, int64_t cols, const float* x, int64_t x_stride,
+                  int64_t num_rows, float* out, int64_t out_stride) {
+  FloatPanel<DType::kF32>(
+      reinterpret_cast<const std::byte*>(w), cols * 4, kBlock * 4, num_outputs, cols / kBlock, num_rows,
+      [&](int64_t row) { return x + row * x_stride; },
+      [&](int64_t row, int64_t output, float dot) {
+        out[row * out_stride + output] = bias == nullptr ? dot : dot + bias[output];
+      });
+}
+
+template <DType kType>
+void FloatPanelProductOf(const PanelProduct& p) {
+  constexpr int64_t kElementBytes = kType == DType::kF32 ? 4 : 2;
+  constexpr int64_t kRowBytes = kBlock * kElementBytes, kTileBytes = kLanes * kRowBytes;
+  for (int64_t tile = 0; tile * kLanes < p.num_outputs; ++tile) {
+    const int64_t first = tile * kLanes;
+    const int64_t outputs = p.num_outputs - first < kLanes ? p.num_outputs - first : kLanes;
+    FloatPanel<kType>(
+        p.codes + tile * p.num_blocks * kTileBytes, kRowBytes, kTileBytes, outputs, p.num_blocks, p.num_rows,
+        [&](int64_t row) { return p.float_in + (p.in_rows == nullptr ? row : p.in_rows[row]) * p.float_in_stride; },
+        [&](int64_t row, int64_t output, float dot) {
+          float* to = p.out + (p.out_rows == nullptr ? row : p.out_rows[row]) * p.out_stride + first + output;
+          const float sum = p.bias == nullptr ? dot : dot + p.bias[first + output];
+          *to = p.accumulate ? *to + sum : sum;
+        });
+  }
+}
+
+void FloatPanelProduct(const PanelProduct& p) {
+  if (p.dtype == DType::kF16) return FloatPanelProductOf<DType::kF16>(p);
+  if (p.dtype == DType::kBF16) return FloatPanelProductOf<DType::kBF16>(p);
+  FloatPanelProductOf<DType::kF32>(p);
+}
+
+// -------------------------------------------------------------------------------------- integer products, what is shared
+
+// Adds bias and poison to the sums [num_rows][row_stride] of one tile and puts them where they belong. `sums` are in order
+// of output.
+inline void StoreTile(const PanelProduct& p, int64_t first_row, int64_t num_rows, int64_t tile, const float* sums,
+                      int64_t row_stride) {
+  const int64_t first = tile * kLanes;
+  const int64_t outputs = p.num_outputs - first < kLanes ? p.num_outputs - first : kLanes;
+  const uint32_t present = (1u << outputs) - 1;
+  float bias_lanes[kLanes] = {};
+  if (p.bias != nullptr) {
+    for (int64_t i = 0; i < outputs; ++i) bias_lanes[i] = p.bias[first + i];
+  }
+  const F32x16 bias = F32x16::Load(bias_lanes);
+  for (int64_t i = 0; i < num_rows; ++i) {
+    const int64_t row = first_row + i;
+    const int64_t in_row = p.in_rows == nullptr ? row : p.in_rows[row];
+    float* out = p.out + (p.out_rows == nullptr ? row : p.out_rows[row]) * p.out_stride + first;
+    const F32x16 sum = F32x16::Load(sums + i * row_stride) + (bias + F32x16::Broadcast(p.in->poison[in_row]));
+    if (present == 0xFFFF) {
+      (p.accumulate ? F32x16::Load(out) + sum : sum).Store(out);
+    } else {
+      float lanes[kLanes];
+      sum.Store(lanes);
+      for (int64_t j = 0; j < outputs; ++j) out[j] = p.accumulate ? out[j] + lanes[j] : lanes[j];
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------------------------------- attention
+
+// One tile of the cache in f32: keys transposed, [head_dim][32 positions], and values [32 positions][head_dim].
+struct KvTile {
+  float* keys;
+  float* values;
+};
+
+inline void LoadKvRows(const AttentionTask& t, const std::byte* plane, int64_t first_row, int64_t dim, F32x16 (&rows)[16]) {
+  if (t.dtype == DType::kF16) {
+    const std::byte* at = plane + (first_row * t.head_dim + dim) * 2;
+    for (int i = 0; i < 16; ++i) rows[i] = F32x16::LoadF16(at + i * t.head_dim * 2);
+    return;
+  }
+  const std::byte* at = plane + first_row * t.head_dim + dim;
+  const std::byte* scales = plane + t.num_blocks * t.num_kv_heads * kAttentionTile * t.head_dim;
+  const int64_t scales_per_row = t.head_dim / kBlock;
+  // Sixteen rows' scales at once: two bytes each, brought together for one conversion.
+  std::byte together[32];
+  for (int i = 0; i < 16; ++i) {
+    const std::byte* scale = scales + ((first_row + i) * scales_per_row + dim / kBlock) * 2;
+    together[2 * i] = scale[0], together[2 * i + 1] = scale[1];
+  }
+  float widened[16];
+  F32x16::LoadF16(together).Store(widened);
+  for (int i = 0; i < 16; ++i) {
+    rows[i] = F32x16::LoadI8(at + i * t.head_dim) * F32x16::Broadcast(widened[i]);
+  }
+}
+
+// Row of the planes at which a tile begins.
+inline int64_t FirstRowOf(const AttentionTask& t, int64_t tile) {
+  const int64_t block = t.table[tile % t.table_size];
+  return (block * t.num_kv_heads + t.kv_head) * kAttentionTile;
+}
+
+// Blocks lie anywhere, so no hardware foresees the next one: its codes are asked for while this one is worked on.
+inline void PrefetchTile(const AttentionTask& t, int64_t tile) {
+  const int64_t row_bytes = t.head_dim * (t.dtype == DType::kF16 ? 2 : 1);
+  const int64_t at = FirstRowOf(t, tile) * row_bytes;
+  for (int64_t byte = 0; byte < kAttentionTile * row_bytes; byte += 64) {
+    __builtin_prefetch(t.keys + at + byte);
+    __builtin_prefetch(t.values + at + byte);
+  }
+}
+
+inline void LoadTile(const AttentionTask& t, int64_t tile, KvTile to) {
+  const int64_t first_row = FirstRowOf(t, tile);
+  F32x16 rows[16];
+  for (int64_t half = 0; half < kAttentionTile; half += 16) {
+    for (int64_t dim = 0; dim < t.head_dim; dim += 16) {
+      LoadKvRows(t, t.keys, first_row + half, dim, rows);
+      Transpose(rows);
+      for (int i = 0; i < 16; ++i) rows[i].Store(to.keys + (dim + i) * kAttentionTile + half);
+      LoadKvRows(t, t.values, first_row + half, dim, rows);
+      for (int i = 0; i < 16; ++i) rows[i].Store(to.values + (half + i) * t.head_dim + dim);
+    }
+  }
+}
+
+// Scores of kHeads query vectors (one after the other, head_dim apart) against the tile's 32 keys.
+template <int kHeads>
+inline void Scores(const float* q, int64_t head_dim, const float* keys, float* scores) {
+  F32x16 low[kHeads], high[kHeads];
+  for (int h = 0; h < kHeads; ++h) low[h] = high[h] = F32x16::Zero();
+  for (int64_t dim = 0; dim < head_dim; ++dim) {
+    const F32x16 key_low = F32x16::Load(keys + dim * kAttentionTile);
+    const F32x16 key_high = F32x16::Load(keys + dim * kAttentionTile + 16);
+    for (int h = 0; h < kHeads; ++h) {
+      const F32x16 component = F32x16::Broadcast(q[h * head_dim + dim]);
+      low[h] = Fma(component, key_low, low[h]);
+      high[h] = Fma(component, key_high, high[h]);
+    }
+  }
+  for (int h = 0; h < kHeads; ++h) low[h].Store(scores + h * kAttentionTile), high[h].Store(scores + h * kAttentionTile + 16);
+}
+
+// sums = sums * corrections + weights . values over positions [first, end) of the tile, for kHeads vectors and 16 * kVectors
+// dimensions. Positions outside are not touched at all: what lies there may never have been written.
+template <int kHeads, int kVectors>
+inline void AddValues(const float* weights, const float* values, int64_t head_dim, int64_t first, int64_t end,
+                      const float* corrections, float* sums) {
+  F32x16 acc[kHeads][kVectors];
+  for (int h = 0; h < kHeads; ++h) {
+    const F32x16 correction = F32x16::Broadcast(corrections[h]);
+    for (int c = 0; c < kVectors; ++c) acc[h][c] = F32x16::Load(sums + h * head_dim + 16 * c) * correction;
+  }
+  for (int64_t position = first; position < end; ++position) {
+    F32x16 value[kVectors];
+    for (int c = 0; c < kVectors; ++c) value[c] = F32x16::Load(values + position * head_dim + 16 * c);
+    for (int h = 0; h < kHeads; ++h) {
+      const F32x16 weight = F32x16::Broadcast(weights[h * kAttentionTile + position]);
+      for (int c = 0; c < kVectors; ++c) acc[h][c] = Fma(weight, value[c], acc[h][c]);
+    }
+  }
+  for (int h = 0; h < kHeads; ++h) {
+    for (int c = 0; c < kVectors; ++c) acc[h][c].Store(sums + h * head_dim + 16 * c);
+  }
+}
+
+template <int kHeads>
+inline void AddValuesOfHeads(const float* weights, const float* values, int64_t head_dim, int64_t first, int64_t end,
+                             const float* corrections, float* sums) {
+  int64_t dim = 0;
+  for (; dim + 64 <= head_dim; dim += 64) {
+    AddValues<kHeads, 4>(weights, values + dim, head_dim, first, end, corrections, sums + dim);
+  }
+  for (; dim < head_dim; dim += 16) {
+    AddValues<kHeads, 1>(weights, values + dim, head_dim, first, end, corrections, sums + dim);
+  }
+}
+
+// Query heads taken together: 2 * kHeads sums for the scores, 4 * kHeads for the values.
+constexpr int kHeadBlock = F32x16::kRegisters >= 32 ? 4 : 1;
+
+// The softmax is kept running over tiles (largest score so far, sum of weights, weighted values), tile after tile of absolute
+// positions, so that a row's result depends neither on the chunk it came in nor on the rows of its task. A sink is a score
+// without a value, with which the running state begins.
+void Attention(const AttentionTask& t) {
+  const int64_t dims = t.head_dim, group = t.group, vectors = t.num_rows * group;
+  float* at = t.scratch;
+  const auto take = [&](int64_t count) {
+    float* taken = at;
+    at += (count + 15) / 16 * 16;
+    return taken;
+  };
+  const KvTile tile = {take(dims * kAttentionTile), take(dims * kAttentionTile)};
+  float* q = take(vectors * dims);
+  float* sums = take(vectors * dims);
+  float* largest = take(vectors);
+  float* totals = take(vectors);
+  float* scores = take(group * kAttentionTile);
+  float bases[kMaxHeadGroup], corrections[kMaxHeadGroup] = {};
+  static_assert(kMaxHeadGroup % 16 == 0);
+
+  const F32x16 scale = F32x16::Broadcast(t.scale);
+  for (int64_t row = 0; row < t.num_rows; ++row) {
+    for (int64_t i = 0; i < group * dims; i += 16) {
+      (F32x16::Load(t.q + row * t.q_stride + i) * scale).Store(q + row * group * dims + i);
+      F32x16::Zero().Store(sums + row * group * dims + i);
+    }
+    for (int64_t h = 0; h < group; ++h) {
+      largest[row * group + h] = t.sinks == nullptr ? -kInfinity : t.sinks[h];
+      totals[row * group + h] = t.sinks == nullptr ? 0 : 1;
+    }
+  }
+
+  const auto first_seen = [&](int64_t position) {
+    return t.window > 0 && position - t.window + 1 > 0 ? position - t.window + 1 : 0;
+  };
+  const int64_t last_position = t.first_position + t.num_rows - 1;
+  for (int64_t number = first_seen(t.first_position) / kAttentionTile; number <= last_position / kAttentionTile; ++number) {
+    LoadTile(t, number, tile);
+    if (number < last_position / kAttentionTile) PrefetchTile(t, number + 1);
+    const int64_t tile_position = number * kAttentionTile;
+    for (int64_t row = 0; row < t.num_rows; ++row) {
+      const int64_t position = t.first_position + row;
+      const int64_t first = first_seen(position) > tile_position ? first_seen(position) - tile_position : 0;
+      const int64_t end = position + 1 - tile_position < kAttentionTile ? position + 1 - tile_position : kAttentionTile;
+      if (first >= end) continue;  // nothing of this tile is seen by this row
+      const uint32_t seen = static_cast<uint32_t>(((uint64_t{1} << end) - 1) & ~((uint64_t{1} << first) - 1));
+      const float* row_q = q + row * group * dims;
+      int64_t head = 0;
+      for (; head + kHeadBlock <= group; head += kHeadBlock) {
+        Scores<kHeadBlock>(row_q + head * dims, dims, tile.keys, scores + head * kAttentionTile);
+      }
+      for (; head < group; ++head) Scores<1>(row_q + head * dims, dims, tile.keys, scores + head * kAttentionTile);
+
+      const F32x16 nothing = F32x16::Broadcast(-kInfinity);
+      for (head = 0; head < group; ++head) {
+        float* s = scores + head * kAttentionTile;
+        const F32x16 low = Select(seen, F32x16::Load(s), nothing), high = Select(seen >> 16, F32x16::Load(s + 16), nothing);
+        low.Store(s), high.Store(s + 16);
+        float& running = largest[row * group + head];
+        const float tile_largest = MaxOf(Max(low, high));
+        const float now = tile_largest > running ? tile_largest : running;
+        // Nothing but minus infinity so far: weights are 0, and infinity minus itself is not to be formed.
+        bases[head] = now == -kInfinity ? 0 : now;
+        corrections[head] = running - bases[head];
+        running = now;
+      }
+      for (head = 0; head < group; head += 16) Exp(F32x16::Load(corrections + head)).Store(corrections + head);
+      for (head = 0; head < group; ++head) {
+        float* s = scores + head * kAttentionTile;
+        const F32x16 base = F32x16::Broadcast(bases[head]);
+        const F32x16 low = Exp(F32x16::Load(s) - base), high = Exp(F32x16::Load(s + 16) - base);
+        low.Store(s), high.Store(s + 16);
+        totals[row * group + head] = totals[row * group + head] * corrections[head] + SumOf(low + high);
+      }
+      float* row_sums = sums + row * group * dims;
+      head = 0;
+      for (; head + kHeadBlock <= group; head += kHeadBlock) {
+        AddValuesOfHeads<kHeadBlock>(scores + head * kAttentionTile, tile.values, dims, first, end, corrections + head,
+                                     row_sums + head * dims);
+      }
+      for (; head < group; ++head) {
+        AddValuesOfHeads<1>(scores + head * kAttentionTile, tile.values, dims, first, end, corrections + head,
+                            row_sums + head * dims);
+      }
+    }
+  }
+
+  for (int64_t row = 0; row < t.num_rows; ++row) {
+    for (int64_t h = 0; h < group; ++h) {
+      const int64_t vector = row * group + h;
+      const F32x16 inverse = F32x16::Broadcast(1.0f / totals[vector]);
+      for (int64_t dim = 0; dim < dims; dim += 16) {
+        (F32x16::Load(sums + vector * dims + dim) * inverse).Store(t.out + row * t.out_stride + h * dims + dim);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace ferry

@@ -1,0 +1,78 @@
+#pragma once
+
+// Host-to-device copies on a queue of their own, and the host memory they may read at full rate.
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "kernels/cuda/cuda_handles.h"
+#include "kernels/ops.h"
+
+namespace ferry::cuda {
+
+// Events that passed and were dropped, to be used again: making one costs a microsecond. Thread-safe.
+class EventPool {
+ public:
+  absl::StatusOr<StreamEvent> Take();
+  void Give(StreamEvent event);
+
+ private:
+  std::mutex mutex_;
+  std::vector<StreamEvent> free_;  // guarded by mutex_
+};
+
+// Event of ops.h on a CUDA stream.
+class CudaEvent final : public EventState {
+ public:
+  // Records `stream` as it stands.
+  static absl::StatusOr<Event> Record(std::shared_ptr<EventPool> pool, cudaStream_t stream);
+  // `event` as one of ours; null when it is none or another backend's.
+  static const CudaEvent* Of(const Event& event) { return dynamic_cast<const CudaEvent*>(event.get()); }
+
+  CudaEvent(std::shared_ptr<EventPool> pool, StreamEvent event) : pool_(std::move(pool)), event_(std::move(event)) {}
+  ~CudaEvent() override { pool_->Give(std::move(event_)); }
+  cudaEvent_t get() const { return event_.get(); }
+
+ private:
+  std::shared_ptr<EventPool> pool_;
+  StreamEvent event_;
+};
+
+// Asks `query` (cudaSuccess, cudaErrorNotReady, or an error, which is returned) until it says success: in a tight loop at
+// first, then asleep in between. True: success; false: `deadline` came before.
+absl::StatusOr<bool> PollUntil(absl::Time deadline, std::string_view what, const std::function<cudaError_t()>& query);
+
+// One thread.
+class CopyEngine {
+ public:
+  static absl::StatusOr<std::unique_ptr<CopyEngine>> Create(int device, std::shared_ptr<EventPool> events);
+  ~CopyEngine();  // unpins what is pinned
+
+  // Page-locks `region` for every device of the process. read_only: its mapping may not be writable (a sealed arena).
+  // InvalidArgument: empty, or overlaps a pinned region. FailedPrecondition: the system refuses; ResourceExhausted: the limit
+  // of locked memory.
+  absl::Status Pin(std::span<const std::byte> region, bool read_only);
+  // Waits for copies in flight first.
+  void Unpin(std::span<const std::byte> region);
+
+  // Queues a copy after `after`, all of them CudaEvents or null. InvalidArgument: host_src crosses the end of a pinned
+  // region. Memory outside all regions is copied as well, slower, and the call may wait for the queue.
+  absl::StatusOr<Event> Copy(void* dst, std::span<const std::byte> host_src, std::span<const Event> after);
+
+  cudaStream_t stream() const { return stream_.get(); }
+
+ private:
+  CopyEngine() = default;
+  int device_ = 0;
+  Stream stream_;
+  std::shared_ptr<EventPool> events_;
+  std::map<uintptr_t, std::span<const std::byte>> pinned_;  // by address
+};
+
+}  // namespace ferry::cuda

@@ -1,0 +1,706 @@
+#include "kernels/cuda/cuda_ops.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <mutex>
+#include <numeric>
+#include <string>
+#include <utility>
+
+#include "kernels/checks.h"
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/copy_engine.h"
+#include "kernels/cuda/cuda_handles.h"
+#include "kernels/cuda/expert_mlp.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/logits.h"
+#include "kernels/cuda/rope_store.h"
+#include "kernels/cuda/routing.h"
+#include "kernels/cuda/rows.h"
+#include "kernels/cuda/staging.h"
+#include "kernels/cuda/tiled_gemm.h"
+#include "kernels/rope.h"
+
+namespace ferry {
+namespace cuda {
+namespace {
+
+// Enough for every operation of the models Ferry runs; what could need more works through its rows in parts of this size.
+constexpr int64_t kWorkspaceBytes = int64_t{192} << 20;
+// A sequence with more rows than this goes through the prefill kernel. It depends on the sequence's rows in the batch and not
+// on those of a call, so that cutting a layer into chunks leaves the bits alone.
+constexpr int64_t kMaxDecodeRows = 8;
+constexpr std::initializer_list<DType> kKvTypes = {DType::kF16, DType::kQ8_0};
+
+DeviceRows RowsOf(const Tensor& tensor) { return {tensor.data, tensor.dtype, tensor.rows, tensor.cols, tensor.stride}; }
+DeviceTiles TilesOf(const TiledMatrix& matrix) {
+  const TiledLayout& layout = matrix.layout;
+  return {matrix.data, layout.dtype, layout.rows, layout.cols, layout.code_bytes, layout.scale_bytes, layout.scales_offset};
+}
+DeviceKv KvOf(const KvLayer& cache) {
+  return {cache.keys, cache.values, cache.dtype, cache.num_blocks, cache.num_kv_heads, cache.head_dim};
+}
+
+// Text of a product's launcher as a Status.
+absl::Status ProductStatus(const char* error, std::string_view what) {
+  if (error == nullptr) return absl::OkStatus();
+  if (std::string_view(error).substr(0, 8) == "argument") return InvalidArgument("%s: %s", what, error);
+  cudaGetLastError();
+  return Internal("%s: %s", what, error);
+}
+
+absl::Status CheckVectorRows(std::string_view name, const Tensor& tensor) {
+  if (reinterpret_cast<uintptr_t>(tensor.data) % 16 == 0 && tensor.stride % 8 == 0) return absl::OkStatus();
+  return InvalidArgument("%s has a stride of %d at %p, want a multiple of 8 and an address aligned to 16 bytes", name,
+                         tensor.stride, tensor.data);
+}
+
+// Device memory of batches that are gone. All uploads and all uses are on one stream, so memory may be used again as soon as
+// its batch is dropped. Thread-safe, since a batch may be dropped anywhere.
+class BatchMemoryPool {
+ public:
+  absl::StatusOr<DeviceMemory> Take(int64_t bytes) {
+    {
+      const std::lock_guard lock(mutex_);
+      const auto fits = std::find_if(free_.begin(), free_.end(), [&](const DeviceMemory& m) { return m.bytes() >= bytes; });
+      if (fits != free_.end()) {
+        DeviceMemory memory = std::move(*fits);
+        free_.erase(fits);
+        return memory;
+      }
+    }
+    int64_t rounded = 64 << 10;
+    while (rounded < bytes) rounded *= 2;
+    return DeviceMemory::Allocate(rounded);
+  }
+  void Give(DeviceMemory memory) {
+    const std::lock_guard lock(mutex_);
+    free_.push_back(std::move(memory));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<DeviceMemory> free_;  // guarded by mutex_
+};
+
+// Arrays of one batch in one piece of device memory: [name][rows] ints, then the tables one after the other.
+class CudaBatch final : public DeviceBatch {
+ public:
+  struct Tables {
+    std::vector<int64_t> starts;  // of each sequence, in table_data
+    int64_t row_starts = 0, row_sizes = 0;  // in ints, of the per-row arrays
+  };
+  CudaBatch(Batch host, std::shared_ptr<BatchMemoryPool> pool) : DeviceBatch(std::move(host)), pool_(std::move(pool)) {
+    const int64_t rows = host_.num_rows();
+    token_ids_ = Add(host_.token_ids.size());
+    positions_ = Add(rows);
+    for (Tables* tables : {&full_, &ring_}) {
+      tables->row_starts = Add(rows);
+      tables->row_sizes = Add(rows);
+    }
+    std::copy(host_.token_ids.begin(), host_.token_ids.end(), ints_.begin() + token_ids_);
+    for (const BatchSequence& sequence : host_.sequences) {
+      for (int64_t i = 0; i < sequence.num_rows; ++i) {
+        ints_[positions_ + sequence.first_row + i] = static_cast<int32_t>(sequence.first_position + i);
+      }
+      AddTable(sequence, sequence.blocks, &full_);
+      AddTable(sequence, sequence.ring_blocks, &ring_);
+    }
+  }
+  ~CudaBatch() override {
+    if (memory_.data() != nullptr) pool_->Give(std::move(memory_));
+  }
+
+  std::span<const std::byte> bytes() const { return std::as_bytes(std::span(ints_)); }
+  void SetMemory(DeviceMemory memory) {
+    memory_ = std::move(memory);
+    ints_ = {};
+  }
+
+  const int32_t* token_ids(int64_t row) const { return device() + token_ids_ + row; }
+  DevicePlaces places(int64_t row, bool ring) const {
+    const Tables& tables = ring ? ring_ : full_;
+    return {device() + positions_ + row, device() + tables.row_starts + row, device() + tables.row_sizes + row, device()};
+  }
+  const int32_t* table(int64_t sequence, bool ring) const { return device() + (ring ? ring_ : full_).starts[sequence]; }
+
+ private:
+  int32_t* device() const { return reinterpret_cast<int32_t*>(memory_.data()); }
+  int64_t Add(int64_t count) {
+    const int64_t first = static_cast<int64_t>(ints_.size());
+    ints_.resize(first + count);
+    return first;
+  }
+  void AddTable(const BatchSequence& sequence, const std::vector<int32_t>& table, Tables* tables) {
+    const int64_t start = Add(static_cast<int64_t>(table.size()));
+    std::copy(table.begin(), table.end(), ints_.begin() + start);
+    tables->starts.push_back(start);
+    for (int64_t i = 0; i < sequence.num_rows; ++i) {
+      ints_[tables->row_starts + sequence.first_row + i] = static_cast<int32_t>(start);
+      ints_[tables->row_sizes + sequence.first_row + i] = static_cast<int32_t>(table.size());
+    }
+  }
+
+  std::shared_ptr<BatchMemoryPool> pool_;
+  std::vector<int32_t> ints_;  // until they are on the device
+  DeviceMemory memory_;
+  int64_t token_ids_ = 0, positions_ = 0;
+  Tables full_, ring_;
+};
+
+absl::StatusOr<const CudaBatch*> CudaBatchOf(const DeviceBatch& batch) {
+  const auto* cuda_batch = dynamic_cast<const CudaBatch*>(&batch);
+  if (cuda_batch == nullptr) return InvalidArgument("batch was prepared by another backend");
+  return cuda_batch;
+}
+
+absl::Status CheckEvent(std::string_view name, const Event& event) {
+  if (event == nullptr || CudaEvent::Of(event) != nullptr) return absl::OkStatus();
+  return InvalidArgument("%s is an event of another backend", name);
+}
+
+class CudaOps final : public Ops {
+ public:
+  static absl::StatusOr<std::unique_ptr<Ops>> Create(int device) {
+    std::unique_ptr<CudaOps> ops(new CudaOps());
+    cudaDeviceProp properties;
+    RETURN_IF_ERROR(CudaStatus(cudaGetDeviceProperties(&properties, device), absl::StrFormat("GPU %d", device)));
+    RETURN_IF_ERROR(CheckCudaGpu(absl::StrFormat("GPU %d (%s)", device, properties.name), properties.major, properties.minor));
+    if (const char* error = QueryProductDevice(device, &ops->product_device_); error != nullptr) {
+      return FailedPrecondition("GPU %d (%s, compute capability %d.%d): %s", device, properties.name, properties.major,
+                                properties.minor, error);
+    }
+    ops->device_ = device;
+    ops->name_ = absl::StrFormat("cuda:%d (%s)", device, properties.name);
+    const bool has_bf16 = properties.major >= 8;
+    ops->activation_dtype_ = has_bf16 ? DType::kBF16 : DType::kF16;
+    ops->contribution_dtype_ = has_bf16 ? DType::kBF16 : DType::kF32;
+    RETURN_IF_ERROR(ops->Use());
+    ASSIGN_OR_RETURN(ops->compute_, Stream::Create());
+    ASSIGN_OR_RETURN(ops->copies_, CopyEngine::Create(device, ops->events_));
+    ASSIGN_OR_RETURN(ops->staging_, Staging::Create(ops->compute_.get()));
+    for (PinnedBuffer& half : ops->downloads_) {
+      ASSIGN_OR_RETURN(half, PinnedBuffer::Allocate(Staging::kBufferBytes));
+    }
+    for (StreamEvent& event : ops->downloaded_) {
+      ASSIGN_OR_RETURN(event, StreamEvent::Create());
+    }
+    ASSIGN_OR_RETURN(ops->workspace_, Workspace::Create(kWorkspaceBytes));
+    return ops;
+  }
+  ~CudaOps() override {
+    // Memory that kernels in flight use goes after them.
+    if (compute_.get() != nullptr) cudaStreamSynchronize(compute_.get());
+  }
+
+  std::string name() const override { return name_; }
+  DType activation_dtype() const override { return activation_dtype_; }
+  DType contribution_dtype() const override { return contribution_dtype_; }
+
+  // --------------------------------------------------------------------------------------------------- memory and queues
+
+  absl::StatusOr<DeviceBuffer> Allocate(int64_t bytes) override {
+    RETURN_IF_ERROR(Use());
+    if (bytes < 0) return InvalidArgument("bytes is %d, want 0 or more", bytes);
+    ASSIGN_OR_RETURN(DeviceMemory memory, DeviceMemory::Allocate(bytes));
+    std::byte* const data = memory.Release();
+    return DeviceBuffer(data, bytes, [](std::byte* freed) { cudaFree(freed); });
+  }
+
+  absl::StatusOr<DeviceMemoryInfo> MemoryInfo() override {
+    RETURN_IF_ERROR(Use());
+    size_t free_bytes = 0, total_bytes = 0;
+    RETURN_IF_ERROR(CudaStatus(cudaMemGetInfo(&free_bytes, &total_bytes), "MemoryInfo"));
+    return DeviceMemoryInfo{static_cast<int64_t>(free_bytes), static_cast<int64_t>(total_bytes)};
+  }
+
+  absl::Status Upload(void* dst, std::span<const std::byte> host_src) override {
+    RETURN_IF_ERROR(Use());
+    if (host_src.empty()) return absl::OkStatus();
+    RETURN_IF_ERROR(CheckNotNull("dst", dst));
+    for (size_t first = 0; first < host_src.size(); first += Staging::kBufferBytes) {
+      const auto part = host_src.subspan(first, std::min<size_t>(Staging::kBufferBytes, host_src.size() - first));
+      ASSIGN_OR_RETURN(std::byte* staged, staging_.Reserve(static_cast<int64_t>(part.size())));
+      std::memcpy(staged, part.data(), part.size());
+      RETURN_IF_ERROR(Queued("Upload", cudaMemcpyAsync(static_cast<std::byte*>(dst) + first, staged, part.size(),
+                                                       cudaMemcpyHostToDevice, compute_.get())));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Download(std::span<std::byte> host_dst, const void* src) override {
+    RETURN_IF_ERROR(Use());
+    if (host_dst.empty()) return absl::OkStatus();
+    RETURN_IF_ERROR(CheckNotNull("src", src));
+    // Two buffers in turn: the host empties one while the device fills the other.
+    std::span<std::byte> waiting;
+    int turn = 0;
+    for (size_t first = 0; first < host_dst.size() || !waiting.empty(); turn ^= 1) {
+      std::span<std::byte> part;
+      if (first < host_dst.size()) {
+        part = host_dst.subspan(first, std::min<size_t>(Staging::kBufferBytes, host_dst.size() - first));
+        RETURN_IF_ERROR(Queued("Download", cudaMemcpyAsync(downloads_[turn].data(), static_cast<const std::byte*>(src) + first,
+                                                           part.size(), cudaMemcpyDeviceToHost, compute_.get())));
+        RETURN_IF_ERROR(Queued("Download", cudaEventRecord(downloaded_[turn].get(), compute_.get())));
+        first += part.size();
+      }
+      if (!waiting.empty()) {
+        RETURN_IF_ERROR(Seen("Download", cudaEventSynchronize(downloaded_[turn ^ 1].get())));
+        std::memcpy(waiting.data(), downloads_[turn ^ 1].data(), waiting.size());
+      }
+      waiting = part;
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status PinHost(std::span<const std::byte> region, bool read_only) override {
+    RETURN_IF_ERROR(Use());
+    return copies_->Pin(region, read_only);
+  }
+  void UnpinHost(std::span<const std::byte> region) override {
+    if (Use().ok()) copies_->Unpin(region);
+  }
+  absl::StatusOr<Event> CopyAsync(void* dst, std::span<const std::byte> host_src, std::span<const Event> after) override {
+    RETURN_IF_ERROR(Use());
+    return copies_->Copy(dst, host_src, after);
+  }
+  absl::StatusOr<Event> MarkCompute() override {
+    RETURN_IF_ERROR(Use());
+    return CudaEvent::Record(events_, compute_.get());
+  }
+  absl::Status ComputeAfter(const Event& event) override {
+    RETURN_IF_ERROR(Use());
+    RETURN_IF_ERROR(CheckEvent("event", event));
+    if (event == nullptr) return absl::OkStatus();
+    return Seen("ComputeAfter", cudaStreamWaitEvent(compute_.get(), CudaEvent::Of(event)->get(), 0));
+  }
+  bool Passed(const Event& event) override {
+    const CudaEvent* cuda_event = CudaEvent::Of(event);
+    if (cuda_event == nullptr) return true;
+    // A fault counts as passed: who waits would wait forever, and the next call reports it.
+    const cudaError_t error = cudaEventQuery(cuda_event->get());
+    if (error == cudaErrorNotReady) cudaGetLastError();
+    return error != cudaErrorNotReady;
+  }
+  absl::Status Wait(const Event& event, absl::Time deadline) override {
+    RETURN_IF_ERROR(Use());
+    RETURN_IF_ERROR(CheckEvent("event", event));
+    if (event == nullptr) return absl::OkStatus();
+    return Await("Wait", deadline, [&] { return cudaEventQuery(CudaEvent::Of(event)->get()); });
+  }
+  absl::Status Synchronize(absl::Time deadline) override {
+    RETURN_IF_ERROR(Use());
+    for (const cudaStream_t stream : {compute_.get(), copies_->stream()}) {
+      RETURN_IF_ERROR(Await("Synchronize", deadline, [&] { return cudaStreamQuery(stream); }));
+    }
+    return absl::OkStatus();
+  }
+
+  // ----------------------------------------------------------------------------------------------------------- operations
+
+  absl::StatusOr<std::unique_ptr<DeviceBatch>> PrepareBatch(Batch batch) override {
+    RETURN_IF_ERROR(Use());
+    RETURN_IF_ERROR(CheckBatch(batch));
+    auto out = std::make_unique<CudaBatch>(std::move(batch), batch_memory_);
+    ASSIGN_OR_RETURN(DeviceMemory memory, batch_memory_->Take(static_cast<int64_t>(out->bytes().size())));
+    RETURN_IF_ERROR(Upload(memory.data(), out->bytes()));
+    out->SetMemory(std::move(memory));
+    return std::unique_ptr<DeviceBatch>(std::move(out));
+  }
+
+  absl::Status Embed(const DeviceBatch& batch, int64_t first_row, const TiledMatrix& table, Tensor x) override {
+    RETURN_IF_ERROR(Use());
+    ASSIGN_OR_RETURN(const CudaBatch* cuda_batch, CudaBatchOf(batch));
+    RETURN_IF_ERROR(CheckEmbed(batch.host(), first_row, table, x));
+    return Queued("Embed", LaunchEmbed(TilesOf(table), cuda_batch->token_ids(first_row), RowsOf(x), compute_.get()));
+  }
+
+  absl::Status RmsNorm(Tensor x, const float* weight, double epsilon, Tensor out) override {
+    RETURN_IF_ERROR(Use());
+    RETURN_IF_ERROR(CheckRmsNorm(x, weight, epsilon, out, activation_dtype_));
+    return Queued("RmsNorm", LaunchRmsNorm(RowsOf(x), weight, static_cast<float>(epsilon), RowsOf(out), compute_.get()));
+  }
+
+  absl::Status MatMul(Tensor in, const TiledMatrix& weight, const float* bias, Tensor out, bool accumulate) override {
+    RETURN_IF_ERROR(Use());
+    RETURN_IF_ERROR(CheckMatMul(in, weight, out, accumulate, activation_dtype_));
+    if (in.rows == 0) return absl::OkStatus();
+    TiledGemmArgs args;
+    args.act = in.data;
+    args.act_type = in.dtype;
+    args.act_stride = in.stride;
+    args.weight = weight.data;
+    args.scales_offset = weight.layout.scales_offset;
+    args.weight_type = weight.layout.dtype;
+    args.m = in.rows;
+    args.n = weight.layout.rows;
+    args.k = weight.layout.cols;
+    args.bias = bias;
+    args.out = out.data;
+    args.out_type = out.dtype;
+    args.out_stride = out.stride;
+    args.accumulate = accumulate;
+    last_ = "MatMul";
+    return ProductStatus(TiledGemm(product_device_, args, compute_.get()), "MatMul");
+  }
+
+  absl::Status RopeAndStore(const DeviceBatch& batch, int64_t first_row, const RopeConfig& rope, Tensor qkv,
+                            const KvLayer& cache, Tensor q_out) override {
+    RETURN_IF_ERROR(Use());
+    ASSIGN_OR_RETURN(const CudaBatch* cuda_batch, CudaBatchOf(batch));
+    RETURN_IF_ERROR(CheckRopeAndStore(batch.host(), first_row, rope, qkv, cache, q_out, activation_dtype_, kKvTypes));
+    RETURN_IF_ERROR(CheckHeadDim(cache));
+    if (qkv.rows == 0) return absl::OkStatus();
+    RopeStoreArgs args;
+    ASSIGN_OR_RETURN(args.frequencies, FrequenciesOf(rope));
+    args.places = cuda_batch->places(first_row, cache.ring);
+    args.num_dims = static_cast<int>(rope.num_dims);
+    args.attention_factor = static_cast<float>(rope.attention_factor);
+    args.num_heads = q_out.cols / cache.head_dim;
+    args.qkv = RowsOf(qkv);
+    args.q_out = RowsOf(q_out);
+    args.cache = KvOf(cache);
+    return Queued("RopeAndStore", LaunchRopeStore(args, compute_.get()));
+  }
+
+  absl::Status Attention(const DeviceBatch& batch, int64_t first_row, Tensor q, const KvLayer& cache, int64_t window,
+                         const float* sinks, Tensor out) override {
+    RETURN_IF_ERROR(Use());
+    ASSIGN_OR_RETURN(const CudaBatch* cuda_batch, CudaBatchOf(batch));
+    RETURN_IF_ERROR(CheckAttention(batch.host(), first_row, q, cache, window, out, activation_dtype_, kKvTypes));
+    RETURN_IF_ERROR(CheckHeadDim(cache));
+    if (q.rows == 0) return absl::OkStatus();
+    RETURN_IF_ERROR(CheckVectorRows("q", q));
+    RETURN_IF_ERROR(CheckVectorRows("out", out));
+
+    const std::vector<BatchSequence>& sequences = batch.host().sequences;
+    const int64_t end_row = first_row + q.rows;
+    const auto args_of = [&](int64_t first, int64_t end) {
+      AttentionArgs args;
+      args.q = RowsOf(q.Rows(first - first_row, end - first));
+      args.out = RowsOf(out.Rows(first - first_row, end - first));
+      args.cache = KvOf(cache);
+      args.num_heads = q.cols / cache.head_dim;
+      args.window = window;
+      args.sinks = sinks;
+      return args;
+    };
+    // Neighbouring sequences of few rows share a launch; every other one has its own.
+    for (size_t s = 0; s < sequences.size(); ++s) {
+      const int64_t first = std::max(first_row, sequences[s].first_row);
+      int64_t end = std::min(end_row, sequences[s].first_row + sequences[s].num_rows);
+      if (first >= end) continue;
+      if (sequences[s].num_rows > kMaxDecodeRows) {
+        const auto& table = cache.ring ? sequences[s].ring_blocks : sequences[s].blocks;
+        RETURN_IF_ERROR(Queued("Attention (prefill)",
+                               LaunchAttentionPrefill(args_of(first, end), sequences[s].first_position + first - sequences[s].first_row,
+                                                      cuda_batch->table(static_cast<int64_t>(s), cache.ring),
+                                                      static_cast<int64_t>(table.size()), compute_.get())));
+        continue;
+      }
+      int64_t max_position = sequences[s].first_position + sequences[s].num_rows - 1;
+      while (s + 1 < sequences.size() && sequences[s + 1].num_rows <= kMaxDecodeRows && sequences[s + 1].first_row < end_row) {
+        ++s;
+        end = std::min(end_row, sequences[s].first_row + sequences[s].num_rows);
+        max_position = std::max(max_position, sequences[s].first_position + sequences[s].num_rows - 1);
+      }
+      const auto bytes_of = [&](int64_t rows) {
+        return DecodeWorkspaceBytes(rows, q.cols / cache.head_dim, cache.head_dim, window, max_position);
+      };
+      const int64_t rows_at_once = std::clamp<int64_t>(kWorkspaceBytes / bytes_of(1), 1, 32768);
+      for (int64_t row = first; row < end; row += rows_at_once) {
+        const int64_t row_end = std::min(end, row + rows_at_once);
+        ASSIGN_OR_RETURN(std::byte* workspace, workspace_.Reserve(bytes_of(row_end - row)));
+        RETURN_IF_ERROR(Queued("Attention (decode)",
+                               LaunchAttentionDecode(args_of(row, row_end), cuda_batch->places(row, cache.ring), max_position,
+                                                     workspace, compute_.get())));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Route(Tensor in, const float* weight, const float* bias, int64_t num_experts, int64_t top_k, int32_t* experts,
+                     float* weights) override {
+    RETURN_IF_ERROR(Use());
+    RETURN_IF_ERROR(CheckRoute(in, weight, num_experts, top_k, experts, weights, activation_dtype_));
+    if (in.rows == 0) return absl::OkStatus();
+    RouteArgs args;
+    args.in = RowsOf(in);
+    args.weight = weight;
+    args.bias = bias;
+    args.num_experts = num_experts;
+    args.top_k = top_k;
+    args.experts = experts;
+    args.weights = weights;
+    ASSIGN_OR_RETURN(args.workspace, workspace_.Reserve(RouteWorkspaceBytes(in.rows, num_experts)));
+    return Queued("Route", LaunchRoute(args, compute_.get()));
+  }
+
+  absl::Status GroupByExpert(const int32_t* experts, int64_t rows, int64_t top_k, int64_t num_experts, int32_t* offsets,
+                             int32_t* entry_rows, int32_t* entry_outs) override {
+    RETURN_IF_ERROR(Use());
+    RETURN_IF_ERROR(CheckGroupByExpert(experts, rows, top_k, num_experts, offsets, entry_rows, entry_outs));
+    if (rows == 0) return absl::OkStatus();
+    ASSIGN_OR_RETURN(std::byte* workspace, workspace_.Reserve(GroupWorkspaceBytes(rows, top_k, num_experts)));
+    return Queued("GroupByExpert", LaunchGroupByExpert(experts, rows, top_k, num_experts, offsets, entry_rows, entry_outs,
+                                                       workspace, compute_.get()));
+  }
+
+  absl::Status ExpertMlp(const ExpertLayout& layout, std::span<const ExpertUse> uses, const ExpertGroups& groups,
+                         const SwigluParams& swiglu, Tensor in, Tensor contributions) override {
+    RETURN_IF_ERROR(Use());
+    RETURN_IF_ERROR(CheckExpertMlp(layout, uses, groups, in, contributions, activation_dtype_, contribution_dtype_));
+    if (layout.gate.dtype != layout.up.dtype) {
+      return InvalidArgument("layout has gate in %s and up in %s, want one type", NameOf(layout.gate.dtype), NameOf(layout.up.dtype));
+    }
+    ExpertMlpArgs args;
+    args.shape = {.n_embd = layout.gate.cols, .n_ff = layout.gate.rows,
+                  .gate_up_type = layout.gate.dtype, .down_type = layout.down.dtype,
+                  .gate_codes = layout.gate_offset, .gate_scales = layout.gate_offset + layout.gate.scales_offset,
+                  .up_codes = layout.up_offset, .up_scales = layout.up_offset + layout.up.scales_offset,
+                  .down_codes = layout.down_offset, .down_scales = layout.down_offset + layout.down.scales_offset,
+                  .has_bias = layout.has_bias,
+                  .gate_bias = layout.gate_bias_offset, .up_bias = layout.up_bias_offset, .down_bias = layout.down_bias_offset};
+    std::vector<ExpertMlpUse> expert_uses;
+    int64_t rows = 0, most = 0;
+    for (const ExpertUse& use : uses) {
+      if (use.num_rows == 0) continue;
+      expert_uses.push_back({use.record, use.group, static_cast<int32_t>(use.num_rows)});
+      rows += use.num_rows;
+      most = std::max(most, use.num_rows);
+    }
+    if (rows == 0) return absl::OkStatus();
+    args.uses = expert_uses.data();
+    args.num_uses = static_cast<int64_t>(expert_uses.size());
+    args.offsets = groups.offsets;
+    args.rows = groups.rows;
+    args.outs = groups.outs;
+    args.in = in.data;
+    args.in_type = in.dtype;
+    args.in_rows = in.rows;
+    args.in_stride = in.stride;
+    args.contributions = contributions.data;
+    args.out_type = contributions.dtype;
+    args.out_rows = contributions.rows;
+    args.out_stride = contributions.stride;
+    args.alpha = swiglu.alpha;
+    args.limit = swiglu.limit;
+    const int64_t wanted = ExpertMlpWorkspaceBytes(args.shape, rows), least = ExpertMlpWorkspaceBytes(args.shape, most);
+    args.workspace_bytes = std::min(wanted, std::max(least, workspace_.bytes()));
+    ASSIGN_OR_RETURN(args.workspace, workspace_.Reserve(args.workspace_bytes));
+    last_ = "ExpertMlp";
+    return ProductStatus(cuda::ExpertMlp(product_device_, args, compute_.get()), "ExpertMlp");
+  }
+
+  absl::Status ScatterContributions(std::span<const float> host_rows, std::span<const int32_t> outs,
+                                    Tensor contributions) override {
+    RETURN_IF_ERROR(Use());
+    RETURN_IF_ERROR(CheckScatterContributions(host_rows, outs, contributions, contribution_dtype_));
+    // The kernel reads the staged rows across the link itself: one launch, and no second buffer on the device.
+    const int64_t cols = contributions.cols, row_bytes = cols * 4 + 4;
+    const int64_t rows_at_once = (Staging::kBufferBytes - 256) / row_bytes;
+    if (rows_at_once < 1) return InvalidArgument("contributions has %d columns, want at most %d", cols, Staging::kBufferBytes / 4 - 65);
+    for (int64_t first = 0; first < static_cast<int64_t>(outs.size()); first += rows_at_once) {
+      const int64_t count = std::min(rows_at_once, static_cast<int64_t>(outs.size()) - first);
+      const int64_t outs_offset = AlignUp(count * cols * 4, 16);
+      ASSIGN_OR_RETURN(std::byte* staged, staging_.Reserve(outs_offset + count * 4));
+      std::memcpy(staged, host_rows.data() + first * cols, count * cols * 4);
+      std::memcpy(staged + outs_offset, outs.data() + first, count * 4);
+      RETURN_IF_ERROR(Queued("ScatterContributions",
+                             LaunchScatterRows(reinterpret_cast<const float*>(staged),
+                                               reinterpret_cast<const int32_t*>(staged + outs_offset), count,
+                                               RowsOf(contributions), compute_.get())));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Combine(Tensor contributions, const float* weights, int64_t top_k, Tensor x) override {
+    RETURN_IF_ERROR(Use());
+    RETURN_IF_ERROR(CheckCombine(contributions, weights, top_k, x, contribution_dtype_));
+    return Queued("Combine", LaunchCombine(RowsOf(contributions), weights, top_k, RowsOf(x), compute_.get()));
+  }
+
+  absl::Status GatherRows(Tensor in, std::span<const int32_t> host_rows, Tensor out) override {
+    RETURN_IF_ERROR(Use());
+    RETURN_IF_ERROR(CheckGatherRows(in, host_rows, out));
+    RETURN_IF_ERROR(CheckDType("in", in.dtype, {DType::kF32, activation_dtype_, contribution_dtype_}));
+    constexpr int64_t kRowsAtOnce = Staging::kBufferBytes / 4;
+    for (int64_t first = 0; first < out.rows; first += kRowsAtOnce) {
+      const int64_t count = std::min(kRowsAtOnce, out.rows - first);
+      ASSIGN_OR_RETURN(std::byte* staged, staging_.Reserve(count * 4));
+      std::memcpy(staged, host_rows.data() + first, count * 4);
+      RETURN_IF_ERROR(Queued("GatherRows", LaunchGatherRows(RowsOf(in), reinterpret_cast<const int32_t*>(staged),
+                                                            RowsOf(out.Rows(first, count)), compute_.get())));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<std::vector<LogitsResult>> ReadLogits(Tensor logits, std::span<const LogitsRequest> requests) override {
+    RETURN_IF_ERROR(Use());
+    RETURN_IF_ERROR(CheckReadLogits(logits, requests));
+    std::vector<LogitsResult> results(requests.size());
+    const int64_t rows = logits.rows, cols = logits.cols;
+    // Rows that want more than the device sorts come over whole.
+    const auto device_top = [&](int64_t row) {
+      return requests[row].top_n >= cols || requests[row].top_n > kMaxTopLogits ? 0 : requests[row].top_n;
+    };
+    int64_t max_top = 0;
+    for (int64_t row = 0; row < rows; ++row) max_top = std::max<int64_t>(max_top, device_top(row));
+    const int64_t per_row = static_cast<int64_t>(sizeof(RowSummary)) + max_top * static_cast<int64_t>(sizeof(RankedLogit));
+    const int64_t search_per_row = SummarizeWorkspaceBytes(1, cols, max_top);
+    const int64_t rows_at_once =
+        std::clamp<int64_t>(kWorkspaceBytes / (per_row + search_per_row + 64), 1, Staging::kBufferBytes / static_cast<int64_t>(sizeof(RowRequest)));
+    for (int64_t first = 0; first < rows; first += rows_at_once) {
+      const int64_t count = std::min(rows_at_once, rows - first);
+      ASSIGN_OR_RETURN(std::byte* staged, staging_.Reserve(count * static_cast<int64_t>(sizeof(RowRequest))));
+      auto* const staged_requests = reinterpret_cast<RowRequest*>(staged);
+      for (int64_t i = 0; i < count; ++i) {
+        staged_requests[i] = {static_cast<int32_t>(first + i), static_cast<int32_t>(device_top(first + i)), requests[first + i].target};
+      }
+      const int64_t best_offset = AlignUp(count * static_cast<int64_t>(sizeof(RowSummary)), 16);
+      const int64_t results_bytes = AlignUp(best_offset + count * max_top * static_cast<int64_t>(sizeof(RankedLogit)), 256);
+      ASSIGN_OR_RETURN(std::byte* workspace, workspace_.Reserve(results_bytes + SummarizeWorkspaceBytes(count, cols, max_top)));
+      SummarizeArgs args;
+      args.logits = RowsOf(logits);
+      args.requests = staged_requests;
+      args.num_requests = count;
+      args.max_top = max_top;
+      args.summaries = reinterpret_cast<RowSummary*>(workspace);
+      args.best = reinterpret_cast<RankedLogit*>(workspace + best_offset);
+      args.workspace = workspace + results_bytes;
+      RETURN_IF_ERROR(Queued("ReadLogits", LaunchSummarize(args, compute_.get())));
+      std::vector<std::byte> read(best_offset + count * max_top * sizeof(RankedLogit));
+      RETURN_IF_ERROR(Download(read, workspace));
+      for (int64_t i = 0; i < count; ++i) {
+        LogitsResult& result = results[first + i];
+        RowSummary summary;
+        std::memcpy(&summary, read.data() + i * sizeof(RowSummary), sizeof(summary));
+        result.log_sum_exp = summary.log_sum_exp;
+        result.target_logit = summary.target_logit;
+        for (int64_t n = 0; n < device_top(first + i); ++n) {
+          RankedLogit ranked;
+          std::memcpy(&ranked, read.data() + best_offset + (i * max_top + n) * sizeof(RankedLogit), sizeof(ranked));
+          result.ids.push_back(ranked.id);
+          result.logits.push_back(ranked.logit);
+        }
+      }
+    }
+    for (int64_t row = 0; row < rows; ++row) {
+      if (requests[row].top_n == 0 || device_top(row) != 0) continue;
+      std::vector<float> values(cols);
+      RETURN_IF_ERROR(Download(std::as_writable_bytes(std::span(values)), logits.Rows(row, 1).data));
+      if (requests[row].top_n >= cols) {
+        results[row].logits = std::move(values);
+      } else {
+        KeepBest(values, requests[row].top_n, &results[row]);
+      }
+    }
+    return results;
+  }
+
+ private:
+  CudaOps() = default;
+
+  // Kernels and memory belong to the device that is current in the calling thread.
+  absl::Status Use() { return CudaStatus(cudaSetDevice(device_), absl::StrFormat("using GPU %d", device_)); }
+
+  // The status of queueing `op`, or of a fault that an earlier operation left behind.
+  absl::Status Queued(const char* op, cudaError_t error) {
+    const absl::Status status = Seen(op, error);
+    if (status.ok()) last_ = op;
+    return status;
+  }
+  absl::Status Seen(const char* op, cudaError_t error) {
+    if (error == cudaSuccess) return absl::OkStatus();
+    return CudaStatus(error, absl::StrFormat("%s: %s, after %s was queued", name_, op, last_));
+  }
+  absl::Status Await(const char* op, absl::Time deadline, const std::function<cudaError_t()>& query) {
+    ASSIGN_OR_RETURN(const bool passed, PollUntil(deadline, absl::StrFormat("%s: %s, after %s was queued", name_, op, last_), query));
+    return passed ? absl::OkStatus() : DeadlineExceeded("%s: %s has not passed in time, after %s was queued", name_, op, last_);
+  }
+
+  absl::Status CheckHeadDim(const KvLayer& cache) const {
+    if (AttentionSupportsHeadDim(cache.head_dim)) return absl::OkStatus();
+    return InvalidArgument("cache.head_dim is %d, want 32, 64 or 128 on CUDA", cache.head_dim);
+  }
+
+  // The frequencies of a RopeConfig on the device; a model has one or two.
+  absl::StatusOr<const double*> FrequenciesOf(const RopeConfig& rope) {
+    std::vector<double> wanted = RopeFrequencies(rope);
+    for (const Frequencies& known : frequencies_) {
+      if (known.values == wanted) return reinterpret_cast<const double*>(known.memory.data());
+    }
+    Frequencies made;
+    ASSIGN_OR_RETURN(made.memory, DeviceMemory::Allocate(std::max<int64_t>(8, static_cast<int64_t>(wanted.size()) * 8)));
+    RETURN_IF_ERROR(Upload(made.memory.data(), std::as_bytes(std::span(wanted))));
+    made.values = std::move(wanted);
+    frequencies_.push_back(std::move(made));
+    return reinterpret_cast<const double*>(frequencies_.back().memory.data());
+  }
+
+  static void KeepBest(const std::vector<float>& values, int32_t top_n, LogitsResult* result) {
+    std::vector<int32_t> ids(values.size());
+    std::iota(ids.begin(), ids.end(), 0);
+    const auto better = [&](int32_t a, int32_t b) {
+      const bool a_nan = std::isnan(values[a]), b_nan = std::isnan(values[b]);
+      if (a_nan != b_nan) return b_nan;
+      return a_nan || values[a] == values[b] ? a < b : values[a] > values[b];
+    };
+    std::partial_sort(ids.begin(), ids.begin() + top_n, ids.end(), better);
+    ids.resize(top_n);
+    for (const int32_t id : ids) result->logits.push_back(values[id]);
+    result->ids = std::move(ids);
+  }
+
+  struct Frequencies {
+    std::vector<double> values;
+    DeviceMemory memory;
+  };
+
+  int device_ = 0;
+  std::string name_;
+  DType activation_dtype_ = DType::kBF16, contribution_dtype_ = DType::kBF16;
+  ProductDevice product_device_;
+  const char* last_ = "nothing";  // operation queued last
+  std::shared_ptr<EventPool> events_ = std::make_shared<EventPool>();
+  std::shared_ptr<BatchMemoryPool> batch_memory_ = std::make_shared<BatchMemoryPool>();
+  Stream compute_;
+  std::unique_ptr<CopyEngine> copies_;
+  Staging staging_;
+  PinnedBuffer downloads_[2];
+  StreamEvent downloaded_[2];
+  Workspace workspace_;
+  std::vector<Frequencies> frequencies_;
+};
+
+}  // namespace
+}  // namespace cuda
+
+absl::Status CheckCudaGpu(std::string_view name, int major, int minor) {
+  if (major > 7 || (major == 7 && minor >= 5)) return absl::OkStatus();
+  return FailedPrecondition("%s has compute capability %d.%d, Ferry needs 7.5 or newer: choose another GPU or the cpu backend",
+                            name, major, minor);
+}
+
+int NumCudaDevices() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
+  return count;
+}
+
+absl::StatusOr<std::unique_ptr<Ops>> CreateCudaOps(const BackendOptions& options) {
+  int count = 0;
+  RETURN_IF_ERROR(cuda::CudaStatus(cudaGetDeviceCount(&count), "looking for GPUs"));
+  if (options.device < 0 || options.device >= count) {
+    return FailedPrecondition("there is no GPU %d: this machine has %d, numbered from 0", options.device, count);
+  }
+  return cuda::CudaOps::Create(options.device);
+}
+
+}  // namespace ferry

@@ -1,0 +1,142 @@
+#include "kernels/cuda/expert_mlp.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <vector>
+
+#include "kernels/cuda/products.h"
+
+namespace ferry::cuda {
+namespace {
+
+bool Aligned(const void* pointer, uintptr_t alignment) { return reinterpret_cast<uintptr_t>(pointer) % alignment == 0; }
+
+const char* Check(const ProductDevice& device, const ExpertMlpArgs& args) {
+  constexpr int64_t kMost = int64_t{1} << 30;
+  const ExpertShape& shape = args.shape;
+  if (shape.n_embd < 32 || shape.n_embd > kMost || shape.n_embd % 32 != 0) return "argument shape.n_embd: not a multiple of 32";
+  if (shape.n_ff < 32 || shape.n_ff > kMost || shape.n_ff % 32 != 0) return "argument shape.n_ff: not a multiple of 32";
+  for (const int64_t offset : {shape.gate_codes, shape.gate_scales, shape.up_codes, shape.up_scales, shape.down_codes,
+                               shape.down_scales, shape.gate_bias, shape.up_bias, shape.down_bias}) {
+    if (offset < 0 || offset % 16 != 0) return "argument shape: an offset is negative or not on 16 bytes";
+  }
+  if (args.in_type != DType::kBF16 && args.in_type != DType::kF16) return "argument in_type: want BF16 or F16";
+  if (args.in_type == DType::kBF16 && device.capability < 80) return "argument in_type: BF16 needs capability 8.0, want F16";
+  if (args.out_type != DType::kF32 && args.out_type != args.in_type) return "argument out_type: want F32 or in_type";
+  if (args.offsets == nullptr) return "argument offsets: null";
+  if (args.in == nullptr || !Aligned(args.in, 16)) return "argument in: not on 16 bytes";
+  if (args.in_stride < shape.n_embd || args.in_stride % 8 != 0) return "argument in_stride: below n_embd, or no multiple of 8";
+  if (args.contributions == nullptr) return "argument contributions: null";
+  if (args.out_stride < shape.n_embd) return "argument out_stride: below n_embd";
+  for (int64_t i = 0; i < args.num_uses; ++i) {
+    const ExpertMlpUse& use = args.uses[i];
+    if (use.num_rows < 0 || use.group < 0) return "argument uses: a negative group or num_rows";
+    if (use.num_rows > 0 && (use.record == nullptr || !Aligned(use.record, 128))) return "argument uses: a record not on 128 bytes";
+    if (ExpertMlpWorkspaceBytes(shape, use.num_rows) > args.workspace_bytes) return "argument workspace: less than one use needs";
+  }
+  if (!Aligned(args.workspace, 256)) return "argument workspace: not on 256 bytes";
+  return nullptr;
+}
+
+// Launches the tasks of `params`, each with the kernel for its number of rows.
+cudaError_t LaunchProducts(const ProductDevice& device, const std::vector<ProductTask>& tasks, ProductParams params, bool fused,
+                           cudaStream_t stream) {
+  params.num_tasks = 0;
+  for (const ProductTask& task : tasks) {
+    if (task.rows <= device.few_rows_expert) params.tasks[params.num_tasks++] = task;
+  }
+  if (params.num_tasks > 0) {
+    if (const cudaError_t error = LaunchProductsFew(params, fused, stream); error != cudaSuccess) return error;
+  }
+  params.num_tasks = 0;
+  for (const ProductTask& task : tasks) {
+    if (task.rows > device.few_rows_expert) params.tasks[params.num_tasks++] = task;
+  }
+  if (params.num_tasks == 0) return cudaSuccess;
+  // Large tiles first, so that what is left at the end is small.
+  std::stable_sort(params.tasks, params.tasks + params.num_tasks,
+                   [](const ProductTask& a, const ProductTask& b) { return a.rows > b.rows; });
+  if (device.wgmma && params.act_type == DType::kBF16) return LaunchProductsWgmma(device, params, fused, stream);
+  return LaunchProductsMma(params, fused, stream);
+}
+
+// The uses of one batch: they fit the workspace and a launch's table.
+cudaError_t RunBatch(const ProductDevice& device, const ExpertMlpArgs& args, std::vector<ProductTask>& tasks, int64_t rows,
+                     cudaStream_t stream) {
+  const ExpertShape& shape = args.shape;
+  ProductParams params;
+  params.offsets = args.offsets;
+  params.act_type = args.in_type;
+
+  params.weight_type = shape.gate_up_type;
+  params.first = {shape.gate_codes, shape.gate_scales, shape.has_bias ? shape.gate_bias : -1};
+  params.second = {shape.up_codes, shape.up_scales, shape.has_bias ? shape.up_bias : -1};
+  params.n = static_cast<int32_t>(shape.n_ff);
+  params.k = static_cast<int32_t>(shape.n_embd);
+  params.in = args.in;
+  params.in_rows = args.in_rows;
+  params.in_stride = args.in_stride;
+  params.gather = args.rows;
+  params.gathered = true;
+  params.out = args.workspace;
+  params.out_type = args.in_type;
+  params.out_rows = rows;
+  params.out_stride = shape.n_ff;
+  params.alpha = args.alpha;
+  params.limit = args.limit;
+  if (const cudaError_t error = LaunchProducts(device, tasks, params, /*fused=*/true, stream); error != cudaSuccess) return error;
+
+  params.weight_type = shape.down_type;
+  params.first = {shape.down_codes, shape.down_scales, shape.has_bias ? shape.down_bias : -1};
+  params.n = static_cast<int32_t>(shape.n_embd);
+  params.k = static_cast<int32_t>(shape.n_ff);
+  params.in = args.workspace;
+  params.in_rows = rows;
+  params.in_stride = shape.n_ff;
+  params.gathered = false;
+  params.out = args.contributions;
+  params.out_type = args.out_type;
+  params.out_rows = args.out_rows;
+  params.out_stride = args.out_stride;
+  params.scatter = args.outs;
+  params.scattered = true;
+  params.overlaps = device.capability >= 90 && std::all_of(tasks.begin(), tasks.end(), [&](const ProductTask& task) {
+                      return task.rows <= device.few_rows_expert;
+                    });
+  return LaunchProducts(device, tasks, params, /*fused=*/false, stream);
+}
+
+}  // namespace
+
+int64_t ExpertMlpWorkspaceBytes(const ExpertShape& shape, int64_t rows) { return (rows * shape.n_ff * 2 + 255) / 256 * 256; }
+
+const char* ExpertMlp(const ProductDevice& device, const ExpertMlpArgs& args, cudaStream_t stream) {
+  if (args.num_uses == 0) return nullptr;
+  if (const char* wrong = Check(device, args)) return wrong;
+  std::vector<ProductTask> tasks;
+  int64_t rows = 0;
+  const auto run = [&]() -> const char* {
+    if (tasks.empty()) return nullptr;
+    const cudaError_t error = RunBatch(device, args, tasks, rows, stream);
+    tasks.clear();
+    rows = 0;
+    if (error == cudaErrorInvalidValue) return "argument shape: types want to be MXFP4, Q8_0, Q4_0, BF16, F16 or F32";
+    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  };
+  for (int64_t i = 0; i < args.num_uses; ++i) {
+    const ExpertMlpUse& use = args.uses[i];
+    if (use.num_rows == 0) continue;
+    if (static_cast<int64_t>(tasks.size()) == kMaxTasks ||
+        ExpertMlpWorkspaceBytes(args.shape, rows + use.num_rows) > args.workspace_bytes) {
+      if (const char* error = run()) return error;
+    }
+    tasks.push_back({.weights = static_cast<const std::byte*>(use.record),
+                     .group = use.group,
+                     .rows = use.num_rows,
+                     .first_row = static_cast<int32_t>(rows)});
+    rows += use.num_rows;
+  }
+  return run();
+}
+
+}  // namespace ferry::cuda

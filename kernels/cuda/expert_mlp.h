@@ -1,0 +1,68 @@
+#pragma once
+
+// The experts of a layer, computed straight from their records (common/expert_layout.h) in device memory:
+//
+//   for each use, each entry i in [offsets[group], offsets[group + 1]):
+//     h                    = swiglu(gate in[rows[i]] + gate_bias, up in[rows[i]] + up_bias)       [n_ff], rounded to in_type
+//     contributions[outs[i]] = down h + down_bias                                                 [n_embd]
+//   swiglu(g, u) = (clamp(u, -limit, limit) + 1) * min(g, limit) * sigmoid(alpha * min(g, limit))
+//
+// Two launches a call (one batch of uses): gate, up, biases and SwiGLU into the workspace; down and bias into contributions.
+// Rows are gathered by index while they are loaded. An expert's results depend on its record, its rows and how many rows its
+// group has; not on the other uses of the call, nor on which call it is in. Rounding of weights: see tiled_gemm.h.
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "common/dtype.h"
+#include "kernels/cuda/product_device.h"
+
+namespace ferry::cuda {
+
+// Where a record's parts lie, in bytes from its start: ExpertLayout without its Status-returning parts.
+// Codes of a matrix are at its offset, scales at offset + TiledLayout::scales_offset.
+struct ExpertShape {
+  int64_t n_embd = 0, n_ff = 0;                   // multiples of 32
+  DType gate_up_type = DType::kMXFP4;             // gate and up share one type
+  DType down_type = DType::kMXFP4;
+  int64_t gate_codes = 0, gate_scales = 0;
+  int64_t up_codes = 0, up_scales = 0;
+  int64_t down_codes = 0, down_scales = 0;
+  bool has_bias = false;
+  int64_t gate_bias = 0, up_bias = 0, down_bias = 0;  // F32; meaningful with has_bias
+};
+
+struct ExpertMlpUse {
+  const void* record = nullptr;  // device memory, 128-byte aligned
+  int32_t group = 0;
+  int32_t num_rows = 0;  // of the group; entries beyond it are not computed, rows beyond the group's end are skipped
+};
+
+struct ExpertMlpArgs {
+  ExpertShape shape;
+  const ExpertMlpUse* uses = nullptr;  // host memory, free on return; uses without rows are skipped
+  int64_t num_uses = 0;
+  const int32_t* offsets = nullptr;  // device: [groups + 1]
+  const int32_t* rows = nullptr;     // device: [entries] row of `in`; null: entry i is row i
+  const int32_t* outs = nullptr;     // device: [entries] row of `contributions`; null: entry i is row i
+  const void* in = nullptr;          // [in_rows, n_embd], 16-byte aligned, in_stride a multiple of 8
+  DType in_type = DType::kBF16;      // BF16, or F16
+  int64_t in_rows = 0, in_stride = 0;
+  void* contributions = nullptr;  // [out_rows, n_embd]
+  DType out_type = DType::kBF16;  // F32, or in_type
+  int64_t out_rows = 0, out_stride = 0;
+  float alpha = 1.702f, limit = 7.0f;
+  void* workspace = nullptr;  // device, 256-byte aligned
+  int64_t workspace_bytes = 0;
+};
+
+// Bytes of workspace for uses whose num_rows sum to `rows`. A smaller workspace is enough as long as the largest single use
+// fits: the call then runs in several batches.
+int64_t ExpertMlpWorkspaceBytes(const ExpertShape& shape, int64_t rows);
+
+// Queues the experts on `stream`; `rows` and `outs` outside in_rows and out_rows are skipped, never read or written. Null, or
+// static text: "argument ..." is the caller's mistake, anything else is CUDA's. May be captured in a graph.
+const char* ExpertMlp(const ProductDevice& device, const ExpertMlpArgs& args, cudaStream_t stream);
+
+}  // namespace ferry::cuda

@@ -1,0 +1,106 @@
+#pragma once
+
+// The kernels behind tiled_gemm.h and expert_mlp.h, which differ in nothing but this description: a list of tasks (an expert
+// each, or one dense matrix), each multiplying its own rows by its own weights. Internal; arguments are checked by the callers.
+//
+//   products_few.cu    tasks of at most kFewTaskRows rows: every warp streams its weights once, nothing is shared but rows
+//   products_mma.cu    any rows, mma.sync, capability 7.5 and later
+//   products_wgmma.cu  any rows, warpgroup products of capability 9.0a
+//
+// kFused: two matrices of the same shape and type, gate and up; out = swiglu of both products. Otherwise one matrix.
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "common/dtype.h"
+#include "kernels/cuda/product_device.h"
+
+namespace ferry::cuda {
+
+inline constexpr int kMaxTasks = 128;      // of a launch: their table travels in the launch's parameters (4 KB)
+inline constexpr int kFewTaskRows = 32;
+inline constexpr int kTokenTile = 128;     // rows a tile of the large kernels computes at most; tasks are cut evenly
+
+// One matrix of a task, in bytes from the task's weights.
+struct ProductMatrix {
+  int64_t codes = 0, scales = 0;
+  int64_t bias = -1;  // F32 [n]; negative: see ProductParams::bias
+};
+
+struct ProductTask {
+  const std::byte* weights = nullptr;
+  int32_t group = 0;       // its entries are [offsets[group], offsets[group + 1]); without offsets all rows
+  int32_t rows = 0;        // entries to compute
+  int32_t first_row = 0;   // where the task's rows start in a compact buffer (the side without an index)
+  int32_t first_tile = 0;  // among the tiles of the launch; set by AssignTiles
+};
+
+struct ProductParams {
+  ProductTask tasks[kMaxTasks];
+  int32_t num_tasks = 0;
+  int32_t num_tiles = 0;
+
+  DType weight_type = DType::kF32;
+  ProductMatrix first, second;  // gate and up, or `first` alone
+  const float* bias = nullptr;  // of `first` when its `bias` is negative; may be null
+  int32_t n = 0, k = 0;         // rows and columns of a matrix
+
+  const int32_t* offsets = nullptr;
+  // Row i of a task's input: gathered: gather ? gather[entry] : entry, of in_rows; else first_row + i. Likewise its output.
+  const void* in = nullptr;
+  DType act_type = DType::kBF16;
+  int64_t in_rows = 0, in_stride = 0;
+  const int32_t* gather = nullptr;
+  bool gathered = false;
+
+  void* out = nullptr;
+  DType out_type = DType::kBF16;
+  int64_t out_rows = 0, out_stride = 0;
+  const int32_t* scatter = nullptr;
+  bool scattered = false;
+  bool accumulate = false;
+
+  float alpha = 0, limit = 0;
+
+  // LaunchProductsFew after LaunchProductsFew, on capability 9.0 and later: its weights may be on their way before the launch
+  // before it ends.
+  bool overlaps = false;
+};
+static_assert(sizeof(ProductParams) <= 4096, "the parameters of a launch");
+
+// Queue the tasks of `params`. fused: see above.
+cudaError_t LaunchProductsFew(const ProductParams& params, bool fused, cudaStream_t stream);
+cudaError_t LaunchProductsMma(ProductParams params, bool fused, cudaStream_t stream);
+cudaError_t LaunchProductsWgmma(const ProductDevice& device, ProductParams params, bool fused, cudaStream_t stream);
+
+// Lets the kernels use the shared memory they need on the current device. usable: whether this build has them for it.
+cudaError_t PrepareProductsWgmma(bool* usable);
+
+// Tells the tasks' places among tiles of at most `token_tile` rows and `panel_rows` rows of weights.
+inline void AssignTiles(ProductParams* params, int token_tile, int panel_rows) {
+  const int panels = (params->n + panel_rows - 1) / panel_rows;
+  int32_t tiles = 0;
+  for (int t = 0; t < params->num_tasks; ++t) {
+    params->tasks[t].first_tile = tiles;
+    tiles += panels * ((params->tasks[t].rows + token_tile - 1) / token_tile);
+  }
+  params->num_tiles = tiles;
+}
+
+// f.operator()<DType>() for the weight type.
+template <typename F>
+cudaError_t WithWeightType(DType type, F&& f) {
+  switch (type) {
+    case DType::kMXFP4: return f.template operator()<DType::kMXFP4>();
+    case DType::kQ8_0: return f.template operator()<DType::kQ8_0>();
+    case DType::kQ4_0: return f.template operator()<DType::kQ4_0>();
+    case DType::kBF16: return f.template operator()<DType::kBF16>();
+    case DType::kF16: return f.template operator()<DType::kF16>();
+    case DType::kF32: return f.template operator()<DType::kF32>();
+    default: return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace ferry::cuda

@@ -1,0 +1,195 @@
+// Products of few rows: every weight is read once from memory, straight into the registers of the warp that uses it.
+//
+// Bound: bytes of the tasks' matrices / device memory rate. A block owns 16 rows of weights (of gate and up alike) and its
+// eight warps share the columns, so that even a 2880 x 2880 matrix gives every multiprocessor more than one block.
+
+#include <algorithm>
+
+#include "kernels/cuda/product_device_code.cuh"
+
+namespace ferry::cuda {
+namespace {
+
+#ifndef FEW_WARPS
+#define FEW_WARPS 4
+#define FEW_R1 1
+#define FEW_MIN 6
+#endif
+constexpr int kWarps = FEW_WARPS;
+constexpr int kGroupBlocks = 4;  // blocks of 32 columns that a warp takes at a time: lane (g, q) holds block q of rows g, g + 8
+constexpr int kPitch = 20;       // floats from token to token in shared memory: the 32 lanes of a store hit 32 banks
+
+__device__ inline uint4 LoadStreaming(const std::byte* source) {
+  uint4 value;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(source));
+  return value;
+}
+
+// Grid: [row tiles of a matrix / kRowTiles, tasks]. Block: kWarps warps. Tasks have at most 8 * kTokenTiles rows.
+// Lane (g, q) decodes whole blocks, so the columns of a product are permuted: product j takes elements 4j..4j+3 of block q
+// from lane q, of weights and rows alike.
+template <DType kType, typename Act, bool kFused, int kTokenTiles, int kRowTiles>
+__global__ void __launch_bounds__(kWarps * kWarpSize, kTokenTiles == 1 ? FEW_MIN : 1)
+    ProductsFewKernel(const __grid_constant__ ProductParams params) {
+  using Codes = Decoder<kType, Act>;
+  constexpr int kMatrices = kFused ? 2 : 1, kTiles = kMatrices * kRowTiles;  // tile m: row tile m % kRowTiles
+  __shared__ float sums[kWarps][kTiles][8 * kTokenTiles][kPitch];
+
+  const ProductTask& task = params.tasks[blockIdx.y];
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize, g = lane / 4, q = lane % 4;
+  const int col_blocks = params.k / 32, groups = (col_blocks + kGroupBlocks - 1) / kGroupBlocks;
+  const int row_tiles = (params.n + 15) / 16, first_tile = blockIdx.x * kRowTiles;
+
+  const std::byte* codes[kTiles];
+  const std::byte* scales[kTiles];
+#pragma unroll
+  for (int m = 0; m < kTiles; ++m) {
+    const ProductMatrix& matrix = m < kRowTiles ? params.first : params.second;
+    const int row_tile = min(first_tile + m % kRowTiles, row_tiles - 1);
+    const int64_t row = static_cast<int64_t>(row_tile) * col_blocks * 16 + g;  // in units of one block of one row
+    codes[m] = task.weights + matrix.codes + row * CodeBytes(kType);
+    scales[m] = task.weights + matrix.scales + row * ScaleBytes(kType);
+  }
+  struct Raw {
+    uint4 codes[kTiles][2][Codes::kVectors];
+    uint32_t scales[kTiles][2];
+  };
+  const auto load = [&](int group, Raw* raw) {
+    const int block = group * kGroupBlocks + q;
+    const bool valid = block < col_blocks;
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int64_t at = static_cast<int64_t>(block) * 16 + 8 * half;
+#pragma unroll
+        for (int v = 0; v < Codes::kVectors; ++v) {
+          raw->codes[m][half][v] =
+              valid ? LoadStreaming(codes[m] + at * CodeBytes(kType) + 16 * v) : uint4{0, 0, 0, 0};
+        }
+        raw->scales[m][half] = valid ? Codes::LoadScaleBits(scales[m] + at * ScaleBytes(kType)) : 0;
+      }
+    }
+  };
+  constexpr bool kAhead = CodeBytes(kType) * kTiles <= 64;  // registers for one more group of codes
+  Raw raw;
+  if (kAhead) load(warp, &raw);  // on its way while the rows are looked up
+
+  // Weights never depend on the launch before this one; rows may.
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\n griddepcontrol.wait;" ::: "memory");
+#endif
+  const TaskRows rows = RowsOf(params, task);
+  if (rows.count <= 0) return;
+  const Act* tokens[kTokenTiles];
+#pragma unroll
+  for (int t = 0; t < kTokenTiles; ++t) {
+    const int64_t row = InputRow(params, task, rows, 8 * t + g);
+    tokens[t] = row < 0 ? nullptr : static_cast<const Act*>(params.in) + row * params.in_stride + q * 32;
+  }
+
+  float sum[kTiles][kTokenTiles][4] = {};
+  for (int group = warp; group < groups; group += kWarps) {
+    if (!kAhead) load(group, &raw);
+    uint4 values[kTokenTiles][4];
+    const bool in_range = group * kGroupBlocks + q < col_blocks;
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t) {
+      const uint4* source = reinterpret_cast<const uint4*>(tokens[t] + group * kGroupBlocks * 32);
+      const bool valid = tokens[t] != nullptr && in_range;
+#pragma unroll
+      for (int v = 0; v < 4; ++v) values[t][v] = valid ? __ldg(source + v) : uint4{0, 0, 0, 0};
+    }
+    Raw next;
+    if (kAhead) load(group + kWarps, &next);
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+      uint32_t low[16], high[16];
+      Codes::Block(raw.codes[m][0], Codes::MakeScale(raw.scales[m][0]), low);
+      Codes::Block(raw.codes[m][1], Codes::MakeScale(raw.scales[m][1]), high);
+#pragma unroll
+      for (int v = 0; v < 4; ++v) {
+        const uint32_t a[4] = {low[4 * v], high[4 * v], low[4 * v + 1], high[4 * v + 1]};
+        const uint32_t b[4] = {low[4 * v + 2], high[4 * v + 2], low[4 * v + 3], high[4 * v + 3]};
+#pragma unroll
+        for (int t = 0; t < kTokenTiles; ++t) {
+          Mma<Act>(sum[m][t], a, values[t][v].x, values[t][v].y);
+          Mma<Act>(sum[m][t], b, values[t][v].z, values[t][v].w);
+        }
+      }
+    }
+    if (kAhead) raw = next;
+  }
+
+#pragma unroll
+  for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[warp][m][8 * t + 2 * q + (i & 1)][g + 8 * (i >> 1)] = sum[m][t][i];
+    }
+  }
+  __syncthreads();
+  const float* first_bias = BiasOf(params, task, params.first);
+  constexpr int kColumns = 16 * kRowTiles;
+  for (int i = threadIdx.x; i < kColumns * min(rows.count, 8 * kTokenTiles); i += kWarps * kWarpSize) {
+    const int token = i / kColumns, tile = i % kColumns / 16, row = i % 16, column = first_tile * 16 + i % kColumns;
+    const int64_t out_row = OutputRow(params, task, rows, token);
+    if (column >= params.n || out_row < 0) continue;
+    float totals[kMatrices];
+#pragma unroll
+    for (int m = 0; m < kMatrices; ++m) {
+      float total = 0;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) total += sums[w][m * kRowTiles + tile][token][row];  // always in this order
+      totals[m] = total * kSumScale<kType, Act>;
+    }
+    if (first_bias != nullptr) totals[0] += first_bias[column];
+    if constexpr (kFused) {
+      const float* second_bias = BiasOf(params, task, params.second);
+      if (second_bias != nullptr) totals[1] += second_bias[column];
+      StoreOutput(params, out_row, column, Swiglu(totals[0], totals[1], params.alpha, params.limit));
+    } else {
+      StoreOutput(params, out_row, column, totals[0]);
+    }
+  }
+}
+
+template <DType kType, typename Act, bool kFused, int kTokenTiles, int kRowTiles>
+cudaError_t LaunchTiles(const ProductParams& params, cudaStream_t stream) {
+  dim3 grid;
+  FERRY_CUDA_RETURN_IF_ERROR(Grid(CeilDiv(params.n, 16 * kRowTiles), params.num_tasks, 1, &grid));
+  cudaLaunchAttribute overlap;
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  const cudaLaunchConfig_t config = {
+      .gridDim = grid, .blockDim = kWarps * kWarpSize, .stream = stream, .attrs = &overlap, .numAttrs = params.overlaps ? 1u : 0u};
+  return cudaLaunchKernelEx(&config, ProductsFewKernel<kType, Act, kFused, kTokenTiles, kRowTiles>, params);
+}
+
+template <DType kType, typename Act, bool kFused>
+cudaError_t Launch(const ProductParams& params, cudaStream_t stream) {
+  int most_rows = 0;
+  for (int t = 0; t < params.num_tasks; ++t) most_rows = std::max(most_rows, params.tasks[t].rows);
+  if (most_rows == 0) return cudaSuccess;
+  if (most_rows > kFewTaskRows) return cudaErrorInvalidValue;
+  if (most_rows <= 8) return LaunchTiles<kType, Act, kFused, 1, FEW_R1>(params, stream);
+  // Rows are read again by every block, so with more of them a block takes more weights.
+  if (most_rows <= 16) return LaunchTiles<kType, Act, kFused, 2, 2>(params, stream);
+  return LaunchTiles<kType, Act, kFused, 4, kFused ? 1 : 2>(params, stream);
+}
+
+}  // namespace
+
+cudaError_t LaunchProductsFew(const ProductParams& params, bool fused, cudaStream_t stream) {
+  return WithActivation(params.act_type, [&](auto act) {
+    using Act = decltype(act);
+    return WithWeightType(params.weight_type, [&]<DType kType>() {
+      return fused ? Launch<kType, Act, true>(params, stream) : Launch<kType, Act, false>(params, stream);
+    });
+  });
+}
+
+}  // namespace ferry::cuda

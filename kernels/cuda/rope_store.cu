@@ -1,0 +1,126 @@
+#include "kernels/cuda/rope_store.h"
+
+#include "kernels/cuda/device_code.cuh"
+
+namespace ferry::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kMaxHeadDim = 256;
+constexpr int kPairs = 4;  // a thread turns four neighbouring pairs: two 16-byte reads in F32
+
+// cos and sin of position * frequency: whole turns are taken off in double, the rest is below pi, where float is exact to
+// 2^-24 of a turn.
+__device__ inline void CosSin(int position, double frequency, float factor, float* cosine, float* sine) {
+  constexpr double kTurn = 6.283185307179586476925287, kPerTurn = 0.159154943091895335768884;
+  const double angle = position * frequency;
+  const float rest = static_cast<float>(fma(-rint(angle * kPerTurn), kTurn, angle));
+  sincosf(rest, sine, cosine);
+  *cosine *= factor;
+  *sine *= factor;
+}
+
+// d of Q8_0 from the largest magnitude of 32 numbers; NaN when one of them is. Mirrors KvQ8Scale (kernels/kv_cache_format.h).
+__device__ inline __half Q8Scale(float largest, bool has_nan) {
+  if (has_nan) return __ushort_as_half(0x7E00);
+  return __float2half_rn(fminf(__fdiv_rn(largest, 127.0f), kMaxF16));
+}
+__device__ inline int8_t Q8Code(float x, float d) {
+  if (!(d > 0)) return 0;
+  return static_cast<int8_t>(fminf(fmaxf(rintf(__fdiv_rn(x, d)), -127.0f), 127.0f));
+}
+
+// Grid: [rows]. Block: kThreads. First the row's cosines and sines; then q, four pairs a thread; then k and v, where a warp
+// takes 32 neighbours, which Q8_0 puts under one scale.
+// Bound: rows * (q + 2 kv) * sizeof(In) + rows * q * 2 + rows * 2 kv * cache bytes through device memory.
+template <typename In, typename Act>
+__global__ void RopeStoreKernel(RopeStoreArgs args, bool aligned) {
+  __shared__ float cosines[kMaxHeadDim / 2], sines[kMaxHeadDim / 2];
+  const int row = blockIdx.x;
+  const int position = args.places.positions[row];
+  const int half = args.num_dims / 2, head_dim = static_cast<int>(args.cache.head_dim);
+  for (int i = threadIdx.x; i < half; i += kThreads) {
+    CosSin(position, args.frequencies[i], args.attention_factor, &cosines[i], &sines[i]);
+  }
+  const int* const table = args.places.tables + args.places.table_starts[row];
+  const int64_t block = table[position / kKvBlock % args.places.table_sizes[row]];
+  __syncthreads();
+
+  const In* const in = static_cast<const In*>(args.qkv.data) + row * args.qkv.stride;
+  Act* const q_out = static_cast<Act*>(args.q_out.data) + row * args.q_out.stride;
+  const int num_heads = static_cast<int>(args.num_heads), kv_heads = static_cast<int>(args.cache.num_kv_heads);
+  // Element d of a head after rotation.
+  const auto rotated = [&](const In* head, int d) {
+    const float x = ToFloat(head[d]);
+    if (d >= args.num_dims) return x;
+    if (d < half) return fmaf(x, cosines[d], -(ToFloat(head[d + half]) * sines[d]));
+    return fmaf(x, cosines[d - half], ToFloat(head[d - half]) * sines[d - half]);
+  };
+
+  if (aligned && args.num_dims == head_dim) {  // half is a multiple of four: whole vectors
+    const int groups = half / kPairs;
+    for (int i = threadIdx.x; i < num_heads * groups; i += kThreads) {
+      const int offset = i / groups * head_dim, d = i % groups * kPairs;
+      float low[4], high[4], out_low[4], out_high[4];
+      Load4(in + offset + d, 4, true, low);
+      Load4(in + offset + d + half, 4, true, high);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        out_low[j] = fmaf(low[j], cosines[d + j], -(high[j] * sines[d + j]));
+        out_high[j] = fmaf(high[j], cosines[d + j], low[j] * sines[d + j]);
+      }
+      Store4(q_out + offset + d, 4, true, out_low);
+      Store4(q_out + offset + d + half, 4, true, out_high);
+    }
+  } else {
+    for (int i = threadIdx.x; i < num_heads * head_dim; i += kThreads) {
+      q_out[i] = FromFloat<Act>(rotated(in + i / head_dim * head_dim, i % head_dim));
+    }
+  }
+
+  // Keys, then values: a warp stores 32 neighbouring numbers of one head, which Q8_0 quantises together.
+  const In* const keys = in + num_heads * head_dim;
+  const int width = kv_heads * head_dim, warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  const int64_t scales_offset = args.cache.num_blocks * args.cache.num_kv_heads * kKvBlock * head_dim;
+  for (int first = warp * kKvQuant; first < 2 * width; first += kThreads / kWarpSize * kKvQuant) {
+    const bool is_key = first < width;
+    const int i = (is_key ? first : first - width) + lane, head = i / head_dim, d = i % head_dim;
+    const float x = is_key ? rotated(keys + head * head_dim, d) : ToFloat(keys[width + i]);
+    std::byte* const plane = is_key ? args.cache.keys : args.cache.values;
+    const int64_t cache_row = (block * kv_heads + head) * kKvBlock + position % kKvBlock;
+    if (args.cache.dtype == DType::kF16) {
+      reinterpret_cast<__half*>(plane)[cache_row * head_dim + d] = __float2half_rn(x);
+    } else {
+      const bool has_nan = __any_sync(0xffffffffu, isnan(x));
+      const __half scale = Q8Scale(WarpMax(fabsf(x)), has_nan);
+      reinterpret_cast<int8_t*>(plane)[cache_row * head_dim + d] = Q8Code(x, __half2float(scale));
+      if (lane == 0) {
+        reinterpret_cast<__half*>(plane + scales_offset)[(cache_row * head_dim + d) / kKvQuant] = scale;
+      }
+    }
+  }
+}
+
+}  // namespace
+
+cudaError_t LaunchRopeStore(const RopeStoreArgs& args, cudaStream_t stream) {
+  if (args.qkv.rows == 0) return cudaSuccess;
+  if (args.cache.head_dim < 1 || args.cache.head_dim > kMaxHeadDim || args.cache.head_dim % kKvQuant != 0 ||
+      args.num_dims < 0 || args.num_dims > args.cache.head_dim || args.num_dims % 2 != 0 ||
+      args.qkv.cols > 1 << 24 || (args.cache.dtype != DType::kF16 && args.cache.dtype != DType::kQ8_0)) {
+    return cudaErrorInvalidValue;
+  }
+  dim3 grid;
+  FERRY_CUDA_RETURN_IF_ERROR(Grid(args.qkv.rows, 1, 1, &grid));
+  return WithElement(args.qkv.dtype, [&](auto in_type) {
+    return WithActivation(args.q_out.dtype, [&](auto act_type) {
+      using In = decltype(in_type);
+      using Act = decltype(act_type);
+      const bool aligned = RowsAligned4<In>(args.qkv.data, args.qkv.stride) && RowsAligned4<Act>(args.q_out.data, args.q_out.stride);
+      RopeStoreKernel<In, Act><<<grid, kThreads, 0, stream>>>(args, aligned);
+      return cudaGetLastError();
+    });
+  });
+}
+
+}  // namespace ferry::cuda

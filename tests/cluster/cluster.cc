@@ -1,0 +1,95 @@
+#include "tests/cluster/cluster.h"
+
+#include <signal.h>
+
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "absl/time/clock.h"
+
+namespace ferry {
+namespace {
+
+nlohmann::json Golden() {
+  std::ifstream file(FERRY_SOURCE_DIR "/tests/cluster/testdata/golden.json");
+  return nlohmann::json::parse(file).at("cases");
+}
+
+}  // namespace
+
+ModelOptions DemoModel(int workers) {
+  ModelOptions options;
+  options.model = kDemoModel;
+  options.workers = workers;
+  options.backend = "cpu";
+  return options;
+}
+
+absl::StatusOr<Completion> Greedy(Client& client, const std::vector<uint32_t>& prompt, uint32_t max_tokens, bool prompt_logprobs) {
+  proto::GenerateRequest request;
+  request.mutable_tokens()->mutable_ids()->Add(prompt.begin(), prompt.end());
+  request.set_max_tokens(max_tokens);
+  request.set_ignore_eos(true);
+  request.set_logprobs(0);
+  if (prompt_logprobs) request.set_prompt_logprobs(1);
+  request.mutable_sampling()->set_temperature(0);
+  Completion completion;
+  ASSIGN_OR_RETURN(completion.finish, client.Generate(request, [&](const proto::GenerateResponse& response) {
+    completion.ids.insert(completion.ids.end(), response.token_ids().begin(), response.token_ids().end());
+    completion.text += response.text();
+    for (const proto::PositionLogprobs& position : response.logprobs()) completion.logprobs.push_back(position.logprob());
+    for (const proto::PositionLogprobs& position : response.prompt_logprobs()) {
+      completion.prompt_logprobs.push_back(position.logprob());
+      completion.best.push_back(position.top_size() > 0 ? position.top(0).id() : UINT32_MAX);
+    }
+    return true;
+  }));
+  return completion;
+}
+
+std::vector<uint32_t> SomePrompt(size_t tokens) {
+  std::vector<uint32_t> ids;
+  for (const GoldenPassage& passage : GoldenPassages()) ids.insert(ids.end(), passage.ids.begin(), passage.ids.end());
+  while (ids.size() < tokens) ids.insert(ids.end(), ids.begin(), ids.begin() + std::min(ids.size(), tokens - ids.size()));
+  ids.resize(tokens);
+  return ids;
+}
+
+std::vector<GoldenContinuation> GoldenContinuations() {
+  std::vector<GoldenContinuation> result;
+  for (const nlohmann::json& entry : Golden()) {
+    if (!entry.contains("greedy_ids")) continue;
+    result.push_back({.prompt = entry.at("ids"), .greedy = entry.at("greedy_ids"), .margin = entry.at("greedy_margin")});
+  }
+  return result;
+}
+
+std::vector<GoldenPassage> GoldenPassages() {
+  std::vector<GoldenPassage> result;
+  for (const nlohmann::json& entry : Golden()) {
+    if (!entry.contains("perplexity")) continue;
+    GoldenPassage passage{.ids = entry.at("ids"), .logprobs = entry.at("logprob"), .perplexity = entry.at("perplexity")};
+    for (const nlohmann::json& top : entry.at("top5_ids")) passage.best.push_back(top.at(0));
+    result.push_back(std::move(passage));
+  }
+  return result;
+}
+
+bool Alive(pid_t pid) {
+  std::ifstream stat("/proc/" + std::to_string(pid) + "/stat");
+  std::string text;
+  if (!std::getline(stat, text)) return false;
+  const size_t name_end = text.rfind(')');
+  return name_end != std::string::npos && name_end + 2 < text.size() && text[name_end + 2] != 'Z';
+}
+
+bool Eventually(absl::Duration timeout, const std::function<bool()>& condition) {
+  const absl::Time deadline = absl::Now() + timeout;
+  while (absl::Now() < deadline) {
+    if (condition()) return true;
+    absl::SleepFor(absl::Milliseconds(20));
+  }
+  return condition();
+}
+
+}  // namespace ferry

@@ -1,0 +1,56 @@
+#pragma once
+
+// Real processes on the bundled model: a coordinator and workers started as `ferry serve` starts them, and a client.
+
+#include <sys/types.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cli/client.h"
+#include "cli/model_options.h"
+
+namespace ferry {
+
+inline constexpr char kDemoModel[] = FERRY_SOURCE_DIR "/models/demo-moe.gguf";
+
+// What a test varies; the rest is as a user has it.
+ModelOptions DemoModel(int workers);
+
+// A generation from token ids with temperature 0, and what came of it.
+struct Completion {
+  std::vector<uint32_t> ids;
+  std::string text;
+  std::vector<float> logprobs;         // of the generated tokens
+  std::vector<float> prompt_logprobs;  // of prompt tokens 1, 2, ...
+  std::vector<uint32_t> best;          // most likely token at each of those positions
+  proto::Finish finish;
+  bool operator==(const Completion& other) const {  // bit for bit
+    return ids == other.ids && logprobs == other.logprobs && prompt_logprobs == other.prompt_logprobs;
+  }
+};
+absl::StatusOr<Completion> Greedy(Client& client, const std::vector<uint32_t>& prompt, uint32_t max_tokens,
+                                  bool prompt_logprobs = false);
+
+// The bundled prompt that tests use where any will do.
+std::vector<uint32_t> SomePrompt(size_t tokens);
+
+struct GoldenContinuation {
+  std::vector<uint32_t> prompt, greedy;
+  std::vector<double> margin;  // between the two best logits, at each step
+};
+struct GoldenPassage {
+  std::vector<uint32_t> ids;
+  std::vector<double> logprobs;  // of ids[1], ids[2], ...
+  std::vector<uint32_t> best;    // at each position of ids
+  double perplexity = 0;
+};
+std::vector<GoldenContinuation> GoldenContinuations();
+std::vector<GoldenPassage> GoldenPassages();
+
+bool Alive(pid_t pid);
+// Waits until `condition` holds; false after `timeout`.
+bool Eventually(absl::Duration timeout, const std::function<bool()>& condition);
+
+}  // namespace ferry

@@ -1,0 +1,171 @@
+// What happens to requests, to the service and to the machine when a process falls over.
+
+#include <signal.h>
+
+#include <filesystem>
+#include <fstream>
+#include <future>
+#include <set>
+
+#include "absl/time/clock.h"
+#include "tests/cluster/cluster.h"
+#include "tests/testing/status_matchers.h"
+
+namespace ferry {
+namespace {
+
+using ::testing::HasSubstr;
+
+// Runs a long generation beside the test.
+std::future<absl::Status> InTheBackground(Client& client, std::vector<uint32_t> prompt, uint32_t tokens) {
+  return std::async(std::launch::async, [&client, prompt = std::move(prompt), tokens] {
+    return Greedy(client, prompt, tokens).status();
+  });
+}
+
+absl::StatusOr<proto::GetServerInfoResponse> WhenBusy(Client& client) {
+  absl::StatusOr<proto::GetServerInfoResponse> info = Internal("no request runs");
+  Eventually(absl::Seconds(10), [&] {
+    info = client.ServerInfo();
+    return info.ok() && info->running_requests() > 0;
+  });
+  return info;
+}
+
+void ExpectServedAgainWithin(Client& client, absl::Duration timeout) {
+  EXPECT_TRUE(Eventually(timeout, [&] { return Greedy(client, SomePrompt(10), 3).ok(); }));
+}
+
+TEST(Faults, AKilledWorkerEndsItsRequestsAndTheServiceComesBack) {
+  ModelOptions options = DemoModel(2);
+  options.context = 131072;
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Connect("", options));
+  // In decode, then in prefill: of the last worker, then of the first.
+  for (const bool in_prefill : {false, true}) {
+    SCOPED_TRACE(in_prefill ? "in prefill" : "in decode");
+    std::future<absl::Status> request =
+        in_prefill ? InTheBackground(*client, SomePrompt(60000), 1) : InTheBackground(*client, SomePrompt(10), 100000);
+    ASSERT_OK_AND_ASSIGN(const proto::GetServerInfoResponse info, WhenBusy(*client));
+    absl::SleepFor(absl::Milliseconds(300));
+    const absl::Time killed = absl::Now();
+    ASSERT_EQ(kill(info.workers(in_prefill ? 0 : 1).pid(), SIGKILL), 0);
+    ASSERT_EQ(request.wait_for(std::chrono::seconds(2)), std::future_status::ready);
+    EXPECT_THAT(request.get(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("worker")));
+    ExpectServedAgainWithin(*client, absl::Seconds(10) - (absl::Now() - killed));
+  }
+}
+
+TEST(Faults, AStoppedWorkerIsADeadlineNotAHang) {
+  ModelOptions options = DemoModel(2);
+  options.step_timeout = 2;
+  options.context = 131072;
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Connect("", options));
+  std::future<absl::Status> request = InTheBackground(*client, SomePrompt(10), 100000);
+  ASSERT_OK_AND_ASSIGN(const proto::GetServerInfoResponse info, WhenBusy(*client));
+  const pid_t worker = info.workers(0).pid();
+  ASSERT_EQ(kill(worker, SIGSTOP), 0);
+  const bool ended = request.wait_for(std::chrono::seconds(15)) == std::future_status::ready;
+  kill(worker, SIGKILL);
+  ASSERT_TRUE(ended);
+  EXPECT_THAT(request.get(), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  ExpectServedAgainWithin(*client, absl::Seconds(15));
+}
+
+TEST(Faults, AKilledCoordinatorLeavesNothingBehind) {
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Supervisor> supervisor, Supervisor::Start(DemoModel(2)));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Connect(supervisor->address(), DemoModel(2)));
+  ASSERT_OK_AND_ASSIGN(const proto::GetServerInfoResponse info, client->ServerInfo());
+  std::set<std::string> shm_before;
+  for (const auto& entry : std::filesystem::directory_iterator("/dev/shm")) shm_before.insert(entry.path());
+  ASSERT_EQ(kill(info.pid(), SIGKILL), 0);
+  for (const proto::WorkerInfo& worker : info.workers()) {
+    EXPECT_TRUE(Eventually(absl::Seconds(10), [&] { return !Alive(worker.pid()); })) << "worker " << worker.worker_id();
+  }
+  EXPECT_THAT(supervisor->Health(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("killed by signal 9")));
+  for (const auto& entry : std::filesystem::directory_iterator("/dev/shm")) {
+    EXPECT_TRUE(shm_before.contains(entry.path())) << entry.path();
+  }
+}
+
+TEST(Faults, ACancelledRequestFreesItsBlocks) {
+  ModelOptions options = DemoModel(2);
+  options.context = 131072;
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Connect("", options));
+  std::future<absl::Status> request = InTheBackground(*client, SomePrompt(100), 100000);
+  ASSERT_OK(WhenBusy(*client));
+  client->Cancel();
+  EXPECT_THAT(request.get(), StatusIs(absl::StatusCode::kCancelled));
+  EXPECT_TRUE(Eventually(absl::Seconds(2), [&] {
+    const absl::StatusOr<proto::GetServerInfoResponse> info = client->ServerInfo();
+    return info.ok() && info->running_requests() == 0 && info->queued_requests() == 0;
+  }));
+  EXPECT_OK(Greedy(*client, SomePrompt(131000), 10).status());  // the whole cache is there again
+}
+
+TEST(Faults, BadRequestsAreRefusedByName) {
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Connect("", DemoModel(1)));
+  const auto refused = [&](const std::function<void(proto::GenerateRequest&)>& change, const char* field) {
+    proto::GenerateRequest request;
+    request.mutable_tokens()->add_ids(5);
+    change(request);
+    EXPECT_THAT(client->Generate(request, [](const proto::GenerateResponse&) { return true; }),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(field)));
+  };
+  refused([](auto& r) { r.mutable_tokens()->add_ids(4096); }, "4096");
+  refused([](auto& r) { r.clear_prompt(); }, "prompt");
+  refused([](auto& r) { r.mutable_tokens()->clear_ids(); }, "token");
+  refused([](auto& r) { r.mutable_sampling()->set_temperature(-1); }, "temperature");
+  refused([](auto& r) { r.mutable_sampling()->set_top_p(NAN); }, "top_p");
+  refused([](auto& r) { (*r.mutable_sampling()->mutable_logit_bias())[9999] = 1; }, "logit_bias");
+  refused([](auto& r) { r.add_stop_token_ids(100000); }, "stop_token_ids");
+  refused([](auto& r) { r.set_logprobs(21); }, "logprobs");
+  refused([](auto& r) { for (int i = 0; i < 200000; ++i) r.mutable_tokens()->add_ids(5); }, "context");
+  EXPECT_OK(Greedy(*client, SomePrompt(10), 3).status());
+}
+
+// Inodes of the sockets a process has open, and the local addresses that listen: /proc/net/tcp and tcp6.
+TEST(Faults, EverythingListensOnLoopback) {
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Connect("", DemoModel(2)));
+  ASSERT_OK_AND_ASSIGN(const proto::GetServerInfoResponse info, client->ServerInfo());
+  std::set<std::string> inodes;
+  std::vector<int> pids = {info.pid()};
+  for (const proto::WorkerInfo& worker : info.workers()) pids.push_back(worker.pid());
+  for (const int pid : pids) {
+    for (const auto& entry : std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/fd")) {
+      std::error_code error;
+      const std::string target = std::filesystem::read_symlink(entry.path(), error);
+      if (target.starts_with("socket:[")) inodes.insert(target.substr(8, target.size() - 9));
+    }
+  }
+  int listening = 0;
+  for (const char* table : {"/proc/net/tcp", "/proc/net/tcp6"}) {
+    std::ifstream file(table);
+    std::string line;
+    std::getline(file, line);
+    while (std::getline(file, line)) {
+      std::istringstream fields(line);
+      std::string slot, local, remote, state, queues, timer, retransmits, uid, timeout, inode;
+      fields >> slot >> local >> remote >> state >> queues >> timer >> retransmits >> uid >> timeout >> inode;
+      if (state != "0A" || !inodes.contains(inode)) continue;
+      ++listening;
+      const std::string address = local.substr(0, local.find(':'));
+      const bool loopback = address == "0100007F" || address == "00000000000000000000000001000000" ||
+                            address == "0000000000000000FFFF00000100007F";
+      EXPECT_TRUE(loopback) << table << " " << local;
+    }
+  }
+  EXPECT_GE(listening, 3);
+}
+
+TEST(Faults, ProcessesHoldWhatTheySayAndLittleMore) {
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Connect("", DemoModel(2)));
+  ASSERT_OK(Greedy(*client, SomePrompt(600), 20).status());
+  ASSERT_OK_AND_ASSIGN(const proto::GetServerInfoResponse info, client->ServerInfo());
+  EXPECT_LE(info.resident_bytes(), info.arena_bytes() + (300u << 20));
+  for (const proto::WorkerInfo& worker : info.workers()) {
+    EXPECT_LE(worker.resident_bytes(), worker.dense_bytes() + worker.kv_bytes() + worker.expert_slot_bytes() + (200u << 20));
+  }
+}
+
+}  // namespace
+}  // namespace ferry

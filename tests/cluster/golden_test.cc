@@ -1,0 +1,97 @@
+// The whole of Ferry against what HF transformers computes in float32 on the same weights (shared/demo/README.md).
+
+#include <cmath>
+
+#include "kernels/ops.h"
+#include "tests/cluster/cluster.h"
+#include "tests/testing/status_matchers.h"
+
+namespace ferry {
+namespace {
+
+struct Difference {
+  double mean = 0, max = 0, perplexity_ratio = 0, top1 = 0;
+};
+
+absl::StatusOr<Difference> Compare(Client& client, const GoldenPassage& passage) {
+  ASSIGN_OR_RETURN(const Completion got, Greedy(client, passage.ids, 0, /*prompt_logprobs=*/true));
+  if (got.prompt_logprobs.size() != passage.logprobs.size()) return Internal("%d log-probabilities", got.prompt_logprobs.size());
+  Difference difference;
+  double sum = 0;
+  const double count = static_cast<double>(passage.logprobs.size());
+  for (size_t i = 0; i < passage.logprobs.size(); ++i) {
+    const double off = std::abs(got.prompt_logprobs[i] - passage.logprobs[i]);
+    if (!(off <= 100)) return Internal("log-probability %d is %f", i, got.prompt_logprobs[i]);
+    difference.mean += off / count;
+    difference.max = std::max(difference.max, off);
+    difference.top1 += (got.best[i] == passage.best[i] ? 1 : 0) / count;
+    sum += got.prompt_logprobs[i];
+  }
+  difference.perplexity_ratio = std::exp(-sum / count) / passage.perplexity;
+  return difference;
+}
+
+void ExpectGreedyAgrees(Client& client) {
+  constexpr double kNearTie = 0.1;
+  for (const GoldenContinuation& golden : GoldenContinuations()) {
+    ASSERT_OK_AND_ASSIGN(const Completion got, Greedy(client, golden.prompt, static_cast<uint32_t>(golden.greedy.size())));
+    ASSERT_EQ(got.ids.size(), golden.greedy.size());
+    for (size_t i = 0; i < golden.greedy.size(); ++i) {
+      if (got.ids[i] == golden.greedy[i]) continue;
+      EXPECT_LT(golden.margin[i], kNearTie) << "step " << i << " of " << golden.prompt.size();
+      break;  // from here on the texts differ
+    }
+  }
+}
+
+TEST(Golden, ReferenceKernelsGiveEveryLogprobWithinAThousandth) {
+  ModelOptions options = DemoModel(2);
+  options.backend = "reference";
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Connect("", options));
+  for (const GoldenPassage& passage : GoldenPassages()) {
+    ASSERT_OK_AND_ASSIGN(const Difference difference, Compare(*client, passage));
+    std::printf("reference: mean |difference| %.6f, max %.6f, perplexity ratio %.6f\n", difference.mean, difference.max, difference.perplexity_ratio);
+    EXPECT_LE(difference.max, 1e-3);
+  }
+}
+
+class GoldenFast : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(GoldenFast, AgreesWithinTheToleranceOfQuantisedActivations) {
+  ModelOptions options = DemoModel(2);
+  options.isa = GetParam();
+  if (!CreateOps({.kind = "cpu", .num_threads = 1, .pin_threads = false, .isa = GetParam()}).ok()) {
+    GTEST_SKIP() << "this machine has no " << GetParam();
+  }
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Connect("", options));
+  for (const GoldenPassage& passage : GoldenPassages()) {
+    ASSERT_OK_AND_ASSIGN(const Difference difference, Compare(*client, passage));
+    std::printf("%s: mean |difference| %.5f, max %.4f, perplexity ratio %.5f, top-1 %.4f\n", GetParam().c_str(), difference.mean,
+                difference.max, difference.perplexity_ratio, difference.top1);
+    EXPECT_LE(difference.mean, 0.02);
+    EXPECT_NEAR(difference.perplexity_ratio, 1, 0.005);
+    EXPECT_GE(difference.top1, 0.98);
+  }
+  ExpectGreedyAgrees(*client);
+}
+
+INSTANTIATE_TEST_SUITE_P(, GoldenFast, ::testing::Values("avx512", "avx2", "portable"), [](const auto& info) { return info.param; });
+
+TEST(Golden, GpuAgreesWithinTheToleranceOfBf16Products) {
+  if (NumCudaDevices() == 0) GTEST_SKIP() << "no GPU here";
+  ModelOptions options = DemoModel(1);
+  options.backend = "cuda";
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Connect("", options));
+  for (const GoldenPassage& passage : GoldenPassages()) {
+    ASSERT_OK_AND_ASSIGN(const Difference difference, Compare(*client, passage));
+    std::printf("cuda: mean |difference| %.5f, max %.4f, perplexity ratio %.5f, top-1 %.4f\n", difference.mean, difference.max,
+                difference.perplexity_ratio, difference.top1);
+    EXPECT_LE(difference.mean, 0.02);
+    EXPECT_NEAR(difference.perplexity_ratio, 1, 0.005);
+    EXPECT_GE(difference.top1, 0.98);
+  }
+  ExpectGreedyAgrees(*client);
+}
+
+}  // namespace
+}  // namespace ferry

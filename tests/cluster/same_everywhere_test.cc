@@ -1,0 +1,108 @@
+// The same request gives the same bits, whoever computes which part and whatever travels how.
+
+#include <thread>
+
+#include "tests/cluster/cluster.h"
+#include "tests/testing/status_matchers.h"
+
+namespace ferry {
+namespace {
+
+constexpr uint32_t kTokens = 24;
+constexpr size_t kPrompt = 300;  // more than the sliding window, more than one chunk below
+
+// What one worker gives with nothing shipped: what everything else is held against. Computed once.
+const Completion& Plain() {
+  static const Completion* const plain = [] {
+    const absl::StatusOr<std::unique_ptr<Client>> client = Client::Connect("", DemoModel(1));
+    if (!client.ok()) return new Completion;
+    const absl::StatusOr<Completion> got = Greedy(**client, SomePrompt(kPrompt), kTokens, /*prompt_logprobs=*/true);
+    return new Completion(got.ok() ? *got : Completion());
+  }();
+  return *plain;
+}
+
+void ExpectSame(const ModelOptions& options) {
+  ASSERT_EQ(Plain().ids.size(), kTokens);
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Connect("", options));
+  ASSERT_OK_AND_ASSIGN(const Completion got, Greedy(*client, SomePrompt(kPrompt), kTokens, /*prompt_logprobs=*/true));
+  EXPECT_EQ(got.ids, Plain().ids);
+  EXPECT_EQ(got.logprobs, Plain().logprobs);
+  EXPECT_EQ(got.prompt_logprobs, Plain().prompt_logprobs);
+}
+
+class Workers : public ::testing::TestWithParam<int> {};
+TEST_P(Workers, AnyNumberGivesTheSameBits) { ExpectSame(DemoModel(GetParam())); }
+INSTANTIATE_TEST_SUITE_P(, Workers, ::testing::Values(2, 3, 6));
+
+class Slots : public ::testing::TestWithParam<const char*> {};
+TEST_P(Slots, FewOrAllGiveTheSameBits) {
+  ModelOptions options = DemoModel(2);
+  options.vram_experts = GetParam();
+  ExpectSame(options);
+}
+INSTANTIATE_TEST_SUITE_P(, Slots, ::testing::Values("400KiB", "2MiB", "64MiB"));
+
+TEST(SameEverywhere, WithoutOoae) {
+  ModelOptions options = DemoModel(2);
+  options.vram_experts = "2MiB";
+  options.ooae = false;
+  ExpectSame(options);
+}
+
+TEST(SameEverywhere, OverGrpc) {
+  ModelOptions options = DemoModel(2);
+  options.expert_transport = "grpc";
+  ExpectSame(options);
+}
+
+TEST(SameEverywhere, OverGrpcWithSlots) {
+  ModelOptions options = DemoModel(2);
+  options.expert_transport = "grpc";
+  options.vram_experts = "2MiB";
+  ExpectSame(options);
+}
+
+TEST(SameEverywhere, InSmallChunks) {
+  ModelOptions options = DemoModel(2);
+  options.batch = 96;
+  options.micro_batch = 40;
+  ExpectSame(options);
+}
+
+TEST(SameEverywhere, WithOverrides) {
+  ModelOptions options = DemoModel(2);
+  options.vram_experts = "2MiB";
+  options.overrides = {R"(blk\.[01]\.ffn_.*_exps=cpu)", R"(blk\.5\.ffn_.*_exps=gpu1)"};
+  ExpectSame(options);
+}
+
+TEST(SameEverywhere, AmongEightOthers) {
+  ASSERT_EQ(Plain().ids.size(), kTokens);
+  ModelOptions options = DemoModel(2);
+  options.parallel = 9;
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Connect("", options));
+  std::vector<std::thread> others;
+  for (int i = 0; i < 8; ++i) {
+    others.emplace_back([&, i] { EXPECT_OK(Greedy(*client, SomePrompt(20 + 37 * i), 40 + i)); });
+  }
+  const absl::StatusOr<Completion> got = Greedy(*client, SomePrompt(kPrompt), kTokens, /*prompt_logprobs=*/true);
+  for (std::thread& other : others) other.join();
+  ASSERT_OK(got);
+  EXPECT_EQ(got->ids, Plain().ids);
+  EXPECT_EQ(got->logprobs, Plain().logprobs);
+  EXPECT_EQ(got->prompt_logprobs, Plain().prompt_logprobs);
+}
+
+TEST(SameEverywhere, WithThePrefixInTheCache) {
+  ASSERT_EQ(Plain().ids.size(), kTokens);
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Connect("", DemoModel(2)));
+  ASSERT_OK(Greedy(*client, SomePrompt(kPrompt - 60), 1));
+  ASSERT_OK_AND_ASSIGN(const Completion got, Greedy(*client, SomePrompt(kPrompt), kTokens));
+  EXPECT_GT(got.finish.cached_prompt_tokens(), 0u);
+  EXPECT_EQ(got.ids, Plain().ids);
+  EXPECT_EQ(got.logprobs, Plain().logprobs);
+}
+
+}  // namespace
+}  // namespace ferry

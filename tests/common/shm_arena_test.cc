@@ -1,0 +1,199 @@
+#include "common/shm_arena.h"
+
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "common/host_memory.h"
+#include "tests/testing/status_matchers.h"
+
+namespace ferry {
+namespace {
+
+using testing::HasSubstr;
+
+absl::Time Soon() { return absl::Now() + absl::Seconds(10); }
+std::string UniqueName(const char* test) { return "ferry-test-" + std::string(test) + std::to_string(::getpid()); }
+
+TEST(ShmArena, GivesAnotherMappingTheSameBytes) {
+  for (const int64_t bytes : {int64_t{1}, int64_t{5000}, int64_t{5} << 20}) {
+    ASSERT_OK_AND_ASSIGN(ShmArena arena, ShmArena::Create("arena", bytes));
+    ASSERT_EQ(arena.writable().size(), static_cast<size_t>(bytes));
+    arena.writable().front() = arena.writable().back() = std::byte{7};
+    ASSERT_OK(arena.Seal());
+    ASSERT_OK_AND_ASSIGN(ShmArena reader, ShmArena::MapReadOnly(::dup(arena.fd()), bytes));
+    EXPECT_EQ(reader.bytes().size(), static_cast<size_t>(bytes));
+    EXPECT_EQ(reader.bytes().front(), std::byte{7});
+    EXPECT_EQ(reader.bytes().back(), std::byte{7});
+    EXPECT_TRUE(reader.writable().empty());
+  }
+}
+
+TEST(ShmArena, StartsAsZeros) {
+  ASSERT_OK_AND_ASSIGN(const ShmArena arena, ShmArena::Create("arena", 10000));
+  for (const std::byte byte : arena.bytes()) ASSERT_EQ(byte, std::byte{0});
+}
+
+TEST(ShmArena, KeepsItsAddressAndItsBytesWhenSealed) {
+  ASSERT_OK_AND_ASSIGN(ShmArena arena, ShmArena::Create("arena", 5 << 20));
+  std::memset(arena.writable().data(), 0x5A, arena.writable().size());
+  const std::byte* before = arena.bytes().data();
+  ASSERT_OK(arena.Seal());
+  EXPECT_EQ(arena.bytes().data(), before);
+  EXPECT_EQ(arena.bytes()[(5 << 20) - 1], std::byte{0x5A});
+}
+
+TEST(ShmArena, CannotBeWrittenOrResizedOnceSealed) {
+  ASSERT_OK_AND_ASSIGN(ShmArena arena, ShmArena::Create("arena", 8192));
+  ASSERT_OK(arena.Seal());
+  EXPECT_TRUE(arena.writable().empty());
+  EXPECT_NE(::ftruncate(arena.fd(), 4096), 0);
+  EXPECT_NE(::ftruncate(arena.fd(), 16384), 0);
+  EXPECT_LT(::pwrite(arena.fd(), "x", 1, 0), 0);
+  EXPECT_EQ(::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, arena.fd(), 0), MAP_FAILED);
+  // Not even our own mapping can be made writable again.
+  EXPECT_NE(::mprotect(const_cast<std::byte*>(arena.bytes().data()), 4096, PROT_READ | PROT_WRITE), 0);
+  EXPECT_THAT(arena.Seal(), StatusIs(absl::StatusCode::kFailedPrecondition));
+}
+
+TEST(ShmArena, IsReadByAnotherProcess) {
+  ASSERT_OK_AND_ASSIGN(ShmArena arena, ShmArena::Create("arena", 8192));
+  arena.writable()[8191] = std::byte{42};
+  ASSERT_OK(arena.Seal());
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const auto reader = ShmArena::MapReadOnly(::dup(arena.fd()), 8192);
+    ::_exit(reader.ok() && reader->bytes()[8191] == std::byte{42} ? 0 : 1);
+  }
+  int status = -1;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+}
+
+TEST(ShmArena, MovesWithItsMapping) {
+  ASSERT_OK_AND_ASSIGN(ShmArena arena, ShmArena::Create("arena", 4096));
+  const std::byte* data = arena.bytes().data();
+  ShmArena other = std::move(arena);
+  EXPECT_EQ(other.bytes().data(), data);
+  EXPECT_TRUE(arena.bytes().empty());  // NOLINT: what moving leaves is part of the contract
+}
+
+TEST(ShmArena, RefusesADescriptorThatMayShrink) {
+  ASSERT_OK_AND_ASSIGN(const ShmArena arena, ShmArena::Create("arena", 4096));
+  EXPECT_THAT(ShmArena::MapReadOnly(::dup(arena.fd()), 4096),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("not sealed against shrinking")));
+}
+
+TEST(ShmArena, RefusesADescriptorThatIsTooSmall) {
+  ASSERT_OK_AND_ASSIGN(ShmArena arena, ShmArena::Create("arena", 4096));
+  ASSERT_OK(arena.Seal());
+  EXPECT_THAT(ShmArena::MapReadOnly(::dup(arena.fd()), 4097),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("holds 4096 bytes, want at least 4097")));
+}
+
+TEST(ShmArena, RefusesADescriptorThatIsNoSharedMemory) {
+  int pipe[2];
+  ASSERT_EQ(::pipe(pipe), 0);
+  EXPECT_THAT(ShmArena::MapReadOnly(pipe[0], 4096), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_EQ(::fcntl(pipe[0], F_GETFD), -1) << "the descriptor is taken, also when it is refused";
+  EXPECT_THAT(ShmArena::MapReadOnly(-1, 4096), StatusIs(absl::StatusCode::kInvalidArgument));
+  ::close(pipe[1]);
+}
+
+TEST(ShmArena, RefusesMoreThanTheMachineHasAndNamesBoth) {
+  const int64_t wanted = int64_t{1} << 46;
+  EXPECT_THAT(ShmArena::Create("arena", wanted),
+              StatusIs(absl::StatusCode::kResourceExhausted,
+                       testing::AllOf(HasSubstr("needs " + std::to_string(wanted) + " bytes"), HasSubstr("available"))));
+  EXPECT_THAT(ShmArena::Create("arena", 0), StatusIs(absl::StatusCode::kInvalidArgument));
+}
+
+TEST(HostMemory, IsLessThanTheMachineHas) {
+  const HostMemory memory = ReadHostMemory();
+  EXPECT_GT(memory.available_bytes, 0);
+  EXPECT_LE(memory.available_bytes, memory.total_bytes);
+  EXPECT_FALSE(memory.limited_by.empty());
+}
+
+// A file descriptor whose file can be told from others.
+int64_t FileOf(int fd) {
+  struct stat about = {};
+  return ::fstat(fd, &about) == 0 ? static_cast<int64_t>(about.st_ino) : -1;
+}
+
+TEST(DescriptorServer, HandsOverWhatWasOfferedOnce) {
+  ASSERT_OK_AND_ASSIGN(const auto server, DescriptorServer::Listen(UniqueName("once")));
+  ASSERT_OK_AND_ASSIGN(const ShmArena a, ShmArena::Create("a", 4096));
+  ASSERT_OK_AND_ASSIGN(const ShmArena b, ShmArena::Create("b", 4096));
+  ASSERT_TRUE(server->Offer("secret", {a.fd(), b.fd()}));
+  ASSERT_OK_AND_ASSIGN(const std::vector<int> fds, FetchDescriptors(server->name(), "secret", Soon()));
+  ASSERT_EQ(fds.size(), 2u);
+  EXPECT_EQ(FileOf(fds[0]), FileOf(a.fd()));
+  EXPECT_EQ(FileOf(fds[1]), FileOf(b.fd()));
+  EXPECT_NE(::fcntl(fds[0], F_GETFD) & FD_CLOEXEC, 0);
+  for (const int fd : fds) ::close(fd);
+  EXPECT_THAT(FetchDescriptors(server->name(), "secret", Soon()), StatusIs(absl::StatusCode::kNotFound));
+}
+
+TEST(DescriptorServer, OutlivesTheOfferersOwnDescriptors) {
+  ASSERT_OK_AND_ASSIGN(const auto server, DescriptorServer::Listen(UniqueName("dup")));
+  {
+    ASSERT_OK_AND_ASSIGN(const ShmArena arena, ShmArena::Create("a", 4096));
+    ASSERT_TRUE(server->Offer("key", {arena.fd()}));
+  }
+  ASSERT_OK_AND_ASSIGN(const std::vector<int> fds, FetchDescriptors(server->name(), "key", Soon()));
+  EXPECT_NE(FileOf(fds[0]), -1);
+  ::close(fds[0]);
+}
+
+TEST(DescriptorServer, GivesNothingForAnotherKeyOrAWithdrawnOne) {
+  ASSERT_OK_AND_ASSIGN(const auto server, DescriptorServer::Listen(UniqueName("keys")));
+  ASSERT_OK_AND_ASSIGN(const ShmArena arena, ShmArena::Create("a", 4096));
+  ASSERT_TRUE(server->Offer("key", {arena.fd()}));
+  EXPECT_THAT(FetchDescriptors(server->name(), "kez", Soon()), StatusIs(absl::StatusCode::kNotFound));
+  server->Withdraw("key");
+  EXPECT_THAT(FetchDescriptors(server->name(), "key", Soon()), StatusIs(absl::StatusCode::kNotFound));
+}
+
+TEST(DescriptorServer, RefusesKeysAndOffersOutOfRange) {
+  ASSERT_OK_AND_ASSIGN(const auto server, DescriptorServer::Listen(UniqueName("range")));
+  EXPECT_FALSE(server->Offer("", {0}));
+  EXPECT_FALSE(server->Offer(std::string(65, 'k'), {0}));
+  EXPECT_FALSE(server->Offer("key", {}));
+  EXPECT_FALSE(server->Offer("key", std::vector<int>(17, 0)));
+  EXPECT_FALSE(server->Offer("key", {-1}));
+  EXPECT_THAT(FetchDescriptors(server->name(), "", Soon()), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(DescriptorServer::Listen(std::string(200, 'n')), StatusIs(absl::StatusCode::kInvalidArgument));
+}
+
+TEST(DescriptorServer, ServesSixteenCallersAtOnce) {
+  ASSERT_OK_AND_ASSIGN(const auto server, DescriptorServer::Listen(UniqueName("many")));
+  ASSERT_OK_AND_ASSIGN(const ShmArena arena, ShmArena::Create("a", 4096));
+  std::vector<std::thread> callers;
+  for (int i = 0; i < 16; ++i) {
+    ASSERT_TRUE(server->Offer("key" + std::to_string(i), {arena.fd()}));
+    callers.emplace_back([&server, i] {
+      const auto fds = FetchDescriptors(server->name(), "key" + std::to_string(i), Soon());
+      ASSERT_OK(fds);
+      ::close((*fds)[0]);
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+}
+
+TEST(FetchDescriptors, SaysWhenNobodyListens) {
+  EXPECT_THAT(FetchDescriptors(UniqueName("nobody"), "key", Soon()), StatusIs(absl::StatusCode::kUnavailable));
+}
+
+}  // namespace
+}  // namespace ferry

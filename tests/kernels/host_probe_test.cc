@@ -1,0 +1,44 @@
+#include "kernels/cpu/host_probe.h"
+
+#include "tests/kernels/cpu_backends.h"
+
+namespace ferry {
+namespace {
+
+class HostProbeTest : public PerIsaTest<IsaCase> {
+ protected:
+  static std::unique_ptr<ThreadPool> MakePool() {
+    ThreadPoolOptions options;
+    options.num_threads = 2, options.pin = false;
+    return *ThreadPool::Create(options);
+  }
+};
+
+TEST_P(HostProbeTest, MeasuresWhatTheInstructionSetOffers) {
+  const std::unique_ptr<ThreadPool> pool = MakePool();
+  ASSERT_OK_AND_ASSIGN(const HostRates rates, ProbeHost(*pool, isa(), {.buffer_bytes = 1 << 20, .repeats = 1}));
+  EXPECT_EQ(rates.num_threads, 2);
+  EXPECT_EQ(rates.isa, isa());
+  // Bounds no machine reaches, so that a loop the compiler has emptied is noticed.
+  for (const double rate : {rates.read_bytes_per_second, rates.copy_bytes_per_second}) {
+    EXPECT_GT(rate, 1e6);
+    EXPECT_LT(rate, 4e12);
+  }
+  EXPECT_GT(rates.f32_ops_per_second, 1e6);
+  EXPECT_LT(rates.f32_ops_per_second, 2 * 5e11);
+  EXPECT_EQ(rates.int8_ops_per_second > 0, isa() != CpuIsa::kPortable);
+  EXPECT_LT(rates.int8_ops_per_second, 2 * 2e12);
+}
+
+TEST_P(HostProbeTest, RefusesSizesThatAreNotPositive) {
+  const std::unique_ptr<ThreadPool> pool = MakePool();
+  EXPECT_THAT(ProbeHost(*pool, isa(), {.buffer_bytes = 0}),
+              StatusIs(absl::StatusCode::kInvalidArgument, testing::HasSubstr("buffer_bytes")));
+  EXPECT_THAT(ProbeHost(*pool, isa(), {.buffer_bytes = 1 << 20, .repeats = 0}),
+              StatusIs(absl::StatusCode::kInvalidArgument, testing::HasSubstr("repeats")));
+}
+
+INSTANTIATE_TEST_SUITE_P(Cpu, HostProbeTest, testing::ValuesIn(EachIsa()), NameOfCase);
+
+}  // namespace
+}  // namespace ferry

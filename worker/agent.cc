@@ -1,0 +1,105 @@
+#include "worker/agent.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "common/grpc_status.h"
+#include "common/log.h"
+
+namespace ferry {
+namespace {
+
+constexpr absl::Duration kRegisterTimeout = absl::Seconds(30);
+constexpr absl::Duration kRegisterPause = absl::Milliseconds(200);
+constexpr absl::Duration kGoneTimeout = absl::Seconds(2);  // refused connections on one host for so long: it is gone
+
+// gRPC says Unavailable for a connection it cannot make, as the coordinator does while it loads.
+bool IsConnectFailure(const absl::Status& status) {
+  return absl::IsUnavailable(status) && (status.message().find("failed to connect") != absl::string_view::npos ||
+                                         status.message().find("onnection refused") != absl::string_view::npos);
+}
+
+bool IsWorthWaiting(const absl::Status& status) {
+  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) || absl::IsCancelled(status);
+}
+
+}  // namespace
+
+absl::StatusOr<v1::RegisterResponse> Agent::Register(v1::Cluster::StubInterface* cluster, const v1::RegisterRequest& request,
+                                                     absl::Duration patience, const std::function<bool()>& cancelled) {
+  absl::Time last_answer = absl::Now();
+  std::string last_message;
+  while (true) {
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(absl::Now() + kRegisterTimeout));
+    v1::RegisterResponse response;
+    const absl::Status status = FromGrpcStatus(cluster->Register(&context, request, &response));
+    if (status.ok()) return response;
+    if (!absl::IsUnavailable(status)) return Annotate(status, "Register");
+    if (!IsConnectFailure(status)) last_answer = absl::Now();
+    if (absl::Now() - last_answer > patience) return Annotate(status, "Register: the coordinator does not answer");
+    if (status.message() != last_message) {
+      spdlog::debug("registering: {}", status.ToString());
+      last_message = std::string(status.message());
+    }
+    for (absl::Time until = absl::Now() + kRegisterPause; absl::Now() < until; absl::SleepFor(absl::Milliseconds(50))) {
+      if (cancelled && cancelled()) return Cancelled("asked to end before the coordinator gave a place");
+    }
+  }
+}
+
+Agent::Agent(v1::Cluster::StubInterface* cluster, const Options& options, std::function<void(v1::HeartbeatRequest*)> fill,
+             std::function<void(const absl::Status&)> on_lost)
+    : cluster_(*cluster), options_(options), fill_(std::move(fill)), on_lost_(std::move(on_lost)), thread_([this] { Loop(); }) {}
+
+Agent::~Agent() {
+  {
+    const std::lock_guard lock(mutex_);
+    ending_ = true;
+    changed_.notify_all();
+  }
+  thread_.join();
+}
+
+void Agent::Hurry() {
+  const std::lock_guard lock(mutex_);
+  hurry_ = true;
+  changed_.notify_all();
+}
+
+void Agent::Loop() {
+  absl::Time last_success = absl::Now();
+  std::unique_lock lock(mutex_);
+  while (!ending_) {
+    hurry_ = false;
+    lock.unlock();
+    const absl::Status beat = Beat(std::max(options_.interval, std::min(options_.timeout / 2, absl::Seconds(2))));
+    if (beat.ok()) last_success = absl::Now();
+    const absl::Duration silent = absl::Now() - last_success;
+    const bool gone = options_.same_host && absl::IsUnavailable(beat) && silent >= kGoneTimeout;
+    if (!beat.ok() && (!IsWorthWaiting(beat) || silent >= options_.timeout || gone)) {
+      on_lost_(Annotate(beat, "the coordinator is lost"));
+      return;
+    }
+    if (!beat.ok()) spdlog::debug("heartbeat: {}", beat.ToString());
+    lock.lock();
+    const absl::Duration pause = beat.ok() ? options_.interval : std::min(options_.interval, absl::Milliseconds(250));
+    changed_.wait_for(lock, absl::ToChronoMicroseconds(pause), [&] { return ending_ || hurry_; });
+  }
+}
+
+absl::Status Agent::Beat(absl::Duration timeout) {
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+  v1::HeartbeatRequest request;
+  fill_(&request);
+  request.set_worker_id(options_.worker_id);
+  request.set_incarnation(options_.incarnation.value());
+  v1::HeartbeatResponse response;
+  return FromGrpcStatus(cluster_.Heartbeat(&context, request, &response));
+}
+
+}  // namespace ferry

@@ -1,0 +1,42 @@
+#pragma once
+
+// A worker's place in the cluster, as its coordinator's answer to Register gives it, checked.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "common/expert_layout.h"
+#include "common/expert_mailbox.h"
+#include "common/model_config.h"
+#include "common/status.h"
+#include "ferry/v1/cluster.pb.h"
+#include "worker/expert_forward.h"
+#include "worker/kv_cache.h"
+
+namespace ferry {
+
+struct Assignment {
+  uint32_t worker_id = 0;
+  uint32_t num_workers = 0;
+  int64_t first_layer = 0, end_layer = 0;
+  ModelConfig model;
+  ArenaLayout arena;  // of the whole model
+  KvCacheShape kv;
+  int64_t max_rows = 0;          // of a step
+  int64_t micro_batch_rows = 0;
+  std::string expert_transport;  // "shm" or "grpc"
+  std::string descriptor_socket, descriptor_key;
+  MailboxShape mailbox;
+  absl::Duration heartbeat_interval, heartbeat_timeout;
+  bool ooae = true;
+  std::vector<LayerRule> rules;  // one a layer of this worker
+  uint64_t model_fingerprint = 0;
+  int64_t dense_bytes = 0;  // 0: not known
+};
+
+// InvalidArgument names the field; Unimplemented: something this worker does not know.
+absl::StatusOr<Assignment> AssignmentFromProto(const v1::RegisterResponse& response);
+
+}  // namespace ferry

@@ -1,0 +1,41 @@
+#pragma once
+
+// Channels and servers as workers make them: one message limit, no proxies, and connections that notice a dead peer.
+
+#include <grpcpp/grpcpp.h>
+
+#include <memory>
+#include <string>
+
+namespace ferry {
+
+inline constexpr int kWorkerMaxMessageBytes = 64 << 20;
+
+enum class Keepalive { kOff, kOn };  // kOn only towards workers: their servers allow frequent pings
+
+inline std::shared_ptr<grpc::Channel> ConnectTo(const std::string& address, Keepalive keepalive) {
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(kWorkerMaxMessageBytes);
+  arguments.SetMaxSendMessageSize(kWorkerMaxMessageBytes);
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
+  if (keepalive == Keepalive::kOn) {
+    arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 10000);
+    arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5000);
+    arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+  }
+  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+}
+
+inline void ConfigureServer(grpc::ServerBuilder& builder) {
+  builder.SetMaxReceiveMessageSize(kWorkerMaxMessageBytes);
+  builder.SetMaxSendMessageSize(kWorkerMaxMessageBytes);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5000);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+}
+
+}  // namespace ferry

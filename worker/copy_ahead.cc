@@ -1,0 +1,59 @@
+#include "worker/copy_ahead.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace ferry {
+
+CopyAhead::CopyAhead(int64_t first_layer, int64_t end_layer, int64_t num_experts)
+    : first_layer_(first_layer), num_experts_(num_experts), layers_(end_layer - first_layer) {}
+
+void CopyAhead::Learn(int64_t layer, int64_t rows, std::span<const int32_t> tokens) {
+  if (rows < kMinRows) return;
+  Layer& learnt = layers_[layer - first_layer_];
+  learnt.tokens.resize(num_experts_);
+  learnt.rows = learnt.rows / 2 + static_cast<double>(rows);
+  int64_t used = 0;
+  for (int64_t i = 0; i < num_experts_; ++i) {
+    learnt.tokens[i] = learnt.tokens[i] / 2 + tokens[i];
+    used += tokens[i] > 0;
+  }
+  last_rows_ = rows;
+  last_coverage_ = static_cast<double>(used) / static_cast<double>(num_experts_);
+}
+
+CopyAhead::Candidates CopyAhead::For(int64_t layer, int64_t rows) const {
+  Candidates candidates;
+  if (rows < kMinRows) return candidates;
+  const Layer& learnt = layers_[layer - first_layer_];
+  std::vector<double> probability(num_experts_, 0);
+  if (learnt.rows > 0) {
+    for (int64_t i = 0; i < num_experts_; ++i) {
+      // Half a token more than was seen: an expert that was never used may be.
+      const double share = std::min(1.0, (learnt.tokens[i] + 0.5) / (learnt.rows + 1));
+      probability[i] = 1 - std::pow(1 - share, static_cast<double>(rows));
+    }
+  } else if (last_rows_ > 0 && rows >= last_rows_ / 2 && rows <= last_rows_ * 2) {
+    std::fill(probability.begin(), probability.end(), last_coverage_);
+  }
+  for (int32_t i = 0; i < num_experts_; ++i) {
+    if (probability[i] >= kLikely) candidates.experts.push_back(i);
+    candidates.num_certain += probability[i] >= kCertain;
+  }
+  std::stable_sort(candidates.experts.begin(), candidates.experts.end(),
+                   [&](int32_t a, int32_t b) { return probability[a] > probability[b]; });
+  return candidates;
+}
+
+void CopyAhead::LearnGap(int64_t started, int64_t arrived) {
+  if (started == 0) return;
+  // All had come and the link stood idle after them: it may take twice as many. Otherwise what had come, and the one under way.
+  if (arrived >= started) {
+    if (started >= budget_) budget_ = std::min<int64_t>(budget_ * 2, num_experts_);
+  } else {
+    budget_ = arrived + 1;
+  }
+}
+
+}  // namespace ferry

@@ -1,0 +1,303 @@
+#include "worker/expert_cache.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "common/log.h"
+
+namespace ferry {
+namespace {
+
+constexpr double kHalfLifeSteps = 64;
+constexpr int64_t kProbeBytes = int64_t{256} << 20;
+
+double Decay(uint64_t steps) { return std::exp2(-static_cast<double>(steps) / kHalfLifeSteps); }
+
+}  // namespace
+
+int64_t ExpertCache::SlotBytes(const ArenaLayout& arena, int64_t first_layer, int64_t end_layer) {
+  int64_t bytes = 0;
+  for (int64_t layer = first_layer; layer < end_layer; ++layer) bytes = std::max(bytes, arena.layer(layer).bytes);
+  return bytes;
+}
+
+int64_t ExpertCache::SlotsIn(int64_t bytes, const ArenaLayout& arena, int64_t first_layer, int64_t end_layer) {
+  return std::min(std::max<int64_t>(bytes, 0) / SlotBytes(arena, first_layer, end_layer),
+                  (end_layer - first_layer) * arena.num_experts());
+}
+
+absl::StatusOr<std::unique_ptr<ExpertCache>> ExpertCache::Create(Ops* ops, ExpertLink* link, const ArenaLayout* arena,
+                                                                 int64_t first_layer, int64_t end_layer,
+                                                                 int64_t num_slots) {
+  if (num_slots < 1) return InvalidArgument("num_slots is %d, want at least 1", num_slots);
+  std::unique_ptr<ExpertCache> cache(new ExpertCache(ops, link, arena, first_layer, end_layer));
+  cache->slot_bytes_ = SlotBytes(*arena, first_layer, end_layer);
+  ASSIGN_OR_RETURN(cache->memory_, ops->Allocate(num_slots * cache->slot_bytes_));
+  cache->slots_.resize(num_slots);
+  for (int64_t i = 0; i < num_slots; ++i) cache->slots_[i].data = cache->memory_.data() + i * cache->slot_bytes_;
+  const int64_t num_experts = (end_layer - first_layer) * arena->num_experts();
+  cache->slot_of_.assign(num_experts, -1);
+  cache->warmth_.resize(num_experts);
+  cache->counters_ = &cache->no_counters_;
+  cache->current_layer_ = first_layer;
+  return cache;
+}
+
+ExpertCache::~ExpertCache() {
+  Recover();
+  for (const Copy& copy : copying_) {
+    if (const absl::Status done = ops_.Wait(copy.done, absl::Now() + absl::Seconds(10)); !done.ok()) {
+      spdlog::error("a copy into an expert slot did not end: {}", done.ToString());
+    }
+    link_.ReleaseRecord(copy.id);
+  }
+}
+
+absl::StatusOr<double> ExpertCache::ProbeLink(absl::Time deadline) {
+  const int64_t most = std::max<int64_t>(2, kProbeBytes / slot_bytes_);
+  const int32_t count = static_cast<int32_t>(std::min({num_slots(), arena_.num_experts(), most}));
+  double bytes = 0;
+  absl::Time start = absl::Now();
+  for (int32_t i = 0; i < count; ++i) {
+    RETURN_IF_ERROR(Fetch({static_cast<int32_t>(first_layer_), i}, Purpose::kKeep, deadline).status());
+    while (!asked_.empty()) RETURN_IF_ERROR(WaitForRecord(deadline));
+    bytes += static_cast<double>(arena_.layer(first_layer_).bytes);
+    if (i == 0 && count > 1) {  // the first one warms up what is between here and there
+      RETURN_IF_ERROR(ops_.Wait(copying_.back().done, deadline));
+      start = absl::Now();
+      bytes = 0;
+    }
+  }
+  if (!copying_.empty()) RETURN_IF_ERROR(ops_.Wait(copying_.back().done, deadline));
+  const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
+  FinishCopies();
+  for (Slot& slot : slots_) {
+    if (slot.state == State::kFilled) Evict(slot);
+  }
+  no_counters_.Clear();
+  return seconds > 0 ? bytes / seconds : 0;
+}
+
+void ExpertCache::BeginStep(uint64_t step, v1::ExpertCounters* counters) {
+  step_ = step;
+  ++steps_begun_;
+  counters_ = counters != nullptr ? counters : &no_counters_;
+}
+
+void ExpertCache::EndStep() {
+  FinishCopies();
+  counters_ = &no_counters_;
+}
+
+// ------------------------------------------------------------------------------------------------------------------- heat
+
+void ExpertCache::AddHeat(ExpertId id) {
+  Warmth& warmth = warmth_[IndexOf(id)];
+  if (warmth.last_use == steps_begun_) return;
+  warmth.before = HeatBeforeThisStep(id);
+  warmth.last_use = steps_begun_;
+}
+
+double ExpertCache::HeatBeforeThisStep(ExpertId id) const {
+  const Warmth& warmth = warmth_[IndexOf(id)];
+  if (warmth.last_use == 0) return 0;
+  if (warmth.last_use == steps_begun_) return warmth.before;
+  return (warmth.before + 1) * Decay(steps_begun_ - warmth.last_use);
+}
+
+double ExpertCache::Heat(ExpertId id) const {
+  const bool used_now = warmth_[IndexOf(id)].last_use == steps_begun_ && steps_begun_ > 0;
+  return HeatBeforeThisStep(id) + (used_now ? 1 : 0);
+}
+
+// ------------------------------------------------------------------------------------------------------------------ slots
+
+int64_t ExpertCache::IndexOf(ExpertId id) const { return (id.layer - first_layer_) * arena_.num_experts() + id.expert; }
+
+ExpertCache::Slot* ExpertCache::SlotOf(ExpertId id) {
+  const int32_t slot = slot_of_[IndexOf(id)];
+  return slot < 0 ? nullptr : &slots_[slot];
+}
+
+int64_t ExpertCache::LayersAhead(int64_t layer) const {
+  const int64_t ahead = layer - current_layer_;
+  return ahead >= 0 ? ahead : ahead + (end_layer_ - first_layer_);
+}
+
+const ExpertCache::Slot* ExpertCache::Victim() const {
+  const Slot* victim = nullptr;
+  double victim_heat = 0;
+  for (const Slot& slot : slots_) {
+    if (slot.state == State::kEmpty) return &slot;
+    if (slot.pinned || slot.state == State::kAsked) continue;
+    const double heat = HeatBeforeThisStep(slot.id);
+    if (victim == nullptr || heat < victim_heat ||
+        (heat == victim_heat && LayersAhead(slot.id.layer) > LayersAhead(victim->id.layer))) {
+      victim = &slot;
+      victim_heat = heat;
+    }
+  }
+  return victim;
+}
+
+std::optional<double> ExpertCache::HeatOfVictim() const {
+  const Slot* const victim = Victim();
+  if (victim == nullptr) return std::nullopt;
+  return victim->state == State::kEmpty ? -1 : Heat(victim->id);
+}
+
+void ExpertCache::Evict(Slot& slot) {
+  if (slot.fresh) counters_->set_shipped_unused(counters_->shipped_unused() + 1);
+  slot_of_[IndexOf(slot.id)] = -1;
+  slot.state = State::kEmpty;
+  slot.fresh = false;
+  slot.pinned = false;
+}
+
+absl::StatusOr<bool> ExpertCache::Fetch(ExpertId id, Purpose purpose, absl::Time deadline) {
+  if (Contains(id)) return true;
+  Slot* const slot = const_cast<Slot*>(Victim());
+  if (slot == nullptr) return false;
+  // The same record may still be on its way into a slot that has been given to another expert: that copy first gives it back.
+  for (size_t i = 0; i < copying_.size(); ++i) {
+    if (copying_[i].id == id) {
+      RETURN_IF_ERROR(ops_.Wait(copying_[i].done, deadline));
+      FinishCopies();
+      break;
+    }
+  }
+  RETURN_IF_ERROR(link_.AskRecord(step_, id));
+  if (slot->state != State::kEmpty) Evict(*slot);
+  slot->state = State::kAsked;
+  slot->id = id;
+  slot->fresh = true;
+  slot->purpose = purpose;
+  slot_of_[IndexOf(id)] = static_cast<int32_t>(slot - slots_.data());
+  asked_.push_back(id);
+  RETURN_IF_ERROR(Pump());
+  return true;
+}
+
+int64_t ExpertCache::num_coming() const { return static_cast<int64_t>(asked_.size() + copying_.size()); }
+
+// ----------------------------------------------------------------------------------------------------------------- copies
+
+absl::Status ExpertCache::Pump() {
+  FinishCopies();
+  while (!asked_.empty() && link_.RecordHere(asked_.front())) RETURN_IF_ERROR(StartCopy(absl::InfiniteFuture()));
+  return absl::OkStatus();
+}
+
+absl::Status ExpertCache::StartCopy(absl::Time deadline) {
+  const ExpertId id = asked_.front();
+  Slot& slot = *SlotOf(id);
+  const auto start = [&]() -> absl::StatusOr<Event> {
+    ASSIGN_OR_RETURN(const std::span<const std::byte> record, link_.WaitRecord(id, deadline));
+    return ops_.CopyAsync(slot.data, record, {&slot.used, slot.used == nullptr ? size_t{0} : size_t{1}});
+  };
+  absl::StatusOr<Event> arrived = start();
+  if (!arrived.ok()) {
+    if (arrived.status().code() != absl::StatusCode::kDeadlineExceeded) {  // otherwise it may still come
+      asked_.pop_front();
+      link_.ReleaseRecord(id);
+      slot.fresh = false;
+      Evict(slot);
+    }
+    return arrived.status();
+  }
+  asked_.pop_front();
+  slot.state = State::kFilled;
+  slot.arrived = *arrived;
+  slot.used = nullptr;
+  if (copying_.empty()) copying_since_ = absl::Now();
+  copying_.push_back({id, *std::move(arrived)});
+  counters_->set_copies(counters_->copies() + 1);
+  counters_->set_bytes_shipped(counters_->bytes_shipped() + arena_.layer(id.layer).bytes);
+  return absl::OkStatus();
+}
+
+void ExpertCache::FinishCopies() {
+  const bool was_busy = !copying_.empty();
+  while (!copying_.empty() && ops_.Passed(copying_.front().done)) {
+    link_.ReleaseRecord(copying_.front().id);
+    copying_.pop_front();
+  }
+  if (!was_busy) return;
+  const absl::Time now = absl::Now();
+  counters_->set_copy_busy_seconds(counters_->copy_busy_seconds() + absl::ToDoubleSeconds(now - copying_since_));
+  copying_since_ = now;
+}
+
+absl::StatusOr<const std::byte*> ExpertCache::Acquire(ExpertId id, absl::Time deadline) {
+  Slot* slot = SlotOf(id);
+  if (slot == nullptr || !slot->pinned) return Internal("expert %d of layer %d is not pinned", id.expert, id.layer);
+  const absl::Time before = absl::Now();
+  // Records are copied in the order in which they were asked for.
+  while (slot->state == State::kAsked) {
+    RETURN_IF_ERROR(WaitForRecord(deadline));
+    slot = SlotOf(id);
+    if (slot == nullptr) return Internal("expert %d of layer %d was given up", id.expert, id.layer);
+  }
+  RETURN_IF_ERROR(ops_.ComputeAfter(slot->arrived));
+  counters_->set_copy_wait_seconds(counters_->copy_wait_seconds() + absl::ToDoubleSeconds(absl::Now() - before));
+  if (slot->fresh && slot->purpose == Purpose::kPass) {
+    counters_->set_shipped(counters_->shipped() + 1);
+  } else {
+    counters_->set_resident(counters_->resident() + 1);
+  }
+  slot->fresh = false;
+  return slot->data;
+}
+
+bool ExpertCache::Arrived(ExpertId id) {
+  const Slot* const slot = SlotOf(id);
+  return slot != nullptr && slot->state == State::kFilled && ops_.Passed(slot->arrived);
+}
+
+void ExpertCache::Pin(ExpertId id) {
+  if (Slot* const slot = SlotOf(id)) slot->pinned = true;
+}
+
+bool ExpertCache::Pinned(ExpertId id) const {
+  const Slot* const slot = SlotOf(id);
+  return slot != nullptr && slot->pinned;
+}
+
+void ExpertCache::Release(ExpertId id, Event used) {
+  Slot* const slot = SlotOf(id);
+  if (slot == nullptr) return;
+  slot->pinned = false;
+  slot->used = std::move(used);
+}
+
+void ExpertCache::Unpin(ExpertId id) {
+  if (Slot* const slot = SlotOf(id)) slot->pinned = false;
+}
+
+absl::Status ExpertCache::WaitForRecord(absl::Time deadline) {
+  if (asked_.empty()) return Internal("no expert is on its way");
+  // The record may wait for the host memory of copies that still run.
+  if (!link_.RecordHere(asked_.front()) && !copying_.empty()) {
+    RETURN_IF_ERROR(ops_.Wait(copying_.front().done, deadline));
+    FinishCopies();
+  }
+  return StartCopy(deadline);
+}
+
+void ExpertCache::Recover() {
+  // Compute that was queued before the failure may still read pinned slots.
+  const absl::StatusOr<Event> queued = ops_.MarkCompute();
+  for (Slot& slot : slots_) {
+    if (slot.pinned && queued.ok()) slot.used = *queued;
+    slot.pinned = false;
+  }
+  for (const ExpertId id : asked_) {
+    link_.ReleaseRecord(id);
+    Evict(*SlotOf(id));
+  }
+  asked_.clear();
+}
+
+}  // namespace ferry

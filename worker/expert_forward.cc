@@ -1,0 +1,422 @@
+#include "worker/expert_forward.h"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "common/half.h"
+#include "common/log.h"
+
+namespace ferry {
+namespace {
+
+constexpr int64_t kGatherRows = 256;   // rows gathered for the host at once
+constexpr int64_t kGroupsAlign = 64;   // elements: each part of groups_ begins on 256 bytes
+constexpr int64_t kMinSlotsToStream = 3;  // one computed, one arriving, one waiting
+constexpr int64_t kMaxKept = 2;        // background copies at once: they share the host's memory rate with its experts
+
+int64_t AlignedUp(int64_t value, int64_t alignment) { return (value + alignment - 1) / alignment * alignment; }
+int64_t ElementBytes(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
+
+double SecondsSince(absl::Time start) { return absl::ToDoubleSeconds(absl::Now() - start); }
+
+}  // namespace
+
+Division DivisionFor(const ExpertPolicy& policy, LayerRule rule, bool has_slots, int64_t rows) {
+  if (!has_slots || policy.force == ForceDivision::kHost || rule == LayerRule::kHost) return Division::kHost;
+  if (!policy.ooae) return Division::kShipAll;
+  if (policy.force == ForceDivision::kShip || rule == LayerRule::kDevice) return Division::kShipActivated;
+  return rows <= kMaxRowsWithoutPlan ? Division::kResidentElseHost : Division::kPlanned;
+}
+
+int64_t ExpertForward::BytesOf(const Ops& ops, const ModelConfig& model, int64_t max_rows) {
+  const int64_t entries = max_rows * model.top_k;
+  return entries * 8 + (AlignedUp(model.num_experts + 1, kGroupsAlign) + 2 * AlignedUp(entries, kGroupsAlign)) * 4 +
+         entries * model.n_embd * ElementBytes(ops.contribution_dtype()) +
+         kGatherRows * model.n_embd * ElementBytes(ops.activation_dtype());
+}
+
+absl::StatusOr<std::unique_ptr<ExpertForward>> ExpertForward::Create(Ops* ops, ExpertLink* link, ExpertCache* cache,
+                                                                     const Options& options) {
+  const int64_t num_slots = cache == nullptr ? 0 : cache->num_slots();
+  const ExpertPolicy& policy = options.policy;
+  if (policy.force != ForceDivision::kHost && !policy.ooae && num_slots < kMinSlotsToStream) {
+    return FailedPrecondition(
+        "--no-ooae ships every expert and needs at least %d expert slots, this worker has %d: give it --vram-experts of at "
+        "least %d bytes",
+        kMinSlotsToStream, num_slots,
+        kMinSlotsToStream * ExpertCache::SlotBytes(options.arena, options.first_layer, options.end_layer));
+  }
+  const bool a_layer_ships = policy.force == ForceDivision::kShip ||
+                             std::find(policy.rules.begin(), policy.rules.end(), LayerRule::kDevice) != policy.rules.end();
+  if (a_layer_ships && num_slots < 1) {
+    return FailedPrecondition("experts are to be computed on this worker (-ot or --force-division=ship), which has no slots for "
+                              "them: give it --vram-experts");
+  }
+  std::unique_ptr<ExpertForward> forward(new ExpertForward(ops, link, cache, options));
+  const int64_t entries = options.max_rows * options.model.top_k;
+  ASSIGN_OR_RETURN(forward->chosen_, ops->Allocate(entries * sizeof(int32_t)));
+  ASSIGN_OR_RETURN(forward->weights_, ops->Allocate(entries * sizeof(float)));
+  ASSIGN_OR_RETURN(forward->groups_,
+                   ops->Allocate((AlignedUp(options.model.num_experts + 1, kGroupsAlign) + 2 * AlignedUp(entries, kGroupsAlign)) *
+                                 sizeof(int32_t)));
+  ASSIGN_OR_RETURN(forward->contributions_,
+                   ops->Allocate(entries * options.model.n_embd * ElementBytes(ops->contribution_dtype())));
+  ASSIGN_OR_RETURN(forward->gathered_,
+                   ops->Allocate(kGatherRows * options.model.n_embd * ElementBytes(ops->activation_dtype())));
+  return forward;
+}
+
+LayerRule ExpertForward::RuleOf(int64_t layer) const {
+  const size_t index = layer - options_.first_layer;
+  return index < options_.policy.rules.size() ? options_.policy.rules[index] : LayerRule::kAny;
+}
+
+Tensor ExpertForward::Contributions() const {
+  return {contributions_.data(), ops_.contribution_dtype(), routing_.rows * options_.model.top_k, options_.model.n_embd};
+}
+
+absl::Status ExpertForward::BeginStep(const StepContext& context, int64_t rows) {
+  if (cache_ == nullptr) return absl::OkStatus();
+  cache_->BeginStep(context.step, context.counters);
+  cache_->BeginLayer(options_.first_layer);
+  PlanAhead(options_.first_layer, rows);
+  return StartAhead(context);
+}
+
+absl::Status ExpertForward::Run(const StepContext& context, int64_t layer, const RouterWeights& router, Tensor in, Tensor x) {
+  if (in.rows == 0) return absl::OkStatus();
+  RETURN_IF_ERROR(Route(layer, router, in));
+  const Division division = DivisionOf(layer, in.rows);
+  if (cache_ != nullptr) {
+    cache_->BeginLayer(layer);
+    RETURN_IF_ERROR(cache_->Pump());
+    for (const ActivatedExpert& use : routing_.uses) cache_->AddHeat(IdOf(layer, use.expert));
+    copy_ahead_.Learn(layer, in.rows, routing_.tokens);
+  }
+  ASSIGN_OR_RETURN(const std::vector<ExpertPlace> places, Divide(context, layer, division));
+
+  std::vector<int32_t> on_host;
+  std::vector<ActivatedExpert> here;
+  for (size_t i = 0; i < places.size(); ++i) {
+    if (places[i] == ExpertPlace::kHost) {
+      on_host.push_back(routing_.uses[i].expert);
+    } else {
+      here.push_back(routing_.uses[i]);
+    }
+  }
+  context.counters->set_activated(context.counters->activated() + routing_.uses.size());
+  context.counters->set_on_host(context.counters->on_host() + on_host.size());
+
+  // What is here already is held; what is not is wanted in order of tokens, so that the products that take longest hide the
+  // copies behind them.
+  wanted_.clear();
+  next_wanted_ = 0;
+  coming_.clear();
+  if (cache_ != nullptr) {
+    EndAhead();
+    std::stable_sort(here.begin(), here.end(),
+                     [](const ActivatedExpert& a, const ActivatedExpert& b) { return a.tokens > b.tokens; });
+    for (const ActivatedExpert& use : here) {
+      if (cache_->Contains(IdOf(layer, use.expert))) {
+        cache_->Pin(IdOf(layer, use.expert));
+        coming_.push_back(use.expert);
+      } else {
+        wanted_.push_back(use.expert);
+      }
+    }
+    if (division == Division::kShipAll) {
+      for (int32_t expert = 0; expert < options_.model.num_experts; ++expert) {
+        if (routing_.tokens[expert] == 0 && !cache_->Contains(IdOf(layer, expert))) wanted_.push_back(expert);
+      }
+    }
+    PlanAhead(layer + 1, in.rows);
+    RETURN_IF_ERROR(StartCopies(context, layer));
+  }
+
+  chunks_ = CutHostShare(on_host, routing_.host, link_.max_rows(), link_.max_entries());
+  next_chunk_ = 0;
+  RETURN_IF_ERROR(StartHost(context, layer, in));
+  RETURN_IF_ERROR(ComputeHere(context, layer, in));
+  RETURN_IF_ERROR(FinishHost(context, layer, in));
+  RETURN_IF_ERROR(ops_.Combine(Contributions(), weights_.as<float>(), options_.model.top_k, x));
+  if (division == Division::kResidentElseHost) RETURN_IF_ERROR(KeepTheHot(context, layer, on_host));
+  return absl::OkStatus();
+}
+
+void ExpertForward::Recover() {
+  if (host_running_) {
+    // The mailbox takes the next request only after this one's answer.
+    const auto late = link_.FinishCompute(absl::Now() + absl::Seconds(2));
+    if (!late.ok()) spdlog::warn("the host's share of a failed step: {}", late.status().ToString());
+    host_running_ = false;
+  }
+  if (cache_ != nullptr) cache_->Recover();
+  ahead_ = {};
+  coming_.clear();
+}
+
+void ExpertForward::EndStep() {
+  if (cache_ != nullptr) cache_->EndStep();
+}
+
+// ---------------------------------------------------------------------------------------------------------------- routing
+
+absl::Status ExpertForward::Route(int64_t layer, const RouterWeights& router, Tensor in) {
+  const ModelConfig& model = options_.model;
+  const int64_t entries = in.rows * model.top_k;
+  const int64_t rows_begin = AlignedUp(model.num_experts + 1, kGroupsAlign);
+  const int64_t outs_begin = rows_begin + AlignedUp(entries, kGroupsAlign);
+  int32_t* const groups = groups_.as<int32_t>();
+  RETURN_IF_ERROR(ops_.Route(in, router.weight, router.bias, model.num_experts, model.top_k, chosen_.as<int32_t>(),
+                             weights_.as<float>()));
+  RETURN_IF_ERROR(ops_.GroupByExpert(chosen_.as<int32_t>(), in.rows, model.top_k, model.num_experts, groups,
+                                     groups + rows_begin, groups + outs_begin));
+  routing_.rows = in.rows;
+  routing_.device = {.num_groups = model.num_experts,
+                     .num_entries = entries,
+                     .offsets = groups,
+                     .rows = groups + rows_begin,
+                     .outs = groups + outs_begin};
+
+  // The counts are needed to divide; rows and outs only by the host's share, but they are small.
+  routing_.downloaded.resize(outs_begin + entries);
+  RETURN_IF_ERROR(ops_.Download(std::as_writable_bytes(std::span(routing_.downloaded)), groups));
+  const std::span<const int32_t> downloaded(routing_.downloaded);
+  routing_.host = {.offsets = downloaded.first(model.num_experts + 1),
+                   .rows = downloaded.subspan(rows_begin, entries),
+                   .outs = downloaded.subspan(outs_begin, entries)};
+  RETURN_IF_ERROR(Annotate(CheckRouting(), absl::StrFormat("routing of layer %d", layer)));
+
+  routing_.uses.clear();
+  routing_.tokens.assign(model.num_experts, 0);
+  for (int32_t expert = 0; expert < model.num_experts; ++expert) {
+    const int32_t tokens = routing_.host.offsets[expert + 1] - routing_.host.offsets[expert];
+    routing_.tokens[expert] = tokens;
+    if (tokens == 0) continue;
+    const bool resident = cache_ != nullptr && cache_->Contains(IdOf(layer, expert));
+    routing_.uses.push_back({.expert = expert, .tokens = tokens, .resident = resident ? 1u : 0u});
+  }
+  return absl::OkStatus();
+}
+
+// Numbers read back from a device become indices here, so they are held to their ranges first.
+absl::Status ExpertForward::CheckRouting() const {
+  const HostGroups& groups = routing_.host;
+  const int32_t entries = static_cast<int32_t>(groups.rows.size());
+  if (groups.offsets.front() != 0 || groups.offsets.back() != entries ||
+      !std::is_sorted(groups.offsets.begin(), groups.offsets.end())) {
+    return Internal("offsets go from %d to %d, want increasing from 0 to %d", groups.offsets.front(), groups.offsets.back(),
+                    entries);
+  }
+  for (int32_t i = 0; i < entries; ++i) {
+    if (groups.rows[i] < 0 || groups.rows[i] >= routing_.rows) {
+      return Internal("row of entry %d is %d, want 0 to %d", i, groups.rows[i], routing_.rows - 1);
+    }
+    if (groups.outs[i] < 0 || groups.outs[i] >= entries) {
+      return Internal("out of entry %d is %d, want 0 to %d", i, groups.outs[i], entries - 1);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<ExpertPlace>> ExpertForward::Divide(const StepContext& context, int64_t layer, Division division) {
+  const std::vector<ActivatedExpert>& uses = routing_.uses;
+  std::vector<ExpertPlace> places(uses.size());
+  switch (division) {
+    case Division::kHost: std::fill(places.begin(), places.end(), ExpertPlace::kHost); return places;
+    case Division::kShipActivated:
+    case Division::kShipAll: std::fill(places.begin(), places.end(), ExpertPlace::kShip); return places;
+    case Division::kResidentElseHost:
+      for (size_t i = 0; i < uses.size(); ++i) {
+        // One that is still on its way is computed on the host meanwhile.
+        places[i] = cache_->Arrived(IdOf(layer, uses[i].expert)) ? ExpertPlace::kResident : ExpertPlace::kHost;
+      }
+      return places;
+    case Division::kPlanned: break;
+  }
+  ASSIGN_OR_RETURN(places, link_.Plan(context.step, layer, routing_.rows, uses, context.deadline));
+  if (places.size() != uses.size()) return Internal("the plan places %d experts, want %d", places.size(), uses.size());
+  for (size_t i = 0; i < uses.size(); ++i) {
+    if (places[i] == ExpertPlace::kResident && uses[i].resident == 0) {
+      return Internal("the plan takes expert %d of layer %d for resident", uses[i].expert, layer);
+    }
+  }
+  return places;
+}
+
+// -------------------------------------------------------------------------------------------------------- the host's share
+
+absl::Status ExpertForward::StartHost(const StepContext& context, int64_t layer, Tensor in) {
+  if (next_chunk_ == chunks_.size()) return absl::OkStatus();
+  const HostChunk& chunk = chunks_[next_chunk_];
+  RETURN_IF_ERROR(FillHostRows(chunk, in));
+  RETURN_IF_ERROR(link_.StartCompute({.step = context.step,
+                                      .layer = static_cast<int32_t>(layer),
+                                      .num_rows = static_cast<int32_t>(chunk.rows.size()),
+                                      .uses = chunk.uses,
+                                      .entry_rows = chunk.entry_rows}));
+  host_running_ = true;
+  context.counters->set_host_bytes_read(context.counters->host_bytes_read() +
+                                        chunk.uses.size() * options_.arena.layer(layer).bytes);
+  return absl::OkStatus();
+}
+
+absl::Status ExpertForward::FinishHost(const StepContext& context, int64_t layer, Tensor in) {
+  for (; next_chunk_ < chunks_.size(); ++next_chunk_) {
+    if (!host_running_) RETURN_IF_ERROR(StartHost(context, layer, in));
+    const absl::Time before = absl::Now();
+    const absl::StatusOr<std::span<const float>> contributions = link_.FinishCompute(context.deadline);
+    host_running_ = false;
+    RETURN_IF_ERROR(Annotate(contributions.status(), absl::StrFormat("experts of layer %d on the host", layer)));
+    context.counters->set_host_wait_seconds(context.counters->host_wait_seconds() + SecondsSince(before));
+    RETURN_IF_ERROR(ops_.ScatterContributions(*contributions, chunks_[next_chunk_].outs, Contributions()));
+  }
+  return absl::OkStatus();
+}
+
+// The chunk's rows of `in`, as floats, into the link's memory.
+absl::Status ExpertForward::FillHostRows(const HostChunk& chunk, Tensor in) {
+  const int64_t num_rows = static_cast<int64_t>(chunk.rows.size());
+  const std::span<float> out = link_.HostRows(num_rows);
+  const bool all_rows = num_rows == in.rows;
+  const int64_t rows_at_once = all_rows ? num_rows : kGatherRows;
+  for (int64_t first = 0; first < num_rows; first += rows_at_once) {
+    const int64_t count = std::min(rows_at_once, num_rows - first);
+    Tensor from = in;
+    if (!all_rows) {
+      from = {gathered_.data(), in.dtype, count, in.cols};
+      RETURN_IF_ERROR(ops_.GatherRows(in, std::span(chunk.rows).subspan(first, count), from));
+    }
+    const std::span<float> part = out.subspan(first * in.cols, count * in.cols);
+    if (in.dtype == DType::kF32) {
+      RETURN_IF_ERROR(ops_.Download(std::as_writable_bytes(part), from.data));
+      continue;
+    }
+    raw_rows_.resize(part.size() * sizeof(uint16_t));
+    RETURN_IF_ERROR(ops_.Download(raw_rows_, from.data));
+    const uint16_t* const raw = reinterpret_cast<const uint16_t*>(raw_rows_.data());
+    for (size_t i = 0; i < part.size(); ++i) {
+      part[i] = in.dtype == DType::kBF16 ? BFloat16ToFloat(raw[i]) : HalfToFloat(raw[i]);
+    }
+  }
+  return absl::OkStatus();
+}
+
+// ------------------------------------------------------------------------------------------------------- this device's share
+
+// As many of the wanted experts as slots allow, then the next layer's.
+absl::Status ExpertForward::StartCopies(const StepContext& context, int64_t layer) {
+  for (; next_wanted_ < wanted_.size(); ++next_wanted_) {
+    const ExpertId id = IdOf(layer, wanted_[next_wanted_]);
+    ASSIGN_OR_RETURN(const bool fetched, cache_->Fetch(id, ExpertCache::Purpose::kPass, context.deadline));
+    if (!fetched) return cache_->Pump();
+    cache_->Pin(id);
+    coming_.push_back(id.expert);
+  }
+  return StartAhead(context);
+}
+
+absl::Status ExpertForward::ComputeHere(const StepContext& context, int64_t layer, Tensor in) {
+  if (cache_ == nullptr) return absl::OkStatus();
+  std::vector<int32_t> ready;
+  while (!coming_.empty() || next_wanted_ < wanted_.size()) {
+    if (coming_.empty()) RETURN_IF_ERROR(cache_->WaitForRecord(context.deadline));  // slots wait for background copies
+    // All that have arrived go together; if none has, compute waits for the first.
+    ready.clear();
+    std::erase_if(coming_, [&](int32_t expert) {
+      const bool unused = routing_.tokens[expert] == 0;
+      if (unused) cache_->Unpin(IdOf(layer, expert));
+      const bool arrived = !unused && cache_->Arrived(IdOf(layer, expert));
+      if (arrived) ready.push_back(expert);
+      return unused || arrived;
+    });
+    if (ready.empty() && !coming_.empty()) {
+      ready.push_back(coming_.front());
+      coming_.pop_front();
+    }
+    RETURN_IF_ERROR(ComputeTogether(context, layer, ready, in));
+    RETURN_IF_ERROR(StartCopies(context, layer));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ExpertForward::ComputeTogether(const StepContext& context, int64_t layer, std::span<const int32_t> experts,
+                                            Tensor in) {
+  if (experts.empty()) return absl::OkStatus();
+  std::vector<ExpertUse> uses;
+  for (const int32_t expert : experts) {
+    ASSIGN_OR_RETURN(const std::byte* const record, cache_->Acquire(IdOf(layer, expert), context.deadline));
+    uses.push_back({.record = record, .group = expert, .num_rows = routing_.tokens[expert]});
+  }
+  const SwigluParams swiglu = {.alpha = static_cast<float>(options_.model.swiglu_alpha),
+                               .limit = static_cast<float>(options_.model.swiglu_limit)};
+  RETURN_IF_ERROR(ops_.ExpertMlp(options_.arena.layer(layer), uses, routing_.device, swiglu, in, Contributions()));
+  ASSIGN_OR_RETURN(const Event used, ops_.MarkCompute());
+  for (const int32_t expert : experts) cache_->Release(IdOf(layer, expert), used);
+  return absl::OkStatus();
+}
+
+// Admission to the cache in decode: an expert that was just used moves in when it is worth a whole use more than what it pushes
+// out, so that two experts of about the same heat do not chase each other over the link.
+absl::Status ExpertForward::KeepTheHot(const StepContext& context, int64_t layer, std::span<const int32_t> on_host) {
+  std::vector<int32_t> hottest(on_host.begin(), on_host.end());
+  std::stable_sort(hottest.begin(), hottest.end(), [&](int32_t a, int32_t b) {
+    return cache_->Heat(IdOf(layer, a)) > cache_->Heat(IdOf(layer, b));
+  });
+  RETURN_IF_ERROR(cache_->Pump());
+  for (const int32_t expert : hottest) {
+    const std::optional<double> victim_heat = cache_->HeatOfVictim();
+    if (!victim_heat || cache_->num_coming() >= kMaxKept || cache_->Heat(IdOf(layer, expert)) <= *victim_heat + 1) break;
+    RETURN_IF_ERROR(cache_->Fetch(IdOf(layer, expert), ExpertCache::Purpose::kKeep, context.deadline).status());
+  }
+  return absl::OkStatus();
+}
+
+// ---------------------------------------------------------------------------------------------------- the next layer's copies
+
+void ExpertForward::PlanAhead(int64_t layer, int64_t rows) {
+  ahead_ = {};
+  if (layer >= options_.end_layer) return;
+  ahead_.layer = layer;
+  switch (DivisionOf(layer, rows)) {
+    case Division::kHost:
+    case Division::kResidentElseHost: break;
+    case Division::kPlanned:
+    case Division::kShipActivated: ahead_.candidates = copy_ahead_.For(layer, rows); break;
+    case Division::kShipAll:
+      ahead_.candidates.experts.resize(options_.model.num_experts);
+      std::iota(ahead_.candidates.experts.begin(), ahead_.candidates.experts.end(), 0);
+      ahead_.candidates.num_certain = options_.model.num_experts;
+      break;
+  }
+}
+
+absl::Status ExpertForward::StartAhead(const StepContext& context) {
+  for (; ahead_.next < ahead_.candidates.experts.size(); ++ahead_.next) {
+    const bool certain = static_cast<int64_t>(ahead_.next) < ahead_.candidates.num_certain;
+    if (!certain && static_cast<int64_t>(ahead_.speculative.size()) >= copy_ahead_.budget()) break;
+    const int32_t expert = ahead_.candidates.experts[ahead_.next];
+    const ExpertId id = IdOf(ahead_.layer, expert);
+    const bool was_here = cache_->Contains(id);
+    ASSIGN_OR_RETURN(const bool fetched, cache_->Fetch(id, ExpertCache::Purpose::kPass, context.deadline));
+    if (!fetched) break;
+    cache_->Pin(id);
+    ahead_.pinned.push_back(expert);
+    if (!certain && !was_here) ahead_.speculative.push_back(expert);
+  }
+  return cache_->Pump();
+}
+
+// The layer that was copied ahead for is routed: what it needs is pinned anew by whoever needs it.
+void ExpertForward::EndAhead() {
+  if (ahead_.layer < 0) return;
+  int64_t arrived = 0;
+  for (const int32_t expert : ahead_.speculative) arrived += cache_->Arrived(IdOf(ahead_.layer, expert));
+  copy_ahead_.LearnGap(static_cast<int64_t>(ahead_.speculative.size()), arrived);
+  for (const int32_t expert : ahead_.pinned) cache_->Unpin(IdOf(ahead_.layer, expert));
+  ahead_ = {};
+}
+
+}  // namespace ferry

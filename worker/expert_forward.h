@@ -1,0 +1,162 @@
+#pragma once
+
+// The experts of one layer, over all rows of a step: route, divide the activated experts between this device and the host, copy
+// those that are computed here and not here yet, compute both shares at the same time, and add up each row's contributions in
+// the order of its ranks. Where an expert is computed changes no bit on backends that run the host's kernels.
+//
+// Large steps are divided by the coordinator's planner. Small ones (decode) are not worth asking: what is resident is computed
+// here and the rest on the host, and an expert that has become hotter than what a slot holds is copied in the background.
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "common/expert_layout.h"
+#include "common/model_config.h"
+#include "common/status.h"
+#include "ferry/v1/generate.pb.h"
+#include "kernels/ops.h"
+#include "worker/copy_ahead.h"
+#include "worker/expert_cache.h"
+#include "worker/expert_link.h"
+#include "worker/host_share.h"
+
+namespace ferry {
+
+// Where a layer's experts may be computed: the rules of `-ot`.
+enum class LayerRule { kAny, kHost, kDevice };
+
+// For tests and measurements: overrides what the planner and the rules would do.
+enum class ForceDivision { kAuto, kHost, kShip };
+
+struct ExpertPolicy {
+  bool ooae = true;  // false: every expert of a layer is shipped, used or not
+  ForceDivision force = ForceDivision::kAuto;
+  std::vector<LayerRule> rules;  // one a layer of the stage; empty: kAny
+};
+
+// How a layer's experts are divided in a step.
+enum class Division {
+  kHost,              // all on the host
+  kResidentElseHost,  // what is in slots here, the rest on the host
+  kPlanned,           // as the coordinator's planner says
+  kShipActivated,     // all here
+  kShipAll,           // all here, and those not activated are shipped as well
+};
+inline constexpr int64_t kMaxRowsWithoutPlan = 8;
+Division DivisionFor(const ExpertPolicy& policy, LayerRule rule, bool has_slots, int64_t rows);
+
+// What a step carries along.
+struct StepContext {
+  uint64_t step = 0;
+  absl::Time deadline;
+  v1::ExpertCounters* counters = nullptr;
+};
+
+struct RouterWeights {
+  const float* weight = nullptr;  // [num_experts, n_embd]
+  const float* bias = nullptr;    // [num_experts]
+};
+
+class ExpertForward {
+ public:
+  struct Options {
+    ModelConfig model;
+    ArenaLayout arena;  // of the whole model
+    int64_t first_layer = 0, end_layer = 0;
+    int64_t max_rows = 0;  // of a step
+    ExpertPolicy policy;
+  };
+  // `cache` is null without slots. All must outlive this. FailedPrecondition: a policy that needs slots without enough of them,
+  // with the flag that gives some. ResourceExhausted: the device is full.
+  static absl::StatusOr<std::unique_ptr<ExpertForward>> Create(Ops* ops, ExpertLink* link, ExpertCache* cache,
+                                                               const Options& options);
+  // Device memory that Create allocates.
+  static int64_t BytesOf(const Ops& ops, const ModelConfig& model, int64_t max_rows);
+
+  // A step of so many rows begins, whose rows may still be on their way: copies for its first layer may start.
+  absl::Status BeginStep(const StepContext& context, int64_t rows);
+  // x += the experts of `layer` applied to `in`. in: act [rows, n_embd], x: F32 [rows, n_embd].
+  absl::Status Run(const StepContext& context, int64_t layer, const RouterWeights& router, Tensor in, Tensor x);
+  // The step failed somewhere: slots are released, nothing is left running.
+  void Recover();
+  // The step is over: its counters are not written any more.
+  void EndStep();
+
+ private:
+  // The assignments of the layer in progress.
+  struct Routing {
+    int64_t rows = 0;
+    ExpertGroups device;
+    std::vector<int32_t> downloaded;  // offsets, rows and outs
+    HostGroups host;
+    std::vector<int32_t> tokens;          // of each expert
+    std::vector<ActivatedExpert> uses;    // ids increasing
+  };
+  // Copies for the next layer, before it is routed.
+  struct Ahead {
+    int64_t layer = -1;
+    CopyAhead::Candidates candidates;
+    size_t next = 0;
+    std::vector<int32_t> pinned;       // by us, until the layer is routed
+    std::vector<int32_t> speculative;  // of them, started though merely likely
+  };
+
+  ExpertForward(Ops* ops, ExpertLink* link, ExpertCache* cache, const Options& options)
+      : ops_(*ops),
+        link_(*link),
+        cache_(cache),
+        options_(options),
+        copy_ahead_(options.first_layer, options.end_layer, options.model.num_experts) {}
+
+  LayerRule RuleOf(int64_t layer) const;
+  Division DivisionOf(int64_t layer, int64_t rows) const {
+    return DivisionFor(options_.policy, RuleOf(layer), cache_ != nullptr, rows);
+  }
+
+  absl::Status Route(int64_t layer, const RouterWeights& router, Tensor in);
+  absl::Status CheckRouting() const;
+  absl::StatusOr<std::vector<ExpertPlace>> Divide(const StepContext& context, int64_t layer, Division division);
+  absl::Status StartHost(const StepContext& context, int64_t layer, Tensor in);
+  absl::Status FinishHost(const StepContext& context, int64_t layer, Tensor in);
+  absl::Status FillHostRows(const HostChunk& chunk, Tensor in);
+  absl::Status StartCopies(const StepContext& context, int64_t layer);
+  absl::Status ComputeHere(const StepContext& context, int64_t layer, Tensor in);
+  absl::Status ComputeTogether(const StepContext& context, int64_t layer, std::span<const int32_t> experts, Tensor in);
+  absl::Status KeepTheHot(const StepContext& context, int64_t layer, std::span<const int32_t> on_host);
+
+  void PlanAhead(int64_t layer, int64_t rows);
+  absl::Status StartAhead(const StepContext& context);
+  void EndAhead();
+
+  ExpertId IdOf(int64_t layer, int32_t expert) const { return {static_cast<int32_t>(layer), expert}; }
+  Tensor Contributions() const;
+
+  Ops& ops_;
+  ExpertLink& link_;
+  ExpertCache* const cache_;  // null: no slots
+  const Options options_;
+  CopyAhead copy_ahead_;
+
+  DeviceBuffer chosen_;         // i32 [max_rows, top_k]
+  DeviceBuffer weights_;        // F32 [max_rows, top_k]
+  DeviceBuffer groups_;         // i32: offsets, entry rows, entry outs
+  DeviceBuffer contributions_;  // contribution_dtype [max_rows * top_k, n_embd]
+  DeviceBuffer gathered_;       // act [kGatherRows, n_embd]
+
+  Routing routing_;
+  Ahead ahead_;
+  std::vector<int32_t> wanted_;      // experts to have in slots for this layer, in order, not fetched yet
+  size_t next_wanted_ = 0;
+  std::deque<int32_t> coming_;       // fetched and pinned, not computed yet
+  std::vector<HostChunk> chunks_;    // the host's share
+  size_t next_chunk_ = 0;            // first one not finished
+  bool host_running_ = false;        // chunks_[next_chunk_] is being computed
+  std::vector<std::byte> raw_rows_;  // rows of act on their way to the host, where that is not F32
+};
+
+}  // namespace ferry

@@ -1,0 +1,64 @@
+#include "worker/kv_cache.h"
+
+#include <numeric>
+#include <utility>
+
+namespace ferry {
+namespace {
+
+int64_t BlocksOf(const ModelConfig& model, int64_t layer, const KvCacheShape& shape) {
+  return model.slides(layer) ? shape.num_slots * shape.ring_blocks : shape.num_blocks;
+}
+
+}  // namespace
+
+int64_t KvCache::BytesOf(const ModelConfig& model, int64_t first_layer, int64_t end_layer, const KvCacheShape& shape) {
+  int64_t bytes = 0;
+  for (int64_t layer = first_layer; layer < end_layer; ++layer) {
+    bytes += 2 * KvPlaneBytes(shape.dtype, BlocksOf(model, layer, shape), model.num_kv_heads, model.head_dim);
+  }
+  return bytes;
+}
+
+absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(Ops* ops, const ModelConfig& model, int64_t first_layer,
+                                                         int64_t end_layer, const KvCacheShape& shape,
+                                                         int64_t micro_batch_rows) {
+  if (shape.num_blocks < 1 || shape.num_slots < 1) {
+    return InvalidArgument("the KV cache has %d blocks and %d slots, want at least one of each", shape.num_blocks,
+                           shape.num_slots);
+  }
+  if (model.sliding_window > 0 && shape.ring_blocks * kKvBlockTokens < model.sliding_window + micro_batch_rows) {
+    return InvalidArgument("ring_blocks is %d, want at least %d: a window of %d and a micro-batch of %d in blocks of %d",
+                           shape.ring_blocks,
+                           (model.sliding_window + micro_batch_rows + kKvBlockTokens - 1) / kKvBlockTokens,
+                           model.sliding_window, micro_batch_rows, kKvBlockTokens);
+  }
+  std::unique_ptr<KvCache> cache(new KvCache);
+  cache->first_layer_ = first_layer;
+  cache->ring_blocks_ = model.sliding_window > 0 ? shape.ring_blocks : 0;
+  for (int64_t layer = first_layer; layer < end_layer; ++layer) {
+    const int64_t blocks = BlocksOf(model, layer, shape);
+    const int64_t plane_bytes = KvPlaneBytes(shape.dtype, blocks, model.num_kv_heads, model.head_dim);
+    ASSIGN_OR_RETURN(DeviceBuffer keys, ops->Allocate(plane_bytes));
+    ASSIGN_OR_RETURN(DeviceBuffer values, ops->Allocate(plane_bytes));
+    cache->layers_.push_back({.keys = keys.data(),
+                              .values = values.data(),
+                              .dtype = shape.dtype,
+                              .num_blocks = blocks,
+                              .num_kv_heads = model.num_kv_heads,
+                              .head_dim = model.head_dim,
+                              .ring = model.slides(layer)});
+    cache->bytes_ += 2 * plane_bytes;
+    cache->buffers_.push_back(std::move(keys));
+    cache->buffers_.push_back(std::move(values));
+  }
+  return cache;
+}
+
+std::vector<int32_t> KvCache::RingOf(int32_t slot) const {
+  std::vector<int32_t> blocks(ring_blocks_);
+  std::iota(blocks.begin(), blocks.end(), static_cast<int32_t>(slot * ring_blocks_));
+  return blocks;
+}
+
+}  // namespace ferry

@@ -1,0 +1,100 @@
+// ferry-worker: computes some layers of a model for a ferry-coordinator.
+
+#include <signal.h>
+#include <sys/prctl.h>
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <thread>
+
+#include "common/log.h"
+#include "worker/worker_process.h"
+
+namespace ferry {
+namespace {
+
+volatile sig_atomic_t asked_to_end = 0;
+void AskToEnd(int) { asked_to_end = 1; }
+
+// A worker that a supervisor started is ended by it: Ctrl-C in the terminal reaches both, and the supervisor drains first.
+void HandleSignals() {
+  int parent_death_signal = 0;
+  prctl(PR_GET_PDEATHSIG, &parent_death_signal);
+  signal(SIGTERM, AskToEnd);
+  signal(SIGINT, parent_death_signal != 0 ? SIG_IGN : AskToEnd);
+  signal(SIGPIPE, SIG_IGN);
+}
+
+// Exits in `seconds`, whatever hangs: a worker that ends must not stay behind as a process.
+void ExitLatest(int seconds, int code) {
+  std::thread([=] {
+    std::this_thread::sleep_for(std::chrono::seconds(seconds));
+    std::_Exit(code);
+  }).detach();
+}
+
+int Main(int argc, char** argv) {
+  WorkerOptions options;
+  std::string vram_experts = "auto";
+  CLI::App app{"Computes a range of layers for a ferry-coordinator. `ferry serve` starts workers by itself; start one by hand "
+               "to let another host take part."};
+  app.add_option("--coordinator", options.coordinator, "HOST:PORT of the coordinator")->required();
+  app.add_option("--listen", options.listen,
+                 "ADDR:PORT where the coordinator and other workers reach this one; an address other than loopback has to be "
+                 "given by hand, since the link is not encrypted yet")
+      ->capture_default_str();
+  app.add_option("--backend", options.backend.kind, "auto (a GPU if there is one), cpu, cuda or reference")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda", "reference"}))
+      ->capture_default_str();
+  app.add_option("--device", options.backend.device, "which GPU")->check(CLI::NonNegativeNumber)->capture_default_str();
+  app.add_option("--threads", options.backend.num_threads, "CPU threads; 0: one a physical core")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_flag("--pin,!--no-pin", options.backend.pin_threads, "keep each thread on a core of its own (default)");
+  app.add_option("--isa", options.backend.isa, "CPU instructions: auto, avx512, avx2 or portable")->capture_default_str();
+  app.add_option("--vram-experts", vram_experts,
+                 "device memory for experts: 4GiB; 0: none, the host computes them; auto: what is left on a GPU, none without")
+      ->capture_default_str();
+  app.add_option("--expert-transport", options.expert_transport,
+                 "how experts come: shm (same host), grpc, auto (shm where possible)")
+      ->check(CLI::IsMember({"auto", "shm", "grpc"}))
+      ->capture_default_str();
+  app.add_option("--worker-id", options.wanted_worker_id, "the place in the pipeline to ask for; default: a free one");
+  app.add_option("--force-division", options.force_division,
+                 "for tests and measurements: where activated experts are computed, whatever is planned: auto, host or ship")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, ForceDivision>{
+              {"auto", ForceDivision::kAuto}, {"host", ForceDivision::kHost}, {"ship", ForceDivision::kShip}},
+          CLI::ignore_case));
+  app.add_option("--connect-patience", options.connect_patience_seconds,
+                 "seconds to wait for a coordinator that cannot be reached")
+      ->capture_default_str();
+  app.add_option("--log-level", options.log_level, "trace, debug, info, warn, error or off")->capture_default_str();
+  CLI11_PARSE(app, argc, argv);
+
+  InitLog("worker", options.log_level);
+  const absl::StatusOr<VramExperts> vram = ParseVramExperts(vram_experts);
+  if (!vram.ok()) {
+    spdlog::error("--vram-experts: {}", vram.status().ToString());
+    return 2;
+  }
+  options.vram_experts = *vram;
+  HandleSignals();
+  std::thread([] {  // also while it loads, when nobody looks
+    while (asked_to_end == 0) std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    ExitLatest(/*seconds=*/3, /*code=*/0);
+  }).detach();
+  const absl::Status status = RunWorker(
+      options, [] { return asked_to_end != 0; }, [] { ExitLatest(/*seconds=*/3, /*code=*/1); });
+  if (status.ok() || absl::IsCancelled(status)) return 0;
+  spdlog::error("{}", status.ToString());
+  return 1;
+}
+
+}  // namespace
+}  // namespace ferry
+
+int main(int argc, char** argv) { return ferry::Main(argc, argv); }

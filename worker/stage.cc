@@ -1,0 +1,310 @@
+#include "worker/stage.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "common/log.h"
+
+namespace ferry {
+namespace {
+
+constexpr int64_t kLogitsRows = 64;              // rows through the output matrix at once: bounds the logits' buffer
+constexpr int64_t kMaxSendBytes = 3 << 20;       // of one Activations message
+constexpr int64_t kMinMemoryLeft = 1 << 30;      // of the device, by automatic slots: for the backend's own use and for others
+constexpr absl::Duration kProbeTimeout = absl::Seconds(60);
+
+int64_t ElementBytes(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
+
+// Bytes of the stage's own buffers, in the order of its members.
+struct BufferSizes {
+  int64_t residual = 0, normed = 0, qkv = 0, query = 0, attended = 0, gathered = 0, logits = 0;
+  int64_t total() const { return residual + normed + qkv + query + attended + gathered + logits; }
+};
+BufferSizes SizesOf(const Ops& ops, const StageOptions& options) {
+  const ModelConfig& model = options.model;
+  const int64_t act = ElementBytes(ops.activation_dtype()), f32 = sizeof(float);
+  const int64_t micro = std::min(options.micro_batch_rows, options.max_rows);
+  const int64_t logits_rows = options.last() ? std::min(kLogitsRows, options.max_rows) : 0;
+  return {.residual = options.max_rows * model.n_embd * f32,
+          .normed = options.max_rows * model.n_embd * act,
+          .qkv = micro * (model.q_size() + 2 * model.kv_size()) * f32,
+          .query = micro * model.q_size() * act,
+          .attended = micro * model.q_size() * act,
+          .gathered = logits_rows * model.n_embd * f32,
+          .logits = logits_rows * model.vocab_size * f32};
+}
+
+}  // namespace
+
+// A step on its way: what every part of the forward pass needs.
+struct Stage::Pass {
+  const StageStep& step;
+  const absl::Time deadline;
+  ActivationSource* const source;
+  ActivationSink* const sink;
+  const std::stop_token& stop;
+  StageResult& result;
+  const StepContext experts;
+
+  std::unique_ptr<DeviceBatch> batch;
+  Tensor x, normed;         // all rows of the step
+  int64_t rows_here = 0;    // of x: the first so many have come
+  absl::Time started;       // first row's arrival
+  absl::Duration waited;    // for the previous stage, after that
+
+  absl::Status Check() const {
+    if (stop.stop_requested()) return Aborted("step %d was given up", step.step);
+    if (absl::Now() >= deadline) return DeadlineExceeded("step %d took longer than its timeout_seconds", step.step);
+    return absl::OkStatus();
+  }
+};
+
+// ------------------------------------------------------------------------------------------------------------ the forward pass
+
+absl::Status Stage::Forward(Pass& pass) {
+  RETURN_IF_ERROR(experts_->BeginStep(pass.experts, pass.x.rows));
+  for (int64_t layer = options_.first_layer; layer < options_.end_layer; ++layer) {
+    for (int64_t row = 0; row < pass.x.rows; row += options_.micro_batch_rows) {
+      const int64_t num_rows = std::min(options_.micro_batch_rows, pass.x.rows - row);
+      if (layer == options_.first_layer) RETURN_IF_ERROR(EnsureRows(pass, row + num_rows));
+      RETURN_IF_ERROR(Attention(pass, layer, row, num_rows));
+    }
+    RETURN_IF_ERROR(Experts(pass, layer));
+    RETURN_IF_ERROR(pass.Check());
+  }
+  return options_.last() ? ReadLogits(pass) : SendRows(pass);
+}
+
+absl::Status Stage::Attention(Pass& pass, int64_t layer, int64_t first_row, int64_t num_rows) {
+  const ModelConfig& model = options_.model;
+  const LayerWeights& weights = weights_->layer(layer);
+  const DType act = ops_.activation_dtype();
+  const Tensor x = pass.x.Rows(first_row, num_rows), normed = pass.normed.Rows(first_row, num_rows);
+  const Tensor qkv(qkv_.data(), DType::kF32, num_rows, model.q_size() + 2 * model.kv_size());
+  const Tensor query(query_.data(), act, num_rows, model.q_size());
+  const Tensor attended(attended_.data(), act, num_rows, model.q_size());
+  const KvLayer& kv = kv_->layer(layer);
+  const int64_t window = model.slides(layer) ? model.sliding_window : 0;
+
+  RETURN_IF_ERROR(ops_.RmsNorm(x, weights.attention_norm, model.rms_epsilon, normed));
+  int64_t first_col = 0;
+  for (const Projection& projection : weights.qkv) {
+    const int64_t cols = projection.weight.layout.rows;
+    RETURN_IF_ERROR(ops_.MatMul(normed, projection.weight, projection.bias, qkv.Cols(first_col, cols), /*accumulate=*/false));
+    first_col += cols;
+  }
+  RETURN_IF_ERROR(ops_.RopeAndStore(*pass.batch, first_row, model.rope, qkv, kv, query));
+  RETURN_IF_ERROR(ops_.Attention(*pass.batch, first_row, query, kv, window, weights.sinks, attended));
+  return ops_.MatMul(attended, weights.attention_output.weight, weights.attention_output.bias, x, /*accumulate=*/true);
+}
+
+absl::Status Stage::Experts(Pass& pass, int64_t layer) {
+  const LayerWeights& weights = weights_->layer(layer);
+  RETURN_IF_ERROR(ops_.RmsNorm(pass.x, weights.ffn_norm, options_.model.rms_epsilon, pass.normed));
+  return experts_->Run(pass.experts, layer, {weights.router, weights.router_bias}, pass.normed, pass.x);
+}
+
+// The rows of x below end_row: embedded, or received from the previous stage.
+absl::Status Stage::EnsureRows(Pass& pass, int64_t end_row) {
+  if (options_.first()) {
+    if (pass.rows_here == 0) pass.started = absl::Now();
+    const int64_t num_rows = end_row - pass.rows_here;
+    RETURN_IF_ERROR(ops_.Embed(*pass.batch, pass.rows_here, weights_->embedding(), pass.x.Rows(pass.rows_here, num_rows)));
+    pass.rows_here = end_row;
+    return absl::OkStatus();
+  }
+  while (pass.rows_here < end_row) {
+    const absl::Time before = absl::Now();
+    ASSIGN_OR_RETURN(const ActivationChunk chunk, pass.source->Next(pass.step.step, pass.rows_here, pass.deadline));
+    if (pass.rows_here == 0) {
+      pass.started = absl::Now();
+    } else {
+      pass.waited += absl::Now() - before;
+    }
+    const int64_t num_rows = static_cast<int64_t>(chunk.values().size()) / pass.x.cols;
+    if (num_rows > pass.x.rows - pass.rows_here) {
+      return InvalidArgument("%d hidden states came from row %d on, want at most %d", num_rows, pass.rows_here,
+                             pass.x.rows - pass.rows_here);
+    }
+    RETURN_IF_ERROR(ops_.Upload(pass.x.Rows(pass.rows_here, num_rows).data, std::as_bytes(chunk.values())));
+    pass.rows_here += num_rows;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Stage::SendRows(Pass& pass) {
+  const int64_t row_bytes = pass.x.cols * static_cast<int64_t>(sizeof(float));
+  const int64_t rows_at_once = std::max<int64_t>(1, kMaxSendBytes / row_bytes);
+  std::vector<float> rows;
+  for (int64_t first = 0; first < pass.x.rows; first += rows_at_once) {
+    const int64_t num_rows = std::min(rows_at_once, pass.x.rows - first);
+    rows.resize(num_rows * pass.x.cols);
+    RETURN_IF_ERROR(ops_.Download(std::as_writable_bytes(std::span(rows)), pass.x.Rows(first, num_rows).data));
+    RETURN_IF_ERROR(pass.sink->Send(pass.step.step, first, rows, pass.deadline));
+  }
+  return absl::OkStatus();
+}
+
+// Only the rows whose logits are wanted go through the output matrix.
+absl::Status Stage::ReadLogits(Pass& pass) {
+  const std::vector<WantedLogits>& wanted = pass.step.logits;
+  const int64_t rows_at_once = std::min(kLogitsRows, options_.max_rows);
+  for (size_t first = 0; first < wanted.size(); first += rows_at_once) {
+    const int64_t num_rows = std::min<int64_t>(rows_at_once, wanted.size() - first);
+    std::vector<int32_t> rows;
+    std::vector<LogitsRequest> requests;
+    for (int64_t i = 0; i < num_rows; ++i) {
+      rows.push_back(static_cast<int32_t>(wanted[first + i].row));
+      requests.push_back({.top_n = wanted[first + i].top_n, .target = wanted[first + i].target});
+    }
+    const Tensor gathered(gathered_.data(), DType::kF32, num_rows, pass.x.cols);
+    const Tensor normed = pass.normed.Rows(0, num_rows);
+    const Tensor logits(logits_.data(), DType::kF32, num_rows, options_.model.vocab_size);
+    RETURN_IF_ERROR(ops_.GatherRows(pass.x, rows, gathered));
+    RETURN_IF_ERROR(ops_.RmsNorm(gathered, weights_->output_norm(), options_.model.rms_epsilon, normed));
+    RETURN_IF_ERROR(ops_.MatMul(normed, weights_->output(), nullptr, logits, /*accumulate=*/false));
+    ASSIGN_OR_RETURN(std::vector<LogitsResult> results, ops_.ReadLogits(logits, requests));
+    std::move(results.begin(), results.end(), std::back_inserter(pass.result.logits));
+    RETURN_IF_ERROR(pass.Check());
+  }
+  // Without logits nothing above waited for the device, and the step is over only when its computation is.
+  return wanted.empty() ? ops_.Synchronize(pass.deadline) : absl::OkStatus();
+}
+
+// --------------------------------------------------------------------------------------------------------------------- a step
+
+Batch Stage::MakeBatch(const StageStep& step) const {
+  Batch batch;
+  for (const StageSequence& sequence : step.sequences) {
+    batch.sequences.push_back({.first_row = sequence.first_row,
+                               .num_rows = sequence.num_rows,
+                               .first_position = sequence.first_position,
+                               .blocks = sequence.blocks,
+                               .ring_blocks = kv_->RingOf(sequence.slot)});
+    batch.token_ids.insert(batch.token_ids.end(), sequence.token_ids.begin(), sequence.token_ids.end());
+  }
+  return batch;
+}
+
+absl::StatusOr<StageResult> Stage::Run(const StageStep& step, absl::Time deadline, ActivationSource* source,
+                                       ActivationSink* sink, const std::stop_token& stop) {
+  if (!options_.first() && source == nullptr) return FailedPrecondition("no previous worker is connected");
+  if (!options_.last() && sink == nullptr) return FailedPrecondition("no next worker is connected");
+  StageResult result;
+  Pass pass = {.step = step,
+               .deadline = deadline,
+               .source = source,
+               .sink = sink,
+               .stop = stop,
+               .result = result,
+               .experts = {.step = step.step, .deadline = deadline, .counters = &result.experts},
+               .batch = nullptr,
+               .x = {residual_.data(), DType::kF32, step.num_rows(), options_.model.n_embd},
+               .normed = {normed_.data(), ops_.activation_dtype(), step.num_rows(), options_.model.n_embd},
+               .started = absl::Now()};
+  const auto run = [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(pass.batch, ops_.PrepareBatch(MakeBatch(step)));
+    return Forward(pass);
+  };
+  const absl::Status status = run();
+  if (!status.ok()) experts_->Recover();
+  experts_->EndStep();  // its counters end with `result`
+  RETURN_IF_ERROR(status);
+  const absl::Duration took = absl::Now() - pass.started;
+  result.seconds = absl::ToDoubleSeconds(took);
+  result.busy_seconds = absl::ToDoubleSeconds(took - pass.waited);
+  result.experts.set_compute_seconds(result.busy_seconds);
+  return result;
+}
+
+// ------------------------------------------------------------------------------------------------------------------- creation
+
+absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(Ops* ops, const StageOptions& options, DenseTensorSource& source,
+                                                     ExpertLink* link) {
+  if (options.first_layer < 0 || options.first_layer >= options.end_layer || options.end_layer > options.model.num_layers) {
+    return InvalidArgument("layers %d to %d are not some of the model's %d", options.first_layer, options.end_layer,
+                           options.model.num_layers);
+  }
+  if (options.max_rows < 1 || options.micro_batch_rows < 1) {
+    return InvalidArgument("max_rows is %d and micro_batch_rows is %d, want at least 1", options.max_rows,
+                           options.micro_batch_rows);
+  }
+  std::unique_ptr<Stage> stage(new Stage(ops, options, link));
+  RETURN_IF_ERROR(stage->CheckMemory());
+  ASSIGN_OR_RETURN(stage->weights_,
+                   StageWeights::Load(ops, options.model, options.first_layer, options.end_layer, source));
+  RETURN_IF_ERROR(stage->Allocate());
+  return stage;
+}
+
+absl::Status Stage::Allocate() {
+  ASSIGN_OR_RETURN(kv_, KvCache::Create(&ops_, options_.model, options_.first_layer, options_.end_layer, options_.kv,
+                                        std::min(options_.micro_batch_rows, options_.max_rows)));
+  const BufferSizes sizes = SizesOf(ops_, options_);
+  ASSIGN_OR_RETURN(residual_, ops_.Allocate(sizes.residual));
+  ASSIGN_OR_RETURN(normed_, ops_.Allocate(sizes.normed));
+  ASSIGN_OR_RETURN(qkv_, ops_.Allocate(sizes.qkv));
+  ASSIGN_OR_RETURN(query_, ops_.Allocate(sizes.query));
+  ASSIGN_OR_RETURN(attended_, ops_.Allocate(sizes.attended));
+  if (options_.last()) {
+    ASSIGN_OR_RETURN(gathered_, ops_.Allocate(sizes.gathered));
+    ASSIGN_OR_RETURN(logits_, ops_.Allocate(sizes.logits));
+  }
+  ASSIGN_OR_RETURN(const int64_t num_slots, NumExpertSlots());
+  if (num_slots > 0) {
+    ASSIGN_OR_RETURN(cache_, ExpertCache::Create(&ops_, &link_, &options_.arena, options_.first_layer, options_.end_layer,
+                                                 num_slots));
+  }
+  ASSIGN_OR_RETURN(experts_, ExpertForward::Create(&ops_, &link_, cache_.get(),
+                                                   {.model = options_.model,
+                                                    .arena = options_.arena,
+                                                    .first_layer = options_.first_layer,
+                                                    .end_layer = options_.end_layer,
+                                                    .max_rows = options_.max_rows,
+                                                    .policy = options_.experts}));
+  return absl::OkStatus();
+}
+
+int64_t Stage::BytesOf(const Ops& ops, const StageOptions& options) {
+  return KvCache::BytesOf(options.model, options.first_layer, options.end_layer, options.kv) +
+         SizesOf(ops, options).total() + ExpertForward::BytesOf(ops, options.model, options.max_rows);
+}
+
+absl::Status Stage::CheckMemory() const {
+  ASSIGN_OR_RETURN(const DeviceMemoryInfo memory, ops_.MemoryInfo());
+  const int64_t own = BytesOf(ops_, options_);
+  const int64_t slots = options_.expert_slots_auto ? 0 : options_.expert_slot_bytes;
+  const int64_t needed = options_.dense_bytes + own + slots;
+  if (needed <= memory.free_bytes) return absl::OkStatus();
+  return ResourceExhausted(
+      "layers %d to %d need %d bytes on %s, of which %d are free: %d for dense weights, %d for expert slots (less with "
+      "--vram-experts), %d for the KV cache and buffers (less with -c, -b, -ub or -ctk q8_0); or use more workers",
+      options_.first_layer, options_.end_layer - 1, needed, ops_.name(), memory.free_bytes, options_.dense_bytes, slots, own);
+}
+
+// Everything else is allocated.
+absl::StatusOr<int64_t> Stage::NumExpertSlots() const {
+  int64_t bytes = options_.expert_slot_bytes;
+  if (options_.expert_slots_auto) {
+    ASSIGN_OR_RETURN(const DeviceMemoryInfo memory, ops_.MemoryInfo());
+    bytes = memory.free_bytes - std::max(kMinMemoryLeft, memory.total_bytes / 20);
+  }
+  return ExpertCache::SlotsIn(bytes, options_.arena, options_.first_layer, options_.end_layer);
+}
+
+absl::StatusOr<double> Stage::ProbeLink() {
+  if (cache_ == nullptr) return FailedPrecondition("this stage has no expert slots");
+  return cache_->ProbeLink(absl::Now() + kProbeTimeout);
+}
+
+StepLimits Stage::limits() const {
+  return {.max_rows = options_.max_rows,
+          .num_slots = options_.kv.num_slots,
+          .num_blocks = options_.kv.num_blocks,
+          .context_length = options_.model.context_length,
+          .vocab_size = options_.model.vocab_size,
+          .first_stage = options_.first()};
+}
+
+}  // namespace ferry

@@ -1,0 +1,115 @@
+#pragma once
+
+// The forward pass of a range of layers: what a worker computes. Written once over kernels/ops.h.
+//
+// Layer by layer over all rows of a step: attention in micro-batches, whose size bounds its buffers and the rings of sliding
+// layers, then the experts once for all rows, so that an expert is read or copied at most once a pass.
+//
+// One thread at a time. Buffers are sized at Create for steps of max_rows rows; a step allocates nothing on the device.
+
+#include <cstdint>
+#include <memory>
+#include <stop_token>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "common/expert_layout.h"
+#include "common/model_config.h"
+#include "common/status.h"
+#include "ferry/v1/generate.pb.h"
+#include "kernels/ops.h"
+#include "worker/expert_cache.h"
+#include "worker/expert_forward.h"
+#include "worker/expert_link.h"
+#include "worker/kv_cache.h"
+#include "worker/stage_link.h"
+#include "worker/stage_step.h"
+#include "worker/stage_weights.h"
+
+namespace ferry {
+
+struct StageOptions {
+  ModelConfig model;
+  ArenaLayout arena;  // of the whole model
+  int64_t first_layer = 0, end_layer = 0;
+  KvCacheShape kv;
+  int64_t max_rows = 0;          // of a step
+  int64_t micro_batch_rows = 0;  // of one piece of attention
+  int64_t dense_bytes = 0;         // of the weights to come, for the check of memory before anything is allocated; 0: not known
+  int64_t expert_slot_bytes = 0;   // device memory for expert slots
+  bool expert_slots_auto = false;  // instead: what is left when everything else is allocated
+  ExpertPolicy experts;
+
+  bool first() const { return first_layer == 0; }
+  bool last() const { return end_layer == model.num_layers; }
+};
+
+struct StageResult {
+  std::vector<LogitsResult> logits;  // last stage: of the wanted rows in order
+  v1::ExpertCounters experts;
+  double seconds = 0;       // from the first row's arrival to the last row's departure
+  double busy_seconds = 0;  // without waiting for the previous stage
+};
+
+class Stage {
+ public:
+  // Loads the dense weights from `source` and allocates everything. `ops` and `link` must outlive the stage.
+  // InvalidArgument, FailedPrecondition: options or weights that do not fit together. ResourceExhausted: more memory than the
+  // device has free, found out before anything is allocated, with both sizes and the flags that would help.
+  static absl::StatusOr<std::unique_ptr<Stage>> Create(Ops* ops, const StageOptions& options, DenseTensorSource& source,
+                                                       ExpertLink* link);
+
+  // Device memory that a stage needs beside its dense weights and expert slots.
+  static int64_t BytesOf(const Ops& ops, const StageOptions& options);
+
+  // Runs one step: from token ids (first stage) or `source`, to logits (last stage) or `sink`; those not needed may be null.
+  // DeadlineExceeded: the step's time was over; Aborted: `stop` was requested, or the step failed earlier in the pipeline.
+  // After any error the stage can run other steps.
+  absl::StatusOr<StageResult> Run(const StageStep& step, absl::Time deadline, ActivationSource* source, ActivationSink* sink,
+                                  const std::stop_token& stop);
+
+  // Measures the way of records into slots, in bytes a second. Before the first step. FailedPrecondition: no slots.
+  absl::StatusOr<double> ProbeLink();
+
+  StepLimits limits() const;
+  const StageOptions& options() const { return options_; }
+  int64_t dense_bytes() const { return weights_->bytes(); }
+  int64_t kv_bytes() const { return kv_->bytes(); }
+  const ExpertCache* expert_cache() const { return cache_.get(); }  // null without slots
+
+ private:
+  struct Pass;  // one step on its way through
+
+  Stage(Ops* ops, const StageOptions& options, ExpertLink* link) : ops_(*ops), options_(options), link_(*link) {}
+
+  absl::Status CheckMemory() const;
+  absl::Status Allocate();
+  absl::StatusOr<int64_t> NumExpertSlots() const;
+  Batch MakeBatch(const StageStep& step) const;
+
+  absl::Status Forward(Pass& pass);
+  absl::Status EnsureRows(Pass& pass, int64_t end_row);
+  absl::Status Attention(Pass& pass, int64_t layer, int64_t first_row, int64_t num_rows);
+  absl::Status Experts(Pass& pass, int64_t layer);
+  absl::Status SendRows(Pass& pass);
+  absl::Status ReadLogits(Pass& pass);
+
+  Ops& ops_;
+  const StageOptions options_;
+  ExpertLink& link_;
+  std::unique_ptr<StageWeights> weights_;
+  std::unique_ptr<KvCache> kv_;
+  std::unique_ptr<ExpertCache> cache_;
+  std::unique_ptr<ExpertForward> experts_;
+
+  DeviceBuffer residual_;   // F32 [max_rows, n_embd]
+  DeviceBuffer normed_;     // act [max_rows, n_embd]
+  DeviceBuffer qkv_;        // F32 [micro_batch_rows, q + 2 kv]
+  DeviceBuffer query_;      // act [micro_batch_rows, q]
+  DeviceBuffer attended_;   // act [micro_batch_rows, q]
+  DeviceBuffer gathered_;   // F32 [kLogitsRows, n_embd], last stage
+  DeviceBuffer logits_;     // F32 [kLogitsRows, vocab], last stage
+};
+
+}  // namespace ferry

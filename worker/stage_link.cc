@@ -1,0 +1,108 @@
+#include "worker/stage_link.h"
+
+#include <chrono>
+#include <utility>
+
+#include "absl/time/clock.h"
+
+namespace ferry {
+namespace {
+
+constexpr auto kCancelPoll = std::chrono::milliseconds(100);
+
+}  // namespace
+
+void ActivationQueue::BeginEpoch(uint64_t epoch) {
+  const std::lock_guard lock(mutex_);
+  epoch_ = epoch;
+  items_.clear();
+  rows_held_ = 0;
+  last_step_ = 0;
+  end_row_ = 0;
+  changed_.notify_all();
+}
+
+absl::Status ActivationQueue::CheckLocked(uint64_t epoch, uint64_t step, int64_t first_row, int64_t num_rows,
+                                          size_t bytes) const {
+  if (epoch != epoch_ || epoch == 0) return Aborted("epoch is %d, want %d", epoch, epoch_);
+  if (step < last_step_ || step == 0) return InvalidArgument("step is %d after %d", step, last_step_);
+  const int64_t want_first = step == last_step_ ? end_row_ : 0;
+  if (first_row != want_first) return InvalidArgument("first_row is %d, want %d", first_row, want_first);
+  if (num_rows < 1 || num_rows > max_rows_ - first_row) {
+    return InvalidArgument("num_rows is %d, want 1 to %d", num_rows, max_rows_ - first_row);
+  }
+  const size_t want_bytes = num_rows * n_embd_ * sizeof(float);
+  if (bytes != want_bytes) return InvalidArgument("data has %d bytes, want %d for %d rows", bytes, want_bytes, num_rows);
+  return absl::OkStatus();
+}
+
+absl::Status ActivationQueue::Push(uint64_t epoch, uint64_t step, int64_t first_row, int64_t num_rows, std::string data,
+                                   const std::function<bool()>& cancelled) {
+  std::unique_lock lock(mutex_);
+  RETURN_IF_ERROR(CheckLocked(epoch, step, first_row, num_rows, data.size()));
+  while (epoch_ == epoch && rows_held_ > 0 && rows_held_ + num_rows > max_rows_) {
+    changed_.wait_for(lock, kCancelPoll);
+    if (cancelled && cancelled()) return Cancelled("the sender is gone");
+  }
+  RETURN_IF_ERROR(CheckLocked(epoch, step, first_row, num_rows, data.size()));  // the lock was given up
+  last_step_ = step;
+  end_row_ = first_row + num_rows;
+  rows_held_ += num_rows;
+  items_.push_back({.step = step, .chunk = {.first_row = first_row, .data = std::move(data)}, .error = {}});
+  changed_.notify_all();
+  return absl::OkStatus();
+}
+
+absl::Status ActivationQueue::PushFailure(uint64_t epoch, uint64_t step, const std::string& error) {
+  const std::lock_guard lock(mutex_);
+  if (epoch != epoch_ || epoch == 0) return Aborted("epoch is %d, want %d", epoch, epoch_);
+  if (step < last_step_ || step == 0) return InvalidArgument("step is %d after %d", step, last_step_);
+  last_step_ = step;
+  end_row_ = max_rows_;  // nothing more of this step
+  Item& item = items_.emplace_back();
+  item.step = step;
+  item.error = error.empty() ? "it failed" : error;
+  changed_.notify_all();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ActivationChunk> ActivationQueue::Next(uint64_t step, int64_t first_row, absl::Time deadline) {
+  std::unique_lock lock(mutex_);
+  const uint64_t epoch = epoch_;
+  while (true) {
+    if (epoch_ != epoch || epoch == 0) return Aborted("epoch %d is over", epoch);
+    // What an earlier step, which failed here, left behind.
+    while (!items_.empty() && items_.front().step < step) {
+      rows_held_ -= static_cast<int64_t>(items_.front().chunk.values().size()) / n_embd_;
+      items_.pop_front();
+      changed_.notify_all();
+    }
+    if (!items_.empty()) break;
+    if (changed_.wait_until(lock, absl::ToChronoTime(deadline)) == std::cv_status::timeout && absl::Now() >= deadline) {
+      return DeadlineExceeded("no hidden states of step %d from row %d on came in time", step, first_row);
+    }
+  }
+  Item& front = items_.front();
+  if (front.step > step) return Internal("step %d has no more hidden states: those of step %d came", step, front.step);
+  if (!front.error.empty()) return Aborted("step %d failed before this worker: %s", step, front.error);
+  if (front.chunk.first_row != first_row) {
+    return Internal("hidden states of step %d begin at row %d, want %d", step, front.chunk.first_row, first_row);
+  }
+  ActivationChunk chunk = std::move(front.chunk);
+  rows_held_ -= static_cast<int64_t>(chunk.values().size()) / n_embd_;
+  items_.pop_front();
+  changed_.notify_all();
+  return chunk;
+}
+
+absl::Status LoopbackSink::Send(uint64_t step, int64_t first_row, std::span<const float> rows, absl::Time deadline) {
+  std::string data(reinterpret_cast<const char*>(rows.data()), rows.size_bytes());
+  return next_.Push(epoch_, step, first_row, static_cast<int64_t>(rows.size()) / n_embd_, std::move(data),
+                    [deadline] { return absl::Now() >= deadline; });
+}
+
+absl::Status LoopbackSink::SendFailure(uint64_t step, const std::string& error, absl::Time) {
+  return next_.PushFailure(epoch_, step, error);
+}
+
+}  // namespace ferry

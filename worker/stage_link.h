@@ -1,0 +1,97 @@
+#pragma once
+
+// Hidden states between stages. What one stage sends in order, the next receives in order; a step that fails on the way is
+// announced, so that the stages behind it do not wait for rows that will not come.
+//
+// Interfaces for the stage, a queue that stands behind every receiving end, and a loopback that joins two stages of one process.
+// The gRPC sender is in stage_link_grpc.h.
+
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <span>
+#include <string>
+
+#include "absl/time/time.h"
+#include "common/status.h"
+
+namespace ferry {
+
+// Rows [first_row, first_row + values().size() / n_embd) of a step, in the bytes in which they came.
+struct ActivationChunk {
+  int64_t first_row = 0;
+  std::string data;  // F32, whole rows
+  std::span<const float> values() const {
+    return {reinterpret_cast<const float*>(data.data()), data.size() / sizeof(float)};
+  }
+};
+
+class ActivationSource {
+ public:
+  virtual ~ActivationSource() = default;
+  // The next chunk of `step`, whose rows begin at `first_row`. DeadlineExceeded: it did not come; Aborted: the epoch is over, or
+  // the step failed before this stage.
+  virtual absl::StatusOr<ActivationChunk> Next(uint64_t step, int64_t first_row, absl::Time deadline) = 0;
+};
+
+class ActivationSink {
+ public:
+  virtual ~ActivationSink() = default;
+  // The next rows of `step`. Unavailable: the next worker is lost; DeadlineExceeded: it takes nothing.
+  virtual absl::Status Send(uint64_t step, int64_t first_row, std::span<const float> rows, absl::Time deadline) = 0;
+  // The step failed here or earlier.
+  virtual absl::Status SendFailure(uint64_t step, const std::string& error, absl::Time deadline) = 0;
+};
+
+// The receiving end: transports push, the compute thread takes. Everything that is pushed is checked, since it came from another
+// process. Holds the rows of one full step; who pushes more waits. Thread-safe.
+class ActivationQueue final : public ActivationSource {
+ public:
+  // Steps have at most max_rows rows of n_embd floats.
+  ActivationQueue(int64_t n_embd, int64_t max_rows) : n_embd_(n_embd), max_rows_(max_rows) {}
+
+  // Forgets everything and takes activations of `epoch` alone from here on; who waits gets Aborted. Epoch 0: of none.
+  void BeginEpoch(uint64_t epoch);
+
+  // Waits for room. Aborted: another epoch. InvalidArgument names the field: steps going back, rows that do not follow each
+  // other, too many, or not num_rows * n_embd values. Cancelled: `cancelled` became true, seen within 100 ms.
+  absl::Status Push(uint64_t epoch, uint64_t step, int64_t first_row, int64_t num_rows, std::string data,
+                    const std::function<bool()>& cancelled = nullptr);
+  absl::Status PushFailure(uint64_t epoch, uint64_t step, const std::string& error);
+
+  absl::StatusOr<ActivationChunk> Next(uint64_t step, int64_t first_row, absl::Time deadline) override;
+
+ private:
+  struct Item {
+    uint64_t step = 0;
+    ActivationChunk chunk;
+    std::string error;  // not empty: the step failed
+  };
+  absl::Status CheckLocked(uint64_t epoch, uint64_t step, int64_t first_row, int64_t num_rows, size_t bytes) const;
+
+  const int64_t n_embd_, max_rows_;
+  std::mutex mutex_;  // guards what follows
+  std::condition_variable changed_;
+  uint64_t epoch_ = 0;
+  std::deque<Item> items_;
+  int64_t rows_held_ = 0;
+  uint64_t last_step_ = 0;  // pushed
+  int64_t end_row_ = 0;     // of last_step_
+};
+
+// Joins two stages of one process, for tests and for several stages on one device.
+class LoopbackSink final : public ActivationSink {
+ public:
+  LoopbackSink(ActivationQueue* next, int64_t n_embd, uint64_t epoch) : next_(*next), n_embd_(n_embd), epoch_(epoch) {}
+  absl::Status Send(uint64_t step, int64_t first_row, std::span<const float> rows, absl::Time deadline) override;
+  absl::Status SendFailure(uint64_t step, const std::string& error, absl::Time deadline) override;
+
+ private:
+  ActivationQueue& next_;
+  const int64_t n_embd_;
+  const uint64_t epoch_;
+};
+
+}  // namespace ferry

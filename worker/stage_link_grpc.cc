@@ -1,0 +1,139 @@
+#include "worker/stage_link_grpc.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <condition_variable>
+#include <mutex>
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "common/grpc_status.h"
+#include "ferry/v1/worker.grpc.pb.h"
+#include "worker/channel.h"
+
+namespace ferry {
+namespace {
+
+// One PushActivations call. Writes wait for gRPC to take them, so that a next worker that stands still is noticed in time.
+class PushStream final : public grpc::ClientWriteReactor<v1::Activations> {
+ public:
+  PushStream(v1::Worker::Stub& stub, Incarnation next) {
+    context_.AddMetadata(kNextIncarnationKey, std::to_string(next.value()));
+    stub.async()->PushActivations(&context_, &response_, this);
+    AddHold();  // writes start outside of this class's callbacks
+    StartCall();
+  }
+  ~PushStream() override {
+    context_.TryCancel();
+    Release();
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return done_; });
+  }
+
+  // Fill it, then Write.
+  v1::Activations& message() { return message_; }
+
+  absl::Status Write(absl::Time deadline) {
+    std::unique_lock lock(mutex_);
+    if (broken_) return End(lock);
+    writing_ = true;
+    StartWrite(&message_);
+    if (!changed_.wait_until(lock, absl::ToChronoTime(deadline), [&] { return !writing_ || done_; })) {
+      broken_ = true;
+      context_.TryCancel();
+      return DeadlineExceeded("the next worker took no hidden states in time");
+    }
+    return broken_ || done_ ? End(lock) : absl::OkStatus();
+  }
+
+  void OnWriteDone(bool ok) override {
+    const std::lock_guard lock(mutex_);
+    writing_ = false;
+    broken_ |= !ok;
+    changed_.notify_all();
+  }
+  void OnDone(const grpc::Status& status) override {
+    const std::lock_guard lock(mutex_);
+    done_ = true;
+    status_ = FromGrpcStatus(status);
+    changed_.notify_all();
+  }
+
+ private:
+  // Why the stream takes no more.
+  absl::Status End(std::unique_lock<std::mutex>& lock) {
+    broken_ = true;
+    lock.unlock();
+    Release();
+    lock.lock();
+    if (!changed_.wait_for(lock, std::chrono::seconds(1), [&] { return done_; }) || status_.ok()) {
+      return Unavailable("the next worker ended the stream of hidden states");
+    }
+    return Annotate(status_, "the next worker");
+  }
+  void Release() {
+    {
+      const std::lock_guard lock(mutex_);
+      if (std::exchange(released_, true)) return;
+    }
+    RemoveHold();
+  }
+
+  grpc::ClientContext context_;
+  v1::PushActivationsResponse response_;
+  v1::Activations message_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool writing_ = false;
+  bool broken_ = false;
+  bool released_ = false;
+  bool done_ = false;
+  absl::Status status_;
+};
+
+class GrpcSink final : public ActivationSink {
+ public:
+  GrpcSink(std::shared_ptr<grpc::Channel> channel, Incarnation next, int64_t n_embd, uint64_t epoch)
+      : stub_(v1::Worker::NewStub(std::move(channel))), next_(next), n_embd_(n_embd), epoch_(epoch) {}
+
+  absl::Status Send(uint64_t step, int64_t first_row, std::span<const float> rows, absl::Time deadline) override {
+    v1::Activations& message = Begin(step);
+    message.set_first_row(first_row);
+    message.set_num_rows(rows.size() / n_embd_);
+    message.set_data(rows.data(), rows.size_bytes());
+    return stream_->Write(deadline);
+  }
+  absl::Status SendFailure(uint64_t step, const std::string& error, absl::Time deadline) override {
+    Begin(step).set_error(error.empty() ? "it failed" : error);
+    return stream_->Write(deadline);
+  }
+
+ private:
+  v1::Activations& Begin(uint64_t step) {
+    if (stream_ == nullptr) stream_ = std::make_unique<PushStream>(*stub_, next_);
+    v1::Activations& message = stream_->message();
+    message.Clear();
+    message.set_epoch(epoch_);
+    message.set_step(step);
+    return message;
+  }
+
+  const std::unique_ptr<v1::Worker::Stub> stub_;
+  const Incarnation next_;
+  const int64_t n_embd_;
+  const uint64_t epoch_;
+  std::unique_ptr<PushStream> stream_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ActivationSink>> ConnectGrpcSink(const std::string& address, Incarnation next, int64_t n_embd,
+                                                                uint64_t epoch, absl::Time deadline) {
+  std::shared_ptr<grpc::Channel> channel = ConnectTo(address, Keepalive::kOn);
+  if (!channel->WaitForConnected(absl::ToChronoTime(deadline))) {
+    return Unavailable("the next worker does not answer at %s", address);
+  }
+  return std::make_unique<GrpcSink>(std::move(channel), next, n_embd, epoch);
+}
+
+}  // namespace ferry

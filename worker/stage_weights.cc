@@ -1,0 +1,254 @@
+#include "worker/stage_weights.h"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+namespace ferry {
+namespace {
+
+// Bytes of one row as GGUF stores it. InvalidArgument: not a type Ferry computes with, or cols are not whole blocks.
+absl::StatusOr<int64_t> RowBytes(DType dtype, int64_t cols) {
+  const std::optional<DTypeInfo> info = InfoOf(dtype);
+  if (!info || !info->computable) return InvalidArgument("is of type %s, which Ferry does not compute with", NameOf(dtype));
+  if (cols % info->block_elements != 0) {
+    return InvalidArgument("has %d columns, want a multiple of %d for %s", cols, info->block_elements, NameOf(dtype));
+  }
+  return cols / info->block_elements * info->block_bytes;
+}
+
+// Writes rows, in whatever pieces they come, into a tiled matrix on the device: each 16 rows are tiled on the host and
+// uploaded, codes and scales apart, since the two planes of a few row tiles are each one straight run of the matrix.
+class TiledUpload {
+ public:
+  TiledUpload(Ops* ops, const TiledLayout& layout, std::byte* device, int64_t row_bytes)
+      : ops_(*ops), layout_(layout), device_(device), row_bytes_(row_bytes) {}
+
+  absl::Status Append(std::span<const std::byte> rows) {
+    if (!pending_.empty()) {  // complete the tile that the last piece began
+      const size_t missing = kTileRows * row_bytes_ - pending_.size();
+      const size_t taken = std::min(missing, rows.size());
+      pending_.insert(pending_.end(), rows.begin(), rows.begin() + taken);
+      rows = rows.subspan(taken);
+      if (taken < missing) return absl::OkStatus();
+      RETURN_IF_ERROR(Write(pending_));
+      pending_.clear();
+    }
+    const size_t whole = rows.size() / (kTileRows * row_bytes_) * (kTileRows * row_bytes_);
+    if (whole > 0) RETURN_IF_ERROR(Write(rows.first(whole)));
+    pending_.assign(rows.begin() + whole, rows.end());
+    return absl::OkStatus();
+  }
+
+  absl::Status Finish() {
+    if (!pending_.empty()) RETURN_IF_ERROR(Write(pending_));
+    pending_.clear();
+    if (next_row_ == layout_.rows) return absl::OkStatus();
+    return InvalidArgument("ended after %d of %d rows", next_row_, layout_.rows);
+  }
+
+ private:
+  absl::Status Write(std::span<const std::byte> rows) {
+    const int64_t num_rows = static_cast<int64_t>(rows.size()) / row_bytes_;
+    if (next_row_ + num_rows > layout_.rows) return InvalidArgument("has more than %d rows", layout_.rows);
+    ASSIGN_OR_RETURN(const TiledLayout piece, TiledLayout::Create(layout_.dtype, num_rows, layout_.cols));
+    staging_.resize(piece.bytes);
+    RETURN_IF_ERROR(TileRows(piece, 0, num_rows, rows, staging_));
+    const std::span<const std::byte> staged(staging_);
+    const int64_t tile = next_row_ / kTileRows;
+    RETURN_IF_ERROR(
+        ops_.Upload(device_ + layout_.code_offset(tile, 0), staged.first(piece.code_offset(piece.row_tiles(), 0))));
+    if (layout_.scale_bytes > 0) {
+      const int64_t begin = piece.scale_offset(0, 0), end = piece.scale_offset(piece.row_tiles(), 0);
+      RETURN_IF_ERROR(ops_.Upload(device_ + layout_.scale_offset(tile, 0), staged.subspan(begin, end - begin)));
+    }
+    next_row_ += num_rows;
+    return absl::OkStatus();
+  }
+
+  Ops& ops_;
+  const TiledLayout layout_;
+  std::byte* const device_;
+  const int64_t row_bytes_;
+  int64_t next_row_ = 0;
+  std::vector<std::byte> pending_;  // rows of a tile that is not whole yet
+  std::vector<std::byte> staging_;
+};
+
+}  // namespace
+
+class StageWeights::Loader {
+ public:
+  Loader(Ops* ops, StageWeights* weights, DenseTensorSource& source) : ops_(*ops), weights_(*weights), source_(source) {}
+
+  absl::Status Load(const ModelConfig& model, int64_t first_layer, int64_t end_layer) {
+    ASSIGN_OR_RETURN(next_, source_.Next());
+    for (const DenseTensor& tensor : DenseTensorsOf(model, first_layer, end_layer)) {
+      LayerWeights* const layer = tensor.layer < 0 ? nullptr : &weights_.layers_[tensor.layer - first_layer];
+      if (const absl::Status loaded = LoadTensor(tensor, layer); !loaded.ok()) {
+        return Annotate(loaded, absl::StrFormat("tensor '%s'", tensor.name));
+      }
+    }
+    if (next_) return InvalidArgument("tensor '%s' is not one of this stage's", next_->name);
+    return absl::OkStatus();
+  }
+
+ private:
+  // A tensor's rows on the host.
+  struct HostTensor {
+    DType dtype = DType::kF32;
+    int64_t rows = 0, cols = 0;
+    std::vector<std::byte> data;
+  };
+
+  absl::Status LoadTensor(const DenseTensor& tensor, LayerWeights* layer) {
+    using enum TensorRole;
+    switch (tensor.role) {
+      case kTokenEmbedding: return LoadMatrix(tensor, weights_.embedding_);
+      case kOutputNorm: return LoadVector(tensor, weights_.output_norm_);
+      case kOutput: return LoadMatrix(tensor, weights_.output_);
+      case kAttentionNorm: return LoadVector(tensor, layer->attention_norm);
+      case kQueryWeight: return ReadTensor(tensor, qkv_[0]);
+      case kKeyWeight: return ReadTensor(tensor, qkv_[1]);
+      case kValueWeight: return ReadTensor(tensor, qkv_[2]);
+      case kQueryBias: return ReadTensor(tensor, qkv_bias_[0]);
+      case kKeyBias: return ReadTensor(tensor, qkv_bias_[1]);
+      case kValueBias: RETURN_IF_ERROR(ReadTensor(tensor, qkv_bias_[2])); return PlaceQkv(layer->qkv);
+      case kAttentionOutputWeight: return LoadMatrix(tensor, layer->attention_output.weight);
+      case kAttentionOutputBias: return LoadVector(tensor, layer->attention_output.bias);
+      case kAttentionSinks: return LoadVector(tensor, layer->sinks);
+      case kFfnNorm: return LoadVector(tensor, layer->ffn_norm);
+      case kRouterWeight: return LoadVector(tensor, layer->router);
+      case kRouterBias: return LoadVector(tensor, layer->router_bias);
+    }
+    return Internal("role %d is unknown", static_cast<int>(tensor.role));
+  }
+
+  // Calls take(rows) for each chunk of `tensor`, checked against it, and moves on to the tensor after it.
+  template <typename Take>
+  absl::Status ForEachChunk(const DenseTensor& tensor, DType dtype, const Take& take) {
+    ASSIGN_OR_RETURN(const int64_t row_bytes, RowBytes(dtype, tensor.cols));
+    int64_t row = 0;
+    while (row < tensor.rows) {
+      RETURN_IF_ERROR(CheckNext(tensor));
+      if (next_->dtype != dtype) return InvalidArgument("changes its type from %s to %s", NameOf(dtype), NameOf(next_->dtype));
+      if (next_->first_row != row || next_->num_rows < 1 || next_->num_rows > tensor.rows - row) {
+        return InvalidArgument("rows %d to %d came, want some from %d up to %d", next_->first_row,
+                               next_->first_row + next_->num_rows, row, tensor.rows);
+      }
+      if (static_cast<int64_t>(next_->data.size()) != next_->num_rows * row_bytes) {
+        return InvalidArgument("%d rows came in %d bytes, want %d", next_->num_rows, next_->data.size(),
+                               next_->num_rows * row_bytes);
+      }
+      RETURN_IF_ERROR(take(next_->data));
+      row += next_->num_rows;
+      ASSIGN_OR_RETURN(next_, source_.Next());
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status CheckNext(const DenseTensor& tensor) {
+    if (!next_) return InvalidArgument("is missing: the stream has ended");
+    if (next_->name != tensor.name) return InvalidArgument("is missing: '%s' came in its place", next_->name);
+    if (next_->rows != tensor.rows || next_->cols != tensor.cols) {
+      return InvalidArgument("is %d x %d, want %d x %d", next_->rows, next_->cols, tensor.rows, tensor.cols);
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status ReadTensor(const DenseTensor& tensor, HostTensor& out) {
+    RETURN_IF_ERROR(CheckNext(tensor));
+    if (!tensor.is_matrix && next_->dtype != DType::kF32) return InvalidArgument("is of type %s, want F32", NameOf(next_->dtype));
+    out = {.dtype = next_->dtype, .rows = tensor.rows, .cols = tensor.cols, .data = {}};
+    return ForEachChunk(tensor, out.dtype, [&](std::span<const std::byte> rows) {
+      out.data.insert(out.data.end(), rows.begin(), rows.end());
+      return absl::OkStatus();
+    });
+  }
+
+  absl::Status LoadMatrix(const DenseTensor& tensor, TiledMatrix& out) {
+    RETURN_IF_ERROR(CheckNext(tensor));
+    const DType dtype = next_->dtype;
+    ASSIGN_OR_RETURN(const int64_t row_bytes, RowBytes(dtype, tensor.cols));
+    ASSIGN_OR_RETURN(const TiledLayout layout, TiledLayout::Create(dtype, tensor.rows, tensor.cols));
+    ASSIGN_OR_RETURN(std::byte* const device, Allocate(layout.bytes));
+    TiledUpload upload(&ops_, layout, device, row_bytes);
+    RETURN_IF_ERROR(ForEachChunk(tensor, dtype, [&](std::span<const std::byte> rows) { return upload.Append(rows); }));
+    RETURN_IF_ERROR(upload.Finish());
+    out = {layout, device};
+    return absl::OkStatus();
+  }
+
+  absl::Status LoadVector(const DenseTensor& tensor, const float*& out) {
+    HostTensor values;
+    RETURN_IF_ERROR(ReadTensor(tensor, values));
+    return PlaceVector({&values, 1}, out);
+  }
+
+  // The vectors one after the other in one buffer.
+  absl::Status PlaceVector(std::span<const HostTensor> vectors, const float*& out) {
+    int64_t bytes = 0;
+    for (const HostTensor& vector : vectors) bytes += static_cast<int64_t>(vector.data.size());
+    ASSIGN_OR_RETURN(std::byte* const device, Allocate(bytes));
+    std::byte* place = device;
+    for (const HostTensor& vector : vectors) {
+      RETURN_IF_ERROR(ops_.Upload(place, vector.data));
+      place += vector.data.size();
+    }
+    out = reinterpret_cast<const float*>(device);
+    return absl::OkStatus();
+  }
+
+  // Queries, keys and values of a layer: one matrix and one product where their types agree.
+  absl::Status PlaceQkv(std::vector<Projection>& out) {
+    out.clear();
+    if (qkv_[0].dtype == qkv_[1].dtype && qkv_[0].dtype == qkv_[2].dtype) {
+      RETURN_IF_ERROR(PlaceProjection(qkv_, qkv_bias_, out.emplace_back()));
+    } else {
+      for (size_t i = 0; i < qkv_.size(); ++i) {
+        RETURN_IF_ERROR(PlaceProjection({&qkv_[i], 1}, {&qkv_bias_[i], 1}, out.emplace_back()));
+      }
+    }
+    qkv_ = {}, qkv_bias_ = {};
+    return absl::OkStatus();
+  }
+
+  absl::Status PlaceProjection(std::span<const HostTensor> matrices, std::span<const HostTensor> biases, Projection& out) {
+    int64_t rows = 0;
+    for (const HostTensor& matrix : matrices) rows += matrix.rows;
+    const DType dtype = matrices[0].dtype;
+    ASSIGN_OR_RETURN(const int64_t row_bytes, RowBytes(dtype, matrices[0].cols));
+    ASSIGN_OR_RETURN(const TiledLayout layout, TiledLayout::Create(dtype, rows, matrices[0].cols));
+    ASSIGN_OR_RETURN(std::byte* const device, Allocate(layout.bytes));
+    TiledUpload upload(&ops_, layout, device, row_bytes);
+    for (const HostTensor& matrix : matrices) RETURN_IF_ERROR(upload.Append(matrix.data));
+    RETURN_IF_ERROR(upload.Finish());
+    out.weight = {layout, device};
+    return PlaceVector(biases, out.bias);
+  }
+
+  absl::StatusOr<std::byte*> Allocate(int64_t bytes) {
+    ASSIGN_OR_RETURN(DeviceBuffer buffer, ops_.Allocate(bytes));
+    std::byte* const data = buffer.data();
+    weights_.bytes_ += bytes;
+    weights_.buffers_.push_back(std::move(buffer));
+    return data;
+  }
+
+  Ops& ops_;
+  StageWeights& weights_;
+  DenseTensorSource& source_;
+  std::optional<DenseChunk> next_;
+  std::array<HostTensor, 3> qkv_, qkv_bias_;  // of the layer being loaded
+};
+
+absl::StatusOr<std::unique_ptr<StageWeights>> StageWeights::Load(Ops* ops, const ModelConfig& model, int64_t first_layer,
+                                                                 int64_t end_layer, DenseTensorSource& source) {
+  std::unique_ptr<StageWeights> weights(new StageWeights);
+  weights->first_layer_ = first_layer;
+  weights->layers_.resize(end_layer - first_layer);
+  RETURN_IF_ERROR(Loader(ops, weights.get(), source).Load(model, first_layer, end_layer));
+  return weights;
+}
+
+}  // namespace ferry

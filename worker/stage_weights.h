@@ -1,0 +1,80 @@
+#pragma once
+
+// The dense weights of a stage in device memory: everything but the experts.
+//
+// They come as a stream of row chunks, each as the model file stores it, and are tiled chunk by chunk on the way to the device:
+// the host never holds more than a few MiB of a matrix (queries, keys and values of one layer excepted, which wait for each
+// other to become one matrix).
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/model_config.h"
+#include "common/status.h"
+#include "kernels/ops.h"
+
+namespace ferry {
+
+// Some rows of a tensor.
+struct DenseChunk {
+  std::string name;
+  DType dtype = DType::kF32;
+  int64_t rows = 0, cols = 0;  // of the whole tensor; a vector has one row
+  int64_t first_row = 0, num_rows = 0;
+  std::span<const std::byte> data;  // as GGUF stores them; valid until the next call of Next
+};
+
+// Where dense weights come from: the coordinator's stream, or a file in tests.
+class DenseTensorSource {
+ public:
+  virtual ~DenseTensorSource() = default;
+  // The next chunk, nullopt at the end. Tensors in the order of DenseTensorsOf, the chunks of a tensor in order of rows.
+  virtual absl::StatusOr<std::optional<DenseChunk>> Next() = 0;
+};
+
+// A weight matrix and its bias in device memory.
+struct Projection {
+  TiledMatrix weight;
+  const float* bias = nullptr;  // null: none
+};
+
+struct LayerWeights {
+  const float* attention_norm = nullptr;
+  std::vector<Projection> qkv;  // one of [q + 2 kv, n_embd], or three where the types of q, k and v differ
+  Projection attention_output;
+  const float* sinks = nullptr;
+  const float* ffn_norm = nullptr;
+  const float* router = nullptr;       // [num_experts, n_embd]
+  const float* router_bias = nullptr;  // [num_experts]
+};
+
+class StageWeights {
+ public:
+  // Reads everything that DenseTensorsOf lists for layers [first_layer, end_layer). InvalidArgument names a tensor that is
+  // missing, out of order, of another shape or type; ResourceExhausted: the device is full. The buffers belong to `ops`,
+  // which must outlive this.
+  static absl::StatusOr<std::unique_ptr<StageWeights>> Load(Ops* ops, const ModelConfig& model, int64_t first_layer,
+                                                            int64_t end_layer, DenseTensorSource& source);
+
+  const LayerWeights& layer(int64_t layer) const { return layers_[layer - first_layer_]; }
+  const TiledMatrix& embedding() const { return embedding_; }  // first stage
+  const float* output_norm() const { return output_norm_; }    // last stage
+  const TiledMatrix& output() const { return output_; }        // last stage
+  int64_t bytes() const { return bytes_; }                     // of device memory
+
+ private:
+  class Loader;
+  StageWeights() = default;
+
+  int64_t first_layer_ = 0;
+  std::vector<LayerWeights> layers_;
+  TiledMatrix embedding_, output_;
+  const float* output_norm_ = nullptr;
+  std::vector<DeviceBuffer> buffers_;
+  int64_t bytes_ = 0;
+};
+
+}  // namespace ferry

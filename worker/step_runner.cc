@@ -1,0 +1,180 @@
+#include "worker/step_runner.h"
+
+#include <algorithm>
+#include <bit>
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "common/log.h"
+
+namespace ferry {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "logits and hidden states cross the wire little-endian");
+
+constexpr size_t kMaxQueued = 256;  // far above the steps a pipeline has in flight: a bound, not a schedule
+
+v1::StepResponse ResponseFor(const v1::StepRequest& request, const absl::Status& status) {
+  v1::StepResponse response;
+  response.set_epoch(request.epoch());
+  response.set_step(request.step());
+  response.set_code(static_cast<int32_t>(status.code()));
+  response.set_message(std::string(status.message()));
+  return response;
+}
+
+v1::StepResponse ResponseFor(const v1::StepRequest& request, const StageResult& result) {
+  v1::StepResponse response = ResponseFor(request, absl::OkStatus());
+  for (const LogitsResult& logits : result.logits) {
+    v1::LogitsRow* const row = response.add_logits();
+    row->set_log_sum_exp(logits.log_sum_exp);
+    row->set_target_logit(logits.target_logit);
+    row->mutable_ids()->Assign(logits.ids.begin(), logits.ids.end());
+    row->set_logits(logits.logits.data(), logits.logits.size() * sizeof(float));
+  }
+  *response.mutable_experts() = result.experts;
+  response.set_seconds(result.seconds);
+  response.set_busy_seconds(result.busy_seconds);
+  return response;
+}
+
+// What is no time is refused by CheckStep; until then a step gets none.
+absl::Duration TimeoutOf(const v1::StepRequest& request, const StepLimits& limits) {
+  if (!(request.timeout_seconds() > 0)) return absl::ZeroDuration();
+  return std::min(absl::Seconds(request.timeout_seconds()), limits.max_timeout);
+}
+
+}  // namespace
+
+void AddCounters(const v1::ExpertCounters& part, v1::ExpertCounters* total) {
+  total->set_activated(total->activated() + part.activated());
+  total->set_resident(total->resident() + part.resident());
+  total->set_shipped(total->shipped() + part.shipped());
+  total->set_on_host(total->on_host() + part.on_host());
+  total->set_bytes_shipped(total->bytes_shipped() + part.bytes_shipped());
+  total->set_copies(total->copies() + part.copies());
+  total->set_copy_wait_seconds(total->copy_wait_seconds() + part.copy_wait_seconds());
+  total->set_host_wait_seconds(total->host_wait_seconds() + part.host_wait_seconds());
+  total->set_host_bytes_read(total->host_bytes_read() + part.host_bytes_read());
+  total->set_copy_busy_seconds(total->copy_busy_seconds() + part.copy_busy_seconds());
+  total->set_compute_seconds(total->compute_seconds() + part.compute_seconds());
+  total->set_shipped_unused(total->shipped_unused() + part.shipped_unused());
+}
+
+StepRunner::StepRunner(Stage* stage, ActivationQueue* activations)
+    : stage_(*stage), activations_(*activations), limits_(stage->limits()), thread_([this] { Loop(); }) {}
+
+StepRunner::~StepRunner() {
+  {
+    std::unique_lock lock(mutex_);
+    ending_ = true;
+    AbortLocked(lock);
+    changed_.notify_all();
+  }
+  thread_.join();
+}
+
+uint64_t StepRunner::epoch() const {
+  const std::lock_guard lock(mutex_);
+  return epoch_;
+}
+
+v1::ExpertCounters StepRunner::counters() const {
+  const std::lock_guard lock(mutex_);
+  return counters_;
+}
+
+// Ends the epoch. The lock is given up meanwhile.
+void StepRunner::AbortLocked(std::unique_lock<std::mutex>& lock) {
+  epoch_ = 0;
+  stop_.request_stop();
+  activations_.BeginEpoch(0);
+  std::deque<Queued> given_up = std::exchange(queue_, {});
+  lock.unlock();
+  for (const Queued& queued : given_up) queued.answer(ResponseFor(queued.request, Aborted("the epoch is over")));
+  lock.lock();
+}
+
+absl::Status StepRunner::BeginEpoch(uint64_t epoch, std::unique_ptr<ActivationSink> next, absl::Time deadline) {
+  std::unique_lock lock(mutex_);
+  if (epoch <= last_epoch_) return Aborted("epoch is %d, want one after %d", epoch, last_epoch_);
+  AbortLocked(lock);
+  if (!changed_.wait_until(lock, absl::ToChronoTime(deadline), [&] { return !running_; })) {
+    return DeadlineExceeded("a step of epoch %d is still running", last_epoch_);
+  }
+  if (epoch <= last_epoch_ || ending_) return Aborted("epoch is %d, want one after %d", epoch, last_epoch_);
+  epoch_ = last_epoch_ = epoch;
+  next_step_ = 1;
+  sink_ = std::move(next);
+  stop_ = std::stop_source();
+  activations_.BeginEpoch(epoch);
+  return absl::OkStatus();
+}
+
+void StepRunner::Submit(v1::StepRequest request, Answer answer) {
+  absl::Status refused;
+  {
+    const std::lock_guard lock(mutex_);
+    if (epoch_ == 0 || request.epoch() != epoch_) {
+      refused = Aborted("epoch is %d, want %d", request.epoch(), epoch_);
+    } else if (queue_.size() >= kMaxQueued) {
+      refused = ResourceExhausted("%d steps are waiting", queue_.size());
+    } else {
+      const absl::Time deadline = absl::Now() + TimeoutOf(request, limits_);
+      queue_.push_back({std::move(request), std::move(answer), deadline});
+      changed_.notify_all();
+      return;
+    }
+  }
+  answer(ResponseFor(request, refused));
+}
+
+void StepRunner::Loop() {
+  std::unique_lock lock(mutex_);
+  while (true) {
+    changed_.wait(lock, [&] { return ending_ || !queue_.empty(); });
+    if (ending_) return;
+    const Queued queued = std::move(queue_.front());
+    queue_.pop_front();
+    running_ = true;
+    lock.unlock();
+    const absl::StatusOr<StageResult> result = RunOne(queued);
+    if (!result.ok()) {
+      spdlog::warn("step {} of epoch {} failed: {}", queued.request.step(), queued.request.epoch(), result.status().ToString());
+    }
+    queued.answer(result.ok() ? ResponseFor(queued.request, *result) : ResponseFor(queued.request, result.status()));
+    lock.lock();
+    running_ = false;
+    if (result.ok()) AddCounters(result->experts, &counters_);
+    changed_.notify_all();
+  }
+}
+
+absl::StatusOr<StageResult> StepRunner::RunOne(const Queued& queued) {
+  std::stop_token stop;
+  ActivationSink* sink = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    if (queued.request.epoch() != epoch_) return Aborted("epoch is %d, want %d", queued.request.epoch(), epoch_);
+    if (queued.request.step() < next_step_) return Aborted("step %d is over, want %d", queued.request.step(), next_step_);
+    if (queued.request.step() > next_step_) {
+      return InvalidArgument("step is %d, want %d: steps have no gaps", queued.request.step(), next_step_);
+    }
+    ++next_step_;
+    stop = stop_.get_token();
+    sink = sink_.get();
+  }
+  const auto run = [&]() -> absl::StatusOr<StageResult> {
+    ASSIGN_OR_RETURN(const StageStep step, CheckStep(queued.request, limits_));
+    return stage_.Run(step, queued.deadline, &activations_, sink, stop);
+  };
+  absl::StatusOr<StageResult> result = run();
+  if (!result.ok() && sink != nullptr && !stop.stop_requested()) {
+    const absl::Status told = sink->SendFailure(queued.request.step(), std::string(result.status().message()),
+                                                absl::Now() + absl::Seconds(1));
+    if (!told.ok()) spdlog::warn("the next worker was not told of the failure: {}", told.ToString());
+  }
+  return result;
+}
+
+}  // namespace ferry

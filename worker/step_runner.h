@@ -1,0 +1,79 @@
+#pragma once
+
+// Runs the steps of a worker one after the other on its compute thread, and knows which epoch lasts. No RPC here: requests come
+// in as messages, answers go out through a callback, activations through queue and sink.
+//
+// Steps of an epoch are numbered from 1 without gaps. A step that fails, for whatever reason, is answered with its error and
+// announced to the next stage, and the runner goes on. Thread-safe.
+
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <stop_token>
+#include <thread>
+
+#include "absl/time/time.h"
+#include "common/status.h"
+#include "ferry/v1/worker.pb.h"
+#include "worker/stage.h"
+#include "worker/stage_link.h"
+
+namespace ferry {
+
+class StepRunner {
+ public:
+  using Answer = std::function<void(const v1::StepResponse&)>;
+
+  // Borrows both. The stage belongs to the compute thread from here on.
+  StepRunner(Stage* stage, ActivationQueue* activations);
+  ~StepRunner();  // gives up what is queued or running, and waits for it
+
+  // Ends the epoch that lasts: its steps are answered with ABORTED, the one that runs at the end of its layer. Then begins
+  // `epoch`, whose hidden states go to `next` (null: last stage). Aborted: not a later epoch. DeadlineExceeded: the step that
+  // runs did not end in time; no epoch lasts then.
+  absl::Status BeginEpoch(uint64_t epoch, std::unique_ptr<ActivationSink> next, absl::Time deadline);
+  uint64_t epoch() const;
+
+  // Queues a step. `answer` is called once, from the compute thread or from this call.
+  void Submit(v1::StepRequest request, Answer answer);
+
+  // Expert traffic of all steps so far.
+  v1::ExpertCounters counters() const;
+
+ private:
+  struct Queued {
+    v1::StepRequest request;
+    Answer answer;
+    absl::Time deadline;
+  };
+
+  void Loop();
+  absl::StatusOr<StageResult> RunOne(const Queued& queued);
+  void AbortLocked(std::unique_lock<std::mutex>& lock);
+
+  Stage& stage_;
+  ActivationQueue& activations_;
+  const StepLimits limits_;
+
+  mutable std::mutex mutex_;  // guards what follows
+  std::condition_variable changed_;
+  bool ending_ = false;
+  bool running_ = false;
+  uint64_t epoch_ = 0;      // 0: none lasts
+  uint64_t last_epoch_ = 0;
+  uint64_t next_step_ = 1;
+  std::unique_ptr<ActivationSink> sink_;  // used by the compute thread while running_
+  std::stop_source stop_;
+  std::deque<Queued> queue_;
+  v1::ExpertCounters counters_;
+
+  std::thread thread_;
+};
+
+// total += part, field by field.
+void AddCounters(const v1::ExpertCounters& part, v1::ExpertCounters* total);
+
+}  // namespace ferry

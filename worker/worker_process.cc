@@ -1,0 +1,279 @@
+#include "worker/worker_process.h"
+
+#include <grpcpp/grpcpp.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cctype>
+#include <charconv>
+#include <condition_variable>
+#include <fstream>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "common/grpc_status.h"
+#include "common/host_id.h"
+#include "common/log.h"
+#include "worker/agent.h"
+#include "worker/assignment.h"
+#include "worker/channel.h"
+#include "worker/dense_stream.h"
+#include "worker/expert_link.h"
+#include "worker/stage.h"
+#include "worker/step_runner.h"
+#include "worker/worker_service.h"
+
+namespace ferry {
+namespace {
+
+constexpr absl::Duration kDescriptorTimeout = absl::Seconds(10);
+constexpr absl::Duration kServerDrain = absl::Milliseconds(500);
+
+Incarnation RandomIncarnation() {
+  std::random_device random;
+  uint64_t value = 0;
+  while (value == 0) value = uint64_t{random()} << 32 | random();
+  return Incarnation(value);
+}
+
+int64_t ResidentBytes() {
+  int64_t total_pages = 0, resident_pages = 0;
+  std::ifstream("/proc/self/statm") >> total_pages >> resident_pages;
+  return resident_pages * sysconf(_SC_PAGESIZE);
+}
+
+std::string HostOf(const std::string& address) { return address.substr(0, address.rfind(':')); }
+bool IsLoopback(const std::string& host) {
+  return host == "localhost" || host.starts_with("127.") || host == "[::1]" || host == "::1";
+}
+
+// What the heartbeat says, written by the main thread as the worker gets on.
+struct Report {
+  std::mutex mutex;
+  v1::HeartbeatRequest heartbeat;
+  StepRunner* runner = nullptr;
+};
+
+// Why the worker ends; whoever is first counts.
+class Ending {
+ public:
+  explicit Ending(std::function<void()> on_ending) : on_ending_(std::move(on_ending)) {}
+
+  void End(const absl::Status& why) {
+    const std::lock_guard lock(mutex_);
+    if (std::exchange(ended_, true)) return;
+    why_ = why;
+    on_ending_();
+    changed_.notify_all();
+  }
+  bool ended() {
+    const std::lock_guard lock(mutex_);
+    return ended_;
+  }
+  absl::Status Wait(const std::function<bool()>& asked_to_end) {
+    std::unique_lock lock(mutex_);
+    while (!ended_) {
+      changed_.wait_for(lock, std::chrono::milliseconds(100));
+      if (!ended_ && asked_to_end()) {
+        ended_ = true;
+        on_ending_();
+      }
+    }
+    return why_;
+  }
+
+ private:
+  const std::function<void()> on_ending_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool ended_ = false;
+  absl::Status why_;
+};
+
+struct Server {
+  std::string address;
+  std::unique_ptr<grpc::Server> server;
+};
+absl::StatusOr<Server> Listen(const std::string& listen, WorkerService* service) {
+  grpc::ServerBuilder builder;
+  ConfigureServer(builder);
+  int port = 0;
+  builder.AddListeningPort(listen, grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(service);
+  Server result;
+  result.server = builder.BuildAndStart();
+  if (result.server == nullptr || port == 0) return Unavailable("cannot listen on %s", listen);
+  const std::string host = HostOf(listen);
+  if (!IsLoopback(host)) spdlog::warn("listening on {}, which others can reach: the link is not encrypted", listen);
+  result.address = absl::StrFormat("%s:%d", host, port);
+  spdlog::info("listening on {}", result.address);
+  return result;
+}
+
+v1::RegisterRequest MakeRegisterRequest(const WorkerOptions& options, const std::string& address, Incarnation incarnation,
+                                        Ops& ops) {
+  v1::RegisterRequest request;
+  request.set_incarnation(incarnation.value());
+  request.set_host(HostId());
+  request.set_address(address);
+  request.set_device(ops.name());
+  if (const absl::StatusOr<DeviceMemoryInfo> memory = ops.MemoryInfo(); memory.ok()) {
+    request.set_device_memory_bytes(memory->total_bytes);
+    request.set_device_free_bytes(memory->free_bytes);
+  }
+  if (options.wanted_worker_id) request.set_wanted_worker_id(*options.wanted_worker_id);
+  request.set_vram_expert_auto(options.vram_experts.automatic);
+  request.set_vram_expert_bytes(options.vram_experts.bytes);
+  request.set_expert_transport(options.expert_transport);
+  request.set_pid(getpid());
+  request.set_has_gpu(ops.name().starts_with("cuda"));
+  return request;
+}
+
+absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectExperts(const Assignment& assignment, Incarnation incarnation,
+                                                           v1::Cluster::StubInterface* cluster, Ops* ops, bool with_slots) {
+  if (assignment.expert_transport == "shm") {
+    return ConnectShmLink({.descriptor_socket = assignment.descriptor_socket,
+                           .descriptor_key = assignment.descriptor_key,
+                           .mailbox = assignment.mailbox,
+                           .incarnation = incarnation,
+                           .arena = assignment.arena},
+                          ops, /*pin=*/with_slots, absl::Now() + kDescriptorTimeout);
+  }
+  return ConnectGrpcLink({.worker_id = assignment.worker_id,
+                          .incarnation = incarnation,
+                          .arena = assignment.arena,
+                          .n_embd = assignment.model.n_embd,
+                          .max_rows = assignment.mailbox.max_rows,
+                          .max_entries = assignment.mailbox.max_entries,
+                          .records = with_slots},
+                         cluster, ops);
+}
+
+}  // namespace
+
+absl::StatusOr<VramExperts> ParseVramExperts(const std::string& text) {
+  if (text == "auto") return VramExperts{};
+  uint64_t value = 0;
+  const char* const end = text.data() + text.size();
+  const auto [rest, error] = std::from_chars(text.data(), end, value);
+  std::string unit;
+  for (const char* c = rest; c < end; ++c) unit += static_cast<char>(std::tolower(static_cast<unsigned char>(*c)));
+  int shift = -1;
+  if (unit.empty() || unit == "b") shift = 0;
+  if (unit == "k" || unit == "kib") shift = 10;
+  if (unit == "m" || unit == "mib") shift = 20;
+  if (unit == "g" || unit == "gib") shift = 30;
+  if (unit == "t" || unit == "tib") shift = 40;
+  if (error != std::errc() || shift < 0 || value > (uint64_t{INT64_MAX} >> shift)) {
+    return InvalidArgument("'%s' is no size: want auto, 0, or a number with KiB, MiB or GiB", text);
+  }
+  return VramExperts{.automatic = false, .bytes = static_cast<int64_t>(value << shift)};
+}
+
+absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>& asked_to_end,
+                       const std::function<void()>& on_ending) {
+  const Incarnation incarnation = RandomIncarnation();
+  Ending ending(on_ending);
+  ASSIGN_OR_RETURN(const std::unique_ptr<Ops> ops, CreateOps(options.backend));
+  spdlog::info("computing on {}", ops->name());
+
+  // Reachable before it registers: the coordinator may call as soon as it knows the address.
+  WorkerService service(incarnation, [&ending] { ending.End(absl::OkStatus()); });
+  ASSIGN_OR_RETURN(const Server server, Listen(options.listen, &service));
+
+  const std::shared_ptr<grpc::Channel> channel = ConnectTo(options.coordinator, Keepalive::kOff);
+  const std::unique_ptr<v1::Cluster::Stub> cluster = v1::Cluster::NewStub(channel);
+  const auto cancelled = [&] { return ending.ended() || asked_to_end(); };
+  ASSIGN_OR_RETURN(const v1::RegisterResponse response,
+                   Agent::Register(cluster.get(), MakeRegisterRequest(options, server.address, incarnation, *ops),
+                                   absl::Seconds(options.connect_patience_seconds), cancelled));
+  ASSIGN_OR_RETURN(const Assignment assignment, AssignmentFromProto(response));
+  InitLog(absl::StrFormat("worker %d", assignment.worker_id), options.log_level);
+  spdlog::info("layers {}-{} of {}, experts over {}", assignment.first_layer, assignment.end_layer - 1,
+               assignment.model.num_layers, assignment.expert_transport);
+
+  Report report;
+  report.heartbeat.set_state("loading");
+  Agent agent(cluster.get(),
+              {.worker_id = assignment.worker_id,
+               .incarnation = incarnation,
+               .interval = assignment.heartbeat_interval,
+               .timeout = assignment.heartbeat_timeout,
+               .same_host = assignment.expert_transport == "shm" || IsLoopback(HostOf(options.coordinator))},
+              [&report](v1::HeartbeatRequest* request) {
+                const std::lock_guard lock(report.mutex);
+                *request = report.heartbeat;
+                request->set_resident_bytes(ResidentBytes());
+                if (report.runner != nullptr) *request->mutable_experts() = report.runner->counters();
+              },
+              [&ending](const absl::Status& why) { ending.End(why); });
+
+  const bool has_gpu = ops->name().starts_with("cuda");
+  const bool slots_auto = options.vram_experts.automatic && has_gpu;
+  const int64_t slot_bytes = options.vram_experts.automatic ? 0 : options.vram_experts.bytes;
+  ASSIGN_OR_RETURN(const std::unique_ptr<ExpertLink> link,
+                   ConnectExperts(assignment, incarnation, cluster.get(), ops.get(), slots_auto || slot_bytes > 0));
+  const StageOptions stage_options = {.model = assignment.model,
+                                      .arena = assignment.arena,
+                                      .first_layer = assignment.first_layer,
+                                      .end_layer = assignment.end_layer,
+                                      .kv = assignment.kv,
+                                      .max_rows = assignment.max_rows,
+                                      .micro_batch_rows = assignment.micro_batch_rows,
+                                      .dense_bytes = assignment.dense_bytes,
+                                      .expert_slot_bytes = slot_bytes,
+                                      .expert_slots_auto = slots_auto,
+                                      .experts = {.ooae = assignment.ooae,
+                                                  .force = options.force_division,
+                                                  .rules = assignment.rules}};
+  const absl::Time load_start = absl::Now();
+  const std::unique_ptr<DenseTensorSource> source =
+      OpenDenseStream(cluster.get(), assignment.worker_id, incarnation, [&](int64_t bytes) {
+        const std::lock_guard lock(report.mutex);
+        report.heartbeat.set_dense_bytes(bytes);
+        if (assignment.dense_bytes > 0) {
+          report.heartbeat.set_load_progress(std::min(1.0, static_cast<double>(bytes) / assignment.dense_bytes));
+        }
+      });
+  ASSIGN_OR_RETURN(const std::unique_ptr<Stage> stage, Stage::Create(ops.get(), stage_options, *source, link.get()));
+  const ExpertCache* const cache = stage->expert_cache();
+  double link_rate = 0;
+  if (cache != nullptr) {
+    ASSIGN_OR_RETURN(link_rate, stage->ProbeLink());
+  }
+  spdlog::info("loaded in {:.1f} s: {:.1f} MiB of dense weights, {:.1f} MiB of KV cache, {} expert slots of {:.1f} MiB{}",
+               absl::ToDoubleSeconds(absl::Now() - load_start), stage->dense_bytes() / 0x1p20, stage->kv_bytes() / 0x1p20,
+               cache == nullptr ? 0 : cache->num_slots(), cache == nullptr ? 0 : cache->slot_bytes() / 0x1p20,
+               cache == nullptr ? "" : absl::StrFormat(", link %.1f GB/s", link_rate / 1e9));
+
+  ActivationQueue activations(assignment.model.n_embd, assignment.max_rows);
+  StepRunner runner(stage.get(), &activations);
+  service.Attach(&runner, &activations, assignment.model.n_embd);
+  {
+    const std::lock_guard lock(report.mutex);
+    report.runner = &runner;
+    report.heartbeat.set_state("ready");
+    report.heartbeat.set_load_progress(1);
+    report.heartbeat.set_dense_bytes(stage->dense_bytes());
+    report.heartbeat.set_kv_bytes(stage->kv_bytes());
+    report.heartbeat.set_expert_slots(cache == nullptr ? 0 : cache->num_slots());
+    report.heartbeat.set_expert_slot_bytes(cache == nullptr ? 0 : cache->slot_bytes());
+    report.heartbeat.set_link_bytes_per_second(link_rate);
+  }
+  agent.Hurry();
+
+  const absl::Status why = ending.Wait(asked_to_end);
+  spdlog::info("ending: {}", why.ok() ? "asked to" : why.ToString());
+  {
+    const std::lock_guard lock(report.mutex);
+    report.runner = nullptr;
+  }
+  server.server->Shutdown(absl::ToChronoTime(absl::Now() + kServerDrain));
+  return why;
+}
+
+}  // namespace ferry

@@ -1,0 +1,125 @@
+#include "worker/worker_service.h"
+
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "common/grpc_status.h"
+#include "common/log.h"
+#include "worker/stage_link_grpc.h"
+
+namespace ferry {
+namespace {
+
+constexpr absl::Duration kBeginEpochTimeout = absl::Seconds(9);  // when the caller names none; it waits 10 s
+constexpr absl::Duration kConnectTimeout = absl::Seconds(4);
+
+absl::Time DeadlineOf(const grpc::ServerContext& context, absl::Duration otherwise) {
+  return std::min(absl::FromChrono(context.deadline()), absl::Now() + otherwise);
+}
+
+// Answers of one RunSteps stream: written by the compute thread as they come, until the stream ends.
+class AnswerWriter {
+ public:
+  explicit AnswerWriter(grpc::ServerReaderWriter<v1::StepResponse, v1::StepRequest>* stream) : stream_(stream) {}
+
+  void Expect() {
+    const std::lock_guard lock(mutex_);
+    ++expected_;
+  }
+  void Write(const v1::StepResponse& response) {
+    const std::lock_guard lock(mutex_);
+    if (stream_ != nullptr) stream_->Write(response);  // a write that fails shows in the reader's end
+    --expected_;
+    changed_.notify_all();
+  }
+  // The caller sends no more steps: the last answers still go out, unless it is gone.
+  void Close(const grpc::ServerContext& context) {
+    std::unique_lock lock(mutex_);
+    while (expected_ > 0 && !context.IsCancelled()) changed_.wait_for(lock, std::chrono::milliseconds(100));
+    stream_ = nullptr;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  grpc::ServerReaderWriter<v1::StepResponse, v1::StepRequest>* stream_;
+  int expected_ = 0;
+};
+
+}  // namespace
+
+void WorkerService::Attach(StepRunner* runner, ActivationQueue* activations, int64_t n_embd) {
+  const std::lock_guard lock(mutex_);
+  attached_ = {runner, activations, n_embd};
+}
+
+absl::StatusOr<WorkerService::Attached> WorkerService::Get() const {
+  const std::lock_guard lock(mutex_);
+  if (attached_.runner == nullptr) return FailedPrecondition("the worker is loading");
+  return attached_;
+}
+
+grpc::Status WorkerService::BeginEpoch(grpc::ServerContext* context, const v1::BeginEpochRequest* request,
+                                       v1::BeginEpochResponse*) {
+  const auto begin = [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(const Attached attached, Get());
+    if (request->incarnation() != incarnation_.value()) {
+      return Aborted("incarnation is %d, want %d: another worker was meant", request->incarnation(), incarnation_.value());
+    }
+    const absl::Time deadline = DeadlineOf(*context, kBeginEpochTimeout);
+    std::unique_ptr<ActivationSink> sink;
+    if (!request->next_address().empty()) {
+      ASSIGN_OR_RETURN(sink, ConnectGrpcSink(request->next_address(), Incarnation(request->next_incarnation()), attached.n_embd,
+                                             request->epoch(), std::min(deadline, absl::Now() + kConnectTimeout)));
+    }
+    return attached.runner->BeginEpoch(request->epoch(), std::move(sink), deadline);
+  };
+  const absl::Status begun = begin();
+  spdlog::info("epoch {}: {}", request->epoch(), begun.ok() ? "begun" : begun.ToString());
+  return ToGrpcStatus(begun);
+}
+
+grpc::Status WorkerService::RunSteps(grpc::ServerContext* context,
+                                     grpc::ServerReaderWriter<v1::StepResponse, v1::StepRequest>* stream) {
+  const absl::StatusOr<Attached> attached = Get();
+  if (!attached.ok()) return ToGrpcStatus(attached.status());
+  const auto answers = std::make_shared<AnswerWriter>(stream);
+  v1::StepRequest request;
+  while (stream->Read(&request)) {
+    answers->Expect();
+    attached->runner->Submit(std::move(request), [answers](const v1::StepResponse& response) { answers->Write(response); });
+    request.Clear();
+  }
+  answers->Close(*context);
+  return grpc::Status::OK;
+}
+
+grpc::Status WorkerService::PushActivations(grpc::ServerContext* context, grpc::ServerReader<v1::Activations>* stream,
+                                            v1::PushActivationsResponse*) {
+  const absl::StatusOr<Attached> attached = Get();
+  if (!attached.ok()) return ToGrpcStatus(attached.status());
+  const auto meant = context->client_metadata().find(kNextIncarnationKey);
+  if (meant == context->client_metadata().end() ||
+      std::string(meant->second.data(), meant->second.size()) != std::to_string(incarnation_.value())) {
+    return ToGrpcStatus(Aborted("these hidden states are meant for another worker"));
+  }
+  v1::Activations message;
+  while (stream->Read(&message)) {
+    const absl::Status taken =
+        message.error().empty()
+            ? attached->activations->Push(message.epoch(), message.step(), message.first_row(), message.num_rows(),
+                                          std::move(*message.mutable_data()), [context] { return context->IsCancelled(); })
+            : attached->activations->PushFailure(message.epoch(), message.step(), message.error());
+    if (!taken.ok()) return ToGrpcStatus(taken);
+  }
+  return grpc::Status::OK;
+}
+
+grpc::Status WorkerService::Shutdown(grpc::ServerContext*, const v1::ShutdownRequest*, v1::ShutdownResponse*) {
+  on_shutdown_();
+  return grpc::Status::OK;
+}
+
+}  // namespace ferry

@@ -1,0 +1,49 @@
+#pragma once
+
+// worker.proto over gRPC: translates, and decides nothing. Until a runner is attached, everything but Shutdown is refused with
+// FAILED_PRECONDITION.
+
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+
+#include "common/ids.h"
+#include "ferry/v1/worker.grpc.pb.h"
+#include "worker/stage_link.h"
+#include "worker/step_runner.h"
+
+namespace ferry {
+
+class WorkerService final : public v1::Worker::Service {
+ public:
+  // `on_shutdown` is called when a Shutdown was answered.
+  WorkerService(Incarnation incarnation, std::function<void()> on_shutdown)
+      : incarnation_(incarnation), on_shutdown_(std::move(on_shutdown)) {}
+
+  // The worker is loaded. Both outlive the server that this is registered with.
+  void Attach(StepRunner* runner, ActivationQueue* activations, int64_t n_embd);
+
+  grpc::Status BeginEpoch(grpc::ServerContext* context, const v1::BeginEpochRequest* request,
+                          v1::BeginEpochResponse* response) override;
+  grpc::Status RunSteps(grpc::ServerContext* context,
+                        grpc::ServerReaderWriter<v1::StepResponse, v1::StepRequest>* stream) override;
+  grpc::Status PushActivations(grpc::ServerContext* context, grpc::ServerReader<v1::Activations>* stream,
+                               v1::PushActivationsResponse* response) override;
+  grpc::Status Shutdown(grpc::ServerContext* context, const v1::ShutdownRequest* request,
+                        v1::ShutdownResponse* response) override;
+
+ private:
+  struct Attached {
+    StepRunner* runner = nullptr;
+    ActivationQueue* activations = nullptr;
+    int64_t n_embd = 0;
+  };
+  absl::StatusOr<Attached> Get() const;
+
+  const Incarnation incarnation_;
+  const std::function<void()> on_shutdown_;
+  mutable std::mutex mutex_;
+  Attached attached_;
+};
+
+}  // namespace ferry
