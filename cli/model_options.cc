@@ -76,7 +76,8 @@ absl::StatusOr<DType> ParseKvType(const std::string& flag, const std::string& na
   std::transform(lower.begin(), lower.end(), lower.begin(), [](unsigned char c) { return std::tolower(c); });
   if (lower == "f16") return DType::kF16;
   if (lower == "q8_0") return DType::kQ8_0;
-  return InvalidArgument("%s is '%s', want f16 or q8_0", flag, name);
+  if (lower == "f32") return DType::kF32;
+  return InvalidArgument("%s is '%s', want f16, q8_0 or, for the reference kernels, f32", flag, name);
 }
 
 absl::StatusOr<PlacementOptions> ModelOptions::Placement(int num_workers) const {

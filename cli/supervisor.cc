@@ -26,6 +26,8 @@ constexpr absl::Duration kListenTimeout = absl::Seconds(30);
 // A worker that keeps dying is started again after 0, 1, 2, 4, ... 30 s; one that ran for a minute starts afresh.
 constexpr absl::Duration kMaxBackoff = absl::Seconds(30);
 constexpr absl::Duration kSteady = absl::Minutes(1);
+// A worker that dies so often in a row, each time within kSteady, will not run at all: whoever waits for it is told.
+constexpr int kHopeless = 5;
 
 absl::StatusOr<std::string> Beside(const char* name) {
   std::error_code error;
@@ -70,6 +72,7 @@ struct Child {
   absl::Time started;
   absl::Time start_again = absl::InfinitePast();
   absl::Duration backoff;
+  int quick_deaths = 0;  // in a row
 };
 
 class ProcessSupervisor final : public Supervisor {
@@ -155,13 +158,18 @@ class ProcessSupervisor final : public Supervisor {
     worker.started = absl::Now();
   }
 
-  // False when the coordinator is gone.
+  // False when the coordinator is gone, or a worker will not run.
   bool Reap() {
     int status = 0;
     for (Child& worker : workers_) {
       if (worker.pid < 0 || waitpid(worker.pid, &status, WNOHANG) != worker.pid) continue;
       worker.pid = -1;
-      if (absl::Now() - worker.started > kSteady) worker.backoff = absl::ZeroDuration();
+      if (absl::Now() - worker.started > kSteady) worker.backoff = absl::ZeroDuration(), worker.quick_deaths = 0;
+      if (++worker.quick_deaths >= kHopeless) {
+        const std::lock_guard lock(mutex_);
+        health_ = Unavailable("%s keeps ending: it %s; its own words are above", worker.what, HowItEnded(status));
+        return false;
+      }
       worker.start_again = absl::Now() + worker.backoff;
       spdlog::warn("{} {}; starting it again{}", worker.what, HowItEnded(status),
                    worker.backoff > absl::ZeroDuration() ? " in " + absl::FormatDuration(worker.backoff) : "");

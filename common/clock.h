@@ -11,8 +11,8 @@ class Clock {
   virtual ~Clock() = default;
   // Never goes back. Thread-safe.
   virtual absl::Time Now() const = 0;
-  // The process's clock: the date at the first call, advanced by the monotonic clock, so that setting the machine's date
-  // ends no deadline. Lives for ever.
+  // The process's clock: the date at the first call, advanced by the monotonic clock, so that setting the machine's
+  // date ends no deadline. Lives for ever.
   static Clock* Real();
 };
 

@@ -30,9 +30,7 @@ absl::StatusOr<TiledLayout> Matrix(std::string_view name, DType dtype, int64_t r
   return layout;
 }
 
-CheckedSize BiasBytes(const TiledLayout& matrix) {
-  return CheckedSize(matrix.row_tiles()) * kTileRows * sizeof(float);
-}
+CheckedSize BiasBytes(const TiledLayout& matrix) { return CheckedSize(matrix.row_tiles()) * kTileRows * sizeof(float); }
 
 }  // namespace
 

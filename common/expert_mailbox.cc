@@ -107,8 +107,7 @@ absl::Status CheckExpertRequest(const ExpertRequest& request, const MailboxShape
                              request.uses[i - 1].expert);
     }
     if (use.tokens < 1 || use.tokens > request.num_rows) {
-      return InvalidArgument("uses[%d].tokens is %d, want 1 to num_rows, which is %d", i, use.tokens,
-                             request.num_rows);
+      return InvalidArgument("uses[%d].tokens is %d, want 1 to num_rows, which is %d", i, use.tokens, request.num_rows);
     }
     if (use.resident > 1) return InvalidArgument("uses[%d].resident is %d, want 0 or 1", i, use.resident);
     num_tokens += use.tokens;
@@ -155,7 +154,8 @@ struct ExpertMailbox::Impl {
     }
   }
 
-  // Copies the request out of the region: every word is read once, and no count is believed beyond the region's capacity.
+  // Copies the request out of the region: every word is read once, and no count is believed beyond the region's
+  // capacity.
   absl::StatusOr<ExpertRequest> CopyRequest() {
     const Control& from = control();
     constexpr auto kRelaxed = std::memory_order_relaxed;  // ordered by request_number
@@ -228,7 +228,7 @@ struct ExpertMailbox::Impl {
   std::byte* const data;
 
   // The worker's own state.
-  uint32_t posted = 0;  // number of the last request
+  uint32_t posted = 0;   // number of the last request
   bool waiting = false;  // its answer has not been taken
   bool late = false;     // and a deadline has passed
   ExpertRequestKind posted_kind = ExpertRequestKind::kPlan;
@@ -246,7 +246,7 @@ absl::StatusOr<std::unique_ptr<ExpertMailbox>> ExpertMailbox::Create(const Mailb
   ASSIGN_OR_RETURN(const Regions regions, RegionsOf(shape));
   ASSIGN_OR_RETURN(Memfd memfd, CreateMemfd("ferry-mailbox", regions.bytes, /*try_huge_pages=*/false));
   RETURN_IF_ERROR(AddSeals(memfd, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL));
-  ASSIGN_OR_RETURN(std::byte* data, MapMemfd(memfd, /*writable=*/true));
+  ASSIGN_OR_RETURN(std::byte * data, MapMemfd(memfd, /*writable=*/true));
   auto* control = new (data) Control();
   control->magic = kMagic;
   control->max_experts = static_cast<uint32_t>(shape.max_experts);
@@ -261,7 +261,7 @@ absl::StatusOr<std::unique_ptr<ExpertMailbox>> ExpertMailbox::Map(int fd, const 
   UniqueFd taken(fd);
   ASSIGN_OR_RETURN(const Regions regions, RegionsOf(shape));
   ASSIGN_OR_RETURN(Memfd memfd, AdoptMemfd(taken.Release(), regions.bytes));
-  ASSIGN_OR_RETURN(std::byte* data, MapMemfd(memfd, /*writable=*/true));
+  ASSIGN_OR_RETURN(std::byte * data, MapMemfd(memfd, /*writable=*/true));
   auto impl = std::make_unique<Impl>(shape, regions, std::move(memfd), data);
   const Control& control = impl->control();
   if (control.magic != kMagic || control.max_experts != shape.max_experts ||

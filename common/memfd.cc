@@ -32,8 +32,7 @@ absl::StatusOr<Memfd> Create(const std::string& name, int64_t bytes, int64_t pag
     return Annotate(absl::ErrnoToStatus(errno, "a memfd cannot be given its size"), name);
   }
   if (memfd.huge_pages) {
-    void* const memory =
-        ::mmap(nullptr, memfd.bytes, PROT_READ | PROT_WRITE, MAP_SHARED, memfd.fd.get(), 0);
+    void* const memory = ::mmap(nullptr, memfd.bytes, PROT_READ | PROT_WRITE, MAP_SHARED, memfd.fd.get(), 0);
     if (memory == MAP_FAILED) return Annotate(absl::ErrnoToStatus(errno, "no huge pages"), name);
     ::munmap(memory, memfd.bytes);
   }

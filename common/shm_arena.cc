@@ -25,7 +25,8 @@
 
 namespace ferry {
 
-// ------------------------------------------------------------------------------------------------------------------- arena
+// -------------------------------------------------------------------------------------------------------------------
+// arena
 
 absl::StatusOr<ShmArena> ShmArena::Create(const std::string& name, int64_t bytes) {
   ShmArena arena;
@@ -65,7 +66,8 @@ ShmArena::~ShmArena() {
 absl::Status ShmArena::Seal() {
   if (data_ == nullptr) return FailedPrecondition("an empty arena cannot be sealed");
   if (sealed_) return FailedPrecondition("the arena is sealed already");
-  // FUTURE_WRITE, and not WRITE, because kernels before 6.7 refuse even a read-only shared mapping of a memfd with WRITE.
+  // FUTURE_WRITE, and not WRITE, because kernels before 6.7 refuse even a read-only shared mapping of a memfd with
+  // WRITE.
   RETURN_IF_ERROR(AddSeals(memfd_, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE));
   RETURN_IF_ERROR(AddSeals(memfd_, F_SEAL_SEAL));
   // A new mapping over the old one, which mprotect() cannot make writable again.
@@ -74,15 +76,16 @@ absl::Status ShmArena::Seal() {
   return absl::OkStatus();
 }
 
-// -------------------------------------------------------------------------------------------------------------- descriptors
+// --------------------------------------------------------------------------------------------------------------
+// descriptors
 
 namespace {
 
-// One exchange a connection, of SOCK_SEQPACKET: the key goes there, one byte with the number of descriptors comes back (0:
-// nothing is offered under that key) with the descriptors beside it.
+// One exchange a connection, of SOCK_SEQPACKET: the key goes there, one byte with the number of descriptors comes back
+// (0: nothing is offered under that key) with the descriptors beside it.
 constexpr size_t kMaxKeyBytes = 64;
 constexpr size_t kMaxDescriptors = 16;
-constexpr size_t kMaxCallers = 64;                           // at once; more wait in the listen queue
+constexpr size_t kMaxCallers = 64;                            // at once; more wait in the listen queue
 constexpr absl::Duration kCallerPatience = absl::Seconds(2);  // for a caller that says nothing
 
 absl::StatusOr<std::pair<sockaddr_un, socklen_t>> AbstractAddress(const std::string& name) {

@@ -100,16 +100,16 @@ class ThreadPoolImpl final : public ThreadPool {
     unfinished_.store(num_tasks, std::memory_order_relaxed);
     unclaimed_.store(num_tasks, std::memory_order_release);  // from here on tasks are taken
     region_.fetch_add(1);
-    // A worker counts itself among the sleepers before it looks at region_ a last time, so either it sees the new region or
-    // we see it here (both sequentially consistent).
+    // A worker counts itself among the sleepers before it looks at region_ a last time, so either it sees the new
+    // region or we see it here (both sequentially consistent).
     if (const int sleepers = sleepers_.load(); sleepers > 0) {
       FutexWake(region_, FutexScope::kProcess, static_cast<int>(std::min<int64_t>(sleepers, num_tasks - 1)));
     }
     RunTasks(0);
     const auto done = [this] { return unfinished_.load() == 0; };
     if (SpinUntil(spin_, done)) return;
-    // The last worker to finish raises finished_, but only for a caller that says it sleeps: it counts down before it looks
-    // at caller_sleeps_, we look at the count after setting it.
+    // The last worker to finish raises finished_, but only for a caller that says it sleeps: it counts down before it
+    // looks at caller_sleeps_, we look at the count after setting it.
     caller_sleeps_.store(true);
     while (!done()) {
       const uint32_t seen = finished_.load();

@@ -23,13 +23,19 @@ struct BlockShape {
 
 constexpr BlockShape ShapeOf(DType type) {
   switch (type) {
-    case DType::kMXFP4: return {16, 1};
-    case DType::kQ4_0: return {16, 2};
-    case DType::kQ8_0: return {32, 2};
+    case DType::kMXFP4:
+      return {16, 1};
+    case DType::kQ4_0:
+      return {16, 2};
+    case DType::kQ8_0:
+      return {32, 2};
     case DType::kF16:
-    case DType::kBF16: return {64, 0};
-    case DType::kF32: return {128, 0};
-    default: return {0, 0};
+    case DType::kBF16:
+      return {64, 0};
+    case DType::kF32:
+      return {128, 0};
+    default:
+      return {0, 0};
   }
 }
 
@@ -56,9 +62,10 @@ struct Tiler {
 #endif
   }
 
-  // Sixteen whole rows: the destination is written from front to back, the sources are sixteen lines side by side. Those are
-  // too many for the hardware's prefetcher, but the next tile's, at `next`, are one straight piece of memory: fetching it
-  // meanwhile and streaming doubled the rate for MXFP4, from 9.4 to 20.8 GB/s, where memcpy reached 19.7 (Zen 4, 1 thread).
+  // Sixteen whole rows: the destination is written from front to back, the sources are sixteen lines side by side.
+  // Those are too many for the hardware's prefetcher, but the next tile's, at `next`, are one straight piece of memory:
+  // fetching it meanwhile and streaming doubled the rate for MXFP4, from 9.4 to 20.8 GB/s, where memcpy reached 19.7
+  // (Zen 4, 1 thread).
   template <bool kStream>
   static void CopyTile(const std::byte* rows, const std::byte* next, int64_t col_blocks, std::byte* codes,
                        std::byte* scales) {
@@ -230,13 +237,24 @@ absl::Status TileRows(const TiledLayout& layout, int64_t first_row, int64_t num_
   if (num_rows == 0) return absl::OkStatus();
   const auto run = [&](auto tiler) { tiler.Run(layout, first_row, num_rows, gguf_rows.data(), matrix.data()); };
   switch (layout.dtype) {
-    case DType::kMXFP4: run(Tiler<16, 1>()); break;
-    case DType::kQ4_0: run(Tiler<16, 2>()); break;
-    case DType::kQ8_0: run(Tiler<32, 2>()); break;
+    case DType::kMXFP4:
+      run(Tiler<16, 1>());
+      break;
+    case DType::kQ4_0:
+      run(Tiler<16, 2>());
+      break;
+    case DType::kQ8_0:
+      run(Tiler<32, 2>());
+      break;
     case DType::kF16:
-    case DType::kBF16: run(Tiler<64, 0>()); break;
-    case DType::kF32: run(Tiler<128, 0>()); break;
-    default: return InvalidArgument("type %s cannot be tiled", NameOf(layout.dtype));
+    case DType::kBF16:
+      run(Tiler<64, 0>());
+      break;
+    case DType::kF32:
+      run(Tiler<128, 0>());
+      break;
+    default:
+      return InvalidArgument("type %s cannot be tiled", NameOf(layout.dtype));
   }
   return absl::OkStatus();
 }

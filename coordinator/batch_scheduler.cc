@@ -20,12 +20,14 @@ absl::Status BatchScheduler::Enqueue(std::shared_ptr<Generation> generation) {
                            generation->prompt_tokens(), generation->reserve_tokens(),
                            options_.slots.num_blocks * options_.slots.block_tokens);
   }
-  if (generation->deadline() <= clock_.Now()) return DeadlineExceeded("the deadline passed before the request was queued");
+  if (generation->deadline() <= clock_.Now())
+    return DeadlineExceeded("the deadline passed before the request was queued");
   // Whoever can run at once needs no place in the queue.
   Admit();
   const bool runs_at_once = queue_.empty() && num_running() < options_.max_running;
   if (!runs_at_once && num_queued() >= options_.max_queued) {
-    return ResourceExhausted("the queue is full: %d requests are waiting and %d are running", num_queued(), num_running());
+    return ResourceExhausted("the queue is full: %d requests are waiting and %d are running", num_queued(),
+                             num_running());
   }
   queue_.push_back(std::move(generation));
   Admit();
@@ -38,7 +40,8 @@ void BatchScheduler::Admit() {
     const std::span<const int32_t> prompt = generation.tokens();
     absl::StatusOr<KvSlots::Lease> lease =
         slots_.Acquire(prompt, generation.reserve_tokens(), generation.may_reuse_prefix());
-    if (!lease.ok()) return;  // until a running request ends; those behind it wait too, or a large one would wait for ever
+    if (!lease.ok())
+      return;  // until a running request ends; those behind it wait too, or a large one would wait for ever
     auto running = std::make_shared<Running>();
     running->generation = std::move(queue_.front());
     queue_.pop_front();
@@ -89,8 +92,8 @@ absl::Time BatchScheduler::NextDeadline() const {
   return next;
 }
 
-int64_t BatchScheduler::AddRows(const std::shared_ptr<Running>& running, int64_t max_tokens, int64_t* logits_left, StepPlan* step,
-                                InFlight* in_flight) {
+int64_t BatchScheduler::AddRows(const std::shared_ptr<Running>& running, int64_t max_tokens, int64_t* logits_left,
+                                StepPlan* step, InFlight* in_flight) {
   const Generation& generation = *running->generation;
   const std::span<const int32_t> tokens = generation.tokens();
   const int64_t first = running->submitted;
@@ -99,7 +102,8 @@ int64_t BatchScheduler::AddRows(const std::shared_ptr<Running>& running, int64_t
   for (int64_t position = first; position < end; ++position) {
     const std::optional<LogitsRequest> wanted = generation.LogitsAt(position);
     if (!wanted) continue;
-    const int64_t values = wanted->top_n >= options_.vocab_size ? options_.vocab_size : kRowOverhead + 2 * wanted->top_n;
+    const int64_t values =
+        wanted->top_n >= options_.vocab_size ? options_.vocab_size : kRowOverhead + 2 * wanted->top_n;
     // One row always fits, or a vocabulary above the limit could never be sampled from.
     if (values > *logits_left && !(step->sequences.empty() && logits.empty())) {
       end = position;
@@ -123,7 +127,7 @@ int64_t BatchScheduler::AddRows(const std::shared_ptr<Running>& running, int64_t
                              .blocks = {running->lease.blocks.begin(), running->lease.blocks.begin() + num_blocks},
                              .logits = std::move(logits)});
   running->submitted = end;
-  running->last_step = step->id.value();
+  running->turn = ++last_turn_;
   return num_tokens;
 }
 
@@ -147,8 +151,9 @@ std::optional<StepPlan> BatchScheduler::NextStep(int max_in_flight) {
     if (next_token_known) decoding.push_back(running);
   }
   // Whoever a full step left out goes first into the next.
-  std::stable_sort(decoding.begin(), decoding.end(), [](const auto& a, const auto& b) { return a->last_step < b->last_step; });
-  const auto first_in_turn = std::stable_partition(prompts.begin(), prompts.end(), [](const auto& p) { return p->left_out; });
+  std::stable_sort(decoding.begin(), decoding.end(), [](const auto& a, const auto& b) { return a->turn < b->turn; });
+  const auto first_in_turn =
+      std::stable_partition(prompts.begin(), prompts.end(), [](const auto& p) { return p->left_out; });
 
   int64_t prompt_rows = std::min(rows_left, anyone_decodes ? options_.micro_batch_tokens : rows_left);
   const auto add_prompt = [&](const std::shared_ptr<Running>& running) {
@@ -181,7 +186,8 @@ void BatchScheduler::OnStepDone(StepId id, StepOutcome outcome) {
     const std::span<LogitsResult> logits = std::span(outcome.logits).subspan(next_logits, part.num_logits);
     next_logits += part.num_logits;
     if (part.running->ended) continue;
-    if (part.running->generation->OnRows(part.first_position, part.num_tokens, logits, outcome.experts)) End(*part.running);
+    if (part.running->generation->OnRows(part.first_position, part.num_tokens, logits, outcome.experts))
+      End(*part.running);
   }
   RemoveEnded();
 }

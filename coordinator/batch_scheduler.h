@@ -2,14 +2,16 @@
 
 // Which rows go into the next step: continuous batching at token granularity. No RPC, no threads, no waiting.
 //
-// A request waits in a queue, first in first out, until a slot and all the KV blocks it may need are free; then it runs. A step
-// takes the next row of every running request that is decoding and chunks of the prompts that are not through yet, oldest
-// first. While somebody decodes, prompts get micro_batch_tokens rows a step, so that a long prompt does not hold up the others'
-// next tokens for long; otherwise they get the whole step, since an expert then crosses the link once for more tokens.
+// A request waits in a queue, first in first out, until a slot and all the KV blocks it may need are free; then it
+// runs. A step takes the next row of every running request that is decoding and chunks of the prompts that are not
+// through yet, oldest first. While somebody decodes, prompts get micro_batch_tokens rows a step, so that a long prompt
+// does not hold up the others' next tokens for long; otherwise they get the whole step, since an expert then crosses
+// the link once for more tokens.
 //
-// Several steps may be in flight. A decoding request is in one of them at most, since its next token depends on the last; the
-// chunks of one prompt follow each other. Workers compute steps in order, so a slot that was given up while a step with it is
-// in flight can be leased again at once: whatever that step still writes is overwritten by later ones before it is read.
+// Several steps may be in flight. A decoding request is in one of them at most, since its next token depends on the
+// last; the chunks of one prompt follow each other. Workers compute steps in order, so a slot that was given up while a
+// step with it is in flight can be leased again at once: whatever that step still writes is overwritten by later ones
+// before it is read.
 //
 // One thread.
 
@@ -39,13 +41,13 @@ class Generation {
 
   // The prompt, then what was sampled so far.
   virtual std::span<const int32_t> tokens() const = 0;
-  // What is wanted of the row of the token at `position`, which predicts the next one. The last token's row is asked for
-  // after that token is known.
+  // What is wanted of the row of the token at `position`, which predicts the next one. The last token's row is asked
+  // for after that token is known.
   virtual std::optional<LogitsRequest> LogitsAt(int64_t position) const = 0;
 
   virtual void OnAdmitted(int64_t cached_tokens) = 0;
-  // The rows [first_position, first_position + num_tokens) are through; `logits` are those that LogitsAt asked for, in order.
-  // After the row of the last token, either tokens() has grown or true is returned: this request is finished.
+  // The rows [first_position, first_position + num_tokens) are through; `logits` are those that LogitsAt asked for, in
+  // order. After the row of the last token, either tokens() has grown or true is returned: this request is finished.
   virtual bool OnRows(int64_t first_position, int64_t num_tokens, std::span<LogitsResult> logits,
                       const v1::ExpertCounters& experts) = 0;
   // The end, other than by OnRows.
@@ -57,8 +59,8 @@ struct BatchSchedulerOptions {
   int64_t micro_batch_tokens = 512;
   int64_t max_running = 4;
   int64_t max_queued = 64;
-  // Logits of one step, so that its answer fits a message (4 bytes each): a row of all logits counts vocab_size, a row of the
-  // best n counts 2n, for their ids.
+  // Logits of one step, so that its answer fits a message (4 bytes each): a row of all logits counts vocab_size, a row
+  // of the best n counts 2n, for their ids.
   int64_t max_logits = 8 << 20;
   int64_t vocab_size = 0;
   KvSlotsOptions slots;
@@ -69,8 +71,8 @@ class BatchScheduler {
   // `clock` must outlive this.
   BatchScheduler(const BatchSchedulerOptions& options, const Clock* clock);
 
-  // On error the request is not taken, and not told. ResourceExhausted: the queue is full; InvalidArgument: it would never fit
-  // the cache; DeadlineExceeded: its deadline has passed.
+  // On error the request is not taken, and not told. ResourceExhausted: the queue is full; InvalidArgument: it would
+  // never fit the cache; DeadlineExceeded: its deadline has passed.
   absl::Status Enqueue(std::shared_ptr<Generation> generation);
   // Forgets a request wherever it is, without telling it; its slot and blocks are free afterwards.
   void Cancel(const Generation* generation);
@@ -79,12 +81,13 @@ class BatchScheduler {
   // The next deadline of anyone here.
   absl::Time NextDeadline() const;
 
-  // The next step, when there is work that does not depend on a step in flight and fewer than `max_in_flight` are. It is in
-  // flight from now until OnStepDone.
+  // The next step, when there is work that does not depend on a step in flight and fewer than `max_in_flight` are. It
+  // is in flight from now until OnStepDone.
   std::optional<StepPlan> NextStep(int max_in_flight);
   // Steps end in order. A step that was forgotten by FailAll is ignored.
   void OnStepDone(StepId id, StepOutcome outcome);
-  // Ends everything, the queue included, and forgets all sequences and the steps in flight: the cluster has lost its caches.
+  // Ends everything, the queue included, and forgets all sequences and the steps in flight: the cluster has lost its
+  // caches.
   void FailAll(const absl::Status& status);
 
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
@@ -96,10 +99,10 @@ class BatchScheduler {
   struct Running {
     std::shared_ptr<Generation> generation;
     KvSlots::Lease lease;
-    int64_t submitted = 0;    // rows that were put into steps, or cached
-    uint64_t last_step = 0;   // the newest step it is part of
-    bool left_out = false;    // its prompt got nothing into the last step: the logits of others filled it
-    bool ended = false;       // steps in flight may still name it
+    int64_t submitted = 0;  // rows that were put into steps, or cached
+    uint64_t turn = 0;      // when it was last given rows: the lower goes first
+    bool left_out = false;  // its prompt got nothing into the last step: the logits of others filled it
+    bool ended = false;     // steps in flight may still name it
   };
   struct Part {
     std::shared_ptr<Running> running;
@@ -124,6 +127,7 @@ class BatchScheduler {
   std::vector<std::shared_ptr<Running>> running_;  // in order of admission
   std::deque<InFlight> in_flight_;
   uint64_t last_step_ = 0;
+  uint64_t last_turn_ = 0;
 };
 
 }  // namespace ferry

@@ -11,8 +11,8 @@ namespace ferry {
 
 inline constexpr int kMaxMessageBytes = 64 << 20;
 
-// A channel with Ferry's message limit that goes nowhere but to `address`: no proxy, and no connection shared with another
-// channel, whose back-off after a failure would delay this one.
+// A channel with Ferry's message limit that goes nowhere but to `address`: no proxy, and no connection shared with
+// another channel, whose back-off after a failure would delay this one.
 std::shared_ptr<grpc::Channel> CreateFerryChannel(const std::string& address);
 
 }  // namespace ferry

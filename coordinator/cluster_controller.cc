@@ -5,6 +5,7 @@
 
 #include "common/host_id.h"
 #include "common/log.h"
+#include "coordinator/options.h"
 
 namespace ferry {
 namespace {
@@ -14,8 +15,9 @@ constexpr absl::Duration kTick = absl::Milliseconds(50);
 constexpr absl::Duration kFirstPause = absl::Milliseconds(100);
 constexpr absl::Duration kLongestPause = absl::Seconds(5);
 constexpr absl::Duration kLongEpoch = absl::Seconds(30);
-// Rows of one request for host experts. A longer batch reads an expert once for so many tokens that reading it again for the
-// rest costs nothing beside the products, and the mailbox stays small: 2880 * 4 bytes a row, and top_k times that for answers.
+// Rows of one request for host experts. A longer batch reads an expert once for so many tokens that reading it again
+// for the rest costs nothing beside the products, and the mailbox stays small: 2880 * 4 bytes a row, and top_k times
+// that for answers.
 constexpr int64_t kMaxMailboxRows = 1024;
 
 v1::ModelShape ShapeOf(const ModelConfig& model, const ArenaLayout& arena) {
@@ -54,7 +56,8 @@ v1::ModelShape ShapeOf(const ModelConfig& model, const ArenaLayout& arena) {
 
 MailboxShape MailboxShapeOf(const ModelConfig& model, const CacheShape& cache) {
   const int64_t rows = std::min(cache.max_batch_tokens, kMaxMailboxRows);
-  return {.n_embd = model.n_embd, .max_rows = rows, .max_entries = rows * model.top_k, .max_experts = model.num_experts};
+  return {
+      .n_embd = model.n_embd, .max_rows = rows, .max_entries = rows * model.top_k, .max_experts = model.num_experts};
 }
 
 // What clients are told: a fault inside the cluster is no fault of their arguments.
@@ -62,10 +65,13 @@ absl::Status ForClients(const absl::Status& status) {
   switch (status.code()) {
     case absl::StatusCode::kUnavailable:
     case absl::StatusCode::kDeadlineExceeded:
-    case absl::StatusCode::kResourceExhausted: return status;
+    case absl::StatusCode::kResourceExhausted:
+      return status;
     case absl::StatusCode::kAborted:
-    case absl::StatusCode::kCancelled: return Unavailable("%s", status.message());
-    default: return Internal("%s", status.message());
+    case absl::StatusCode::kCancelled:
+      return Unavailable("%s", status.message());
+    default:
+      return Internal("%s", status.message());
   }
 }
 
@@ -106,7 +112,7 @@ void ClusterController::Stop(const absl::Status& status) {
   }
   wake_.notify_all();
   if (thread_.joinable()) thread_.join();
-  if (pipeline_ != nullptr) EndEpoch({.status = status, .suspect = std::nullopt});
+  if (pipeline_ != nullptr) EndEpoch({.status = status, .suspect = std::nullopt, .incarnation = {}});
 }
 
 bool ClusterController::WaitUntilServing(absl::Time deadline) {
@@ -119,7 +125,8 @@ bool ClusterController::WaitUntilServing(absl::Time deadline) {
   return has_served_;
 }
 
-// ------------------------------------------------------------------------------------------------------------------ workers
+// ------------------------------------------------------------------------------------------------------------------
+// workers
 
 absl::Status ClusterController::Register(const v1::RegisterRequest& request, v1::RegisterResponse* response) {
   const std::lock_guard register_lock(register_mutex_);
@@ -127,7 +134,8 @@ absl::Status ClusterController::Register(const v1::RegisterRequest& request, v1:
   {
     const std::lock_guard lock(mutex_);
     if (stop_) return Unavailable("the coordinator is ending");
-    if (exchange_ == nullptr) return Unavailable("the coordinator is loading the experts: %.0f %%", 100 * load_progress_);
+    if (exchange_ == nullptr)
+      return Unavailable("the coordinator is loading the experts: %.0f %%", 100 * load_progress_);
     exchange = exchange_;
   }
   if (request.model_fingerprint() != 0 && request.model_fingerprint() != options_.fingerprint) {
@@ -136,6 +144,12 @@ absl::Status ClusterController::Register(const v1::RegisterRequest& request, v1:
   }
   if (request.address().empty()) return InvalidArgument("address is empty: where the worker listens");
   const bool same_host = request.host() == HostId();
+  if (const absl::StatusOr<ListenAddress> address = ParseListenAddress(request.address(), 0);
+      !same_host && address.ok() && address->loopback) {
+    return InvalidArgument(
+        "address is %s, which only the worker's own host can reach: start it with --listen ADDR:PORT",
+        request.address());
+  }
   std::string transport = request.expert_transport();
   if (transport.empty() || transport == "auto") transport = options_.expert_transport;
   if (transport == "auto") transport = same_host ? "shm" : "grpc";
@@ -185,8 +199,8 @@ absl::Status ClusterController::Register(const v1::RegisterRequest& request, v1:
     const std::lock_guard lock(mutex_);
     reports_[worker.value()] = {.expert_transport = transport, .heartbeat = {}};
   }
-  spdlog::info("worker {} registered: layers {}-{}, {} at {}, experts over {}", worker.value(), layers.first, layers.end - 1,
-               request.device(), request.address(), transport);
+  spdlog::info("worker {} registered: layers {}-{}, {} at {}, experts over {}", worker.value(), layers.first,
+               layers.end - 1, request.device(), request.address(), transport);
   wake_.notify_all();
   return absl::OkStatus();
 }
@@ -245,7 +259,8 @@ absl::StatusOr<LayerRange> ClusterController::LayersOf(WorkerId worker, Incarnat
   return options_.placement.workers[worker.value()].layers;
 }
 
-// ------------------------------------------------------------------------------------------------------------------- epochs
+// -------------------------------------------------------------------------------------------------------------------
+// epochs
 
 void ClusterController::Run() {
   while (true) {
@@ -260,7 +275,7 @@ void ClusterController::Run() {
     ExpireHeartbeats();
     if (pipeline_ != nullptr) pipeline_->CheckTimeout();
     if (pipeline_ != nullptr && membership_.epoch() == 0) {
-      EndEpoch({.status = Unavailable("%s", membership_.Describe()), .suspect = std::nullopt});
+      EndEpoch({.status = Unavailable("%s", membership_.Describe()), .suspect = std::nullopt, .incarnation = {}});
     }
     if (pipeline_ == nullptr && membership_.AllReady() && clock_.Now() >= next_attempt_) TryBeginEpoch();
   }
@@ -272,10 +287,16 @@ void ClusterController::ExpireHeartbeats() {
     // It may hang rather than be gone, so its requests hear that their time is over.
     if (pipeline_ != nullptr) {
       EndEpoch({.status = DeadlineExceeded("worker %d is lost: %s", lost.id.value(), lost.lost_because),
-                .suspect = std::nullopt});
+                .suspect = std::nullopt,
+                .incarnation = {}});
     }
-    exchange_->RemovePeer(lost.id);
+    RemovePeer(lost.id, lost.info.incarnation);
   }
+}
+
+void ClusterController::RemovePeer(WorkerId worker, Incarnation lost) {
+  const std::lock_guard register_lock(register_mutex_);
+  if (membership_.Members()[worker.value()].info.incarnation == lost) exchange_->RemovePeer(worker);
 }
 
 void ClusterController::TryBeginEpoch() {
@@ -291,7 +312,8 @@ void ClusterController::TryBeginEpoch() {
                              .max_steps_in_flight = options_.max_steps_in_flight,
                              .step_timeout = options_.step_timeout};
   for (const Member& member : membership_.Members()) {
-    options.workers.push_back({.id = member.id, .incarnation = member.info.incarnation, .address = member.info.address});
+    options.workers.push_back(
+        {.id = member.id, .incarnation = member.info.incarnation, .address = member.info.address});
   }
   PipelineFailure failure;
   const auto on_failed = [this](PipelineFailure failure) {
@@ -325,11 +347,10 @@ void ClusterController::EndEpoch(const PipelineFailure& failure) {
   }
   loop_.Suspend(ForClients(failure.status));
   membership_.EndEpoch();
-  const std::vector<Member> members = membership_.Members();
   if (failure.lost && failure.suspect) {
-    const Member& suspect = members[failure.suspect->value()];
     const std::string because(failure.status.message());
-    if (membership_.MarkLost(suspect.id, suspect.info.incarnation, because)) exchange_->RemovePeer(suspect.id);
+    if (membership_.MarkLost(*failure.suspect, failure.incarnation, because))
+      RemovePeer(*failure.suspect, failure.incarnation);
   }
   pipeline_.reset();
   const absl::Time now = clock_.Now();
@@ -345,7 +366,8 @@ bool ClusterController::StopRequested() const {
   return stop_;
 }
 
-// --------------------------------------------------------------------------------------------------------------- for people
+// --------------------------------------------------------------------------------------------------------------- for
+// people
 
 std::string ClusterController::state() const {
   const std::lock_guard lock(mutex_);
@@ -386,7 +408,8 @@ std::vector<v1::WorkerInfo> ClusterController::Workers() const {
 std::vector<std::string> ClusterController::LiveAddresses() const {
   std::vector<std::string> addresses;
   for (const Member& member : membership_.Members()) {
-    if (member.state == MemberState::kLoading || member.state == MemberState::kReady) addresses.push_back(member.info.address);
+    if (member.state == MemberState::kLoading || member.state == MemberState::kReady)
+      addresses.push_back(member.info.address);
   }
   return addresses;
 }

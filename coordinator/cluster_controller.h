@@ -1,14 +1,15 @@
 #pragma once
 
-// Brings the parts of a running cluster together: takes workers in, begins an epoch when all are ready, ends it when one is
-// lost, and begins the next when the place is taken again. The states are Membership's, the steps Pipeline's; here is the order
-// in which things happen:
+// Brings the parts of a running cluster together: takes workers in, begins an epoch when all are ready, ends it when
+// one is lost, and begins the next when the place is taken again. The states are Membership's, the steps Pipeline's;
+// here is the order in which things happen:
 //
 //   epoch begins   every worker agrees -> the generation loop gets the pipeline -> health says SERVING
-//   epoch ends     health says NOT_SERVING -> every request ends -> the pipeline is closed -> the lost worker's place is free
+//   epoch ends     health says NOT_SERVING -> every request ends -> the pipeline is closed -> the lost worker's place
+//   is free
 //
-// A failed pipeline with all workers still there (a step that failed or took too long) leads to a new epoch with the same
-// workers; epochs that end soon are begun at growing intervals.
+// A failed pipeline with all workers still there (a step that failed or took too long) leads to a new epoch with the
+// same workers; epochs that end soon are begun at growing intervals.
 
 #include <condition_variable>
 #include <functional>
@@ -79,6 +80,8 @@ class ClusterController {
   void ExpireHeartbeats();
   void TryBeginEpoch();
   void EndEpoch(const PipelineFailure& failure);
+  // Ends the expert exchange with a lost process, unless another has taken its place meanwhile.
+  void RemovePeer(WorkerId worker, Incarnation lost);
   bool StopRequested() const;
   void FillResponse(const v1::RegisterRequest& request, WorkerId worker, v1::RegisterResponse* response) const;
 

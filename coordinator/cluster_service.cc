@@ -60,29 +60,32 @@ void ClusterService::Open(const ExpertStore* store, ExpertExchange* exchange) {
   exchange_ = exchange;
 }
 
-grpc::ServerUnaryReactor* ClusterService::Register(grpc::CallbackServerContext* context, const v1::RegisterRequest* request,
-                                                   v1::RegisterResponse* response) {
+grpc::ServerUnaryReactor* ClusterService::Register(grpc::CallbackServerContext* context,
+                                                   const v1::RegisterRequest* request, v1::RegisterResponse* response) {
   return Finish(context, controller_.Register(*request, response));
 }
 
-grpc::ServerUnaryReactor* ClusterService::Heartbeat(grpc::CallbackServerContext* context, const v1::HeartbeatRequest* request,
+grpc::ServerUnaryReactor* ClusterService::Heartbeat(grpc::CallbackServerContext* context,
+                                                    const v1::HeartbeatRequest* request,
                                                     v1::HeartbeatResponse* response) {
   return Finish(context, controller_.Heartbeat(*request, response));
 }
 
-grpc::ServerWriteReactor<v1::TensorChunk>* ClusterService::StreamDenseTensors(grpc::CallbackServerContext*,
-                                                                              const v1::StreamDenseTensorsRequest* request) {
+grpc::ServerWriteReactor<v1::TensorChunk>* ClusterService::StreamDenseTensors(
+    grpc::CallbackServerContext*, const v1::StreamDenseTensorsRequest* request) {
   const WorkerId worker(static_cast<int32_t>(request->worker_id()));
   const absl::StatusOr<LayerRange> layers = controller_.LayersOf(worker, Incarnation(request->incarnation()));
   if (!layers.ok()) return Refuse<v1::TensorChunk>(layers.status());
   absl::StatusOr<DenseTensorStream> stream = DenseTensorStream::Create(&file_, model_, layers->first, layers->end);
   if (!stream.ok()) return Refuse<v1::TensorChunk>(stream.status());
   return new StreamWriter<v1::TensorChunk>(
-      [stream = *std::move(stream)](v1::TensorChunk* chunk) mutable -> absl::StatusOr<bool> { return stream.Next(chunk); });
+      [stream = *std::move(stream)](v1::TensorChunk* chunk) mutable -> absl::StatusOr<bool> {
+        return stream.Next(chunk);
+      });
 }
 
-grpc::ServerUnaryReactor* ClusterService::PlanExperts(grpc::CallbackServerContext* context, const v1::ExpertRequest* request,
-                                                      v1::ExpertPlan* response) {
+grpc::ServerUnaryReactor* ClusterService::PlanExperts(grpc::CallbackServerContext* context,
+                                                      const v1::ExpertRequest* request, v1::ExpertPlan* response) {
   ExpertExchange* const exchange = exchange_;
   if (exchange == nullptr) return Finish(context, NotOpen());
   const absl::StatusOr<ExpertRequest> converted = ExpertRequestFromProto(*request, ExpertRequestKind::kPlan);

@@ -32,7 +32,8 @@ class ClusterService final : public v1::Cluster::CallbackService {
                                         v1::ExpertPlan* response) override;
   grpc::ServerWriteReactor<v1::ExpertRecordChunk>* FetchExperts(grpc::CallbackServerContext* context,
                                                                 const v1::ExpertRequest* request) override;
-  grpc::ServerUnaryReactor* ComputeExperts(grpc::CallbackServerContext* context, const v1::ComputeExpertsRequest* request,
+  grpc::ServerUnaryReactor* ComputeExperts(grpc::CallbackServerContext* context,
+                                           const v1::ComputeExpertsRequest* request,
                                            v1::ComputeExpertsResponse* response) override;
 
  private:

@@ -24,8 +24,10 @@ absl::StatusOr<DenseTensorStream> DenseTensorStream::Create(const GgufFile* file
 bool DenseTensorStream::Next(v1::TensorChunk* chunk) {
   if (source_ == sources_.size()) return false;
   const Source& source = sources_[source_];
-  const int64_t num_rows = std::min(source.tensor.rows - row_, std::max<int64_t>(1, kTensorChunkBytes / source.row_bytes));
-  const std::span<const std::byte> rows = source.info->data.subspan(row_ * source.row_bytes, num_rows * source.row_bytes);
+  const int64_t num_rows =
+      std::min(source.tensor.rows - row_, std::max<int64_t>(1, kTensorChunkBytes / source.row_bytes));
+  const std::span<const std::byte> rows =
+      source.info->data.subspan(row_ * source.row_bytes, num_rows * source.row_bytes);
   chunk->Clear();
   chunk->set_name(source.tensor.name);
   chunk->set_dtype(static_cast<uint32_t>(source.info->dtype));

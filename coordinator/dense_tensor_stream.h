@@ -1,6 +1,7 @@
 #pragma once
 
-// The weights of a layer range as messages: the tensors of DenseTensorsOf in order, whole rows at a time, as the file has them.
+// The weights of a layer range as messages: the tensors of DenseTensorsOf in order, whole rows at a time, as the file
+// has them.
 
 #include <cstdint>
 #include <vector>

@@ -28,6 +28,8 @@ absl::StatusOr<ExpertRequest> ExpertRequestFromProto(const v1::ExpertRequest& pr
                            .incarnation = proto.incarnation(),
                            .step = proto.step(),
                            .layer = static_cast<int32_t>(proto.layer()),
+                           // A plan or a fetch carries no rows: nothing bounds the tokens but their type.
+                           .num_rows = kind == ExpertRequestKind::kPlan ? std::numeric_limits<int32_t>::max() : 0,
                            .uses = {},
                            .entry_rows = {}};
   request.uses.reserve(proto.uses_size());
@@ -48,7 +50,8 @@ absl::StatusOr<ComputeRequest> ComputeRequestFromProto(const v1::ComputeExpertsR
   const CheckedSize row_bytes = CheckedSize(n_embd) * CheckedSize(sizeof(float));
   const CheckedSize rows_bytes = CheckedSize(proto.num_rows()) * row_bytes;
   if (!rows_bytes.valid() || rows_bytes.value() != proto.rows().size()) {
-    return InvalidArgument("rows has %d bytes, want %d rows of %d numbers", proto.rows().size(), proto.num_rows(), n_embd);
+    return InvalidArgument("rows has %d bytes, want %d rows of %d numbers", proto.rows().size(), proto.num_rows(),
+                           n_embd);
   }
   if (const CheckedSize answer = CheckedSize(proto.entry_rows_size()) * row_bytes; !answer.AtMost(kMaxAnswerBytes)) {
     return InvalidArgument("entry_rows has %d entries, whose answer would exceed %d bytes", proto.entry_rows_size(),

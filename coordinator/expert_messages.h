@@ -1,7 +1,7 @@
 #pragma once
 
-// The expert exchanges of cluster.proto in the terms of expert_exchange.h. Everything here comes from a peer: counts and sizes are
-// compared before they are converted or multiplied.
+// The expert exchanges of cluster.proto in the terms of expert_exchange.h. Everything here comes from a peer: counts
+// and sizes are compared before they are converted or multiplied.
 
 #include <cstdint>
 #include <vector>
@@ -13,7 +13,8 @@
 
 namespace ferry {
 
-// InvalidArgument names a field that does not fit its type here. What the numbers mean is checked by CheckExpertRequest.
+// InvalidArgument names a field that does not fit its type here. What the numbers mean is checked by
+// CheckExpertRequest.
 absl::StatusOr<ExpertRequest> ExpertRequestFromProto(const v1::ExpertRequest& proto, ExpertRequestKind kind);
 
 struct ComputeRequest {

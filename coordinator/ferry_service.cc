@@ -29,8 +29,9 @@ uint64_t RandomSeed() {
   return uint64_t{random()} << 32 | random();
 }
 
-// The stream of one Generate call. Messages are queued here while an earlier one is on its way, so the generation never waits
-// for its client; the queue is bounded by the request's context. Lives until gRPC and the generation have both let go of it.
+// The stream of one Generate call. Messages are queued here while an earlier one is on its way, so the generation never
+// waits for its client; the queue is bounded by the request's context. Lives until gRPC and the generation have both
+// let go of it.
 class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateResponse>, public GenerationSink {
  public:
   explicit GenerateStream(GenerationLoop* loop) : loop_(*loop) {}
@@ -115,8 +116,8 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* FerryService::Generate(grpc::Cal
   const auto stream = std::make_shared<GenerateStream>(parts_.loop);
   stream->HoldForCall(stream);
   const absl::Time deadline = DeadlineOf(*context, *parts_.clock);
-  // `request` lives as long as the call, and the call until the stream has finished; but a cancelled call may finish before
-  // this task begins, so the task has its own copy.
+  // `request` lives as long as the call, and the call until the stream has finished; but a cancelled call may finish
+  // before this task begins, so the task has its own copy.
   parts_.pool->Post([this, stream, deadline, request = std::make_shared<v1::GenerateRequest>(*request)] {
     absl::StatusOr<std::shared_ptr<Request>> generation =
         Request::Create(*request, parts_.tokenizer, parts_.limits, RandomSeed(), deadline, parts_.clock, stream);
@@ -129,12 +130,13 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* FerryService::Generate(grpc::Cal
   return stream.get();
 }
 
-grpc::ServerUnaryReactor* FerryService::Tokenize(grpc::CallbackServerContext* context, const v1::TokenizeRequest* request,
-                                                 v1::TokenizeResponse* response) {
+grpc::ServerUnaryReactor* FerryService::Tokenize(grpc::CallbackServerContext* context,
+                                                 const v1::TokenizeRequest* request, v1::TokenizeResponse* response) {
   grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
   parts_.pool->Post([this, reactor, request, response] {
-    const EncodeOptions options = {.add_bos = request->has_add_bos() ? request->add_bos() : parts_.tokenizer->adds_bos(),
-                                   .parse_special = request->has_parse_special() ? request->parse_special() : true};
+    const EncodeOptions options = {
+        .add_bos = request->has_add_bos() ? request->add_bos() : parts_.tokenizer->adds_bos(),
+        .parse_special = request->has_parse_special() ? request->parse_special() : true};
     const absl::StatusOr<std::vector<int32_t>> ids = parts_.tokenizer->Encode(request->text(), options);
     if (ids.ok()) response->mutable_ids()->Add(ids->begin(), ids->end());
     reactor->Finish(ToGrpcStatus(ids.status()));
@@ -142,13 +144,15 @@ grpc::ServerUnaryReactor* FerryService::Tokenize(grpc::CallbackServerContext* co
   return reactor;
 }
 
-grpc::ServerUnaryReactor* FerryService::Detokenize(grpc::CallbackServerContext* context, const v1::DetokenizeRequest* request,
+grpc::ServerUnaryReactor* FerryService::Detokenize(grpc::CallbackServerContext* context,
+                                                   const v1::DetokenizeRequest* request,
                                                    v1::DetokenizeResponse* response) {
   std::vector<int32_t> ids;
   ids.reserve(request->ids_size());
   for (const uint32_t id : request->ids()) {
     if (id >= static_cast<uint32_t>(parts_.tokenizer->vocab_size())) {
-      return Finish(context, InvalidArgument("ids[%d] is %d, want 0 to %d", ids.size(), id, parts_.tokenizer->vocab_size() - 1));
+      return Finish(context,
+                    InvalidArgument("ids[%d] is %d, want 0 to %d", ids.size(), id, parts_.tokenizer->vocab_size() - 1));
     }
     ids.push_back(static_cast<int32_t>(id));
   }
@@ -157,13 +161,15 @@ grpc::ServerUnaryReactor* FerryService::Detokenize(grpc::CallbackServerContext* 
   return Finish(context, text.status());
 }
 
-grpc::ServerUnaryReactor* FerryService::GetModelInfo(grpc::CallbackServerContext* context, const v1::GetModelInfoRequest*,
+grpc::ServerUnaryReactor* FerryService::GetModelInfo(grpc::CallbackServerContext* context,
+                                                     const v1::GetModelInfoRequest*,
                                                      v1::GetModelInfoResponse* response) {
   *response = parts_.model_info;
   return Finish(context, absl::OkStatus());
 }
 
-grpc::ServerUnaryReactor* FerryService::GetServerInfo(grpc::CallbackServerContext* context, const v1::GetServerInfoRequest*,
+grpc::ServerUnaryReactor* FerryService::GetServerInfo(grpc::CallbackServerContext* context,
+                                                      const v1::GetServerInfoRequest*,
                                                       v1::GetServerInfoResponse* response) {
   *response = parts_.server_info();
   return Finish(context, absl::OkStatus());

@@ -68,7 +68,8 @@ void GenerationLoop::StopAdmitting(const absl::Status& status) {
 }
 
 bool GenerationLoop::WaitUntilIdle(absl::Time deadline) {
-  // The second task runs in a later round than the first, so whatever was posted before this call is in the stats by then.
+  // The second task runs in a later round than the first, so whatever was posted before this call is in the stats by
+  // then.
   for (int round = 0; round < 2; ++round) {
     std::promise<void> seen;
     Post([&] { seen.set_value(); });

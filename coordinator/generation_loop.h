@@ -1,10 +1,10 @@
 #pragma once
 
-// The thread that runs the scheduler: takes requests in, sends steps out, and hands results round. Other threads post to its
-// inbox and never wait for it, except where said.
+// The thread that runs the scheduler: takes requests in, sends steps out, and hands results round. Other threads post
+// to its inbox and never wait for it, except where said.
 //
-// It serves while it has an executor. Suspend takes the executor away and ends every request with a status; until the next
-// Attach, new ones are refused with Unavailable and that status's message.
+// It serves while it has an executor. Suspend takes the executor away and ends every request with a status; until the
+// next Attach, new ones are refused with Unavailable and that status's message.
 
 #include <condition_variable>
 #include <functional>
@@ -24,9 +24,9 @@ struct GenerationStats {
   int64_t running = 0;
   int64_t queued = 0;
   int64_t kv_blocks_total = 0;
-  int64_t kv_blocks_free = 0;     // not reserved by a running request
-  int64_t prompt_tokens = 0;      // rows of prompts that were computed, since the start
-  int64_t generated_tokens = 0;   // rows of decoding
+  int64_t kv_blocks_free = 0;    // not reserved by a running request
+  int64_t prompt_tokens = 0;     // rows of prompts that were computed, since the start
+  int64_t generated_tokens = 0;  // rows of decoding
 };
 
 class GenerationLoop {
@@ -63,8 +63,8 @@ class GenerationLoop {
   // Of the loop's thread.
   BatchScheduler scheduler_;
   StepExecutor* executor_ = nullptr;
-  absl::Status suspended_;   // why there is no executor
-  absl::Status refusing_;    // not OK: StopAdmitting
+  absl::Status suspended_;  // why there is no executor
+  absl::Status refusing_;   // not OK: StopAdmitting
   int64_t prompt_tokens_ = 0, generated_tokens_ = 0;
 
   mutable std::mutex mutex_;

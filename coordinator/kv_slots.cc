@@ -61,7 +61,8 @@ absl::StatusOr<KvSlots::Lease> KvSlots::Acquire(std::span<const int32_t> prompt,
   chosen.tokens.clear();
   if (usable == 0) chosen.ring_first = 0;
   chosen.last_used = ++uses_;
-  return Lease{.slot = SlotId(static_cast<int32_t>(&chosen - slots_.data())), .cached_tokens = usable, .blocks = chosen.blocks};
+  return Lease{
+      .slot = SlotId(static_cast<int32_t>(&chosen - slots_.data())), .cached_tokens = usable, .blocks = chosen.blocks};
 }
 
 void KvSlots::Release(SlotId id, std::span<const int32_t> written) {

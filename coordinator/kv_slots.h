@@ -3,12 +3,14 @@
 // Slots and blocks of the KV cache: which sequence lies where, and what of it can serve again.
 //
 // A slot holds one sequence: a table of blocks for the full layers, taken from one pool, and a ring of its own in every
-// sliding layer. A running request leases a slot with all the blocks that it can ever need, so it never waits for memory in
-// the middle. When it ends, the slot keeps the sequence, and the next request that begins in the same way goes on from there;
-// the blocks of such idle slots are taken away, least recently used first, when somebody needs them.
+// sliding layer. A running request leases a slot with all the blocks that it can ever need, so it never waits for
+// memory in the middle. When it ends, the slot keeps the sequence, and the next request that begins in the same way
+// goes on from there; the blocks of such idle slots are taken away, least recently used first, when somebody needs
+// them.
 //
-// The ring limits reuse: it holds the last ring_tokens positions that were written, and a row at position P of a sliding layer
-// sees window - 1 positions before it. So a sequence can go on from P only while all of [P - window + 1, P) are in the ring.
+// The ring limits reuse: it holds the last ring_tokens positions that were written, and a row at position P of a
+// sliding layer sees window - 1 positions before it. So a sequence can go on from P only while all of [P - window + 1,
+// P) are in the ring.
 //
 // A pure state machine; one thread.
 
@@ -39,11 +41,12 @@ class KvSlots {
 
   explicit KvSlots(const KvSlotsOptions& options);
 
-  // A place for a sequence that begins with `prompt` (not empty) and grows to at most `reserve_tokens` (>= prompt). The slot
-  // is the one with the longest usable common prefix, when that is at least a tenth of the prompt (less is not worth giving up
-  // somebody's sequence for); otherwise an empty one, otherwise the least recently used. Whatever of that slot is usable is
-  // used, but never the whole prompt: its last token is computed again, for its logits. `reuse` false: nothing is.
-  // ResourceExhausted: no idle slot, or too few blocks until a running request ends; nothing changes then.
+  // A place for a sequence that begins with `prompt` (not empty) and grows to at most `reserve_tokens` (>= prompt). The
+  // slot is the one with the longest usable common prefix, when that is at least a tenth of the prompt (less is not
+  // worth giving up somebody's sequence for); otherwise an empty one, otherwise the least recently used. Whatever of
+  // that slot is usable is used, but never the whole prompt: its last token is computed again, for its logits. `reuse`
+  // false: nothing is. ResourceExhausted: no idle slot, or too few blocks until a running request ends; nothing changes
+  // then.
   absl::StatusOr<Lease> Acquire(std::span<const int32_t> prompt, int64_t reserve_tokens, bool reuse);
   // Whether such a request could ever be placed.
   bool CanEverHold(int64_t reserve_tokens) const { return BlocksFor(reserve_tokens) <= options_.num_blocks; }
@@ -62,7 +65,7 @@ class KvSlots {
     bool leased = false;
     std::vector<int32_t> tokens;  // idle: the sequence that it keeps
     std::vector<int32_t> blocks;
-    int64_t ring_first = 0;       // positions from here to the sequence's end are in the ring
+    int64_t ring_first = 0;  // positions from here to the sequence's end are in the ring
     uint64_t last_used = 0;
   };
   int64_t BlocksFor(int64_t tokens) const { return (tokens + options_.block_tokens - 1) / options_.block_tokens; }

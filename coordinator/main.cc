@@ -1,4 +1,5 @@
-// ferry-coordinator: flags into one Options struct, then Server. Ends with 0 after a drain, 1 on an error, 2 on wrong flags.
+// ferry-coordinator: flags into one Options struct, then Server. Ends with 0 after a drain, 1 on an error, 2 on wrong
+// flags.
 
 #include <pthread.h>
 #include <signal.h>
@@ -25,8 +26,10 @@ namespace {
 
 // llama.cpp's short flags of more than one letter, which CLI11 does not know.
 std::vector<std::string> ExpandShortFlags(int argc, char** argv) {
-  static const std::map<std::string, std::string> kLong = {{"-ub", "--ubatch-size"},     {"-np", "--parallel"},
-                                                           {"-ot", "--override-tensor"}, {"-ctk", "--cache-type-k"},
+  static const std::map<std::string, std::string> kLong = {{"-ub", "--ubatch-size"},
+                                                           {"-np", "--parallel"},
+                                                           {"-ot", "--override-tensor"},
+                                                           {"-ctk", "--cache-type-k"},
                                                            {"-ctv", "--cache-type-v"}};
   std::vector<std::string> arguments;
   for (int i = 1; i < argc; ++i) {
@@ -39,7 +42,7 @@ std::vector<std::string> ExpandShortFlags(int argc, char** argv) {
 struct Flags {
   CoordinatorOptions options;
   int port = -1;
-  double heartbeat_interval = 1, heartbeat_timeout = 10, step_timeout = 60, load_timeout = 1800, drain_timeout = 30;
+  double heartbeat_interval = 1, heartbeat_timeout = 10, step_timeout = 120, load_timeout = 1800, drain_timeout = 30;
   std::string key_type = "f16", value_type = "f16";
   bool no_ooae = false;
 };
@@ -55,23 +58,29 @@ void AddFlags(CLI::App& app, Flags* flags) {
   app.add_option("--port-file", options.port_file, "write the port in use to this file");
   app.add_option("--workers", placement.num_workers, "worker processes to wait for; each takes a range of layers")
       ->capture_default_str();
-  app.add_option("--layers", placement.layers, "layer ranges of the workers, such as 0-9,10-23; default: even by bytes");
+  app.add_option("--layers", placement.layers,
+                 "layer ranges of the workers, such as 0-9,10-23; default: even by bytes");
   app.add_option("--override-tensor", placement.tensor_overrides,
                  "-ot REGEX=cpu|gpuN: where experts are computed; may be repeated, the first match wins");
   app.add_option("-c,--ctx-size", placement.context_tokens,
                  "tokens of the KV cache, all requests together; default: min(model, 4096) for each of --parallel");
   app.add_option("-b,--batch-size", placement.batch_tokens, "rows of one step; default 2048");
-  app.add_option("--ubatch-size", placement.micro_batch_tokens,
-                 "-ub: rows of one dense or attention chunk, and of prompts in a step while others decode; default 512");
+  app.add_option(
+      "--ubatch-size", placement.micro_batch_tokens,
+      "-ub: rows of one dense or attention chunk, and of prompts in a step while others decode; default 512");
   app.add_option("--parallel", placement.parallel, "-np: requests that run at once")->capture_default_str();
   app.add_option("--queue", options.max_queued, "requests that may wait; more are answered RESOURCE_EXHAUSTED")
       ->capture_default_str();
   app.add_option("--cache-type-k", flags->key_type, "-ctk: type of cached keys, f16 or q8_0")->capture_default_str();
-  app.add_option("--cache-type-v", flags->value_type, "-ctv: type of cached values, f16 or q8_0")->capture_default_str();
-  app.add_flag("--ooae,!--no-ooae", options.ooae, "offload only activated experts (default); --no-ooae ships all of a layer");
-  app.add_option("-t,--threads", options.threads, "threads of the expert engine; 0: one a physical core")->capture_default_str();
+  app.add_option("--cache-type-v", flags->value_type, "-ctv: type of cached values, f16 or q8_0")
+      ->capture_default_str();
+  app.add_flag("--ooae,!--no-ooae", options.ooae,
+               "offload only activated experts (default); --no-ooae ships all of a layer");
+  app.add_option("-t,--threads", options.threads, "threads of the expert engine; 0: one a physical core")
+      ->capture_default_str();
   app.add_option("--backend", options.backend, "kernels of the expert engine: cpu or reference")->capture_default_str();
-  app.add_option("--isa", options.isa, "instruction set of the cpu kernels: auto, avx512, avx2, portable")->capture_default_str();
+  app.add_option("--isa", options.isa, "instruction set of the cpu kernels: auto, avx512, avx2, portable")
+      ->capture_default_str();
   app.add_option("--expert-transport", options.expert_transport,
                  "how experts reach workers that say auto: auto, shm or grpc")
       ->capture_default_str();
@@ -96,7 +105,8 @@ void AddFlags(CLI::App& app, Flags* flags) {
 absl::StatusOr<DType> CacheType(const char* flag, const std::string& name) {
   if (name == "f16") return DType::kF16;
   if (name == "q8_0") return DType::kQ8_0;
-  return InvalidArgument("%s is '%s', want f16 or q8_0", flag, name);
+  if (name == "f32") return DType::kF32;
+  return InvalidArgument("%s is '%s', want f16, q8_0 or, for the reference kernels, f32", flag, name);
 }
 
 absl::StatusOr<CoordinatorOptions> OptionsOf(const Flags& flags) {
@@ -126,7 +136,8 @@ absl::Status WritePortFile(const std::string& path, int port) {
   return absl::OkStatus();
 }
 
-// SIGTERM and SIGINT, blocked everywhere and taken by one thread: the first asks for a drain, the second ends the process.
+// SIGTERM and SIGINT, blocked everywhere and taken by one thread: the first asks for a drain, the second ends the
+// process.
 class StopSignal {
  public:
   // Before any other thread exists: threads inherit the mask.
@@ -195,7 +206,9 @@ int Run(const CoordinatorOptions& options) {
 }  // namespace ferry
 
 int main(int argc, char** argv) {
-  CLI::App app{"ferry-coordinator: owns the model, its experts and the API of a Ferry cluster. Usually started by `ferry serve`."};
+  CLI::App app{
+      "ferry-coordinator: owns the model, its experts and the API of a Ferry cluster. Usually started by `ferry "
+      "serve`."};
   ferry::Flags flags;
   ferry::AddFlags(app, &flags);
   std::vector<std::string> arguments = ferry::ExpandShortFlags(argc, argv);

@@ -6,10 +6,14 @@ namespace ferry {
 
 const char* NameOf(MemberState state) {
   switch (state) {
-    case MemberState::kStarting: return "starting";
-    case MemberState::kLoading: return "loading";
-    case MemberState::kReady: return "ready";
-    case MemberState::kLost: return "lost";
+    case MemberState::kStarting:
+      return "starting";
+    case MemberState::kLoading:
+      return "loading";
+    case MemberState::kReady:
+      return "ready";
+    case MemberState::kLost:
+      return "lost";
   }
   return "unknown";
 }
@@ -37,7 +41,8 @@ absl::StatusOr<WorkerId> Membership::Register(const MemberInfo& info, std::optio
     place = &members_[wanted->value()];
   } else {
     for (const MemberState state : {MemberState::kStarting, MemberState::kLost}) {
-      const auto found = std::find_if(members_.begin(), members_.end(), [&](const Member& m) { return m.state == state; });
+      const auto found =
+          std::find_if(members_.begin(), members_.end(), [&](const Member& m) { return m.state == state; });
       if (place == nullptr && found != members_.end()) place = &*found;
     }
   }
@@ -75,7 +80,8 @@ absl::Status Membership::CheckLocked(WorkerId worker, Incarnation incarnation) c
     return Aborted("incarnation %d is not worker %d", incarnation.value(), worker.value());
   }
   if (member.state == MemberState::kLost) {
-    return Aborted("incarnation %d of worker %d was lost: %s", incarnation.value(), worker.value(), member.lost_because);
+    return Aborted("incarnation %d of worker %d was lost: %s", incarnation.value(), worker.value(),
+                   member.lost_because);
   }
   return absl::OkStatus();
 }
@@ -137,7 +143,8 @@ std::string Membership::Describe() const {
   std::string text;
   for (const Member& member : Members()) {
     if (member.state == MemberState::kReady) continue;
-    absl::StrAppendFormat(&text, "%sworker %d is %s", text.empty() ? "" : ", ", member.id.value(), NameOf(member.state));
+    absl::StrAppendFormat(&text, "%sworker %d is %s", text.empty() ? "" : ", ", member.id.value(),
+                          NameOf(member.state));
     if (member.state == MemberState::kLost) absl::StrAppendFormat(&text, " (%s)", member.lost_because);
   }
   return text;

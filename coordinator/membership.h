@@ -2,14 +2,15 @@
 
 // Who the cluster is made of: a state machine with no RPC in it.
 //
-// A cluster has a fixed number of places, one a layer range. A worker process takes a place with a random incarnation, loads,
-// becomes ready, and keeps the place while its heartbeats come. A process that is lost stays lost: it may come back only
-// under another incarnation, so that nothing of its earlier life is taken for the new one's.
+// A cluster has a fixed number of places, one a layer range. A worker process takes a place with a random incarnation,
+// loads, becomes ready, and keeps the place while its heartbeats come. A process that is lost stays lost: it may come
+// back only under another incarnation, so that nothing of its earlier life is taken for the new one's.
 //
 //   kStarting --Register--> kLoading --heartbeat "ready"--> kReady        any --missed heartbeats, MarkLost--> kLost
 //   kLost --Register (new incarnation)--> kLoading
 //
-// An epoch is a time during which the same processes are ready in all places. It ends when one of them is lost or replaced.
+// An epoch is a time during which the same processes are ready in all places. It ends when one of them is lost or
+// replaced.
 //
 // Thread-safe.
 
@@ -46,9 +47,9 @@ struct MemberInfo {
 struct Member {
   WorkerId id;
   MemberState state = MemberState::kStarting;
-  MemberInfo info;            // of the last process that had the place
+  MemberInfo info;  // of the last process that had the place
   absl::Time last_heard;
-  std::string lost_because;   // kLost
+  std::string lost_because;  // kLost
 };
 
 class Membership {
@@ -58,10 +59,10 @@ class Membership {
 
   int num_workers() const { return options_.num_workers; }
 
-  // Gives the process a place: the wanted one, else the first never taken, else the first lost. A wanted place is taken over
-  // from the process that has it, since whoever names a place (a supervisor) knows that the earlier process is gone. The same
-  // incarnation again gets its place again. FailedPrecondition: all places are taken; InvalidArgument: no incarnation, or no
-  // such place; Aborted: this incarnation was lost.
+  // Gives the process a place: the wanted one, else the first never taken, else the first lost. A wanted place is taken
+  // over from the process that has it, since whoever names a place (a supervisor) knows that the earlier process is
+  // gone. The same incarnation again gets its place again. FailedPrecondition: all places are taken; InvalidArgument:
+  // no incarnation, or no such place; Aborted: this incarnation was lost.
   absl::StatusOr<WorkerId> Register(const MemberInfo& info, std::optional<WorkerId> wanted);
 
   // Aborted: not the process that has the place, or one that was lost. InvalidArgument: no such place.

@@ -36,8 +36,8 @@ uint64_t FingerprintOf(const GgufFile& file) {
   }
   for (const TensorInfo& tensor : file.tensors()) {
     hash.Add(tensor.name.data(), tensor.name.size());
-    const std::array<int64_t, 5> shape = {static_cast<int64_t>(tensor.dtype), tensor.dims[0], tensor.dims[1], tensor.dims[2],
-                                          tensor.dims[3]};
+    const std::array<int64_t, 5> shape = {static_cast<int64_t>(tensor.dtype), tensor.dims[0], tensor.dims[1],
+                                          tensor.dims[2], tensor.dims[3]};
     hash.Add(shape.data(), sizeof(shape));
     hash.Add(tensor.data.data(), std::min(kSampleBytes, tensor.data.size()));
   }

@@ -30,16 +30,19 @@ absl::Status CheckPositive(const char* flag, absl::Duration value) {
 absl::Status CheckOptions(const CoordinatorOptions& options) {
   if (options.model.empty()) return InvalidArgument("-m is missing: the GGUF file of the model");
   RETURN_IF_ERROR(ParseListenAddress(options.listen, 0).status());
-  if (options.placement.num_workers < 1) return InvalidArgument("--workers is %d, want 1 or more", options.placement.num_workers);
+  if (options.placement.num_workers < 1)
+    return InvalidArgument("--workers is %d, want 1 or more", options.placement.num_workers);
   if (options.threads < 0) return InvalidArgument("--threads is %d, want 0 or more", options.threads);
   RETURN_IF_ERROR(CheckOneOf<2>("--backend", options.backend, {"cpu", "reference"}));
   RETURN_IF_ERROR(CheckOneOf<3>("--expert-transport", options.expert_transport, {"auto", "shm", "grpc"}));
   if (options.max_queued < 0) return InvalidArgument("--queue is %d, want 0 or more", options.max_queued);
-  if (options.steps_in_flight < 0) return InvalidArgument("--steps-in-flight is %d, want 0 or more", options.steps_in_flight);
+  if (options.steps_in_flight < 0)
+    return InvalidArgument("--steps-in-flight is %d, want 0 or more", options.steps_in_flight);
   RETURN_IF_ERROR(CheckPositive("--heartbeat-interval", options.heartbeat_interval));
   if (options.heartbeat_timeout < 2 * options.heartbeat_interval) {
     return InvalidArgument("--heartbeat-timeout is %.3f s, want at least twice the interval of %.3f s",
-                           absl::ToDoubleSeconds(options.heartbeat_timeout), absl::ToDoubleSeconds(options.heartbeat_interval));
+                           absl::ToDoubleSeconds(options.heartbeat_timeout),
+                           absl::ToDoubleSeconds(options.heartbeat_interval));
   }
   RETURN_IF_ERROR(CheckPositive("--step-timeout", options.step_timeout));
   RETURN_IF_ERROR(CheckPositive("--load-timeout", options.load_timeout));
@@ -58,11 +61,13 @@ absl::StatusOr<ListenAddress> ParseListenAddress(const std::string& text, int de
     address.host = text.substr(0, colon);
     const std::string_view port = std::string_view(text).substr(colon + 1);
     const auto [end, error] = std::from_chars(port.data(), port.data() + port.size(), address.port);
-    if (port.empty() || error != std::errc() || end != port.data() + port.size() || address.port < 0 || address.port > 65535) {
+    if (port.empty() || error != std::errc() || end != port.data() + port.size() || address.port < 0 ||
+        address.port > 65535) {
       return InvalidArgument("'%s' has the port '%s', want 0 to 65535", text, port);
     }
   }
-  if (address.host.empty()) return InvalidArgument("'%s' names no host: say 127.0.0.1, or 0.0.0.0 for all interfaces", text);
+  if (address.host.empty())
+    return InvalidArgument("'%s' names no host: say 127.0.0.1, or 0.0.0.0 for all interfaces", text);
   if (address.host.find(':') != std::string::npos && !address.host.starts_with('[')) {
     return InvalidArgument("'%s': an IPv6 address goes in brackets, as in [::1]:8090", text);
   }

@@ -10,23 +10,23 @@
 namespace ferry {
 
 struct CoordinatorOptions {
-  std::string model;                        // -m
-  std::string listen = "127.0.0.1:8090";    // --listen, --port; port 0: any free one
-  std::string port_file;                    // --port-file: the port in use is written here once it is
-  PlacementOptions placement;               // --workers --layers -ot -c -b -ub -np -ctk -ctv
-  bool ooae = true;                         // --no-ooae: every expert of a layer is shipped
-  int threads = 0;                          // --threads; 0: one a physical core
-  std::string backend = "cpu";              // --backend: of the expert engine, cpu or reference
-  std::string isa = "auto";                 // --isa
-  std::string expert_transport = "auto";    // --expert-transport: for workers that say auto
-  int64_t max_queued = 64;                  // --queue
-  int steps_in_flight = 0;                  // --steps-in-flight; 0: one a worker
+  std::string model;                      // -m
+  std::string listen = "127.0.0.1:8090";  // --listen, --port; port 0: any free one
+  std::string port_file;                  // --port-file: the port in use is written here once it is
+  PlacementOptions placement;             // --workers --layers -ot -c -b -ub -np -ctk -ctv
+  bool ooae = true;                       // --no-ooae: every expert of a layer is shipped
+  int threads = 0;                        // --threads; 0: one a physical core
+  std::string backend = "cpu";            // --backend: of the expert engine, cpu or reference
+  std::string isa = "auto";               // --isa
+  std::string expert_transport = "auto";  // --expert-transport: for workers that say auto
+  int64_t max_queued = 64;                // --queue
+  int steps_in_flight = 0;                // --steps-in-flight; 0: one a worker
   absl::Duration heartbeat_interval = absl::Seconds(1);
   absl::Duration heartbeat_timeout = absl::Seconds(10);
-  absl::Duration step_timeout = absl::Seconds(60);
-  absl::Duration load_timeout = absl::Minutes(30);   // until all workers are ready for the first time
+  absl::Duration step_timeout = absl::Seconds(120);
+  absl::Duration load_timeout = absl::Minutes(30);  // until all workers are ready for the first time
   absl::Duration drain_timeout = absl::Seconds(30);
-  double host_read_bytes_per_second = 0;    // --host-read-rate, --host-flops: 0: probed
+  double host_read_bytes_per_second = 0;  // --host-read-rate, --host-flops: 0: probed
   double host_flops_per_second = 0;
   std::string log_level = "info";
 };
@@ -38,7 +38,7 @@ absl::Status CheckOptions(const CoordinatorOptions& options);
 struct ListenAddress {
   std::string host;
   int port = 0;
-  bool loopback = false;  // reachable from this machine alone
+  bool loopback = false;         // reachable from this machine alone
   std::string ToString() const;  // "host:port"
 };
 absl::StatusOr<ListenAddress> ParseListenAddress(const std::string& text, int default_port);

@@ -29,13 +29,15 @@ std::chrono::system_clock::time_point In(absl::Duration duration) {
 }
 
 // One wanted row of the last worker's answer. Internal: it is not what was asked for.
-absl::StatusOr<LogitsResult> LogitsFromProto(const v1::LogitsRow& row, const LogitsRequest& wanted, int64_t vocab_size) {
+absl::StatusOr<LogitsResult> LogitsFromProto(const v1::LogitsRow& row, const LogitsRequest& wanted,
+                                             int64_t vocab_size) {
   const bool whole = wanted.top_n >= vocab_size;
   const int64_t num_logits = whole ? vocab_size : wanted.top_n;
   if (row.logits().size() != static_cast<size_t>(num_logits) * sizeof(float)) {
     return Internal("a row of logits has %d bytes, want %d logits", row.logits().size(), num_logits);
   }
-  if (row.ids_size() != (whole ? 0 : num_logits)) return Internal("a row of %d logits has %d ids", num_logits, row.ids_size());
+  if (row.ids_size() != (whole ? 0 : num_logits))
+    return Internal("a row of %d logits has %d ids", num_logits, row.ids_size());
   LogitsResult result{.log_sum_exp = row.log_sum_exp(), .target_logit = row.target_logit(), .ids = {}, .logits = {}};
   result.logits.resize(num_logits);
   std::memcpy(result.logits.data(), row.logits().data(), row.logits().size());
@@ -85,6 +87,7 @@ class GrpcPipeline final : public Pipeline {
         const bool answered = channel->GetState(/*try_to_connect=*/false) == GRPC_CHANNEL_READY;
         *failure = {.status = Annotate(status, absl::StrFormat("worker %d did not begin the epoch", worker.id.value())),
                     .suspect = worker.id,
+                    .incarnation = worker.incarnation,
                     .lost = !answered || absl::IsAborted(status) || absl::IsDeadlineExceeded(status)};
         return failure->status;
       }
@@ -148,9 +151,9 @@ class GrpcPipeline final : public Pipeline {
       if (failed_ || pending_.empty() || clock_.Now() - oldest_since_ <= options_.step_timeout) return;
       const auto late = std::find(pending_.front().answered.begin(), pending_.front().answered.end(), false);
       const size_t index = pending_.front().answered.empty() ? 0 : late - pending_.front().answered.begin();
-      failure.suspect = options_.workers[index].id;
-      failure.status = DeadlineExceeded("step %d took longer than %.1f s; worker %d has not answered", pending_.front().step,
-                                        absl::ToDoubleSeconds(options_.step_timeout), failure.suspect->value());
+      failure = FailureOf(
+          index, DeadlineExceeded("step %d took longer than %.1f s; worker %d has not answered", pending_.front().step,
+                                  absl::ToDoubleSeconds(options_.step_timeout), options_.workers[index].id.value()));
     }
     Fail(std::move(failure));
   }
@@ -227,7 +230,7 @@ class GrpcPipeline final : public Pipeline {
 
   // False: the stream is of no use any more.
   bool OnResponse(size_t index, const v1::StepResponse& response) {
-    PipelineFailure failure{.status = absl::OkStatus(), .suspect = options_.workers[index].id};
+    PipelineFailure failure = FailureOf(index, absl::OkStatus());
     std::vector<std::pair<Done, StepOutcome>> done;
     {
       const std::lock_guard lock(mutex_);
@@ -265,12 +268,14 @@ class GrpcPipeline final : public Pipeline {
                       response.epoch());
     }
     if (response.code() != 0) {
-      return absl::Status(static_cast<absl::StatusCode>(response.code()),
-                          absl::StrFormat("worker %d failed in step %d: %s", worker, response.step(), response.message()));
+      return absl::Status(
+          static_cast<absl::StatusCode>(response.code()),
+          absl::StrFormat("worker %d failed in step %d: %s", worker, response.step(), response.message()));
     }
     if (index + 1 == streams_.size()) {
       if (response.logits_size() != static_cast<int>(next->wanted.size())) {
-        return Internal("worker %d sent %d rows of logits, want %d", worker, response.logits_size(), next->wanted.size());
+        return Internal("worker %d sent %d rows of logits, want %d", worker, response.logits_size(),
+                        next->wanted.size());
       }
       for (size_t i = 0; i < next->wanted.size(); ++i) {
         ASSIGN_OR_RETURN(LogitsResult row,
@@ -287,14 +292,20 @@ class GrpcPipeline final : public Pipeline {
     const absl::Status status = FromGrpcStatus(grpc_status);
     const int32_t worker = options_.workers[index].id.value();
     // What a worker says in its own words (Aborted, Internal, ...) is not the loss of it; everything else is.
-    const bool lost = status.ok() || absl::IsUnavailable(status) || absl::IsCancelled(status) || absl::IsUnknown(status);
-    PipelineFailure failure = {.status = Unavailable("worker %d is lost: its stream ended (%s)", worker, status.ToString()),
-                               .suspect = options_.workers[index].id,
-                               .lost = lost};
+    const bool lost =
+        status.ok() || absl::IsUnavailable(status) || absl::IsCancelled(status) || absl::IsUnknown(status);
+    PipelineFailure failure =
+        FailureOf(index, Unavailable("worker %d is lost: its stream ended (%s)", worker, status.ToString()));
+    failure.lost = lost;
     if (!lost) failure.status = Annotate(status, absl::StrFormat("worker %d ended its stream", worker));
     Fail(std::move(failure));
     const std::lock_guard lock(mutex_);
     if (--num_open_ == 0) all_ended_.notify_all();
+  }
+
+  PipelineFailure FailureOf(size_t index, const absl::Status& status) const {
+    const PipelineWorker& worker = options_.workers[index];
+    return {.status = status, .suspect = worker.id, .incarnation = worker.incarnation, .lost = false};
   }
 
   void Fail(PipelineFailure failure) {
@@ -315,7 +326,7 @@ class GrpcPipeline final : public Pipeline {
   bool failed_ = false;
   int num_open_ = 0;
   uint64_t last_step_ = 0;
-  absl::Time oldest_since_;       // when the oldest pending step became the oldest
+  absl::Time oldest_since_;  // when the oldest pending step became the oldest
   std::deque<Pending> pending_;
 };
 

@@ -176,7 +176,10 @@ absl::StatusOr<CacheShape> ShapeCache(const ModelConfig& config, const Placement
   RETURN_IF_ERROR(check("-ub", options.micro_batch_tokens, 0, kMaxBatchTokens));
   RETURN_IF_ERROR(check("-c", options.context_tokens, 0, int64_t{1} << 30));
   for (const auto& [flag, type] : {std::pair("-ctk", options.key_type), std::pair("-ctv", options.value_type)}) {
-    if (type != DType::kF16 && type != DType::kQ8_0) return InvalidArgument("%s is %s, want f16 or q8_0", flag, NameOf(type));
+    // F32 is for the reference kernels; the workers' own refuse it.
+    if (type != DType::kF16 && type != DType::kQ8_0 && type != DType::kF32) {
+      return InvalidArgument("%s is %s, want f16 or q8_0", flag, NameOf(type));
+    }
     if (type == DType::kQ8_0 && config.head_dim % 32 != 0) {
       return InvalidArgument("%s q8_0 needs a head size that is a multiple of 32, this model's is %d", flag, config.head_dim);
     }

@@ -42,7 +42,8 @@ absl::StatusOr<std::vector<int32_t>> PromptOf(const v1::GenerateRequest& request
                                               const RequestLimits& limits) {
   const int64_t vocab_size = limits.vocab_size;
   if (request.has_text()) {
-    if (static_cast<int64_t>(request.text().size()) / std::max<int64_t>(1, limits.max_token_bytes) > limits.context_tokens) {
+    if (static_cast<int64_t>(request.text().size()) / std::max<int64_t>(1, limits.max_token_bytes) >
+        limits.context_tokens) {
       return InvalidArgument("text has %d bytes, more than the context's %d tokens can hold", request.text().size(),
                              limits.context_tokens);
     }
@@ -66,7 +67,8 @@ absl::StatusOr<StopMatcher> StopsOf(const v1::GenerateRequest& request) {
   }
   for (int i = 0; i < request.stop_size(); ++i) {
     if (request.stop(i).size() > kMaxStopBytesOfRequest) {
-      return InvalidArgument("stop[%d] has %d bytes, want at most %d", i, request.stop(i).size(), kMaxStopBytesOfRequest);
+      return InvalidArgument("stop[%d] has %d bytes, want at most %d", i, request.stop(i).size(),
+                             kMaxStopBytesOfRequest);
     }
   }
   absl::StatusOr<StopMatcher> matcher = StopMatcher::Create({request.stop().begin(), request.stop().end()});
@@ -79,7 +81,8 @@ absl::StatusOr<std::vector<Candidate>> BestOf(const LogitsResult& row, int32_t c
   if (count == 0) return std::vector<Candidate>();
   if (row.ids.empty()) return BestCandidates(row.logits, count);
   std::vector<Candidate> best;
-  for (size_t i = 0; i < row.ids.size() && static_cast<int32_t>(i) < count; ++i) best.push_back({row.ids[i], row.logits[i]});
+  for (size_t i = 0; i < row.ids.size() && static_cast<int32_t>(i) < count; ++i)
+    best.push_back({row.ids[i], row.logits[i]});
   return best;
 }
 
@@ -92,7 +95,8 @@ absl::StatusOr<std::shared_ptr<Request>> Request::Create(const v1::GenerateReque
   ASSIGN_OR_RETURN(const SamplingParams params, SamplingParamsOf(request, limits.vocab_size));
   ASSIGN_OR_RETURN(StopMatcher stops, StopsOf(request));
   for (const uint32_t id : request.stop_token_ids()) {
-    if (id >= limits.vocab_size) return InvalidArgument("stop_token_ids has %d, want 0 to %d", id, limits.vocab_size - 1);
+    if (id >= limits.vocab_size)
+      return InvalidArgument("stop_token_ids has %d, want 0 to %d", id, limits.vocab_size - 1);
   }
   if (request.has_prompt_logprobs() && request.prompt_logprobs() > kMaxLogprobsOfRequest) {
     return InvalidArgument("prompt_logprobs is %d, want 0 to %d", request.prompt_logprobs(), kMaxLogprobsOfRequest);
@@ -111,7 +115,8 @@ absl::StatusOr<std::shared_ptr<Request>> Request::Create(const v1::GenerateReque
     max_tokens = prompt_tokens < limits.share_tokens ? std::min(room, limits.share_tokens - prompt_tokens) : room;
   }
   if (max_tokens == 0 && !(request.has_max_tokens() && request.max_tokens() == 0)) {
-    return InvalidArgument("prompt has %d tokens and the context %d: no room for output", prompt_tokens, limits.context_tokens);
+    return InvalidArgument("prompt has %d tokens and the context %d: no room for output", prompt_tokens,
+                           limits.context_tokens);
   }
 
   ASSIGN_OR_RETURN(Sampler sampler,
@@ -131,7 +136,8 @@ absl::StatusOr<std::shared_ptr<Request>> Request::Create(const v1::GenerateReque
   return result;
 }
 
-Request::Request(const Tokenizer* tokenizer, bool render_special, StopMatcher stops, Sampler sampler, const Clock* clock)
+Request::Request(const Tokenizer* tokenizer, bool render_special, StopMatcher stops, Sampler sampler,
+                 const Clock* clock)
     : tokenizer_(*tokenizer),
       clock_(*clock),
       render_special_(render_special),

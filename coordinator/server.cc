@@ -29,6 +29,7 @@
 #include "coordinator/ferry_service.h"
 #include "coordinator/generation_loop.h"
 #include "coordinator/model_fingerprint.h"
+#include "kernels/cpu/host_probe.h"
 
 namespace ferry {
 namespace {
@@ -36,6 +37,9 @@ namespace {
 constexpr char kVersion[] = "0.1.0";
 constexpr absl::Duration kWorkerShutdownTimeout = absl::Seconds(2);
 constexpr double kGiga = 1e9;
+constexpr int64_t kSmallestProbe = int64_t{16} << 20, kLargestProbe = int64_t{256} << 20;
+// Of the int8 dot products that a machine can do, about what expert products with many rows reach.
+constexpr double kProductShare = 0.5;
 
 int64_t ResidentBytes() {
   int64_t pages = 0, resident_pages = 0;
@@ -52,6 +56,17 @@ int64_t LongestToken(const Tokenizer& tokenizer) {
   size_t longest = 1;
   for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) longest = std::max(longest, tokenizer.TokenBytes(id).size());
   return static_cast<int64_t>(longest);
+}
+
+// The instruction set of that name; of "auto", and of names that CreateOps will refuse, the machine's best.
+CpuIsa IsaNamed(const std::string& name) {
+  for (const CpuIsa isa : {CpuIsa::kAvx512, CpuIsa::kAvx2, CpuIsa::kPortable}) {
+    if (name == NameOf(isa)) return isa;
+  }
+  for (const CpuIsa isa : {CpuIsa::kAvx512, CpuIsa::kAvx2}) {
+    if (MachineHas(isa)) return isa;
+  }
+  return CpuIsa::kPortable;
 }
 
 // Says how far loading is, once a second.
@@ -102,43 +117,46 @@ class ServerImpl final : public Server {
                                         .window = model_.sliding_window,
                                         .ring_tokens = cache.ring_blocks * kKvBlockTokens}},
         Clock::Real(), "the model is being loaded");
-    controller_ = std::make_unique<ClusterController>(ClusterOptions{.model = model_,
-                                                                     .fingerprint = FingerprintOf(file_),
-                                                                     .placement = std::move(placement),
-                                                                     .expert_transport = options_.expert_transport,
-                                                                     .ooae = options_.ooae,
-                                                                     .max_steps_in_flight = options_.steps_in_flight,
-                                                                     .heartbeat_interval = options_.heartbeat_interval,
-                                                                     .heartbeat_timeout = options_.heartbeat_timeout,
-                                                                     .step_timeout = options_.step_timeout},
-                                                      loop_.get(), Clock::Real(), [this](bool serving) { SetServing(serving); });
+    controller_ =
+        std::make_unique<ClusterController>(ClusterOptions{.model = model_,
+                                                           .fingerprint = FingerprintOf(file_),
+                                                           .placement = std::move(placement),
+                                                           .expert_transport = options_.expert_transport,
+                                                           .ooae = options_.ooae,
+                                                           .max_steps_in_flight = options_.steps_in_flight,
+                                                           .heartbeat_interval = options_.heartbeat_interval,
+                                                           .heartbeat_timeout = options_.heartbeat_timeout,
+                                                           .step_timeout = options_.step_timeout},
+                                            loop_.get(), Clock::Real(), [this](bool serving) { SetServing(serving); });
     text_pool_ = std::make_unique<TaskPool>(1);
     // One request at a time of each worker; the engine computes them one after the other.
     expert_pool_ = std::make_unique<TaskPool>(static_cast<int>(options_.placement.num_workers));
     cluster_service_ = std::make_unique<ClusterService>(controller_.get(), &file_, &model_, expert_pool_.get());
-    ferry_service_ = std::make_unique<FerryService>(FerryService::Parts{
-        .loop = loop_.get(),
-        .tokenizer = tokenizer_.get(),
-        .clock = Clock::Real(),
-        .pool = text_pool_.get(),
-        .limits = {.context_tokens = cache.context_per_slot,
-                   .share_tokens = cache.num_blocks * kKvBlockTokens / cache.num_slots,
-                   .vocab_size = model_.vocab_size,
-                   .max_token_bytes = LongestToken(*tokenizer_)},
-        .model_info = ModelInfo(cache),
-        .server_info = [this] { return ServerInfo(); }});
+    ferry_service_ = std::make_unique<FerryService>(
+        FerryService::Parts{.loop = loop_.get(),
+                            .tokenizer = tokenizer_.get(),
+                            .clock = Clock::Real(),
+                            .pool = text_pool_.get(),
+                            .limits = {.context_tokens = cache.context_per_slot,
+                                       .share_tokens = cache.num_blocks * kKvBlockTokens / cache.num_slots,
+                                       .vocab_size = model_.vocab_size,
+                                       .max_token_bytes = LongestToken(*tokenizer_)},
+                            .model_info = ModelInfo(cache),
+                            .server_info = [this] { return ServerInfo(); }});
     return StartGrpc();
   }
 
   absl::Status Load() override {
+    PlannerRates rates;
     {
       ASSIGN_OR_RETURN(const std::unique_ptr<ThreadPool> pool, ThreadPool::Create({.num_threads = options_.threads}));
       LoadReporter report;
       ASSIGN_OR_RETURN(store_, ExpertStore::Load(file_, model_, *pool, [&](const LoadProgress& progress) {
-        report(progress);
-        controller_->SetLoadProgress(static_cast<double>(progress.bytes_done) /
-                                     static_cast<double>(std::max<int64_t>(1, progress.bytes_total)));
-      }));
+                         report(progress);
+                         controller_->SetLoadProgress(static_cast<double>(progress.bytes_done) /
+                                                      static_cast<double>(std::max<int64_t>(1, progress.bytes_total)));
+                       }));
+      rates = HostRatesOf(*pool);
     }
     const double rate = static_cast<double>(store_->layout().bytes()) / std::max(store_->load_seconds(), 1e-9);
     spdlog::info("loaded {:.2f} GB of experts in {:.1f} s ({:.2f} GB/s), {} pages",
@@ -148,9 +166,6 @@ class ServerImpl final : public Server {
     const SwigluParams swiglu = {.alpha = static_cast<float>(model_.swiglu_alpha),
                                  .limit = static_cast<float>(model_.swiglu_limit)};
     engine_ = std::make_unique<ExpertEngine>(store_.get(), ops_.get(), swiglu, model_.n_embd);
-    const PlannerRates rates = {.link_bytes_per_second = 0,  // each worker's own
-                                .host_read_bytes_per_second = options_.host_read_bytes_per_second,
-                                .host_flops_per_second = options_.host_flops_per_second};
     ASSIGN_OR_RETURN(exchange_, ExpertExchange::Create(store_.get(), engine_.get(), rates, SocketName()));
     {
       const std::lock_guard lock(info_mutex_);
@@ -205,6 +220,27 @@ class ServerImpl final : public Server {
     PlannerRates rates;
     std::string engine;
   };
+
+  // What the host's share of the experts is planned with; the link's rate is each worker's own.
+  PlannerRates HostRatesOf(ThreadPool& pool) const {
+    PlannerRates rates = {.link_bytes_per_second = 0,
+                          .host_read_bytes_per_second = options_.host_read_bytes_per_second,
+                          .host_flops_per_second = options_.host_flops_per_second};
+    if (rates.host_read_bytes_per_second > 0 && rates.host_flops_per_second > 0) return rates;
+    // A small model's experts stay in the cache, and are read at its rate.
+    const int64_t buffer_bytes = std::clamp(store_->layout().bytes(), kSmallestProbe, kLargestProbe) / 4096 * 4096;
+    const absl::StatusOr<HostRates> measured =
+        ProbeHost(pool, IsaNamed(options_.isa), {.buffer_bytes = buffer_bytes, .repeats = 3});
+    if (!measured.ok()) {
+      spdlog::warn("the host's rates could not be measured: {}", measured.status().ToString());
+      return rates;
+    }
+    if (rates.host_read_bytes_per_second == 0) rates.host_read_bytes_per_second = measured->read_bytes_per_second;
+    if (rates.host_flops_per_second == 0) rates.host_flops_per_second = kProductShare * measured->int8_ops_per_second;
+    spdlog::info("this host reads {:.1f} GB/s and multiplies at {:.0f} GFLOP/s",
+                 rates.host_read_bytes_per_second / kGiga, rates.host_flops_per_second / kGiga);
+    return rates;
+  }
 
   absl::Status StartGrpc() {
     ASSIGN_OR_RETURN(const ListenAddress listen, ParseListenAddress(options_.listen, 0));
@@ -311,7 +347,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const CoordinatorOptions& 
   ASSIGN_OR_RETURN(ModelConfig model, ModelConfig::FromGguf(file));
   ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer, Tokenizer::FromGguf(file));
   if (tokenizer->vocab_size() > model.vocab_size) {
-    return InvalidArgument("the tokenizer has %d tokens, the model's output %d", tokenizer->vocab_size(), model.vocab_size);
+    return InvalidArgument("the tokenizer has %d tokens, the model's output %d", tokenizer->vocab_size(),
+                           model.vocab_size);
   }
   auto server = std::make_unique<ServerImpl>(options, std::move(file), std::move(model), std::move(tokenizer));
   RETURN_IF_ERROR(server->Listen());

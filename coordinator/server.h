@@ -22,11 +22,13 @@ class Server {
   virtual const std::string& address() const = 0;
   virtual int port() const = 0;
 
-  // Fills the expert store, then takes workers in. Takes as long as reading the model; says how far it is once a second.
+  // Fills the expert store, then takes workers in. Takes as long as reading the model; says how far it is once a
+  // second.
   virtual absl::Status Load() = 0;
   // After Load: until the first epoch. DeadlineExceeded says which workers are missing.
   virtual absl::Status WaitUntilServing(absl::Time deadline) = 0;
-  // Refuses new requests, finishes those that are here within drain_timeout, ends the workers, and stops listening. Idempotent.
+  // Refuses new requests, finishes those that are here within drain_timeout, ends the workers, and stops listening.
+  // Idempotent.
   virtual void Drain() = 0;
 };
 

@@ -20,7 +20,7 @@ struct RowLogits {
 
 struct PlannedSequence {
   SlotId slot;
-  bool decoding = false;           // one row, of a token that was sampled
+  bool decoding = false;  // one row, of a token that was sampled
   int64_t first_position = 0;
   std::vector<int32_t> token_ids;  // rows at first_position and on; not empty
   std::vector<int32_t> blocks;     // of positions 0 to the end of this step

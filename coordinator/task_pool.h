@@ -1,6 +1,7 @@
 #pragma once
 
-// A few threads for work that is too long for a gRPC callback: gRPC has few threads for callbacks, and heartbeats need one soon.
+// A few threads for work that is too long for a gRPC callback: gRPC has few threads for callbacks, and heartbeats need
+// one soon.
 
 #include <condition_variable>
 #include <deque>

@@ -45,7 +45,8 @@ absl::Status CheckKvLayer(const KvLayer& cache, std::initializer_list<DType> kv_
   return CheckNotNull("cache.values", cache.values);
 }
 
-// The table of `segment` reaches positions [first, end), which must lie in it all at once, and its blocks are in the cache.
+// The table of `segment` reaches positions [first, end), which must lie in it all at once, and its blocks are in the
+// cache.
 absl::Status CheckTable(const Segment& segment, const KvLayer& cache, int64_t first, int64_t end) {
   const std::vector<int32_t>& table = cache.ring ? segment.sequence.ring_blocks : segment.sequence.blocks;
   const char* name = cache.ring ? "ring_blocks" : "blocks";

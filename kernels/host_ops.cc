@@ -83,7 +83,8 @@ HostBatch::HostBatch(Batch batch) : DeviceBatch(std::move(batch)) {
   }
 }
 
-// ------------------------------------------------------------------------------------------------------------------ copies
+// ------------------------------------------------------------------------------------------------------------------
+// copies
 
 struct HostOps::Copies {
   struct Job {
@@ -202,8 +203,7 @@ void HostOps::UnpinHost(std::span<const std::byte> region) {
   });
 }
 
-absl::StatusOr<Event> HostOps::CopyAsync(void* dst, std::span<const std::byte> host_src,
-                                         std::span<const Event> after) {
+absl::StatusOr<Event> HostOps::CopyAsync(void* dst, std::span<const std::byte> host_src, std::span<const Event> after) {
   if (!host_src.empty()) RETURN_IF_ERROR(CheckNotNull("dst", dst));
   for (const std::span<const std::byte> region : pinned_) {
     const bool inside = !std::less<>()(host_src.data(), region.data()) &&
@@ -245,7 +245,8 @@ absl::Status HostOps::Synchronize(absl::Time deadline) {
   return Wait(last, deadline);
 }
 
-// ------------------------------------------------------------------------------------------------------------- operations
+// -------------------------------------------------------------------------------------------------------------
+// operations
 
 absl::StatusOr<std::unique_ptr<DeviceBatch>> HostOps::PrepareBatch(Batch batch) {
   RETURN_IF_ERROR(CheckBatch(batch));
@@ -312,9 +313,8 @@ absl::Status HostOps::GroupByExpert(const int32_t* experts, int64_t rows, int64_
   return absl::OkStatus();
 }
 
-absl::Status HostOps::ExpertMlp(const ExpertLayout& layout, std::span<const ExpertUse> uses,
-                                const ExpertGroups& groups, const SwigluParams& swiglu, Tensor in,
-                                Tensor contributions) {
+absl::Status HostOps::ExpertMlp(const ExpertLayout& layout, std::span<const ExpertUse> uses, const ExpertGroups& groups,
+                                const SwigluParams& swiglu, Tensor in, Tensor contributions) {
   RETURN_IF_ERROR(CheckExpertMlp(layout, uses, groups, in, contributions, DType::kF32, DType::kF32));
   int64_t num_rows = 0;
   for (size_t i = 0; i < uses.size(); ++i) {
@@ -325,8 +325,8 @@ absl::Status HostOps::ExpertMlp(const ExpertLayout& layout, std::span<const Expe
                              first, end, groups.num_entries);
     }
     if (end - first != uses[i].num_rows) {
-      return InvalidArgument("uses[%d].num_rows is %d, want %d, the size of group %d", i, uses[i].num_rows,
-                             end - first, group);
+      return InvalidArgument("uses[%d].num_rows is %d, want %d, the size of group %d", i, uses[i].num_rows, end - first,
+                             group);
     }
     for (int64_t entry = first; entry < end; ++entry) {
       if (groups.rows[entry] < 0 || groups.rows[entry] >= in.rows) {
@@ -366,8 +366,7 @@ absl::Status HostOps::GatherRows(Tensor in, std::span<const int32_t> host_rows, 
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<LogitsResult>> HostOps::ReadLogits(Tensor logits,
-                                                              std::span<const LogitsRequest> requests) {
+absl::StatusOr<std::vector<LogitsResult>> HostOps::ReadLogits(Tensor logits, std::span<const LogitsRequest> requests) {
   RETURN_IF_ERROR(CheckReadLogits(logits, requests));
   std::vector<LogitsResult> results(requests.size());
   ForEach(logits.rows, [&](int64_t row) {
@@ -403,12 +402,11 @@ absl::StatusOr<std::vector<LogitsResult>> HostOps::ReadLogits(Tensor logits,
   return results;
 }
 
-// ------------------------------------------------------------------------------------------------ defaults for subclasses
+// ------------------------------------------------------------------------------------------------ defaults for
+// subclasses
 
 absl::Status HostOps::DoEmbed(const HostBatch& batch, int64_t first_row, const TiledMatrix& table, Tensor x) {
-  ForEach(x.rows, [&](int64_t row) {
-    DecodeTiledRow(table, batch.host().token_ids[first_row + row], RowOf(x, row));
-  });
+  ForEach(x.rows, [&](int64_t row) { DecodeTiledRow(table, batch.host().token_ids[first_row + row], RowOf(x, row)); });
   return absl::OkStatus();
 }
 

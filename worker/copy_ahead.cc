@@ -27,22 +27,22 @@ CopyAhead::Candidates CopyAhead::For(int64_t layer, int64_t rows) const {
   Candidates candidates;
   if (rows < kMinRows) return candidates;
   const Layer& learnt = layers_[layer - first_layer_];
-  std::vector<double> probability(num_experts_, 0);
+  std::vector<double> unused(num_experts_, 1);  // the probability that nobody needs it; what is nearly certain still differs here
   if (learnt.rows > 0) {
     for (int64_t i = 0; i < num_experts_; ++i) {
       // Half a token more than was seen: an expert that was never used may be.
       const double share = std::min(1.0, (learnt.tokens[i] + 0.5) / (learnt.rows + 1));
-      probability[i] = 1 - std::pow(1 - share, static_cast<double>(rows));
+      unused[i] = std::pow(1 - share, static_cast<double>(rows));
     }
   } else if (last_rows_ > 0 && rows >= last_rows_ / 2 && rows <= last_rows_ * 2) {
-    std::fill(probability.begin(), probability.end(), last_coverage_);
+    std::fill(unused.begin(), unused.end(), 1 - last_coverage_);
   }
   for (int32_t i = 0; i < num_experts_; ++i) {
-    if (probability[i] >= kLikely) candidates.experts.push_back(i);
-    candidates.num_certain += probability[i] >= kCertain;
+    if (unused[i] <= 1 - kLikely) candidates.experts.push_back(i);
+    candidates.num_certain += unused[i] <= 1 - kCertain;
   }
   std::stable_sort(candidates.experts.begin(), candidates.experts.end(),
-                   [&](int32_t a, int32_t b) { return probability[a] > probability[b]; });
+                   [&](int32_t a, int32_t b) { return unused[a] < unused[b]; });
   return candidates;
 }
 

@@ -59,7 +59,7 @@ class GrpcLink final : public ExpertLink {
 
   std::string name() const override { return "grpc"; }
 
-  absl::StatusOr<std::vector<ExpertPlace>> Plan(uint64_t step, int64_t layer, int64_t num_rows,
+  absl::StatusOr<std::vector<ExpertPlace>> Plan(uint64_t step, int64_t layer, int64_t /*num_rows*/,
                                                 std::span<const ActivatedExpert> uses, absl::Time deadline) override {
     SetStep(step);
     v1::ExpertRequest request;

@@ -9,9 +9,8 @@
 namespace ferry {
 namespace {
 
-constexpr int64_t kLogitsRows = 64;              // rows through the output matrix at once: bounds the logits' buffer
-constexpr int64_t kMaxSendBytes = 3 << 20;       // of one Activations message
-constexpr int64_t kMinMemoryLeft = 1 << 30;      // of the device, by automatic slots: for the backend's own use and for others
+constexpr int64_t kLogitsRows = 64;          // rows through the output matrix at once: bounds the logits' buffer
+constexpr int64_t kMinMemoryLeft = 1 << 30;  // of the device, by automatic slots: for the backend's own use and for others
 constexpr absl::Duration kProbeTimeout = absl::Seconds(60);
 
 int64_t ElementBytes(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
@@ -135,7 +134,7 @@ absl::Status Stage::EnsureRows(Pass& pass, int64_t end_row) {
 
 absl::Status Stage::SendRows(Pass& pass) {
   const int64_t row_bytes = pass.x.cols * static_cast<int64_t>(sizeof(float));
-  const int64_t rows_at_once = std::max<int64_t>(1, kMaxSendBytes / row_bytes);
+  const int64_t rows_at_once = std::max<int64_t>(1, kMaxActivationBytes / row_bytes);
   std::vector<float> rows;
   for (int64_t first = 0; first < pass.x.rows; first += rows_at_once) {
     const int64_t num_rows = std::min(rows_at_once, pass.x.rows - first);

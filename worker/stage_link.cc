@@ -32,6 +32,9 @@ absl::Status ActivationQueue::CheckLocked(uint64_t epoch, uint64_t step, int64_t
     return InvalidArgument("num_rows is %d, want 1 to %d", num_rows, max_rows_ - first_row);
   }
   const size_t want_bytes = num_rows * n_embd_ * sizeof(float);
+  if (num_rows > 1 && want_bytes > kMaxActivationBytes) {
+    return InvalidArgument("num_rows is %d, want at most %d bytes of them", num_rows, kMaxActivationBytes);
+  }
   if (bytes != want_bytes) return InvalidArgument("data has %d bytes, want %d for %d rows", bytes, want_bytes, num_rows);
   return absl::OkStatus();
 }

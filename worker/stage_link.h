@@ -19,6 +19,8 @@
 
 namespace ferry {
 
+inline constexpr int64_t kMaxActivationBytes = int64_t{3} << 20;  // of one chunk; a single row may be larger
+
 // Rows [first_row, first_row + values().size() / n_embd) of a step, in the bytes in which they came.
 struct ActivationChunk {
   int64_t first_row = 0;

@@ -28,15 +28,26 @@ inline constexpr int kAttentionRows = 16;   // rows of one attention task, at mo
 inline constexpr int64_t kMaxHeadDim = 512;
 inline constexpr int64_t kMaxHeadGroup = 64;  // query heads of one kv head
 
+// How finely activations are kept. Narrow, for weights of 4 bits: one byte a number. Wide, for weights of 8 bits, where the
+// activations' rounding would be the larger error: a second byte holds 1/128ths of the first one's step. Twice the
+// instructions; docs/performance.md has what it buys.
+enum class Activations { kNarrow, kWide };
+constexpr Activations ActivationsFor(DType weights) {
+  return weights == DType::kQ8_0 ? Activations::kWide : Activations::kNarrow;
+}
+constexpr int64_t BlockBytes(Activations kind) { return kind == Activations::kWide ? 64 : 32; }
+
 // Activations as the integer kernels read them: each row in blocks of 32,
 //
-//   codes    [rows][code_stride]   i8 in [-127, 127]; value = code * scale
-//   scales   [rows][block_stride]  f32, max|x| / 127 but at least 2^-60 and at most 2^60
-//   offsets  [rows][block_stride]  i32, -128 * (sum of the block's codes)
+//   codes    [rows][code_stride]   i8. Narrow: [block][32], value = code * scale. Wide: [block][32 high, then 32 low],
+//                                  value = (128 * high + low) * scale. High in [-127, 127], low in [-64, 64]
+//   scales   [rows][block_stride]  f32. Narrow: max|x| / 127 but at least 2^-60 and at most 2^60; wide: 1/128 of that
+//   offsets  [rows][block_stride]  i32, narrow: -128 * (sum of the block's codes); wide: -(sum of 128 * high + low)
 //   poison   [rows]                f32, NaN where the row holds NaN or infinity, which codes cannot show; else 0. Added
 //                                  to every output of the row, so that a broken row stays visible
 //
 // Offsets: weights enter the product as unsigned bytes, code + 128, since the instructions multiply unsigned by signed.
+// Wide products are made high codes first, then shifted by 7, then the low ones are added: hence an offset 1/128th.
 struct QuantizedRows {
   int8_t* codes = nullptr;
   float* scales = nullptr;
@@ -57,7 +68,7 @@ struct PanelProduct {
   const std::byte* scales = nullptr;
   int64_t num_outputs = 0;               // in [1, kPanelRows]; tiles = ceil(num_outputs / 16), all of them whole in memory
   int64_t num_blocks = 0;                // column blocks
-  const QuantizedRows* in = nullptr;     // quantised types
+  const QuantizedRows* in = nullptr;     // quantised types; ActivationsFor(dtype)
   const float* float_in = nullptr;       // F32, F16, BF16: [rows][float_in_stride]
   int64_t float_in_stride = 0;
   const int32_t* in_rows = nullptr;
@@ -104,11 +115,12 @@ struct CpuKernels {
   const char* name;  // "AVX-512 VNNI"
 
   // One row of `cols` (a multiple of 32) to codes, scales, offsets and poison.
-  void (*quantize_row)(const float* x, int64_t cols, int8_t* codes, float* scales, int32_t* offsets, float* poison);
+  void (*quantize_row)(Activations kind, const float* x, int64_t cols, int8_t* codes, float* scales, int32_t* offsets,
+                       float* poison);
   // h = (clamp(up, -limit, limit) + 1) * g * sigmoid(alpha * g), g = min(gate, limit), over one block of 32; quantised as
   // quantize_row does, except that a block that is not finite makes *poison NaN and never clears it.
-  void (*swiglu_block)(const float* gate, const float* up, float alpha, float limit, int8_t* codes, float* scale,
-                       int32_t* offset, float* poison);
+  void (*swiglu_block)(Activations kind, const float* gate, const float* up, float alpha, float limit, int8_t* codes,
+                       float* scale, int32_t* offset, float* poison);
   // The same without quantising: h [count], a multiple of 16, for experts whose down matrix is of a float type.
   void (*swiglu)(const float* gate, const float* up, int64_t count, float alpha, float limit, float* h);
   void (*panel_product)(const PanelProduct& product);

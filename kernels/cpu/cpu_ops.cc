@@ -30,6 +30,11 @@ bool IsQuantized(DType type) { return type == DType::kMXFP4 || type == DType::kQ
 constexpr int64_t kInlineBytes = 96 * 1024;
 constexpr int64_t kRowsPerTask = 8;    // of operations that take a microsecond or two a row
 constexpr int64_t kExpertRows = 256;   // of one expert that wait between the product and the next quantisation: 64 KiB
+// Up to this many rows a product is bound by reading the weights, and a task takes up to kStretchPanels panels that follow
+// each other in memory: what a thread asks for ahead is then its own, and streams restart seldom.
+constexpr int64_t kFewRows = 8;
+constexpr int64_t kStretchPanels = 8;
+static_assert(kStretchPanels * kFewRows <= kExpertRows);
 
 // A panel of W, rows [32 * panel, ...), ready but for its activations.
 PanelProduct PanelOf(const TiledMatrix& weight, int64_t panel, const float* bias) {
@@ -44,6 +49,18 @@ PanelProduct PanelOf(const TiledMatrix& weight, int64_t panel, const float* bias
   return p;
 }
 int64_t NumPanels(const TiledLayout& layout) { return CeilDiv(layout.rows, kPanelRows); }
+// Panels of one task, of `panels` in all: enough tasks remain that threads end together.
+int64_t StretchOf(int64_t panels, int64_t rows, int num_threads) {
+  return rows > kFewRows ? 1 : std::clamp<int64_t>(panels / (16 * num_threads), 1, kStretchPanels);
+}
+
+QuantizedRows RowsFrom(QuantizedRows rows, int64_t first_row) {
+  rows.codes += first_row * rows.code_stride;
+  rows.scales += first_row * rows.block_stride;
+  rows.offsets += first_row * rows.block_stride;
+  rows.poison += first_row;
+  return rows;
+}
 
 // The top_k largest of `logits`, ties to the lower id, and the softmax over them. A NaN is never larger than anything, so
 // ids are distinct and in range whatever the numbers are.
@@ -88,33 +105,31 @@ class CpuOps final : public HostOps {
   absl::Status DoMatMul(Tensor in, const TiledMatrix& weight, const float* bias, Tensor out, bool accumulate) override {
     const bool quantized = IsQuantized(weight.layout.dtype);
     QuantizedRows rows;
-    if (quantized) rows = QuantizeRows(in, nullptr);
-    // A panel is one task, unless there are so few of them that threads would be idle at the end: then rows are cut too.
+    if (quantized) rows = QuantizeRows(ActivationsFor(weight.layout.dtype), in, nullptr);
     const int64_t panels = NumPanels(weight.layout);
+    const int64_t stretch = StretchOf(panels, in.rows, pool_->num_threads());
+    // Where panels are so few that threads would be idle at the end, rows are cut too.
     const int64_t wanted_cuts = CeilDiv(4 * pool_->num_threads(), panels);
     const int64_t cut_rows = std::max<int64_t>(CeilDiv(in.rows, wanted_cuts), std::min<int64_t>(in.rows, 24));
     const int64_t cuts = CeilDiv(in.rows, cut_rows);
-    const bool small = weight.layout.bytes * CeilDiv(in.rows, 8) < kInlineBytes;
-    Run(panels * cuts, small, [&](int64_t task, int thread) {
-      const int64_t panel = task / cuts, first_row = task % cuts * cut_rows;
-      PanelProduct p = PanelOf(weight, panel, bias);
+    const bool small = weight.layout.bytes * CeilDiv(in.rows, kFewRows) < kInlineBytes;
+    Run(CeilDiv(panels, stretch) * cuts, small, [&](int64_t task, int thread) {
+      const int64_t first_row = task % cuts * cut_rows;
       const Tensor part = in.Rows(first_row, std::min(cut_rows, in.rows - first_row));
-      QuantizedRows part_rows = rows;
-      if (quantized) {
-        part_rows.codes += first_row * rows.code_stride;
-        part_rows.scales += first_row * rows.block_stride;
-        part_rows.offsets += first_row * rows.block_stride;
-        part_rows.poison += first_row;
+      const QuantizedRows part_rows = quantized ? RowsFrom(rows, first_row) : rows;
+      const int64_t first_panel = task / cuts * stretch;
+      for (int64_t panel = first_panel; panel < std::min(first_panel + stretch, panels); ++panel) {
+        PanelProduct p = PanelOf(weight, panel, bias);
+        p.in = &part_rows;
+        p.float_in = RowOf(part, 0);
+        p.float_in_stride = part.stride;
+        p.num_rows = part.rows;
+        p.out = RowOf(out, first_row) + panel * kPanelRows;
+        p.out_stride = out.stride;
+        p.accumulate = accumulate;
+        p.scratch = threads_[thread].panel.Get(kPanelScratchBytes);
+        kernels_.panel_product(p);
       }
-      p.in = &part_rows;
-      p.float_in = RowOf(part, 0);
-      p.float_in_stride = part.stride;
-      p.num_rows = part.rows;
-      p.out = RowOf(out, first_row) + panel * kPanelRows;
-      p.out_stride = out.stride;
-      p.accumulate = accumulate;
-      p.scratch = threads_[thread].panel.Get(kPanelScratchBytes);
-      kernels_.panel_product(p);
     });
     return absl::OkStatus();
   }
@@ -235,13 +250,16 @@ class CpuOps final : public HostOps {
     const int64_t num_hidden = first_hidden.back(), n_ff = layout.down.cols;
     if (num_hidden == 0) return absl::OkStatus();
 
-    QuantizedRows inputs, hidden;
-    const bool quantize_in = IsQuantized(layout.gate.dtype) || IsQuantized(layout.up.dtype);
+    QuantizedRows inputs[2], hidden;  // inputs by Activations: gate and up may be of different types
+    for (const DType type : {layout.gate.dtype, layout.up.dtype}) {
+      QuantizedRows& rows = inputs[static_cast<int>(ActivationsFor(type))];
+      if (IsQuantized(type) && rows.codes == nullptr) rows = QuantizeRows(ActivationsFor(type), in, needed.data());
+    }
     const bool quantize_hidden = IsQuantized(layout.down.dtype);
-    if (quantize_in) inputs = QuantizeRows(in, needed.data());
+    const Activations hidden_kind = ActivationsFor(layout.down.dtype);
     float* hidden_floats = nullptr;
     if (quantize_hidden) {
-      hidden = TakeQuantizedRows(hidden_, num_hidden, n_ff);
+      hidden = TakeQuantizedRows(hidden_, hidden_kind, num_hidden, n_ff);
       std::fill_n(hidden.poison, num_hidden, 0.0f);
     } else {
       hidden_floats = reinterpret_cast<float*>(hidden_.Get(num_hidden * n_ff * 4));
@@ -249,30 +267,38 @@ class CpuOps final : public HostOps {
 
     const int64_t num_uses = static_cast<int64_t>(uses.size());
     const int64_t ff_panels = n_ff / kPanelRows, embd_panels = NumPanels(layout.down);
-    const bool small = layout.bytes * num_uses * CeilDiv(num_hidden, 8 * num_uses) < kInlineBytes;
-    Run(num_uses * ff_panels, small, [&](int64_t task, int thread) {
-      const int64_t u = task / ff_panels, panel = task % ff_panels;
+    int64_t most_rows = 0;
+    for (const ExpertUse& use : uses) most_rows = std::max(most_rows, use.num_rows);
+    const bool small = layout.bytes * num_uses * CeilDiv(most_rows, kFewRows) < kInlineBytes;
+
+    const int64_t ff_stretch = StretchOf(num_uses * ff_panels, most_rows, pool_->num_threads());
+    const int64_t ff_tasks = CeilDiv(ff_panels, ff_stretch);  // of one use
+    Run(num_uses * ff_tasks, small, [&](int64_t task, int thread) {
+      const int64_t u = task / ff_tasks, first_panel = task % ff_tasks * ff_stretch;
+      const int64_t num_panels = std::min(ff_stretch, ff_panels - first_panel);
       const std::byte* record = uses[u].record;
       Thread& mine = threads_[thread];
+      // Outputs [panel of the stretch][row][32], of gate and of up.
       float* gate_out = reinterpret_cast<float*>(mine.products.Get(2 * kExpertRows * kPanelRows * 4));
       float* up_out = gate_out + kExpertRows * kPanelRows;
-      PanelProduct gate = PanelOf(layout.Gate(record), panel, layout.GateBias(record));
-      PanelProduct up = PanelOf(layout.Up(record), panel, layout.UpBias(record));
-      for (PanelProduct* p : {&gate, &up}) {
-        p->in = &inputs;
-        p->float_in = RowOf(in, 0), p->float_in_stride = in.stride;
-        p->out = p == &gate ? gate_out : up_out, p->out_stride = kPanelRows;
-        p->scratch = mine.panel.Get(kPanelScratchBytes);
-      }
       for (int64_t first = 0; first < uses[u].num_rows; first += kExpertRows) {
         const int64_t count = std::min(kExpertRows, uses[u].num_rows - first);
-        for (PanelProduct* p : {&gate, &up}) {
-          p->in_rows = groups.rows + groups.offsets[uses[u].group] + first;
-          p->num_rows = count;
-          kernels_.panel_product(*p);
-        }
-        for (int64_t i = 0; i < count; ++i) {
-          const int64_t row = first_hidden[u] + first + i;
+        const auto multiply = [&](const TiledMatrix& weight, const float* bias, float* out) {
+          for (int64_t i = 0; i < num_panels; ++i) {
+            PanelProduct p = PanelOf(weight, first_panel + i, bias);
+            p.in = &inputs[static_cast<int>(ActivationsFor(weight.layout.dtype))];
+            p.float_in = RowOf(in, 0), p.float_in_stride = in.stride;
+            p.in_rows = groups.rows + groups.offsets[uses[u].group] + first;
+            p.num_rows = count;
+            p.out = out + i * count * kPanelRows, p.out_stride = kPanelRows;
+            p.scratch = mine.panel.Get(kPanelScratchBytes);
+            kernels_.panel_product(p);
+          }
+        };
+        multiply(layout.Gate(record), layout.GateBias(record), gate_out);
+        multiply(layout.Up(record), layout.UpBias(record), up_out);
+        for (int64_t i = 0; i < num_panels * count; ++i) {
+          const int64_t panel = first_panel + i / count, row = first_hidden[u] + first + i % count;
           const float* g = gate_out + i * kPanelRows;
           const float* v = up_out + i * kPanelRows;
           if (!quantize_hidden) {
@@ -281,7 +307,8 @@ class CpuOps final : public HostOps {
           }
           float broken = 0;
           const int64_t at = row * hidden.block_stride + panel;
-          kernels_.swiglu_block(g, v, swiglu.alpha, swiglu.limit, hidden.codes + row * hidden.code_stride + panel * kPanelRows,
+          kernels_.swiglu_block(hidden_kind, g, v, swiglu.alpha, swiglu.limit,
+                                hidden.codes + row * hidden.code_stride + panel * BlockBytes(hidden_kind),
                                 hidden.scales + at, hidden.offsets + at, &broken);
           // Tasks of the same row may find this at once.
           if (broken != 0) std::atomic_ref<float>(hidden.poison[row]).store(broken, std::memory_order_relaxed);
@@ -289,25 +316,23 @@ class CpuOps final : public HostOps {
       }
     });
 
-    Run(num_uses * embd_panels, small, [&](int64_t task, int thread) {
-      const int64_t u = task / embd_panels, panel = task % embd_panels;
+    const int64_t embd_stretch = StretchOf(num_uses * embd_panels, most_rows, pool_->num_threads());
+    const int64_t embd_tasks = CeilDiv(embd_panels, embd_stretch);
+    Run(num_uses * embd_tasks, small, [&](int64_t task, int thread) {
+      const int64_t u = task / embd_tasks, first_panel = task % embd_tasks * embd_stretch;
       const std::byte* record = uses[u].record;
-      PanelProduct p = PanelOf(layout.Down(record), panel, layout.DownBias(record));
-      QuantizedRows rows = hidden;
-      if (quantize_hidden) {
-        rows.codes += first_hidden[u] * hidden.code_stride;
-        rows.scales += first_hidden[u] * hidden.block_stride;
-        rows.offsets += first_hidden[u] * hidden.block_stride;
-        rows.poison += first_hidden[u];
-      } else {
-        p.float_in = hidden_floats + first_hidden[u] * n_ff, p.float_in_stride = n_ff;
+      const QuantizedRows rows = quantize_hidden ? RowsFrom(hidden, first_hidden[u]) : hidden;
+      for (int64_t panel = first_panel; panel < std::min(first_panel + embd_stretch, embd_panels); ++panel) {
+        PanelProduct p = PanelOf(layout.Down(record), panel, layout.DownBias(record));
+        p.in = &rows;
+        p.float_in = quantize_hidden ? nullptr : hidden_floats + first_hidden[u] * n_ff;
+        p.float_in_stride = n_ff;
+        p.num_rows = uses[u].num_rows;
+        p.out = RowOf(contributions, 0) + panel * kPanelRows, p.out_stride = contributions.stride;
+        p.out_rows = groups.outs + groups.offsets[uses[u].group];
+        p.scratch = threads_[thread].panel.Get(kPanelScratchBytes);
+        kernels_.panel_product(p);
       }
-      p.in = &rows;
-      p.num_rows = uses[u].num_rows;
-      p.out = RowOf(contributions, 0) + panel * kPanelRows, p.out_stride = contributions.stride;
-      p.out_rows = groups.outs + groups.offsets[uses[u].group];
-      p.scratch = threads_[thread].panel.Get(kPanelScratchBytes);
-      kernels_.panel_product(p);
     });
     return absl::OkStatus();
   }
@@ -338,12 +363,12 @@ class CpuOps final : public HostOps {
       for (int64_t row = task * kRowsPerTask; row < end; ++row) body(row);
     });
   }
-  // Rows of `in` (where `needed` is null or not zero), valid until the next call.
-  QuantizedRows QuantizeRows(Tensor in, const uint8_t* needed) {
-    const QuantizedRows rows = TakeQuantizedRows(inputs_, in.rows, in.cols);
+  // Rows of `in` (where `needed` is null or not zero), valid until the next call for the same kind.
+  QuantizedRows QuantizeRows(Activations kind, Tensor in, const uint8_t* needed) {
+    const QuantizedRows rows = TakeQuantizedRows(inputs_[static_cast<int>(kind)], kind, in.rows, in.cols);
     ForRows(in.rows, [&](int64_t row) {
       if (needed != nullptr && needed[row] == 0) return;
-      kernels_.quantize_row(RowOf(in, row), in.cols, rows.codes + row * rows.code_stride,
+      kernels_.quantize_row(kind, RowOf(in, row), in.cols, rows.codes + row * rows.code_stride,
                             rows.scales + row * rows.block_stride, rows.offsets + row * rows.block_stride,
                             rows.poison + row);
     });
@@ -353,7 +378,7 @@ class CpuOps final : public HostOps {
   const CpuKernels& kernels_;
   const std::unique_ptr<ThreadPool> pool_;
   std::vector<Thread> threads_;  // scratch of each thread of the pool
-  Scratch inputs_, hidden_, logits_;
+  Scratch inputs_[2], hidden_, logits_;  // inputs by Activations
 };
 
 }  // namespace

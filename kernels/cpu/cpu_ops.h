@@ -3,9 +3,9 @@
 // The backend of machines without a GPU, and the coordinator's expert engine: quantised products in AVX-512, AVX2 or plain
 // C++, spread over a pool of threads.
 //
-// Activations enter products with quantised weights (MXFP4, Q4_0, Q8_0) as int8 with one scale for every 32 numbers
-// (kernels/cpu/cpu_kernels.h): an error of up to 1/254 of the largest of the 32, against F32. Other weights take them as they
-// are. Results agree between instruction sets within rounding, not bit for bit; on one instruction set they do not depend on
+// Activations enter products with quantised weights as whole numbers with one scale for every 32 of them
+// (kernels/cpu/cpu_kernels.h): 8 bits for MXFP4 and Q4_0, an error of up to 1/254 of the largest of the 32; 15 bits for Q8_0.
+// Other weights take them as they are. Results agree between instruction sets within rounding, not bit for bit; on one instruction set they do not depend on
 // the number of threads, nor on the other rows of a call.
 
 #include <memory>

@@ -1,6 +1,14 @@
-#include <immintrin.h>
-
 #include "kernels/cpu/host_probe.h"
+
+#if !defined(__AVX2__)
+
+namespace ferry {
+const ProbeLoops* Avx2ProbeLoops() { return nullptr; }
+}  // namespace ferry
+
+#else
+
+#include <immintrin.h>
 
 namespace ferry {
 namespace {
@@ -62,3 +70,5 @@ constexpr ProbeLoops kLoops = {Read, Int8Dots, nullptr, F32Fmas};
 const ProbeLoops* Avx2ProbeLoops() { return &kLoops; }
 
 }  // namespace ferry
+
+#endif

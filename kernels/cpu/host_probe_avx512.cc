@@ -1,7 +1,17 @@
 #include "kernels/cpu/host_probe.h"
 
+#if !defined(__AVX512VNNI__)
+
+namespace ferry {
+const ProbeLoops* Avx512ProbeLoops() { return nullptr; }
+}  // namespace ferry
+
+#else
+
+#if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wuninitialized"  // see kernels_avx512.cc
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 
 #include <immintrin.h>
 
@@ -80,3 +90,5 @@ const ProbeLoops* Avx512ProbeLoops() {
 }
 
 }  // namespace ferry
+
+#endif

@@ -8,6 +8,16 @@
 // A tile is transposed as in kernels_avx512.cc, two registers for the 16 rows, and decoded once for all rows of activations,
 // whose sums wait in scratch.
 
+#include "kernels/cpu/cpu_kernels.h"
+
+#if !defined(__AVX2__)  // another processor family, or a compiler without the flags
+
+namespace ferry {
+const CpuKernels* Avx2Kernels() { return nullptr; }
+}  // namespace ferry
+
+#else
+
 #include <immintrin.h>
 
 #include <cstring>
@@ -67,6 +77,7 @@ inline void LoadHalfScales(const std::byte* scales, Tile& tile) {
 }
 
 struct Mxfp4 {
+  static constexpr DType kType = DType::kMXFP4;
   static constexpr int kCodeBytes = 16, kScaleBytes = 1;
   static constexpr bool kSigned = false;
   static int32_t Offset(int32_t offset) { return offset / 32 * 3; }  // -128 * sum to -12 * sum
@@ -88,6 +99,7 @@ struct Mxfp4 {
 };
 
 struct Q4_0 {
+  static constexpr DType kType = DType::kQ4_0;
   static constexpr int kCodeBytes = 16, kScaleBytes = 2;
   static constexpr bool kSigned = false;
   static int32_t Offset(int32_t offset) { return offset / 16; }  // -128 * sum to -8 * sum
@@ -99,6 +111,7 @@ struct Q4_0 {
 };
 
 struct Q8_0 {
+  static constexpr DType kType = DType::kQ8_0;
   static constexpr int kCodeBytes = 32, kScaleBytes = 2;
   static constexpr bool kSigned = true;
   static int32_t Offset(int32_t) { return 0; }
@@ -149,6 +162,7 @@ template <typename Type>
 void IntegerProduct(const PanelProduct& p) {
   float* const sums = reinterpret_cast<float*>(p.scratch);  // [kChunkRows][16], lanes transposed
   constexpr int kTileBytes = kLanes * Type::kCodeBytes;
+  constexpr Activations kKind = ActivationsFor(Type::kType);
   for (int64_t tile_number = 0; tile_number * kLanes < p.num_outputs; ++tile_number) {
     const std::byte* codes = p.codes + tile_number * p.num_blocks * kTileBytes;
     const std::byte* scales = p.scales + tile_number * p.num_blocks * kLanes * Type::kScaleBytes;
@@ -162,14 +176,26 @@ void IntegerProduct(const PanelProduct& p) {
         Type::Decode(stored, scales + block * kLanes * Type::kScaleBytes, tile);
         for (int64_t i = 0; i < num_rows; ++i) {
           const int64_t in_row = p.in_rows == nullptr ? first_row + i : p.in_rows[first_row + i];
-          const int8_t* row = p.in->codes + in_row * p.in->code_stride + block * kBlock;
+          const int8_t* row = p.in->codes + in_row * p.in->code_stride + block * BlockBytes(kKind);
           const int64_t at = in_row * p.in->block_stride + block;
           const __m256i offset = _mm256_set1_epi32(Type::Offset(p.in->offsets[at]));
           const __m256 row_scale = _mm256_set1_ps(p.in->scales[at]);
-          __m256i x[kGroups];
-          for (int g = 0; g < kGroups; ++g) x[g] = BroadcastGroup(row + 4 * g);
+          __m256i sum_of_half[2];
+          const auto add_dots = [&](const int8_t* codes_of_block) {
+            __m256i x[kGroups];
+            for (int g = 0; g < kGroups; ++g) x[g] = BroadcastGroup(codes_of_block + 4 * g);
+            for (int half = 0; half < 2; ++half) {
+              sum_of_half[half] = _mm256_add_epi32(Dots<Type>(tile.w[half], x), sum_of_half[half]);
+            }
+          };
+          sum_of_half[0] = sum_of_half[1] = offset;
+          add_dots(row);
+          if constexpr (kKind == Activations::kWide) {
+            for (__m256i& high : sum_of_half) high = _mm256_slli_epi32(high, 7);
+            add_dots(row + kBlock);
+          }
           for (int half = 0; half < 2; ++half) {
-            const __m256 dots = _mm256_cvtepi32_ps(_mm256_add_epi32(Dots<Type>(tile.w[half], x), offset));
+            const __m256 dots = _mm256_cvtepi32_ps(sum_of_half[half]);
             float* sum = sums + i * kLanes + 8 * half;
             _mm256_storeu_ps(sum, _mm256_fmadd_ps(dots, _mm256_mul_ps(tile.scales[half], row_scale), _mm256_loadu_ps(sum)));
           }
@@ -202,3 +228,5 @@ constexpr CpuKernels kTable = {"AVX2",       QuantizeRow, SwigluBlock, Swiglu,  
 const CpuKernels* Avx2Kernels() { return &kTable; }
 
 }  // namespace ferry
+
+#endif

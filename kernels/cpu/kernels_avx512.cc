@@ -11,9 +11,21 @@
 // use a panel of 32 weight rows decoded once into the second-level cache, in registers of 2 x 6 sums: what binds is the rate of
 // vpdpbusd. Both add block after block, in one order, with the same operations: the same bits.
 
+#include "kernels/cpu/cpu_kernels.h"
+
+#if !defined(__AVX512VNNI__)  // another processor family, or a compiler without the flags
+
+namespace ferry {
+const CpuKernels* Avx512Kernels() { return nullptr; }
+}  // namespace ferry
+
+#else
+
+#if !defined(__clang__)
 // GCC 12 takes the undefined operand inside its own intrinsics for ours (gcc.gnu.org/PR105593).
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 
 #include <immintrin.h>
 
@@ -26,11 +38,14 @@ namespace ferry {
 namespace {
 
 constexpr int kGroups = 8;          // of four columns in a block
-constexpr int kFusedRows = 8;       // 8 weights + 8 integer sums + 8 float sums fill the registers
+constexpr int kFusedRows = 8;      // 8 weights and a float sum for each row, integer sums in passing: 28 registers
 constexpr int kPanelTokens = 6;     // 12 integer + 12 float sums, 2 weights; measured against 1 x 12, 4 x 3: docs/performance.md
 constexpr int kChunkBlocks = 96;    // columns of a panel decoded at once: 2 tiles x 96 x 576 bytes = 108 KiB
 constexpr int kChunkRows = 256;     // rows whose sums wait in scratch: 32 KiB
-constexpr int kPrefetchBytes = 4096;
+// How far ahead weights are asked for while few rows use them, by the rate reached on Zen 4 (docs/performance.md): one row
+// keeps pace with memory and wants them in the first-level cache; with more rows those requests would wait for its few miss
+// buffers, and the second level does.
+constexpr int kPrefetchOneRow = 6144, kPrefetchRows = 8192;
 
 constexpr int64_t kPanelCodeBytes = int64_t{kPanelTiles} * kChunkBlocks * kGroups * 64;
 constexpr int64_t kPanelScaleBytes = int64_t{kPanelTiles} * kChunkBlocks * 64;
@@ -53,6 +68,7 @@ inline __m512i LoadCodes(const std::byte* codes, int i) { return _mm512_loadu_si
 // Scales() gives 16 lanes in the transposed order; Product() the product with one activation scale.
 
 struct Mxfp4 {
+  static constexpr Activations kKind = Activations::kNarrow;
   static constexpr int kCodeBytes = 16, kScaleBytes = 1;
 
   static void Decode(const std::byte* codes, __m512i (&w)[kGroups]) {
@@ -99,6 +115,7 @@ struct HalfScales {
 };
 
 struct Q4_0 : HalfScales {
+  static constexpr Activations kKind = Activations::kNarrow;
   static constexpr int kCodeBytes = 16;
 
   static void Decode(const std::byte* codes, __m512i (&w)[kGroups]) {
@@ -114,6 +131,7 @@ struct Q4_0 : HalfScales {
 };
 
 struct Q8_0 : HalfScales {
+  static constexpr Activations kKind = Activations::kWide;
   static constexpr int kCodeBytes = 32;
 
   static void Decode(const std::byte* codes, __m512i (&w)[kGroups]) {
@@ -160,19 +178,33 @@ inline void FusedTile(const std::byte* codes, const std::byte* scales, int64_t n
   for (int64_t block = 0; block < num_blocks; ++block) {
     constexpr int kTileBytes = kLanes * Type::kCodeBytes;
     const std::byte* tile = codes + block * kTileBytes;
-    // The next tile follows in memory, and mostly the next task's too.
-    for (int i = 0; i < kTileBytes; i += 64) _mm_prefetch(tile + kPrefetchBytes + i, _MM_HINT_T0);
+    // The next tiles follow in memory, and mostly the next panel's too.
+    for (int i = 0; i < kTileBytes; i += 64) {
+      if constexpr (kTokens == 1) {
+        _mm_prefetch(tile + kPrefetchOneRow + i, _MM_HINT_T0);
+      } else {
+        _mm_prefetch(tile + kPrefetchRows + i, _MM_HINT_T1);
+      }
+    }
     __m512i w[kGroups];
     Type::Decode(tile, w);
     const __m512i scale = Type::Scales(scales + block * kLanes * Type::kScaleBytes);
     for (int t = 0; t < kTokens; ++t) {
-      const int8_t* x = rows[t].codes + block * kBlock;
+      const int8_t* x = rows[t].codes + block * BlockBytes(Type::kKind);
       // Two chains of four, since one of eight waits for itself; whole numbers, so the order does not matter.
       __m512i first = _mm512_set1_epi32(rows[t].offsets[block]), second = _mm512_setzero_si512();
 #pragma GCC unroll 4
       for (int g = 0; g < kGroups / 2; ++g) {
         first = _mm512_dpbusd_epi32(first, w[g], BroadcastGroup(x + 4 * g));
         second = _mm512_dpbusd_epi32(second, w[4 + g], BroadcastGroup(x + 16 + 4 * g));
+      }
+      if constexpr (Type::kKind == Activations::kWide) {
+        first = _mm512_slli_epi32(first, 7), second = _mm512_slli_epi32(second, 7);
+#pragma GCC unroll 4
+        for (int g = 0; g < kGroups / 2; ++g) {
+          first = _mm512_dpbusd_epi32(first, w[g], BroadcastGroup(x + kBlock + 4 * g));
+          second = _mm512_dpbusd_epi32(second, w[4 + g], BroadcastGroup(x + kBlock + 16 + 4 * g));
+        }
       }
       const __m512 dots = _mm512_cvtepi32_ps(_mm512_add_epi32(first, second));
       acc[t] = _mm512_fmadd_ps(dots, Type::Product(scale, rows[t].scales + block), acc[t]);
@@ -232,18 +264,26 @@ void PanelBlocks(const std::byte* codes, const std::byte* scales, int64_t first_
 #pragma GCC unroll 2
       for (int tile = 0; tile < kTiles; ++tile) dots[tile][t] = offset;
     }
-#pragma GCC unroll 8
-    for (int g = 0; g < kGroups; ++g) {
-      __m512i w[kTiles];
+    constexpr int kParts = Type::kKind == Activations::kWide ? 2 : 1;  // high codes, then low ones
 #pragma GCC unroll 2
-      for (int tile = 0; tile < kTiles; ++tile) {
-        w[tile] = _mm512_load_si512(codes + ((block * kTiles + tile) * kGroups + g) * 64);
-      }
+    for (int part = 0; part < kParts; ++part) {
 #pragma GCC unroll 8
-      for (int t = 0; t < kTokens; ++t) {
-        const __m512i x = BroadcastGroup(rows[t].codes + column * kBlock + 4 * g);
+      for (int g = 0; g < kGroups; ++g) {
+        __m512i w[kTiles];
 #pragma GCC unroll 2
-        for (int tile = 0; tile < kTiles; ++tile) dots[tile][t] = _mm512_dpbusd_epi32(dots[tile][t], w[tile], x);
+        for (int tile = 0; tile < kTiles; ++tile) {
+          w[tile] = _mm512_load_si512(codes + ((block * kTiles + tile) * kGroups + g) * 64);
+        }
+#pragma GCC unroll 8
+        for (int t = 0; t < kTokens; ++t) {
+          const __m512i x = BroadcastGroup(rows[t].codes + column * BlockBytes(Type::kKind) + part * kBlock + 4 * g);
+#pragma GCC unroll 2
+          for (int tile = 0; tile < kTiles; ++tile) {
+            // The high codes' sum is complete: shifted once, before the first of the low ones is added.
+            if (part == 1 && g == 0) dots[tile][t] = _mm512_slli_epi32(dots[tile][t], 7);
+            dots[tile][t] = _mm512_dpbusd_epi32(dots[tile][t], w[tile], x);
+          }
+        }
       }
     }
 #pragma GCC unroll 2
@@ -303,21 +343,16 @@ void DecodedProduct(const PanelProduct& p) {
   }
 }
 
+// FusedProduct for p.num_rows, from kTokens to kFusedRows.
+template <typename Type, int kTokens>
+void FusedProductFrom(const PanelProduct& p) {
+  if (p.num_rows == kTokens) return FusedProduct<Type, kTokens>(p);
+  if constexpr (kTokens < kFusedRows) FusedProductFrom<Type, kTokens + 1>(p);
+}
+
 template <typename Type>
 void IntegerProduct(const PanelProduct& p) {
-  static_assert(kFusedRows == 8);
-  switch (p.num_rows) {
-    case 0: return;
-    case 1: return FusedProduct<Type, 1>(p);
-    case 2: return FusedProduct<Type, 2>(p);
-    case 3: return FusedProduct<Type, 3>(p);
-    case 4: return FusedProduct<Type, 4>(p);
-    case 5: return FusedProduct<Type, 5>(p);
-    case 6: return FusedProduct<Type, 6>(p);
-    case 7: return FusedProduct<Type, 7>(p);
-    case 8: return FusedProduct<Type, 8>(p);
-    default: break;
-  }
+  if (p.num_rows <= kFusedRows) return FusedProductFrom<Type, 1>(p);
   if (p.num_outputs > kLanes) return DecodedProduct<Type, 2>(p);
   DecodedProduct<Type, 1>(p);
 }
@@ -339,3 +374,5 @@ constexpr CpuKernels kTable = {"AVX-512 VNNI", QuantizeRow,  SwigluBlock, Swiglu
 const CpuKernels* Avx512Kernels() { return &kTable; }
 
 }  // namespace ferry
+
+#endif

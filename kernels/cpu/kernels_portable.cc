@@ -36,7 +36,14 @@ float DecodeBlock(DType dtype, const std::byte* codes, const std::byte* scale, i
   return HalfToFloat(half);
 }
 
+int32_t Dot(const int8_t (&w)[kBlock], const int8_t* x) {
+  int32_t dot = 0;
+  for (int c = 0; c < kBlock; ++c) dot += static_cast<int16_t>(w[c]) * static_cast<int16_t>(x[c]);
+  return dot;
+}
+
 void IntegerProduct(const PanelProduct& p) {
+  const Activations kind = ActivationsFor(p.dtype);
   const int64_t code_bytes = p.dtype == DType::kQ8_0 ? 32 : 16, scale_bytes = p.dtype == DType::kMXFP4 ? 1 : 2;
   float* const sums = reinterpret_cast<float*>(p.scratch);  // [kChunkRows][16]
   for (int64_t tile = 0; tile * kLanes < p.num_outputs; ++tile) {
@@ -50,9 +57,9 @@ void IntegerProduct(const PanelProduct& p) {
           const float scale = DecodeBlock(p.dtype, p.codes + number * code_bytes, p.scales + number * scale_bytes, w);
           for (int64_t i = 0; i < num_rows; ++i) {
             const int64_t in_row = p.in_rows == nullptr ? first_row + i : p.in_rows[first_row + i];
-            const int8_t* x = p.in->codes + in_row * p.in->code_stride + block * kBlock;
-            int32_t dot = 0;
-            for (int c = 0; c < kBlock; ++c) dot += static_cast<int16_t>(w[c]) * static_cast<int16_t>(x[c]);
+            const int8_t* x = p.in->codes + in_row * p.in->code_stride + block * BlockBytes(kind);
+            int32_t dot = Dot(w, x);
+            if (kind == Activations::kWide) dot = 128 * dot + Dot(w, x + kBlock);
             const float product = scale * p.in->scales[in_row * p.in->block_stride + block];
             sums[i * kLanes + lane] += static_cast<float>(dot) * product;
           }

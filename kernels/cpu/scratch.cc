@@ -44,9 +44,9 @@ std::byte* Scratch::Get(int64_t bytes) {
   return data_;
 }
 
-QuantizedRows TakeQuantizedRows(Scratch& scratch, int64_t rows, int64_t cols) {
+QuantizedRows TakeQuantizedRows(Scratch& scratch, Activations kind, int64_t rows, int64_t cols) {
   QuantizedRows out;
-  const int64_t lines = RoundUp(cols, kLine) / kLine;
+  const int64_t lines = RoundUp(cols / kBlock * BlockBytes(kind), kLine) / kLine;
   out.code_stride = (lines | 1) * kLine;
   out.block_stride = RoundUp(cols / kBlock, kLine / 4);
   const int64_t code_bytes = rows * out.code_stride, plane_bytes = rows * out.block_stride * 4;

@@ -27,6 +27,6 @@ class Scratch {
 
 // Space for `rows` quantised rows of `cols` (a multiple of 32) in `scratch`. Rows start on cache lines, an odd number of
 // them apart, so that rows read side by side do not fall on the same places of the first-level cache.
-QuantizedRows TakeQuantizedRows(Scratch& scratch, int64_t rows, int64_t cols);
+QuantizedRows TakeQuantizedRows(Scratch& scratch, Activations kind, int64_t rows, int64_t cols);
 
 }  // namespace ferry

@@ -18,46 +18,59 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // ------------------------------------------------------------------------------------------------------------ functions
 
+// Added to a number of less than 2^22, 1.5 * 2^23 rounds it to a whole one, which then lies in the low bits of the sum.
+constexpr float kRounder = 12582912.0f;
+
 // e^x within 2e-7 relative for x in [-87, 88]; above, e^88; below, 0; NaN for NaN. x = n ln 2 + r with |r| <= ln 2 / 2, and e^r by its
 // Taylor polynomial of degree 7, whose remainder there is 5e-9.
 inline F32x16 Exp(F32x16 x) {
   const F32x16 bounded = Max(F32x16::Broadcast(-87.0f), Min(F32x16::Broadcast(88.0f), x));
-  // Adding 1.5 * 2^23 rounds to a whole number, which then lies in the low bits.
-  const F32x16 magic = F32x16::Broadcast(12582912.0f);
+  const F32x16 magic = F32x16::Broadcast(kRounder);
   const F32x16 shifted = Fma(bounded, F32x16::Broadcast(1.44269504f), magic);
   const F32x16 n = shifted - magic;
   // ln 2 in two parts, the first short enough that n times it is exact.
   F32x16 r = Fma(n, F32x16::Broadcast(-0.693359375f), bounded);
   r = Fma(n, F32x16::Broadcast(2.12194440e-4f), r);
   F32x16 sum = F32x16::Broadcast(1.0f / 5040);
-  for (const float coefficient : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
-    sum = Fma(sum, r, F32x16::Broadcast(coefficient));
-  }
+  constexpr float kCoefficients[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+  for (const float coefficient : kCoefficients) sum = Fma(sum, r, F32x16::Broadcast(coefficient));
   return ZeroBelow(AddToExponent(sum, shifted), x, -87.0f);
 }
 
 // NaN where a lane is NaN or infinity, else 0.
 inline F32x16 Poison(F32x16 x) { return x - x; }
 
-// One block of 32 to codes; see QuantizedRows for the bounds of the scale.
-inline void QuantizeBlock(F32x16 a, F32x16 b, int8_t* codes, float* scale, int32_t* offset) {
+// One block of 32 to codes; see QuantizedRows for the forms and the bounds of the scale.
+inline void QuantizeBlock(Activations kind, F32x16 a, F32x16 b, int8_t* codes, float* scale, int32_t* offset) {
   const float largest = MaxOf(Max(Abs(a), Abs(b)));
   const float wanted = largest / 127.0f;
   const float bounded = !(wanted > 0x1p-60f) ? 0x1p-60f : wanted > 0x1p60f ? 0x1p60f : wanted;
   const F32x16 inverse = F32x16::Broadcast(1.0f / bounded);
   const F32x16 low = F32x16::Broadcast(-127.0f), high = F32x16::Broadcast(127.0f);
-  const int32_t sum = StoreRounded(codes, Min(Max(a * inverse, low), high)) +
-                      StoreRounded(codes + 16, Min(Max(b * inverse, low), high));
-  *scale = bounded;
-  *offset = -128 * sum;
+  const F32x16 steps[2] = {Min(Max(a * inverse, low), high), Min(Max(b * inverse, low), high)};
+  const int32_t sum = StoreRounded(codes, steps[0]) + StoreRounded(codes + 16, steps[1]);
+  if (kind == Activations::kNarrow) {
+    *scale = bounded;
+    *offset = -128 * sum;
+    return;
+  }
+  const F32x16 rounder = F32x16::Broadcast(kRounder), parts = F32x16::Broadcast(128);
+  int32_t low_sum = 0;
+  for (int half = 0; half < 2; ++half) {
+    const F32x16 rounded = (steps[half] + rounder) - rounder;
+    low_sum += StoreRounded(codes + 32 + 16 * half, (steps[half] - rounded) * parts);
+  }
+  *scale = bounded / 128;
+  *offset = -(128 * sum + low_sum);
 }
 
-void QuantizeRow(const float* x, int64_t cols, int8_t* codes, float* scales, int32_t* offsets, float* poison) {
+void QuantizeRow(Activations kind, const float* x, int64_t cols, int8_t* codes, float* scales, int32_t* offsets,
+                 float* poison) {
   F32x16 broken = F32x16::Zero();
   for (int64_t block = 0; block < cols / kBlock; ++block) {
     const F32x16 a = F32x16::Load(x + block * kBlock), b = F32x16::Load(x + block * kBlock + 16);
     broken = broken + (Poison(a) + Poison(b));
-    QuantizeBlock(a, b, codes + block * kBlock, scales + block, offsets + block);
+    QuantizeBlock(kind, a, b, codes + block * BlockBytes(kind), scales + block, offsets + block);
   }
   *poison = SumOf(broken);
 }
@@ -76,13 +89,13 @@ void Swiglu(const float* gate, const float* up, int64_t count, float alpha, floa
   }
 }
 
-void SwigluBlock(const float* gate, const float* up, float alpha, float limit, int8_t* codes, float* scale,
-                 int32_t* offset, float* poison) {
+void SwigluBlock(Activations kind, const float* gate, const float* up, float alpha, float limit, int8_t* codes,
+                 float* scale, int32_t* offset, float* poison) {
   const F32x16 a = SwigluLanes(F32x16::Load(gate), F32x16::Load(up), alpha, limit);
   const F32x16 b = SwigluLanes(F32x16::Load(gate + 16), F32x16::Load(up + 16), alpha, limit);
   const float broken = SumOf(Poison(a) + Poison(b));
   if (!(broken == 0)) *poison = kNan;
-  QuantizeBlock(a, b, codes, scale, offset);
+  QuantizeBlock(kind, a, b, codes, scale, offset);
 }
 
 // The sum of squares in double would cost twice as much and change nothing that a test can see: sixteen sums of at most a

@@ -9,7 +9,7 @@ template <int kHeadDim>
 struct DecodeShape {
   static constexpr int kWarps = kHeadDim <= 64 ? 4 : 2;  // each with one block of the cache
   static constexpr int kThreads = kWarps * kWarpSize;
-  static constexpr int kSplitKeys = kWarps * kKvBlock;   // positions of a cut
+  static constexpr int kSplitKeys = kWarps * kKvBlock;  // positions of a cut
   static constexpr int kTileBytes = kKvBlock * kTileRowBytes<kHeadDim>;
   static constexpr int kSharedBytes = kWarps * 2 * kTileBytes;  // of the sums at the end, too
   static_assert(kSharedBytes <= 48 * 1024 && kWarps * kHeadTile * kHeadDim * 4 <= kSharedBytes);
@@ -38,9 +38,9 @@ struct DecodeParams {
   float2* stats;  // [row][head][max_splits]: largest score (times scale_log2), sum of weights
 };
 
-// Grid: [max_splits, num_kv_heads * head_tiles, rows]. Block: kWarps warps, each with the 32 keys of one cache block and all
-// query heads of the tile: every load of the cut is in flight at once. Cuts lie at multiples of kSplitKeys positions, so the
-// bits of a row depend on its position alone.
+// Grid: [max_splits, num_kv_heads * head_tiles, rows]. Block: kWarps warps, each with the 32 keys of one cache block
+// and all query heads of the tile: every load of the cut is in flight at once. Cuts lie at multiples of kSplitKeys
+// positions, so the bits of a row depend on its position alone.
 // Bound: the keys' and values' bytes through device memory, once for all heads of a kv head.
 template <int kHeadDim, typename Act, bool kQ8>
 __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads) DecodeKernel(DecodeParams p) {
@@ -65,21 +65,22 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads) DecodeKernel(
   if (any) {
     const KvPlane keys = PlaneOf<kHeadDim, kQ8>(p.keys, p.num_blocks, p.num_kv_heads, kv_head);
     const KvPlane values = PlaneOf<kHeadDim, kQ8>(p.values, p.num_blocks, p.num_kv_heads, kv_head);
-    BlocksOfTile<kKvBlock> blocks;
-    blocks.Find(p.places.tables + p.places.table_starts[row], p.places.table_sizes[row], first_key, begin, end);
+    TableWalk<kKvBlock> blocks;
+    blocks.Start(p.places.tables + p.places.table_starts[row], p.places.table_sizes[row], first_key);
     typename LoaderOf<kHeadDim, kKvBlock, kWarpSize, kQ8>::Type key_loader, value_loader;
     key_loader.Fetch(keys, blocks, first_key, begin, end, key_tile, lane);
     CopyAsyncCommit();
     value_loader.Fetch(values, blocks, first_key, begin, end, value_tile, lane);
     CopyAsyncCommit();
 
-    const Act* const q = static_cast<const Act*>(p.q) + row * p.q_stride + (static_cast<int64_t>(kv_head) * p.group + first_head) * kHeadDim;
+    const Act* const q = static_cast<const Act*>(p.q) + row * p.q_stride +
+                         (static_cast<int64_t>(kv_head) * p.group + first_head) * kHeadDim;
     const int low = lane / 4, high = low + 8, heads = p.group - first_head;
     uint32_t queries[1][kHeadDim / 16][4];
 #pragma unroll
     for (int step = 0; step < kHeadDim / 16; ++step) {
-      LoadQueries<Act>(low < heads ? q + low * kHeadDim : nullptr, high < heads ? q + high * kHeadDim : nullptr, step * 16,
-                       queries[0][step]);
+      LoadQueries<Act>(low < heads ? q + low * kHeadDim : nullptr, high < heads ? q + high * kHeadDim : nullptr,
+                       step * 16, queries[0][step]);
     }
     key_loader.Store(key_tile, lane);
     value_loader.Store(value_tile, lane);
@@ -130,7 +131,8 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads) DecodeKernel(
     }
 #pragma unroll
     for (int d = 0; d < kHeadDim / 8; ++d) {
-      float2* const target = reinterpret_cast<float2*>(parts + (warp * kHeadTile + head) * kHeadDim + d * 8 + lane % 4 * 2);
+      float2* const target =
+          reinterpret_cast<float2*>(parts + (warp * kHeadTile + head) * kHeadDim + d * 8 + lane % 4 * 2);
       *target = float2{sums[0][d][2 * h], sums[0][d][2 * h + 1]};
     }
   }
@@ -158,9 +160,9 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads) DecodeKernel(
 
 constexpr int kJoinThreads = 256;
 
-// Grid: [rows * heads]. Block: kJoinThreads: a group of head_dim / 4 threads takes every kJoinThreads / (head_dim / 4)-th cut,
-// then the groups are added in order. Bound: the cuts' bytes, (head_dim + 2) / (2 * kSplitKeys * head_dim / group) of the
-// cache's, through L2.
+// Grid: [rows * heads]. Block: kJoinThreads: a group of head_dim / 4 threads takes every kJoinThreads / (head_dim /
+// 4)-th cut, then the groups are added in order.
+// Bound: what DecodeKernel left, (head_dim + 2) * 4 bytes a cut and head, through L2.
 template <int kHeadDim, typename Act>
 __global__ void __launch_bounds__(kJoinThreads) JoinKernel(DecodeParams p) {
   constexpr int kLanes = kHeadDim / 4, kGroups = kJoinThreads / kLanes, kSplitKeys = DecodeShape<kHeadDim>::kSplitKeys;
@@ -171,7 +173,8 @@ __global__ void __launch_bounds__(kJoinThreads) JoinKernel(DecodeParams p) {
   const int begin = p.window > 0 ? max(0, position - p.window + 1) : 0;
   const int splits = position / kSplitKeys - begin / kSplitKeys + 1;
   const float2* const stats = p.stats + (row * p.num_heads + head) * p.max_splits;
-  const float4* const sums = reinterpret_cast<const float4*>(p.sums) + (row * p.num_heads + head) * p.max_splits * kLanes;
+  const float4* const sums =
+      reinterpret_cast<const float4*>(p.sums) + (row * p.num_heads + head) * p.max_splits * kLanes;
 
   float largest = -INFINITY;
   for (int s = threadIdx.x; s < splits; s += kJoinThreads) largest = fmaxf(largest, stats[s].x);
@@ -205,7 +208,8 @@ __global__ void __launch_bounds__(kJoinThreads) JoinKernel(DecodeParams p) {
     sum.w += part.w;
   }
   const float values[4] = {sum.x / total, sum.y / total, sum.z / total, sum.w / total};
-  Store4(static_cast<Act*>(p.out) + row * p.out_stride + static_cast<int64_t>(head) * kHeadDim + lane * 4, 4, true, values);
+  Store4(static_cast<Act*>(p.out) + row * p.out_stride + static_cast<int64_t>(head) * kHeadDim + lane * 4, 4, true,
+         values);
 }
 
 int64_t SumsBytes(int64_t rows, int64_t num_heads, int64_t head_dim, int64_t splits) {
@@ -216,11 +220,12 @@ int64_t SumsBytes(int64_t rows, int64_t num_heads, int64_t head_dim, int64_t spl
 
 int64_t DecodeWorkspaceBytes(int64_t rows, int64_t num_heads, int64_t head_dim, int64_t window, int64_t max_position) {
   const int64_t splits = MaxSplits(head_dim, window, max_position);
-  return SumsBytes(rows, num_heads, head_dim, splits) + rows * num_heads * splits * static_cast<int64_t>(sizeof(float2));
+  return SumsBytes(rows, num_heads, head_dim, splits) +
+         rows * num_heads * splits * static_cast<int64_t>(sizeof(float2));
 }
 
-cudaError_t LaunchAttentionDecode(const AttentionArgs& args, const DevicePlaces& places, int64_t max_position, void* workspace,
-                                  cudaStream_t stream) {
+cudaError_t LaunchAttentionDecode(const AttentionArgs& args, const DevicePlaces& places, int64_t max_position,
+                                  void* workspace, cudaStream_t stream) {
   if (args.q.rows == 0) return cudaSuccess;
   if (args.cache.num_kv_heads < 1 || args.num_heads % args.cache.num_kv_heads != 0 || max_position < 0 ||
       max_position > 0x7fffffff - 256) {
@@ -247,7 +252,8 @@ cudaError_t LaunchAttentionDecode(const AttentionArgs& args, const DevicePlaces&
   p.stats = reinterpret_cast<float2*>(static_cast<std::byte*>(workspace) +
                                       SumsBytes(args.q.rows, args.num_heads, args.cache.head_dim, p.max_splits));
   dim3 grid, join_grid;
-  FERRY_CUDA_RETURN_IF_ERROR(Grid(p.max_splits, static_cast<int64_t>(p.num_kv_heads) * p.head_tiles, args.q.rows, &grid));
+  FERRY_CUDA_RETURN_IF_ERROR(
+      Grid(p.max_splits, static_cast<int64_t>(p.num_kv_heads) * p.head_tiles, args.q.rows, &grid));
   FERRY_CUDA_RETURN_IF_ERROR(Grid(args.q.rows * args.num_heads, 1, 1, &join_grid));
   return WithHeadDim(args.cache.head_dim, [&](auto head_dim) {
     return WithActivation(args.q.dtype, [&](auto act_type) {

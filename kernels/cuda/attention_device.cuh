@@ -9,8 +9,8 @@
 
 namespace ferry::cuda {
 
-// A tile in shared memory is rows of head_dim F16 numbers, 16 bytes of padding after each: the eight rows that one ldmatrix
-// reads then start in different banks.
+// A tile in shared memory is rows of head_dim F16 numbers, 16 bytes of padding after each: the eight rows that one
+// ldmatrix reads then start in different banks.
 template <int kHeadDim>
 inline constexpr int kTileRowBytes = kHeadDim * 2 + 16;
 
@@ -29,30 +29,40 @@ __device__ inline KvPlane PlaneOf(const std::byte* plane, int64_t num_blocks, in
           num_kv_heads * kHeadBytes, num_kv_heads * kHeadScales};
 }
 
-// The cache blocks that hold positions [first, first + kKeys), first a multiple of 32; entries of blocks wholly outside
-// [begin, end) are not to be read from.
+// The cache blocks of kKeys positions, and where the next ones stand in the sequence's table.
 template <int kKeys>
-struct BlocksOfTile {
+struct TableWalk {
+  const int32_t* table;
+  int table_size, next;
   int32_t block[kKeys / kKvBlock];
 
-  __device__ void Find(const int32_t* table, int table_size, int first, int begin, int end) {
+  // Starts at position `first`, a multiple of 32.
+  __device__ void Start(const int32_t* sequence_table, int size, int first) {
+    table = sequence_table;
+    table_size = size;
+    next = first / kKvBlock % size;
+    Step();
+  }
+  // On to the kKeys positions that follow. Blocks past the sequence's end are some of its blocks, not to be read.
+  __device__ void Step() {
 #pragma unroll
     for (int i = 0; i < kKeys / kKvBlock; ++i) {
-      const int start = first + i * kKvBlock;
-      block[i] = start < end && start + kKvBlock > begin ? table[static_cast<unsigned>(start / kKvBlock) % table_size] : 0;
+      block[i] = table[next];
+      next = next + 1 == table_size ? 0 : next + 1;
     }
   }
 };
 
-// Loads kKeys positions of a plane, from `first` on, into a tile, with kThreads threads (`thread` is this one's number).
-// Positions outside [begin, end) become zeros and are not read. F16 loads are asynchronous: commit and wait. Q8_0 goes
-// through registers: Fetch reads, Store widens into the tile, and the products of another tile may run in between.
+// Loads kKeys positions of a plane, from `first` on, into a tile, with kThreads threads (`thread` is this one's
+// number). Positions outside [begin, end) become zeros and are not read. F16 loads are asynchronous: commit and wait.
+// Q8_0 goes through registers: Fetch reads, Store widens into the tile, and the products of another tile may run in
+// between.
 template <int kHeadDim, int kKeys, int kThreads>
 struct F16Loader {
   static constexpr int kChunks = kHeadDim / 8;  // 16-byte pieces of a row
   static_assert(kKeys * kChunks % kThreads == 0 && kKvBlock * kChunks % kThreads == 0);
 
-  __device__ void Fetch(const KvPlane& plane, const BlocksOfTile<kKeys>& blocks, int first, int begin, int end,
+  __device__ void Fetch(const KvPlane& plane, const TableWalk<kKeys>& blocks, int first, int begin, int end,
                         unsigned char* tile, int thread) {
 #pragma unroll
     for (int i = 0; i < kKeys * kChunks / kThreads; ++i) {
@@ -74,7 +84,7 @@ struct Q8Loader {
   uint4 codes[kPieces];
   __half scales[kPieces];
 
-  __device__ void Fetch(const KvPlane& plane, const BlocksOfTile<kKeys>& blocks, int first, int begin, int end,
+  __device__ void Fetch(const KvPlane& plane, const TableWalk<kKeys>& blocks, int first, int begin, int end,
                         unsigned char* tile, int thread) {
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
@@ -86,23 +96,25 @@ struct Q8Loader {
 #pragma unroll
       for (int b = 1; b < kKeys / kKvBlock; ++b) block = key / kKvBlock == b ? blocks.block[b] : block;
       const int in_block = key % kKvBlock;
-      codes[i] = *reinterpret_cast<const uint4*>(plane.codes + block * plane.block_codes + in_block * kHeadDim + chunk * 16);
-      scales[i] = reinterpret_cast<const __half*>(plane.scales + block * plane.block_scales)[in_block * (kHeadDim / kKvQuant) +
-                                                                                            chunk / 2];
+      codes[i] =
+          *reinterpret_cast<const uint4*>(plane.codes + block * plane.block_codes + in_block * kHeadDim + chunk * 16);
+      scales[i] = reinterpret_cast<const __half*>(
+          plane.scales + block * plane.block_scales)[in_block * (kHeadDim / kKvQuant) + chunk / 2];
     }
   }
   __device__ void Store(unsigned char* tile, int thread) {
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
       const int piece = i * kThreads + thread, key = piece / kChunks, chunk = piece % kChunks;
-      const float scale = __half2float(scales[i]);
+      const __half2 scale = __half2half2(scales[i]), bias = __half2half2(__ushort_as_half(0x6480));  // 1152
       const uint32_t words[4] = {codes[i].x, codes[i].y, codes[i].z, codes[i].w};
       uint32_t pairs[8];
 #pragma unroll
       for (int w = 0; w < 8; ++w) {
-        const uint32_t two = words[w / 2] >> (16 * (w % 2));
-        pairs[w] = PackF16(static_cast<float>(static_cast<int8_t>(two)) * scale,
-                           static_cast<float>(static_cast<int8_t>(two >> 8)) * scale);
+        // A byte under 0x64 is the F16 number 1024 + byte; flipping its sign bit adds 128. Exact up to the product.
+        const uint32_t wide = __byte_perm(words[w / 2] ^ 0x80808080u, 0x64646464u, w % 2 == 0 ? 0x4140 : 0x4342);
+        const __half2 value = __hmul2(__hsub2(*reinterpret_cast<const __half2*>(&wide), bias), scale);
+        pairs[w] = *reinterpret_cast<const uint32_t*>(&value);
       }
       uint4* const target = reinterpret_cast<uint4*>(tile + key * kTileRowBytes<kHeadDim> + chunk * 32);
       target[0] = uint4{pairs[0], pairs[1], pairs[2], pairs[3]};
@@ -146,13 +158,14 @@ __device__ inline void LoadQueries(const Act* low, const Act* high, int first, u
   a[3] = pair(high, d + 8);
 }
 
-// scores [16 * kRowTiles rows][8 * kKeyTiles] += queries times the keys of a tile. Of row tile r, lane l holds rows l / 4
-// (elements 0, 1) and l / 4 + 8 (elements 2, 3), columns 8 t + l % 4 * 2 + {0, 1} of key tile t.
+// scores [16 * kRowTiles rows][8 * kKeyTiles] += queries times the keys of a tile. Of row tile r, lane l holds rows l /
+// 4 (elements 0, 1) and l / 4 + 8 (elements 2, 3), columns 8 t + l % 4 * 2 + {0, 1} of key tile t.
 template <int kHeadDim, int kRowTiles, int kKeyTiles>
-__device__ inline void QueriesTimesKeys(const uint32_t (&queries)[kRowTiles][kHeadDim / 16][4], const unsigned char* tile,
-                                        float (&scores)[kRowTiles][kKeyTiles][4]) {
+__device__ inline void QueriesTimesKeys(const uint32_t (&queries)[kRowTiles][kHeadDim / 16][4],
+                                        const unsigned char* tile, float (&scores)[kRowTiles][kKeyTiles][4]) {
   const int lane = threadIdx.x % kWarpSize;
-  // Matrices of one ldmatrix: keys 0-7 of a pair of key tiles, dimensions 0-7 and 8-15 of a step; the same of keys 8-15.
+  // Matrices of one ldmatrix: keys 0-7 of a pair of key tiles, dimensions 0-7 and 8-15 of a step; the same of keys
+  // 8-15.
   const uint32_t base = SharedAddress(tile) + (lane / 16 * 8 + lane % 8) * kTileRowBytes<kHeadDim> + lane / 8 % 2 * 16;
 #pragma unroll
   for (int step = 0; step < kHeadDim / 16; ++step) {
@@ -169,12 +182,14 @@ __device__ inline void QueriesTimesKeys(const uint32_t (&queries)[kRowTiles][kHe
   }
 }
 
-// sums [16 * kRowTiles rows][kHeadDim] += weights times the values of a tile. weights: the scores' places, rounded to F16.
+// sums [16 * kRowTiles rows][kHeadDim] += weights times the values of a tile. weights: the scores' places, rounded to
+// F16.
 template <int kHeadDim, int kRowTiles, int kKeyTiles>
 __device__ inline void WeightsTimesValues(const float (&weights)[kRowTiles][kKeyTiles][4], const unsigned char* tile,
                                           float (&sums)[kRowTiles][kHeadDim / 8][4]) {
   const int lane = threadIdx.x % kWarpSize;
-  // Matrices of one ldmatrix: keys 0-7 and 8-15 of a step, dimensions 0-7 of a pair of dimension tiles; the same of 8-15.
+  // Matrices of one ldmatrix: keys 0-7 and 8-15 of a step, dimensions 0-7 of a pair of dimension tiles; the same of
+  // 8-15.
   const uint32_t base = SharedAddress(tile) + (lane / 8 % 2 * 8 + lane % 8) * kTileRowBytes<kHeadDim> + lane / 16 * 16;
 #pragma unroll
   for (int step = 0; step < kKeyTiles / 2; ++step) {
@@ -204,10 +219,14 @@ __device__ inline void WeightsTimesValues(const float (&weights)[kRowTiles][kKey
 template <typename F>
 cudaError_t WithHeadDim(int64_t head_dim, F&& f) {
   switch (head_dim) {
-    case 32: return f(std::integral_constant<int, 32>{});
-    case 64: return f(std::integral_constant<int, 64>{});
-    case 128: return f(std::integral_constant<int, 128>{});
-    default: return cudaErrorInvalidValue;
+    case 32:
+      return f(std::integral_constant<int, 32>{});
+    case 64:
+      return f(std::integral_constant<int, 64>{});
+    case 128:
+      return f(std::integral_constant<int, 128>{});
+    default:
+      return cudaErrorInvalidValue;
   }
 }
 

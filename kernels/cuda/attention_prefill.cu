@@ -7,24 +7,26 @@ constexpr int kRowsPerBlock = 128;  // (row, query head) pairs of a block, which
 
 template <int kHeadDim>
 struct PrefillShape {
-  // 32 rows a warp read every key and value fragment from shared memory half as often as 16 would; at 128 dimensions the
-  // sums of 32 rows do not fit into registers.
+  // 32 rows a warp read every key and value fragment from shared memory half as often as 16 would; at 128 dimensions
+  // the sums of 32 rows do not fit into registers.
   static constexpr int kRowTiles = kHeadDim <= 64 ? 2 : 1;
   static constexpr int kKeys = kHeadDim <= 64 ? 64 : 32;  // positions of a tile
   static constexpr int kWarps = kRowsPerBlock / (16 * kRowTiles);
   static constexpr int kThreads = kWarps * kWarpSize;
   static constexpr int kTileBytes = kKeys * kTileRowBytes<kHeadDim>;
   static constexpr int kSharedBytes = 4 * kTileBytes;  // keys and values, this tile's and the next one's
-  static_assert(kSharedBytes <= 48 * 1024);  // what every device gives without asking
+  static_assert(kSharedBytes <= 48 * 1024);            // what every device gives without asking
 };
 
-// Grid: [ceil(pairs / kRowsPerBlock), num_kv_heads]; tiles with the most keys start first. Block: kWarps warps, each with
-// 16 * kRowTiles pairs: pair i is row i / group, query head i % group of the kv head. Pairs share keys, so a tile of 128
-// pairs spans only 16 rows of eight heads, and a window of 128 costs three or four tiles of keys.
-// One barrier a tile: the loads of the next tile start after it and have the products of this one to arrive.
-// Bound: 4 * heads * head_dim flops for every (row, key it sees), on tensor cores by mma (about 0.6 of what wgmma reaches).
+// Grid: [ceil(pairs / kRowsPerBlock), num_kv_heads]; tiles with the most keys start first. Block: kWarps warps, each
+// with 16 * kRowTiles pairs: pair i is row i / group, query head i % group of the kv head. Pairs share keys, so a
+// tile of 128 pairs spans only 16 rows of eight heads, and a window of 128 costs three or four tiles of keys. One
+// barrier a tile: the loads of the next tile start after it and have the products of this one to arrive.
+// Bound: 4 * heads * head_dim flops for every (row, key it sees), on tensor cores by mma (about 0.6 of what wgmma
+// reaches).
 template <int kHeadDim, typename Act, bool kQ8>
-__global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, kHeadDim <= 64 ? 2 : 1) PrefillKernel(PrefillParams p) {
+__global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, kHeadDim <= 64 ? 2 : 1)
+    PrefillKernel(PrefillParams p) {
   using Shape = PrefillShape<kHeadDim>;
   constexpr int kRowTiles = Shape::kRowTiles, kThreads = Shape::kThreads, kKeys = Shape::kKeys;
   extern __shared__ __align__(128) unsigned char shared[];
@@ -58,7 +60,7 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, kHeadDim <= 
   const KvPlane keys = PlaneOf<kHeadDim, kQ8>(p.keys, p.num_blocks, p.num_kv_heads, kv_head);
   const KvPlane values = PlaneOf<kHeadDim, kQ8>(p.values, p.num_blocks, p.num_kv_heads, kv_head);
   typename LoaderOf<kHeadDim, kKeys, kThreads, kQ8>::Type key_loader, value_loader;
-  BlocksOfTile<kKeys> blocks;
+  TableWalk<kKeys> blocks;
   const auto key_tile = [&](int tile) { return shared + (tile % 2) * 2 * Shape::kTileBytes; };
   const auto value_tile = [&](int tile) { return key_tile(tile) + Shape::kTileBytes; };
   const auto fetch = [&](int tile) {
@@ -66,13 +68,13 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, kHeadDim <= 
     key_loader.Fetch(keys, blocks, at, begin, end, key_tile(tile), thread);
     value_loader.Fetch(values, blocks, at, begin, end, value_tile(tile), thread);
     CopyAsyncCommit();
-    blocks.Find(p.table, p.table_size, at + kKeys, begin, end);
+    blocks.Step();
   };
   const auto store = [&](int tile) {
     key_loader.Store(key_tile(tile), thread);
     value_loader.Store(value_tile(tile), thread);
   };
-  blocks.Find(p.table, p.table_size, first_key, begin, end);
+  blocks.Start(p.table, p.table_size, first_key);
   fetch(0);
   store(0);
 
@@ -109,6 +111,8 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, kHeadDim <= 
     }
 
     // Online softmax. A tile that a row does not see leaves its bits alone: the factor is 2^0 and the weights are 0.
+    float factor[kRowTiles][2];
+    bool grown = false;
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r) {
 #pragma unroll
@@ -121,7 +125,9 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, kHeadDim <= 
         tile_largest = fmaxf(tile_largest, __shfl_xor_sync(0xffffffffu, tile_largest, 1));
         tile_largest = fmaxf(tile_largest, __shfl_xor_sync(0xffffffffu, tile_largest, 2));
         const float now = fmaxf(largest[r][h], tile_largest), base = now == -INFINITY ? 0.0f : now;
-        const float factor = Exp2((largest[r][h] - base) * p.scale_log2), minus = -base * p.scale_log2;
+        const float minus = -base * p.scale_log2;
+        factor[r][h] = Exp2((largest[r][h] - base) * p.scale_log2);
+        grown |= factor[r][h] != 1.0f;
         largest[r][h] = now;
         float sum = 0.0f;
 #pragma unroll
@@ -132,11 +138,16 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, kHeadDim <= 
             sum += scores[r][t][i];
           }
         }
-        total[r][h] = fmaf(total[r][h], factor, sum);
+        total[r][h] = fmaf(total[r][h], factor[r][h], sum);
+      }
+    }
+    if (__any_sync(0xffffffffu, grown)) {  // seldom after the first tiles
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r) {
 #pragma unroll
         for (int d = 0; d < kHeadDim / 8; ++d) {
-          sums[r][d][2 * h] *= factor;
-          sums[r][d][2 * h + 1] *= factor;
+#pragma unroll
+          for (int i = 0; i < 4; ++i) sums[r][d][i] *= factor[r][i / 2];
         }
       }
     }
@@ -164,7 +175,8 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, kHeadDim <= 
       Act* const out = static_cast<Act*>(p.out) + pair / p.group * p.out_stride + head * kHeadDim + lane % 4 * 2;
 #pragma unroll
       for (int d = 0; d < kHeadDim / 8; ++d) {
-        alignas(4) Act two[2] = {FromFloat<Act>(sums[r][d][2 * h] * factor), FromFloat<Act>(sums[r][d][2 * h + 1] * factor)};
+        alignas(4)
+            Act two[2] = {FromFloat<Act>(sums[r][d][2 * h] * factor), FromFloat<Act>(sums[r][d][2 * h + 1] * factor)};
         *reinterpret_cast<uint32_t*>(out + d * 8) = *reinterpret_cast<const uint32_t*>(two);
       }
     }
@@ -199,6 +211,9 @@ cudaError_t LaunchAttentionPrefill(const AttentionArgs& args, int64_t first_posi
   p.window = static_cast<int>(args.window);
   p.sinks = args.sinks;
   p.scale_log2 = kLog2E / sqrtf(static_cast<float>(args.cache.head_dim));
+  if (args.warpgroups && args.cache.dtype == DType::kF16 && args.cache.head_dim == 64) {
+    return LaunchPrefillWgmma(p, args.q.dtype, stream);
+  }
   dim3 grid;
   FERRY_CUDA_RETURN_IF_ERROR(Grid(CeilDiv(p.pairs, kRowsPerBlock), p.num_kv_heads, 1, &grid));
   return WithHeadDim(args.cache.head_dim, [&](auto head_dim) {

@@ -5,18 +5,26 @@ namespace ferry::cuda {
 namespace {
 
 constexpr int kHeadDim = 64;
-constexpr int kKeys = 64;                      // positions of a tile
+constexpr int kKeys = 64;  // positions of a tile
 constexpr int kTileBytes = kKeys * kHeadDim * 2;
-constexpr int kStages = 4;                     // tiles of keys and of values in shared memory
-constexpr int kConsumers = 3;                  // warpgroups of 64 (row, query head) pairs
+constexpr int kStages =
+    8;  // tiles of keys and of values in shared memory: with 4 the loads did not keep up (312 TFLOP/s)
+constexpr int kConsumers = 3;  // warpgroups of 64 (row, query head) pairs
 constexpr int kPairsPerBlock = kConsumers * 64;
-constexpr int kConsumerWarps = kConsumers * 4;
-constexpr int kLoaders = 128;                  // threads of the warpgroup that loads
-constexpr int kThreads = kConsumers * 128 + kLoaders;
-constexpr int kConsumerRegisters = 160, kLoaderRegisters = 32;  // of the 128 that every thread starts with
+constexpr int kThreads = kConsumers * 128 + 128;  // and a warpgroup of which one warp loads
 constexpr int kSharedBytes = 2 * kStages * kTileBytes + 1024;
 
 #if FERRY_HAS_WGMMA
+
+constexpr int kConsumerWarps = kConsumers * 4;
+constexpr int kConsumerRegisters = 160, kLoaderRegisters = 32;  // of the 128 that every thread starts with
+
+// A tile for WgmmaF16: rows of 128 bytes, permuted in the 128-byte manner, on 1024 bytes; eight rows are 1024 bytes. Of
+// keys, adding 2 moves on by 16 dimensions; of values, adding 128 moves on by 16 positions.
+__device__ inline uint64_t TileDescriptor(const void* tile) {
+  constexpr uint64_t kSwizzle128 = 1ull << 62, kEightRows = 1024ull >> 4 << 32, kUnused = 1ull << 16;
+  return kSwizzle128 | kEightRows | kUnused | (SharedAddress(tile) & 0x3FFFF) >> 4;
+}
 
 // sum [64 x 64] (+)= a [64 x 16] b [16 x 64] in F16, a in registers. kTransposed: b's rows of 64 run along its columns
 // (values), otherwise along the sum (keys).
@@ -24,40 +32,57 @@ template <int kTransposed>
 __device__ inline void WgmmaF16(float (&d)[32], const uint32_t (&a)[4], uint64_t b, int accumulate) {
   asm volatile(
       "{\n.reg .pred add;\nsetp.ne.b32 add, %37, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" FERRY_NAMES0 ", " FERRY_NAMES8 ", " FERRY_NAMES16 ", " FERRY_NAMES24
-      "}, {%32, %33, %34, %35}, %36, add, 1, 1, %38;\n}\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" FERRY_NAMES0 ", " FERRY_NAMES8 ", " FERRY_NAMES16
+      ", " FERRY_NAMES24 "}, {%32, %33, %34, %35}, %36, add, 1, 1, %38;\n}\n"
       : FERRY_SUMS32(0)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(kTransposed));
+}
+
+// Keeps what computes the registers before this, and what reads them behind it: the compiler takes a product's sums for
+// final when the instruction is issued, and it would move a softmax behind the wait that it is meant to fill.
+template <int kCount>
+__device__ inline void Pin(float (&registers)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(registers[i])::"memory");
 }
 
 struct Barriers {
   uint64_t full_keys[kStages], full_values[kStages], empty_keys[kStages], empty_values[kStages];
 };
 
-// kLoaders threads load a tile, 128 bytes a row, permuted in the 128-byte manner. Positions outside [begin, end) become zeros.
-__device__ inline void LoadTile(const KvPlane& plane, const BlocksOfTile<kKeys>& blocks, int first, int begin, int end,
-                                unsigned char* tile, int thread) {
-  constexpr int kRows = kLoaders / 8;  // a multiple of 8: a thread's rows are permuted alike
-  const int row = thread / 8, chunk = thread % 8;
-  const bool whole = first >= begin && first + kKeys <= end;
-  unsigned char* const target = tile + row * 128 + (chunk ^ row % 8) * 16;
+// One warp loads a tile, 128 bytes a row, permuted in the 128-byte manner: four rows an instruction. Positions outside
+// [begin, end) become zeros.
+__device__ inline void LoadTile(const KvPlane& plane, const TableWalk<kKeys>& blocks, int first, int begin, int end,
+                                unsigned char* tile) {
+  const int lane = threadIdx.x % kWarpSize, row = lane / 8, chunk = lane % 8;
+  unsigned char* const even = tile + row * 128 + (chunk ^ row) * 16;  // rows 8i + row, and 8i + 4 + row
+  unsigned char* const odd = tile + (row + 4) * 128 + (chunk ^ (row + 4)) * 16;
+  const auto load = [&](auto valid) {
 #pragma unroll
-  for (int i = 0; i < kKeys / kRows; ++i) {
-    const std::byte* const block = plane.codes + blocks.block[i * kRows / kKvBlock] * plane.block_codes;
-    const int key = first + i * kRows + row;
-    CopyAsync16(target + i * kRows * 128, block + (i * kRows % kKvBlock + row) * 128 + chunk * 16,
-                whole || (key >= begin && key < end));
+    for (int b = 0; b < kKeys / kKvBlock; ++b) {
+      const std::byte* const source = plane.codes + blocks.block[b] * plane.block_codes + row * 128 + chunk * 16;
+#pragma unroll
+      for (int i = 0; i < kKvBlock / 4; ++i) {
+        CopyAsync16((i % 2 == 0 ? even : odd) + (b * kKvBlock / 8 + i / 2) * 1024, source + i * 4 * 128,
+                    valid(first + b * kKvBlock + i * 4 + row));
+      }
+    }
+  };
+  if (first >= begin && first + kKeys <= end) {
+    load([](int) { return true; });
+  } else {
+    load([&](int key) { return key >= begin && key < end; });
   }
 }
 
 #endif  // FERRY_HAS_WGMMA
 
-// The same mapping as PrefillKernel (attention_prefill.cu), by warpgroup products: one warpgroup keeps kStages tiles of keys
-// and values coming, three of 64 pairs each multiply. A warpgroup has the scores of the next tile computed before its
-// values of this one, so that its softmax runs beside tensor work of its own and of the others.
+// The same mapping as PrefillKernel (attention_prefill.cu), by warpgroup products: one warp keeps kStages tiles of
+// keys and values coming, three warpgroups of 64 pairs each multiply. A warpgroup has the scores of the next tile
+// computed before its values of this one, so that its softmax runs beside tensor work of its own and of the others.
 // Grid: [ceil(pairs / kPairsPerBlock), num_kv_heads]; tiles with the most keys start first. Block: kThreads.
-// Bound: 4 * heads * head_dim flops for every (row, key it sees); the exponentials, one for 256 flops, take as long on the
-// special function units (16 a clock) as the products on the tensor cores (4096 flops a clock).
+// Bound: 4 * heads * head_dim flops for every (row, key it sees); the exponentials, one for 256 flops, take as long
+// on the special function units (16 a clock) as the products on the tensor cores (4096 flops a clock).
 template <typename Act>
 __global__ void __launch_bounds__(kThreads, 1) PrefillWgmmaKernel(PrefillParams p) {
 #if FERRY_HAS_WGMMA
@@ -77,8 +102,8 @@ __global__ void __launch_bounds__(kThreads, 1) PrefillWgmmaKernel(PrefillParams 
 
   if (threadIdx.x == 0) {
     for (int s = 0; s < kStages; ++s) {
-      BarrierInit(SharedAddress(&barriers.full_keys[s]), kLoaders);
-      BarrierInit(SharedAddress(&barriers.full_values[s]), kLoaders);
+      BarrierInit(SharedAddress(&barriers.full_keys[s]), kWarpSize);
+      BarrierInit(SharedAddress(&barriers.full_values[s]), kWarpSize);
       BarrierInit(SharedAddress(&barriers.empty_keys[s]), kConsumerWarps);
       BarrierInit(SharedAddress(&barriers.empty_values[s]), kConsumerWarps);
     }
@@ -87,11 +112,11 @@ __global__ void __launch_bounds__(kThreads, 1) PrefillWgmmaKernel(PrefillParams 
 
   if (warp >= kConsumerWarps) {
     LowerRegisters<kLoaderRegisters>();
-    const int thread = threadIdx.x - kConsumers * 128;
+    if (warp > kConsumerWarps) return;
     const KvPlane keys = PlaneOf<kHeadDim, false>(p.keys, p.num_blocks, p.num_kv_heads, kv_head);
     const KvPlane values = PlaneOf<kHeadDim, false>(p.values, p.num_blocks, p.num_kv_heads, kv_head);
-    BlocksOfTile<kKeys> blocks;
-    blocks.Find(p.table, p.table_size, first_key, begin, end);
+    TableWalk<kKeys> blocks;
+    blocks.Start(p.table, p.table_size, first_key);
     // A tile is announced when two more have been asked for: by then it is there, or nearly.
     const auto announce = [&](int tile) {
       FenceForTensorCores();
@@ -102,11 +127,11 @@ __global__ void __launch_bounds__(kThreads, 1) PrefillWgmmaKernel(PrefillParams 
       const int stage = tile % kStages, at = first_key + tile * kKeys;
       const uint32_t parity = (tile / kStages & 1) ^ 1;
       BarrierWait(SharedAddress(&barriers.empty_keys[stage]), parity);
-      LoadTile(keys, blocks, at, begin, end, key_tile(stage), thread);
+      LoadTile(keys, blocks, at, begin, end, key_tile(stage));
       BarrierWait(SharedAddress(&barriers.empty_values[stage]), parity);
-      LoadTile(values, blocks, at, begin, end, value_tile(stage), thread);
+      LoadTile(values, blocks, at, begin, end, value_tile(stage));
       CopyAsyncCommit();
-      blocks.Find(p.table, p.table_size, at + kKeys, begin, end);
+      blocks.Step();
       if (tile >= 2) {
         CopyAsyncWait<2>();
         announce(tile - 2);
@@ -137,18 +162,22 @@ __global__ void __launch_bounds__(kThreads, 1) PrefillWgmmaKernel(PrefillParams 
     for (int i = 0; i < 32; ++i) sums[i] = 0.0f;
 
     const auto multiply_keys = [&](int tile) {
-      const uint64_t keys = RowsDescriptor(SharedAddress(key_tile(tile % kStages)));
+      const uint64_t keys = TileDescriptor(key_tile(tile % kStages));
+      WgmmaFence();
 #pragma unroll
       for (int step = 0; step < kHeadDim / 16; ++step) WgmmaF16<0>(scores, queries[step], keys + 2 * step, step > 0);
       WgmmaCommit();
     };
     const auto multiply_values = [&](int tile) {
-      const uint64_t values = RowsDescriptor(SharedAddress(value_tile(tile % kStages)));
+      const uint64_t values = TileDescriptor(value_tile(tile % kStages));
+      WgmmaFence();
 #pragma unroll
       for (int step = 0; step < kKeys / 16; ++step) WgmmaF16<1>(sums, weights[step], values + 128 * step, 1);
       WgmmaCommit();
     };
-    const auto wait_for = [&](uint64_t* full, int tile) { BarrierWait(SharedAddress(full + tile % kStages), tile / kStages & 1); };
+    const auto wait_for = [&](uint64_t* full, int tile) {
+      BarrierWait(SharedAddress(full + tile % kStages), tile / kStages & 1);
+    };
     const auto release = [&](uint64_t* empty, int tile) {
       if (lane == 0) BarrierArrive(SharedAddress(empty + tile % kStages));
     };
@@ -191,22 +220,24 @@ __global__ void __launch_bounds__(kThreads, 1) PrefillWgmmaKernel(PrefillParams 
     };
 
     wait_for(barriers.full_keys, 0);
-    WgmmaFence();
     multiply_keys(0);
     WgmmaWait<0>();
+    Pin(scores);
     release(barriers.empty_keys, 0);
     softmax(0);
     pack();
     for (int tile = 0; tile + 1 < num_tiles; ++tile) {
       wait_for(barriers.full_keys, tile + 1);
-      WgmmaFence();
       multiply_keys(tile + 1);
       wait_for(barriers.full_values, tile);
       multiply_values(tile);
       WgmmaWait<1>();
+      Pin(scores);
       release(barriers.empty_keys, tile + 1);
       softmax(tile + 1);
+      Pin(scores);
       WgmmaWait<0>();
+      Pin(sums);
       release(barriers.empty_values, tile);
       if (__any_sync(0xffffffffu, factor[0] != 1.0f || factor[1] != 1.0f)) {
 #pragma unroll
@@ -215,9 +246,9 @@ __global__ void __launch_bounds__(kThreads, 1) PrefillWgmmaKernel(PrefillParams 
       pack();
     }
     wait_for(barriers.full_values, num_tiles - 1);
-    WgmmaFence();
     multiply_values(num_tiles - 1);
     WgmmaWait<0>();
+    Pin(sums);
 
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -237,7 +268,8 @@ __global__ void __launch_bounds__(kThreads, 1) PrefillWgmmaKernel(PrefillParams 
       Act* const out = static_cast<Act*>(p.out) + pair / p.group * p.out_stride + head * kHeadDim + lane % 4 * 2;
 #pragma unroll
       for (int d = 0; d < kHeadDim / 8; ++d) {
-        alignas(4) Act two[2] = {FromFloat<Act>(sums[4 * d + 2 * h] * scale), FromFloat<Act>(sums[4 * d + 2 * h + 1] * scale)};
+        alignas(4)
+            Act two[2] = {FromFloat<Act>(sums[4 * d + 2 * h] * scale), FromFloat<Act>(sums[4 * d + 2 * h + 1] * scale)};
         *reinterpret_cast<uint32_t*>(out + d * 8) = *reinterpret_cast<const uint32_t*>(two);
       }
     }

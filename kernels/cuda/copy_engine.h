@@ -44,8 +44,8 @@ class CudaEvent final : public EventState {
   StreamEvent event_;
 };
 
-// Asks `query` (cudaSuccess, cudaErrorNotReady, or an error, which is returned) until it says success: in a tight loop at
-// first, then asleep in between. True: success; false: `deadline` came before.
+// Asks `query` (cudaSuccess, cudaErrorNotReady, or an error, which is returned) until it says success: in a tight loop
+// at first, then asleep in between. True: success; false: `deadline` came before.
 absl::StatusOr<bool> PollUntil(absl::Time deadline, std::string_view what, const std::function<cudaError_t()>& query);
 
 // One thread.
@@ -55,8 +55,8 @@ class CopyEngine {
   ~CopyEngine();  // unpins what is pinned
 
   // Page-locks `region` for every device of the process. read_only: its mapping may not be writable (a sealed arena).
-  // InvalidArgument: empty, or overlaps a pinned region. FailedPrecondition: the system refuses; ResourceExhausted: the limit
-  // of locked memory.
+  // InvalidArgument: empty, or overlaps a pinned region. FailedPrecondition: the system refuses; ResourceExhausted: the
+  // limit of locked memory.
   absl::Status Pin(std::span<const std::byte> region, bool read_only);
   // Waits for copies in flight first.
   void Unpin(std::span<const std::byte> region);

@@ -8,8 +8,8 @@ namespace ferry::cuda {
 namespace {
 
 template <typename T>
-constexpr bool kMoveOnly = std::is_nothrow_move_constructible_v<T> && !std::is_copy_constructible_v<T> &&
-                           !std::is_copy_assignable_v<T>;
+constexpr bool kMoveOnly =
+    std::is_nothrow_move_constructible_v<T> && !std::is_copy_constructible_v<T> && !std::is_copy_assignable_v<T>;
 static_assert(kMoveOnly<Stream> && kMoveOnly<StreamEvent> && kMoveOnly<DeviceMemory> && kMoveOnly<PinnedBuffer>);
 
 // A driver that shuts down with the process takes everything back itself.
@@ -25,15 +25,18 @@ absl::Status CudaStatus(cudaError_t error, std::string_view what) {
   cudaGetLastError();  // an error that the context survives is reported once
   const std::string message = absl::StrFormat("%s: %s (%s)", what, cudaGetErrorString(error), cudaGetErrorName(error));
   switch (error) {
-    case cudaErrorMemoryAllocation: return absl::ResourceExhaustedError(message);
+    case cudaErrorMemoryAllocation:
+      return absl::ResourceExhaustedError(message);
     case cudaErrorNoDevice:
     case cudaErrorInvalidDevice:
     case cudaErrorInsufficientDriver:
     case cudaErrorNoKernelImageForDevice:
     case cudaErrorNotSupported:
     case cudaErrorHostMemoryAlreadyRegistered:
-    case cudaErrorHostMemoryNotRegistered: return absl::FailedPreconditionError(message);
-    default: return absl::InternalError(message);
+    case cudaErrorHostMemoryNotRegistered:
+      return absl::FailedPreconditionError(message);
+    default:
+      return absl::InternalError(message);
   }
 }
 
@@ -65,7 +68,8 @@ absl::StatusOr<DeviceMemory> DeviceMemory::Allocate(int64_t bytes) {
     cudaGetLastError();
     size_t free_bytes = 0, total_bytes = 0;
     RETURN_IF_ERROR(CudaStatus(cudaMemGetInfo(&free_bytes, &total_bytes), "asking for the free device memory"));
-    return ResourceExhausted("not enough device memory: %d bytes needed, %d of %d free", bytes, free_bytes, total_bytes);
+    return ResourceExhausted("not enough device memory: %d bytes needed, %d of %d free", bytes, free_bytes,
+                             total_bytes);
   }
   RETURN_IF_ERROR(CudaStatus(error, "allocating device memory"));
   out.data_ = static_cast<std::byte*>(data);

@@ -65,10 +65,6 @@ class DeviceMemory {
   ~DeviceMemory();
   std::byte* data() const { return data_; }
   int64_t bytes() const { return bytes_; }
-  std::byte* Release() {
-    bytes_ = 0;
-    return std::exchange(data_, nullptr);
-  }
 
  private:
   std::byte* data_ = nullptr;

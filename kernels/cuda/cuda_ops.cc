@@ -28,17 +28,19 @@ namespace ferry {
 namespace cuda {
 namespace {
 
-// Enough for every operation of the models Ferry runs; what could need more works through its rows in parts of this size.
+// Enough for every operation of the models Ferry runs; what could need more works through its rows in parts of this
+// size.
 constexpr int64_t kWorkspaceBytes = int64_t{192} << 20;
-// A sequence with more rows than this goes through the prefill kernel. It depends on the sequence's rows in the batch and not
-// on those of a call, so that cutting a layer into chunks leaves the bits alone.
+// A sequence with more rows than this goes through the prefill kernel. It depends on the sequence's rows in the batch
+// and not on those of a call, so that cutting a layer into chunks leaves the bits alone.
 constexpr int64_t kMaxDecodeRows = 8;
 constexpr std::initializer_list<DType> kKvTypes = {DType::kF16, DType::kQ8_0};
 
 DeviceRows RowsOf(const Tensor& tensor) { return {tensor.data, tensor.dtype, tensor.rows, tensor.cols, tensor.stride}; }
 DeviceTiles TilesOf(const TiledMatrix& matrix) {
   const TiledLayout& layout = matrix.layout;
-  return {matrix.data, layout.dtype, layout.rows, layout.cols, layout.code_bytes, layout.scale_bytes, layout.scales_offset};
+  return {matrix.data,       layout.dtype,       layout.rows,         layout.cols,
+          layout.code_bytes, layout.scale_bytes, layout.scales_offset};
 }
 DeviceKv KvOf(const KvLayer& cache) {
   return {cache.keys, cache.values, cache.dtype, cache.num_blocks, cache.num_kv_heads, cache.head_dim};
@@ -58,14 +60,15 @@ absl::Status CheckVectorRows(std::string_view name, const Tensor& tensor) {
                          tensor.stride, tensor.data);
 }
 
-// Device memory of batches that are gone. All uploads and all uses are on one stream, so memory may be used again as soon as
-// its batch is dropped. Thread-safe, since a batch may be dropped anywhere.
+// Device memory of batches that are gone. All uploads and all uses are on one stream, so memory may be used again as
+// soon as its batch is dropped. Thread-safe, since a batch may be dropped anywhere.
 class BatchMemoryPool {
  public:
   absl::StatusOr<DeviceMemory> Take(int64_t bytes) {
     {
       const std::lock_guard lock(mutex_);
-      const auto fits = std::find_if(free_.begin(), free_.end(), [&](const DeviceMemory& m) { return m.bytes() >= bytes; });
+      const auto fits =
+          std::find_if(free_.begin(), free_.end(), [&](const DeviceMemory& m) { return m.bytes() >= bytes; });
       if (fits != free_.end()) {
         DeviceMemory memory = std::move(*fits);
         free_.erase(fits);
@@ -90,7 +93,7 @@ class BatchMemoryPool {
 class CudaBatch final : public DeviceBatch {
  public:
   struct Tables {
-    std::vector<int64_t> starts;  // of each sequence, in table_data
+    std::vector<int64_t> starts;            // of each sequence, in table_data
     int64_t row_starts = 0, row_sizes = 0;  // in ints, of the per-row arrays
   };
   CudaBatch(Batch host, std::shared_ptr<BatchMemoryPool> pool) : DeviceBatch(std::move(host)), pool_(std::move(pool)) {
@@ -123,7 +126,8 @@ class CudaBatch final : public DeviceBatch {
   const int32_t* token_ids(int64_t row) const { return device() + token_ids_ + row; }
   DevicePlaces places(int64_t row, bool ring) const {
     const Tables& tables = ring ? ring_ : full_;
-    return {device() + positions_ + row, device() + tables.row_starts + row, device() + tables.row_sizes + row, device()};
+    return {device() + positions_ + row, device() + tables.row_starts + row, device() + tables.row_sizes + row,
+            device()};
   }
   const int32_t* table(int64_t sequence, bool ring) const { return device() + (ring ? ring_ : full_).starts[sequence]; }
 
@@ -168,7 +172,8 @@ class CudaOps final : public Ops {
     std::unique_ptr<CudaOps> ops(new CudaOps());
     cudaDeviceProp properties;
     RETURN_IF_ERROR(CudaStatus(cudaGetDeviceProperties(&properties, device), absl::StrFormat("GPU %d", device)));
-    RETURN_IF_ERROR(CheckCudaGpu(absl::StrFormat("GPU %d (%s)", device, properties.name), properties.major, properties.minor));
+    RETURN_IF_ERROR(
+        CheckCudaGpu(absl::StrFormat("GPU %d (%s)", device, properties.name), properties.major, properties.minor));
     if (const char* error = QueryProductDevice(device, &ops->product_device_); error != nullptr) {
       return FailedPrecondition("GPU %d (%s, compute capability %d.%d): %s", device, properties.name, properties.major,
                                 properties.minor, error);
@@ -200,14 +205,15 @@ class CudaOps final : public Ops {
   DType activation_dtype() const override { return activation_dtype_; }
   DType contribution_dtype() const override { return contribution_dtype_; }
 
-  // --------------------------------------------------------------------------------------------------- memory and queues
+  // --------------------------------------------------------------------------------------------------- memory and
+  // queues
 
   absl::StatusOr<DeviceBuffer> Allocate(int64_t bytes) override {
     RETURN_IF_ERROR(Use());
     if (bytes < 0) return InvalidArgument("bytes is %d, want 0 or more", bytes);
     ASSIGN_OR_RETURN(DeviceMemory memory, DeviceMemory::Allocate(bytes));
-    std::byte* const data = memory.Release();
-    return DeviceBuffer(data, bytes, [](std::byte* freed) { cudaFree(freed); });
+    auto owner = std::make_shared<DeviceMemory>(std::move(memory));
+    return DeviceBuffer(owner->data(), bytes, [owner](std::byte*) mutable { owner.reset(); });
   }
 
   absl::StatusOr<DeviceMemoryInfo> MemoryInfo() override {
@@ -223,7 +229,7 @@ class CudaOps final : public Ops {
     RETURN_IF_ERROR(CheckNotNull("dst", dst));
     for (size_t first = 0; first < host_src.size(); first += Staging::kBufferBytes) {
       const auto part = host_src.subspan(first, std::min<size_t>(Staging::kBufferBytes, host_src.size() - first));
-      ASSIGN_OR_RETURN(std::byte* staged, staging_.Reserve(static_cast<int64_t>(part.size())));
+      ASSIGN_OR_RETURN(std::byte * staged, staging_.Reserve(static_cast<int64_t>(part.size())));
       std::memcpy(staged, part.data(), part.size());
       RETURN_IF_ERROR(Queued("Upload", cudaMemcpyAsync(static_cast<std::byte*>(dst) + first, staged, part.size(),
                                                        cudaMemcpyHostToDevice, compute_.get())));
@@ -242,8 +248,9 @@ class CudaOps final : public Ops {
       std::span<std::byte> part;
       if (first < host_dst.size()) {
         part = host_dst.subspan(first, std::min<size_t>(Staging::kBufferBytes, host_dst.size() - first));
-        RETURN_IF_ERROR(Queued("Download", cudaMemcpyAsync(downloads_[turn].data(), static_cast<const std::byte*>(src) + first,
-                                                           part.size(), cudaMemcpyDeviceToHost, compute_.get())));
+        RETURN_IF_ERROR(
+            Queued("Download", cudaMemcpyAsync(downloads_[turn].data(), static_cast<const std::byte*>(src) + first,
+                                               part.size(), cudaMemcpyDeviceToHost, compute_.get())));
         RETURN_IF_ERROR(Queued("Download", cudaEventRecord(downloaded_[turn].get(), compute_.get())));
         first += part.size();
       }
@@ -263,7 +270,8 @@ class CudaOps final : public Ops {
   void UnpinHost(std::span<const std::byte> region) override {
     if (Use().ok()) copies_->Unpin(region);
   }
-  absl::StatusOr<Event> CopyAsync(void* dst, std::span<const std::byte> host_src, std::span<const Event> after) override {
+  absl::StatusOr<Event> CopyAsync(void* dst, std::span<const std::byte> host_src,
+                                  std::span<const Event> after) override {
     RETURN_IF_ERROR(Use());
     return copies_->Copy(dst, host_src, after);
   }
@@ -299,7 +307,8 @@ class CudaOps final : public Ops {
     return absl::OkStatus();
   }
 
-  // ----------------------------------------------------------------------------------------------------------- operations
+  // -----------------------------------------------------------------------------------------------------------
+  // operations
 
   absl::StatusOr<std::unique_ptr<DeviceBatch>> PrepareBatch(Batch batch) override {
     RETURN_IF_ERROR(Use());
@@ -321,7 +330,8 @@ class CudaOps final : public Ops {
   absl::Status RmsNorm(Tensor x, const float* weight, double epsilon, Tensor out) override {
     RETURN_IF_ERROR(Use());
     RETURN_IF_ERROR(CheckRmsNorm(x, weight, epsilon, out, activation_dtype_));
-    return Queued("RmsNorm", LaunchRmsNorm(RowsOf(x), weight, static_cast<float>(epsilon), RowsOf(out), compute_.get()));
+    return Queued("RmsNorm",
+                  LaunchRmsNorm(RowsOf(x), weight, static_cast<float>(epsilon), RowsOf(out), compute_.get()));
   }
 
   absl::Status MatMul(Tensor in, const TiledMatrix& weight, const float* bias, Tensor out, bool accumulate) override {
@@ -386,6 +396,7 @@ class CudaOps final : public Ops {
       args.num_heads = q.cols / cache.head_dim;
       args.window = window;
       args.sinks = sinks;
+      args.warpgroups = product_device_.wgmma;
       return args;
     };
     // Neighbouring sequences of few rows share a launch; every other one has its own.
@@ -395,14 +406,16 @@ class CudaOps final : public Ops {
       if (first >= end) continue;
       if (sequences[s].num_rows > kMaxDecodeRows) {
         const auto& table = cache.ring ? sequences[s].ring_blocks : sequences[s].blocks;
-        RETURN_IF_ERROR(Queued("Attention (prefill)",
-                               LaunchAttentionPrefill(args_of(first, end), sequences[s].first_position + first - sequences[s].first_row,
-                                                      cuda_batch->table(static_cast<int64_t>(s), cache.ring),
-                                                      static_cast<int64_t>(table.size()), compute_.get())));
+        RETURN_IF_ERROR(Queued(
+            "Attention (prefill)",
+            LaunchAttentionPrefill(args_of(first, end), sequences[s].first_position + first - sequences[s].first_row,
+                                   cuda_batch->table(static_cast<int64_t>(s), cache.ring),
+                                   static_cast<int64_t>(table.size()), compute_.get())));
         continue;
       }
       int64_t max_position = sequences[s].first_position + sequences[s].num_rows - 1;
-      while (s + 1 < sequences.size() && sequences[s + 1].num_rows <= kMaxDecodeRows && sequences[s + 1].first_row < end_row) {
+      while (s + 1 < sequences.size() && sequences[s + 1].num_rows <= kMaxDecodeRows &&
+             sequences[s + 1].first_row < end_row) {
         ++s;
         end = std::min(end_row, sequences[s].first_row + sequences[s].num_rows);
         max_position = std::max(max_position, sequences[s].first_position + sequences[s].num_rows - 1);
@@ -413,17 +426,17 @@ class CudaOps final : public Ops {
       const int64_t rows_at_once = std::clamp<int64_t>(kWorkspaceBytes / bytes_of(1), 1, 32768);
       for (int64_t row = first; row < end; row += rows_at_once) {
         const int64_t row_end = std::min(end, row + rows_at_once);
-        ASSIGN_OR_RETURN(std::byte* workspace, workspace_.Reserve(bytes_of(row_end - row)));
+        ASSIGN_OR_RETURN(std::byte * workspace, workspace_.Reserve(bytes_of(row_end - row)));
         RETURN_IF_ERROR(Queued("Attention (decode)",
-                               LaunchAttentionDecode(args_of(row, row_end), cuda_batch->places(row, cache.ring), max_position,
-                                                     workspace, compute_.get())));
+                               LaunchAttentionDecode(args_of(row, row_end), cuda_batch->places(row, cache.ring),
+                                                     max_position, workspace, compute_.get())));
       }
     }
     return absl::OkStatus();
   }
 
-  absl::Status Route(Tensor in, const float* weight, const float* bias, int64_t num_experts, int64_t top_k, int32_t* experts,
-                     float* weights) override {
+  absl::Status Route(Tensor in, const float* weight, const float* bias, int64_t num_experts, int64_t top_k,
+                     int32_t* experts, float* weights) override {
     RETURN_IF_ERROR(Use());
     RETURN_IF_ERROR(CheckRoute(in, weight, num_experts, top_k, experts, weights, activation_dtype_));
     if (in.rows == 0) return absl::OkStatus();
@@ -444,9 +457,9 @@ class CudaOps final : public Ops {
     RETURN_IF_ERROR(Use());
     RETURN_IF_ERROR(CheckGroupByExpert(experts, rows, top_k, num_experts, offsets, entry_rows, entry_outs));
     if (rows == 0) return absl::OkStatus();
-    ASSIGN_OR_RETURN(std::byte* workspace, workspace_.Reserve(GroupWorkspaceBytes(rows, top_k, num_experts)));
-    return Queued("GroupByExpert", LaunchGroupByExpert(experts, rows, top_k, num_experts, offsets, entry_rows, entry_outs,
-                                                       workspace, compute_.get()));
+    ASSIGN_OR_RETURN(std::byte * workspace, workspace_.Reserve(GroupWorkspaceBytes(rows, top_k, num_experts)));
+    return Queued("GroupByExpert", LaunchGroupByExpert(experts, rows, top_k, num_experts, offsets, entry_rows,
+                                                       entry_outs, workspace, compute_.get()));
   }
 
   absl::Status ExpertMlp(const ExpertLayout& layout, std::span<const ExpertUse> uses, const ExpertGroups& groups,
@@ -454,16 +467,24 @@ class CudaOps final : public Ops {
     RETURN_IF_ERROR(Use());
     RETURN_IF_ERROR(CheckExpertMlp(layout, uses, groups, in, contributions, activation_dtype_, contribution_dtype_));
     if (layout.gate.dtype != layout.up.dtype) {
-      return InvalidArgument("layout has gate in %s and up in %s, want one type", NameOf(layout.gate.dtype), NameOf(layout.up.dtype));
+      return InvalidArgument("layout has gate in %s and up in %s, want one type", NameOf(layout.gate.dtype),
+                             NameOf(layout.up.dtype));
     }
     ExpertMlpArgs args;
-    args.shape = {.n_embd = layout.gate.cols, .n_ff = layout.gate.rows,
-                  .gate_up_type = layout.gate.dtype, .down_type = layout.down.dtype,
-                  .gate_codes = layout.gate_offset, .gate_scales = layout.gate_offset + layout.gate.scales_offset,
-                  .up_codes = layout.up_offset, .up_scales = layout.up_offset + layout.up.scales_offset,
-                  .down_codes = layout.down_offset, .down_scales = layout.down_offset + layout.down.scales_offset,
+    args.shape = {.n_embd = layout.gate.cols,
+                  .n_ff = layout.gate.rows,
+                  .gate_up_type = layout.gate.dtype,
+                  .down_type = layout.down.dtype,
+                  .gate_codes = layout.gate_offset,
+                  .gate_scales = layout.gate_offset + layout.gate.scales_offset,
+                  .up_codes = layout.up_offset,
+                  .up_scales = layout.up_offset + layout.up.scales_offset,
+                  .down_codes = layout.down_offset,
+                  .down_scales = layout.down_offset + layout.down.scales_offset,
                   .has_bias = layout.has_bias,
-                  .gate_bias = layout.gate_bias_offset, .up_bias = layout.up_bias_offset, .down_bias = layout.down_bias_offset};
+                  .gate_bias = layout.gate_bias_offset,
+                  .up_bias = layout.up_bias_offset,
+                  .down_bias = layout.down_bias_offset};
     std::vector<ExpertMlpUse> expert_uses;
     int64_t rows = 0, most = 0;
     for (const ExpertUse& use : uses) {
@@ -502,17 +523,18 @@ class CudaOps final : public Ops {
     // The kernel reads the staged rows across the link itself: one launch, and no second buffer on the device.
     const int64_t cols = contributions.cols, row_bytes = cols * 4 + 4;
     const int64_t rows_at_once = (Staging::kBufferBytes - 256) / row_bytes;
-    if (rows_at_once < 1) return InvalidArgument("contributions has %d columns, want at most %d", cols, Staging::kBufferBytes / 4 - 65);
+    if (rows_at_once < 1)
+      return InvalidArgument("contributions has %d columns, want at most %d", cols, Staging::kBufferBytes / 4 - 65);
     for (int64_t first = 0; first < static_cast<int64_t>(outs.size()); first += rows_at_once) {
       const int64_t count = std::min(rows_at_once, static_cast<int64_t>(outs.size()) - first);
       const int64_t outs_offset = AlignUp(count * cols * 4, 16);
-      ASSIGN_OR_RETURN(std::byte* staged, staging_.Reserve(outs_offset + count * 4));
+      ASSIGN_OR_RETURN(std::byte * staged, staging_.Reserve(outs_offset + count * 4));
       std::memcpy(staged, host_rows.data() + first * cols, count * cols * 4);
       std::memcpy(staged + outs_offset, outs.data() + first, count * 4);
-      RETURN_IF_ERROR(Queued("ScatterContributions",
-                             LaunchScatterRows(reinterpret_cast<const float*>(staged),
-                                               reinterpret_cast<const int32_t*>(staged + outs_offset), count,
-                                               RowsOf(contributions), compute_.get())));
+      RETURN_IF_ERROR(
+          Queued("ScatterContributions", LaunchScatterRows(reinterpret_cast<const float*>(staged),
+                                                           reinterpret_cast<const int32_t*>(staged + outs_offset),
+                                                           count, RowsOf(contributions), compute_.get())));
     }
     return absl::OkStatus();
   }
@@ -530,7 +552,7 @@ class CudaOps final : public Ops {
     constexpr int64_t kRowsAtOnce = Staging::kBufferBytes / 4;
     for (int64_t first = 0; first < out.rows; first += kRowsAtOnce) {
       const int64_t count = std::min(kRowsAtOnce, out.rows - first);
-      ASSIGN_OR_RETURN(std::byte* staged, staging_.Reserve(count * 4));
+      ASSIGN_OR_RETURN(std::byte * staged, staging_.Reserve(count * 4));
       std::memcpy(staged, host_rows.data() + first, count * 4);
       RETURN_IF_ERROR(Queued("GatherRows", LaunchGatherRows(RowsOf(in), reinterpret_cast<const int32_t*>(staged),
                                                             RowsOf(out.Rows(first, count)), compute_.get())));
@@ -538,7 +560,8 @@ class CudaOps final : public Ops {
     return absl::OkStatus();
   }
 
-  absl::StatusOr<std::vector<LogitsResult>> ReadLogits(Tensor logits, std::span<const LogitsRequest> requests) override {
+  absl::StatusOr<std::vector<LogitsResult>> ReadLogits(Tensor logits,
+                                                       std::span<const LogitsRequest> requests) override {
     RETURN_IF_ERROR(Use());
     RETURN_IF_ERROR(CheckReadLogits(logits, requests));
     std::vector<LogitsResult> results(requests.size());
@@ -549,20 +572,24 @@ class CudaOps final : public Ops {
     };
     int64_t max_top = 0;
     for (int64_t row = 0; row < rows; ++row) max_top = std::max<int64_t>(max_top, device_top(row));
-    const int64_t per_row = static_cast<int64_t>(sizeof(RowSummary)) + max_top * static_cast<int64_t>(sizeof(RankedLogit));
+    const int64_t per_row =
+        static_cast<int64_t>(sizeof(RowSummary)) + max_top * static_cast<int64_t>(sizeof(RankedLogit));
     const int64_t search_per_row = SummarizeWorkspaceBytes(1, cols, max_top);
-    const int64_t rows_at_once =
-        std::clamp<int64_t>(kWorkspaceBytes / (per_row + search_per_row + 64), 1, Staging::kBufferBytes / static_cast<int64_t>(sizeof(RowRequest)));
+    const int64_t rows_at_once = std::clamp<int64_t>(kWorkspaceBytes / (per_row + search_per_row + 64), 1,
+                                                     Staging::kBufferBytes / static_cast<int64_t>(sizeof(RowRequest)));
     for (int64_t first = 0; first < rows; first += rows_at_once) {
       const int64_t count = std::min(rows_at_once, rows - first);
-      ASSIGN_OR_RETURN(std::byte* staged, staging_.Reserve(count * static_cast<int64_t>(sizeof(RowRequest))));
+      ASSIGN_OR_RETURN(std::byte * staged, staging_.Reserve(count * static_cast<int64_t>(sizeof(RowRequest))));
       auto* const staged_requests = reinterpret_cast<RowRequest*>(staged);
       for (int64_t i = 0; i < count; ++i) {
-        staged_requests[i] = {static_cast<int32_t>(first + i), static_cast<int32_t>(device_top(first + i)), requests[first + i].target};
+        staged_requests[i] = {static_cast<int32_t>(first + i), static_cast<int32_t>(device_top(first + i)),
+                              requests[first + i].target};
       }
       const int64_t best_offset = AlignUp(count * static_cast<int64_t>(sizeof(RowSummary)), 16);
-      const int64_t results_bytes = AlignUp(best_offset + count * max_top * static_cast<int64_t>(sizeof(RankedLogit)), 256);
-      ASSIGN_OR_RETURN(std::byte* workspace, workspace_.Reserve(results_bytes + SummarizeWorkspaceBytes(count, cols, max_top)));
+      const int64_t results_bytes =
+          AlignUp(best_offset + count * max_top * static_cast<int64_t>(sizeof(RankedLogit)), 256);
+      ASSIGN_OR_RETURN(std::byte * workspace,
+                       workspace_.Reserve(results_bytes + SummarizeWorkspaceBytes(count, cols, max_top)));
       SummarizeArgs args;
       args.logits = RowsOf(logits);
       args.requests = staged_requests;
@@ -618,8 +645,10 @@ class CudaOps final : public Ops {
     return CudaStatus(error, absl::StrFormat("%s: %s, after %s was queued", name_, op, last_));
   }
   absl::Status Await(const char* op, absl::Time deadline, const std::function<cudaError_t()>& query) {
-    ASSIGN_OR_RETURN(const bool passed, PollUntil(deadline, absl::StrFormat("%s: %s, after %s was queued", name_, op, last_), query));
-    return passed ? absl::OkStatus() : DeadlineExceeded("%s: %s has not passed in time, after %s was queued", name_, op, last_);
+    ASSIGN_OR_RETURN(const bool passed,
+                     PollUntil(deadline, absl::StrFormat("%s: %s, after %s was queued", name_, op, last_), query));
+    return passed ? absl::OkStatus()
+                  : DeadlineExceeded("%s: %s has not passed in time, after %s was queued", name_, op, last_);
   }
 
   absl::Status CheckHeadDim(const KvLayer& cache) const {
@@ -634,7 +663,8 @@ class CudaOps final : public Ops {
       if (known.values == wanted) return reinterpret_cast<const double*>(known.memory.data());
     }
     Frequencies made;
-    ASSIGN_OR_RETURN(made.memory, DeviceMemory::Allocate(std::max<int64_t>(8, static_cast<int64_t>(wanted.size()) * 8)));
+    ASSIGN_OR_RETURN(made.memory,
+                     DeviceMemory::Allocate(std::max<int64_t>(8, static_cast<int64_t>(wanted.size()) * 8)));
     RETURN_IF_ERROR(Upload(made.memory.data(), std::as_bytes(std::span(wanted))));
     made.values = std::move(wanted);
     frequencies_.push_back(std::move(made));
@@ -681,17 +711,22 @@ class CudaOps final : public Ops {
 
 absl::Status CheckCudaGpu(std::string_view name, int major, int minor) {
   if (major > 7 || (major == 7 && minor >= 5)) return absl::OkStatus();
-  return FailedPrecondition("%s has compute capability %d.%d, Ferry needs 7.5 or newer: choose another GPU or the cpu backend",
-                            name, major, minor);
+  return FailedPrecondition(
+      "%s has compute capability %d.%d, Ferry needs 7.5 or newer: choose another GPU or the cpu backend", name, major,
+      minor);
 }
 
 int NumCudaDevices() {
-  int count = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess) {
-    cudaGetLastError();
-    return 0;
+  int count = 0, usable = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
+  cudaGetLastError();
+  for (int device = 0; device < count; ++device) {
+    int major = 0, minor = 0;
+    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) continue;
+    if (cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess) continue;
+    if (CheckCudaGpu("", major, minor).ok()) ++usable;
   }
-  return count;
+  return usable;
 }
 
 absl::StatusOr<std::unique_ptr<Ops>> CreateCudaOps(const BackendOptions& options) {

@@ -1,13 +1,13 @@
 #pragma once
 
-// Blocks of the tiled layout (common/tiled_layout.h) turned into pairs of BF16 or F16 in registers, as the A operand of a
-// tensor core wants them. A pair is elements (2i, 2i + 1), the lower one in the low half.
+// Blocks of the tiled layout (common/tiled_layout.h) turned into pairs of BF16 or F16 in registers, as the A operand of
+// a tensor core wants them. A pair is elements (2i, 2i + 1), the lower one in the low half.
 //
-//   E2M1 codes become numbers by moving bits: sign, exponent and mantissa of a code, placed at the bottom of the target's
-//   exponent, read as the value times 2^-126 (BF16) or 2^-14 (F16), subnormals included. One exact product with the block's
-//   scale times that power corrects it. BF16 weights are kept 2^-64 too small so that the factor stays in range for every
-//   scale up to 2^65; the sums are multiplied by 2^64 at the end (kSumScale).
-//   Integers pass through the mantissa of an F32 (2^15 + u, exact), one exact multiply-add with the scale, one rounding.
+//   E2M1 codes become numbers by moving bits: sign, exponent and mantissa of a code, placed at the bottom of the
+//   target's exponent, read as the value times 2^-126 (BF16) or 2^-14 (F16), subnormals included. One exact product
+//   with the block's scale times that power corrects it. BF16 weights are kept 2^-64 too small so that the factor stays
+//   in range for every scale up to 2^65; the sums are multiplied by 2^64 at the end (kSumScale). Integers pass through
+//   the mantissa of an F32 (2^15 + u, exact), one exact multiply-add with the scale, one rounding.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -24,19 +24,26 @@ namespace ferry::cuda {
 __host__ __device__ constexpr int CodeBytes(DType type) {
   switch (type) {
     case DType::kMXFP4:
-    case DType::kQ4_0: return 16;
-    case DType::kQ8_0: return 32;
+    case DType::kQ4_0:
+      return 16;
+    case DType::kQ8_0:
+      return 32;
     case DType::kF16:
-    case DType::kBF16: return 64;
-    default: return 128;
+    case DType::kBF16:
+      return 64;
+    default:
+      return 128;
   }
 }
 __host__ __device__ constexpr int ScaleBytes(DType type) {
   switch (type) {
-    case DType::kMXFP4: return 1;
+    case DType::kMXFP4:
+      return 1;
     case DType::kQ4_0:
-    case DType::kQ8_0: return 2;
-    default: return 0;
+    case DType::kQ8_0:
+      return 2;
+    default:
+      return 0;
   }
 }
 template <typename T>
@@ -44,7 +51,7 @@ inline constexpr bool kIsBf16 = std::is_same_v<T, __nv_bfloat16>;
 
 // What the sums of products with weights of `kType` are still to be multiplied by.
 template <DType kType, typename Act>
-inline constexpr float kSumScale = kType == DType::kMXFP4 && kIsBf16<Act> ? 0x1p64f : 1.0f;
+inline constexpr float kSumScale = kType == DType::kMXFP4&& kIsBf16<Act> ? 0x1p64f : 1.0f;
 
 template <typename Act>
 __device__ inline uint32_t PackPair(float low, float high) {
@@ -77,7 +84,8 @@ __device__ inline uint32_t MultiplyPairs(uint32_t a, uint32_t b) {
 __device__ inline uint32_t MaskOr(uint32_t value, uint32_t mask, uint32_t rest) { return (value & mask) | rest; }
 
 // Eight E2M1 codes, two to a byte, with `factor` the block's scale as a pair (Decoder::Scale). Bytes b0..b3 of `word`:
-// out[0] = low codes of b0 and b2, out[1] = their high codes, out[2] = low codes of b1 and b3, out[3] = their high codes.
+// out[0] = low codes of b0 and b2, out[1] = their high codes, out[2] = low codes of b1 and b3, out[3] = their high
+// codes.
 template <typename Act>
 __device__ inline void EightFp4(uint32_t word, uint32_t factor, uint32_t (&out)[4]) {
   if constexpr (kIsBf16<Act>) {
@@ -113,8 +121,10 @@ __device__ inline void FourBytes(uint32_t word, float scale, float offset, uint3
 template <DType kType, typename Act>
 __device__ inline uint32_t ConvertPair(uint32_t bits) {
   if constexpr (kType == DType::kBF16) {
-    if constexpr (kIsBf16<Act>) return bits;
-    else return PackPair<Act>(__uint_as_float(bits << 16), __uint_as_float(bits & 0xFFFF0000u));
+    if constexpr (kIsBf16<Act>)
+      return bits;
+    else
+      return PackPair<Act>(__uint_as_float(bits << 16), __uint_as_float(bits & 0xFFFF0000u));
   } else {
     if constexpr (!kIsBf16<Act>) return bits;
     const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&bits));
@@ -143,7 +153,8 @@ struct Decoder {
       if constexpr (kIsBf16<Act>) {
         out.pair = (min(bits, 193u) + 62u) * 0x00800080u;  // 2^(bits - 127 + 126 - 64); beyond: infinity
       } else {
-        out.pair = static_cast<uint32_t>(min(max(static_cast<int>(bits) - 98, 0), 31)) * 0x04000400u;  // 2^(bits - 127 + 14)
+        out.pair =
+            static_cast<uint32_t>(min(max(static_cast<int>(bits) - 98, 0), 31)) * 0x04000400u;  // 2^(bits - 127 + 14)
       }
     } else if constexpr (kHasScale) {
       out.scale = __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
@@ -190,8 +201,9 @@ struct Decoder {
     }
   }
 
-  // The part of the block that lane (g, q) of a warp gives to two m64k16 or m16n8k16 products in natural order, read from
-  // shared memory: out[i] = elements (8i + 2q, 8i + 2q + 1). `g` chooses an order of reading that avoids bank conflicts.
+  // The part of the block that lane (g, q) of a warp gives to two m64k16 or m16n8k16 products in natural order, read
+  // from shared memory: out[i] = elements (8i + 2q, 8i + 2q + 1). `g` chooses an order of reading that avoids bank
+  // conflicts.
   __device__ static void Fragment(const std::byte* codes, int g, int q, const Scale& scale, uint32_t (&out)[4]) {
     if constexpr (kFourBit) {
       const uint32_t first = *reinterpret_cast<const uint16_t*>(codes + 2 * q);
@@ -238,7 +250,8 @@ struct Decoder {
     if constexpr (kType == DType::kMXFP4) {
       EightFp4<Act>(word, scale.pair, out);
     } else {
-      const uint32_t low = __byte_perm(word & 0x0F0F0F0Fu, 0, 0x3120), high = __byte_perm((word >> 4) & 0x0F0F0F0Fu, 0, 0x3120);
+      const uint32_t low = __byte_perm(word & 0x0F0F0F0Fu, 0, 0x3120),
+                     high = __byte_perm((word >> 4) & 0x0F0F0F0Fu, 0, 0x3120);
       uint32_t pairs[2];
       FourBytes<Act, 8>(low, scale.scale, scale.offset, pairs);
       out[0] = pairs[0], out[2] = pairs[1];

@@ -23,9 +23,13 @@ inline constexpr float kMaxF16 = 65504.0f;
 template <typename T>
 __device__ inline T FromFloat(float value);
 template <>
-__device__ inline float FromFloat<float>(float value) { return value; }
+__device__ inline float FromFloat<float>(float value) {
+  return value;
+}
 template <>
-__device__ inline __nv_bfloat16 FromFloat<__nv_bfloat16>(float value) { return __float2bfloat16_rn(value); }
+__device__ inline __nv_bfloat16 FromFloat<__nv_bfloat16>(float value) {
+  return __float2bfloat16_rn(value);
+}
 template <>
 __device__ inline __half FromFloat<__half>(float value) {
   if (value > kMaxF16) value = kMaxF16;
@@ -83,19 +87,26 @@ inline bool RowsAligned4(const void* data, int64_t stride) {
 template <typename F>
 cudaError_t WithElement(DType dtype, F&& f) {
   switch (dtype) {
-    case DType::kF32: return f(float{});
-    case DType::kBF16: return f(__nv_bfloat16{});
-    case DType::kF16: return f(__half{});
-    default: return cudaErrorInvalidValue;
+    case DType::kF32:
+      return f(float{});
+    case DType::kBF16:
+      return f(__nv_bfloat16{});
+    case DType::kF16:
+      return f(__half{});
+    default:
+      return cudaErrorInvalidValue;
   }
 }
 // The same for the types of activations alone.
 template <typename F>
 cudaError_t WithActivation(DType dtype, F&& f) {
   switch (dtype) {
-    case DType::kBF16: return f(__nv_bfloat16{});
-    case DType::kF16: return f(__half{});
-    default: return cudaErrorInvalidValue;
+    case DType::kBF16:
+      return f(__nv_bfloat16{});
+    case DType::kF16:
+      return f(__half{});
+    default:
+      return cudaErrorInvalidValue;
   }
 }
 
@@ -122,8 +133,8 @@ __device__ inline int WarpInclusiveScan(int value) {
   }
   return value;
 }
-// Sum over a one-dimensional block of whole warps, the same in every thread. `scratch`: 32 floats of shared memory, free
-// again after the next barrier.
+// Sum over a one-dimensional block of whole warps, the same in every thread. `scratch`: 32 floats of shared memory,
+// free again after the next barrier.
 __device__ inline float BlockSum(float value, float* scratch) {
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize, warps = blockDim.x / kWarpSize;
   value = WarpSum(value);
@@ -152,7 +163,8 @@ __device__ inline uint64_t OrderedKey(float value, uint32_t id) {
 }
 __device__ inline uint32_t IdOfKey(uint64_t key) { return ~static_cast<uint32_t>(key); }
 
-// --------------------------------------------------------------------------------------------------------- instructions
+// ---------------------------------------------------------------------------------------------------------
+// instructions
 
 __device__ inline uint32_t SharedAddress(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
@@ -198,10 +210,11 @@ __device__ inline void LoadMatrix4Transposed(uint32_t (&out)[4], uint32_t addres
 // c [16x8] += a [16x16] b [16x8], F16 in and F32 out.
 __device__ inline void MmaF16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #if __CUDA_ARCH__ >= 800
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-               "{%0, %1, %2, %3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #else
   asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -209,6 +222,17 @@ __device__ inline void MmaF16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0
   asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a[2]), "r"(a[3]), "r"(b1));
+#endif
+}
+
+// The same in BF16; capability 8.0.
+__device__ inline void MmaBf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #endif
 }
 

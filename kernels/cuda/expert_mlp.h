@@ -3,13 +3,15 @@
 // The experts of a layer, computed straight from their records (common/expert_layout.h) in device memory:
 //
 //   for each use, each entry i in [offsets[group], offsets[group + 1]):
-//     h                    = swiglu(gate in[rows[i]] + gate_bias, up in[rows[i]] + up_bias)       [n_ff], rounded to in_type
-//     contributions[outs[i]] = down h + down_bias                                                 [n_embd]
+//     h [n_ff], rounded to in_type     = swiglu(gate in[rows[i]] + gate_bias, up in[rows[i]] + up_bias)
+//     contributions[outs[i]] [n_embd]  = down h + down_bias
 //   swiglu(g, u) = (clamp(u, -limit, limit) + 1) * min(g, limit) * sigmoid(alpha * min(g, limit))
 //
-// Two launches a call (one batch of uses): gate, up, biases and SwiGLU into the workspace; down and bias into contributions.
-// Rows are gathered by index while they are loaded. An expert's results depend on its record, its rows and how many rows its
-// group has; not on the other uses of the call, nor on which call it is in. Rounding of weights: see tiled_gemm.h.
+// Two steps a call (one batch of uses): gate, up, biases and SwiGLU into the workspace; down and bias into
+// contributions. A step is one launch for each of the kernels of products.h that its groups' sizes call for. Rows are
+// gathered by index while they are loaded. An expert's results depend on its record, its rows, and on whether its group
+// has more than device.few_rows_expert rows; not on the other uses of the call, nor on which call it is in. Rounding of
+// weights: see tiled_gemm.h.
 
 #include <cuda_runtime_api.h>
 
@@ -23,11 +25,11 @@ namespace ferry::cuda {
 // Where a record's parts lie, in bytes from its start: ExpertLayout without its Status-returning parts.
 // Codes of a matrix are at its offset, scales at offset + TiledLayout::scales_offset.
 struct ExpertShape {
-  int64_t n_embd = 0, n_ff = 0;                   // multiples of 32
-  DType gate_up_type = DType::kMXFP4;             // gate and up share one type
+  int64_t n_embd = 0, n_ff = 0;        // multiples of 32
+  DType gate_up_type = DType::kMXFP4;  // gate and up share one type
   DType down_type = DType::kMXFP4;
   int64_t gate_codes = 0, gate_scales = 0;
-  int64_t up_codes = 0, up_scales = 0;
+  int64_t up_codes = 0, up_scales = 0;  // after gate's, as ExpertLayout has them
   int64_t down_codes = 0, down_scales = 0;
   bool has_bias = false;
   int64_t gate_bias = 0, up_bias = 0, down_bias = 0;  // F32; meaningful with has_bias
@@ -57,12 +59,13 @@ struct ExpertMlpArgs {
   int64_t workspace_bytes = 0;
 };
 
-// Bytes of workspace for uses whose num_rows sum to `rows`. A smaller workspace is enough as long as the largest single use
-// fits: the call then runs in several batches.
+// Bytes of workspace for uses whose num_rows sum to `rows`. A smaller workspace is enough as long as the largest single
+// use fits: the call then runs in several batches.
 int64_t ExpertMlpWorkspaceBytes(const ExpertShape& shape, int64_t rows);
 
-// Queues the experts on `stream`; `rows` and `outs` outside in_rows and out_rows are skipped, never read or written. Null, or
-// static text: "argument ..." is the caller's mistake, anything else is CUDA's. May be captured in a graph.
+// Queues the experts on `stream`. An entry whose `outs` lies outside out_rows writes nothing; one whose `rows` lies
+// outside in_rows reads nothing there, and its contribution means nothing. Null, or static text: "argument ..." is the
+// caller's mistake, anything else is CUDA's. May be captured in a graph.
 const char* ExpertMlp(const ProductDevice& device, const ExpertMlpArgs& args, cudaStream_t stream);
 
 }  // namespace ferry::cuda

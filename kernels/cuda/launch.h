@@ -1,8 +1,9 @@
 #pragma once
 
-// What every CUDA launcher of this folder shares with its caller: plain structs and cudaError_t, so that a .cu file needs no
-// Abseil. A launcher queues its kernels on `stream` and returns what the launch returned; it checks only the limits of its
-// own kernel (cudaErrorInvalidValue). Shapes are checked by CudaOps, which also turns the error into a Status.
+// What every CUDA launcher of this folder shares with its caller: plain structs and cudaError_t, so that a .cu file
+// needs no Abseil. A launcher queues its kernels on `stream` and returns what the launch returned; it checks only the
+// limits of its own kernel (cudaErrorInvalidValue). Shapes are checked by CudaOps, which also turns the error into a
+// Status.
 
 #include <cuda_runtime_api.h>
 
@@ -41,8 +42,8 @@ inline cudaError_t Grid(int64_t x, int64_t y, int64_t z, dim3* grid) {
   return cudaSuccess;
 }
 
-#define FERRY_CUDA_RETURN_IF_ERROR(expression)                                    \
-  do {                                                                            \
+#define FERRY_CUDA_RETURN_IF_ERROR(expression)                                                                       \
+  do {                                                                                                               \
     if (const cudaError_t ferry_cuda_error = (expression); ferry_cuda_error != cudaSuccess) return ferry_cuda_error; \
   } while (false)
 

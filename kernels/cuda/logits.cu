@@ -1,6 +1,5 @@
-#include "kernels/cuda/logits.h"
-
 #include "kernels/cuda/device_code.cuh"
+#include "kernels/cuda/logits.h"
 
 namespace ferry::cuda {
 namespace {
@@ -15,8 +14,9 @@ struct SegmentSum {
   float total;  // sum of exp(logit - largest)
 };
 
-// The n-th largest of `count` different keys, 1 <= n <= count: digit by digit from the top, counting keys in the bucket that
-// holds it, until the bucket is taken whole. `key_of(i)` gives key i, 0 for none. Same in every thread; ends with a barrier.
+// The n-th largest of `count` different keys, 1 <= n <= count: digit by digit from the top, counting keys in the bucket
+// that holds it, until the bucket is taken whole. `key_of(i)` gives key i, 0 for none. Same in every thread; ends with
+// a barrier.
 template <typename KeyOf>
 __device__ uint64_t NthLargestKey(int count, int n, const KeyOf& key_of, int32_t* histogram, int32_t* found) {
   uint64_t prefix = 0;
@@ -43,8 +43,8 @@ __device__ uint64_t NthLargestKey(int count, int n, const KeyOf& key_of, int32_t
           const int digit = kDigits - 1 - (threadIdx.x * kPerLane + j);
           if (above + histogram[digit] >= n) {
             found[0] = digit;
-            found[1] = n - above;          // wanted of this bucket
-            found[2] = histogram[digit];   // in it
+            found[1] = n - above;         // wanted of this bucket
+            found[2] = histogram[digit];  // in it
             break;
           }
           above += histogram[digit];
@@ -80,9 +80,9 @@ __device__ void SortKeys(uint64_t* keys, int count, int padded) {
 // Largest logit and sum of a segment, and its max_top best keys (unsorted) where the row wants any.
 // Grid: [requests * segments]. Block: kThreads. keys [request][segment][max_top].
 // Bound: the logits' bytes, once through device memory.
-__global__ void __launch_bounds__(kThreads) SegmentKernel(const float* logits, int64_t stride, int cols, int segments,
-                                                          const RowRequest* requests, int max_top, SegmentSum* sums,
-                                                          uint64_t* keys) {
+__global__ void __launch_bounds__(kThreads)
+    SegmentKernel(const float* logits, int64_t stride, int cols, int segments, const RowRequest* requests, int max_top,
+                  SegmentSum* sums, uint64_t* keys) {
   __shared__ float values[kSegment];
   __shared__ float largest_of[kWarpSize], total_of[kWarpSize];
   __shared__ int32_t histogram[kDigits], found[3], next;
@@ -122,10 +122,11 @@ __global__ void __launch_bounds__(kThreads) SegmentKernel(const float* logits, i
 }
 
 // Joins the segments of a row in a fixed order, and sorts the best of their best.
-// Grid: [requests]. Block: kMergeThreads. Bound: segments * max_top * 8 bytes through L2, a few times.
-__global__ void __launch_bounds__(kMergeThreads) MergeKernel(const float* logits, int64_t stride, int segments,
-                                                             const RowRequest* requests, int max_top, const SegmentSum* sums,
-                                                             const uint64_t* keys, RowSummary* summaries, RankedLogit* best) {
+// Grid: [requests]. Block: kMergeThreads.
+// Bound: segments * max_top * 8 bytes through L2, a few times.
+__global__ void __launch_bounds__(kMergeThreads)
+    MergeKernel(const float* logits, int64_t stride, int segments, const RowRequest* requests, int max_top,
+                const SegmentSum* sums, const uint64_t* keys, RowSummary* summaries, RankedLogit* best) {
   __shared__ uint64_t sorted[kMaxTopLogits];
   __shared__ int32_t histogram[kDigits], found[3], next;
   const int64_t request = blockIdx.x;
@@ -138,7 +139,8 @@ __global__ void __launch_bounds__(kMergeThreads) MergeKernel(const float* logits
     for (int s = threadIdx.x; s < segments; s += kWarpSize) largest = fmaxf(largest, own[s].largest);
     largest = WarpMax(largest);
     for (int s = threadIdx.x; s < segments; s += kWarpSize) {
-      if (own[s].total != 0.0f) total += own[s].total * expf(own[s].largest - largest);  // a segment of -inf adds nothing
+      if (own[s].total != 0.0f)
+        total += own[s].total * expf(own[s].largest - largest);  // a segment of -inf adds nothing
     }
     total = WarpSum(total);
     if (threadIdx.x == 0) {
@@ -170,7 +172,8 @@ int64_t KeyBytes(int64_t num_requests, int64_t cols, int64_t max_top) {
 }  // namespace
 
 int64_t SummarizeWorkspaceBytes(int64_t num_requests, int64_t cols, int64_t max_top) {
-  return KeyBytes(num_requests, cols, max_top) + num_requests * CeilDiv(cols, kSegment) * static_cast<int64_t>(sizeof(SegmentSum));
+  return KeyBytes(num_requests, cols, max_top) +
+         num_requests * CeilDiv(cols, kSegment) * static_cast<int64_t>(sizeof(SegmentSum));
 }
 
 cudaError_t LaunchSummarize(const SummarizeArgs& args, cudaStream_t stream) {
@@ -185,12 +188,14 @@ cudaError_t LaunchSummarize(const SummarizeArgs& args, cudaStream_t stream) {
   const float* const logits = static_cast<const float*>(args.logits.data);
   dim3 grid;
   FERRY_CUDA_RETURN_IF_ERROR(Grid(args.num_requests * segments, 1, 1, &grid));
-  SegmentKernel<<<grid, kThreads, 0, stream>>>(logits, args.logits.stride, static_cast<int>(cols), static_cast<int>(segments),
-                                               args.requests, static_cast<int>(args.max_top), sums, keys);
+  SegmentKernel<<<grid, kThreads, 0, stream>>>(logits, args.logits.stride, static_cast<int>(cols),
+                                               static_cast<int>(segments), args.requests,
+                                               static_cast<int>(args.max_top), sums, keys);
   FERRY_CUDA_RETURN_IF_ERROR(cudaGetLastError());
   FERRY_CUDA_RETURN_IF_ERROR(Grid(args.num_requests, 1, 1, &grid));
   MergeKernel<<<grid, kMergeThreads, 0, stream>>>(logits, args.logits.stride, static_cast<int>(segments), args.requests,
-                                                  static_cast<int>(args.max_top), sums, keys, args.summaries, args.best);
+                                                  static_cast<int>(args.max_top), sums, keys, args.summaries,
+                                                  args.best);
   return cudaGetLastError();
 }
 

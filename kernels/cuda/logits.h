@@ -1,7 +1,7 @@
 #pragma once
 
-// What sampling needs of a row of logits, read off on the device: the log of the sum of exponentials, one wanted logit, and
-// the best few in order. Only these cross to the host.
+// What sampling needs of a row of logits, read off on the device: the log of the sum of exponentials, one wanted logit,
+// and the best few in order. Only these cross to the host.
 
 #include "kernels/cuda/launch.h"
 
@@ -10,9 +10,9 @@ namespace ferry::cuda {
 inline constexpr int64_t kMaxTopLogits = 2048;  // sorted in shared memory; who wants more takes the whole row
 
 struct RowRequest {
-  int32_t row = 0;     // of the logits
-  int32_t top_n = 0;   // at most max_top
-  int32_t target = -1; // -1: none
+  int32_t row = 0;      // of the logits
+  int32_t top_n = 0;    // at most max_top
+  int32_t target = -1;  // -1: none
 };
 struct RowSummary {
   float log_sum_exp = 0;
@@ -27,7 +27,7 @@ struct SummarizeArgs {
   DeviceRows logits;                     // F32
   const RowRequest* requests = nullptr;  // device, [num_requests]
   int64_t num_requests = 0;
-  int64_t max_top = 0;            // largest top_n, at most kMaxTopLogits and at most logits.cols
+  int64_t max_top = 0;              // largest top_n, at most kMaxTopLogits and at most logits.cols
   RowSummary* summaries = nullptr;  // device, [num_requests]
   RankedLogit* best = nullptr;      // device, [num_requests, max_top]: best first, ties to the lower id, NaN last
   void* workspace = nullptr;        // SummarizeWorkspaceBytes(...), 16-byte aligned

@@ -18,8 +18,9 @@ __device__ inline TaskRows RowsOf(const ProductParams& params, const ProductTask
   return {first, min(task.rows, max(last - first, 0))};
 }
 
-// Tile `tile` of a launch: rows [first, first + count) of a task by one panel of weight rows. A task's rows are cut into as few
-// blocks as fit, of equal size; its tiles follow each other along the panels, so that neighbours share their rows in L2.
+// Tile `tile` of a launch: rows [first, first + count) of a task by one panel of weight rows. A task's rows are cut
+// into as few blocks as fit, of equal size; its tiles follow each other along the panels, so that neighbours share
+// their rows in L2.
 struct ProductTile {
   int task = 0, panel = 0;
   int first = 0, count = 0;
@@ -28,8 +29,10 @@ __device__ inline ProductTile TileOf(const ProductParams& params, int tile, int 
   int low = 0, high = params.num_tasks - 1;
   while (low < high) {  // the last task that starts at or before the tile
     const int middle = (low + high + 1) / 2;
-    if (params.tasks[middle].first_tile <= tile) low = middle;
-    else high = middle - 1;
+    if (params.tasks[middle].first_tile <= tile)
+      low = middle;
+    else
+      high = middle - 1;
   }
   const int rows = params.tasks[low].rows, local = tile - params.tasks[low].first_tile;
   const int blocks = (rows + token_tile - 1) / token_tile;
@@ -53,7 +56,8 @@ __device__ inline int64_t OutputRow(const ProductParams& params, const ProductTa
 }
 
 // A matrix's bias in a task, or null.
-__device__ inline const float* BiasOf(const ProductParams& params, const ProductTask& task, const ProductMatrix& matrix) {
+__device__ inline const float* BiasOf(const ProductParams& params, const ProductTask& task,
+                                      const ProductMatrix& matrix) {
   if (matrix.bias < 0) return params.bias;
   return reinterpret_cast<const float*>(task.weights + matrix.bias);
 }
@@ -82,10 +86,11 @@ template <typename Act>
 __device__ inline void Mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   if constexpr (kIsBf16<Act>) {
 #if __CUDA_ARCH__ >= 800
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                 "{%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #endif
   } else {
     MmaF16(c, a, b0, b1);

@@ -1,11 +1,12 @@
 #pragma once
 
-// The kernels behind tiled_gemm.h and expert_mlp.h, which differ in nothing but this description: a list of tasks (an expert
-// each, or one dense matrix), each multiplying its own rows by its own weights. Internal; arguments are checked by the callers.
+// The kernels behind tiled_gemm.h and expert_mlp.h, which differ in nothing but this description: a list of tasks (an
+// expert each, or one dense matrix), each multiplying its own rows by its own weights. Internal; arguments are checked
+// by the callers.
 //
-//   products_few.cu    tasks of at most kFewTaskRows rows: every warp streams its weights once, nothing is shared but rows
-//   products_mma.cu    any rows, mma.sync, capability 7.5 and later
-//   products_wgmma.cu  any rows, warpgroup products of capability 9.0a
+//   products_few.cu    at most kFewTaskRows rows: every warp streams its weights once, and only rows are shared
+//   products_mma.cu    any rows: mma.sync, capability 7.5 and later
+//   products_wgmma.cu  any rows: warpgroup products of capability 9.0a
 //
 // kFused: two matrices of the same shape and type, gate and up; out = swiglu of both products. Otherwise one matrix.
 
@@ -19,9 +20,8 @@
 
 namespace ferry::cuda {
 
-inline constexpr int kMaxTasks = 128;      // of a launch: their table travels in the launch's parameters (4 KB)
+inline constexpr int kMaxTasks = 128;  // of a launch: their table travels in the launch's parameters (4 KB)
 inline constexpr int kFewTaskRows = 32;
-inline constexpr int kTokenTile = 128;     // rows a tile of the large kernels computes at most; tasks are cut evenly
 
 // One matrix of a task, in bytes from the task's weights.
 struct ProductMatrix {
@@ -48,7 +48,8 @@ struct ProductParams {
   int32_t n = 0, k = 0;         // rows and columns of a matrix
 
   const int32_t* offsets = nullptr;
-  // Row i of a task's input: gathered: gather ? gather[entry] : entry, of in_rows; else first_row + i. Likewise its output.
+  // Row i of a task's input: gathered: gather ? gather[entry] : entry, of in_rows; else first_row + i. Likewise its
+  // output.
   const void* in = nullptr;
   DType act_type = DType::kBF16;
   int64_t in_rows = 0, in_stride = 0;
@@ -64,8 +65,8 @@ struct ProductParams {
 
   float alpha = 0, limit = 0;
 
-  // LaunchProductsFew after LaunchProductsFew, on capability 9.0 and later: its weights may be on their way before the launch
-  // before it ends.
+  // LaunchProductsFew after LaunchProductsFew, on capability 9.0 and later: its weights may be on their way before the
+  // launch before it ends.
   bool overlaps = false;
 };
 static_assert(sizeof(ProductParams) <= 4096, "the parameters of a launch");
@@ -93,13 +94,20 @@ inline void AssignTiles(ProductParams* params, int token_tile, int panel_rows) {
 template <typename F>
 cudaError_t WithWeightType(DType type, F&& f) {
   switch (type) {
-    case DType::kMXFP4: return f.template operator()<DType::kMXFP4>();
-    case DType::kQ8_0: return f.template operator()<DType::kQ8_0>();
-    case DType::kQ4_0: return f.template operator()<DType::kQ4_0>();
-    case DType::kBF16: return f.template operator()<DType::kBF16>();
-    case DType::kF16: return f.template operator()<DType::kF16>();
-    case DType::kF32: return f.template operator()<DType::kF32>();
-    default: return cudaErrorInvalidValue;
+    case DType::kMXFP4:
+      return f.template operator()<DType::kMXFP4>();
+    case DType::kQ8_0:
+      return f.template operator()<DType::kQ8_0>();
+    case DType::kQ4_0:
+      return f.template operator()<DType::kQ4_0>();
+    case DType::kBF16:
+      return f.template operator()<DType::kBF16>();
+    case DType::kF16:
+      return f.template operator()<DType::kF16>();
+    case DType::kF32:
+      return f.template operator()<DType::kF32>();
+    default:
+      return cudaErrorInvalidValue;
   }
 }
 

@@ -1,7 +1,7 @@
 // Products of few rows: every weight is read once from memory, straight into the registers of the warp that uses it.
 //
-// Bound: bytes of the tasks' matrices / device memory rate. A block owns 16 rows of weights (of gate and up alike) and its
-// eight warps share the columns, so that even a 2880 x 2880 matrix gives every multiprocessor more than one block.
+// Bound: bytes of the tasks' matrices / device memory rate. A block owns 16 rows of weights (of gate and up alike) and
+// its warps share the columns, so that even a 2880 x 2880 matrix gives every multiprocessor more than one block.
 
 #include <algorithm>
 
@@ -10,14 +10,11 @@
 namespace ferry::cuda {
 namespace {
 
-#ifndef FEW_WARPS
-#define FEW_WARPS 4
-#define FEW_R1 1
-#define FEW_MIN 6
-#endif
-constexpr int kWarps = FEW_WARPS;
-constexpr int kGroupBlocks = 4;  // blocks of 32 columns that a warp takes at a time: lane (g, q) holds block q of rows g, g + 8
-constexpr int kPitch = 20;       // floats from token to token in shared memory: the 32 lanes of a store hit 32 banks
+constexpr int kWarps = 4;
+constexpr int kBlocksPerSm = 6;  // with up to 8 rows: 80 registers a thread; bytes on their way are what counts
+constexpr int kGroupBlocks =
+    4;  // blocks of 32 columns that a warp takes at a time: lane (g, q) holds block q of rows g, g + 8
+constexpr int kPitch = 20;  // floats from token to token in shared memory: the 32 lanes of a store hit 32 banks
 
 __device__ inline uint4 LoadStreaming(const std::byte* source) {
   uint4 value;
@@ -28,10 +25,10 @@ __device__ inline uint4 LoadStreaming(const std::byte* source) {
 }
 
 // Grid: [row tiles of a matrix / kRowTiles, tasks]. Block: kWarps warps. Tasks have at most 8 * kTokenTiles rows.
-// Lane (g, q) decodes whole blocks, so the columns of a product are permuted: product j takes elements 4j..4j+3 of block q
-// from lane q, of weights and rows alike.
+// Lane (g, q) decodes whole blocks, so the columns of a product are permuted: product j takes elements 4j..4j+3 of
+// block q from lane q, of weights and rows alike.
 template <DType kType, typename Act, bool kFused, int kTokenTiles, int kRowTiles>
-__global__ void __launch_bounds__(kWarps * kWarpSize, kTokenTiles == 1 ? FEW_MIN : 1)
+__global__ void __launch_bounds__(kWarps* kWarpSize, kTokenTiles == 1 ? kBlocksPerSm : 1)
     ProductsFewKernel(const __grid_constant__ ProductParams params) {
   using Codes = Decoder<kType, Act>;
   constexpr int kMatrices = kFused ? 2 : 1, kTiles = kMatrices * kRowTiles;  // tile m: row tile m % kRowTiles
@@ -66,8 +63,7 @@ __global__ void __launch_bounds__(kWarps * kWarpSize, kTokenTiles == 1 ? FEW_MIN
         const int64_t at = static_cast<int64_t>(block) * 16 + 8 * half;
 #pragma unroll
         for (int v = 0; v < Codes::kVectors; ++v) {
-          raw->codes[m][half][v] =
-              valid ? LoadStreaming(codes[m] + at * CodeBytes(kType) + 16 * v) : uint4{0, 0, 0, 0};
+          raw->codes[m][half][v] = valid ? LoadStreaming(codes[m] + at * CodeBytes(kType) + 16 * v) : uint4{0, 0, 0, 0};
         }
         raw->scales[m][half] = valid ? Codes::LoadScaleBits(scales[m] + at * ScaleBytes(kType)) : 0;
       }
@@ -164,8 +160,11 @@ cudaError_t LaunchTiles(const ProductParams& params, cudaStream_t stream) {
   cudaLaunchAttribute overlap;
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
-  const cudaLaunchConfig_t config = {
-      .gridDim = grid, .blockDim = kWarps * kWarpSize, .stream = stream, .attrs = &overlap, .numAttrs = params.overlaps ? 1u : 0u};
+  const cudaLaunchConfig_t config = {.gridDim = grid,
+                                     .blockDim = kWarps * kWarpSize,
+                                     .stream = stream,
+                                     .attrs = &overlap,
+                                     .numAttrs = params.overlaps ? 1u : 0u};
   return cudaLaunchKernelEx(&config, ProductsFewKernel<kType, Act, kFused, kTokenTiles, kRowTiles>, params);
 }
 
@@ -175,10 +174,10 @@ cudaError_t Launch(const ProductParams& params, cudaStream_t stream) {
   for (int t = 0; t < params.num_tasks; ++t) most_rows = std::max(most_rows, params.tasks[t].rows);
   if (most_rows == 0) return cudaSuccess;
   if (most_rows > kFewTaskRows) return cudaErrorInvalidValue;
-  if (most_rows <= 8) return LaunchTiles<kType, Act, kFused, 1, FEW_R1>(params, stream);
+  if (most_rows <= 8) return LaunchTiles<kType, Act, kFused, 1, 1>(params, stream);
   // Rows are read again by every block, so with more of them a block takes more weights.
   if (most_rows <= 16) return LaunchTiles<kType, Act, kFused, 2, 2>(params, stream);
-  return LaunchTiles<kType, Act, kFused, 4, kFused ? 1 : 2>(params, stream);
+  return LaunchTiles < kType, Act, kFused, 4, kFused ? 1 : 2 > (params, stream);
 }
 
 }  // namespace

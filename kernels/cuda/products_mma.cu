@@ -1,8 +1,8 @@
 // Products of any number of rows with mma.sync: every GPU from capability 7.5.
 //
-// Bound: the tensor cores' rate at mma.sync, less the decoding, which runs on the other units. A warp owns 32 rows of weights
-// (16 of gate and the same 16 of up) and decodes them for itself, so weights never pass through shared memory; the rows of
-// the tile do, two groups of columns deep.
+// Bound: the tensor cores' rate at mma.sync, less the decoding, which runs on the other units. A warp owns 32 rows of
+// weights (16 of gate and the same 16 of up) and decodes them for itself, so weights never pass through shared memory;
+// the rows of the tile do, two groups of columns deep.
 
 #include "kernels/cuda/product_device_code.cuh"
 
@@ -10,13 +10,13 @@ namespace ferry::cuda {
 namespace {
 
 constexpr int kWarps = 8;
-constexpr int kTokens = 64;           // of a tile: 2 x 8 x 4 sums in registers
-constexpr int kGroupBlocks = 4;       // blocks of 32 columns at a time
+constexpr int kTokens = 64;                         // of a tile: 2 x 8 x 4 sums in registers
+constexpr int kGroupBlocks = 4;                     // blocks of 32 columns at a time
 constexpr int kGroupBytes = 32 * kGroupBlocks * 2;  // of one token
 constexpr int kChunks = kGroupBytes / 16;
 
-// Where chunk `chunk` (eight elements) of a token lies in shared memory: permuted so that the eight lanes of a 16-byte load
-// phase, which are two tokens by the four blocks, hit all banks.
+// Where chunk `chunk` (eight elements) of a token lies in shared memory: permuted so that the eight lanes of a 16-byte
+// load phase, which are two tokens by the four blocks, hit all banks.
 __device__ inline int ChunkOffset(int token, int chunk) {
   const int block = chunk / 4, part = chunk % 4;
   return token * kGroupBytes + 16 * (4 * block + (part ^ ((block >> 1) | ((token & 1) << 1))));
@@ -24,7 +24,8 @@ __device__ inline int ChunkOffset(int token, int chunk) {
 
 // Grid: [tiles]. Block: kWarps warps; a panel is 128 rows of gate and up each, or 256 rows of the one matrix.
 template <DType kType, typename Act, bool kFused>
-__global__ void __launch_bounds__(kWarps * kWarpSize, 1) ProductsMmaKernel(const __grid_constant__ ProductParams params) {
+__global__ void __launch_bounds__(kWarps* kWarpSize, 1)
+    ProductsMmaKernel(const __grid_constant__ ProductParams params) {
   using Codes = Decoder<kType, Act>;
   constexpr int kPanelRows = kFused ? 16 * kWarps : 32 * kWarps;
   __shared__ alignas(128) std::byte staged[2][kTokens * kGroupBytes];
@@ -70,7 +71,8 @@ __global__ void __launch_bounds__(kWarps * kWarpSize, 1) ProductsMmaKernel(const
         const int64_t at = static_cast<int64_t>(block) * 16 + 8 * half;
         const uint4* source = reinterpret_cast<const uint4*>(codes[m] + at * CodeBytes(kType));
 #pragma unroll
-        for (int v = 0; v < Codes::kVectors; ++v) raw->codes[m][half][v] = valid ? __ldg(source + v) : uint4{0, 0, 0, 0};
+        for (int v = 0; v < Codes::kVectors; ++v)
+          raw->codes[m][half][v] = valid ? __ldg(source + v) : uint4{0, 0, 0, 0};
         raw->scales[m][half] = valid ? Codes::LoadScaleBits(scales[m] + at * ScaleBytes(kType)) : 0;
       }
     }
@@ -93,8 +95,10 @@ __global__ void __launch_bounds__(kWarps * kWarpSize, 1) ProductsMmaKernel(const
   stage(0);
   if (kAhead) load(0, &raw);
   for (int group = 0; group < groups; ++group) {
-    if (group + 1 < groups) stage(group + 1);
-    else CopyAsyncCommit();
+    if (group + 1 < groups)
+      stage(group + 1);
+    else
+      CopyAsyncCommit();
     if (!kAhead) load(group, &raw);
     uint32_t weights[2][2][16];
 #pragma unroll

@@ -1,14 +1,17 @@
 // Products of any number of rows with the warpgroup instructions of capability 9.0a.
 //
-// Bound: the tensor cores' bf16 rate when tasks have about a hundred rows or more; below, the bytes of the tasks' matrices over
-// the device memory rate. Weights are read once per 128 rows of a task, and decoded once per 128.
+// Bound: the tensor cores' bf16 rate when tasks have about a hundred rows or more; below, the bytes of the tasks'
+// matrices over the device memory rate. What is reached is set by the decoding of weights, which shares the issue slots
+// with everything else: a weight is decoded once for all rows of a tile.
 //
-// A block computes tiles of up to 128 rows of a task by 256 rows of weights (128 of gate and 128 of up), one after another:
-//   one warpgroup of producers: weights and rows, gathered by index, by cp.async;
-//   two warpgroups of consumers: each owns 128 of the 256 weight rows as two m64 operands. A warp decodes the 16 rows of a
-//     row tile into registers as operand A while the product of the block of columns before runs; rows are operand B.
-// Stages of 64 columns lie in a ring in shared memory; a stage's full barrier counts the copies, its empty barrier the
-// consumers' warps.
+// A block computes tiles of some rows of a task by some rows of weights, one after another:
+//   one warpgroup of producers copies weights and rows, gathered by index, into a ring of stages of 64 columns;
+//   three or four warpgroups of consumers own 64 weight rows each. A warp decodes its 16 rows of weights into registers,
+//     operand A, while the product of the block of columns before runs; the rows of the task are operand B.
+// A stage's full barrier is passed when the producers have seen their copies arrive, its empty barrier when the
+// consumers' warps have used it.
+
+#include <algorithm>
 
 #include "kernels/cuda/product_device_code.cuh"
 #include "kernels/cuda/wgmma.cuh"
@@ -16,33 +19,45 @@
 namespace ferry::cuda {
 namespace {
 
-constexpr int kConsumers = 2;              // warpgroups
-constexpr int kThreads = 128 * (kConsumers + 1);
-constexpr int kPanelTiles = 8 * kConsumers;  // row tiles of weights that a block decodes
-constexpr int kStageBlocks = 2;            // blocks of 32 columns
+constexpr int kStageBlocks = 2;  // blocks of 32 columns
 constexpr int kStageColumns = 32 * kStageBlocks;
 constexpr int kRowBytes = 2 * kStageColumns;  // of one row of a stage: the width of the swizzle
 constexpr int kSharedBytes = 227 * 1024;
-constexpr int kOutPitch = 144;  // bytes from row to row of finished outputs, 128 and 16 that spread the banks
-constexpr int kOutBytes = kTokenTile * kOutPitch;
+[[maybe_unused]] constexpr int kProducerRegisters = 56;
 
-// What lies where in shared memory.
-template <DType kType>
-struct Shared {
-  static constexpr int kRows = kTokenTile * kRowBytes;
-  static constexpr int kTileCodes = kStageBlocks * 16 * CodeBytes(kType);  // of one row tile in a stage
-  static constexpr int kTileScales = kStageBlocks * 16 * ScaleBytes(kType);
-  static constexpr int kCodes = kPanelTiles * kTileCodes, kScales = kPanelTiles * kTileScales;
+// Three warpgroups of consumers have registers for the sums of 128 rows, four for 64. More warpgroups hide more of the
+// decoding's latency; more rows share it.
+template <DType kType, bool kFused, int kConsumers>
+struct Config {
+  static constexpr int kThreads = 128 * (kConsumers + 1);
+  static constexpr int kTokens = kConsumers == 3 ? 128 : 64;  // rows of a tile
+  [[maybe_unused]] static constexpr int kConsumerRegisters = kConsumers == 3 ? 152 : 104;
+  static constexpr int kSlots = 4 * kConsumers;  // row tiles of weights; fused: half gate, half up
+  static constexpr int kPanelRows = kFused ? 32 * kConsumers : 64 * kConsumers;
+  static constexpr int kOutColumns = kFused ? 32 : 64;  // of a warpgroup
+
+  // What lies where in shared memory.
+  static constexpr int kRows = kTokens * kRowBytes;
+  static constexpr int kSlotCodes = kStageBlocks * 16 * CodeBytes(kType);
+  static constexpr int kSlotScales = kStageBlocks * 16 * ScaleBytes(kType);
+  static constexpr int kCodes = kSlots * kSlotCodes, kScales = kSlots * kSlotScales;
+  // Finished outputs [row][column] of a warpgroup: 16 bytes more a row than it has spread the banks.
+  static constexpr int kOutPitch = 2 * kOutColumns + 16, kOutPitchF32 = 4 * kOutColumns + 16;
+  static constexpr int kOutBytes = (kTokens * kOutPitch + 127) / 128 * 128;
   static constexpr int kBarriers = 256;
-  static constexpr int kFit = (kSharedBytes - 1024 - kBarriers - kConsumers * kOutBytes) / (kRows + kCodes + kScales);
+  static constexpr int kFit =
+      (kSharedBytes - 1024 - 128 - kBarriers - kConsumers * kOutBytes) / (kRows + kCodes + kScales);
   static constexpr int kStages = kFit > 8 ? 8 : kFit;
-
+  static_assert(kStages >= 2);
   static constexpr int kRowsAt = 0;
   static constexpr int kCodesAt = kRowsAt + kStages * kRows;
   static constexpr int kScalesAt = kCodesAt + kStages * kCodes;
   static constexpr int kOutAt = (kScalesAt + kStages * kScales + 127) / 128 * 128;
   static constexpr int kBarriersAt = kOutAt + kConsumers * kOutBytes;
   static constexpr int kBytes = kBarriersAt + kBarriers + 1024;  // and alignment of the start
+
+  // Stages whose copies a producer does not wait for.
+  static constexpr int kInFlight = kStages - 2 < 3 ? kStages - 2 : 3;
 };
 
 #if FERRY_HAS_WGMMA
@@ -57,122 +72,219 @@ struct Place {
   }
 };
 
-// The producers' part of one tile: every copy is a cp.async of 16 bytes, neighbours by neighbouring threads. (Bulk copies of
-// the row tiles' straight lines, 512 and 32 bytes a stage, are limited by their number: about 90 cycles each.)
-template <DType kType, bool kFused>
-__device__ inline void Produce(const ProductParams& params, const ProductTask& task, const TaskRows& rows,
-                               const ProductTile& tile, std::byte* shared, uint32_t full, uint32_t empty,
-                               Place<Shared<kType>::kStages>* place) {
-  using S = Shared<kType>;
-  const int thread = threadIdx.x % 128, chunk = thread % 8;
-  const int col_blocks = params.k / 32, stages = (col_blocks + kStageBlocks - 1) / kStageBlocks;
-  // Rows thread / 8 + 16 i, 16 bytes of each in every stage: where they start, in units of 16 bytes.
-  constexpr uint32_t kNoRow = 0xFFFFFFFF;
-  uint32_t in[kTokenTile / 16];
-  const int num_rows = (tile.count + 15) / 16;
-#pragma unroll
-  for (int i = 0; i < kTokenTile / 16; ++i) {
-    const int token = thread / 8 + 16 * i;
-    const int64_t row = token < tile.count ? InputRow(params, task, rows, tile.first + token) : -1;
-    in[i] = row < 0 ? kNoRow : static_cast<uint32_t>(row * (params.in_stride / 8) + chunk);
-  }
-  const int row_offset = thread / 8 * kRowBytes + 16 * (chunk ^ (thread / 8 % 8));
-  // Row tiles of the panel: slots 0-7 and 8-15 are two straight runs, of gate and up, or one after the other.
-  const int row_tiles = (params.n + 15) / 16, first_tile = tile.panel * (kFused ? 8 : 16);
-  const int64_t tile_codes = static_cast<int64_t>(col_blocks) * 16 * CodeBytes(kType);
-  const int64_t tile_scales = static_cast<int64_t>(col_blocks) * 16 * ScaleBytes(kType);
-  const ProductMatrix& second = kFused ? params.second : params.first;
-  const std::byte* codes[2] = {task.weights + params.first.codes + first_tile * tile_codes,
-                               task.weights + second.codes + (first_tile + (kFused ? 0 : 8)) * tile_codes};
-  const int slots[2] = {min(8, row_tiles - first_tile), min(8, row_tiles - first_tile - (kFused ? 0 : 8))};  // that exist
-  constexpr int kCodeChunks = S::kTileCodes / 16, kScaleChunks = S::kTileScales / 16;  // of a slot in a stage
-  constexpr int kScaleSplit = kScaleChunks > 0 ? kScaleChunks : 1;
-  const std::byte* scales = nullptr;  // of the chunk that this thread copies
-  if (kScaleChunks > 0 && thread < kPanelTiles * kScaleChunks) {
-    const int slot = thread / kScaleSplit, row_tile = first_tile + (kFused ? slot % 8 : slot);
-    if (row_tile < row_tiles) {
-      scales = task.weights + (slot < 8 ? params.first.scales : second.scales) + row_tile * tile_scales +
-               thread % kScaleSplit * 16;
-    }
-  }
-  for (int s = 0; s < stages; ++s) {
-    BarrierWait(empty + 8 * place->stage, place->phase ^ 1);
-    const int blocks = min(kStageBlocks, col_blocks - s * kStageBlocks);  // the rest of the last stage becomes zeros
-    std::byte* stage_codes = shared + S::kCodesAt + place->stage * S::kCodes + thread * 16;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int i = 0; i < 8 * kCodeChunks / 128; ++i) {
-        const int slot = (thread + 128 * i) / kCodeChunks, at = (thread + 128 * i) % kCodeChunks * 16;
-        CopyAsync16(stage_codes + half * 8 * S::kTileCodes + 128 * i * 16,
-                    codes[half] + slot * tile_codes + s * S::kTileCodes + at,
-                    slot < slots[half] && at < blocks * 16 * CodeBytes(kType));
-      }
-    }
-    if (kScaleChunks > 0 && thread < kPanelTiles * kScaleChunks) {
-      const bool valid = scales != nullptr && thread % kScaleSplit < blocks * ScaleBytes(kType);
-      CopyAsync16(shared + S::kScalesAt + place->stage * S::kScales + thread * 16,
-                  valid ? scales + s * S::kTileScales : task.weights, valid);
-    }
-    std::byte* target = shared + S::kRowsAt + place->stage * S::kRows + row_offset;
-    const uint4* source = static_cast<const uint4*>(params.in) + s * (kRowBytes / 16);
-    const bool in_range = s * kStageColumns + chunk * 8 < params.k;
-#pragma unroll
-    for (int i = 0; i < kTokenTile / 16; ++i) {
-      if (i < num_rows) {
-        const bool valid = in[i] != kNoRow && in_range;
-        CopyAsync16(target + i * 16 * kRowBytes, valid ? source + in[i] : source, valid);
-      }
-    }
-    BarrierArriveAfterCopies(full + 8 * place->stage);
-    place->Next();
+// Calls f.operator()<kN>() with the width of the products for `count` rows: the smallest that holds them.
+template <int kConsumers, typename F>
+__device__ __forceinline__ void WithWidth(int count, F&& f) {
+  if constexpr (kConsumers == 4) {
+    if (count <= 16)
+      f.template operator()<16>();
+    else if (count <= 32)
+      f.template operator()<32>();
+    else if (count <= 48)
+      f.template operator()<48>();
+    else
+      f.template operator()<64>();
+  } else {
+    if (count <= 80)
+      f.template operator()<80>();
+    else if (count <= 96)
+      f.template operator()<96>();
+    else if (count <= 112)
+      f.template operator()<112>();
+    else
+      f.template operator()<128>();
   }
 }
 
-// The consumers' part: sums of the tile's first kN rows by this warpgroup's two times 64 rows of weights.
-template <DType kType, int kN>
-__device__ inline void Multiply(int stages, const std::byte* shared, int first_slot, int second_slot, uint32_t full,
-                                uint32_t empty, Place<Shared<kType>::kStages>* place, float (&sum)[2][kN / 2]) {
-  using S = Shared<kType>;
+// The producers: every copy is a cp.async of 16 bytes, neighbours by neighbouring threads. (Bulk copies of the row
+// tiles' straight lines, 512 and 32 bytes a stage, were limited by their number: about 90 cycles each.) A thread copies
+// the same places of every stage, so it keeps a pointer for each and little else is left to do: producers share the
+// issue slots with the decoding.
+template <class C, DType kType, bool kFused>
+class Producer {
+ public:
+  __device__ Producer(const ProductParams& params, std::byte* shared, uint32_t full, uint32_t empty)
+      : params_(params), shared_(SharedAddress(shared)), full_(full), empty_(empty) {}
+
+  // Copies for the consumers' width of 16 * kRowCopies rows. Rows and weights that do not exist are copied from ones
+  // that do: what becomes of them is not stored.
+  template <int kRowCopies>
+  __device__ void Tile(const ProductTask& task, const TaskRows& rows, const ProductTile& tile) {
+    const int thread = threadIdx.x % 128, chunk = thread % 8;
+    const int col_blocks = params_.k / 32, row_tiles = (params_.n + 15) / 16;
+    // Rows thread / 8 + 16 i, 16 bytes of each in every stage.
+    const std::byte* in[kRowCopies];
+#pragma unroll
+    for (int i = 0; i < kRowCopies; ++i) {
+      const int64_t row = InputRow(params_, task, rows, tile.first + min(thread / 8 + 16 * i, tile.count - 1));
+      in[i] = static_cast<const std::byte*>(params_.in) + (max(row, int64_t{0}) * params_.in_stride + chunk * 8) * 2;
+    }
+    // Slots are row tiles of weights: the panel's of the first matrix, then of the second. A thread's copies of codes
+    // go through the slots in steps.
+    const int first_tile = tile.panel * (kFused ? C::kSlots / 2 : C::kSlots);
+    const int64_t tile_codes = static_cast<int64_t>(col_blocks) * 16 * CodeBytes(kType);
+    const int64_t tile_scales = static_cast<int64_t>(col_blocks) * 16 * ScaleBytes(kType);
+    const auto slot_tile = [&](int slot) {
+      return min(first_tile + (kFused ? slot % (C::kSlots / 2) : slot), row_tiles - 1);
+    };
+    const std::byte* base = task.weights + params_.first.codes + slot_tile(0) * tile_codes;
+    const std::byte* pointers[kOffsets ? 1 : kCodePointers] = {};
+    uint32_t offsets[kOffsets ? kCodePointers : 1] = {};
+#pragma unroll
+    for (int i = 0; i < kCodePointers; ++i) {
+      const int at = thread + 128 * kCopiesEach * i, slot = at / kCodeChunks;
+      const ProductMatrix& matrix = kFused && slot >= C::kSlots / 2 ? params_.second : params_.first;
+      const std::byte* codes = task.weights + matrix.codes + slot_tile(slot) * tile_codes + at % kCodeChunks * 16;
+      if constexpr (kOffsets)
+        offsets[i] = static_cast<uint32_t>(codes - base);
+      else
+        pointers[i] = codes;
+    }
+    const auto codes = [&](int i) { return kOffsets ? base + offsets[kOffsets ? i : 0] : pointers[kOffsets ? 0 : i]; };
+    const bool copies_scales = kScaleChunks > 0 && thread < C::kSlots * kScaleChunks;
+    const std::byte* scales = nullptr;
+    if (copies_scales) {
+      const int slot = thread / kScaleSplit;
+      const ProductMatrix& matrix = kFused && slot >= C::kSlots / 2 ? params_.second : params_.first;
+      scales = task.weights + matrix.scales + slot_tile(slot) * tile_scales + thread % kScaleSplit * 16;
+    }
+    const uint32_t row_offset = C::kRowsAt + thread / 8 * kRowBytes + 16 * (chunk ^ (thread / 8 % 8));
+
+    // One stage, `ahead` stages beyond the pointers.
+    const auto copy = [&](int ahead) {
+      BarrierWait(empty_ + 8 * place_.stage, place_.phase ^ 1);
+      const uint32_t to_codes = shared_ + C::kCodesAt + place_.stage * C::kCodes + thread * 16;
+      const uint32_t to_rows = shared_ + place_.stage * C::kRows + row_offset;
+#pragma unroll
+      for (int i = 0; i < kCodePointers; ++i) {
+#pragma unroll
+        for (int j = 0; j < kCopiesEach; ++j) {
+          CopyAsync(to_codes + (i * kCopiesEach + j) * 128 * 16, codes(i) + j * 128 * 16 + ahead * C::kSlotCodes);
+        }
+      }
+      if (copies_scales) {
+        CopyAsync(shared_ + C::kScalesAt + place_.stage * C::kScales + thread * 16, scales + ahead * C::kSlotScales);
+      }
+#pragma unroll
+      for (int i = 0; i < kRowCopies; ++i) CopyAsync(to_rows + i * 16 * kRowBytes, in[i] + ahead * kRowBytes);
+      Commit();
+    };
+    const auto advance = [&](int stages) {
+#pragma unroll
+      for (int i = 0; i < (kOffsets ? 1 : kCodePointers); ++i) pointers[i] += kOffsets ? 0 : stages * C::kSlotCodes;
+      if constexpr (kOffsets) base += stages * C::kSlotCodes;
+#pragma unroll
+      for (int i = 0; i < kRowCopies; ++i) in[i] += stages * kRowBytes;
+      scales += stages * C::kSlotScales;
+    };
+    const int whole = col_blocks / kStageBlocks;
+    int s = 0;
+    for (; s + kUnroll <= whole; s += kUnroll) {
+#pragma unroll
+      for (int ahead = 0; ahead < kUnroll; ++ahead) copy(ahead);
+      advance(kUnroll);
+    }
+    if (kUnroll > 1) {
+#pragma unroll 1
+      for (; s < whole; ++s) copy(0), advance(1);
+    }
+    if (col_blocks % kStageBlocks != 0) {  // half a stage: the other half is zeros, of weights and of rows
+      BarrierWait(empty_ + 8 * place_.stage, place_.phase ^ 1);
+      std::byte* const shared = static_cast<std::byte*>(__cvta_shared_to_generic(shared_));
+#pragma unroll
+      for (int i = 0; i < kCodePointers; ++i) {
+#pragma unroll
+        for (int j = 0; j < kCopiesEach; ++j) {
+          const int at = thread + 128 * (i * kCopiesEach + j);
+          const bool valid = at % kCodeChunks < kCodeChunks / 2;
+          CopyAsync16(shared + C::kCodesAt + place_.stage * C::kCodes + at * 16, codes(i) + (valid ? j * 128 * 16 : 0),
+                      valid);
+        }
+      }
+      if (copies_scales) {
+        const bool valid = thread % kScaleSplit < kScaleChunks / 2;
+        CopyAsync16(shared + C::kScalesAt + place_.stage * C::kScales + thread * 16, valid ? scales : task.weights,
+                    valid);
+      }
+#pragma unroll
+      for (int i = 0; i < kRowCopies; ++i) {
+        CopyAsync16(shared + place_.stage * C::kRows + row_offset + i * 16 * kRowBytes,
+                    chunk < 4 ? in[i] : static_cast<const std::byte*>(params_.in), chunk < 4);
+      }
+      Commit();
+    }
+  }
+
+  // After the last tile.
+  __device__ void Finish() {
+    CopyAsyncWait<0>();
+    FenceForTensorCores();
+    for (; unsignaled_ > 0; --unsignaled_, signaled_.Next()) BarrierArrive(full_ + 8 * signaled_.stage);
+  }
+
+ private:
+  static constexpr int kCodeChunks = C::kSlotCodes / 16, kScaleChunks = C::kSlotScales / 16;  // of a slot in a stage
+  static constexpr int kScaleSplit = kScaleChunks > 0 ? kScaleChunks : 1;
+  static constexpr int kCodeCopies = C::kSlots * kCodeChunks / 128;  // of a thread in a stage
+  // Copies that one pointer serves: those of one slot.
+  static constexpr int kCopiesEach = kCodeChunks > 128 ? kCodeChunks / 128 : 1;
+  static constexpr int kCodePointers = kCodeCopies / kCopiesEach;
+  static constexpr bool kOffsets = kCodePointers > 6;  // too many for 64 bits each, and for several stages at once
+  static constexpr int kUnroll = kOffsets ? 1 : kCodePointers > 4 ? 2 : 4;
+
+  __device__ static void CopyAsync(uint32_t shared, const void* global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+  }
+
+  __device__ void Commit() {
+    CopyAsyncCommit();
+    place_.Next();
+    if (unsignaled_ < C::kInFlight) {
+      ++unsignaled_;
+      return;
+    }
+    CopyAsyncWait<C::kInFlight>();
+    FenceForTensorCores();
+    BarrierArrive(full_ + 8 * signaled_.stage);
+    signaled_.Next();
+  }
+
+  const ProductParams& params_;
+  uint32_t shared_, full_, empty_;
+  Place<C::kStages> place_, signaled_;
+  int unsignaled_ = 0;  // stages whose copies are under way
+};
+
+// The consumers' sums: the tile's first kN rows by this warpgroup's 64 rows of weights. A warp's rows g and g + 8 are
+// `low` and `high`: bytes of their codes and scales from the start of a stage's, in units of one block of one row.
+template <class C, DType kType, int kN>
+__device__ __forceinline__ void Multiply(int stages, const std::byte* shared, int low, int high, uint32_t full,
+                                         uint32_t empty, Place<C::kStages>* place, float (&sum)[kN / 2]) {
   using Codes = Decoder<kType, __nv_bfloat16>;
   const int lane = threadIdx.x % kWarpSize, g = lane / 4, q = lane % 4;
 #pragma unroll
-  for (int m = 0; m < 2; ++m) {
-#pragma unroll
-    for (int i = 0; i < kN / 2; ++i) sum[m][i] = 0;
-  }
-  uint32_t weights[kStageBlocks][2][8];  // of a block: two m64k16 operands for each of the two row tiles
+  for (int i = 0; i < kN / 2; ++i) sum[i] = 0;
+  uint32_t weights[kStageBlocks][8];  // two m64k16 operands a block
   int last_stage = -1;
   for (int s = 0; s < stages; ++s) {
     BarrierWait(full + 8 * place->stage, place->phase);
-    FenceForTensorCores();
-    const std::byte* codes = shared + S::kCodesAt + place->stage * S::kCodes + g * CodeBytes(kType);
-    const std::byte* scales = shared + S::kScalesAt + place->stage * S::kScales + g * ScaleBytes(kType);
-    const uint64_t rows = RowsDescriptor(SharedAddress(shared + S::kRowsAt + place->stage * S::kRows));
+    const std::byte* codes = shared + C::kCodesAt + place->stage * C::kCodes;
+    const std::byte* scales = shared + C::kScalesAt + place->stage * C::kScales;
+    const uint32_t rows = RowsDescriptorLow(SharedAddress(shared + C::kRowsAt + place->stage * C::kRows));
 #pragma unroll
     for (int block = 0; block < kStageBlocks; ++block) {
 #pragma unroll
-      for (int m = 0; m < 2; ++m) {
-        const int slot = m == 0 ? first_slot : second_slot;
-        const std::byte* tile_codes = codes + slot * S::kTileCodes + block * 16 * CodeBytes(kType);
-        const std::byte* tile_scales = scales + slot * S::kTileScales + block * 16 * ScaleBytes(kType);
+      for (int half = 0; half < 2; ++half) {
+        const int row = (half == 0 ? low : high) + 16 * block;
+        uint32_t pairs[4];
+        Codes::Fragment(codes + row * CodeBytes(kType), g, q,
+                        Codes::MakeScale(Codes::LoadScaleBits(scales + row * ScaleBytes(kType))), pairs);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          uint32_t pairs[4];
-          Codes::Fragment(tile_codes + 8 * half * CodeBytes(kType), g, q,
-                          Codes::MakeScale(Codes::LoadScaleBits(tile_scales + 8 * half * ScaleBytes(kType))), pairs);
-          weights[block][m][half] = pairs[0], weights[block][m][2 + half] = pairs[1];
-          weights[block][m][4 + half] = pairs[2], weights[block][m][6 + half] = pairs[3];
-        }
+        for (int i = 0; i < 4; ++i) weights[block][2 * i + half] = pairs[i];
       }
       WgmmaFence();
-#pragma unroll
-      for (int step = 0; step < 2; ++step) {
-#pragma unroll
-        for (int m = 0; m < 2; ++m) {
-          Wgmma<kN>::Run(sum[m], &weights[block][m][4 * step], rows + (block * 2 + step) * 2);
-        }
-      }
+      Wgmma<kN>::Run(sum, &weights[block][0], rows + block * 4);
+      Wgmma<kN>::Run(sum, &weights[block][4], rows + block * 4 + 2);
       WgmmaCommit();
       WgmmaWait<1>();  // the products before these are done: their operands may be overwritten, their stage refilled
       if (block == 0 && last_stage >= 0 && lane == 0) BarrierArrive(empty + 8 * last_stage);
@@ -184,11 +296,11 @@ __device__ inline void Multiply(int stages, const std::byte* shared, int first_s
   if (lane == 0) BarrierArrive(empty + 8 * last_stage);
 }
 
-// A tile's outputs of 64 weight rows, [rows][64] in `staged`, to memory: 16 bytes a thread along a row.
-template <typename T>
-__device__ inline void StoreRows(const ProductParams& params, const ProductTask& task, const TaskRows& rows, int first,
-                                 int count, int first_column, const std::byte* staged, int pitch) {
-  constexpr int kPerChunk = 16 / sizeof(T), kChunks = 64 / kPerChunk;
+// Outputs [count][kColumns] in `staged` to memory: 16 bytes a thread along a row.
+template <typename T, int kColumns>
+__device__ __forceinline__ void StoreRows(const ProductParams& params, const ProductTask& task, const TaskRows& rows,
+                                          int first, int count, int first_column, const std::byte* staged, int pitch) {
+  constexpr int kPerChunk = 16 / sizeof(T), kChunks = kColumns / kPerChunk;
   const bool aligned = reinterpret_cast<uintptr_t>(params.out) % 16 == 0 && params.out_stride % kPerChunk == 0;
   for (int i = threadIdx.x % 128; i < count * kChunks; i += 128) {
     const int token = i / kChunks, column = first_column + i % kChunks * kPerChunk;
@@ -210,102 +322,118 @@ __device__ inline void StoreRows(const ProductParams& params, const ProductTask&
       *reinterpret_cast<uint4*>(target) = value;
     } else {
       for (int e = 0; e < kPerChunk && column + e < params.n; ++e) {
-        if constexpr (sizeof(T) == 4) target[e] = params.accumulate ? target[e] + source[e] : source[e];
-        else target[e] = source[e];
+        if constexpr (sizeof(T) == 4)
+          target[e] = params.accumulate ? target[e] + source[e] : source[e];
+        else
+          target[e] = source[e];
       }
     }
   }
 }
 
-// Outputs [kN rows][64 weight rows from first_column] of one m64 operand's sums, through `staged` (kOutBytes).
-template <int kN>
-__device__ inline void Store(const ProductParams& params, const ProductTask& task, const TaskRows& rows,
-                             const ProductTile& tile, int first_column, float (&sum)[kN / 2], std::byte* staged) {
+// This warpgroup's outputs, through `staged` (C::kOutBytes): fused, sum[4j] and sum[4j + 1] of each j; else all.
+template <class C, bool kFused, int kN>
+__device__ __forceinline__ void Store(const ProductParams& params, const ProductTask& task, const TaskRows& rows,
+                                      const ProductTile& tile, int first_column, const float (&sum)[kN / 2],
+                                      std::byte* staged) {
   const int warpgroup = threadIdx.x / 128, warp = threadIdx.x / kWarpSize % 4, lane = threadIdx.x % kWarpSize;
   const int g = lane / 4, q = lane % 4;
   const int barrier = 1 + warpgroup;
   if (params.out_type == DType::kF32) {
-    constexpr int kPitch = 68 * 4, kSlice = 64;  // 64 rows at a time; 68 floats: the 32 lanes of a store hit 32 banks
-    static_assert(kSlice * kPitch <= kOutBytes);
+    constexpr int kPitch = C::kOutPitchF32, kSlice = C::kTokens / 2;  // half the rows at a time
+    static_assert(kSlice * kPitch <= C::kOutBytes);
 #pragma unroll
     for (int slice = 0; slice < (kN + kSlice - 1) / kSlice; ++slice) {
       NamedBarrier<128>(barrier);
 #pragma unroll
       for (int j = slice * kSlice / 8; j < kN / 8 && j < (slice + 1) * kSlice / 8; ++j) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < (kFused ? 2 : 4); ++i) {
           const int token = 8 * j + 2 * q + (i & 1) - slice * kSlice;
-          *reinterpret_cast<float*>(staged + token * kPitch + 4 * (16 * warp + g + 8 * (i >> 1))) = sum[4 * j + i];
+          const int column = (kFused ? 8 : 16) * warp + g + 8 * (i >> 1);
+          *reinterpret_cast<float*>(staged + token * kPitch + 4 * column) = sum[4 * j + i];
         }
       }
       NamedBarrier<128>(barrier);
-      StoreRows<float>(params, task, rows, tile.first + slice * kSlice, min(kSlice, tile.count - slice * kSlice),
-                       first_column, staged, kPitch);
+      StoreRows<float, C::kOutColumns>(params, task, rows, tile.first + slice * kSlice,
+                                       min(kSlice, tile.count - slice * kSlice), first_column, staged, kPitch);
+    }
+    return;
+  }
+  const auto pack = [&](int i) { return PackPair<__nv_bfloat16>(sum[i], sum[i + 1]); };
+  NamedBarrier<128>(barrier);
+  if constexpr (kFused) {
+    // Matrices of a store: this warp's 8 columns for 4 times 8 rows.
+    const uint32_t address = SharedAddress(staged) + lane * C::kOutPitch + warp * 16;
+#pragma unroll
+    for (int j = 0; j < kN / 8; j += 4) {
+      const int last = j + 2 < kN / 8 ? 4 * j + 8 : 4 * j;  // a width of 16 mod 32: the last two matrices go beyond it
+      StoreMatrix4Transposed(address + j * 8 * C::kOutPitch, pack(4 * j), pack(4 * j + 4), pack(last), pack(last + 4));
     }
   } else {
-    NamedBarrier<128>(barrier);
-    // Matrices of a store: weight rows 0-7 and 8-15 of this warp's 16, for eight rows and the next eight.
-    const uint32_t address = SharedAddress(staged) + (lane % 8 + lane / 16 * 8) * kOutPitch + warp * 32 + lane / 8 % 2 * 16;
+    // Matrices of a store: columns 0-7 and 8-15 of this warp's 16, for eight rows and the next eight.
+    const uint32_t address =
+        SharedAddress(staged) + (lane % 8 + lane / 16 * 8) * C::kOutPitch + warp * 32 + lane / 8 % 2 * 16;
 #pragma unroll
     for (int j = 0; j < kN / 8; j += 2) {
-      const float(&s)[kN / 2] = sum;
-      StoreMatrix4Transposed(address + j * 8 * kOutPitch, PackPair<__nv_bfloat16>(s[4 * j], s[4 * j + 1]),
-                             PackPair<__nv_bfloat16>(s[4 * j + 2], s[4 * j + 3]),
-                             PackPair<__nv_bfloat16>(s[4 * j + 4], s[4 * j + 5]),
-                             PackPair<__nv_bfloat16>(s[4 * j + 6], s[4 * j + 7]));
+      StoreMatrix4Transposed(address + j * 8 * C::kOutPitch, pack(4 * j), pack(4 * j + 2), pack(4 * j + 4),
+                             pack(4 * j + 6));
     }
-    NamedBarrier<128>(barrier);
-    StoreRows<__nv_bfloat16>(params, task, rows, tile.first, tile.count, first_column, staged, kOutPitch);
   }
+  NamedBarrier<128>(barrier);
+  StoreRows<__nv_bfloat16, C::kOutColumns>(params, task, rows, tile.first, tile.count, first_column, staged,
+                                           C::kOutPitch);
 }
 
-// One tile of the consumers: products, biases, SwiGLU, stores.
-template <DType kType, bool kFused, int kN>
-__device__ inline void Consume(const ProductParams& params, const ProductTask& task, const TaskRows& rows,
-                               const ProductTile& tile, std::byte* shared, uint32_t full, uint32_t empty,
-                               Place<Shared<kType>::kStages>* place) {
-  const int warpgroup = threadIdx.x / 128, warp = threadIdx.x / kWarpSize % 4, lane = threadIdx.x % kWarpSize;
+// One tile of the consumers: products, biases, SwiGLU, stores. Fused, a warp's rows g are 8 rows of gate and its rows g
+// + 8 the same 8 rows of up.
+template <class C, DType kType, bool kFused, int kN>
+__device__ __forceinline__ void Consume(const ProductParams& params, const ProductTask& task, const TaskRows& rows,
+                                        const ProductTile& tile, std::byte* shared, uint32_t full, uint32_t empty,
+                                        Place<C::kStages>* place) {
+  const int warpgroup = threadIdx.x / 128, warp = threadIdx.x / kWarpSize % 4, g = threadIdx.x % kWarpSize / 4;
   const int stages = (params.k / 32 + kStageBlocks - 1) / kStageBlocks;
-  const int first_slot = kFused ? 4 * warpgroup + warp : 8 * warpgroup + warp;
-  const int second_slot = first_slot + (kFused ? 8 : 4);
-  float sum[2][kN / 2];
-  Multiply<kType, kN>(stages, shared, first_slot, second_slot, full, empty, place, sum);
+  const int slot = kFused ? 2 * warpgroup + warp / 2 : 4 * warpgroup + warp;
+  const int low = slot * 16 * kStageBlocks + g + (kFused ? warp % 2 * 8 : 0);
+  const int high = kFused ? low + C::kSlots / 2 * 16 * kStageBlocks : low + 8;
+  float sum[kN / 2];
+  Multiply<C, kType, kN>(stages, shared, low, high, full, empty, place, sum);
 
+  const int first_column = tile.panel * C::kPanelRows + warpgroup * C::kOutColumns;
+  if (first_column >= params.n) return;
   constexpr float kScale = kSumScale<kType, __nv_bfloat16>;
-  std::byte* staged = shared + Shared<kType>::kOutAt + warpgroup * kOutBytes;
-  const int first_column = kFused ? tile.panel * 128 + 64 * warpgroup : tile.panel * 256 + 128 * warpgroup;
+  const int column = first_column + (kFused ? 8 : 16) * warp + g;
+  const float* first_bias = BiasOf(params, task, params.first);
+  const float* high_bias = kFused ? BiasOf(params, task, params.second) : first_bias;
+  const int high_column = kFused ? column : column + 8;
+  const float bias_low = first_bias != nullptr && column < params.n ? first_bias[column] : 0.0f;
+  const float bias_high = high_bias != nullptr && high_column < params.n ? high_bias[high_column] : 0.0f;
 #pragma unroll
-  for (int m = 0; m < 2; ++m) {
-    const float* bias = BiasOf(params, task, kFused && m == 1 ? params.second : params.first);
-    const int column = first_column + (kFused ? 0 : 64 * m) + 16 * warp + lane / 4;
-    const float low = bias != nullptr && column < params.n ? bias[column] : 0.0f;
-    const float high = bias != nullptr && column + 8 < params.n ? bias[column + 8] : 0.0f;
-#pragma unroll
-    for (int i = 0; i < kN / 2; ++i) sum[m][i] = sum[m][i] * kScale + ((i & 2) ? high : low);
-  }
+  for (int i = 0; i < kN / 2; ++i) sum[i] = sum[i] * kScale + ((i & 2) ? bias_high : bias_low);
   if constexpr (kFused) {
 #pragma unroll
-    for (int i = 0; i < kN / 2; ++i) sum[0][i] = Swiglu(sum[0][i], sum[1][i], params.alpha, params.limit);
-    if (first_column < params.n) Store<kN>(params, task, rows, tile, first_column, sum[0], staged);
-  } else {
-    if (first_column < params.n) Store<kN>(params, task, rows, tile, first_column, sum[0], staged);
-    if (first_column + 64 < params.n) Store<kN>(params, task, rows, tile, first_column + 64, sum[1], staged);
+    for (int i = 0; i < kN / 2; i += 4) {
+      sum[i] = Swiglu(sum[i], sum[i + 2], params.alpha, params.limit);
+      sum[i + 1] = Swiglu(sum[i + 1], sum[i + 3], params.alpha, params.limit);
+    }
   }
+  Store<C, kFused, kN>(params, task, rows, tile, first_column, sum, shared + C::kOutAt + warpgroup * C::kOutBytes);
 }
 
 #endif  // FERRY_HAS_WGMMA
 
-// Grid: at most the number of multiprocessors; block b computes tiles b, b + grid, ... Block: kThreads.
-// Dynamic shared memory: Shared<kType>::kBytes.
-template <DType kType, bool kFused>
-__global__ void __launch_bounds__(kThreads, 1) ProductsWgmmaKernel(const __grid_constant__ ProductParams params) {
+// Grid: at most the number of multiprocessors; block b computes tiles b, b + grid, ... Block: C::kThreads.
+// Dynamic shared memory: C::kBytes.
+template <DType kType, bool kFused, int kConsumers>
+__global__ void __launch_bounds__(128 * (kConsumers + 1), 1)
+    ProductsWgmmaKernel(const __grid_constant__ ProductParams params) {
 #if FERRY_HAS_WGMMA
-  using S = Shared<kType>;
+  using C = Config<kType, kFused, kConsumers>;
   extern __shared__ std::byte dynamic[];
   std::byte* shared = dynamic + (1024 - SharedAddress(dynamic) % 1024) % 1024;
-  const uint32_t full = SharedAddress(shared + S::kBarriersAt), empty = full + 8 * S::kStages;
+  const uint32_t full = SharedAddress(shared + C::kBarriersAt), empty = full + 8 * C::kStages;
   if (threadIdx.x == 0) {
-    for (int s = 0; s < S::kStages; ++s) {
+    for (int s = 0; s < C::kStages; ++s) {
       BarrierInit(full + 8 * s, 128);
       BarrierInit(empty + 8 * s, 4 * kConsumers);
     }
@@ -313,50 +441,66 @@ __global__ void __launch_bounds__(kThreads, 1) ProductsWgmmaKernel(const __grid_
   }
   __syncthreads();
 
-  const int panel_rows = kFused ? 128 : 256, panels = (params.n + panel_rows - 1) / panel_rows;
-  Place<S::kStages> place;
+  const int panels = (params.n + C::kPanelRows - 1) / C::kPanelRows;
   if (threadIdx.x / 128 == kConsumers) {
-    LowerRegisters<56>();
+    LowerRegisters<kProducerRegisters>();
+    Producer<C, kType, kFused> producer(params, shared, full, empty);
     for (int t = blockIdx.x; t < params.num_tiles; t += gridDim.x) {
-      const ProductTile tile = TileOf(params, t, kTokenTile, panels);
+      const ProductTile tile = TileOf(params, t, C::kTokens, panels);
       const ProductTask& task = params.tasks[tile.task];
       const TaskRows rows = RowsOf(params, task);
       if (rows.count <= tile.first) continue;
-      Produce<kType, kFused>(params, task, rows, tile, shared, full, empty, &place);
+      WithWidth<kConsumers>(tile.count, [&]<int kN>() { producer.template Tile<kN / 16>(task, rows, tile); });
     }
+    producer.Finish();
   } else {
-    RaiseRegisters<224>();
+    RaiseRegisters<C::kConsumerRegisters>();
+    Place<C::kStages> place;
     for (int t = blockIdx.x; t < params.num_tiles; t += gridDim.x) {
-      const ProductTile tile = TileOf(params, t, kTokenTile, panels);
+      const ProductTile tile = TileOf(params, t, C::kTokens, panels);
       const ProductTask& task = params.tasks[tile.task];
       const TaskRows rows = RowsOf(params, task);
       if (rows.count <= tile.first) continue;
-      // Three widths; with a fourth, ptxas finds too few registers and runs the products one by one (C7512).
-      if (tile.count <= 64) {
-        Consume<kType, kFused, 64>(params, task, rows, tile, shared, full, empty, &place);
-      } else if (tile.count <= 96) {
-        Consume<kType, kFused, 96>(params, task, rows, tile, shared, full, empty, &place);
-      } else {
-        Consume<kType, kFused, 128>(params, task, rows, tile, shared, full, empty, &place);
-      }
+      WithWidth<kConsumers>(tile.count, [&]<int kN>() {
+        Consume<C, kType, kFused, kN>(params, task, rows, tile, shared, full, empty, &place);
+      });
     }
   }
 #endif
 }
 
-template <DType kType, bool kFused>
-cudaError_t Launch(const ProductDevice& device, ProductParams& params, cudaStream_t stream) {
-  AssignTiles(&params, kTokenTile, kFused ? 128 : 256);
+template <DType kType, bool kFused, int kConsumers>
+cudaError_t LaunchTiles(const ProductDevice& device, ProductParams& params, cudaStream_t stream) {
+  using C = Config<kType, kFused, kConsumers>;
+  AssignTiles(&params, C::kTokens, C::kPanelRows);
   if (params.num_tiles == 0) return cudaSuccess;
   const int blocks = params.num_tiles < device.num_sms ? params.num_tiles : device.num_sms;
-  ProductsWgmmaKernel<kType, kFused><<<blocks, kThreads, Shared<kType>::kBytes, stream>>>(params);
+  ProductsWgmmaKernel<kType, kFused, kConsumers><<<blocks, C::kThreads, C::kBytes, stream>>>(params);
   return cudaGetLastError();
 }
 
 template <DType kType, bool kFused>
+cudaError_t Launch(const ProductDevice& device, ProductParams& params, cudaStream_t stream) {
+  ProductTask small[kMaxTasks];
+  int num_small = 0, num_large = 0;
+  for (int t = 0; t < params.num_tasks; ++t) {
+    if (params.tasks[t].rows <= 64)
+      small[num_small++] = params.tasks[t];
+    else
+      params.tasks[num_large++] = params.tasks[t];
+  }
+  params.num_tasks = num_large;
+  if (const cudaError_t error = LaunchTiles<kType, kFused, 3>(device, params, stream); error != cudaSuccess)
+    return error;
+  std::copy(small, small + num_small, params.tasks);
+  params.num_tasks = num_small;
+  return LaunchTiles<kType, kFused, 4>(device, params, stream);
+}
+
+template <DType kType, bool kFused, int kConsumers>
 cudaError_t Prepare() {
-  return cudaFuncSetAttribute(ProductsWgmmaKernel<kType, kFused>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              Shared<kType>::kBytes);
+  return cudaFuncSetAttribute(ProductsWgmmaKernel<kType, kFused, kConsumers>,
+                              cudaFuncAttributeMaxDynamicSharedMemorySize, Config<kType, kFused, kConsumers>::kBytes);
 }
 
 }  // namespace
@@ -364,14 +508,18 @@ cudaError_t Prepare() {
 cudaError_t PrepareProductsWgmma(bool* usable) {
   // A build for plain sm_90 leaves the kernels empty.
   cudaFuncAttributes attributes;
-  FERRY_CUDA_RETURN_IF_ERROR(cudaFuncGetAttributes(&attributes, ProductsWgmmaKernel<DType::kMXFP4, true>));
+  FERRY_CUDA_RETURN_IF_ERROR(cudaFuncGetAttributes(&attributes, ProductsWgmmaKernel<DType::kMXFP4, true, 3>));
   *usable = attributes.binaryVersion == 90 && attributes.numRegs > 100;
   if (!*usable) return cudaSuccess;
   for (const DType type : {DType::kMXFP4, DType::kQ8_0, DType::kQ4_0, DType::kBF16, DType::kF16, DType::kF32}) {
-    FERRY_CUDA_RETURN_IF_ERROR(WithWeightType(type, [&]<DType kType>() -> cudaError_t {
-      const cudaError_t error = Prepare<kType, false>();
-      return error != cudaSuccess ? error : Prepare<kType, true>();
-    }));
+    const cudaError_t error = WithWeightType(type, [&]<DType kType>() {
+      for (const cudaError_t one : {Prepare<kType, false, 3>(), Prepare<kType, true, 3>(), Prepare<kType, false, 4>(),
+                                    Prepare<kType, true, 4>()}) {
+        FERRY_CUDA_RETURN_IF_ERROR(one);
+      }
+      return cudaSuccess;
+    });
+    FERRY_CUDA_RETURN_IF_ERROR(error);
   }
   return cudaSuccess;
 }

@@ -1,6 +1,5 @@
-#include "kernels/cuda/rope_store.h"
-
 #include "kernels/cuda/device_code.cuh"
+#include "kernels/cuda/rope_store.h"
 
 namespace ferry::cuda {
 namespace {
@@ -9,8 +8,8 @@ constexpr int kThreads = 256;
 constexpr int kMaxHeadDim = 256;
 constexpr int kPairs = 4;  // a thread turns four neighbouring pairs: two 16-byte reads in F32
 
-// cos and sin of position * frequency: whole turns are taken off in double, the rest is below pi, where float is exact to
-// 2^-24 of a turn.
+// cos and sin of position * frequency: whole turns are taken off in double, the rest is below pi, where float is exact
+// to 2^-24 of a turn.
 __device__ inline void CosSin(int position, double frequency, float factor, float* cosine, float* sine) {
   constexpr double kTurn = 6.283185307179586476925287, kPerTurn = 0.159154943091895335768884;
   const double angle = position * frequency;
@@ -20,7 +19,8 @@ __device__ inline void CosSin(int position, double frequency, float factor, floa
   *sine *= factor;
 }
 
-// d of Q8_0 from the largest magnitude of 32 numbers; NaN when one of them is. Mirrors KvQ8Scale (kernels/kv_cache_format.h).
+// d of Q8_0 from the largest magnitude of 32 numbers; NaN when one of them is. Mirrors KvQ8Scale
+// (kernels/kv_cache_format.h).
 __device__ inline __half Q8Scale(float largest, bool has_nan) {
   if (has_nan) return __ushort_as_half(0x7E00);
   return __float2half_rn(fminf(__fdiv_rn(largest, 127.0f), kMaxF16));
@@ -30,8 +30,8 @@ __device__ inline int8_t Q8Code(float x, float d) {
   return static_cast<int8_t>(fminf(fmaxf(rintf(__fdiv_rn(x, d)), -127.0f), 127.0f));
 }
 
-// Grid: [rows]. Block: kThreads. First the row's cosines and sines; then q, four pairs a thread; then k and v, where a warp
-// takes 32 neighbours, which Q8_0 puts under one scale.
+// Grid: [rows]. Block: kThreads. First the row's cosines and sines; then q, four pairs a thread; then k and v, where
+// a warp takes 32 neighbours, which Q8_0 puts under one scale.
 // Bound: rows * (q + 2 kv) * sizeof(In) + rows * q * 2 + rows * 2 kv * cache bytes through device memory.
 template <typename In, typename Act>
 __global__ void RopeStoreKernel(RopeStoreArgs args, bool aligned) {
@@ -106,8 +106,8 @@ __global__ void RopeStoreKernel(RopeStoreArgs args, bool aligned) {
 cudaError_t LaunchRopeStore(const RopeStoreArgs& args, cudaStream_t stream) {
   if (args.qkv.rows == 0) return cudaSuccess;
   if (args.cache.head_dim < 1 || args.cache.head_dim > kMaxHeadDim || args.cache.head_dim % kKvQuant != 0 ||
-      args.num_dims < 0 || args.num_dims > args.cache.head_dim || args.num_dims % 2 != 0 ||
-      args.qkv.cols > 1 << 24 || (args.cache.dtype != DType::kF16 && args.cache.dtype != DType::kQ8_0)) {
+      args.num_dims < 0 || args.num_dims > args.cache.head_dim || args.num_dims % 2 != 0 || args.qkv.cols > 1 << 24 ||
+      (args.cache.dtype != DType::kF16 && args.cache.dtype != DType::kQ8_0)) {
     return cudaErrorInvalidValue;
   }
   dim3 grid;
@@ -116,7 +116,8 @@ cudaError_t LaunchRopeStore(const RopeStoreArgs& args, cudaStream_t stream) {
     return WithActivation(args.q_out.dtype, [&](auto act_type) {
       using In = decltype(in_type);
       using Act = decltype(act_type);
-      const bool aligned = RowsAligned4<In>(args.qkv.data, args.qkv.stride) && RowsAligned4<Act>(args.q_out.data, args.q_out.stride);
+      const bool aligned =
+          RowsAligned4<In>(args.qkv.data, args.qkv.stride) && RowsAligned4<Act>(args.q_out.data, args.q_out.stride);
       RopeStoreKernel<In, Act><<<grid, kThreads, 0, stream>>>(args, aligned);
       return cudaGetLastError();
     });

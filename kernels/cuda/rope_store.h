@@ -21,9 +21,9 @@ struct DeviceKv {
 
 // Where the rows of a batch stand. All device memory; entries of rows from the call's first one on.
 struct DevicePlaces {
-  const int32_t* positions = nullptr;    // [rows]
-  const int32_t* table_starts = nullptr; // [rows] index in `tables` of the block table of the row's sequence
-  const int32_t* table_sizes = nullptr;  // [rows]
+  const int32_t* positions = nullptr;     // [rows]
+  const int32_t* table_starts = nullptr;  // [rows] index in `tables` of the block table of the row's sequence
+  const int32_t* table_sizes = nullptr;   // [rows]
   const int32_t* tables = nullptr;
 };
 
@@ -38,8 +38,8 @@ struct RopeStoreArgs {
   DeviceKv cache;    // head_dim a multiple of 32, at most 256
 };
 
-// Pair (i, i + num_dims / 2) of a head at position p turns by p * frequencies[i]; the angle is reduced in double, so that
-// long contexts lose nothing. Two rows of a call must not share a place in the cache.
+// Pair (i, i + num_dims / 2) of a head at position p turns by p * frequencies[i]; the angle is reduced in double, so
+// that long contexts lose nothing. Two rows of a call must not share a place in the cache.
 cudaError_t LaunchRopeStore(const RopeStoreArgs& args, cudaStream_t stream);
 
 }  // namespace ferry::cuda

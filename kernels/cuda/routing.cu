@@ -1,90 +1,253 @@
-#include "kernels/cuda/routing.h"
-
 #include "kernels/cuda/device_code.cuh"
+#include "kernels/cuda/routing.h"
 
 namespace ferry::cuda {
 namespace {
 
-// ------------------------------------------------------------------------------------------------------------------ router
+// ------------------------------------------------------------------------------------------------------------------
+// router
 
-constexpr int kParts = 8;             // every dot product is cut into so many, whatever the rows: a single row then has
-                                      // 8 * experts / 32 blocks to spread over, and its bits are those of a large batch
-constexpr int kExpertsPerBlock = 32;
-constexpr int kStep = 32;             // numbers of a dot product that are in shared memory at a time
+// Every dot product is cut into so many parts, whatever the rows: a single row then spreads over enough blocks. Partial
+// sums are [part][row][expert].
+constexpr int kParts = 8;
 constexpr int64_t kRowsPerPass = 4096;  // bounds the workspace: 16 MiB for 128 experts
+constexpr int kStep = 32;               // columns in shared memory at a time
 
-// Columns of one part: a multiple of four, so that reads of 16 bytes stay aligned.
-__host__ __device__ constexpr int64_t PartCols(int64_t cols) { return (cols + 4 * kParts - 1) / (4 * kParts) * 4; }
+// Columns of one part: whole steps.
+__host__ __device__ constexpr int64_t PartCols(int64_t cols) {
+  return (cols + kStep * kParts - 1) / (kStep * kParts) * kStep;
+}
 
-template <int kRowsPerThread>
-struct RouterShape {
-  static constexpr int kRowThreads = kRowsPerThread == 1 ? 4 : 16;
-  static constexpr int kExpertThreads = kRowsPerThread == 1 ? 32 : 8;
-  static constexpr int kThreads = kRowThreads * kExpertThreads;          // 128
-  static constexpr int kRows = kRowThreads * kRowsPerThread;             // 4 or 64
-  static constexpr int kExpertsPerThread = kExpertsPerBlock / kExpertThreads;  // 1 or 4
+// An F32 number as the sum of three BF16 numbers, exact but for what lies under 2^-24 of it (and under BF16's
+// smallest): with inputs in BF16, three products on tensor cores are one in F32.
+struct Split {
+  __nv_bfloat16 high, middle, low;
 };
+__device__ inline Split SplitOf(float value) {
+  Split out;
+  out.high = __float2bfloat16_rn(value);
+  const float rest = value - __bfloat162float(out.high);
+  out.middle = __float2bfloat16_rn(rest);
+  out.low = __float2bfloat16_rn(rest - __bfloat162float(out.middle));
+  return out;
+}
+__device__ inline uint32_t PackBf16(__nv_bfloat16 low, __nv_bfloat16 high) {
+  return static_cast<uint32_t>(__bfloat16_as_ushort(low)) | static_cast<uint32_t>(__bfloat16_as_ushort(high)) << 16;
+}
 
-// Part `blockIdx.z` of the products of kRows rows and 32 experts: partials [part][row][expert].
-// Grid: [ceil(rows / kRows), ceil(num_experts / 32), kParts]. Block: 128 threads, kRowsPerThread x kExpertsPerThread sums each,
-// every sum over the part's columns in order with fused multiply-adds, so that both shapes give the same bits.
-// Bound: 2 * rows * num_experts * cols flops at the rate of F32; for few rows, the weight's bytes.
-template <int kRowsPerThread, typename Act>
-__global__ void __launch_bounds__(128) RouterKernel(const Act* in, int64_t in_stride, bool in_aligned, const float* weight,
-                                                    bool weight_aligned, float* partials, int64_t rows, int num_experts,
-                                                    int cols) {
-  using Shape = RouterShape<kRowsPerThread>;
-  constexpr int kE = Shape::kExpertsPerThread, kR = kRowsPerThread;
-  // Transposed, so that a thread reads its neighbouring rows or experts in one access; padded against bank conflicts.
-  __shared__ __align__(16) float a[kStep][Shape::kRows + 4], b[kStep][kExpertsPerBlock + 4];
-  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * Shape::kRows;
-  const int first_expert = blockIdx.y * kExpertsPerBlock;
-  const int part_cols = static_cast<int>(PartCols(cols));
+constexpr int kManyRows = 128;     // of a block: 32 a warp, in four groups of warps
+constexpr int kStepRowBytes = 80;  // of a row of 32 BF16 numbers in shared memory: eight rows start in different banks
+
+// One part of the products of 128 rows and 32 * kExpertWarps experts. Each sum takes its columns 16 at a time in
+// order, of each 16 first the low parts of the weights, then the middle, then the high: RouterFewKernel does the
+// same, so the bits of a row do not depend on which of the two it goes through. The next step's numbers are on their
+// way during a step.
+// Grid: [ceil(rows / 128), ceil(num_experts / (32 * kExpertWarps)), kParts]. Block: 4 * kExpertWarps warps.
+// Bound: 3 * 2 * rows * num_experts * cols flops by mma; the inputs' bytes.
+template <int kExpertWarps>
+__global__ void __launch_bounds__(128 * kExpertWarps)
+    RouterKernel(const __nv_bfloat16* in, int64_t in_stride, bool in_aligned, const float* weight, bool weight_aligned,
+                 float* partials, int64_t rows, int num_experts, int cols) {
+  constexpr int kThreads = 128 * kExpertWarps, kExperts = 32 * kExpertWarps;
+  constexpr int kInLoads = kManyRows * (kStep / 4) / kThreads, kWeightLoads = kExperts * (kStep / 4) / kThreads;
+  __shared__ __align__(16) unsigned char a[kManyRows * kStepRowBytes], b[3][kExperts * kStepRowBytes];
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kManyRows;
+  const int first_expert = blockIdx.y * kExperts, part_cols = static_cast<int>(PartCols(cols));
   const int first_col = blockIdx.z * part_cols, end_col = min(first_col + part_cols, cols);
-  const int row_thread = threadIdx.x / Shape::kExpertThreads, expert_thread = threadIdx.x % Shape::kExpertThreads;
-  float sums[kR][kE] = {};
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize, row_warp = warp % 4, expert_warp = warp / 4;
 
+  const int line = threadIdx.x / (kStep / 4),
+            c = threadIdx.x % (kStep / 4) * 4;  // four columns of every kThreads / 8-th line
+  float next_in[kInLoads][4], next_weight[kWeightLoads][4];
+  const auto load = [&](int col) {
+#pragma unroll
+    for (int l = 0; l < kInLoads; ++l) {
+      const int64_t row = first_row + l * (kThreads / 8) + line;
+      Load4(in + row * in_stride + col + c, row < rows ? end_col - col - c : 0, in_aligned, next_in[l]);
+    }
+#pragma unroll
+    for (int l = 0; l < kWeightLoads; ++l) {
+      const int64_t expert = first_expert + l * (kThreads / 8) + line;
+      Load4(weight + expert * cols + col + c, expert < num_experts ? end_col - col - c : 0, weight_aligned,
+            next_weight[l]);
+    }
+  };
+  const auto store = [&] {
+#pragma unroll
+    for (int l = 0; l < kInLoads; ++l) {
+      const float(&v)[4] = next_in[l];
+      uint2 pairs;
+      pairs.x = PackBf16(__float2bfloat16_rn(v[0]), __float2bfloat16_rn(v[1]));  // exact: they were BF16
+      pairs.y = PackBf16(__float2bfloat16_rn(v[2]), __float2bfloat16_rn(v[3]));
+      *reinterpret_cast<uint2*>(a + (l * (kThreads / 8) + line) * kStepRowBytes + c * 2) = pairs;
+    }
+#pragma unroll
+    for (int l = 0; l < kWeightLoads; ++l) {
+      Split split[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) split[i] = SplitOf(next_weight[l][i]);
+      const int at = (l * (kThreads / 8) + line) * kStepRowBytes + c * 2;
+      *reinterpret_cast<uint2*>(b[0] + at) =
+          uint2{PackBf16(split[0].low, split[1].low), PackBf16(split[2].low, split[3].low)};
+      *reinterpret_cast<uint2*>(b[1] + at) =
+          uint2{PackBf16(split[0].middle, split[1].middle), PackBf16(split[2].middle, split[3].middle)};
+      *reinterpret_cast<uint2*>(b[2] + at) =
+          uint2{PackBf16(split[0].high, split[1].high), PackBf16(split[2].high, split[3].high)};
+    }
+  };
+
+  float sums[2][4][4] = {};  // two tiles of 16 rows, four of 8 experts
+  const uint32_t a_base = SharedAddress(a) + (row_warp * 32 + lane % 16) * kStepRowBytes + lane / 16 * 16;
+  const uint32_t b_base =
+      SharedAddress(b) + (expert_warp * 32 + lane / 16 * 8 + lane % 8) * kStepRowBytes + lane / 8 % 2 * 16;
+  if (first_col < end_col) load(first_col);
   for (int col = first_col; col < end_col; col += kStep) {
-    for (int i = threadIdx.x; i < Shape::kRows * (kStep / 4); i += Shape::kThreads) {
-      const int r = i / (kStep / 4), c = i % (kStep / 4) * 4;
-      const int count = first_row + r < rows ? end_col - col - c : 0;
-      float v[4];
-      Load4(in + (first_row + r) * in_stride + col + c, count, in_aligned, v);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) a[c + j][r] = v[j];
-    }
-    for (int i = threadIdx.x; i < kExpertsPerBlock * (kStep / 4); i += Shape::kThreads) {
-      const int e = i / (kStep / 4), c = i % (kStep / 4) * 4;
-      const int count = first_expert + e < num_experts ? end_col - col - c : 0;
-      float v[4];
-      Load4(weight + static_cast<int64_t>(first_expert + e) * cols + col + c, count, weight_aligned, v);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) b[c + j][e] = v[j];
-    }
+    store();
     __syncthreads();
+    if (col + kStep < end_col) load(col + kStep);
 #pragma unroll
-    for (int k = 0; k < kStep; ++k) {
-      float x[kR], w[kE];
+    for (int k = 0; k < kStep / 16; ++k) {
+      uint32_t rows_a[2][4];
+      LoadMatrix4(rows_a[0], a_base + k * 32);
+      LoadMatrix4(rows_a[1], a_base + k * 32 + 16 * kStepRowBytes);
 #pragma unroll
-      for (int r = 0; r < kR; ++r) x[r] = a[k][row_thread * kR + r];
+      for (int part = 0; part < 3; ++part) {
 #pragma unroll
-      for (int e = 0; e < kE; ++e) w[e] = b[k][expert_thread * kE + e];
+        for (int pair = 0; pair < 2; ++pair) {
+          uint32_t weights[4];
+          LoadMatrix4(weights, b_base + part * kExperts * kStepRowBytes + pair * 16 * kStepRowBytes + k * 32);
 #pragma unroll
-      for (int r = 0; r < kR; ++r) {
-#pragma unroll
-        for (int e = 0; e < kE; ++e) sums[r][e] = fmaf(x[r], w[e], sums[r][e]);
+          for (int r = 0; r < 2; ++r) {
+            MmaBf16(sums[r][2 * pair], rows_a[r], weights[0], weights[1]);
+            MmaBf16(sums[r][2 * pair + 1], rows_a[r], weights[2], weights[3]);
+          }
+        }
       }
     }
     __syncthreads();
   }
 #pragma unroll
-  for (int r = 0; r < kR; ++r) {
-    const int64_t row = first_row + row_thread * kR + r;
+  for (int r = 0; r < 2; ++r) {
 #pragma unroll
-    for (int e = 0; e < kE; ++e) {
-      const int expert = first_expert + expert_thread * kE + e;
-      if (row < rows && expert < num_experts) partials[(blockIdx.z * rows + row) * num_experts + expert] = sums[r][e];
+    for (int t = 0; t < 4; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int64_t row = first_row + row_warp * 32 + r * 16 + i / 2 * 8 + lane / 4;
+        const int expert = first_expert + expert_warp * 32 + t * 8 + lane % 4 * 2 + i % 2;
+        if (row < rows && expert < num_experts)
+          partials[(blockIdx.z * rows + row) * num_experts + expert] = sums[r][t][i];
+      }
     }
+  }
+}
+
+constexpr int kMaxFewRows = 64;  // calls with more rows go through RouterKernel
+constexpr int kFewWarps = 4;     // of a block, eight experts each
+
+// The same for few rows: a warp has 16 rows and 8 experts and reads its operands straight into registers, those of
+// kBatch products before the first of them. kAligned: pairs of columns may be read at once.
+// Grid: [ceil(rows / 16), ceil(num_experts / 32), kParts]. Block: kFewWarps warps.
+// Bound: the weight's bytes.
+template <bool kAligned>
+__global__ void __launch_bounds__(kFewWarps* kWarpSize)
+    RouterFewKernel(const __nv_bfloat16* in, int64_t in_stride, const float* weight, float* partials, int64_t rows,
+                    int num_experts, int cols) {
+  constexpr int kBatch = 6;
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * 16 + lane / 4;  // and the eighth after it
+  const int first_expert = (blockIdx.y * kFewWarps + warp) * 8, expert = first_expert + lane / 4;
+  const int part_cols = static_cast<int>(PartCols(cols)), first_col = blockIdx.z * part_cols;
+  const int end_col = min(first_col + part_cols, cols);
+  const float* const weights = weight + static_cast<int64_t>(expert) * cols;
+  const auto pair_of = [&](int64_t of_row, int col) {
+    const __nv_bfloat16* const source = in + of_row * in_stride + col;
+    if (of_row >= rows || col >= end_col) return 0u;
+    if constexpr (kAligned) return *reinterpret_cast<const uint32_t*>(source);
+    return PackBf16(source[0], col + 1 < end_col ? source[1] : __ushort_as_bfloat16(0));
+  };
+  const auto weights_of = [&](int col) {
+    if (expert >= num_experts || col >= end_col) return float2{0.0f, 0.0f};
+    if constexpr (kAligned) return *reinterpret_cast<const float2*>(weights + col);
+    return float2{weights[col], col + 1 < end_col ? weights[col + 1] : 0.0f};
+  };
+  float sums[4] = {};
+  for (int first = first_col; first < end_col; first += 16 * kBatch) {
+    uint32_t a[kBatch][4];
+    float2 w[kBatch][2];
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const int col = first + k * 16 + lane % 4 * 2;
+      w[k][0] = weights_of(col);
+      w[k][1] = weights_of(col + 8);
+      a[k][0] = pair_of(row, col);
+      a[k][1] = pair_of(row + 8, col);
+      a[k][2] = pair_of(row, col + 8);
+      a[k][3] = pair_of(row + 8, col + 8);
+    }
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const Split s[4] = {SplitOf(w[k][0].x), SplitOf(w[k][0].y), SplitOf(w[k][1].x), SplitOf(w[k][1].y)};
+      MmaBf16(sums, a[k], PackBf16(s[0].low, s[1].low), PackBf16(s[2].low, s[3].low));
+      MmaBf16(sums, a[k], PackBf16(s[0].middle, s[1].middle), PackBf16(s[2].middle, s[3].middle));
+      MmaBf16(sums, a[k], PackBf16(s[0].high, s[1].high), PackBf16(s[2].high, s[3].high));
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int64_t of_row = row + i / 2 * 8;
+    const int of_expert = first_expert + lane % 4 * 2 + i % 2;
+    if (of_row < rows && of_expert < num_experts)
+      partials[(blockIdx.z * rows + of_row) * num_experts + of_expert] = sums[i];
+  }
+}
+
+constexpr int kF16Rows = 16, kF16Experts = 8;  // of a block, one dot product a thread
+constexpr int kF16Cols = 384;                  // columns in shared memory at a time
+
+// For F16 inputs (capability 7.5, without bf16 products): plain F32, every sum over the part's columns in order.
+// Grid: [ceil(rows / 16), ceil(num_experts / 8), kParts]. Block: 128 threads.
+// Bound: 2 * rows * num_experts * cols flops in F32, of which shared memory allows a quarter.
+__global__ void __launch_bounds__(kF16Rows* kF16Experts)
+    RouterF16Kernel(const __half* in, int64_t in_stride, bool in_aligned, const float* weight, bool weight_aligned,
+                    float* partials, int64_t rows, int num_experts, int cols) {
+  // Rows of both start four banks after each other.
+  __shared__ __align__(16) float a[kF16Rows][kF16Cols + 4], b[kF16Experts][kF16Cols + 4];
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kF16Rows;
+  const int here = static_cast<int>(rows - first_row < kF16Rows ? rows - first_row : kF16Rows);
+  const int first_expert = blockIdx.y * kF16Experts, part_cols = static_cast<int>(PartCols(cols));
+  const int first_col = blockIdx.z * part_cols, end_col = min(first_col + part_cols, cols);
+  const int row = threadIdx.x / kF16Experts, expert = threadIdx.x % kF16Experts;
+  float sum = 0.0f;
+  for (int col = first_col; col < end_col; col += kF16Cols) {
+    const int fours = (min(kF16Cols, end_col - col) + 3) / 4;
+    for (int i = threadIdx.x; i < (kF16Experts + here) * fours; i += kF16Rows * kF16Experts) {
+      const int line = i / fours, c = i % fours * 4;
+      float v[4];
+      if (line < kF16Experts) {
+        const int count = first_expert + line < num_experts ? end_col - col - c : 0;
+        Load4(weight + static_cast<int64_t>(first_expert + line) * cols + col + c, count, weight_aligned, v);
+        *reinterpret_cast<float4*>(&b[line][c]) = float4{v[0], v[1], v[2], v[3]};
+      } else {
+        Load4(in + (first_row + line - kF16Experts) * in_stride + col + c, end_col - col - c, in_aligned, v);
+        *reinterpret_cast<float4*>(&a[line - kF16Experts][c]) = float4{v[0], v[1], v[2], v[3]};
+      }
+    }
+    __syncthreads();
+    if (row < here) {
+#pragma unroll 4
+      for (int k = 0; k < 4 * fours; k += 4) {
+        const float4 x = *reinterpret_cast<const float4*>(&a[row][k]),
+                     w = *reinterpret_cast<const float4*>(&b[expert][k]);
+        sum = fmaf(x.x, w.x, sum);
+        sum = fmaf(x.y, w.y, sum);
+        sum = fmaf(x.z, w.z, sum);
+        sum = fmaf(x.w, w.w, sum);
+      }
+    }
+    __syncthreads();
+  }
+  if (row < here && first_expert + expert < num_experts) {
+    partials[(blockIdx.z * rows + first_row + row) * num_experts + first_expert + expert] = sum;
   }
 }
 
@@ -99,8 +262,9 @@ __device__ inline uint64_t WarpMaxKey(uint64_t key) {
   return key;
 }
 
-// Adds the parts in order, then picks the best logit top_k times. A key holds value and id, so ties go to the lower id and
-// every pick is a valid id; the lane that held the pick clears it. The softmax runs over the picks in their order.
+// Adds the parts in order, then picks the best logit top_k times. A key holds value and id, so ties go to the lower
+// id and every pick is a valid id; the lane that held the pick clears it. The softmax runs over the picks in their
+// order.
 // Grid: [ceil(rows / kRowsPerChoice)]. Block: kRowsPerChoice warps. kSlots: logits of a lane.
 // Bound: rows * num_experts * kParts * 4 bytes through L2.
 template <int kSlots>
@@ -151,13 +315,15 @@ __global__ void ChooseKernel(const float* partials, const float* bias, int32_t* 
   for (int rank = lane; rank < top_k; rank += kWarpSize) weights[row * top_k + rank] /= total;
 }
 
-// ---------------------------------------------------------------------------------------------------------------- grouping
+// ----------------------------------------------------------------------------------------------------------------
+// grouping
 
 constexpr int kGroupThreads = 512;
 constexpr int kGroupWarps = kGroupThreads / kWarpSize;
 
 // Counts of a chunk of kGroupThreads assignments for each expert.
-// Grid: [chunks]. Block: kGroupThreads. counts [expert][chunk]. Bound: the assignments' bytes, 4 each.
+// Grid: [chunks]. Block: kGroupThreads. counts [expert][chunk].
+// Bound: the assignments' bytes, 4 each.
 __global__ void CountKernel(const int32_t* experts, int64_t assignments, int num_experts, int32_t* counts) {
   __shared__ int32_t histogram[kMaxExperts];
   for (int e = threadIdx.x; e < num_experts; e += kGroupThreads) histogram[e] = 0;
@@ -172,7 +338,8 @@ __global__ void CountKernel(const int32_t* experts, int64_t assignments, int num
 }
 
 // Turns an expert's counts into how many of its entries earlier chunks hold; totals [expert].
-// Grid: [num_experts]. Block: one warp. Bound: num_experts * chunks * 8 bytes.
+// Grid: [num_experts]. Block: one warp.
+// Bound: num_experts * chunks * 8 bytes.
 __global__ void PrefixKernel(int32_t* counts, int64_t chunks, int32_t* totals) {
   int32_t* const own = counts + blockIdx.x * chunks;
   int32_t before = 0;
@@ -185,13 +352,15 @@ __global__ void PrefixKernel(int32_t* counts, int64_t chunks, int32_t* totals) {
   if (threadIdx.x == 0) totals[blockIdx.x] = before;
 }
 
-// Writes a chunk's entries at their places, and the first chunk the offsets. An entry's place among those of its expert:
-// after what earlier chunks, then earlier warps, then earlier lanes hold, so the order is that of the assignments.
-// Grid: [chunks]. Block: kGroupThreads. befores [expert][chunk] and totals [expert] as PrefixKernel leaves them; both null
-// when there is one chunk, which then counts for itself. Bound: the assignments' bytes, 12 each.
-__global__ void __launch_bounds__(kGroupThreads) WriteKernel(const int32_t* experts, int64_t assignments, int top_k,
-                                                             int num_experts, const int32_t* befores, const int32_t* totals,
-                                                             int32_t* offsets, int32_t* entry_rows, int32_t* entry_outs) {
+// Writes a chunk's entries at their places, and the first chunk the offsets. An entry's place among those of its
+// expert: after what earlier chunks, then earlier warps, then earlier lanes hold, so the order is that of the
+// assignments.
+// Grid: [chunks]. Block: kGroupThreads. befores [expert][chunk] and totals [expert] as PrefixKernel leaves them;
+// both null when there is one chunk, which then counts for itself.
+// Bound: the assignments' bytes, 12 each.
+__global__ void __launch_bounds__(kGroupThreads)
+    WriteKernel(const int32_t* experts, int64_t assignments, int top_k, int num_experts, const int32_t* befores,
+                const int32_t* totals, int32_t* offsets, int32_t* entry_rows, int32_t* entry_outs) {
   static_assert(kMaxExperts <= 2 * kGroupThreads);  // the scan takes two experts a thread
   __shared__ uint16_t of_warp[kGroupWarps][kMaxExperts];
   __shared__ int32_t starts[kMaxExperts], warp_sums[kWarpSize];
@@ -253,22 +422,35 @@ cudaError_t LaunchRoute(const RouteArgs& args, cudaStream_t stream) {
   float* const partials = static_cast<float*>(args.workspace);
   for (int64_t first = 0; first < args.in.rows; first += kRowsPerPass) {
     const int64_t rows = args.in.rows - first < kRowsPerPass ? args.in.rows - first : kRowsPerPass;
-    FERRY_CUDA_RETURN_IF_ERROR(WithActivation(args.in.dtype, [&](auto type) {
-      using Act = decltype(type);
-      const Act* const in = static_cast<const Act*>(args.in.data) + first * args.in.stride;
-      const bool in_aligned = RowsAligned4<Act>(in, args.in.stride), weight_aligned = RowsAligned4<float>(args.weight, cols);
-      const auto launch = [&](auto rows_per_thread) {
-        using Shape = RouterShape<rows_per_thread()>;
-        dim3 grid;
-        FERRY_CUDA_RETURN_IF_ERROR(Grid(CeilDiv(rows, Shape::kRows), CeilDiv(num_experts, kExpertsPerBlock), kParts, &grid));
-        RouterKernel<rows_per_thread(), Act><<<grid, Shape::kThreads, 0, stream>>>(
-            in, args.in.stride, in_aligned, args.weight, weight_aligned, partials, rows, num_experts, cols);
-        return cudaGetLastError();
-      };
-      if (rows <= 64) return launch(std::integral_constant<int, 1>{});
-      return launch(std::integral_constant<int, 4>{});
-    }));
+    const bool weight_aligned = RowsAligned4<float>(args.weight, cols);
     dim3 grid;
+    if (args.in.dtype == DType::kF16) {
+      const auto* const in = static_cast<const __half*>(args.in.data) + first * args.in.stride;
+      FERRY_CUDA_RETURN_IF_ERROR(Grid(CeilDiv(rows, kF16Rows), CeilDiv(num_experts, kF16Experts), kParts, &grid));
+      RouterF16Kernel<<<grid, kF16Rows * kF16Experts, 0, stream>>>(
+          in, args.in.stride, RowsAligned4<__half>(in, args.in.stride), args.weight, weight_aligned, partials, rows,
+          num_experts, cols);
+    } else if (args.in.dtype != DType::kBF16) {
+      return cudaErrorInvalidValue;
+    } else {
+      const auto* const in = static_cast<const __nv_bfloat16*>(args.in.data) + first * args.in.stride;
+      const bool in_aligned = RowsAligned4<__nv_bfloat16>(in, args.in.stride);
+      if (rows <= kMaxFewRows) {
+        FERRY_CUDA_RETURN_IF_ERROR(Grid(CeilDiv(rows, 16), CeilDiv(num_experts, 8 * kFewWarps), kParts, &grid));
+        const auto kernel = in_aligned && weight_aligned ? RouterFewKernel<true> : RouterFewKernel<false>;
+        kernel<<<grid, kFewWarps * kWarpSize, 0, stream>>>(in, args.in.stride, args.weight, partials, rows, num_experts,
+                                                           cols);
+      } else if (num_experts <= 32) {
+        FERRY_CUDA_RETURN_IF_ERROR(Grid(CeilDiv(rows, kManyRows), 1, kParts, &grid));
+        RouterKernel<1><<<grid, 128, 0, stream>>>(in, args.in.stride, in_aligned, args.weight, weight_aligned, partials,
+                                                  rows, num_experts, cols);
+      } else {
+        FERRY_CUDA_RETURN_IF_ERROR(Grid(CeilDiv(rows, kManyRows), CeilDiv(num_experts, 64), kParts, &grid));
+        RouterKernel<2><<<grid, 256, 0, stream>>>(in, args.in.stride, in_aligned, args.weight, weight_aligned, partials,
+                                                  rows, num_experts, cols);
+      }
+    }
+    FERRY_CUDA_RETURN_IF_ERROR(cudaGetLastError());
     FERRY_CUDA_RETURN_IF_ERROR(Grid(CeilDiv(rows, kRowsPerChoice), 1, 1, &grid));
     const auto choose = [&](auto slots) {
       ChooseKernel<slots()><<<grid, kRowsPerChoice * kWarpSize, 0, stream>>>(
@@ -292,10 +474,12 @@ int64_t GroupWorkspaceBytes(int64_t rows, int64_t top_k, int64_t num_experts) {
   return (CeilDiv(rows * top_k, kGroupThreads) + 1) * num_experts * 4;
 }
 
-cudaError_t LaunchGroupByExpert(const int32_t* experts, int64_t rows, int64_t top_k, int64_t num_experts, int32_t* offsets,
-                                int32_t* entry_rows, int32_t* entry_outs, void* workspace, cudaStream_t stream) {
+cudaError_t LaunchGroupByExpert(const int32_t* experts, int64_t rows, int64_t top_k, int64_t num_experts,
+                                int32_t* offsets, int32_t* entry_rows, int32_t* entry_outs, void* workspace,
+                                cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
-  if (num_experts < 1 || num_experts > kMaxExperts || top_k < 1 || rows > 0x7fffffff / top_k) return cudaErrorInvalidValue;
+  if (num_experts < 1 || num_experts > kMaxExperts || top_k < 1 || rows > 0x7fffffff / top_k)
+    return cudaErrorInvalidValue;
   const int64_t assignments = rows * top_k, chunks = CeilDiv(assignments, kGroupThreads);
   const int count = static_cast<int>(num_experts);
   int32_t *counts = nullptr, *totals = nullptr;
@@ -309,8 +493,8 @@ cudaError_t LaunchGroupByExpert(const int32_t* experts, int64_t rows, int64_t to
     PrefixKernel<<<count, kWarpSize, 0, stream>>>(counts, chunks, totals);
     FERRY_CUDA_RETURN_IF_ERROR(cudaGetLastError());
   }
-  WriteKernel<<<grid, kGroupThreads, 0, stream>>>(experts, assignments, static_cast<int>(top_k), count, counts, totals, offsets,
-                                                  entry_rows, entry_outs);
+  WriteKernel<<<grid, kGroupThreads, 0, stream>>>(experts, assignments, static_cast<int>(top_k), count, counts, totals,
+                                                  offsets, entry_rows, entry_outs);
   return cudaGetLastError();
 }
 

@@ -9,10 +9,11 @@ namespace ferry::cuda {
 inline constexpr int64_t kMaxExperts = 1024;  // a row's logits stay in the registers of one warp
 
 // logits = in W^T + bias in F32; the top_k best, ties to the lower id; weights = softmax over the chosen.
-//   in       [rows, n_embd] an activation type      weight [num_experts, n_embd] F32, row-major    bias [num_experts] or null
-//   experts  [rows, top_k] best first               weights [rows, top_k], each row sums to 1
-// Products and sums are F32, in an order that depends on n_embd alone. A NaN logit comes after all numbers, so ids are
-// always in [0, num_experts). 1 <= top_k <= num_experts <= kMaxExperts.
+//   in       [rows, n_embd] an activation type        weight  [num_experts, n_embd] F32, row-major
+//   experts  [rows, top_k] best first                 bias    [num_experts] or null
+//   weights  [rows, top_k], each row sums to 1
+// Products are exact to 2^-24 and sums are F32, in an order that depends on n_embd alone. A NaN logit comes after all
+// numbers, so ids are always in [0, num_experts). 1 <= top_k <= num_experts <= kMaxExperts.
 struct RouteArgs {
   DeviceRows in;
   const float* weight = nullptr;
@@ -25,11 +26,12 @@ struct RouteArgs {
 cudaError_t LaunchRoute(const RouteArgs& args, cudaStream_t stream);
 int64_t RouteWorkspaceBytes(int64_t rows, int64_t num_experts);
 
-// Groups rows * top_k assignments by expert, stable in the order of (row, rank): offsets [num_experts + 1], entry_rows and
-// entry_outs [rows * top_k]. An id outside [0, num_experts) is left out. num_experts <= kMaxExperts.
-// workspace: GroupWorkspaceBytes(...), 16-byte aligned.
-cudaError_t LaunchGroupByExpert(const int32_t* experts, int64_t rows, int64_t top_k, int64_t num_experts, int32_t* offsets,
-                                int32_t* entry_rows, int32_t* entry_outs, void* workspace, cudaStream_t stream);
+// Groups rows * top_k assignments by expert, stable in the order of (row, rank): offsets [num_experts + 1], entry_rows
+// and entry_outs [rows * top_k]. An id outside [0, num_experts) is left out. num_experts <= kMaxExperts. workspace:
+// GroupWorkspaceBytes(...), 16-byte aligned.
+cudaError_t LaunchGroupByExpert(const int32_t* experts, int64_t rows, int64_t top_k, int64_t num_experts,
+                                int32_t* offsets, int32_t* entry_rows, int32_t* entry_outs, void* workspace,
+                                cudaStream_t stream);
 int64_t GroupWorkspaceBytes(int64_t rows, int64_t top_k, int64_t num_experts);
 
 }  // namespace ferry::cuda

@@ -1,6 +1,5 @@
-#include "kernels/cuda/rows.h"
-
 #include "kernels/cuda/device_code.cuh"
+#include "kernels/cuda/rows.h"
 
 namespace ferry::cuda {
 namespace {
@@ -36,12 +35,17 @@ __device__ inline float TileValue(const DeviceTiles& table, int64_t row, int64_t
     }
     case DType::kQ4_0: {
       const uint32_t pair = ReadAs<uint8_t>(codes + i % 16);
-      return static_cast<float>(static_cast<int>(i < 16 ? pair & 15u : pair >> 4) - 8) * __half2float(ReadAs<__half>(scale));
+      return static_cast<float>(static_cast<int>(i < 16 ? pair & 15u : pair >> 4) - 8) *
+             __half2float(ReadAs<__half>(scale));
     }
-    case DType::kQ8_0: return static_cast<float>(ReadAs<int8_t>(codes + i)) * __half2float(ReadAs<__half>(scale));
-    case DType::kF16: return __half2float(ReadAs<__half>(codes + 2 * i));
-    case DType::kBF16: return __bfloat162float(ReadAs<__nv_bfloat16>(codes + 2 * i));
-    default: return ReadAs<float>(codes + 4 * i);
+    case DType::kQ8_0:
+      return static_cast<float>(ReadAs<int8_t>(codes + i)) * __half2float(ReadAs<__half>(scale));
+    case DType::kF16:
+      return __half2float(ReadAs<__half>(codes + 2 * i));
+    case DType::kBF16:
+      return __bfloat162float(ReadAs<__nv_bfloat16>(codes + 2 * i));
+    default:
+      return ReadAs<float>(codes + 4 * i);
   }
 }
 
@@ -52,11 +56,13 @@ __global__ void EmbedKernel(DeviceTiles table, const int32_t* token_ids, T* x, i
   const int64_t token = token_ids[blockIdx.x];
   if (token < 0 || token >= table.rows) return;
   T* const out = x + blockIdx.x * stride;
-  for (int64_t col = threadIdx.x; col < table.cols; col += kThreads) out[col] = FromFloat<T>(TileValue(table, token, col));
+  for (int64_t col = threadIdx.x; col < table.cols; col += kThreads)
+    out[col] = FromFloat<T>(TileValue(table, token, col));
 }
 
-// Grid: [rows]. Block: kThreads. Thread t takes columns [4t, 4t + 4) of each 4 * kThreads, so the order of the sum follows
-// from cols alone. The second reading of x hits L1. Bound: rows * cols * (sizeof(In) + sizeof(Out)) through device memory.
+// Grid: [rows]. Block: kThreads. Thread t takes columns [4t, 4t + 4) of each 4 * kThreads, so the order of the sum
+// follows from cols alone. The second reading of x hits L1.
+// Bound: rows * cols * (sizeof(In) + sizeof(Out)) through device memory.
 template <typename In, typename Out>
 __global__ void RmsNormKernel(const In* x, int64_t x_stride, bool x_aligned, const float* weight, bool weight_aligned,
                               float epsilon, Out* out, int64_t out_stride, bool out_aligned, int cols) {
@@ -82,12 +88,12 @@ __global__ void RmsNormKernel(const In* x, int64_t x_stride, bool x_aligned, con
   }
 }
 
-// Grid: [rows * parts], parts = ceil(cols / (4 * kCombineThreads)). Block: kCombineThreads, four columns
-// each. Bound: rows * cols * (top_k * sizeof(T) + 8) through device memory.
+// Grid: [rows * parts], parts = ceil(cols / (4 * kCombineThreads)). Block: kCombineThreads, four columns each.
+// Bound: rows * cols * (top_k * sizeof(T) + 8) through device memory.
 constexpr int kCombineThreads = 128;
 template <typename T>
-__global__ void CombineKernel(const T* contributions, int64_t stride, bool aligned, const float* weights, int top_k, float* x,
-                              int64_t x_stride, bool x_aligned, int cols, int parts) {
+__global__ void CombineKernel(const T* contributions, int64_t stride, bool aligned, const float* weights, int top_k,
+                              float* x, int64_t x_stride, bool x_aligned, int cols, int parts) {
   const int64_t token = blockIdx.x / parts;
   const int col = 4 * (static_cast<int>(blockIdx.x % parts) * kCombineThreads + static_cast<int>(threadIdx.x));
   if (col >= cols) return;
@@ -109,7 +115,8 @@ __global__ void CombineKernel(const T* contributions, int64_t stride, bool align
   Store4(target, cols - col, x_aligned, v);
 }
 
-// Grid: [rows]. Block: kThreads. Word: what both tensors' rows are aligned to. Bound: twice the rows' bytes.
+// Grid: [rows]. Block: kThreads. Word: what both tensors' rows are aligned to.
+// Bound: twice the rows' bytes.
 template <typename Word>
 __global__ void GatherKernel(const Word* in, int64_t in_stride, int64_t in_rows, const int32_t* rows, Word* out,
                              int64_t out_stride, int64_t words) {
@@ -118,8 +125,9 @@ __global__ void GatherKernel(const Word* in, int64_t in_stride, int64_t in_rows,
   for (int64_t i = threadIdx.x; i < words; i += kThreads) out[blockIdx.x * out_stride + i] = in[source * in_stride + i];
 }
 
-// Grid: [num_rows]. Block: kThreads, four columns each in turn: 16-byte reads, all of a row in flight, since `rows` may lie
-// across the link. Bound: num_rows * cols * 4 bytes over the link.
+// Grid: [num_rows]. Block: kThreads, four columns each in turn: 16-byte reads, all of a row in flight, since `rows`
+// may lie across the link.
+// Bound: num_rows * cols * 4 bytes over the link.
 template <typename T>
 __global__ void ScatterKernel(const float* rows, bool aligned, const int32_t* outs, T* out, int64_t out_stride,
                               bool out_aligned, int64_t out_rows, int cols) {
@@ -141,8 +149,9 @@ template <typename Word>
 cudaError_t Gather(const DeviceRows& in, const int32_t* rows, const DeviceRows& out, int64_t element_bytes, dim3 grid,
                    cudaStream_t stream) {
   const int64_t per_word = sizeof(Word) / element_bytes;
-  GatherKernel<Word><<<grid, kThreads, 0, stream>>>(static_cast<const Word*>(in.data), in.stride / per_word, in.rows, rows,
-                                                    static_cast<Word*>(out.data), out.stride / per_word, in.cols / per_word);
+  GatherKernel<Word><<<grid, kThreads, 0, stream>>>(static_cast<const Word*>(in.data), in.stride / per_word, in.rows,
+                                                    rows, static_cast<Word*>(out.data), out.stride / per_word,
+                                                    in.cols / per_word);
   return cudaGetLastError();
 }
 
@@ -159,7 +168,8 @@ cudaError_t LaunchEmbed(const DeviceTiles& table, const int32_t* token_ids, cons
   });
 }
 
-cudaError_t LaunchRmsNorm(const DeviceRows& x, const float* weight, float epsilon, const DeviceRows& out, cudaStream_t stream) {
+cudaError_t LaunchRmsNorm(const DeviceRows& x, const float* weight, float epsilon, const DeviceRows& out,
+                          cudaStream_t stream) {
   if (x.rows == 0) return cudaSuccess;
   if (x.cols < 1 || x.cols > 1 << 24) return cudaErrorInvalidValue;
   dim3 grid;

@@ -11,9 +11,10 @@ namespace ferry::cuda {
 // equal to table.cols.
 cudaError_t LaunchEmbed(const DeviceTiles& table, const int32_t* token_ids, const DeviceRows& x, cudaStream_t stream);
 
-// out = x / sqrt(mean(x^2) + epsilon) * weight; the sum of squares in F32, in an order that depends on the columns alone.
-// weight F32 [cols]; x and out of any element type.
-cudaError_t LaunchRmsNorm(const DeviceRows& x, const float* weight, float epsilon, const DeviceRows& out, cudaStream_t stream);
+// out = x / sqrt(mean(x^2) + epsilon) * weight; the sum of squares in F32, in an order that depends on the columns
+// alone. weight F32 [cols]; x and out of any element type.
+cudaError_t LaunchRmsNorm(const DeviceRows& x, const float* weight, float epsilon, const DeviceRows& out,
+                          cudaStream_t stream);
 
 // x[t] += sum over rank r, in order, of weights[t, r] * contributions[t * top_k + r]. weights [x.rows, top_k]; x F32.
 cudaError_t LaunchCombine(const DeviceRows& contributions, const float* weights, int64_t top_k, const DeviceRows& x,
@@ -22,8 +23,9 @@ cudaError_t LaunchCombine(const DeviceRows& contributions, const float* weights,
 // out[i] = in[rows[i]]; rows [out.rows], each in [0, in.rows); in and out of one type and width.
 cudaError_t LaunchGatherRows(const DeviceRows& in, const int32_t* rows, const DeviceRows& out, cudaStream_t stream);
 
-// out[outs[i]] = rows[i], rounded to out's type. rows [num_rows, out.cols] F32 without gaps, in memory that the device can
-// read (pinned host memory too: each element is read once); outs [num_rows], each in [0, out.rows), without repeats.
+// out[outs[i]] = rows[i], rounded to out's type. rows [num_rows, out.cols] F32 without gaps, in memory that the device
+// can read (pinned host memory too: each element is read once); outs [num_rows], each in [0, out.rows), without
+// repeats.
 cudaError_t LaunchScatterRows(const float* rows, const int32_t* outs, int64_t num_rows, const DeviceRows& out,
                               cudaStream_t stream);
 

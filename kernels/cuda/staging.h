@@ -1,7 +1,7 @@
 #pragma once
 
-// Page-locked memory between host arrays and a stream: what is handed in is copied here, so that the caller's memory is free
-// at once while the device still reads.
+// Page-locked memory between host arrays and a stream: what is handed in is copied here, so that the caller's memory is
+// free at once while the device still reads.
 
 #include <cstddef>
 #include <cstdint>
@@ -22,8 +22,8 @@ class Staging {
   // `stream` must outlive this.
   static absl::StatusOr<Staging> Create(cudaStream_t stream);
 
-  // Room for `bytes` <= kBufferBytes, 256-byte aligned. Queue what reads it on the stream before the next Reserve; waits only
-  // when the device is kBuffers - 1 whole buffers behind.
+  // Room for `bytes` <= kBufferBytes, 256-byte aligned. Queue what reads it on the stream before the next Reserve;
+  // waits only when the device is kBuffers - 1 whole buffers behind.
   absl::StatusOr<std::byte*> Reserve(int64_t bytes);
 
  private:
@@ -38,8 +38,8 @@ class Staging {
   int64_t used_ = 0;
 };
 
-// Device memory for the inner results of one operation. All operations share it, one after the other in the stream's order;
-// it grows when one needs more, which waits for the device, and never shrinks.
+// Device memory for the inner results of one operation. All operations share it, one after the other in the stream's
+// order; it grows when one needs more, which waits for the device, and never shrinks.
 class Workspace {
  public:
   static absl::StatusOr<Workspace> Create(int64_t bytes);

@@ -1,7 +1,7 @@
 #pragma once
 
-// Dense products with a weight matrix in the tiled layout (common/tiled_layout.h), dequantised in registers on its way to the
-// tensor cores: no dequantised copy exists in memory.
+// Dense products with a weight matrix in the tiled layout (common/tiled_layout.h), dequantised in registers on its way
+// to the tensor cores: no dequantised copy exists in memory.
 //
 //   out[m, n] (+)= act[m, k] W[n, k]^T + bias[n]
 //
@@ -10,12 +10,13 @@
 //   bias  [n]     F32, or null
 //   out   [m, n]  F32, or the type of act; rows `out_stride` elements apart. accumulate: out += (F32 only)
 //
-// Weights are rounded to the activations' type: MXFP4 exactly, Q8_0, Q4_0, F16 and F32 to 8 bits of mantissa (relative error
-// <= 2^-8 a weight; 2^-11 with F16); sums are F32. A row's result depends on that row, the matrix and m alone: on m only
-// through the choice between two kernels, one for m <= device.few_rows_dense.
+// Weights are rounded to the activations' type: MXFP4 exactly, Q8_0, Q4_0, F16 and F32 to 8 bits of mantissa (relative
+// error
+// <= 2^-8 a weight; 2^-11 with F16); sums are F32. A row's result depends on that row and the matrix, and on m only
+// through the choice between two kernels: one for m <= device.few_rows_dense, one for more.
 //
-// MXFP4 scales are exact from 2^-69 to 2^65 with BF16 activations, 2^-23 to 2^1 with F16; below, weights lose bits, above,
-// they become infinite or NaN.
+// MXFP4 scales are exact from 2^-69 to 2^65 with BF16 activations, 2^-23 to 2^1 with F16; below, weights lose bits,
+// above, they become infinite or NaN.
 
 #include <cuda_runtime_api.h>
 

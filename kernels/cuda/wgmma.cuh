@@ -1,6 +1,7 @@
 #pragma once
 
-// The instructions of capability 9.0a behind products_wgmma.cu: warpgroup products, transaction barriers, bulk copies.
+// The instructions of capability 9.0a behind products_wgmma.cu: warpgroup products, and the barriers between those who
+// copy their operands and those who use them.
 
 #include <cstdint>
 
@@ -24,14 +25,6 @@ __device__ inline void BarrierInit(uint32_t barrier, int arrivals) {
 __device__ inline void BarrierArrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-// Arrives, and the phase also waits for `bytes` of bulk copies.
-__device__ inline void BarrierArriveExpecting(uint32_t barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-// Arrives when the cp.async copies that this thread has issued so far are done.
-__device__ inline void BarrierArriveAfterCopies(uint32_t barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-}
 __device__ inline void BarrierWait(uint32_t barrier, uint32_t parity) {
   asm volatile(
       "{\n"
@@ -46,12 +39,6 @@ __device__ inline void BarrierWait(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
-// `bytes` (a multiple of 16, both ends aligned to 16) from global to shared memory, counted by `barrier`.
-__device__ inline void BulkCopy(uint32_t shared, const void* global, int bytes, uint32_t barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
-               "l"(global), "r"(bytes), "r"(barrier)
-               : "memory");
-}
 // What ordinary stores and cp.async wrote to shared memory is seen by the tensor cores from here on.
 __device__ inline void FenceForTensorCores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -88,13 +75,16 @@ __device__ inline void WgmmaWait() {
 
 // A matrix of rows of 64 two-byte elements in shared memory, permuted in the 128-byte manner (16-byte chunk c of row r lies
 // at chunk c ^ (r % 8)), on 1024 bytes. Adding 2 moves on by 16 elements.
-__device__ inline uint64_t RowsDescriptor(uint32_t shared) {
-  constexpr uint64_t kSwizzle128 = 1ull << 62, kEightRows = 1024ull >> 4 << 32, kUnused = 1ull << 16;
-  return kSwizzle128 | kEightRows | kUnused | (shared & 0x3FFFF) >> 4;
+// The high half is the same for all (the manner, and 1024 bytes from eight rows to the next), so Wgmma takes the low half.
+#define FERRY_DESCRIPTOR_HIGH "0x40000040"
+__device__ inline uint32_t RowsDescriptorLow(uint32_t shared) {
+  constexpr uint32_t kUnused = 1 << 16;
+  return kUnused | (shared & 0x3FFFF) >> 4;
 }
+__device__ inline uint64_t RowsDescriptor(uint32_t shared) { return 0x40000040ull << 32 | RowsDescriptorLow(shared); }
 
-// sum [64 x kN] += a [64 x 16] b [16 x kN]: a in registers, b by descriptor. Lane (g, q) of warp w holds in sum[4j + i] row
-// 16w + g + 8 (i / 2), column 8j + 2q + i % 2.
+// sum [64 x kN] += a [64 x 16] b [16 x kN]: a in registers, b by the low half of its descriptor. Lane (g, q) of warp w
+// holds in sum[4j + i] row 16w + g + 8 (i / 2), column 8j + 2q + i % 2.
 template <int kN>
 struct Wgmma;
 
@@ -114,11 +104,13 @@ struct Wgmma;
 #define FERRY_WGMMA(n, names, a0, a1, a2, a3, b, ...)                                                                    \
   template <>                                                                                                            \
   struct Wgmma<n> {                                                                                                      \
-    __device__ static void Run(float (&d)[n / 2], const uint32_t* a, uint64_t descriptor) {                              \
-      asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" names "}, {%" #a0 ", %" #a1 ", %" #a2    \
-                   ", %" #a3 "}, %" #b ", 1, 1, 1, 0;\n"                                                                 \
-                   : __VA_ARGS__                                                                                         \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor));                                       \
+    __device__ static void Run(float (&d)[n / 2], const uint32_t* a, uint32_t rows) {                              \
+      asm volatile(                                                                                                      \
+          "{\n.reg .b64 b;\nmov.b64 b, {%" #b ", " FERRY_DESCRIPTOR_HIGH "};\n"                                         \
+          "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" names "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3    \
+          "}, b, 1, 1, 1, 0;\n}\n"                                                                                       \
+          : __VA_ARGS__                                                                                                  \
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(rows));                                                      \
     }                                                                                                                    \
   };
 FERRY_WGMMA(16, FERRY_NAMES0, 8, 9, 10, 11, 12, FERRY_SUMS8(0))
@@ -134,6 +126,7 @@ FERRY_WGMMA(112, FERRY_NAMES0 ", " FERRY_NAMES8 ", " FERRY_NAMES16 ", " FERRY_NA
 FERRY_WGMMA(128, FERRY_NAMES0 ", " FERRY_NAMES8 ", " FERRY_NAMES16 ", " FERRY_NAMES24 ", " FERRY_NAMES32 ", " FERRY_NAMES40
             ", " FERRY_NAMES48 ", " FERRY_NAMES56, 64, 65, 66, 67, 68, FERRY_SUMS32(0), FERRY_SUMS32(32))
 #undef FERRY_WGMMA
+#undef FERRY_DESCRIPTOR_HIGH
 
 #endif  // FERRY_HAS_WGMMA
 

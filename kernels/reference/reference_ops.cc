@@ -12,7 +12,8 @@
 namespace ferry {
 namespace {
 
-// Four sums side by side, so that an addition need not wait for the one before it; a plain sum takes four times as long.
+// Four sums side by side, so that an addition need not wait for the one before it; a plain sum takes four times as
+// long.
 template <typename A, typename B>
 double Dot(const A* a, const B* b, int64_t count) {
   double sums[4] = {0, 0, 0, 0};
@@ -75,8 +76,8 @@ absl::Status ReferenceOps::DoMatMul(Tensor in, const TiledMatrix& weight, const 
   return absl::OkStatus();
 }
 
-absl::Status ReferenceOps::DoRopeAndStore(const HostBatch& batch, int64_t first_row, const RopeConfig& rope,
-                                          Tensor qkv, const KvLayer& cache, Tensor q_out) {
+absl::Status ReferenceOps::DoRopeAndStore(const HostBatch& batch, int64_t first_row, const RopeConfig& rope, Tensor qkv,
+                                          const KvLayer& cache, Tensor q_out) {
   const std::vector<double> frequencies = RopeFrequencies(rope);
   const int64_t dim = cache.head_dim;
   std::vector<float> key(dim);
@@ -152,15 +153,13 @@ absl::Status ReferenceOps::DoRoute(Tensor in, const float* weight, const float* 
       if (std::isnan(logits[expert])) logits[expert] = -std::numeric_limits<double>::infinity();
     }
     std::iota(order.begin(), order.end(), 0);
-    std::partial_sort(order.begin(), order.begin() + top_k, order.end(), [&](int32_t a, int32_t b) {
-      return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
-    });
+    std::partial_sort(order.begin(), order.begin() + top_k, order.end(),
+                      [&](int32_t a, int32_t b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; });
     double denominator = 0;
     for (int64_t rank = 0; rank < top_k; ++rank) denominator += std::exp(logits[order[rank]] - logits[order[0]]);
     for (int64_t rank = 0; rank < top_k; ++rank) {
       experts[row * top_k + rank] = order[rank];
-      weights[row * top_k + rank] =
-          static_cast<float>(std::exp(logits[order[rank]] - logits[order[0]]) / denominator);
+      weights[row * top_k + rank] = static_cast<float>(std::exp(logits[order[rank]] - logits[order[0]]) / denominator);
     }
   }
   return absl::OkStatus();

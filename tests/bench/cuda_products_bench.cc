@@ -1,10 +1,10 @@
-// Times the products of the CUDA backend beside this machine's own ceilings, measured in the same run: a large bf16 product
-// by cuBLAS (loaded at run time; --no-cublas leaves it out) and a large copy inside device memory.
+// Times the products of the CUDA backend beside this machine's own ceilings, measured in the same run: a large bf16
+// product by cuBLAS (loaded at run time; --no-cublas leaves it out) and a large copy inside device memory.
 //
 //   cuda_products_bench [--no-cublas] [--only=experts|few|single|dense] [--portable] [--few=ROWS]
 //
-// Medians of repeated runs between events, after warm-ups. Weights are random; several copies are used in turn where one
-// would stay in the L2 cache.
+// Medians of repeated runs between events, after warm-ups. Weights are random; several copies are used in turn where
+// one would stay in the L2 cache.
 #include <cublas_v2.h>
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
@@ -97,8 +97,8 @@ double CublasFlops() {
   std::byte* c = Allocate(int64_t{n} * n * 2);
   const float one = 1, zero = 0;
   const double us = MedianUs(10, 3, [&](int) {
-    product(handle, CUBLAS_OP_T, CUBLAS_OP_N, n, n, n, &one, a, CUDA_R_16BF, n, a, CUDA_R_16BF, n, &zero, c, CUDA_R_16BF, n,
-            CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+    product(handle, CUBLAS_OP_T, CUBLAS_OP_N, n, n, n, &one, a, CUDA_R_16BF, n, a, CUDA_R_16BF, n, &zero, c,
+            CUDA_R_16BF, n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
   });
   cudaFree(a), cudaFree(c);
   return 2.0 * n * n * n / us * 1e6;
@@ -141,7 +141,8 @@ class Experts {
   }
   ~Experts() { cudaFree(records_); }
 
-  // Time of one call; with `turns` > 1, turn t uses experts (e + t * rows.size()) instead, so that calls do not share weights.
+  // Time of one call; with `turns` > 1, turn t uses experts (e + t * rows.size()) instead, so that calls do not share
+  // weights.
   void Time(const Ceilings& ceilings, const cuda::ProductDevice& device, const std::string& what,
             const std::vector<int32_t>& rows, int turns = 1, DType out_type = DType::kBF16) {
     std::vector<int32_t> offsets = {0};
@@ -154,7 +155,8 @@ class Experts {
     for (int64_t i = entries - 1; i > 0; --i) std::swap(entry_outs[i], entry_outs[random.Below(i + 1)]);
     cuda::ExpertMlpArgs args;
     args.shape = shape_;
-    int32_t *device_offsets = ToDevice(offsets), *device_rows = ToDevice(entry_rows), *device_outs = ToDevice(entry_outs);
+    int32_t *device_offsets = ToDevice(offsets), *device_rows = ToDevice(entry_rows),
+            *device_outs = ToDevice(entry_outs);
     uint16_t* in = ToDevice(RandomBf16(tokens * shape_.n_embd));
     std::byte* out = Allocate(entries * shape_.n_embd * (out_type == DType::kF32 ? 4 : 2));
     args.workspace_bytes = ExpertMlpWorkspaceBytes(shape_, entries);
@@ -178,8 +180,9 @@ class Experts {
     Must(cudaDeviceSynchronize(), "ExpertMlp");
     Print(ceilings, what, us, static_cast<double>(entries * layout_.flops_per_token()),
           static_cast<double>(active * layout_.bytes));
-    for (void* memory : {static_cast<void*>(device_offsets), static_cast<void*>(device_rows), static_cast<void*>(device_outs),
-                         static_cast<void*>(in), static_cast<void*>(out), args.workspace}) {
+    for (void* memory :
+         {static_cast<void*>(device_offsets), static_cast<void*>(device_rows), static_cast<void*>(device_outs),
+          static_cast<void*>(in), static_cast<void*>(out), args.workspace}) {
       cudaFree(memory);
     }
   }
@@ -218,10 +221,12 @@ void TimeDense(const Ceilings& ceilings, const cuda::ProductDevice& device, DTyp
     for (const auto [at, bytes, from, period] :
          {std::array<int64_t, 4>{0, layout.row_tiles() * layout.col_blocks() * layout.tile_code_bytes(), 0,
                                  small.matrix.layout.row_tiles() * layout.col_blocks() * layout.tile_code_bytes()},
-          std::array<int64_t, 4>{layout.scales_offset, layout.bytes - layout.scales_offset, small.matrix.layout.scales_offset,
+          std::array<int64_t, 4>{layout.scales_offset, layout.bytes - layout.scales_offset,
+                                 small.matrix.layout.scales_offset,
                                  small.matrix.layout.row_tiles() * layout.col_blocks() * 16 * layout.scale_bytes}}) {
       for (int64_t done = 0; done < bytes && period > 0; done += period) {
-        Must(cudaMemcpy(weights[t] + at + done, small.memory.data() + from, std::min(period, bytes - done), cudaMemcpyHostToDevice),
+        Must(cudaMemcpy(weights[t] + at + done, small.memory.data() + from, std::min(period, bytes - done),
+                        cudaMemcpyHostToDevice),
              "weights");
       }
     }
@@ -239,7 +244,9 @@ void TimeDense(const Ceilings& ceilings, const cuda::ProductDevice& device, DTyp
       Must(TiledGemm(device, args, nullptr), "TiledGemm");
     });
     Must(cudaDeviceSynchronize(), "TiledGemm");
-    Print(ceilings, "dense " + std::string(NameOf(type)) + " [" + std::to_string(n) + ", " + std::to_string(k) + "], " + std::to_string(m) + " rows",
+    Print(ceilings,
+          "dense " + std::string(NameOf(type)) + " [" + std::to_string(n) + ", " + std::to_string(k) + "], " +
+              std::to_string(m) + " rows",
           us, 2.0 * m * n * k, static_cast<double>(layout.bytes));
     cudaFree(act), cudaFree(out);
   }
@@ -252,11 +259,16 @@ int Run(int argc, char** argv) {
   std::string only;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
-    if (argument == "--no-cublas") cublas = false;
-    else if (argument == "--portable") portable = true;
-    else if (argument.starts_with("--few=")) few = std::atoi(argument.c_str() + 6);
-    else if (argument.starts_with("--only=")) only = argument.substr(7);
-    else return std::fprintf(stderr, "unknown argument %s\n", argv[i]), 2;
+    if (argument == "--no-cublas")
+      cublas = false;
+    else if (argument == "--portable")
+      portable = true;
+    else if (argument.starts_with("--few="))
+      few = std::atoi(argument.c_str() + 6);
+    else if (argument.starts_with("--only="))
+      only = argument.substr(7);
+    else
+      return std::fprintf(stderr, "unknown argument %s\n", argv[i]), 2;
   }
   cuda::ProductDevice device;
   Must(QueryProductDevice(0, &device), "GPU");
@@ -272,7 +284,8 @@ int Run(int argc, char** argv) {
     if (wanted("experts")) {
       experts.Time(ceilings, device, "128 experts, 128 rows each", std::vector<int32_t>(128, 128));
       experts.Time(ceilings, device, "128 experts, 4096 tokens, skewed", SkewedRows(128, 4096, 4));
-      experts.Time(ceilings, device, "128 experts, 4096 tokens, skewed, F32 out", SkewedRows(128, 4096, 4), 1, DType::kF32);
+      experts.Time(ceilings, device, "128 experts, 4096 tokens, skewed, F32 out", SkewedRows(128, 4096, 4), 1,
+                   DType::kF32);
       experts.Time(ceilings, device, "128 experts, 16384 tokens, skewed", SkewedRows(128, 16384, 4));
       experts.Time(ceilings, device, "32 experts, 512 rows each", std::vector<int32_t>(32, 512));
       experts.Time(ceilings, device, "32 experts, 4096 tokens, skewed", SkewedRows(32, 4096, 4));
@@ -280,7 +293,8 @@ int Run(int argc, char** argv) {
     }
     if (wanted("few")) {
       for (const int rows : {1, 2, 4, 8, 12, 16, 17, 24, 32, 48}) {
-        experts.Time(ceilings, device, "128 experts, " + std::to_string(rows) + " rows each", std::vector<int32_t>(128, rows));
+        experts.Time(ceilings, device, "128 experts, " + std::to_string(rows) + " rows each",
+                     std::vector<int32_t>(128, rows));
       }
       experts.Time(ceilings, device, "4 experts, 1 row each (decode)", std::vector<int32_t>(4, 1), 32);
     }

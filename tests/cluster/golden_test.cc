@@ -47,6 +47,7 @@ void ExpectGreedyAgrees(Client& client) {
 TEST(Golden, ReferenceKernelsGiveEveryLogprobWithinAThousandth) {
   ModelOptions options = DemoModel(2);
   options.backend = "reference";
+  options.key_type = options.value_type = "f32";  // the figures were made without a cache: rounding keys flips near-tie routing
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Connect("", options));
   for (const GoldenPassage& passage : GoldenPassages()) {
     ASSERT_OK_AND_ASSIGN(const Difference difference, Compare(*client, passage));

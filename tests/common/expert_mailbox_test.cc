@@ -229,7 +229,8 @@ TEST(ExpertMailbox, RefusesAShapeOutOfRange) {
   EXPECT_THAT(with([](MailboxShape& s) { s.max_experts = 1025; }), StatusIs(kInvalid, HasSubstr("max_experts")));
 }
 
-// ------------------------------------------------------------------------------------------------------------ hostile peers
+// ------------------------------------------------------------------------------------------------------------ hostile
+// peers
 
 struct BadRequest {
   const char* name;
@@ -285,8 +286,8 @@ class HostileMapping {
  public:
   HostileMapping(int fd, size_t bytes)
       : bytes_(bytes),
-        words_(static_cast<std::atomic<uint32_t>*>(
-            ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0))) {}
+        words_(static_cast<std::atomic<uint32_t>*>(::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0))) {
+  }
   ~HostileMapping() { ::munmap(words_, bytes_); }
   std::atomic<uint32_t>& operator[](size_t i) { return words_[i]; }
 
@@ -296,7 +297,8 @@ class HostileMapping {
 };
 
 TEST(ExpertMailbox, NeverReadsOutOfBoundsWhateverThePeerWrites) {
-  // Every word before the rows takes every kind of bad value, one at a time; a request that comes through is a good one.
+  // Every word before the rows takes every kind of bad value, one at a time; a request that comes through is a good
+  // one.
   for (size_t word = 0; word < kControlWords; ++word) {
     for (const uint32_t value : {0u, 1u, 33u, 0x80000000u, 0xFFFFFFFFu}) {
       Ends ends = MakeEnds();

@@ -51,9 +51,9 @@ TEST(Half, OverflowsToInfinity) {
 
 TEST(BFloat16, RoundsToTheNearestAndTiesToEven) {
   EXPECT_EQ(FloatToBFloat16(1.0f), 0x3F80);
-  EXPECT_EQ(FloatToBFloat16(1.0f + 0x1p-8f), 0x3F80);           // tie, even below
-  EXPECT_EQ(FloatToBFloat16(1.0f + 3 * 0x1p-8f), 0x3F82);       // tie, even above
-  EXPECT_EQ(FloatToBFloat16(1.0f + 0x1.01p-8f), 0x3F81);        // just above the tie
+  EXPECT_EQ(FloatToBFloat16(1.0f + 0x1p-8f), 0x3F80);      // tie, even below
+  EXPECT_EQ(FloatToBFloat16(1.0f + 3 * 0x1p-8f), 0x3F82);  // tie, even above
+  EXPECT_EQ(FloatToBFloat16(1.0f + 0x1.01p-8f), 0x3F81);   // just above the tie
   EXPECT_EQ(BFloat16ToFloat(0xC040), -3.0f);
   EXPECT_TRUE(std::isnan(BFloat16ToFloat(FloatToBFloat16(std::numeric_limits<float>::quiet_NaN()))));
   EXPECT_EQ(BFloat16ToFloat(FloatToBFloat16(3.4e38f)), std::numeric_limits<float>::infinity());

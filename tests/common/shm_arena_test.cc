@@ -112,9 +112,10 @@ TEST(ShmArena, RefusesADescriptorThatIsNoSharedMemory) {
 
 TEST(ShmArena, RefusesMoreThanTheMachineHasAndNamesBoth) {
   const int64_t wanted = int64_t{1} << 46;
-  EXPECT_THAT(ShmArena::Create("arena", wanted),
-              StatusIs(absl::StatusCode::kResourceExhausted,
-                       testing::AllOf(HasSubstr("needs " + std::to_string(wanted) + " bytes"), HasSubstr("available"))));
+  EXPECT_THAT(
+      ShmArena::Create("arena", wanted),
+      StatusIs(absl::StatusCode::kResourceExhausted,
+               testing::AllOf(HasSubstr("needs " + std::to_string(wanted) + " bytes"), HasSubstr("available"))));
   EXPECT_THAT(ShmArena::Create("arena", 0), StatusIs(absl::StatusCode::kInvalidArgument));
 }
 

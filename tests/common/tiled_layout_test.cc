@@ -37,10 +37,14 @@ double GgufValue(DType dtype, const std::vector<std::byte>& rows, int64_t cols, 
       std::memcpy(&value, block, 4);
       return value;
     }
-    case DType::kF16: return HalfToFloat(u16(block));
-    case DType::kBF16: return BFloat16ToFloat(u16(block));
-    case DType::kQ8_0: return HalfToFloat(u16(block)) * static_cast<double>(static_cast<int8_t>(block[2 + in_block]));
-    case DType::kQ4_0: return HalfToFloat(u16(block)) * static_cast<double>(nibble(block + 2) - 8);
+    case DType::kF16:
+      return HalfToFloat(u16(block));
+    case DType::kBF16:
+      return BFloat16ToFloat(u16(block));
+    case DType::kQ8_0:
+      return HalfToFloat(u16(block)) * static_cast<double>(static_cast<int8_t>(block[2 + in_block]));
+    case DType::kQ4_0:
+      return HalfToFloat(u16(block)) * static_cast<double>(nibble(block + 2) - 8);
     default: {
       const int code = nibble(block + 1);
       const double magnitudes[] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};

@@ -78,7 +78,8 @@ class BatchSchedulerTest : public ::testing::Test {
   }
   void Finish(const StepPlan& step) {
     StepOutcome outcome;
-    for (const PlannedSequence& sequence : step.sequences) outcome.logits.resize(outcome.logits.size() + sequence.logits.size());
+    for (const PlannedSequence& sequence : step.sequences)
+      outcome.logits.resize(outcome.logits.size() + sequence.logits.size());
     scheduler_.OnStepDone(step.id, std::move(outcome));
   }
   // One step at a time; the sizes of its sequences.
@@ -86,7 +87,8 @@ class BatchSchedulerTest : public ::testing::Test {
     const std::optional<StepPlan> step = scheduler_.NextStep(1);
     if (!step) return {};
     std::vector<int64_t> sizes;
-    for (const PlannedSequence& sequence : step->sequences) sizes.push_back(static_cast<int64_t>(sequence.token_ids.size()));
+    for (const PlannedSequence& sequence : step->sequences)
+      sizes.push_back(static_cast<int64_t>(sequence.token_ids.size()));
     Finish(*step);
     return sizes;
   }
@@ -144,7 +146,8 @@ TEST_F(BatchSchedulerTest, AdmitsInOrderOfArrivalAndRefusesWhatTheQueueCannotHol
   for (int i = 0; i < 7; ++i) requests.push_back(Add(2, 2));
   EXPECT_EQ(scheduler_.num_running(), 3);
   EXPECT_EQ(scheduler_.num_queued(), 4);
-  EXPECT_THAT(scheduler_.Enqueue(Make(2, 2)), StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("queue is full")));
+  EXPECT_THAT(scheduler_.Enqueue(Make(2, 2)),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("queue is full")));
   RunStep(), RunStep();
   RunStep();
   for (int i = 0; i < 7; ++i) EXPECT_EQ(requests[i]->admitted, i < 6) << i;
@@ -153,7 +156,7 @@ TEST_F(BatchSchedulerTest, AdmitsInOrderOfArrivalAndRefusesWhatTheQueueCannotHol
 }
 
 TEST_F(BatchSchedulerTest, ALargeRequestIsNotOvertakenBySmallOnesBehindIt) {
-  const auto running = Add(60, 20);      // 20 of 32 blocks
+  const auto running = Add(60, 20);  // 20 of 32 blocks
   const auto large = Add(60, 20);
   const auto small = Add(2, 2);
   EXPECT_TRUE(running->admitted);
@@ -271,7 +274,8 @@ TEST_F(BatchSchedulerTest, GoesOnFromAFinishedRequestsSequence) {
 TEST_F(BatchSchedulerTest, ComputesAWholePromptThatIsScored) {
   const auto first = Add(20, 1);
   RunAll();
-  const auto score = std::make_shared<FakeGeneration>(std::vector<int32_t>(first->tokens().begin(), first->tokens().begin() + 20), 0);
+  const auto score =
+      std::make_shared<FakeGeneration>(std::vector<int32_t>(first->tokens().begin(), first->tokens().begin() + 20), 0);
   score->score = true;
   ASSERT_OK(scheduler_.Enqueue(score));
   EXPECT_EQ(score->cached, 0);
@@ -293,7 +297,8 @@ TEST_F(BatchSchedulerTest, FailAllEndsEverybodyAndForgetsTheCaches) {
   EXPECT_EQ(scheduler_.num_running() + scheduler_.num_queued() + scheduler_.num_in_flight(), 0);
   Finish(*step);  // late news of a step that was forgotten
   EXPECT_EQ(requests[0]->generated(), 0);
-  const auto again = std::make_shared<FakeGeneration>(std::vector<int32_t>(finished->tokens().begin(), finished->tokens().end()), 1);
+  const auto again =
+      std::make_shared<FakeGeneration>(std::vector<int32_t>(finished->tokens().begin(), finished->tokens().end()), 1);
   ASSERT_OK(scheduler_.Enqueue(again));
   EXPECT_EQ(again->cached, 0);
 }
@@ -313,12 +318,12 @@ TEST(BatchSchedulerLogits, AStepHoldsNoMoreLogitsThanAMessage) {
     const std::optional<StepPlan> step = scheduler.NextStep(1);
     if (!step) break;
     StepOutcome outcome;
-    for (const PlannedSequence& sequence : step->sequences) outcome.logits.resize(outcome.logits.size() + sequence.logits.size());
+    for (const PlannedSequence& sequence : step->sequences)
+      outcome.logits.resize(outcome.logits.size() + sequence.logits.size());
     EXPECT_LE(outcome.logits.size(), 2u);
     scheduler.OnStepDone(step->id, std::move(outcome));
-    const auto [least, most] = std::minmax_element(requests.begin(), requests.end(), [](const auto& a, const auto& b) {
-      return a->generated() < b->generated();
-    });
+    const auto [least, most] = std::minmax_element(
+        requests.begin(), requests.end(), [](const auto& a, const auto& b) { return a->generated() < b->generated(); });
     if (!(*most)->finished) {
       EXPECT_LE((*most)->generated() - (*least)->generated(), 2) << "nobody is left out for long";
     }

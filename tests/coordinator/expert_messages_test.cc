@@ -37,7 +37,8 @@ TEST(ExpertMessages, ConvertsAComputeRequest) {
   EXPECT_EQ(compute.request.step, 3u);
   EXPECT_EQ(compute.request.layer, 2);
   EXPECT_EQ(compute.request.num_rows, 2);
-  EXPECT_THAT(compute.request.uses, ElementsAre(ActivatedExpert{.expert = 3, .tokens = 1}, ActivatedExpert{.expert = 5, .tokens = 2}));
+  EXPECT_THAT(compute.request.uses,
+              ElementsAre(ActivatedExpert{.expert = 3, .tokens = 1}, ActivatedExpert{.expert = 5, .tokens = 2}));
   EXPECT_THAT(compute.request.entry_rows, ElementsAre(0, 0, 1));
   EXPECT_EQ(compute.rows.size(), 8u);
   EXPECT_EQ(compute.contributions.size(), 12u);
@@ -46,22 +47,26 @@ TEST(ExpertMessages, ConvertsAComputeRequest) {
 TEST(ExpertMessages, RefusesNumbersThatDoNotFit) {
   v1::ComputeExpertsRequest proto = TwoRows();
   proto.mutable_request()->mutable_uses(0)->set_expert(3062453784u);  // -1232513512 as an int32
-  EXPECT_THAT(ComputeRequestFromProto(proto, kWidth), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("expert")));
+  EXPECT_THAT(ComputeRequestFromProto(proto, kWidth),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("expert")));
   proto = TwoRows();
   proto.mutable_request()->mutable_uses(0)->set_tokens(1u << 31);
-  EXPECT_THAT(ComputeRequestFromProto(proto, kWidth), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("tokens")));
+  EXPECT_THAT(ComputeRequestFromProto(proto, kWidth),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("tokens")));
   proto = TwoRows();
   proto.mutable_request()->set_layer(~0u);
   EXPECT_THAT(ComputeRequestFromProto(proto, kWidth), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("layer")));
   proto = TwoRows();
   proto.set_entry_rows(1, ~0u);
-  EXPECT_THAT(ComputeRequestFromProto(proto, kWidth), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("entry_rows")));
+  EXPECT_THAT(ComputeRequestFromProto(proto, kWidth),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("entry_rows")));
 }
 
 TEST(ExpertMessages, RefusesRowsOfAnotherSize) {
   v1::ComputeExpertsRequest proto = TwoRows();
   proto.mutable_rows()->pop_back();
-  EXPECT_THAT(ComputeRequestFromProto(proto, kWidth), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("rows has 31 bytes")));
+  EXPECT_THAT(ComputeRequestFromProto(proto, kWidth),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("rows has 31 bytes")));
   proto = TwoRows();
   proto.set_num_rows(~0u);
   EXPECT_THAT(ComputeRequestFromProto(proto, kWidth), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("rows")));
@@ -73,7 +78,8 @@ TEST(ExpertMessages, RefusesAnAnswerLargerThanAMessage) {
   proto.set_num_rows(0);
   proto.clear_rows();
   for (int i = 0; i < 20; ++i) proto.add_entry_rows(0);
-  EXPECT_THAT(ComputeRequestFromProto(proto, width), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("entry_rows")));
+  EXPECT_THAT(ComputeRequestFromProto(proto, width),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("entry_rows")));
 }
 
 TEST(ExpertMessages, StreamsRecordsInChunksWithTheChecksumLast) {
@@ -82,7 +88,8 @@ TEST(ExpertMessages, StreamsRecordsInChunksWithTheChecksumLast) {
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<ThreadPool> pool, ThreadPool::Create({.num_threads = 1, .pin = false}));
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<ExpertStore> store,
                        ExpertStore::Load(file, config, *pool, [](const LoadProgress&) {}));
-  ExpertRequest request = {.step = 4, .layer = 1, .uses = {{.expert = 2, .tokens = 1}, {.expert = 30, .tokens = 1}}, .entry_rows = {}};
+  ExpertRequest request = {
+      .step = 4, .layer = 1, .uses = {{.expert = 2, .tokens = 1}, {.expert = 30, .tokens = 1}}, .entry_rows = {}};
   ExpertRecordStream stream(store.get(), request);
   v1::ExpertRecordChunk chunk;
   for (const ActivatedExpert& use : request.uses) {

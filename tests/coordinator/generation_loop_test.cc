@@ -12,7 +12,8 @@ namespace {
 // Samples `max_tokens` zeros behind a prompt; its end can be waited for.
 class CountingGeneration final : public Generation {
  public:
-  CountingGeneration(int64_t prompt, int64_t max_tokens) : prompt_(prompt), max_tokens_(max_tokens), tokens_(prompt, 1) {}
+  CountingGeneration(int64_t prompt, int64_t max_tokens)
+      : prompt_(prompt), max_tokens_(max_tokens), tokens_(prompt, 1) {}
 
   int64_t prompt_tokens() const override { return prompt_; }
   int64_t reserve_tokens() const override { return prompt_ + max_tokens_; }
@@ -90,7 +91,8 @@ class FakeExecutor final : public StepExecutor {
       queue_.pop_front();
       lock.unlock();
       StepOutcome outcome;
-      for (const PlannedSequence& sequence : step.sequences) outcome.logits.resize(outcome.logits.size() + sequence.logits.size());
+      for (const PlannedSequence& sequence : step.sequences)
+        outcome.logits.resize(outcome.logits.size() + sequence.logits.size());
       done(std::move(outcome));
       lock.lock();
     }
@@ -133,7 +135,8 @@ class GenerationLoopTest : public ::testing::Test {
 
 TEST_F(GenerationLoopTest, RefusesBeforeItServes) {
   const auto request = Submit(4, 2);
-  EXPECT_THAT(request->WaitForEnd().value(), StatusIs(absl::StatusCode::kUnavailable, testing::HasSubstr("being loaded")));
+  EXPECT_THAT(request->WaitForEnd().value(),
+              StatusIs(absl::StatusCode::kUnavailable, testing::HasSubstr("being loaded")));
 }
 
 TEST_F(GenerationLoopTest, ServesManyRequestsToTheirEnd) {
@@ -158,7 +161,8 @@ TEST_F(GenerationLoopTest, AFullQueueAnswersResourceExhausted) {
   for (int i = 0; i < 5; ++i) taken.push_back(Submit(4, 4));
   EXPECT_THAT(Submit(4, 4)->WaitForEnd().value(), StatusIs(absl::StatusCode::kResourceExhausted));
   loop_.Suspend(Unavailable("worker 0 is lost"));
-  for (const auto& request : taken) EXPECT_THAT(request->WaitForEnd().value(), StatusIs(absl::StatusCode::kUnavailable));
+  for (const auto& request : taken)
+    EXPECT_THAT(request->WaitForEnd().value(), StatusIs(absl::StatusCode::kUnavailable));
 }
 
 TEST_F(GenerationLoopTest, SuspendEndsEveryRequestAndAttachServesAgain) {
@@ -169,7 +173,8 @@ TEST_F(GenerationLoopTest, SuspendEndsEveryRequestAndAttachServesAgain) {
     ASSERT_TRUE(hanging.WaitForStep());
     loop_.Suspend(DeadlineExceeded("worker 1 hangs"));
     EXPECT_THAT(request->WaitForEnd().value(), StatusIs(absl::StatusCode::kDeadlineExceeded));
-    EXPECT_THAT(Submit(4, 4)->WaitForEnd().value(), StatusIs(absl::StatusCode::kUnavailable, testing::HasSubstr("worker 1 hangs")))
+    EXPECT_THAT(Submit(4, 4)->WaitForEnd().value(),
+                StatusIs(absl::StatusCode::kUnavailable, testing::HasSubstr("worker 1 hangs")))
         << "who comes later had no deadline to miss";
   }
   FakeExecutor executor;
@@ -185,7 +190,8 @@ TEST_F(GenerationLoopTest, CancelFreesTheSlotWhileAStepIsInFlight) {
   ASSERT_TRUE(executor.WaitForStep());
   ASSERT_TRUE(Eventually([](const GenerationStats& stats) { return stats.kv_blocks_free == 5; }));
   loop_.Cancel(request);
-  EXPECT_TRUE(Eventually([](const GenerationStats& stats) { return stats.running == 0 && stats.kv_blocks_free == 16; }));
+  EXPECT_TRUE(
+      Eventually([](const GenerationStats& stats) { return stats.running == 0 && stats.kv_blocks_free == 16; }));
   loop_.Suspend(Unavailable("end of test"));
 }
 
@@ -204,7 +210,8 @@ TEST_F(GenerationLoopTest, DrainsWhatIsThereAndRefusesWhatComes) {
   loop_.Attach(&executor);
   const auto request = Submit(4, 30);
   loop_.StopAdmitting(Unavailable("the coordinator is draining"));
-  EXPECT_THAT(Submit(4, 4)->WaitForEnd().value(), StatusIs(absl::StatusCode::kUnavailable, testing::HasSubstr("draining")));
+  EXPECT_THAT(Submit(4, 4)->WaitForEnd().value(),
+              StatusIs(absl::StatusCode::kUnavailable, testing::HasSubstr("draining")));
   EXPECT_TRUE(loop_.WaitUntilIdle(Clock::Real()->Now() + absl::Seconds(10)));
   EXPECT_OK(request->WaitForEnd().value());
   loop_.Suspend(Unavailable("end of test"));

@@ -22,7 +22,9 @@ std::vector<int32_t> Branch(int64_t common, int64_t count) {
 }
 
 // Blocks of 4 tokens; no layer slides.
-KvSlotsOptions Small(int64_t slots, int64_t blocks) { return {.num_slots = slots, .num_blocks = blocks, .block_tokens = 4}; }
+KvSlotsOptions Small(int64_t slots, int64_t blocks) {
+  return {.num_slots = slots, .num_blocks = blocks, .block_tokens = 4};
+}
 
 TEST(KvSlots, ReservesTheBlocksOfAllTokensToCome) {
   KvSlots slots(Small(2, 10));
@@ -50,7 +52,8 @@ TEST(KvSlots, RefusesWhenSlotsOrBlocksAreTaken) {
   EXPECT_THAT(slots.Acquire(Tokens(4, 50), 8, true), StatusIs(absl::StatusCode::kResourceExhausted));
   EXPECT_EQ(slots.free_blocks(), 1) << "a refusal takes nothing";
   ASSERT_OK(slots.Acquire(Tokens(4, 50), 4, true));
-  EXPECT_THAT(slots.Acquire(Tokens(4, 90), 4, true), StatusIs(absl::StatusCode::kResourceExhausted, testing::HasSubstr("slots")));
+  EXPECT_THAT(slots.Acquire(Tokens(4, 90), 4, true),
+              StatusIs(absl::StatusCode::kResourceExhausted, testing::HasSubstr("slots")));
   slots.Release(lease.slot, Tokens(4));
   EXPECT_EQ(slots.free_blocks(), 3);
   EXPECT_TRUE(slots.CanEverHold(16));
@@ -64,7 +67,8 @@ TEST(KvSlots, GoesOnFromTheSequenceThatASlotKept) {
   ASSERT_OK_AND_ASSIGN(const KvSlots::Lease next, slots.Acquire(Tokens(12), 16, true));
   EXPECT_EQ(next.slot, first.slot);
   EXPECT_EQ(next.cached_tokens, 9);
-  EXPECT_TRUE(std::equal(next.blocks.begin(), next.blocks.begin() + 3, first.blocks.begin())) << "the kept blocks stay in place";
+  EXPECT_TRUE(std::equal(next.blocks.begin(), next.blocks.begin() + 3, first.blocks.begin()))
+      << "the kept blocks stay in place";
 }
 
 TEST(KvSlots, ComputesTheLastPromptTokenAgainForItsLogits) {
@@ -118,7 +122,8 @@ TEST(KvSlots, TakesBlocksFromIdleSequencesWhenTheyAreNeeded) {
   slots.Release(a.slot, Tokens(8, 100));
   slots.Release(b.slot, Tokens(8, 200));
   EXPECT_EQ(slots.free_blocks(), 6);
-  ASSERT_OK_AND_ASSIGN(const KvSlots::Lease c, slots.Acquire(Tokens(4, 300), 16, true));  // 2 are of nobody, 2 come from a
+  ASSERT_OK_AND_ASSIGN(const KvSlots::Lease c,
+                       slots.Acquire(Tokens(4, 300), 16, true));  // 2 are of nobody, 2 come from a
   slots.Release(c.slot, Tokens(16, 300));
   EXPECT_EQ(slots.Acquire(Tokens(8, 200), 8, true)->cached_tokens, 7) << "the newer idle sequence was left alone";
 }
@@ -133,10 +138,13 @@ TEST(KvSlots, ForgetsEverythingOnClear) {
   EXPECT_EQ(slots.Acquire(Tokens(8), 32, true)->cached_tokens, 0);
 }
 
-// ------------------------------------------------------------------------------------------------- the ring of sliding layers
+// ------------------------------------------------------------------------------------------------- the ring of sliding
+// layers
 
 // Window 8, ring 12: after n tokens the ring holds [n - 12, n).
-KvSlotsOptions Sliding() { return {.num_slots = 1, .num_blocks = 50, .block_tokens = 4, .window = 8, .ring_tokens = 12}; }
+KvSlotsOptions Sliding() {
+  return {.num_slots = 1, .num_blocks = 50, .block_tokens = 4, .window = 8, .ring_tokens = 12};
+}
 
 int64_t CachedAfter(KvSlots& slots, const std::vector<int32_t>& prompt) {
   const absl::StatusOr<KvSlots::Lease> lease = slots.Acquire(prompt, static_cast<int64_t>(prompt.size()), true);
@@ -163,8 +171,8 @@ TEST(KvSlots, AShortSequenceIsInTheRingAsAWhole) {
 
 TEST(KvSlots, RemembersHowFarBackTheRingReachesAcrossReuse) {
   KvSlots slots(Sliding());
-  CachedAfter(slots, Tokens(40));                          // the ring begins at 28
-  ASSERT_EQ(CachedAfter(slots, Branch(36, 38)), 36);       // shorter than before: 26 and 27 did not come back
+  CachedAfter(slots, Tokens(40));                     // the ring begins at 28
+  ASSERT_EQ(CachedAfter(slots, Branch(36, 38)), 36);  // shorter than before: 26 and 27 did not come back
   EXPECT_EQ(CachedAfter(slots, Branch(34, 38)), 0) << "needs position 27, which the longer sequence has overwritten";
 }
 

@@ -43,8 +43,10 @@ TEST_F(MembershipTest, RefusesOneTooMany) {
 }
 
 TEST_F(MembershipTest, RefusesNoIncarnationAndNoSuchPlace) {
-  EXPECT_THAT(membership_.Register(Process(0), std::nullopt), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("incarnation")));
-  EXPECT_THAT(membership_.Register(Process(1), WorkerId(2)), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("wanted")));
+  EXPECT_THAT(membership_.Register(Process(0), std::nullopt),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("incarnation")));
+  EXPECT_THAT(membership_.Register(Process(1), WorkerId(2)),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("wanted")));
   EXPECT_THAT(membership_.Register(Process(1), WorkerId(-1)), StatusIs(absl::StatusCode::kInvalidArgument));
 }
 
@@ -57,7 +59,8 @@ TEST_F(MembershipTest, RefusesAHeartbeatFromAnEarlierIncarnation) {
   ASSERT_OK(membership_.Register(Process(7), WorkerId(0)));
   EXPECT_THAT(membership_.RecordHeartbeat(WorkerId(0), Incarnation(6), true), StatusIs(absl::StatusCode::kAborted));
   EXPECT_THAT(membership_.RecordHeartbeat(WorkerId(1), Incarnation(7), true), StatusIs(absl::StatusCode::kAborted));
-  EXPECT_THAT(membership_.RecordHeartbeat(WorkerId(5), Incarnation(7), true), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(membership_.RecordHeartbeat(WorkerId(5), Incarnation(7), true),
+              StatusIs(absl::StatusCode::kInvalidArgument));
 }
 
 TEST_F(MembershipTest, AHeartbeatKeepsAPlaceAndSilenceLosesIt) {
@@ -95,9 +98,11 @@ TEST_F(MembershipTest, AWantedPlaceIsTakenOverFromTheProcessBefore) {
 TEST_F(MembershipTest, AnEpochNeedsEverybodyReady) {
   ASSERT_OK(membership_.Register(Process(1), std::nullopt));
   ASSERT_OK(membership_.RecordHeartbeat(WorkerId(0), Incarnation(1), true));
-  EXPECT_THAT(membership_.BeginEpoch(), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("worker 1 is starting")));
+  EXPECT_THAT(membership_.BeginEpoch(),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("worker 1 is starting")));
   ASSERT_OK(membership_.Register(Process(2), std::nullopt));
-  EXPECT_THAT(membership_.BeginEpoch(), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("worker 1 is loading")));
+  EXPECT_THAT(membership_.BeginEpoch(),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("worker 1 is loading")));
   ASSERT_OK(membership_.RecordHeartbeat(WorkerId(1), Incarnation(2), true));
   EXPECT_EQ(membership_.BeginEpoch().value(), 1u);
 }

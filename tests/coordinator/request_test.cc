@@ -30,7 +30,8 @@ class RecordingSink final : public GenerationSink {
   }
   std::vector<uint32_t> ids() const {
     std::vector<uint32_t> all;
-    for (const auto& response : responses) all.insert(all.end(), response.token_ids().begin(), response.token_ids().end());
+    for (const auto& response : responses)
+      all.insert(all.end(), response.token_ids().begin(), response.token_ids().end());
     return all;
   }
   const v1::Finish& finish() const { return responses.back().finish(); }
@@ -46,7 +47,8 @@ class RequestTest : public ::testing::Test {
   static constexpr int32_t kBos = 257, kEnd = 258, kVocab = 259;
 
   void SetUp() override {
-    VocabularyData data = TinyVocabulary({"h e"}, {{"<|bos|>", TokenType::kControl}, {"<|return|>", TokenType::kControl}});
+    VocabularyData data =
+        TinyVocabulary({"h e"}, {{"<|bos|>", TokenType::kControl}, {"<|return|>", TokenType::kControl}});
     data.bos = kBos;
     data.eos = kEnd;
     data.add_bos = true;
@@ -362,10 +364,11 @@ INSTANTIATE_TEST_SUITE_P(
         BadRequest{"prompt_logprobs", [](auto& r) { r.set_prompt_logprobs(21); }},
         BadRequest{"stop_token_ids", [](auto& r) { r.add_stop_token_ids(259); }},
         BadRequest{"stop", [](auto& r) { r.add_stop(""); }},
-        BadRequest{"stop[0]", [](auto& r) { r.add_stop(std::string(257, 'x')); }},
-        BadRequest{"stop", [](auto& r) {
-                     for (int i = 0; i < 17; ++i) r.add_stop("x");
-                   }}));
+        BadRequest{"stop[0]", [](auto& r) { r.add_stop(std::string(257, 'x')); }}, BadRequest{"stop", [](auto& r) {
+                                                                                                for (int i = 0; i < 17;
+                                                                                                     ++i)
+                                                                                                  r.add_stop("x");
+                                                                                              }}));
 
 }  // namespace
 }  // namespace ferry

@@ -98,13 +98,14 @@ inline testing::AssertionResult SameBits(const std::vector<float>& got, const st
   return testing::AssertionSuccess();
 }
 
-// What int8 activations with a scale for every 32 make of `values` (any number of whole blocks).
-inline std::vector<float> Int8Activations(std::vector<float> values) {
+// What whole numbers with a scale for every 32 make of `values` (any number of whole blocks): the largest of the 32 is 127
+// steps, each of `parts`.
+inline std::vector<float> QuantizedActivations(std::vector<float> values, float parts) {
   for (size_t first = 0; first < values.size(); first += 32) {
     float largest = 0;
     for (size_t i = first; i < first + 32; ++i) largest = std::max(largest, std::abs(values[i]));
     const float scale = std::max(largest / 127.0f, 0x1p-60f);
-    for (size_t i = first; i < first + 32; ++i) values[i] = std::nearbyint(values[i] * (1.0f / scale)) * scale;
+    for (size_t i = first; i < first + 32; ++i) values[i] = std::nearbyint(values[i] * (1.0f / scale) * parts) / parts * scale;
   }
   return values;
 }

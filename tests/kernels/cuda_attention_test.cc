@@ -32,18 +32,23 @@ class AttentionRig {
     RandomBits random(91);
     int32_t next_block = 0;
     for (const SequenceSpec& spec : c.sequences) {
-      BatchSequence sequence{.first_row = batch_.num_rows(), .num_rows = spec.num_rows, .first_position = spec.first_position,
-                             .blocks = {}, .ring_blocks = {}};
+      BatchSequence sequence{.first_row = batch_.num_rows(),
+                             .num_rows = spec.num_rows,
+                             .first_position = spec.first_position,
+                             .blocks = {},
+                             .ring_blocks = {}};
       const int64_t end = spec.first_position + spec.num_rows;
       const int64_t reach = c.window > 0 ? std::min(end, c.window - 1 + spec.num_rows) : end;
       // A ring holds what the rows see, and the block that they may start in the middle of.
-      const int64_t blocks = c.ring ? (reach + kKvBlockTokens - 1) / kKvBlockTokens + 1 : (end + kKvBlockTokens - 1) / kKvBlockTokens;
+      const int64_t blocks =
+          c.ring ? (reach + kKvBlockTokens - 1) / kKvBlockTokens + 1 : (end + kKvBlockTokens - 1) / kKvBlockTokens;
       auto& table = c.ring ? sequence.ring_blocks : sequence.blocks;
       for (int64_t i = 0; i < blocks; ++i) table.push_back(next_block++);
       std::swap(table.front(), table[random.Below(blocks)]);
       batch_.sequences.push_back(std::move(sequence));
     }
-    host_.dtype = c.cache, host_.num_blocks = next_block + 1, host_.num_kv_heads = c.kv_heads, host_.head_dim = c.head_dim, host_.ring = c.ring;
+    host_.dtype = c.cache, host_.num_blocks = next_block + 1, host_.num_kv_heads = c.kv_heads,
+    host_.head_dim = c.head_dim, host_.ring = c.ring;
     const int64_t plane = KvPlaneBytes(c.cache, host_.num_blocks, c.kv_heads, c.head_dim);
     keys_ = AlignedBytes(plane), values_ = AlignedBytes(plane);
     std::fill(keys_.span().begin(), keys_.span().end(), std::byte{0xFF});
@@ -58,7 +63,8 @@ class AttentionRig {
         for (int64_t head = 0; head < c.kv_heads; ++head) {
           for (std::byte* const plane_data : {host_.keys, host_.values}) {
             for (float& x : row) x = static_cast<float>(random.Normal());
-            StoreKvRow(host_, plane_data, KvRowAt(host_, table.data(), static_cast<int64_t>(table.size()), head, p), row.data());
+            StoreKvRow(host_, plane_data, KvRowAt(host_, table.data(), static_cast<int64_t>(table.size()), head, p),
+                       row.data());
           }
         }
       }
@@ -91,7 +97,8 @@ class AttentionRig {
     int64_t first = 0;
     for (const int64_t end : ends) {
       EXPECT_OK(ops_->Attention(**batch, first, device_q_->tensor().Rows(first, end - first), device_, case_.window,
-                                case_.sinks ? device_sinks_->as<float>() : nullptr, out.tensor().Rows(first, end - first)));
+                                case_.sinks ? device_sinks_->as<float>() : nullptr,
+                                out.tensor().Rows(first, end - first)));
       first = end;
     }
     return out.Read();
@@ -130,7 +137,8 @@ class AttentionRig {
 
 class CudaAttentionTest : public CudaCaseTest<AttentionCase> {};
 
-// Weights and values are rounded to F16 on the way (2^-11 each), the result to the activation type; values are of order 1.
+// Weights and values are rounded to F16 on the way (2^-11 each), the result to the activation type; values are of
+// order 1.
 TEST_P(CudaAttentionTest, MatchesReference) {
   AttentionRig rig(ops_, &reference_, GetParam());
   EXPECT_TRUE(Close(rig.Got(), rig.Want(), 2e-3, RoundingOf(act())));
@@ -165,19 +173,22 @@ INSTANTIATE_TEST_SUITE_P(
     [](const auto& info) { return info.param.name; });
 INSTANTIATE_TEST_SUITE_P(
     Decode, CudaAttentionTest,
-    testing::Values(
-        AttentionCase{"first_token", {{0, 1}}, 64, 8, 64}, AttentionCase{"one", {{1000, 1}}, 64, 8, 64},
-        AttentionCase{"edges_of_cuts", {{127, 1}, {128, 1}, {31, 1}, {255, 1}, {256, 1}}},
-        AttentionCase{"window", {{5000, 1}, {100, 1}, {127, 1}, {128, 1}}, 64, 8, 64, DType::kF16, 128},
-        AttentionCase{"ring", {{5000, 1}, {100, 3}}, 8, 2, 64, DType::kF16, 128, true, true},
-        AttentionCase{"long_context", {{9001, 1}}, 16, 2, 64}, AttentionCase{"few_rows", {{300, 8}, {0, 2}, {77, 5}}},
-        AttentionCase{"q8", {{700, 2}}, 8, 2, 64, DType::kQ8_0}, AttentionCase{"q8_128", {{200, 1}}, 8, 2, 128, DType::kQ8_0},
-        AttentionCase{"dim_128", {{200, 2}}, 8, 2, 128}, AttentionCase{"dim_32", {{200, 2}}, 4, 4, 32},
-        AttentionCase{"wide_group", {{100, 2}}, 40, 2, 64}, AttentionCase{"no_sinks", {{64, 1}}, 8, 2, 64, DType::kF16, 0, false},
-        AttentionCase{"large_scores", {{500, 1}}, 8, 2, 64, DType::kF16, 0, true, false, 20.0f}),
+    testing::Values(AttentionCase{"first_token", {{0, 1}}, 64, 8, 64}, AttentionCase{"one", {{1000, 1}}, 64, 8, 64},
+                    AttentionCase{"edges_of_cuts", {{127, 1}, {128, 1}, {31, 1}, {255, 1}, {256, 1}}},
+                    AttentionCase{"window", {{5000, 1}, {100, 1}, {127, 1}, {128, 1}}, 64, 8, 64, DType::kF16, 128},
+                    AttentionCase{"ring", {{5000, 1}, {100, 3}}, 8, 2, 64, DType::kF16, 128, true, true},
+                    AttentionCase{"long_context", {{9001, 1}}, 16, 2, 64},
+                    AttentionCase{"few_rows", {{300, 8}, {0, 2}, {77, 5}}},
+                    AttentionCase{"q8", {{700, 2}}, 8, 2, 64, DType::kQ8_0},
+                    AttentionCase{"q8_128", {{200, 1}}, 8, 2, 128, DType::kQ8_0},
+                    AttentionCase{"dim_128", {{200, 2}}, 8, 2, 128}, AttentionCase{"dim_32", {{200, 2}}, 4, 4, 32},
+                    AttentionCase{"wide_group", {{100, 2}}, 40, 2, 64},
+                    AttentionCase{"no_sinks", {{64, 1}}, 8, 2, 64, DType::kF16, 0, false},
+                    AttentionCase{"large_scores", {{500, 1}}, 8, 2, 64, DType::kF16, 0, true, false, 20.0f}),
     [](const auto& info) { return info.param.name; });
 INSTANTIATE_TEST_SUITE_P(Mixed, CudaAttentionTest,
-                         testing::Values(AttentionCase{"prompt_among_others", {{40, 1}, {900, 1}, {10, 90}, {3, 2}, {0, 12}}}),
+                         testing::Values(AttentionCase{"prompt_among_others",
+                                                       {{40, 1}, {900, 1}, {10, 90}, {3, 2}, {0, 12}}}),
                          [](const auto& info) { return info.param.name; });
 
 class CudaAttentionBitsTest : public CudaTest {};
@@ -185,10 +196,17 @@ class CudaAttentionBitsTest : public CudaTest {};
 TEST_F(CudaAttentionBitsTest, ADecodedRowIsTheSameAloneAndAmongOthers) {
   for (const int64_t window : {0, 128}) {
     AttentionRig rig(ops_, &reference_,
-                     {"", {{1500, 1}, {40, 1}, {700, 1}, {0, 1}, {129, 1}, {4000, 1}, {31, 1}, {32, 1}, {2999, 1}}, 64, 8, 64, DType::kF16, window});
+                     {"",
+                      {{1500, 1}, {40, 1}, {700, 1}, {0, 1}, {129, 1}, {4000, 1}, {31, 1}, {32, 1}, {2999, 1}},
+                      64,
+                      8,
+                      64,
+                      DType::kF16,
+                      window});
     const std::vector<float> together = rig.Got();
     for (int64_t row = 0; row < rig.rows(); ++row) {
-      EXPECT_EQ(rig.GotOfBatch(row, 1), std::vector<float>(together.begin() + row * rig.width(), together.begin() + (row + 1) * rig.width()))
+      EXPECT_EQ(rig.GotOfBatch(row, 1),
+                std::vector<float>(together.begin() + row * rig.width(), together.begin() + (row + 1) * rig.width()))
           << row;
     }
   }
@@ -208,7 +226,8 @@ TEST_F(CudaAttentionBitsTest, APromptIsTheSameInOneBatchAndInSeveral) {
 }
 
 TEST_F(CudaAttentionBitsTest, RefusesRowsThatAreNotAligned) {
-  ASSERT_OK_AND_ASSIGN(const auto batch, ops_->PrepareBatch({.token_ids = {}, .sequences = {{.num_rows = 1, .blocks = {0}}}}));
+  ASSERT_OK_AND_ASSIGN(const auto batch,
+                       ops_->PrepareBatch({.token_ids = {}, .sequences = {{.num_rows = 1, .blocks = {0}}}}));
   const GuardedBytes plane(ops_, KvPlaneBytes(DType::kF16, 1, 1, 64));
   const KvLayer cache{.keys = plane.data(), .values = plane.data(), .num_blocks = 1, .num_kv_heads = 1, .head_dim = 64};
   const DeviceRowsBuffer q(ops_, act(), 1, 72);

@@ -1,4 +1,5 @@
-// The CUDA backend against the reference: everything but attention (cuda_attention_test.cc) and the products' own tests.
+// The CUDA backend against the reference: everything but attention (cuda_attention_test.cc) and the products' own
+// tests.
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -24,22 +25,26 @@ Batch TokensBatch(std::vector<int32_t> ids) {
   Batch batch;
   const int64_t rows = static_cast<int64_t>(ids.size());
   batch.token_ids = std::move(ids);
-  if (rows > 0) batch.sequences = {{.first_row = 0, .num_rows = rows, .first_position = 0, .blocks = {}, .ring_blocks = {}}};
+  if (rows > 0)
+    batch.sequences = {{.first_row = 0, .num_rows = rows, .first_position = 0, .blocks = {}, .ring_blocks = {}}};
   return batch;
 }
 
-// ---------------------------------------------------------------------------------------------------------------- creation
+// ----------------------------------------------------------------------------------------------------------------
+// creation
 
 TEST(CudaGpu, RefusesAGpuBelow75ByName) {
   EXPECT_OK(CheckCudaGpu("GPU 0 (Tesla T4)", 7, 5));
   EXPECT_OK(CheckCudaGpu("GPU 0 (H100)", 9, 0));
   EXPECT_THAT(CheckCudaGpu("GPU 1 (Tesla V100)", 7, 0),
-              StatusIs(absl::StatusCode::kFailedPrecondition, AllOf(HasSubstr("Tesla V100"), HasSubstr("7.0"), HasSubstr("7.5"))));
+              StatusIs(absl::StatusCode::kFailedPrecondition,
+                       AllOf(HasSubstr("Tesla V100"), HasSubstr("7.0"), HasSubstr("7.5"))));
   EXPECT_THAT(CheckCudaGpu("GPU 1 (Tesla P100)", 6, 0), StatusIs(absl::StatusCode::kFailedPrecondition));
 }
 
 TEST(CudaGpu, SaysWhatIsMissingWhenThereIsNoSuchGpu) {
-  EXPECT_THAT(CreateCudaOps({.kind = "cuda", .device = NumCudaDevices()}), StatusIs(absl::StatusCode::kFailedPrecondition));
+  EXPECT_THAT(CreateCudaOps({.kind = "cuda", .device = NumCudaDevices()}),
+              StatusIs(absl::StatusCode::kFailedPrecondition));
   EXPECT_THAT(CreateCudaOps({.kind = "cuda", .device = -1}), StatusIs(absl::StatusCode::kFailedPrecondition));
 }
 
@@ -51,7 +56,8 @@ TEST_F(CudaOpsTest, NamesItsGpuAndItsTypes) {
   EXPECT_EQ(ops_->contribution_dtype(), ops_->activation_dtype() == DType::kBF16 ? DType::kBF16 : DType::kF32);
 }
 
-// ------------------------------------------------------------------------------------------------------- memory and queues
+// ------------------------------------------------------------------------------------------------------- memory and
+// queues
 
 TEST_F(CudaOpsTest, AllocatesAlignedMemoryAndGivesItBack) {
   ASSERT_OK_AND_ASSIGN(const DeviceMemoryInfo before, ops_->MemoryInfo());
@@ -72,8 +78,9 @@ TEST_F(CudaOpsTest, AllocatesAlignedMemoryAndGivesItBack) {
 TEST_F(CudaOpsTest, NamesNeededAndFreeBytesWhenMemoryIsShort) {
   ASSERT_OK_AND_ASSIGN(const DeviceMemoryInfo info, ops_->MemoryInfo());
   const int64_t needed = info.total_bytes + 1;
-  EXPECT_THAT(ops_->Allocate(needed), StatusIs(absl::StatusCode::kResourceExhausted,
-                                               AllOf(HasSubstr(absl::StrFormat("%d bytes needed", needed)), HasSubstr("free"))));
+  EXPECT_THAT(ops_->Allocate(needed),
+              StatusIs(absl::StatusCode::kResourceExhausted,
+                       AllOf(HasSubstr(absl::StrFormat("%d bytes needed", needed)), HasSubstr("free"))));
   EXPECT_OK(ops_->Allocate(1 << 20));  // and the backend still works
 }
 
@@ -106,9 +113,11 @@ TEST_F(CudaOpsTest, CopiesFromPinnedMemoryAfterTheComputeThatStillReadsTheTarget
   const std::vector<std::byte> first(kBytes, std::byte{0x22});
   ASSERT_OK(ops_->Upload(target.data(), first));
   const std::vector<int32_t> rows = {0};
-  ASSERT_OK(ops_->GatherRows({target.data(), DType::kF32, 1, kBytes / 4}, rows, {copy.data(), DType::kF32, 1, kBytes / 4}));
+  ASSERT_OK(
+      ops_->GatherRows({target.data(), DType::kF32, 1, kBytes / 4}, rows, {copy.data(), DType::kF32, 1, kBytes / 4}));
   ASSERT_OK_AND_ASSIGN(const Event read, ops_->MarkCompute());
-  ASSERT_OK_AND_ASSIGN(const Event copied, ops_->CopyAsync(target.data(), host.span(), std::vector<Event>{read, nullptr}));
+  ASSERT_OK_AND_ASSIGN(const Event copied,
+                       ops_->CopyAsync(target.data(), host.span(), std::vector<Event>{read, nullptr}));
   ASSERT_OK(ops_->ComputeAfter(copied));
   EXPECT_EQ(copy.Read(), first);
   EXPECT_EQ(target.Read(), std::vector<std::byte>(host.span().begin(), host.span().end()));
@@ -156,7 +165,8 @@ TEST_F(CudaOpsTest, RefusesWhatCrossesOrOverlapsPinnedRegions) {
   EXPECT_OK(ops_->CopyAsync(target.data(), all.first(16 << 10), {}));
   EXPECT_OK(ops_->CopyAsync(target.data(), all.last(16 << 10), {}));
   for (const auto crossing : {all, all.first((16 << 10) + 1), all.last((16 << 10) + 1)}) {
-    EXPECT_THAT(ops_->CopyAsync(target.data(), crossing, {}), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("crosses")));
+    EXPECT_THAT(ops_->CopyAsync(target.data(), crossing, {}),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("crosses")));
   }
   EXPECT_OK(ops_->Synchronize(Soon()));
   ops_->UnpinHost(region);
@@ -189,7 +199,8 @@ TEST_F(CudaOpsTest, RefusesEventsAndBatchesOfAnotherBackend) {
   const DeviceRowsBuffer x(ops_, DType::kF32, 1, 32);
   EXPECT_THAT(ops_->ComputeAfter(other), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("another backend")));
   EXPECT_THAT(ops_->Wait(other, Soon()), StatusIs(absl::StatusCode::kInvalidArgument));
-  EXPECT_THAT(ops_->CopyAsync(x.tensor().data, source, std::vector<Event>{other}), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(ops_->CopyAsync(x.tensor().data, source, std::vector<Event>{other}),
+              StatusIs(absl::StatusCode::kInvalidArgument));
   const OwnedTiledMatrix table = RandomTiledMatrix(DType::kF32, 16, 32, 1);
   EXPECT_THAT(ops_->Embed(OtherBatch(), 0, table.matrix, x.tensor()), StatusIs(absl::StatusCode::kInvalidArgument));
 }
@@ -211,7 +222,8 @@ TEST_F(CudaOpsTest, AFaultOfAKernelIsInternalAndNamesTheOperation) {
       testing::ExitedWithCode(3), "seen: INTERNAL: cuda:0 .*after GatherRows was queued");
 }
 
-// ---------------------------------------------------------------------------------------------------------- rows of a model
+// ---------------------------------------------------------------------------------------------------------- rows of a
+// model
 
 class CudaEmbedTest : public CudaCaseTest<std::tuple<DType, int64_t>> {};
 TEST_P(CudaEmbedTest, DecodesTheRowsOfTheTable) {
@@ -232,8 +244,8 @@ TEST_P(CudaEmbedTest, DecodesTheRowsOfTheTable) {
   }
 }
 INSTANTIATE_TEST_SUITE_P(Types, CudaEmbedTest,
-                         testing::Combine(testing::Values(DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0,
-                                                          DType::kMXFP4),
+                         testing::Combine(testing::Values(DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0,
+                                                          DType::kQ4_0, DType::kMXFP4),
                                           testing::Values(32, 288, 2880)));
 
 TEST_F(CudaOpsTest, EmbedRefusesIdsBeyondTheTable) {
@@ -261,10 +273,11 @@ TEST_P(CudaRmsNormTest, MatchesReference) {
   }
 }
 INSTANTIATE_TEST_SUITE_P(Shapes, CudaRmsNormTest,
-                         testing::Values(NormCase{1, 1, 0}, NormCase{3, 33, 1}, NormCase{5, 2880, 0}, NormCase{70, 4099, 5},
-                                         NormCase{2, 20000, 4}));
+                         testing::Values(NormCase{1, 1, 0}, NormCase{3, 33, 1}, NormCase{5, 2880, 0},
+                                         NormCase{70, 4099, 5}, NormCase{2, 20000, 4}));
 
-// ---------------------------------------------------------------------------------------------------------- rope and cache
+// ---------------------------------------------------------------------------------------------------------- rope and
+// cache
 
 struct RopeCase {
   int64_t heads, kv_heads, head_dim, num_dims;
@@ -289,7 +302,8 @@ TEST_P(CudaRopeTest, RotatesQueriesAndStoresKeysAndValues) {
   std::vector<float> qkv = Rounded(RandomFloats(rows * width, 21, 3), qkv_type);
   std::fill_n(qkv.begin() + 3 * width + q_width, c.head_dim, 0.0f);  // a key of zeros: Q8_0 gives it the scale 0
 
-  const DeviceRowsBuffer device_qkv(ops_, qkv_type, qkv, rows, width, /*gap=*/4), q_out(ops_, act(), rows, q_width, /*gap=*/4);
+  const DeviceRowsBuffer device_qkv(ops_, qkv_type, qkv, rows, width, /*gap=*/4),
+      q_out(ops_, act(), rows, q_width, /*gap=*/4);
   const GuardedBytes keys(ops_, plane), values(ops_, plane);
   KvLayer device_cache = cache;
   device_cache.keys = keys.data(), device_cache.values = values.data();
@@ -332,12 +346,13 @@ INSTANTIATE_TEST_SUITE_P(
                     RopeCase{64, 8, 64, 64, DType::kQ8_0, DType::kBF16, true, true},
                     RopeCase{8, 2, 64, 64, DType::kF16, DType::kBF16, true, true},
                     RopeCase{3, 1, 32, 32, DType::kQ8_0, DType::kF32, false, false},
-                    RopeCase{6, 3, 128, 64, DType::kF16, DType::kF32, false, true},   // half of the dimensions stay
+                    RopeCase{6, 3, 128, 64, DType::kF16, DType::kF32, false, true},  // half of the dimensions stay
                     RopeCase{2, 2, 128, 128, DType::kQ8_0, DType::kF32, true, false},
                     RopeCase{4, 4, 64, 0, DType::kF16, DType::kF32, false, false}));  // none is rotated
 
 TEST_F(CudaOpsTest, RopeRefusesHeadsItHasNoKernelFor) {
-  ASSERT_OK_AND_ASSIGN(const auto batch, ops_->PrepareBatch({.token_ids = {}, .sequences = {{.num_rows = 1, .blocks = {0}}}}));
+  ASSERT_OK_AND_ASSIGN(const auto batch,
+                       ops_->PrepareBatch({.token_ids = {}, .sequences = {{.num_rows = 1, .blocks = {0}}}}));
   const GuardedBytes plane(ops_, KvPlaneBytes(DType::kF16, 1, 1, 96));
   const KvLayer cache{.keys = plane.data(), .values = plane.data(), .num_blocks = 1, .num_kv_heads = 1, .head_dim = 96};
   const DeviceRowsBuffer qkv(ops_, DType::kF32, 1, 3 * 96), q(ops_, act(), 1, 96);
@@ -347,14 +362,16 @@ TEST_F(CudaOpsTest, RopeRefusesHeadsItHasNoKernelFor) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("head_dim is 96")));
 }
 
-// ----------------------------------------------------------------------------------------------------------------- routing
+// -----------------------------------------------------------------------------------------------------------------
+// routing
 
 struct RouteCase {
   int64_t rows, n_embd, num_experts, top_k;
   bool bias;
 };
 class CudaRouteTest : public CudaCaseTest<RouteCase> {};
-// Inputs and weights are small multiples of powers of two: every sum is exact, so ids must agree, equal logits included.
+// Inputs and weights are small multiples of powers of two: every sum is exact, so ids must agree, equal logits
+// included.
 TEST_P(CudaRouteTest, ChoosesTheExpertsOfTheReference) {
   const auto [rows, n_embd, num_experts, top_k, has_bias] = GetParam();
   RandomBits random(31);
@@ -367,30 +384,55 @@ TEST_P(CudaRouteTest, ChoosesTheExpertsOfTheReference) {
   const GuardedBytes experts(ops_, rows * top_k * 4), weights(ops_, rows * top_k * 4);
   std::vector<int32_t> want_experts(rows * top_k);
   std::vector<float> want_weights(rows * top_k);
-  ASSERT_OK(reference_.Route(HostTensor(in, rows, n_embd), weight.data(), has_bias ? bias.data() : nullptr, num_experts, top_k,
-                             want_experts.data(), want_weights.data()));
-  ASSERT_OK(ops_->Route(device_in.tensor(), device_weight.as<float>(), has_bias ? device_bias.as<float>() : nullptr, num_experts,
-                        top_k, experts.as<int32_t>(), weights.as<float>()));
+  ASSERT_OK(reference_.Route(HostTensor(in, rows, n_embd), weight.data(), has_bias ? bias.data() : nullptr, num_experts,
+                             top_k, want_experts.data(), want_weights.data()));
+  ASSERT_OK(ops_->Route(device_in.tensor(), device_weight.as<float>(), has_bias ? device_bias.as<float>() : nullptr,
+                        num_experts, top_k, experts.as<int32_t>(), weights.as<float>()));
   EXPECT_EQ(experts.ReadAs<int32_t>(), want_experts);
   EXPECT_TRUE(Close(weights.ReadAs<float>(), want_weights, 1e-6, 1e-5));
 }
 INSTANTIATE_TEST_SUITE_P(Shapes, CudaRouteTest,
                          testing::Values(RouteCase{1, 2880, 128, 4, true}, RouteCase{9, 2880, 32, 4, true},
                                          RouteCase{65, 2880, 128, 4, false}, RouteCase{5000, 256, 32, 4, true},
-                                         RouteCase{3, 36, 1, 1, true}, RouteCase{130, 160, 60, 6, true},
+                                         RouteCase{3, 36, 1, 1, true}, RouteCase{70, 37, 5, 2, true},
+                                         RouteCase{2, 37, 5, 2, true}, RouteCase{130, 160, 60, 6, true},
                                          RouteCase{7, 512, 1024, 8, false}, RouteCase{2, 64, 33, 33, true}));
 
-TEST_F(CudaOpsTest, ARowIsRoutedTheSameAloneAndAmongOthers) {
-  constexpr int64_t kRows = 300, kEmbd = 2880, kExperts = 128, kTop = 4;
-  const DeviceRowsBuffer in(ops_, act(), RandomFloats(kRows * kEmbd, 5), kRows, kEmbd);
-  const GuardedBytes weight(ops_, BytesOf(RandomFloats(kExperts * kEmbd, 6, 0.02f)));
-  const GuardedBytes experts(ops_, kRows * kTop * 4), weights(ops_, kRows * kTop * 4), one(ops_, kTop * 4), one_weight(ops_, kTop * 4);
-  ASSERT_OK(ops_->Route(in.tensor(), weight.as<float>(), nullptr, kExperts, kTop, experts.as<int32_t>(), weights.as<float>()));
-  const std::vector<float> all = weights.ReadAs<float>();
-  for (const int64_t row : {0, 77, 299}) {
-    ASSERT_OK(ops_->Route(in.tensor().Rows(row, 1), weight.as<float>(), nullptr, kExperts, kTop, one.as<int32_t>(), one_weight.as<float>()));
-    EXPECT_EQ(one_weight.ReadAs<float>(), std::vector<float>(all.begin() + row * kTop, all.begin() + (row + 1) * kTop));
+TEST_F(CudaOpsTest, ARowIsRoutedTheSameAloneAndAmongOthersAndAsTheReferenceDoes) {
+  constexpr int64_t kRows = 300, kEmbd = 2880, kTop = 4;
+  for (const int64_t num_experts : {32, 128}) {
+    std::vector<float> in = Rounded(RandomFloats(kRows * kEmbd, 5), act()),
+                       weight = RandomFloats(num_experts * kEmbd, 6, 0.02f);
+    const DeviceRowsBuffer device_in(ops_, act(), in, kRows, kEmbd);
+    const GuardedBytes device_weight(ops_, BytesOf(weight));
+    const GuardedBytes experts(ops_, kRows * kTop * 4), weights(ops_, kRows * kTop * 4), one(ops_, kTop * 4),
+        one_weight(ops_, kTop * 4);
+    ASSERT_OK(ops_->Route(device_in.tensor(), device_weight.as<float>(), nullptr, num_experts, kTop,
+                          experts.as<int32_t>(), weights.as<float>()));
+    const std::vector<float> all = weights.ReadAs<float>();
+    for (const int64_t row : {0, 77, 299}) {
+      ASSERT_OK(ops_->Route(device_in.tensor().Rows(row, 1), device_weight.as<float>(), nullptr, num_experts, kTop,
+                            one.as<int32_t>(), one_weight.as<float>()));
+      EXPECT_EQ(one_weight.ReadAs<float>(),
+                std::vector<float>(all.begin() + row * kTop, all.begin() + (row + 1) * kTop));
+    }
+    std::vector<int32_t> want_experts(kRows * kTop);
+    std::vector<float> want(kRows * kTop);
+    ASSERT_OK(reference_.Route(HostTensor(in, kRows, kEmbd), weight.data(), nullptr, num_experts, kTop,
+                               want_experts.data(), want.data()));
+    EXPECT_EQ(experts.ReadAs<int32_t>(), want_experts);
+    EXPECT_TRUE(Close(all, want, 1e-5));  // logits of order 1, off by less than 1e-5: F32, not BF16
   }
+}
+
+TEST_F(CudaOpsTest, NaNLogitsStillRouteToExperts) {
+  const std::vector<float> in(32, std::numeric_limits<float>::quiet_NaN());
+  const DeviceRowsBuffer device_in(ops_, act(), in, 1, 32);
+  const GuardedBytes weight(ops_, BytesOf(std::vector<float>(40 * 32, 1.0f))), experts(ops_, 3 * 4),
+      weights(ops_, 3 * 4);
+  ASSERT_OK(
+      ops_->Route(device_in.tensor(), weight.as<float>(), nullptr, 40, 3, experts.as<int32_t>(), weights.as<float>()));
+  EXPECT_EQ(experts.ReadAs<int32_t>(), (std::vector<int32_t>{0, 1, 2}));
 }
 
 struct GroupCase {
@@ -403,14 +445,17 @@ TEST_P(CudaGroupTest, GroupsInOrder) {
   RandomBits random(17);
   std::vector<int32_t> experts(rows * top_k);
   for (int32_t& expert : experts) {
-    expert = static_cast<int32_t>(skew == 2 || (skew == 1 && random.Below(10) > 0) ? num_experts - 1 : random.Below(num_experts));
+    expert = static_cast<int32_t>(skew == 2 || (skew == 1 && random.Below(10) > 0) ? num_experts - 1
+                                                                                   : random.Below(num_experts));
   }
   const GuardedBytes device(ops_, BytesOf(experts));
-  const GuardedBytes offsets(ops_, (num_experts + 1) * 4), entry_rows(ops_, rows * top_k * 4), entry_outs(ops_, rows * top_k * 4);
+  const GuardedBytes offsets(ops_, (num_experts + 1) * 4), entry_rows(ops_, rows * top_k * 4),
+      entry_outs(ops_, rows * top_k * 4);
   std::vector<int32_t> want_offsets(num_experts + 1), want_rows(rows * top_k), want_outs(rows * top_k);
-  ASSERT_OK(reference_.GroupByExpert(experts.data(), rows, top_k, num_experts, want_offsets.data(), want_rows.data(), want_outs.data()));
-  ASSERT_OK(ops_->GroupByExpert(device.as<int32_t>(), rows, top_k, num_experts, offsets.as<int32_t>(), entry_rows.as<int32_t>(),
-                                entry_outs.as<int32_t>()));
+  ASSERT_OK(reference_.GroupByExpert(experts.data(), rows, top_k, num_experts, want_offsets.data(), want_rows.data(),
+                                     want_outs.data()));
+  ASSERT_OK(ops_->GroupByExpert(device.as<int32_t>(), rows, top_k, num_experts, offsets.as<int32_t>(),
+                                entry_rows.as<int32_t>(), entry_outs.as<int32_t>()));
   EXPECT_EQ(offsets.ReadAs<int32_t>(), want_offsets);
   EXPECT_EQ(entry_rows.ReadAs<int32_t>(), want_rows);
   EXPECT_EQ(entry_outs.ReadAs<int32_t>(), want_outs);
@@ -418,76 +463,95 @@ TEST_P(CudaGroupTest, GroupsInOrder) {
 INSTANTIATE_TEST_SUITE_P(Shapes, CudaGroupTest,
                          testing::Values(GroupCase{1, 1, 1, 0}, GroupCase{1, 4, 128, 0}, GroupCase{5, 4, 33, 1},
                                          GroupCase{128, 4, 32, 0}, GroupCase{129, 4, 32, 0}, GroupCase{4096, 4, 128, 1},
-                                         GroupCase{20001, 8, 1024, 0}, GroupCase{3000, 4, 128, 2}, GroupCase{3, 2, 1024, 0}));
+                                         GroupCase{20001, 8, 1024, 0}, GroupCase{3000, 4, 128, 2},
+                                         GroupCase{3, 2, 1024, 0}));
 
 TEST_F(CudaOpsTest, GroupLeavesOutIdsThatAreNoExpert) {
   const std::vector<int32_t> experts = {1, -1232513024, 0, 2, 1, 7};
   const GuardedBytes device(ops_, BytesOf(experts)), offsets(ops_, 4 * 4), rows(ops_, 6 * 4), outs(ops_, 6 * 4);
-  ASSERT_OK(ops_->GroupByExpert(device.as<int32_t>(), 3, 2, 3, offsets.as<int32_t>(), rows.as<int32_t>(), outs.as<int32_t>()));
+  ASSERT_OK(ops_->GroupByExpert(device.as<int32_t>(), 3, 2, 3, offsets.as<int32_t>(), rows.as<int32_t>(),
+                                outs.as<int32_t>()));
   EXPECT_EQ(offsets.ReadAs<int32_t>(), (std::vector<int32_t>{0, 1, 3, 4}));
   EXPECT_EQ(outs.ReadAs<int32_t>(), (std::vector<int32_t>{2, 0, 4, 3, -1, -1}));
 }
 
-// ------------------------------------------------------------------------------------------------------- products and rows
+// ------------------------------------------------------------------------------------------------------- products and
+// rows
 
 TEST_F(CudaOpsTest, MatMulMatchesReference) {
   constexpr int64_t kRows = 19, kIn = 96, kOut = 83;
   for (const DType dtype : {DType::kQ8_0, DType::kMXFP4, DType::kBF16}) {
     const OwnedTiledMatrix weight = RandomTiledMatrix(dtype, kOut, kIn, 9, 0.1f);
     const GuardedBytes device_weight(ops_, weight.memory.span());
-    std::vector<float> in = Rounded(RandomFloats(kRows * kIn, 8), act()), bias = RandomFloats(kOut, 10), want = RandomFloats(kRows * kOut, 12);
+    std::vector<float> in = Rounded(RandomFloats(kRows * kIn, 8), act()), bias = RandomFloats(kOut, 10),
+                       want = RandomFloats(kRows * kOut, 12);
     const GuardedBytes device_bias(ops_, BytesOf(bias));
     const DeviceRowsBuffer device_in(ops_, act(), in, kRows, kIn), out(ops_, DType::kF32, want, kRows, kOut, /*gap=*/5);
-    ASSERT_OK(reference_.MatMul(HostTensor(in, kRows, kIn), weight.matrix, bias.data(), HostTensor(want, kRows, kOut), true));
-    ASSERT_OK(ops_->MatMul(device_in.tensor(), {weight.matrix.layout, device_weight.data()}, device_bias.as<float>(), out.tensor(), true));
+    ASSERT_OK(
+        reference_.MatMul(HostTensor(in, kRows, kIn), weight.matrix, bias.data(), HostTensor(want, kRows, kOut), true));
+    ASSERT_OK(ops_->MatMul(device_in.tensor(), {weight.matrix.layout, device_weight.data()}, device_bias.as<float>(),
+                           out.tensor(), true));
     EXPECT_TRUE(Close(out.Read(), want, 0.02, 0.01)) << NameOf(dtype);
   }
 }
 
 TEST_F(CudaOpsTest, ExpertMlpScatterAndCombineMatchReference) {
   constexpr int64_t kRows = 41, kEmbd = 96, kFf = 160, kExperts = 5, kTop = 2;
-  ASSERT_OK_AND_ASSIGN(const ExpertLayout layout, ExpertLayout::Create(DType::kMXFP4, DType::kMXFP4, DType::kMXFP4, kEmbd, kFf, true));
+  ASSERT_OK_AND_ASSIGN(const ExpertLayout layout,
+                       ExpertLayout::Create(DType::kMXFP4, DType::kMXFP4, DType::kMXFP4, kEmbd, kFf, true));
   std::vector<AlignedBytes> records;
   std::vector<std::unique_ptr<GuardedBytes>> device_records;
   for (int64_t e = 0; e < kExperts; ++e) {
     records.push_back(RandomExpertRecord(layout, 100 + e));
     device_records.push_back(std::make_unique<GuardedBytes>(ops_, records.back().span()));
   }
-  std::vector<float> in = Rounded(RandomFloats(kRows * kEmbd, 40), act()), want(kRows * kTop * kEmbd), want_x = RandomFloats(kRows * kEmbd, 41);
+  std::vector<float> in = Rounded(RandomFloats(kRows * kEmbd, 40), act()), want(kRows * kTop * kEmbd),
+                     want_x = RandomFloats(kRows * kEmbd, 41);
   std::vector<int32_t> experts(kRows * kTop);
-  for (int64_t i = 0; i < kRows; ++i) experts[2 * i] = i % kExperts, experts[2 * i + 1] = (i * i + i + 1) % kExperts == i % kExperts ? (i + 1) % kExperts : (i * i + i + 1) % kExperts;
+  for (int64_t i = 0; i < kRows; ++i)
+    experts[2 * i] = i % kExperts, experts[2 * i + 1] = (i * i + i + 1) % kExperts == i % kExperts
+                                                            ? (i + 1) % kExperts
+                                                            : (i * i + i + 1) % kExperts;
   std::vector<float> weights(kRows * kTop);
   for (int64_t i = 0; i < kRows; ++i) weights[2 * i] = 0.7f, weights[2 * i + 1] = 0.3f;
   std::vector<int32_t> offsets(kExperts + 1), rows(kRows * kTop), outs(kRows * kTop);
   ASSERT_OK(reference_.GroupByExpert(experts.data(), kRows, kTop, kExperts, offsets.data(), rows.data(), outs.data()));
 
   const DType type = ops_->contribution_dtype();
-  const DeviceRowsBuffer device_in(ops_, act(), in, kRows, kEmbd), contributions(ops_, type, kRows * kTop, kEmbd), x(ops_, DType::kF32, want_x, kRows, kEmbd);
-  const GuardedBytes device_offsets(ops_, BytesOf(offsets)), device_rows(ops_, BytesOf(rows)), device_outs(ops_, BytesOf(outs)), device_weights(ops_, BytesOf(weights));
+  const DeviceRowsBuffer device_in(ops_, act(), in, kRows, kEmbd), contributions(ops_, type, kRows * kTop, kEmbd),
+      x(ops_, DType::kF32, want_x, kRows, kEmbd);
+  const GuardedBytes device_offsets(ops_, BytesOf(offsets)), device_rows(ops_, BytesOf(rows)),
+      device_outs(ops_, BytesOf(outs)), device_weights(ops_, BytesOf(weights));
   const ExpertGroups host_groups{kExperts, kRows * kTop, offsets.data(), rows.data(), outs.data()};
-  const ExpertGroups groups{kExperts, kRows * kTop, device_offsets.as<int32_t>(), device_rows.as<int32_t>(), device_outs.as<int32_t>()};
+  const ExpertGroups groups{kExperts, kRows * kTop, device_offsets.as<int32_t>(), device_rows.as<int32_t>(),
+                            device_outs.as<int32_t>()};
   std::vector<ExpertUse> host_uses, uses;
   for (int32_t e = 0; e < kExperts; ++e) {
     host_uses.push_back({records[e].data(), e, offsets[e + 1] - offsets[e]});
     uses.push_back({device_records[e]->data(), e, offsets[e + 1] - offsets[e]});
   }
-  ASSERT_OK(reference_.ExpertMlp(layout, host_uses, host_groups, {}, HostTensor(in, kRows, kEmbd), HostTensor(want, kRows * kTop, kEmbd)));
+  ASSERT_OK(reference_.ExpertMlp(layout, host_uses, host_groups, {}, HostTensor(in, kRows, kEmbd),
+                                 HostTensor(want, kRows * kTop, kEmbd)));
   // The last expert is computed by the host: its rows come over the link.
-  ASSERT_OK(ops_->ExpertMlp(layout, std::span(uses).first(kExperts - 1), groups, {}, device_in.tensor(), contributions.tensor()));
+  ASSERT_OK(ops_->ExpertMlp(layout, std::span(uses).first(kExperts - 1), groups, {}, device_in.tensor(),
+                            contributions.tensor()));
   const std::vector<int32_t> host_outs(outs.begin() + offsets[kExperts - 1], outs.end());
   std::vector<float> host_rows;
-  for (const int32_t out : host_outs) host_rows.insert(host_rows.end(), want.begin() + out * kEmbd, want.begin() + (out + 1) * kEmbd);
+  for (const int32_t out : host_outs)
+    host_rows.insert(host_rows.end(), want.begin() + out * kEmbd, want.begin() + (out + 1) * kEmbd);
   ASSERT_OK(ops_->ScatterContributions(host_rows, host_outs, contributions.tensor()));
   std::fill(host_rows.begin(), host_rows.end(), 0.0f);  // free on return
   EXPECT_LT((RelativeRmsError<float, float>(contributions.Read(), want)), 0.01);
   ASSERT_OK(ops_->Combine(contributions.tensor(), device_weights.as<float>(), kTop, x.tensor()));
-  ASSERT_OK(reference_.Combine(HostTensor(want, kRows * kTop, kEmbd), weights.data(), kTop, HostTensor(want_x, kRows, kEmbd)));
+  ASSERT_OK(reference_.Combine(HostTensor(want, kRows * kTop, kEmbd), weights.data(), kTop,
+                               HostTensor(want_x, kRows, kEmbd)));
   EXPECT_LT((RelativeRmsError<float, float>(x.Read(), want_x)), 0.005);
 }
 
 TEST_F(CudaOpsTest, ScatterRoundsEveryRowThatTheHostHandsOver) {
   const DType type = ops_->contribution_dtype();
-  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{1, 32}, {3, 37}, {1500, 2880}}) {  // the last: five staging buffers
+  for (const auto& [rows, cols] :
+       {std::pair<int64_t, int64_t>{1, 32}, {3, 37}, {1500, 2880}}) {  // the last: five staging buffers
     const std::vector<float> values = RandomFloats(rows * cols, 50, 100);
     std::vector<int32_t> outs(rows);
     for (int64_t i = 0; i < rows; ++i) outs[i] = static_cast<int32_t>(2 * (rows - 1 - i) + 1);
@@ -505,9 +569,12 @@ TEST_F(CudaOpsTest, ScatterRoundsEveryRowThatTheHostHandsOver) {
 
 TEST_F(CudaOpsTest, CombineAddsTheRanksInOrder) {
   const DType type = ops_->contribution_dtype();
-  for (const auto& [rows, cols, top_k] : {std::tuple<int64_t, int64_t, int64_t>{1, 2880, 4}, {33, 70, 1}, {5, 513, 8}}) {
-    std::vector<float> contributions = Rounded(RandomFloats(rows * top_k * cols, 60), type), weights = RandomFloats(rows * top_k, 61), x = RandomFloats(rows * cols, 62);
-    const DeviceRowsBuffer device(ops_, type, contributions, rows * top_k, cols, 2), device_x(ops_, DType::kF32, x, rows, cols, 1);
+  for (const auto& [rows, cols, top_k] :
+       {std::tuple<int64_t, int64_t, int64_t>{1, 2880, 4}, {33, 70, 1}, {5, 513, 8}}) {
+    std::vector<float> contributions = Rounded(RandomFloats(rows * top_k * cols, 60), type),
+                       weights = RandomFloats(rows * top_k, 61), x = RandomFloats(rows * cols, 62);
+    const DeviceRowsBuffer device(ops_, type, contributions, rows * top_k, cols, 2),
+        device_x(ops_, DType::kF32, x, rows, cols, 1);
     const GuardedBytes device_weights(ops_, BytesOf(weights));
     ASSERT_OK(ops_->Combine(device.tensor(), device_weights.as<float>(), top_k, device_x.tensor()));
     std::vector<float> want = x;
@@ -530,7 +597,8 @@ TEST_F(CudaOpsTest, GatherCopiesRowsOfEveryTypeAndWidth) {
       const DeviceRowsBuffer in(ops_, dtype, values, 11, cols, gap), out(ops_, dtype, 5, cols, gap);
       ASSERT_OK(ops_->GatherRows(in.tensor(), rows, out.tensor()));
       std::vector<float> want;
-      for (const int32_t row : rows) want.insert(want.end(), values.begin() + row * cols, values.begin() + (row + 1) * cols);
+      for (const int32_t row : rows)
+        want.insert(want.end(), values.begin() + row * cols, values.begin() + (row + 1) * cols);
       EXPECT_EQ(out.Read(), want);
       EXPECT_THAT(ops_->GatherRows(in.tensor(), std::vector<int32_t>{0, 1, 2, 3, 11}, out.tensor()),
                   StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("host_rows[4] is 11")));
@@ -538,7 +606,8 @@ TEST_F(CudaOpsTest, GatherCopiesRowsOfEveryTypeAndWidth) {
   }
 }
 
-// ------------------------------------------------------------------------------------------------------------------ logits
+// ------------------------------------------------------------------------------------------------------------------
+// logits
 
 struct LogitsCase {
   int64_t rows, vocab;
@@ -551,7 +620,8 @@ TEST_P(CudaLogitsTest, ReadsWhatTheReferenceReads) {
   for (float& logit : logits) logit = std::round(logit * 16) / 16;  // many are equal: ties go to the lower id
   if (vocab > 100) {
     logits[5] = -std::numeric_limits<float>::infinity();
-    std::fill(logits.begin() + vocab / 2, logits.begin() + vocab, -std::numeric_limits<float>::infinity());  // whole segments
+    std::fill(logits.begin() + vocab / 2, logits.begin() + vocab,
+              -std::numeric_limits<float>::infinity());  // whole segments
     logits[7] = -0.0f, logits[8] = 0.0f;
   }
   std::vector<LogitsRequest> requests;
@@ -570,9 +640,10 @@ TEST_P(CudaLogitsTest, ReadsWhatTheReferenceReads) {
   }
 }
 INSTANTIATE_TEST_SUITE_P(Shapes, CudaLogitsTest,
-                         testing::Values(LogitsCase{1, 1, {1}}, LogitsCase{3, 7, {0, 3, 7}}, LogitsCase{2, 8192, {20, 1}},
-                                         LogitsCase{3, 8193, {2048, 40, 0}}, LogitsCase{4, 201088, {64, 0, 1, 1000}},
-                                         LogitsCase{2, 201088, {5000, 201088}}, LogitsCase{40, 300, {3}}));
+                         testing::Values(LogitsCase{1, 1, {1}}, LogitsCase{3, 7, {0, 3, 7}},
+                                         LogitsCase{2, 8192, {20, 1}}, LogitsCase{3, 8193, {2048, 40, 0}},
+                                         LogitsCase{4, 201088, {64, 0, 1, 1000}}, LogitsCase{2, 201088, {5000, 201088}},
+                                         LogitsCase{40, 300, {3}}));
 
 TEST_F(CudaOpsTest, NaNLogitsComeAfterAllNumbers) {
   std::vector<float> logits(10000, -3.0f);
@@ -587,7 +658,8 @@ TEST_F(CudaOpsTest, NaNLogitsComeAfterAllNumbers) {
 TEST_F(CudaOpsTest, NothingIsTouchedWithoutRows) {
   ASSERT_OK_AND_ASSIGN(const auto batch, ops_->PrepareBatch({}));
   const OwnedTiledMatrix table = RandomTiledMatrix(DType::kF32, 16, 32, 1);
-  const Tensor x(nullptr, DType::kF32, 0, 32), in(nullptr, act(), 0, 32), contributions(nullptr, ops_->contribution_dtype(), 0, 32);
+  const Tensor x(nullptr, DType::kF32, 0, 32), in(nullptr, act(), 0, 32),
+      contributions(nullptr, ops_->contribution_dtype(), 0, 32);
   const float weight = 1;
   EXPECT_OK(ops_->Embed(*batch, 0, table.matrix, x));
   EXPECT_OK(ops_->RmsNorm(x, &weight, 1e-5, in));

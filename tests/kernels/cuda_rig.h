@@ -1,6 +1,7 @@
 #pragma once
 
-// What the tests of the CUDA backend share: the backend, device buffers between guard bytes, and the reference beside it.
+// What the tests of the CUDA backend share: the backend, device buffers between guard bytes, and the reference beside
+// it.
 
 #include <gtest/gtest.h>
 
@@ -32,7 +33,9 @@ inline std::vector<float> Rounded(std::vector<float> values, DType dtype) {
   return values;
 }
 // The largest relative error of one rounding to `dtype`.
-inline double RoundingOf(DType dtype) { return dtype == DType::kBF16 ? 0x1p-8 : dtype == DType::kF16 ? 0x1p-11 : 0x1p-23; }
+inline double RoundingOf(DType dtype) {
+  return dtype == DType::kBF16 ? 0x1p-8 : dtype == DType::kF16 ? 0x1p-11 : 0x1p-23;
+}
 
 inline std::vector<std::byte> Encoded(const std::vector<float>& values, DType dtype) {
   std::vector<std::byte> out(values.size() * (dtype == DType::kF32 ? 4 : 2));
@@ -60,7 +63,9 @@ inline std::vector<float> DecodedAs(std::span<const std::byte> bytes, DType dtyp
   return out;
 }
 template <typename T>
-std::span<const std::byte> BytesOf(const std::vector<T>& values) { return std::as_bytes(std::span<const T>(values)); }
+std::span<const std::byte> BytesOf(const std::vector<T>& values) {
+  return std::as_bytes(std::span<const T>(values));
+}
 
 // Device memory between guard bytes, everything poisoned with 0xFF (NaN in every float type).
 class GuardedBytes {
@@ -73,12 +78,15 @@ class GuardedBytes {
     memory_ = *std::move(memory);
     EXPECT_OK(ops->Upload(memory_.data(), BytesOf(std::vector<uint8_t>(bytes + 2 * kGuard, 0xFF))));
   }
-  GuardedBytes(Ops* ops, std::span<const std::byte> contents) : GuardedBytes(ops, static_cast<int64_t>(contents.size())) {
+  GuardedBytes(Ops* ops, std::span<const std::byte> contents)
+      : GuardedBytes(ops, static_cast<int64_t>(contents.size())) {
     EXPECT_OK(ops->Upload(data(), contents));
   }
   std::byte* data() const { return memory_.data() + kGuard; }
   template <typename T>
-  T* as() const { return reinterpret_cast<T*>(data()); }
+  T* as() const {
+    return reinterpret_cast<T*>(data());
+  }
 
   // The contents, after a look at the guards.
   std::vector<std::byte> Read() const {
@@ -109,7 +117,8 @@ class GuardedBytes {
 class DeviceRowsBuffer {
  public:
   DeviceRowsBuffer(Ops* ops, DType dtype, int64_t rows, int64_t cols, int64_t gap = 0)
-      : memory_(ops, rows * (cols + gap) * (dtype == DType::kF32 ? 4 : 2)), tensor_(memory_.data(), dtype, rows, cols, cols + gap) {}
+      : memory_(ops, rows * (cols + gap) * (dtype == DType::kF32 ? 4 : 2)),
+        tensor_(memory_.data(), dtype, rows, cols, cols + gap) {}
   DeviceRowsBuffer(Ops* ops, DType dtype, const std::vector<float>& values, int64_t rows, int64_t cols, int64_t gap = 0)
       : DeviceRowsBuffer(ops, dtype, rows, cols, gap) {
     for (int64_t row = 0; row < rows; ++row) {

@@ -34,7 +34,8 @@ Tensor TensorOf(std::vector<float>& values, int64_t rows, int64_t cols) {
   return {values.data(), DType::kF32, rows, cols};
 }
 
-// ----------------------------------------------------------------------------------------------------- memory and queues
+// ----------------------------------------------------------------------------------------------------- memory and
+// queues
 
 TEST_F(HostOpsTest, AllocatesAlignedMemory) {
   for (const int64_t bytes : {int64_t{1}, int64_t{1000}, int64_t{5} << 20}) {
@@ -131,7 +132,8 @@ TEST_F(HostOpsTest, HoldsCopiesInsideAPinnedRegion) {
   EXPECT_OK(ops_.Synchronize(Soon()));
 }
 
-// ----------------------------------------------------------------------------------------------------------------- batches
+// -----------------------------------------------------------------------------------------------------------------
+// batches
 
 BatchSequence Sequence(int64_t first_row, int64_t num_rows, int64_t first_position, std::vector<int32_t> blocks = {}) {
   return {first_row, num_rows, first_position, std::move(blocks), {}};
@@ -171,11 +173,11 @@ TEST_F(HostOpsTest, RefusesABatchOfAnotherBackend) {
   const OtherBatch batch;
   const OwnedTiledMatrix table = RandomTiledMatrix(DType::kF32, 4, 32, 1);
   std::vector<float> x(32);
-  EXPECT_THAT(ops_.Embed(batch, 0, table.matrix, TensorOf(x, 1, 32)),
-              StatusIs(kInvalid, HasSubstr("another backend")));
+  EXPECT_THAT(ops_.Embed(batch, 0, table.matrix, TensorOf(x, 1, 32)), StatusIs(kInvalid, HasSubstr("another backend")));
 }
 
-// ------------------------------------------------------------------------------------------------------- rows and experts
+// ------------------------------------------------------------------------------------------------------- rows and
+// experts
 
 TEST_F(HostOpsTest, EmbedsTheRowsOfTheTokens) {
   const OwnedTiledMatrix table = RandomTiledMatrix(DType::kQ8_0, 40, 64, 1);
@@ -260,7 +262,8 @@ TEST_F(HostOpsTest, ReadsTheBestLogitsAndTheTarget) {
 
 TEST_F(HostOpsTest, ReadsAllLogitsInOrderOfId) {
   std::vector<float> logits = {1, 3, 2};
-  ASSERT_OK_AND_ASSIGN(const auto results, ops_.ReadLogits(TensorOf(logits, 1, 3), std::vector<LogitsRequest>{{3, -1}}));
+  ASSERT_OK_AND_ASSIGN(const auto results,
+                       ops_.ReadLogits(TensorOf(logits, 1, 3), std::vector<LogitsRequest>{{3, -1}}));
   EXPECT_TRUE(results[0].ids.empty());
   EXPECT_THAT(results[0].logits, ElementsAre(1, 3, 2));
 }

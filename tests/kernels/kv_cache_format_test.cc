@@ -16,8 +16,12 @@ namespace {
 struct Plane {
   explicit Plane(DType dtype, int64_t num_blocks = 3, int64_t num_kv_heads = 2, int64_t head_dim = 64)
       : memory(KvPlaneBytes(dtype, num_blocks, num_kv_heads, head_dim)) {
-    cache = {.keys = memory.data(), .values = memory.data(), .dtype = dtype, .num_blocks = num_blocks,
-             .num_kv_heads = num_kv_heads, .head_dim = head_dim};
+    cache = {.keys = memory.data(),
+             .values = memory.data(),
+             .dtype = dtype,
+             .num_blocks = num_blocks,
+             .num_kv_heads = num_kv_heads,
+             .head_dim = head_dim};
   }
   std::vector<float> RoundTrip(const std::vector<float>& row, int64_t number = 0) {
     StoreKvRow(cache, memory.data(), number, row.data());
@@ -72,10 +76,10 @@ TEST(KvCacheFormat, QuantisesToTheLargestOf32) {
   Plane plane(DType::kQ8_0);
   std::vector<float> row(64, 0);
   row[0] = 127;
-  row[1] = -63.5;   // a tie: to the even code, -64
+  row[1] = -63.5;  // a tie: to the even code, -64
   row[2] = 0.4f;
-  row[32] = 254;    // another block of 32: its scale is 2
-  row[33] = 3;      // 1.5 steps: to the even code, 2
+  row[32] = 254;  // another block of 32: its scale is 2
+  row[33] = 3;    // 1.5 steps: to the even code, 2
   const std::vector<float> back = plane.RoundTrip(row, 5);
   EXPECT_EQ(back[0], 127);
   EXPECT_EQ(back[1], -64);

@@ -32,7 +32,8 @@ class ReferenceOpsTest : public testing::Test {
   ReferenceOps ops_;
 };
 
-// ----------------------------------------------------------------------------------------------------- norms and products
+// ----------------------------------------------------------------------------------------------------- norms and
+// products
 
 TEST_F(ReferenceOpsTest, NormalisesByTheRootMeanSquare) {
   std::vector<float> x = {3, 4, 0, 0}, out(4);
@@ -107,11 +108,12 @@ TEST_F(ReferenceOpsTest, RefusesAProductThatDoesNotFit) {
   EXPECT_THAT(ops_.MatMul(TensorOf(in, 2, 32), {weight.matrix.layout, weight.matrix.data + 4}, nullptr,
                           TensorOf(out, 2, 2), false),
               StatusIs(kInvalid, HasSubstr("weight is not aligned")));
-  EXPECT_OK(ops_.MatMul(Tensor(nullptr, DType::kF32, 0, 32), weight.matrix, nullptr,
-                        Tensor(nullptr, DType::kF32, 0, 2), false));
+  EXPECT_OK(ops_.MatMul(Tensor(nullptr, DType::kF32, 0, 32), weight.matrix, nullptr, Tensor(nullptr, DType::kF32, 0, 2),
+                        false));
 }
 
-// -------------------------------------------------------------------------------------------------------------- attention
+// --------------------------------------------------------------------------------------------------------------
+// attention
 
 // A cache of one or two kv heads with its memory.
 struct Cache {
@@ -150,12 +152,13 @@ TEST_F(ReferenceOpsTest, LeavesDimensionsBeyondTheRotatedOnes) {
   ASSERT_OK_AND_ASSIGN(const auto batch, ops_.PrepareBatch({{}, {{0, 1, 1, {0}, {}}}}));
   std::vector<float> qkv(12, 1), q(4);
   ASSERT_OK(ops_.RopeAndStore(*batch, 0, rope, TensorOf(qkv, 1, 12), cache.layer, TensorOf(q, 1, 4)));
-  EXPECT_TRUE(Close(q, std::vector<double>{3 * (std::cos(1.0) - std::sin(1.0)), 3 * (std::cos(1.0) + std::sin(1.0)), 1, 1},
+  EXPECT_TRUE(Close(q,
+                    std::vector<double>{3 * (std::cos(1.0) - std::sin(1.0)), 3 * (std::cos(1.0) + std::sin(1.0)), 1, 1},
                     kEpsilon));
 }
 
-// Stores keys and values [positions, 2 * dim] of one kv head, unrotated, and attends with the queries [rows, heads * dim] of
-// the last rows.
+// Stores keys and values [positions, 2 * dim] of one kv head, unrotated, and attends with the queries [rows, heads *
+// dim] of the last rows.
 std::vector<float> Attend(ReferenceOps& ops, Cache& cache, const std::vector<float>& kv, int64_t dim,
                           std::vector<float> q, int64_t rows, int64_t window, const float* sinks) {
   const int64_t positions = static_cast<int64_t>(kv.size()) / (2 * dim), cols = static_cast<int64_t>(q.size()) / rows;
@@ -185,7 +188,8 @@ TEST_F(ReferenceOpsTest, WeighsValuesBySoftmax) {
 TEST_F(ReferenceOpsTest, ScalesScoresByTheRootOfTheHead) {
   Cache cache(DType::kF32, 1, 1, 4);
   const float ln9 = std::log(9.0f);
-  const auto out = Attend(ops_, cache, {0, 0, 0, 0, 1, 1, 1, 1, 2 * ln9, 0, 0, 0, 2, 2, 2, 2}, 4, {1, 0, 0, 0}, 1, 0, nullptr);
+  const auto out =
+      Attend(ops_, cache, {0, 0, 0, 0, 1, 1, 1, 1, 2 * ln9, 0, 0, 0, 2, 2, 2, 2}, 4, {1, 0, 0, 0}, 1, 0, nullptr);
   EXPECT_TRUE(Close(out, std::vector<double>(4, 1.9), 1e-5));
 }
 
@@ -245,7 +249,8 @@ TEST_F(ReferenceOpsTest, RefusesACacheThatDoesNotHoldTheRows) {
     return ops_.RopeAndStore(**batch, 0, kNoTurn, TensorOf(qkv, 2, 96), layer, TensorOf(q, 2, 32));
   };
   EXPECT_OK(store(cache.layer, {0, 2, 0, {1}, {}}));
-  EXPECT_THAT(store(cache.layer, {0, 2, 0, {}, {}}), StatusIs(kInvalid, HasSubstr("blocks of the sequence at row 0 has 0")));
+  EXPECT_THAT(store(cache.layer, {0, 2, 0, {}, {}}),
+              StatusIs(kInvalid, HasSubstr("blocks of the sequence at row 0 has 0")));
   EXPECT_THAT(store(cache.layer, {0, 2, 0, {2}, {}}), StatusIs(kInvalid, HasSubstr("names block 2, want 0 to 1")));
   KvLayer ring = cache.layer;
   ring.ring = true;
@@ -289,7 +294,8 @@ TEST_F(ReferenceOpsTest, RefusesHeadsThatDoNotDivide) {
               StatusIs(kInvalid, HasSubstr("even")));
 }
 
-// ---------------------------------------------------------------------------------------------------------------- experts
+// ----------------------------------------------------------------------------------------------------------------
+// experts
 
 TEST_F(ReferenceOpsTest, RoutesToTheBestAndBreaksTiesToTheLowerId) {
   // Logits: 1, 3, 3, 2 for the first token, 0 everywhere but the bias for the second.
@@ -328,7 +334,8 @@ TEST_F(ReferenceOpsTest, RefusesToRouteOutOfRange) {
 
 // An expert whose gate and up read one input each and whose down writes one output: the arithmetic by hand.
 struct HandExpert {
-  HandExpert() : layout(*ExpertLayout::Create(DType::kF32, DType::kF32, DType::kF32, 32, 32, true)), record(layout.bytes) {
+  HandExpert()
+      : layout(*ExpertLayout::Create(DType::kF32, DType::kF32, DType::kF32, 32, 32, true)), record(layout.bytes) {
     std::vector<float> gate(32 * 32), up(32 * 32), down(32 * 32);
     gate[0] = 1;           // gate of hidden 0 = x0 + 0.25
     up[1] = 1;             // up of hidden 0 = x1 - 0.5
@@ -341,7 +348,8 @@ struct HandExpert {
     const_cast<float*>(layout.DownBias(record.data()))[5] = 3;
   }
   void Put(const TiledLayout& matrix, int64_t offset, const std::vector<float>& values) {
-    EXPECT_OK(TileRows(matrix, 0, matrix.rows, std::as_bytes(std::span(values)), record.span().subspan(offset, matrix.bytes)));
+    EXPECT_OK(TileRows(matrix, 0, matrix.rows, std::as_bytes(std::span(values)),
+                       record.span().subspan(offset, matrix.bytes)));
   }
   static double Out5(double x0, double x1) {
     const double g = std::min(x0 + 0.25, 7.0), u = std::clamp(x1 - 0.5, -7.0, 7.0);
@@ -420,7 +428,8 @@ TEST_F(ReferenceOpsTest, CombinesContributionsByWeight) {
               StatusIs(kInvalid, HasSubstr("top_k is 0")));
 }
 
-// ------------------------------------------------------------------------------------------------------------ all together
+// ------------------------------------------------------------------------------------------------------------ all
+// together
 
 // One layer for `cut` rows at a time: every operation whose rows must not see each other.
 std::vector<float> Layer(ReferenceOps& ops, int64_t rows, int64_t cut) {
@@ -442,12 +451,16 @@ std::vector<float> Layer(ReferenceOps& ops, int64_t rows, int64_t cut) {
     std::vector<int32_t> experts(n * kTopK), offsets(kExperts + 1), entry_rows(n * kTopK), outs(n * kTopK);
     const Tensor part(&x[first * kEmbd], DType::kF32, n, kEmbd);
     EXPECT_OK(ops.RmsNorm(part, norm.data(), 1e-5, TensorOf(h, n, kEmbd)));
-    EXPECT_OK(ops.MatMul(TensorOf(h, n, kEmbd), qkv_weight.matrix, nullptr, TensorOf(qkv, n, qkv_weight.matrix.layout.rows), false));
-    EXPECT_OK(ops.RopeAndStore(**batch, 0, rope, TensorOf(qkv, n, qkv_weight.matrix.layout.rows), cache.layer, TensorOf(q, n, kHeads * kDim)));
-    EXPECT_OK(ops.Attention(**batch, 0, TensorOf(q, n, kHeads * kDim), cache.layer, 0, nullptr, TensorOf(a, n, kHeads * kDim)));
+    EXPECT_OK(ops.MatMul(TensorOf(h, n, kEmbd), qkv_weight.matrix, nullptr,
+                         TensorOf(qkv, n, qkv_weight.matrix.layout.rows), false));
+    EXPECT_OK(ops.RopeAndStore(**batch, 0, rope, TensorOf(qkv, n, qkv_weight.matrix.layout.rows), cache.layer,
+                               TensorOf(q, n, kHeads * kDim)));
+    EXPECT_OK(ops.Attention(**batch, 0, TensorOf(q, n, kHeads * kDim), cache.layer, 0, nullptr,
+                            TensorOf(a, n, kHeads * kDim)));
     EXPECT_OK(ops.MatMul(TensorOf(a, n, kHeads * kDim), out_weight.matrix, nullptr, part, true));
     EXPECT_OK(ops.RmsNorm(part, norm.data(), 1e-5, TensorOf(h, n, kEmbd)));
-    EXPECT_OK(ops.Route(TensorOf(h, n, kEmbd), router.data(), nullptr, kExperts, kTopK, experts.data(), weights.data()));
+    EXPECT_OK(
+        ops.Route(TensorOf(h, n, kEmbd), router.data(), nullptr, kExperts, kTopK, experts.data(), weights.data()));
     EXPECT_OK(ops.GroupByExpert(experts.data(), n, kTopK, kExperts, offsets.data(), entry_rows.data(), outs.data()));
     std::vector<ExpertUse> uses;
     for (int32_t expert = 0; expert < kExperts; ++expert) {

@@ -15,8 +15,7 @@ TEST(Rope, TurnsPlainlyWithoutYarn) {
 }
 
 TEST(Rope, YarnKeepsFastPairsAndSlowsSlowOnes) {
-  const RopeConfig config = {
-      .freq_base = 150000, .num_dims = 64, .yarn_factor = 32, .yarn_original_context = 4096};
+  const RopeConfig config = {.freq_base = 150000, .num_dims = 64, .yarn_factor = 32, .yarn_original_context = 4096};
   const std::vector<double> got = RopeFrequencies(config);
   ASSERT_EQ(got.size(), 32u);
   RopeConfig plain = config;

@@ -31,10 +31,14 @@ std::byte* Put(std::byte* at, T value) {
 // Root mean square of uniformly drawn codes, scale 1.
 double CodeRms(DType dtype) {
   switch (dtype) {
-    case DType::kMXFP4: return 2.93;  // sqrt((0 + .25 + 1 + 2.25 + 4 + 9 + 16 + 36) / 8)
-    case DType::kQ4_0: return 4.64;   // of -8 to 7
-    case DType::kQ8_0: return 73.3;   // of -127 to 127
-    default: return 1;
+    case DType::kMXFP4:
+      return 2.93;  // sqrt((0 + .25 + 1 + 2.25 + 4 + 9 + 16 + 36) / 8)
+    case DType::kQ4_0:
+      return 4.64;  // of -8 to 7
+    case DType::kQ8_0:
+      return 73.3;  // of -127 to 127
+    default:
+      return 1;
   }
 }
 

@@ -1,0 +1,160 @@
+#include "coordinator/server.h"
+
+#include <grpcpp/generic/generic_stub.h>
+#include <grpcpp/grpcpp.h>
+
+#include <future>
+
+#include "absl/time/clock.h"
+#include "common/host_id.h"
+#include "ferry/v1/cluster.grpc.pb.h"
+#include "ferry/v1/generate.grpc.pb.h"
+#include "tests/coordinator/fake_worker.h"
+#include "tests/testing/status_matchers.h"
+
+namespace ferry {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr int64_t kVocab = 4096;  // of the demo model
+
+// grpc.health.v1 by hand, whose .proto Debian does not ship: the request is empty, the answer's field 1 is the status.
+int HealthOf(const std::shared_ptr<grpc::Channel>& channel) {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
+  grpc::GenericStub stub(channel);
+  grpc::CompletionQueue queue;
+  const auto call =
+      stub.PrepareUnaryCall(&context, "/grpc.health.v1.Health/Check", grpc::ByteBuffer(nullptr, 0), &queue);
+  call->StartCall();
+  grpc::ByteBuffer answer;
+  grpc::Status status;
+  call->Finish(&answer, &status, nullptr);
+  void* tag = nullptr;
+  bool ok = false;
+  queue.Next(&tag, &ok);
+  grpc::Slice slice;
+  if (!status.ok() || !answer.DumpToSingleSlice(&slice).ok() || slice.size() != 2) return -1;
+  return slice.begin()[1];
+}
+constexpr int kServing = 1, kNotServing = 2;
+
+class ServerTest : public ::testing::Test {
+ protected:
+  absl::Status Start() {
+    options_.model = FERRY_SOURCE_DIR "/models/demo-moe.gguf";
+    options_.listen = "127.0.0.1:0";
+    options_.threads = 1;
+    options_.host_read_bytes_per_second = options_.host_flops_per_second = 1e9;  // no probe
+    options_.drain_timeout = absl::Seconds(5);
+    absl::StatusOr<std::unique_ptr<Server>> server = Server::Start(options_);
+    RETURN_IF_ERROR(server.status());
+    server_ = *std::move(server);
+    channel_ = grpc::CreateChannel(server_->address(), grpc::InsecureChannelCredentials());
+    return absl::OkStatus();
+  }
+  std::string State() {
+    grpc::ClientContext context;
+    v1::GetServerInfoResponse info;
+    const grpc::Status status = v1::Ferry::NewStub(channel_)->GetServerInfo(&context, {}, &info);
+    return status.ok() ? info.state() : status.error_message();
+  }
+  grpc::Status Generate(int max_tokens, std::string* text) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(20));
+    v1::GenerateRequest request;
+    request.set_text("Once upon a time");
+    request.set_max_tokens(max_tokens);
+    request.set_ignore_eos(true);
+    const auto stream = v1::Ferry::NewStub(channel_)->Generate(&context, request);
+    v1::GenerateResponse response;
+    while (stream->Read(&response)) *text += response.text();
+    return stream->Finish();
+  }
+  // A worker that registers and says that it is ready.
+  void Join(FakeWorker& worker) {
+    const std::unique_ptr<v1::Cluster::Stub> stub = v1::Cluster::NewStub(channel_);
+    grpc::ClientContext register_context, heartbeat_context;
+    v1::RegisterRequest request;
+    request.set_incarnation(5);
+    request.set_host(HostId());
+    request.set_address(worker.address());
+    request.set_expert_transport("grpc");
+    v1::RegisterResponse response;
+    const grpc::Status status = stub->Register(&register_context, request, &response);
+    ASSERT_TRUE(status.ok()) << status.error_message();
+    v1::HeartbeatRequest heartbeat;
+    heartbeat.set_incarnation(5);
+    heartbeat.set_state("ready");
+    v1::HeartbeatResponse ignored;
+    ASSERT_TRUE(stub->Heartbeat(&heartbeat_context, heartbeat, &ignored).ok());
+  }
+
+  CoordinatorOptions options_;
+  std::unique_ptr<Server> server_;
+  std::shared_ptr<grpc::Channel> channel_;
+};
+
+TEST_F(ServerTest, AnswersBeforeItServes) {
+  ASSERT_OK(Start());
+  EXPECT_GT(server_->port(), 0);
+  EXPECT_EQ(State(), "loading");
+  EXPECT_EQ(HealthOf(channel_), kNotServing);
+  std::string text;
+  EXPECT_EQ(Generate(3, &text).error_code(), grpc::StatusCode::UNAVAILABLE);
+  grpc::ClientContext context;
+  v1::GetModelInfoResponse model;
+  ASSERT_TRUE(v1::Ferry::NewStub(channel_)->GetModelInfo(&context, {}, &model).ok());
+  EXPECT_EQ(model.architecture(), "gpt-oss");
+  EXPECT_GT(model.expert_bytes(), 0u);
+}
+
+TEST_F(ServerTest, SaysWhichWorkersAreMissing) {
+  options_.placement.num_workers = 2;
+  ASSERT_OK(Start());
+  ASSERT_OK(server_->Load());
+  EXPECT_THAT(server_->WaitUntilServing(absl::Now()),
+              StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("worker 0 is starting, worker 1 is starting")));
+}
+
+TEST_F(ServerTest, ServesThenDrainsAndEndsItsWorkers) {
+  FakeWorker worker([](const v1::StepRequest& request) {
+    absl::SleepFor(absl::Milliseconds(1));
+    return FakeWorker::Ok(request, kVocab);
+  });
+  ASSERT_OK(Start());
+  ASSERT_OK(server_->Load());
+  Join(worker);
+  ASSERT_OK(server_->WaitUntilServing(absl::Now() + absl::Seconds(20)));
+  EXPECT_EQ(HealthOf(channel_), kServing);
+  EXPECT_EQ(State(), "serving");
+  std::string text;
+  EXPECT_TRUE(Generate(4, &text).ok());
+
+  std::string long_text;
+  auto running = std::async(std::launch::async, [&] { return Generate(300, &long_text); });
+  while (worker.steps().size() < 10) absl::SleepFor(absl::Milliseconds(1));
+  auto draining = std::async(std::launch::async, [&] { server_->Drain(); });
+  EXPECT_TRUE(running.get().ok()) << "what runs is finished";
+  draining.get();
+  EXPECT_TRUE(worker.asked_to_end());
+  EXPECT_EQ(Generate(1, &text).error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
+TEST_F(ServerTest, TwoServersDoNotShareAPort) {
+  ASSERT_OK(Start());
+  CoordinatorOptions second = options_;
+  second.listen = server_->address();
+  EXPECT_THAT(Server::Start(second), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("cannot listen")));
+}
+
+TEST_F(ServerTest, RefusesAFileThatIsNoModel) {
+  options_.model = FERRY_SOURCE_DIR "/CMakeLists.txt";
+  EXPECT_THAT(Server::Start(options_), StatusIs(absl::StatusCode::kInvalidArgument));
+  options_.model = "/nowhere.gguf";
+  EXPECT_THAT(Server::Start(options_), StatusIs(absl::StatusCode::kNotFound));
+}
+
+}  // namespace
+}  // namespace ferry

@@ -1,0 +1,131 @@
+#include "worker/assignment.h"
+
+#include <cmath>
+#include <ostream>
+#include <string>
+
+#include "tests/testing/status_matchers.h"
+#include "worker/worker_process.h"
+
+namespace ferry {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+v1::RegisterResponse Good() {
+  v1::RegisterResponse response;
+  response.set_worker_id(1);
+  response.set_num_workers(2);
+  response.set_first_layer(2);
+  response.set_end_layer(4);
+  response.set_expert_transport("shm");
+  response.set_mailbox_max_rows(64);
+  response.set_mailbox_max_entries(128);
+  response.set_heartbeat_interval_seconds(1);
+  response.set_heartbeat_timeout_seconds(10);
+  response.set_ooae(true);
+  v1::ModelShape& model = *response.mutable_model();
+  model.set_architecture("gpt-oss");
+  model.set_num_layers(4);
+  model.set_context_length(4096);
+  model.set_n_embd(64);
+  model.set_vocab_size(512);
+  model.set_num_heads(4);
+  model.set_num_kv_heads(2);
+  model.set_head_dim(32);
+  model.set_num_experts(8);
+  model.set_top_k(2);
+  model.set_n_ff(64);
+  model.set_sliding_window(128);
+  model.set_rms_epsilon(1e-5);
+  model.set_swiglu_alpha(1.702);
+  model.set_swiglu_limit(7);
+  model.set_rope_freq_base(150000);
+  model.set_rope_num_dims(32);
+  model.set_expert_bias(true);
+  for (int i = 0; i < 4; ++i) {
+    model.add_gate_types(39);
+    model.add_up_types(39);
+    model.add_down_types(8);
+  }
+  v1::CacheShape& cache = *response.mutable_cache();
+  cache.set_kv_type(1);
+  cache.set_kv_value_type(1);
+  cache.set_num_blocks(100);
+  cache.set_num_slots(4);
+  cache.set_ring_blocks(20);
+  cache.set_max_batch_tokens(2048);
+  cache.set_micro_batch_tokens(512);
+  return response;
+}
+
+TEST(Assignment, HasThePlaceThatTheCoordinatorGave) {
+  v1::RegisterResponse response = Good();
+  v1::ExpertOverride* const rule = response.add_overrides();
+  rule->set_layer(3);
+  rule->set_place(v1::ExpertOverride::HOST);
+  ASSERT_OK_AND_ASSIGN(const Assignment assignment, AssignmentFromProto(response));
+  EXPECT_EQ(assignment.first_layer, 2);
+  EXPECT_EQ(assignment.end_layer, 4);
+  EXPECT_EQ(assignment.arena.num_layers(), 4);
+  EXPECT_EQ(assignment.arena.layer(0).down.dtype, DType::kQ8_0);
+  EXPECT_TRUE(assignment.arena.layer(0).has_bias);
+  EXPECT_THAT(assignment.rules, ElementsAre(LayerRule::kAny, LayerRule::kHost));
+  EXPECT_EQ(assignment.mailbox, (MailboxShape{.n_embd = 64, .max_rows = 64, .max_entries = 128, .max_experts = 8}));
+  EXPECT_EQ(assignment.kv.dtype, DType::kF16);
+  EXPECT_EQ(assignment.heartbeat_timeout, absl::Seconds(10));
+}
+
+struct Spoilt {
+  const char* name;
+  void (*spoil)(v1::RegisterResponse&);
+  const char* message;
+};
+void PrintTo(const Spoilt& spoilt, std::ostream* out) { *out << spoilt.name; }
+
+class AssignmentRefuses : public testing::TestWithParam<Spoilt> {};
+
+TEST_P(AssignmentRefuses, NamingTheField) {
+  v1::RegisterResponse response = Good();
+  GetParam().spoil(response);
+  const absl::Status status = AssignmentFromProto(response).status();
+  EXPECT_FALSE(status.ok());
+  EXPECT_THAT(std::string(status.message()), HasSubstr(GetParam().message));
+}
+
+using R = v1::RegisterResponse;
+INSTANTIATE_TEST_SUITE_P(
+    Fields, AssignmentRefuses,
+    testing::Values(
+        Spoilt{"Architecture", [](R& r) { r.mutable_model()->set_architecture("qwen3moe"); }, "model.architecture"},
+        Spoilt{"NoLayers", [](R& r) { r.set_first_layer(4); }, "first_layer is 4"},
+        Spoilt{"LayersBeyondTheModel", [](R& r) { r.set_end_layer(5); }, "end_layer is 5"},
+        Spoilt{"WorkerId", [](R& r) { r.set_worker_id(2); }, "worker_id is 2"},
+        Spoilt{"TopK", [](R& r) { r.mutable_model()->set_top_k(9); }, "model.top_k is 9, want 1 to 8"},
+        Spoilt{"Heads", [](R& r) { r.mutable_model()->set_num_heads(5); }, "model.num_heads is 5"},
+        Spoilt{"Experts", [](R& r) { r.mutable_model()->set_num_experts(5000); }, "model.num_experts"},
+        Spoilt{"TypesOfTooFewLayers", [](R& r) { r.mutable_model()->mutable_up_types()->RemoveLast(); }, "model.up_types has 3"},
+        Spoilt{"TypeOfAnExpert", [](R& r) { r.mutable_model()->set_gate_types(1, 12); }, "Q4_K"},
+        Spoilt{"TwoKvTypes", [](R& r) { r.mutable_cache()->set_kv_value_type(8); }, "-ctk"},
+        Spoilt{"NoBlocks", [](R& r) { r.mutable_cache()->set_num_blocks(0); }, "cache.num_blocks is 0"},
+        Spoilt{"NoRows", [](R& r) { r.mutable_cache()->set_max_batch_tokens(0); }, "cache.max_batch_tokens is 0"},
+        Spoilt{"Transport", [](R& r) { r.set_expert_transport("nccl"); }, "expert_transport is 'nccl'"},
+        Spoilt{"OverrideOfAnotherLayer", [](R& r) { r.add_overrides()->set_layer(1); }, "overrides.layer is 1, want 2 to 3"},
+        Spoilt{"HeartbeatOfNaN", [](R& r) { r.set_heartbeat_interval_seconds(NAN); }, "heartbeat_interval_seconds"}),
+    [](const testing::TestParamInfo<Spoilt>& info) { return std::string(info.param.name); });
+
+TEST(ParseVramExperts, ReadsSizes) {
+  EXPECT_TRUE(ParseVramExperts("auto")->automatic);
+  EXPECT_EQ(ParseVramExperts("0")->bytes, 0);
+  EXPECT_FALSE(ParseVramExperts("0")->automatic);
+  EXPECT_EQ(ParseVramExperts("123")->bytes, 123);
+  EXPECT_EQ(ParseVramExperts("4GiB")->bytes, int64_t{4} << 30);
+  EXPECT_EQ(ParseVramExperts("512m")->bytes, int64_t{512} << 20);
+  for (const char* const bad : {"", "GiB", "-1", "4GB", "1.5GiB", "99999999999GiB", "4 GiB", "auto "}) {
+    EXPECT_THAT(ParseVramExperts(bad), StatusIs(absl::StatusCode::kInvalidArgument)) << bad;
+  }
+}
+
+}  // namespace
+}  // namespace ferry

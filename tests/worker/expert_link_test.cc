@@ -1,0 +1,320 @@
+// Both expert links against a coordinator's end inside the test.
+
+#include "worker/expert_link.h"
+
+#include <fcntl.h>
+#include <grpcpp/grpcpp.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include <atomic>
+#include <thread>
+
+#include "common/grpc_status.h"
+#include "common/shm_arena.h"
+#include "tests/worker/tiny_model.h"
+#include "worker/channel.h"
+
+namespace ferry {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+constexpr Incarnation kIncarnation(77);
+absl::Time Soon() { return absl::Now() + absl::Seconds(10); }
+
+const TinyModel& Model() {
+  static const auto* const model = TinyModel::Make().release();
+  return *model;
+}
+std::vector<std::byte> Record(ExpertId id) {
+  const auto record = Model().Record(id.layer, id.expert);
+  return {record.begin(), record.end()};
+}
+
+// ------------------------------------------------------------------------------------------------------------------- gRPC
+
+// Serves records of the model; `spoil` may change each chunk. Computes 2 * the input row.
+class FakeCluster final : public v1::Cluster::Service {
+ public:
+  FakeCluster() {
+    grpc::ServerBuilder builder;
+    ConfigureServer(builder);
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
+    builder.RegisterService(this);
+    server_ = builder.BuildAndStart();
+    stub_ = v1::Cluster::NewStub(ConnectTo(absl::StrFormat("127.0.0.1:%d", port_), Keepalive::kOff));
+  }
+  ~FakeCluster() override { server_->Shutdown(absl::ToChronoTime(absl::Now())); }
+  v1::Cluster::StubInterface* stub() { return stub_.get(); }
+
+  std::function<void(v1::ExpertRecordChunk&)> spoil;
+  std::atomic<uint64_t> newest_step{0};  // of a plan: fetches of earlier ones are refused
+  std::atomic<bool> silent{false};       // answers wait
+  std::atomic<int> fetches{0};
+
+  grpc::Status PlanExperts(grpc::ServerContext*, const v1::ExpertRequest* request, v1::ExpertPlan* plan) override {
+    if (request->incarnation() != kIncarnation.value()) return ToGrpcStatus(Aborted("incarnation"));
+    newest_step = request->step();
+    for (const v1::ActivatedExpert& use : request->uses()) {
+      plan->add_places(use.resident() ? v1::ExpertPlan::RESIDENT : use.tokens() > 2 ? v1::ExpertPlan::SHIP : v1::ExpertPlan::HOST);
+    }
+    return grpc::Status::OK;
+  }
+  grpc::Status FetchExperts(grpc::ServerContext* context, const v1::ExpertRequest* request,
+                            grpc::ServerWriter<v1::ExpertRecordChunk>* writer) override {
+    ++fetches;
+    while (silent && !context->IsCancelled()) absl::SleepFor(absl::Milliseconds(5));
+    if (request->step() < newest_step) return ToGrpcStatus(Aborted("step %d is over", request->step()));
+    for (const v1::ActivatedExpert& use : request->uses()) {
+      const auto record = Model().Record(request->layer(), use.expert());
+      constexpr size_t kPart = 5000;
+      for (size_t offset = 0; offset < record.size(); offset += kPart) {
+        const auto part = record.subspan(offset, std::min(kPart, record.size() - offset));
+        v1::ExpertRecordChunk chunk;
+        chunk.set_step(request->step());
+        chunk.set_layer(request->layer());
+        chunk.set_expert(use.expert());
+        chunk.set_record_bytes(record.size());
+        chunk.set_offset(offset);
+        chunk.set_data(part.data(), part.size());
+        if (offset + part.size() == record.size()) chunk.set_xxh3(XXH3_64bits(record.data(), record.size()));
+        if (spoil) spoil(chunk);
+        writer->Write(chunk);
+      }
+    }
+    return grpc::Status::OK;
+  }
+  grpc::Status ComputeExperts(grpc::ServerContext* context, const v1::ComputeExpertsRequest* request,
+                              v1::ComputeExpertsResponse* response) override {
+    while (silent && !context->IsCancelled()) absl::SleepFor(absl::Milliseconds(5));
+    const float* const rows = reinterpret_cast<const float*>(request->rows().data());
+    const int64_t n_embd = Model().config.n_embd;
+    std::vector<float> out;
+    for (const uint32_t row : request->entry_rows()) {
+      for (int64_t i = 0; i < n_embd; ++i) out.push_back(2 * rows[row * n_embd + i]);
+    }
+    if (short_answer) out.pop_back();
+    response->set_contributions(out.data(), out.size() * sizeof(float));
+    return grpc::Status::OK;
+  }
+  std::atomic<bool> short_answer{false};
+
+ private:
+  int port_ = 0;
+  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<v1::Cluster::Stub> stub_;
+};
+
+class GrpcLinkTest : public testing::Test {
+ protected:
+  GrpcLinkTest() {
+    link_ = ConnectGrpcLink({.worker_id = 1,
+                             .incarnation = kIncarnation,
+                             .arena = Model().layout,
+                             .n_embd = Model().config.n_embd,
+                             .max_rows = 64,
+                             .max_entries = 128},
+                            cluster_.stub(), ops_.get())
+                .value();
+  }
+
+  std::unique_ptr<Ops> ops_ = MakeOps();
+  FakeCluster cluster_;
+  std::unique_ptr<ExpertLink> link_;
+};
+
+TEST_F(GrpcLinkTest, BringsRecordsMoreThanItsBuffersHold) {
+  std::vector<ExpertId> ids;
+  for (int32_t expert = 0; expert < 8; ++expert) ids.push_back({2, expert});
+  for (const ExpertId id : ids) ASSERT_OK(link_->AskRecord(1, id));
+  for (const ExpertId id : ids) {
+    ASSERT_OK_AND_ASSIGN(const auto record, link_->WaitRecord(id, Soon()));
+    EXPECT_EQ(std::vector<std::byte>(record.begin(), record.end()), Record(id)) << "expert " << id.expert;
+    link_->ReleaseRecord(id);
+  }
+}
+
+TEST_F(GrpcLinkTest, RefusesADamagedRecord) {
+  cluster_.spoil = [](v1::ExpertRecordChunk& chunk) { (*chunk.mutable_data())[0] ^= 1; };
+  ASSERT_OK(link_->AskRecord(1, {0, 3}));
+  EXPECT_THAT(link_->WaitRecord({0, 3}, Soon()), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("came damaged")));
+  link_->ReleaseRecord({0, 3});
+  cluster_.spoil = nullptr;
+  ASSERT_OK(link_->AskRecord(1, {0, 3}));
+  EXPECT_OK(link_->WaitRecord({0, 3}, Soon())) << "it may be asked for again";
+}
+
+TEST_F(GrpcLinkTest, RefusesARecordThatEndsEarly) {
+  cluster_.spoil = [](v1::ExpertRecordChunk& chunk) {
+    if (chunk.offset() > 0) chunk.clear_data();
+  };
+  ASSERT_OK(link_->AskRecord(1, {0, 0}));
+  EXPECT_THAT(link_->WaitRecord({0, 0}, Soon()), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("data has 0 bytes")));
+}
+
+TEST_F(GrpcLinkTest, RefusesAnotherExpertThanItAskedFor) {
+  cluster_.spoil = [](v1::ExpertRecordChunk& chunk) { chunk.set_expert(chunk.expert() + 1); };
+  ASSERT_OK(link_->AskRecord(1, {0, 0}));
+  EXPECT_THAT(link_->WaitRecord({0, 0}, Soon()), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("expert is 1, want 0")));
+}
+
+TEST_F(GrpcLinkTest, RefusesToAskForWhatIsNotInTheModel) {
+  EXPECT_THAT(link_->AskRecord(1, {0, 8}), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(link_->AskRecord(1, {4, 0}), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(link_->AskRecord(1, {-1, 0}), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(link_->WaitRecord({0, 0}, Soon()), StatusIs(absl::StatusCode::kFailedPrecondition));
+}
+
+TEST_F(GrpcLinkTest, AsksAgainInTheNewStepWhenTheOldOneHasBeenOvertaken) {
+  cluster_.silent = true;
+  ASSERT_OK(link_->AskRecord(1, {0, 1}));
+  while (cluster_.fetches == 0) absl::SleepFor(absl::Milliseconds(1));
+  ASSERT_OK(link_->Plan(2, 0, 1, {}, Soon()));  // a later step
+  cluster_.silent = false;
+  EXPECT_OK(link_->WaitRecord({0, 1}, Soon()));
+  EXPECT_EQ(cluster_.fetches, 2);
+}
+
+TEST_F(GrpcLinkTest, GivesUpARecordThatDoesNotCome) {
+  cluster_.silent = true;
+  ASSERT_OK(link_->AskRecord(1, {0, 1}));
+  EXPECT_FALSE(link_->RecordHere({0, 1}));
+  EXPECT_THAT(link_->WaitRecord({0, 1}, absl::Now() + absl::Milliseconds(30)),
+              StatusIs(absl::StatusCode::kDeadlineExceeded));
+  link_->ReleaseRecord({0, 1});
+  cluster_.silent = false;
+  for (int32_t expert = 0; expert < 8; ++expert) ASSERT_OK(link_->AskRecord(1, {1, expert}));
+  for (int32_t expert = 0; expert < 8; ++expert) {
+    EXPECT_OK(link_->WaitRecord({1, expert}, Soon())) << "no buffer was lost";
+    link_->ReleaseRecord({1, expert});
+  }
+}
+
+TEST_F(GrpcLinkTest, AsksThePlanner) {
+  const std::vector<ActivatedExpert> uses = {{.expert = 0, .tokens = 1}, {.expert = 2, .tokens = 1, .resident = 1}, {.expert = 5, .tokens = 9}};
+  ASSERT_OK_AND_ASSIGN(const auto places, link_->Plan(1, 0, 11, uses, Soon()));
+  EXPECT_THAT(places, ElementsAre(ExpertPlace::kHost, ExpertPlace::kResident, ExpertPlace::kShip));
+}
+
+HostRequest TwoRows(const std::vector<ActivatedExpert>& uses, const std::vector<int32_t>& entry_rows) {
+  return {.step = 1, .layer = 0, .num_rows = 2, .uses = uses, .entry_rows = entry_rows};
+}
+const std::vector<ActivatedExpert> kUses = {{.expert = 1, .tokens = 1}, {.expert = 6, .tokens = 2}};
+const std::vector<int32_t> kEntryRows = {1, 0, 1};
+
+TEST_F(GrpcLinkTest, HasTheHostCompute) {
+  const std::span<float> rows = link_->HostRows(2);
+  for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<float>(i);
+  ASSERT_OK(link_->StartCompute(TwoRows(kUses, kEntryRows)));
+  ASSERT_OK_AND_ASSIGN(const auto contributions, link_->FinishCompute(Soon()));
+  ASSERT_EQ(contributions.size(), 3u * 64);
+  EXPECT_EQ(contributions[0], 128) << "row 1";
+  EXPECT_EQ(contributions[64 + 3], 6) << "row 0";
+}
+
+TEST_F(GrpcLinkTest, RefusesContributionsOfAnotherSize) {
+  cluster_.short_answer = true;
+  link_->HostRows(2);
+  ASSERT_OK(link_->StartCompute(TwoRows(kUses, kEntryRows)));
+  EXPECT_THAT(link_->FinishCompute(Soon()), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("contributions has 764 bytes, want 768")));
+}
+
+TEST_F(GrpcLinkTest, EndsAComputationAtItsDeadlineAndStartsTheNext) {
+  cluster_.silent = true;
+  link_->HostRows(2);
+  ASSERT_OK(link_->StartCompute(TwoRows(kUses, kEntryRows)));
+  EXPECT_THAT(link_->StartCompute(TwoRows(kUses, kEntryRows)), StatusIs(absl::StatusCode::kFailedPrecondition));
+  EXPECT_THAT(link_->FinishCompute(absl::Now() + absl::Milliseconds(30)), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  cluster_.silent = false;
+  link_->HostRows(2);
+  ASSERT_OK(link_->StartCompute(TwoRows(kUses, kEntryRows)));
+  EXPECT_OK(link_->FinishCompute(Soon()));
+}
+
+// ---------------------------------------------------------------------------------------------------------- shared memory
+
+class ShmLinkTest : public testing::Test {
+ protected:
+  ShmLinkTest() {
+    arena_ = ShmArena::Create("test arena", Model().layout.bytes()).value();
+    std::copy_n(Model().arena.data(), Model().layout.bytes(), arena_.writable().data());
+    EXPECT_OK(arena_.Seal());
+    mailbox_ = ExpertMailbox::Create(kShape).value();
+    server_ = DescriptorServer::Listen(absl::StrFormat("ferry-test-%d", getpid())).value();
+    server_->Offer("key", {arena_.fd(), mailbox_->fd()});
+  }
+
+  absl::StatusOr<std::unique_ptr<ExpertLink>> Connect(MailboxShape shape = kShape) {
+    return ConnectShmLink({.descriptor_socket = server_->name(),
+                           .descriptor_key = "key",
+                           .mailbox = shape,
+                           .incarnation = kIncarnation,
+                           .arena = Model().layout},
+                          ops_.get(), /*pin=*/true, Soon());
+  }
+
+  static constexpr MailboxShape kShape = {.n_embd = 64, .max_rows = 4, .max_entries = 8, .max_experts = 8};
+  std::unique_ptr<Ops> ops_ = MakeOps();
+  ShmArena arena_;
+  std::unique_ptr<ExpertMailbox> mailbox_;
+  std::unique_ptr<DescriptorServer> server_;
+};
+
+TEST_F(ShmLinkTest, ReadsRecordsWhereTheyLie) {
+  ASSERT_OK_AND_ASSIGN(const auto link, Connect());
+  ASSERT_OK(link->AskRecord(1, {3, 5}));
+  EXPECT_TRUE(link->RecordHere({3, 5}));
+  ASSERT_OK_AND_ASSIGN(const auto record, link->WaitRecord({3, 5}, Soon()));
+  EXPECT_EQ(std::vector<std::byte>(record.begin(), record.end()), Record({3, 5}));
+  link->ReleaseRecord({3, 5});
+  EXPECT_THAT(link->WaitRecord({3, 5}, Soon()), StatusIs(absl::StatusCode::kFailedPrecondition));
+  EXPECT_THAT(link->AskRecord(1, {3, 8}), StatusIs(absl::StatusCode::kInvalidArgument));
+}
+
+TEST_F(ShmLinkTest, ExchangesPlansAndComputations) {
+  ASSERT_OK_AND_ASSIGN(const auto link, Connect());
+  std::thread engine([&] {
+    const absl::StatusOr<ExpertRequest> plan = mailbox_->WaitForRequest(Soon(), 4);
+    ASSERT_OK(plan);
+    EXPECT_EQ(plan->incarnation, kIncarnation.value());
+    mailbox_->Answer(absl::OkStatus(), std::vector<ExpertPlace>{ExpertPlace::kShip, ExpertPlace::kHost});
+    const absl::StatusOr<ExpertRequest> compute = mailbox_->WaitForRequest(Soon(), 4);
+    ASSERT_OK(compute);
+    for (size_t i = 0; i < compute->entry_rows.size(); ++i) {
+      mailbox_->contributions()[i * 64] = mailbox_->rows()[compute->entry_rows[i] * 64] + 1;
+    }
+    mailbox_->Answer(absl::OkStatus(), {});
+  });
+  ASSERT_OK_AND_ASSIGN(const auto places, link->Plan(1, 2, 1000, std::vector<ActivatedExpert>{{0, 500, 0}, {7, 3, 0}}, Soon()));
+  EXPECT_THAT(places, ElementsAre(ExpertPlace::kShip, ExpertPlace::kHost));
+  const std::span<float> rows = link->HostRows(2);
+  rows[0] = 10, rows[64] = 20;
+  ASSERT_OK(link->StartCompute(TwoRows(kUses, kEntryRows)));
+  ASSERT_OK_AND_ASSIGN(const auto contributions, link->FinishCompute(Soon()));
+  ASSERT_EQ(contributions.size(), 3u * 64);
+  EXPECT_EQ(contributions[0], 21);
+  EXPECT_EQ(contributions[64], 11);
+  engine.join();
+}
+
+TEST_F(ShmLinkTest, EndsAWaitForAnEngineThatDoesNotAnswer) {
+  ASSERT_OK_AND_ASSIGN(const auto link, Connect());
+  EXPECT_THAT(link->Plan(1, 0, 5, kUses, absl::Now() + absl::Milliseconds(30)),
+              StatusIs(absl::StatusCode::kDeadlineExceeded));
+}
+
+TEST_F(ShmLinkTest, RefusesMemoryThatIsNotWhatItWasTold) {
+  MailboxShape larger = kShape;
+  larger.max_entries = 1000;
+  EXPECT_FALSE(Connect(larger).ok());
+}
+
+TEST_F(ShmLinkTest, SaysWhenNothingIsHandedOut) {
+  server_->Withdraw("key");
+  EXPECT_FALSE(Connect().ok());
+}
+
+}  // namespace
+}  // namespace ferry

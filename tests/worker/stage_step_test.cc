@@ -1,0 +1,131 @@
+#include "worker/stage_step.h"
+
+#include <cmath>
+#include <ostream>
+#include <string>
+
+#include "tests/testing/status_matchers.h"
+
+namespace ferry {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr StepLimits kLimits = {.max_rows = 64,
+                                .num_slots = 4,
+                                .num_blocks = 16,
+                                .context_length = 512,
+                                .vocab_size = 1000,
+                                .first_stage = true,
+                                .max_logits_bytes = 20000};
+
+v1::StepRequest GoodRequest() {
+  v1::StepRequest request;
+  request.set_epoch(3);
+  request.set_step(1);
+  request.set_timeout_seconds(5);
+  v1::StepSequence* const sequence = request.add_sequences();
+  sequence->set_slot(2);
+  sequence->set_first_position(30);
+  sequence->set_num_tokens(4);
+  for (const uint32_t id : {1, 2, 3, 999}) sequence->add_token_ids(id);
+  for (const uint32_t block : {5, 15}) sequence->add_blocks(block);
+  v1::LogitsWanted* const wanted = sequence->add_logits();
+  wanted->set_offset(3);
+  wanted->set_top_n(5);
+  return request;
+}
+
+TEST(CheckStep, TakesWhatFits) {
+  v1::StepRequest request = GoodRequest();
+  *request.add_sequences() = request.sequences(0);
+  request.mutable_sequences(1)->set_slot(0);
+  ASSERT_OK_AND_ASSIGN(const StageStep step, CheckStep(request, kLimits));
+  EXPECT_EQ(step.num_rows(), 8);
+  ASSERT_EQ(step.logits.size(), 2u);
+  EXPECT_EQ(step.logits[1].row, 7);
+  EXPECT_EQ(step.logits[1].target, -1);
+  EXPECT_EQ(step.sequences[1].token_ids[3], 999);
+  EXPECT_EQ(step.sequences[1].first_position, 30);
+}
+
+TEST(CheckStep, WantsTokenIdsOfTheFirstStageAlone) {
+  v1::StepRequest request = GoodRequest();
+  request.mutable_sequences(0)->clear_token_ids();
+  EXPECT_THAT(CheckStep(request, kLimits), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("sequences[0].token_ids")));
+  StepLimits later = kLimits;
+  later.first_stage = false;
+  EXPECT_OK(CheckStep(request, later));
+}
+
+struct Spoilt {
+  const char* name;
+  void (*spoil)(v1::StepRequest&);
+  const char* message;
+};
+void PrintTo(const Spoilt& spoilt, std::ostream* out) { *out << spoilt.name; }
+
+class CheckStepRefuses : public testing::TestWithParam<Spoilt> {};
+
+TEST_P(CheckStepRefuses, NamingTheField) {
+  v1::StepRequest request = GoodRequest();
+  GetParam().spoil(request);
+  EXPECT_THAT(CheckStep(request, kLimits), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(GetParam().message)));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Fields, CheckStepRefuses,
+    testing::Values(
+        Spoilt{"NoSequences", [](v1::StepRequest& r) { r.clear_sequences(); }, "sequences has 0 entries"},
+        Spoilt{"MoreSequencesThanSlots",
+               [](v1::StepRequest& r) {
+                 for (int i = 0; i < 4; ++i) *r.add_sequences() = r.sequences(0);
+               },
+               "sequences has 5 entries"},
+        Spoilt{"SlotOutOfRange", [](v1::StepRequest& r) { r.mutable_sequences(0)->set_slot(4); }, "sequences[0].slot is 4"},
+        Spoilt{"SlotOfMinusOne", [](v1::StepRequest& r) { r.mutable_sequences(0)->set_slot(UINT32_MAX); }, "sequences[0].slot"},
+        Spoilt{"SlotTwice", [](v1::StepRequest& r) { *r.add_sequences() = r.sequences(0); }, "sequences[1].slot is 2"},
+        Spoilt{"NoRows", [](v1::StepRequest& r) { r.mutable_sequences(0)->set_num_tokens(0); }, "num_tokens is 0"},
+        Spoilt{"TooManyRows", [](v1::StepRequest& r) { r.mutable_sequences(0)->set_num_tokens(65); }, "num_tokens is 65"},
+        Spoilt{"RowsThatOverflow", [](v1::StepRequest& r) { r.mutable_sequences(0)->set_num_tokens(UINT32_MAX); }, "num_tokens"},
+        Spoilt{"BeyondTheContext", [](v1::StepRequest& r) { r.mutable_sequences(0)->set_first_position(509); },
+               "first_position is 509"},
+        Spoilt{"PositionThatOverflows", [](v1::StepRequest& r) { r.mutable_sequences(0)->set_first_position(UINT32_MAX); },
+               "first_position"},
+        Spoilt{"TooFewBlocks", [](v1::StepRequest& r) { r.mutable_sequences(0)->mutable_blocks()->RemoveLast(); },
+               "blocks has 1 entries, want 2"},
+        Spoilt{"TooManyBlocks",
+               [](v1::StepRequest& r) {
+                 for (int i = 0; i < 16; ++i) r.mutable_sequences(0)->add_blocks(i);
+               },
+               "blocks has 18 entries"},
+        Spoilt{"BlockOutOfRange", [](v1::StepRequest& r) { r.mutable_sequences(0)->set_blocks(1, 16); }, "blocks is 16"},
+        Spoilt{"BlockTwice", [](v1::StepRequest& r) { r.mutable_sequences(0)->set_blocks(1, 5); }, "holds block 5 twice"},
+        Spoilt{"TooFewTokenIds", [](v1::StepRequest& r) { r.mutable_sequences(0)->mutable_token_ids()->RemoveLast(); },
+               "token_ids has 3 entries, want num_tokens, 4"},
+        Spoilt{"TokenIdOutOfRange", [](v1::StepRequest& r) { r.mutable_sequences(0)->set_token_ids(0, 1000); },
+               "token_ids is 1000"},
+        Spoilt{"LogitsOfARowThatIsNotThere",
+               [](v1::StepRequest& r) { r.mutable_sequences(0)->mutable_logits(0)->set_offset(4); }, "logits.offset is 4"},
+        Spoilt{"LogitsOutOfOrder",
+               [](v1::StepRequest& r) { r.mutable_sequences(0)->add_logits()->set_offset(3); }, "logits.offset is 3 after 3"},
+        Spoilt{"TargetOutOfRange",
+               [](v1::StepRequest& r) { r.mutable_sequences(0)->mutable_logits(0)->set_target(1000); },
+               "logits.target is 1000"},
+        Spoilt{"MoreLogitsThanAMessageHolds",
+               [](v1::StepRequest& r) {
+                 r.mutable_sequences(0)->clear_logits();
+                 for (int i = 0; i < 4; ++i) {
+                   v1::LogitsWanted* const wanted = r.mutable_sequences(0)->add_logits();
+                   wanted->set_offset(i);
+                   wanted->set_top_n(UINT32_MAX);
+                 }
+               },
+               "logits.top_n"},
+        Spoilt{"NoTime", [](v1::StepRequest& r) { r.set_timeout_seconds(0); }, "timeout_seconds"},
+        Spoilt{"TimeThatIsNaN", [](v1::StepRequest& r) { r.set_timeout_seconds(NAN); }, "timeout_seconds"},
+        Spoilt{"TooMuchTime", [](v1::StepRequest& r) { r.set_timeout_seconds(1e9); }, "timeout_seconds"}),
+    [](const testing::TestParamInfo<Spoilt>& info) { return std::string(info.param.name); });
+
+}  // namespace
+}  // namespace ferry

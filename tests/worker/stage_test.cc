@@ -1,0 +1,265 @@
+#include "worker/stage.h"
+
+#include "tests/worker/tiny_model.h"
+
+namespace ferry {
+namespace {
+
+using testing::HasSubstr;
+
+// Models are made once: only the stages differ from test to test.
+const TinyModel& Model() {
+  static const auto* const model = TinyModel::Make().release();
+  return *model;
+}
+
+std::vector<float> Expected(int64_t num_tokens, const std::string& kind = "cpu") {
+  TinyPipeline pipeline(&Model(), 1, nullptr, kind);
+  return pipeline.Prompt(Tokens(Model(), num_tokens)).value();
+}
+
+int64_t Slots(int64_t count) { return count * Model().layout.max_record_bytes(); }
+
+class StageOnBackend : public testing::TestWithParam<std::string> {};
+INSTANTIATE_TEST_SUITE_P(Backends, StageOnBackend, testing::Values("cpu", "reference"));
+
+TEST_P(StageOnBackend, GivesTheSameLogitsWhereverTheExpertsAreComputed) {
+  const std::vector<float> expected = Expected(100, GetParam());
+  for (const int64_t slots : {1, 3, 8, 32}) {
+    for (const ForceDivision force : {ForceDivision::kAuto, ForceDivision::kHost, ForceDivision::kShip}) {
+      TinyPipeline pipeline(
+          &Model(), 1,
+          [&](StageOptions& options) {
+            options.expert_slot_bytes = Slots(slots);
+            options.experts.force = force;
+          },
+          GetParam());
+      ASSERT_OK_AND_ASSIGN(const std::vector<float> logits, pipeline.Prompt(Tokens(Model(), 100)));
+      EXPECT_EQ(logits, expected) << slots << " slots, division " << static_cast<int>(force);
+    }
+  }
+}
+
+TEST(Stage, GivesTheSameLogitsForAnyNumberOfStages) {
+  const std::vector<float> expected = Expected(100);
+  for (const int stages : {2, 3, 4}) {
+    TinyPipeline pipeline(&Model(), stages);
+    ASSERT_OK_AND_ASSIGN(const std::vector<float> logits, pipeline.Prompt(Tokens(Model(), 100)));
+    EXPECT_EQ(logits, expected) << stages << " stages";
+  }
+}
+
+TEST(Stage, GivesTheSameLogitsWithoutOoae) {
+  const std::vector<float> expected = Expected(60);
+  for (const int64_t slots : {3, 5, 32}) {
+    TinyPipeline pipeline(&Model(), 2, [&](StageOptions& options) {
+      options.expert_slot_bytes = Slots(slots);
+      options.experts.ooae = false;
+    });
+    ASSERT_OK_AND_ASSIGN(const std::vector<float> logits, pipeline.Prompt(Tokens(Model(), 60), /*rows_a_step=*/20));
+    EXPECT_EQ(logits, expected) << slots << " slots";
+    EXPECT_EQ(pipeline.link().num_computes, 0) << "nothing goes to the host";
+  }
+}
+
+// 170 tokens go around the ring of the sliding layers, which holds 64, more than twice.
+TEST(Stage, GivesTheSameLogitsForAPromptInOneStepOrSeveral) {
+  const std::vector<float> expected = Expected(170);
+  for (const int64_t rows_a_step : {1, 7, 24, 25, 64, 169}) {
+    TinyPipeline pipeline(&Model(), 1);
+    ASSERT_OK_AND_ASSIGN(const std::vector<float> logits, pipeline.Prompt(Tokens(Model(), 170), rows_a_step));
+    EXPECT_EQ(logits, expected) << rows_a_step << " rows a step";
+  }
+}
+
+TEST(Stage, GivesASequenceTheSameLogitsAloneAndAmongOthers) {
+  const std::vector<int32_t> one = Tokens(Model(), 90, 1), two = Tokens(Model(), 50, 2), three = Tokens(Model(), 31, 3);
+  TinyPipeline alone(&Model(), 2);
+  ASSERT_OK_AND_ASSIGN(const std::vector<float> expected_one, alone.Prompt(one, 256, 0));
+  ASSERT_OK_AND_ASSIGN(const std::vector<float> expected_two, alone.Prompt(two, 256, 1));
+  ASSERT_OK_AND_ASSIGN(const std::vector<float> expected_three, alone.Prompt(three, 256, 2));
+
+  TinyPipeline together(&Model(), 2, [](StageOptions& options) { options.expert_slot_bytes = Slots(5); });
+  // Two prompts, the second one shorter by its last token, which then decodes beside a third prompt.
+  const std::vector<int32_t> most_of_two(two.begin(), two.end() - 1);
+  ASSERT_OK_AND_ASSIGN(const auto first, together.Run({{.slot = 2, .position = 0, .tokens = one},
+                                                       {.slot = 0, .position = 0, .tokens = most_of_two}}));
+  ASSERT_OK_AND_ASSIGN(const auto second, together.Run({{.slot = 0, .position = 49, .tokens = {two.back()}},
+                                                        {.slot = 3, .position = 0, .tokens = three}}));
+  EXPECT_EQ(first[0], expected_one);
+  EXPECT_EQ(second[0], expected_two);
+  EXPECT_EQ(second[1], expected_three);
+}
+
+TEST(Stage, GivesTheSameLogitsWhenTheHostTakesItsShareInPieces) {
+  const std::vector<float> expected = Expected(80);
+  TinyPipeline pipeline(&Model(), 1);
+  pipeline.link().row_capacity = 9;
+  pipeline.link().entry_capacity = 14;
+  ASSERT_OK_AND_ASSIGN(const std::vector<float> logits, pipeline.Prompt(Tokens(Model(), 80)));
+  EXPECT_EQ(logits, expected);
+}
+
+TEST(Stage, ReadsEachExpertOnceAPassOnTheHost) {
+  TinyPipeline pipeline(&Model(), 1);
+  pipeline.link().entry_capacity = 80;  // 160 assignments: more than one request, each expert in one of them
+  ASSERT_OK(pipeline.Prompt(Tokens(Model(), 80)));
+  EXPECT_GT(pipeline.link().num_computes, Model().config.num_layers);
+  for (const auto& [id, times] : pipeline.link().computed) EXPECT_EQ(times, 1) << "layer " << id.layer << " expert " << id.expert;
+}
+
+TEST(Stage, CopiesEachExpertAtMostOnceAPass) {
+  TinyPipeline pipeline(&Model(), 1, [](StageOptions& options) {
+    options.expert_slot_bytes = Slots(3);
+    options.experts.force = ForceDivision::kShip;
+  });
+  ASSERT_OK(pipeline.Prompt(Tokens(Model(), 100)));
+  const std::set<ExpertId> distinct(pipeline.link().asked.begin(), pipeline.link().asked.end());
+  EXPECT_EQ(distinct.size(), pipeline.link().asked.size());
+  EXPECT_TRUE(pipeline.link().held.empty()) << "all records were given back";
+}
+
+TEST(Stage, CopiesNothingASecondTimeWhenAllExpertsHaveSlots) {
+  TinyPipeline pipeline(&Model(), 1, [](StageOptions& options) {
+    options.expert_slot_bytes = Slots(32);
+    options.experts.force = ForceDivision::kShip;
+  });
+  ASSERT_OK(pipeline.Prompt(Tokens(Model(), 100)));
+  ASSERT_OK(pipeline.Prompt(Tokens(Model(), 100), 256, /*slot=*/1));
+  EXPECT_EQ(pipeline.counters()[1].copies(), 0u);
+  EXPECT_EQ(pipeline.counters()[1].resident(), pipeline.counters()[1].activated());
+}
+
+TEST(Stage, CountsEveryActivatedExpertInOnePlace) {
+  TinyPipeline pipeline(&Model(), 2, [](StageOptions& options) { options.expert_slot_bytes = Slots(6); });
+  ASSERT_OK(pipeline.Prompt(Tokens(Model(), 100), /*rows_a_step=*/30));
+  for (int i = 0; i < 12; ++i) ASSERT_OK(pipeline.Run({{.slot = 0, .position = 100 + i, .tokens = {i}}}));
+  uint64_t resident = 0;
+  for (const v1::ExpertCounters& counters : pipeline.counters()) {
+    EXPECT_EQ(counters.activated(), counters.resident() + counters.shipped() + counters.on_host());
+    resident += counters.resident();
+  }
+  EXPECT_GT(pipeline.link().num_plans, 0);
+  EXPECT_GT(resident, 0u);
+}
+
+TEST(Stage, AsksForNoPlanInDecodeAndKeepsHotExperts) {
+  TinyPipeline pipeline(&Model(), 1, [](StageOptions& options) { options.expert_slot_bytes = Slots(8); });
+  uint64_t resident = 0;
+  for (int i = 0; i < 400 && resident == 0; ++i) {
+    ASSERT_OK(pipeline.Run({{.slot = 0, .position = i, .tokens = {7}}}));
+    resident = pipeline.counters().back().resident();
+    absl::SleepFor(absl::Milliseconds(1));  // copies run in the background
+  }
+  EXPECT_EQ(pipeline.link().num_plans, 0);
+  EXPECT_GT(resident, 0u);
+}
+
+TEST(Stage, CopiesALayerAheadOfItsRoutingOnceItKnowsWhatIsUsed) {
+  TinyPipeline pipeline(&Model(), 1, [](StageOptions& options) { options.expert_slot_bytes = Slots(16); });
+  pipeline.link().place = [](const ActivatedExpert& use) { return use.resident ? ExpertPlace::kResident : ExpertPlace::kShip; };
+  ASSERT_OK(pipeline.Prompt(Tokens(Model(), 200)));
+  std::map<int64_t, int> ahead;  // records of a layer that were asked for before its plan
+  pipeline.link().asked.clear();
+  pipeline.link().on_plan = [&](int64_t layer) {
+    for (const ExpertId id : pipeline.link().asked) ahead[layer] += id.layer == layer;
+  };
+  ASSERT_OK_AND_ASSIGN(const std::vector<float> logits, pipeline.Prompt(Tokens(Model(), 200), 256, /*slot=*/1));
+  EXPECT_GT(ahead[2] + ahead[3], 0);
+  const v1::ExpertCounters& counters = pipeline.counters().back();
+  EXPECT_EQ(counters.activated(), counters.resident() + counters.shipped() + counters.on_host());
+  TinyPipeline plain(&Model(), 1);
+  EXPECT_EQ(logits, plain.Prompt(Tokens(Model(), 200)).value());
+}
+
+TEST(Stage, NeverShipsWhatARuleKeepsOnTheHost) {
+  TinyPipeline pipeline(&Model(), 1, [](StageOptions& options) {
+    options.expert_slot_bytes = Slots(8);
+    options.experts.rules = {LayerRule::kAny, LayerRule::kHost, LayerRule::kDevice, LayerRule::kAny};
+  });
+  ASSERT_OK_AND_ASSIGN(const std::vector<float> logits, pipeline.Prompt(Tokens(Model(), 100), /*rows_a_step=*/33));
+  EXPECT_EQ(logits, Expected(100));
+  for (const ExpertId id : pipeline.link().asked) EXPECT_NE(id.layer, 1);
+  for (const auto& [id, times] : pipeline.link().computed) EXPECT_NE(id.layer, 2);
+}
+
+TEST(Stage, WorksThroughALinkThatHoldsFewRecordsAtOnce) {
+  TinyPipeline pipeline(&Model(), 1, [](StageOptions& options) {
+    options.expert_slot_bytes = Slots(7);
+    options.experts.force = ForceDivision::kShip;
+  });
+  pipeline.link().max_records_here = 2;
+  ASSERT_OK_AND_ASSIGN(const std::vector<float> logits, pipeline.Prompt(Tokens(Model(), 100), /*rows_a_step=*/40));
+  EXPECT_EQ(logits, Expected(100));
+}
+
+TEST(Stage, GoesOnAfterAStepThatFailed) {
+  for (const bool ship : {false, true}) {
+    TinyPipeline pipeline(&Model(), 1, [&](StageOptions& options) {
+      if (ship) options.expert_slot_bytes = Slots(4);
+      if (ship) options.experts.force = ForceDivision::kShip;
+    });
+    (ship ? pipeline.link().fail_record : pipeline.link().fail_compute) = DataLoss("spoilt");
+    EXPECT_THAT(pipeline.Prompt(Tokens(Model(), 100)), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("spoilt")));
+    pipeline.link().fail_record = pipeline.link().fail_compute = absl::OkStatus();
+    ASSERT_OK_AND_ASSIGN(const std::vector<float> logits, pipeline.Prompt(Tokens(Model(), 100)));
+    EXPECT_EQ(logits, Expected(100));
+  }
+}
+
+TEST(Stage, RefusesAPlanThatMakesNoSense) {
+  TinyPipeline pipeline(&Model(), 1, [](StageOptions& options) { options.expert_slot_bytes = Slots(4); });
+  pipeline.link().place = [](const ActivatedExpert&) { return ExpertPlace::kResident; };
+  EXPECT_THAT(pipeline.Prompt(Tokens(Model(), 30)), StatusIs(absl::StatusCode::kInternal, HasSubstr("resident")));
+}
+
+TEST(Stage, GivesUpWhenItIsStoppedOrLate) {
+  TinyPipeline pipeline(&Model(), 1);
+  const StageStep step = {.epoch = 1,
+                          .step = 1,
+                          .timeout = absl::Seconds(1),
+                          .sequences = {{.slot = 0, .num_rows = 1, .token_ids = {1}, .blocks = {0}}},
+                          .logits = {}};
+  std::stop_source stop;
+  EXPECT_THAT(pipeline.stage(0).Run(step, absl::InfinitePast(), nullptr, nullptr, stop.get_token()),
+              StatusIs(absl::StatusCode::kDeadlineExceeded));
+  stop.request_stop();
+  EXPECT_THAT(pipeline.stage(0).Run(step, absl::InfiniteFuture(), nullptr, nullptr, stop.get_token()),
+              StatusIs(absl::StatusCode::kAborted));
+}
+
+absl::Status CreateWith(const std::function<void(StageOptions&)>& change) {
+  const auto ops = MakeOps();
+  FakeLink link(&Model(), ops.get());
+  StageOptions options = TinyStageOptions(Model(), 0, 2);
+  change(options);
+  FileTensorSource source(Model(), 0, 2);
+  return Stage::Create(ops.get(), options, source, &link).status();
+}
+
+TEST(Stage, RefusesWhatNeedsSlotsWithoutThem) {
+  EXPECT_THAT(CreateWith([](StageOptions& options) { options.experts.ooae = false; }),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("--vram-experts")));
+  EXPECT_THAT(CreateWith([](StageOptions& options) {
+                options.experts.ooae = false;
+                options.expert_slot_bytes = Slots(2);
+              }),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("at least 3")));
+  EXPECT_THAT(CreateWith([](StageOptions& options) { options.experts.rules = {LayerRule::kAny, LayerRule::kDevice}; }),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("--vram-experts")));
+}
+
+TEST(Stage, RefusesMoreMemoryThanThereIsBeforeItAllocates) {
+  EXPECT_THAT(CreateWith([](StageOptions& options) { options.expert_slot_bytes = int64_t{1} << 60; }),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("--vram-experts")));
+  EXPECT_THAT(CreateWith([](StageOptions& options) { options.dense_bytes = int64_t{1} << 60; }),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("more workers")));
+}
+
+TEST(Stage, RefusesARingThatIsShorterThanWindowAndMicroBatch) {
+  EXPECT_THAT(CreateWith([](StageOptions& options) { options.kv.ring_blocks = 1; }),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("ring_blocks is 1, want at least 2")));
+}
+
+}  // namespace
+}  // namespace ferry

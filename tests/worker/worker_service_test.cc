@@ -1,0 +1,343 @@
+// Two workers' services on loopback, joined by gRPC: what the coordinator and a neighbour see of a worker.
+
+#include "worker/worker_service.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <atomic>
+
+#include "common/grpc_status.h"
+#include "tests/worker/tiny_model.h"
+#include "worker/agent.h"
+#include "worker/channel.h"
+#include "worker/stage_link_grpc.h"
+
+namespace ferry {
+namespace {
+
+using testing::HasSubstr;
+
+absl::Time Soon() { return absl::Now() + absl::Seconds(10); }
+
+const TinyModel& Model() {
+  static const auto* const model = TinyModel::Make().release();
+  return *model;
+}
+
+// A worker process without a process: layers [first, end) behind a real server.
+class ServedWorker {
+ public:
+  ServedWorker(uint64_t incarnation, int64_t first, int64_t end, bool loaded = true)
+      : incarnation_(incarnation), service_(Incarnation(incarnation), [this] { shut_down_ = true; }) {
+    FileTensorSource source(Model(), first, end);
+    stage_ = Stage::Create(ops_.get(), TinyStageOptions(Model(), first, end), source, &link_).value();
+    runner_ = std::make_unique<StepRunner>(stage_.get(), &queue_);
+    if (loaded) service_.Attach(runner_.get(), &queue_, Model().config.n_embd);
+    grpc::ServerBuilder builder;
+    ConfigureServer(builder);
+    int port = 0;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+    builder.RegisterService(&service_);
+    server_ = builder.BuildAndStart();
+    address_ = absl::StrFormat("127.0.0.1:%d", port);
+    stub_ = v1::Worker::NewStub(ConnectTo(address_, Keepalive::kOff));
+  }
+  ~ServedWorker() { server_->Shutdown(absl::ToChronoTime(absl::Now())); }
+
+  v1::Worker::Stub& stub() { return *stub_; }
+  const std::string& address() const { return address_; }
+  bool shut_down() const { return shut_down_; }
+
+  absl::Status BeginEpoch(uint64_t epoch, const ServedWorker* next, uint64_t incarnation = 0) {
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(Soon()));
+    v1::BeginEpochRequest request;
+    request.set_epoch(epoch);
+    request.set_incarnation(incarnation != 0 ? incarnation : incarnation_);
+    if (next != nullptr) {
+      request.set_next_address(next->address_);
+      request.set_next_incarnation(next->incarnation_);
+    }
+    v1::BeginEpochResponse response;
+    return FromGrpcStatus(stub_->BeginEpoch(&context, request, &response));
+  }
+
+ private:
+  const uint64_t incarnation_;
+  std::unique_ptr<Ops> ops_ = MakeOps(), host_ops_ = MakeOps();
+  FakeLink link_{&Model(), host_ops_.get()};
+  std::unique_ptr<Stage> stage_;
+  ActivationQueue queue_{Model().config.n_embd, 256};
+  std::unique_ptr<StepRunner> runner_;
+  std::atomic<bool> shut_down_{false};
+  WorkerService service_;
+  std::string address_;
+  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<v1::Worker::Stub> stub_;
+};
+
+v1::StepRequest Request(uint64_t epoch, uint64_t step, const std::vector<int32_t>& tokens, double timeout = 20) {
+  v1::StepRequest request;
+  request.set_epoch(epoch);
+  request.set_step(step);
+  request.set_timeout_seconds(timeout);
+  v1::StepSequence* const sequence = request.add_sequences();
+  sequence->set_num_tokens(tokens.size());
+  sequence->mutable_token_ids()->Assign(tokens.begin(), tokens.end());
+  for (size_t block = 0; block * kKvBlockTokens < tokens.size(); ++block) sequence->add_blocks(block * kTinySlots);
+  sequence->add_logits()->set_offset(tokens.size() - 1);
+  sequence->mutable_logits(0)->set_top_n(UINT32_MAX);
+  return request;
+}
+
+// A RunSteps stream to one worker.
+class Stream {
+ public:
+  explicit Stream(ServedWorker& worker) {
+    context_.set_deadline(absl::ToChronoTime(Soon()));
+    stream_ = worker.stub().RunSteps(&context_);
+  }
+  ~Stream() {
+    if (ended_) return;
+    context_.TryCancel();
+    stream_->Finish();
+  }
+  void Send(const v1::StepRequest& request) { EXPECT_TRUE(stream_->Write(request)); }
+  v1::StepResponse Receive() {
+    v1::StepResponse response;
+    EXPECT_TRUE(stream_->Read(&response));
+    return response;
+  }
+  absl::Status End() {
+    ended_ = true;
+    stream_->WritesDone();
+    v1::StepResponse response;
+    while (stream_->Read(&response)) ++answers_after_end;
+    return FromGrpcStatus(stream_->Finish());
+  }
+  int answers_after_end = 0;
+
+ private:
+  bool ended_ = false;
+  grpc::ClientContext context_;
+  std::unique_ptr<grpc::ClientReaderWriter<v1::StepRequest, v1::StepResponse>> stream_;
+};
+
+absl::StatusCode CodeOf(const v1::StepResponse& response) { return static_cast<absl::StatusCode>(response.code()); }
+
+TEST(WorkerService, TwoWorkersGiveTheLogitsOfOne) {
+  ServedWorker first(1, 0, 2), last(2, 2, 4);
+  ASSERT_OK(last.BeginEpoch(5, nullptr));
+  ASSERT_OK(first.BeginEpoch(5, &last));
+  const std::vector<int32_t> tokens = Tokens(Model(), 100);
+  Stream to_first(first), to_last(last);
+  to_first.Send(Request(5, 1, tokens));
+  to_last.Send(Request(5, 1, tokens));
+  const v1::StepResponse middle = to_first.Receive(), end = to_last.Receive();
+  EXPECT_EQ(CodeOf(middle), absl::StatusCode::kOk) << middle.message();
+  EXPECT_EQ(middle.logits_size(), 0);
+  ASSERT_EQ(CodeOf(end), absl::StatusCode::kOk) << end.message();
+  TinyPipeline alone(&Model(), 1);
+  ASSERT_OK_AND_ASSIGN(const std::vector<float> expected, alone.Prompt(tokens));
+  EXPECT_EQ(end.logits(0).logits(), std::string(reinterpret_cast<const char*>(expected.data()), expected.size() * sizeof(float)));
+  EXPECT_EQ(end.logits(0).ids_size(), 0) << "the whole vocabulary needs no ids";
+}
+
+TEST(WorkerService, EndsAStreamAfterItsLastAnswer) {
+  ServedWorker worker(1, 0, 4);
+  ASSERT_OK(worker.BeginEpoch(1, nullptr));
+  Stream stream(worker);
+  stream.Send(Request(1, 1, {1, 2}));
+  stream.Send(Request(1, 2, {1, 2}));
+  EXPECT_OK(stream.End());
+  EXPECT_EQ(stream.answers_after_end, 2);
+}
+
+TEST(WorkerService, RefusesAnEpochForAnotherIncarnation) {
+  ServedWorker worker(1, 0, 4);
+  EXPECT_THAT(worker.BeginEpoch(1, nullptr, /*incarnation=*/9), StatusIs(absl::StatusCode::kAborted, HasSubstr("incarnation is 9")));
+}
+
+TEST(WorkerService, RefusesEverythingWhileItLoads) {
+  ServedWorker worker(1, 0, 4, /*loaded=*/false);
+  EXPECT_THAT(worker.BeginEpoch(1, nullptr), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("loading")));
+}
+
+TEST(WorkerService, SaysThatItsSuccessorDoesNotAnswer) {
+  ServedWorker worker(1, 0, 2);
+  std::unique_ptr<ServedWorker> gone = std::make_unique<ServedWorker>(2, 2, 4);
+  ServedWorker* const next = gone.get();
+  const std::string address = next->address();
+  gone.reset();
+  const auto sink = ConnectGrpcSink(address, Incarnation(2), 64, 1, absl::Now() + absl::Milliseconds(300));
+  EXPECT_THAT(sink, StatusIs(absl::StatusCode::kUnavailable, HasSubstr(address)));
+}
+
+TEST(WorkerService, RefusesHiddenStatesForAnotherIncarnation) {
+  ServedWorker worker(2, 2, 4);
+  ASSERT_OK(worker.BeginEpoch(1, nullptr));
+  ASSERT_OK_AND_ASSIGN(const auto sink, ConnectGrpcSink(worker.address(), Incarnation(3), 64, 1, Soon()));
+  const std::vector<float> row(64);
+  absl::Status sent;
+  for (int64_t i = 0; i < 200 && sent.ok(); ++i) {  // the refusal takes a moment to arrive
+    sent = sink->Send(i + 1, 0, row, Soon());
+    absl::SleepFor(absl::Milliseconds(5));
+  }
+  EXPECT_THAT(sent, StatusIs(absl::StatusCode::kAborted, HasSubstr("another worker")));
+  EXPECT_FALSE(sink->Send(500, 0, row, Soon()).ok()) << "a stream that has ended stays so";
+}
+
+TEST(WorkerService, NoticesAWorkerThatIsLostWhileItSends) {
+  auto worker = std::make_unique<ServedWorker>(2, 2, 4);
+  ASSERT_OK(worker->BeginEpoch(1, nullptr));
+  ASSERT_OK_AND_ASSIGN(const auto sink, ConnectGrpcSink(worker->address(), Incarnation(2), 64, 1, Soon()));
+  const std::vector<float> row(64);
+  ASSERT_OK(sink->Send(1, 0, row, Soon()));
+  worker.reset();
+  absl::Status sent;
+  for (int64_t i = 0; i < 200 && sent.ok(); ++i) {
+    sent = sink->Send(i + 2, 0, row, Soon());
+    absl::SleepFor(absl::Milliseconds(5));
+  }
+  EXPECT_FALSE(sent.ok());
+}
+
+// The queue of a worker that computes nothing holds one step of 256 rows; then gRPC's own buffers fill.
+TEST(WorkerService, EndsASendToAWorkerThatTakesNothing) {
+  ServedWorker worker(2, 2, 4);
+  ASSERT_OK(worker.BeginEpoch(1, nullptr));
+  ASSERT_OK_AND_ASSIGN(const auto sink, ConnectGrpcSink(worker.address(), Incarnation(2), 64, 1, Soon()));
+  const std::vector<float> rows(256 * 64);
+  absl::Status sent;
+  for (uint64_t step = 1; step < 5000 && sent.ok(); ++step) sent = sink->Send(step, 0, rows, absl::Now() + absl::Milliseconds(300));
+  EXPECT_THAT(sent, StatusIs(absl::StatusCode::kDeadlineExceeded));
+}
+
+TEST(WorkerService, ShutsDownWhenAsked) {
+  ServedWorker worker(1, 0, 4);
+  grpc::ClientContext context;
+  v1::ShutdownResponse response;
+  EXPECT_OK(FromGrpcStatus(worker.stub().Shutdown(&context, v1::ShutdownRequest(), &response)));
+  EXPECT_TRUE(worker.shut_down());
+}
+
+// ------------------------------------------------------------------------------------------------------------------ agent
+
+class FakeCoordinator final : public v1::Cluster::Service {
+ public:
+  FakeCoordinator() { Start(); }
+  ~FakeCoordinator() override { Stop(); }
+  void Start() {
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
+    builder.RegisterService(this);
+    server_ = builder.BuildAndStart();
+    stub_ = v1::Cluster::NewStub(ConnectTo(absl::StrFormat("127.0.0.1:%d", port_), Keepalive::kOff));
+  }
+  void Stop() {
+    if (server_ != nullptr) server_->Shutdown(absl::ToChronoTime(absl::Now()));
+    server_.reset();
+  }
+  v1::Cluster::StubInterface* stub() { return stub_.get(); }
+
+  grpc::Status Register(grpc::ServerContext*, const v1::RegisterRequest*, v1::RegisterResponse* response) override {
+    if (full) return ToGrpcStatus(FailedPrecondition("the cluster is complete"));
+    if (loading-- > 0) return ToGrpcStatus(Unavailable("the coordinator is loading the experts: 12 %%"));
+    response->set_worker_id(3);
+    return grpc::Status::OK;
+  }
+  grpc::Status Heartbeat(grpc::ServerContext*, const v1::HeartbeatRequest* request, v1::HeartbeatResponse*) override {
+    ++heartbeats;
+    if (request->incarnation() != 5 || request->worker_id() != 3 || request->state() != "ready") ++wrong;
+    if (refuse) return ToGrpcStatus(Aborted("that incarnation is over"));
+    return grpc::Status::OK;
+  }
+  std::atomic<int> loading{0}, heartbeats{0}, wrong{0};
+  std::atomic<bool> full{false}, refuse{false};
+
+ private:
+  int port_ = 0;
+  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<v1::Cluster::Stub> stub_;
+};
+
+template <typename Condition>
+bool Eventually(const Condition& condition) {
+  for (const absl::Time end = Soon(); absl::Now() < end; absl::SleepFor(absl::Milliseconds(5))) {
+    if (condition()) return true;
+  }
+  return false;
+}
+
+TEST(Agent, WaitsForACoordinatorThatIsStillLoading) {
+  FakeCoordinator coordinator;
+  coordinator.loading = 2;
+  ASSERT_OK_AND_ASSIGN(const v1::RegisterResponse response,
+                       Agent::Register(coordinator.stub(), v1::RegisterRequest(), absl::Milliseconds(1), nullptr));
+  EXPECT_EQ(response.worker_id(), 3u);
+}
+
+TEST(Agent, TakesARefusalForAnAnswer) {
+  FakeCoordinator coordinator;
+  coordinator.full = true;
+  EXPECT_THAT(Agent::Register(coordinator.stub(), v1::RegisterRequest(), absl::Seconds(60), nullptr),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("complete")));
+}
+
+TEST(Agent, GivesUpACoordinatorThatCannotBeReached) {
+  FakeCoordinator coordinator;
+  coordinator.Stop();
+  EXPECT_THAT(Agent::Register(coordinator.stub(), v1::RegisterRequest(), absl::Milliseconds(300), nullptr),
+              StatusIs(absl::StatusCode::kUnavailable));
+  EXPECT_THAT(Agent::Register(coordinator.stub(), v1::RegisterRequest(), absl::Seconds(60), [] { return true; }),
+              StatusIs(absl::StatusCode::kCancelled));
+}
+
+class HeartbeatTest : public testing::Test {
+ protected:
+  std::unique_ptr<Agent> Beat(absl::Duration timeout, bool same_host) {
+    return std::make_unique<Agent>(
+        coordinator_.stub(),
+        Agent::Options{.worker_id = 3, .incarnation = Incarnation(5), .interval = absl::Milliseconds(10), .timeout = timeout,
+                       .same_host = same_host},
+        [](v1::HeartbeatRequest* request) { request->set_state("ready"); },
+        [this](const absl::Status& why) {
+          lost_because_ = why;
+          lost_ = true;
+        });
+  }
+  FakeCoordinator coordinator_;
+  absl::Status lost_because_;
+  std::atomic<bool> lost_{false};
+};
+
+TEST_F(HeartbeatTest, GoesOnWhileTheCoordinatorAnswers) {
+  const auto agent = Beat(absl::Seconds(10), true);
+  EXPECT_TRUE(Eventually([&] { return coordinator_.heartbeats >= 5; }));
+  EXPECT_EQ(coordinator_.wrong, 0);
+  EXPECT_FALSE(lost_);
+}
+
+TEST_F(HeartbeatTest, EndsWhenTheWorkerIsNotWantedAnyMore) {
+  coordinator_.refuse = true;
+  const auto agent = Beat(absl::Hours(1), false);
+  EXPECT_TRUE(Eventually([&] { return lost_.load(); }));
+  EXPECT_THAT(lost_because_, StatusIs(absl::StatusCode::kAborted, HasSubstr("the coordinator is lost")));
+}
+
+TEST_F(HeartbeatTest, EndsWhenTheCoordinatorIsGoneForTooLong) {
+  const auto agent = Beat(absl::Milliseconds(300), false);
+  EXPECT_TRUE(Eventually([&] { return coordinator_.heartbeats >= 1; }));
+  coordinator_.Stop();
+  EXPECT_TRUE(Eventually([&] { return lost_.load(); }));
+}
+
+TEST_F(HeartbeatTest, EndsSoonWhenACoordinatorOfThisHostIsGone) {
+  const auto agent = Beat(absl::Hours(1), true);
+  EXPECT_TRUE(Eventually([&] { return coordinator_.heartbeats >= 1; }));
+  coordinator_.Stop();
+  EXPECT_TRUE(Eventually([&] { return lost_.load(); })) << "within two seconds and a little";
+}
+
+}  // namespace
+}  // namespace ferry
