@@ -8,6 +8,7 @@
 #include "absl/time/clock.h"
 #include "cli/client.h"
 #include "cli/commands.h"
+#include "common/thread_pool.h"
 
 namespace ferry {
 namespace {
@@ -48,7 +49,7 @@ absl::Status MakeModel(const Options& options) {
   ASSIGN_OR_RETURN(model.expert_dtype, ParseType(options.expert_type));
   ASSIGN_OR_RETURN(model.dense_dtype, ParseType(options.dense_type));
   const absl::Time start = absl::Now();
-  RETURN_IF_ERROR(MakeModelFile(model, options.path));
+  RETURN_IF_ERROR(MakeModelFile(model, options.path, {.num_threads = static_cast<int>(UsablePhysicalCores().size())}));
   ASSIGN_OR_RETURN(const GgufFile file, GgufFile::Open(options.path));
   const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
   std::fprintf(stderr, "%s: %s in %.1f s, %s\n", options.path.c_str(), HumanBytes(file.file_bytes()).c_str(), seconds,

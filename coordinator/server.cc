@@ -230,7 +230,7 @@ class ServerImpl final : public Server {
     // A small model's experts stay in the cache, and are read at its rate.
     const int64_t buffer_bytes = std::clamp(store_->layout().bytes(), kSmallestProbe, kLargestProbe) / 4096 * 4096;
     const absl::StatusOr<HostRates> measured =
-        ProbeHost(pool, IsaNamed(options_.isa), {.buffer_bytes = buffer_bytes, .repeats = 3});
+        ProbeHost(pool, IsaNamed(options_.isa), {.buffer_bytes = buffer_bytes});
     if (!measured.ok()) {
       spdlog::warn("the host's rates could not be measured: {}", measured.status().ToString());
       return rates;

@@ -32,7 +32,7 @@ constexpr int64_t kRowsPerTask = 8;    // of operations that take a microsecond 
 constexpr int64_t kExpertRows = 256;   // of one expert that wait between the product and the next quantisation: 64 KiB
 // Up to this many rows a product is bound by reading the weights, and a task takes up to kStretchPanels panels that follow
 // each other in memory: what a thread asks for ahead is then its own, and streams restart seldom.
-constexpr int64_t kFewRows = 8;
+constexpr int64_t kFewRows = 16;
 constexpr int64_t kStretchPanels = 8;
 static_assert(kStretchPanels * kFewRows <= kExpertRows);
 

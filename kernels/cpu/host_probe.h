@@ -14,7 +14,7 @@ namespace ferry {
 
 struct HostProbeOptions {
   int64_t buffer_bytes = int64_t{1} << 30;  // read and copied; several times the last cache, or that is what is measured
-  int repeats = 5;                          // the best counts: what others take from the machine is not its limit
+  int passes = 64;  // of a millisecond or a few each; the best counts, since what others take from the machine is not its limit
 };
 
 // Rates with all threads of a pool at once. A product and its addition count as two operations.
@@ -28,7 +28,7 @@ struct HostRates {
   double f32_ops_per_second = 0;      // fused multiply-add
 };
 
-// Takes under a second a GiB of buffer. ResourceExhausted: no memory for the buffer; FailedPrecondition: the machine lacks `isa`.
+// Takes about a second. ResourceExhausted: no memory for the buffer; FailedPrecondition: the machine lacks `isa`.
 // InvalidArgument: sizes that are not positive.
 absl::StatusOr<HostRates> ProbeHost(ThreadPool& pool, CpuIsa isa, const HostProbeOptions& options);
 

@@ -38,7 +38,7 @@ namespace ferry {
 namespace {
 
 constexpr int kGroups = 8;          // of four columns in a block
-constexpr int kFusedRows = 8;      // 8 weights and a float sum for each row, integer sums in passing: 28 registers
+constexpr int kFusedRows = 16;      // 8 weights and a float sum for each row, integer sums in passing: 28 registers
 constexpr int kPanelTokens = 6;     // 12 integer + 12 float sums, 2 weights; measured against 1 x 12, 4 x 3: docs/performance.md
 constexpr int kChunkBlocks = 96;    // columns of a panel decoded at once: 2 tiles x 96 x 576 bytes = 108 KiB
 constexpr int kChunkRows = 256;     // rows whose sums wait in scratch: 32 KiB

@@ -171,39 +171,46 @@ inline void FloatDots(const std::byte* w, int64_t row_bytes, int64_t block_bytes
   }
 }
 
-// Register budget: kRows * kTokens sums, kRows weights and one activation.
+// Register budget: kRows * kTokens sums, kRows weights and one activation. Few tokens leave room for a whole tile's rows,
+// which are then read as they lie in memory, once.
 constexpr int kDotRows = F32x16::kRegisters >= 32 ? 4 : 2;
 constexpr int kDotTokens = F32x16::kRegisters >= 32 ? 4 : 2;
+constexpr int kSoloRows = F32x16::kRegisters >= 32 ? 16 : 4;
+constexpr int64_t kSoloTokens = 8;  // up to here one straight read for each token beats four interleaved reads for all
 
-// Calls store(token, output, dot) for num_outputs rows of weights and num_rows rows of activations.
+// Calls store(token, output, dot) for kRows rows of weights and kTokens rows of activations from first_token.
+template <DType kType, int kRows, int kTokens, typename RowOfInput, typename Store>
+inline void FloatBlock(const std::byte* w, int64_t row_bytes, int64_t block_bytes, int64_t num_blocks, int64_t first_output,
+                       int64_t first_token, RowOfInput row_of_input, Store store) {
+  const float* x[kTokens];
+  for (int t = 0; t < kTokens; ++t) x[t] = row_of_input(first_token + t);
+  float dots[kTokens][kRows];
+  FloatDots<kType, kRows, kTokens>(w + first_output * row_bytes, row_bytes, block_bytes, num_blocks, x, dots);
+  for (int t = 0; t < kTokens; ++t) {
+    for (int r = 0; r < kRows; ++r) store(first_token + t, first_output + r, dots[t][r]);
+  }
+}
+
+// The same for num_outputs rows of weights and num_rows rows of activations.
 template <DType kType, typename RowOfInput, typename Store>
 inline void FloatPanel(const std::byte* w, int64_t row_bytes, int64_t block_bytes, int64_t num_outputs,
                        int64_t num_blocks, int64_t num_rows, RowOfInput row_of_input, Store store) {
-  for (int64_t first = 0; first < num_outputs;) {
-    const bool full = first + kDotRows <= num_outputs;
-    const std::byte* rows = w + first * row_bytes;
-    for (int64_t token = 0; token < num_rows;) {
-      const float* x[kDotTokens];
-      const int64_t count = token + kDotTokens <= num_rows ? kDotTokens : 1;
-      for (int64_t t = 0; t < count; ++t) x[t] = row_of_input(token + t);
-      float dots[kDotTokens][kDotRows], single[kDotTokens][1];
-      if (full && count == kDotTokens) {
-        FloatDots<kType, kDotRows, kDotTokens>(rows, row_bytes, block_bytes, num_blocks, x, dots);
-      } else if (full) {
-        FloatDots<kType, kDotRows, 1>(rows, row_bytes, block_bytes, num_blocks, x, dots);
-      } else if (count == kDotTokens) {
-        FloatDots<kType, 1, kDotTokens>(rows, row_bytes, block_bytes, num_blocks, x, single);
-      } else {
-        FloatDots<kType, 1, 1>(rows, row_bytes, block_bytes, num_blocks, x, single);
+  int64_t output = 0;
+  const auto multiply = [&]<int kRows>() {
+    for (; output + kRows <= num_outputs; output += kRows) {
+      int64_t token = 0;
+      for (; kRows <= kDotRows && token + kDotTokens <= num_rows; token += kDotTokens) {
+        FloatBlock<kType, kRows, kRows <= kDotRows ? kDotTokens : 1>(w, row_bytes, block_bytes, num_blocks, output, token,
+                                                                     row_of_input, store);
       }
-      for (int64_t t = 0; t < count; ++t) {
-        if (!full) store(token + t, first, single[t][0]);
-        for (int r = 0; full && r < kDotRows; ++r) store(token + t, first + r, dots[t][r]);
+      for (; token < num_rows; ++token) {
+        FloatBlock<kType, kRows, 1>(w, row_bytes, block_bytes, num_blocks, output, token, row_of_input, store);
       }
-      token += count;
     }
-    first += full ? kDotRows : 1;
-  }
+  };
+  if (num_rows <= kSoloTokens) multiply.template operator()<kSoloRows>();
+  multiply.template operator()<kDotRows>();
+  multiply.template operator()<1>();
 }
 
 void FloatProduct(const float* w, const float* bias, int64_t num_outputs, int64_t cols, const float* x, int64_t x_stride,

@@ -82,7 +82,7 @@ TEST_P(CpuMatMulTest, GivesARowTheSameBitsAloneAmongOthersAndOnAnyNumberOfThread
   EXPECT_TRUE(SameBits(Product(*MakeOps(1), weight.matrix, in, tokens, bias.data()), all));
   EXPECT_TRUE(SameBits(Product(*MakeOps(3), weight.matrix, in, tokens, bias.data()), all));
   const std::unique_ptr<Ops> ops = MakeOps(2);
-  for (const int64_t count : {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 64}) {
+  for (const int64_t count : {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 18, 23, 64}) {
     SCOPED_TRACE(testing::Message() << count << " rows");
     const int64_t first = count == 1 ? tokens - 1 : 37;
     const std::vector<float> part(in.begin() + first * cols, in.begin() + (first + count) * cols);

@@ -16,7 +16,7 @@ class HostProbeTest : public PerIsaTest<IsaCase> {
 
 TEST_P(HostProbeTest, MeasuresWhatTheInstructionSetOffers) {
   const std::unique_ptr<ThreadPool> pool = MakePool();
-  ASSERT_OK_AND_ASSIGN(const HostRates rates, ProbeHost(*pool, isa(), {.buffer_bytes = 1 << 20, .repeats = 1}));
+  ASSERT_OK_AND_ASSIGN(const HostRates rates, ProbeHost(*pool, isa(), {.buffer_bytes = 1 << 20, .passes = 2}));
   EXPECT_EQ(rates.num_threads, 2);
   EXPECT_EQ(rates.isa, isa());
   // Bounds no machine reaches, so that a loop the compiler has emptied is noticed.
@@ -34,8 +34,8 @@ TEST_P(HostProbeTest, RefusesSizesThatAreNotPositive) {
   const std::unique_ptr<ThreadPool> pool = MakePool();
   EXPECT_THAT(ProbeHost(*pool, isa(), {.buffer_bytes = 0}),
               StatusIs(absl::StatusCode::kInvalidArgument, testing::HasSubstr("buffer_bytes")));
-  EXPECT_THAT(ProbeHost(*pool, isa(), {.buffer_bytes = 1 << 20, .repeats = 0}),
-              StatusIs(absl::StatusCode::kInvalidArgument, testing::HasSubstr("repeats")));
+  EXPECT_THAT(ProbeHost(*pool, isa(), {.buffer_bytes = 1 << 20, .passes = 0}),
+              StatusIs(absl::StatusCode::kInvalidArgument, testing::HasSubstr("passes")));
 }
 
 INSTANTIATE_TEST_SUITE_P(Cpu, HostProbeTest, testing::ValuesIn(EachIsa()), NameOfCase);
