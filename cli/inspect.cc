@@ -26,8 +26,9 @@ nlohmann::json Describe(const GgufFile& file, const ModelConfig& config, const M
   nlohmann::json types = nlohmann::json::object();
   for (const TensorInfo& tensor : file.tensors()) {
     nlohmann::json& row = types[Text(NameOf(tensor.dtype))];
-    row["tensors"] = row.value("tensors", 0) + 1;
-    row["bytes"] = row.value("bytes", uint64_t{0}) + tensor.bytes();
+    if (row.is_null()) row = {{"tensors", 0}, {"bytes", uint64_t{0}}};
+    row["tensors"] = row["tensors"].get<int64_t>() + 1;
+    row["bytes"] = row["bytes"].get<uint64_t>() + tensor.bytes();
   }
   nlohmann::json layers = nlohmann::json::array();
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {

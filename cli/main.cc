@@ -1,6 +1,7 @@
 // `ferry`: one binary, its commands are the files beside this one.
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <string>
 #include <utility>
@@ -58,6 +59,11 @@ int main(int argc, char** argv) {
   add("detokenize", "token ids to text, from a file alone", ferry::AddDetokenize);
   add("make-model", "write a model of any gpt-oss shape with random weights, for benchmarks", ferry::AddMakeModel);
 
+  const auto named = [&](const auto& command) { return command.first->get_name() == argv[1]; };
+  if (argc > 1 && argv[1][0] != '-' && std::none_of(commands.begin(), commands.end(), named)) {
+    std::fprintf(stderr, "error: '%s' is not a command of ferry; `ferry --help` lists them\n", argv[1]);
+    return 2;
+  }
   try {
     app.parse(WithLongFlags(argc, argv));
   } catch (const CLI::ParseError& error) {

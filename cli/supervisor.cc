@@ -228,6 +228,7 @@ absl::StatusOr<std::unique_ptr<Supervisor>> Supervisor::Start(const ModelOptions
   if (!options.coordinator_only) {
     ASSIGN_OR_RETURN(devices, options.Devices());
   }
+  RETURN_IF_ERROR(options.Placement(1).status());  // what the coordinator would refuse, said before it starts
   ASSIGN_OR_RETURN(std::string coordinator, Beside("ferry-coordinator"));
   ASSIGN_OR_RETURN(std::string worker, Beside("ferry-worker"));
   std::string directory = (std::filesystem::temp_directory_path() / "ferry-XXXXXX").string();

@@ -30,10 +30,10 @@ bool IsQuantized(DType type) { return type == DType::kMXFP4 || type == DType::kQ
 constexpr int64_t kInlineBytes = 96 * 1024;
 constexpr int64_t kRowsPerTask = 8;    // of operations that take a microsecond or two a row
 constexpr int64_t kExpertRows = 256;   // of one expert that wait between the product and the next quantisation: 64 KiB
-// Up to this many rows a product is bound by reading the weights, and a task takes up to kStretchPanels panels that follow
-// each other in memory: what a thread asks for ahead is then its own, and streams restart seldom.
+// Up to this many rows a product is bound by reading the weights, and a thread takes panels in stretches that follow each
+// other in memory (RunInStretches).
 constexpr int64_t kFewRows = 16;
-constexpr int64_t kStretchPanels = 8;
+constexpr int64_t kStretchPanels = 16;
 static_assert(kStretchPanels * kFewRows <= kExpertRows);
 
 // A panel of W, rows [32 * panel, ...), ready but for its activations.
@@ -49,11 +49,6 @@ PanelProduct PanelOf(const TiledMatrix& weight, int64_t panel, const float* bias
   return p;
 }
 int64_t NumPanels(const TiledLayout& layout) { return CeilDiv(layout.rows, kPanelRows); }
-// Panels of one task, of `panels` in all: enough tasks remain that threads end together.
-int64_t StretchOf(int64_t panels, int64_t rows, int num_threads) {
-  return rows > kFewRows ? 1 : std::clamp<int64_t>(panels / (16 * num_threads), 1, kStretchPanels);
-}
-
 QuantizedRows RowsFrom(QuantizedRows rows, int64_t first_row) {
   rows.codes += first_row * rows.code_stride;
   rows.scales += first_row * rows.block_stride;
@@ -107,29 +102,33 @@ class CpuOps final : public HostOps {
     QuantizedRows rows;
     if (quantized) rows = QuantizeRows(ActivationsFor(weight.layout.dtype), in, nullptr);
     const int64_t panels = NumPanels(weight.layout);
-    const int64_t stretch = StretchOf(panels, in.rows, pool_->num_threads());
+    const bool small = weight.layout.bytes * CeilDiv(in.rows, kFewRows) < kInlineBytes;
+    const auto multiply = [&](int64_t panel, int64_t first_row, int64_t num_rows, int thread) {
+      PanelProduct p = PanelOf(weight, panel, bias);
+      const QuantizedRows part = quantized ? RowsFrom(rows, first_row) : rows;
+      p.in = &part;
+      p.float_in = RowOf(in, first_row);
+      p.float_in_stride = in.stride;
+      p.num_rows = num_rows;
+      p.out = RowOf(out, first_row) + panel * kPanelRows;
+      p.out_stride = out.stride;
+      p.accumulate = accumulate;
+      p.scratch = threads_[thread].panel.Get(kPanelScratchBytes);
+      kernels_.panel_product(p);
+    };
+    if (in.rows <= kFewRows) {
+      RunInStretches(panels, small, [&](int64_t first, int64_t end, int thread) {
+        for (int64_t panel = first; panel < end; ++panel) multiply(panel, 0, in.rows, thread);
+      });
+      return absl::OkStatus();
+    }
     // Where panels are so few that threads would be idle at the end, rows are cut too.
     const int64_t wanted_cuts = CeilDiv(4 * pool_->num_threads(), panels);
     const int64_t cut_rows = std::max<int64_t>(CeilDiv(in.rows, wanted_cuts), std::min<int64_t>(in.rows, 24));
     const int64_t cuts = CeilDiv(in.rows, cut_rows);
-    const bool small = weight.layout.bytes * CeilDiv(in.rows, kFewRows) < kInlineBytes;
-    Run(CeilDiv(panels, stretch) * cuts, small, [&](int64_t task, int thread) {
+    Run(panels * cuts, small, [&](int64_t task, int thread) {
       const int64_t first_row = task % cuts * cut_rows;
-      const Tensor part = in.Rows(first_row, std::min(cut_rows, in.rows - first_row));
-      const QuantizedRows part_rows = quantized ? RowsFrom(rows, first_row) : rows;
-      const int64_t first_panel = task / cuts * stretch;
-      for (int64_t panel = first_panel; panel < std::min(first_panel + stretch, panels); ++panel) {
-        PanelProduct p = PanelOf(weight, panel, bias);
-        p.in = &part_rows;
-        p.float_in = RowOf(part, 0);
-        p.float_in_stride = part.stride;
-        p.num_rows = part.rows;
-        p.out = RowOf(out, first_row) + panel * kPanelRows;
-        p.out_stride = out.stride;
-        p.accumulate = accumulate;
-        p.scratch = threads_[thread].panel.Get(kPanelScratchBytes);
-        kernels_.panel_product(p);
-      }
+      multiply(task / cuts, first_row, std::min(cut_rows, in.rows - first_row), thread);
     });
     return absl::OkStatus();
   }
@@ -235,9 +234,8 @@ class CpuOps final : public HostOps {
     return absl::OkStatus();
   }
 
-  // Two regions: gate, up and the activation function, which leaves the hidden rows quantised; then down. In both, every
-  // panel of every expert is one task of one flat list, so that all cores read weights until the last of them, whatever the
-  // number of experts.
+  // Two regions: gate, up and the activation function, which leaves the hidden rows quantised; then down. In both, the panels
+  // of all experts are one flat list, so that all cores read weights until the last of them, whatever the number of experts.
   absl::Status DoExpertMlp(const ExpertLayout& layout, std::span<const ExpertUse> uses, const ExpertGroups& groups,
                            const SwigluParams& swiglu, Tensor in, Tensor contributions) override {
     std::vector<int64_t> first_hidden(uses.size() + 1, 0);  // of each use, among the hidden rows
@@ -271,19 +269,16 @@ class CpuOps final : public HostOps {
     for (const ExpertUse& use : uses) most_rows = std::max(most_rows, use.num_rows);
     const bool small = layout.bytes * num_uses * CeilDiv(most_rows, kFewRows) < kInlineBytes;
 
-    const int64_t ff_stretch = StretchOf(num_uses * ff_panels, most_rows, pool_->num_threads());
-    const int64_t ff_tasks = CeilDiv(ff_panels, ff_stretch);  // of one use
-    Run(num_uses * ff_tasks, small, [&](int64_t task, int thread) {
-      const int64_t u = task / ff_tasks, first_panel = task % ff_tasks * ff_stretch;
-      const int64_t num_panels = std::min(ff_stretch, ff_panels - first_panel);
+    // Gate, up and activation of panels [first_panel, first_panel + num_panels) of use u.
+    const auto fill_hidden = [&](int64_t u, int64_t first_panel, int64_t num_panels, int thread) {
       const std::byte* record = uses[u].record;
       Thread& mine = threads_[thread];
-      // Outputs [panel of the stretch][row][32], of gate and of up.
+      // Outputs [panel][row][32], of gate and of up.
       float* gate_out = reinterpret_cast<float*>(mine.products.Get(2 * kExpertRows * kPanelRows * 4));
       float* up_out = gate_out + kExpertRows * kPanelRows;
       for (int64_t first = 0; first < uses[u].num_rows; first += kExpertRows) {
         const int64_t count = std::min(kExpertRows, uses[u].num_rows - first);
-        const auto multiply = [&](const TiledMatrix& weight, const float* bias, float* out) {
+        const auto multiply = [&](const TiledMatrix& weight, const float* bias, const std::byte* next, float* out) {
           for (int64_t i = 0; i < num_panels; ++i) {
             PanelProduct p = PanelOf(weight, first_panel + i, bias);
             p.in = &inputs[static_cast<int>(ActivationsFor(weight.layout.dtype))];
@@ -291,12 +286,15 @@ class CpuOps final : public HostOps {
             p.in_rows = groups.rows + groups.offsets[uses[u].group] + first;
             p.num_rows = count;
             p.out = out + i * count * kPanelRows, p.out_stride = kPanelRows;
+            p.next = i + 1 == num_panels ? next : nullptr;
             p.scratch = mine.panel.Get(kPanelScratchBytes);
             kernels_.panel_product(p);
           }
         };
-        multiply(layout.Gate(record), layout.GateBias(record), gate_out);
-        multiply(layout.Up(record), layout.UpBias(record), up_out);
+        const TiledMatrix gate = layout.Gate(record), up = layout.Up(record);
+        multiply(gate, layout.GateBias(record), up.data + up.layout.code_offset(first_panel * kPanelTiles, 0), gate_out);
+        multiply(up, layout.UpBias(record),
+                 gate.data + gate.layout.code_offset((first_panel + num_panels) * kPanelTiles, 0), up_out);
         for (int64_t i = 0; i < num_panels * count; ++i) {
           const int64_t panel = first_panel + i / count, row = first_hidden[u] + first + i % count;
           const float* g = gate_out + i * kPanelRows;
@@ -310,29 +308,45 @@ class CpuOps final : public HostOps {
           kernels_.swiglu_block(hidden_kind, g, v, swiglu.alpha, swiglu.limit,
                                 hidden.codes + row * hidden.code_stride + panel * BlockBytes(hidden_kind),
                                 hidden.scales + at, hidden.offsets + at, &broken);
-          // Tasks of the same row may find this at once.
+          // Other threads may find this of the same row at once.
           if (broken != 0) std::atomic_ref<float>(hidden.poison[row]).store(broken, std::memory_order_relaxed);
         }
       }
-    });
-
-    const int64_t embd_stretch = StretchOf(num_uses * embd_panels, most_rows, pool_->num_threads());
-    const int64_t embd_tasks = CeilDiv(embd_panels, embd_stretch);
-    Run(num_uses * embd_tasks, small, [&](int64_t task, int thread) {
-      const int64_t u = task / embd_tasks, first_panel = task % embd_tasks * embd_stretch;
+    };
+    const auto multiply_down = [&](int64_t u, int64_t panel, int thread) {
       const std::byte* record = uses[u].record;
       const QuantizedRows rows = quantize_hidden ? RowsFrom(hidden, first_hidden[u]) : hidden;
-      for (int64_t panel = first_panel; panel < std::min(first_panel + embd_stretch, embd_panels); ++panel) {
-        PanelProduct p = PanelOf(layout.Down(record), panel, layout.DownBias(record));
-        p.in = &rows;
-        p.float_in = quantize_hidden ? nullptr : hidden_floats + first_hidden[u] * n_ff;
-        p.float_in_stride = n_ff;
-        p.num_rows = uses[u].num_rows;
-        p.out = RowOf(contributions, 0) + panel * kPanelRows, p.out_stride = contributions.stride;
-        p.out_rows = groups.outs + groups.offsets[uses[u].group];
-        p.scratch = threads_[thread].panel.Get(kPanelScratchBytes);
-        kernels_.panel_product(p);
-      }
+      PanelProduct p = PanelOf(layout.Down(record), panel, layout.DownBias(record));
+      p.in = &rows;
+      p.float_in = quantize_hidden ? nullptr : hidden_floats + first_hidden[u] * n_ff;
+      p.float_in_stride = n_ff;
+      p.num_rows = uses[u].num_rows;
+      p.out = RowOf(contributions, 0) + panel * kPanelRows, p.out_stride = contributions.stride;
+      p.out_rows = groups.outs + groups.offsets[uses[u].group];
+      // The next expert's matrix begins elsewhere.
+      if (panel + 1 == embd_panels && u + 1 < num_uses) p.next = layout.Down(uses[u + 1].record).data;
+      p.scratch = threads_[thread].panel.Get(kPanelScratchBytes);
+      kernels_.panel_product(p);
+    };
+
+    if (most_rows <= kFewRows) {
+      RunInStretches(num_uses * ff_panels, small, [&](int64_t first, int64_t end, int thread) {
+        while (first < end) {
+          const int64_t panel = first % ff_panels, count = std::min(end - first, ff_panels - panel);
+          fill_hidden(first / ff_panels, panel, count, thread);
+          first += count;
+        }
+      });
+      RunInStretches(num_uses * embd_panels, small, [&](int64_t first, int64_t end, int thread) {
+        for (; first < end; ++first) multiply_down(first / embd_panels, first % embd_panels, thread);
+      });
+      return absl::OkStatus();
+    }
+    Run(num_uses * ff_panels, small, [&](int64_t task, int thread) {
+      fill_hidden(task / ff_panels, task % ff_panels, 1, thread);
+    });
+    Run(num_uses * embd_panels, small, [&](int64_t task, int thread) {
+      multiply_down(task / embd_panels, task % embd_panels, thread);
     });
     return absl::OkStatus();
   }
@@ -344,8 +358,9 @@ class CpuOps final : public HostOps {
   }
 
  private:
-  struct Thread {
+  struct alignas(64) Thread {
     Scratch panel, products, attention;
+    std::atomic<int64_t> first_left = 0;  // of this thread's part in RunInStretches
   };
 
   template <typename Body>
@@ -355,6 +370,37 @@ class CpuOps final : public HostOps {
       return;
     }
     pool_->ParallelFor(num_tasks, body);
+  }
+  // Calls body(first, end, thread) for stretches of [0, num_units), each unit in one of them, at most kStretchPanels long.
+  //
+  // For work that is bound by memory. Each thread walks through a part of its own from front to back and helps with the other
+  // parts when it is done, by ever smaller stretches. Handing out stretches in turn instead costs a quarter of the read rate:
+  // what a thread, and the hardware, ask for ahead is then what another thread is about to read (docs/performance.md).
+  template <typename Body>
+  void RunInStretches(int64_t num_units, bool inline_here, const Body& body) {
+    const int64_t parts = pool_->num_threads();
+    if (inline_here || parts < 2 || num_units < 2) {
+      for (int64_t first = 0; first < num_units; first += kStretchPanels) {
+        body(first, std::min(first + kStretchPanels, num_units), 0);
+      }
+      return;
+    }
+    for (int64_t part = 0; part < parts; ++part) {
+      threads_[part].first_left.store(part * num_units / parts, std::memory_order_relaxed);
+    }
+    pool_->ParallelFor(parts, [&](int64_t own, int thread) {
+      for (int64_t i = 0; i < parts; ++i) {
+        const int64_t part = (own + i) % parts, end = (part + 1) * num_units / parts;
+        std::atomic<int64_t>& first_left = threads_[part].first_left;
+        int64_t first = first_left.load(std::memory_order_relaxed);
+        while (first < end) {
+          const int64_t stop = first + std::clamp<int64_t>((end - first) / 4, 1, kStretchPanels);
+          if (!first_left.compare_exchange_weak(first, stop, std::memory_order_relaxed)) continue;
+          body(first, stop, thread);
+          first = first_left.load(std::memory_order_relaxed);
+        }
+      }
+    });
   }
   template <typename Body>
   void ForRows(int64_t num_rows, const Body& body) {

@@ -170,20 +170,23 @@ inline Row RowAt(const PanelProduct& p, int64_t row) {
 
 // ------------------------------------------------------------------------------------------------------ few rows: fused
 
-// One tile (all columns) times kTokens rows; sums [kTokens][16], in order of output.
+// One tile (all columns) times kTokens rows; sums [kTokens][16], in order of output. `next`: codes that come after these.
 template <typename Type, int kTokens>
-inline void FusedTile(const std::byte* codes, const std::byte* scales, int64_t num_blocks, const Row* rows, float* sums) {
+inline void FusedTile(const std::byte* codes, const std::byte* scales, const std::byte* next, int64_t num_blocks,
+                      const Row* rows, float* sums) {
+  constexpr int kTileBytes = kLanes * Type::kCodeBytes;
+  constexpr int64_t kAhead = (kTokens == 1 ? kPrefetchOneRow : kPrefetchRows) / kTileBytes;  // in tiles
   __m512 acc[kTokens];
   for (int t = 0; t < kTokens; ++t) acc[t] = _mm512_setzero_ps();
   for (int64_t block = 0; block < num_blocks; ++block) {
-    constexpr int kTileBytes = kLanes * Type::kCodeBytes;
     const std::byte* tile = codes + block * kTileBytes;
-    // The next tiles follow in memory, and mostly the next panel's too.
+    const int64_t beyond = block + kAhead - num_blocks;
+    const std::byte* ahead = beyond < 0 ? tile + kAhead * kTileBytes : next + beyond * kTileBytes;
     for (int i = 0; i < kTileBytes; i += 64) {
       if constexpr (kTokens == 1) {
-        _mm_prefetch(tile + kPrefetchOneRow + i, _MM_HINT_T0);
+        _mm_prefetch(ahead + i, _MM_HINT_T0);
       } else {
-        _mm_prefetch(tile + kPrefetchRows + i, _MM_HINT_T1);
+        _mm_prefetch(ahead + i, _MM_HINT_T1);
       }
     }
     __m512i w[kGroups];
@@ -220,9 +223,12 @@ void FusedProduct(const PanelProduct& p) {
   Row rows[kTokens];
   for (int t = 0; t < kTokens; ++t) rows[t] = RowAt(p, t);
   alignas(64) float sums[kTokens * kLanes];
+  const int64_t code_bytes = p.num_blocks * kLanes * Type::kCodeBytes;
   for (int64_t tile = 0; tile * kLanes < p.num_outputs; ++tile) {
-    FusedTile<Type, kTokens>(p.codes + tile * p.num_blocks * kLanes * Type::kCodeBytes,
-                             p.scales + tile * p.num_blocks * kLanes * Type::kScaleBytes, p.num_blocks, rows, sums);
+    const std::byte* codes = p.codes + tile * code_bytes;
+    const bool last = (tile + 1) * kLanes >= p.num_outputs;
+    FusedTile<Type, kTokens>(codes, p.scales + tile * p.num_blocks * kLanes * Type::kScaleBytes,
+                             last && p.next != nullptr ? p.next : codes + code_bytes, p.num_blocks, rows, sums);
     StoreTile(p, 0, kTokens, tile, sums, kLanes);
   }
 }
