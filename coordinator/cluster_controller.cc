@@ -212,6 +212,7 @@ void ClusterController::FillResponse(const v1::RegisterRequest& request, WorkerI
   response->set_num_workers(static_cast<uint32_t>(options_.placement.workers.size()));
   response->set_first_layer(placement.layers.first);
   response->set_end_layer(placement.layers.end);
+  response->set_dense_bytes(placement.dense_bytes);
   *response->mutable_model() = ShapeOf(options_.model, store_->layout());
   const CacheShape& cache = options_.placement.cache;
   v1::CacheShape* const out = response->mutable_cache();

@@ -39,19 +39,14 @@ struct TinyModel {
     auto model = std::make_unique<TinyModel>();
     model->bytes = MakeModelBytes(options).value();
     model->file = std::make_unique<GgufFile>(GgufFile::Parse(model->bytes).value());
-    model->config = ModelConfig::FromGguf(*model->file).value();
-    std::vector<ExpertLayout> layers;
-    for (int64_t layer = 0; layer < model->config.num_layers; ++layer) {
-      const ExpertTensors tensors = ExpertTensorsOf(model->config, *model->file, layer).value();
-      layers.push_back(ExpertLayout::Create(tensors.gate.dtype(), tensors.up.dtype(), tensors.down.dtype(),
-                                            model->config.n_embd, model->config.n_ff, /*has_bias=*/true)
-                           .value());
-    }
-    model->layout = ArenaLayout::Create(std::move(layers), model->config.num_experts).value();
-    model->arena = AlignedBytes(model->layout.bytes());
-    for (int64_t layer = 0; layer < model->config.num_layers; ++layer) {
-      for (int64_t expert = 0; expert < model->config.num_experts; ++expert) model->FillRecord(layer, expert);
-    }
+    model->FillArena();
+    return model;
+  }
+  // A model that is not random.
+  static std::unique_ptr<TinyModel> Open(const std::string& path) {
+    auto model = std::make_unique<TinyModel>();
+    model->file = std::make_unique<GgufFile>(GgufFile::Open(path).value());
+    model->FillArena();
     return model;
   }
 
@@ -60,6 +55,21 @@ struct TinyModel {
   }
 
  private:
+  void FillArena() {
+    config = ModelConfig::FromGguf(*file).value();
+    std::vector<ExpertLayout> layers;
+    for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+      const ExpertTensors tensors = ExpertTensorsOf(config, *file, layer).value();
+      layers.push_back(ExpertLayout::Create(tensors.gate.dtype(), tensors.up.dtype(), tensors.down.dtype(),
+                                            config.n_embd, config.n_ff, /*has_bias=*/true)
+                           .value());
+    }
+    layout = ArenaLayout::Create(std::move(layers), config.num_experts).value();
+    arena = AlignedBytes(layout.bytes());
+    for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+      for (int64_t expert = 0; expert < config.num_experts; ++expert) FillRecord(layer, expert);
+    }
+  }
   void FillRecord(int64_t layer, int64_t expert) {
     const ExpertTensors tensors = ExpertTensorsOf(config, *file, layer).value();
     const ExpertLayout& record = layout.layer(layer);
