@@ -30,8 +30,7 @@ bool IsQuantized(DType type) { return type == DType::kMXFP4 || type == DType::kQ
 constexpr int64_t kInlineBytes = 96 * 1024;
 constexpr int64_t kRowsPerTask = 8;    // of operations that take a microsecond or two a row
 constexpr int64_t kExpertRows = 256;   // of one expert that wait between the product and the next quantisation: 64 KiB
-// Up to this many rows a product is bound by reading the weights, and a thread takes panels in stretches that follow each
-// other in memory (RunInStretches).
+// Up to this many rows a product is bound by reading the weights, and a thread takes panels in stretches.
 constexpr int64_t kFewRows = 16;
 constexpr int64_t kStretchPanels = 16;
 static_assert(kStretchPanels * kFewRows <= kExpertRows);
@@ -116,16 +115,16 @@ class CpuOps final : public HostOps {
       p.scratch = threads_[thread].panel.Get(kPanelScratchBytes);
       kernels_.panel_product(p);
     };
-    if (in.rows <= kFewRows) {
-      RunInStretches(panels, small, [&](int64_t first, int64_t end, int thread) {
-        for (int64_t panel = first; panel < end; ++panel) multiply(panel, 0, in.rows, thread);
-      });
-      return absl::OkStatus();
-    }
     // Where panels are so few that threads would be idle at the end, rows are cut too.
     const int64_t wanted_cuts = CeilDiv(4 * pool_->num_threads(), panels);
     const int64_t cut_rows = std::max<int64_t>(CeilDiv(in.rows, wanted_cuts), std::min<int64_t>(in.rows, 24));
     const int64_t cuts = CeilDiv(in.rows, cut_rows);
+    if (in.rows <= kFewRows || cuts == 1) {
+      RunInStretches(panels, StretchFor(in.rows), small, [&](int64_t first, int64_t end, int thread) {
+        for (int64_t panel = first; panel < end; ++panel) multiply(panel, 0, in.rows, thread);
+      });
+      return absl::OkStatus();
+    }
     Run(panels * cuts, small, [&](int64_t task, int thread) {
       const int64_t first_row = task % cuts * cut_rows;
       multiply(task / cuts, first_row, std::min(cut_rows, in.rows - first_row), thread);
@@ -329,24 +328,16 @@ class CpuOps final : public HostOps {
       kernels_.panel_product(p);
     };
 
-    if (most_rows <= kFewRows) {
-      RunInStretches(num_uses * ff_panels, small, [&](int64_t first, int64_t end, int thread) {
-        while (first < end) {
-          const int64_t panel = first % ff_panels, count = std::min(end - first, ff_panels - panel);
-          fill_hidden(first / ff_panels, panel, count, thread);
-          first += count;
-        }
-      });
-      RunInStretches(num_uses * embd_panels, small, [&](int64_t first, int64_t end, int thread) {
-        for (; first < end; ++first) multiply_down(first / embd_panels, first % embd_panels, thread);
-      });
-      return absl::OkStatus();
-    }
-    Run(num_uses * ff_panels, small, [&](int64_t task, int thread) {
-      fill_hidden(task / ff_panels, task % ff_panels, 1, thread);
+    const int64_t stretch = StretchFor(most_rows);
+    RunInStretches(num_uses * ff_panels, stretch, small, [&](int64_t first, int64_t end, int thread) {
+      while (first < end) {
+        const int64_t panel = first % ff_panels, count = std::min(end - first, ff_panels - panel);
+        fill_hidden(first / ff_panels, panel, count, thread);
+        first += count;
+      }
     });
-    Run(num_uses * embd_panels, small, [&](int64_t task, int thread) {
-      multiply_down(task / embd_panels, task % embd_panels, thread);
+    RunInStretches(num_uses * embd_panels, stretch, small, [&](int64_t first, int64_t end, int thread) {
+      for (; first < end; ++first) multiply_down(first / embd_panels, first % embd_panels, thread);
     });
     return absl::OkStatus();
   }
@@ -371,17 +362,20 @@ class CpuOps final : public HostOps {
     }
     pool_->ParallelFor(num_tasks, body);
   }
-  // Calls body(first, end, thread) for stretches of [0, num_units), each unit in one of them, at most kStretchPanels long.
+  // Panels that a thread takes at once. With many rows the weights of one are work enough.
+  static int64_t StretchFor(int64_t num_rows) { return num_rows <= kFewRows ? kStretchPanels : 1; }
+
+  // Calls body(first, end, thread) for stretches of [0, num_units), each unit in one of them, at most `stretch` long.
   //
-  // For work that is bound by memory. Each thread walks through a part of its own from front to back and helps with the other
+  // For what reads memory in a straight line. Each thread walks through a part of its own from front to back and helps with the other
   // parts when it is done, by ever smaller stretches. Handing out stretches in turn instead costs a quarter of the read rate:
   // what a thread, and the hardware, ask for ahead is then what another thread is about to read (docs/performance.md).
   template <typename Body>
-  void RunInStretches(int64_t num_units, bool inline_here, const Body& body) {
+  void RunInStretches(int64_t num_units, int64_t stretch, bool inline_here, const Body& body) {
     const int64_t parts = pool_->num_threads();
     if (inline_here || parts < 2 || num_units < 2) {
-      for (int64_t first = 0; first < num_units; first += kStretchPanels) {
-        body(first, std::min(first + kStretchPanels, num_units), 0);
+      for (int64_t first = 0; first < num_units; first += stretch) {
+        body(first, std::min(first + stretch, num_units), 0);
       }
       return;
     }
@@ -394,7 +388,7 @@ class CpuOps final : public HostOps {
         std::atomic<int64_t>& first_left = threads_[part].first_left;
         int64_t first = first_left.load(std::memory_order_relaxed);
         while (first < end) {
-          const int64_t stop = first + std::clamp<int64_t>((end - first) / 4, 1, kStretchPanels);
+          const int64_t stop = first + std::clamp<int64_t>((end - first) / 4, 1, stretch);
           if (!first_left.compare_exchange_weak(first, stop, std::memory_order_relaxed)) continue;
           body(first, stop, thread);
           first = first_left.load(std::memory_order_relaxed);

@@ -328,6 +328,10 @@ void DecodedProduct(const PanelProduct& p) {
   std::byte* const scales = codes + kPanelCodeBytes;
   float* const sums = reinterpret_cast<float*>(scales + kPanelScaleBytes);
   const __m512i order = LaneOfRow();
+  // The next panel is asked for little by little while this one is used, so that decoding it need not wait for memory.
+  const int64_t panel_bytes = kTiles * p.num_blocks * kLanes * Type::kCodeBytes;
+  const std::byte* const next = p.next != nullptr ? p.next : p.codes + panel_bytes;
+  int64_t asked_bytes = 0;
   for (int64_t first_row = 0; first_row < p.num_rows; first_row += kChunkRows) {
     const int64_t num_rows = p.num_rows - first_row < kChunkRows ? p.num_rows - first_row : kChunkRows;
     for (int64_t i = 0; i < num_rows * kTiles; ++i) _mm512_store_ps(sums + i * kLanes, _mm512_setzero_ps());
@@ -339,6 +343,8 @@ void DecodedProduct(const PanelProduct& p) {
         Row rows[kPanelTokens];
         const int64_t count = num_rows - row < kPanelTokens ? num_rows - row : kPanelTokens;
         for (int64_t t = 0; t < count; ++t) rows[t] = RowAt(p, first_row + row + t);
+        const int64_t until = panel_bytes * (first_row + row + count) / p.num_rows;
+        for (; asked_bytes < until; asked_bytes += 64) _mm_prefetch(next + asked_bytes, _MM_HINT_T1);
         PanelGroup<Type, kTiles>(codes, scales, block, num_blocks, rows, count, sums + row * kTiles * kLanes);
       }
     }
