@@ -50,8 +50,18 @@ if(NOT FERRY_CUDA STREQUAL "OFF")
   if(FERRY_NVCC)
     set(CMAKE_CUDA_COMPILER ${FERRY_NVCC})
     if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-      # What a quick build compiles for; the release list is in CMakePresets.json.
+      # A quick build compiles for the GPUs of this machine, or for Hopper where there is none; the release list is in
+      # CMakePresets.json. 9.0 becomes 90a, which has the warpgroup products.
       set(CMAKE_CUDA_ARCHITECTURES 90a)
+      execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
+        OUTPUT_VARIABLE capabilities RESULT_VARIABLE failed ERROR_QUIET OUTPUT_STRIP_TRAILING_WHITESPACE)
+      if(failed EQUAL 0 AND capabilities MATCHES "^[0-9]+\\.[0-9]+")
+        string(REPLACE "." "" capabilities "${capabilities}")
+        string(REPLACE "\n" ";" capabilities "${capabilities}")
+        list(REMOVE_DUPLICATES capabilities)
+        list(TRANSFORM capabilities REPLACE "^90$" "90a")
+        set(CMAKE_CUDA_ARCHITECTURES ${capabilities})
+      endif()
     endif()
     enable_language(CUDA)
     # CMake 3.25 does not know nvcc's spelling of C++20.
