@@ -1,8 +1,11 @@
 // `ferry generate`: continues a prompt; the completion goes to standard output as it comes.
 
+#include <unistd.h>
+
 #include <cstdio>
 #include <memory>
 
+#include "absl/time/clock.h"
 #include "cli/client.h"
 #include "cli/commands.h"
 #include "cli/interrupt.h"
@@ -11,6 +14,8 @@
 
 namespace ferry {
 namespace {
+
+constexpr absl::Duration kReportPatience = absl::Seconds(3);  // heartbeats come every second
 
 struct GenerateOptions {
   ModelOptions model;
@@ -23,7 +28,16 @@ struct GenerateOptions {
 
 void ShowWorkers(Client& client, const proto::Finish& finish) {
   std::fprintf(stderr, "%s\n", DescribeExperts(finish.experts()).c_str());
-  const absl::StatusOr<proto::GetServerInfoResponse> info = client.ServerInfo();
+  // Workers report with their heartbeats: wait until the last steps are in.
+  absl::StatusOr<proto::GetServerInfoResponse> info = client.ServerInfo();
+  const absl::Time deadline = absl::Now() + kReportPatience;
+  while (info.ok() && absl::Now() < deadline) {
+    uint64_t reported = 0;
+    for (const proto::WorkerInfo& worker : info->workers()) reported += worker.experts().activated();
+    if (reported >= finish.experts().activated()) break;
+    absl::SleepFor(absl::Milliseconds(50));
+    info = client.ServerInfo();
+  }
   if (!info.ok()) return;
   for (const proto::WorkerInfo& worker : info->workers()) {
     const proto::ExpertCounters& experts = worker.experts();

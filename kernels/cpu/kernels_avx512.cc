@@ -345,13 +345,19 @@ void DecodedProduct(const PanelProduct& p) {
         for (int64_t t = 0; t < count; ++t) rows[t] = RowAt(p, first_row + row + t);
         const int64_t until = panel_bytes * (first_row + row + count) / p.num_rows;
         for (; asked_bytes < until; asked_bytes += 64) _mm_prefetch(next + asked_bytes, _MM_HINT_T1);
-        PanelGroup<Type, kTiles>(codes, scales, block, num_blocks, rows, count, sums + row * kTiles * kLanes);
+        float* const group_sums = sums + row * kTiles * kLanes;
+        PanelGroup<Type, kTiles>(codes, scales, block, num_blocks, rows, count, group_sums);
+        if (block + num_blocks < p.num_blocks) continue;
+        // Stored now and not all at the end: a few stores that miss the caches drain while the next rows are computed.
+        for (int64_t i = 0; i < count * kTiles; ++i) {
+          float* const lanes = group_sums + i * kLanes;
+          _mm512_store_ps(lanes, _mm512_permutexvar_ps(order, _mm512_load_ps(lanes)));
+        }
+        for (int tile = 0; tile < kTiles; ++tile) {
+          StoreTile(p, first_row + row, count, tile, group_sums + tile * kLanes, kTiles * kLanes);
+        }
       }
     }
-    for (int64_t i = 0; i < num_rows * kTiles; ++i) {
-      _mm512_store_ps(sums + i * kLanes, _mm512_permutexvar_ps(order, _mm512_load_ps(sums + i * kLanes)));
-    }
-    for (int tile = 0; tile < kTiles; ++tile) StoreTile(p, first_row, num_rows, tile, sums + tile * kLanes, kTiles * kLanes);
   }
 }
 
