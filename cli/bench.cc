@@ -176,7 +176,7 @@ absl::Status RunBench(BenchOptions options) {
   Bench bench(options, client.get(), model.vocab_size());
 
   if (!options.json) {
-    std::fprintf(stderr, "%s; host reads %s, multiplies %.0f GFLOP/s; link %s\n", info.engine().c_str(),
+    std::fprintf(stderr, "%s; host reads %s, int8 dot products %.0f Gop/s; link %s\n", info.engine().c_str(),
                  HumanRate(limits.host_read).c_str(), limits.host_flops / 1e9,
                  limits.link > 0 ? HumanRate(limits.link).c_str() : "none");
     std::printf("|%6s | %6s | %6s | %8s | %8s | %8s | %8s |\n", "PP", "TG", "N_KV", "T_PP s", "S_PP t/s", "T_TG s", "S_TG t/s");

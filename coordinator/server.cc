@@ -308,7 +308,7 @@ class ServerImpl final : public Server {
     info.set_arena_bytes(load_info_.arena_bytes);
     info.set_arena_huge_pages(load_info_.huge_pages);
     info.set_host_read_bytes_per_second(load_info_.rates.host_read_bytes_per_second);
-    info.set_host_flops_per_second(load_info_.rates.host_flops_per_second);
+    info.set_host_flops_per_second(load_info_.rates.host_flops_per_second / kProductShare);  // the peak it was taken from
     info.set_engine(load_info_.engine);
     info.set_load_seconds(load_info_.seconds);
     info.set_load_bytes_per_second(load_info_.bytes_per_second);

@@ -251,10 +251,16 @@ void DecodePanel(const PanelProduct& p, int64_t first_block, int64_t num_blocks,
   }
 }
 
+// Memory to ask for while a stretch of columns is multiplied: `bytes` (a multiple of 64) with each block.
+struct Ahead {
+  const std::byte* from;
+  int64_t bytes;
+};
+
 // sums [kTokens][kTiles * 16] += panel * rows.
 template <typename Type, int kTiles, int kTokens>
 void PanelBlocks(const std::byte* codes, const std::byte* scales, int64_t first_block, int64_t num_blocks, const Row* rows,
-                 float* sums) {
+                 Ahead ahead, float* sums) {
   __m512 acc[kTiles][kTokens];
 #pragma GCC unroll 8
   for (int t = 0; t < kTokens; ++t) {
@@ -263,6 +269,7 @@ void PanelBlocks(const std::byte* codes, const std::byte* scales, int64_t first_
   }
   for (int64_t block = 0; block < num_blocks; ++block) {
     const int64_t column = first_block + block;
+    for (int64_t i = 0; i < ahead.bytes; i += 64) _mm_prefetch(ahead.from + block * ahead.bytes + i, _MM_HINT_T1);
     __m512i dots[kTiles][kTokens];
 #pragma GCC unroll 8
     for (int t = 0; t < kTokens; ++t) {
@@ -311,14 +318,14 @@ void PanelBlocks(const std::byte* codes, const std::byte* scales, int64_t first_
 
 template <typename Type, int kTiles>
 void PanelGroup(const std::byte* codes, const std::byte* scales, int64_t first_block, int64_t num_blocks, const Row* rows,
-                int64_t num_rows, float* sums) {
+                int64_t num_rows, Ahead ahead, float* sums) {
   switch (num_rows) {
-    case 1: return PanelBlocks<Type, kTiles, 1>(codes, scales, first_block, num_blocks, rows, sums);
-    case 2: return PanelBlocks<Type, kTiles, 2>(codes, scales, first_block, num_blocks, rows, sums);
-    case 3: return PanelBlocks<Type, kTiles, 3>(codes, scales, first_block, num_blocks, rows, sums);
-    case 4: return PanelBlocks<Type, kTiles, 4>(codes, scales, first_block, num_blocks, rows, sums);
-    case 5: return PanelBlocks<Type, kTiles, 5>(codes, scales, first_block, num_blocks, rows, sums);
-    default: return PanelBlocks<Type, kTiles, 6>(codes, scales, first_block, num_blocks, rows, sums);
+    case 1: return PanelBlocks<Type, kTiles, 1>(codes, scales, first_block, num_blocks, rows, ahead, sums);
+    case 2: return PanelBlocks<Type, kTiles, 2>(codes, scales, first_block, num_blocks, rows, ahead, sums);
+    case 3: return PanelBlocks<Type, kTiles, 3>(codes, scales, first_block, num_blocks, rows, ahead, sums);
+    case 4: return PanelBlocks<Type, kTiles, 4>(codes, scales, first_block, num_blocks, rows, ahead, sums);
+    case 5: return PanelBlocks<Type, kTiles, 5>(codes, scales, first_block, num_blocks, rows, ahead, sums);
+    default: return PanelBlocks<Type, kTiles, 6>(codes, scales, first_block, num_blocks, rows, ahead, sums);
   }
 }
 
@@ -328,9 +335,12 @@ void DecodedProduct(const PanelProduct& p) {
   std::byte* const scales = codes + kPanelCodeBytes;
   float* const sums = reinterpret_cast<float*>(scales + kPanelScaleBytes);
   const __m512i order = LaneOfRow();
-  // The next panel is asked for little by little while this one is used, so that decoding it need not wait for memory.
+  // The next panel is asked for little by little while this one is used, so that decoding it need not wait for memory. In
+  // bursts, between groups of rows, it would: they fill the miss buffers.
   const int64_t panel_bytes = kTiles * p.num_blocks * kLanes * Type::kCodeBytes;
   const std::byte* const next = p.next != nullptr ? p.next : p.codes + panel_bytes;
+  const int64_t multiplied_blocks = (p.num_rows + kPanelTokens - 1) / kPanelTokens * p.num_blocks;
+  const int64_t ahead_bytes = (panel_bytes / 64 + multiplied_blocks - 1) / multiplied_blocks * 64;
   int64_t asked_bytes = 0;
   for (int64_t first_row = 0; first_row < p.num_rows; first_row += kChunkRows) {
     const int64_t num_rows = p.num_rows - first_row < kChunkRows ? p.num_rows - first_row : kChunkRows;
@@ -343,10 +353,10 @@ void DecodedProduct(const PanelProduct& p) {
         Row rows[kPanelTokens];
         const int64_t count = num_rows - row < kPanelTokens ? num_rows - row : kPanelTokens;
         for (int64_t t = 0; t < count; ++t) rows[t] = RowAt(p, first_row + row + t);
-        const int64_t until = panel_bytes * (first_row + row + count) / p.num_rows;
-        for (; asked_bytes < until; asked_bytes += 64) _mm_prefetch(next + asked_bytes, _MM_HINT_T1);
+        const Ahead ahead = {next + asked_bytes, asked_bytes < panel_bytes ? ahead_bytes : 0};
+        asked_bytes += num_blocks * ahead.bytes;
         float* const group_sums = sums + row * kTiles * kLanes;
-        PanelGroup<Type, kTiles>(codes, scales, block, num_blocks, rows, count, group_sums);
+        PanelGroup<Type, kTiles>(codes, scales, block, num_blocks, rows, count, ahead, group_sums);
         if (block + num_blocks < p.num_blocks) continue;
         // Stored now and not all at the end: a few stores that miss the caches drain while the next rows are computed.
         for (int64_t i = 0; i < count * kTiles; ++i) {
