@@ -27,9 +27,11 @@ ctest --test-dir build/release --output-on-failure || failed+=("release tests")
 if [ "$what" = all ]; then
   ferry_say "address and undefined-behaviour sanitizers"
   cmake --preset asan >/dev/null
-  cmake --build --preset asan --target common_tests kernels_tests coordinator_tests worker_tests
-  export ASAN_OPTIONS=detect_container_overflow=0:detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1
-  ctest --test-dir build/asan --output-on-failure -L cpu || failed+=("asan tests")
+  cmake --build --preset asan --target common_tests kernels_tests
+  for tests in common_tests kernels_tests; do
+    ASAN_OPTIONS=detect_container_overflow=0:detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1 \
+      "build/asan/bin/$tests" --gtest_brief=1 || failed+=("asan $tests")
+  done
 
   ferry_say "thread sanitizer"
   cmake --preset tsan >/dev/null
