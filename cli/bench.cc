@@ -125,13 +125,20 @@ absl::StatusOr<Limits> LimitsOf(const BenchOptions& options, const proto::GetSer
 
 std::string Share(double value, double limit) { return limit > 0 ? absl::StrFormat(" = %.0f %% of the limit", 100 * value / limit) : ""; }
 
+double SharePercent(double part, double whole) { return whole > 0 ? 100 * part / whole : 0; }
+
 void PrintUnder(const Run& run, const Limits& limits) {
   std::printf("  prefill %lld: %s\n", static_cast<long long>(run.prompt), DescribeExperts(run.prefill).c_str());
   if (run.prefill.bytes_shipped() > 0) {
     const double rate = static_cast<double>(run.prefill.bytes_shipped()) / run.prefill_seconds;
     std::printf("    link %s over the whole prefill%s; busy %.0f %% of it; %d experts came in vain\n", HumanRate(rate).c_str(),
-                Share(rate, limits.link).c_str(), 100 * run.prefill.copy_busy_seconds() / run.prefill_seconds,
+                Share(rate, limits.link).c_str(), SharePercent(run.prefill.copy_busy_seconds(), run.prefill.timed_seconds()),
                 static_cast<int>(run.prefill.shipped_unused()));
+  }
+  if (run.prefill.timed_seconds() > 0) {
+    std::printf("    compute queues worked %.0f %% of the time and stood still for copies %.0f %%\n",
+                SharePercent(run.prefill.device_seconds(), run.prefill.timed_seconds()),
+                SharePercent(run.prefill.copy_wait_seconds(), run.prefill.timed_seconds()));
   }
   if (limits.flops_per_token > 0) {
     const double rate = limits.flops_per_token * run.prefill_rate();
@@ -150,7 +157,7 @@ nlohmann::json CountersJson(const proto::ExpertCounters& c) {
   return {{"activated", c.activated()}, {"resident", c.resident()}, {"shipped", c.shipped()}, {"on_host", c.on_host()},
           {"bytes_shipped", c.bytes_shipped()}, {"copies", c.copies()}, {"copy_wait_s", c.copy_wait_seconds()},
           {"host_wait_s", c.host_wait_seconds()}, {"host_bytes_read", c.host_bytes_read()},
-          {"copy_busy_s", c.copy_busy_seconds()}, {"compute_s", c.compute_seconds()}, {"shipped_unused", c.shipped_unused()}};
+          {"copy_busy_s", c.copy_busy_seconds()}, {"compute_s", c.compute_seconds()}, {"shipped_unused", c.shipped_unused()}, {"device_s", c.device_seconds()}, {"timed_s", c.timed_seconds()}};
 }
 
 void PrintJson(const Run& run, const Limits& limits) {

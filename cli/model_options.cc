@@ -38,6 +38,7 @@ void ModelOptions::AddTo(CLI::App& app, bool model_required) {
   app.add_option("--isa", isa, "instruction set of the CPU kernels")
       ->check(CLI::IsMember({"auto", "avx512", "avx2", "portable"}))->capture_default_str()->group(how);
   app.add_option("--step-timeout", step_timeout, "seconds after which a step that does not end fails its requests")->group(how);
+  app.add_option("--trace", trace, "file for a timeline of every step on every queue, which ui.perfetto.dev opens")->group(how);
   app.add_option("--log-level", log_level, "of the processes it starts: trace, debug, info, warn, error")
       ->capture_default_str()->group(how);
 }
@@ -99,6 +100,7 @@ std::vector<std::string> ModelOptions::CoordinatorArguments(int num_workers, con
   const auto add = [&](const char* flag, const std::string& value, bool given) {
     if (given) arguments.insert(arguments.end(), {flag, value});
   };
+  add("--trace", trace, !trace.empty());
   add("--layers", layers, !layers.empty());
   for (const std::string& rule : overrides) add("--override-tensor", rule, true);
   add("--ctx-size", std::to_string(context), context > 0);

@@ -311,7 +311,8 @@ void ClusterController::TryBeginEpoch() {
                              .workers = {},
                              .vocab_size = options_.model.vocab_size,
                              .max_steps_in_flight = options_.max_steps_in_flight,
-                             .step_timeout = options_.step_timeout};
+                             .step_timeout = options_.step_timeout,
+                             .trace = options_.trace};
   for (const Member& member : membership_.Members()) {
     options.workers.push_back(
         {.id = member.id, .incarnation = member.info.incarnation, .address = member.info.address});

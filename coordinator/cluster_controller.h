@@ -39,6 +39,7 @@ struct ClusterOptions {
   bool ooae = true;
   int max_steps_in_flight = 0;
   absl::Duration heartbeat_interval, heartbeat_timeout, step_timeout;
+  TraceWriter* trace = nullptr;  // null: no trace is written
 };
 
 class ClusterController {

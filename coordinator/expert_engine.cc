@@ -2,10 +2,13 @@
 
 #include <vector>
 
+#include "absl/time/clock.h"
+
 namespace ferry {
 
-ExpertEngine::ExpertEngine(const ExpertStore* store, Ops* ops, const SwigluParams& swiglu, int64_t n_embd)
-    : store_(*store), ops_(*ops), swiglu_(swiglu), n_embd_(n_embd) {}
+ExpertEngine::ExpertEngine(const ExpertStore* store, Ops* ops, const SwigluParams& swiglu, int64_t n_embd,
+                           TraceWriter* trace)
+    : store_(*store), ops_(*ops), swiglu_(swiglu), n_embd_(n_embd), trace_(trace) {}
 
 absl::Status ExpertEngine::Compute(const ExpertRequest& request, std::span<float> rows, std::span<float> contributions) {
   const ArenaLayout& arena = store_.layout();
@@ -36,9 +39,12 @@ absl::Status ExpertEngine::Compute(const ExpertRequest& request, std::span<float
                                .outs = outs.data()};
   const std::lock_guard lock(mutex_);
   bytes_read_.fetch_add(bytes, std::memory_order_relaxed);
-  return ops_.ExpertMlp(arena.layer(request.layer), uses, groups, swiglu_,
-                        Tensor(rows.data(), DType::kF32, request.num_rows, n_embd_),
-                        Tensor(contributions.data(), DType::kF32, num_entries, n_embd_));
+  const absl::Time begin = absl::Now();
+  RETURN_IF_ERROR(ops_.ExpertMlp(arena.layer(request.layer), uses, groups, swiglu_,
+                                 Tensor(rows.data(), DType::kF32, request.num_rows, n_embd_),
+                                 Tensor(contributions.data(), DType::kF32, num_entries, n_embd_)));
+  if (trace_ != nullptr) trace_->AddEngine(request.layer, static_cast<int64_t>(uses.size()), num_entries, begin, absl::Now());
+  return absl::OkStatus();
 }
 
 }  // namespace ferry

@@ -12,14 +12,15 @@
 #include "common/expert_mailbox.h"
 #include "coordinator/expert_planner.h"
 #include "coordinator/expert_store.h"
+#include "coordinator/trace_writer.h"
 #include "kernels/ops.h"
 
 namespace ferry {
 
 class ExpertEngine {
  public:
-  // `ops` is a host backend; both must outlive this.
-  ExpertEngine(const ExpertStore* store, Ops* ops, const SwigluParams& swiglu, int64_t n_embd);
+  // `ops` is a host backend. `trace` gets a span for every computation, unless it is null. All must outlive this.
+  ExpertEngine(const ExpertStore* store, Ops* ops, const SwigluParams& swiglu, int64_t n_embd, TraceWriter* trace = nullptr);
 
   // contributions[i] = expert of entry i applied to rows[entry_rows[i]]. Everything of `request` is checked first against the
   // store and the spans: InvalidArgument names the field. Thread-safe.
@@ -35,6 +36,7 @@ class ExpertEngine {
   Ops& ops_;
   const SwigluParams swiglu_;
   const int64_t n_embd_;
+  TraceWriter* const trace_;
   std::mutex mutex_;
   std::atomic<int64_t> bytes_read_{0};
 };

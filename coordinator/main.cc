@@ -99,6 +99,7 @@ void AddFlags(CLI::App& app, Flags* flags) {
                  "bytes per second this host reads its memory at; 0: measured at start");
   app.add_option("--host-flops", options.host_flops_per_second,
                  "floating point operations per second of its expert products; 0: measured at start");
+  app.add_option("--trace", options.trace, "file for a timeline of all steps, which ui.perfetto.dev opens; slows decode down");
   app.add_option("--log-level", options.log_level, "trace, debug, info, warn, error, off")->capture_default_str();
 }
 

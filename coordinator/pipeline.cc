@@ -14,10 +14,12 @@
 #include <mutex>
 #include <utility>
 
+#include "absl/time/clock.h"
 #include "common/grpc_status.h"
 #include "common/log.h"
 #include "coordinator/channels.h"
 #include "ferry/v1/worker.grpc.pb.h"
+#include "proto/expert_counters.h"
 
 namespace ferry {
 namespace {
@@ -112,7 +114,7 @@ class GrpcPipeline final : public Pipeline {
     {
       const std::lock_guard lock(mutex_);
       if (failed_) return;
-      Pending pending{.step = ++last_step_, .done = std::move(done)};
+      Pending pending{.step = ++last_step_, .begin = absl::Now(), .num_rows = plan.num_rows(), .done = std::move(done)};
       for (const PlannedSequence& sequence : plan.sequences) {
         for (const RowLogits& row : sequence.logits) pending.wanted.push_back(row.wanted);
       }
@@ -122,6 +124,7 @@ class GrpcPipeline final : public Pipeline {
         request.set_epoch(options_.epoch);
         request.set_step(last_step_);
         request.set_timeout_seconds(absl::ToDoubleSeconds(options_.step_timeout));
+        request.set_trace(options_.trace != nullptr);
       }
     }
     for (const PlannedSequence& sequence : plan.sequences) {
@@ -161,6 +164,8 @@ class GrpcPipeline final : public Pipeline {
  private:
   struct Pending {
     uint64_t step = 0;
+    absl::Time begin;
+    int64_t num_rows = 0;
     Done done;
     std::vector<LogitsRequest> wanted;
     std::vector<bool> answered;  // one a worker, once the first has
@@ -237,6 +242,10 @@ class GrpcPipeline final : public Pipeline {
       if (failed_) return false;
       failure.status = TakeResponse(index, response);
       while (failure.status.ok() && !pending_.empty() && IsAnswered(pending_.front())) {
+        if (options_.trace != nullptr) {
+          options_.trace->AddStep(options_.epoch, pending_.front().step, pending_.front().num_rows, pending_.front().begin,
+                                  absl::Now());
+        }
         done.emplace_back(std::move(pending_.front().done), std::move(pending_.front().outcome));
         pending_.pop_front();
         oldest_since_ = clock_.Now();
@@ -283,8 +292,12 @@ class GrpcPipeline final : public Pipeline {
         next->outcome.logits.push_back(std::move(row));
       }
     }
+    if (options_.trace != nullptr) {
+      RETURN_IF_ERROR(Annotate(options_.trace->AddWorker(options_.workers[index].id, response.spans()),
+                               absl::StrFormat("worker %d", worker)));
+    }
     next->answered[index] = true;
-    Accumulate(response.experts(), &next->outcome.experts);
+    AddCounters(response.experts(), &next->outcome.experts);
     return absl::OkStatus();
   }
 

@@ -18,6 +18,7 @@
 #include "common/ids.h"
 #include "common/status.h"
 #include "coordinator/step_plan.h"
+#include "coordinator/trace_writer.h"
 
 namespace ferry {
 
@@ -34,6 +35,7 @@ struct PipelineOptions {
   int max_steps_in_flight = 0;  // 0: one a worker
   absl::Duration begin_timeout = absl::Seconds(10);
   absl::Duration step_timeout = absl::Seconds(120);
+  TraceWriter* trace = nullptr;  // where every step's spans go; null: none are asked for
 };
 
 // How a pipeline ended.

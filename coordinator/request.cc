@@ -4,6 +4,8 @@
 #include <cmath>
 #include <utility>
 
+#include "proto/expert_counters.h"
+
 namespace ferry {
 namespace {
 
@@ -164,7 +166,7 @@ void Request::OnAdmitted(int64_t cached_tokens) {
 
 bool Request::OnRows(int64_t first_position, int64_t num_tokens, std::span<LogitsResult> logits,
                      const v1::ExpertCounters& experts) {
-  Accumulate(experts, &experts_);
+  AddCounters(experts, &experts_);
   v1::GenerateResponse response;
   size_t next = 0;
   bool ended = false;

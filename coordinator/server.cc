@@ -105,6 +105,9 @@ class ServerImpl final : public Server {
     ASSIGN_OR_RETURN(Placement placement, PlanPlacement(model_, sizes, options_.placement));
     const CacheShape cache = placement.cache;
 
+    if (!options_.trace.empty()) {
+      ASSIGN_OR_RETURN(trace_, TraceWriter::Create(options_.trace));
+    }
     loop_ = std::make_unique<GenerationLoop>(
         BatchSchedulerOptions{.max_batch_tokens = cache.max_batch_tokens,
                               .micro_batch_tokens = cache.micro_batch_tokens,
@@ -126,7 +129,8 @@ class ServerImpl final : public Server {
                                                            .max_steps_in_flight = options_.steps_in_flight,
                                                            .heartbeat_interval = options_.heartbeat_interval,
                                                            .heartbeat_timeout = options_.heartbeat_timeout,
-                                                           .step_timeout = options_.step_timeout},
+                                                           .step_timeout = options_.step_timeout,
+                                                           .trace = trace_.get()},
                                             loop_.get(), Clock::Real(), [this](bool serving) { SetServing(serving); });
     text_pool_ = std::make_unique<TaskPool>(1);
     // One request at a time of each worker; the engine computes them one after the other.
@@ -165,7 +169,7 @@ class ServerImpl final : public Server {
     ASSIGN_OR_RETURN(ops_, CreateOps({.kind = options_.backend, .num_threads = options_.threads, .isa = options_.isa}));
     const SwigluParams swiglu = {.alpha = static_cast<float>(model_.swiglu_alpha),
                                  .limit = static_cast<float>(model_.swiglu_limit)};
-    engine_ = std::make_unique<ExpertEngine>(store_.get(), ops_.get(), swiglu, model_.n_embd);
+    engine_ = std::make_unique<ExpertEngine>(store_.get(), ops_.get(), swiglu, model_.n_embd, trace_.get());
     ASSIGN_OR_RETURN(exchange_, ExpertExchange::Create(store_.get(), engine_.get(), rates, SocketName()));
     {
       const std::lock_guard lock(info_mutex_);
@@ -208,6 +212,7 @@ class ServerImpl final : public Server {
       });
     }
     for (std::thread& thread : threads) thread.join();
+    if (trace_ != nullptr) trace_->Close();  // no step follows, and giving back the arena takes seconds
     grpc_server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(2));
     grpc_server_->Wait();
   }
@@ -324,6 +329,7 @@ class ServerImpl final : public Server {
   ArenaLayout arena_layout_;
   mutable std::mutex info_mutex_;
   LoadInfo load_info_;
+  std::unique_ptr<TraceWriter> trace_;  // null: no trace is written
   std::unique_ptr<ExpertStore> store_;
   std::unique_ptr<Ops> ops_;
   std::unique_ptr<ExpertEngine> engine_;

@@ -54,7 +54,4 @@ class StepExecutor {
   virtual void Submit(StepPlan step, Done done) = 0;
 };
 
-// total += part, field by field.
-void Accumulate(const v1::ExpertCounters& part, v1::ExpertCounters* total);
-
 }  // namespace ferry

@@ -94,7 +94,7 @@ struct HostOps::Copies {
     std::shared_ptr<HostEvent> done;
   };
 
-  Copies() : thread([this] { Run(); }) {}
+  explicit Copies(HostTimeline* timeline) : timeline(*timeline), thread([this] { Run(); }) {}
   ~Copies() {
     {
       const std::lock_guard lock(mutex);
@@ -127,12 +127,16 @@ struct HostOps::Copies {
       for (const Event& event : job.after) {
         if (event != nullptr) HostEventOf(event)->WaitUntil(absl::InfiniteFuture());
       }
-      if (!job.src.empty()) std::memcpy(job.dst, job.src.data(), job.src.size());
+      {
+        const HostTimeline::Scope span(timeline, "CopyAsync", TimelineSpan::Queue::kCopy);
+        if (!job.src.empty()) std::memcpy(job.dst, job.src.data(), job.src.size());
+      }
       job.done->Pass();
       lock.lock();
     }
   }
 
+  HostTimeline& timeline;
   std::mutex mutex;
   std::condition_variable queued;
   std::deque<Job> jobs;             // guarded by mutex, like the next two
@@ -141,7 +145,7 @@ struct HostOps::Copies {
   std::thread thread;  // last: it uses all the others
 };
 
-HostOps::HostOps() : copies_(std::make_unique<Copies>()) {}
+HostOps::HostOps() : copies_(std::make_unique<Copies>(&timeline_)) {}
 HostOps::~HostOps() = default;
 
 absl::StatusOr<DeviceBuffer> HostOps::Allocate(int64_t bytes) {
@@ -221,7 +225,9 @@ absl::StatusOr<Event> HostOps::MarkCompute() { return Event(std::make_shared<Hos
 
 absl::Status HostOps::ComputeAfter(const Event& event) {
   RETURN_IF_ERROR(CheckEvent("event", event));
-  if (event != nullptr) HostEventOf(event)->WaitUntil(absl::InfiniteFuture());  // a copy that is on its way: it ends
+  if (event == nullptr || HostEventOf(event)->passed()) return absl::OkStatus();
+  const HostTimeline::Scope span(timeline_, kWaitSpan);
+  HostEventOf(event)->WaitUntil(absl::InfiniteFuture());  // a copy that is on its way: it ends
   return absl::OkStatus();
 }
 
@@ -245,6 +251,13 @@ absl::Status HostOps::Synchronize(absl::Time deadline) {
   return Wait(last, deadline);
 }
 
+absl::Status HostOps::StartTimeline(absl::Time) {
+  timeline_.Start();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<TimelineSpan>> HostOps::TakeTimeline() { return timeline_.Take(); }
+
 // -------------------------------------------------------------------------------------------------------------
 // operations
 
@@ -254,23 +267,27 @@ absl::StatusOr<std::unique_ptr<DeviceBatch>> HostOps::PrepareBatch(Batch batch) 
 }
 
 absl::Status HostOps::Embed(const DeviceBatch& batch, int64_t first_row, const TiledMatrix& table, Tensor x) {
+  const HostTimeline::Scope span(timeline_, "Embed");
   ASSIGN_OR_RETURN(const HostBatch* host_batch, HostBatchOf(batch));
   RETURN_IF_ERROR(CheckEmbed(batch.host(), first_row, table, x));
   return x.rows == 0 ? absl::OkStatus() : DoEmbed(*host_batch, first_row, table, x);
 }
 
 absl::Status HostOps::RmsNorm(Tensor x, const float* weight, double epsilon, Tensor out) {
+  const HostTimeline::Scope span(timeline_, "RmsNorm");
   RETURN_IF_ERROR(CheckRmsNorm(x, weight, epsilon, out, DType::kF32));
   return x.rows == 0 ? absl::OkStatus() : DoRmsNorm(x, weight, epsilon, out);
 }
 
 absl::Status HostOps::MatMul(Tensor in, const TiledMatrix& weight, const float* bias, Tensor out, bool accumulate) {
+  const HostTimeline::Scope span(timeline_, "MatMul");
   RETURN_IF_ERROR(CheckMatMul(in, weight, out, accumulate, DType::kF32));
   return in.rows == 0 ? absl::OkStatus() : DoMatMul(in, weight, bias, out, accumulate);
 }
 
 absl::Status HostOps::RopeAndStore(const DeviceBatch& batch, int64_t first_row, const RopeConfig& rope, Tensor qkv,
                                    const KvLayer& cache, Tensor q_out) {
+  const HostTimeline::Scope span(timeline_, "RopeAndStore");
   ASSIGN_OR_RETURN(const HostBatch* host_batch, HostBatchOf(batch));
   RETURN_IF_ERROR(CheckRopeAndStore(batch.host(), first_row, rope, qkv, cache, q_out, DType::kF32,
                                     StoresKvInF32() ? kKvTypesWithF32 : kKvTypes));
@@ -279,6 +296,7 @@ absl::Status HostOps::RopeAndStore(const DeviceBatch& batch, int64_t first_row, 
 
 absl::Status HostOps::Attention(const DeviceBatch& batch, int64_t first_row, Tensor q, const KvLayer& cache,
                                 int64_t window, const float* sinks, Tensor out) {
+  const HostTimeline::Scope span(timeline_, "Attention");
   ASSIGN_OR_RETURN(const HostBatch* host_batch, HostBatchOf(batch));
   RETURN_IF_ERROR(CheckAttention(batch.host(), first_row, q, cache, window, out, DType::kF32,
                                  StoresKvInF32() ? kKvTypesWithF32 : kKvTypes));
@@ -287,12 +305,14 @@ absl::Status HostOps::Attention(const DeviceBatch& batch, int64_t first_row, Ten
 
 absl::Status HostOps::Route(Tensor in, const float* weight, const float* bias, int64_t num_experts, int64_t top_k,
                             int32_t* experts, float* weights) {
+  const HostTimeline::Scope span(timeline_, "Route");
   RETURN_IF_ERROR(CheckRoute(in, weight, num_experts, top_k, experts, weights, DType::kF32));
   return in.rows == 0 ? absl::OkStatus() : DoRoute(in, weight, bias, num_experts, top_k, experts, weights);
 }
 
 absl::Status HostOps::GroupByExpert(const int32_t* experts, int64_t rows, int64_t top_k, int64_t num_experts,
                                     int32_t* offsets, int32_t* entry_rows, int32_t* entry_outs) {
+  const HostTimeline::Scope span(timeline_, "GroupByExpert");
   RETURN_IF_ERROR(CheckGroupByExpert(experts, rows, top_k, num_experts, offsets, entry_rows, entry_outs));
   if (rows == 0) return absl::OkStatus();
   const int64_t num_entries = rows * top_k;
@@ -315,6 +335,7 @@ absl::Status HostOps::GroupByExpert(const int32_t* experts, int64_t rows, int64_
 
 absl::Status HostOps::ExpertMlp(const ExpertLayout& layout, std::span<const ExpertUse> uses, const ExpertGroups& groups,
                                 const SwigluParams& swiglu, Tensor in, Tensor contributions) {
+  const HostTimeline::Scope span(timeline_, "ExpertMlp");
   RETURN_IF_ERROR(CheckExpertMlp(layout, uses, groups, in, contributions, DType::kF32, DType::kF32));
   int64_t num_rows = 0;
   for (size_t i = 0; i < uses.size(); ++i) {
@@ -344,6 +365,7 @@ absl::Status HostOps::ExpertMlp(const ExpertLayout& layout, std::span<const Expe
 
 absl::Status HostOps::ScatterContributions(std::span<const float> host_rows, std::span<const int32_t> outs,
                                            Tensor contributions) {
+  const HostTimeline::Scope span(timeline_, "ScatterContributions");
   RETURN_IF_ERROR(CheckScatterContributions(host_rows, outs, contributions, DType::kF32));
   for (size_t i = 0; i < outs.size(); ++i) {
     std::memcpy(RowOf(contributions, outs[i]), host_rows.data() + i * contributions.cols,
@@ -353,11 +375,13 @@ absl::Status HostOps::ScatterContributions(std::span<const float> host_rows, std
 }
 
 absl::Status HostOps::Combine(Tensor contributions, const float* weights, int64_t top_k, Tensor x) {
+  const HostTimeline::Scope span(timeline_, "Combine");
   RETURN_IF_ERROR(CheckCombine(contributions, weights, top_k, x, DType::kF32));
   return x.rows == 0 ? absl::OkStatus() : DoCombine(contributions, weights, top_k, x);
 }
 
 absl::Status HostOps::GatherRows(Tensor in, std::span<const int32_t> host_rows, Tensor out) {
+  const HostTimeline::Scope span(timeline_, "GatherRows");
   RETURN_IF_ERROR(CheckGatherRows(in, host_rows, out));
   RETURN_IF_ERROR(CheckDType("in", in.dtype, {DType::kF32}));
   for (size_t i = 0; i < host_rows.size(); ++i) {
@@ -367,6 +391,7 @@ absl::Status HostOps::GatherRows(Tensor in, std::span<const int32_t> host_rows, 
 }
 
 absl::StatusOr<std::vector<LogitsResult>> HostOps::ReadLogits(Tensor logits, std::span<const LogitsRequest> requests) {
+  const HostTimeline::Scope span(timeline_, "ReadLogits");
   RETURN_IF_ERROR(CheckReadLogits(logits, requests));
   std::vector<LogitsResult> results(requests.size());
   ForEach(logits.rows, [&](int64_t row) {

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/host_timeline.h"
 #include "kernels/ops.h"
 
 namespace ferry {
@@ -55,6 +56,8 @@ class HostOps : public Ops {
   bool Passed(const Event& event) final;
   absl::Status Wait(const Event& event, absl::Time deadline) final;
   absl::Status Synchronize(absl::Time deadline) final;
+  absl::Status StartTimeline(absl::Time deadline) final;
+  absl::StatusOr<std::vector<TimelineSpan>> TakeTimeline() final;
 
   absl::StatusOr<std::unique_ptr<DeviceBatch>> PrepareBatch(Batch batch) final;
   absl::Status Embed(const DeviceBatch& batch, int64_t first_row, const TiledMatrix& table, Tensor x) final;
@@ -104,6 +107,7 @@ class HostOps : public Ops {
 
  private:
   struct Copies;  // the queue and its thread
+  HostTimeline timeline_;
   std::unique_ptr<Copies> copies_;
   std::vector<std::span<const std::byte>> pinned_;
 };

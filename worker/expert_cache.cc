@@ -252,8 +252,10 @@ absl::StatusOr<const std::byte*> ExpertCache::Acquire(ExpertId id, absl::Time de
 }
 
 bool ExpertCache::Arrived(ExpertId id) {
-  const Slot* const slot = SlotOf(id);
-  return slot != nullptr && slot->state == State::kFilled && ops_.Passed(slot->arrived);
+  Slot* const slot = SlotOf(id);
+  if (slot == nullptr || slot->state != State::kFilled || !ops_.Passed(slot->arrived)) return false;
+  slot->arrived = nullptr;  // asking the device again would cost a microsecond, for every resident expert of every layer
+  return true;
 }
 
 void ExpertCache::Pin(ExpertId id) {

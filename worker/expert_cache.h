@@ -99,7 +99,7 @@ class ExpertCache {
     State state = State::kEmpty;
     ExpertId id;
     std::byte* data = nullptr;
-    Event arrived;       // kFilled
+    Event arrived;       // kFilled; none once it is known to have passed
     Event used;          // the last compute that read it
     bool pinned = false;
     bool fresh = false;  // not used since it was fetched

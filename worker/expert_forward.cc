@@ -87,7 +87,7 @@ absl::Status ExpertForward::BeginStep(const StepContext& context, int64_t rows) 
 
 absl::Status ExpertForward::Run(const StepContext& context, int64_t layer, const RouterWeights& router, Tensor in, Tensor x) {
   if (in.rows == 0) return absl::OkStatus();
-  RETURN_IF_ERROR(Route(layer, router, in));
+  RETURN_IF_ERROR(Route(context, layer, router, in));
   const Division division = DivisionOf(layer, in.rows);
   if (cache_ != nullptr) {
     cache_->BeginLayer(layer);
@@ -135,8 +135,12 @@ absl::Status ExpertForward::Run(const StepContext& context, int64_t layer, const
     RETURN_IF_ERROR(StartCopies(context, layer));
   }
 
-  chunks_ = CutHostShare(on_host, routing_.host, link_.max_rows(), link_.max_entries());
+  chunks_.clear();
   next_chunk_ = 0;
+  if (!on_host.empty()) {
+    RETURN_IF_ERROR(ReadEntries(layer));
+    chunks_ = CutHostShare(on_host, routing_.host, link_.max_rows(), link_.max_entries());
+  }
   RETURN_IF_ERROR(StartHost(context, layer, in));
   RETURN_IF_ERROR(ComputeHere(context, layer, in));
   RETURN_IF_ERROR(FinishHost(context, layer, in));
@@ -163,7 +167,8 @@ void ExpertForward::EndStep() {
 
 // ---------------------------------------------------------------------------------------------------------------- routing
 
-absl::Status ExpertForward::Route(int64_t layer, const RouterWeights& router, Tensor in) {
+absl::Status ExpertForward::Route(const StepContext& context, int64_t layer, const RouterWeights& router, Tensor in) {
+  const StepTrace::Scope span(*context.trace, "route", layer);
   const ModelConfig& model = options_.model;
   const int64_t entries = in.rows * model.top_k;
   const int64_t rows_begin = AlignedUp(model.num_experts + 1, kGroupsAlign);
@@ -180,14 +185,16 @@ absl::Status ExpertForward::Route(int64_t layer, const RouterWeights& router, Te
                      .rows = groups + rows_begin,
                      .outs = groups + outs_begin};
 
-  // The counts are needed to divide; rows and outs only by the host's share, but they are small.
+  // The counts are needed to divide, and the device stands still until they are here.
   routing_.downloaded.resize(outs_begin + entries);
-  RETURN_IF_ERROR(ops_.Download(std::as_writable_bytes(std::span(routing_.downloaded)), groups));
-  const std::span<const int32_t> downloaded(routing_.downloaded);
-  routing_.host = {.offsets = downloaded.first(model.num_experts + 1),
-                   .rows = downloaded.subspan(rows_begin, entries),
-                   .outs = downloaded.subspan(outs_begin, entries)};
-  RETURN_IF_ERROR(Annotate(CheckRouting(), absl::StrFormat("routing of layer %d", layer)));
+  const std::span<int32_t> offsets = std::span(routing_.downloaded).first(model.num_experts + 1);
+  RETURN_IF_ERROR(ops_.Download(std::as_writable_bytes(offsets), groups));
+  // Numbers read back from a device become indices here, so they are held to their ranges first.
+  if (offsets.front() != 0 || offsets.back() != entries || !std::is_sorted(offsets.begin(), offsets.end())) {
+    return Internal("routing of layer %d: offsets go from %d to %d, want increasing from 0 to %d", layer, offsets.front(),
+                    offsets.back(), entries);
+  }
+  routing_.host = {.offsets = offsets, .rows = {}, .outs = {}};
 
   routing_.uses.clear();
   routing_.tokens.assign(model.num_experts, 0);
@@ -201,23 +208,24 @@ absl::Status ExpertForward::Route(int64_t layer, const RouterWeights& router, Te
   return absl::OkStatus();
 }
 
-// Numbers read back from a device become indices here, so they are held to their ranges first.
-absl::Status ExpertForward::CheckRouting() const {
-  const HostGroups& groups = routing_.host;
-  const int32_t entries = static_cast<int32_t>(groups.rows.size());
-  if (groups.offsets.front() != 0 || groups.offsets.back() != entries ||
-      !std::is_sorted(groups.offsets.begin(), groups.offsets.end())) {
-    return Internal("offsets go from %d to %d, want increasing from 0 to %d", groups.offsets.front(), groups.offsets.back(),
-                    entries);
-  }
-  for (int32_t i = 0; i < entries; ++i) {
-    if (groups.rows[i] < 0 || groups.rows[i] >= routing_.rows) {
-      return Internal("row of entry %d is %d, want 0 to %d", i, groups.rows[i], routing_.rows - 1);
+// Which rows go to which expert, and where its contributions go: for the host's share.
+absl::Status ExpertForward::ReadEntries(int64_t layer) {
+  const int64_t entries = routing_.device.num_entries;
+  const int64_t rows_begin = routing_.device.rows - routing_.device.offsets;
+  const int64_t outs_begin = routing_.device.outs - routing_.device.offsets;
+  const std::span<int32_t> both = std::span(routing_.downloaded).subspan(rows_begin, outs_begin - rows_begin + entries);
+  RETURN_IF_ERROR(ops_.Download(std::as_writable_bytes(both), routing_.device.rows));
+  const std::span<const int32_t> rows = both.first(entries), outs = both.last(entries);
+  for (int64_t i = 0; i < entries; ++i) {
+    if (rows[i] < 0 || rows[i] >= routing_.rows) {
+      return Internal("routing of layer %d: row of entry %d is %d, want 0 to %d", layer, i, rows[i], routing_.rows - 1);
     }
-    if (groups.outs[i] < 0 || groups.outs[i] >= entries) {
-      return Internal("out of entry %d is %d, want 0 to %d", i, groups.outs[i], entries - 1);
+    if (outs[i] < 0 || outs[i] >= entries) {
+      return Internal("routing of layer %d: out of entry %d is %d, want 0 to %d", layer, i, outs[i], entries - 1);
     }
   }
+  routing_.host.rows = rows;
+  routing_.host.outs = outs;
   return absl::OkStatus();
 }
 
@@ -236,6 +244,11 @@ absl::StatusOr<std::vector<ExpertPlace>> ExpertForward::Divide(const StepContext
       return places;
     case Division::kPlanned: break;
   }
+  if (std::all_of(uses.begin(), uses.end(), [](const ActivatedExpert& use) { return use.resident != 0; })) {
+    std::fill(places.begin(), places.end(), ExpertPlace::kResident);  // nothing to divide
+    return places;
+  }
+  const StepTrace::Scope span(*context.trace, "plan", layer);
   ASSIGN_OR_RETURN(places, link_.Plan(context.step, layer, routing_.rows, uses, context.deadline));
   if (places.size() != uses.size()) return Internal("the plan places %d experts, want %d", places.size(), uses.size());
   for (size_t i = 0; i < uses.size(); ++i) {
@@ -250,6 +263,7 @@ absl::StatusOr<std::vector<ExpertPlace>> ExpertForward::Divide(const StepContext
 
 absl::Status ExpertForward::StartHost(const StepContext& context, int64_t layer, Tensor in) {
   if (next_chunk_ == chunks_.size()) return absl::OkStatus();
+  const StepTrace::Scope span(*context.trace, "rows to the host", layer);
   const HostChunk& chunk = chunks_[next_chunk_];
   RETURN_IF_ERROR(FillHostRows(chunk, in));
   RETURN_IF_ERROR(link_.StartCompute({.step = context.step,
@@ -266,6 +280,7 @@ absl::Status ExpertForward::StartHost(const StepContext& context, int64_t layer,
 absl::Status ExpertForward::FinishHost(const StepContext& context, int64_t layer, Tensor in) {
   for (; next_chunk_ < chunks_.size(); ++next_chunk_) {
     if (!host_running_) RETURN_IF_ERROR(StartHost(context, layer, in));
+    const StepTrace::Scope span(*context.trace, "host's share", layer);
     const absl::Time before = absl::Now();
     const absl::StatusOr<std::span<const float>> contributions = link_.FinishCompute(context.deadline);
     host_running_ = false;
@@ -320,6 +335,7 @@ absl::Status ExpertForward::StartCopies(const StepContext& context, int64_t laye
 
 absl::Status ExpertForward::ComputeHere(const StepContext& context, int64_t layer, Tensor in) {
   if (cache_ == nullptr) return absl::OkStatus();
+  const StepTrace::Scope span(*context.trace, "experts here", layer);
   std::vector<int32_t> ready;
   while (!coming_.empty() || next_wanted_ < wanted_.size()) {
     if (coming_.empty()) RETURN_IF_ERROR(cache_->WaitForRecord(context.deadline));  // slots wait for background copies

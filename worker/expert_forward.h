@@ -24,6 +24,7 @@
 #include "worker/expert_cache.h"
 #include "worker/expert_link.h"
 #include "worker/host_share.h"
+#include "worker/step_trace.h"
 
 namespace ferry {
 
@@ -55,6 +56,7 @@ struct StepContext {
   uint64_t step = 0;
   absl::Time deadline;
   v1::ExpertCounters* counters = nullptr;
+  StepTrace* trace = nullptr;
 };
 
 struct RouterWeights {
@@ -92,7 +94,7 @@ class ExpertForward {
   struct Routing {
     int64_t rows = 0;
     ExpertGroups device;
-    std::vector<int32_t> downloaded;  // offsets, rows and outs
+    std::vector<int32_t> downloaded;  // offsets, then, when the host has a share, rows and outs
     HostGroups host;
     std::vector<int32_t> tokens;          // of each expert
     std::vector<ActivatedExpert> uses;    // ids increasing
@@ -118,8 +120,8 @@ class ExpertForward {
     return DivisionFor(options_.policy, RuleOf(layer), cache_ != nullptr, rows);
   }
 
-  absl::Status Route(int64_t layer, const RouterWeights& router, Tensor in);
-  absl::Status CheckRouting() const;
+  absl::Status Route(const StepContext& context, int64_t layer, const RouterWeights& router, Tensor in);
+  absl::Status ReadEntries(int64_t layer);
   absl::StatusOr<std::vector<ExpertPlace>> Divide(const StepContext& context, int64_t layer, Division division);
   absl::Status StartHost(const StepContext& context, int64_t layer, Tensor in);
   absl::Status FinishHost(const StepContext& context, int64_t layer, Tensor in);

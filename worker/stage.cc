@@ -11,6 +11,7 @@ namespace {
 
 constexpr int64_t kLogitsRows = 64;          // rows through the output matrix at once: bounds the logits' buffer
 constexpr int64_t kMinMemoryLeft = 1 << 30;  // of the device, by automatic slots: for the backend's own use and for others
+constexpr int64_t kMinRowsToTime = 32;       // decode is too quick to be timed always: 3 us an operation of 5 to 30
 constexpr absl::Duration kProbeTimeout = absl::Seconds(60);
 
 int64_t ElementBytes(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
@@ -44,6 +45,7 @@ struct Stage::Pass {
   ActivationSink* const sink;
   const std::stop_token& stop;
   StageResult& result;
+  StepTrace& trace;
   const StepContext experts;
 
   std::unique_ptr<DeviceBatch> batch;
@@ -67,6 +69,7 @@ absl::Status Stage::Forward(Pass& pass) {
     for (int64_t row = 0; row < pass.x.rows; row += options_.micro_batch_rows) {
       const int64_t num_rows = std::min(options_.micro_batch_rows, pass.x.rows - row);
       if (layer == options_.first_layer) RETURN_IF_ERROR(EnsureRows(pass, row + num_rows));
+      const StepTrace::Scope span(pass.trace, "attention", layer);
       RETURN_IF_ERROR(Attention(pass, layer, row, num_rows));
     }
     RETURN_IF_ERROR(Experts(pass, layer));
@@ -113,6 +116,7 @@ absl::Status Stage::EnsureRows(Pass& pass, int64_t end_row) {
     pass.rows_here = end_row;
     return absl::OkStatus();
   }
+  const StepTrace::Scope span(pass.trace, "receive rows", -1);
   while (pass.rows_here < end_row) {
     const absl::Time before = absl::Now();
     ASSIGN_OR_RETURN(const ActivationChunk chunk, pass.source->Next(pass.step.step, pass.rows_here, pass.deadline));
@@ -133,6 +137,7 @@ absl::Status Stage::EnsureRows(Pass& pass, int64_t end_row) {
 }
 
 absl::Status Stage::SendRows(Pass& pass) {
+  const StepTrace::Scope span(pass.trace, "send rows", -1);
   const int64_t row_bytes = pass.x.cols * static_cast<int64_t>(sizeof(float));
   const int64_t rows_at_once = std::max<int64_t>(1, kMaxActivationBytes / row_bytes);
   std::vector<float> rows;
@@ -147,6 +152,7 @@ absl::Status Stage::SendRows(Pass& pass) {
 
 // Only the rows whose logits are wanted go through the output matrix.
 absl::Status Stage::ReadLogits(Pass& pass) {
+  const StepTrace::Scope span(pass.trace, "logits", -1);
   const std::vector<WantedLogits>& wanted = pass.step.logits;
   const int64_t rows_at_once = std::min(kLogitsRows, options_.max_rows);
   for (size_t first = 0; first < wanted.size(); first += rows_at_once) {
@@ -191,29 +197,38 @@ absl::StatusOr<StageResult> Stage::Run(const StageStep& step, absl::Time deadlin
   if (!options_.first() && source == nullptr) return FailedPrecondition("no previous worker is connected");
   if (!options_.last() && sink == nullptr) return FailedPrecondition("no next worker is connected");
   StageResult result;
+  StepTrace trace(step.trace);
+  const bool timed = step.trace || step.num_rows() >= kMinRowsToTime;
   Pass pass = {.step = step,
                .deadline = deadline,
                .source = source,
                .sink = sink,
                .stop = stop,
                .result = result,
-               .experts = {.step = step.step, .deadline = deadline, .counters = &result.experts},
+               .trace = trace,
+               .experts = {.step = step.step, .deadline = deadline, .counters = &result.experts, .trace = &trace},
                .batch = nullptr,
                .x = {residual_.data(), DType::kF32, step.num_rows(), options_.model.n_embd},
                .normed = {normed_.data(), ops_.activation_dtype(), step.num_rows(), options_.model.n_embd},
                .started = absl::Now()};
   const auto run = [&]() -> absl::Status {
+    if (timed) RETURN_IF_ERROR(ops_.StartTimeline(deadline));
     ASSIGN_OR_RETURN(pass.batch, ops_.PrepareBatch(MakeBatch(step)));
     return Forward(pass);
   };
   const absl::Status status = run();
   if (!status.ok()) experts_->Recover();
   experts_->EndStep();  // its counters end with `result`
+  const absl::StatusOr<std::vector<TimelineSpan>> timeline = ops_.TakeTimeline();
   RETURN_IF_ERROR(status);
+  RETURN_IF_ERROR(timeline.status());
   const absl::Duration took = absl::Now() - pass.started;
   result.seconds = absl::ToDoubleSeconds(took);
   result.busy_seconds = absl::ToDoubleSeconds(took - pass.waited);
   result.experts.set_compute_seconds(result.busy_seconds);
+  if (timed) CountTimeline(*timeline, result.busy_seconds, &result.experts);
+  trace.AddDevice(*timeline);
+  result.spans = trace.Take();
   return result;
 }
 

@@ -26,6 +26,7 @@
 #include "worker/stage_link.h"
 #include "worker/stage_step.h"
 #include "worker/stage_weights.h"
+#include "worker/step_trace.h"
 
 namespace ferry {
 
@@ -50,6 +51,7 @@ struct StageResult {
   v1::ExpertCounters experts;
   double seconds = 0;       // from the first row's arrival to the last row's departure
   double busy_seconds = 0;  // without waiting for the previous stage
+  std::vector<TraceSpan> spans;  // when the step asked for them
 };
 
 class Stage {

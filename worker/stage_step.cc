@@ -99,6 +99,7 @@ absl::StatusOr<StageStep> CheckStep(const v1::StepRequest& request, const StepLi
     return InvalidArgument("logits.top_n: the answer would take %d bytes, want at most %d", logits_bytes,
                            limits.max_logits_bytes);
   }
+  step.trace = request.trace();
   return step;
 }
 

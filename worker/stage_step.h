@@ -46,6 +46,7 @@ struct StageStep {
   absl::Duration timeout;
   std::vector<StageSequence> sequences;
   std::vector<WantedLogits> logits;  // rows increasing
+  bool trace = false;                // its spans are wanted
 
   int64_t num_rows() const { return sequences.empty() ? 0 : sequences.back().first_row + sequences.back().num_rows; }
 };

@@ -6,6 +6,7 @@
 
 #include "absl/time/clock.h"
 #include "common/log.h"
+#include "proto/expert_counters.h"
 
 namespace ferry {
 namespace {
@@ -23,6 +24,15 @@ v1::StepResponse ResponseFor(const v1::StepRequest& request, const absl::Status&
   return response;
 }
 
+v1::TraceSpan::Track TrackToProto(TraceSpan::Track track) {
+  switch (track) {
+    case TraceSpan::Track::kHost: return v1::TraceSpan::HOST;
+    case TraceSpan::Track::kCompute: return v1::TraceSpan::COMPUTE;
+    case TraceSpan::Track::kCopy: return v1::TraceSpan::COPY;
+  }
+  return v1::TraceSpan::HOST;
+}
+
 v1::StepResponse ResponseFor(const v1::StepRequest& request, const StageResult& result) {
   v1::StepResponse response = ResponseFor(request, absl::OkStatus());
   for (const LogitsResult& logits : result.logits) {
@@ -35,6 +45,14 @@ v1::StepResponse ResponseFor(const v1::StepRequest& request, const StageResult& 
   *response.mutable_experts() = result.experts;
   response.set_seconds(result.seconds);
   response.set_busy_seconds(result.busy_seconds);
+  for (const TraceSpan& span : result.spans) {
+    v1::TraceSpan* const out = response.add_spans();
+    out->set_name(span.name);
+    out->set_track(TrackToProto(span.track));
+    out->set_layer(static_cast<int32_t>(span.layer));
+    out->set_begin_unix_ns(absl::ToUnixNanos(span.begin));
+    out->set_duration_ns(absl::ToInt64Nanoseconds(span.end - span.begin));
+  }
   return response;
 }
 
@@ -45,21 +63,6 @@ absl::Duration TimeoutOf(const v1::StepRequest& request, const StepLimits& limit
 }
 
 }  // namespace
-
-void AddCounters(const v1::ExpertCounters& part, v1::ExpertCounters* total) {
-  total->set_activated(total->activated() + part.activated());
-  total->set_resident(total->resident() + part.resident());
-  total->set_shipped(total->shipped() + part.shipped());
-  total->set_on_host(total->on_host() + part.on_host());
-  total->set_bytes_shipped(total->bytes_shipped() + part.bytes_shipped());
-  total->set_copies(total->copies() + part.copies());
-  total->set_copy_wait_seconds(total->copy_wait_seconds() + part.copy_wait_seconds());
-  total->set_host_wait_seconds(total->host_wait_seconds() + part.host_wait_seconds());
-  total->set_host_bytes_read(total->host_bytes_read() + part.host_bytes_read());
-  total->set_copy_busy_seconds(total->copy_busy_seconds() + part.copy_busy_seconds());
-  total->set_compute_seconds(total->compute_seconds() + part.compute_seconds());
-  total->set_shipped_unused(total->shipped_unused() + part.shipped_unused());
-}
 
 StepRunner::StepRunner(Stage* stage, ActivationQueue* activations)
     : stage_(*stage), activations_(*activations), limits_(stage->limits()), thread_([this] { Loop(); }) {}

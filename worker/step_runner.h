@@ -73,7 +73,4 @@ class StepRunner {
   std::thread thread_;
 };
 
-// total += part, field by field.
-void AddCounters(const v1::ExpertCounters& part, v1::ExpertCounters* total);
-
 }  // namespace ferry

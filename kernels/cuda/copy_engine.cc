@@ -54,8 +54,9 @@ absl::StatusOr<bool> PollUntil(absl::Time deadline, std::string_view what, const
   }
 }
 
-absl::StatusOr<std::unique_ptr<CopyEngine>> CopyEngine::Create(int device, std::shared_ptr<EventPool> events) {
-  std::unique_ptr<CopyEngine> out(new CopyEngine());
+absl::StatusOr<std::unique_ptr<CopyEngine>> CopyEngine::Create(int device, std::shared_ptr<EventPool> events,
+                                                               CudaTimeline* timeline) {
+  std::unique_ptr<CopyEngine> out(new CopyEngine(timeline));
   out->device_ = device;
   ASSIGN_OR_RETURN(out->stream_, Stream::Create());
   out->events_ = std::move(events);
@@ -120,6 +121,7 @@ absl::StatusOr<Event> CopyEngine::Copy(void* dst, std::span<const std::byte> hos
         CudaStatus(cudaStreamWaitEvent(stream_.get(), CudaEvent::Of(event)->get(), 0), "CopyAsync after an event"));
   }
   if (!host_src.empty()) {
+    const CudaTimeline::Scope span(timeline_, "CopyAsync", TimelineSpan::Queue::kCopy, stream_.get());
     RETURN_IF_ERROR(CudaStatus(
         cudaMemcpyAsync(dst, host_src.data(), host_src.size(), cudaMemcpyHostToDevice, stream_.get()), "CopyAsync"));
   }

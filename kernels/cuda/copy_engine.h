@@ -12,6 +12,7 @@
 
 #include "absl/time/time.h"
 #include "kernels/cuda/cuda_handles.h"
+#include "kernels/cuda/cuda_timeline.h"
 #include "kernels/ops.h"
 
 namespace ferry::cuda {
@@ -51,7 +52,9 @@ absl::StatusOr<bool> PollUntil(absl::Time deadline, std::string_view what, const
 // One thread.
 class CopyEngine {
  public:
-  static absl::StatusOr<std::unique_ptr<CopyEngine>> Create(int device, std::shared_ptr<EventPool> events);
+  // `timeline` gets a span for every copy; it must outlive this.
+  static absl::StatusOr<std::unique_ptr<CopyEngine>> Create(int device, std::shared_ptr<EventPool> events,
+                                                            CudaTimeline* timeline);
   ~CopyEngine();  // unpins what is pinned
 
   // Page-locks `region` for every device of the process. read_only: its mapping may not be writable (a sealed arena).
@@ -68,7 +71,8 @@ class CopyEngine {
   cudaStream_t stream() const { return stream_.get(); }
 
  private:
-  CopyEngine() = default;
+  explicit CopyEngine(CudaTimeline* timeline) : timeline_(*timeline) {}
+  CudaTimeline& timeline_;
   int device_ = 0;
   Stream stream_;
   std::shared_ptr<EventPool> events_;

@@ -14,6 +14,7 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/copy_engine.h"
 #include "kernels/cuda/cuda_handles.h"
+#include "kernels/cuda/cuda_timeline.h"
 #include "kernels/cuda/expert_mlp.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/logits.h"
@@ -185,7 +186,7 @@ class CudaOps final : public Ops {
     ops->contribution_dtype_ = has_bf16 ? DType::kBF16 : DType::kF32;
     RETURN_IF_ERROR(ops->Use());
     ASSIGN_OR_RETURN(ops->compute_, Stream::Create());
-    ASSIGN_OR_RETURN(ops->copies_, CopyEngine::Create(device, ops->events_));
+    ASSIGN_OR_RETURN(ops->copies_, CopyEngine::Create(device, ops->events_, &ops->timeline_));
     ASSIGN_OR_RETURN(ops->staging_, Staging::Create(ops->compute_.get()));
     for (PinnedBuffer& half : ops->downloads_) {
       ASSIGN_OR_RETURN(half, PinnedBuffer::Allocate(Staging::kBufferBytes));
@@ -205,8 +206,7 @@ class CudaOps final : public Ops {
   DType activation_dtype() const override { return activation_dtype_; }
   DType contribution_dtype() const override { return contribution_dtype_; }
 
-  // --------------------------------------------------------------------------------------------------- memory and
-  // queues
+  // ------------------------------------------------------------------------------------------------- memory and queues
 
   absl::StatusOr<DeviceBuffer> Allocate(int64_t bytes) override {
     RETURN_IF_ERROR(Use());
@@ -225,20 +225,22 @@ class CudaOps final : public Ops {
 
   absl::Status Upload(void* dst, std::span<const std::byte> host_src) override {
     RETURN_IF_ERROR(Use());
+    const CudaTimeline::Scope span = SpanOf("Upload");
     if (host_src.empty()) return absl::OkStatus();
     RETURN_IF_ERROR(CheckNotNull("dst", dst));
     for (size_t first = 0; first < host_src.size(); first += Staging::kBufferBytes) {
       const auto part = host_src.subspan(first, std::min<size_t>(Staging::kBufferBytes, host_src.size() - first));
       ASSIGN_OR_RETURN(std::byte * staged, staging_.Reserve(static_cast<int64_t>(part.size())));
       std::memcpy(staged, part.data(), part.size());
-      RETURN_IF_ERROR(Queued("Upload", cudaMemcpyAsync(static_cast<std::byte*>(dst) + first, staged, part.size(),
-                                                       cudaMemcpyHostToDevice, compute_.get())));
+      RETURN_IF_ERROR(Queued("Upload", LaunchCopyFromHost(static_cast<std::byte*>(dst) + first, staged,
+                                                          static_cast<int64_t>(part.size()), compute_.get())));
     }
     return absl::OkStatus();
   }
 
   absl::Status Download(std::span<std::byte> host_dst, const void* src) override {
     RETURN_IF_ERROR(Use());
+    const CudaTimeline::Scope span = SpanOf("Download");
     if (host_dst.empty()) return absl::OkStatus();
     RETURN_IF_ERROR(CheckNotNull("src", src));
     // Two buffers in turn: the host empties one while the device fills the other.
@@ -283,6 +285,7 @@ class CudaOps final : public Ops {
     RETURN_IF_ERROR(Use());
     RETURN_IF_ERROR(CheckEvent("event", event));
     if (event == nullptr) return absl::OkStatus();
+    const CudaTimeline::Scope span = SpanOf(kWaitSpan);
     return Seen("ComputeAfter", cudaStreamWaitEvent(compute_.get(), CudaEvent::Of(event)->get(), 0));
   }
   bool Passed(const Event& event) override {
@@ -307,8 +310,16 @@ class CudaOps final : public Ops {
     return absl::OkStatus();
   }
 
-  // -----------------------------------------------------------------------------------------------------------
-  // operations
+  absl::Status StartTimeline(absl::Time deadline) override {
+    RETURN_IF_ERROR(Use());
+    return timeline_.Start(compute_.get(), deadline);
+  }
+  absl::StatusOr<std::vector<TimelineSpan>> TakeTimeline() override {
+    RETURN_IF_ERROR(Use());
+    return timeline_.Take();
+  }
+
+  // ------------------------------------------------------------------------------------------------------- operations
 
   absl::StatusOr<std::unique_ptr<DeviceBatch>> PrepareBatch(Batch batch) override {
     RETURN_IF_ERROR(Use());
@@ -322,6 +333,7 @@ class CudaOps final : public Ops {
 
   absl::Status Embed(const DeviceBatch& batch, int64_t first_row, const TiledMatrix& table, Tensor x) override {
     RETURN_IF_ERROR(Use());
+    const CudaTimeline::Scope span = SpanOf("Embed");
     ASSIGN_OR_RETURN(const CudaBatch* cuda_batch, CudaBatchOf(batch));
     RETURN_IF_ERROR(CheckEmbed(batch.host(), first_row, table, x));
     return Queued("Embed", LaunchEmbed(TilesOf(table), cuda_batch->token_ids(first_row), RowsOf(x), compute_.get()));
@@ -329,6 +341,7 @@ class CudaOps final : public Ops {
 
   absl::Status RmsNorm(Tensor x, const float* weight, double epsilon, Tensor out) override {
     RETURN_IF_ERROR(Use());
+    const CudaTimeline::Scope span = SpanOf("RmsNorm");
     RETURN_IF_ERROR(CheckRmsNorm(x, weight, epsilon, out, activation_dtype_));
     return Queued("RmsNorm",
                   LaunchRmsNorm(RowsOf(x), weight, static_cast<float>(epsilon), RowsOf(out), compute_.get()));
@@ -336,6 +349,7 @@ class CudaOps final : public Ops {
 
   absl::Status MatMul(Tensor in, const TiledMatrix& weight, const float* bias, Tensor out, bool accumulate) override {
     RETURN_IF_ERROR(Use());
+    const CudaTimeline::Scope span = SpanOf("MatMul");
     RETURN_IF_ERROR(CheckMatMul(in, weight, out, accumulate, activation_dtype_));
     if (in.rows == 0) return absl::OkStatus();
     TiledGemmArgs args;
@@ -360,6 +374,7 @@ class CudaOps final : public Ops {
   absl::Status RopeAndStore(const DeviceBatch& batch, int64_t first_row, const RopeConfig& rope, Tensor qkv,
                             const KvLayer& cache, Tensor q_out) override {
     RETURN_IF_ERROR(Use());
+    const CudaTimeline::Scope span = SpanOf("RopeAndStore");
     ASSIGN_OR_RETURN(const CudaBatch* cuda_batch, CudaBatchOf(batch));
     RETURN_IF_ERROR(CheckRopeAndStore(batch.host(), first_row, rope, qkv, cache, q_out, activation_dtype_, kKvTypes));
     RETURN_IF_ERROR(CheckHeadDim(cache));
@@ -379,6 +394,7 @@ class CudaOps final : public Ops {
   absl::Status Attention(const DeviceBatch& batch, int64_t first_row, Tensor q, const KvLayer& cache, int64_t window,
                          const float* sinks, Tensor out) override {
     RETURN_IF_ERROR(Use());
+    const CudaTimeline::Scope span = SpanOf("Attention");
     ASSIGN_OR_RETURN(const CudaBatch* cuda_batch, CudaBatchOf(batch));
     RETURN_IF_ERROR(CheckAttention(batch.host(), first_row, q, cache, window, out, activation_dtype_, kKvTypes));
     RETURN_IF_ERROR(CheckHeadDim(cache));
@@ -438,6 +454,7 @@ class CudaOps final : public Ops {
   absl::Status Route(Tensor in, const float* weight, const float* bias, int64_t num_experts, int64_t top_k,
                      int32_t* experts, float* weights) override {
     RETURN_IF_ERROR(Use());
+    const CudaTimeline::Scope span = SpanOf("Route");
     RETURN_IF_ERROR(CheckRoute(in, weight, num_experts, top_k, experts, weights, activation_dtype_));
     if (in.rows == 0) return absl::OkStatus();
     RouteArgs args;
@@ -455,6 +472,7 @@ class CudaOps final : public Ops {
   absl::Status GroupByExpert(const int32_t* experts, int64_t rows, int64_t top_k, int64_t num_experts, int32_t* offsets,
                              int32_t* entry_rows, int32_t* entry_outs) override {
     RETURN_IF_ERROR(Use());
+    const CudaTimeline::Scope span = SpanOf("GroupByExpert");
     RETURN_IF_ERROR(CheckGroupByExpert(experts, rows, top_k, num_experts, offsets, entry_rows, entry_outs));
     if (rows == 0) return absl::OkStatus();
     ASSIGN_OR_RETURN(std::byte * workspace, workspace_.Reserve(GroupWorkspaceBytes(rows, top_k, num_experts)));
@@ -465,6 +483,7 @@ class CudaOps final : public Ops {
   absl::Status ExpertMlp(const ExpertLayout& layout, std::span<const ExpertUse> uses, const ExpertGroups& groups,
                          const SwigluParams& swiglu, Tensor in, Tensor contributions) override {
     RETURN_IF_ERROR(Use());
+    const CudaTimeline::Scope span = SpanOf("ExpertMlp");
     RETURN_IF_ERROR(CheckExpertMlp(layout, uses, groups, in, contributions, activation_dtype_, contribution_dtype_));
     if (layout.gate.dtype != layout.up.dtype) {
       return InvalidArgument("layout has gate in %s and up in %s, want one type", NameOf(layout.gate.dtype),
@@ -519,6 +538,7 @@ class CudaOps final : public Ops {
   absl::Status ScatterContributions(std::span<const float> host_rows, std::span<const int32_t> outs,
                                     Tensor contributions) override {
     RETURN_IF_ERROR(Use());
+    const CudaTimeline::Scope span = SpanOf("ScatterContributions");
     RETURN_IF_ERROR(CheckScatterContributions(host_rows, outs, contributions, contribution_dtype_));
     // The kernel reads the staged rows across the link itself: one launch, and no second buffer on the device.
     const int64_t cols = contributions.cols, row_bytes = cols * 4 + 4;
@@ -541,12 +561,14 @@ class CudaOps final : public Ops {
 
   absl::Status Combine(Tensor contributions, const float* weights, int64_t top_k, Tensor x) override {
     RETURN_IF_ERROR(Use());
+    const CudaTimeline::Scope span = SpanOf("Combine");
     RETURN_IF_ERROR(CheckCombine(contributions, weights, top_k, x, contribution_dtype_));
     return Queued("Combine", LaunchCombine(RowsOf(contributions), weights, top_k, RowsOf(x), compute_.get()));
   }
 
   absl::Status GatherRows(Tensor in, std::span<const int32_t> host_rows, Tensor out) override {
     RETURN_IF_ERROR(Use());
+    const CudaTimeline::Scope span = SpanOf("GatherRows");
     RETURN_IF_ERROR(CheckGatherRows(in, host_rows, out));
     RETURN_IF_ERROR(CheckDType("in", in.dtype, {DType::kF32, activation_dtype_, contribution_dtype_}));
     constexpr int64_t kRowsAtOnce = Staging::kBufferBytes / 4;
@@ -598,7 +620,10 @@ class CudaOps final : public Ops {
       args.summaries = reinterpret_cast<RowSummary*>(workspace);
       args.best = reinterpret_cast<RankedLogit*>(workspace + best_offset);
       args.workspace = workspace + results_bytes;
-      RETURN_IF_ERROR(Queued("ReadLogits", LaunchSummarize(args, compute_.get())));
+      {
+        const CudaTimeline::Scope span = SpanOf("ReadLogits");
+        RETURN_IF_ERROR(Queued("ReadLogits", LaunchSummarize(args, compute_.get())));
+      }
       std::vector<std::byte> read(best_offset + count * max_top * sizeof(RankedLogit));
       RETURN_IF_ERROR(Download(read, workspace));
       for (int64_t i = 0; i < count; ++i) {
@@ -633,6 +658,11 @@ class CudaOps final : public Ops {
 
   // Kernels and memory belong to the device that is current in the calling thread.
   absl::Status Use() { return CudaStatus(cudaSetDevice(device_), absl::StrFormat("using GPU %d", device_)); }
+
+  // A span of the timeline for as long as it lives.
+  CudaTimeline::Scope SpanOf(const char* op) {
+    return CudaTimeline::Scope(timeline_, op, TimelineSpan::Queue::kCompute, compute_.get());
+  }
 
   // The status of queueing `op`, or of a fault that an earlier operation left behind.
   absl::Status Queued(const char* op, cudaError_t error) {
@@ -697,6 +727,7 @@ class CudaOps final : public Ops {
   const char* last_ = "nothing";  // operation queued last
   std::shared_ptr<EventPool> events_ = std::make_shared<EventPool>();
   std::shared_ptr<BatchMemoryPool> batch_memory_ = std::make_shared<BatchMemoryPool>();
+  CudaTimeline timeline_;
   Stream compute_;
   std::unique_ptr<CopyEngine> copies_;
   Staging staging_;

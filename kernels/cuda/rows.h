@@ -1,6 +1,7 @@
 #pragma once
 
-// Operations that read or write whole rows once: embedding, RMS norm, the weighted sum of experts, gather and scatter.
+// Operations that read or write whole rows once: embedding, RMS norm, the weighted sum of experts, gather and scatter; and
+// the way of small host arrays to the device.
 // All are bound by device memory; every row's bits depend on that row alone.
 
 #include "kernels/cuda/launch.h"
@@ -28,5 +29,10 @@ cudaError_t LaunchGatherRows(const DeviceRows& in, const int32_t* rows, const De
 // repeats.
 cudaError_t LaunchScatterRows(const float* rows, const int32_t* outs, int64_t num_rows, const DeviceRows& out,
                               cudaStream_t stream);
+
+// dst = bytes of pinned host memory, read by the kernel itself. Not the copy engine's work: its copies run in the order in
+// which all streams queued them, so that a table of some kilobytes would wait for every expert queued before it (10 ms
+// for 38 of them, measured), and with it the compute stream.
+cudaError_t LaunchCopyFromHost(void* dst, const std::byte* pinned, int64_t bytes, cudaStream_t stream);
 
 }  // namespace ferry::cuda

@@ -78,21 +78,29 @@ TEST_P(GoldenFast, AgreesWithinTheToleranceOfQuantisedActivations) {
 
 INSTANTIATE_TEST_SUITE_P(, GoldenFast, ::testing::Values("avx512", "avx2", "portable"), [](const auto& info) { return info.param; });
 
-TEST(Golden, GpuAgreesWithinTheToleranceOfBf16Products) {
+// All experts on the GPU, some of them, none: the host's share has the tolerance of its own kernels.
+class GoldenGpu : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(GoldenGpu, AgreesWithinTheToleranceOfBf16Products) {
   if (NumCudaDevices() == 0) GTEST_SKIP() << "no GPU here";
   ModelOptions options = DemoModel(1);
   options.backend = "cuda";
+  options.vram_experts = GetParam();
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Connect("", options));
   for (const GoldenPassage& passage : GoldenPassages()) {
     ASSERT_OK_AND_ASSIGN(const Difference difference, Compare(*client, passage));
-    std::printf("cuda: mean |difference| %.5f, max %.4f, perplexity ratio %.5f, top-1 %.4f\n", difference.mean, difference.max,
-                difference.perplexity_ratio, difference.top1);
+    std::printf("cuda, slots %s: mean |difference| %.5f, max %.4f, perplexity ratio %.5f, top-1 %.4f\n", GetParam(),
+                difference.mean, difference.max, difference.perplexity_ratio, difference.top1);
     EXPECT_LE(difference.mean, 0.02);
     EXPECT_NEAR(difference.perplexity_ratio, 1, 0.005);
     EXPECT_GE(difference.top1, 0.98);
   }
   ExpectGreedyAgrees(*client);
 }
+
+INSTANTIATE_TEST_SUITE_P(Slots, GoldenGpu, ::testing::Values("auto", "2MiB", "0"), [](const auto& info) {
+  return std::string(info.param);
+});
 
 }  // namespace
 }  // namespace ferry

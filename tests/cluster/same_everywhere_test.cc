@@ -2,6 +2,7 @@
 
 #include <thread>
 
+#include "kernels/ops.h"
 #include "tests/cluster/cluster.h"
 #include "tests/testing/status_matchers.h"
 
@@ -102,6 +103,30 @@ TEST(SameEverywhere, WithThePrefixInTheCache) {
   EXPECT_GT(got.finish.cached_prompt_tokens(), 0u);
   EXPECT_EQ(got.ids, Plain().ids);
   EXPECT_EQ(got.logprobs, Plain().logprobs);
+}
+
+// A GPU's products and the host's round differently, so the bits are compared where the same side computes: with all experts
+// placed on the GPU.
+TEST(SameEverywhere, OnAGpuWithAnySlotsAndWithoutOoae) {
+  if (NumCudaDevices() == 0) GTEST_SKIP() << "no GPU here";
+  const auto run = [](const char* slots, bool ooae) -> absl::StatusOr<Completion> {
+    ModelOptions options = DemoModel(1);
+    options.backend = "cuda";
+    options.vram_experts = slots;
+    options.ooae = ooae;
+    options.overrides = {"exps=gpu0"};
+    ASSIGN_OR_RETURN(const std::unique_ptr<Client> client, Client::Connect("", options));
+    return Greedy(*client, SomePrompt(kPrompt), kTokens, /*prompt_logprobs=*/true);
+  };
+  ASSERT_OK_AND_ASSIGN(const Completion all, run("64MiB", true));
+  for (const char* slots : {"400KiB", "2MiB", "8MiB"}) {
+    for (const bool ooae : {true, false}) {
+      ASSERT_OK_AND_ASSIGN(const Completion got, run(slots, ooae));
+      EXPECT_EQ(got.ids, all.ids) << slots << ", ooae " << ooae;
+      EXPECT_EQ(got.logprobs, all.logprobs) << slots << ", ooae " << ooae;
+      EXPECT_EQ(got.prompt_logprobs, all.prompt_logprobs) << slots << ", ooae " << ooae;
+    }
+  }
 }
 
 }  // namespace

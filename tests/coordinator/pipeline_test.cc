@@ -1,8 +1,14 @@
 #include "coordinator/pipeline.h"
 
+#include <algorithm>
 #include <condition_variable>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <mutex>
+#include <nlohmann/json.hpp>
+
+#include "absl/time/clock.h"
 
 #include "tests/coordinator/fake_worker.h"
 #include "tests/testing/fake_clock.h"
@@ -29,7 +35,8 @@ class PipelineTest : public ::testing::Test {
     AddWorker([](const v1::StepRequest& request) { return FakeWorker::Ok(request, kVocab); });
   }
   absl::Status Begin() {
-    PipelineOptions options = {.epoch = 7, .workers = {}, .vocab_size = kVocab, .step_timeout = absl::Seconds(30)};
+    PipelineOptions options = {
+        .epoch = 7, .workers = {}, .vocab_size = kVocab, .step_timeout = absl::Seconds(30), .trace = trace_.get()};
     for (size_t i = 0; i < workers_.size(); ++i) {
       options.workers.push_back({.id = WorkerId(static_cast<int32_t>(i)),
                                  .incarnation = Incarnation(100 + i),
@@ -77,6 +84,7 @@ class PipelineTest : public ::testing::Test {
 
   FakeClock clock_;
   std::vector<std::unique_ptr<FakeWorker>> workers_;
+  std::unique_ptr<TraceWriter> trace_;  // null: none
   std::unique_ptr<Pipeline> pipeline_;
   PipelineFailure begin_failure_;
   std::mutex mutex_;
@@ -144,6 +152,40 @@ TEST_F(PipelineTest, GivesBackLogitsAndTheSumOfTheCounters) {
   EXPECT_EQ(outcomes_[0].logits[0].log_sum_exp, 4);
   EXPECT_THAT(outcomes_[0].logits[1].ids, SizeIs(0));
   EXPECT_THAT(outcomes_[0].logits[1].logits, SizeIs(kVocab));
+}
+
+TEST_F(PipelineTest, WritesTheSpansOfAStepThatIsTraced) {
+  const std::string path = ::testing::TempDir() + "/pipeline-trace-" + std::to_string(getpid());
+  ASSERT_OK_AND_ASSIGN(trace_, TraceWriter::Create(path));
+  AddWorker([](const v1::StepRequest& request) {
+    EXPECT_TRUE(request.trace());
+    v1::StepResponse response = FakeWorker::Ok(request, kVocab);
+    v1::TraceSpan* const span = response.add_spans();
+    span->set_name("MatMul");
+    span->set_track(v1::TraceSpan::COMPUTE);
+    span->set_layer(3);
+    span->set_begin_unix_ns(absl::ToUnixNanos(absl::Now()));
+    span->set_duration_ns(2500);
+    return response;
+  });
+  ASSERT_OK(Begin());
+  Submit();
+  ASSERT_TRUE(WaitForOutcomes(1));
+  pipeline_.reset();
+  trace_.reset();
+  const nlohmann::json events = nlohmann::json::parse(std::ifstream(path));
+  std::filesystem::remove(path);
+  const auto span = std::find_if(events.begin(), events.end(), [](const auto& event) { return event["name"] == "MatMul"; });
+  ASSERT_NE(span, events.end());
+  EXPECT_EQ((*span)["ph"], "X");
+  EXPECT_EQ((*span)["dur"], 2.5);
+  EXPECT_EQ((*span)["args"]["layer"], 3);
+  const auto has = [&](const char* name, const char* phase) {
+    return std::count_if(events.begin(), events.end(),
+                         [&](const auto& event) { return event["name"] == name && event["ph"] == phase; });
+  };
+  EXPECT_EQ(has("step of 3 rows", "b"), 1);
+  EXPECT_EQ(has("step of 3 rows", "e"), 1);
 }
 
 TEST_F(PipelineTest, NumbersStepsWithoutGapsAndKeepsTheirOrder) {

@@ -5,7 +5,9 @@
 
 #include <cmath>
 #include <limits>
+#include <map>
 #include <numeric>
+#include <string>
 #include <vector>
 
 #include "absl/time/clock.h"
@@ -68,6 +70,31 @@ TEST_F(HostOpsTest, UploadsAndDownloads) {
   std::vector<float> back(100);
   ASSERT_OK(ops_.Download(std::as_writable_bytes(std::span(back)), buffer.data()));
   EXPECT_EQ(back, values);
+}
+
+TEST_F(HostOpsTest, RecordsWhatItsQueuesDidAndWhen) {
+  std::vector<float> x = RandomFloats(64, 1), weight(64, 1.0f), out(64);
+  const std::vector<std::byte> source(8 << 20, std::byte{9});
+  ASSERT_OK_AND_ASSIGN(const DeviceBuffer buffer, ops_.Allocate(8 << 20));
+  ASSERT_OK(ops_.RmsNorm(TensorOf(x, 1, 64), weight.data(), 1e-5, TensorOf(out, 1, 64)));  // before it starts
+  const absl::Time before = absl::Now();
+  ASSERT_OK(ops_.StartTimeline(Soon()));
+  ASSERT_OK_AND_ASSIGN(const Event copied, ops_.CopyAsync(buffer.data(), source, {}));
+  ASSERT_OK(ops_.ComputeAfter(copied));
+  ASSERT_OK(ops_.RmsNorm(TensorOf(x, 1, 64), weight.data(), 1e-5, TensorOf(out, 1, 64)));
+  ASSERT_OK_AND_ASSIGN(const std::vector<TimelineSpan> spans, ops_.TakeTimeline());
+  std::map<std::string, TimelineSpan> by_name;
+  for (const TimelineSpan& span : spans) {
+    EXPECT_TRUE(by_name.emplace(span.name, span).second) << span.name << " ran once";
+    EXPECT_GE(span.begin, before);
+    EXPECT_LE(span.begin, span.end);
+    EXPECT_LE(span.end, absl::Now());
+  }
+  EXPECT_EQ(by_name.at("CopyAsync").queue, TimelineSpan::Queue::kCopy);
+  EXPECT_GE(by_name.at("RmsNorm").begin, by_name.at("CopyAsync").end) << "it was to run after the copy";
+  ASSERT_OK(ops_.RmsNorm(TensorOf(x, 1, 64), weight.data(), 1e-5, TensorOf(out, 1, 64)));
+  ASSERT_OK_AND_ASSIGN(const std::vector<TimelineSpan> later, ops_.TakeTimeline());
+  EXPECT_TRUE(later.empty()) << "it had ended";
 }
 
 TEST_F(HostOpsTest, CopiesBesideCompute) {

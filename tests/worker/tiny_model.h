@@ -282,6 +282,7 @@ class TinyPipeline {
     }
   }
 
+  void Trace() { trace_ = true; }  // all steps from here on
   FakeLink& link() { return link_; }
   Stage& stage(int i) { return *stages_[i]; }
 
@@ -293,7 +294,7 @@ class TinyPipeline {
   };
   // The logits of each sequence's last row.
   absl::StatusOr<std::vector<std::vector<float>>> Run(const std::vector<Rows>& sequences) {
-    StageStep step = {.epoch = 1, .step = ++last_step_, .timeout = absl::Seconds(30)};
+    StageStep step = {.epoch = 1, .step = ++last_step_, .timeout = absl::Seconds(30), .trace = trace_};
     for (const Rows& rows : sequences) {
       StageSequence sequence = {.slot = rows.slot,
                                 .first_row = step.num_rows(),
@@ -316,6 +317,7 @@ class TinyPipeline {
       ActivationSink* const sink = i < sinks_.size() ? sinks_[i].get() : nullptr;
       ASSIGN_OR_RETURN(last, stages_[i]->Run(part, absl::Now() + step.timeout, queues_[i].get(), sink, std::stop_token()));
       counters_.push_back(last.experts);
+      spans_.insert(spans_.end(), last.spans.begin(), last.spans.end());
     }
     std::vector<std::vector<float>> logits;
     for (const LogitsResult& row : last.logits) logits.push_back(row.logits);
@@ -336,6 +338,7 @@ class TinyPipeline {
 
   // Of every stage's runs so far, one after the other.
   const std::vector<v1::ExpertCounters>& counters() const { return counters_; }
+  const std::vector<TraceSpan>& spans() const { return spans_; }
 
  private:
   const TinyModel& model_;
@@ -345,6 +348,8 @@ class TinyPipeline {
   std::vector<std::unique_ptr<ActivationQueue>> queues_;
   std::vector<std::unique_ptr<LoopbackSink>> sinks_;
   std::vector<v1::ExpertCounters> counters_;
+  std::vector<TraceSpan> spans_;
+  bool trace_ = false;
   uint64_t last_step_ = 0;
 };
 

@@ -1,0 +1,70 @@
+#pragma once
+
+// When operations and copies ran, by the clock of the device: an event before and one after each, read when both have passed.
+
+#include <cuda_runtime_api.h>
+
+#include <memory>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "common/status.h"
+#include "kernels/ops.h"
+
+namespace ferry::cuda {
+
+// One thread.
+class CudaTimeline {
+ public:
+  CudaTimeline() = default;
+  CudaTimeline(const CudaTimeline&) = delete;
+  ~CudaTimeline();
+
+  // Records from here on. Waits for what is queued on `stream`, since only a moment that host and device both see ties
+  // their clocks together. DeadlineExceeded.
+  absl::Status Start(cudaStream_t stream, absl::Time deadline);
+  // Ends it, and takes what has passed; the rest stays for the next time. An error of an event in between is told here.
+  absl::StatusOr<std::vector<TimelineSpan>> Take();
+
+  // What is queued on `stream` during its life is one span.
+  class Scope {
+   public:
+    Scope(CudaTimeline& timeline, const char* name, TimelineSpan::Queue queue, cudaStream_t stream);
+    Scope(const Scope&) = delete;
+    ~Scope();
+
+   private:
+    CudaTimeline* const timeline_;  // null: nothing is recorded
+    const cudaStream_t stream_;
+    const char* const name_;
+    const TimelineSpan::Queue queue_;
+    cudaEvent_t begin_ = nullptr;
+  };
+
+ private:
+  // A moment that both clocks know. Times are counted from the newest, as the device's differences are 32-bit floats of
+  // milliseconds: a microsecond is lost after 16 s.
+  struct Anchor {
+    CudaTimeline* timeline;
+    cudaEvent_t event;
+    absl::Time time;
+    ~Anchor() { timeline->free_.push_back(event); }
+  };
+  struct Pending {
+    const char* name;
+    TimelineSpan::Queue queue;
+    cudaEvent_t begin, end;
+    std::shared_ptr<Anchor> anchor;
+  };
+
+  cudaEvent_t Record(cudaStream_t stream);  // null, and status_ says why
+  absl::StatusOr<absl::Time> TimeOf(const Anchor& anchor, cudaEvent_t event) const;
+
+  bool recording_ = false;
+  absl::Status status_;
+  std::vector<cudaEvent_t> free_;
+  std::shared_ptr<Anchor> anchor_;
+  std::vector<Pending> pending_;
+};
+
+}  // namespace ferry::cuda
