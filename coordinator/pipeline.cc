@@ -122,6 +122,7 @@ class GrpcPipeline final : public Pipeline {
         request.set_epoch(options_.epoch);
         request.set_step(last_step_);
         request.set_timeout_seconds(absl::ToDoubleSeconds(options_.step_timeout));
+        request.set_forget_experts(plan.forget_experts);
       }
     }
     for (const PlannedSequence& sequence : plan.sequences) {
