@@ -23,7 +23,7 @@ struct BenchOptions {
   std::string prompts = "512";
   int64_t generate = 32;
   int repetitions = 3;
-  bool sweep = false, json = false;
+  bool sweep = false, json = false, cold = false;
   uint64_t seed = 1;
 };
 
@@ -64,12 +64,12 @@ class Bench {
     Run run{.prompt = length, .n_kv = static_cast<int64_t>(tokens.size())};
     std::mt19937_64 random(options_.seed * 1000003 + static_cast<uint64_t>(repetition) * 7919 + tokens.size());
     for (int64_t i = 0; i < length; ++i) tokens.push_back(static_cast<uint32_t>(random() % static_cast<uint64_t>(vocab_)));
-    ASSIGN_OR_RETURN(const proto::Finish prefill, Generate(tokens, 0));
+    ASSIGN_OR_RETURN(const proto::Finish prefill, Generate(tokens, 0, options_.cold));
     run.prefill_seconds = prefill.prefill_seconds();
     run.prefill = prefill.experts();
     if (options_.generate > 0) {
       // The prompt is in the cache but for its last token; the first token comes with it, so n + 1 make n decode steps.
-      ASSIGN_OR_RETURN(const proto::Finish decode, Generate(tokens, options_.generate + 1));
+      ASSIGN_OR_RETURN(const proto::Finish decode, Generate(tokens, options_.generate + 1, /*cold=*/false));
       run.generated = static_cast<int64_t>(decode.generated_tokens()) - 1;
       run.decode_seconds = decode.decode_seconds();
       run.decode = decode.experts();
@@ -78,11 +78,12 @@ class Bench {
   }
 
  private:
-  absl::StatusOr<proto::Finish> Generate(const std::vector<uint32_t>& tokens, int64_t max_tokens) {
+  absl::StatusOr<proto::Finish> Generate(const std::vector<uint32_t>& tokens, int64_t max_tokens, bool cold) {
     proto::GenerateRequest request;
     request.mutable_tokens()->mutable_ids()->Add(tokens.begin(), tokens.end());
     request.set_max_tokens(static_cast<uint32_t>(max_tokens));
     request.set_ignore_eos(true);
+    request.set_forget_experts(cold);
     request.mutable_sampling()->set_temperature(0);
     return client_.Generate(request, [](const proto::GenerateResponse&) { return true; });
   }
@@ -238,6 +239,7 @@ Command AddBench(CLI::App& app) {
   app.add_option("-n,--n-gen", options->generate, "tokens to generate behind each prompt")->check(CLI::Range(0, 100000))->capture_default_str();
   app.add_option("-r,--repetitions", options->repetitions, "of each length; the median is shown")->check(CLI::Range(1, 100))->capture_default_str();
   app.add_flag("--sweep", options->sweep, "fill the context (-c) in steps of the first length");
+  app.add_flag("--cold", options->cold, "every prompt starts with no expert in the workers' slots");
   app.add_option("--seed", options->seed, "of the random prompts")->capture_default_str();
   app.add_flag("--json", options->json, "one JSON object a line instead of the table");
   app.footer(Examples({"ferry bench -m model.gguf -p 512,2048,4096 -n 64", "ferry bench -m model.gguf -c 16384 -p 1024 --sweep",

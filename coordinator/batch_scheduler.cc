@@ -127,6 +127,7 @@ int64_t BatchScheduler::AddRows(const std::shared_ptr<Running>& running, int64_t
                              .blocks = {running->lease.blocks.begin(), running->lease.blocks.begin() + num_blocks},
                              .logits = std::move(logits)});
   running->submitted = end;
+  if (!std::exchange(running->begun, true) && generation.forgets_experts()) step->forget_experts = true;
   running->turn = ++last_turn_;
   return num_tokens;
 }

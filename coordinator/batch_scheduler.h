@@ -38,6 +38,7 @@ class Generation {
   virtual int64_t reserve_tokens() const = 0;  // prompt and output together, at most
   virtual bool may_reuse_prefix() const = 0;   // false when the whole prompt has to be computed
   virtual absl::Time deadline() const = 0;     // InfiniteFuture: none
+  virtual bool forgets_experts() const = 0;    // its first step begins with empty expert slots
 
   // The prompt, then what was sampled so far.
   virtual std::span<const int32_t> tokens() const = 0;
@@ -100,6 +101,7 @@ class BatchScheduler {
     std::shared_ptr<Generation> generation;
     KvSlots::Lease lease;
     int64_t submitted = 0;  // rows that were put into steps, or cached
+    bool begun = false;     // rows of it were put into a step
     uint64_t turn = 0;      // when it was last given rows: the lower goes first
     bool left_out = false;  // its prompt got nothing into the last step: the logits of others filled it
     bool ended = false;     // steps in flight may still name it

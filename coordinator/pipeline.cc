@@ -124,6 +124,7 @@ class GrpcPipeline final : public Pipeline {
         request.set_epoch(options_.epoch);
         request.set_step(last_step_);
         request.set_timeout_seconds(absl::ToDoubleSeconds(options_.step_timeout));
+        request.set_forget_experts(plan.forget_experts);
         request.set_trace(options_.trace != nullptr);
       }
     }

@@ -134,6 +134,7 @@ absl::StatusOr<std::shared_ptr<Request>> Request::Create(const v1::GenerateReque
   result->ignore_eos_ = request.ignore_eos();
   result->stop_token_ids_.assign(request.stop_token_ids().begin(), request.stop_token_ids().end());
   result->logprobs_ = request.has_logprobs();
+  result->forget_experts_ = request.forget_experts();
   if (request.has_prompt_logprobs()) result->prompt_logprobs_ = static_cast<int32_t>(request.prompt_logprobs());
   return result;
 }

@@ -65,6 +65,7 @@ class Request final : public Generation {
   int64_t reserve_tokens() const override { return prompt_tokens_ + max_tokens_; }
   bool may_reuse_prefix() const override { return !prompt_logprobs_; }
   absl::Time deadline() const override { return deadline_; }
+  bool forgets_experts() const override { return forget_experts_; }
   std::span<const int32_t> tokens() const override { return tokens_; }
   std::optional<LogitsRequest> LogitsAt(int64_t position) const override;
   void OnAdmitted(int64_t cached_tokens) override;
@@ -96,6 +97,7 @@ class Request final : public Generation {
   bool ignore_eos_ = false;
   std::vector<int32_t> stop_token_ids_;
   bool logprobs_ = false;
+  bool forget_experts_ = false;
   std::optional<int32_t> prompt_logprobs_;  // how many of the best
 
   int64_t cached_tokens_ = 0;

@@ -29,6 +29,7 @@ struct PlannedSequence {
 
 struct StepPlan {
   StepId id;
+  bool forget_experts = false;  // the workers empty their expert slots first
   std::vector<PlannedSequence> sequences;
   int64_t num_rows() const {
     int64_t rows = 0;

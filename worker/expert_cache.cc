@@ -72,10 +72,7 @@ absl::StatusOr<double> ExpertCache::ProbeLink(absl::Time deadline) {
   }
   if (!copying_.empty()) RETURN_IF_ERROR(ops_.Wait(copying_.back().done, deadline));
   const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
-  FinishCopies();
-  for (Slot& slot : slots_) {
-    if (slot.state == State::kFilled) Evict(slot);
-  }
+  RETURN_IF_ERROR(Forget(deadline));
   no_counters_.Clear();
   return seconds > 0 ? bytes / seconds : 0;
 }
@@ -286,6 +283,16 @@ absl::Status ExpertCache::WaitForRecord(absl::Time deadline) {
     FinishCopies();
   }
   return StartCopy(deadline);
+}
+
+absl::Status ExpertCache::Forget(absl::Time deadline) {
+  if (!copying_.empty()) RETURN_IF_ERROR(ops_.Wait(copying_.back().done, deadline));  // copies end in order
+  FinishCopies();
+  Recover();
+  for (Slot& slot : slots_) {
+    if (slot.state == State::kFilled) Evict(slot);
+  }
+  return absl::OkStatus();
 }
 
 void ExpertCache::Recover() {

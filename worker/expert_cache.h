@@ -90,6 +90,10 @@ class ExpertCache {
   // After a failed step: unpins everything and gives up what was asked for and has not come.
   void Recover();
 
+  // Empties all slots, between steps: what was asked for is given up, copies under way are waited for, so that the link stands
+  // idle afterwards. Heat is kept. DeadlineExceeded: a copy did not end; slots are as they were.
+  absl::Status Forget(absl::Time deadline);
+
   // Starts copies of records that have come into host memory, and gives back the host memory of copies that are done.
   absl::Status Pump();
 

@@ -77,6 +77,10 @@ Tensor ExpertForward::Contributions() const {
   return {contributions_.data(), ops_.contribution_dtype(), routing_.rows * options_.model.top_k, options_.model.n_embd};
 }
 
+absl::Status ExpertForward::Forget(absl::Time deadline) {
+  return cache_ == nullptr ? absl::OkStatus() : cache_->Forget(deadline);
+}
+
 absl::Status ExpertForward::BeginStep(const StepContext& context, int64_t rows) {
   if (cache_ == nullptr) return absl::OkStatus();
   cache_->BeginStep(context.step, context.counters);

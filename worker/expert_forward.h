@@ -80,6 +80,8 @@ class ExpertForward {
   // Device memory that Create allocates.
   static int64_t BytesOf(const Ops& ops, const ModelConfig& model, int64_t max_rows);
 
+  // Empties the slots. Before a step.
+  absl::Status Forget(absl::Time deadline);
   // A step of so many rows begins, whose rows may still be on their way: copies for its first layer may start.
   absl::Status BeginStep(const StepContext& context, int64_t rows);
   // x += the experts of `layer` applied to `in`. in: act [rows, n_embd], x: F32 [rows, n_embd].

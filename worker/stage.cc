@@ -64,6 +64,7 @@ struct Stage::Pass {
 // ------------------------------------------------------------------------------------------------------------ the forward pass
 
 absl::Status Stage::Forward(Pass& pass) {
+  if (pass.step.forget_experts) RETURN_IF_ERROR(experts_->Forget(pass.deadline));
   RETURN_IF_ERROR(experts_->BeginStep(pass.experts, pass.x.rows));
   for (int64_t layer = options_.first_layer; layer < options_.end_layer; ++layer) {
     for (int64_t row = 0; row < pass.x.rows; row += options_.micro_batch_rows) {

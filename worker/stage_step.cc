@@ -67,7 +67,10 @@ absl::StatusOr<StageStep> CheckStep(const v1::StepRequest& request, const StepLi
   if (request.sequences_size() < 1 || request.sequences_size() > limits.num_slots) {
     return InvalidArgument("sequences has %d entries, want 1 to %d", request.sequences_size(), limits.num_slots);
   }
-  StageStep step = {.epoch = request.epoch(), .step = request.step(), .timeout = absl::Seconds(request.timeout_seconds())};
+  StageStep step = {.epoch = request.epoch(),
+                    .step = request.step(),
+                    .timeout = absl::Seconds(request.timeout_seconds()),
+                    .forget_experts = request.forget_experts()};
   std::vector<bool> slot_taken(limits.num_slots);
   int64_t logits_bytes = 0;
   for (int i = 0; i < request.sequences_size(); ++i) {

@@ -44,6 +44,7 @@ struct StageStep {
   uint64_t epoch = 0;
   uint64_t step = 0;
   absl::Duration timeout;
+  bool forget_experts = false;  // the expert slots are emptied first
   std::vector<StageSequence> sequences;
   std::vector<WantedLogits> logits;  // rows increasing
   bool trace = false;                // its spans are wanted

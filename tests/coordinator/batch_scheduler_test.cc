@@ -22,6 +22,7 @@ class FakeGeneration final : public Generation {
   int64_t reserve_tokens() const override { return prompt_tokens_ + max_tokens_; }
   bool may_reuse_prefix() const override { return !score; }
   absl::Time deadline() const override { return end_by; }
+  bool forgets_experts() const override { return forgets; }
   std::span<const int32_t> tokens() const override { return tokens_; }
   std::optional<LogitsRequest> LogitsAt(int64_t position) const override {
     if (position < prompt_tokens_ - 1) return score ? std::optional(LogitsRequest{.top_n = 2}) : std::nullopt;
@@ -40,7 +41,7 @@ class FakeGeneration final : public Generation {
 
   int64_t generated() const { return static_cast<int64_t>(tokens_.size()) - prompt_tokens_; }
 
-  bool score = false;
+  bool score = false, forgets = false;
   int32_t top_n = 4;
   absl::Time end_by = absl::InfiniteFuture();
   bool admitted = false, finished = false;
@@ -121,6 +122,18 @@ TEST_F(BatchSchedulerTest, GivesALonePromptTheWholeStep) {
   EXPECT_THAT(RunStep(), ElementsAre(16));
   EXPECT_THAT(RunStep(), ElementsAre(8));
   EXPECT_TRUE(request->finished);
+}
+
+TEST_F(BatchSchedulerTest, ForgetsExpertsBeforeTheFirstStepOfARequestAlone) {
+  const auto request = Make(40, 1);
+  request->forgets = true;
+  ASSERT_OK(scheduler_.Enqueue(request));
+  for (const bool forgets : {true, false, false}) {
+    const std::optional<StepPlan> step = scheduler_.NextStep(1);
+    ASSERT_TRUE(step.has_value());
+    EXPECT_EQ(step->forget_experts, forgets);
+    Finish(*step);
+  }
 }
 
 TEST_F(BatchSchedulerTest, GivesPromptsAMicroBatchWhileSomebodyDecodes) {

@@ -26,6 +26,7 @@ class EndlessGeneration final : public Generation {
   int64_t reserve_tokens() const override { return 100; }
   bool may_reuse_prefix() const override { return true; }
   absl::Time deadline() const override { return absl::InfiniteFuture(); }
+  bool forgets_experts() const override { return false; }
   std::span<const int32_t> tokens() const override { return tokens_; }
   std::optional<LogitsRequest> LogitsAt(int64_t position) const override {
     return position == 0 ? std::nullopt : std::optional(LogitsRequest{.top_n = 1});

@@ -19,6 +19,7 @@ class CountingGeneration final : public Generation {
   int64_t reserve_tokens() const override { return prompt_ + max_tokens_; }
   bool may_reuse_prefix() const override { return true; }
   absl::Time deadline() const override { return end_by; }
+  bool forgets_experts() const override { return false; }
   std::span<const int32_t> tokens() const override { return tokens_; }
   std::optional<LogitsRequest> LogitsAt(int64_t position) const override {
     return position < prompt_ - 1 ? std::nullopt : std::optional(LogitsRequest{.top_n = 1});

@@ -56,7 +56,7 @@ class PipelineTest : public ::testing::Test {
   }
   // Two sequences: a prompt of two whose last row's best 3 are wanted, and a decoding row whose whole logits are.
   static StepPlan TwoSequences() {
-    StepPlan plan{.id = StepId(1)};
+    StepPlan plan{.id = StepId(1), .forget_experts = true};
     plan.sequences.push_back(
         {.slot = SlotId(2), .first_position = 0, .token_ids = {5, 6}, .blocks = {9}, .logits = {}});
     plan.sequences.back().logits.push_back({.offset = 1, .wanted = {.top_n = 3, .target = 4}});
@@ -115,6 +115,7 @@ TEST_F(PipelineTest, SendsTokensToTheFirstAndAsksTheLastForLogits) {
     EXPECT_EQ(step.epoch(), 7u);
     EXPECT_EQ(step.step(), 1u);
     EXPECT_EQ(step.timeout_seconds(), 30);
+    EXPECT_TRUE(step.forget_experts());
     ASSERT_EQ(step.sequences_size(), 2);
     EXPECT_EQ(step.sequences(0).slot(), 2u);
     EXPECT_EQ(step.sequences(0).num_tokens(), 2u);

@@ -116,6 +116,7 @@ class RequestTest : public ::testing::Test {
 TEST_F(RequestTest, TokenizesWithBosAsTheModelSaysUnlessTold) {
   ASSERT_OK(Create());
   EXPECT_THAT(request_->tokens(), ElementsAre(kBos, 256, 'l', 'l', 'o'));
+  EXPECT_FALSE(request_->forgets_experts());
   proto_.set_add_bos(false);
   ASSERT_OK(Create());
   EXPECT_THAT(request_->tokens(), ElementsAre(256, 'l', 'l', 'o'));
@@ -269,6 +270,12 @@ TEST_F(RequestTest, AsksForFewLogitsWhenFewDecide) {
   ASSERT_OK(Create());
   EXPECT_EQ(request_->LogitsAt(4)->top_n, kVocab) << "penalties may lift any token";
   EXPECT_TRUE(Generate({'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h'}));
+}
+
+TEST_F(RequestTest, ForgetsExpertsWhenAsked) {
+  proto_.set_forget_experts(true);
+  ASSERT_OK(Create());
+  EXPECT_TRUE(request_->forgets_experts());
 }
 
 TEST_F(RequestTest, MeasuresQueuePrefillAndDecode) {

@@ -136,6 +136,22 @@ TEST_F(ExpertCacheTest, WaitsForARecordBehindOthersInALinkThatHoldsOne) {
   EXPECT_EQ(Use({2, 0}), Expected({2, 0}));
 }
 
+TEST_F(ExpertCacheTest, ForgetsWhatIsFilledComingOrAskedFor) {
+  Make(4);
+  ASSERT_TRUE(Fetch({0, 0}));
+  Use({0, 0});
+  ASSERT_TRUE(Fetch({0, 1}));  // its copy is under way, or just over
+  link_.max_records_here = 0;
+  ASSERT_TRUE(Fetch({0, 2}, kKeep));
+  ASSERT_OK(cache_->Forget(absl::Now() + absl::Seconds(5)));
+  for (int32_t expert = 0; expert < 3; ++expert) EXPECT_FALSE(cache_->Contains({0, expert})) << "expert " << expert;
+  EXPECT_EQ(cache_->num_coming(), 0);
+  EXPECT_TRUE(link_.held.empty()) << "all records were given back";
+  link_.max_records_here = 4;
+  ASSERT_TRUE(Fetch({3, 1}));
+  EXPECT_EQ(Use({3, 1}), Expected({3, 1}));
+}
+
 TEST_F(ExpertCacheTest, EmptiesASlotWhoseRecordCameDamaged) {
   Make(2);
   link_.max_records_here = 0;

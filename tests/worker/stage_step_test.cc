@@ -42,6 +42,9 @@ TEST(CheckStep, TakesWhatFits) {
   request.mutable_sequences(1)->set_slot(0);
   ASSERT_OK_AND_ASSIGN(const StageStep step, CheckStep(request, kLimits));
   EXPECT_EQ(step.num_rows(), 8);
+  EXPECT_FALSE(step.forget_experts);
+  request.set_forget_experts(true);
+  EXPECT_TRUE(CheckStep(request, kLimits)->forget_experts);
   ASSERT_EQ(step.logits.size(), 2u);
   EXPECT_EQ(step.logits[1].row, 7);
   EXPECT_EQ(step.logits[1].target, -1);

@@ -130,6 +130,19 @@ TEST(Stage, CopiesNothingASecondTimeWhenAllExpertsHaveSlots) {
   EXPECT_EQ(pipeline.counters()[1].resident(), pipeline.counters()[1].activated());
 }
 
+TEST(Stage, FindsNothingResidentAfterItsExpertsWereForgotten) {
+  TinyPipeline pipeline(&Model(), 1, [](StageOptions& options) {
+    options.expert_slot_bytes = Slots(32);
+    options.experts.force = ForceDivision::kShip;
+  });
+  ASSERT_OK_AND_ASSIGN(const std::vector<float> expected, pipeline.Prompt(Tokens(Model(), 100)));
+  ASSERT_OK_AND_ASSIGN(const auto logits,
+                       pipeline.Run({{.forget_experts = true, .slot = 1, .position = 0, .tokens = Tokens(Model(), 100)}}));
+  EXPECT_EQ(pipeline.counters()[1].resident(), 0u);
+  EXPECT_EQ(pipeline.counters()[1].shipped(), pipeline.counters()[1].activated());
+  EXPECT_EQ(logits[0], expected);
+}
+
 TEST(Stage, CountsEveryActivatedExpertInOnePlace) {
   TinyPipeline pipeline(&Model(), 2, [](StageOptions& options) { options.expert_slot_bytes = Slots(6); });
   ASSERT_OK(pipeline.Prompt(Tokens(Model(), 100), /*rows_a_step=*/30));

@@ -288,6 +288,7 @@ class TinyPipeline {
 
   // Some tokens of the sequence in `slot`, from `position` on; all logits of the last row are wanted.
   struct Rows {
+    bool forget_experts = false;  // before the step
     int32_t slot = 0;
     int64_t position = 0;
     std::vector<int32_t> tokens;
@@ -296,6 +297,7 @@ class TinyPipeline {
   absl::StatusOr<std::vector<std::vector<float>>> Run(const std::vector<Rows>& sequences) {
     StageStep step = {.epoch = 1, .step = ++last_step_, .timeout = absl::Seconds(30), .trace = trace_};
     for (const Rows& rows : sequences) {
+      step.forget_experts |= rows.forget_experts;
       StageSequence sequence = {.slot = rows.slot,
                                 .first_row = step.num_rows(),
                                 .num_rows = static_cast<int64_t>(rows.tokens.size()),
