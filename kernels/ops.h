@@ -245,5 +245,7 @@ struct BackendOptions {
 absl::StatusOr<std::unique_ptr<Ops>> CreateOps(const BackendOptions& options);
 // GPUs a cuda backend could run on; 0 without a driver or a CUDA build.
 int NumCudaDevices();
+// Memory of GPU `device` in bytes, used or not; 0: there is none. Makes no context, so it costs none of it.
+int64_t CudaDeviceBytes(int device);
 
 }  // namespace ferry

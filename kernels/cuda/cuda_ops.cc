@@ -735,6 +735,13 @@ int NumCudaDevices() {
   return usable;
 }
 
+int64_t CudaDeviceBytes(int device) {
+  cudaDeviceProp properties;
+  const bool known = device >= 0 && cudaGetDeviceProperties(&properties, device) == cudaSuccess;
+  cudaGetLastError();
+  return known ? static_cast<int64_t>(properties.totalGlobalMem) : 0;
+}
+
 absl::StatusOr<std::unique_ptr<Ops>> CreateCudaOps(const BackendOptions& options) {
   int count = 0;
   RETURN_IF_ERROR(cuda::CudaStatus(cudaGetDeviceCount(&count), "looking for GPUs"));
