@@ -60,14 +60,16 @@ absl::StatusOr<StageSequence> CheckSequence(const std::string& field, const v1::
 }  // namespace
 
 absl::StatusOr<StageStep> CheckStep(const v1::StepRequest& request, const StepLimits& limits) {
-  const double max_timeout = absl::ToDoubleSeconds(limits.max_timeout);
-  if (!(request.timeout_seconds() > 0 && request.timeout_seconds() <= max_timeout)) {  // NaN fails as well
-    return InvalidArgument("timeout_seconds is %g, want above 0 and at most %g", request.timeout_seconds(), max_timeout);
+  // As a duration: what is above 0 may be too little for a tick of it, and NaN is endless.
+  const absl::Duration timeout = absl::Seconds(request.timeout_seconds());
+  if (timeout <= absl::ZeroDuration() || timeout > limits.max_timeout) {
+    return InvalidArgument("timeout_seconds is %g, want above 0 and at most %g", request.timeout_seconds(),
+                           absl::ToDoubleSeconds(limits.max_timeout));
   }
   if (request.sequences_size() < 1 || request.sequences_size() > limits.num_slots) {
     return InvalidArgument("sequences has %d entries, want 1 to %d", request.sequences_size(), limits.num_slots);
   }
-  StageStep step = {.epoch = request.epoch(), .step = request.step(), .timeout = absl::Seconds(request.timeout_seconds())};
+  StageStep step = {.epoch = request.epoch(), .step = request.step(), .timeout = timeout};
   std::vector<bool> slot_taken(limits.num_slots);
   int64_t logits_bytes = 0;
   for (int i = 0; i < request.sequences_size(); ++i) {
