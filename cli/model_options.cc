@@ -26,8 +26,10 @@ void ModelOptions::AddTo(CLI::App& app, bool model_required) {
       ->check(CLI::IsMember({"auto", "shm", "grpc"}))->capture_default_str()->group(where);
   const char* const sizes = "Sizes";
   app.add_option("-c,--ctx-size", context, "tokens in the KV cache, all requests together (default: 4096 per request)")->group(sizes);
-  app.add_option("-b,--batch-size", batch, "tokens that go through the model in one pass (default: 2048)")->group(sizes);
-  app.add_option("--ubatch-size,--ub", micro_batch, "tokens of one attention chunk inside a pass (default: 512)")->group(sizes);
+  app.add_option("-b,--batch-size", batch, "tokens that go through the model in one pass; on GPUs each expert is moved once a pass\n"
+                 "(default: 2048 on CPUs; on GPUs up to 16384, as their memory allows)")->group(sizes);
+  app.add_option("--ubatch-size,--ub", micro_batch, "tokens of one attention chunk inside a pass (default: 512, on GPUs up to 4096\nas their memory "
+                 "allows)")->group(sizes);
   app.add_option("--parallel,--np", parallel, "requests at once")->capture_default_str()->group(sizes);
   app.add_option("--cache-type-k,--ctk", key_type, "type of the KV cache's keys: f16, q8_0")->capture_default_str()->group(sizes);
   app.add_option("--cache-type-v,--ctv", value_type, "type of its values: f16, q8_0")->capture_default_str()->group(sizes);
@@ -72,6 +74,17 @@ absl::StatusOr<std::vector<std::string>> ModelOptions::Devices() const {
   return devices;
 }
 
+int64_t ModelOptions::GpuBytes(const std::vector<std::string>& devices) {
+  int64_t smallest = 0;
+  for (const std::string& device : devices) {
+    int gpu = -1;
+    if (!device.starts_with("cuda:") || !absl::SimpleAtoi(device.substr(5), &gpu)) return 0;  // the slowest sets the pace
+    const int64_t bytes = CudaDeviceBytes(gpu);
+    smallest = smallest == 0 ? bytes : std::min(smallest, bytes);
+  }
+  return smallest;
+}
+
 absl::StatusOr<DType> ParseKvType(const std::string& flag, const std::string& name) {
   std::string lower = name;
   std::transform(lower.begin(), lower.end(), lower.begin(), [](unsigned char c) { return std::tolower(c); });
@@ -81,16 +94,17 @@ absl::StatusOr<DType> ParseKvType(const std::string& flag, const std::string& na
   return InvalidArgument("%s is '%s', want f16, q8_0 or, for the reference kernels, f32", flag, name);
 }
 
-absl::StatusOr<PlacementOptions> ModelOptions::Placement(int num_workers) const {
+absl::StatusOr<PlacementOptions> ModelOptions::Placement(int num_workers, int64_t gpu_bytes) const {
   PlacementOptions options{.num_workers = num_workers, .layers = layers, .tensor_overrides = overrides,
                            .context_tokens = context, .parallel = parallel, .batch_tokens = batch,
-                           .micro_batch_tokens = micro_batch};
+                           .gpu_bytes = gpu_bytes, .micro_batch_tokens = micro_batch};
   ASSIGN_OR_RETURN(options.key_type, ParseKvType("-ctk", key_type));
   ASSIGN_OR_RETURN(options.value_type, ParseKvType("-ctv", value_type));
   return options;
 }
 
-std::vector<std::string> ModelOptions::CoordinatorArguments(int num_workers, const std::string& port_file) const {
+std::vector<std::string> ModelOptions::CoordinatorArguments(int num_workers, int64_t gpu_bytes,
+                                                            const std::string& port_file) const {
   std::vector<std::string> arguments = {"-m", model, "--workers", std::to_string(num_workers), "--listen",
                                         listen + ":" + std::to_string(port), "--port-file", port_file,
                                         "--parallel", std::to_string(parallel), "--cache-type-k", key_type, "--cache-type-v", value_type,
@@ -105,6 +119,7 @@ std::vector<std::string> ModelOptions::CoordinatorArguments(int num_workers, con
   for (const std::string& rule : overrides) add("--override-tensor", rule, true);
   add("--ctx-size", std::to_string(context), context > 0);
   add("--batch-size", std::to_string(batch), batch > 0);
+  add("--gpu-memory", std::to_string(gpu_bytes), gpu_bytes > 0);
   add("--ubatch-size", std::to_string(micro_batch), micro_batch > 0);
   add("--threads", std::to_string(threads), threads > 0);
   add("--step-timeout", std::to_string(step_timeout), step_timeout > 0);

@@ -41,8 +41,11 @@ struct ModelOptions {
   // Devices of the workers this command starts: "cuda:0", "cpu". InvalidArgument: --gpus and --workers disagree, or name
   // what the machine does not have.
   absl::StatusOr<std::vector<std::string>> Devices() const;
-  absl::StatusOr<PlacementOptions> Placement(int num_workers) const;
-  std::vector<std::string> CoordinatorArguments(int num_workers, const std::string& port_file) const;
+  // Of the smallest GPU among `devices`; 0: there is none.
+  static int64_t GpuBytes(const std::vector<std::string>& devices);
+  // `gpu_bytes`: as GpuBytes gives it, for the rows of a step.
+  absl::StatusOr<PlacementOptions> Placement(int num_workers, int64_t gpu_bytes) const;
+  std::vector<std::string> CoordinatorArguments(int num_workers, int64_t gpu_bytes, const std::string& port_file) const;
   std::vector<std::string> WorkerArguments(int worker, const std::string& device, const std::string& coordinator) const;
 };
 

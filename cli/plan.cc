@@ -69,6 +69,7 @@ void PrintPlacement(const ModelConfig& config, const ModelSizes& sizes, const Ar
   std::printf("KV cache: %lld tokens in blocks of %lld for all requests; %lld requests at once\n",
               static_cast<long long>(placement.cache.num_blocks * kKvBlockTokens), static_cast<long long>(kKvBlockTokens),
               static_cast<long long>(placement.cache.num_slots));
+  std::printf("a pass takes up to %lld tokens (-b)\n", static_cast<long long>(placement.cache.max_batch_tokens));
 }
 
 absl::Status Plan(const PlanOptions& options) {
@@ -77,7 +78,7 @@ absl::Status Plan(const PlanOptions& options) {
   ASSIGN_OR_RETURN(const ArenaLayout arena, ArenaLayoutOf(file, config));
   ASSIGN_OR_RETURN(const ModelSizes sizes, ModelSizesOf(file, config));
   ASSIGN_OR_RETURN(const std::vector<std::string> devices, options.model.Devices());
-  ASSIGN_OR_RETURN(const PlacementOptions placement_options, options.model.Placement(static_cast<int>(devices.size())));
+  ASSIGN_OR_RETURN(const PlacementOptions placement_options, options.model.Placement(static_cast<int>(devices.size()), ModelOptions::GpuBytes(devices)));
   ASSIGN_OR_RETURN(const Placement placement, PlanPlacement(config, sizes, placement_options));
   const bool gpu = devices[0].starts_with("cuda");
   ASSIGN_OR_RETURN(const MachineRates rates, Rates(options, arena, gpu));

@@ -122,7 +122,8 @@ class ProcessSupervisor final : public Supervisor {
   void Main(const ModelOptions& options, const std::vector<std::string>& devices) {
     const std::filesystem::path port_file = directory_ / "port";
     coordinator_ = {.arguments = options.CoordinatorArguments(
-                        options.coordinator_only ? std::max(options.workers, 1) : static_cast<int>(devices.size()), port_file),
+                        options.coordinator_only ? std::max(options.workers, 1) : static_cast<int>(devices.size()),
+                        ModelOptions::GpuBytes(devices), port_file),
                     .what = "the coordinator"};
     coordinator_.pid = Spawn(coordinator_binary_, coordinator_.arguments);
     while (!stop_) {
@@ -228,7 +229,7 @@ absl::StatusOr<std::unique_ptr<Supervisor>> Supervisor::Start(const ModelOptions
   if (!options.coordinator_only) {
     ASSIGN_OR_RETURN(devices, options.Devices());
   }
-  RETURN_IF_ERROR(options.Placement(1).status());  // what the coordinator would refuse, said before it starts
+  RETURN_IF_ERROR(options.Placement(1, 0).status());  // what the coordinator would refuse, said before it starts
   ASSIGN_OR_RETURN(std::string coordinator, Beside("ferry-coordinator"));
   ASSIGN_OR_RETURN(std::string worker, Beside("ferry-worker"));
   std::string directory = (std::filesystem::temp_directory_path() / "ferry-XXXXXX").string();

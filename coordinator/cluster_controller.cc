@@ -5,7 +5,7 @@
 
 #include "common/host_id.h"
 #include "common/log.h"
-#include "coordinator/options.h"
+#include "coordinator/registration.h"
 
 namespace ferry {
 namespace {
@@ -138,43 +138,19 @@ absl::Status ClusterController::Register(const v1::RegisterRequest& request, v1:
       return Unavailable("the coordinator is loading the experts: %.0f %%", 100 * load_progress_);
     exchange = exchange_;
   }
-  if (request.model_fingerprint() != 0 && request.model_fingerprint() != options_.fingerprint) {
-    return InvalidArgument("the worker holds another model (fingerprint %016x) than this cluster serves (%016x)",
-                           request.model_fingerprint(), options_.fingerprint);
-  }
-  if (request.address().empty()) return InvalidArgument("address is empty: where the worker listens");
-  const bool same_host = request.host() == HostId();
-  if (const absl::StatusOr<ListenAddress> address = ParseListenAddress(request.address(), 0);
-      !same_host && address.ok() && address->loopback) {
-    return InvalidArgument(
-        "address is %s, which only the worker's own host can reach: start it with --listen ADDR:PORT",
-        request.address());
-  }
-  std::string transport = request.expert_transport();
-  if (transport.empty() || transport == "auto") transport = options_.expert_transport;
-  if (transport == "auto") transport = same_host ? "shm" : "grpc";
-  if (transport != "shm" && transport != "grpc") {
-    return InvalidArgument("expert_transport is '%s', want auto, shm or grpc", transport);
-  }
-  if (transport == "shm" && !same_host) {
-    return InvalidArgument("expert_transport is shm, but the worker runs on another host than the coordinator");
-  }
-
-  std::optional<WorkerId> wanted;
-  if (request.has_wanted_worker_id()) wanted = WorkerId(static_cast<int32_t>(request.wanted_worker_id()));
-  ASSIGN_OR_RETURN(const WorkerId worker, membership_.Register({.incarnation = Incarnation(request.incarnation()),
-                                                                .host = request.host(),
-                                                                .address = request.address(),
-                                                                .device = request.device(),
-                                                                .pid = request.pid()},
-                                                               wanted));
+  ASSIGN_OR_RETURN(const Registration registration,
+                   CheckRegistration(request, {.model_fingerprint = options_.fingerprint,
+                                               .host = HostId(),
+                                               .expert_transport = options_.expert_transport}));
+  const std::string& transport = registration.expert_transport;
+  ASSIGN_OR_RETURN(const WorkerId worker, membership_.Register(registration.info, registration.wanted));
   const LayerRange& layers = options_.placement.workers[worker.value()].layers;
   ExchangePeer peer = {.worker = worker,
                        .incarnation = Incarnation(request.incarnation()),
                        .first_layer = layers.first,
                        .end_layer = layers.end,
                        .num_slots = 0,  // until its heartbeats name them
-                       .link_bytes_per_second = request.link_bytes_per_second(),
+                       .link_bytes_per_second = registration.link_bytes_per_second,
                        .ship_all = !options_.ooae,
                        .overrides = {}};
   for (const ExpertRule rule : options_.placement.expert_rules) {
@@ -240,6 +216,7 @@ void ClusterController::FillResponse(const v1::RegisterRequest& request, WorkerI
 }
 
 absl::Status ClusterController::Heartbeat(const v1::HeartbeatRequest& request, v1::HeartbeatResponse* response) {
+  RETURN_IF_ERROR(CheckHeartbeat(request));
   const WorkerId worker(static_cast<int32_t>(request.worker_id()));
   const bool ready = request.state() == "ready";
   RETURN_IF_ERROR(membership_.RecordHeartbeat(worker, Incarnation(request.incarnation()), ready));

@@ -64,10 +64,14 @@ void AddFlags(CLI::App& app, Flags* flags) {
                  "-ot REGEX=cpu|gpuN: where experts are computed; may be repeated, the first match wins");
   app.add_option("-c,--ctx-size", placement.context_tokens,
                  "tokens of the KV cache, all requests together; default: min(model, 4096) for each of --parallel");
-  app.add_option("-b,--batch-size", placement.batch_tokens, "rows of one step; default 2048");
+  app.add_option("-b,--batch-size", placement.batch_tokens, "rows of one step; default: 2048, or with --gpu-memory up to 16384");
+  app.add_option("--gpu-memory", placement.gpu_bytes,
+                 "bytes of the smallest GPU among the workers, by which -b is chosen; 0: they have none")
+      ->check(CLI::NonNegativeNumber);
   app.add_option(
       "--ubatch-size", placement.micro_batch_tokens,
-      "-ub: rows of one dense or attention chunk, and of prompts in a step while others decode; default 512");
+      "-ub: rows of one dense or attention chunk, and of prompts in a step while others decode; default: 512, on GPUs up to "
+      "4096 as memory allows");
   app.add_option("--parallel", placement.parallel, "-np: requests that run at once")->capture_default_str();
   app.add_option("--queue", options.max_queued, "requests that may wait; more are answered RESOURCE_EXHAUSTED")
       ->capture_default_str();

@@ -6,48 +6,26 @@
 #include <grpcpp/support/client_callback.h>
 
 #include <algorithm>
-#include <bit>
 #include <chrono>
 #include <condition_variable>
-#include <cstring>
 #include <deque>
 #include <mutex>
+#include <span>
 #include <utility>
 
 #include "absl/time/clock.h"
 #include "common/grpc_status.h"
 #include "common/log.h"
 #include "coordinator/channels.h"
+#include "coordinator/step_answer.h"
 #include "ferry/v1/worker.grpc.pb.h"
 #include "proto/expert_counters.h"
 
 namespace ferry {
 namespace {
 
-static_assert(std::endian::native == std::endian::little, "logits cross the wire little-endian");
-
 std::chrono::system_clock::time_point In(absl::Duration duration) {
   return std::chrono::system_clock::now() + absl::ToChronoMilliseconds(duration);
-}
-
-// One wanted row of the last worker's answer. Internal: it is not what was asked for.
-absl::StatusOr<LogitsResult> LogitsFromProto(const v1::LogitsRow& row, const LogitsRequest& wanted,
-                                             int64_t vocab_size) {
-  const bool whole = wanted.top_n >= vocab_size;
-  const int64_t num_logits = whole ? vocab_size : wanted.top_n;
-  if (row.logits().size() != static_cast<size_t>(num_logits) * sizeof(float)) {
-    return Internal("a row of logits has %d bytes, want %d logits", row.logits().size(), num_logits);
-  }
-  if (row.ids_size() != (whole ? 0 : num_logits))
-    return Internal("a row of %d logits has %d ids", num_logits, row.ids_size());
-  LogitsResult result{.log_sum_exp = row.log_sum_exp(), .target_logit = row.target_logit(), .ids = {}, .logits = {}};
-  result.logits.resize(num_logits);
-  std::memcpy(result.logits.data(), row.logits().data(), row.logits().size());
-  for (const uint32_t id : row.ids()) {
-    if (id >= vocab_size) return Internal("a row of logits names token %d of %d", id, vocab_size);
-    result.ids.push_back(static_cast<int32_t>(id));
-  }
-  return result;
 }
 
 class GrpcPipeline final : public Pipeline {
@@ -264,7 +242,6 @@ class GrpcPipeline final : public Pipeline {
   }
 
   absl::Status TakeResponse(size_t index, const v1::StepResponse& response) {
-    const int32_t worker = options_.workers[index].id.value();
     Pending* next = nullptr;  // the oldest step this worker has not answered
     for (Pending& pending : pending_) {
       if (pending.answered.empty()) pending.answered.resize(streams_.size(), false);
@@ -273,30 +250,20 @@ class GrpcPipeline final : public Pipeline {
         break;
       }
     }
-    if (next == nullptr || response.epoch() != options_.epoch || response.step() != next->step) {
-      return Internal("worker %d answered for step %d of epoch %d, which was not its next", worker, response.step(),
-                      response.epoch());
+    if (next == nullptr) {
+      return Internal("worker %d answered for step %d, and none is under way", options_.workers[index].id.value(),
+                      response.step());
     }
-    if (response.code() != 0) {
-      return absl::Status(
-          static_cast<absl::StatusCode>(response.code()),
-          absl::StrFormat("worker %d failed in step %d: %s", worker, response.step(), response.message()));
-    }
-    if (index + 1 == streams_.size()) {
-      if (response.logits_size() != static_cast<int>(next->wanted.size())) {
-        return Internal("worker %d sent %d rows of logits, want %d", worker, response.logits_size(),
-                        next->wanted.size());
-      }
-      for (size_t i = 0; i < next->wanted.size(); ++i) {
-        ASSIGN_OR_RETURN(LogitsResult row,
-                         LogitsFromProto(response.logits(static_cast<int>(i)), next->wanted[i], options_.vocab_size));
-        next->outcome.logits.push_back(std::move(row));
-      }
-    }
-    if (options_.trace != nullptr) {
-      RETURN_IF_ERROR(Annotate(options_.trace->AddWorker(options_.workers[index].id, response.spans()),
-                               absl::StrFormat("worker %d", worker)));
-    }
+    const bool is_last = index + 1 == streams_.size();
+    StepExpectation expected = {.worker = options_.workers[index].id,
+                                .epoch = options_.epoch,
+                                .step = next->step,
+                                .wanted = {},
+                                .vocab_size = options_.vocab_size};
+    if (is_last) expected.wanted = next->wanted;
+    ASSIGN_OR_RETURN(std::vector<LogitsResult> logits, CheckStepResponse(response, expected));
+    if (is_last) next->outcome.logits = std::move(logits);
+    if (options_.trace != nullptr) options_.trace->AddWorker(options_.workers[index].id, response.spans());
     next->answered[index] = true;
     AddCounters(response.experts(), &next->outcome.experts);
     return absl::OkStatus();

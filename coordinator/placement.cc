@@ -18,8 +18,10 @@ namespace ferry {
 namespace {
 
 constexpr int64_t kDefaultContextPerRequest = 4096;
-constexpr int64_t kDefaultBatchTokens = 2048;
-constexpr int64_t kDefaultMicroBatchTokens = 512;
+constexpr int64_t kSmallestAutoBatch = 2048, kLargestAutoBatch = 16384;
+constexpr int64_t kActivationShare = 16;  // of a GPU's memory: its reciprocal; slots and KV cache need the rest
+constexpr int64_t kSmallestAutoMicroBatch = 512, kLargestAutoMicroBatch = 4096;
+constexpr int64_t kMicroBatchShare = 64;  // of a GPU's memory, likewise
 constexpr int64_t kMaxParallel = 256;
 constexpr int64_t kMaxBatchTokens = 65536;
 
@@ -185,14 +187,17 @@ absl::StatusOr<CacheShape> ShapeCache(const ModelConfig& config, const Placement
     }
   }
 
-  CacheShape shape{.key_type = options.key_type, .value_type = options.value_type, .num_slots = options.parallel};
-  shape.max_batch_tokens = options.batch_tokens > 0 ? options.batch_tokens : kDefaultBatchTokens;
-  shape.max_batch_tokens = std::max(shape.max_batch_tokens, options.parallel);  // one decode row of each request fits a step
-  shape.micro_batch_tokens = options.micro_batch_tokens > 0 ? options.micro_batch_tokens : kDefaultMicroBatchTokens;
-  shape.micro_batch_tokens = std::min(shape.micro_batch_tokens, shape.max_batch_tokens);
   const int64_t total = options.context_tokens > 0
                             ? options.context_tokens
                             : std::min(config.context_length, kDefaultContextPerRequest) * options.parallel;
+  CacheShape shape{.key_type = options.key_type, .value_type = options.value_type, .num_slots = options.parallel};
+  shape.max_batch_tokens =
+      options.batch_tokens > 0 ? options.batch_tokens : AutoBatchTokens(config, options.gpu_bytes, total);
+  shape.max_batch_tokens = std::max(shape.max_batch_tokens, options.parallel);  // one decode row of each request fits a step
+  shape.micro_batch_tokens = options.micro_batch_tokens > 0
+                                 ? options.micro_batch_tokens
+                                 : AutoMicroBatchTokens(config, options.gpu_bytes, options.parallel);
+  shape.micro_batch_tokens = std::min(shape.micro_batch_tokens, shape.max_batch_tokens);
   shape.num_blocks = (total + kKvBlockTokens - 1) / kKvBlockTokens;
   shape.context_per_slot = std::min(config.context_length, total);
   shape.ring_blocks = (config.sliding_window + shape.micro_batch_tokens + kKvBlockTokens - 1) / kKvBlockTokens;
@@ -234,6 +239,27 @@ absl::StatusOr<ModelSizes> ModelSizesOf(const GgufFile& file, const ModelConfig&
     sizes.expert_bytes.push_back(arena.layer(layer).bytes * config.num_experts);
   }
   return sizes;
+}
+
+int64_t AutoBatchTokens(const ModelConfig& config, int64_t gpu_bytes, int64_t cache_tokens) {
+  if (gpu_bytes <= 0) return kSmallestAutoBatch;
+  // The residual in F32, its norm in 16 bits, and a contribution in 16 bits of each chosen expert (worker/stage.cc).
+  const int64_t row_bytes = config.n_embd * (4 + 2 + 2 * config.top_k);
+  int64_t rows = kLargestAutoBatch;
+  while (rows > kSmallestAutoBatch && (rows * row_bytes > gpu_bytes / kActivationShare || rows / 2 >= cache_tokens)) rows /= 2;
+  return rows;
+}
+
+int64_t AutoMicroBatchTokens(const ModelConfig& config, int64_t gpu_bytes, int64_t parallel) {
+  if (gpu_bytes <= 0) return kSmallestAutoMicroBatch;
+  int64_t sliding = 0;
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) sliding += config.slides(layer);
+  // Queries, keys and values in F32, queries and what they attended to in 16 bits; and a row of the rings, in F16.
+  const int64_t buffers = (config.q_size() + 2 * config.kv_size()) * 4 + 2 * config.q_size() * 2;
+  const int64_t row_bytes = buffers + sliding * parallel * 2 * config.kv_size() * 2;
+  int64_t rows = kLargestAutoMicroBatch;
+  while (rows > kSmallestAutoMicroBatch && rows * row_bytes > gpu_bytes / kMicroBatchShare) rows /= 2;
+  return rows;
 }
 
 absl::StatusOr<Placement> PlanPlacement(const ModelConfig& config, const ModelSizes& sizes, const PlacementOptions& options) {

@@ -20,8 +20,9 @@ struct PlacementOptions {
   std::vector<std::string> tensor_overrides;  // -ot REGEX=cpu|gpuN, first match wins; CUDAN is gpuN
   int64_t context_tokens = 0;         // -c: KV cache of all requests together; 0: min(model, 4096) * parallel
   int64_t parallel = 4;               // -np: requests at once
-  int64_t batch_tokens = 0;           // -b: rows of one step; 0: 2048
-  int64_t micro_batch_tokens = 0;     // -ub: rows of one dense or attention chunk; 0: 512
+  int64_t batch_tokens = 0;           // -b: rows of one step; 0: AutoBatchTokens
+  int64_t gpu_bytes = 0;              // memory of the smallest GPU among the workers; 0: they have none, or it is not known
+  int64_t micro_batch_tokens = 0;     // -ub: rows of one dense or attention chunk; 0: AutoMicroBatchTokens
   DType key_type = DType::kF16;       // -ctk: F16 or Q8_0
   DType value_type = DType::kF16;     // -ctv
 };
@@ -65,6 +66,17 @@ struct ModelSizes {
 };
 // Errors name a tensor, as ExpertTensorsOf and FindDense.
 absl::StatusOr<ModelSizes> ModelSizesOf(const GgufFile& file, const ModelConfig& config);
+
+// -b without being told. An expert crosses a GPU's link once a step, so that longer steps ship less: with GPUs the largest power
+// of two up to 16,384 whose activations take at most a sixteenth of `gpu_bytes`. Without them 2048: the host's kernels are at
+// their peak with far fewer rows an expert. At least 2048, and no more than hold a cache of
+// `cache_tokens`, which no step exceeds.
+int64_t AutoBatchTokens(const ModelConfig& config, int64_t gpu_bytes, int64_t cache_tokens);
+
+// -ub without being told. A GPU's dense products of 512 rows reach three quarters of the rate that they have with 4,096
+// (docs/performance.md), while buffers and the rings of sliding layers grow with it: the largest power of two up to 4,096 whose
+// buffers and rings take at most a sixty-fourth of `gpu_bytes`, at least 512; 512 without GPUs.
+int64_t AutoMicroBatchTokens(const ModelConfig& config, int64_t gpu_bytes, int64_t parallel);
 
 // InvalidArgument: ranges that overlap or leave layers out, more workers than layers, a rule that would split the matrices of
 // one expert between devices (with the advice to name all of ffn_.*_exps), a cache too small for one request.

@@ -104,6 +104,11 @@ class ServerImpl final : public Server {
     ASSIGN_OR_RETURN(const ModelSizes sizes, ModelSizesOf(file_, model_));
     ASSIGN_OR_RETURN(Placement placement, PlanPlacement(model_, sizes, options_.placement));
     const CacheShape cache = placement.cache;
+    spdlog::info("a step takes up to {} rows (-b{}), attention {} at a time (-ub)", cache.max_batch_tokens,
+                 options_.placement.batch_tokens > 0       ? ""
+                 : options_.placement.gpu_bytes > 0        ? ", chosen by the GPUs' memory"
+                                                           : ", the default without GPUs",
+                 cache.micro_batch_tokens);
 
     if (!options_.trace.empty()) {
       ASSIGN_OR_RETURN(trace_, TraceWriter::Create(options_.trace));

@@ -35,8 +35,8 @@ class TraceWriter {
   // Steps overlap when several are in flight.
   void AddStep(uint64_t epoch, uint64_t step, int64_t rows, absl::Time begin, absl::Time end);
   void AddEngine(int64_t layer, int64_t experts, int64_t rows, absl::Time begin, absl::Time end);
-  // What a worker sent: InvalidArgument: a span that none can be.
-  absl::Status AddWorker(WorkerId worker, const google::protobuf::RepeatedPtrField<v1::TraceSpan>& spans);
+  // Spans of an answer that CheckStepResponse let pass.
+  void AddWorker(WorkerId worker, const google::protobuf::RepeatedPtrField<v1::TraceSpan>& spans);
 
  private:
   explicit TraceWriter(std::ofstream file) : file_(std::move(file)) {}

@@ -34,13 +34,7 @@ absl::Status CheckRowsInBatch(const Batch& batch, int64_t first_row, int64_t num
 }
 
 absl::Status CheckKvLayer(const KvLayer& cache, std::initializer_list<DType> kv_dtypes) {
-  RETURN_IF_ERROR(CheckDType("cache", cache.dtype, kv_dtypes));
-  RETURN_IF_ERROR(CheckInRange("cache.num_kv_heads", cache.num_kv_heads, 1, 1 << 16));
-  RETURN_IF_ERROR(CheckInRange("cache.head_dim", cache.head_dim, 1, 1 << 16));
-  RETURN_IF_ERROR(CheckInRange("cache.num_blocks", cache.num_blocks, 1, int64_t{1} << 31));
-  if (cache.dtype == DType::kQ8_0 && cache.head_dim % 32 != 0) {
-    return InvalidArgument("cache.head_dim is %d, want a multiple of 32 for Q8_0", cache.head_dim);
-  }
+  RETURN_IF_ERROR(CheckKvShape(cache, kv_dtypes));
   RETURN_IF_ERROR(CheckNotNull("cache.keys", cache.keys));
   return CheckNotNull("cache.values", cache.values);
 }
@@ -178,6 +172,19 @@ absl::Status CheckMatMul(const Tensor& in, const TiledMatrix& weight, const Tens
   RETURN_IF_ERROR(CheckShape("out", out, in.rows, weight.layout.rows));
   if (accumulate) return CheckDType("out", out.dtype, {DType::kF32});
   return CheckDType("out", out.dtype, {DType::kF32, act});
+}
+
+absl::Status CheckKvShape(const KvLayer& cache, std::initializer_list<DType> kv_dtypes) {
+  RETURN_IF_ERROR(CheckDType("cache.keys", cache.key_type, kv_dtypes));
+  RETURN_IF_ERROR(CheckDType("cache.values", cache.value_type, kv_dtypes));
+  RETURN_IF_ERROR(CheckInRange("cache.num_kv_heads", cache.num_kv_heads, 1, 1 << 16));
+  RETURN_IF_ERROR(CheckInRange("cache.head_dim", cache.head_dim, 1, 1 << 16));
+  RETURN_IF_ERROR(CheckInRange("cache.num_blocks", cache.num_blocks, 1, int64_t{1} << 31));
+  const bool quantized = cache.key_type == DType::kQ8_0 || cache.value_type == DType::kQ8_0;
+  if (quantized && cache.head_dim % 32 != 0) {
+    return InvalidArgument("cache.head_dim is %d, want a multiple of 32 for Q8_0", cache.head_dim);
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckRopeAndStore(const Batch& batch, int64_t first_row, const RopeConfig& rope, const Tensor& qkv,

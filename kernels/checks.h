@@ -27,7 +27,8 @@ absl::Status CheckNotNull(std::string_view name, const void* pointer);
 absl::Status CheckEmbed(const Batch& batch, int64_t first_row, const TiledMatrix& table, const Tensor& x);
 absl::Status CheckRmsNorm(const Tensor& x, const float* weight, double epsilon, const Tensor& out, DType act);
 absl::Status CheckMatMul(const Tensor& in, const TiledMatrix& weight, const Tensor& out, bool accumulate, DType act);
-// `kv_dtypes`: what the backend stores.
+// `kv_dtypes`: what the backend stores. The first checks all of a cache but its planes.
+absl::Status CheckKvShape(const KvLayer& cache, std::initializer_list<DType> kv_dtypes);
 absl::Status CheckRopeAndStore(const Batch& batch, int64_t first_row, const RopeConfig& rope, const Tensor& qkv,
                                const KvLayer& cache, const Tensor& q_out, DType act,
                                std::initializer_list<DType> kv_dtypes);

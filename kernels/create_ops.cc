@@ -10,6 +10,7 @@ namespace ferry {
 
 #ifndef FERRY_HAVE_CUDA
 int NumCudaDevices() { return 0; }
+int64_t CudaDeviceBytes(int) { return 0; }
 #endif
 
 absl::StatusOr<std::unique_ptr<Ops>> CreateOps(const BackendOptions& options) {

@@ -285,6 +285,10 @@ absl::Status HostOps::MatMul(Tensor in, const TiledMatrix& weight, const float* 
   return in.rows == 0 ? absl::OkStatus() : DoMatMul(in, weight, bias, out, accumulate);
 }
 
+absl::Status HostOps::CheckKvCache(const KvLayer& cache) const {
+  return CheckKvShape(cache, StoresKvInF32() ? kKvTypesWithF32 : kKvTypes);
+}
+
 absl::Status HostOps::RopeAndStore(const DeviceBatch& batch, int64_t first_row, const RopeConfig& rope, Tensor qkv,
                                    const KvLayer& cache, Tensor q_out) {
   const HostTimeline::Scope span(timeline_, "RopeAndStore");

@@ -63,6 +63,7 @@ class HostOps : public Ops {
   absl::Status Embed(const DeviceBatch& batch, int64_t first_row, const TiledMatrix& table, Tensor x) final;
   absl::Status RmsNorm(Tensor x, const float* weight, double epsilon, Tensor out) final;
   absl::Status MatMul(Tensor in, const TiledMatrix& weight, const float* bias, Tensor out, bool accumulate) final;
+  absl::Status CheckKvCache(const KvLayer& cache) const final;
   absl::Status RopeAndStore(const DeviceBatch& batch, int64_t first_row, const RopeConfig& rope, Tensor qkv,
                             const KvLayer& cache, Tensor q_out) final;
   absl::Status Attention(const DeviceBatch& batch, int64_t first_row, Tensor q, const KvLayer& cache, int64_t window,

@@ -51,9 +51,9 @@ inline int8_t KvQ8Code(float x, float d) {
   return static_cast<int8_t>(std::clamp(std::nearbyint(x / d), -127.0f, 127.0f));
 }
 
-// Writes one row of `plane` (cache.keys or cache.values).
-inline void StoreKvRow(const KvLayer& cache, std::byte* plane, int64_t row, const float* x) {
-  switch (cache.dtype) {
+// Writes one row of `plane`, cache.keys or cache.values, in that plane's type.
+inline void StoreKvRow(const KvLayer& cache, std::byte* plane, DType dtype, int64_t row, const float* x) {
+  switch (dtype) {
     case DType::kF32:
       std::memcpy(plane + row * cache.head_dim * 4, x, cache.head_dim * sizeof(float));
       return;
@@ -76,8 +76,8 @@ inline void StoreKvRow(const KvLayer& cache, std::byte* plane, int64_t row, cons
 }
 
 // Reads one row, out [head_dim].
-inline void LoadKvRow(const KvLayer& cache, const std::byte* plane, int64_t row, float* out) {
-  switch (cache.dtype) {
+inline void LoadKvRow(const KvLayer& cache, const std::byte* plane, DType dtype, int64_t row, float* out) {
+  switch (dtype) {
     case DType::kF32:
       std::memcpy(out, plane + row * cache.head_dim * 4, cache.head_dim * sizeof(float));
       return;
@@ -95,6 +95,19 @@ inline void LoadKvRow(const KvLayer& cache, const std::byte* plane, int64_t row,
       }
     }
   }
+}
+
+inline void StoreKey(const KvLayer& cache, int64_t row, const float* x) {
+  StoreKvRow(cache, cache.keys, cache.key_type, row, x);
+}
+inline void StoreValue(const KvLayer& cache, int64_t row, const float* x) {
+  StoreKvRow(cache, cache.values, cache.value_type, row, x);
+}
+inline void LoadKey(const KvLayer& cache, int64_t row, float* out) {
+  LoadKvRow(cache, cache.keys, cache.key_type, row, out);
+}
+inline void LoadValue(const KvLayer& cache, int64_t row, float* out) {
+  LoadKvRow(cache, cache.values, cache.value_type, row, out);
 }
 
 }  // namespace ferry

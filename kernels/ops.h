@@ -102,9 +102,10 @@ struct DeviceMemoryInfo {
 inline constexpr int64_t kKvBlockTokens = 32;
 
 struct KvLayer {
-  std::byte* keys = nullptr;    // KvPlaneBytes(...) each
+  std::byte* keys = nullptr;          // KvPlaneBytes(...) of its type each
   std::byte* values = nullptr;
-  DType dtype = DType::kF16;    // F16 or Q8_0; the reference backend also takes F32
+  DType key_type = DType::kF16;       // F16 or Q8_0; the reference backend also takes F32
+  DType value_type = DType::kF16;     // likewise; CUDA: the keys' type
   int64_t num_blocks = 0;
   int64_t num_kv_heads = 0, head_dim = 0;
   bool ring = false;            // use Sequence::ring_blocks
@@ -213,6 +214,8 @@ class Ops {
   virtual absl::Status RmsNorm(Tensor x, const float* weight, double epsilon, Tensor out) = 0;
   // out = in W^T + bias (F32 [rows of W], may be null), in: act; out: act or F32. accumulate: out += (F32 only).
   virtual absl::Status MatMul(Tensor in, const TiledMatrix& weight, const float* bias, Tensor out, bool accumulate) = 0;
+  // Whether this backend can keep such a cache, whatever its planes: InvalidArgument or Unimplemented names what it cannot.
+  virtual absl::Status CheckKvCache(const KvLayer& cache) const = 0;
   // qkv [rows, q | k | v] F32 or act, batch rows from first_row: rotates q into q_out (act), rotates k, stores k and v.
   virtual absl::Status RopeAndStore(const DeviceBatch& batch, int64_t first_row, const RopeConfig& rope, Tensor qkv,
                                     const KvLayer& cache, Tensor q_out) = 0;
@@ -257,5 +260,7 @@ struct BackendOptions {
 absl::StatusOr<std::unique_ptr<Ops>> CreateOps(const BackendOptions& options);
 // GPUs a cuda backend could run on; 0 without a driver or a CUDA build.
 int NumCudaDevices();
+// Memory of GPU `device` in bytes, used or not; 0: there is none. Makes no context, so it costs none of it.
+int64_t CudaDeviceBytes(int device);
 
 }  // namespace ferry

@@ -1,6 +1,6 @@
 #include "worker/assignment.h"
 
-#include <cmath>
+#include <algorithm>
 #include <utility>
 
 namespace ferry {
@@ -34,6 +34,13 @@ absl::StatusOr<ModelConfig> ModelFromProto(const v1::ModelShape& shape) {
   RETURN_IF_ERROR(CheckRange("model.rms_epsilon", shape.rms_epsilon(), 0, 1));
   RETURN_IF_ERROR(CheckRange("model.rope_num_dims", shape.rope_num_dims(), 0, shape.head_dim()));
   RETURN_IF_ERROR(CheckRange("model.rope_freq_base", shape.rope_freq_base(), 1e-3, 1e12));
+  for (const auto& [field, value] :
+       {std::pair{"model.swiglu_alpha", shape.swiglu_alpha()}, std::pair{"model.swiglu_limit", shape.swiglu_limit()},
+        std::pair{"model.yarn_factor", shape.yarn_factor()}, std::pair{"model.yarn_beta_fast", shape.yarn_beta_fast()},
+        std::pair{"model.yarn_beta_slow", shape.yarn_beta_slow()},
+        std::pair{"model.rope_attention_factor", shape.rope_attention_factor()}}) {
+    RETURN_IF_ERROR(CheckRange(field, value, 0, 1e6));
+  }
   for (const auto& [field, types] : {std::pair{"model.gate_types", &shape.gate_types()},
                                      std::pair{"model.up_types", &shape.up_types()},
                                      std::pair{"model.down_types", &shape.down_types()}}) {
@@ -79,10 +86,13 @@ absl::StatusOr<ArenaLayout> ArenaFromProto(const v1::ModelShape& shape) {
   return ArenaLayout::Create(std::move(layers), shape.num_experts());
 }
 
-absl::Status CheckCache(const v1::CacheShape& cache) {
-  if (cache.kv_type() != cache.kv_value_type()) {
-    return Unimplemented("cache.kv_type is %s and kv_value_type is %s: this worker keeps keys and values in one type (-ctk, -ctv)",
-                         NameOf(static_cast<DType>(cache.kv_type())), NameOf(static_cast<DType>(cache.kv_value_type())));
+absl::Status CheckCache(const v1::CacheShape& cache, const ModelConfig& model) {
+  for (const auto& [field, type] : {std::pair{"cache.kv_type", cache.kv_type()},
+                                    std::pair{"cache.kv_value_type", cache.kv_value_type()}}) {
+    const DType dtype = static_cast<DType>(type);
+    if (dtype != DType::kF16 && dtype != DType::kQ8_0 && dtype != DType::kF32) {
+      return Unimplemented("%s is %s, want F16, Q8_0 or, for the reference kernels, F32", field, NameOf(dtype));
+    }
   }
   RETURN_IF_ERROR(CheckRange("cache.num_blocks", cache.num_blocks(), 1, INT32_MAX));
   RETURN_IF_ERROR(CheckRange("cache.num_slots", cache.num_slots(), 1, 65536));
@@ -90,7 +100,11 @@ absl::Status CheckCache(const v1::CacheShape& cache) {
   RETURN_IF_ERROR(CheckRange("cache.ring_blocks * num_slots", static_cast<double>(cache.ring_blocks()) * cache.num_slots(), 0,
                              INT32_MAX));
   RETURN_IF_ERROR(CheckRange("cache.max_batch_tokens", cache.max_batch_tokens(), 1, 1 << 22));
-  return CheckRange("cache.micro_batch_tokens", cache.micro_batch_tokens(), 1, 1 << 22);
+  RETURN_IF_ERROR(CheckRange("cache.micro_batch_tokens", cache.micro_batch_tokens(), 1, 1 << 22));
+  // Bytes of a layer's planes in F32, full or ring: ten terabytes are more than any device has, and add up over 1024 layers.
+  const double blocks = std::max<double>(cache.num_blocks(), static_cast<double>(cache.ring_blocks()) * cache.num_slots());
+  return CheckRange("cache.num_blocks * the model's heads", blocks * static_cast<double>(kKvBlockTokens * model.kv_size()) * 8, 0,
+                    1e13);
 }
 
 absl::StatusOr<std::vector<LayerRule>> RulesFromProto(const v1::RegisterResponse& response) {
@@ -117,7 +131,7 @@ absl::StatusOr<Assignment> AssignmentFromProto(const v1::RegisterResponse& respo
   Assignment assignment;
   ASSIGN_OR_RETURN(assignment.model, ModelFromProto(response.model()));
   ASSIGN_OR_RETURN(assignment.arena, ArenaFromProto(response.model()));
-  RETURN_IF_ERROR(CheckCache(response.cache()));
+  RETURN_IF_ERROR(CheckCache(response.cache(), assignment.model));
   RETURN_IF_ERROR(CheckRange("num_workers", response.num_workers(), 1, 4096));
   RETURN_IF_ERROR(CheckRange("worker_id", response.worker_id(), 0, response.num_workers() - 1.0));
   RETURN_IF_ERROR(CheckRange("end_layer", response.end_layer(), 1, static_cast<double>(assignment.model.num_layers)));
@@ -129,11 +143,16 @@ absl::StatusOr<Assignment> AssignmentFromProto(const v1::RegisterResponse& respo
   if (response.expert_transport() != "shm" && response.expert_transport() != "grpc") {
     return Unimplemented("expert_transport is '%s', want shm or grpc", response.expert_transport());
   }
+  // 0 without a mailbox; within these the sizes of one can be reckoned with (common/expert_mailbox.cc has the same limits).
+  RETURN_IF_ERROR(CheckRange("mailbox_max_rows", static_cast<double>(response.mailbox_max_rows()), 0, 1 << 24));
+  RETURN_IF_ERROR(CheckRange("mailbox_max_entries", static_cast<double>(response.mailbox_max_entries()), 0, 1 << 26));
+  RETURN_IF_ERROR(CheckRange("dense_bytes", static_cast<double>(response.dense_bytes()), 0, 1e15));
   assignment.worker_id = response.worker_id();
   assignment.num_workers = response.num_workers();
   assignment.first_layer = response.first_layer();
   assignment.end_layer = response.end_layer();
-  assignment.kv = {.dtype = static_cast<DType>(response.cache().kv_type()),
+  assignment.kv = {.key_type = static_cast<DType>(response.cache().kv_type()),
+                   .value_type = static_cast<DType>(response.cache().kv_value_type()),
                    .num_blocks = response.cache().num_blocks(),
                    .num_slots = response.cache().num_slots(),
                    .ring_blocks = response.cache().ring_blocks()};

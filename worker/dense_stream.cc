@@ -1,18 +1,17 @@
 #include "worker/dense_stream.h"
 
 #include <grpcpp/grpcpp.h>
-#include <xxhash.h>
 
 #include <utility>
 
 #include "absl/time/clock.h"
 #include "common/grpc_status.h"
+#include "worker/dense_chunk.h"
 
 namespace ferry {
 namespace {
 
 constexpr absl::Duration kStreamTimeout = absl::Hours(1);  // a cold 100 GB model over a slow network; the heartbeat ends it sooner
-constexpr uint64_t kMaxDimension = uint64_t{1} << 31;
 
 class DenseStream final : public DenseTensorSource {
  public:
@@ -38,25 +37,10 @@ class DenseStream final : public DenseTensorSource {
       RETURN_IF_ERROR(Annotate(FromGrpcStatus(stream_->Finish()), "StreamDenseTensors"));
       return std::nullopt;
     }
-    if (chunk_.rows() > kMaxDimension || chunk_.cols() > kMaxDimension || chunk_.first_row() > kMaxDimension ||
-        chunk_.num_rows() > kMaxDimension) {
-      return InvalidArgument("tensor '%s' has a chunk of rows %d + %d of %d x %d", chunk_.name(), chunk_.first_row(),
-                             chunk_.num_rows(), chunk_.rows(), chunk_.cols());
-    }
-    const uint64_t checksum = XXH3_64bits(chunk_.data().data(), chunk_.data().size());
-    if (checksum != chunk_.xxh3()) {
-      return DataLoss("tensor '%s': the chunk at row %d came damaged: its checksum is %016x, want %016x", chunk_.name(),
-                      chunk_.first_row(), checksum, chunk_.xxh3());
-    }
-    bytes_ += static_cast<int64_t>(chunk_.data().size());
+    ASSIGN_OR_RETURN(const DenseChunk chunk, DenseChunkFromProto(chunk_));
+    bytes_ += static_cast<int64_t>(chunk.data.size());
     if (progress_) progress_(bytes_);
-    return DenseChunk{.name = chunk_.name(),
-                      .dtype = static_cast<DType>(chunk_.dtype()),
-                      .rows = static_cast<int64_t>(chunk_.rows()),
-                      .cols = static_cast<int64_t>(chunk_.cols()),
-                      .first_row = static_cast<int64_t>(chunk_.first_row()),
-                      .num_rows = static_cast<int64_t>(chunk_.num_rows()),
-                      .data = std::as_bytes(std::span(chunk_.data()))};
+    return chunk;
   }
 
  private:

@@ -7,6 +7,7 @@
 #include "absl/time/clock.h"
 #include "common/half.h"
 #include "common/log.h"
+#include "worker/expert_answers.h"
 
 namespace ferry {
 namespace {
@@ -254,12 +255,7 @@ absl::StatusOr<std::vector<ExpertPlace>> ExpertForward::Divide(const StepContext
   }
   const StepTrace::Scope span(*context.trace, "plan", layer);
   ASSIGN_OR_RETURN(places, link_.Plan(context.step, layer, routing_.rows, uses, context.deadline));
-  if (places.size() != uses.size()) return Internal("the plan places %d experts, want %d", places.size(), uses.size());
-  for (size_t i = 0; i < uses.size(); ++i) {
-    if (places[i] == ExpertPlace::kResident && uses[i].resident == 0) {
-      return Internal("the plan takes expert %d of layer %d for resident", uses[i].expert, layer);
-    }
-  }
+  RETURN_IF_ERROR(CheckPlaces(places, uses, layer));
   return places;
 }
 

@@ -10,10 +10,11 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "common/grpc_status.h"
 #include "common/log.h"
 #include "kernels/ops.h"
+#include "worker/expert_answers.h"
 #include "worker/expert_link.h"
-#include "common/grpc_status.h"
 #include "worker/record_assembler.h"
 
 namespace ferry {
@@ -68,16 +69,7 @@ class GrpcLink final : public ExpertLink {
     context.set_deadline(absl::ToChronoTime(deadline));
     v1::ExpertPlan plan;
     RETURN_IF_ERROR(Annotate(FromGrpcStatus(cluster_.PlanExperts(&context, request, &plan)), "PlanExperts"));
-    std::vector<ExpertPlace> places;
-    for (const int place : plan.places()) {
-      switch (place) {
-        case v1::ExpertPlan::RESIDENT: places.push_back(ExpertPlace::kResident); break;
-        case v1::ExpertPlan::SHIP: places.push_back(ExpertPlace::kShip); break;
-        case v1::ExpertPlan::HOST: places.push_back(ExpertPlace::kHost); break;
-        default: return InvalidArgument("ExpertPlan.places holds %d, which is no place", place);
-      }
-    }
-    return places;
+    return PlacesFromProto(plan);
   }
 
   int64_t max_rows() const override { return max_rows_; }
@@ -96,7 +88,7 @@ class GrpcLink final : public ExpertLink {
     Fill(request.step, request.layer, request.uses, compute_request_.mutable_request());
     compute_request_.set_num_rows(request.num_rows);
     compute_request_.mutable_entry_rows()->Assign(request.entry_rows.begin(), request.entry_rows.end());
-    want_bytes_ = request.entry_rows.size() * options_.n_embd * sizeof(float);
+    num_entries_ = static_cast<int64_t>(request.entry_rows.size());
     computing_ = std::make_unique<Call>();
     cluster_.async()->ComputeExperts(&computing_->context, &compute_request_, &computing_->response,
                                      [call = computing_.get()](grpc::Status status) { call->SetDone(status); });
@@ -109,10 +101,7 @@ class GrpcLink final : public ExpertLink {
     contributions_ = std::move(*computing_->response.mutable_contributions());
     computing_ = nullptr;
     RETURN_IF_ERROR(Annotate(done, "ComputeExperts"));
-    if (contributions_.size() != want_bytes_) {
-      return DataLoss("ComputeExperts: contributions has %d bytes, want %d", contributions_.size(), want_bytes_);
-    }
-    return std::span(reinterpret_cast<const float*>(contributions_.data()), contributions_.size() / sizeof(float));
+    return ContributionsFrom(contributions_, num_entries_, options_.n_embd);
   }
 
   absl::Status AskRecord(uint64_t step, ExpertId id) override {
@@ -281,7 +270,7 @@ class GrpcLink final : public ExpertLink {
   v1::ComputeExpertsRequest compute_request_;
   std::unique_ptr<Call> computing_;
   std::string contributions_;
-  size_t want_bytes_ = 0;
+  int64_t num_entries_ = 0;  // of the computation that is running
 
   int64_t record_bytes_ = 0;
   std::unique_ptr<std::byte[], FreeAligned> staging_;

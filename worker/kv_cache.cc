@@ -15,7 +15,9 @@ int64_t BlocksOf(const ModelConfig& model, int64_t layer, const KvCacheShape& sh
 int64_t KvCache::BytesOf(const ModelConfig& model, int64_t first_layer, int64_t end_layer, const KvCacheShape& shape) {
   int64_t bytes = 0;
   for (int64_t layer = first_layer; layer < end_layer; ++layer) {
-    bytes += 2 * KvPlaneBytes(shape.dtype, BlocksOf(model, layer, shape), model.num_kv_heads, model.head_dim);
+    const int64_t blocks = BlocksOf(model, layer, shape);
+    bytes += KvPlaneBytes(shape.key_type, blocks, model.num_kv_heads, model.head_dim) +
+             KvPlaneBytes(shape.value_type, blocks, model.num_kv_heads, model.head_dim);
   }
   return bytes;
 }
@@ -38,17 +40,21 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(Ops* ops, const ModelCo
   cache->ring_blocks_ = model.sliding_window > 0 ? shape.ring_blocks : 0;
   for (int64_t layer = first_layer; layer < end_layer; ++layer) {
     const int64_t blocks = BlocksOf(model, layer, shape);
-    const int64_t plane_bytes = KvPlaneBytes(shape.dtype, blocks, model.num_kv_heads, model.head_dim);
-    ASSIGN_OR_RETURN(DeviceBuffer keys, ops->Allocate(plane_bytes));
-    ASSIGN_OR_RETURN(DeviceBuffer values, ops->Allocate(plane_bytes));
-    cache->layers_.push_back({.keys = keys.data(),
-                              .values = values.data(),
-                              .dtype = shape.dtype,
-                              .num_blocks = blocks,
-                              .num_kv_heads = model.num_kv_heads,
-                              .head_dim = model.head_dim,
-                              .ring = model.slides(layer)});
-    cache->bytes_ += 2 * plane_bytes;
+    KvLayer planes = {.key_type = shape.key_type,
+                      .value_type = shape.value_type,
+                      .num_blocks = blocks,
+                      .num_kv_heads = model.num_kv_heads,
+                      .head_dim = model.head_dim,
+                      .ring = model.slides(layer)};
+    RETURN_IF_ERROR(Annotate(ops->CheckKvCache(planes), "KV cache"));
+    const int64_t key_bytes = KvPlaneBytes(shape.key_type, blocks, model.num_kv_heads, model.head_dim);
+    const int64_t value_bytes = KvPlaneBytes(shape.value_type, blocks, model.num_kv_heads, model.head_dim);
+    ASSIGN_OR_RETURN(DeviceBuffer keys, ops->Allocate(key_bytes));
+    ASSIGN_OR_RETURN(DeviceBuffer values, ops->Allocate(value_bytes));
+    planes.keys = keys.data();
+    planes.values = values.data();
+    cache->layers_.push_back(planes);
+    cache->bytes_ += key_bytes + value_bytes;
     cache->buffers_.push_back(std::move(keys));
     cache->buffers_.push_back(std::move(values));
   }

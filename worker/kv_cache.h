@@ -17,7 +17,7 @@
 namespace ferry {
 
 struct KvCacheShape {
-  DType dtype = DType::kF16;
+  DType key_type = DType::kF16, value_type = DType::kF16;
   int64_t num_blocks = 0;   // of a full layer
   int64_t num_slots = 0;
   int64_t ring_blocks = 0;  // of one slot in a sliding layer; unused without a sliding window
@@ -25,7 +25,8 @@ struct KvCacheShape {
 
 class KvCache {
  public:
-  // InvalidArgument: a count below 1, or a ring shorter than the window and `micro_batch_rows`.
+  // InvalidArgument: a count below 1, a ring shorter than the window and `micro_batch_rows`, or, as Unimplemented, types that
+  // `ops` does not keep.
   // ResourceExhausted: the device is full.
   static absl::StatusOr<std::unique_ptr<KvCache>> Create(Ops* ops, const ModelConfig& model, int64_t first_layer,
                                                          int64_t end_layer, const KvCacheShape& shape,

@@ -9,6 +9,8 @@ namespace ferry {
 namespace {
 
 constexpr auto kCancelPoll = std::chrono::milliseconds(100);
+constexpr int64_t kMaxFailuresHeld = 256;  // as many as steps that a worker queues (step_runner.cc)
+constexpr size_t kMaxErrorBytes = 1024;    // of the message that goes on to the client
 
 }  // namespace
 
@@ -17,7 +19,9 @@ void ActivationQueue::BeginEpoch(uint64_t epoch) {
   epoch_ = epoch;
   items_.clear();
   rows_held_ = 0;
+  failures_held_ = 0;
   last_step_ = 0;
+  last_failed_ = false;
   end_row_ = 0;
   changed_.notify_all();
 }
@@ -49,6 +53,7 @@ absl::Status ActivationQueue::Push(uint64_t epoch, uint64_t step, int64_t first_
   }
   RETURN_IF_ERROR(CheckLocked(epoch, step, first_row, num_rows, data.size()));  // the lock was given up
   last_step_ = step;
+  last_failed_ = false;
   end_row_ = first_row + num_rows;
   rows_held_ += num_rows;
   items_.push_back({.step = step, .chunk = {.first_row = first_row, .data = std::move(data)}, .error = {}});
@@ -60,11 +65,16 @@ absl::Status ActivationQueue::PushFailure(uint64_t epoch, uint64_t step, const s
   const std::lock_guard lock(mutex_);
   if (epoch != epoch_ || epoch == 0) return Aborted("epoch is %d, want %d", epoch, epoch_);
   if (step < last_step_ || step == 0) return InvalidArgument("step is %d after %d", step, last_step_);
+  if (step == last_step_ && last_failed_) return InvalidArgument("step %d failed already", step);
+  // A failure takes no room among the rows, so their number is bounded by itself.
+  if (failures_held_ >= kMaxFailuresHeld) return ResourceExhausted("%d failed steps are waiting", failures_held_);
   last_step_ = step;
+  last_failed_ = true;
   end_row_ = max_rows_;  // nothing more of this step
+  ++failures_held_;
   Item& item = items_.emplace_back();
   item.step = step;
-  item.error = error.empty() ? "it failed" : error;
+  item.error = error.empty() ? "it failed" : error.substr(0, kMaxErrorBytes);
   changed_.notify_all();
   return absl::OkStatus();
 }
@@ -77,6 +87,7 @@ absl::StatusOr<ActivationChunk> ActivationQueue::Next(uint64_t step, int64_t fir
     // What an earlier step, which failed here, left behind.
     while (!items_.empty() && items_.front().step < step) {
       rows_held_ -= static_cast<int64_t>(items_.front().chunk.values().size()) / n_embd_;
+      failures_held_ -= !items_.front().error.empty();
       items_.pop_front();
       changed_.notify_all();
     }

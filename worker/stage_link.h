@@ -61,6 +61,7 @@ class ActivationQueue final : public ActivationSource {
   // other, too many, or not num_rows * n_embd values. Cancelled: `cancelled` became true, seen within 100 ms.
   absl::Status Push(uint64_t epoch, uint64_t step, int64_t first_row, int64_t num_rows, std::string data,
                     const std::function<bool()>& cancelled = nullptr);
+  // The step failed before this stage; nothing more of it comes. ResourceExhausted: more failures than anybody waits for.
   absl::Status PushFailure(uint64_t epoch, uint64_t step, const std::string& error);
 
   absl::StatusOr<ActivationChunk> Next(uint64_t step, int64_t first_row, absl::Time deadline) override;
@@ -79,7 +80,9 @@ class ActivationQueue final : public ActivationSource {
   uint64_t epoch_ = 0;
   std::deque<Item> items_;
   int64_t rows_held_ = 0;
+  int64_t failures_held_ = 0;
   uint64_t last_step_ = 0;  // pushed
+  bool last_failed_ = false;
   int64_t end_row_ = 0;     // of last_step_
 };
 

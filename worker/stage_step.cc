@@ -60,17 +60,20 @@ absl::StatusOr<StageSequence> CheckSequence(const std::string& field, const v1::
 }  // namespace
 
 absl::StatusOr<StageStep> CheckStep(const v1::StepRequest& request, const StepLimits& limits) {
-  const double max_timeout = absl::ToDoubleSeconds(limits.max_timeout);
-  if (!(request.timeout_seconds() > 0 && request.timeout_seconds() <= max_timeout)) {  // NaN fails as well
-    return InvalidArgument("timeout_seconds is %g, want above 0 and at most %g", request.timeout_seconds(), max_timeout);
+  // As a duration: what is above 0 may be too little for a tick of it, and NaN is endless.
+  const absl::Duration timeout = absl::Seconds(request.timeout_seconds());
+  if (timeout <= absl::ZeroDuration() || timeout > limits.max_timeout) {
+    return InvalidArgument("timeout_seconds is %g, want above 0 and at most %g", request.timeout_seconds(),
+                           absl::ToDoubleSeconds(limits.max_timeout));
   }
   if (request.sequences_size() < 1 || request.sequences_size() > limits.num_slots) {
     return InvalidArgument("sequences has %d entries, want 1 to %d", request.sequences_size(), limits.num_slots);
   }
   StageStep step = {.epoch = request.epoch(),
                     .step = request.step(),
-                    .timeout = absl::Seconds(request.timeout_seconds()),
-                    .forget_experts = request.forget_experts()};
+                    .timeout = timeout,
+                    .forget_experts = request.forget_experts(),
+                    .trace = request.trace()};
   std::vector<bool> slot_taken(limits.num_slots);
   int64_t logits_bytes = 0;
   for (int i = 0; i < request.sequences_size(); ++i) {
@@ -102,7 +105,6 @@ absl::StatusOr<StageStep> CheckStep(const v1::StepRequest& request, const StepLi
     return InvalidArgument("logits.top_n: the answer would take %d bytes, want at most %d", logits_bytes,
                            limits.max_logits_bytes);
   }
-  step.trace = request.trace();
   return step;
 }
 

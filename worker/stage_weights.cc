@@ -4,18 +4,10 @@
 #include <array>
 #include <utility>
 
+#include "worker/dense_chunk.h"
+
 namespace ferry {
 namespace {
-
-// Bytes of one row as GGUF stores it. InvalidArgument: not a type Ferry computes with, or cols are not whole blocks.
-absl::StatusOr<int64_t> RowBytes(DType dtype, int64_t cols) {
-  const std::optional<DTypeInfo> info = InfoOf(dtype);
-  if (!info || !info->computable) return InvalidArgument("is of type %s, which Ferry does not compute with", NameOf(dtype));
-  if (cols % info->block_elements != 0) {
-    return InvalidArgument("has %d columns, want a multiple of %d for %s", cols, info->block_elements, NameOf(dtype));
-  }
-  return cols / info->block_elements * info->block_bytes;
-}
 
 // Writes rows, in whatever pieces they come, into a tiled matrix on the device: each 16 rows are tiled on the host and
 // uploaded, codes and scales apart, since the two planes of a few row tiles are each one straight run of the matrix.
@@ -127,19 +119,11 @@ class StageWeights::Loader {
   // Calls take(rows) for each chunk of `tensor`, checked against it, and moves on to the tensor after it.
   template <typename Take>
   absl::Status ForEachChunk(const DenseTensor& tensor, DType dtype, const Take& take) {
-    ASSIGN_OR_RETURN(const int64_t row_bytes, RowBytes(dtype, tensor.cols));
+    ASSIGN_OR_RETURN(const int64_t row_bytes, DenseRowBytes(dtype, tensor.cols));
     int64_t row = 0;
     while (row < tensor.rows) {
       RETURN_IF_ERROR(CheckNext(tensor));
-      if (next_->dtype != dtype) return InvalidArgument("changes its type from %s to %s", NameOf(dtype), NameOf(next_->dtype));
-      if (next_->first_row != row || next_->num_rows < 1 || next_->num_rows > tensor.rows - row) {
-        return InvalidArgument("rows %d to %d came, want some from %d up to %d", next_->first_row,
-                               next_->first_row + next_->num_rows, row, tensor.rows);
-      }
-      if (static_cast<int64_t>(next_->data.size()) != next_->num_rows * row_bytes) {
-        return InvalidArgument("%d rows came in %d bytes, want %d", next_->num_rows, next_->data.size(),
-                               next_->num_rows * row_bytes);
-      }
+      RETURN_IF_ERROR(CheckChunkRows(tensor, dtype, row_bytes, row, *next_));
       RETURN_IF_ERROR(take(next_->data));
       row += next_->num_rows;
       ASSIGN_OR_RETURN(next_, source_.Next());
@@ -149,11 +133,7 @@ class StageWeights::Loader {
 
   absl::Status CheckNext(const DenseTensor& tensor) {
     if (!next_) return InvalidArgument("is missing: the stream has ended");
-    if (next_->name != tensor.name) return InvalidArgument("is missing: '%s' came in its place", next_->name);
-    if (next_->rows != tensor.rows || next_->cols != tensor.cols) {
-      return InvalidArgument("is %d x %d, want %d x %d", next_->rows, next_->cols, tensor.rows, tensor.cols);
-    }
-    return absl::OkStatus();
+    return CheckChunkOf(tensor, *next_);
   }
 
   absl::Status ReadTensor(const DenseTensor& tensor, HostTensor& out) {
@@ -169,7 +149,7 @@ class StageWeights::Loader {
   absl::Status LoadMatrix(const DenseTensor& tensor, TiledMatrix& out) {
     RETURN_IF_ERROR(CheckNext(tensor));
     const DType dtype = next_->dtype;
-    ASSIGN_OR_RETURN(const int64_t row_bytes, RowBytes(dtype, tensor.cols));
+    ASSIGN_OR_RETURN(const int64_t row_bytes, DenseRowBytes(dtype, tensor.cols));
     ASSIGN_OR_RETURN(const TiledLayout layout, TiledLayout::Create(dtype, tensor.rows, tensor.cols));
     ASSIGN_OR_RETURN(std::byte* const device, Allocate(layout.bytes));
     TiledUpload upload(&ops_, layout, device, row_bytes);
@@ -217,7 +197,7 @@ class StageWeights::Loader {
     int64_t rows = 0;
     for (const HostTensor& matrix : matrices) rows += matrix.rows;
     const DType dtype = matrices[0].dtype;
-    ASSIGN_OR_RETURN(const int64_t row_bytes, RowBytes(dtype, matrices[0].cols));
+    ASSIGN_OR_RETURN(const int64_t row_bytes, DenseRowBytes(dtype, matrices[0].cols));
     ASSIGN_OR_RETURN(const TiledLayout layout, TiledLayout::Create(dtype, rows, matrices[0].cols));
     ASSIGN_OR_RETURN(std::byte* const device, Allocate(layout.bytes));
     TiledUpload upload(&ops_, layout, device, row_bytes);

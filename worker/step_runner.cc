@@ -64,8 +64,8 @@ absl::Duration TimeoutOf(const v1::StepRequest& request, const StepLimits& limit
 
 }  // namespace
 
-StepRunner::StepRunner(Stage* stage, ActivationQueue* activations)
-    : stage_(*stage), activations_(*activations), limits_(stage->limits()), thread_([this] { Loop(); }) {}
+StepRunner::StepRunner(Stage* stage, ActivationQueue* activations, OnFailed on_failed)
+    : stage_(*stage), activations_(*activations), on_failed_(std::move(on_failed)), limits_(stage->limits()), thread_([this] { Loop(); }) {}
 
 StepRunner::~StepRunner() {
   {
@@ -144,6 +144,7 @@ void StepRunner::Loop() {
     const absl::StatusOr<StageResult> result = RunOne(queued);
     if (!result.ok()) {
       spdlog::warn("step {} of epoch {} failed: {}", queued.request.step(), queued.request.epoch(), result.status().ToString());
+      if (on_failed_ && !absl::IsAborted(result.status())) on_failed_(result.status());
     }
     queued.answer(result.ok() ? ResponseFor(queued.request, *result) : ResponseFor(queued.request, result.status()));
     lock.lock();

@@ -27,8 +27,11 @@ class StepRunner {
  public:
   using Answer = std::function<void(const v1::StepResponse&)>;
 
-  // Borrows both. The stage belongs to the compute thread from here on.
-  StepRunner(Stage* stage, ActivationQueue* activations);
+  using OnFailed = std::function<void(const absl::Status&)>;
+
+  // Borrows both. The stage belongs to the compute thread from here on. `on_failed` hears, from that thread and before the
+  // answer, of every step that failed here by itself: not of one that was given up.
+  StepRunner(Stage* stage, ActivationQueue* activations, OnFailed on_failed = nullptr);
   ~StepRunner();  // gives up what is queued or running, and waits for it
 
   // Ends the epoch that lasts: its steps are answered with ABORTED, the one that runs at the end of its layer. Then begins
@@ -56,6 +59,7 @@ class StepRunner {
 
   Stage& stage_;
   ActivationQueue& activations_;
+  const OnFailed on_failed_;
   const StepLimits limits_;
 
   mutable std::mutex mutex_;  // guards what follows

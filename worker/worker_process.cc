@@ -30,6 +30,7 @@ namespace ferry {
 namespace {
 
 constexpr absl::Duration kDescriptorTimeout = absl::Seconds(10);
+constexpr absl::Duration kDevicePatience = absl::Seconds(10);  // after a failed step: far longer than what may still be queued
 constexpr absl::Duration kServerDrain = absl::Milliseconds(500);
 
 Incarnation RandomIncarnation() {
@@ -251,7 +252,11 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
                cache == nullptr ? "" : absl::StrFormat(", link %.1f GB/s", link_rate / 1e9));
 
   ActivationQueue activations(assignment.model.n_embd, assignment.max_rows);
-  StepRunner runner(stage.get(), &activations);
+  // A fault of a kernel leaves the device's whole context unusable, and only a new process gets another.
+  StepRunner runner(stage.get(), &activations, [&](const absl::Status&) {
+    const absl::Status device = ops->Synchronize(absl::Now() + kDevicePatience);
+    if (!device.ok()) ending.End(Annotate(device, "the device does not work any more"));
+  });
   service.Attach(&runner, &activations, assignment.model.n_embd);
   {
     const std::lock_guard lock(report.mutex);

@@ -88,7 +88,8 @@ inline constexpr int64_t kPanelScratchBytes = 192 * 1024;
 struct AttentionTask {
   const std::byte* keys = nullptr;    // the layer's planes (kernels/ops.h, KvLayer)
   const std::byte* values = nullptr;
-  DType dtype = DType::kF16;          // F16 or Q8_0
+  DType key_type = DType::kF16;       // F16 or Q8_0
+  DType value_type = DType::kF16;     // likewise
   int64_t num_blocks = 0;             // of the planes: where Q8_0's scales begin
   int64_t num_kv_heads = 0;
   int64_t kv_head = 0;

@@ -163,8 +163,8 @@ class CpuOps final : public HostOps {
         for (int64_t head = 0; head < cache.num_kv_heads; ++head) {
           const int64_t to = KvRowAt(cache, table.data(), static_cast<int64_t>(table.size()), head, position);
           rotate(k + head * head_dim, rotated.data());
-          StoreKvRow(cache, cache.keys, to, rotated.data());
-          StoreKvRow(cache, cache.values, to, v + head * head_dim);
+          StoreKey(cache, to, rotated.data());
+          StoreValue(cache, to, v + head * head_dim);
         }
       }
     });
@@ -197,7 +197,7 @@ class CpuOps final : public HostOps {
       const int64_t kv_head = task % cache.num_kv_heads;
       const std::vector<int32_t>& table = batch.table(first_row + rows.first, cache);
       AttentionTask t;
-      t.keys = cache.keys, t.values = cache.values, t.dtype = cache.dtype;
+      t.keys = cache.keys, t.values = cache.values, t.key_type = cache.key_type, t.value_type = cache.value_type;
       t.num_blocks = cache.num_blocks, t.num_kv_heads = cache.num_kv_heads, t.kv_head = kv_head, t.head_dim = head_dim;
       t.table = table.data(), t.table_size = static_cast<int64_t>(table.size());
       t.first_position = batch.position(first_row + rows.first), t.num_rows = rows.count;

@@ -284,8 +284,9 @@ struct KvTile {
   float* values;
 };
 
-inline void LoadKvRows(const AttentionTask& t, const std::byte* plane, int64_t first_row, int64_t dim, F32x16 (&rows)[16]) {
-  if (t.dtype == DType::kF16) {
+inline void LoadKvRows(const AttentionTask& t, const std::byte* plane, DType dtype, int64_t first_row, int64_t dim,
+                       F32x16 (&rows)[16]) {
+  if (dtype == DType::kF16) {
     const std::byte* at = plane + (first_row * t.head_dim + dim) * 2;
     for (int i = 0; i < 16; ++i) rows[i] = F32x16::LoadF16(at + i * t.head_dim * 2);
     return;
@@ -314,12 +315,13 @@ inline int64_t FirstRowOf(const AttentionTask& t, int64_t tile) {
 
 // Blocks lie anywhere, so no hardware foresees the next one: its codes are asked for while this one is worked on.
 inline void PrefetchTile(const AttentionTask& t, int64_t tile) {
-  const int64_t row_bytes = t.head_dim * (t.dtype == DType::kF16 ? 2 : 1);
-  const int64_t at = FirstRowOf(t, tile) * row_bytes;
-  for (int64_t byte = 0; byte < kAttentionTile * row_bytes; byte += 64) {
-    __builtin_prefetch(t.keys + at + byte);
-    __builtin_prefetch(t.values + at + byte);
-  }
+  const auto prefetch = [&](const std::byte* plane, DType dtype) {
+    const int64_t row_bytes = t.head_dim * (dtype == DType::kF16 ? 2 : 1);
+    const std::byte* const codes = plane + FirstRowOf(t, tile) * row_bytes;
+    for (int64_t byte = 0; byte < kAttentionTile * row_bytes; byte += 64) __builtin_prefetch(codes + byte);
+  };
+  prefetch(t.keys, t.key_type);
+  prefetch(t.values, t.value_type);
 }
 
 inline void LoadTile(const AttentionTask& t, int64_t tile, KvTile to) {
@@ -327,10 +329,10 @@ inline void LoadTile(const AttentionTask& t, int64_t tile, KvTile to) {
   F32x16 rows[16];
   for (int64_t half = 0; half < kAttentionTile; half += 16) {
     for (int64_t dim = 0; dim < t.head_dim; dim += 16) {
-      LoadKvRows(t, t.keys, first_row + half, dim, rows);
+      LoadKvRows(t, t.keys, t.key_type, first_row + half, dim, rows);
       Transpose(rows);
       for (int i = 0; i < 16; ++i) rows[i].Store(to.keys + (dim + i) * kAttentionTile + half);
-      LoadKvRows(t, t.values, first_row + half, dim, rows);
+      LoadKvRows(t, t.values, t.value_type, first_row + half, dim, rows);
       for (int i = 0; i < 16; ++i) rows[i].Store(to.values + (half + i) * t.head_dim + dim);
     }
   }

@@ -44,7 +44,7 @@ DeviceTiles TilesOf(const TiledMatrix& matrix) {
           layout.code_bytes, layout.scale_bytes, layout.scales_offset};
 }
 DeviceKv KvOf(const KvLayer& cache) {
-  return {cache.keys, cache.values, cache.dtype, cache.num_blocks, cache.num_kv_heads, cache.head_dim};
+  return {cache.keys, cache.values, cache.key_type, cache.num_blocks, cache.num_kv_heads, cache.head_dim};
 }
 
 // Text of a product's launcher as a Status.
@@ -371,13 +371,24 @@ class CudaOps final : public Ops {
     return ProductStatus(TiledGemm(product_device_, args, compute_.get()), "MatMul");
   }
 
+  absl::Status CheckKvCache(const KvLayer& cache) const override {
+    RETURN_IF_ERROR(CheckKvShape(cache, kKvTypes));
+    // The kernels are compiled for each type of cache: a type each would double them for the least used case.
+    if (cache.key_type != cache.value_type) {
+      return Unimplemented("keys in %s with values in %s: on CUDA -ctk and -ctv must be the same", NameOf(cache.key_type),
+                           NameOf(cache.value_type));
+    }
+    if (AttentionSupportsHeadDim(cache.head_dim)) return absl::OkStatus();
+    return InvalidArgument("cache.head_dim is %d, want 32, 64 or 128 on CUDA", cache.head_dim);
+  }
+
   absl::Status RopeAndStore(const DeviceBatch& batch, int64_t first_row, const RopeConfig& rope, Tensor qkv,
                             const KvLayer& cache, Tensor q_out) override {
     RETURN_IF_ERROR(Use());
     const CudaTimeline::Scope span = SpanOf("RopeAndStore");
     ASSIGN_OR_RETURN(const CudaBatch* cuda_batch, CudaBatchOf(batch));
     RETURN_IF_ERROR(CheckRopeAndStore(batch.host(), first_row, rope, qkv, cache, q_out, activation_dtype_, kKvTypes));
-    RETURN_IF_ERROR(CheckHeadDim(cache));
+    RETURN_IF_ERROR(CheckKvCache(cache));
     if (qkv.rows == 0) return absl::OkStatus();
     RopeStoreArgs args;
     ASSIGN_OR_RETURN(args.frequencies, FrequenciesOf(rope));
@@ -397,7 +408,7 @@ class CudaOps final : public Ops {
     const CudaTimeline::Scope span = SpanOf("Attention");
     ASSIGN_OR_RETURN(const CudaBatch* cuda_batch, CudaBatchOf(batch));
     RETURN_IF_ERROR(CheckAttention(batch.host(), first_row, q, cache, window, out, activation_dtype_, kKvTypes));
-    RETURN_IF_ERROR(CheckHeadDim(cache));
+    RETURN_IF_ERROR(CheckKvCache(cache));
     if (q.rows == 0) return absl::OkStatus();
     RETURN_IF_ERROR(CheckVectorRows("q", q));
     RETURN_IF_ERROR(CheckVectorRows("out", out));
@@ -681,11 +692,6 @@ class CudaOps final : public Ops {
                   : DeadlineExceeded("%s: %s has not passed in time, after %s was queued", name_, op, last_);
   }
 
-  absl::Status CheckHeadDim(const KvLayer& cache) const {
-    if (AttentionSupportsHeadDim(cache.head_dim)) return absl::OkStatus();
-    return InvalidArgument("cache.head_dim is %d, want 32, 64 or 128 on CUDA", cache.head_dim);
-  }
-
   // The frequencies of a RopeConfig on the device; a model has one or two.
   absl::StatusOr<const double*> FrequenciesOf(const RopeConfig& rope) {
     std::vector<double> wanted = RopeFrequencies(rope);
@@ -758,6 +764,13 @@ int NumCudaDevices() {
     if (CheckCudaGpu("", major, minor).ok()) ++usable;
   }
   return usable;
+}
+
+int64_t CudaDeviceBytes(int device) {
+  cudaDeviceProp properties;
+  const bool known = device >= 0 && cudaGetDeviceProperties(&properties, device) == cudaSuccess;
+  cudaGetLastError();
+  return known ? static_cast<int64_t>(properties.totalGlobalMem) : 0;
 }
 
 absl::StatusOr<std::unique_ptr<Ops>> CreateCudaOps(const BackendOptions& options) {

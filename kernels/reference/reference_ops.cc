@@ -93,8 +93,8 @@ absl::Status ReferenceOps::DoRopeAndStore(const HostBatch& batch, int64_t first_
     for (int64_t head = 0; head < cache.num_kv_heads; ++head) {
       const int64_t slot = KvRowAt(cache, table.data(), static_cast<int64_t>(table.size()), head, position);
       Rotate(frequencies, rope.attention_factor, position, k + head * dim, dim, key.data());
-      StoreKvRow(cache, cache.keys, slot, key.data());
-      StoreKvRow(cache, cache.values, slot, v + head * dim);
+      StoreKey(cache, slot, key.data());
+      StoreValue(cache, slot, v + head * dim);
     }
   }
   return absl::OkStatus();
@@ -116,8 +116,8 @@ absl::Status ReferenceOps::DoAttention(const HostBatch& batch, int64_t first_row
     for (int64_t kv_head = 0; kv_head < cache.num_kv_heads; ++kv_head) {
       for (int64_t i = 0; i < count; ++i) {
         const int64_t slot = KvRowAt(cache, table.data(), static_cast<int64_t>(table.size()), kv_head, first + i);
-        LoadKvRow(cache, cache.keys, slot, &keys[i * dim]);
-        LoadKvRow(cache, cache.values, slot, &values[i * dim]);
+        LoadKey(cache, slot, &keys[i * dim]);
+        LoadValue(cache, slot, &values[i * dim]);
       }
       for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
         const float* query = RowOf(q, row) + head * dim;

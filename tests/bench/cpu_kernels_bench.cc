@@ -215,7 +215,7 @@ void BenchAttention(Ops& ops, const Options& options) {
   for (const DType type : {DType::kF16, DType::kQ8_0}) {
     const int64_t bytes = KvPlaneBytes(type, kBlocks, kKvHeads, kHeadDim);
     std::vector<DeviceBuffer> keep;
-    KvLayer cache{nullptr, nullptr, type, kBlocks, kKvHeads, kHeadDim, false};
+    KvLayer cache{nullptr, nullptr, type, type, kBlocks, kKvHeads, kHeadDim, false};
     for (std::byte** plane : {&cache.keys, &cache.values}) {
       keep.push_back(Check(ops.Allocate(bytes)));
       *plane = keep.back().data();
@@ -249,7 +249,7 @@ void BenchRows(Ops& ops, const Options& options) {
   const TiledLayout table = Check(TiledLayout::Create(DType::kQ8_0, 201088, kWidth));
   Weights embedding(ops, table.bytes);
   embedding.SetScales(table, 0);
-  KvLayer cache{nullptr, nullptr, DType::kF16, 32, 8, 64, false};
+  KvLayer cache{nullptr, nullptr, DType::kF16, DType::kF16, 32, 8, 64, false};
   for (std::byte** plane : {&cache.keys, &cache.values}) {
     keep.push_back(Check(ops.Allocate(KvPlaneBytes(DType::kF16, 32, 8, 64))));
     *plane = keep.back().data();

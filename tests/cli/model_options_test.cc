@@ -46,12 +46,20 @@ TEST(ModelOptions, WorkersOnCpusHoldNoExpertsUnlessTold) {
 TEST(ModelOptions, PassesOnWhatIsGivenAndNothingElse) {
   ModelOptions options;
   options.model = "m.gguf";
-  EXPECT_THAT(options.CoordinatorArguments(2, "port"), Not(Contains("--ctx-size")));
+  EXPECT_THAT(options.CoordinatorArguments(2, 0, "port"), Not(Contains("--ctx-size")));
   options.context = 8192;
   options.overrides = {"exps=cpu", "x=gpu0"};
-  const std::vector<std::string> arguments = options.CoordinatorArguments(2, "port");
+  const std::vector<std::string> arguments = options.CoordinatorArguments(2, 0, "port");
   EXPECT_THAT(arguments, Contains("--ctx-size"));
   EXPECT_EQ(std::count(arguments.begin(), arguments.end(), "--override-tensor"), 2);
+  EXPECT_THAT(arguments, Not(Contains("--gpu-memory")));
+  EXPECT_THAT(options.CoordinatorArguments(2, int64_t{80} << 30, "port"), Contains("--gpu-memory"));
+}
+
+TEST(ModelOptions, KnowsNoGpuMemoryOfCpuWorkers) {
+  EXPECT_EQ(ModelOptions::GpuBytes({}), 0);
+  EXPECT_EQ(ModelOptions::GpuBytes({"cpu", "cpu"}), 0);
+  EXPECT_EQ(ModelOptions::GpuBytes({"cuda:1000"}), 0) << "there is no such GPU";
 }
 
 TEST(ModelOptions, KnowsTheTypesOfTheCache) {

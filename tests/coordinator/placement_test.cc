@@ -121,5 +121,29 @@ TEST(Placement, NeverMakesAMicroBatchLargerThanABatch) {
   EXPECT_EQ(placement.cache.micro_batch_tokens, 64);
 }
 
+TEST(Placement, TakesLongMicroBatchesOnLargeGpus) {
+  const ModelConfig config = SixLayers();
+  constexpr int64_t kGiB = int64_t{1} << 30;
+  EXPECT_EQ(AutoMicroBatchTokens(config, 0, 4), 512) << "no GPU";
+  EXPECT_EQ(AutoMicroBatchTokens(config, 80 * kGiB, 4), 4096);
+  EXPECT_EQ(AutoMicroBatchTokens(config, 1 << 20, 4), 512) << "never less than without a GPU";
+  EXPECT_LT(AutoMicroBatchTokens(config, kGiB, 256), AutoMicroBatchTokens(config, kGiB, 1)) << "every request has its rings";
+}
+
+TEST(Placement, TakesLongStepsWhereExpertsCrossALink) {
+  const ModelConfig config = SixLayers();  // 256 * (6 + 2 * 4) bytes a row
+  constexpr int64_t kGiB = int64_t{1} << 30, kMuch = 1 << 20;
+  EXPECT_EQ(AutoBatchTokens(config, 0, kMuch), 2048) << "no GPU";
+  EXPECT_EQ(AutoBatchTokens(config, kGiB, kMuch), 16384) << "59 MB of activations, a sixteenth is 67 MB";
+  EXPECT_EQ(AutoBatchTokens(config, kGiB / 2, kMuch), 8192);
+  EXPECT_EQ(AutoBatchTokens(config, 1 << 20, kMuch), 2048) << "never less than without a GPU";
+  EXPECT_EQ(AutoBatchTokens(config, kGiB, 8192), 8192) << "a step has no more rows than the cache";
+  EXPECT_EQ(AutoBatchTokens(config, kGiB, 8193), 16384);
+  ASSERT_OK_AND_ASSIGN(const Placement gpu, Plan({.num_workers = 1, .context_tokens = 32768, .gpu_bytes = kGiB}));
+  EXPECT_EQ(gpu.cache.max_batch_tokens, 16384);
+  ASSERT_OK_AND_ASSIGN(const Placement told, Plan({.num_workers = 1, .batch_tokens = 512, .gpu_bytes = kGiB}));
+  EXPECT_EQ(told.cache.max_batch_tokens, 512);
+}
+
 }  // namespace
 }  // namespace ferry

@@ -1,9 +1,13 @@
 #include "coordinator/server.h"
 
+#include <google/protobuf/descriptor.pb.h>
+#include <google/protobuf/unknown_field_set.h>
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
 
 #include <future>
+#include <string>
+#include <vector>
 
 #include "absl/time/clock.h"
 #include "common/host_id.h"
@@ -16,6 +20,8 @@ namespace ferry {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::IsSupersetOf;
+using ::testing::SizeIs;
 
 constexpr int64_t kVocab = 4096;  // of the demo model
 
@@ -39,6 +45,54 @@ int HealthOf(const std::shared_ptr<grpc::Channel>& channel) {
   return slice.begin()[1];
 }
 constexpr int kServing = 1, kNotServing = 2;
+
+// The length-delimited values of `field` in a serialized message, in order: for messages whose .proto Debian does not ship.
+std::vector<std::string> ValuesOf(const std::string& message, int field) {
+  google::protobuf::UnknownFieldSet fields;
+  fields.ParseFromString(message);
+  std::vector<std::string> values;
+  for (int i = 0; i < fields.field_count(); ++i) {
+    const google::protobuf::UnknownField& found = fields.field(i);
+    const bool matches = found.number() == field && found.type() == google::protobuf::UnknownField::TYPE_LENGTH_DELIMITED;
+    if (matches) values.push_back(found.length_delimited());
+  }
+  return values;
+}
+
+// One question to grpc.reflection.v1alpha, its field and value: the serialized answer, empty when there is none.
+std::string Reflect(const std::shared_ptr<grpc::Channel>& channel, int field, const std::string& value) {
+  google::protobuf::UnknownFieldSet fields;
+  fields.AddLengthDelimited(field, value);
+  std::string request;
+  fields.SerializeToString(&request);
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
+  grpc::GenericStub stub(channel);
+  grpc::CompletionQueue queue;
+  const auto call =
+      stub.PrepareCall(&context, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", &queue);
+  const auto done = [&] {
+    void* tag = nullptr;
+    bool ok = false;
+    return queue.Next(&tag, &ok) && ok;
+  };
+  const grpc::Slice slice(request);
+  grpc::ByteBuffer bytes;
+  call->StartCall(nullptr);
+  if (done()) {
+    call->WriteLast(grpc::ByteBuffer(&slice, 1), {}, nullptr);
+    if (done()) {
+      call->Read(&bytes, nullptr);
+      done();
+    }
+  }
+  grpc::Status status;
+  call->Finish(&status, nullptr);
+  done();
+  grpc::Slice whole;
+  if (!bytes.Valid() || !bytes.DumpToSingleSlice(&whole).ok()) return "";
+  return {reinterpret_cast<const char*>(whole.begin()), whole.size()};
+}
 
 class ServerTest : public ::testing::Test {
  protected:
@@ -108,6 +162,28 @@ TEST_F(ServerTest, AnswersBeforeItServes) {
   ASSERT_TRUE(v1::Ferry::NewStub(channel_)->GetModelInfo(&context, {}, &model).ok());
   EXPECT_EQ(model.architecture(), "gpt-oss");
   EXPECT_GT(model.expert_bytes(), 0u);
+}
+
+TEST_F(ServerTest, DescribesItsServicesToWhomeverAsks) {
+  ASSERT_OK(Start());
+  constexpr int kListServices = 7, kListed = 6, kFileOfSymbol = 4, kFiles = 4;
+  std::vector<std::string> services;
+  for (const std::string& list : ValuesOf(Reflect(channel_, kListServices, "*"), kListed)) {
+    for (const std::string& service : ValuesOf(list, 1)) services.push_back(ValuesOf(service, 1).at(0));
+  }
+  EXPECT_THAT(services, IsSupersetOf({"ferry.v1.Ferry", "ferry.v1.Cluster", "grpc.health.v1.Health"}));
+
+  const std::vector<std::string> answer = ValuesOf(Reflect(channel_, kFileOfSymbol, "ferry.v1.Ferry"), kFiles);
+  ASSERT_THAT(answer, SizeIs(1));
+  const std::vector<std::string> files = ValuesOf(answer[0], 1);
+  ASSERT_THAT(files, SizeIs(1)) << "it imports nothing";
+  google::protobuf::FileDescriptorProto file;
+  ASSERT_TRUE(file.ParseFromString(files[0]));
+  EXPECT_EQ(file.name(), "ferry/v1/generate.proto");
+  ASSERT_EQ(file.service_size(), 1);
+  EXPECT_EQ(file.service(0).name(), "Ferry");
+  EXPECT_EQ(file.service(0).method(0).name(), "Generate");
+  EXPECT_TRUE(file.service(0).method(0).server_streaming());
 }
 
 TEST_F(ServerTest, SaysWhichWorkersAreMissing) {

@@ -27,10 +27,10 @@ class TraceWriterTest : public ::testing::Test {
   TraceWriterTest() { writer_ = TraceWriter::Create(path_).value(); }
   ~TraceWriterTest() override { std::filesystem::remove(path_); }
 
-  absl::Status Add(const v1::TraceSpan& span) {
+  void Add(const v1::TraceSpan& span) {
     google::protobuf::RepeatedPtrField<v1::TraceSpan> spans;
     *spans.Add() = span;
-    return writer_->AddWorker(WorkerId(1), spans);
+    writer_->AddWorker(WorkerId(1), spans);
   }
   nlohmann::json Events() {
     writer_.reset();
@@ -44,8 +44,8 @@ class TraceWriterTest : public ::testing::Test {
 TEST_F(TraceWriterTest, WithoutEventsItIsStillATrace) { EXPECT_TRUE(Events().is_array()); }
 
 TEST_F(TraceWriterTest, NamesEveryRowOnce) {
-  ASSERT_OK(Add(Span("attention", 10)));
-  ASSERT_OK(Add(Span("experts here", 10)));
+  Add(Span("attention", 10));
+  Add(Span("experts here", 10));
   writer_->AddEngine(2, 5, 40, absl::Now(), absl::Now());
   int rows = 0;
   for (const auto& event : Events()) rows += event["name"] == "thread_name";
@@ -53,17 +53,8 @@ TEST_F(TraceWriterTest, NamesEveryRowOnce) {
 }
 
 TEST_F(TraceWriterTest, ANameOfAnyBytesLeavesTheFileReadable) {
-  ASSERT_OK(Add(Span("quote \" and \xff byte", 10)));
+  Add(Span("quote \" and \xff byte", 10));
   EXPECT_TRUE(Events().is_array());
-}
-
-TEST_F(TraceWriterTest, RefusesSpansThatNoneCanBe) {
-  EXPECT_THAT(Add(Span("", 1)), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("want 1 to 64")));
-  EXPECT_THAT(Add(Span(std::string(65, 'x'), 1)), StatusIs(absl::StatusCode::kInvalidArgument));
-  EXPECT_THAT(Add(Span("back", -1)), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("-1 ns")));
-  v1::TraceSpan nowhere = Span("nowhere", 1);
-  nowhere.set_track(static_cast<v1::TraceSpan::Track>(7));
-  EXPECT_THAT(Add(nowhere), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("track 7")));
 }
 
 TEST(TraceWriter, RefusesAFileThatCannotBeWritten) {

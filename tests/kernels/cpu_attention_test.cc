@@ -10,7 +10,7 @@ namespace {
 
 struct AttentionCase {
   CpuIsa isa;
-  DType cache;
+  DType keys, values;
   int64_t head_dim, kv_heads, group;
   int64_t window;
   bool sinks;
@@ -19,18 +19,21 @@ std::vector<AttentionCase> EachIsaAndShape() {
   std::vector<AttentionCase> cases;
   for (const CpuIsa isa : kAllIsas) {
     for (const DType cache : {DType::kF16, DType::kQ8_0}) {
-      cases.push_back({isa, cache, 64, 2, 8, 0, true});
-      cases.push_back({isa, cache, 64, 2, 4, 20, true});
-      cases.push_back({isa, cache, 128, 1, 5, 128, false});
-      cases.push_back({isa, cache, 96, 3, 1, 0, false});
+      cases.push_back({isa, cache, cache, 64, 2, 8, 0, true});
+      cases.push_back({isa, cache, cache, 64, 2, 4, 20, true});
+      cases.push_back({isa, cache, cache, 128, 1, 5, 128, false});
+      cases.push_back({isa, cache, cache, 96, 3, 1, 0, false});
     }
-    cases.push_back({isa, DType::kF16, 48, 1, 3, 33, true});
+    cases.push_back({isa, DType::kF16, DType::kF16, 48, 1, 3, 33, true});
+    cases.push_back({isa, DType::kF16, DType::kQ8_0, 64, 2, 4, 20, true});
+    cases.push_back({isa, DType::kQ8_0, DType::kF16, 64, 2, 4, 0, true});
   }
   return cases;
 }
 std::string NameOfAttention(const testing::TestParamInfo<AttentionCase>& info) {
   const auto& c = info.param;
-  return std::string(NameOf(c.isa)) + "_" + std::string(NameOf(c.cache)) + "_dim" + std::to_string(c.head_dim) + "_heads" +
+  return std::string(NameOf(c.isa)) + "_" + std::string(NameOf(c.keys)) +
+         (c.values == c.keys ? "" : "_" + std::string(NameOf(c.values))) + "_dim" + std::to_string(c.head_dim) + "_heads" +
          std::to_string(c.kv_heads * c.group) + "_" + std::to_string(c.kv_heads) + "_window" + std::to_string(c.window) +
          (c.sinks ? "_sinks" : "");
 }
@@ -45,10 +48,11 @@ class CpuAttentionTest : public PerIsaTest<AttentionCase> {
   // A cache whose every byte is one of a NaN: what is read without having been written shows.
   KvLayer MakeCache(AlignedBytes& keys, AlignedBytes& values, bool ring = false) const {
     const auto& c = GetParam();
-    KvLayer cache{nullptr, nullptr, c.cache, kBlocks, c.kv_heads, c.head_dim, ring};
-    const int64_t bytes = KvPlaneBytes(c.cache, kBlocks, c.kv_heads, c.head_dim);
-    keys = AlignedBytes(bytes), values = AlignedBytes(bytes);
-    std::memset(keys.data(), 0xFF, bytes), std::memset(values.data(), 0xFF, bytes);
+    KvLayer cache{nullptr, nullptr, c.keys, c.values, kBlocks, c.kv_heads, c.head_dim, ring};
+    const int64_t key_bytes = KvPlaneBytes(c.keys, kBlocks, c.kv_heads, c.head_dim);
+    const int64_t value_bytes = KvPlaneBytes(c.values, kBlocks, c.kv_heads, c.head_dim);
+    keys = AlignedBytes(key_bytes), values = AlignedBytes(value_bytes);
+    std::memset(keys.data(), 0xFF, key_bytes), std::memset(values.data(), 0xFF, value_bytes);
     cache.keys = keys.data(), cache.values = values.data();
     return cache;
   }
@@ -58,8 +62,8 @@ class CpuAttentionTest : public PerIsaTest<AttentionCase> {
       const std::vector<float> k = RandomFloats(kv_size(), 1000 + position), v = RandomFloats(kv_size(), 5000 + position);
       for (int64_t head = 0; head < cache.num_kv_heads; ++head) {
         const int64_t row = KvRowAt(cache, table.data(), static_cast<int64_t>(table.size()), head, position);
-        StoreKvRow(cache, cache.keys, row, k.data() + head * cache.head_dim);
-        StoreKvRow(cache, cache.values, row, v.data() + head * cache.head_dim);
+        StoreKey(cache, row, k.data() + head * cache.head_dim);
+        StoreValue(cache, row, v.data() + head * cache.head_dim);
       }
     }
   }
@@ -182,11 +186,13 @@ TEST_P(CpuAttentionTest, StoresRotatedKeysAsTheReferenceDoes) {
   for (const bool of_keys : {true, false}) {
     std::vector<float> got(kBlocks * kKvBlockTokens * kv_size()), want = got;
     for (int64_t row = 0; row < kBlocks * kKvBlockTokens * GetParam().kv_heads; ++row) {
-      LoadKvRow(cache, of_keys ? cache.keys : cache.values, row, got.data() + row * GetParam().head_dim);
-      LoadKvRow(cache, of_keys ? reference_cache.keys : reference_cache.values, row, want.data() + row * GetParam().head_dim);
+      const auto load = of_keys ? LoadKey : LoadValue;
+      load(cache, row, got.data() + row * GetParam().head_dim);
+      load(reference_cache, row, want.data() + row * GetParam().head_dim);
     }
     // A number that falls between two steps of the format may be rounded either way after a last bit's difference.
-    EXPECT_TRUE(Close(got, want, GetParam().cache == DType::kF16 ? 1e-6 : 0.04, GetParam().cache == DType::kF16 ? 1e-3 : 0.01));
+    const bool f16 = (of_keys ? GetParam().keys : GetParam().values) == DType::kF16;
+    EXPECT_TRUE(Close(got, want, f16 ? 1e-6 : 0.04, f16 ? 1e-3 : 0.01));
   }
 }
 

@@ -47,7 +47,7 @@ class AttentionRig {
       std::swap(table.front(), table[random.Below(blocks)]);
       batch_.sequences.push_back(std::move(sequence));
     }
-    host_.dtype = c.cache, host_.num_blocks = next_block + 1, host_.num_kv_heads = c.kv_heads,
+    host_.key_type = host_.value_type = c.cache, host_.num_blocks = next_block + 1, host_.num_kv_heads = c.kv_heads,
     host_.head_dim = c.head_dim, host_.ring = c.ring;
     const int64_t plane = KvPlaneBytes(c.cache, host_.num_blocks, c.kv_heads, c.head_dim);
     keys_ = AlignedBytes(plane), values_ = AlignedBytes(plane);
@@ -63,7 +63,7 @@ class AttentionRig {
         for (int64_t head = 0; head < c.kv_heads; ++head) {
           for (std::byte* const plane_data : {host_.keys, host_.values}) {
             for (float& x : row) x = static_cast<float>(random.Normal());
-            StoreKvRow(host_, plane_data, KvRowAt(host_, table.data(), static_cast<int64_t>(table.size()), head, p),
+            StoreKvRow(host_, plane_data, c.cache, KvRowAt(host_, table.data(), static_cast<int64_t>(table.size()), head, p),
                        row.data());
           }
         }
@@ -236,9 +236,12 @@ TEST_F(CudaAttentionBitsTest, RefusesRowsThatAreNotAligned) {
   EXPECT_THAT(ops_->Attention(*batch, 0, q.tensor().Cols(0, 64), cache, 0, nullptr, q.tensor().Cols(2, 64)),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("out has a stride")));
   KvLayer in_f32 = cache;
-  in_f32.dtype = DType::kF32;
+  in_f32.key_type = in_f32.value_type = DType::kF32;
   EXPECT_THAT(ops_->Attention(*batch, 0, q.tensor().Cols(0, 64), in_f32, 0, nullptr, q.tensor().Cols(0, 64)),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("cache")));
+  KvLayer mixed = cache;
+  mixed.value_type = DType::kQ8_0;
+  EXPECT_THAT(ops_->CheckKvCache(mixed), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("-ctk and -ctv")));
 }
 
 }  // namespace

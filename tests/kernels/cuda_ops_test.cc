@@ -297,7 +297,7 @@ TEST_P(CudaRopeTest, RotatesQueriesAndStoresKeysAndValues) {
                      {.first_row = 37, .num_rows = 3, .first_position = 131000, .blocks = {}, .ring_blocks = {1, 2}}};
   batch.sequences[1].blocks.assign(131003 / kKvBlockTokens + 1, 5);
   const int64_t rows = 40, width = (c.heads + 2 * c.kv_heads) * c.head_dim, q_width = c.heads * c.head_dim;
-  KvLayer cache{.dtype = c.cache, .num_blocks = 7, .num_kv_heads = c.kv_heads, .head_dim = c.head_dim, .ring = c.ring};
+  KvLayer cache{.key_type = c.cache, .value_type = c.cache, .num_blocks = 7, .num_kv_heads = c.kv_heads, .head_dim = c.head_dim, .ring = c.ring};
   const int64_t plane = KvPlaneBytes(c.cache, cache.num_blocks, c.kv_heads, c.head_dim);
   std::vector<float> qkv = Rounded(RandomFloats(rows * width, 21, 3), qkv_type);
   std::fill_n(qkv.begin() + 3 * width + q_width, c.head_dim, 0.0f);  // a key of zeros: Q8_0 gives it the scale 0
@@ -328,8 +328,8 @@ TEST_P(CudaRopeTest, RotatesQueriesAndStoresKeysAndValues) {
     const std::vector<std::byte> bytes = got.Read();
     std::vector<float> got_row(c.head_dim), want_row(c.head_dim);
     for (int64_t row = 0; row < cache.num_blocks * c.kv_heads * kKvBlockTokens; ++row) {
-      LoadKvRow(cache, bytes.data(), row, got_row.data());
-      LoadKvRow(cache, want.data(), row, want_row.data());
+      LoadKvRow(cache, bytes.data(), c.cache, row, got_row.data());
+      LoadKvRow(cache, want.data(), c.cache, row, want_row.data());
       // Q8_0: a number may fall on the other side of a code's edge, so a step of d, where d <= 18 / 127.
       const double step = c.cache == DType::kQ8_0 ? 0.15 : 1e-5;
       ASSERT_TRUE(Close(got_row, want_row, step, 0x1p-10)) << "cache row " << row;

@@ -18,15 +18,16 @@ struct Plane {
       : memory(KvPlaneBytes(dtype, num_blocks, num_kv_heads, head_dim)) {
     cache = {.keys = memory.data(),
              .values = memory.data(),
-             .dtype = dtype,
+             .key_type = dtype,
+             .value_type = dtype,
              .num_blocks = num_blocks,
              .num_kv_heads = num_kv_heads,
              .head_dim = head_dim};
   }
   std::vector<float> RoundTrip(const std::vector<float>& row, int64_t number = 0) {
-    StoreKvRow(cache, memory.data(), number, row.data());
+    StoreKey(cache, number, row.data());
     std::vector<float> back(row.size());
-    LoadKvRow(cache, memory.data(), number, back.data());
+    LoadKey(cache, number, back.data());
     return back;
   }
   AlignedBytes memory;
@@ -42,14 +43,14 @@ TEST(KvCacheFormat, KeepsEveryRowApart) {
         for (int64_t token = 0; token < kKvBlockTokens; ++token) {
           const int64_t row = KvRow(plane.cache, block, head, token);
           EXPECT_TRUE(rows.insert(row).second);
-          StoreKvRow(plane.cache, plane.memory.data(), row, std::vector<float>(64, static_cast<float>(row)).data());
+          StoreKey(plane.cache, row, std::vector<float>(64, static_cast<float>(row)).data());
         }
       }
     }
     ASSERT_EQ(*rows.rbegin(), 3 * 2 * kKvBlockTokens - 1);
     for (const int64_t row : rows) {
       std::vector<float> back(64);
-      LoadKvRow(plane.cache, plane.memory.data(), row, back.data());
+      LoadKey(plane.cache, row, back.data());
       EXPECT_TRUE(Close(back, std::vector<float>(64, static_cast<float>(row)), 0, 1e-3)) << row;
     }
   }

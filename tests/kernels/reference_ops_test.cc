@@ -120,7 +120,7 @@ struct Cache {
   Cache(DType dtype, int64_t num_blocks, int64_t num_kv_heads, int64_t head_dim, bool ring = false)
       : keys(KvPlaneBytes(dtype, num_blocks, num_kv_heads, head_dim)),
         values(KvPlaneBytes(dtype, num_blocks, num_kv_heads, head_dim)),
-        layer{keys.data(), values.data(), dtype, num_blocks, num_kv_heads, head_dim, ring} {}
+        layer{keys.data(), values.data(), dtype, dtype, num_blocks, num_kv_heads, head_dim, ring} {}
   AlignedBytes keys, values;
   KvLayer layer;
 };
@@ -140,8 +140,8 @@ TEST_F(ReferenceOpsTest, TurnsQueriesAndKeysAndStoresThem) {
                     std::vector<double>{2 * std::cos(33.0), 0, 2 * std::sin(33.0), 0}, kEpsilon));
   std::vector<float> key(4), value(4);
   const int64_t row = KvRow(cache.layer, /*block=*/0, 0, 1);  // position 33 is in the table's second block
-  LoadKvRow(cache.layer, cache.layer.keys, row, key.data());
-  LoadKvRow(cache.layer, cache.layer.values, row, value.data());
+  LoadKey(cache.layer, row, key.data());
+  LoadValue(cache.layer, row, value.data());
   EXPECT_TRUE(Close(key, std::vector<double>{0, 2 * std::cos(0.33), 0, 2 * std::sin(0.33)}, kEpsilon));
   EXPECT_THAT(value, ElementsAre(5, 6, 7, 8));
 }
@@ -260,11 +260,11 @@ TEST_F(ReferenceOpsTest, RefusesACacheThatDoesNotHoldTheRows) {
   other.keys = nullptr;
   EXPECT_THAT(store(other, {0, 2, 0, {1}, {}}), StatusIs(kInvalid, HasSubstr("cache.keys is null")));
   other = cache.layer;
-  other.dtype = DType::kMXFP4;
-  EXPECT_THAT(store(other, {0, 2, 0, {1}, {}}), StatusIs(kInvalid, HasSubstr("cache is of type MXFP4")));
+  other.value_type = DType::kMXFP4;
+  EXPECT_THAT(store(other, {0, 2, 0, {1}, {}}), StatusIs(kInvalid, HasSubstr("cache.values is of type MXFP4")));
   other = cache.layer;
   other.head_dim = 16;
-  other.dtype = DType::kQ8_0;
+  other.key_type = DType::kQ8_0;
   EXPECT_THAT(store(other, {0, 2, 0, {1}, {}}), StatusIs(kInvalid, HasSubstr("head_dim is 16")));
   // A window of 33 over two rows needs 34 positions at once.
   ASSERT_OK_AND_ASSIGN(const auto batch, ops_.PrepareBatch({{}, {{0, 2, 100, {}, {1}}}}));

@@ -51,7 +51,7 @@ v1::RegisterResponse Good() {
   }
   v1::CacheShape& cache = *response.mutable_cache();
   cache.set_kv_type(1);
-  cache.set_kv_value_type(1);
+  cache.set_kv_value_type(8);
   cache.set_num_blocks(100);
   cache.set_num_slots(4);
   cache.set_ring_blocks(20);
@@ -73,7 +73,8 @@ TEST(Assignment, HasThePlaceThatTheCoordinatorGave) {
   EXPECT_TRUE(assignment.arena.layer(0).has_bias);
   EXPECT_THAT(assignment.rules, ElementsAre(LayerRule::kAny, LayerRule::kHost));
   EXPECT_EQ(assignment.mailbox, (MailboxShape{.n_embd = 64, .max_rows = 64, .max_entries = 128, .max_experts = 8}));
-  EXPECT_EQ(assignment.kv.dtype, DType::kF16);
+  EXPECT_EQ(assignment.kv.key_type, DType::kF16);
+  EXPECT_EQ(assignment.kv.value_type, DType::kQ8_0);
   EXPECT_EQ(assignment.heartbeat_timeout, absl::Seconds(10));
 }
 
@@ -107,7 +108,10 @@ INSTANTIATE_TEST_SUITE_P(
         Spoilt{"Experts", [](R& r) { r.mutable_model()->set_num_experts(5000); }, "model.num_experts"},
         Spoilt{"TypesOfTooFewLayers", [](R& r) { r.mutable_model()->mutable_up_types()->RemoveLast(); }, "model.up_types has 3"},
         Spoilt{"TypeOfAnExpert", [](R& r) { r.mutable_model()->set_gate_types(1, 12); }, "Q4_K"},
-        Spoilt{"TwoKvTypes", [](R& r) { r.mutable_cache()->set_kv_value_type(8); }, "-ctk"},
+        Spoilt{"ValueType", [](R& r) { r.mutable_cache()->set_kv_value_type(2); }, "kv_value_type"},
+        Spoilt{"HugeCache", [](R& r) { r.mutable_cache()->set_num_blocks(INT32_MAX); }, "num_blocks"},
+        Spoilt{"YarnFactor", [](R& r) { r.mutable_model()->set_yarn_factor(NAN); }, "yarn_factor"},
+        Spoilt{"MailboxRows", [](R& r) { r.set_mailbox_max_rows(UINT64_MAX); }, "mailbox_max_rows"},
         Spoilt{"NoBlocks", [](R& r) { r.mutable_cache()->set_num_blocks(0); }, "cache.num_blocks is 0"},
         Spoilt{"NoRows", [](R& r) { r.mutable_cache()->set_max_batch_tokens(0); }, "cache.max_batch_tokens is 0"},
         Spoilt{"Transport", [](R& r) { r.set_expert_transport("nccl"); }, "expert_transport is 'nccl'"},

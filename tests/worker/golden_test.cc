@@ -15,7 +15,7 @@ absl::StatusOr<std::vector<double>> Score(const TinyModel& model, const std::vec
   const auto ops = MakeOps("reference"), host_ops = MakeOps("reference");
   FakeLink link(&model, host_ops.get());
   StageOptions options = TinyStageOptions(model, 0, model.config.num_layers);
-  options.kv = {.dtype = DType::kF32, .num_blocks = 64, .num_slots = 1, .ring_blocks = 6};
+  options.kv = {.key_type = DType::kF32, .value_type = DType::kF32, .num_blocks = 64, .num_slots = 1, .ring_blocks = 6};
   options.model.context_length = 2048;
   FileTensorSource source(model, 0, model.config.num_layers, 1000);
   ASSIGN_OR_RETURN(const auto stage, Stage::Create(ops.get(), options, source, &link));

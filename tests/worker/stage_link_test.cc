@@ -88,6 +88,20 @@ TEST_F(ActivationQueueTest, TellsAtOnceThatAStepFailedEarlier) {
   EXPECT_OK(queue_.Next(2, 0, Soon())) << "the next step is not concerned";
 }
 
+TEST_F(ActivationQueueTest, HoldsABoundedNumberOfFailures) {
+  ASSERT_OK(queue_.PushFailure(7, 1, std::string(1 << 20, 'x')));
+  EXPECT_THAT(queue_.PushFailure(7, 1, "again"), StatusIs(absl::StatusCode::kInvalidArgument));
+  const absl::Status told = queue_.Next(1, 0, absl::InfinitePast()).status();
+  EXPECT_THAT(told, StatusIs(absl::StatusCode::kAborted));
+  EXPECT_LT(told.message().size(), 2000u);
+  absl::Status status;
+  for (uint64_t step = 2; step < 10'000 && status.ok(); ++step) status = queue_.PushFailure(7, step, "lost");
+  EXPECT_THAT(status, StatusIs(absl::StatusCode::kResourceExhausted));
+  // Who goes on to a later step makes room for those before it.
+  EXPECT_THAT(queue_.Next(50, 0, absl::InfinitePast()), StatusIs(absl::StatusCode::kAborted));
+  EXPECT_OK(queue_.PushFailure(7, 10'001, "lost"));
+}
+
 TEST_F(ActivationQueueTest, MakesTheSenderWaitWhenItIsFull) {
   ASSERT_OK(queue_.Push(7, 1, 0, 4, Row(1) + Row(2) + Row(3) + Row(4)));
   std::thread sender([&] { EXPECT_OK(queue_.Push(7, 2, 0, 1, Row(5))); });

@@ -126,6 +126,7 @@ INSTANTIATE_TEST_SUITE_P(
                },
                "logits.top_n"},
         Spoilt{"NoTime", [](v1::StepRequest& r) { r.set_timeout_seconds(0); }, "timeout_seconds"},
+        Spoilt{"TimeBelowATick", [](v1::StepRequest& r) { r.set_timeout_seconds(1e-300); }, "timeout_seconds"},
         Spoilt{"TimeThatIsNaN", [](v1::StepRequest& r) { r.set_timeout_seconds(NAN); }, "timeout_seconds"},
         Spoilt{"TooMuchTime", [](v1::StepRequest& r) { r.set_timeout_seconds(1e9); }, "timeout_seconds"}),
     [](const testing::TestParamInfo<Spoilt>& info) { return std::string(info.param.name); });

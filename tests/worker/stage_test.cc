@@ -1,5 +1,9 @@
 #include "worker/stage.h"
 
+#include <map>
+#include <set>
+#include <utility>
+
 #include "tests/worker/tiny_model.h"
 
 namespace ferry {
@@ -70,6 +74,30 @@ TEST(Stage, GivesTheSameLogitsForAPromptInOneStepOrSeveral) {
     ASSERT_OK_AND_ASSIGN(const std::vector<float> logits, pipeline.Prompt(Tokens(Model(), 170), rows_a_step));
     EXPECT_EQ(logits, expected) << rows_a_step << " rows a step";
   }
+}
+
+TEST_P(StageOnBackend, KeepsKeysAndValuesInTypesOfTheirOwn) {
+  std::map<std::pair<DType, DType>, std::vector<float>> logits;
+  for (const DType keys : {DType::kF16, DType::kQ8_0}) {
+    for (const DType values : {DType::kF16, DType::kQ8_0}) {
+      const auto types = [&](StageOptions& options) { options.kv.key_type = keys, options.kv.value_type = values; };
+      TinyPipeline whole(&Model(), 1, types, GetParam()), parts(&Model(), 2, types, GetParam());
+      ASSERT_OK_AND_ASSIGN(logits[std::pair(keys, values)], whole.Prompt(Tokens(Model(), 90)));
+      ASSERT_OK_AND_ASSIGN(const std::vector<float> in_parts, parts.Prompt(Tokens(Model(), 90), /*rows_a_step=*/25));
+      EXPECT_EQ(in_parts, logits[std::pair(keys, values)]) << NameOf(keys) << ", " << NameOf(values);
+    }
+  }
+  std::set<std::vector<float>> different;
+  for (const auto& [types, row] : logits) different.insert(row);
+  EXPECT_EQ(different.size(), 4u) << "each plane is rounded by its own type";
+}
+
+TEST(Stage, RefusesATypeOfCacheThatTheBackendDoesNotKeep) {
+  std::unique_ptr<Ops> ops = CreateOps({.kind = "cpu", .num_threads = 1, .pin_threads = false}).value();
+  StageOptions options = TinyStageOptions(Model(), 0, 1);
+  options.kv.value_type = DType::kF32;
+  EXPECT_THAT(KvCache::Create(ops.get(), options.model, 0, 1, options.kv, options.micro_batch_rows),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("KV cache: cache.values is of type F32")));
 }
 
 TEST(Stage, GivesASequenceTheSameLogitsAloneAndAmongOthers) {

@@ -19,7 +19,7 @@ struct Worker {
   Worker(int64_t first, int64_t end) {
     FileTensorSource source(Model(), first, end);
     stage = Stage::Create(ops.get(), TinyStageOptions(Model(), first, end), source, &link).value();
-    runner = std::make_unique<StepRunner>(stage.get(), &queue);
+    runner = std::make_unique<StepRunner>(stage.get(), &queue, [this](const absl::Status& why) { failures.push_back(why); });
   }
   std::future<v1::StepResponse> Submit(const v1::StepRequest& request) {
     const auto promise = std::make_shared<std::promise<v1::StepResponse>>();
@@ -32,6 +32,7 @@ struct Worker {
   FakeLink link{&Model(), host_ops.get()};
   std::unique_ptr<Stage> stage;
   ActivationQueue queue{Model().config.n_embd, 256};
+  std::vector<absl::Status> failures;  // the compute thread's, until an answer of it is here
   std::unique_ptr<StepRunner> runner;
 };
 
@@ -65,6 +66,19 @@ TEST(StepRunner, AnswersStepsInOrder) {
   EXPECT_EQ(response.logits(0).logits().size(), 3 * sizeof(float));
   EXPECT_GT(response.experts().activated(), 0u);
   EXPECT_EQ(CodeOf(second.get()), absl::StatusCode::kOk);
+}
+
+TEST(StepRunner, TellsOfStepsThatFailBeforeItAnswers) {
+  Worker worker(0, 4);
+  ASSERT_OK(worker.runner->BeginEpoch(1, nullptr, Soon()));
+  v1::StepRequest bad = Request(1, 2);
+  bad.mutable_sequences(0)->set_slot(999);
+  EXPECT_EQ(CodeOf(worker.Submit(Request(1, 1)).get()), absl::StatusCode::kOk);
+  EXPECT_EQ(CodeOf(worker.Submit(bad).get()), absl::StatusCode::kInvalidArgument);
+  ASSERT_EQ(worker.failures.size(), 1u);
+  EXPECT_THAT(worker.failures[0], StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("slot")));
+  EXPECT_EQ(CodeOf(worker.Submit(Request(7, 1)).get()), absl::StatusCode::kAborted);
+  EXPECT_EQ(worker.failures.size(), 1u) << "a step of another epoch is given up";
 }
 
 TEST(StepRunner, AddsUpTheCountersOfItsSteps) {
