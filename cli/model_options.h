@@ -33,6 +33,7 @@ struct ModelOptions {
   std::string listen = "127.0.0.1";
   int port = 0;
   double step_timeout = 0;  // 0: the coordinator's default
+  bool probe = false;
   std::string log_level = "warn";
 
   void AddTo(CLI::App& app, bool model_required);

@@ -28,6 +28,7 @@ struct CoordinatorOptions {
   absl::Duration drain_timeout = absl::Seconds(30);
   double host_read_bytes_per_second = 0;  // --host-read-rate, --host-flops: 0: probed
   double host_flops_per_second = 0;
+  bool probe = false;                     // --probe: rates are measured although an earlier start kept some
   std::string log_level = "info";
 };
 
