@@ -2,6 +2,7 @@
 // machine's limits was reached. The limits are what the processes probed at their start, in the same run.
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -11,8 +12,7 @@
 #include "absl/strings/str_split.h"
 #include "cli/client.h"
 #include "cli/commands.h"
-#include "common/gguf.h"
-#include "coordinator/placement.h"
+#include "cli/predicted_model.h"
 
 namespace ferry {
 namespace {
@@ -43,6 +43,15 @@ struct Limits {
   bool dense_on_host = true;  // workers are CPU workers: their weights come from host memory too
   double dense_bytes = 0;     // read for one token of decode, without the embedding table
   double flops_per_token = 0; // of a prefill token: attention matrices and experts
+};
+
+// What `ferry plan` says to the same model and rates; empty when the model is not known.
+struct Predictions {
+  std::unique_ptr<PredictedModel> model;
+  FoundRates found;
+  bool gpu = false;
+
+  PredictionInput Input() const { return model->Input(found.rates, found.slots, gpu); }
 };
 
 absl::StatusOr<std::vector<int64_t>> ParseLengths(const std::string& text) {
@@ -106,16 +115,25 @@ Run Median(std::vector<Run> runs) {
   return median;
 }
 
-absl::StatusOr<Limits> LimitsOf(const BenchOptions& options, const proto::GetServerInfoResponse& info) {
+absl::StatusOr<Predictions> PredictionsFor(const BenchOptions& options, const proto::GetServerInfoResponse& info) {
+  Predictions predictions{.model = nullptr, .found = RatesOf(info)};
+  for (const proto::WorkerInfo& worker : info.workers()) predictions.gpu |= worker.device().starts_with("cuda");
+  if (options.model.model.empty()) return predictions;
+  ASSIGN_OR_RETURN(const std::vector<std::string> devices, options.model.Devices());
+  ASSIGN_OR_RETURN(predictions.model, PredictedModel::Open(options.model, info.workers_size(), ModelOptions::GpuBytes(devices)));
+  return predictions;
+}
+
+Limits LimitsOf(const proto::GetServerInfoResponse& info, const Predictions& predictions) {
   Limits limits{.host_read = info.host_read_bytes_per_second(), .host_flops = info.host_flops_per_second()};
   for (const proto::WorkerInfo& worker : info.workers()) {
-    limits.link += worker.link_bytes_per_second();
-    if (worker.device().starts_with("cuda")) limits.dense_on_host = false;
+    const double together = worker.link_together_bytes_per_second();
+    limits.link += together > 0 ? together : worker.link_bytes_per_second();
   }
-  if (options.model.model.empty()) return limits;
-  ASSIGN_OR_RETURN(const GgufFile file, GgufFile::Open(options.model.model));
-  ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::FromGguf(file));
-  ASSIGN_OR_RETURN(const ModelSizes sizes, ModelSizesOf(file, config));
+  limits.dense_on_host = !predictions.gpu;
+  if (predictions.model == nullptr) return limits;
+  const ModelConfig& config = predictions.model->config();
+  const ModelSizes& sizes = predictions.model->sizes();
   for (const int64_t bytes : sizes.dense_bytes) limits.dense_bytes += static_cast<double>(bytes);
   limits.dense_bytes += static_cast<double>(sizes.output_bytes);
   const double attention = 2.0 * config.n_embd * (2.0 * config.q_size() + 2.0 * config.kv_size());
@@ -128,12 +146,34 @@ std::string Share(double value, double limit) { return limit > 0 ? absl::StrForm
 
 double SharePercent(double part, double whole) { return whole > 0 ? 100 * part / whole : 0; }
 
+// "plan says 512.3 t/s, 4 % above what was measured"
+std::string Compare(double predicted, double measured) {
+  if (measured <= 0) return "";
+  const double off = 100 * (predicted / measured - 1);
+  return absl::StrFormat("plan says %.1f t/s, %.0f %% %s what was measured", predicted, std::abs(off), off < 0 ? "below" : "above");
+}
+
+// Plans know the prompt alone, behind nothing, and nothing resident.
+void PrintPlan(const Run& run, const Predictions& predictions, bool cold) {
+  if (predictions.model == nullptr || run.n_kv > 0) return;
+  const PredictionInput input = predictions.Input();
+  const PrefillPrediction prefill = PredictPrefill(input, run.prompt);
+  std::printf("    %s: %.0f activated = %.0f resident + %.0f shipped + %.0f on the host%s\n",
+              Compare(prefill.tokens_per_second(), run.prefill_rate()).c_str(), prefill.activated, prefill.resident, prefill.shipped,
+              prefill.on_host, cold ? "" : "; it takes slots to be empty at the start: compare with --cold");
+  if (run.generated == 0) return;
+  const DecodePrediction decode = PredictDecode(input);
+  std::printf("    decode: %s, with %.0f %% of the experts resident\n", Compare(1 / decode.seconds_per_token, run.decode_rate()).c_str(),
+              100 * decode.resident_share);
+}
+
 void PrintUnder(const Run& run, const Limits& limits) {
   std::printf("  prefill %lld: %s\n", static_cast<long long>(run.prompt), DescribeExperts(run.prefill).c_str());
   if (run.prefill.bytes_shipped() > 0) {
     const double rate = static_cast<double>(run.prefill.bytes_shipped()) / run.prefill_seconds;
-    std::printf("    link %s over the whole prefill%s; busy %.0f %% of it; %d experts came in vain\n", HumanRate(rate).c_str(),
-                Share(rate, limits.link).c_str(), SharePercent(run.prefill.copy_busy_seconds(), run.prefill.timed_seconds()),
+    std::printf("    link %s over the whole prefill%s of %s; busy %.0f %% of it; %d experts came in vain\n", HumanRate(rate).c_str(),
+                Share(rate, limits.link).c_str(), HumanRate(limits.link).c_str(),
+                SharePercent(run.prefill.copy_busy_seconds(), run.prefill.timed_seconds()),
                 static_cast<int>(run.prefill.shipped_unused()));
   }
   if (run.prefill.timed_seconds() > 0) {
@@ -161,14 +201,22 @@ nlohmann::json CountersJson(const proto::ExpertCounters& c) {
           {"copy_busy_s", c.copy_busy_seconds()}, {"compute_s", c.compute_seconds()}, {"shipped_unused", c.shipped_unused()}, {"device_s", c.device_seconds()}, {"timed_s", c.timed_seconds()}};
 }
 
-void PrintJson(const Run& run, const Limits& limits) {
-  const nlohmann::json line = {
+void PrintJson(const Run& run, const Limits& limits, const Predictions& predictions) {
+  nlohmann::json line = {
       {"pp", run.prompt}, {"tg", run.generated}, {"n_kv", run.n_kv}, {"t_pp", run.prefill_seconds}, {"s_pp", run.prefill_rate()},
       {"t_tg", run.decode_seconds}, {"s_tg", run.decode_rate()}, {"prefill", CountersJson(run.prefill)},
       {"decode", CountersJson(run.decode)},
       {"limits", {{"link_bytes_per_second", limits.link}, {"host_read_bytes_per_second", limits.host_read},
                   {"host_flops_per_second", limits.host_flops}, {"dense_bytes_per_token", limits.dense_bytes},
-                  {"flops_per_prefill_token", limits.flops_per_token}}}};
+                  {"flops_per_prefill_token", limits.flops_per_token}}},
+      {"rates", RatesJson(predictions.found.rates)}, {"rates_source", predictions.found.source}};
+  if (predictions.model != nullptr && run.n_kv == 0) {
+    const PredictionInput input = predictions.Input();
+    const PrefillPrediction prefill = PredictPrefill(input, run.prompt);
+    line["plan"] = {{"s_pp", prefill.tokens_per_second()}, {"activated", prefill.activated}, {"resident", prefill.resident},
+                    {"shipped", prefill.shipped}, {"on_host", prefill.on_host}, {"bytes_shipped", prefill.bytes_shipped},
+                    {"s_tg", 1 / PredictDecode(input).seconds_per_token}};
+  }
   std::printf("%s\n", line.dump().c_str());
 }
 
@@ -180,13 +228,24 @@ absl::Status RunBench(BenchOptions options) {
   ASSIGN_OR_RETURN(const std::unique_ptr<Client> client, Client::Connect(options.server, options.model));
   ASSIGN_OR_RETURN(const proto::GetModelInfoResponse model, client->ModelInfo());
   ASSIGN_OR_RETURN(const proto::GetServerInfoResponse info, client->ServerInfo());
-  ASSIGN_OR_RETURN(const Limits limits, LimitsOf(options, info));
+  ASSIGN_OR_RETURN(const Predictions predictions, PredictionsFor(options, info));
+  const Limits limits = LimitsOf(info, predictions);
   Bench bench(options, client.get(), model.vocab_size());
 
   if (!options.json) {
-    std::fprintf(stderr, "%s; host reads %s, int8 dot products %.0f Gop/s; link %s\n", info.engine().c_str(),
+    const MachineRates& rates = predictions.found.rates;
+    std::fprintf(stderr, "%s; host reads %s, int8 dot products %.0f Gop/s; link %s; rates %s\n", info.engine().c_str(),
                  HumanRate(limits.host_read).c_str(), limits.host_flops / 1e9,
-                 limits.link > 0 ? HumanRate(limits.link).c_str() : "none");
+                 limits.link > 0 ? HumanRate(limits.link).c_str() : "none", predictions.found.source.c_str());
+    std::fprintf(stderr, "experts on the host: %s and %.0f GFLOP/s alone, %s and %.0f beside the links",
+                 HumanRate(rates.host.read_bytes_per_second).c_str(), rates.host.flops_per_second / 1e9,
+                 HumanRate(rates.host_beside_links.read_bytes_per_second).c_str(), rates.host_beside_links.flops_per_second / 1e9);
+    for (const WorkerRates& worker : rates.workers) {
+      if (worker.link.alone > 0) std::fprintf(stderr, "; a link %s alone, %s with the others, %s beside the host",
+                                              HumanRate(worker.link.alone).c_str(), HumanRate(worker.link.together).c_str(),
+                                              HumanRate(worker.link.beside_host).c_str());
+    }
+    std::fprintf(stderr, "\n");
     std::printf("|%6s | %6s | %6s | %8s | %8s | %8s | %8s |\n", "PP", "TG", "N_KV", "T_PP s", "S_PP t/s", "T_TG s", "S_TG t/s");
     std::printf("|%6s-|-%6s-|-%6s-|-%8s-|-%8s-|-%8s-|-%8s-|\n", "------", "------", "------", "--------", "--------", "--------", "--------");
   }
@@ -194,7 +253,7 @@ absl::Status RunBench(BenchOptions options) {
   const auto report = [&](const Run& run) {
     rows.push_back(run);
     if (options.json) {
-      PrintJson(run, limits);
+      PrintJson(run, limits, predictions);
     } else {
       std::printf("|%6lld | %6lld | %6lld | %8.3f | %8.2f | %8.3f | %8.2f |\n", static_cast<long long>(run.prompt),
                   static_cast<long long>(run.generated), static_cast<long long>(run.n_kv), run.prefill_seconds,
@@ -224,7 +283,10 @@ absl::Status RunBench(BenchOptions options) {
   }
   if (!options.json) {
     std::printf("\n");
-    for (const Run& run : rows) PrintUnder(run, limits);
+    for (const Run& run : rows) {
+      PrintUnder(run, limits);
+      PrintPlan(run, predictions, options.cold);
+    }
   }
   return absl::OkStatus();
 }
@@ -243,7 +305,7 @@ Command AddBench(CLI::App& app) {
   app.add_option("--seed", options->seed, "of the random prompts")->capture_default_str();
   app.add_flag("--json", options->json, "one JSON object a line instead of the table");
   app.footer(Examples({"ferry bench -m model.gguf -p 512,2048,4096 -n 64", "ferry bench -m model.gguf -c 16384 -p 1024 --sweep",
-                       "ferry bench -m model.gguf -p 2048 --no-ooae --vram-experts 4GiB"}));
+                       "ferry bench -m model.gguf -p 2048 --vram-experts 4GiB --cold"}));
   return [options]() -> absl::Status {
     if (options->server.empty() == options->model.model.empty()) return InvalidArgument("give -m FILE, or --server ADDR of a running coordinator");
     return RunBench(*options);

@@ -41,6 +41,7 @@ void ModelOptions::AddTo(CLI::App& app, bool model_required) {
       ->check(CLI::IsMember({"auto", "avx512", "avx2", "portable"}))->capture_default_str()->group(how);
   app.add_option("--step-timeout", step_timeout, "seconds after which a step that does not end fails its requests")->group(how);
   app.add_option("--trace", trace, "file for a timeline of every step on every queue, which ui.perfetto.dev opens")->group(how);
+  app.add_flag("--probe", probe, "measure this machine's rates anew instead of using what an earlier start kept")->group(how);
   app.add_option("--log-level", log_level, "of the processes it starts: trace, debug, info, warn, error")
       ->capture_default_str()->group(how);
 }
@@ -117,6 +118,7 @@ std::vector<std::string> ModelOptions::CoordinatorArguments(int num_workers, int
   add("--trace", trace, !trace.empty());
   add("--layers", layers, !layers.empty());
   for (const std::string& rule : overrides) add("--override-tensor", rule, true);
+  if (probe) arguments.push_back("--probe");
   add("--ctx-size", std::to_string(context), context > 0);
   add("--batch-size", std::to_string(batch), batch > 0);
   add("--gpu-memory", std::to_string(gpu_bytes), gpu_bytes > 0);

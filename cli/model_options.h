@@ -34,6 +34,7 @@ struct ModelOptions {
   int port = 0;
   double step_timeout = 0;  // 0: the coordinator's default
   std::string trace;      // file for a timeline
+  bool probe = false;
   std::string log_level = "warn";
 
   void AddTo(CLI::App& app, bool model_required);

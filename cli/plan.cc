@@ -8,11 +8,7 @@
 #include "absl/strings/str_split.h"
 #include "cli/client.h"
 #include "cli/commands.h"
-#include "common/gguf.h"
-#include "coordinator/expert_store.h"
-#include "coordinator/host_rates.h"
-#include "coordinator/placement.h"
-#include "coordinator/prediction.h"
+#include "cli/predicted_model.h"
 
 namespace ferry {
 namespace {
@@ -21,35 +17,23 @@ struct PlanOptions {
   ModelOptions model;
   std::string prompts = "512,2048,4096";
   bool json = false;
-  MachineRates rates;  // what is given by hand
+  double host_read = 0, host_flops = 0, link = 0, gpu_flops = 0;  // rates given by hand; 0: found
 };
 
-// What a worker's products reach, of the rates measured: see docs/performance.md.
-constexpr double kGpuLinkRate = 50e9;      // until a worker has measured its own: PCIe 5 x16
-constexpr double kGpuProductRate = 300e12;
-constexpr double kGpuReadRate = 2e12;
-constexpr double kStepOverheadSeconds = 0.3e-3;
-
-absl::StatusOr<MachineRates> Rates(const PlanOptions& options, const ArenaLayout& arena, bool gpu) {
-  MachineRates rates = options.rates;
-  if (rates.host_read_bytes_per_second == 0 || rates.host_flops_per_second == 0) {
-    ASSIGN_OR_RETURN(const std::unique_ptr<Ops> ops,
-                     CreateOps({.kind = "cpu", .num_threads = options.model.threads, .isa = options.model.isa}));
-    ASSIGN_OR_RETURN(const HostExpertRates host, MeasureHostExpertsOn(*ops, arena.layer(0)));
-    if (rates.host_read_bytes_per_second == 0) rates.host_read_bytes_per_second = host.read_bytes_per_second;
-    if (rates.host_flops_per_second == 0) rates.host_flops_per_second = host.flops_per_second;
+absl::StatusOr<FoundRates> Rates(const PlanOptions& options, const PredictedModel& model, const std::vector<std::string>& devices) {
+  ASSIGN_OR_RETURN(FoundRates found, RatesOfThisMachine(options.model, model, devices));
+  for (ExpertRates* const host : {&found.rates.host, &found.rates.host_beside_links}) {
+    if (options.host_read > 0) host->read_bytes_per_second = options.host_read;
+    if (options.host_flops > 0) host->flops_per_second = options.host_flops;
   }
-  if (gpu) {
-    if (rates.link_bytes_per_second == 0) rates.link_bytes_per_second = kGpuLinkRate;
-    if (rates.device_flops_per_second == 0) rates.device_flops_per_second = kGpuProductRate;
-    rates.device_read_bytes_per_second = kGpuReadRate;
-  } else {
-    rates.link_bytes_per_second = 0;
-    rates.device_flops_per_second = rates.host_flops_per_second;
-    rates.device_read_bytes_per_second = rates.host_read_bytes_per_second;
+  for (WorkerRates& worker : found.rates.workers) {
+    if (options.link > 0) worker.link = {.alone = options.link};
+    if (options.gpu_flops > 0) worker.experts.flops_per_second = options.gpu_flops;
   }
-  rates.step_overhead_seconds = kStepOverheadSeconds;
-  return rates;
+  if (options.host_read > 0 || options.host_flops > 0 || options.link > 0 || options.gpu_flops > 0) {
+    found.source += "; some by hand";
+  }
+  return found;
 }
 
 void PrintPlacement(const ModelConfig& config, const ModelSizes& sizes, const ArenaLayout& arena, const Placement& placement,
@@ -73,27 +57,33 @@ void PrintPlacement(const ModelConfig& config, const ModelSizes& sizes, const Ar
 }
 
 absl::Status Plan(const PlanOptions& options) {
-  ASSIGN_OR_RETURN(const GgufFile file, GgufFile::Open(options.model.model));
-  ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::FromGguf(file));
-  ASSIGN_OR_RETURN(const ArenaLayout arena, ArenaLayoutOf(file, config));
-  ASSIGN_OR_RETURN(const ModelSizes sizes, ModelSizesOf(file, config));
   ASSIGN_OR_RETURN(const std::vector<std::string> devices, options.model.Devices());
-  ASSIGN_OR_RETURN(const PlacementOptions placement_options, options.model.Placement(static_cast<int>(devices.size()), ModelOptions::GpuBytes(devices)));
-  ASSIGN_OR_RETURN(const Placement placement, PlanPlacement(config, sizes, placement_options));
+  ASSIGN_OR_RETURN(const std::unique_ptr<PredictedModel> model,
+                   PredictedModel::Open(options.model, static_cast<int>(devices.size()), ModelOptions::GpuBytes(devices)));
+  const Placement& placement = model->placement();
+  const ArenaLayout& arena = model->arena();
   const bool gpu = devices[0].starts_with("cuda");
-  ASSIGN_OR_RETURN(const MachineRates rates, Rates(options, arena, gpu));
-  ASSIGN_OR_RETURN(const auto routing, RoutingProbabilities(file, config));
-  // With a GPU every expert that is shipped finds a slot: the pool is a ring at least.
-  const PredictionInput input = {.config = config, .sizes = sizes, .arena = arena, .placement = placement, .routing = routing,
-                                 .rates = rates, .slots_per_worker = gpu ? config.num_experts : 0};
+  ASSIGN_OR_RETURN(const FoundRates found, Rates(options, *model, devices));
+  const PredictionInput input = model->Input(found.rates, found.slots, gpu);
+  const MachineRates& rates = input.rates;
   const DecodePrediction decode = PredictDecode(input);
   nlohmann::json prefills = nlohmann::json::array();
   if (!options.json) {
-    PrintPlacement(config, sizes, arena, placement, devices);
-    std::printf("\nwith experts read at %s and multiplied at %.0f GFLOP/s on the host", HumanRate(rates.host_read_bytes_per_second).c_str(),
-                rates.host_flops_per_second / 1e9);
-    if (gpu) std::printf(", a link of %s and %.0f TFLOP/s on the GPU", HumanRate(rates.link_bytes_per_second).c_str(), rates.device_flops_per_second / 1e12);
-    std::printf(", nothing resident:\n");
+    PrintPlacement(model->config(), model->sizes(), arena, placement, devices);
+    std::printf("\nrates, %s:\n", found.source.c_str());
+    std::printf("  host: experts read at %s and multiplied at %.0f GFLOP/s, %s and %.0f beside the links\n",
+                HumanRate(rates.host.read_bytes_per_second).c_str(), rates.host.flops_per_second / 1e9,
+                HumanRate(rates.host_beside_links.read_bytes_per_second).c_str(), rates.host_beside_links.flops_per_second / 1e9);
+    for (size_t w = 0; w < rates.workers.size(); ++w) {
+      const WorkerRates& worker = rates.workers[w];
+      std::printf("  worker %zu: %lld expert slots", w, static_cast<long long>(input.slots[w]));
+      if (worker.link.alone > 0) std::printf(", link %s", HumanRate(worker.link.alone).c_str());
+      if (worker.link.beside_host > 0) std::printf(", %s beside the host", HumanRate(worker.link.beside_host).c_str());
+      if (gpu) std::printf(", experts at %.0f TFLOP/s%s", worker.experts.flops_per_second / 1e12,
+                           found.rates.workers[w].experts.flops_per_second > 0 ? "" : " (assumed)");
+      std::printf("\n");
+    }
+    std::printf("predicted, with nothing resident at the start of a prompt:\n");
   }
   for (const absl::string_view part : absl::StrSplit(options.prompts, ',')) {
     int64_t tokens = 0;
@@ -103,12 +93,13 @@ absl::Status Plan(const PlanOptions& options) {
       prefills.push_back({{"tokens", tokens}, {"tokens_per_second", prefill.tokens_per_second()}, {"activated", prefill.activated},
                           {"shipped", prefill.shipped}, {"on_host", prefill.on_host}, {"bytes_shipped", prefill.bytes_shipped}});
     } else {
-      std::printf("  prefill of %6lld tokens: %8.0f t/s (%.0f experts active, %.0f shipped, %.0f on the host)\n",
+      std::printf("  prefill of %6lld tokens: %8.0f t/s (%.0f experts active: %.0f shipped, %.0f on the host)\n",
                   static_cast<long long>(tokens), prefill.tokens_per_second(), prefill.activated, prefill.shipped, prefill.on_host);
     }
   }
   if (!options.json) {
-    std::printf("  decode: %.1f t/s (%s from host memory a token)\n", 1 / decode.seconds_per_token, HumanBytes(decode.host_bytes).c_str());
+    std::printf("  decode: %.1f t/s (%s from host memory a token; slots hold %.0f %% of what a token uses)\n",
+                1 / decode.seconds_per_token, HumanBytes(decode.host_bytes).c_str(), 100 * decode.resident_share);
     return absl::OkStatus();
   }
   nlohmann::json workers = nlohmann::json::array();
@@ -119,9 +110,7 @@ absl::Status Plan(const PlanOptions& options) {
   }
   const nlohmann::json result = {{"workers", workers}, {"arena_bytes", arena.bytes()}, {"prefill", prefills},
                                  {"decode_tokens_per_second", 1 / decode.seconds_per_token},
-                                 {"rates", {{"host_read_bytes_per_second", rates.host_read_bytes_per_second},
-                                            {"host_flops_per_second", rates.host_flops_per_second},
-                                            {"link_bytes_per_second", rates.link_bytes_per_second}}}};
+                                 {"rates_source", found.source}, {"rates", RatesJson(rates)}};
   std::printf("%s\n", result.dump(2).c_str());
   return absl::OkStatus();
 }
@@ -133,11 +122,11 @@ Command AddPlan(CLI::App& app) {
   options->model.AddTo(app, /*model_required=*/true);
   app.add_option("-p,--n-prompt", options->prompts, "prompt lengths to predict for")->capture_default_str();
   app.add_flag("--json", options->json, "as JSON");
-  const char* const rates = "Rates (measured on this machine where not given)";
-  app.add_option("--host-read-rate", options->rates.host_read_bytes_per_second, "bytes/s of experts read by the host")->group(rates);
-  app.add_option("--host-flops", options->rates.host_flops_per_second, "FLOP/s of expert products on the host")->group(rates);
-  app.add_option("--link-rate", options->rates.link_bytes_per_second, "bytes/s from host to GPU")->group(rates);
-  app.add_option("--gpu-flops", options->rates.device_flops_per_second, "FLOP/s of products on the GPU")->group(rates);
+  const char* const rates = "Rates (where not given: kept by a start on this machine, or measured now)";
+  app.add_option("--host-read-rate", options->host_read, "bytes/s of experts read by the host")->group(rates);
+  app.add_option("--host-flops", options->host_flops, "FLOP/s of expert products on the host")->group(rates);
+  app.add_option("--link-rate", options->link, "bytes/s from host to GPU")->group(rates);
+  app.add_option("--gpu-flops", options->gpu_flops, "FLOP/s of products on the GPU")->group(rates);
   return [options] { return Plan(*options); };
 }
 

@@ -7,6 +7,7 @@
 #include "cli/client.h"
 #include "cli/commands.h"
 #include "cli/interrupt.h"
+#include "cli/predicted_model.h"
 
 namespace ferry {
 namespace {
@@ -24,6 +25,11 @@ void Print(const proto::GetServerInfoResponse& info) {
   std::printf("host      %s; reads %s, int8 dot products %.0f Gop/s; this process %s\n", info.engine().c_str(),
               HumanRate(info.host_read_bytes_per_second()).c_str(), info.host_flops_per_second() / 1e9,
               HumanBytes(info.resident_bytes()).c_str());
+  const FoundRates found = RatesOf(info);
+  std::printf("rates     experts on the host %s and %.0f GFLOP/s, beside the links %s and %.0f; %s\n",
+              HumanRate(found.rates.host.read_bytes_per_second).c_str(), found.rates.host.flops_per_second / 1e9,
+              HumanRate(found.rates.host_beside_links.read_bytes_per_second).c_str(),
+              found.rates.host_beside_links.flops_per_second / 1e9, found.source.c_str());
   std::printf("requests  %u running of %u, %u queued; %llu prompt and %llu generated tokens so far\n", info.running_requests(),
               info.max_parallel(), info.queued_requests(), static_cast<unsigned long long>(info.prompt_tokens_total()),
               static_cast<unsigned long long>(info.generated_tokens_total()));
@@ -34,7 +40,12 @@ void Print(const proto::GetServerInfoResponse& info) {
     std::printf("          dense %s, KV %s, %u expert slots (%s) over %s", HumanBytes(worker.dense_bytes()).c_str(),
                 HumanBytes(worker.kv_bytes()).c_str(), worker.expert_slots(), HumanBytes(worker.expert_slot_bytes()).c_str(),
                 worker.expert_transport().c_str());
-    if (worker.link_bytes_per_second() > 0) std::printf(", link %s", HumanRate(worker.link_bytes_per_second()).c_str());
+    if (worker.link_bytes_per_second() > 0) std::printf(", link %s alone", HumanRate(worker.link_bytes_per_second()).c_str());
+    if (worker.link_together_bytes_per_second() > 0) {
+      std::printf(", %s with the others, %s beside the host", HumanRate(worker.link_together_bytes_per_second()).c_str(),
+                  HumanRate(worker.link_beside_host_bytes_per_second()).c_str());
+    }
+    if (worker.expert_flops_per_second() > 0) std::printf("; experts at %.0f TFLOP/s", worker.expert_flops_per_second() / 1e12);
     std::printf("\n          %s\n", DescribeExperts(worker.experts()).c_str());
   }
 }

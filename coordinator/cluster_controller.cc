@@ -278,6 +278,7 @@ void ClusterController::RemovePeer(WorkerId worker, Incarnation lost) {
 }
 
 void ClusterController::TryBeginEpoch() {
+  if (std::exchange(first_epoch_, false) && options_.before_first_epoch) options_.before_first_epoch(Workers());
   const absl::StatusOr<uint64_t> epoch = membership_.BeginEpoch();
   if (!epoch.ok()) return;
   {
@@ -377,6 +378,8 @@ std::vector<v1::WorkerInfo> ClusterController::Workers() const {
       info.set_expert_slot_bytes(report.heartbeat.expert_slot_bytes());
       info.set_resident_bytes(report.heartbeat.resident_bytes());
       info.set_link_bytes_per_second(report.heartbeat.link_bytes_per_second());
+      info.set_expert_flops_per_second(report.heartbeat.expert_flops_per_second());
+      info.set_expert_read_bytes_per_second(report.heartbeat.expert_read_bytes_per_second());
       *info.mutable_experts() = report.heartbeat.experts();
     }
     workers.push_back(std::move(info));

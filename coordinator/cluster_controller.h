@@ -40,6 +40,9 @@ struct ClusterOptions {
   int max_steps_in_flight = 0;
   absl::Duration heartbeat_interval, heartbeat_timeout, step_timeout;
   TraceWriter* trace = nullptr;  // null: no trace is written
+  // Called from the controller's thread when all workers are ready for the first time, before they serve: what has to be
+  // measured while nothing runs. May take some seconds. Null: nothing.
+  std::function<void(const std::vector<v1::WorkerInfo>&)> before_first_epoch;
 };
 
 class ClusterController {
@@ -106,6 +109,7 @@ class ClusterController {
 
   // Of the controller's thread.
   std::unique_ptr<Pipeline> pipeline_;
+  bool first_epoch_ = true;
   absl::Time epoch_began_, next_attempt_;
   absl::Duration pause_;
   std::thread thread_;

@@ -42,7 +42,7 @@ struct ExpertExchange::Peer {
 
 ExpertExchange::ExpertExchange(const ExpertStore* store, ExpertEngine* engine, PlannerRates rates,
                                std::unique_ptr<DescriptorServer> descriptors)
-    : store_(*store), engine_(*engine), rates_(rates), descriptors_(std::move(descriptors)) {}
+    : store_(*store), engine_(*engine), descriptors_(std::move(descriptors)), rates_(rates) {}
 
 absl::StatusOr<std::unique_ptr<ExpertExchange>> ExpertExchange::Create(const ExpertStore* store, ExpertEngine* engine,
                                                                        PlannerRates rates, const std::string& socket_name) {
@@ -79,6 +79,18 @@ void ExpertExchange::UpdatePeer(WorkerId worker, int64_t num_slots, double link_
   if (found == peers_.end()) return;
   found->second->info.num_slots = num_slots;
   found->second->info.link_bytes_per_second = link_bytes_per_second;
+}
+
+void ExpertExchange::SetRates(const PlannerRates& host, const std::vector<double>& links) {
+  const std::lock_guard lock(mutex_);
+  rates_ = host;
+  links_beside_host_ = links;
+}
+
+double ExpertExchange::LinkRateLocked(const ExchangePeer& peer) const {
+  const size_t index = static_cast<size_t>(peer.worker.value());
+  const bool measured = index < links_beside_host_.size() && links_beside_host_[index] > 0;
+  return measured ? links_beside_host_[index] : peer.link_bytes_per_second;
 }
 
 absl::StatusOr<std::string> ExpertExchange::OpenMailbox(WorkerId worker, const MailboxShape& shape) {
@@ -139,12 +151,12 @@ std::vector<ExpertPlace> ExpertExchange::Divide(Peer& peer, const ExpertRequest&
   PlannerInput input = {.uses = request.uses,
                         .bytes_per_expert = static_cast<double>(layout.bytes),
                         .flops_per_token = static_cast<double>(layout.flops_per_token()),
-                        .rates = rates_,
                         .ship_all = peer.info.ship_all};
   {
     const std::lock_guard lock(mutex_);
     input.num_slots = peer.info.num_slots;
-    input.rates.link_bytes_per_second = peer.info.link_bytes_per_second;
+    input.rates = rates_;
+    input.rates.link_bytes_per_second = LinkRateLocked(peer.info);
   }
   if (request.layer < static_cast<int64_t>(peer.info.overrides.size())) {
     input.host_allowed = peer.info.overrides[request.layer] != ExpertPlace::kShip;

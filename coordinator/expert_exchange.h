@@ -40,8 +40,11 @@ class ExpertExchange {
   const std::string& socket_name() const;
   // A worker joins, replacing an earlier incarnation of the same id.
   void AddPeer(const ExchangePeer& peer);
-  // Its slots and its link, once it knows them.
+  // Its slots, and its link's rate alone, once it knows them.
   void UpdatePeer(WorkerId worker, int64_t num_slots, double link_bytes_per_second);
+  // What plans divide by from now on: the host's rates beside the links, and the link's rate beside the host, where that was
+  // measured, for whoever has worker `i`'s place. Otherwise each link's rate alone counts.
+  void SetRates(const PlannerRates& host, const std::vector<double>& links);
   // Makes a mailbox for it, starts answering it, and returns the key under which the worker fetches the arena's and the
   // mailbox's descriptors, in this order.
   absl::StatusOr<std::string> OpenMailbox(WorkerId worker, const MailboxShape& shape);
@@ -59,6 +62,7 @@ class ExpertExchange {
   struct Peer;
   ExpertExchange(const ExpertStore* store, ExpertEngine* engine, PlannerRates rates,
                  std::unique_ptr<DescriptorServer> descriptors);
+  double LinkRateLocked(const ExchangePeer& peer) const;
   absl::StatusOr<std::shared_ptr<Peer>> Find(WorkerId worker);
   void Serve(Peer& peer);
   // Refuses what is not the peer's: another incarnation, a step that is over, a layer it does not own.
@@ -67,9 +71,10 @@ class ExpertExchange {
 
   const ExpertStore& store_;
   ExpertEngine& engine_;
-  const PlannerRates rates_;
   std::unique_ptr<DescriptorServer> descriptors_;
   std::mutex mutex_;
+  PlannerRates rates_;                   // the host's
+  std::vector<double> links_beside_host_;  // by worker; 0 or missing: not measured
   std::map<WorkerId, std::shared_ptr<Peer>> peers_;
 };
 

@@ -13,9 +13,10 @@ double HostSeconds(const PlannerInput& input, int64_t tokens) {
   return std::max(read, multiply);
 }
 
-bool RatesKnown(const PlannerRates& rates) {
-  return rates.link_bytes_per_second > 0 && rates.host_read_bytes_per_second > 0 && rates.host_flops_per_second > 0;
+bool HostRatesKnown(const PlannerRates& rates) {
+  return rates.host_read_bytes_per_second > 0 && rates.host_flops_per_second > 0;
 }
+bool RatesKnown(const PlannerRates& rates) { return rates.link_bytes_per_second > 0 && HostRatesKnown(rates); }
 
 }  // namespace
 
@@ -62,8 +63,10 @@ ExpertDivision DivideExperts(const PlannerInput& input) {
     if (rank < num_shipped) division.places[absent[rank]] = ExpertPlace::kShip;
   }
 
-  if (RatesKnown(input.rates)) {
+  if (input.rates.link_bytes_per_second > 0) {
     division.link_seconds = static_cast<double>(num_shipped) * input.bytes_per_expert / input.rates.link_bytes_per_second;
+  }
+  if (HostRatesKnown(input.rates)) {
     for (size_t rank = num_shipped; rank < absent.size(); ++rank) {
       division.host_seconds += HostSeconds(input, input.uses[absent[rank]].tokens);
     }

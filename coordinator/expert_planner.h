@@ -34,8 +34,8 @@ struct PlannerInput {
 
 struct ExpertDivision {
   std::vector<ExpertPlace> places;  // one a use
-  double link_seconds = 0;          // predicted time of the copies
-  double host_seconds = 0;          // predicted time of the host's share
+  double link_seconds = 0;          // predicted time of the copies; 0 when the rate is not known
+  double host_seconds = 0;          // predicted time of the host's share; likewise
 };
 
 // Neither host nor shipping allowed, or nothing can be shipped although the host may not: everything goes to the host.

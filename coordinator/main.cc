@@ -100,10 +100,11 @@ void AddFlags(CLI::App& app, Flags* flags) {
   app.add_option("--drain-timeout", flags->drain_timeout, "seconds that running requests get after SIGTERM or SIGINT")
       ->capture_default_str();
   app.add_option("--host-read-rate", options.host_read_bytes_per_second,
-                 "bytes per second this host reads its memory at; 0: measured at start");
+                 "bytes per second this host reads experts at; 0: measured at start");
   app.add_option("--host-flops", options.host_flops_per_second,
                  "floating point operations per second of its expert products; 0: measured at start");
   app.add_option("--trace", options.trace, "file for a timeline of all steps, which ui.perfetto.dev opens; slows decode down");
+  app.add_flag("--probe", options.probe, "measure this machine's rates anew instead of using what an earlier start kept");
   app.add_option("--log-level", options.log_level, "trace, debug, info, warn, error, off")->capture_default_str();
 }
 

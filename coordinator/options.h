@@ -29,6 +29,7 @@ struct CoordinatorOptions {
   double host_read_bytes_per_second = 0;  // --host-read-rate, --host-flops: 0: probed
   double host_flops_per_second = 0;
   std::string trace;                      // --trace: a Chrome trace is written here; empty: none
+  bool probe = false;                     // --probe: rates are measured although an earlier start kept some
   std::string log_level = "info";
 };
 

@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <numbers>
 #include <numeric>
 #include <random>
+#include <utility>
 
 #include "common/decode_rows.h"
 #include "common/model_tensors.h"
@@ -11,7 +14,7 @@
 namespace ferry {
 namespace {
 
-constexpr int kSamples = 2000;  // probabilities to about one part in a hundred
+constexpr int kSamples = 500;  // of the others' logits: an expert used once in 10,000 tokens still has its probability
 constexpr uint64_t kSeed = 20;
 
 absl::StatusOr<std::vector<float>> Values(const GgufFile& file, const ModelConfig& config, int64_t layer, TensorRole role) {
@@ -25,9 +28,160 @@ absl::StatusOr<std::vector<float>> Values(const GgufFile& file, const ModelConfi
   return Internal("layer %d has no tensor of the role asked for", layer);
 }
 
-double LayerFlops(const ModelConfig& config) {  // of the attention matrices, a token
-  return 2.0 * static_cast<double>(config.n_embd) * (2.0 * config.q_size() + 2.0 * config.kv_size());
+// The part of a router's input that the tokens of a text share grows with depth, and with it the same experts are used more often.
+// Fitted to the experts that generated models activated on an H100: 540, 789, 855 and 985 of 12 x 128 with 310 to 16,384 tokens
+// (574, 796, 871, 1,004 by this), 475, 565 and 620 of 24 x 32 with 512 to 32,768 (495, 569, 641). Without it 917 instead of 855.
+double CommonShare(int64_t layer) {
+  const double depth = static_cast<double>(layer) / 22;
+  return std::min(0.6, depth * depth);
 }
+
+// What stands between the measured rates and whole layers, fitted to the runs in docs/performance.md: one H100 for the first
+// group, two cores of an EPYC for the second.
+constexpr double kGpuProductShare = 0.7;     // dense, grouped and attention products of the rate of even groups
+constexpr double kGpuLayerSeconds = 0.4e-3;  // prefill: small kernels, the histogram's way to the host, the plan
+constexpr double kGpuBytesPerValue = 56;     // of a token's n_embd values, through norms, residual and contributions
+constexpr double kGpuDecodeLayerSeconds = 0.12e-3;  // launches and the routing's way to the host
+constexpr double kGpuHostTripSeconds = 0.05e-3;     // rows to the engine and contributions back
+constexpr double kCpuDenseShare = 0.5;       // two int8 products for one: see docs/performance.md
+constexpr double kCpuAttentionShare = 0.15;  // scores and values in F32
+constexpr double kCpuDecodeLayerSeconds = 0.05e-3;
+constexpr double kPassSeconds = 1e-3;        // of a step, and a worker in its way: messages, batch, logits
+// What a later pass of the same prompt finds of as many experts as there are slots.
+constexpr double kKeptShare = 0.8;
+// As worker/copy_ahead.h: experts used with more than this probability are copied before their layer is routed.
+constexpr double kCertain = 0.9;
+constexpr int64_t kMinRowsAhead = 9;
+constexpr int64_t kSlotsInUse = 2;  // of those computed and arriving, which cannot be had for the next layer
+// As worker/expert_forward.h: steps so small are not planned.
+constexpr int64_t kMaxRowsWithoutPlan = 8;
+
+double AttentionMatrixFlops(const ModelConfig& config) {  // a token
+  return 2.0 * static_cast<double>(config.n_embd) * (2.0 * static_cast<double>(config.q_size()) + 2.0 * static_cast<double>(config.kv_size()));
+}
+
+// Scores and weighted values of the rows [first, first + rows) of one sequence.
+double AttentionFlops(const ModelConfig& config, int64_t layer, int64_t first, int64_t rows) {
+  double keys = static_cast<double>(first) + static_cast<double>(rows) / 2;
+  if (config.slides(layer)) keys = std::min(keys, static_cast<double>(config.sliding_window));
+  return 4.0 * static_cast<double>(config.q_size()) * keys * static_cast<double>(rows);
+}
+
+// One layer of a pass as the worker and the planner go through it.
+struct LayerTraffic {
+  double activated = 0, resident = 0, shipped = 0, on_host = 0;
+  double ahead_bytes = 0, later_bytes = 0;  // over the link: before and after the layer is routed
+  double host_seconds = 0;
+  double device_flops = 0;  // of experts
+};
+
+class PassPredictor {
+ public:
+  PassPredictor(const PredictionInput& input, size_t worker)
+      : input_(input), layers_(input.placement.workers[worker].layers), slots_(input.slots[worker]),
+        worker_(input.rates.workers[worker]) {}
+
+  // Seconds of a worker's layers for rows [first, first + rows) of a prompt.
+  double Seconds(int64_t first, int64_t rows, std::mt19937_64& random, PrefillPrediction* total) const {
+    double seconds = kPassSeconds;
+    for (int64_t layer = layers_.first; layer < layers_.end; ++layer) {
+      const LayerTraffic traffic = Traffic(layer, first > 0, rows, random);
+      seconds += LayerSeconds(layer, traffic, first, rows);
+      total->activated += traffic.activated;
+      total->resident += traffic.resident;
+      total->shipped += traffic.shipped;
+      total->on_host += traffic.on_host;
+      total->bytes_shipped += traffic.ahead_bytes + traffic.later_bytes;
+    }
+    return seconds;
+  }
+
+ private:
+  LayerTraffic Traffic(int64_t layer, bool later_pass, int64_t rows, std::mt19937_64& random) const {
+    const ExpertLayout& expert = input_.arena.layer(layer);
+    const ExpertRule rule = input_.placement.expert_rules[layer];
+    const std::vector<double>& probabilities = input_.routing[layer];
+    const bool ships = slots_ > 0 && rule != ExpertRule::kHost;
+    std::vector<int32_t> by_use(probabilities.size());
+    std::iota(by_use.begin(), by_use.end(), 0);
+    std::stable_sort(by_use.begin(), by_use.end(), [&](int32_t a, int32_t b) { return probabilities[a] > probabilities[b]; });
+
+    // What lies in slots, and what is copied there before the routing is known; most used first.
+    const int64_t num_layers = layers_.end - layers_.first;
+    const double kept = static_cast<double>(slots_) / static_cast<double>(num_layers) *
+                        (slots_ >= num_layers * input_.arena.num_experts() ? 1 : kKeptShare);
+    const int64_t num_kept = later_pass && ships ? static_cast<int64_t>(kept) : 0;
+    int64_t room = ships && rows >= kMinRowsAhead ? slots_ - kSlotsInUse : 0;
+    std::vector<bool> here(probabilities.size());
+    LayerTraffic traffic;
+    std::vector<bool> ahead(probabilities.size());
+    for (size_t rank = 0; rank < by_use.size(); ++rank) {
+      const int32_t e = by_use[rank];
+      const double used = 1 - std::pow(1 - std::min(probabilities[e], 1.0), static_cast<double>(rows));
+      if (static_cast<int64_t>(rank) < num_kept) {
+        here[e] = true;
+      } else if (room > 0 && (used > kCertain || !input_.ooae)) {
+        ahead[e] = here[e] = true;
+        traffic.ahead_bytes += static_cast<double>(expert.bytes);
+        --room;
+      }
+    }
+    std::vector<ActivatedExpert> uses;
+    for (int32_t e = 0; e < static_cast<int32_t>(probabilities.size()); ++e) {
+      const int64_t tokens = std::binomial_distribution<int64_t>(rows, std::min(probabilities[e], 1.0))(random);
+      if (tokens == 0) continue;
+      uses.push_back({.expert = e, .tokens = static_cast<int32_t>(tokens), .resident = here[e] ? 1u : 0u});
+    }
+    PlannerInput plan = {.uses = uses,
+                         .bytes_per_expert = static_cast<double>(expert.bytes),
+                         .flops_per_token = static_cast<double>(expert.flops_per_token()),
+                         .num_slots = slots_,
+                         .rates = {.link_bytes_per_second = worker_.link.Planned(),
+                                   .host_read_bytes_per_second = input_.rates.host_beside_links.read_bytes_per_second,
+                                   .host_flops_per_second = input_.rates.host_beside_links.flops_per_second},
+                         .host_allowed = rule != ExpertRule::kDevice,
+                         .ship_allowed = rule != ExpertRule::kHost && rows > kMaxRowsWithoutPlan,
+                         .ship_all = !input_.ooae};
+    const ExpertDivision division = DivideExperts(plan);
+    traffic.activated = static_cast<double>(uses.size());
+    traffic.host_seconds = division.host_seconds;
+    for (size_t i = 0; i < uses.size(); ++i) {
+      const int32_t e = uses[i].expert;
+      if (division.places[i] == ExpertPlace::kHost) {
+        traffic.on_host += 1;
+        continue;
+      }
+      traffic.device_flops += static_cast<double>(uses[i].tokens) * plan.flops_per_token;
+      const bool shipped = ahead[e] || division.places[i] == ExpertPlace::kShip;
+      (shipped ? traffic.shipped : traffic.resident) += 1;
+      if (shipped && !ahead[e]) traffic.later_bytes += plan.bytes_per_expert;
+    }
+    return traffic;
+  }
+
+  double LayerSeconds(int64_t layer, const LayerTraffic& traffic, int64_t first, int64_t rows) const {
+    const double matrices = AttentionMatrixFlops(input_.config) * static_cast<double>(rows);
+    const double attention = AttentionFlops(input_.config, layer, first, rows);
+    const double link = worker_.link.Planned() > 0 ? worker_.link.Planned() : 1;  // without a link nothing is shipped
+    const double link_seconds = (traffic.ahead_bytes + traffic.later_bytes) / link;
+    if (!input_.gpu) {
+      const double host = input_.rates.host.flops_per_second;
+      return matrices / (kCpuDenseShare * host) + attention / (kCpuAttentionShare * host) + traffic.device_flops / host +
+             std::max(traffic.host_seconds, link_seconds);
+    }
+    const double products = kGpuProductShare * worker_.experts.flops_per_second;
+    const double before_routing = (matrices + attention) / products + kGpuLayerSeconds +
+                                  kGpuBytesPerValue * static_cast<double>(rows * input_.config.n_embd) / worker_.experts.read_bytes_per_second;
+    const double host = traffic.host_seconds > 0 ? traffic.host_seconds + kGpuHostTripSeconds : 0;
+    // The link runs on from layer to layer as long as something was certain enough to be copied ahead.
+    return std::max(link_seconds, before_routing + std::max({host, traffic.device_flops / products, traffic.later_bytes / link}));
+  }
+
+  const PredictionInput& input_;
+  const LayerRange layers_;
+  const int64_t slots_;
+  const WorkerRates& worker_;
+};
 
 }  // namespace
 
@@ -45,14 +199,29 @@ absl::StatusOr<std::vector<std::vector<double>>> RoutingProbabilities(const Gguf
       for (int64_t i = 0; i < config.n_embd; ++i) sum += std::pow(double{weight[e * config.n_embd + i]} * norm[i], 2);
       deviation[e] = std::sqrt(sum);
     }
-    std::vector<double> chosen(config.num_experts, 0), logits(config.num_experts);
-    std::vector<int64_t> order(config.num_experts);
+    // What all tokens have in common moves the experts as a bias does.
+    const double common = CommonShare(layer);
+    std::vector<double> middle(bias.begin(), bias.end());
+    for (int64_t e = 0; e < config.num_experts; ++e) {
+      middle[e] += std::sqrt(common) * deviation[e] * normal(random);
+      deviation[e] *= std::sqrt(1 - common);
+    }
+    if (config.top_k == config.num_experts) {
+      result.emplace_back(config.num_experts, 1.0);
+      continue;
+    }
+    std::vector<double> chosen(config.num_experts, 0), logits(config.num_experts), sorted;
     for (int sample = 0; sample < kSamples; ++sample) {
-      for (int64_t e = 0; e < config.num_experts; ++e) logits[e] = bias[e] + deviation[e] * normal(random);
-      std::iota(order.begin(), order.end(), 0);
-      std::nth_element(order.begin(), order.begin() + (config.top_k - 1), order.end(),
-                       [&](int64_t a, int64_t b) { return logits[a] > logits[b]; });
-      for (int64_t i = 0; i < config.top_k; ++i) chosen[order[i]] += 1.0 / kSamples;
+      for (int64_t e = 0; e < config.num_experts; ++e) logits[e] = middle[e] + deviation[e] * normal(random);
+      // Against the top_k-th best of the others' logits an expert wins with a probability that needs no sampling of its own.
+      sorted = logits;
+      std::nth_element(sorted.begin(), sorted.begin() + config.top_k, sorted.end(), std::greater<>());
+      const double next = sorted[config.top_k];
+      const double last = *std::min_element(sorted.begin(), sorted.begin() + config.top_k);
+      for (int64_t e = 0; e < config.num_experts; ++e) {
+        const double bar = logits[e] >= last ? next : last;
+        chosen[e] += 0.5 * std::erfc((bar - middle[e]) / (std::numbers::sqrt2 * std::max(deviation[e], 1e-9))) / kSamples;
+      }
     }
     result.push_back(std::move(chosen));
   }
@@ -67,69 +236,56 @@ double ExpectedActivated(const std::vector<double>& probabilities, int64_t token
 
 PrefillPrediction PredictPrefill(const PredictionInput& input, int64_t tokens) {
   PrefillPrediction result{.tokens = tokens};
-  const bool gpu = input.rates.link_bytes_per_second > 0;
+  std::mt19937_64 random(kSeed);
   const int64_t pass_tokens = std::max<int64_t>(input.placement.cache.max_batch_tokens, 1);
+  std::vector<double> free_at(input.placement.workers.size());  // passes follow each other through the workers
   for (int64_t first = 0; first < tokens; first += pass_tokens) {
-    const int64_t pass = std::min(pass_tokens, tokens - first);
-    for (int64_t layer = 0; layer < input.config.num_layers; ++layer) {
-      const ExpertLayout& expert = input.arena.layer(layer);
-      std::vector<ActivatedExpert> uses;
-      for (int64_t e = 0; e < input.config.num_experts; ++e) {
-        const double p = std::min(input.routing[layer][e], 1.0);
-        const double active = 1 - std::pow(1 - p, static_cast<double>(pass));
-        if (active < 0.5) continue;  // an expert counts when it is more likely needed than not
-        uses.push_back({.expert = static_cast<int32_t>(e),
-                        .tokens = std::max<int32_t>(1, static_cast<int32_t>(std::lround(p * static_cast<double>(pass))))});
-      }
-      const ExpertRule rule = input.placement.expert_rules[layer];
-      const ExpertDivision division = DivideExperts(
-          {.uses = uses,
-           .bytes_per_expert = static_cast<double>(expert.bytes),
-           .flops_per_token = static_cast<double>(expert.flops_per_token()),
-           .num_slots = input.slots_per_worker,
-           .rates = {.link_bytes_per_second = input.rates.link_bytes_per_second,
-                     .host_read_bytes_per_second = input.rates.host_read_bytes_per_second,
-                     .host_flops_per_second = input.rates.host_flops_per_second},
-           .host_allowed = rule != ExpertRule::kDevice,
-           .ship_allowed = rule != ExpertRule::kHost});
-      double device_flops = LayerFlops(input.config) * static_cast<double>(pass);
-      double host_seconds = 0, link_seconds = 0;
-      for (size_t i = 0; i < uses.size(); ++i) {
-        const double flops = static_cast<double>(uses[i].tokens) * static_cast<double>(expert.flops_per_token());
-        if (division.places[i] == ExpertPlace::kHost) {
-          host_seconds += std::max(static_cast<double>(expert.bytes) / input.rates.host_read_bytes_per_second,
-                                   flops / input.rates.host_flops_per_second);
-          result.on_host += 1;
-        } else {
-          link_seconds += static_cast<double>(expert.bytes) / input.rates.link_bytes_per_second;
-          device_flops += flops;
-          result.shipped += 1;
-          result.bytes_shipped += static_cast<double>(expert.bytes);
-        }
-      }
-      result.activated += static_cast<double>(uses.size());
-      const double device_seconds = device_flops / input.rates.device_flops_per_second;
-      // Copies run beside everything; on a machine without GPUs the workers and the host share one processor.
-      result.seconds += gpu ? std::max({link_seconds, host_seconds, device_seconds}) : host_seconds + device_seconds;
+    double through = 0;
+    for (size_t worker = 0; worker < free_at.size(); ++worker) {
+      const double begin = std::max(through, free_at[worker]);
+      through = free_at[worker] =
+          begin + PassPredictor(input, worker).Seconds(first, std::min(pass_tokens, tokens - first), random, &result);
     }
-    result.seconds += static_cast<double>(input.placement.workers.size()) * input.rates.step_overhead_seconds;
   }
+  result.seconds = free_at.back();
   return result;
 }
 
 DecodePrediction PredictDecode(const PredictionInput& input) {
   DecodePrediction result;
-  const bool gpu = input.rates.link_bytes_per_second > 0;
-  for (int64_t layer = 0; layer < input.config.num_layers; ++layer) {
-    result.host_bytes += static_cast<double>(input.config.top_k * input.arena.layer(layer).bytes);
-    result.device_bytes += static_cast<double>(input.sizes.dense_bytes[layer]);
+  double resident = 0;
+  for (size_t w = 0; w < input.placement.workers.size(); ++w) {
+    const LayerRange& layers = input.placement.workers[w].layers;
+    const WorkerRates& worker = input.rates.workers[w];
+    const double device_read = input.gpu ? worker.experts.read_bytes_per_second : input.rates.host.read_bytes_per_second;
+    const int64_t kept = input.slots[w] / (layers.end - layers.first);
+    result.seconds_per_token += kPassSeconds / 4;  // a step of one row
+    for (int64_t layer = layers.first; layer < layers.end; ++layer) {
+      std::vector<double> probabilities = input.routing[layer];
+      std::sort(probabilities.begin(), probabilities.end(), std::greater<>());
+      const bool ships = input.placement.expert_rules[layer] != ExpertRule::kHost;
+      const double hits = !ships ? 0 : std::accumulate(probabilities.begin(),
+                                                      probabilities.begin() + std::min<int64_t>(kept, probabilities.size()), 0.0);
+      const double misses = std::max(0.0, static_cast<double>(input.config.top_k) - hits);
+      const double bytes = static_cast<double>(input.arena.layer(layer).bytes);
+      double dense = static_cast<double>(input.sizes.dense_bytes[layer]);
+      if (layer == input.config.num_layers - 1) dense += static_cast<double>(input.sizes.output_bytes);
+      const double host_seconds = misses * bytes / input.rates.host.read_bytes_per_second;
+      const double here_seconds = hits * bytes / device_read;
+      resident += hits;
+      result.host_bytes += misses * bytes;
+      result.device_bytes += hits * bytes + dense;
+      result.seconds_per_token += dense / device_read;
+      if (input.gpu) {
+        result.seconds_per_token += kGpuDecodeLayerSeconds + std::max(host_seconds, here_seconds) +
+                                    std::min(misses, 1.0) * kGpuHostTripSeconds;
+      } else {
+        result.seconds_per_token += kCpuDecodeLayerSeconds + host_seconds + here_seconds;
+      }
+    }
   }
-  result.device_bytes += static_cast<double>(input.sizes.output_bytes);
-  const double device_seconds =
-      result.device_bytes / (gpu ? input.rates.device_read_bytes_per_second : input.rates.host_read_bytes_per_second);
-  result.seconds_per_token = result.host_bytes / input.rates.host_read_bytes_per_second + device_seconds +
-                             static_cast<double>(input.placement.workers.size()) * input.rates.step_overhead_seconds;
-  if (!gpu) result.host_bytes += result.device_bytes, result.device_bytes = 0;
+  result.resident_share = resident / static_cast<double>(input.config.num_layers * input.config.top_k);
+  if (!input.gpu) result.host_bytes += std::exchange(result.device_bytes, 0);
   return result;
 }
 

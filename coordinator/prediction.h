@@ -1,7 +1,7 @@
 #pragma once
 
-// How fast a placement will be, before anything is loaded: the limits of design section 9 applied to this model's own router
-// and this machine's rates. Pure functions.
+// How fast a placement will be, before anything is loaded: what the runtime does, layer by layer, with this model's own router and
+// this machine's rates. Pure functions with a fixed seed.
 
 #include <cstdint>
 #include <vector>
@@ -11,31 +11,24 @@
 #include "common/model_config.h"
 #include "common/status.h"
 #include "coordinator/expert_planner.h"
+#include "coordinator/machine_rates.h"
 #include "coordinator/placement.h"
 
 namespace ferry {
 
-// The probability of each expert to be among a token's top_k, a vector a layer. A token's router logits are taken as
-// independent normal numbers around the router's biases, with the deviation that an RMS-normed input of unit variance gives
-// them: the norm of the expert's router row times the norm weights. Sampled with a fixed seed.
+// The probability of each expert to be among a token's top_k, a vector a layer. A token's router logits are taken as normal
+// numbers around the router's biases, with the deviation that an RMS-normed input of unit variance gives them (the norm of the
+// expert's router row times the norm weights), of which a share that grows with depth is the same for all tokens. Sampled with a
+// fixed seed.
 absl::StatusOr<std::vector<std::vector<double>>> RoutingProbabilities(const GgufFile& file, const ModelConfig& config);
 
 // Experts of a layer that `tokens` tokens activate, on average: sum of 1 - (1 - p)^tokens.
 double ExpectedActivated(const std::vector<double>& probabilities, int64_t tokens);
 
-struct MachineRates {
-  double host_read_bytes_per_second = 0;
-  double host_flops_per_second = 0;
-  double link_bytes_per_second = 0;         // of each worker's link; 0: workers without a GPU
-  double device_flops_per_second = 0;       // of a worker's products; a CPU worker: the host's
-  double device_read_bytes_per_second = 0;  // of a worker's own memory; a CPU worker: the host's
-  double step_overhead_seconds = 0;         // a step of a stage apart from bytes and products
-};
-
 struct PrefillPrediction {
   int64_t tokens = 0;
   double seconds = 0;
-  double activated = 0, shipped = 0, on_host = 0;  // experts of all layers
+  double activated = 0, resident = 0, shipped = 0, on_host = 0;  // experts of all layers, of all passes
   double bytes_shipped = 0;
   double tokens_per_second() const { return seconds > 0 ? static_cast<double>(tokens) / seconds : 0; }
 };
@@ -43,6 +36,7 @@ struct DecodePrediction {
   double seconds_per_token = 0;
   double host_bytes = 0;    // read from host memory for one token
   double device_bytes = 0;  // read from the workers' own memory
+  double resident_share = 0;  // of a token's experts
 };
 
 struct PredictionInput {
@@ -51,10 +45,14 @@ struct PredictionInput {
   const ArenaLayout& arena;
   const Placement& placement;
   const std::vector<std::vector<double>>& routing;
-  MachineRates rates;
-  int64_t slots_per_worker = 0;  // experts resident at most; nothing is resident at the start
+  MachineRates rates;          // with one of rates.workers a worker
+  std::vector<int64_t> slots;  // experts that each worker can hold
+  bool gpu = false;            // the workers have GPUs; otherwise they share the host's cores
+  bool ooae = true;
 };
+// One prompt alone, with nothing resident at its start; copying ahead has learnt from prompts before it.
 PrefillPrediction PredictPrefill(const PredictionInput& input, int64_t tokens);
+// One sequence alone, its slots filled with what this model uses most.
 DecodePrediction PredictDecode(const PredictionInput& input);
 
 }  // namespace ferry

@@ -29,6 +29,8 @@
 #include "coordinator/ferry_service.h"
 #include "coordinator/generation_loop.h"
 #include "coordinator/model_fingerprint.h"
+#include "coordinator/rates_file.h"
+#include "coordinator/rates_probe.h"
 #include "kernels/cpu/host_probe.h"
 
 namespace ferry {
@@ -38,7 +40,7 @@ constexpr char kVersion[] = "0.1.0";
 constexpr absl::Duration kWorkerShutdownTimeout = absl::Seconds(2);
 constexpr double kGiga = 1e9;
 constexpr int64_t kSmallestProbe = int64_t{16} << 20, kLargestProbe = int64_t{256} << 20;
-// Of the int8 dot products that a machine can do, about what expert products with many rows reach.
+// Of the int8 dot products that a machine can do, about what expert products with many rows reach: until those are measured.
 constexpr double kProductShare = 0.5;
 
 int64_t ResidentBytes() {
@@ -135,7 +137,10 @@ class ServerImpl final : public Server {
                                                            .heartbeat_interval = options_.heartbeat_interval,
                                                            .heartbeat_timeout = options_.heartbeat_timeout,
                                                            .step_timeout = options_.step_timeout,
-                                                           .trace = trace_.get()},
+                                                           .trace = trace_.get(),
+                                                           .before_first_epoch = [this](const auto& workers) {
+                                                             FindRates(workers);
+                                                           }},
                                             loop_.get(), Clock::Real(), [this](bool serving) { SetServing(serving); });
     text_pool_ = std::make_unique<TaskPool>(1);
     // One request at a time of each worker; the engine computes them one after the other.
@@ -156,7 +161,7 @@ class ServerImpl final : public Server {
   }
 
   absl::Status Load() override {
-    PlannerRates rates;
+    HostPeaks peaks;
     {
       ASSIGN_OR_RETURN(const std::unique_ptr<ThreadPool> pool, ThreadPool::Create({.num_threads = options_.threads}));
       LoadReporter report;
@@ -165,7 +170,7 @@ class ServerImpl final : public Server {
                          controller_->SetLoadProgress(static_cast<double>(progress.bytes_done) /
                                                       static_cast<double>(std::max<int64_t>(1, progress.bytes_total)));
                        }));
-      rates = HostRatesOf(*pool);
+      peaks = ProbePeaks(*pool);
     }
     const double rate = static_cast<double>(store_->layout().bytes()) / std::max(store_->load_seconds(), 1e-9);
     spdlog::info("loaded {:.2f} GB of experts in {:.1f} s ({:.2f} GB/s), {} pages",
@@ -175,15 +180,18 @@ class ServerImpl final : public Server {
     const SwigluParams swiglu = {.alpha = static_cast<float>(model_.swiglu_alpha),
                                  .limit = static_cast<float>(model_.swiglu_limit)};
     engine_ = std::make_unique<ExpertEngine>(store_.get(), ops_.get(), swiglu, model_.n_embd, trace_.get());
-    ASSIGN_OR_RETURN(exchange_, ExpertExchange::Create(store_.get(), engine_.get(), rates, SocketName()));
+    const MachineRates guess = RatesByHand({.read_bytes_per_second = peaks.read_bytes_per_second,
+                                            .flops_per_second = kProductShare * peaks.int8_ops_per_second});
+    ASSIGN_OR_RETURN(exchange_, ExpertExchange::Create(store_.get(), engine_.get(), PlannerRatesOf(guess.host), SocketName()));
     {
       const std::lock_guard lock(info_mutex_);
       load_info_ = {.arena_bytes = store_->layout().bytes(),
                     .huge_pages = store_->arena().huge_pages(),
                     .seconds = store_->load_seconds(),
                     .bytes_per_second = rate,
-                    .rates = rates,
+                    .peaks = peaks,
                     .engine = engine_->name()};
+      rates_ = guess;
     }
     cluster_service_->Open(store_.get(), exchange_.get());
     controller_->Open(store_.get(), exchange_.get());
@@ -223,33 +231,94 @@ class ServerImpl final : public Server {
   }
 
  private:
+  // What this host can do at most: what shares are taken of.
+  struct HostPeaks {
+    double read_bytes_per_second = 0, int8_ops_per_second = 0;
+  };
   struct LoadInfo {
     int64_t arena_bytes = 0;
     bool huge_pages = false;
     double seconds = 0, bytes_per_second = 0;
-    PlannerRates rates;
+    HostPeaks peaks;
     std::string engine;
   };
 
-  // What the host's share of the experts is planned with; the link's rate is each worker's own.
-  PlannerRates HostRatesOf(ThreadPool& pool) const {
-    PlannerRates rates = {.link_bytes_per_second = 0,
-                          .host_read_bytes_per_second = options_.host_read_bytes_per_second,
-                          .host_flops_per_second = options_.host_flops_per_second};
-    if (rates.host_read_bytes_per_second > 0 && rates.host_flops_per_second > 0) return rates;
+  HostPeaks ProbePeaks(ThreadPool& pool) const {
+    if (AllByHand()) return {};
     // A small model's experts stay in the cache, and are read at its rate.
     const int64_t buffer_bytes = std::clamp(store_->layout().bytes(), kSmallestProbe, kLargestProbe) / 4096 * 4096;
     const absl::StatusOr<HostRates> measured =
         ProbeHost(pool, IsaNamed(options_.isa), {.buffer_bytes = buffer_bytes});
     if (!measured.ok()) {
-      spdlog::warn("the host's rates could not be measured: {}", measured.status().ToString());
-      return rates;
+      spdlog::warn("the host's peaks could not be measured: {}", measured.status().ToString());
+      return {};
     }
-    if (rates.host_read_bytes_per_second == 0) rates.host_read_bytes_per_second = measured->read_bytes_per_second;
-    if (rates.host_flops_per_second == 0) rates.host_flops_per_second = kProductShare * measured->int8_ops_per_second;
-    spdlog::info("this host reads {:.1f} GB/s and multiplies at {:.0f} GFLOP/s",
-                 rates.host_read_bytes_per_second / kGiga, rates.host_flops_per_second / kGiga);
+    return {.read_bytes_per_second = measured->read_bytes_per_second,
+            .int8_ops_per_second = measured->int8_ops_per_second};
+  }
+
+  bool AllByHand() const { return options_.host_read_bytes_per_second > 0 && options_.host_flops_per_second > 0; }
+  // Rates of the host alone, where the flags do not name them.
+  MachineRates RatesByHand(const ExpertRates& otherwise) const {
+    MachineRates rates;
+    rates.host = otherwise;
+    if (options_.host_read_bytes_per_second > 0) rates.host.read_bytes_per_second = options_.host_read_bytes_per_second;
+    if (options_.host_flops_per_second > 0) rates.host.flops_per_second = options_.host_flops_per_second;
+    rates.host_beside_links = rates.host;
     return rates;
+  }
+  static PlannerRates PlannerRatesOf(const ExpertRates& host) {
+    return {.link_bytes_per_second = 0,
+            .host_read_bytes_per_second = host.read_bytes_per_second,
+            .host_flops_per_second = host.flops_per_second};
+  }
+
+  // The workers are there and nothing runs yet: what an earlier start kept, or a probe. Without rates serving goes on with a guess.
+  void FindRates(const std::vector<v1::WorkerInfo>& infos) {
+    if (AllByHand()) return;
+    std::vector<RatedWorker> rated;
+    std::vector<ProbedWorker> probed;
+    for (const v1::WorkerInfo& info : infos) {
+      const bool has_slots = info.expert_slots() > 0;
+      rated.push_back({.device = info.device(), .transport = info.expert_transport(), .has_slots = has_slots});
+      probed.push_back({.id = WorkerId(static_cast<int32_t>(info.worker_id())),
+                        .incarnation = Incarnation(info.incarnation()),
+                        .address = info.address(),
+                        .has_slots = has_slots,
+                        .own = {.link = {.alone = info.link_bytes_per_second()},
+                                .experts = {.read_bytes_per_second = info.expert_read_bytes_per_second(),
+                                            .flops_per_second = info.expert_flops_per_second()}}});
+    }
+    const std::string directory = RatesDirectory(), key = RatesKey(engine_->name(), store_->layout(), rated);
+    bool kept = false;
+    absl::StatusOr<MachineRates> rates = NotFound("--probe");
+    if (!options_.probe) rates = ReadRates(directory, key, absl::Now());
+    kept = rates.ok() && rates->workers.size() == infos.size();
+    if (!kept) {
+      if (absl::IsDataLoss(rates.status())) spdlog::warn("rates are measured anew: {}", rates.status().ToString());
+      rates = ProbeRates(*ops_, *store_, probed, ProbeLinkOverGrpc);
+      if (!rates.ok()) {
+        spdlog::warn("this machine's rates could not be measured: {}", rates.status().ToString());
+        return;
+      }
+      if (const absl::Status written = WriteRates(directory, key, *rates); !written.ok()) {
+        spdlog::warn("the rates are not kept for the next start: {}", std::string(written.message()));
+      }
+    }
+    if (options_.host_read_bytes_per_second > 0 || options_.host_flops_per_second > 0) {
+      rates->host = RatesByHand(rates->host).host;
+      rates->host_beside_links = RatesByHand(rates->host_beside_links).host;
+    }
+    std::vector<double> links;
+    for (const WorkerRates& worker : rates->workers) links.push_back(worker.link.Planned());
+    exchange_->SetRates(PlannerRatesOf(rates->host_beside_links), links);
+    spdlog::info("this host computes experts at {:.1f} GB/s and {:.0f} GFLOP/s, {:.1f} and {:.0f} beside the links ({})",
+                 rates->host.read_bytes_per_second / kGiga, rates->host.flops_per_second / kGiga,
+                 rates->host_beside_links.read_bytes_per_second / kGiga,
+                 rates->host_beside_links.flops_per_second / kGiga, kept ? "kept from an earlier start" : "measured");
+    const std::lock_guard lock(info_mutex_);
+    rates_ = *rates;
+    rates_kept_ = kept;
   }
 
   absl::Status StartGrpc() {
@@ -317,8 +386,20 @@ class ServerImpl final : public Server {
     const std::lock_guard lock(info_mutex_);
     info.set_arena_bytes(load_info_.arena_bytes);
     info.set_arena_huge_pages(load_info_.huge_pages);
-    info.set_host_read_bytes_per_second(load_info_.rates.host_read_bytes_per_second);
-    info.set_host_flops_per_second(load_info_.rates.host_flops_per_second / kProductShare);  // the peak it was taken from
+    info.set_host_read_bytes_per_second(load_info_.peaks.read_bytes_per_second);
+    info.set_host_flops_per_second(load_info_.peaks.int8_ops_per_second);
+    v1::HostExpertRates* const host = info.mutable_host_experts();
+    host->set_read_bytes_per_second(rates_.host.read_bytes_per_second);
+    host->set_flops_per_second(rates_.host.flops_per_second);
+    host->set_read_bytes_per_second_beside_links(rates_.host_beside_links.read_bytes_per_second);
+    host->set_flops_per_second_beside_links(rates_.host_beside_links.flops_per_second);
+    if (rates_.measured != absl::InfinitePast()) host->set_measured_unix_seconds(absl::ToDoubleSeconds(rates_.measured - absl::UnixEpoch()));
+    host->set_kept(rates_kept_);
+    for (size_t i = 0; i < rates_.workers.size(); ++i) {
+      v1::WorkerInfo* const worker = info.mutable_workers(static_cast<int>(i));  // places are constant
+      worker->set_link_together_bytes_per_second(rates_.workers[i].link.together);
+      worker->set_link_beside_host_bytes_per_second(rates_.workers[i].link.beside_host);
+    }
     info.set_engine(load_info_.engine);
     info.set_load_seconds(load_info_.seconds);
     info.set_load_bytes_per_second(load_info_.bytes_per_second);
@@ -332,9 +413,11 @@ class ServerImpl final : public Server {
   const std::unique_ptr<Tokenizer> tokenizer_;
   const absl::Time started_ = Clock::Real()->Now();
   ArenaLayout arena_layout_;
-  mutable std::mutex info_mutex_;
-  LoadInfo load_info_;
   std::unique_ptr<TraceWriter> trace_;  // null: no trace is written
+  mutable std::mutex info_mutex_;
+  LoadInfo load_info_;        // guarded by info_mutex_, as what follows
+  MachineRates rates_;
+  bool rates_kept_ = false;
   std::unique_ptr<ExpertStore> store_;
   std::unique_ptr<Ops> ops_;
   std::unique_ptr<ExpertEngine> engine_;

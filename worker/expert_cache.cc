@@ -11,7 +11,8 @@ namespace ferry {
 namespace {
 
 constexpr double kHalfLifeSteps = 64;
-constexpr int64_t kProbeBytes = int64_t{256} << 20;
+constexpr size_t kProbeAhead = 2;    // records asked for, and copies queued, while one runs
+constexpr int64_t kFillAhead = 8;    // bounds what a remote link has to hold, not the copy queue
 
 double Decay(uint64_t steps) { return std::exp2(-static_cast<double>(steps) / kHalfLifeSteps); }
 
@@ -55,26 +56,99 @@ ExpertCache::~ExpertCache() {
   }
 }
 
-absl::StatusOr<double> ExpertCache::ProbeLink(absl::Time deadline) {
-  const int64_t most = std::max<int64_t>(2, kProbeBytes / slot_bytes_);
-  const int32_t count = static_cast<int32_t>(std::min({num_slots(), arena_.num_experts(), most}));
-  double bytes = 0;
-  absl::Time start = absl::Now();
-  for (int32_t i = 0; i < count; ++i) {
-    RETURN_IF_ERROR(Fetch({static_cast<int32_t>(first_layer_), i}, Purpose::kKeep, deadline).status());
-    while (!asked_.empty()) RETURN_IF_ERROR(WaitForRecord(deadline));
-    bytes += static_cast<double>(arena_.layer(first_layer_).bytes);
-    if (i == 0 && count > 1) {  // the first one warms up what is between here and there
-      RETURN_IF_ERROR(ops_.Wait(copying_.back().done, deadline));
-      start = absl::Now();
-      bytes = 0;
-    }
-  }
-  if (!copying_.empty()) RETURN_IF_ERROR(ops_.Wait(copying_.back().done, deadline));
-  const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
-  RETURN_IF_ERROR(Forget(deadline));
+absl::StatusOr<ExpertCache::Probe> ExpertCache::ProbeLink(absl::Duration time, absl::Time deadline) {
+  while (!asked_.empty()) RETURN_IF_ERROR(WaitForRecord(deadline));
+  while (!copying_.empty()) RETURN_IF_ERROR(WaitForOldestCopy(deadline));
   no_counters_.Clear();
-  return seconds > 0 ? bytes / seconds : 0;
+
+  struct Record {
+    ExpertId id;
+    Slot* slot = nullptr;
+    Event done;
+  };
+  std::deque<Record> asked, copying;
+  const auto finish_first = [&]() -> absl::Status {
+    RETURN_IF_ERROR(ops_.Wait(copying.front().done, deadline));
+    link_.ReleaseRecord(copying.front().id);
+    copying.pop_front();
+    return absl::OkStatus();
+  };
+  const auto is_under_way = [&](ExpertId id) {
+    const auto same = [&](const Record& record) { return record.id == id; };
+    return std::any_of(asked.begin(), asked.end(), same) || std::any_of(copying.begin(), copying.end(), same);
+  };
+  Probe probe;
+  const auto run = [&]() -> absl::Status {
+    const int64_t num_experts = static_cast<int64_t>(slot_of_.size());
+    absl::Time start = absl::InfinitePast();  // not before the first copy, which warms up what is between here and there
+    for (int64_t i = 0; start == absl::InfinitePast() || probe.bytes == 0 || absl::Now() < start + time;) {
+      while (asked.size() < kProbeAhead) {
+        Slot& slot = slots_[i % num_slots()];
+        const int64_t any = i % num_experts;
+        const ExpertId id = slot.state == State::kFilled
+                                ? slot.id
+                                : ExpertId{static_cast<int32_t>(first_layer_ + any / arena_.num_experts()),
+                                           static_cast<int32_t>(any % arena_.num_experts())};
+        if (is_under_way(id)) break;
+        RETURN_IF_ERROR(link_.AskRecord(step_, id));
+        asked.push_back({.id = id, .slot = &slot, .done = nullptr});
+        ++i;
+      }
+      if (asked.empty()) {  // so few experts that all of them are being copied
+        RETURN_IF_ERROR(finish_first());
+        continue;
+      }
+      Record& next = asked.front();
+      ASSIGN_OR_RETURN(const std::span<const std::byte> record, link_.WaitRecord(next.id, deadline));
+      ASSIGN_OR_RETURN(next.done, ops_.CopyAsync(next.slot->data, record,
+                                                 {&next.slot->used, next.slot->used == nullptr ? size_t{0} : size_t{1}}));
+      if (next.slot->state == State::kFilled) next.slot->arrived = next.done;
+      next.slot->used = nullptr;
+      copying.push_back(next);
+      asked.pop_front();
+      if (start == absl::InfinitePast()) {
+        RETURN_IF_ERROR(finish_first());
+        start = absl::Now();
+        continue;
+      }
+      probe.bytes += static_cast<int64_t>(record.size());
+      while (copying.size() > kProbeAhead) RETURN_IF_ERROR(finish_first());
+    }
+    while (!copying.empty()) RETURN_IF_ERROR(finish_first());
+    probe.seconds = absl::ToDoubleSeconds(absl::Now() - start);
+    return absl::OkStatus();
+  };
+  const absl::Status status = run();
+  for (const Record& record : asked) link_.ReleaseRecord(record.id);
+  // After an error a copy may still read its record: it is the destructor's, and the next probe's, to wait for.
+  for (Record& record : copying) copying_.push_back({record.id, std::move(record.done)});
+  RETURN_IF_ERROR(status);
+  return probe;
+}
+
+std::vector<const std::byte*> ExpertCache::SlotMemory() const {
+  std::vector<const std::byte*> memory;
+  for (const Slot& slot : slots_) memory.push_back(slot.data);
+  return memory;
+}
+
+absl::Status ExpertCache::Fill(std::span<const ExpertId> experts, absl::Duration patience,
+                               const std::function<bool(int64_t)>& go_on) {
+  if (static_cast<int64_t>(experts.size()) > num_slots()) {
+    return ResourceExhausted("%d experts do not fit into %d slots", experts.size(), num_slots());
+  }
+  for (size_t i = 0; i < experts.size(); ++i) {
+    if (!go_on(static_cast<int64_t>(i))) return Cancelled("the slots are not all filled");
+    const absl::Time deadline = absl::Now() + patience;
+    RETURN_IF_ERROR(Fetch(experts[i], Purpose::kKeep, deadline).status());
+    while (num_coming() > kFillAhead) RETURN_IF_ERROR(asked_.empty() ? WaitForOldestCopy(deadline) : WaitForRecord(deadline));
+  }
+  while (num_coming() > 0) {
+    const absl::Time deadline = absl::Now() + patience;
+    RETURN_IF_ERROR(asked_.empty() ? WaitForOldestCopy(deadline) : WaitForRecord(deadline));
+  }
+  no_counters_.Clear();
+  return absl::OkStatus();
 }
 
 void ExpertCache::BeginStep(uint64_t step, v1::ExpertCounters* counters) {
@@ -227,6 +301,12 @@ void ExpertCache::FinishCopies() {
   copying_since_ = now;
 }
 
+absl::Status ExpertCache::WaitForOldestCopy(absl::Time deadline) {
+  RETURN_IF_ERROR(ops_.Wait(copying_.front().done, deadline));
+  FinishCopies();
+  return absl::OkStatus();
+}
+
 absl::StatusOr<const std::byte*> ExpertCache::Acquire(ExpertId id, absl::Time deadline) {
   Slot* slot = SlotOf(id);
   if (slot == nullptr || !slot->pinned) return Internal("expert %d of layer %d is not pinned", id.expert, id.layer);
@@ -279,15 +359,13 @@ absl::Status ExpertCache::WaitForRecord(absl::Time deadline) {
   if (asked_.empty()) return Internal("no expert is on its way");
   // The record may wait for the host memory of copies that still run.
   if (!link_.RecordHere(asked_.front()) && !copying_.empty()) {
-    RETURN_IF_ERROR(ops_.Wait(copying_.front().done, deadline));
-    FinishCopies();
+    RETURN_IF_ERROR(WaitForOldestCopy(deadline));
   }
   return StartCopy(deadline);
 }
 
 absl::Status ExpertCache::Forget(absl::Time deadline) {
-  if (!copying_.empty()) RETURN_IF_ERROR(ops_.Wait(copying_.back().done, deadline));  // copies end in order
-  FinishCopies();
+  while (!copying_.empty()) RETURN_IF_ERROR(WaitForOldestCopy(deadline));
   Recover();
   for (Slot& slot : slots_) {
     if (slot.state == State::kFilled) Evict(slot);

@@ -19,8 +19,10 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "absl/time/time.h"
@@ -43,8 +45,21 @@ class ExpertCache {
   static int64_t SlotBytes(const ArenaLayout& arena, int64_t first_layer, int64_t end_layer);
   ~ExpertCache();  // waits for copies on their way
 
-  // Copies some records into slots, and empties those again: bytes a second of the whole way. Before the first step.
-  absl::StatusOr<double> ProbeLink(absl::Time deadline);
+  // Copies records over slots for about `time`, between steps, and measures the whole way: a filled slot gets its own expert's
+  // record again, an empty one that of any and stays empty. DeadlineExceeded: a record did not come, or a copy did not end.
+  struct Probe {
+    int64_t bytes = 0;
+    double seconds = 0;
+    double rate() const { return seconds > 0 ? static_cast<double>(bytes) / seconds : 0; }
+  };
+  absl::StatusOr<Probe> ProbeLink(absl::Duration time, absl::Time deadline);
+  // Device memory of the slots, whatever it holds.
+  std::vector<const std::byte*> SlotMemory() const;
+
+  // Brings experts into empty slots, in this order, and waits until they are there; `go_on` is called before each with how many
+  // were asked for. Before the first step. Cancelled: `go_on` said false. ResourceExhausted: more experts than slots.
+  // DeadlineExceeded: one did not come within `patience`.
+  absl::Status Fill(std::span<const ExpertId> experts, absl::Duration patience, const std::function<bool(int64_t)>& go_on);
 
   int64_t num_slots() const { return static_cast<int64_t>(slots_.size()); }
   int64_t slot_bytes() const { return slot_bytes_; }
@@ -130,6 +145,7 @@ class ExpertCache {
   void Evict(Slot& slot);
   absl::Status StartCopy(absl::Time deadline);  // of the first expert in asked_
   void FinishCopies();
+  absl::Status WaitForOldestCopy(absl::Time deadline);
 
   Ops& ops_;
   ExpertLink& link_;

@@ -80,6 +80,8 @@ class ExpertForward {
   // Device memory that Create allocates.
   static int64_t BytesOf(const Ops& ops, const ModelConfig& model, int64_t max_rows);
 
+  // Whether experts of this layer are ever computed on this device, given slots.
+  bool ComputesHere(int64_t layer) const { return DivisionOf(layer, INT64_MAX) != Division::kHost; }
   // Empties the slots. Before a step.
   absl::Status Forget(absl::Time deadline);
   // A step of so many rows begins, whose rows may still be on their way: copies for its first layer may start.

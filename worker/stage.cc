@@ -12,7 +12,8 @@ namespace {
 constexpr int64_t kLogitsRows = 64;          // rows through the output matrix at once: bounds the logits' buffer
 constexpr int64_t kMinMemoryLeft = 1 << 30;  // of the device, by automatic slots: for the backend's own use and for others
 constexpr int64_t kMinRowsToTime = 32;       // decode is too quick to be timed always: 3 us an operation of 5 to 30
-constexpr absl::Duration kProbeTimeout = absl::Seconds(60);
+constexpr absl::Duration kProbePatience = absl::Seconds(60);  // for a remote link's first records
+constexpr absl::Duration kFillPatience = absl::Seconds(60);   // for one expert
 
 int64_t ElementBytes(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
 
@@ -308,9 +309,32 @@ absl::StatusOr<int64_t> Stage::NumExpertSlots() const {
   return ExpertCache::SlotsIn(bytes, options_.arena, options_.first_layer, options_.end_layer);
 }
 
-absl::StatusOr<double> Stage::ProbeLink() {
-  if (cache_ == nullptr) return FailedPrecondition("this stage has no expert slots");
-  return cache_->ProbeLink(absl::Now() + kProbeTimeout);
+absl::StatusOr<ExpertCache::Probe> Stage::ProbeLink(absl::Duration time) {
+  if (cache_ == nullptr) return ExpertCache::Probe();
+  return cache_->ProbeLink(time, absl::Now() + time + kProbePatience);
+}
+
+absl::StatusOr<ExpertRates> Stage::ProbeExperts() {
+  if (cache_ == nullptr) return ExpertRates();
+  const std::vector<const std::byte*> records = cache_->SlotMemory();
+  // Enough rows and experts to fill a large GPU with work.
+  return MeasureExperts(ops_, options_.arena.layer(options_.first_layer), records,
+                        {.time = absl::Milliseconds(30), .many_rows = 128, .many_row_experts = 32});
+}
+
+absl::StatusOr<int64_t> Stage::FillSlots(const std::function<bool(int64_t, int64_t)>& go_on) {
+  if (cache_ == nullptr) return 0;
+  std::vector<ExpertId> experts;
+  for (int64_t layer = options_.first_layer; layer < options_.end_layer; ++layer) {
+    if (!experts_->ComputesHere(layer)) continue;
+    for (int64_t expert = 0; expert < options_.arena.num_experts(); ++expert) {
+      experts.push_back({static_cast<int32_t>(layer), static_cast<int32_t>(expert)});
+    }
+  }
+  const int64_t all = static_cast<int64_t>(experts.size());
+  if (all > cache_->num_slots()) return 0;
+  RETURN_IF_ERROR(cache_->Fill(experts, kFillPatience, [&](int64_t done) { return go_on(done, all); }));
+  return all;
 }
 
 StepLimits Stage::limits() const {

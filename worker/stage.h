@@ -8,6 +8,7 @@
 // One thread at a time. Buffers are sized at Create for steps of max_rows rows; a step allocates nothing on the device.
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <stop_token>
 #include <string>
@@ -18,6 +19,7 @@
 #include "common/model_config.h"
 #include "common/status.h"
 #include "ferry/v1/generate.pb.h"
+#include "kernels/expert_rates.h"
 #include "kernels/ops.h"
 #include "worker/expert_cache.h"
 #include "worker/expert_forward.h"
@@ -71,8 +73,13 @@ class Stage {
   absl::StatusOr<StageResult> Run(const StageStep& step, absl::Time deadline, ActivationSource* source, ActivationSink* sink,
                                   const std::stop_token& stop);
 
-  // Measures the way of records into slots, in bytes a second. Before the first step. FailedPrecondition: no slots.
-  absl::StatusOr<double> ProbeLink();
+  // Measures the way of records into slots for about `time`, between steps; what the slots hold stays. Without slots: nothing.
+  absl::StatusOr<ExpertCache::Probe> ProbeLink(absl::Duration time);
+  // How fast this device computes experts, on what the slots' memory holds: after ProbeLink. Zeros without slots.
+  absl::StatusOr<ExpertRates> ProbeExperts();
+  // When there is a slot for every expert that may be computed here: copies them all in, so that nothing is shipped later. `go_on`
+  // is told how many of how many are there, and ends it with false. How many experts were copied: all, or 0. Before the first step.
+  absl::StatusOr<int64_t> FillSlots(const std::function<bool(int64_t done, int64_t all)>& go_on);
 
   StepLimits limits() const;
   const StageOptions& options() const { return options_; }

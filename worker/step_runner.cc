@@ -114,6 +114,20 @@ absl::Status StepRunner::BeginEpoch(uint64_t epoch, std::unique_ptr<ActivationSi
   return absl::OkStatus();
 }
 
+absl::StatusOr<ExpertCache::Probe> StepRunner::ProbeLink(absl::Duration time, absl::Time deadline) {
+  std::unique_lock lock(mutex_);
+  if (epoch_ != 0) return FailedPrecondition("epoch %d lasts: the link is probed before", epoch_);
+  if (probe_ != nullptr) return FailedPrecondition("another probe of the link runs");
+  const auto job = std::make_shared<ProbeJob>(ProbeJob{.time = time, .result = std::nullopt});
+  probe_ = job;
+  changed_.notify_all();
+  if (!changed_.wait_until(lock, absl::ToChronoTime(deadline), [&] { return job->result.has_value() || ending_; })) {
+    return DeadlineExceeded("the probe of the link takes longer than it may");
+  }
+  if (!job->result) return Aborted("the worker is ending");
+  return *job->result;
+}
+
 void StepRunner::Submit(v1::StepRequest request, Answer answer) {
   absl::Status refused;
   {
@@ -135,8 +149,20 @@ void StepRunner::Submit(v1::StepRequest request, Answer answer) {
 void StepRunner::Loop() {
   std::unique_lock lock(mutex_);
   while (true) {
-    changed_.wait(lock, [&] { return ending_ || !queue_.empty(); });
+    changed_.wait(lock, [&] { return ending_ || probe_ != nullptr || !queue_.empty(); });
     if (ending_) return;
+    if (probe_ != nullptr) {
+      const std::shared_ptr<ProbeJob> job = probe_;
+      running_ = true;
+      lock.unlock();
+      absl::StatusOr<ExpertCache::Probe> probe = stage_.ProbeLink(job->time);
+      lock.lock();
+      running_ = false;
+      job->result = std::move(probe);
+      probe_ = nullptr;
+      changed_.notify_all();
+      continue;
+    }
     const Queued queued = std::move(queue_.front());
     queue_.pop_front();
     running_ = true;

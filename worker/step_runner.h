@@ -12,6 +12,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <stop_token>
 #include <thread>
 
@@ -40,6 +41,10 @@ class StepRunner {
   absl::Status BeginEpoch(uint64_t epoch, std::unique_ptr<ActivationSink> next, absl::Time deadline);
   uint64_t epoch() const;
 
+  // Measures the link on the compute thread. FailedPrecondition: an epoch lasts, or another probe runs. DeadlineExceeded: it did
+  // not end; nothing else runs before it has.
+  absl::StatusOr<ExpertCache::Probe> ProbeLink(absl::Duration time, absl::Time deadline);
+
   // Queues a step. `answer` is called once, from the compute thread or from this call.
   void Submit(v1::StepRequest request, Answer answer);
 
@@ -51,6 +56,11 @@ class StepRunner {
     v1::StepRequest request;
     Answer answer;
     absl::Time deadline;
+  };
+  // Shared by the compute thread and a caller who may have given up.
+  struct ProbeJob {
+    absl::Duration time;
+    std::optional<absl::StatusOr<ExpertCache::Probe>> result;
   };
 
   void Loop();
@@ -72,6 +82,7 @@ class StepRunner {
   std::unique_ptr<ActivationSink> sink_;  // used by the compute thread while running_
   std::stop_source stop_;
   std::deque<Queued> queue_;
+  std::shared_ptr<ProbeJob> probe_;  // asked for, or running
   v1::ExpertCounters counters_;
 
   std::thread thread_;

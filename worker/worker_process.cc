@@ -4,8 +4,6 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <cctype>
-#include <charconv>
 #include <condition_variable>
 #include <fstream>
 #include <memory>
@@ -14,6 +12,7 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "common/byte_size.h"
 #include "common/grpc_status.h"
 #include "common/host_id.h"
 #include "common/log.h"
@@ -32,6 +31,7 @@ namespace {
 constexpr absl::Duration kDescriptorTimeout = absl::Seconds(10);
 constexpr absl::Duration kDevicePatience = absl::Seconds(10);  // after a failed step: far longer than what may still be queued
 constexpr absl::Duration kServerDrain = absl::Milliseconds(500);
+constexpr absl::Duration kLinkProbeTime = absl::Milliseconds(50);  // a few hundred records over PCIe 5, some over a network
 
 Incarnation RandomIncarnation() {
   std::random_device random;
@@ -154,25 +154,39 @@ absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectExperts(const Assignment& ass
                          cluster, ops);
 }
 
+// Rates that are not known are guessed by whoever predicts: no reason to end.
+ExpertRates MeasureOwn(Stage& stage) {
+  const absl::StatusOr<ExpertRates> rates = stage.ProbeExperts();
+  if (!rates.ok()) spdlog::warn("this device's expert products could not be measured: {}", rates.status().ToString());
+  return rates.value_or(ExpertRates());
+}
+
+// Says how far it is, once a second. What fails here is tried again when an expert is needed.
+absl::Status FillSlots(Stage& stage, const std::function<bool()>& cancelled) {
+  const absl::Time start = absl::Now();
+  absl::Time last = start;
+  const absl::StatusOr<int64_t> filled = stage.FillSlots([&](int64_t done, int64_t all) {
+    if (absl::Now() - last >= absl::Seconds(1)) {
+      last = absl::Now();
+      spdlog::info("filling the expert slots: {} of {}", done, all);
+    }
+    return !cancelled();
+  });
+  if (absl::IsCancelled(filled.status())) return filled.status();
+  if (!filled.ok()) spdlog::warn("the expert slots are not all filled: {}", filled.status().ToString());
+  if (filled.value_or(0) > 0) {
+    spdlog::info("all {} experts of these layers are in slots, after {:.1f} s", *filled,
+                 absl::ToDoubleSeconds(absl::Now() - start));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<VramExperts> ParseVramExperts(const std::string& text) {
   if (text == "auto") return VramExperts{};
-  uint64_t value = 0;
-  const char* const end = text.data() + text.size();
-  const auto [rest, error] = std::from_chars(text.data(), end, value);
-  std::string unit;
-  for (const char* c = rest; c < end; ++c) unit += static_cast<char>(std::tolower(static_cast<unsigned char>(*c)));
-  int shift = -1;
-  if (unit.empty() || unit == "b") shift = 0;
-  if (unit == "k" || unit == "kib") shift = 10;
-  if (unit == "m" || unit == "mib") shift = 20;
-  if (unit == "g" || unit == "gib") shift = 30;
-  if (unit == "t" || unit == "tib") shift = 40;
-  if (error != std::errc() || shift < 0 || value > (uint64_t{INT64_MAX} >> shift)) {
-    return InvalidArgument("'%s' is no size: want auto, 0, or a number with KiB, MiB or GiB", text);
-  }
-  return VramExperts{.automatic = false, .bytes = static_cast<int64_t>(value << shift)};
+  ASSIGN_OR_RETURN(const int64_t bytes, ParseByteSize(text));
+  return VramExperts{.automatic = false, .bytes = bytes};
 }
 
 absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>& asked_to_end,
@@ -242,10 +256,10 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
       });
   ASSIGN_OR_RETURN(const std::unique_ptr<Stage> stage, Stage::Create(ops.get(), stage_options, *source, link.get()));
   const ExpertCache* const cache = stage->expert_cache();
-  double link_rate = 0;
-  if (cache != nullptr) {
-    ASSIGN_OR_RETURN(link_rate, stage->ProbeLink());
-  }
+  ASSIGN_OR_RETURN(const ExpertCache::Probe link_probe, stage->ProbeLink(kLinkProbeTime));
+  const double link_rate = link_probe.rate();
+  const ExpertRates expert_rates = has_gpu ? MeasureOwn(*stage) : ExpertRates();  // a CPU's are the host's
+  RETURN_IF_ERROR(FillSlots(*stage, cancelled));
   spdlog::info("loaded in {:.1f} s: {:.1f} MiB of dense weights, {:.1f} MiB of KV cache, {} expert slots of {:.1f} MiB{}",
                absl::ToDoubleSeconds(absl::Now() - load_start), stage->dense_bytes() / 0x1p20, stage->kv_bytes() / 0x1p20,
                cache == nullptr ? 0 : cache->num_slots(), cache == nullptr ? 0 : cache->slot_bytes() / 0x1p20,
@@ -268,6 +282,8 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
     report.heartbeat.set_expert_slots(cache == nullptr ? 0 : cache->num_slots());
     report.heartbeat.set_expert_slot_bytes(cache == nullptr ? 0 : cache->slot_bytes());
     report.heartbeat.set_link_bytes_per_second(link_rate);
+    report.heartbeat.set_expert_flops_per_second(expert_rates.flops_per_second);
+    report.heartbeat.set_expert_read_bytes_per_second(expert_rates.read_bytes_per_second);
   }
   agent.Hurry();
 

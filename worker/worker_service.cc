@@ -14,6 +14,8 @@ namespace {
 
 constexpr absl::Duration kBeginEpochTimeout = absl::Seconds(9);  // when the caller names none; it waits 10 s
 constexpr absl::Duration kConnectTimeout = absl::Seconds(4);
+constexpr double kLongestProbeSeconds = 5;
+constexpr absl::Duration kProbePatience = absl::Seconds(10);  // beyond the probe's own time, when the caller names no deadline
 
 absl::Time DeadlineOf(const grpc::ServerContext& context, absl::Duration otherwise) {
   return std::min(absl::FromChrono(context.deadline()), absl::Now() + otherwise);
@@ -115,6 +117,26 @@ grpc::Status WorkerService::PushActivations(grpc::ServerContext* context, grpc::
     if (!taken.ok()) return ToGrpcStatus(taken);
   }
   return grpc::Status::OK;
+}
+
+grpc::Status WorkerService::ProbeLink(grpc::ServerContext* context, const v1::ProbeLinkRequest* request,
+                                      v1::ProbeLinkResponse* response) {
+  const auto probe = [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(const Attached attached, Get());
+    if (request->incarnation() != incarnation_.value()) {
+      return Aborted("incarnation is %d, want %d: another worker was meant", request->incarnation(), incarnation_.value());
+    }
+    if (!(request->seconds() > 0 && request->seconds() <= kLongestProbeSeconds)) {  // NaN fails as well
+      return InvalidArgument("seconds is %g, want above 0 and at most %g", request->seconds(), kLongestProbeSeconds);
+    }
+    const absl::Duration time = absl::Seconds(request->seconds());
+    ASSIGN_OR_RETURN(const ExpertCache::Probe probe,
+                     attached.runner->ProbeLink(time, DeadlineOf(*context, time + kProbePatience)));
+    response->set_bytes(static_cast<uint64_t>(probe.bytes));
+    response->set_seconds(probe.seconds);
+    return absl::OkStatus();
+  };
+  return ToGrpcStatus(probe());
 }
 
 grpc::Status WorkerService::Shutdown(grpc::ServerContext*, const v1::ShutdownRequest*, v1::ShutdownResponse*) {

@@ -29,6 +29,8 @@ class WorkerService final : public v1::Worker::Service {
                         grpc::ServerReaderWriter<v1::StepResponse, v1::StepRequest>* stream) override;
   grpc::Status PushActivations(grpc::ServerContext* context, grpc::ServerReader<v1::Activations>* stream,
                                v1::PushActivationsResponse* response) override;
+  grpc::Status ProbeLink(grpc::ServerContext* context, const v1::ProbeLinkRequest* request,
+                         v1::ProbeLinkResponse* response) override;
   grpc::Status Shutdown(grpc::ServerContext* context, const v1::ShutdownRequest* request,
                         v1::ShutdownResponse* response) override;
 

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/prompt.h"
+#include "tests/testing/own_cache.h"
 #include "tests/testing/status_matchers.h"
 
 namespace ferry {
@@ -26,6 +27,7 @@ struct Output {
 
 // Runs `ferry`, which lies beside this test, through the shell.
 Output Ferry(const std::string& arguments) {
+  static const OwnCache cache;
   const std::string binary = std::filesystem::read_symlink("/proc/self/exe").parent_path() / "ferry";
   const std::string err_file = ::testing::TempDir() + "/ferry-stderr-" + std::to_string(getpid());
   FILE* const pipe = popen((binary + " " + arguments + " 2>" + err_file).c_str(), "r");
@@ -98,6 +100,33 @@ TEST(CommandLine, FailsWithOneWhenAFileIsNotThere) {
   const Output output = Ferry("inspect -m /nonexistent.gguf");
   EXPECT_EQ(output.exit_code, 1);
   EXPECT_THAT(output.err, HasSubstr("/nonexistent.gguf"));
+}
+
+TEST(CommandLine, BenchSaysWhatPlanPredicts) {
+  const Output bench = Ferry(std::string("bench --json --cold --backend cpu --vram-experts 64MiB -p 64 -n 4 -r 1 -m ") + kDemoModel);
+  ASSERT_EQ(bench.exit_code, 0) << bench.err;
+  const nlohmann::json measured = nlohmann::json::parse(bench.out);
+  EXPECT_EQ(measured["prefill"]["resident"], 0) << "--cold";
+  EXPECT_GT(measured["prefill"]["bytes_shipped"], 0);
+  EXPECT_GT(measured["plan"]["s_pp"], 0);
+  EXPECT_GT(measured["plan"]["s_tg"], 0);
+  EXPECT_GT(measured["rates"]["workers"][0]["link_beside_host"], 0);
+
+  const Output plan = Ferry(std::string("plan --json --backend cpu --vram-experts 64MiB -p 64 -b 2048 -m ") + kDemoModel);
+  ASSERT_EQ(plan.exit_code, 0) << plan.err;
+  const nlohmann::json predicted = nlohmann::json::parse(plan.out);
+  EXPECT_THAT(predicted["rates_source"].get<std::string>(), HasSubstr("kept from a start"));
+  EXPECT_EQ(predicted["rates"], measured["rates"]) << "of the start that bench made";
+  EXPECT_EQ(predicted["prefill"][0]["tokens_per_second"], measured["plan"]["s_pp"]);
+}
+
+TEST(CommandLine, PlanMeasuresWhatNobodyKept) {
+  const Output plan = Ferry(std::string("plan --json --probe --backend cpu --vram-experts 1MiB -p 64 -m ") + kDemoModel);
+  ASSERT_EQ(plan.exit_code, 0) << plan.err;
+  const nlohmann::json predicted = nlohmann::json::parse(plan.out);
+  EXPECT_THAT(predicted["rates_source"].get<std::string>(), HasSubstr("measured now"));
+  EXPECT_GT(predicted["rates"]["workers"][0]["link_alone"], 0);
+  EXPECT_GT(predicted["decode_tokens_per_second"], 0);
 }
 
 TEST(CommandLine, HelpTeaches) {

@@ -47,10 +47,13 @@ TEST(ModelOptions, PassesOnWhatIsGivenAndNothingElse) {
   ModelOptions options;
   options.model = "m.gguf";
   EXPECT_THAT(options.CoordinatorArguments(2, 0, "port"), Not(Contains("--ctx-size")));
+  EXPECT_THAT(options.CoordinatorArguments(2, 0, "port"), Not(Contains("--probe")));
   options.context = 8192;
   options.overrides = {"exps=cpu", "x=gpu0"};
+  options.probe = true;
   const std::vector<std::string> arguments = options.CoordinatorArguments(2, 0, "port");
   EXPECT_THAT(arguments, Contains("--ctx-size"));
+  EXPECT_THAT(arguments, Contains("--probe"));
   EXPECT_EQ(std::count(arguments.begin(), arguments.end(), "--override-tensor"), 2);
   EXPECT_THAT(arguments, Not(Contains("--gpu-memory")));
   EXPECT_THAT(options.CoordinatorArguments(2, int64_t{80} << 30, "port"), Contains("--gpu-memory"));

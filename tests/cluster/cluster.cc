@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/time/clock.h"
+#include "tests/testing/own_cache.h"
 
 namespace ferry {
 namespace {
@@ -18,6 +19,7 @@ nlohmann::json Golden() {
 }  // namespace
 
 ModelOptions DemoModel(int workers) {
+  static const OwnCache cache;  // rates are measured by the first start of a test program
   ModelOptions options;
   options.model = kDemoModel;
   options.workers = workers;

@@ -85,7 +85,12 @@ class ClusterControllerTest : public ::testing::Test {
                                                            .placement = std::move(placement),
                                                            .heartbeat_interval = absl::Seconds(1),
                                                            .heartbeat_timeout = absl::Seconds(10),
-                                                           .step_timeout = absl::Seconds(60)},
+                                                           .step_timeout = absl::Seconds(60),
+                                                           .before_first_epoch = [this](const auto& workers) {
+                                                             EXPECT_EQ(workers.size(), 2u);
+                                                             served_when_measured_ = serving_.load();
+                                                             ++measured_;
+                                                           }},
                                             loop_.get(), &clock_, [this](bool serving) { serving_ = serving; });
     controller_->Open(store_.get(), exchange_.get());
     for (int i = 0; i < 2; ++i) AddProcess();
@@ -146,11 +151,30 @@ class ClusterControllerTest : public ::testing::Test {
   std::unique_ptr<Ops> ops_;
   std::unique_ptr<ExpertEngine> engine_;
   std::unique_ptr<ExpertExchange> exchange_;
-  std::atomic<bool> serving_{false}, hang_{false};
+  std::atomic<bool> serving_{false}, hang_{false}, served_when_measured_{false};
+  std::atomic<int> measured_{0};
   std::unique_ptr<GenerationLoop> loop_;
   std::vector<std::unique_ptr<FakeWorker>> processes_;
   std::unique_ptr<ClusterController> controller_;
 };
+
+TEST_F(ClusterControllerTest, HasTimeForMeasurementsOnceBeforeItServes) {
+  Serve();
+  EXPECT_EQ(measured_, 1);
+  EXPECT_FALSE(served_when_measured_);
+  processes_[1]->Kill();
+  ASSERT_TRUE(Eventually([&] { return !serving_; }));
+  ASSERT_TRUE(Eventually([&] { return controller_->Workers()[1].state() == "lost"; }));
+  AddProcess();
+  ASSERT_OK(Register(2));
+  ASSERT_TRUE(Eventually([&] {
+    clock_.Advance(absl::Milliseconds(100));
+    EXPECT_OK(Beat(0, 0));
+    EXPECT_OK(Beat(1, 2));
+    return serving_.load();
+  }));
+  EXPECT_EQ(measured_, 1);
+}
 
 TEST_F(ClusterControllerTest, TellsAWorkerItsPartOfTheModel) {
   ASSERT_OK_AND_ASSIGN(const v1::RegisterResponse response, Register(0));

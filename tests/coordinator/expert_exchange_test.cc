@@ -134,6 +134,18 @@ TEST_F(ExpertExchangeTest, PlansByTheRatesAndTheSlots) {
   EXPECT_THAT(*exchange_->Plan(WorkerId(0), request), Each(ExpertPlace::kHost));
 }
 
+TEST_F(ExpertExchangeTest, PlansByTheLinksRateBesideTheHostOnceItIsKnown) {
+  const ExpertRequest request = {.kind = ExpertRequestKind::kPlan, .incarnation = kIncarnation, .step = 1, .layer = 0,
+                                 .num_rows = 500, .uses = {{.expert = 1, .tokens = 400}}};
+  const PlannerRates host = {.host_read_bytes_per_second = 1e9, .host_flops_per_second = 1e9};
+  exchange_->SetRates(host, {1});  // a byte a second
+  EXPECT_THAT(*exchange_->Plan(WorkerId(0), request), ElementsAre(ExpertPlace::kHost));
+  exchange_->UpdatePeer(WorkerId(0), 8, 100e9);
+  EXPECT_THAT(*exchange_->Plan(WorkerId(0), request), ElementsAre(ExpertPlace::kHost)) << "100 GB/s is its rate alone";
+  exchange_->SetRates(host, {0});
+  EXPECT_THAT(*exchange_->Plan(WorkerId(0), request), ElementsAre(ExpertPlace::kShip)) << "nothing better is known";
+}
+
 TEST_F(ExpertExchangeTest, ForgetsAPeerThatLeft) {
   exchange_->RemovePeer(WorkerId(0));
   std::vector<float> rows = Rows(2), out(3 * config_.n_embd);

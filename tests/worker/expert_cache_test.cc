@@ -152,6 +152,59 @@ TEST_F(ExpertCacheTest, ForgetsWhatIsFilledComingOrAskedFor) {
   EXPECT_EQ(Use({3, 1}), Expected({3, 1}));
 }
 
+TEST_F(ExpertCacheTest, ProbesTheLinkOverFilledAndEmptySlots) {
+  Make(5);
+  for (int32_t expert = 0; expert < 3; ++expert) ASSERT_TRUE(Fetch({3, expert}));
+  Use({3, 1});
+  ASSERT_OK_AND_ASSIGN(const ExpertCache::Probe probe, cache_->ProbeLink(absl::Milliseconds(5), absl::Now() + absl::Seconds(5)));
+  EXPECT_GT(probe.bytes, 0);
+  EXPECT_GT(probe.rate(), 0);
+  for (int32_t expert = 0; expert < 3; ++expert) EXPECT_EQ(Use({3, expert}), Expected({3, expert})) << "expert " << expert;
+  EXPECT_FALSE(cache_->Contains({0, 3})) << "what went over an empty slot is not there";
+  ASSERT_TRUE(Fetch({0, 3}));
+  EXPECT_EQ(Use({0, 3}), Expected({0, 3}));
+  EXPECT_TRUE(link_.held.empty());
+}
+
+TEST_F(ExpertCacheTest, ProbesALinkThatHoldsOneRecordWithOneSlot) {
+  link_.max_records_here = 1;
+  Make(1);
+  EXPECT_OK(cache_->ProbeLink(absl::Milliseconds(2), absl::Now() + absl::Seconds(5)));
+}
+
+TEST_F(ExpertCacheTest, GivesUpAProbeWhoseRecordsDoNotCome) {
+  Make(2);
+  link_.max_records_here = 0;
+  EXPECT_THAT(cache_->ProbeLink(absl::Milliseconds(2), absl::Now()), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_TRUE(link_.held.empty());
+}
+
+TEST_F(ExpertCacheTest, FillsSlotsInOrderAndCountsThemAsResident) {
+  Make(8);
+  std::vector<ExpertId> experts;
+  for (int32_t expert = 0; expert < 8; ++expert) experts.push_back({1, expert});
+  std::vector<int64_t> progress;
+  ASSERT_OK(cache_->Fill(experts, absl::Seconds(5), [&](int64_t done) { return progress.push_back(done), true; }));
+  EXPECT_EQ(link_.asked, experts);
+  EXPECT_EQ(progress.size(), 8u);
+  EXPECT_EQ(cache_->num_coming(), 0);
+  for (const ExpertId id : experts) {
+    EXPECT_TRUE(cache_->Arrived(id));
+    EXPECT_EQ(Use(id), Expected(id));
+  }
+  EXPECT_EQ(counters_.resident(), 8u);
+  EXPECT_EQ(counters_.shipped(), 0u);
+}
+
+TEST_F(ExpertCacheTest, StopsFillingWhenToldTo) {
+  Make(8);
+  const std::vector<ExpertId> experts = {{1, 0}, {1, 1}, {1, 2}};
+  EXPECT_THAT(cache_->Fill(experts, absl::Seconds(5), [](int64_t done) { return done < 2; }),
+              StatusIs(absl::StatusCode::kCancelled));
+  EXPECT_FALSE(cache_->Contains({1, 2}));
+  EXPECT_EQ(Use({1, 1}), Expected({1, 1}));
+}
+
 TEST_F(ExpertCacheTest, EmptiesASlotWhoseRecordCameDamaged) {
   Make(2);
   link_.max_records_here = 0;

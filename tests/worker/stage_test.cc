@@ -171,6 +171,43 @@ TEST(Stage, FindsNothingResidentAfterItsExpertsWereForgotten) {
   EXPECT_EQ(logits[0], expected);
 }
 
+TEST(Stage, ShipsNothingOnceItsSlotsAreFilled) {
+  TinyPipeline pipeline(&Model(), 1, [](StageOptions& options) { options.expert_slot_bytes = Slots(32); });
+  ASSERT_OK_AND_ASSIGN(const int64_t filled, pipeline.stage(0).FillSlots([](int64_t, int64_t all) { return all == 32; }));
+  EXPECT_EQ(filled, 32);
+  ASSERT_OK(pipeline.stage(0).ProbeLink(absl::Milliseconds(1)));
+  ASSERT_OK_AND_ASSIGN(const std::vector<float> logits, pipeline.Prompt(Tokens(Model(), 100)));
+  EXPECT_EQ(pipeline.counters()[0].resident(), pipeline.counters()[0].activated());
+  EXPECT_EQ(pipeline.counters()[0].copies(), 0u);
+  EXPECT_EQ(logits, Expected(100));
+}
+
+TEST(Stage, FillsNoSlotsThatCannotHoldAll) {
+  TinyPipeline pipeline(&Model(), 1, [](StageOptions& options) { options.expert_slot_bytes = Slots(31); });
+  EXPECT_EQ(pipeline.stage(0).FillSlots([](int64_t, int64_t) { return true; }).value(), 0);
+  EXPECT_TRUE(pipeline.link().asked.empty());
+}
+
+TEST(Stage, FillsNoSlotsForLayersThatARuleKeepsOnTheHost) {
+  TinyPipeline pipeline(&Model(), 1, [](StageOptions& options) {
+    options.expert_slot_bytes = Slots(24);
+    options.experts.rules = {LayerRule::kAny, LayerRule::kHost, LayerRule::kAny, LayerRule::kAny};
+  });
+  EXPECT_EQ(pipeline.stage(0).FillSlots([](int64_t, int64_t) { return true; }).value(), 24);
+  for (const ExpertId id : pipeline.link().asked) EXPECT_NE(id.layer, 1);
+}
+
+TEST(Stage, MeasuresItsOwnProducts) {
+  TinyPipeline pipeline(&Model(), 1, [](StageOptions& options) { options.expert_slot_bytes = Slots(6); });
+  ASSERT_OK(pipeline.stage(0).ProbeLink(absl::Milliseconds(1)));
+  ASSERT_OK_AND_ASSIGN(const ExpertRates rates, pipeline.stage(0).ProbeExperts());
+  EXPECT_GT(rates.flops_per_second, 0);
+  EXPECT_GT(rates.read_bytes_per_second, 0);
+  TinyPipeline without(&Model(), 1);
+  EXPECT_EQ(without.stage(0).ProbeExperts().value(), ExpertRates());
+  EXPECT_EQ(without.stage(0).ProbeLink(absl::Milliseconds(1))->bytes, 0);
+}
+
 TEST(Stage, CountsEveryActivatedExpertInOnePlace) {
   TinyPipeline pipeline(&Model(), 2, [](StageOptions& options) { options.expert_slot_bytes = Slots(6); });
   ASSERT_OK(pipeline.Prompt(Tokens(Model(), 100), /*rows_a_step=*/30));

@@ -16,9 +16,11 @@ const TinyModel& Model() {
 
 // One worker without its network: a stage of layers [first, end), its queue and its runner.
 struct Worker {
-  Worker(int64_t first, int64_t end) {
+  Worker(int64_t first, int64_t end, int64_t num_slots = 0) {
     FileTensorSource source(Model(), first, end);
-    stage = Stage::Create(ops.get(), TinyStageOptions(Model(), first, end), source, &link).value();
+    StageOptions options = TinyStageOptions(Model(), first, end);
+    options.expert_slot_bytes = num_slots * Model().layout.max_record_bytes();
+    stage = Stage::Create(ops.get(), options, source, &link).value();
     runner = std::make_unique<StepRunner>(stage.get(), &queue, [this](const absl::Status& why) { failures.push_back(why); });
   }
   std::future<v1::StepResponse> Submit(const v1::StepRequest& request) {
@@ -53,6 +55,29 @@ v1::StepRequest Request(uint64_t epoch, uint64_t step, double timeout = 20) {
 }
 absl::StatusCode CodeOf(const v1::StepResponse& response) { return static_cast<absl::StatusCode>(response.code()); }
 absl::Time Soon() { return absl::Now() + absl::Seconds(10); }
+
+TEST(StepRunner, ProbesTheLinkBetweenEpochsAlone) {
+  Worker worker(0, 4, /*num_slots=*/4);
+  ASSERT_OK_AND_ASSIGN(const ExpertCache::Probe probe, worker.runner->ProbeLink(absl::Milliseconds(1), Soon()));
+  EXPECT_GT(probe.bytes, 0);
+  ASSERT_OK(worker.runner->BeginEpoch(3, nullptr, Soon()));
+  EXPECT_THAT(worker.runner->ProbeLink(absl::Milliseconds(1), Soon()),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("epoch 3 lasts")));
+  EXPECT_EQ(CodeOf(worker.Submit(Request(3, 1)).get()), absl::StatusCode::kOk);
+}
+
+TEST(StepRunner, ProbesNothingWithoutSlots) {
+  Worker worker(0, 4);
+  EXPECT_EQ(worker.runner->ProbeLink(absl::Milliseconds(1), Soon())->bytes, 0);
+}
+
+TEST(StepRunner, GivesUpAProbeThatTakesTooLong) {
+  Worker worker(0, 4, /*num_slots=*/4);
+  EXPECT_THAT(worker.runner->ProbeLink(absl::Seconds(1), absl::Now()), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_THAT(worker.runner->ProbeLink(absl::Milliseconds(1), Soon()),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("another probe")));
+  ASSERT_OK(worker.runner->BeginEpoch(1, nullptr, Soon())) << "it waits for the probe";
+}
 
 TEST(StepRunner, AnswersStepsInOrder) {
   Worker worker(0, 4);

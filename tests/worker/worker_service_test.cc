@@ -5,6 +5,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include <atomic>
+#include <cmath>
 
 #include "common/grpc_status.h"
 #include "tests/worker/tiny_model.h"
@@ -161,6 +162,24 @@ TEST(WorkerService, RefusesAnEpochForAnotherIncarnation) {
 TEST(WorkerService, RefusesEverythingWhileItLoads) {
   ServedWorker worker(1, 0, 4, /*loaded=*/false);
   EXPECT_THAT(worker.BeginEpoch(1, nullptr), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("loading")));
+}
+
+TEST(WorkerService, ProbesTheLinkForWhoeverMeansIt) {
+  ServedWorker worker(1, 0, 4);
+  const auto probe = [&](uint64_t incarnation, double seconds) {
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(Soon()));
+    v1::ProbeLinkRequest request;
+    request.set_incarnation(incarnation);
+    request.set_seconds(seconds);
+    v1::ProbeLinkResponse response;
+    return FromGrpcStatus(worker.stub().ProbeLink(&context, request, &response));
+  };
+  EXPECT_OK(probe(1, 0.01));
+  EXPECT_THAT(probe(2, 0.01), StatusIs(absl::StatusCode::kAborted, HasSubstr("incarnation is 2")));
+  for (const double seconds : {0.0, -1.0, 5.1, std::nan("")}) {
+    EXPECT_THAT(probe(1, seconds), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("seconds is"))) << seconds;
+  }
 }
 
 TEST(WorkerService, SaysThatItsSuccessorDoesNotAnswer) {

@@ -1,0 +1,38 @@
+#pragma once
+
+// What a machine's parts can do, as far as a plan needs it: measured once all workers are there (rates_probe), kept for the
+// next start (rates_file), used by the planner and by predictions.
+
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "kernels/expert_rates.h"
+
+namespace ferry {
+
+// Bytes of expert records that arrive in a worker's slots in a second. 0: it has no slots, or that was not measured.
+struct LinkRates {
+  double alone = 0;        // this link alone
+  double together = 0;     // while the other workers' links run as well
+  double beside_host = 0;  // while they run and the host computes experts
+  bool operator==(const LinkRates&) const = default;
+  // The one that holds while both sides work, as far as it is known.
+  double Planned() const { return beside_host > 0 ? beside_host : together > 0 ? together : alone; }
+};
+
+struct WorkerRates {
+  LinkRates link;
+  ExpertRates experts;  // on its own device; zeros: not measured
+  bool operator==(const WorkerRates&) const = default;
+};
+
+struct MachineRates {
+  ExpertRates host;               // the host's engine alone
+  ExpertRates host_beside_links;  // while all links run; as `host` when there are none
+  std::vector<WorkerRates> workers;
+  absl::Time measured = absl::InfinitePast();  // never: given by hand
+  bool operator==(const MachineRates&) const = default;
+};
+
+}  // namespace ferry

@@ -1,0 +1,144 @@
+#include "kernels/expert_rates.h"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <vector>
+
+#include "absl/time/clock.h"
+
+namespace ferry {
+namespace {
+
+constexpr int64_t kMadeUpBytes = int64_t{512} << 20;
+constexpr int64_t kCopiedBytes = int64_t{256} << 20;
+constexpr int64_t kFewestCalls = 3;
+constexpr size_t kFastShare = 10;
+constexpr absl::Duration kCallTimeout = absl::Seconds(20);
+// A byte that makes neither NaN nor denormal numbers, as a code or as a scale of any type, nor as F32, F16 or BF16.
+constexpr int kPlainByte = 0x3c;
+
+int64_t ElementBytes(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
+
+absl::StatusOr<DeviceBuffer> UploadInts(Ops& ops, std::span<const int32_t> values) {
+  ASSIGN_OR_RETURN(DeviceBuffer buffer, ops.Allocate(static_cast<int64_t>(values.size_bytes())));
+  RETURN_IF_ERROR(ops.Upload(buffer.data(), std::as_bytes(values)));
+  return buffer;
+}
+
+// Puts `rows` rows through `experts` records at a time.
+class Call {
+ public:
+  static absl::StatusOr<Call> Create(Ops* ops, const ExpertLayout& layout, int64_t experts, int64_t rows) {
+    Call call(ops, layout, experts, rows);
+    const int64_t entries = experts * rows;
+    std::vector<int32_t> offsets, entry_rows, outs(entries);
+    for (int64_t e = 0; e <= experts; ++e) offsets.push_back(static_cast<int32_t>(e * rows));
+    for (int64_t i = 0; i < entries; ++i) entry_rows.push_back(static_cast<int32_t>(i % rows));
+    std::iota(outs.begin(), outs.end(), 0);
+    ASSIGN_OR_RETURN(call.offsets_, UploadInts(*ops, offsets));
+    ASSIGN_OR_RETURN(call.entry_rows_, UploadInts(*ops, entry_rows));
+    ASSIGN_OR_RETURN(call.outs_, UploadInts(*ops, outs));
+    const std::vector<std::byte> in(rows * layout.down.rows * ElementBytes(ops->activation_dtype()), std::byte{kPlainByte});
+    ASSIGN_OR_RETURN(call.in_, ops->Allocate(static_cast<int64_t>(in.size())));
+    RETURN_IF_ERROR(ops->Upload(call.in_.data(), in));
+    ASSIGN_OR_RETURN(call.out_, ops->Allocate(entries * layout.down.rows * ElementBytes(ops->contribution_dtype())));
+    return call;
+  }
+
+  // Seconds of a fast call, each with the records behind those of the one before.
+  absl::StatusOr<double> Seconds(std::span<const std::byte* const> records, absl::Duration time) {
+    std::vector<double> seconds;
+    size_t next = 0;
+    const absl::Time end = absl::Now() + time;
+    while (static_cast<int64_t>(seconds.size()) <= kFewestCalls || absl::Now() < end) {
+      std::vector<ExpertUse> uses;
+      for (int64_t e = 0; e < experts_; ++e) {
+        uses.push_back({.record = records[next++ % records.size()], .group = static_cast<int32_t>(e), .num_rows = rows_});
+      }
+      const absl::Time start = absl::Now();
+      RETURN_IF_ERROR(ops_->ExpertMlp(layout_, uses, Groups(), SwigluParams{},
+                                      Tensor(in_.data(), ops_->activation_dtype(), rows_, layout_.down.rows),
+                                      Tensor(out_.data(), ops_->contribution_dtype(), experts_ * rows_, layout_.down.rows)));
+      RETURN_IF_ERROR(ops_->Synchronize(absl::Now() + kCallTimeout));
+      seconds.push_back(absl::ToDoubleSeconds(absl::Now() - start));
+    }
+    seconds.erase(seconds.begin());  // it warmed up
+    const size_t fast = seconds.size() / kFastShare;
+    std::nth_element(seconds.begin(), seconds.begin() + fast, seconds.end());
+    return seconds[fast];
+  }
+
+ private:
+  Call(Ops* ops, const ExpertLayout& layout, int64_t experts, int64_t rows)
+      : ops_(ops), layout_(layout), experts_(experts), rows_(rows) {}
+  ExpertGroups Groups() const {
+    return {.num_groups = experts_,
+            .num_entries = experts_ * rows_,
+            .offsets = offsets_.as<int32_t>(),
+            .rows = entry_rows_.as<int32_t>(),
+            .outs = outs_.as<int32_t>()};
+  }
+
+  Ops* ops_;
+  ExpertLayout layout_;
+  int64_t experts_, rows_;
+  DeviceBuffer offsets_, entry_rows_, outs_, in_, out_;
+};
+
+}  // namespace
+
+absl::StatusOr<ExpertRates> MeasureExperts(Ops& ops, const ExpertLayout& layout, std::span<const std::byte* const> records,
+                                           const ExpertRatesOptions& options) {
+  const int64_t num_records = static_cast<int64_t>(records.size());
+  if (num_records == 0) return InvalidArgument("no expert records to measure with");
+  ExpertRates rates;
+  const int64_t to_read = std::clamp<int64_t>(options.read_bytes / layout.bytes, 1, num_records);
+  ASSIGN_OR_RETURN(Call read, Call::Create(&ops, layout, to_read, /*rows=*/1));
+  ASSIGN_OR_RETURN(const double read_seconds, read.Seconds(records, options.time));
+  rates.read_bytes_per_second = static_cast<double>(to_read * layout.bytes) / read_seconds;
+  const int64_t to_multiply = std::min(num_records, options.many_row_experts);
+  ASSIGN_OR_RETURN(Call multiply, Call::Create(&ops, layout, to_multiply, options.many_rows));
+  ASSIGN_OR_RETURN(const double multiply_seconds, multiply.Seconds(records, options.time));
+  rates.flops_per_second = static_cast<double>(to_multiply * options.many_rows * layout.flops_per_token()) / multiply_seconds;
+  return rates;
+}
+
+absl::StatusOr<ExpertRates> MeasureExpertsOn(Ops& ops, const ExpertLayout& layout, const ExpertRatesOptions& options) {
+  const int64_t count = std::clamp<int64_t>(kMadeUpBytes / layout.bytes, 1, 1024);
+  ASSIGN_OR_RETURN(const DeviceBuffer buffer, ops.Allocate(count * layout.bytes));
+  const std::vector<std::byte> record(layout.bytes, std::byte{kPlainByte});
+  std::vector<const std::byte*> records;
+  for (int64_t i = 0; i < count; ++i) {
+    std::byte* const place = buffer.data() + i * layout.bytes;
+    RETURN_IF_ERROR(ops.Upload(place, record));
+    records.push_back(place);
+  }
+  return MeasureExperts(ops, layout, records, options);
+}
+
+absl::StatusOr<double> MeasureCopies(Ops& ops, int64_t bytes_per_copy, absl::Duration time) {
+  const int64_t places = std::clamp<int64_t>(kCopiedBytes / bytes_per_copy, 1, 1024);
+  const std::vector<std::byte> host(places * bytes_per_copy, std::byte{kPlainByte});
+  RETURN_IF_ERROR(ops.PinHost(host, /*read_only=*/false));
+  const auto copy = [&]() -> absl::StatusOr<double> {
+    ASSIGN_OR_RETURN(const DeviceBuffer device, ops.Allocate(places * bytes_per_copy));
+    const absl::Time start = absl::Now();
+    int64_t bytes = 0;
+    do {  // a round of copies is queued behind the one before
+      Event last;
+      for (int64_t i = 0; i < places; ++i) {
+        ASSIGN_OR_RETURN(last, ops.CopyAsync(device.data() + i * bytes_per_copy,
+                                             std::span(host).subspan(i * bytes_per_copy, bytes_per_copy), {}));
+        bytes += bytes_per_copy;
+      }
+      RETURN_IF_ERROR(ops.Wait(last, absl::Now() + kCallTimeout));
+    } while (absl::Now() < start + time);
+    return static_cast<double>(bytes) / absl::ToDoubleSeconds(absl::Now() - start);
+  };
+  const absl::StatusOr<double> rate = copy();
+  ops.UnpinHost(host);
+  return rate;
+}
+
+}  // namespace ferry

@@ -1,0 +1,41 @@
+#pragma once
+
+// How fast a backend computes experts, measured with its own kernels on records of the model's own layout: what plans divide by.
+
+#include <cstddef>
+#include <span>
+
+#include "absl/time/time.h"
+#include "common/expert_layout.h"
+#include "common/status.h"
+#include "kernels/ops.h"
+
+namespace ferry {
+
+// As a plan takes them: an expert with n rows takes the longer of reading its record and n rows' operations.
+struct ExpertRates {
+  double read_bytes_per_second = 0;  // of records, one row each
+  double flops_per_second = 0;       // many rows an expert; a product and its addition are two
+  bool operator==(const ExpertRates&) const = default;
+};
+
+struct ExpertRatesOptions {
+  absl::Duration time = absl::Milliseconds(150);  // of each of the two; no less than a few calls
+  int64_t read_bytes = int64_t{128} << 20;        // of one call; the next call takes the next records, past the last cache
+  int64_t many_rows = 64;                         // of one expert: from about 32 on a CPU's products are bound by arithmetic
+  int64_t many_row_experts = 4;
+};
+
+// `records` lie in the memory of `ops`, and are together larger than the last cache if the read rate is to mean memory. Rates are
+// those that one call in ten exceeds: on a busy machine the median is what others leave, 22 instead of 500 GFLOP/s in one start on
+// two shared cores. InvalidArgument: no records.
+absl::StatusOr<ExpertRates> MeasureExperts(Ops& ops, const ExpertLayout& layout, std::span<const std::byte* const> records,
+                                           const ExpertRatesOptions& options);
+
+// The same before a model is loaded, on made-up records of 512 MiB in all.
+absl::StatusOr<ExpertRates> MeasureExpertsOn(Ops& ops, const ExpertLayout& layout, const ExpertRatesOptions& options);
+
+// Bytes a second of copies of `bytes_per_copy` from host memory, pinned where the backend can, to the memory of `ops`.
+absl::StatusOr<double> MeasureCopies(Ops& ops, int64_t bytes_per_copy, absl::Duration time);
+
+}  // namespace ferry

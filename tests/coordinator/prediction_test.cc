@@ -1,0 +1,122 @@
+#include "coordinator/prediction.h"
+
+#include <numeric>
+
+#include "common/make_model.h"
+#include "coordinator/expert_store.h"
+#include "tests/testing/status_matchers.h"
+
+namespace ferry {
+namespace {
+
+// A model of 4 layers with 32 experts of which a token takes 4, on a machine that the test makes up.
+class PredictionTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_OK_AND_ASSIGN(bytes_, MakeModelBytes({.layers = 4, .experts = 32, .top_k = 4, .router_bias_spread = 1.5}));
+    ASSERT_OK_AND_ASSIGN(GgufFile file, GgufFile::Parse(bytes_));
+    ASSERT_OK_AND_ASSIGN(config_, ModelConfig::FromGguf(file));
+    ASSERT_OK_AND_ASSIGN(sizes_, ModelSizesOf(file, config_));
+    ASSERT_OK_AND_ASSIGN(arena_, ArenaLayoutOf(file, config_));
+    ASSERT_OK_AND_ASSIGN(routing_, RoutingProbabilities(file, config_));
+    Place(1, 2048);
+    record_bytes_ = static_cast<double>(arena_.layer(0).bytes);
+  }
+  void Place(int64_t num_workers, int64_t batch) {
+    ASSERT_OK_AND_ASSIGN(placement_, PlanPlacement(config_, sizes_, {.num_workers = num_workers, .context_tokens = 16384, .batch_tokens = batch}));
+  }
+  // A machine whose copies take a second an expert, and whose host and GPUs take next to nothing, unless changed.
+  PredictionInput SlowLink(int64_t slots) {
+    const ExpertRates fast = {.read_bytes_per_second = 1e18, .flops_per_second = 1e20};
+    MachineRates rates{.host = fast, .host_beside_links = fast};
+    for (size_t w = 0; w < placement_.workers.size(); ++w) {
+      rates.workers.push_back({.link = {.alone = 2 * record_bytes_, .beside_host = record_bytes_}, .experts = fast});
+    }
+    return {.config = config_, .sizes = sizes_, .arena = arena_, .placement = placement_, .routing = routing_, .rates = rates,
+            .slots = std::vector<int64_t>(placement_.workers.size(), slots), .gpu = true};
+  }
+
+  std::vector<std::byte> bytes_;
+  ModelConfig config_;
+  ModelSizes sizes_;
+  ArenaLayout arena_;
+  Placement placement_;
+  std::vector<std::vector<double>> routing_;
+  double record_bytes_ = 0;
+};
+
+TEST_F(PredictionTest, RoutesEveryTokenToTopKExperts) {
+  ASSERT_EQ(routing_.size(), 4u);
+  for (const std::vector<double>& layer : routing_) {
+    EXPECT_NEAR(std::accumulate(layer.begin(), layer.end(), 0.0), 4, 0.05);
+    for (const double p : layer) EXPECT_GT(p, 0) << "an expert that is never drawn may still be used by somebody";
+    EXPECT_GT(*std::max_element(layer.begin(), layer.end()), 0.3) << "biases spread the experts";
+  }
+}
+
+TEST_F(PredictionTest, CountsEveryActivatedExpertInOnePlace) {
+  for (const int64_t tokens : {1, 64, 1000, 5000}) {
+    const PrefillPrediction prediction = PredictPrefill(SlowLink(20), tokens);
+    EXPECT_DOUBLE_EQ(prediction.activated, prediction.resident + prediction.shipped + prediction.on_host) << tokens;
+    EXPECT_GT(prediction.seconds, 0);
+  }
+  const double expected = 4 * ExpectedActivated(routing_[0], 1000);
+  EXPECT_NEAR(PredictPrefill(SlowLink(0), 1000).activated, expected, 0.15 * expected) << "layers differ a little";
+}
+
+TEST_F(PredictionTest, WithoutSlotsTheHostComputesAll) {
+  PredictionInput input = SlowLink(0);
+  input.rates.host_beside_links = {.read_bytes_per_second = record_bytes_, .flops_per_second = 1e20};  // a second an expert
+  const PrefillPrediction prediction = PredictPrefill(input, 500);
+  EXPECT_EQ(prediction.shipped, 0);
+  EXPECT_EQ(prediction.on_host, prediction.activated);
+  EXPECT_NEAR(prediction.seconds, prediction.activated, 0.01);
+}
+
+TEST_F(PredictionTest, TakesTheLinksRateBesideTheHost) {
+  PredictionInput input = SlowLink(128);
+  input.rates.host_beside_links = {.read_bytes_per_second = 1, .flops_per_second = 1};  // the host had better not
+  const PrefillPrediction prediction = PredictPrefill(input, 1000);
+  EXPECT_EQ(prediction.on_host, 0);
+  EXPECT_NEAR(prediction.seconds, prediction.bytes_shipped / record_bytes_, 0.01);
+}
+
+TEST_F(PredictionTest, CopiesAheadWhatIsCertainThoughTheHostIsFaster) {
+  const PrefillPrediction few = PredictPrefill(SlowLink(10), 1000), many = PredictPrefill(SlowLink(128), 1000);
+  EXPECT_EQ(few.shipped, 4 * 8) << "two of ten slots are in use by the layer before";
+  EXPECT_GT(many.shipped, few.shipped);
+  EXPECT_EQ(PredictPrefill(SlowLink(128), 5).shipped, 0) << "a step of so few rows routes first, and is not planned";
+}
+
+TEST_F(PredictionTest, FindsWhatAnEarlierPassLeft) {
+  Place(1, 500);
+  const PrefillPrediction one = PredictPrefill(SlowLink(128), 500), four = PredictPrefill(SlowLink(128), 2000);
+  EXPECT_EQ(one.resident, 0);
+  EXPECT_GT(four.resident, 2 * one.shipped);
+  EXPECT_LT(four.bytes_shipped, 1.5 * one.bytes_shipped);
+}
+
+TEST_F(PredictionTest, PassesFollowEachOtherThroughTheWorkers) {
+  Place(1, 500);
+  PredictionInput one = SlowLink(0);
+  one.rates.host_beside_links.read_bytes_per_second = record_bytes_;
+  const double alone = PredictPrefill(one, 2000).seconds;
+  Place(2, 500);
+  PredictionInput two = SlowLink(0);
+  two.rates.host_beside_links.read_bytes_per_second = record_bytes_;
+  const double both = PredictPrefill(two, 2000).seconds;
+  EXPECT_NEAR(both, alone * 5 / 8, 0.05 * alone) << "four passes of two halves";
+}
+
+TEST_F(PredictionTest, DecodeReadsFromTheHostWhatSlotsDoNotHold) {
+  const DecodePrediction none = PredictDecode(SlowLink(0)), some = PredictDecode(SlowLink(40)), all = PredictDecode(SlowLink(128));
+  EXPECT_EQ(none.resident_share, 0);
+  EXPECT_NEAR(none.host_bytes, 16 * record_bytes_, 1);
+  EXPECT_GT(some.resident_share, 10.0 / 32) << "the ten used most of each layer are more than their share";
+  EXPECT_LT(some.host_bytes, none.host_bytes);
+  EXPECT_NEAR(all.resident_share, 1, 0.02);
+  EXPECT_GT(none.seconds_per_token, all.seconds_per_token);
+}
+
+}  // namespace
+}  // namespace ferry
