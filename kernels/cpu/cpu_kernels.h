@@ -35,26 +35,26 @@ enum class Activations { kNarrow, kWide };
 constexpr Activations ActivationsFor(DType weights) {
   return weights == DType::kQ8_0 ? Activations::kWide : Activations::kNarrow;
 }
-constexpr int64_t BlockBytes(Activations kind) { return kind == Activations::kWide ? 64 : 32; }
+constexpr int64_t CodeBytes(Activations kind) { return kind == Activations::kWide ? 64 : 32; }
+constexpr int64_t BlockBytes(Activations kind) { return CodeBytes(kind) + 8; }  // and a scale and an offset
 
-// Activations as the integer kernels read them: each row in blocks of 32,
+// Activations as the integer kernels read them: each row in blocks of 32 columns,
 //
-//   codes    [rows][code_stride]   i8. Narrow: [block][32], value = code * scale. Wide: [block][32 high, then 32 low],
-//                                  value = (128 * high + low) * scale. High in [-127, 127], low in [-64, 64]
-//   scales   [rows][block_stride]  f32. Narrow: max|x| / 127 but at least 2^-60 and at most 2^60; wide: 1/128 of that
-//   offsets  [rows][block_stride]  i32, narrow: -128 * (sum of the block's codes); wide: -(sum of 128 * high + low)
-//   poison   [rows]                f32, NaN where the row holds NaN or infinity, which codes cannot show; else 0. Added
-//                                  to every output of the row, so that a broken row stays visible
+//   blocks   [rows][row_stride bytes], each block BlockBytes(kind) of
+//     codes   i8. Narrow: 32, value = code * scale. Wide: 32 high, then 32 low, value = (128 * high + low) * scale.
+//             High in [-127, 127], low in [-64, 64]
+//     scale   f32. Narrow: max|x| / 127 but at least 2^-60 and at most 2^60; wide: 1/128 of that
+//     offset  i32. Narrow: -128 * (sum of the block's codes); wide: -(sum of 128 * high + low)
+//   poison   [rows]  f32, NaN where the row holds NaN or infinity, which codes cannot show; else 0. Added to every output
+//                    of the row, so that a broken row stays visible
 //
 // Offsets: weights enter the product as unsigned bytes, code + 128, since the instructions multiply unsigned by signed.
 // Wide products are made high codes first, then shifted by 7, then the low ones are added: hence an offset 1/128th.
+// Scale and offset lie with the codes so that a kernel of six rows needs six pointers, which fit in registers, not eighteen.
 struct QuantizedRows {
-  int8_t* codes = nullptr;
-  float* scales = nullptr;
-  int32_t* offsets = nullptr;
+  std::byte* blocks = nullptr;
   float* poison = nullptr;
-  int64_t code_stride = 0;
-  int64_t block_stride = 0;
+  int64_t row_stride = 0;
 };
 
 // One panel, the up to 32 rows of W at `codes`, times num_rows rows of activations:
@@ -117,13 +117,12 @@ constexpr int64_t AttentionScratchBytes(int64_t head_dim, int64_t group) {
 struct CpuKernels {
   const char* name;  // "AVX-512 VNNI"
 
-  // One row of `cols` (a multiple of 32) to codes, scales, offsets and poison.
-  void (*quantize_row)(Activations kind, const float* x, int64_t cols, int8_t* codes, float* scales, int32_t* offsets,
-                       float* poison);
+  // One row of `cols` (a multiple of 32) to blocks and poison.
+  void (*quantize_row)(Activations kind, const float* x, int64_t cols, std::byte* blocks, float* poison);
   // h = (clamp(up, -limit, limit) + 1) * g * sigmoid(alpha * g), g = min(gate, limit), over one block of 32; quantised as
   // quantize_row does, except that a block that is not finite makes *poison NaN and never clears it.
-  void (*swiglu_block)(Activations kind, const float* gate, const float* up, float alpha, float limit, int8_t* codes,
-                       float* scale, int32_t* offset, float* poison);
+  void (*swiglu_block)(Activations kind, const float* gate, const float* up, float alpha, float limit, std::byte* block,
+                       float* poison);
   // The same without quantising: h [count], a multiple of 16, for experts whose down matrix is of a float type.
   void (*swiglu)(const float* gate, const float* up, int64_t count, float alpha, float limit, float* h);
   void (*panel_product)(const PanelProduct& product);

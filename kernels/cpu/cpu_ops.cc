@@ -49,9 +49,7 @@ PanelProduct PanelOf(const TiledMatrix& weight, int64_t panel, const float* bias
 }
 int64_t NumPanels(const TiledLayout& layout) { return CeilDiv(layout.rows, kPanelRows); }
 QuantizedRows RowsFrom(QuantizedRows rows, int64_t first_row) {
-  rows.codes += first_row * rows.code_stride;
-  rows.scales += first_row * rows.block_stride;
-  rows.offsets += first_row * rows.block_stride;
+  rows.blocks += first_row * rows.row_stride;
   rows.poison += first_row;
   return rows;
 }
@@ -250,7 +248,7 @@ class CpuOps final : public HostOps {
     QuantizedRows inputs[2], hidden;  // inputs by Activations: gate and up may be of different types
     for (const DType type : {layout.gate.dtype, layout.up.dtype}) {
       QuantizedRows& rows = inputs[static_cast<int>(ActivationsFor(type))];
-      if (IsQuantized(type) && rows.codes == nullptr) rows = QuantizeRows(ActivationsFor(type), in, needed.data());
+      if (IsQuantized(type) && rows.blocks == nullptr) rows = QuantizeRows(ActivationsFor(type), in, needed.data());
     }
     const bool quantize_hidden = IsQuantized(layout.down.dtype);
     const Activations hidden_kind = ActivationsFor(layout.down.dtype);
@@ -303,10 +301,8 @@ class CpuOps final : public HostOps {
             continue;
           }
           float broken = 0;
-          const int64_t at = row * hidden.block_stride + panel;
           kernels_.swiglu_block(hidden_kind, g, v, swiglu.alpha, swiglu.limit,
-                                hidden.codes + row * hidden.code_stride + panel * BlockBytes(hidden_kind),
-                                hidden.scales + at, hidden.offsets + at, &broken);
+                                hidden.blocks + row * hidden.row_stride + panel * BlockBytes(hidden_kind), &broken);
           // Other threads may find this of the same row at once.
           if (broken != 0) std::atomic_ref<float>(hidden.poison[row]).store(broken, std::memory_order_relaxed);
         }
@@ -408,9 +404,7 @@ class CpuOps final : public HostOps {
     const QuantizedRows rows = TakeQuantizedRows(inputs_[static_cast<int>(kind)], kind, in.rows, in.cols);
     ForRows(in.rows, [&](int64_t row) {
       if (needed != nullptr && needed[row] == 0) return;
-      kernels_.quantize_row(kind, RowOf(in, row), in.cols, rows.codes + row * rows.code_stride,
-                            rows.scales + row * rows.block_stride, rows.offsets + row * rows.block_stride,
-                            rows.poison + row);
+      kernels_.quantize_row(kind, RowOf(in, row), in.cols, rows.blocks + row * rows.row_stride, rows.poison + row);
     });
     return rows;
   }

@@ -176,10 +176,9 @@ void IntegerProduct(const PanelProduct& p) {
         Type::Decode(stored, scales + block * kLanes * Type::kScaleBytes, tile);
         for (int64_t i = 0; i < num_rows; ++i) {
           const int64_t in_row = p.in_rows == nullptr ? first_row + i : p.in_rows[first_row + i];
-          const int8_t* row = p.in->codes + in_row * p.in->code_stride + block * BlockBytes(kKind);
-          const int64_t at = in_row * p.in->block_stride + block;
-          const __m256i offset = _mm256_set1_epi32(Type::Offset(p.in->offsets[at]));
-          const __m256 row_scale = _mm256_set1_ps(p.in->scales[at]);
+          const std::byte* in = p.in->blocks + in_row * p.in->row_stride + block * BlockBytes(kKind);
+          const __m256i offset = _mm256_set1_epi32(Type::Offset(*OffsetOf(in, kKind)));
+          const __m256 row_scale = _mm256_set1_ps(*ScaleOf(in, kKind));
           __m256i sum_of_half[2];
           const auto add_dots = [&](const int8_t* codes_of_block) {
             __m256i x[kGroups];
@@ -189,10 +188,10 @@ void IntegerProduct(const PanelProduct& p) {
             }
           };
           sum_of_half[0] = sum_of_half[1] = offset;
-          add_dots(row);
+          add_dots(CodesOf(in));
           if constexpr (kKind == Activations::kWide) {
             for (__m256i& high : sum_of_half) high = _mm256_slli_epi32(high, 7);
-            add_dots(row + kBlock);
+            add_dots(CodesOf(in) + kBlock);
           }
           for (int half = 0; half < 2; ++half) {
             const __m256 dots = _mm256_cvtepi32_ps(sum_of_half[half]);

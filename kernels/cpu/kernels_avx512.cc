@@ -155,17 +155,10 @@ inline __m512i BroadcastGroup(const int8_t* codes) {
   return _mm512_set1_epi32(four);
 }
 
-// One row of quantised activations.
-struct Row {
-  const int8_t* codes;
-  const float* scales;
-  const int32_t* offsets;
-};
-
-inline Row RowAt(const PanelProduct& p, int64_t row) {
+// One row of quantised activations: its blocks.
+inline const std::byte* RowAt(const PanelProduct& p, int64_t row) {
   const int64_t in_row = p.in_rows == nullptr ? row : p.in_rows[row];
-  return {p.in->codes + in_row * p.in->code_stride, p.in->scales + in_row * p.in->block_stride,
-          p.in->offsets + in_row * p.in->block_stride};
+  return p.in->blocks + in_row * p.in->row_stride;
 }
 
 // ------------------------------------------------------------------------------------------------------ few rows: fused
@@ -173,7 +166,7 @@ inline Row RowAt(const PanelProduct& p, int64_t row) {
 // One tile (all columns) times kTokens rows; sums [kTokens][16], in order of output. `next`: codes that come after these.
 template <typename Type, int kTokens>
 inline void FusedTile(const std::byte* codes, const std::byte* scales, const std::byte* next, int64_t num_blocks,
-                      const Row* rows, float* sums) {
+                      const std::byte* const* rows, float* sums) {
   constexpr int kTileBytes = kLanes * Type::kCodeBytes;
   constexpr int64_t kAhead = (kTokens == 1 ? kPrefetchOneRow : kPrefetchRows) / kTileBytes;  // in tiles
   __m512 acc[kTokens];
@@ -193,9 +186,10 @@ inline void FusedTile(const std::byte* codes, const std::byte* scales, const std
     Type::Decode(tile, w);
     const __m512i scale = Type::Scales(scales + block * kLanes * Type::kScaleBytes);
     for (int t = 0; t < kTokens; ++t) {
-      const int8_t* x = rows[t].codes + block * BlockBytes(Type::kKind);
+      const std::byte* in = rows[t] + block * BlockBytes(Type::kKind);
+      const int8_t* x = CodesOf(in);
       // Two chains of four, since one of eight waits for itself; whole numbers, so the order does not matter.
-      __m512i first = _mm512_set1_epi32(rows[t].offsets[block]), second = _mm512_setzero_si512();
+      __m512i first = _mm512_set1_epi32(*OffsetOf(in, Type::kKind)), second = _mm512_setzero_si512();
 #pragma GCC unroll 4
       for (int g = 0; g < kGroups / 2; ++g) {
         first = _mm512_dpbusd_epi32(first, w[g], BroadcastGroup(x + 4 * g));
@@ -210,7 +204,7 @@ inline void FusedTile(const std::byte* codes, const std::byte* scales, const std
         }
       }
       const __m512 dots = _mm512_cvtepi32_ps(_mm512_add_epi32(first, second));
-      acc[t] = _mm512_fmadd_ps(dots, Type::Product(scale, rows[t].scales + block), acc[t]);
+      acc[t] = _mm512_fmadd_ps(dots, Type::Product(scale, ScaleOf(in, Type::kKind)), acc[t]);
     }
   }
   for (int t = 0; t < kTokens; ++t) {
@@ -220,7 +214,7 @@ inline void FusedTile(const std::byte* codes, const std::byte* scales, const std
 
 template <typename Type, int kTokens>
 void FusedProduct(const PanelProduct& p) {
-  Row rows[kTokens];
+  const std::byte* rows[kTokens];
   for (int t = 0; t < kTokens; ++t) rows[t] = RowAt(p, t);
   alignas(64) float sums[kTokens * kLanes];
   const int64_t code_bytes = p.num_blocks * kLanes * Type::kCodeBytes;
@@ -259,8 +253,9 @@ struct Ahead {
 
 // sums [kTokens][kTiles * 16] += panel * rows.
 template <typename Type, int kTiles, int kTokens>
-void PanelBlocks(const std::byte* codes, const std::byte* scales, int64_t first_block, int64_t num_blocks, const Row* rows,
+void PanelBlocks(const std::byte* codes, const std::byte* scales, int64_t num_blocks, const std::byte* const* rows,
                  Ahead ahead, float* sums) {
+  constexpr int64_t kBlockBytes = BlockBytes(Type::kKind);
   __m512 acc[kTiles][kTokens];
 #pragma GCC unroll 8
   for (int t = 0; t < kTokens; ++t) {
@@ -268,35 +263,39 @@ void PanelBlocks(const std::byte* codes, const std::byte* scales, int64_t first_
     for (int tile = 0; tile < kTiles; ++tile) acc[tile][t] = _mm512_load_ps(sums + (t * kTiles + tile) * kLanes);
   }
   for (int64_t block = 0; block < num_blocks; ++block) {
-    const int64_t column = first_block + block;
     for (int64_t i = 0; i < ahead.bytes; i += 64) _mm_prefetch(ahead.from + block * ahead.bytes + i, _MM_HINT_T1);
     __m512i dots[kTiles][kTokens];
 #pragma GCC unroll 8
     for (int t = 0; t < kTokens; ++t) {
-      const __m512i offset = _mm512_set1_epi32(rows[t].offsets[column]);
+      const __m512i offset = _mm512_set1_epi32(*OffsetOf(rows[t] + block * kBlockBytes, Type::kKind));
 #pragma GCC unroll 2
       for (int tile = 0; tile < kTiles; ++tile) dots[tile][t] = offset;
     }
     constexpr int kParts = Type::kKind == Activations::kWide ? 2 : 1;  // high codes, then low ones
+    const std::byte* weights = codes + block * kTiles * kGroups * 64;
 #pragma GCC unroll 2
     for (int part = 0; part < kParts; ++part) {
+      // Unknown to the compiler, which would otherwise keep the first part's weights in registers that it does not have.
+      asm("" : "+r"(weights));
 #pragma GCC unroll 8
       for (int g = 0; g < kGroups; ++g) {
         __m512i w[kTiles];
 #pragma GCC unroll 2
         for (int tile = 0; tile < kTiles; ++tile) {
-          w[tile] = _mm512_load_si512(codes + ((block * kTiles + tile) * kGroups + g) * 64);
+          w[tile] = _mm512_load_si512(weights + (tile * kGroups + g) * 64);
         }
 #pragma GCC unroll 8
         for (int t = 0; t < kTokens; ++t) {
-          const __m512i x = BroadcastGroup(rows[t].codes + column * BlockBytes(Type::kKind) + part * kBlock + 4 * g);
+          const __m512i x = BroadcastGroup(CodesOf(rows[t] + block * kBlockBytes) + part * kBlock + 4 * g);
 #pragma GCC unroll 2
-          for (int tile = 0; tile < kTiles; ++tile) {
-            // The high codes' sum is complete: shifted once, before the first of the low ones is added.
-            if (part == 1 && g == 0) dots[tile][t] = _mm512_slli_epi32(dots[tile][t], 7);
-            dots[tile][t] = _mm512_dpbusd_epi32(dots[tile][t], w[tile], x);
-          }
+          for (int tile = 0; tile < kTiles; ++tile) dots[tile][t] = _mm512_dpbusd_epi32(dots[tile][t], w[tile], x);
         }
+      }
+      if (part + 1 == kParts) break;
+#pragma GCC unroll 8
+      for (int t = 0; t < kTokens; ++t) {
+#pragma GCC unroll 2
+        for (int tile = 0; tile < kTiles; ++tile) dots[tile][t] = _mm512_slli_epi32(dots[tile][t], 7);
       }
     }
 #pragma GCC unroll 2
@@ -304,8 +303,8 @@ void PanelBlocks(const std::byte* codes, const std::byte* scales, int64_t first_
       const __m512i scale = _mm512_load_si512(scales + (block * kTiles + tile) * 64);
 #pragma GCC unroll 8
       for (int t = 0; t < kTokens; ++t) {
-        acc[tile][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[tile][t]), Type::Product(scale, rows[t].scales + column),
-                                       acc[tile][t]);
+        const float* in_scale = ScaleOf(rows[t] + block * kBlockBytes, Type::kKind);
+        acc[tile][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[tile][t]), Type::Product(scale, in_scale), acc[tile][t]);
       }
     }
   }
@@ -317,15 +316,15 @@ void PanelBlocks(const std::byte* codes, const std::byte* scales, int64_t first_
 }
 
 template <typename Type, int kTiles>
-void PanelGroup(const std::byte* codes, const std::byte* scales, int64_t first_block, int64_t num_blocks, const Row* rows,
+void PanelGroup(const std::byte* codes, const std::byte* scales, int64_t num_blocks, const std::byte* const* rows,
                 int64_t num_rows, Ahead ahead, float* sums) {
   switch (num_rows) {
-    case 1: return PanelBlocks<Type, kTiles, 1>(codes, scales, first_block, num_blocks, rows, ahead, sums);
-    case 2: return PanelBlocks<Type, kTiles, 2>(codes, scales, first_block, num_blocks, rows, ahead, sums);
-    case 3: return PanelBlocks<Type, kTiles, 3>(codes, scales, first_block, num_blocks, rows, ahead, sums);
-    case 4: return PanelBlocks<Type, kTiles, 4>(codes, scales, first_block, num_blocks, rows, ahead, sums);
-    case 5: return PanelBlocks<Type, kTiles, 5>(codes, scales, first_block, num_blocks, rows, ahead, sums);
-    default: return PanelBlocks<Type, kTiles, 6>(codes, scales, first_block, num_blocks, rows, ahead, sums);
+    case 1: return PanelBlocks<Type, kTiles, 1>(codes, scales, num_blocks, rows, ahead, sums);
+    case 2: return PanelBlocks<Type, kTiles, 2>(codes, scales, num_blocks, rows, ahead, sums);
+    case 3: return PanelBlocks<Type, kTiles, 3>(codes, scales, num_blocks, rows, ahead, sums);
+    case 4: return PanelBlocks<Type, kTiles, 4>(codes, scales, num_blocks, rows, ahead, sums);
+    case 5: return PanelBlocks<Type, kTiles, 5>(codes, scales, num_blocks, rows, ahead, sums);
+    default: return PanelBlocks<Type, kTiles, 6>(codes, scales, num_blocks, rows, ahead, sums);
   }
 }
 
@@ -350,13 +349,13 @@ void DecodedProduct(const PanelProduct& p) {
       // One stretch of columns that serves all rows stays decoded; otherwise each chunk of rows decodes it again.
       if (first_row == 0 || p.num_blocks > kChunkBlocks) DecodePanel<Type, kTiles>(p, block, num_blocks, codes, scales);
       for (int64_t row = 0; row < num_rows; row += kPanelTokens) {
-        Row rows[kPanelTokens];
+        const std::byte* rows[kPanelTokens];
         const int64_t count = num_rows - row < kPanelTokens ? num_rows - row : kPanelTokens;
-        for (int64_t t = 0; t < count; ++t) rows[t] = RowAt(p, first_row + row + t);
+        for (int64_t t = 0; t < count; ++t) rows[t] = RowAt(p, first_row + row + t) + block * BlockBytes(Type::kKind);
         const Ahead ahead = {next + asked_bytes, asked_bytes < panel_bytes ? ahead_bytes : 0};
         asked_bytes += num_blocks * ahead.bytes;
         float* const group_sums = sums + row * kTiles * kLanes;
-        PanelGroup<Type, kTiles>(codes, scales, block, num_blocks, rows, count, ahead, group_sums);
+        PanelGroup<Type, kTiles>(codes, scales, num_blocks, rows, count, ahead, group_sums);
         if (block + num_blocks < p.num_blocks) continue;
         // Stored now and not all at the end: a few stores that miss the caches drain while the next rows are computed.
         for (int64_t i = 0; i < count * kTiles; ++i) {

@@ -57,10 +57,11 @@ void IntegerProduct(const PanelProduct& p) {
           const float scale = DecodeBlock(p.dtype, p.codes + number * code_bytes, p.scales + number * scale_bytes, w);
           for (int64_t i = 0; i < num_rows; ++i) {
             const int64_t in_row = p.in_rows == nullptr ? first_row + i : p.in_rows[first_row + i];
-            const int8_t* x = p.in->codes + in_row * p.in->code_stride + block * BlockBytes(kind);
+            const std::byte* in = p.in->blocks + in_row * p.in->row_stride + block * BlockBytes(kind);
+            const int8_t* x = CodesOf(in);
             int32_t dot = Dot(w, x);
             if (kind == Activations::kWide) dot = 128 * dot + Dot(w, x + kBlock);
-            const float product = scale * p.in->scales[in_row * p.in->block_stride + block];
+            const float product = scale * *ScaleOf(in, kind);
             sums[i * kLanes + lane] += static_cast<float>(dot) * product;
           }
         }

@@ -47,14 +47,9 @@ std::byte* Scratch::Get(int64_t bytes) {
 QuantizedRows TakeQuantizedRows(Scratch& scratch, Activations kind, int64_t rows, int64_t cols) {
   QuantizedRows out;
   const int64_t lines = RoundUp(cols / kBlock * BlockBytes(kind), kLine) / kLine;
-  out.code_stride = (lines | 1) * kLine;
-  out.block_stride = RoundUp(cols / kBlock, kLine / 4);
-  const int64_t code_bytes = rows * out.code_stride, plane_bytes = rows * out.block_stride * 4;
-  std::byte* data = scratch.Get(code_bytes + 2 * plane_bytes + RoundUp(rows * 4, kLine));
-  out.codes = reinterpret_cast<int8_t*>(data);
-  out.scales = reinterpret_cast<float*>(data + code_bytes);
-  out.offsets = reinterpret_cast<int32_t*>(data + code_bytes + plane_bytes);
-  out.poison = reinterpret_cast<float*>(data + code_bytes + 2 * plane_bytes);
+  out.row_stride = (lines | 1) * kLine;
+  out.blocks = scratch.Get(rows * out.row_stride + RoundUp(rows * 4, kLine));
+  out.poison = reinterpret_cast<float*>(out.blocks + rows * out.row_stride);
   return out;
 }
 

@@ -37,11 +37,23 @@ inline F32x16 Exp(F32x16 x) {
   return ZeroBelow(AddToExponent(sum, shifted), x, -87.0f);
 }
 
+// Parts of a block of QuantizedRows, which is aligned to 4 bytes.
+inline const int8_t* CodesOf(const std::byte* block) { return reinterpret_cast<const int8_t*>(block); }
+inline const float* ScaleOf(const std::byte* block, Activations kind) {
+  return reinterpret_cast<const float*>(block + CodeBytes(kind));
+}
+inline const int32_t* OffsetOf(const std::byte* block, Activations kind) {
+  return reinterpret_cast<const int32_t*>(block + CodeBytes(kind) + 4);
+}
+
 // NaN where a lane is NaN or infinity, else 0.
 inline F32x16 Poison(F32x16 x) { return x - x; }
 
 // One block of 32 to codes; see QuantizedRows for the forms and the bounds of the scale.
-inline void QuantizeBlock(Activations kind, F32x16 a, F32x16 b, int8_t* codes, float* scale, int32_t* offset) {
+inline void QuantizeBlock(Activations kind, F32x16 a, F32x16 b, std::byte* block) {
+  int8_t* const codes = reinterpret_cast<int8_t*>(block);
+  float* const scale = reinterpret_cast<float*>(block + CodeBytes(kind));
+  int32_t* const offset = reinterpret_cast<int32_t*>(scale + 1);
   const float largest = MaxOf(Max(Abs(a), Abs(b)));
   const float wanted = largest / 127.0f;
   const float bounded = !(wanted > 0x1p-60f) ? 0x1p-60f : wanted > 0x1p60f ? 0x1p60f : wanted;
@@ -64,13 +76,12 @@ inline void QuantizeBlock(Activations kind, F32x16 a, F32x16 b, int8_t* codes, f
   *offset = -(128 * sum + low_sum);
 }
 
-void QuantizeRow(Activations kind, const float* x, int64_t cols, int8_t* codes, float* scales, int32_t* offsets,
-                 float* poison) {
+void QuantizeRow(Activations kind, const float* x, int64_t cols, std::byte* blocks, float* poison) {
   F32x16 broken = F32x16::Zero();
   for (int64_t block = 0; block < cols / kBlock; ++block) {
     const F32x16 a = F32x16::Load(x + block * kBlock), b = F32x16::Load(x + block * kBlock + 16);
     broken = broken + (Poison(a) + Poison(b));
-    QuantizeBlock(kind, a, b, codes + block * BlockBytes(kind), scales + block, offsets + block);
+    QuantizeBlock(kind, a, b, blocks + block * BlockBytes(kind));
   }
   *poison = SumOf(broken);
 }
@@ -89,13 +100,13 @@ void Swiglu(const float* gate, const float* up, int64_t count, float alpha, floa
   }
 }
 
-void SwigluBlock(Activations kind, const float* gate, const float* up, float alpha, float limit, int8_t* codes,
-                 float* scale, int32_t* offset, float* poison) {
+void SwigluBlock(Activations kind, const float* gate, const float* up, float alpha, float limit, std::byte* block,
+                 float* poison) {
   const F32x16 a = SwigluLanes(F32x16::Load(gate), F32x16::Load(up), alpha, limit);
   const F32x16 b = SwigluLanes(F32x16::Load(gate + 16), F32x16::Load(up + 16), alpha, limit);
   const float broken = SumOf(Poison(a) + Poison(b));
   if (!(broken == 0)) *poison = kNan;
-  QuantizeBlock(kind, a, b, codes, scale, offset);
+  QuantizeBlock(kind, a, b, block);
 }
 
 // The sum of squares in double would cost twice as much and change nothing that a test can see: sixteen sums of at most a
@@ -256,11 +267,14 @@ inline void StoreTile(const PanelProduct& p, int64_t first_row, int64_t num_rows
   const int64_t first = tile * kLanes;
   const int64_t outputs = p.num_outputs - first < kLanes ? p.num_outputs - first : kLanes;
   const uint32_t present = (1u << outputs) - 1;
-  float bias_lanes[kLanes] = {};
-  if (p.bias != nullptr) {
-    for (int64_t i = 0; i < outputs; ++i) bias_lanes[i] = p.bias[first + i];
+  F32x16 bias = F32x16::Zero();
+  if (p.bias != nullptr && present == 0xFFFF) {
+    bias = F32x16::Load(p.bias + first);
+  } else if (p.bias != nullptr) {
+    float lanes[kLanes] = {};
+    for (int64_t i = 0; i < outputs; ++i) lanes[i] = p.bias[first + i];
+    bias = F32x16::Load(lanes);
   }
-  const F32x16 bias = F32x16::Load(bias_lanes);
   for (int64_t i = 0; i < num_rows; ++i) {
     const int64_t row = first_row + i;
     const int64_t in_row = p.in_rows == nullptr ? row : p.in_rows[row];
