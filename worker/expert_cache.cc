@@ -99,6 +99,8 @@ absl::StatusOr<ExpertCache::Probe> ExpertCache::ProbeLink(absl::Duration time, a
         continue;
       }
       Record& next = asked.front();
+      // It may wait for the host memory of copies that still run.
+      while (!link_.RecordHere(next.id) && !copying.empty()) RETURN_IF_ERROR(finish_first());
       ASSIGN_OR_RETURN(const std::span<const std::byte> record, link_.WaitRecord(next.id, deadline));
       ASSIGN_OR_RETURN(next.done, ops_.CopyAsync(next.slot->data, record,
                                                  {&next.slot->used, next.slot->used == nullptr ? size_t{0} : size_t{1}}));

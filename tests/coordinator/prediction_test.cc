@@ -48,7 +48,7 @@ class PredictionTest : public ::testing::Test {
 TEST_F(PredictionTest, RoutesEveryTokenToTopKExperts) {
   ASSERT_EQ(routing_.size(), 4u);
   for (const std::vector<double>& layer : routing_) {
-    EXPECT_NEAR(std::accumulate(layer.begin(), layer.end(), 0.0), 4, 0.05);
+    EXPECT_NEAR(std::accumulate(layer.begin(), layer.end(), 0.0), 4, 0.15) << "within the sampling's error";
     for (const double p : layer) EXPECT_GT(p, 0) << "an expert that is never drawn may still be used by somebody";
     EXPECT_GT(*std::max_element(layer.begin(), layer.end()), 0.3) << "biases spread the experts";
   }
@@ -60,8 +60,9 @@ TEST_F(PredictionTest, CountsEveryActivatedExpertInOnePlace) {
     EXPECT_DOUBLE_EQ(prediction.activated, prediction.resident + prediction.shipped + prediction.on_host) << tokens;
     EXPECT_GT(prediction.seconds, 0);
   }
-  const double expected = 4 * ExpectedActivated(routing_[0], 1000);
-  EXPECT_NEAR(PredictPrefill(SlowLink(0), 1000).activated, expected, 0.15 * expected) << "layers differ a little";
+  double expected = 0;
+  for (const std::vector<double>& layer : routing_) expected += ExpectedActivated(layer, 1000);
+  EXPECT_NEAR(PredictPrefill(SlowLink(0), 1000).activated, expected, 0.1 * expected) << "one draw of them";
 }
 
 TEST_F(PredictionTest, WithoutSlotsTheHostComputesAll) {
