@@ -19,6 +19,9 @@
 #include "absl/time/clock.h"
 #include "common/unique_fd.h"
 
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25  // linux/mman.h from 6.1 on; older kernels refuse it
+#endif
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010  // linux/fcntl.h, which clashes with the C library's
 #endif
@@ -61,6 +64,16 @@ ShmArena& ShmArena::operator=(ShmArena&& other) noexcept {
 
 ShmArena::~ShmArena() {
   if (data_ != nullptr) ::munmap(data_, memfd_.bytes);
+}
+
+bool ShmArena::MakeHugePage(int64_t number) {
+  if (memfd_.huge_pages) return true;
+  if (number < 0 || number >= memfd_.bytes / kHugePage) return false;
+  std::byte* const page = data_ + number * kHugePage;
+  // A range of which nothing is there yet is refused.
+  const volatile std::byte* const first = page;
+  static_cast<void>(*first);
+  return ::madvise(page, kHugePage, MADV_COLLAPSE) == 0;
 }
 
 absl::Status ShmArena::Seal() {

@@ -19,6 +19,8 @@ namespace ferry {
 // A mapping of a memfd. Move-only; unmaps and closes on destruction.
 class ShmArena {
  public:
+  static constexpr int64_t kHugePage = 2 << 20;  // bytes
+
   // A writable region of `bytes`, in huge pages where the machine has them reserved (MFD_HUGETLB), else ordinary pages with
   // MADV_HUGEPAGE advised. ResourceExhausted: not that much memory, with needed and available bytes named.
   static absl::StatusOr<ShmArena> Create(const std::string& name, int64_t bytes);
@@ -35,8 +37,13 @@ class ShmArena {
   // pointers into bytes() stay good. Unimplemented: the kernel is older than 5.1. FailedPrecondition: it is sealed.
   absl::Status Seal();
 
+  // Makes one huge page of the `number`th kHugePage bytes, now, whether or not they have been touched; what they hold stays.
+  // Needs neither reserved pages nor a machine whose shmem_enabled gives them (MADV_COLLAPSE, Linux 6.1). Safe on several
+  // threads at once. False: the kernel does not do it, has no such page left, or fewer bytes than that remain.
+  bool MakeHugePage(int64_t number);
+
   int fd() const { return memfd_.fd.get(); }
-  bool huge_pages() const { return memfd_.huge_pages; }
+  bool huge_pages() const { return memfd_.huge_pages; }  // reserved ones
   std::span<std::byte> writable() { return {data_, sealed_ ? 0 : static_cast<size_t>(bytes_)}; }  // empty once sealed
   std::span<const std::byte> bytes() const { return {data_, static_cast<size_t>(bytes_)}; }
 

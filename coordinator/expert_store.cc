@@ -47,6 +47,23 @@ absl::Status FillRecord(const ExpertTensors& tensors, const ExpertLayout& layout
   return absl::OkStatus();
 }
 
+// Where memory is in small pieces a huge page is refused, or made room for by moving others. Ordinary pages of that size cost
+// about a millisecond, so after a few that fail or take longer than this, the rest are ordinary.
+constexpr absl::Duration kHugePagePatience = absl::Milliseconds(20);
+constexpr int kHugePageFailures = 16;
+
+// Gives the arena's pages [first, end) their memory, with all threads, in huge pages as far as the kernel has them; the others
+// come as they are written. Adds to `failures`. With ordinary pages half of a load's time went into page faults, and readers
+// of huge pages miss the TLB less.
+void MakeHugePages(ShmArena& arena, int64_t first, int64_t end, ThreadPool& pool, std::atomic<int>& failures) {
+  pool.ParallelFor(end - first, [&](int64_t i, int) {
+    if (failures.load(std::memory_order_relaxed) >= kHugePageFailures) return;
+    const absl::Time start = absl::Now();
+    const bool made = arena.MakeHugePage(first + i);
+    if (!made || absl::Now() - start > kHugePagePatience) failures.fetch_add(1, std::memory_order_relaxed);
+  });
+}
+
 }  // namespace
 
 absl::StatusOr<ArenaLayout> ArenaLayoutOf(const GgufFile& file, const ModelConfig& config) {
@@ -67,11 +84,17 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Load(
   ASSIGN_OR_RETURN(store->layout_, ArenaLayoutOf(file, config));
   ASSIGN_OR_RETURN(store->arena_, ShmArena::Create("ferry-experts", store->layout_.bytes()));
   const std::span<std::byte> arena = store->arena_.writable();
+  int64_t asked_pages = 0;  // of huge ones
+  std::atomic<int> failures = 0;
 
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
     ASSIGN_OR_RETURN(const ExpertTensors tensors, ExpertTensorsOf(config, file, layer));
     const ExpertLayout& layout = store->layout_.layer(layer);
     ASSIGN_OR_RETURN(const int64_t first_offset, store->layout_.OffsetOf(layer, 0));
+    const int64_t end_offset = first_offset + config.num_experts * layout.bytes;
+    const int64_t next_page = end_offset / ShmArena::kHugePage;  // the one that two layers share goes with the later
+    MakeHugePages(store->arena_, asked_pages, next_page, pool, failures);
+    asked_pages = next_page;
     std::mutex mutex;
     absl::Status failed;
     pool.ParallelFor(config.num_experts, [&](int64_t expert, int) {
@@ -84,8 +107,9 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Load(
       }
     });
     RETURN_IF_ERROR(failed);
-    progress({.bytes_done = first_offset + config.num_experts * layout.bytes, .bytes_total = store->layout_.bytes()});
+    progress({.bytes_done = end_offset, .bytes_total = store->layout_.bytes()});
   }
+  store->huge_pages_ = failures < kHugePageFailures;
   RETURN_IF_ERROR(store->arena_.Seal());
   store->load_seconds_ = absl::ToDoubleSeconds(absl::Now() - start);
   return store;

@@ -39,12 +39,14 @@ class ExpertStore {
     return layout_.RecordIn(arena_.bytes(), layer, expert);
   }
   double load_seconds() const { return load_seconds_; }
+  bool huge_pages() const { return huge_pages_; }  // all but a few of the arena's pages
 
  private:
   ExpertStore() = default;
   ArenaLayout layout_;
   ShmArena arena_;
   double load_seconds_ = 0;
+  bool huge_pages_ = false;
 };
 
 // The arena's layout, without loading: for `ferry plan` and placement.

@@ -175,7 +175,7 @@ class ServerImpl final : public Server {
     const double rate = static_cast<double>(store_->layout().bytes()) / std::max(store_->load_seconds(), 1e-9);
     spdlog::info("loaded {:.2f} GB of experts in {:.1f} s ({:.2f} GB/s), {} pages",
                  static_cast<double>(store_->layout().bytes()) / kGiga, store_->load_seconds(), rate / kGiga,
-                 store_->arena().huge_pages() ? "huge" : "ordinary");
+                 store_->huge_pages() ? "huge" : "ordinary");
     ASSIGN_OR_RETURN(ops_, CreateOps({.kind = options_.backend, .num_threads = options_.threads, .isa = options_.isa}));
     const SwigluParams swiglu = {.alpha = static_cast<float>(model_.swiglu_alpha),
                                  .limit = static_cast<float>(model_.swiglu_limit)};
@@ -186,7 +186,7 @@ class ServerImpl final : public Server {
     {
       const std::lock_guard lock(info_mutex_);
       load_info_ = {.arena_bytes = store_->layout().bytes(),
-                    .huge_pages = store_->arena().huge_pages(),
+                    .huge_pages = store_->huge_pages(),
                     .seconds = store_->load_seconds(),
                     .bytes_per_second = rate,
                     .peaks = peaks,

@@ -53,6 +53,23 @@ TEST(ShmArena, KeepsItsAddressAndItsBytesWhenSealed) {
   EXPECT_EQ(arena.bytes()[(5 << 20) - 1], std::byte{0x5A});
 }
 
+TEST(ShmArena, KeepsItsBytesWhateverPagesTheyLieIn) {
+  constexpr int64_t kBytes = 5 << 20;  // two huge pages and a half
+  ASSERT_OK_AND_ASSIGN(ShmArena arena, ShmArena::Create("arena", kBytes));
+  std::memset(arena.writable().data() + 1000, 0x5A, 3 << 20);  // the first is touched, the second in part
+  for (const int64_t number : {0, 1}) arena.MakeHugePage(number);  // whether it works is the machine's affair
+  for (int64_t i = 0; i < kBytes; ++i) {
+    ASSERT_EQ(arena.bytes()[i], i >= 1000 && i < 1000 + (3 << 20) ? std::byte{0x5A} : std::byte{0}) << i;
+  }
+}
+
+TEST(ShmArena, MakesNoHugePageBeyondItsBytes) {
+  ASSERT_OK_AND_ASSIGN(ShmArena arena, ShmArena::Create("arena", 5 << 20));
+  if (arena.huge_pages()) GTEST_SKIP() << "all of its pages are huge: this machine has them reserved";
+  EXPECT_FALSE(arena.MakeHugePage(-1));
+  EXPECT_FALSE(arena.MakeHugePage(2));
+}
+
 TEST(ShmArena, CannotBeWrittenOrResizedOnceSealed) {
   ASSERT_OK_AND_ASSIGN(ShmArena arena, ShmArena::Create("arena", 8192));
   ASSERT_OK(arena.Seal());
