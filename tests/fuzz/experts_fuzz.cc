@@ -71,12 +71,19 @@ struct Mailbox {
     Require(data != MAP_FAILED);
   }
   ~Mailbox() { ::munmap(data, bytes); }
-  // Writes pieces of the input where it says, in words.
+  // Writes pieces of the input where it says, in words; a byte behind each may raise or lower one of them.
   void Scribble(WireInput& input) {
     for (int i = 0; i < 8 && !input.empty(); ++i) {
       const size_t at = (input.Byte() | size_t{input.Byte()} << 8) * 4 % bytes;
       const std::string_view piece = input.Piece();
       std::memcpy(data + at, piece.data(), std::min(piece.size(), bytes - at));
+      const uint8_t nudge = input.Byte();
+      const size_t word = at + size_t{nudge & 0x3Fu} * sizeof(uint32_t);
+      if (nudge < 0x40 || word + sizeof(uint32_t) > bytes) continue;
+      uint32_t value = 0;
+      std::memcpy(&value, data + word, sizeof(value));
+      value += nudge & 0x80 ? 1 : -1;
+      std::memcpy(data + word, &value, sizeof(value));
     }
   }
   std::unique_ptr<ExpertMailbox> coordinator, worker;

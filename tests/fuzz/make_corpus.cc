@@ -31,7 +31,7 @@ class Input {
   }
   template <typename Message>
   Input& Add(const Message& message) {
-    return Piece(message.SerializeAsString());
+    return Piece(message.SerializeAsString()).Byte(0).Byte(0);
   }
   void Write(const std::filesystem::path& path) const {
     std::filesystem::create_directories(path.parent_path());
@@ -213,7 +213,7 @@ void Experts(const std::filesystem::path& folder) {
   // Words of the mailbox's control block, uses and entry rows (common/expert_mailbox.cc): a request of kind, layer, num_rows,
   // num_uses, num_entries and its number; where they lie in words is the fuzzer's to vary.
   const auto at = [](Input& input, int word, const std::vector<uint32_t>& words) -> Input& {
-    return input.Byte(word & 0xFF).Byte(word >> 8).Piece(Words(words));
+    return input.Byte(word & 0xFF).Byte(word >> 8).Piece(Words(words)).Byte(0);
   };
   Input request;
   request.Byte(0).Byte(1);

@@ -1,8 +1,8 @@
 #pragma once
 
 // How a fuzzer of wire messages reads its input. Byte 0 says what is fuzzed; messages follow, each behind its length in two
-// bytes, little-endian; the last one may be cut short and takes what is left. Corpus files are written the same way
-// (make_corpus.cc), so libFuzzer starts from messages that pass the checks and bends them.
+// bytes, little-endian, and followed by two more that may move one of its numbers (bend.h); what is missing at the end is 0.
+// Corpus files are written the same way (make_corpus.cc), so libFuzzer starts from messages that pass the checks.
 
 #include <google/protobuf/stubs/logging.h>
 
@@ -10,6 +10,8 @@
 #include <cstdlib>
 #include <span>
 #include <string_view>
+
+#include "tests/fuzz/bend.h"
 
 namespace ferry {
 
@@ -44,6 +46,8 @@ class WireInput {
     const std::string_view piece = Piece();
     Message message;
     message.ParseFromArray(piece.data(), static_cast<int>(piece.size()));
+    const uint8_t which = Byte(), how = Byte();
+    if (how != 0) Bend(&message, which, how);
     return message;
   }
 
