@@ -109,7 +109,7 @@ absl::Status CheckExpertRequest(const ExpertRequest& request, const MailboxShape
     if (use.tokens < 1 || use.tokens > request.num_rows) {
       return InvalidArgument("uses[%d].tokens is %d, want 1 to num_rows, which is %d", i, use.tokens, request.num_rows);
     }
-    if (use.resident > 1) return InvalidArgument("uses[%d].resident is %d, want 0 or 1", i, use.resident);
+    if (use.resident > kComing) return InvalidArgument("uses[%d].resident is %d, want 0 to %d", i, use.resident, kComing);
     num_tokens += use.tokens;
   }
   const int64_t num_entries = static_cast<int64_t>(request.entry_rows.size());

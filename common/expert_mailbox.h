@@ -37,9 +37,11 @@ enum class ExpertPlace : uint8_t { kResident = 0, kShip = 1, kHost = 2 };
 struct ActivatedExpert {
   int32_t expert = 0;
   int32_t tokens = 0;       // rows that chose it, > 0
-  uint32_t resident = 0;    // kPlan: 1 when it is in the worker's slots already
+  uint32_t resident = 0;    // kPlan: 1 when it is in the worker's slots already, kComing when it is on its way there
   bool operator==(const ActivatedExpert&) const = default;
 };
+
+inline constexpr uint32_t kComing = 2;
 
 // A request, in the receiver's own memory. Checked: ids strictly increasing and < max_experts, 0 < tokens <= num_rows. kCompute:
 // the tokens' sum is the number of entries and at most max_entries, num_rows at most max_rows, entry rows < num_rows. kPlan

@@ -22,6 +22,9 @@
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25  // linux/mman.h from 6.1 on; older kernels refuse it
 #endif
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22  // from 5.14 on
+#endif
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010  // linux/fcntl.h, which clashes with the C library's
 #endif
@@ -76,6 +79,12 @@ bool ShmArena::MakeHugePage(int64_t number) {
   return ::madvise(page, kHugePage, MADV_COLLAPSE) == 0;
 }
 
+void ShmArena::Touch(int64_t offset, int64_t bytes) const {
+  if (offset < 0 || bytes <= 0 || offset >= memfd_.bytes) return;
+  const int64_t first = offset / kSmallestPage * kSmallestPage;
+  ::madvise(data_ + first, std::min(bytes + offset - first, memfd_.bytes - first), MADV_POPULATE_READ);
+}
+
 absl::Status ShmArena::Seal() {
   if (data_ == nullptr) return FailedPrecondition("an empty arena cannot be sealed");
   if (sealed_) return FailedPrecondition("the arena is sealed already");
@@ -93,6 +102,8 @@ absl::Status ShmArena::Seal() {
 // descriptors
 
 namespace {
+
+constexpr int64_t kSmallestPage = 4096;  // of x86-64 and of most others
 
 // One exchange a connection, of SOCK_SEQPACKET: the key goes there, one byte with the number of descriptors comes back
 // (0: nothing is offered under that key) with the descriptors beside it.

@@ -38,7 +38,7 @@ absl::StatusOr<ExpertRequest> ExpertRequestFromProto(const v1::ExpertRequest& pr
     RETURN_IF_ERROR(CheckInt32("uses.tokens", use.tokens()));
     request.uses.push_back({.expert = static_cast<int32_t>(use.expert()),
                             .tokens = static_cast<int32_t>(use.tokens()),
-                            .resident = use.resident() ? 1u : 0u});
+                            .resident = use.resident() ? 1u : use.coming() ? kComing : 0u});
   }
   return request;
 }

@@ -27,7 +27,7 @@ ExpertDivision DivideExperts(const PlannerInput& input) {
   // What is not resident, heaviest first; ties to the lower id so that the same input always gives the same division.
   std::vector<size_t> absent;
   for (size_t i = 0; i < input.uses.size(); ++i) {
-    if (input.uses[i].resident != 0) {
+    if (input.uses[i].resident == 1) {
       division.places[i] = ExpertPlace::kResident;
     } else {
       absent.push_back(i);
@@ -60,7 +60,8 @@ ExpertDivision DivideExperts(const PlannerInput& input) {
     }
   }
   for (size_t rank = 0; rank < absent.size(); ++rank) {
-    if (rank < num_shipped) division.places[absent[rank]] = ExpertPlace::kShip;
+    const bool coming = input.uses[absent[rank]].resident == kComing;
+    if (rank < num_shipped) division.places[absent[rank]] = coming ? ExpertPlace::kResident : ExpertPlace::kShip;
   }
 
   if (input.rates.link_bytes_per_second > 0) {

@@ -51,6 +51,7 @@ absl::Status FillRecord(const ExpertTensors& tensors, const ExpertLayout& layout
 // about a millisecond, so after a few that fail or take longer than this, the rest are ordinary.
 constexpr absl::Duration kHugePagePatience = absl::Milliseconds(20);
 constexpr int kHugePageFailures = 16;
+constexpr int64_t kTouchBytes = 64 << 20;  // at once by one thread
 
 // Gives the arena's pages [first, end) their memory, with all threads, in huge pages as far as the kernel has them; the others
 // come as they are written. Adds to `failures`. With ordinary pages half of a load's time went into page faults, and readers
@@ -111,6 +112,8 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Load(
   }
   store->huge_pages_ = failures < kHugePageFailures;
   RETURN_IF_ERROR(store->arena_.Seal());
+  pool.ParallelFor((store->layout_.bytes() + kTouchBytes - 1) / kTouchBytes,
+                   [&](int64_t i, int) { store->arena_.Touch(i * kTouchBytes, kTouchBytes); });
   store->load_seconds_ = absl::ToDoubleSeconds(absl::Now() - start);
   return store;
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <numbers>
 #include <numeric>
 #include <random>
@@ -82,11 +83,12 @@ class PassPredictor {
         worker_(input.rates.workers[worker]) {}
 
   // Seconds of a worker's layers for rows [first, first + rows) of a prompt.
-  double Seconds(int64_t first, int64_t rows, std::mt19937_64& random, PrefillPrediction* total) const {
+  double Seconds(int64_t first, int64_t rows, std::mt19937_64& random, PrefillPrediction* total) {
     double seconds = kPassSeconds;
     for (int64_t layer = layers_.first; layer < layers_.end; ++layer) {
-      const LayerTraffic traffic = Traffic(layer, first > 0, rows, random);
-      seconds += LayerSeconds(layer, traffic, first, rows);
+      const double before_routing = SecondsBeforeRouting(layer, first, rows);
+      const LayerTraffic traffic = Traffic(layer, first > 0, rows, before_routing, random);
+      seconds += LayerSeconds(traffic, before_routing);
       total->activated += traffic.activated;
       total->resident += traffic.resident;
       total->shipped += traffic.shipped;
@@ -97,7 +99,7 @@ class PassPredictor {
   }
 
  private:
-  LayerTraffic Traffic(int64_t layer, bool later_pass, int64_t rows, std::mt19937_64& random) const {
+  LayerTraffic Traffic(int64_t layer, bool later_pass, int64_t rows, double before_routing, std::mt19937_64& random) {
     const ExpertLayout& expert = input_.arena.layer(layer);
     const ExpertRule rule = input_.placement.expert_rules[layer];
     const std::vector<double>& probabilities = input_.routing[layer];
@@ -112,16 +114,19 @@ class PassPredictor {
                         (slots_ >= num_layers * input_.arena.num_experts() ? 1 : kKeptShare);
     const int64_t num_kept = later_pass && ships ? static_cast<int64_t>(kept) : 0;
     int64_t room = ships && rows >= kMinRowsAhead ? slots_ - kSlotsInUse : 0;
-    std::vector<bool> here(probabilities.size());
+    // Of those copied ahead, the first have arrived when the layer is routed.
+    auto arrive = static_cast<int64_t>(before_routing * worker_.link.Planned() / static_cast<double>(expert.bytes));
+    std::vector<uint32_t> resident(probabilities.size());
     LayerTraffic traffic;
     std::vector<bool> ahead(probabilities.size());
     for (size_t rank = 0; rank < by_use.size(); ++rank) {
       const int32_t e = by_use[rank];
       const double used = 1 - std::pow(1 - std::min(probabilities[e], 1.0), static_cast<double>(rows));
       if (static_cast<int64_t>(rank) < num_kept) {
-        here[e] = true;
-      } else if (room > 0 && (used > kCertain || !input_.ooae)) {
-        ahead[e] = here[e] = true;
+        resident[e] = 1;
+      } else if (room > 0 && ((used > kCertain && probabilities[e] * static_cast<double>(rows) >= worth_tokens_) || !input_.ooae)) {
+        ahead[e] = true;
+        resident[e] = arrive-- > 0 ? 1 : kComing;
         traffic.ahead_bytes += static_cast<double>(expert.bytes);
         --room;
       }
@@ -130,7 +135,7 @@ class PassPredictor {
     for (int32_t e = 0; e < static_cast<int32_t>(probabilities.size()); ++e) {
       const int64_t tokens = std::binomial_distribution<int64_t>(rows, std::min(probabilities[e], 1.0))(random);
       if (tokens == 0) continue;
-      uses.push_back({.expert = e, .tokens = static_cast<int32_t>(tokens), .resident = here[e] ? 1u : 0u});
+      uses.push_back({.expert = e, .tokens = static_cast<int32_t>(tokens), .resident = resident[e]});
     }
     PlannerInput plan = {.uses = uses,
                          .bytes_per_expert = static_cast<double>(expert.bytes),
@@ -145,42 +150,56 @@ class PassPredictor {
     const ExpertDivision division = DivideExperts(plan);
     traffic.activated = static_cast<double>(uses.size());
     traffic.host_seconds = division.host_seconds;
+    double fewest_here = std::numeric_limits<double>::max(), most_on_host = 0;
     for (size_t i = 0; i < uses.size(); ++i) {
       const int32_t e = uses[i].expert;
+      const double tokens = uses[i].tokens;
       if (division.places[i] == ExpertPlace::kHost) {
         traffic.on_host += 1;
+        most_on_host = std::max(most_on_host, tokens);
         continue;
       }
-      traffic.device_flops += static_cast<double>(uses[i].tokens) * plan.flops_per_token;
+      if (uses[i].resident != 1) fewest_here = std::min(fewest_here, tokens);
+      traffic.device_flops += tokens * plan.flops_per_token;
       const bool shipped = ahead[e] || division.places[i] == ExpertPlace::kShip;
       (shipped ? traffic.shipped : traffic.resident) += 1;
       if (shipped && !ahead[e]) traffic.later_bytes += plan.bytes_per_expert;
     }
+    worth_tokens_ = most_on_host == 0 ? 0 : std::min(fewest_here, most_on_host + 1);  // as worker/copy_ahead.h learns
     return traffic;
   }
 
-  double LayerSeconds(int64_t layer, const LayerTraffic& traffic, int64_t first, int64_t rows) const {
+  // Of one layer's attention matrices, attention and what comes with them.
+  double SecondsBeforeRouting(int64_t layer, int64_t first, int64_t rows) const {
     const double matrices = AttentionMatrixFlops(input_.config) * static_cast<double>(rows);
     const double attention = AttentionFlops(input_.config, layer, first, rows);
+    if (!input_.gpu) {
+      const double host = input_.rates.host.flops_per_second;
+      return matrices / (kCpuDenseShare * host) + attention / (kCpuAttentionShare * host);
+    }
+    return (matrices + attention) / ProductRate() + kGpuLayerSeconds +
+           kGpuBytesPerValue * static_cast<double>(rows * input_.config.n_embd) / worker_.experts.read_bytes_per_second;
+  }
+
+  double LayerSeconds(const LayerTraffic& traffic, double before_routing) const {
     const double link = worker_.link.Planned() > 0 ? worker_.link.Planned() : 1;  // without a link nothing is shipped
     const double link_seconds = (traffic.ahead_bytes + traffic.later_bytes) / link;
     if (!input_.gpu) {
-      const double host = input_.rates.host.flops_per_second;
-      return matrices / (kCpuDenseShare * host) + attention / (kCpuAttentionShare * host) + traffic.device_flops / host +
+      return before_routing + traffic.device_flops / input_.rates.host.flops_per_second +
              std::max(traffic.host_seconds, link_seconds);
     }
-    const double products = kGpuProductShare * worker_.experts.flops_per_second;
-    const double before_routing = (matrices + attention) / products + kGpuLayerSeconds +
-                                  kGpuBytesPerValue * static_cast<double>(rows * input_.config.n_embd) / worker_.experts.read_bytes_per_second;
     const double host = traffic.host_seconds > 0 ? traffic.host_seconds + kGpuHostTripSeconds : 0;
     // The link runs on from layer to layer as long as something was certain enough to be copied ahead.
-    return std::max(link_seconds, before_routing + std::max({host, traffic.device_flops / products, traffic.later_bytes / link}));
+    return std::max(link_seconds, before_routing + std::max({host, traffic.device_flops / ProductRate(), traffic.later_bytes / link}));
   }
+
+  double ProductRate() const { return kGpuProductShare * worker_.experts.flops_per_second; }
 
   const PredictionInput& input_;
   const LayerRange layers_;
   const int64_t slots_;
   const WorkerRates& worker_;
+  double worth_tokens_ = 0;  // fewest tokens worth a copy ahead, by the layer before
 };
 
 }  // namespace

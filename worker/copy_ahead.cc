@@ -5,6 +5,12 @@
 #include <numeric>
 
 namespace ferry {
+namespace {
+
+// Whether what was learnt from a pass of `learnt` rows says something about one of `rows`, whose experts have other shares.
+bool AlikeInSize(int64_t rows, int64_t learnt) { return learnt > 0 && rows >= learnt / 2 && rows <= learnt * 2; }
+
+}  // namespace
 
 CopyAhead::CopyAhead(int64_t first_layer, int64_t end_layer, int64_t num_experts)
     : first_layer_(first_layer), num_experts_(num_experts), layers_(end_layer - first_layer) {}
@@ -23,7 +29,7 @@ void CopyAhead::Learn(int64_t layer, int64_t rows, std::span<const int32_t> toke
   last_coverage_ = static_cast<double>(used) / static_cast<double>(num_experts_);
 }
 
-CopyAhead::Candidates CopyAhead::For(int64_t layer, int64_t rows) const {
+CopyAhead::Candidates CopyAhead::For(int64_t layer, int64_t rows, int64_t min_tokens) const {
   Candidates candidates;
   if (rows < kMinRows) return candidates;
   const Layer& learnt = layers_[layer - first_layer_];
@@ -32,9 +38,10 @@ CopyAhead::Candidates CopyAhead::For(int64_t layer, int64_t rows) const {
     for (int64_t i = 0; i < num_experts_; ++i) {
       // Half a token more than was seen: an expert that was never used may be.
       const double share = std::min(1.0, (learnt.tokens[i] + 0.5) / (learnt.rows + 1));
-      unused[i] = std::pow(1 - share, static_cast<double>(rows));
+      const bool worth = share * static_cast<double>(rows) >= static_cast<double>(min_tokens);
+      unused[i] = worth ? std::pow(1 - share, static_cast<double>(rows)) : 1;
     }
-  } else if (last_rows_ > 0 && rows >= last_rows_ / 2 && rows <= last_rows_ * 2) {
+  } else if (AlikeInSize(rows, last_rows_)) {
     std::fill(unused.begin(), unused.end(), 1 - last_coverage_);
   }
   for (int32_t i = 0; i < num_experts_; ++i) {
@@ -44,6 +51,15 @@ CopyAhead::Candidates CopyAhead::For(int64_t layer, int64_t rows) const {
   std::stable_sort(candidates.experts.begin(), candidates.experts.end(),
                    [&](int32_t a, int32_t b) { return unused[a] < unused[b]; });
   return candidates;
+}
+
+void CopyAhead::LearnPlan(int64_t rows, int64_t fewest_tokens_here) {
+  planned_rows_ = rows;
+  worth_tokens_ = fewest_tokens_here;
+}
+
+int64_t CopyAhead::worth_tokens(int64_t rows) const {
+  return AlikeInSize(rows, planned_rows_) ? worth_tokens_ : 0;
 }
 
 void CopyAhead::LearnGap(int64_t started, int64_t arrived) {

@@ -1,6 +1,7 @@
 #include "worker/expert_forward.h"
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 #include <utility>
 
@@ -207,8 +208,9 @@ absl::Status ExpertForward::Route(const StepContext& context, int64_t layer, con
     const int32_t tokens = routing_.host.offsets[expert + 1] - routing_.host.offsets[expert];
     routing_.tokens[expert] = tokens;
     if (tokens == 0) continue;
-    const bool resident = cache_ != nullptr && cache_->Contains(IdOf(layer, expert));
-    routing_.uses.push_back({.expert = expert, .tokens = tokens, .resident = resident ? 1u : 0u});
+    uint32_t resident = 0;
+    if (cache_ != nullptr && cache_->Contains(IdOf(layer, expert))) resident = cache_->Arrived(IdOf(layer, expert)) ? 1 : kComing;
+    routing_.uses.push_back({.expert = expert, .tokens = tokens, .resident = resident});
   }
   return absl::OkStatus();
 }
@@ -249,13 +251,22 @@ absl::StatusOr<std::vector<ExpertPlace>> ExpertForward::Divide(const StepContext
       return places;
     case Division::kPlanned: break;
   }
-  if (std::all_of(uses.begin(), uses.end(), [](const ActivatedExpert& use) { return use.resident != 0; })) {
+  if (std::all_of(uses.begin(), uses.end(), [](const ActivatedExpert& use) { return use.resident == 1; })) {
     std::fill(places.begin(), places.end(), ExpertPlace::kResident);  // nothing to divide
     return places;
   }
   const StepTrace::Scope span(*context.trace, "plan", layer);
   ASSIGN_OR_RETURN(places, link_.Plan(context.step, layer, routing_.rows, uses, context.deadline));
   RETURN_IF_ERROR(CheckPlaces(places, uses, layer));
+  int64_t fewest_here = std::numeric_limits<int64_t>::max(), most_on_host = 0;
+  for (size_t i = 0; i < uses.size(); ++i) {
+    if (places[i] == ExpertPlace::kHost) {
+      most_on_host = std::max<int64_t>(most_on_host, uses[i].tokens);
+    } else if (uses[i].resident != 1) {
+      fewest_here = std::min<int64_t>(fewest_here, uses[i].tokens);
+    }
+  }
+  copy_ahead_.LearnPlan(routing_.rows, most_on_host == 0 ? 0 : std::min(fewest_here, most_on_host + 1));
   return places;
 }
 
@@ -399,8 +410,8 @@ void ExpertForward::PlanAhead(int64_t layer, int64_t rows) {
   switch (DivisionOf(layer, rows)) {
     case Division::kHost:
     case Division::kResidentElseHost: break;
-    case Division::kPlanned:
-    case Division::kShipActivated: ahead_.candidates = copy_ahead_.For(layer, rows); break;
+    case Division::kPlanned: ahead_.candidates = copy_ahead_.For(layer, rows, copy_ahead_.worth_tokens(rows)); break;
+    case Division::kShipActivated: ahead_.candidates = copy_ahead_.For(layer, rows, 0); break;
     case Division::kShipAll:
       ahead_.candidates.experts.resize(options_.model.num_experts);
       std::iota(ahead_.candidates.experts.begin(), ahead_.candidates.experts.end(), 0);

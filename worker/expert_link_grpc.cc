@@ -203,7 +203,8 @@ class GrpcLink final : public ExpertLink {
       v1::ActivatedExpert* const out = request->add_uses();
       out->set_expert(use.expert);
       out->set_tokens(use.tokens);
-      out->set_resident(use.resident != 0);
+      out->set_resident(use.resident == 1);
+      out->set_coming(use.resident == kComing);
     }
   }
 

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -95,6 +96,25 @@ TEST(ShmArena, IsReadByAnotherProcess) {
   int status = -1;
   ASSERT_EQ(::waitpid(child, &status, 0), child);
   EXPECT_EQ(status, 0);
+}
+
+TEST(ShmArena, IsReadWithoutFaultsOnceTouched) {
+  constexpr int64_t kBytes = 32 << 20;
+  ASSERT_OK_AND_ASSIGN(ShmArena arena, ShmArena::Create("arena", kBytes));
+  std::memset(arena.writable().data(), 1, kBytes);
+  ASSERT_OK(arena.Seal());
+  arena.Touch(4096, kBytes);  // beyond the end, which is cut
+  arena.Touch(0, 1);
+  const auto faults = [] {
+    rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return usage.ru_minflt;
+  };
+  const long before = faults();
+  int sum = 0;
+  for (int64_t i = 0; i < kBytes; i += 4096) sum += std::to_integer<int>(arena.bytes()[i]);
+  EXPECT_EQ(sum, kBytes / 4096);
+  EXPECT_LT(faults() - before, 20) << "8,192 pages, 16 at a time by the kernel itself";
 }
 
 TEST(ShmArena, MovesWithItsMapping) {

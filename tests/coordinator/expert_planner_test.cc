@@ -48,6 +48,13 @@ TEST(ExpertPlanner, ShipsTheHeavyAndKeepsTheLight) {
   EXPECT_THAT(DivideExperts(Input(uses)).places, ElementsAre(ExpertPlace::kHost, ExpertPlace::kShip, ExpertPlace::kHost));
 }
 
+TEST(ExpertPlanner, DividesWhatIsOnItsWayLikeWhatIsAbsent) {
+  const std::vector<ActivatedExpert> uses = {{.expert = 0, .tokens = 1, .resident = kComing},
+                                             {.expert = 3, .tokens = 2000, .resident = kComing},
+                                             {.expert = 4, .tokens = 1500}};
+  EXPECT_THAT(DivideExperts(Input(uses)).places, ElementsAre(ExpertPlace::kHost, ExpertPlace::kResident, ExpertPlace::kShip));
+}
+
 TEST(ExpertPlanner, BreaksTiesByTheLowerId) {
   // Two equal experts, link as fast as the host: one goes each way, the first one ships.
   const std::vector<ActivatedExpert> uses = {{.expert = 2, .tokens = 1}, {.expert = 7, .tokens = 1}};

@@ -11,13 +11,13 @@ using testing::IsEmpty;
 
 TEST(CopyAhead, KnowsNothingAtFirst) {
   const CopyAhead ahead(0, 2, 4);
-  EXPECT_THAT(ahead.For(0, 1000).experts, IsEmpty());
+  EXPECT_THAT(ahead.For(0, 1000, 0).experts, IsEmpty());
 }
 
 TEST(CopyAhead, ExpectsWhatWasUsedBefore) {
   CopyAhead ahead(0, 2, 4);
   ahead.Learn(0, 1000, std::vector<int32_t>{100, 0, 800, 100});
-  const CopyAhead::Candidates candidates = ahead.For(0, 1000);
+  const CopyAhead::Candidates candidates = ahead.For(0, 1000, 0);
   EXPECT_THAT(candidates.experts, ElementsAre(2, 0, 3)) << "most likely first, the one never used not at all";
   EXPECT_EQ(candidates.num_certain, 3);
 }
@@ -25,7 +25,7 @@ TEST(CopyAhead, ExpectsWhatWasUsedBefore) {
 TEST(CopyAhead, IsLessSureOfFewerRows) {
   CopyAhead ahead(0, 2, 4);
   ahead.Learn(0, 1000, std::vector<int32_t>{50, 0, 900, 50});
-  const CopyAhead::Candidates candidates = ahead.For(0, 20);
+  const CopyAhead::Candidates candidates = ahead.For(0, 20, 0);
   EXPECT_THAT(candidates.experts, ElementsAre(2, 0, 3));
   EXPECT_EQ(candidates.num_certain, 1) << "20 rows use an expert of 5 % with probability 0.64";
 }
@@ -33,18 +33,29 @@ TEST(CopyAhead, IsLessSureOfFewerRows) {
 TEST(CopyAhead, TakesALayerItHasNotSeenForLikeTheOneBefore) {
   CopyAhead ahead(0, 2, 4);
   ahead.Learn(0, 100, std::vector<int32_t>{50, 50, 50, 50});
-  EXPECT_EQ(ahead.For(1, 100).num_certain, 4);
-  EXPECT_THAT(ahead.For(1, 1000).experts, IsEmpty()) << "a pass of another size says nothing";
+  EXPECT_EQ(ahead.For(1, 100, 0).num_certain, 4);
+  EXPECT_THAT(ahead.For(1, 1000, 0).experts, IsEmpty()) << "a pass of another size says nothing";
   ahead.Learn(0, 100, std::vector<int32_t>{100, 100, 0, 0});
-  EXPECT_EQ(ahead.For(1, 100).num_certain, 0);
-  EXPECT_THAT(ahead.For(1, 100).experts, ElementsAre(0, 1, 2, 3)) << "half are likely";
+  EXPECT_EQ(ahead.For(1, 100, 0).num_certain, 0);
+  EXPECT_THAT(ahead.For(1, 100, 0).experts, ElementsAre(0, 1, 2, 3)) << "half are likely";
 }
 
 TEST(CopyAhead, LeavesSmallStepsAlone) {
   CopyAhead ahead(0, 2, 4);
   ahead.Learn(0, 1000, std::vector<int32_t>{500, 500, 500, 500});
-  EXPECT_THAT(ahead.For(0, CopyAhead::kMinRows - 1).experts, IsEmpty());
-  EXPECT_EQ(ahead.For(0, CopyAhead::kMinRows).num_certain, 4);
+  EXPECT_THAT(ahead.For(0, CopyAhead::kMinRows - 1, 0).experts, IsEmpty());
+  EXPECT_EQ(ahead.For(0, CopyAhead::kMinRows, 0).num_certain, 4);
+}
+
+TEST(CopyAhead, LeavesToTheHostWhatPlansGaveIt) {
+  CopyAhead ahead(0, 2, 4);
+  ahead.Learn(0, 1000, std::vector<int32_t>{100, 5, 800, 95});
+  EXPECT_EQ(ahead.worth_tokens(1000), 0) << "no plan yet";
+  ahead.LearnPlan(1000, 50);
+  EXPECT_EQ(ahead.worth_tokens(1000), 50);
+  EXPECT_EQ(ahead.worth_tokens(5000), 0) << "a pass of another size";
+  EXPECT_THAT(ahead.For(0, 1000, 50).experts, ElementsAre(2, 0, 3));
+  EXPECT_THAT(ahead.For(0, 1000, 200).experts, ElementsAre(2));
 }
 
 TEST(CopyAhead, FillsTheGapAndNoMore) {
