@@ -234,14 +234,6 @@ TEST_F(ExpertCacheTest, RecoverGivesUpPinsAndWhatHasNotCome) {
   EXPECT_TRUE(Fetch({0, 3}));
 }
 
-TEST_F(ExpertCacheTest, ProbesItsLinkAndIsEmptyAfterwards) {
-  Make(3);
-  ASSERT_OK_AND_ASSIGN(const double rate, cache_->ProbeLink(absl::Now() + absl::Seconds(5)));
-  EXPECT_GT(rate, 0);
-  EXPECT_FALSE(cache_->Contains({0, 0}));
-  EXPECT_EQ(cache_->HeatOfVictim(), -1);
-}
-
 TEST(ExpertCacheSlots, AreAsManyAsFitButNotMoreThanExperts) {
   const auto model = TinyModel::Make();
   const int64_t slot = ExpertCache::SlotBytes(model->layout, 0, 4);
