@@ -78,8 +78,8 @@ struct PanelProduct {
   const int32_t* out_rows = nullptr;
   const float* bias = nullptr;           // [num_outputs] or null
   bool accumulate = false;
-  const std::byte* next = nullptr;       // codes that this thread multiplies after these, to be asked for ahead; null: what
-                                         // follows in memory
+  const std::byte* next = nullptr;       // codes that this thread multiplies after these, and their scales, to be asked for
+  const std::byte* next_scales = nullptr;  // ahead; null: what follows in memory
   std::byte* scratch = nullptr;          // kPanelScratchBytes, 64-byte aligned, of this thread
 };
 inline constexpr int64_t kPanelScratchBytes = 192 * 1024;

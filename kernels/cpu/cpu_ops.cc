@@ -48,6 +48,12 @@ PanelProduct PanelOf(const TiledMatrix& weight, int64_t panel, const float* bias
   return p;
 }
 int64_t NumPanels(const TiledLayout& layout) { return CeilDiv(layout.rows, kPanelRows); }
+// Says that panel `panel` of `weight` is what the thread multiplies after p.
+void SetNext(PanelProduct& p, const TiledMatrix& weight, int64_t panel) {
+  p.next = weight.data + weight.layout.code_offset(panel * kPanelTiles, 0);
+  p.next_scales = weight.data + weight.layout.scale_offset(panel * kPanelTiles, 0);
+}
+
 QuantizedRows RowsFrom(QuantizedRows rows, int64_t first_row) {
   rows.blocks += first_row * rows.row_stride;
   rows.poison += first_row;
@@ -275,7 +281,8 @@ class CpuOps final : public HostOps {
       float* up_out = gate_out + kExpertRows * kPanelRows;
       for (int64_t first = 0; first < uses[u].num_rows; first += kExpertRows) {
         const int64_t count = std::min(kExpertRows, uses[u].num_rows - first);
-        const auto multiply = [&](const TiledMatrix& weight, const float* bias, const std::byte* next, float* out) {
+        const auto multiply = [&](const TiledMatrix& weight, const float* bias, const TiledMatrix& next_weight,
+                                  int64_t next_panel, float* out) {
           for (int64_t i = 0; i < num_panels; ++i) {
             PanelProduct p = PanelOf(weight, first_panel + i, bias);
             p.in = &inputs[static_cast<int>(ActivationsFor(weight.layout.dtype))];
@@ -283,15 +290,14 @@ class CpuOps final : public HostOps {
             p.in_rows = groups.rows + groups.offsets[uses[u].group] + first;
             p.num_rows = count;
             p.out = out + i * count * kPanelRows, p.out_stride = kPanelRows;
-            p.next = i + 1 == num_panels ? next : nullptr;
+            if (i + 1 == num_panels) SetNext(p, next_weight, next_panel);
             p.scratch = mine.panel.Get(kPanelScratchBytes);
             kernels_.panel_product(p);
           }
         };
         const TiledMatrix gate = layout.Gate(record), up = layout.Up(record);
-        multiply(gate, layout.GateBias(record), up.data + up.layout.code_offset(first_panel * kPanelTiles, 0), gate_out);
-        multiply(up, layout.UpBias(record),
-                 gate.data + gate.layout.code_offset((first_panel + num_panels) * kPanelTiles, 0), up_out);
+        multiply(gate, layout.GateBias(record), up, first_panel, gate_out);
+        multiply(up, layout.UpBias(record), gate, first_panel + num_panels, up_out);
         for (int64_t i = 0; i < num_panels * count; ++i) {
           const int64_t panel = first_panel + i / count, row = first_hidden[u] + first + i % count;
           const float* g = gate_out + i * kPanelRows;
@@ -319,7 +325,7 @@ class CpuOps final : public HostOps {
       p.out = RowOf(contributions, 0) + panel * kPanelRows, p.out_stride = contributions.stride;
       p.out_rows = groups.outs + groups.offsets[uses[u].group];
       // The next expert's matrix begins elsewhere.
-      if (panel + 1 == embd_panels && u + 1 < num_uses) p.next = layout.Down(uses[u + 1].record).data;
+      if (panel + 1 == embd_panels && u + 1 < num_uses) SetNext(p, layout.Down(uses[u + 1].record), 0);
       p.scratch = threads_[thread].panel.Get(kPanelScratchBytes);
       kernels_.panel_product(p);
     };

@@ -165,9 +165,9 @@ inline const std::byte* RowAt(const PanelProduct& p, int64_t row) {
 
 // One tile (all columns) times kTokens rows; sums [kTokens][16], in order of output. `next`: codes that come after these.
 template <typename Type, int kTokens>
-inline void FusedTile(const std::byte* codes, const std::byte* scales, const std::byte* next, int64_t num_blocks,
-                      const std::byte* const* rows, float* sums) {
-  constexpr int kTileBytes = kLanes * Type::kCodeBytes;
+inline void FusedTile(const std::byte* codes, const std::byte* scales, const std::byte* next, const std::byte* next_scales,
+                      int64_t num_blocks, const std::byte* const* rows, float* sums) {
+  constexpr int kTileBytes = kLanes * Type::kCodeBytes, kTileScaleBytes = kLanes * Type::kScaleBytes;
   constexpr int64_t kAhead = (kTokens == 1 ? kPrefetchOneRow : kPrefetchRows) / kTileBytes;  // in tiles
   __m512 acc[kTokens];
   for (int t = 0; t < kTokens; ++t) acc[t] = _mm512_setzero_ps();
@@ -175,6 +175,9 @@ inline void FusedTile(const std::byte* codes, const std::byte* scales, const std
     const std::byte* tile = codes + block * kTileBytes;
     const int64_t beyond = block + kAhead - num_blocks;
     const std::byte* ahead = beyond < 0 ? tile + kAhead * kTileBytes : next + beyond * kTileBytes;
+    const std::byte* scales_ahead =
+        beyond < 0 ? scales + (block + kAhead) * kTileScaleBytes : next_scales + beyond * kTileScaleBytes;
+    _mm_prefetch(scales_ahead, _MM_HINT_T0);
     for (int i = 0; i < kTileBytes; i += 64) {
       if constexpr (kTokens == 1) {
         _mm_prefetch(ahead + i, _MM_HINT_T0);
@@ -184,7 +187,7 @@ inline void FusedTile(const std::byte* codes, const std::byte* scales, const std
     }
     __m512i w[kGroups];
     Type::Decode(tile, w);
-    const __m512i scale = Type::Scales(scales + block * kLanes * Type::kScaleBytes);
+    const __m512i scale = Type::Scales(scales + block * kTileScaleBytes);
     for (int t = 0; t < kTokens; ++t) {
       const std::byte* in = rows[t] + block * BlockBytes(Type::kKind);
       const int8_t* x = CodesOf(in);
@@ -218,11 +221,13 @@ void FusedProduct(const PanelProduct& p) {
   for (int t = 0; t < kTokens; ++t) rows[t] = RowAt(p, t);
   alignas(64) float sums[kTokens * kLanes];
   const int64_t code_bytes = p.num_blocks * kLanes * Type::kCodeBytes;
+  const int64_t scale_bytes = p.num_blocks * kLanes * Type::kScaleBytes;
   for (int64_t tile = 0; tile * kLanes < p.num_outputs; ++tile) {
     const std::byte* codes = p.codes + tile * code_bytes;
-    const bool last = (tile + 1) * kLanes >= p.num_outputs;
-    FusedTile<Type, kTokens>(codes, p.scales + tile * p.num_blocks * kLanes * Type::kScaleBytes,
-                             last && p.next != nullptr ? p.next : codes + code_bytes, p.num_blocks, rows, sums);
+    const std::byte* scales = p.scales + tile * scale_bytes;
+    const bool jumps = p.next != nullptr && (tile + 1) * kLanes >= p.num_outputs;
+    FusedTile<Type, kTokens>(codes, scales, jumps ? p.next : codes + code_bytes,
+                             jumps ? p.next_scales : scales + scale_bytes, p.num_blocks, rows, sums);
     StoreTile(p, 0, kTokens, tile, sums, kLanes);
   }
 }
