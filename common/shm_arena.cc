@@ -31,6 +31,10 @@
 
 namespace ferry {
 
+namespace {
+constexpr int64_t kSmallestPage = 4096;  // of x86-64 and of most others
+}  // namespace
+
 // -------------------------------------------------------------------------------------------------------------------
 // arena
 
@@ -102,8 +106,6 @@ absl::Status ShmArena::Seal() {
 // descriptors
 
 namespace {
-
-constexpr int64_t kSmallestPage = 4096;  // of x86-64 and of most others
 
 // One exchange a connection, of SOCK_SEQPACKET: the key goes there, one byte with the number of descriptors comes back
 // (0: nothing is offered under that key) with the descriptors beside it.

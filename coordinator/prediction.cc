@@ -39,7 +39,7 @@ double CommonShare(int64_t layer) {
 
 // What stands between the measured rates and whole layers, fitted to the runs in docs/performance.md: one H100 for the first
 // group, two cores of an EPYC for the second.
-constexpr double kGpuProductShare = 0.7;     // dense, grouped and attention products of the rate of even groups
+constexpr double kGpuProductShare = 0.85;    // dense, grouped and attention products of the rate of even groups
 constexpr double kGpuLayerSeconds = 0.4e-3;  // prefill: small kernels, the histogram's way to the host, the plan
 constexpr double kGpuBytesPerValue = 56;     // of a token's n_embd values, through norms, residual and contributions
 constexpr double kGpuDecodeLayerSeconds = 0.12e-3;  // launches and the routing's way to the host

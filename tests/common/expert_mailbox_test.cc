@@ -262,7 +262,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadRequest{"NegativeTokens", [](auto& r) { r.uses[0].tokens = -2; }, "uses[0].tokens is -2"},
         BadRequest{"MoreTokensThanRows", [](auto& r) { r.uses[0].tokens = 4; }, "uses[0].tokens is 4"},
         BadRequest{"SumIsNotTheEntries", [](auto& r) { r.uses[0].tokens = 1; }, "entry_rows has 3 entries, want 2"},
-        BadRequest{"Resident", [](auto& r) { r.uses[0].resident = 2; }, "uses[0].resident is 2"},
+        BadRequest{"Resident", [](auto& r) { r.uses[0].resident = 3; }, "uses[0].resident is 3"},
         BadRequest{"RowTooHigh", [](auto& r) { r.entry_rows[1] = 3; }, "entry_rows[1] is 3, want 0 to 2"},
         BadRequest{"RowNegative", [](auto& r) { r.entry_rows[1] = -1; }, "entry_rows[1] is -1"},
         BadRequest{"NegativeRows", [](auto& r) { r.num_rows = -3; }, "num_rows is -3"},

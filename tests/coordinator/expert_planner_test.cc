@@ -24,8 +24,8 @@ double Makespan(const PlannerInput& input, const std::vector<ExpertPlace>& place
   for (size_t i = 0; i < places.size(); ++i) {
     if (places[i] == ExpertPlace::kShip) link += input.bytes_per_expert / input.rates.link_bytes_per_second;
     if (places[i] == ExpertPlace::kHost) {
-      host += std::max(input.bytes_per_expert / input.rates.host_read_bytes_per_second,
-                       input.uses[i].tokens * input.flops_per_token / input.rates.host_flops_per_second);
+      host += input.bytes_per_expert / input.rates.host_read_bytes_per_second +
+              (input.uses[i].tokens - 1) * input.flops_per_token / input.rates.host_flops_per_second;
     }
   }
   return std::max(link, host);
