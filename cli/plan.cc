@@ -110,7 +110,7 @@ absl::Status Plan(const PlanOptions& options) {
   }
   const nlohmann::json result = {{"workers", workers}, {"arena_bytes", arena.bytes()}, {"prefill", prefills},
                                  {"decode_tokens_per_second", 1 / decode.seconds_per_token},
-                                 {"rates_source", found.source}, {"rates", RatesJson(rates)}};
+                                 {"rates_source", found.source}, {"rates", RatesJson(found.rates)}};
   std::printf("%s\n", result.dump(2).c_str());
   return absl::OkStatus();
 }
