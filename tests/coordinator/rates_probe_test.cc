@@ -47,7 +47,7 @@ TEST_F(RatesProbeTest, MeasuresTheLinksOfAllWorkersWithSlotsAtOnceThenBesideTheH
   ASSERT_EQ(rates.workers.size(), 3u);
   for (const int slots : {0, 2}) {
     EXPECT_EQ(rates.workers[slots].link, (LinkRates{.alone = 9e9, .together = 5e9, .beside_host = 4e9}));
-    EXPECT_EQ(rates.workers[slots].link.Planned(), 4e9);
+    EXPECT_EQ(rates.workers[slots].link.Planned(), 4.5e9) << "the engine works for a part of the time";
   }
   EXPECT_EQ(rates.workers[1].link, LinkRates());
   EXPECT_GT(rates.host.read_bytes_per_second, 0);
