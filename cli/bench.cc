@@ -51,7 +51,11 @@ struct Predictions {
   FoundRates found;
   bool gpu = false;
 
-  PredictionInput Input() const { return model->Input(found.rates, found.slots, gpu); }
+  PredictionInput Input(bool cold) const {
+    PredictionInput input = model->Input(found.rates, found.slots, gpu);
+    input.cold = cold;
+    return input;
+  }
 };
 
 absl::StatusOr<std::vector<int64_t>> ParseLengths(const std::string& text) {
@@ -153,14 +157,14 @@ std::string Compare(double predicted, double measured) {
   return absl::StrFormat("plan says %.1f t/s, %.0f %% %s what was measured", predicted, std::abs(off), off < 0 ? "below" : "above");
 }
 
-// Plans know the prompt alone, behind nothing, and nothing resident.
+// Plans know the prompt alone, behind nothing, and of partly filled slots that nothing is resident.
 void PrintPlan(const Run& run, const Predictions& predictions, bool cold) {
   if (predictions.model == nullptr || run.n_kv > 0) return;
-  const PredictionInput input = predictions.Input();
+  const PredictionInput input = predictions.Input(cold);
   const PrefillPrediction prefill = PredictPrefill(input, run.prompt);
   std::printf("    %s: %.0f activated = %.0f resident + %.0f shipped + %.0f on the host%s\n",
               Compare(prefill.tokens_per_second(), run.prefill_rate()).c_str(), prefill.activated, prefill.resident, prefill.shipped,
-              prefill.on_host, cold ? "" : "; it takes slots to be empty at the start: compare with --cold");
+              prefill.on_host, cold || prefill.shipped == 0 ? "" : "; it takes slots to be empty at the start: compare with --cold");
   if (run.generated == 0) return;
   const DecodePrediction decode = PredictDecode(input);
   std::printf("    decode: %s, with %.0f %% of the experts resident\n", Compare(1 / decode.seconds_per_token, run.decode_rate()).c_str(),
@@ -198,10 +202,11 @@ nlohmann::json CountersJson(const proto::ExpertCounters& c) {
   return {{"activated", c.activated()}, {"resident", c.resident()}, {"shipped", c.shipped()}, {"on_host", c.on_host()},
           {"bytes_shipped", c.bytes_shipped()}, {"copies", c.copies()}, {"copy_wait_s", c.copy_wait_seconds()},
           {"host_wait_s", c.host_wait_seconds()}, {"host_bytes_read", c.host_bytes_read()},
-          {"copy_busy_s", c.copy_busy_seconds()}, {"compute_s", c.compute_seconds()}, {"shipped_unused", c.shipped_unused()}, {"device_s", c.device_seconds()}, {"timed_s", c.timed_seconds()}};
+          {"copy_busy_s", c.copy_busy_seconds()}, {"compute_s", c.compute_seconds()}, {"shipped_unused", c.shipped_unused()},
+          {"device_s", c.device_seconds()}, {"timed_s", c.timed_seconds()}};
 }
 
-void PrintJson(const Run& run, const Limits& limits, const Predictions& predictions) {
+void PrintJson(const Run& run, const Limits& limits, const Predictions& predictions, bool cold) {
   nlohmann::json line = {
       {"pp", run.prompt}, {"tg", run.generated}, {"n_kv", run.n_kv}, {"t_pp", run.prefill_seconds}, {"s_pp", run.prefill_rate()},
       {"t_tg", run.decode_seconds}, {"s_tg", run.decode_rate()}, {"prefill", CountersJson(run.prefill)},
@@ -211,7 +216,7 @@ void PrintJson(const Run& run, const Limits& limits, const Predictions& predicti
                   {"flops_per_prefill_token", limits.flops_per_token}}},
       {"rates", RatesJson(predictions.found.rates)}, {"rates_source", predictions.found.source}};
   if (predictions.model != nullptr && run.n_kv == 0) {
-    const PredictionInput input = predictions.Input();
+    const PredictionInput input = predictions.Input(cold);
     const PrefillPrediction prefill = PredictPrefill(input, run.prompt);
     line["plan"] = {{"s_pp", prefill.tokens_per_second()}, {"activated", prefill.activated}, {"resident", prefill.resident},
                     {"shipped", prefill.shipped}, {"on_host", prefill.on_host}, {"bytes_shipped", prefill.bytes_shipped},
@@ -253,7 +258,7 @@ absl::Status RunBench(BenchOptions options) {
   const auto report = [&](const Run& run) {
     rows.push_back(run);
     if (options.json) {
-      PrintJson(run, limits, predictions);
+      PrintJson(run, limits, predictions, options.cold);
     } else {
       std::printf("|%6lld | %6lld | %6lld | %8.3f | %8.2f | %8.3f | %8.2f |\n", static_cast<long long>(run.prompt),
                   static_cast<long long>(run.generated), static_cast<long long>(run.n_kv), run.prefill_seconds,

@@ -112,7 +112,8 @@ class PassPredictor {
     const int64_t num_layers = layers_.end - layers_.first;
     const double kept = static_cast<double>(slots_) / static_cast<double>(num_layers) *
                         (slots_ >= num_layers * input_.arena.num_experts() ? 1 : kKeptShare);
-    const int64_t num_kept = later_pass && ships ? static_cast<int64_t>(kept) : 0;
+    const bool filled = !input_.cold && slots_ >= num_layers * input_.arena.num_experts();  // at load
+    const int64_t num_kept = (later_pass || filled) && ships ? static_cast<int64_t>(kept) : 0;
     int64_t room = ships && rows >= kMinRowsAhead ? slots_ - kSlotsInUse : 0;
     // Of those copied ahead, the first have arrived when the layer is routed.
     auto arrive = static_cast<int64_t>(before_routing * worker_.link.Planned() / static_cast<double>(expert.bytes));

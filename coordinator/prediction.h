@@ -49,8 +49,10 @@ struct PredictionInput {
   std::vector<int64_t> slots;  // experts that each worker can hold
   bool gpu = false;            // the workers have GPUs; otherwise they share the host's cores
   bool ooae = true;
+  bool cold = false;  // slots that hold every expert have been emptied, as by bench --cold
 };
-// One prompt alone, with nothing resident at its start; copying ahead has learnt from prompts before it.
+// One prompt alone, with nothing resident at its start, unless the slots hold every expert: those are filled at load. Copying ahead
+// has learnt from prompts before it.
 PrefillPrediction PredictPrefill(const PredictionInput& input, int64_t tokens);
 // One sequence alone, its slots filled with what this model uses most.
 DecodePrediction PredictDecode(const PredictionInput& input);

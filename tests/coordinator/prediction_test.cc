@@ -90,6 +90,15 @@ TEST_F(PredictionTest, CopiesAheadUntilAPlanSaysThatTheHostIsFaster) {
   EXPECT_EQ(PredictPrefill(SlowLink(128), 5).bytes_shipped, 0) << "a step of so few rows routes first, and is not planned";
 }
 
+TEST_F(PredictionTest, TakesSlotsForEveryExpertToBeFilledAtLoad) {
+  PredictionInput input = SlowLink(config_.num_layers * arena_.num_experts());
+  const PrefillPrediction filled = PredictPrefill(input, 1000);
+  EXPECT_EQ(filled.resident, filled.activated);
+  EXPECT_EQ(filled.bytes_shipped, 0);
+  input.cold = true;
+  EXPECT_EQ(PredictPrefill(input, 1000).resident, 0);
+}
+
 TEST_F(PredictionTest, FindsWhatAnEarlierPassLeft) {
   Place(1, 500);
   const PrefillPrediction one = PredictPrefill(SlowLink(128), 500), four = PredictPrefill(SlowLink(128), 2000);
