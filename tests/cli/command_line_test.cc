@@ -103,7 +103,7 @@ TEST(CommandLine, FailsWithOneWhenAFileIsNotThere) {
 }
 
 TEST(CommandLine, BenchSaysWhatPlanPredicts) {
-  const Output bench = Ferry(std::string("bench --json --cold --backend cpu --vram-experts 64MiB -p 64 -n 4 -r 1 -m ") + kDemoModel);
+  const Output bench = Ferry(std::string("bench --json --cold --backend cpu --vram-experts 4MiB -p 64 -n 4 -r 1 -m ") + kDemoModel);
   ASSERT_EQ(bench.exit_code, 0) << bench.err;
   const nlohmann::json measured = nlohmann::json::parse(bench.out);
   EXPECT_EQ(measured["prefill"]["resident"], 0) << "--cold";
@@ -112,7 +112,7 @@ TEST(CommandLine, BenchSaysWhatPlanPredicts) {
   EXPECT_GT(measured["plan"]["s_tg"], 0);
   EXPECT_GT(measured["rates"]["workers"][0]["link_beside_host"], 0);
 
-  const Output plan = Ferry(std::string("plan --json --backend cpu --vram-experts 64MiB -p 64 -b 2048 -m ") + kDemoModel);
+  const Output plan = Ferry(std::string("plan --json --backend cpu --vram-experts 4MiB -p 64 -b 2048 -m ") + kDemoModel);
   ASSERT_EQ(plan.exit_code, 0) << plan.err;
   const nlohmann::json predicted = nlohmann::json::parse(plan.out);
   EXPECT_THAT(predicted["rates_source"].get<std::string>(), HasSubstr("kept from a start"));

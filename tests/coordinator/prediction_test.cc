@@ -101,7 +101,9 @@ TEST_F(PredictionTest, TakesSlotsForEveryExpertToBeFilledAtLoad) {
 
 TEST_F(PredictionTest, FindsWhatAnEarlierPassLeft) {
   Place(1, 500);
-  const PrefillPrediction one = PredictPrefill(SlowLink(128), 500), four = PredictPrefill(SlowLink(128), 2000);
+  PredictionInput input = SlowLink(128);
+  input.cold = true;
+  const PrefillPrediction one = PredictPrefill(input, 500), four = PredictPrefill(input, 2000);
   EXPECT_EQ(one.resident, 0);
   EXPECT_GT(four.resident, 2 * one.shipped);
   EXPECT_LT(four.bytes_shipped, 1.5 * one.bytes_shipped);
