@@ -28,10 +28,9 @@ GenerationLoop::~GenerationLoop() {
 }
 
 void GenerationLoop::Post(Task task) {
-  {
-    const std::lock_guard lock(mutex_);
-    inbox_.push_back(std::move(task));
-  }
+  // Under the lock: once it is given up, this task may be what the owner waits for before it destroys the loop.
+  const std::lock_guard lock(mutex_);
+  inbox_.push_back(std::move(task));
   wake_.notify_one();
 }
 

@@ -101,7 +101,8 @@ class ServerTest : public ::testing::Test {
     options_.listen = "127.0.0.1:0";
     options_.threads = 1;
     options_.host_read_bytes_per_second = options_.host_flops_per_second = 1e9;  // no probe
-    options_.drain_timeout = absl::Seconds(5);
+    options_.drain_timeout = absl::Seconds(20);
+    options_.heartbeat_timeout = absl::Minutes(2);  // the fake worker sends one, and sanitizers are slow
     absl::StatusOr<std::unique_ptr<Server>> server = Server::Start(options_);
     RETURN_IF_ERROR(server.status());
     server_ = *std::move(server);
