@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "absl/time/clock.h"
+#include "common/exit_codes.h"
 #include "common/log.h"
 
 namespace ferry {
@@ -73,6 +74,7 @@ struct Child {
   absl::Time start_again = absl::InfinitePast();
   absl::Duration backoff;
   int quick_deaths = 0;  // in a row
+  int starts = 0;
 };
 
 class ProcessSupervisor final : public Supervisor {
@@ -157,6 +159,7 @@ class ProcessSupervisor final : public Supervisor {
   void Start(Child& worker) {
     worker.pid = Spawn(worker_binary_, worker.arguments);
     worker.started = absl::Now();
+    ++worker.starts;
   }
 
   // False when the coordinator is gone, or a worker will not run.
@@ -166,6 +169,13 @@ class ProcessSupervisor final : public Supervisor {
       if (worker.pid < 0 || waitpid(worker.pid, &status, WNOHANG) != worker.pid) continue;
       worker.pid = -1;
       if (absl::Now() - worker.started > kSteady) worker.backoff = absl::ZeroDuration(), worker.quick_deaths = 0;
+      // Later on, what does not fit may be memory that the process before it still holds.
+      const bool cannot_run = worker.starts == 1 && WIFEXITED(status) && WEXITSTATUS(status) == kExitCannotRun;
+      if (cannot_run) {
+        const std::lock_guard lock(mutex_);
+        health_ = FailedPrecondition("%s cannot run as it was told to; its own words are above", worker.what);
+        return false;
+      }
       if (++worker.quick_deaths >= kHopeless) {
         const std::lock_guard lock(mutex_);
         health_ = Unavailable("%s keeps ending: it %s; its own words are above", worker.what, HowItEnded(status));

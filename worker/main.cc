@@ -10,6 +10,7 @@
 #include <map>
 #include <thread>
 
+#include "common/exit_codes.h"
 #include "common/log.h"
 #include "worker/worker_process.h"
 
@@ -34,6 +35,12 @@ void ExitLatest(int seconds, int code) {
     std::this_thread::sleep_for(std::chrono::seconds(seconds));
     std::_Exit(code);
   }).detach();
+}
+
+// Whether another start with the same flags would end the same way: a supervisor need not try.
+bool IsForGood(const absl::Status& status) {
+  return absl::IsInvalidArgument(status) || absl::IsFailedPrecondition(status) || absl::IsUnimplemented(status) ||
+         absl::IsResourceExhausted(status);
 }
 
 int Main(int argc, char** argv) {
@@ -79,7 +86,7 @@ int Main(int argc, char** argv) {
   const absl::StatusOr<VramExperts> vram = ParseVramExperts(vram_experts);
   if (!vram.ok()) {
     spdlog::error("--vram-experts: {}", vram.status().ToString());
-    return 2;
+    return kExitCannotRun;
   }
   options.vram_experts = *vram;
   HandleSignals();
@@ -91,7 +98,7 @@ int Main(int argc, char** argv) {
       options, [] { return asked_to_end != 0; }, [] { ExitLatest(/*seconds=*/3, /*code=*/1); });
   if (status.ok() || absl::IsCancelled(status)) return 0;
   spdlog::error("{}", status.ToString());
-  return 1;
+  return IsForGood(status) ? kExitCannotRun : 1;
 }
 
 }  // namespace

@@ -102,6 +102,16 @@ TEST(CommandLine, FailsWithOneWhenAFileIsNotThere) {
   EXPECT_THAT(output.err, HasSubstr("/nonexistent.gguf"));
 }
 
+TEST(CommandLine, EndsAtOnceWhenAWorkerCannotRunAsTold) {
+  const Output output =
+      Ferry(std::string("generate --backend cpu --vram-experts 900TiB -p x -n 4 -m ") + kDemoModel + " --log-level error");
+  EXPECT_NE(output.exit_code, 0);
+  EXPECT_EQ(output.out, "");
+  EXPECT_THAT(output.err, HasSubstr("less with --vram-experts"));
+  EXPECT_THAT(output.err, HasSubstr("worker 0 cannot run as it was told to"));
+  EXPECT_EQ(output.err.find("RESOURCE_EXHAUSTED"), output.err.rfind("RESOURCE_EXHAUSTED")) << "it is tried once";
+}
+
 TEST(CommandLine, BenchSaysWhatPlanPredicts) {
   const Output bench = Ferry(std::string("bench --json --cold --backend cpu --vram-experts 4MiB -p 64 -n 4 -r 1 -m ") + kDemoModel);
   ASSERT_EQ(bench.exit_code, 0) << bench.err;
