@@ -246,6 +246,7 @@ absl::StatusOr<bool> ExpertCache::Fetch(ExpertId id, Purpose purpose, absl::Time
   slot->state = State::kAsked;
   slot->id = id;
   slot->fresh = true;
+  slot->fetched_in = steps_begun_;
   slot->purpose = purpose;
   slot_of_[IndexOf(id)] = static_cast<int32_t>(slot - slots_.data());
   asked_.push_back(id);
@@ -321,7 +322,8 @@ absl::StatusOr<const std::byte*> ExpertCache::Acquire(ExpertId id, absl::Time de
   }
   RETURN_IF_ERROR(ops_.ComputeAfter(slot->arrived));
   counters_->set_copy_wait_seconds(counters_->copy_wait_seconds() + absl::ToDoubleSeconds(absl::Now() - before));
-  if (slot->fresh && slot->purpose == Purpose::kPass) {
+  // One that an earlier step copied in vain was here when this one began.
+  if (slot->fresh && slot->purpose == Purpose::kPass && slot->fetched_in == steps_begun_) {
     counters_->set_shipped(counters_->shipped() + 1);
   } else {
     counters_->set_resident(counters_->resident() + 1);

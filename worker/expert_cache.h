@@ -122,6 +122,7 @@ class ExpertCache {
     Event used;          // the last compute that read it
     bool pinned = false;
     bool fresh = false;  // not used since it was fetched
+    uint64_t fetched_in = 0;  // which step, in this cache's own count
     Purpose purpose = Purpose::kPass;
   };
   struct Warmth {

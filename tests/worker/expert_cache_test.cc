@@ -128,6 +128,18 @@ TEST_F(ExpertCacheTest, CountsAnExpertKeptInTheBackgroundAsResident) {
   EXPECT_EQ(counters_.bytes_shipped(), static_cast<uint64_t>(Model().layout.layer(0).bytes));
 }
 
+TEST_F(ExpertCacheTest, CountsAsResidentWhatAnEarlierStepCopiedInVain) {
+  Make(2);
+  ASSERT_TRUE(Fetch({0, 1}));
+  cache_->EndStep();
+  v1::ExpertCounters next;
+  cache_->BeginStep(2, &next);
+  Use({0, 1});
+  EXPECT_EQ(next.resident(), 1u);
+  EXPECT_EQ(next.shipped(), 0u);
+  EXPECT_EQ(next.copies(), 0u);
+}
+
 TEST_F(ExpertCacheTest, WaitsForARecordBehindOthersInALinkThatHoldsOne) {
   link_.max_records_here = 1;
   Make(4);
