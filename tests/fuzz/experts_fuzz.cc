@@ -35,7 +35,7 @@ void RequireSound(const ExpertRequest& request, const MailboxShape& shape) {
   int32_t last = -1;
   int64_t tokens = 0;
   for (const ActivatedExpert& use : request.uses) {
-    Require(use.expert > last && use.expert < shape.max_experts && use.tokens > 0 && use.resident <= 1);
+    Require(use.expert > last && use.expert < shape.max_experts && use.tokens > 0 && use.resident <= kComing);
     last = use.expert;
     tokens += use.tokens;
   }
