@@ -5,9 +5,9 @@
 // An expert that is on its way costs the link as much as one that has not been asked for, so both are divided alike: what the host
 // would rather have computed tells the worker to copy less before it knows the routing (worker/copy_ahead.h).
 //
-// Shipping an expert costs bytes / link rate whatever its tokens; computing it on the host costs reading it
-// (bytes / host read rate, at one row) and multiplying the other rows ((tokens - 1) * flops / host flop rate). Both run at once, so the division that ends first
-// makes their finishing times equal: experts are taken in order of tokens per byte, the heavy ones shipped, the light ones kept.
+// Shipping an expert costs bytes / link rate whatever its tokens; computing it on the host costs reading it (bytes / host read rate,
+// at one row) and multiplying the other rows ((tokens - 1) * flops / host flop rate). Both run at once, so the division that ends
+// first makes their finishing times equal: experts are taken in order of tokens per byte, the heavy ones shipped, the light ones kept.
 
 #include <cstdint>
 #include <span>

@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
-#include <limits>
 #include <numbers>
 #include <numeric>
 #include <random>
 #include <utility>
 
 #include "common/decode_rows.h"
+#include "common/expert_plan.h"
 #include "common/model_tensors.h"
 
 namespace ferry {
@@ -110,10 +110,9 @@ class PassPredictor {
 
     // What lies in slots, and what is copied there before the routing is known; most used first.
     const int64_t num_layers = layers_.end - layers_.first;
-    const double kept = static_cast<double>(slots_) / static_cast<double>(num_layers) *
-                        (slots_ >= num_layers * input_.arena.num_experts() ? 1 : kKeptShare);
-    const bool filled = !input_.cold && slots_ >= num_layers * input_.arena.num_experts();  // at load
-    const int64_t num_kept = (later_pass || filled) && ships ? static_cast<int64_t>(kept) : 0;
+    const bool holds_all = slots_ >= num_layers * input_.arena.num_experts();  // and is filled at load
+    const double kept = static_cast<double>(slots_) / static_cast<double>(num_layers) * (holds_all ? 1 : kKeptShare);
+    const int64_t num_kept = (later_pass || (holds_all && !input_.cold)) && ships ? static_cast<int64_t>(kept) : 0;
     int64_t room = ships && rows >= kMinRowsAhead ? slots_ - kSlotsInUse : 0;
     // Of those copied ahead, the first have arrived when the layer is routed.
     auto arrive = static_cast<int64_t>(before_routing * worker_.link.Planned() / static_cast<double>(expert.bytes));
@@ -151,22 +150,18 @@ class PassPredictor {
     const ExpertDivision division = DivideExperts(plan);
     traffic.activated = static_cast<double>(uses.size());
     traffic.host_seconds = division.host_seconds;
-    double fewest_here = std::numeric_limits<double>::max(), most_on_host = 0;
     for (size_t i = 0; i < uses.size(); ++i) {
       const int32_t e = uses[i].expert;
-      const double tokens = uses[i].tokens;
       if (division.places[i] == ExpertPlace::kHost) {
         traffic.on_host += 1;
-        most_on_host = std::max(most_on_host, tokens);
         continue;
       }
-      if (uses[i].resident != 1) fewest_here = std::min(fewest_here, tokens);
-      traffic.device_flops += tokens * plan.flops_per_token;
+      traffic.device_flops += static_cast<double>(uses[i].tokens) * plan.flops_per_token;
       const bool shipped = ahead[e] || division.places[i] == ExpertPlace::kShip;
       (shipped ? traffic.shipped : traffic.resident) += 1;
       if (shipped && !ahead[e]) traffic.later_bytes += plan.bytes_per_expert;
     }
-    worth_tokens_ = most_on_host == 0 ? 0 : std::min(fewest_here, most_on_host + 1);  // as worker/copy_ahead.h learns
+    worth_tokens_ = static_cast<double>(TokensWorthACopy(uses, division.places));
     return traffic;
   }
 

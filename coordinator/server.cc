@@ -180,9 +180,9 @@ class ServerImpl final : public Server {
     const SwigluParams swiglu = {.alpha = static_cast<float>(model_.swiglu_alpha),
                                  .limit = static_cast<float>(model_.swiglu_limit)};
     engine_ = std::make_unique<ExpertEngine>(store_.get(), ops_.get(), swiglu, model_.n_embd, trace_.get());
-    const MachineRates guess = RatesByHand({.read_bytes_per_second = peaks.read_bytes_per_second,
+    const ExpertRates guess = UnlessByHand({.read_bytes_per_second = peaks.read_bytes_per_second,
                                             .flops_per_second = kProductShare * peaks.int8_ops_per_second});
-    ASSIGN_OR_RETURN(exchange_, ExpertExchange::Create(store_.get(), engine_.get(), PlannerRatesOf(guess.host), SocketName()));
+    ASSIGN_OR_RETURN(exchange_, ExpertExchange::Create(store_.get(), engine_.get(), PlannerRatesOf(guess), SocketName()));
     {
       const std::lock_guard lock(info_mutex_);
       load_info_ = {.arena_bytes = store_->layout().bytes(),
@@ -191,7 +191,7 @@ class ServerImpl final : public Server {
                     .bytes_per_second = rate,
                     .peaks = peaks,
                     .engine = engine_->name()};
-      rates_ = guess;
+      rates_.host = rates_.host_beside_links = guess;
     }
     cluster_service_->Open(store_.get(), exchange_.get());
     controller_->Open(store_.get(), exchange_.get());
@@ -258,13 +258,10 @@ class ServerImpl final : public Server {
   }
 
   bool AllByHand() const { return options_.host_read_bytes_per_second > 0 && options_.host_flops_per_second > 0; }
-  // Rates of the host alone, where the flags do not name them.
-  MachineRates RatesByHand(const ExpertRates& otherwise) const {
-    MachineRates rates;
-    rates.host = otherwise;
-    if (options_.host_read_bytes_per_second > 0) rates.host.read_bytes_per_second = options_.host_read_bytes_per_second;
-    if (options_.host_flops_per_second > 0) rates.host.flops_per_second = options_.host_flops_per_second;
-    rates.host_beside_links = rates.host;
+  // `rates` of the host, where the flags do not name others.
+  ExpertRates UnlessByHand(ExpertRates rates) const {
+    if (options_.host_read_bytes_per_second > 0) rates.read_bytes_per_second = options_.host_read_bytes_per_second;
+    if (options_.host_flops_per_second > 0) rates.flops_per_second = options_.host_flops_per_second;
     return rates;
   }
   static PlannerRates PlannerRatesOf(const ExpertRates& host) {
@@ -290,10 +287,9 @@ class ServerImpl final : public Server {
                                             .flops_per_second = info.expert_flops_per_second()}}});
     }
     const std::string directory = RatesDirectory(), key = RatesKey(engine_->name(), store_->layout(), rated);
-    bool kept = false;
     absl::StatusOr<MachineRates> rates = NotFound("--probe");
     if (!options_.probe) rates = ReadRates(directory, key, absl::Now());
-    kept = rates.ok() && rates->workers.size() == infos.size();
+    const bool kept = rates.ok() && rates->workers.size() == infos.size();
     if (!kept) {
       if (absl::IsDataLoss(rates.status())) spdlog::warn("rates are measured anew: {}", rates.status().ToString());
       rates = ProbeRates(*ops_, *store_, probed, ProbeLinkOverGrpc);
@@ -305,10 +301,8 @@ class ServerImpl final : public Server {
         spdlog::warn("the rates are not kept for the next start: {}", std::string(written.message()));
       }
     }
-    if (options_.host_read_bytes_per_second > 0 || options_.host_flops_per_second > 0) {
-      rates->host = RatesByHand(rates->host).host;
-      rates->host_beside_links = RatesByHand(rates->host_beside_links).host;
-    }
+    rates->host = UnlessByHand(rates->host);
+    rates->host_beside_links = UnlessByHand(rates->host_beside_links);
     std::vector<double> links;
     for (const WorkerRates& worker : rates->workers) links.push_back(worker.link.Planned());
     exchange_->SetRates(PlannerRatesOf(rates->host_beside_links), links);

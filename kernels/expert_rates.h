@@ -12,7 +12,8 @@
 
 namespace ferry {
 
-// As a plan takes them: an expert with n rows takes the longer of reading its record and n rows' operations.
+// As a plan takes them: an expert with n rows takes reading its record, in which its first row is multiplied, and the operations of
+// the other n - 1.
 struct ExpertRates {
   double read_bytes_per_second = 0;  // of records, one row each
   double flops_per_second = 0;       // many rows an expert; a product and its addition are two

@@ -53,9 +53,9 @@ CopyAhead::Candidates CopyAhead::For(int64_t layer, int64_t rows, int64_t min_to
   return candidates;
 }
 
-void CopyAhead::LearnPlan(int64_t rows, int64_t fewest_tokens_here) {
+void CopyAhead::LearnPlan(int64_t rows, int64_t worth_tokens) {
   planned_rows_ = rows;
-  worth_tokens_ = fewest_tokens_here;
+  worth_tokens_ = worth_tokens;
 }
 
 int64_t CopyAhead::worth_tokens(int64_t rows) const {

@@ -6,7 +6,8 @@
 // kCertain are copied as far as slots allow: the waste is small. Experts that are merely likely are copied only into time in
 // which the link would stand idle, between the last copy of one layer and the routing of the next: their number follows what
 // arrived in that gap before. An expert of fewer rows than the plans lately had computed here is left to the host, which has to
-// have something to do while the link runs: the plan of one layer says what is worth a copy in the next. Of a layer that was never seen, only the coverage of the layer before it says something.
+// have something to do while the link runs: the plan of one layer says what is worth a copy in the next. Of a layer that was
+// never seen, only the coverage of the layer before it says something.
 
 #include <cstdint>
 #include <span>
@@ -32,9 +33,8 @@ class CopyAhead {
   // Those that may be expected to get at least `min_tokens` rows. Empty when nothing is known, or for fewer than kMinRows rows.
   Candidates For(int64_t layer, int64_t rows, int64_t min_tokens) const;
 
-  // What the plan of a layer made of the experts that had not arrived: how many tokens were enough to be computed here, 0 when
-  // nothing was left to the host.
-  void LearnPlan(int64_t rows, int64_t fewest_tokens_here);
+  // What the plan of a layer says, as TokensWorthACopy gives it (common/expert_plan.h).
+  void LearnPlan(int64_t rows, int64_t worth_tokens);
   // The fewest tokens worth a copy, by the last plan of a step about as large; 0: not known.
   int64_t worth_tokens(int64_t rows) const;
 

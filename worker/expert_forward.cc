@@ -1,11 +1,11 @@
 #include "worker/expert_forward.h"
 
 #include <algorithm>
-#include <limits>
 #include <numeric>
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "common/expert_plan.h"
 #include "common/half.h"
 #include "common/log.h"
 #include "worker/expert_answers.h"
@@ -258,15 +258,7 @@ absl::StatusOr<std::vector<ExpertPlace>> ExpertForward::Divide(const StepContext
   const StepTrace::Scope span(*context.trace, "plan", layer);
   ASSIGN_OR_RETURN(places, link_.Plan(context.step, layer, routing_.rows, uses, context.deadline));
   RETURN_IF_ERROR(CheckPlaces(places, uses, layer));
-  int64_t fewest_here = std::numeric_limits<int64_t>::max(), most_on_host = 0;
-  for (size_t i = 0; i < uses.size(); ++i) {
-    if (places[i] == ExpertPlace::kHost) {
-      most_on_host = std::max<int64_t>(most_on_host, uses[i].tokens);
-    } else if (uses[i].resident != 1) {
-      fewest_here = std::min<int64_t>(fewest_here, uses[i].tokens);
-    }
-  }
-  copy_ahead_.LearnPlan(routing_.rows, most_on_host == 0 ? 0 : std::min(fewest_here, most_on_host + 1));
+  copy_ahead_.LearnPlan(routing_.rows, TokensWorthACopy(uses, places));
   return places;
 }
 

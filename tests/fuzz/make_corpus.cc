@@ -13,6 +13,7 @@
 #include "ferry/v1/cluster.pb.h"
 #include "ferry/v1/generate.pb.h"
 #include "ferry/v1/worker.pb.h"
+#include "tests/testing/small_assignment.h"
 
 namespace ferry {
 namespace {
@@ -152,41 +153,12 @@ void Cluster(const std::filesystem::path& folder) {
   place.add_overrides()->set_layer(1);
   place.mutable_overrides(0)->set_place(v1::ExpertOverride::DEVICE);
   v1::ModelShape& model = *place.mutable_model();
-  model.set_architecture("gpt-oss");
-  model.set_num_layers(2);
-  model.set_context_length(4096);
-  model.set_n_embd(64);
-  model.set_vocab_size(512);
-  model.set_num_heads(4);
-  model.set_num_kv_heads(2);
-  model.set_head_dim(32);
-  model.set_num_experts(8);
-  model.set_top_k(2);
-  model.set_n_ff(64);
-  model.set_sliding_window(128);
-  model.set_rms_epsilon(1e-5);
-  model.set_swiglu_alpha(1.702);
-  model.set_swiglu_limit(7);
-  model.set_rope_freq_base(150000);
-  model.set_rope_num_dims(32);
+  DescribeSmallModel(2, &model);
   model.set_yarn_factor(32);
   model.set_yarn_beta_fast(32);
   model.set_yarn_beta_slow(1);
   model.set_rope_attention_factor(1.34);
-  model.set_expert_bias(true);
-  for (int i = 0; i < 2; ++i) {
-    model.add_gate_types(39);
-    model.add_up_types(39);
-    model.add_down_types(8);
-  }
-  v1::CacheShape& cache = *place.mutable_cache();
-  cache.set_kv_type(1);
-  cache.set_kv_value_type(8);
-  cache.set_num_blocks(100);
-  cache.set_num_slots(4);
-  cache.set_ring_blocks(20);
-  cache.set_max_batch_tokens(2048);
-  cache.set_micro_batch_tokens(512);
+  DescribeSmallCache(place.mutable_cache());
   Input().Byte(1).Add(place).Write(folder / "assignment");
 
   const auto chunk = [](const char* name, uint64_t rows, uint64_t first_row, uint64_t num_rows, uint32_t dtype, size_t row_bytes) {

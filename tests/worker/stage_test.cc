@@ -234,9 +234,9 @@ TEST(Stage, AsksForNoPlanInDecodeAndKeepsHotExperts) {
 }
 
 TEST(Stage, CopiesALayerAheadOfItsRoutingOnceItKnowsWhatIsUsed) {
-  TinyPipeline pipeline(&Model(), 1, [](StageOptions& options) { options.expert_slot_bytes = Slots(16); });
+  // Fewer slots than a layer uses experts: never are all of them here, so that every layer asks for a plan.
+  TinyPipeline pipeline(&Model(), 1, [](StageOptions& options) { options.expert_slot_bytes = Slots(5); });
   pipeline.link().place = [](const ActivatedExpert& use) { return use.resident ? ExpertPlace::kResident : ExpertPlace::kShip; };
-  pipeline.link().max_records_here = 2;  // so that some are still on their way when their layer is planned
   ASSERT_OK(pipeline.Prompt(Tokens(Model(), 200)));
   std::map<int64_t, int> ahead;  // records of a layer that were asked for before its plan
   pipeline.link().asked.clear();

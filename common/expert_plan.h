@@ -1,0 +1,29 @@
+#pragma once
+
+// What a plan of one layer says about the next one.
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <span>
+
+#include "common/expert_mailbox.h"
+
+namespace ferry {
+
+// How many tokens were enough for an expert that had not arrived to be computed on the worker's device; 0 when nothing was left to
+// the host. `places`: one a use. An expert that may be expected to get fewer in the next layer is not worth a copy ahead of its
+// routing.
+inline int64_t TokensWorthACopy(std::span<const ActivatedExpert> uses, std::span<const ExpertPlace> places) {
+  int64_t fewest_here = std::numeric_limits<int64_t>::max(), most_on_host = 0;
+  for (size_t i = 0; i < uses.size(); ++i) {
+    if (places[i] == ExpertPlace::kHost) {
+      most_on_host = std::max<int64_t>(most_on_host, uses[i].tokens);
+    } else if (uses[i].resident != 1) {
+      fewest_here = std::min<int64_t>(fewest_here, uses[i].tokens);
+    }
+  }
+  return most_on_host == 0 ? 0 : std::min(fewest_here, most_on_host + 1);
+}
+
+}  // namespace ferry
