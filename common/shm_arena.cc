@@ -13,9 +13,11 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <random>
 #include <thread>
 #include <utility>
 
+#include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "common/unique_fd.h"
 
@@ -255,6 +257,13 @@ absl::Status PollUntil(int socket, int16_t events, absl::Time deadline) {
 }
 
 }  // namespace
+
+std::string RandomDescriptorKey() {
+  std::random_device random;
+  std::string key;
+  for (int i = 0; i < 8; ++i) key += absl::StrFormat("%08x", random());
+  return key;
+}
 
 absl::StatusOr<std::unique_ptr<DescriptorServer>> DescriptorServer::Listen(const std::string& name) {
   ASSIGN_OR_RETURN(const auto address, AbstractAddress(name));

@@ -70,6 +70,8 @@ class DescriptorServer {
   virtual bool Offer(const std::string& key, const std::vector<int>& fds) = 0;
   virtual void Withdraw(const std::string& key) = 0;
 };
+// 64 characters that nobody guesses, to Offer under.
+std::string RandomDescriptorKey();
 // The worker's end: fetches what was offered under `key`; the descriptors are the caller's to close. NotFound: nothing is;
 // Unavailable: nobody listens, or it hung up; PermissionDenied: who listens is another user; DeadlineExceeded.
 absl::StatusOr<std::vector<int>> FetchDescriptors(const std::string& name, const std::string& key, absl::Time deadline);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <random>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -16,13 +15,6 @@ namespace {
 
 // How long a mailbox thread sleeps in one wait before it looks whether its worker is still there.
 constexpr absl::Duration kMailboxPoll = absl::Milliseconds(200);
-
-std::string RandomKey() {
-  std::random_device random;
-  std::string key;
-  for (int i = 0; i < 8; ++i) key += absl::StrFormat("%08x", random());
-  return key;
-}
 
 }  // namespace
 
@@ -100,7 +92,7 @@ absl::StatusOr<std::string> ExpertExchange::OpenMailbox(WorkerId worker, const M
   const std::shared_ptr<Peer>& peer = found->second;
   if (peer->mailbox != nullptr) return FailedPrecondition("worker %d has a mailbox already", worker.value());
   ASSIGN_OR_RETURN(peer->mailbox, ExpertMailbox::Create(shape));
-  peer->key = RandomKey();
+  peer->key = RandomDescriptorKey();
   descriptors_->Offer(peer->key, {store_.arena().fd(), peer->mailbox->fd()});
   // The thread holds the peer by a plain pointer: ~Peer joins it.
   peer->thread = std::thread([this, raw = peer.get()] { Serve(*raw); });

@@ -189,6 +189,10 @@ class Ops {
   virtual absl::StatusOr<DeviceMemoryInfo> MemoryInfo() = 0;
   virtual absl::Status Upload(void* dst, std::span<const std::byte> host_src) = 0;  // queued; host_src is free on return
   virtual absl::Status Download(std::span<std::byte> host_dst, const void* src) = 0;  // waits for the compute queue
+  // The same, queued behind compute and not waited for: the host's bytes are the queue's until a MarkCompute after it has passed.
+  // At the link's rate in memory of PinHost, of which both ends of the bytes are in one region; slower elsewhere.
+  virtual absl::Status UploadAsync(void* dst, std::span<const std::byte> host_src) = 0;
+  virtual absl::Status DownloadAsync(std::span<std::byte> host_dst, const void* src) = 0;
   // Host memory that CopyAsync reads: pinned where the backend can. Regions must not overlap; a copy stays inside one.
   virtual absl::Status PinHost(std::span<const std::byte> region, bool read_only) = 0;
   virtual void UnpinHost(std::span<const std::byte> region) = 0;

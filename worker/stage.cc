@@ -1,6 +1,7 @@
 #include "worker/stage.h"
 
 #include <algorithm>
+#include <deque>
 #include <utility>
 
 #include "absl/time/clock.h"
@@ -52,6 +53,7 @@ struct Stage::Pass {
   std::unique_ptr<DeviceBatch> batch;
   Tensor x, normed;         // all rows of the step
   int64_t rows_here = 0;    // of x: the first so many have come
+  std::deque<std::pair<ActivationChunk, Event>> uploading;  // of them, those that the device may still read
   absl::Time started;       // first row's arrival
   absl::Duration waited;    // for the previous stage, after that
 
@@ -75,6 +77,7 @@ absl::Status Stage::Forward(Pass& pass) {
       RETURN_IF_ERROR(Attention(pass, layer, row, num_rows));
     }
     RETURN_IF_ERROR(Experts(pass, layer));
+    GiveBackUploaded(pass);
     RETURN_IF_ERROR(pass.Check());
   }
   return options_.last() ? ReadLogits(pass) : SendRows(pass);
@@ -121,33 +124,40 @@ absl::Status Stage::EnsureRows(Pass& pass, int64_t end_row) {
   const StepTrace::Scope span(pass.trace, "receive rows", -1);
   while (pass.rows_here < end_row) {
     const absl::Time before = absl::Now();
-    ASSIGN_OR_RETURN(const ActivationChunk chunk, pass.source->Next(pass.step.step, pass.rows_here, pass.deadline));
+    ASSIGN_OR_RETURN(ActivationChunk chunk, pass.source->Next(pass.step.step, pass.rows_here, pass.deadline));
     if (pass.rows_here == 0) {
       pass.started = absl::Now();
     } else {
       pass.waited += absl::Now() - before;
     }
-    const int64_t num_rows = static_cast<int64_t>(chunk.values().size()) / pass.x.cols;
+    const int64_t num_rows = static_cast<int64_t>(chunk.values.size()) / pass.x.cols;
     if (num_rows > pass.x.rows - pass.rows_here) {
       return InvalidArgument("%d hidden states came from row %d on, want at most %d", num_rows, pass.rows_here,
                              pass.x.rows - pass.rows_here);
     }
-    RETURN_IF_ERROR(ops_.Upload(pass.x.Rows(pass.rows_here, num_rows).data, std::as_bytes(chunk.values())));
+    RETURN_IF_ERROR(ops_.UploadAsync(pass.x.Rows(pass.rows_here, num_rows).data, std::as_bytes(chunk.values)));
+    ASSIGN_OR_RETURN(Event uploaded, ops_.MarkCompute());
+    pass.uploading.emplace_back(std::move(chunk), std::move(uploaded));
+    GiveBackUploaded(pass);
     pass.rows_here += num_rows;
   }
   return absl::OkStatus();
 }
 
+void Stage::GiveBackUploaded(Pass& pass) {
+  while (!pass.uploading.empty() && ops_.Passed(pass.uploading.front().second)) pass.uploading.pop_front();
+}
+
 absl::Status Stage::SendRows(Pass& pass) {
   const StepTrace::Scope span(pass.trace, "send rows", -1);
-  const int64_t row_bytes = pass.x.cols * static_cast<int64_t>(sizeof(float));
-  const int64_t rows_at_once = std::max<int64_t>(1, kMaxActivationBytes / row_bytes);
-  std::vector<float> rows;
-  for (int64_t first = 0; first < pass.x.rows; first += rows_at_once) {
-    const int64_t num_rows = std::min(rows_at_once, pass.x.rows - first);
-    rows.resize(num_rows * pass.x.cols);
-    RETURN_IF_ERROR(ops_.Download(std::as_writable_bytes(std::span(rows)), pass.x.Rows(first, num_rows).data));
-    RETURN_IF_ERROR(pass.sink->Send(pass.step.step, first, rows, pass.deadline));
+  for (int64_t first = 0; first < pass.x.rows;) {
+    ASSIGN_OR_RETURN(const std::span<float> rows, pass.sink->Reserve(pass.x.rows - first, pass.deadline));
+    const int64_t num_rows = static_cast<int64_t>(rows.size()) / pass.x.cols;
+    RETURN_IF_ERROR(ops_.DownloadAsync(std::as_writable_bytes(rows), pass.x.Rows(first, num_rows).data));
+    ASSIGN_OR_RETURN(const Event downloaded, ops_.MarkCompute());
+    RETURN_IF_ERROR(ops_.Wait(downloaded, pass.deadline));
+    RETURN_IF_ERROR(pass.sink->Send(pass.step.step, first, pass.deadline));
+    first += num_rows;
   }
   return absl::OkStatus();
 }

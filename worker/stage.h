@@ -101,6 +101,7 @@ class Stage {
   absl::Status EnsureRows(Pass& pass, int64_t end_row);
   absl::Status Attention(Pass& pass, int64_t layer, int64_t first_row, int64_t num_rows);
   absl::Status Experts(Pass& pass, int64_t layer);
+  void GiveBackUploaded(Pass& pass);
   absl::Status SendRows(Pass& pass);
   absl::Status ReadLogits(Pass& pass);
 

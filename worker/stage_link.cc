@@ -1,5 +1,6 @@
 #include "worker/stage_link.h"
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -13,6 +14,18 @@ constexpr int64_t kMaxFailuresHeld = 256;  // as many as steps that a worker que
 constexpr size_t kMaxErrorBytes = 1024;    // of the message that goes on to the client
 
 }  // namespace
+
+int64_t RowsOfAMessage(int64_t n_embd) {
+  return std::max<int64_t>(1, kMaxActivationBytes / (n_embd * static_cast<int64_t>(sizeof(float))));
+}
+
+absl::Status CheckNextChunk(uint64_t step, int64_t first_row, uint64_t next_step, int64_t next_first_row,
+                            const std::string& error) {
+  if (next_step > step) return Internal("step %d has no more hidden states: those of step %d came", step, next_step);
+  if (!error.empty()) return Aborted("step %d failed before this worker: %s", step, error);
+  if (next_first_row == first_row) return absl::OkStatus();
+  return Internal("hidden states of step %d begin at row %d, want %d", step, next_first_row, first_row);
+}
 
 void ActivationQueue::BeginEpoch(uint64_t epoch) {
   const std::lock_guard lock(mutex_);
@@ -56,7 +69,7 @@ absl::Status ActivationQueue::Push(uint64_t epoch, uint64_t step, int64_t first_
   last_failed_ = false;
   end_row_ = first_row + num_rows;
   rows_held_ += num_rows;
-  items_.push_back({.step = step, .chunk = {.first_row = first_row, .data = std::move(data)}, .error = {}});
+  items_.push_back({.step = step, .first_row = first_row, .num_rows = num_rows, .data = std::move(data), .error = {}});
   changed_.notify_all();
   return absl::OkStatus();
 }
@@ -86,7 +99,7 @@ absl::StatusOr<ActivationChunk> ActivationQueue::Next(uint64_t step, int64_t fir
     if (epoch_ != epoch || epoch == 0) return Aborted("epoch %d is over", epoch);
     // What an earlier step, which failed here, left behind.
     while (!items_.empty() && items_.front().step < step) {
-      rows_held_ -= static_cast<int64_t>(items_.front().chunk.values().size()) / n_embd_;
+      rows_held_ -= items_.front().num_rows;
       failures_held_ -= !items_.front().error.empty();
       items_.pop_front();
       changed_.notify_all();
@@ -97,22 +110,25 @@ absl::StatusOr<ActivationChunk> ActivationQueue::Next(uint64_t step, int64_t fir
     }
   }
   Item& front = items_.front();
-  if (front.step > step) return Internal("step %d has no more hidden states: those of step %d came", step, front.step);
-  if (!front.error.empty()) return Aborted("step %d failed before this worker: %s", step, front.error);
-  if (front.chunk.first_row != first_row) {
-    return Internal("hidden states of step %d begin at row %d, want %d", step, front.chunk.first_row, first_row);
-  }
-  ActivationChunk chunk = std::move(front.chunk);
-  rows_held_ -= static_cast<int64_t>(chunk.values().size()) / n_embd_;
+  RETURN_IF_ERROR(CheckNextChunk(step, first_row, front.step, front.first_row, front.error));
+  const auto owner = std::make_shared<const std::string>(std::move(front.data));
+  rows_held_ -= front.num_rows;
   items_.pop_front();
   changed_.notify_all();
-  return chunk;
+  return ActivationChunk{.first_row = first_row,
+                         .values = {reinterpret_cast<const float*>(owner->data()), owner->size() / sizeof(float)},
+                         .owner = owner};
 }
 
-absl::Status LoopbackSink::Send(uint64_t step, int64_t first_row, std::span<const float> rows, absl::Time deadline) {
-  std::string data(reinterpret_cast<const char*>(rows.data()), rows.size_bytes());
-  return next_.Push(epoch_, step, first_row, static_cast<int64_t>(rows.size()) / n_embd_, std::move(data),
-                    [deadline] { return absl::Now() >= deadline; });
+absl::StatusOr<std::span<float>> LoopbackSink::Reserve(int64_t num_rows, absl::Time) {
+  rows_.resize(std::min(num_rows, RowsOfAMessage(n_embd_)) * n_embd_);
+  return std::span(rows_);
+}
+
+absl::Status LoopbackSink::Send(uint64_t step, int64_t first_row, absl::Time deadline) {
+  std::string data(reinterpret_cast<const char*>(rows_.data()), rows_.size() * sizeof(float));
+  return next_.Push(epoch_, step, first_row, static_cast<int64_t>(rows_.size()) / n_embd_, std::move(data),
+                    [&] { return aborted_ || absl::Now() >= deadline; });
 }
 
 absl::Status LoopbackSink::SendFailure(uint64_t step, const std::string& error, absl::Time) {

@@ -3,16 +3,19 @@
 // Hidden states between stages. What one stage sends in order, the next receives in order; a step that fails on the way is
 // announced, so that the stages behind it do not wait for rows that will not come.
 //
-// Interfaces for the stage, a queue that stands behind every receiving end, and a loopback that joins two stages of one process.
-// The gRPC sender is in stage_link_grpc.h.
+// Interfaces for the stage, a queue that stands behind what comes by message, and a loopback that joins two stages of one process.
+// Between hosts rows travel over gRPC (stage_link_grpc.h), on one host through shared memory (stage_link_shm.h).
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "common/status.h"
@@ -21,13 +24,12 @@ namespace ferry {
 
 inline constexpr int64_t kMaxActivationBytes = int64_t{3} << 20;  // of one chunk; a single row may be larger
 
-// Rows [first_row, first_row + values().size() / n_embd) of a step, in the bytes in which they came.
+// Rows [first_row, first_row + values.size() / n_embd) of a step, where they came to lie. Chunks are dropped in the order in which
+// they came.
 struct ActivationChunk {
   int64_t first_row = 0;
-  std::string data;  // F32, whole rows
-  std::span<const float> values() const {
-    return {reinterpret_cast<const float*>(data.data()), data.size() / sizeof(float)};
-  }
+  std::span<const float> values;      // whole rows
+  std::shared_ptr<const void> owner;  // of the memory; when it is dropped, the sender may have that
 };
 
 class ActivationSource {
@@ -36,16 +38,27 @@ class ActivationSource {
   // The next chunk of `step`, whose rows begin at `first_row`. DeadlineExceeded: it did not come; Aborted: the epoch is over, or
   // the step failed before this stage.
   virtual absl::StatusOr<ActivationChunk> Next(uint64_t step, int64_t first_row, absl::Time deadline) = 0;
+  // The epoch is over: whoever waits, or will, gets Aborted. Any thread.
+  virtual void Abort() = 0;
 };
 
 class ActivationSink {
  public:
   virtual ~ActivationSink() = default;
-  // The next rows of `step`. Unavailable: the next worker is lost; DeadlineExceeded: it takes nothing.
-  virtual absl::Status Send(uint64_t step, int64_t first_row, std::span<const float> rows, absl::Time deadline) = 0;
+  // Memory for 1 to num_rows of the rows that come next, [n, n_embd], to be filled and sent. DeadlineExceeded: the next worker
+  // takes nothing; Unavailable: it is lost; Aborted: the epoch is over.
+  virtual absl::StatusOr<std::span<float>> Reserve(int64_t num_rows, absl::Time deadline) = 0;
+  // Sends what was reserved as rows of `step` from first_row on. Errors as above.
+  virtual absl::Status Send(uint64_t step, int64_t first_row, absl::Time deadline) = 0;
   // The step failed here or earlier.
   virtual absl::Status SendFailure(uint64_t step, const std::string& error, absl::Time deadline) = 0;
+  // The epoch is over. Any thread.
+  virtual void Abort() = 0;
 };
+
+// Whether `next`, which came next, is the chunk of `step` from first_row on that a source was asked for. Aborted: the step failed
+// before this stage, and `error` says why. Internal: another step, or other rows.
+absl::Status CheckNextChunk(uint64_t step, int64_t first_row, uint64_t next_step, int64_t next_first_row, const std::string& error);
 
 // The receiving end: transports push, the compute thread takes. Everything that is pushed is checked, since it came from another
 // process. Holds the rows of one full step; who pushes more waits. Thread-safe.
@@ -65,11 +78,14 @@ class ActivationQueue final : public ActivationSource {
   absl::Status PushFailure(uint64_t epoch, uint64_t step, const std::string& error);
 
   absl::StatusOr<ActivationChunk> Next(uint64_t step, int64_t first_row, absl::Time deadline) override;
+  void Abort() override { BeginEpoch(0); }
 
  private:
   struct Item {
     uint64_t step = 0;
-    ActivationChunk chunk;
+    int64_t first_row = 0;
+    int64_t num_rows = 0;
+    std::string data;   // F32 [num_rows, n_embd]
     std::string error;  // not empty: the step failed
   };
   absl::Status CheckLocked(uint64_t epoch, uint64_t step, int64_t first_row, int64_t num_rows, size_t bytes) const;
@@ -90,13 +106,20 @@ class ActivationQueue final : public ActivationSource {
 class LoopbackSink final : public ActivationSink {
  public:
   LoopbackSink(ActivationQueue* next, int64_t n_embd, uint64_t epoch) : next_(*next), n_embd_(n_embd), epoch_(epoch) {}
-  absl::Status Send(uint64_t step, int64_t first_row, std::span<const float> rows, absl::Time deadline) override;
+  absl::StatusOr<std::span<float>> Reserve(int64_t num_rows, absl::Time deadline) override;
+  absl::Status Send(uint64_t step, int64_t first_row, absl::Time deadline) override;
   absl::Status SendFailure(uint64_t step, const std::string& error, absl::Time deadline) override;
+  void Abort() override { aborted_ = true; }
 
  private:
   ActivationQueue& next_;
   const int64_t n_embd_;
   const uint64_t epoch_;
+  std::vector<float> rows_;  // reserved
+  std::atomic<bool> aborted_{false};
 };
+
+// Rows that fit into one message of at most kMaxActivationBytes, at least 1.
+int64_t RowsOfAMessage(int64_t n_embd);
 
 }  // namespace ferry

@@ -1,7 +1,6 @@
 #include "worker/stage_link_grpc.h"
 
-#include <grpcpp/grpcpp.h>
-
+#include <algorithm>
 #include <condition_variable>
 #include <mutex>
 #include <utility>
@@ -9,7 +8,6 @@
 #include "absl/time/clock.h"
 #include "common/grpc_status.h"
 #include "ferry/v1/worker.grpc.pb.h"
-#include "worker/channel.h"
 
 namespace ferry {
 namespace {
@@ -45,6 +43,9 @@ class PushStream final : public grpc::ClientWriteReactor<v1::Activations> {
     }
     return broken_ || done_ ? End(lock) : absl::OkStatus();
   }
+
+  // Ends what is under way and what is to come. Any thread.
+  void Cancel() { context_.TryCancel(); }
 
   void OnWriteDone(bool ok) override {
     const std::lock_guard lock(mutex_);
@@ -96,43 +97,59 @@ class GrpcSink final : public ActivationSink {
   GrpcSink(std::shared_ptr<grpc::Channel> channel, Incarnation next, int64_t n_embd, uint64_t epoch)
       : stub_(v1::Worker::NewStub(std::move(channel))), next_(next), n_embd_(n_embd), epoch_(epoch) {}
 
-  absl::Status Send(uint64_t step, int64_t first_row, std::span<const float> rows, absl::Time deadline) override {
-    v1::Activations& message = Begin(step);
+  absl::StatusOr<std::span<float>> Reserve(int64_t num_rows, absl::Time) override {
+    ASSIGN_OR_RETURN(v1::Activations* const message, Begin());
+    num_rows_ = std::min(num_rows, RowsOfAMessage(n_embd_));
+    message->mutable_data()->resize(num_rows_ * n_embd_ * sizeof(float));
+    return std::span(reinterpret_cast<float*>(message->mutable_data()->data()), num_rows_ * n_embd_);
+  }
+  absl::Status Send(uint64_t step, int64_t first_row, absl::Time deadline) override {
+    v1::Activations& message = stream_->message();
+    message.set_step(step);
     message.set_first_row(first_row);
-    message.set_num_rows(rows.size() / n_embd_);
-    message.set_data(rows.data(), rows.size_bytes());
+    message.set_num_rows(num_rows_);
     return stream_->Write(deadline);
   }
   absl::Status SendFailure(uint64_t step, const std::string& error, absl::Time deadline) override {
-    Begin(step).set_error(error.empty() ? "it failed" : error);
+    ASSIGN_OR_RETURN(v1::Activations* const message, Begin());
+    message->set_step(step);
+    message->set_error(error.empty() ? "it failed" : error);
     return stream_->Write(deadline);
+  }
+  void Abort() override {
+    const std::lock_guard lock(mutex_);
+    aborted_ = true;
+    if (stream_ != nullptr) stream_->Cancel();
   }
 
  private:
-  v1::Activations& Begin(uint64_t step) {
-    if (stream_ == nullptr) stream_ = std::make_unique<PushStream>(*stub_, next_);
+  // The stream's message, empty but for the epoch.
+  absl::StatusOr<v1::Activations*> Begin() {
+    {
+      const std::lock_guard lock(mutex_);
+      if (aborted_) return Aborted("epoch %d is over", epoch_);
+      if (stream_ == nullptr) stream_ = std::make_unique<PushStream>(*stub_, next_);
+    }
     v1::Activations& message = stream_->message();
     message.Clear();
     message.set_epoch(epoch_);
-    message.set_step(step);
-    return message;
+    return &message;
   }
 
   const std::unique_ptr<v1::Worker::Stub> stub_;
   const Incarnation next_;
   const int64_t n_embd_;
   const uint64_t epoch_;
-  std::unique_ptr<PushStream> stream_;
+  int64_t num_rows_ = 0;  // reserved
+  std::mutex mutex_;
+  bool aborted_ = false;                // guarded by mutex_
+  std::unique_ptr<PushStream> stream_;  // made by the compute thread under mutex_, and its own but for Cancel
 };
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ActivationSink>> ConnectGrpcSink(const std::string& address, Incarnation next, int64_t n_embd,
-                                                                uint64_t epoch, absl::Time deadline) {
-  std::shared_ptr<grpc::Channel> channel = ConnectTo(address, Keepalive::kOn);
-  if (!channel->WaitForConnected(absl::ToChronoTime(deadline))) {
-    return Unavailable("the next worker does not answer at %s", address);
-  }
+std::unique_ptr<ActivationSink> MakeGrpcSink(std::shared_ptr<grpc::Channel> channel, Incarnation next, int64_t n_embd,
+                                             uint64_t epoch) {
   return std::make_unique<GrpcSink>(std::move(channel), next, n_embd, epoch);
 }
 

@@ -91,7 +91,9 @@ v1::ExpertCounters StepRunner::counters() const {
 void StepRunner::AbortLocked(std::unique_lock<std::mutex>& lock) {
   epoch_ = 0;
   stop_.request_stop();
-  activations_.BeginEpoch(0);
+  activations_.Abort();
+  if (source_ != nullptr) source_->Abort();
+  if (sink_ != nullptr) sink_->Abort();
   std::deque<Queued> given_up = std::exchange(queue_, {});
   lock.unlock();
   for (const Queued& queued : given_up) queued.answer(ResponseFor(queued.request, Aborted("the epoch is over")));
@@ -108,9 +110,18 @@ absl::Status StepRunner::BeginEpoch(uint64_t epoch, std::unique_ptr<ActivationSi
   if (epoch <= last_epoch_ || ending_) return Aborted("epoch is %d, want one after %d", epoch, last_epoch_);
   epoch_ = last_epoch_ = epoch;
   next_step_ = 1;
+  source_ = nullptr;
   sink_ = std::move(next);
   stop_ = std::stop_source();
   activations_.BeginEpoch(epoch);
+  return absl::OkStatus();
+}
+
+absl::Status StepRunner::ReceiveFrom(uint64_t epoch, std::unique_ptr<ActivationSource> previous) {
+  const std::lock_guard lock(mutex_);
+  if (epoch == 0 || epoch != epoch_) return Aborted("epoch is %d, want %d", epoch, epoch_);
+  if (running_ || next_step_ > 1) return FailedPrecondition("epoch %d has had steps already", epoch);
+  source_ = std::move(previous);
   return absl::OkStatus();
 }
 
@@ -182,6 +193,7 @@ void StepRunner::Loop() {
 
 absl::StatusOr<StageResult> StepRunner::RunOne(const Queued& queued) {
   std::stop_token stop;
+  ActivationSource* source = nullptr;
   ActivationSink* sink = nullptr;
   {
     const std::lock_guard lock(mutex_);
@@ -192,11 +204,12 @@ absl::StatusOr<StageResult> StepRunner::RunOne(const Queued& queued) {
     }
     ++next_step_;
     stop = stop_.get_token();
+    source = source_ != nullptr ? source_.get() : &activations_;
     sink = sink_.get();
   }
   const auto run = [&]() -> absl::StatusOr<StageResult> {
     ASSIGN_OR_RETURN(const StageStep step, CheckStep(queued.request, limits_));
-    return stage_.Run(step, queued.deadline, &activations_, sink, stop);
+    return stage_.Run(step, queued.deadline, source, sink, stop);
   };
   absl::StatusOr<StageResult> result = run();
   if (!result.ok() && sink != nullptr && !stop.stop_requested()) {

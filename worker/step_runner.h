@@ -39,6 +39,9 @@ class StepRunner {
   // `epoch`, whose hidden states go to `next` (null: last stage). Aborted: not a later epoch. DeadlineExceeded: the step that
   // runs did not end in time; no epoch lasts then.
   absl::Status BeginEpoch(uint64_t epoch, std::unique_ptr<ActivationSink> next, absl::Time deadline);
+  // The epoch's hidden states come from `previous`, or again from the queue if that is null. Before its first step. Aborted:
+  // another epoch lasts; FailedPrecondition: it has had steps.
+  absl::Status ReceiveFrom(uint64_t epoch, std::unique_ptr<ActivationSource> previous);
   uint64_t epoch() const;
 
   // Measures the link on the compute thread. FailedPrecondition: an epoch lasts, or another probe runs. DeadlineExceeded: it did
@@ -79,7 +82,8 @@ class StepRunner {
   uint64_t epoch_ = 0;      // 0: none lasts
   uint64_t last_epoch_ = 0;
   uint64_t next_step_ = 1;
-  std::unique_ptr<ActivationSink> sink_;  // used by the compute thread while running_
+  std::unique_ptr<ActivationSource> source_;  // null: the queue; used by the compute thread while running_
+  std::unique_ptr<ActivationSink> sink_;      // likewise; null: last stage
   std::stop_source stop_;
   std::deque<Queued> queue_;
   std::shared_ptr<ProbeJob> probe_;  // asked for, or running

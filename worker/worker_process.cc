@@ -271,7 +271,11 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
     const absl::Status device = ops->Synchronize(absl::Now() + kDevicePatience);
     if (!device.ok()) ending.End(Annotate(device, "the device does not work any more"));
   });
-  service.Attach(&runner, &activations, assignment.model.n_embd);
+  service.Attach(&runner, &activations,
+                 {.ops = ops.get(),
+                  .n_embd = assignment.model.n_embd,
+                  .max_rows = assignment.max_rows,
+                  .share_memory = assignment.expert_transport == "shm"});
   {
     const std::lock_guard lock(report.mutex);
     report.runner = &runner;

@@ -52,9 +52,9 @@ class AnswerWriter {
 
 }  // namespace
 
-void WorkerService::Attach(StepRunner* runner, ActivationQueue* activations, int64_t n_embd) {
+void WorkerService::Attach(StepRunner* runner, ActivationQueue* activations, const StageLinkOptions& links) {
   const std::lock_guard lock(mutex_);
-  attached_ = {runner, activations, n_embd};
+  attached_ = {runner, activations, links};
 }
 
 absl::StatusOr<WorkerService::Attached> WorkerService::Get() const {
@@ -63,18 +63,22 @@ absl::StatusOr<WorkerService::Attached> WorkerService::Get() const {
   return attached_;
 }
 
+absl::Status WorkerService::CheckIncarnation(uint64_t meant) const {
+  if (meant == incarnation_.value()) return absl::OkStatus();
+  return Aborted("incarnation is %d, want %d: another worker was meant", meant, incarnation_.value());
+}
+
 grpc::Status WorkerService::BeginEpoch(grpc::ServerContext* context, const v1::BeginEpochRequest* request,
                                        v1::BeginEpochResponse*) {
   const auto begin = [&]() -> absl::Status {
     ASSIGN_OR_RETURN(const Attached attached, Get());
-    if (request->incarnation() != incarnation_.value()) {
-      return Aborted("incarnation is %d, want %d: another worker was meant", request->incarnation(), incarnation_.value());
-    }
+    RETURN_IF_ERROR(CheckIncarnation(request->incarnation()));
     const absl::Time deadline = DeadlineOf(*context, kBeginEpochTimeout);
     std::unique_ptr<ActivationSink> sink;
     if (!request->next_address().empty()) {
-      ASSIGN_OR_RETURN(sink, ConnectGrpcSink(request->next_address(), Incarnation(request->next_incarnation()), attached.n_embd,
-                                             request->epoch(), std::min(deadline, absl::Now() + kConnectTimeout)));
+      ASSIGN_OR_RETURN(sink, ConnectNextWorker(request->next_address(), Incarnation(request->next_incarnation()),
+                                               request->epoch(), attached.links,
+                                               std::min(deadline, absl::Now() + kConnectTimeout)));
     }
     return attached.runner->BeginEpoch(request->epoch(), std::move(sink), deadline);
   };
@@ -119,13 +123,22 @@ grpc::Status WorkerService::PushActivations(grpc::ServerContext* context, grpc::
   return grpc::Status::OK;
 }
 
+grpc::Status WorkerService::ShareActivations(grpc::ServerContext*, const v1::ShareActivationsRequest* request,
+                                             v1::ShareActivationsResponse* response) {
+  const auto share = [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(const Attached attached, Get());
+    RETURN_IF_ERROR(CheckIncarnation(request->incarnation()));
+    ASSIGN_OR_RETURN(*response, sharer_.Share(*request, attached.links, attached.runner));
+    return absl::OkStatus();
+  };
+  return ToGrpcStatus(share());
+}
+
 grpc::Status WorkerService::ProbeLink(grpc::ServerContext* context, const v1::ProbeLinkRequest* request,
                                       v1::ProbeLinkResponse* response) {
   const auto probe = [&]() -> absl::Status {
     ASSIGN_OR_RETURN(const Attached attached, Get());
-    if (request->incarnation() != incarnation_.value()) {
-      return Aborted("incarnation is %d, want %d: another worker was meant", request->incarnation(), incarnation_.value());
-    }
+    RETURN_IF_ERROR(CheckIncarnation(request->incarnation()));
     if (!(request->seconds() > 0 && request->seconds() <= kLongestProbeSeconds)) {  // NaN fails as well
       return InvalidArgument("seconds is %g, want above 0 and at most %g", request->seconds(), kLongestProbeSeconds);
     }

@@ -9,6 +9,7 @@
 
 #include "common/ids.h"
 #include "ferry/v1/worker.grpc.pb.h"
+#include "worker/next_worker.h"
 #include "worker/stage_link.h"
 #include "worker/step_runner.h"
 
@@ -21,7 +22,7 @@ class WorkerService final : public v1::Worker::Service {
       : incarnation_(incarnation), on_shutdown_(std::move(on_shutdown)) {}
 
   // The worker is loaded. Both outlive the server that this is registered with.
-  void Attach(StepRunner* runner, ActivationQueue* activations, int64_t n_embd);
+  void Attach(StepRunner* runner, ActivationQueue* activations, const StageLinkOptions& links);
 
   grpc::Status BeginEpoch(grpc::ServerContext* context, const v1::BeginEpochRequest* request,
                           v1::BeginEpochResponse* response) override;
@@ -29,6 +30,8 @@ class WorkerService final : public v1::Worker::Service {
                         grpc::ServerReaderWriter<v1::StepResponse, v1::StepRequest>* stream) override;
   grpc::Status PushActivations(grpc::ServerContext* context, grpc::ServerReader<v1::Activations>* stream,
                                v1::PushActivationsResponse* response) override;
+  grpc::Status ShareActivations(grpc::ServerContext* context, const v1::ShareActivationsRequest* request,
+                                v1::ShareActivationsResponse* response) override;
   grpc::Status ProbeLink(grpc::ServerContext* context, const v1::ProbeLinkRequest* request,
                          v1::ProbeLinkResponse* response) override;
   grpc::Status Shutdown(grpc::ServerContext* context, const v1::ShutdownRequest* request,
@@ -38,14 +41,16 @@ class WorkerService final : public v1::Worker::Service {
   struct Attached {
     StepRunner* runner = nullptr;
     ActivationQueue* activations = nullptr;
-    int64_t n_embd = 0;
+    StageLinkOptions links;
   };
   absl::StatusOr<Attached> Get() const;
+  absl::Status CheckIncarnation(uint64_t meant) const;
 
   const Incarnation incarnation_;
   const std::function<void()> on_shutdown_;
+  ActivationSharer sharer_;
   mutable std::mutex mutex_;
-  Attached attached_;
+  Attached attached_;  // guarded by mutex_
 };
 
 }  // namespace ferry

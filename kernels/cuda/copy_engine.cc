@@ -58,6 +58,10 @@ absl::StatusOr<std::unique_ptr<CopyEngine>> CopyEngine::Create(int device, std::
                                                                CudaTimeline* timeline) {
   std::unique_ptr<CopyEngine> out(new CopyEngine(timeline));
   out->device_ = device;
+  int reach = 0;
+  RETURN_IF_ERROR(CudaStatus(cudaDeviceGetAttribute(&reach, cudaDevAttrCanUseHostPointerForRegisteredMem, device),
+                             "asking how kernels reach pinned memory"));
+  out->kernels_reach_pinned_ = reach != 0;
   ASSIGN_OR_RETURN(out->stream_, Stream::Create());
   out->events_ = std::move(events);
   return out;
@@ -75,7 +79,7 @@ absl::Status CopyEngine::Pin(std::span<const std::byte> region, bool read_only) 
                              other.size());
     }
   }
-  unsigned flags = cudaHostRegisterPortable;
+  unsigned flags = cudaHostRegisterPortable | cudaHostRegisterMapped;
   if (read_only) {
     int supported = 0;
     RETURN_IF_ERROR(CudaStatus(cudaDeviceGetAttribute(&supported, cudaDevAttrHostRegisterReadOnlySupported, device_),
@@ -99,17 +103,20 @@ void CopyEngine::Unpin(std::span<const std::byte> region) {
   pinned_.erase(found);
 }
 
+absl::StatusOr<bool> CopyEngine::InPinned(std::string_view name, std::span<const std::byte> bytes) const {
+  // The first region that ends after the bytes begin is the only one they may touch.
+  auto region = pinned_.upper_bound(Begin(bytes));
+  if (region != pinned_.begin() && End(std::prev(region)->second) > Begin(bytes)) --region;
+  if (region == pinned_.end() || !Overlap(region->second, bytes)) return false;
+  if (Begin(bytes) >= Begin(region->second) && End(bytes) <= End(region->second)) return true;
+  return InvalidArgument("%s of %d bytes crosses the end of a pinned region of %d bytes", name, bytes.size(),
+                         region->second.size());
+}
+
 absl::StatusOr<Event> CopyEngine::Copy(void* dst, std::span<const std::byte> host_src, std::span<const Event> after) {
   if (!host_src.empty()) {
     if (dst == nullptr) return InvalidArgument("dst is null");
-    // The first region that ends after the source begins is the only one it may touch.
-    auto region = pinned_.upper_bound(Begin(host_src));
-    if (region != pinned_.begin() && End(std::prev(region)->second) > Begin(host_src)) --region;
-    if (region != pinned_.end() && Overlap(region->second, host_src) &&
-        (Begin(host_src) < Begin(region->second) || End(host_src) > End(region->second))) {
-      return InvalidArgument("host_src of %d bytes crosses the end of a pinned region of %d bytes", host_src.size(),
-                             region->second.size());
-    }
+    RETURN_IF_ERROR(InPinned("host_src", host_src).status());
   }
   for (const Event& event : after) {
     if (event != nullptr && CudaEvent::Of(event) == nullptr)

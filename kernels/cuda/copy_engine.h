@@ -64,6 +64,11 @@ class CopyEngine {
   // Waits for copies in flight first.
   void Unpin(std::span<const std::byte> region);
 
+  // Whether all of `bytes` lies in one pinned region. InvalidArgument: it crosses the end of one.
+  absl::StatusOr<bool> InPinned(std::string_view name, std::span<const std::byte> bytes) const;
+  // Whether kernels reach pinned memory by the host's own addresses.
+  bool kernels_reach_pinned() const { return kernels_reach_pinned_; }
+
   // Queues a copy after `after`, all of them CudaEvents or null. InvalidArgument: host_src crosses the end of a pinned
   // region. Memory outside all regions is copied as well, slower, and the call may wait for the queue.
   absl::StatusOr<Event> Copy(void* dst, std::span<const std::byte> host_src, std::span<const Event> after);
@@ -74,6 +79,7 @@ class CopyEngine {
   explicit CopyEngine(CudaTimeline* timeline) : timeline_(*timeline) {}
   CudaTimeline& timeline_;
   int device_ = 0;
+  bool kernels_reach_pinned_ = false;
   Stream stream_;
   std::shared_ptr<EventPool> events_;
   std::map<uintptr_t, std::span<const std::byte>> pinned_;  // by address

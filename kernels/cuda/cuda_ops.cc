@@ -265,12 +265,35 @@ class CudaOps final : public Ops {
     return absl::OkStatus();
   }
 
+  // By a kernel, since the copy engine's queue is full of experts.
+  absl::Status UploadAsync(void* dst, std::span<const std::byte> host_src) override {
+    RETURN_IF_ERROR(Use());
+    ASSIGN_OR_RETURN(const bool pinned, copies_->InPinned("host_src", host_src));
+    if (!pinned || !copies_->kernels_reach_pinned()) return Upload(dst, host_src);
+    const CudaTimeline::Scope span = SpanOf("UploadAsync");
+    RETURN_IF_ERROR(CheckNotNull("dst", dst));
+    return Queued("UploadAsync",
+                  LaunchCopyFromHost(dst, host_src.data(), static_cast<int64_t>(host_src.size()), compute_.get()));
+  }
+
+  absl::Status DownloadAsync(std::span<std::byte> host_dst, const void* src) override {
+    RETURN_IF_ERROR(Use());
+    ASSIGN_OR_RETURN(const bool pinned, copies_->InPinned("host_dst", host_dst));
+    if (!pinned) return Download(host_dst, src);
+    const CudaTimeline::Scope span = SpanOf("DownloadAsync");
+    RETURN_IF_ERROR(CheckNotNull("src", src));
+    return Queued("DownloadAsync",
+                  cudaMemcpyAsync(host_dst.data(), src, host_dst.size(), cudaMemcpyDeviceToHost, compute_.get()));
+  }
+
   absl::Status PinHost(std::span<const std::byte> region, bool read_only) override {
     RETURN_IF_ERROR(Use());
     return copies_->Pin(region, read_only);
   }
   void UnpinHost(std::span<const std::byte> region) override {
-    if (Use().ok()) copies_->Unpin(region);
+    if (!Use().ok()) return;
+    cudaStreamSynchronize(compute_.get());  // UploadAsync and DownloadAsync
+    copies_->Unpin(region);
   }
   absl::StatusOr<Event> CopyAsync(void* dst, std::span<const std::byte> host_src,
                                   std::span<const Event> after) override {

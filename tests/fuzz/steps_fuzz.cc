@@ -96,9 +96,9 @@ void FuzzActivations(WireInput& input) {
     } else {
       const absl::StatusOr<ActivationChunk> chunk = queue.Next(step, row, absl::InfinitePast());
       if (chunk.ok()) {
-        Require(chunk->first_row == row && !chunk->values().empty());
-        Require(chunk->values().size() % kEmbd == 0);
-        row += static_cast<int64_t>(chunk->values().size()) / kEmbd;
+        Require(chunk->first_row == row && !chunk->values.empty());
+        Require(chunk->values.size() % kEmbd == 0);
+        row += static_cast<int64_t>(chunk->values.size()) / kEmbd;
         Require(row <= kRows);
       }
       if (!chunk.ok() || row == kRows) ++step, row = 0;

@@ -104,6 +104,32 @@ TEST_F(CudaOpsTest, UploadsAreQueuedInOrderAndTheirSourceIsFreeOnReturn) {
   EXPECT_EQ(device.ReadAs<int32_t>(), std::vector<int32_t>(1024, 2999));
 }
 
+TEST_F(CudaOpsTest, UploadsAndDownloadsBehindComputeFromPinnedMemoryAndFromOther) {
+  constexpr int64_t kBytes = (5 << 20) + 12;
+  for (const bool pinned : {true, false}) {
+    AlignedBytes host(kBytes), back(kBytes);
+    RandomBits random(3);
+    for (std::byte& byte : host.span()) byte = static_cast<std::byte>(random.Next());
+    if (pinned) {
+      ASSERT_OK(ops_->PinHost(host.span(), /*read_only=*/false));
+      ASSERT_OK(ops_->PinHost(back.span(), /*read_only=*/false));
+    }
+    const GuardedBytes device(ops_, kBytes), copy(ops_, kBytes);
+    ASSERT_OK(ops_->UploadAsync(device.data(), host.span()));
+    ASSERT_OK(ops_->GatherRows({device.data(), DType::kF32, 1, kBytes / 4}, std::vector<int32_t>{0},
+                               {copy.data(), DType::kF32, 1, kBytes / 4}));
+    ASSERT_OK(ops_->DownloadAsync(back.span(), copy.data()));
+    ASSERT_OK_AND_ASSIGN(const Event done, ops_->MarkCompute());
+    ASSERT_OK(ops_->Wait(done, Soon()));
+    EXPECT_TRUE(std::equal(host.span().begin(), host.span().end(), back.span().begin())) << "pinned: " << pinned;
+    if (!pinned) continue;
+    EXPECT_THAT(ops_->UploadAsync(device.data(), std::span(host.span().data() - 16, 32)),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("host_src of 32 bytes crosses the end")));
+    ops_->UnpinHost(host.span());
+    ops_->UnpinHost(back.span());
+  }
+}
+
 TEST_F(CudaOpsTest, CopiesFromPinnedMemoryAfterTheComputeThatStillReadsTheTarget) {
   constexpr int64_t kBytes = 8 << 20;
   AlignedBytes host(kBytes);

@@ -72,6 +72,17 @@ TEST_F(HostOpsTest, UploadsAndDownloads) {
   EXPECT_EQ(back, values);
 }
 
+TEST_F(HostOpsTest, UploadsAndDownloadsBehindWhatIsQueued) {
+  const std::vector<float> values = RandomFloats(100, 1);
+  std::vector<float> back(100);
+  ASSERT_OK_AND_ASSIGN(const DeviceBuffer buffer, ops_.Allocate(400));
+  ASSERT_OK(ops_.UploadAsync(buffer.data(), std::as_bytes(std::span(values))));
+  ASSERT_OK(ops_.DownloadAsync(std::as_writable_bytes(std::span(back)), buffer.data()));
+  ASSERT_OK_AND_ASSIGN(const Event done, ops_.MarkCompute());
+  ASSERT_OK(ops_.Wait(done, Soon()));
+  EXPECT_EQ(back, values);
+}
+
 TEST_F(HostOpsTest, RecordsWhatItsQueuesDidAndWhen) {
   std::vector<float> x = RandomFloats(64, 1), weight(64, 1.0f), out(64);
   const std::vector<std::byte> source(8 << 20, std::byte{9});

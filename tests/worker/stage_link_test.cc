@@ -4,6 +4,7 @@
 
 #include "absl/time/clock.h"
 #include "tests/testing/status_matchers.h"
+#include "tests/worker/send_rows.h"
 
 namespace ferry {
 namespace {
@@ -28,9 +29,9 @@ TEST_F(ActivationQueueTest, GivesChunksInTheOrderInWhichTheyCame) {
   ASSERT_OK(queue_.Push(7, 1, 1, 2, Row(2) + Row(3)));
   ASSERT_OK_AND_ASSIGN(const ActivationChunk first, queue_.Next(1, 0, Soon()));
   ASSERT_OK_AND_ASSIGN(const ActivationChunk second, queue_.Next(1, 1, Soon()));
-  EXPECT_THAT(first.values(), ElementsAre(1, 1));
+  EXPECT_THAT(first.values, ElementsAre(1, 1));
   EXPECT_EQ(second.first_row, 1);
-  EXPECT_THAT(second.values(), ElementsAre(2, 2, 3, 3));
+  EXPECT_THAT(second.values, ElementsAre(2, 2, 3, 3));
 }
 
 TEST_F(ActivationQueueTest, RefusesAnotherEpoch) {
@@ -76,7 +77,7 @@ TEST_F(ActivationQueueTest, ForgetsTheRowsOfAStepThatWasGivenUp) {
   ASSERT_OK(queue_.Push(7, 1, 0, 2, Row(1) + Row(2)));
   ASSERT_OK(queue_.Push(7, 2, 0, 1, Row(3)));
   ASSERT_OK_AND_ASSIGN(const ActivationChunk chunk, queue_.Next(2, 0, Soon()));
-  EXPECT_THAT(chunk.values(), ElementsAre(3, 3));
+  EXPECT_THAT(chunk.values, ElementsAre(3, 3));
 }
 
 TEST_F(ActivationQueueTest, TellsAtOnceThatAStepFailedEarlier) {
@@ -121,10 +122,10 @@ TEST(LoopbackSink, JoinsTwoStages) {
   queue.BeginEpoch(1);
   LoopbackSink sink(&queue, 2, 1);
   const std::vector<float> rows = {1, 2, 3, 4};
-  ASSERT_OK(sink.Send(1, 0, rows, Soon()));
+  ASSERT_OK(SendRows(sink, 1, rows, 2, Soon()));
   ASSERT_OK(sink.SendFailure(2, "why not", Soon()));
   ASSERT_OK_AND_ASSIGN(const ActivationChunk chunk, queue.Next(1, 0, Soon()));
-  EXPECT_THAT(chunk.values(), ElementsAre(1, 2, 3, 4));
+  EXPECT_THAT(chunk.values, ElementsAre(1, 2, 3, 4));
   EXPECT_THAT(queue.Next(2, 0, Soon()), StatusIs(absl::StatusCode::kAborted, HasSubstr("why not")));
 }
 

@@ -8,10 +8,12 @@
 #include <cmath>
 
 #include "common/grpc_status.h"
+#include "common/host_id.h"
+#include "tests/worker/send_rows.h"
 #include "tests/worker/tiny_model.h"
 #include "worker/agent.h"
 #include "worker/channel.h"
-#include "worker/stage_link_grpc.h"
+#include "worker/next_worker.h"
 
 namespace ferry {
 namespace {
@@ -28,12 +30,17 @@ const TinyModel& Model() {
 // A worker process without a process: layers [first, end) behind a real server.
 class ServedWorker {
  public:
-  ServedWorker(uint64_t incarnation, int64_t first, int64_t end, bool loaded = true)
+  ServedWorker(uint64_t incarnation, int64_t first, int64_t end, bool loaded = true, bool share_memory = false)
       : incarnation_(incarnation), service_(Incarnation(incarnation), [this] { shut_down_ = true; }) {
     FileTensorSource source(Model(), first, end);
     stage_ = Stage::Create(ops_.get(), TinyStageOptions(Model(), first, end), source, &link_).value();
     runner_ = std::make_unique<StepRunner>(stage_.get(), &queue_);
-    if (loaded) service_.Attach(runner_.get(), &queue_, Model().config.n_embd);
+    if (loaded) {
+      service_.Attach(runner_.get(), &queue_, {.ops = ops_.get(),
+                                                         .n_embd = Model().config.n_embd,
+                                                         .max_rows = 256,
+                                                         .share_memory = share_memory});
+    }
     grpc::ServerBuilder builder;
     ConfigureServer(builder);
     int port = 0;
@@ -126,8 +133,13 @@ class Stream {
 
 absl::StatusCode CodeOf(const v1::StepResponse& response) { return static_cast<absl::StatusCode>(response.code()); }
 
-TEST(WorkerService, TwoWorkersGiveTheLogitsOfOne) {
-  ServedWorker first(1, 0, 2), last(2, 2, 4);
+StageLinkOptions ByMessages() { return {.n_embd = 64}; }
+
+class TwoWorkers : public testing::TestWithParam<std::tuple<bool, bool>> {};
+INSTANTIATE_TEST_SUITE_P(Sharing, TwoWorkers, testing::Combine(testing::Bool(), testing::Bool()));
+
+TEST_P(TwoWorkers, GiveTheLogitsOfOneWhicheverOfThemSharesMemory) {
+  ServedWorker first(1, 0, 2, true, std::get<0>(GetParam())), last(2, 2, 4, true, std::get<1>(GetParam()));
   ASSERT_OK(last.BeginEpoch(5, nullptr));
   ASSERT_OK(first.BeginEpoch(5, &last));
   const std::vector<int32_t> tokens = Tokens(Model(), 100);
@@ -188,34 +200,34 @@ TEST(WorkerService, SaysThatItsSuccessorDoesNotAnswer) {
   ServedWorker* const next = gone.get();
   const std::string address = next->address();
   gone.reset();
-  const auto sink = ConnectGrpcSink(address, Incarnation(2), 64, 1, absl::Now() + absl::Milliseconds(300));
+  const auto sink = ConnectNextWorker(address, Incarnation(2), 1, ByMessages(), absl::Now() + absl::Milliseconds(300));
   EXPECT_THAT(sink, StatusIs(absl::StatusCode::kUnavailable, HasSubstr(address)));
 }
 
 TEST(WorkerService, RefusesHiddenStatesForAnotherIncarnation) {
   ServedWorker worker(2, 2, 4);
   ASSERT_OK(worker.BeginEpoch(1, nullptr));
-  ASSERT_OK_AND_ASSIGN(const auto sink, ConnectGrpcSink(worker.address(), Incarnation(3), 64, 1, Soon()));
+  ASSERT_OK_AND_ASSIGN(const auto sink, ConnectNextWorker(worker.address(), Incarnation(3), 1, ByMessages(), Soon()));
   const std::vector<float> row(64);
   absl::Status sent;
   for (int64_t i = 0; i < 200 && sent.ok(); ++i) {  // the refusal takes a moment to arrive
-    sent = sink->Send(i + 1, 0, row, Soon());
+    sent = SendRows(*sink, i + 1, row, 64, Soon());
     absl::SleepFor(absl::Milliseconds(5));
   }
   EXPECT_THAT(sent, StatusIs(absl::StatusCode::kAborted, HasSubstr("another worker")));
-  EXPECT_FALSE(sink->Send(500, 0, row, Soon()).ok()) << "a stream that has ended stays so";
+  EXPECT_FALSE(SendRows(*sink, 500, row, 64, Soon()).ok()) << "a stream that has ended stays so";
 }
 
 TEST(WorkerService, NoticesAWorkerThatIsLostWhileItSends) {
   auto worker = std::make_unique<ServedWorker>(2, 2, 4);
   ASSERT_OK(worker->BeginEpoch(1, nullptr));
-  ASSERT_OK_AND_ASSIGN(const auto sink, ConnectGrpcSink(worker->address(), Incarnation(2), 64, 1, Soon()));
+  ASSERT_OK_AND_ASSIGN(const auto sink, ConnectNextWorker(worker->address(), Incarnation(2), 1, ByMessages(), Soon()));
   const std::vector<float> row(64);
-  ASSERT_OK(sink->Send(1, 0, row, Soon()));
+  ASSERT_OK(SendRows(*sink, 1, row, 64, Soon()));
   worker.reset();
   absl::Status sent;
   for (int64_t i = 0; i < 200 && sent.ok(); ++i) {
-    sent = sink->Send(i + 2, 0, row, Soon());
+    sent = SendRows(*sink, i + 2, row, 64, Soon());
     absl::SleepFor(absl::Milliseconds(5));
   }
   EXPECT_FALSE(sent.ok());
@@ -225,11 +237,54 @@ TEST(WorkerService, NoticesAWorkerThatIsLostWhileItSends) {
 TEST(WorkerService, EndsASendToAWorkerThatTakesNothing) {
   ServedWorker worker(2, 2, 4);
   ASSERT_OK(worker.BeginEpoch(1, nullptr));
-  ASSERT_OK_AND_ASSIGN(const auto sink, ConnectGrpcSink(worker.address(), Incarnation(2), 64, 1, Soon()));
+  ASSERT_OK_AND_ASSIGN(const auto sink, ConnectNextWorker(worker.address(), Incarnation(2), 1, ByMessages(), Soon()));
   const std::vector<float> rows(256 * 64);
   absl::Status sent;
-  for (uint64_t step = 1; step < 5000 && sent.ok(); ++step) sent = sink->Send(step, 0, rows, absl::Now() + absl::Milliseconds(300));
+  for (uint64_t step = 1; step < 5000 && sent.ok(); ++step) sent = SendRows(*sink, step, rows, 64, absl::Now() + absl::Milliseconds(300));
   EXPECT_THAT(sent, StatusIs(absl::StatusCode::kDeadlineExceeded));
+}
+
+TEST(WorkerService, SharesMemoryBeforeTheFirstStepWithWhoeverMeansIt) {
+  ServedWorker worker(2, 2, 4, true, /*share_memory=*/true);
+  const auto share = [&](uint64_t epoch, uint64_t incarnation, const std::string& host) {
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(Soon()));
+    v1::ShareActivationsRequest request;
+    request.set_epoch(epoch);
+    request.set_incarnation(incarnation);
+    request.set_host(host);
+    v1::ShareActivationsResponse response;
+    const absl::Status status = FromGrpcStatus(worker.stub().ShareActivations(&context, request, &response));
+    return status.ok() ? absl::StatusOr<std::string>(response.socket()) : status;
+  };
+  EXPECT_THAT(share(1, 2, HostId()), StatusIs(absl::StatusCode::kAborted)) << "no epoch lasts";
+  ASSERT_OK(worker.BeginEpoch(1, nullptr));
+  EXPECT_THAT(share(2, 2, HostId()), StatusIs(absl::StatusCode::kAborted, HasSubstr("epoch is 2, want 1")));
+  EXPECT_THAT(share(1, 9, HostId()), StatusIs(absl::StatusCode::kAborted, HasSubstr("incarnation is 9")));
+  EXPECT_EQ(share(1, 2, "elsewhere").value(), "");
+  EXPECT_NE(share(1, 2, HostId()).value(), "");
+  EXPECT_NE(share(1, 2, HostId()).value(), "") << "the last offer counts";
+  EXPECT_EQ(share(1, 2, "").value(), "") << "taken back";
+  Stream steps(worker);
+  steps.Send(Request(1, 1, {1, 2}, /*timeout=*/0.05));
+  EXPECT_EQ(CodeOf(steps.Receive()), absl::StatusCode::kDeadlineExceeded) << "it waits for messages again";
+  EXPECT_THAT(share(1, 2, HostId()), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("had steps already")));
+}
+
+TEST(WorkerService, EndsAnEpochWhoseWorkerWaitsForTheNextOne) {
+  ServedWorker first(1, 0, 2, true, true), last(2, 2, 4, true, true);
+  ASSERT_OK(last.BeginEpoch(1, nullptr));
+  ASSERT_OK(first.BeginEpoch(1, &last));
+  Stream steps(first);  // the next worker is sent none, and takes nothing from the ring, which holds 256 rows
+  const std::vector<int32_t> tokens = Tokens(Model(), 200);
+  steps.Send(Request(1, 1, tokens));
+  EXPECT_EQ(CodeOf(steps.Receive()), absl::StatusCode::kOk);
+  steps.Send(Request(1, 2, tokens));
+  steps.Send(Request(1, 3, tokens));
+  const absl::Time before = absl::Now();
+  ASSERT_OK(last.BeginEpoch(2, nullptr));
+  ASSERT_OK(first.BeginEpoch(2, &last));
+  EXPECT_LT(absl::Now() - before, absl::Seconds(5));
 }
 
 TEST(WorkerService, ShutsDownWhenAsked) {
