@@ -16,6 +16,7 @@ namespace {
 constexpr int64_t kGatherRows = 256;   // rows gathered for the host at once
 constexpr int64_t kGroupsAlign = 64;   // elements: each part of groups_ begins on 256 bytes
 constexpr int64_t kMinSlotsToStream = 3;  // one computed, one arriving, one waiting
+constexpr int64_t kMaxWhileWaiting = 3;  // copies queued: the link does not stand idle between two looks
 constexpr int64_t kMaxKept = 2;        // background copies at once: they share the host's memory rate with its experts
 
 int64_t AlignedUp(int64_t value, int64_t alignment) { return (value + alignment - 1) / alignment * alignment; }
@@ -88,6 +89,7 @@ absl::Status ExpertForward::BeginStep(const StepContext& context, int64_t rows) 
   cache_->BeginStep(context.step, context.counters);
   cache_->BeginLayer(options_.first_layer);
   PlanAhead(options_.first_layer, rows);
+  waiting_ = {.rows = rows};
   return StartAhead(context);
 }
 
@@ -164,6 +166,7 @@ void ExpertForward::Recover() {
   }
   if (cache_ != nullptr) cache_->Recover();
   ahead_ = {};
+  waiting_ = {};
   coming_.clear();
 }
 
@@ -426,6 +429,38 @@ absl::Status ExpertForward::StartAhead(const StepContext& context) {
     if (!certain && !was_here) ahead_.speculative.push_back(expert);
   }
   return cache_->Pump();
+}
+
+// What is certain first, and of that what the last plan had copied; then the rest of what is certain, which the host would compute
+// otherwise, and what is likely: the link has nothing else to do.
+void ExpertForward::PlanWaiting() {
+  waiting_.planned = true;
+  const int64_t worth = copy_ahead_.worth_tokens(waiting_.rows);
+  for (const auto& [min_tokens, certain] : {std::pair(worth, true), std::pair(int64_t{0}, true), std::pair(int64_t{0}, false)}) {
+    for (int64_t layer = options_.first_layer; layer < options_.end_layer; ++layer) {
+      const Division division = DivisionOf(layer, waiting_.rows);
+      if (division == Division::kHost || division == Division::kResidentElseHost) continue;
+      CopyAhead::Candidates candidates = copy_ahead_.For(layer, waiting_.rows, min_tokens);
+      if (certain) candidates.experts.resize(candidates.num_certain);
+      for (const int32_t expert : candidates.experts) waiting_.candidates.push_back(IdOf(layer, expert));
+    }
+  }
+}
+
+absl::StatusOr<bool> ExpertForward::CopyWhileWaiting(const StepContext& context) {
+  if (cache_ == nullptr) return false;
+  RETURN_IF_ERROR(cache_->Pump());
+  if (!waiting_.planned) PlanWaiting();
+  for (; waiting_.next < waiting_.candidates.size(); ++waiting_.next) {
+    if (cache_->num_coming() >= kMaxWhileWaiting) return true;
+    const ExpertId id = waiting_.candidates[waiting_.next];
+    if (cache_->Contains(id)) continue;
+    // Not pinned: slots that are all held for later layers would leave none to the first. What is hotter stays.
+    const std::optional<double> victim_heat = cache_->HeatOfVictim();
+    if (!victim_heat || cache_->Heat(id) <= *victim_heat) continue;
+    RETURN_IF_ERROR(cache_->Fetch(id, ExpertCache::Purpose::kPass, context.deadline).status());
+  }
+  return cache_->num_coming() > 0;
 }
 
 // The layer that was copied ahead for is routed: what it needs is pinned anew by whoever needs it.

@@ -86,6 +86,9 @@ class ExpertForward {
   absl::Status Forget(absl::Time deadline);
   // A step of so many rows begins, whose rows may still be on their way: copies for its first layer may start.
   absl::Status BeginStep(const StepContext& context, int64_t rows);
+  // Between BeginStep and the arrival of its rows, when the link stands idle: copies what the step's layers will probably use, layer
+  // by layer, a few at a time, so that what turns out to be needed at once does not stand behind many. False: nothing more to copy.
+  absl::StatusOr<bool> CopyWhileWaiting(const StepContext& context);
   // x += the experts of `layer` applied to `in`. in: act [rows, n_embd], x: F32 [rows, n_embd].
   absl::Status Run(const StepContext& context, int64_t layer, const RouterWeights& router, Tensor in, Tensor x);
   // The step failed somewhere: slots are released, nothing is left running.
@@ -110,6 +113,14 @@ class ExpertForward {
     size_t next = 0;
     std::vector<int32_t> pinned;       // by us, until the layer is routed
     std::vector<int32_t> speculative;  // of them, started though merely likely
+  };
+
+  // Copies for all layers, while the step's rows are awaited.
+  struct Waiting {
+    int64_t rows = 0;
+    bool planned = false;
+    std::vector<ExpertId> candidates;  // in order
+    size_t next = 0;
   };
 
   ExpertForward(Ops* ops, ExpertLink* link, ExpertCache* cache, const Options& options)
@@ -138,6 +149,7 @@ class ExpertForward {
   void PlanAhead(int64_t layer, int64_t rows);
   absl::Status StartAhead(const StepContext& context);
   void EndAhead();
+  void PlanWaiting();
 
   ExpertId IdOf(int64_t layer, int32_t expert) const { return {static_cast<int32_t>(layer), expert}; }
   Tensor Contributions() const;
@@ -156,6 +168,7 @@ class ExpertForward {
 
   Routing routing_;
   Ahead ahead_;
+  Waiting waiting_;
   std::vector<int32_t> wanted_;      // experts to have in slots for this layer, in order, not fetched yet
   size_t next_wanted_ = 0;
   std::deque<int32_t> coming_;       // fetched and pinned, not computed yet

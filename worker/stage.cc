@@ -13,6 +13,7 @@ namespace {
 constexpr int64_t kLogitsRows = 64;          // rows through the output matrix at once: bounds the logits' buffer
 constexpr int64_t kMinMemoryLeft = 1 << 30;  // of the device, by automatic slots: for the backend's own use and for others
 constexpr int64_t kMinRowsToTime = 32;       // decode is too quick to be timed always: 3 us an operation of 5 to 30
+constexpr absl::Duration kLookAtCopies = absl::Microseconds(100);  // less than two records take on any link
 constexpr absl::Duration kProbePatience = absl::Seconds(60);  // for a remote link's first records
 constexpr absl::Duration kFillPatience = absl::Seconds(60);   // for one expert
 
@@ -124,7 +125,7 @@ absl::Status Stage::EnsureRows(Pass& pass, int64_t end_row) {
   const StepTrace::Scope span(pass.trace, "receive rows", -1);
   while (pass.rows_here < end_row) {
     const absl::Time before = absl::Now();
-    ASSIGN_OR_RETURN(ActivationChunk chunk, pass.source->Next(pass.step.step, pass.rows_here, pass.deadline));
+    ASSIGN_OR_RETURN(ActivationChunk chunk, NextChunk(pass));
     if (pass.rows_here == 0) {
       pass.started = absl::Now();
     } else {
@@ -142,6 +143,17 @@ absl::Status Stage::EnsureRows(Pass& pass, int64_t end_row) {
     pass.rows_here += num_rows;
   }
   return absl::OkStatus();
+}
+
+// While the previous stage computes, this one's link is free for its experts.
+absl::StatusOr<ActivationChunk> Stage::NextChunk(Pass& pass) {
+  while (true) {
+    ASSIGN_OR_RETURN(const bool copying, experts_->CopyWhileWaiting(pass.experts));
+    const absl::Time until = copying ? std::min(pass.deadline, absl::Now() + kLookAtCopies) : pass.deadline;
+    absl::StatusOr<ActivationChunk> chunk = pass.source->Next(pass.step.step, pass.rows_here, until);
+    if (until == pass.deadline || !absl::IsDeadlineExceeded(chunk.status())) return chunk;
+    RETURN_IF_ERROR(pass.Check());
+  }
 }
 
 void Stage::GiveBackUploaded(Pass& pass) {

@@ -99,6 +99,7 @@ class Stage {
 
   absl::Status Forward(Pass& pass);
   absl::Status EnsureRows(Pass& pass, int64_t end_row);
+  absl::StatusOr<ActivationChunk> NextChunk(Pass& pass);
   absl::Status Attention(Pass& pass, int64_t layer, int64_t first_row, int64_t num_rows);
   absl::Status Experts(Pass& pass, int64_t layer);
   void GiveBackUploaded(Pass& pass);

@@ -251,6 +251,43 @@ TEST(Stage, CopiesALayerAheadOfItsRoutingOnceItKnowsWhatIsUsed) {
   EXPECT_EQ(logits, plain.Prompt(Tokens(Model(), 200)).value());
 }
 
+// Two stages of two layers each: when rows are late, the second one's link is free.
+TEST(Stage, CopiesForAllItsLayersWhileItWaitsForRows) {
+  TinyPipeline pipeline(&Model(), 2, [](StageOptions& options) {
+    options.expert_slot_bytes = Slots(16);
+    options.experts.force = ForceDivision::kShip;
+  });
+  ASSERT_OK_AND_ASSIGN(const std::vector<float> expected, pipeline.Prompt(Tokens(Model(), 100)));
+  pipeline.link().asked.clear();
+  const absl::Time patience = absl::Now() + absl::Seconds(5);
+  const auto asked_of = [&](int64_t layer) {
+    return std::count_if(pipeline.link().asked.begin(), pipeline.link().asked.end(), [&](ExpertId id) { return id.layer == layer; });
+  };
+  int64_t before_rows = 0;
+  pipeline.rows_come = [&] {
+    before_rows = asked_of(3);
+    return before_rows > 2 || absl::Now() > patience;
+  };
+  ASSERT_OK_AND_ASSIGN(const auto logits,
+                       pipeline.Run({{.forget_experts = true, .slot = 1, .position = 0, .tokens = Tokens(Model(), 100)}}));
+  EXPECT_GT(before_rows, 2) << "of the last layer, whose rows were not there yet";
+  EXPECT_EQ(logits[0], expected);
+  EXPECT_EQ(pipeline.counters().back().resident(), 0u) << "what was copied for this step counts as shipped";
+}
+
+TEST(Stage, PushesOutNothingHotterWhileItWaitsForRows) {
+  TinyPipeline pipeline(&Model(), 2, [](StageOptions& options) {
+    options.expert_slot_bytes = Slots(6);
+    options.experts.force = ForceDivision::kShip;
+  });
+  for (int i = 0; i < 3; ++i) ASSERT_OK(pipeline.Prompt(Tokens(Model(), 100), 256, i));
+  const uint64_t copies = pipeline.counters().back().copies();
+  const absl::Time late = absl::Now() + absl::Milliseconds(50);
+  pipeline.rows_come = [&] { return absl::Now() > late; };
+  ASSERT_OK(pipeline.Prompt(Tokens(Model(), 100), 256, 3));
+  EXPECT_LE(pipeline.counters().back().copies(), copies) << "all are equally hot, and none makes way for another";
+}
+
 TEST(Stage, NeverShipsWhatARuleKeepsOnTheHost) {
   TinyPipeline pipeline(&Model(), 1, [](StageOptions& options) {
     options.expert_slot_bytes = Slots(8);

@@ -262,6 +262,24 @@ inline StageOptions TinyStageOptions(const TinyModel& model, int64_t first_layer
           .micro_batch_rows = kMicroBatch};
 }
 
+// Hands on what another source gives once `come` says so.
+class LateSource final : public ActivationSource {
+ public:
+  LateSource(ActivationSource* source, const std::function<bool()>* come) : source_(*source), come_(*come) {}
+  absl::StatusOr<ActivationChunk> Next(uint64_t step, int64_t first_row, absl::Time deadline) override {
+    while (come_ && !come_()) {
+      if (absl::Now() >= deadline) return DeadlineExceeded("the rows are late");
+      absl::SleepFor(absl::Microseconds(20));
+    }
+    return source_.Next(step, first_row, deadline);
+  }
+  void Abort() override { source_.Abort(); }
+
+ private:
+  ActivationSource& source_;
+  const std::function<bool()>& come_;
+};
+
 // Stages over all layers of a model, chained in one thread.
 class TinyPipeline {
  public:
@@ -277,11 +295,14 @@ class TinyPipeline {
       stages_.push_back(Stage::Create(ops_.get(), options, source, &link_).value());
       queues_.push_back(std::make_unique<ActivationQueue>(model->config.n_embd, options.max_rows));
       queues_.back()->BeginEpoch(1);
+      sources_.push_back(std::make_unique<LateSource>(queues_.back().get(), &rows_come));
     }
     for (int i = 0; i + 1 < num_stages; ++i) {
       sinks_.push_back(std::make_unique<LoopbackSink>(queues_[i + 1].get(), model->config.n_embd, 1));
     }
   }
+
+  std::function<bool()> rows_come;  // later stages get rows when it says so; none: at once
 
   void Trace() { trace_ = true; }  // all steps from here on
   FakeLink& link() { return link_; }
@@ -318,7 +339,7 @@ class TinyPipeline {
         for (StageSequence& sequence : part.sequences) sequence.token_ids.clear();
       }
       ActivationSink* const sink = i < sinks_.size() ? sinks_[i].get() : nullptr;
-      ASSIGN_OR_RETURN(last, stages_[i]->Run(part, absl::Now() + step.timeout, queues_[i].get(), sink, std::stop_token()));
+      ASSIGN_OR_RETURN(last, stages_[i]->Run(part, absl::Now() + step.timeout, sources_[i].get(), sink, std::stop_token()));
       counters_.push_back(last.experts);
       spans_.insert(spans_.end(), last.spans.begin(), last.spans.end());
     }
@@ -349,6 +370,7 @@ class TinyPipeline {
   FakeLink link_;
   std::vector<std::unique_ptr<Stage>> stages_;
   std::vector<std::unique_ptr<ActivationQueue>> queues_;
+  std::vector<std::unique_ptr<LateSource>> sources_;
   std::vector<std::unique_ptr<LoopbackSink>> sinks_;
   std::vector<v1::ExpertCounters> counters_;
   std::vector<TraceSpan> spans_;
