@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "coordinator/step_rows.h"
+
 namespace ferry {
 namespace {
 
@@ -132,7 +134,7 @@ int64_t BatchScheduler::AddRows(const std::shared_ptr<Running>& running, int64_t
   return num_tokens;
 }
 
-std::optional<StepPlan> BatchScheduler::NextStep(int max_in_flight) {
+std::optional<StepPlan> BatchScheduler::NextStep(int max_in_flight, double step_cost_rows) {
   Admit();
   if (num_in_flight() >= max_in_flight) return std::nullopt;
   StepPlan step{.id = StepId(last_step_ + 1)};
@@ -142,9 +144,11 @@ std::optional<StepPlan> BatchScheduler::NextStep(int max_in_flight) {
 
   std::vector<std::shared_ptr<Running>> prompts, decoding;
   bool anyone_decodes = false;
+  int64_t rows_of_prompts = 0;  // in all their steps, so that these come out equal
   for (const std::shared_ptr<Running>& running : running_) {
     if (running->submitted < running->generation->prompt_tokens()) {
       prompts.push_back(running);
+      rows_of_prompts += running->generation->prompt_tokens() - running->lease.cached_tokens;
       continue;
     }
     anyone_decodes = true;
@@ -156,7 +160,8 @@ std::optional<StepPlan> BatchScheduler::NextStep(int max_in_flight) {
   const auto first_in_turn =
       std::stable_partition(prompts.begin(), prompts.end(), [](const auto& p) { return p->left_out; });
 
-  int64_t prompt_rows = std::min(rows_left, anyone_decodes ? options_.micro_batch_tokens : rows_left);
+  int64_t prompt_rows = std::min(rows_left, StepRows(rows_of_prompts, max_in_flight, step_cost_rows));
+  if (anyone_decodes) prompt_rows = std::min(prompt_rows, options_.micro_batch_tokens);
   const auto add_prompt = [&](const std::shared_ptr<Running>& running) {
     const int64_t in_prompt_left = running->generation->prompt_tokens() - running->submitted;
     const int64_t wanted = std::min({in_prompt_left, prompt_rows, rows_left});

@@ -6,7 +6,7 @@
 // runs. A step takes the next row of every running request that is decoding and chunks of the prompts that are not
 // through yet, oldest first. While somebody decodes, prompts get micro_batch_tokens rows a step, so that a long prompt
 // does not hold up the others' next tokens for long; otherwise they get the whole step, since an expert then crosses
-// the link once for more tokens.
+// the link once for more tokens, or what keeps several workers busy at once.
 //
 // Several steps may be in flight. A decoding request is in one of them at most, since its next token depends on the
 // last; the chunks of one prompt follow each other. Workers compute steps in order, so a slot that was given up while a
@@ -17,6 +17,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <span>
@@ -83,8 +84,9 @@ class BatchScheduler {
   absl::Time NextDeadline() const;
 
   // The next step, when there is work that does not depend on a step in flight and fewer than `max_in_flight` are. It
-  // is in flight from now until OnStepDone.
-  std::optional<StepPlan> NextStep(int max_in_flight);
+  // is in flight from now until OnStepDone. As many workers as steps may be in flight: prompts are cut for them (step_rows.h).
+  std::optional<StepPlan> NextStep(int max_in_flight,
+                                   double step_cost_rows = std::numeric_limits<double>::infinity());
   // Steps end in order. A step that was forgotten by FailAll is ignored.
   void OnStepDone(StepId id, StepOutcome outcome);
   // Ends everything, the queue included, and forgets all sequences and the steps in flight: the cluster has lost its

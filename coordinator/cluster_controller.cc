@@ -6,6 +6,7 @@
 #include "common/host_id.h"
 #include "common/log.h"
 #include "coordinator/registration.h"
+#include "coordinator/step_rows.h"
 
 namespace ferry {
 namespace {
@@ -295,6 +296,7 @@ void ClusterController::TryBeginEpoch() {
     options.workers.push_back(
         {.id = member.id, .incarnation = member.info.incarnation, .address = member.info.address});
   }
+  options.step_cost_rows = StepCostOfSlowest();
   PipelineFailure failure;
   const auto on_failed = [this](PipelineFailure failure) {
     const std::lock_guard lock(mutex_);
@@ -317,6 +319,20 @@ void ClusterController::TryBeginEpoch() {
   }
   changed_.notify_all();
   spdlog::info("epoch {} began with {} workers", *epoch, options.workers.size());
+}
+
+double ClusterController::StepCostOfSlowest() const {
+  double rows = 0;
+  const std::lock_guard lock(mutex_);
+  for (size_t i = 0; i < options_.placement.workers.size(); ++i) {
+    const v1::HeartbeatRequest& heartbeat = reports_[i].heartbeat;
+    rows = std::max(rows, StepCostRows(options_.model, store_->layout(),
+                                       {.layers = options_.placement.workers[i].layers,
+                                        .slots = static_cast<int64_t>(heartbeat.expert_slots()),
+                                        .link_bytes_per_second = heartbeat.link_bytes_per_second(),
+                                        .flops_per_second = heartbeat.expert_flops_per_second()}));
+  }
+  return rows;
 }
 
 void ClusterController::EndEpoch(const PipelineFailure& failure) {

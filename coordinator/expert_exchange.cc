@@ -13,6 +13,8 @@
 namespace ferry {
 namespace {
 
+// A worker that had a layer of another step planned so lately shares the engine with this one: longer than a layer takes.
+constexpr absl::Duration kAtWork = absl::Milliseconds(20);
 // How long a mailbox thread sleeps in one wait before it looks whether its worker is still there.
 constexpr absl::Duration kMailboxPoll = absl::Milliseconds(200);
 
@@ -21,6 +23,7 @@ constexpr absl::Duration kMailboxPoll = absl::Milliseconds(200);
 struct ExpertExchange::Peer {
   ExchangePeer info;       // slots and link rate are guarded by the exchange's mutex_; the rest is constant
   uint64_t last_step = 0;  // of the newest request; guarded by mutex_
+  absl::Time last_plan = absl::InfinitePast();  // guarded by mutex_
   std::unique_ptr<ExpertMailbox> mailbox;
   std::string key;
   std::atomic<bool> stop{false};
@@ -149,6 +152,12 @@ std::vector<ExpertPlace> ExpertExchange::Divide(Peer& peer, const ExpertRequest&
     input.num_slots = peer.info.num_slots;
     input.rates = rates_;
     input.rates.link_bytes_per_second = LinkRateLocked(peer.info);
+    peer.last_plan = absl::Now();
+    const auto others = static_cast<double>(std::count_if(peers_.begin(), peers_.end(), [&](const auto& entry) {
+      return entry.second->last_step != peer.last_step && peer.last_plan - entry.second->last_plan < kAtWork;
+    }));
+    input.rates.host_read_bytes_per_second /= 1 + others;
+    input.rates.host_flops_per_second /= 1 + others;
   }
   if (request.layer < static_cast<int64_t>(peer.info.overrides.size())) {
     input.host_allowed = peer.info.overrides[request.layer] != ExpertPlace::kShip;

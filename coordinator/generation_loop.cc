@@ -101,7 +101,7 @@ void GenerationLoop::PublishStats() {
 
 void GenerationLoop::SendSteps() {
   if (executor_ == nullptr) return;
-  while (std::optional<StepPlan> step = scheduler_.NextStep(executor_->max_steps_in_flight())) {
+  while (std::optional<StepPlan> step = scheduler_.NextStep(executor_->max_steps_in_flight(), executor_->step_cost_rows())) {
     for (const PlannedSequence& sequence : step->sequences) {
       (sequence.decoding ? generated_tokens_ : prompt_tokens_) += static_cast<int64_t>(sequence.token_ids.size());
     }

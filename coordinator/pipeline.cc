@@ -87,6 +87,8 @@ class GrpcPipeline final : public Pipeline {
     return options_.max_steps_in_flight > 0 ? options_.max_steps_in_flight : static_cast<int>(options_.workers.size());
   }
 
+  double step_cost_rows() const override { return options_.step_cost_rows; }
+
   void Submit(StepPlan plan, Done done) override {
     std::vector<v1::StepRequest> requests(streams_.size());
     {

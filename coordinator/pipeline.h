@@ -8,6 +8,7 @@
 // oldest step takes longer than step_timeout. Its owner is told, and what was in flight is never answered.
 
 #include <functional>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -33,6 +34,7 @@ struct PipelineOptions {
   std::vector<PipelineWorker> workers;  // in order of their layers
   int64_t vocab_size = 0;
   int max_steps_in_flight = 0;  // 0: one a worker
+  double step_cost_rows = std::numeric_limits<double>::infinity();  // of the slowest worker, as step_rows.h has it
   absl::Duration begin_timeout = absl::Seconds(10);
   absl::Duration step_timeout = absl::Seconds(120);
   TraceWriter* trace = nullptr;  // where every step's spans go; null: none are asked for

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <numbers>
 #include <numeric>
 #include <random>
@@ -11,6 +12,7 @@
 #include "common/decode_rows.h"
 #include "common/expert_plan.h"
 #include "common/model_tensors.h"
+#include "coordinator/step_rows.h"
 
 namespace ferry {
 namespace {
@@ -42,8 +44,10 @@ double CommonShare(int64_t layer) {
 constexpr double kGpuProductShare = 0.85;    // dense, grouped and attention products of the rate of even groups
 constexpr double kGpuLayerSeconds = 0.4e-3;  // prefill: small kernels, the histogram's way to the host, the plan
 constexpr double kGpuBytesPerValue = 56;     // of a token's n_embd values, through norms, residual and contributions
-constexpr double kGpuDecodeLayerSeconds = 0.12e-3;  // launches and the routing's way to the host
-constexpr double kGpuHostTripSeconds = 0.05e-3;     // rows to the engine and contributions back
+constexpr double kGpuDecodeLayerSeconds = 0.063e-3;  // launches and the routing's way to the host
+constexpr double kGpuHostTripSeconds = 0.05e-3;      // prefill: rows to the engine and contributions back
+constexpr double kGpuHostEntrySeconds = 3.2e-6;      // the same of a (row, expert) pair, where no copy hides it
+constexpr double kGpuDecodeHostTripSeconds = 0.22e-3;  // decode: the engine's start and end for so few experts are in it
 constexpr double kCpuDenseShare = 0.5;       // two int8 products for one: see docs/performance.md
 constexpr double kCpuAttentionShare = 0.15;  // scores and values in F32
 constexpr double kCpuDecodeLayerSeconds = 0.05e-3;
@@ -73,6 +77,7 @@ struct LayerTraffic {
   double activated = 0, resident = 0, shipped = 0, on_host = 0;
   double ahead_bytes = 0, later_bytes = 0;  // over the link: before and after the layer is routed
   double host_seconds = 0;
+  double host_entries = 0;  // (row, expert) pairs computed on the host
   double device_flops = 0;  // of experts
 };
 
@@ -154,6 +159,7 @@ class PassPredictor {
       const int32_t e = uses[i].expert;
       if (division.places[i] == ExpertPlace::kHost) {
         traffic.on_host += 1;
+        traffic.host_entries += uses[i].tokens;
         continue;
       }
       traffic.device_flops += static_cast<double>(uses[i].tokens) * plan.flops_per_token;
@@ -184,7 +190,8 @@ class PassPredictor {
       return before_routing + traffic.device_flops / input_.rates.host.flops_per_second +
              std::max(traffic.host_seconds, link_seconds);
     }
-    const double host = traffic.host_seconds > 0 ? traffic.host_seconds + kGpuHostTripSeconds : 0;
+    double host = traffic.host_seconds > 0 ? traffic.host_seconds + kGpuHostTripSeconds : 0;
+    if (traffic.device_flops == 0) host += traffic.host_entries * kGpuHostEntrySeconds;
     // The link runs on from layer to layer as long as something was certain enough to be copied ahead.
     return std::max(link_seconds, before_routing + std::max({host, traffic.device_flops / ProductRate(), traffic.later_bytes / link}));
   }
@@ -252,8 +259,19 @@ double ExpectedActivated(const std::vector<double>& probabilities, int64_t token
 PrefillPrediction PredictPrefill(const PredictionInput& input, int64_t tokens) {
   PrefillPrediction result{.tokens = tokens};
   std::mt19937_64 random(kSeed);
-  const int64_t pass_tokens = std::max<int64_t>(input.placement.cache.max_batch_tokens, 1);
-  std::vector<double> free_at(input.placement.workers.size());  // passes follow each other through the workers
+  const size_t num_workers = input.placement.workers.size();
+  double step_cost = input.gpu ? 0 : std::numeric_limits<double>::infinity();
+  for (size_t worker = 0; worker < num_workers && input.gpu; ++worker) {
+    const WorkerRates& rates = input.rates.workers[worker];
+    step_cost = std::max(step_cost, StepCostRows(input.config, input.arena,
+                                                 {.layers = input.placement.workers[worker].layers,
+                                                  .slots = input.slots[worker],
+                                                  .link_bytes_per_second = rates.link.alone,
+                                                  .flops_per_second = rates.experts.flops_per_second}));
+  }
+  const int64_t pass_tokens = std::clamp<int64_t>(input.placement.cache.max_batch_tokens, 1,
+                                                  std::max<int64_t>(StepRows(tokens, num_workers, step_cost), 1));
+  std::vector<double> free_at(num_workers);  // passes follow each other through the workers
   for (int64_t first = 0; first < tokens; first += pass_tokens) {
     double through = 0;
     for (size_t worker = 0; worker < free_at.size(); ++worker) {
@@ -293,7 +311,7 @@ DecodePrediction PredictDecode(const PredictionInput& input) {
       result.seconds_per_token += dense / device_read;
       if (input.gpu) {
         result.seconds_per_token += kGpuDecodeLayerSeconds + std::max(host_seconds, here_seconds) +
-                                    std::min(misses, 1.0) * kGpuHostTripSeconds;
+                                    std::min(misses, 1.0) * kGpuDecodeHostTripSeconds;
       } else {
         result.seconds_per_token += kCpuDecodeLayerSeconds + host_seconds + here_seconds;
       }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <vector>
 
 #include "common/ids.h"
@@ -50,6 +51,8 @@ class StepExecutor {
 
   virtual ~StepExecutor() = default;
   virtual int max_steps_in_flight() const = 0;
+  // As step_rows.h has it: how short a prompt's steps may be.
+  virtual double step_cost_rows() const { return std::numeric_limits<double>::infinity(); }
   // Queues a step behind the earlier ones; they end in order. `done` is called from any thread, once, when the step has
   // succeeded. One that fails ends the executor's life: its owner hears of it, and `done` is never called.
   virtual void Submit(StepPlan step, Done done) = 0;

@@ -16,7 +16,8 @@ namespace {
 constexpr int64_t kGatherRows = 256;   // rows gathered for the host at once
 constexpr int64_t kGroupsAlign = 64;   // elements: each part of groups_ begins on 256 bytes
 constexpr int64_t kMinSlotsToStream = 3;  // one computed, one arriving, one waiting
-constexpr int64_t kMaxWhileWaiting = 3;  // copies queued: the link does not stand idle between two looks
+// Copies queued while rows are awaited: 3 ms of PCIe 5, since the engine's threads may keep this one from looking for as long.
+constexpr int64_t kMaxWhileWaiting = 12;
 constexpr int64_t kMaxKept = 2;        // background copies at once: they share the host's memory rate with its experts
 
 int64_t AlignedUp(int64_t value, int64_t alignment) { return (value + alignment - 1) / alignment * alignment; }

@@ -139,17 +139,19 @@ absl::Status Stage::EnsureRows(Pass& pass, int64_t end_row) {
     RETURN_IF_ERROR(ops_.UploadAsync(pass.x.Rows(pass.rows_here, num_rows).data, std::as_bytes(chunk.values)));
     ASSIGN_OR_RETURN(Event uploaded, ops_.MarkCompute());
     pass.uploading.emplace_back(std::move(chunk), std::move(uploaded));
-    GiveBackUploaded(pass);
     pass.rows_here += num_rows;
   }
   return absl::OkStatus();
 }
 
-// While the previous stage computes, this one's link is free for its experts.
+// While the previous stage computes, this one's link is free for its experts. Memory that has been read is given back meanwhile, since
+// the previous stage may be waiting for it.
 absl::StatusOr<ActivationChunk> Stage::NextChunk(Pass& pass) {
   while (true) {
     ASSIGN_OR_RETURN(const bool copying, experts_->CopyWhileWaiting(pass.experts));
-    const absl::Time until = copying ? std::min(pass.deadline, absl::Now() + kLookAtCopies) : pass.deadline;
+    GiveBackUploaded(pass);
+    const bool look = copying || !pass.uploading.empty();
+    const absl::Time until = look ? std::min(pass.deadline, absl::Now() + kLookAtCopies) : pass.deadline;
     absl::StatusOr<ActivationChunk> chunk = pass.source->Next(pass.step.step, pass.rows_here, until);
     if (until == pass.deadline || !absl::IsDeadlineExceeded(chunk.status())) return chunk;
     RETURN_IF_ERROR(pass.Check());

@@ -124,6 +124,25 @@ TEST_F(BatchSchedulerTest, GivesALonePromptTheWholeStep) {
   EXPECT_TRUE(request->finished);
 }
 
+TEST_F(BatchSchedulerTest, CutsAPromptIntoEqualStepsForSeveralWorkers) {
+  const auto request = Add(16, 1);
+  // sqrt(16 rows / a cost of one row) = 4 steps
+  for (int i = 0; i < 2; ++i) {
+    const std::optional<StepPlan> first = scheduler_.NextStep(2, /*step_cost_rows=*/1), second = scheduler_.NextStep(2, 1);
+    ASSERT_TRUE(first && second);
+    EXPECT_EQ(first->num_rows(), 4);
+    EXPECT_EQ(second->num_rows(), 4);
+    Finish(*first);
+    Finish(*second);
+  }
+  EXPECT_TRUE(request->finished);
+}
+
+TEST_F(BatchSchedulerTest, CutsNoPromptForOneWorker) {
+  Add(16, 1);
+  EXPECT_EQ(scheduler_.NextStep(1, /*step_cost_rows=*/1)->num_rows(), 16);
+}
+
 TEST_F(BatchSchedulerTest, ForgetsExpertsBeforeTheFirstStepOfARequestAlone) {
   const auto request = Make(40, 1);
   request->forgets = true;

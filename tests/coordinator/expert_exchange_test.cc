@@ -1,7 +1,9 @@
 #include "coordinator/expert_exchange.h"
 
-#include <cstring>
 #include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
 
 #include "absl/time/clock.h"
 #include "tests/testing/status_matchers.h"
@@ -144,6 +146,31 @@ TEST_F(ExpertExchangeTest, PlansByTheLinksRateBesideTheHostOnceItIsKnown) {
   EXPECT_THAT(*exchange_->Plan(WorkerId(0), request), ElementsAre(ExpertPlace::kHost)) << "100 GB/s is its rate alone";
   exchange_->SetRates(host, {0});
   EXPECT_THAT(*exchange_->Plan(WorkerId(0), request), ElementsAre(ExpertPlace::kShip)) << "nothing better is known";
+}
+
+TEST_F(ExpertExchangeTest, SharesTheHostAmongWorkersThatAreAtDifferentSteps) {
+  exchange_->AddPeer({.worker = WorkerId(1), .incarnation = Incarnation(78), .first_layer = 3, .end_layer = 4,
+                      .num_slots = 8, .link_bytes_per_second = 100e9});
+  ExpertRequest request = {.kind = ExpertRequestKind::kPlan, .incarnation = kIncarnation, .step = 1, .layer = 0, .num_rows = 500,
+                           .uses = {}};
+  for (int32_t expert = 0; expert < 8; ++expert) request.uses.push_back({.expert = expert, .tokens = 10});
+  // Copying an expert takes as long as computing it on the host.
+  exchange_->SetRates({.host_read_bytes_per_second = 1e9, .host_flops_per_second = 1e15}, {1e9, 1e9});
+  const auto on_host = [&] {
+    const std::vector<ExpertPlace> places = exchange_->Plan(WorkerId(0), request).value();
+    return std::count(places.begin(), places.end(), ExpertPlace::kHost);
+  };
+  EXPECT_EQ(on_host(), 4);
+  ExpertRequest others = request;
+  others.incarnation = 78;
+  others.layer = 3;
+  ASSERT_OK(exchange_->Plan(WorkerId(1), others).status());
+  EXPECT_EQ(on_host(), 4) << "the same step: only one of them is at it";
+  others.step = 2;
+  ASSERT_OK(exchange_->Plan(WorkerId(1), others).status());
+  EXPECT_LT(on_host(), 4);
+  absl::SleepFor(absl::Milliseconds(30));
+  EXPECT_EQ(on_host(), 4) << "the other has ended its step";
 }
 
 TEST_F(ExpertExchangeTest, ForgetsAPeerThatLeft) {
