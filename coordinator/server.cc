@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "common/gguf.h"
+#include "common/listen_address.h"
 #include "common/log.h"
 #include "common/model_tensors.h"
 #include "common/thread_pool.h"
