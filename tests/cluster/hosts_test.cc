@@ -14,7 +14,8 @@ using ::testing::HasSubstr;
 using ::testing::Not;
 
 constexpr absl::Duration kStartTimeout = absl::Seconds(60);
-constexpr char kModel[] = FERRY_SOURCE_DIR "/models/demo-moe.gguf";
+constexpr absl::Duration kKeepalive = absl::Seconds(30);  // 15 s, and what a busy machine adds
+const std::string kServe = std::string("./ferry serve -m ") + kDemoModel + " --coordinator-only --workers 2";
 
 class Hosts : public ::testing::Test {
  protected:
@@ -28,16 +29,18 @@ class Hosts : public ::testing::Test {
     }
   }
 
-  // A coordinator for two workers.
-  void ServeOnHead(const std::string& flags = "") {
-    ASSERT_OK_AND_ASSIGN(const Command serve, head_->Start(absl::StrFormat("./ferry serve -m %s --coordinator-only --workers 2 --listen %s %s",
-                                                                           kModel, head_->address(), flags)));
-    coordinator_ = std::make_unique<Command>(serve);
-    ASSERT_TRUE(Eventually(kStartTimeout, [&] { return serve.err().find("coordinator at") != std::string::npos; })) << serve.err();
+  static bool EventuallySays(const Command& command, const std::string& what) {
+    return Eventually(kStartTimeout, [&] { return command.err().find(what) != std::string::npos; });
   }
-  absl::StatusOr<Command> StartWorker(Host& host, int place, const std::string& flags = "") {
-    return host.Start(absl::StrFormat("./ferry-worker --coordinator %s --listen %s --worker-id %d --backend cpu %s", head_->address(),
-                                      host.address(), place, flags));
+  // A coordinator for two workers.
+  void ServeOnHead() {
+    ASSERT_OK_AND_ASSIGN(const Command serve, head_->Start(kServe + " --listen " + head_->address()));
+    coordinator_ = std::make_unique<Command>(serve);
+    ASSERT_TRUE(EventuallySays(serve, "coordinator at")) << serve.err();
+  }
+  std::string Worker() const { return "./ferry-worker --backend cpu --coordinator " + head_->address(); }
+  absl::StatusOr<Command> StartWorker(Host& host, int place) {
+    return host.Start(absl::StrFormat("%s --listen %s --worker-id %d", Worker(), host.address(), place));
   }
   void StartAll() {
     ServeOnHead();
@@ -51,7 +54,8 @@ class Hosts : public ::testing::Test {
   }
   absl::StatusOr<Command> LongCompletion() {
     ASSIGN_OR_RETURN(const Command request, desk_->Start("./ferry generate " + FromServer() + " -p Once -n 100000 --ignore-eos"));
-    if (!Eventually(kStartTimeout, [&] { return request.out().size() > 100; })) return Internal("no text came: %s", request.err());
+    const bool came = Eventually(kStartTimeout, [&] { return request.out().size() > 100; });
+    if (!came) return Internal("no text came: %s", request.err());
     return request;
   }
 
@@ -63,16 +67,15 @@ class Hosts : public ::testing::Test {
 TEST_F(Hosts, GenerateWhatOneHostGenerates) {
   ServeOnHead();
   // One is told its address and computes experts in slots, the other finds its address out and has no slots.
-  const std::string worker = "./ferry-worker --backend cpu --coordinator " + head_->address();
-  ASSERT_OK(near_->Start(worker + " --vram-experts 64MiB --listen " + near_->address()));
-  ASSERT_OK(far_->Start(worker + " --listen 0.0.0.0"));
+  ASSERT_OK(near_->Start(Worker() + " --vram-experts 64MiB --listen " + near_->address()));
+  ASSERT_OK(far_->Start(Worker() + " --listen 0.0.0.0"));
   ASSERT_OK_AND_ASSIGN(const std::string together, Complete(FromServer()));
-  ASSERT_OK_AND_ASSIGN(const std::string alone, Complete(std::string("-m ") + kModel));
+  ASSERT_OK_AND_ASSIGN(const std::string alone, Complete(std::string("-m ") + kDemoModel));
   EXPECT_EQ(together, alone);
 
   const std::string score = "./ferry score --json -f " FERRY_SOURCE_DIR "/models/README.md ";
   ASSERT_OK_AND_ASSIGN(const std::string scored_together, desk_->Run(score + FromServer(), kStartTimeout));
-  ASSERT_OK_AND_ASSIGN(const std::string scored_alone, desk_->Run(score + "-m " + kModel, kStartTimeout));
+  ASSERT_OK_AND_ASSIGN(const std::string scored_alone, desk_->Run(score + "-m " + kDemoModel, kStartTimeout));
   EXPECT_EQ(scored_together, scored_alone) << "bit for bit";
 
   ASSERT_OK_AND_ASSIGN(const std::string status, desk_->Run("./ferry status " + FromServer(), kStartTimeout));
@@ -110,7 +113,7 @@ TEST_F(Hosts, AClientWhoseCoordinatorFallsSilentIsTold) {
   StartAll();
   ASSERT_OK_AND_ASSIGN(const Command request, LongCompletion());
   ASSERT_OK(lan_->Plug(*head_, false));
-  ASSERT_OK_AND_ASSIGN(const int code, request.Wait(absl::Seconds(25)));
+  ASSERT_OK_AND_ASSIGN(const int code, request.Wait(kKeepalive));
   EXPECT_EQ(code, 1);
   EXPECT_THAT(request.err(), HasSubstr("UNAVAILABLE"));
 }
@@ -128,23 +131,25 @@ TEST_F(Hosts, AWorkerWhoseCoordinatorFallsSilentEnds) {
 
 TEST_F(Hosts, AWorkerThatOthersCannotReachIsToldWhatToDo) {
   ServeOnHead();
-  const std::string worker = "./ferry-worker --backend cpu --coordinator " + head_->address();
-  EXPECT_THAT(near_->Run(worker, kStartTimeout), StatusIs(absl::StatusCode::kInternal, AllOf(HasSubstr("exit code 2"), HasSubstr("--listen"))));
-  EXPECT_THAT(near_->Run(worker + " --expert-transport shm --listen " + near_->address(), kStartTimeout),
-              StatusIs(absl::StatusCode::kInternal, AllOf(HasSubstr("exit code 2"), HasSubstr("another host"))));
-  EXPECT_THAT(near_->Run(worker + " --listen " + far_->address(), kStartTimeout),
+  const auto cannot_run = [](const auto& why) {
+    return StatusIs(absl::StatusCode::kInternal, AllOf(HasSubstr("exit code 2"), why));
+  };
+  EXPECT_THAT(near_->Run(Worker(), kStartTimeout), cannot_run(HasSubstr("start it with --listen")));
+  EXPECT_THAT(near_->Run(Worker() + " --expert-transport shm --listen " + near_->address(), kStartTimeout),
+              cannot_run(HasSubstr("another host")));
+  EXPECT_THAT(near_->Run(Worker() + " --listen " + far_->address(), kStartTimeout),
               StatusIs(absl::StatusCode::kInternal, HasSubstr("cannot listen on " + far_->address())));
   // The place before this one is taken on another host, which has to send hidden states here.
   ASSERT_OK(StartWorker(*near_, 0));
-  ASSERT_TRUE(Eventually(kStartTimeout, [&] { return coordinator_->err().find("worker 0 registered") != std::string::npos; }));
-  EXPECT_THAT(head_->Run(worker + " --worker-id 1", kStartTimeout),
-              StatusIs(absl::StatusCode::kInternal, AllOf(HasSubstr("exit code 2"), HasSubstr("worker 0 on another host"), HasSubstr("--listen"))));
+  ASSERT_TRUE(EventuallySays(*coordinator_, "worker 0 registered"));
+  EXPECT_THAT(head_->Run(Worker() + " --worker-id 1", kStartTimeout),
+              cannot_run(AllOf(HasSubstr("worker 0 on another host"), HasSubstr("start this one with --listen"))));
 }
 
 TEST_F(Hosts, ACoordinatorOnLoopbackSaysThatItIs) {
-  ASSERT_OK_AND_ASSIGN(const Command serve, head_->Start(absl::StrFormat("./ferry serve -m %s --coordinator-only --workers 2", kModel)));
-  EXPECT_TRUE(Eventually(kStartTimeout, [&] { return serve.err().find("for workers of other hosts, start with --listen") != std::string::npos; }));
-  EXPECT_THAT(near_->Run("./ferry-worker --connect-patience 1 --coordinator " + head_->address() + " --listen " + near_->address(), kStartTimeout),
+  ASSERT_OK_AND_ASSIGN(const Command serve, head_->Start(kServe));
+  EXPECT_TRUE(EventuallySays(serve, "for workers of other hosts, start with --listen"));
+  EXPECT_THAT(near_->Run(Worker() + " --connect-patience 1 --listen " + near_->address(), kStartTimeout),
               StatusIs(absl::StatusCode::kInternal, HasSubstr("it listens on loopback unless it was given --listen")));
   EXPECT_THAT(desk_->Run("./ferry status " + FromServer(), kStartTimeout), StatusIs(absl::StatusCode::kInternal));
 }
@@ -153,7 +158,7 @@ TEST_F(Hosts, WorkersThatCannotReachEachOtherEndTheirRequestsAndMayMeetAgain) {
   StartAll();
   ASSERT_OK_AND_ASSIGN(const Command request, LongCompletion());
   ASSERT_OK(near_->Run("ip route add blackhole " + far_->address() + "/32", kStartTimeout));
-  ASSERT_OK_AND_ASSIGN(const int code, request.Wait(absl::Seconds(25)));
+  ASSERT_OK_AND_ASSIGN(const int code, request.Wait(kKeepalive));
   EXPECT_EQ(code, 1);
   EXPECT_THAT(request.err(), HasSubstr("UNAVAILABLE"));
   ASSERT_OK(near_->Run("ip route delete blackhole " + far_->address() + "/32", kStartTimeout));

@@ -88,8 +88,8 @@ absl::StatusOr<int> Command::Wait(absl::Duration timeout) const {
 
 absl::StatusOr<Command> Host::Start(const std::string& command) {
   const std::string files = absl::StrFormat("/tmp/command-%d-%d", ::getpid(), ++num_commands_);
-  RETURN_IF_ERROR(shell_->Type(absl::StrFormat("( (%s) >%s.out 2>%s.err; echo $? >%s.new; mv %s.new %s.rc) &", command, files, files,
-                                               files, files, files)));
+  RETURN_IF_ERROR(shell_->Type(absl::StrFormat("( (%s) >%s.out 2>%s.err; echo $? >%s.new; mv %s.new %s.rc) &", command,
+                                               files, files, files, files, files)));
   // The host's files as this process sees them.
   return Command(absl::StrFormat("/proc/%d/root%s", shell_->pid(), files));
 }
@@ -132,10 +132,12 @@ absl::StatusOr<std::unique_ptr<Host>> Lan::AddHost() {
   RETURN_IF_ERROR(host->shell_->Type(mounts + " && umount -l /dev/shm/old && rmdir /dev/shm/old && touch /tmp/is-own"));
   RETURN_IF_ERROR(host->shell_->Type(absl::StrFormat("cd %s; export XDG_CACHE_HOME=/tmp/cache TMPDIR=/tmp", Programs())));
   const std::string port = PortOf(*host);
-  RETURN_IF_ERROR(switch_->Run(absl::StrFormat("ip link add %s type veth peer name eth0 netns %d && ip link set %s master switch up", port,
-                                               host->shell_->pid(), port), kSetupTimeout).status());
-  RETURN_IF_ERROR(host->Run(absl::StrFormat("%s && ip link set lo up && ip address add %s/24 dev eth0 && ip link set eth0 up", kOwnTmp,
-                                            host->address()), kSetupTimeout).status());
+  const std::string cable = absl::StrFormat("ip link add %s type veth peer name eth0 netns %d && ip link set %s master switch up",
+                                            port, host->shell_->pid(), port);
+  RETURN_IF_ERROR(switch_->Run(cable, kSetupTimeout).status());
+  const std::string address = absl::StrFormat("%s && ip link set lo up && ip address add %s/24 dev eth0 && ip link set eth0 up",
+                                              kOwnTmp, host->address());
+  RETURN_IF_ERROR(host->Run(address, kSetupTimeout).status());
   return host;
 }
 
