@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "common/listen_address.h"
 
 namespace ferry {
 namespace {
@@ -14,6 +15,8 @@ namespace {
 constexpr int kMaxMessageBytes = 64 << 20;
 constexpr absl::Duration kPoll = absl::Milliseconds(100);
 constexpr absl::Duration kConnectTimeout = absl::Seconds(5);
+// A coordinator whose host has gone says nothing any more, and a request has no deadline of its own.
+constexpr int kKeepaliveMs = 10000, kKeepaliveTimeoutMs = 5000;
 
 absl::Status FromGrpc(const grpc::Status& status) {
   if (status.ok()) return absl::OkStatus();
@@ -66,13 +69,18 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const std::string& serve
 }
 
 absl::StatusOr<std::unique_ptr<Client>> Client::Attach(const std::string& server) {
+  ASSIGN_OR_RETURN(const ListenAddress address, ParseListenAddress(server, kCoordinatorPort));
   std::unique_ptr<Client> client(new Client);
-  client->address_ = server;
+  client->address_ = address.ToString();
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
   arguments.SetMaxSendMessageSize(kMaxMessageBytes);
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   client->stub_ =
-      proto::Ferry::NewStub(grpc::CreateCustomChannel(server, grpc::InsecureChannelCredentials(), arguments));
+      proto::Ferry::NewStub(grpc::CreateCustomChannel(client->address_, grpc::InsecureChannelCredentials(), arguments));
   return client;
 }
 
@@ -91,7 +99,8 @@ absl::Status Client::WaitUntilServed() {
       if (info->state() == "serving") return absl::OkStatus();
       line.Draw(*info);
     } else if (absl::Now() - last_answer > kConnectTimeout) {
-      return Unavailable("no answer from a Ferry coordinator at %s: %s", address_, info.status().message());
+      return Unavailable("no answer from a Ferry coordinator at %s (it listens on loopback unless it was given --listen): %s", address_,
+                         info.status().message());
     }
     absl::SleepFor(kPoll);
   }

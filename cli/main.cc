@@ -25,6 +25,12 @@ std::vector<std::string> WithLongFlags(int argc, char** argv) {
   return arguments;
 }
 
+// What a server said keeps the name by which docs/operations.md has it; a wrong command line needs none.
+std::string CodeOf(const absl::Status& status) {
+  const bool of_server = absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) || absl::IsResourceExhausted(status);
+  return of_server ? absl::StatusCodeToString(status.code()) + ": " : "";
+}
+
 // Exit codes: 0 success, 1 it failed, 2 the command line is wrong, 130 interrupted.
 int ExitCode(const absl::Status& status) {
   if (status.ok()) return 0;
@@ -73,7 +79,7 @@ int main(int argc, char** argv) {
   for (const auto& [command, run] : commands) {
     if (!command->parsed()) continue;
     const absl::Status status = run();
-    if (!status.ok()) std::fprintf(stderr, "error: %s\n", std::string(status.message()).c_str());
+    if (!status.ok()) std::fprintf(stderr, "error: %s%s\n", CodeOf(status).c_str(), std::string(status.message()).c_str());
     return ExitCode(status);
   }
   return 2;

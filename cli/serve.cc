@@ -8,12 +8,12 @@
 #include "cli/commands.h"
 #include "cli/interrupt.h"
 #include "cli/supervisor.h"
+#include "common/listen_address.h"
 #include "common/log.h"
 
 namespace ferry {
 namespace {
 
-constexpr int kDefaultPort = 8090;
 constexpr absl::Duration kDrain = absl::Seconds(30);
 
 struct ServeOptions {
@@ -21,7 +21,10 @@ struct ServeOptions {
   double drain_seconds = absl::ToDoubleSeconds(kDrain);
 };
 
-absl::Status Serve(const ServeOptions& options) {
+absl::Status Serve(ServeOptions options) {
+  ASSIGN_OR_RETURN(const ListenAddress listen, ParseListenAddress(options.model.listen, options.model.port));
+  options.model.listen = listen.host;
+  options.model.port = listen.port;
   std::atomic<bool> stop{false};
   InterruptHandler interrupt([&] {
     spdlog::info("draining: running requests may finish; Ctrl-C again ends at once");
@@ -29,6 +32,9 @@ absl::Status Serve(const ServeOptions& options) {
   });
   ASSIGN_OR_RETURN(const std::unique_ptr<Supervisor> supervisor, Supervisor::Start(options.model));
   spdlog::info("coordinator at {}", supervisor->address());
+  if (options.model.coordinator_only && listen.loopback) {
+    spdlog::warn("only this host reaches {}: for workers of other hosts, start with --listen ADDRESS", listen.host);
+  }
   while (!stop) {
     RETURN_IF_ERROR(supervisor->Health());
     absl::SleepFor(absl::Milliseconds(100));
@@ -41,11 +47,11 @@ absl::Status Serve(const ServeOptions& options) {
 
 Command AddServe(CLI::App& app) {
   auto options = std::make_shared<ServeOptions>();
-  options->model.port = kDefaultPort;
+  options->model.port = kCoordinatorPort;
   options->model.log_level = "info";
   options->model.AddTo(app, /*model_required=*/true);
   app.add_option("--port", options->model.port, "port of the API; 0: any free one")->check(CLI::Range(0, 65535))->capture_default_str();
-  app.add_option("--listen", options->model.listen, "address of the API; anything but loopback is not encrypted yet")->capture_default_str();
+  app.add_option("--listen", options->model.listen, "ADDR or ADDR:PORT of the API (0.0.0.0: every interface); anything but loopback is not encrypted yet")->capture_default_str();
   app.add_flag("--coordinator-only", options->model.coordinator_only,
                "start no workers here: they come from other hosts with `ferry-worker --coordinator ADDR`; --workers says how many");
   app.add_option("--drain-seconds", options->drain_seconds, "how long running requests may go on after Ctrl-C")->capture_default_str();

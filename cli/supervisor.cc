@@ -144,7 +144,7 @@ class ProcessSupervisor final : public Supervisor {
     std::ifstream file(port_file);
     int port = 0;
     if (!(file >> port) || port == 0) return;
-    const std::string local = options.listen == "0.0.0.0" || options.listen == "::" ? "127.0.0.1" : options.listen;
+    const std::string local = options.listen == "0.0.0.0" ? "127.0.0.1" : options.listen == "[::]" ? "[::1]" : options.listen;
     const std::string address = local + ":" + std::to_string(port);
     if (!options.coordinator_only) {
       for (size_t i = 0; i < devices.size(); ++i) {

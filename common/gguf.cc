@@ -18,6 +18,7 @@ static_assert(std::endian::native == std::endian::little, "GGUF is read in place
 
 constexpr uint64_t kMaxKeyBytes = 65535;      // the format's own limit
 constexpr uint64_t kMaxTensorNameBytes = 127;  // the format says 64; some tools write longer ones
+constexpr uint32_t kOllamaMxfp4 = 4;  // ggml's Q4_2 once, removed from the format; ollama writes MXFP4 under it
 // More keys or tensors than any model has, few enough that their descriptions fit into memory.
 constexpr uint64_t kMaxCount = uint64_t{1} << 20;
 // The least that an entry or a tensor takes in the file, by which their numbers are bounded before any work.
@@ -213,6 +214,10 @@ absl::StatusOr<RawTensor> ReadTensorInfo(Cursor& cursor) {
   ASSIGN_OR_RETURN(const uint32_t type, cursor.Read<uint32_t>("type"));
   tensor.info.dtype = DType(type);
   const std::optional<DTypeInfo> dtype = InfoOf(tensor.info.dtype);
+  if (!dtype && type == kOllamaMxfp4) {
+    return cursor.ErrorAt(type_offset, "tensor type %d is no type any more; ollama's own gpt-oss files have it, in another layout than "
+                          "Ferry runs: take a file made for llama.cpp", type);
+  }
   if (!dtype) return cursor.ErrorAt(type_offset, "unknown tensor type %d", type);
   if (tensor.info.cols() % dtype->block_elements != 0) {
     return cursor.ErrorAt(dims_offset, "rows of %d elements are not whole blocks of %d, which %s has",

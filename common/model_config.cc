@@ -116,9 +116,16 @@ absl::StatusOr<RopeConfig> ReadRope(const Keys& keys, int64_t head_dim) {
 absl::StatusOr<ModelConfig> ModelConfig::FromGguf(const GgufFile& file) {
   ModelConfig config;
   ASSIGN_OR_RETURN(const std::string_view architecture, file.GetString("general.architecture"));
-  if (architecture != "gpt-oss" && architecture != "gptoss") {
-    return Unimplemented("%s: key 'general.architecture' is '%s'; Ferry runs gpt-oss (at byte %d)", file.path(),
-                         architecture, file.FindEntry("general.architecture")->file_offset);
+  const uint64_t at = file.FindEntry("general.architecture")->file_offset;
+  if (architecture == "gptoss") {
+    // Beside the names, the numbers lie differently there: rows of gate and up alternate in one matrix, queries, keys and values are
+    // one, MXFP4 has another order of nibbles, and rope.scaling.type is left out although YaRN is meant.
+    return Unimplemented("%s: key 'general.architecture' is 'gptoss': this is ollama's own layout of gpt-oss, whose tensors have other "
+                         "names and another order. Ferry runs the files made for llama.cpp, which say gpt-oss (at byte %d)",
+                         file.path(), at);
+  }
+  if (architecture != "gpt-oss") {
+    return Unimplemented("%s: key 'general.architecture' is '%s'; Ferry runs gpt-oss (at byte %d)", file.path(), architecture, at);
   }
   const Keys keys(file, std::string(architecture));
   config.architecture = "gpt-oss";

@@ -1,16 +1,13 @@
 #pragma once
 
-// Shared memory by descriptor: a memfd that has no name, so nothing is left behind whoever dies, and the Unix-socket channel
-// that hands descriptors to processes of the same user on the same host.
+// Shared memory by descriptor: a memfd that has no name, so nothing is left behind whoever dies. descriptor_socket.h hands the
+// descriptor to other processes.
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <string>
-#include <vector>
 
-#include "absl/time/time.h"
 #include "common/memfd.h"
 #include "common/status.h"
 
@@ -24,7 +21,7 @@ class ShmArena {
   // A writable region of `bytes`, in huge pages where the machine has them reserved (MFD_HUGETLB), else ordinary pages with
   // MADV_HUGEPAGE advised. ResourceExhausted: not that much memory, with needed and available bytes named.
   static absl::StatusOr<ShmArena> Create(const std::string& name, int64_t bytes);
-  // Maps a descriptor read-only; takes it. InvalidArgument: it holds fewer than `bytes`, or is not sealed against
+  // Maps a descriptor read-only; takes it. InvalidArgument: it holds fewer than `bytes` or far more, or is not sealed against
   // shrinking (which would let the peer take pages away under a reader).
   static absl::StatusOr<ShmArena> MapReadOnly(int fd, int64_t bytes);
 
@@ -56,24 +53,5 @@ class ShmArena {
   int64_t bytes_ = 0;          // asked for
   bool sealed_ = false;
 };
-
-// The coordinator's end: an abstract Unix socket. Peers of another user are turned away (SO_PEERCRED).
-class DescriptorServer {
- public:
-  // `path`: an abstract name without the leading zero byte.
-  static absl::StatusOr<std::unique_ptr<DescriptorServer>> Listen(const std::string& name);
-  virtual ~DescriptorServer() = default;
-  virtual const std::string& name() const = 0;
-  // Hands `fds` to the next caller that presents `key`; each offer serves one caller, a second offer under a key replaces the
-  // first. Keys are 1 to 64 bytes and hard to guess; at most 16 descriptors. The server duplicates them: the caller's own
-  // may be closed at once. False: the key or the number is out of range, or the process has no descriptors left.
-  virtual bool Offer(const std::string& key, const std::vector<int>& fds) = 0;
-  virtual void Withdraw(const std::string& key) = 0;
-};
-// 64 characters that nobody guesses, to Offer under.
-std::string RandomDescriptorKey();
-// The worker's end: fetches what was offered under `key`; the descriptors are the caller's to close. NotFound: nothing is;
-// Unavailable: nobody listens, or it hung up; PermissionDenied: who listens is another user; DeadlineExceeded.
-absl::StatusOr<std::vector<int>> FetchDescriptors(const std::string& name, const std::string& key, absl::Time deadline);
 
 }  // namespace ferry

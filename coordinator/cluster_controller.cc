@@ -263,9 +263,12 @@ void ClusterController::Run() {
 void ClusterController::ExpireHeartbeats() {
   for (const Member& lost : membership_.ExpireHeartbeats()) {
     spdlog::error("worker {} is lost: {}", lost.id.value(), lost.lost_because);
-    // It may hang rather than be gone, so its requests hear that their time is over.
+    // One on this host hangs, or its connection would have broken: its requests hear that their time is over. Another host may
+    // be gone with all that is on it, and that its worker cannot be reached is all that is known.
+    const bool hangs = lost.info.host == HostId();
     if (pipeline_ != nullptr) {
-      EndEpoch({.status = DeadlineExceeded("worker %d is lost: %s", lost.id.value(), lost.lost_because),
+      EndEpoch({.status = hangs ? DeadlineExceeded("worker %d is lost: %s", lost.id.value(), lost.lost_because)
+                                : Unavailable("worker %d on another host is lost: %s", lost.id.value(), lost.lost_because),
                 .suspect = std::nullopt,
                 .incarnation = {}});
     }

@@ -10,9 +10,9 @@
 #include <string>
 #include <vector>
 
+#include "common/descriptor_socket.h"
 #include "common/expert_mailbox.h"
 #include "common/ids.h"
-#include "common/shm_arena.h"
 #include "coordinator/expert_engine.h"
 #include "coordinator/expert_planner.h"
 #include "coordinator/expert_store.h"

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "common/clock.h"
+#include "common/listen_address.h"
 #include "common/log.h"
 #include "coordinator/options.h"
 #include "coordinator/server.h"
@@ -117,7 +118,7 @@ absl::StatusOr<DType> CacheType(const char* flag, const std::string& name) {
 
 absl::StatusOr<CoordinatorOptions> OptionsOf(const Flags& flags) {
   CoordinatorOptions options = flags.options;
-  ASSIGN_OR_RETURN(ListenAddress listen, ParseListenAddress(options.listen, 8090));
+  ASSIGN_OR_RETURN(ListenAddress listen, ParseListenAddress(options.listen, kCoordinatorPort));
   if (flags.port > 65535) return InvalidArgument("--port is %d, want 0 to 65535", flags.port);
   if (flags.port >= 0) listen.port = flags.port;
   options.listen = listen.ToString();

@@ -50,11 +50,30 @@ absl::StatusOr<WorkerId> Membership::Register(const MemberInfo& info, std::optio
     return FailedPrecondition("the cluster has its %d workers already; a place is free again when one of them is lost",
                               options_.num_workers);
   }
+  RETURN_IF_ERROR(CheckNeighboursLocked(place->id, info));
   if (place->state == MemberState::kLoading || place->state == MemberState::kReady) {
     LoseLocked(*place, "another process took its place");
   }
   *place = {.id = place->id, .state = MemberState::kLoading, .info = info, .last_heard = clock_.Now()};
   return place->id;
+}
+
+// Hidden states go from each place to the next.
+absl::Status Membership::CheckNeighboursLocked(WorkerId place, const MemberInfo& info) const {
+  const auto taken = [&](int32_t id) {
+    return id >= 0 && id < options_.num_workers &&
+           (members_[id].state == MemberState::kLoading || members_[id].state == MemberState::kReady);
+  };
+  const int32_t before = place.value() - 1, after = place.value() + 1;
+  if (info.loopback && taken(before) && members_[before].info.host != info.host) {
+    return InvalidArgument("address is %s, which worker %d on another host has to reach: start this one with --listen ADDRESS",
+                           info.address, before);
+  }
+  if (taken(after) && members_[after].info.loopback && members_[after].info.host != info.host) {
+    return InvalidArgument("worker %d listens on %s, which this host has to reach: start that one with --listen ADDRESS", after,
+                           members_[after].info.address);
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Membership::RecordHeartbeat(WorkerId worker, Incarnation incarnation, bool ready) {

@@ -40,6 +40,7 @@ struct MemberInfo {
   Incarnation incarnation;
   std::string host;     // machine id
   std::string address;  // of its services
+  bool loopback = false;  // only processes of its host can reach the address
   std::string device;
   int32_t pid = 0;
 };
@@ -62,7 +63,8 @@ class Membership {
   // Gives the process a place: the wanted one, else the first never taken, else the first lost. A wanted place is taken
   // over from the process that has it, since whoever names a place (a supervisor) knows that the earlier process is
   // gone. The same incarnation again gets its place again. FailedPrecondition: all places are taken; InvalidArgument:
-  // no incarnation, or no such place; Aborted: this incarnation was lost.
+  // no incarnation, no such place, or a neighbour on another host that cannot send to it, or to which it cannot send;
+  // Aborted: this incarnation was lost.
   absl::StatusOr<WorkerId> Register(const MemberInfo& info, std::optional<WorkerId> wanted);
 
   // Aborted: not the process that has the place, or one that was lost. InvalidArgument: no such place.
@@ -88,6 +90,7 @@ class Membership {
 
  private:
   absl::Status CheckLocked(WorkerId worker, Incarnation incarnation) const;
+  absl::Status CheckNeighboursLocked(WorkerId place, const MemberInfo& info) const;
   void LoseLocked(Member& member, const std::string& because);
 
   const MembershipOptions options_;

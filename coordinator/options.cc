@@ -2,9 +2,8 @@
 
 #include <algorithm>
 #include <array>
-#include <charconv>
-#include <string_view>
 
+#include "common/listen_address.h"
 #include "common/status.h"
 
 namespace ferry {
@@ -48,31 +47,6 @@ absl::Status CheckOptions(const CoordinatorOptions& options) {
   RETURN_IF_ERROR(CheckPositive("--load-timeout", options.load_timeout));
   if (options.drain_timeout < absl::ZeroDuration()) return InvalidArgument("--drain-timeout is negative");
   return absl::OkStatus();
-}
-
-std::string ListenAddress::ToString() const { return absl::StrFormat("%s:%d", host, port); }
-
-absl::StatusOr<ListenAddress> ParseListenAddress(const std::string& text, int default_port) {
-  ListenAddress address{.host = text, .port = default_port};
-  const size_t bracket = text.rfind(']');
-  const size_t colon = text.rfind(':');
-  const bool ipv6_without_port = text.starts_with('[') && colon != std::string::npos && colon < bracket;
-  if (colon != std::string::npos && !ipv6_without_port) {
-    address.host = text.substr(0, colon);
-    const std::string_view port = std::string_view(text).substr(colon + 1);
-    const auto [end, error] = std::from_chars(port.data(), port.data() + port.size(), address.port);
-    if (port.empty() || error != std::errc() || end != port.data() + port.size() || address.port < 0 ||
-        address.port > 65535) {
-      return InvalidArgument("'%s' has the port '%s', want 0 to 65535", text, port);
-    }
-  }
-  if (address.host.empty())
-    return InvalidArgument("'%s' names no host: say 127.0.0.1, or 0.0.0.0 for all interfaces", text);
-  if (address.host.find(':') != std::string::npos && !address.host.starts_with('[')) {
-    return InvalidArgument("'%s': an IPv6 address goes in brackets, as in [::1]:8090", text);
-  }
-  address.loopback = address.host == "localhost" || address.host == "[::1]" || address.host.starts_with("127.");
-  return address;
 }
 
 }  // namespace ferry

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/time/time.h"
+#include "common/status.h"
 #include "coordinator/placement.h"
 
 namespace ferry {
@@ -35,14 +36,5 @@ struct CoordinatorOptions {
 
 // InvalidArgument names the flag. Checks what does not need the model.
 absl::Status CheckOptions(const CoordinatorOptions& options);
-
-// "127.0.0.1:8090" and "[::1]:8090" stay; "0.0.0.0" gets the port; InvalidArgument: no host, or a port that is none.
-struct ListenAddress {
-  std::string host;
-  int port = 0;
-  bool loopback = false;         // reachable from this machine alone
-  std::string ToString() const;  // "host:port"
-};
-absl::StatusOr<ListenAddress> ParseListenAddress(const std::string& text, int default_port);
 
 }  // namespace ferry

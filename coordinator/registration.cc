@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "coordinator/options.h"
+#include "common/listen_address.h"
 
 namespace ferry {
 namespace {
@@ -37,10 +37,13 @@ absl::StatusOr<Registration> CheckRegistration(const v1::RegisterRequest& reques
   const absl::StatusOr<ListenAddress> address = ParseListenAddress(request.address(), 0);
   if (!address.ok()) return Annotate(address.status(), "address");
   if (address->port == 0) return InvalidArgument("address is '%s', want HOST:PORT", request.address());
+  if (address->any) {
+    return InvalidArgument("address is %s, on which one can listen, but which leads nowhere: say one of the worker's own", request.address());
+  }
   const bool same_host = request.host() == rules.host;
   if (!same_host && address->loopback) {
     return InvalidArgument(
-        "address is %s, which only the worker's own host can reach: start it with --listen ADDR:PORT",
+        "address is %s, which only the worker's own host can reach: start it with --listen ADDRESS",
         request.address());
   }
   std::string transport = request.expert_transport();
@@ -55,6 +58,7 @@ absl::StatusOr<Registration> CheckRegistration(const v1::RegisterRequest& reques
   Registration registration = {.info = {.incarnation = Incarnation(request.incarnation()),
                                         .host = request.host(),
                                         .address = request.address(),
+                                        .loopback = address->loopback,
                                         .device = request.device(),
                                         .pid = request.pid()},
                                .wanted = std::nullopt,

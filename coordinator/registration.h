@@ -28,7 +28,7 @@ struct Registration {
   double link_bytes_per_second = 0;  // 0: not known
 };
 
-// InvalidArgument names the field: another model, an address that is none or that only the worker's own host can reach, an
+// InvalidArgument names the field: another model, an address that is none, that leads nowhere or that only the worker's own host can reach, an
 // unknown transport or shared memory across hosts, a text that is not kMaxReportText printable bytes, a rate that is no number
 // of bytes. Whether the place is free is Membership's to say.
 absl::StatusOr<Registration> CheckRegistration(const v1::RegisterRequest& request, const RegistrationRules& rules);

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "common/gguf.h"
+#include "common/listen_address.h"
 #include "common/log.h"
 #include "common/model_tensors.h"
 #include "common/thread_pool.h"
@@ -326,6 +327,9 @@ class ServerImpl final : public Server {
     grpc::ServerBuilder builder;
     builder.AddListeningPort(listen.ToString(), grpc::InsecureServerCredentials(), &port_);
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // a second server on the port is an error, not a rival
+    // Clients ask whether this host is still there while they wait for a long prefill (cli/client.cc).
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5000);
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
     builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
     builder.SetMaxSendMessageSize(kMaxMessageBytes);
     builder.RegisterService(ferry_service_.get());

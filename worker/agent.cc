@@ -32,6 +32,7 @@ absl::StatusOr<v1::RegisterResponse> Agent::Register(v1::Cluster::StubInterface*
                                                      absl::Duration patience, const std::function<bool()>& cancelled) {
   absl::Time last_answer = absl::Now();
   std::string last_message;
+  bool complained = false;
   while (true) {
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(absl::Now() + kRegisterTimeout));
@@ -39,8 +40,15 @@ absl::StatusOr<v1::RegisterResponse> Agent::Register(v1::Cluster::StubInterface*
     const absl::Status status = FromGrpcStatus(cluster->Register(&context, request, &response));
     if (status.ok()) return response;
     if (!absl::IsUnavailable(status)) return Annotate(status, "Register");
-    if (!IsConnectFailure(status)) last_answer = absl::Now();
-    if (absl::Now() - last_answer > patience) return Annotate(status, "Register: the coordinator does not answer");
+    const bool unreachable = IsConnectFailure(status);
+    if (!unreachable) last_answer = absl::Now();
+    if (absl::Now() - last_answer > patience) {
+      return Annotate(status, "Register: the coordinator does not answer; it listens on loopback unless it was given --listen");
+    }
+    if (unreachable && !std::exchange(complained, true)) {
+      spdlog::warn("the coordinator cannot be reached yet, trying for {:.0f} s: {}", absl::ToDoubleSeconds(patience),
+                   std::string(status.message()));
+    }
     if (status.message() != last_message) {
       spdlog::debug("registering: {}", status.ToString());
       last_message = std::string(status.message());

@@ -11,6 +11,7 @@ namespace ferry {
 
 inline constexpr int kWorkerMaxMessageBytes = 64 << 20;
 
+inline constexpr int kKeepaliveMs = 10000, kKeepaliveTimeoutMs = 5000;
 enum class Keepalive { kOff, kOn };  // kOn only towards workers: their servers allow frequent pings
 
 inline std::shared_ptr<grpc::Channel> ConnectTo(const std::string& address, Keepalive keepalive) {
@@ -24,8 +25,8 @@ inline std::shared_ptr<grpc::Channel> ConnectTo(const std::string& address, Keep
   // Also how long one attempt may take: 100 ms, as between attempts, was too little on a busy machine for a handshake.
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 2000);
   if (keepalive == Keepalive::kOn) {
-    arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 10000);
-    arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5000);
+    arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
+    arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
     arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   }
   return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
@@ -37,6 +38,9 @@ inline void ConfigureServer(grpc::ServerBuilder& builder) {
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5000);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  // A worker that waits for hidden states hears nothing when the host that sends them has gone.
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
 }
 
 }  // namespace ferry

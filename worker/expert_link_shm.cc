@@ -2,6 +2,7 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "common/descriptor_socket.h"
 #include "common/log.h"
 #include "common/shm_arena.h"
 #include "kernels/ops.h"
@@ -94,11 +95,15 @@ class ShmLink final : public ExpertLink {
 
 absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectShmLink(const ShmLinkOptions& options, Ops* ops, bool pin,
                                                            absl::Time deadline) {
-  ASSIGN_OR_RETURN(const std::vector<int> descriptors,
-                   FetchDescriptors(options.descriptor_socket, options.descriptor_key, deadline));
+  absl::StatusOr<std::vector<UniqueFd>> fetched =
+      FetchDescriptors(options.descriptor_socket, options.descriptor_key, deadline);
+  if (!fetched.ok()) {
+    return Annotate(fetched.status(), "shared memory with the coordinator; --expert-transport grpc does without");
+  }
+  std::vector<UniqueFd>& descriptors = *fetched;
   if (descriptors.size() != 2) return Internal("the coordinator handed out %d descriptors, want 2", descriptors.size());
-  absl::StatusOr<ShmArena> arena = ShmArena::MapReadOnly(descriptors[0], options.arena.bytes());
-  absl::StatusOr<std::unique_ptr<ExpertMailbox>> mailbox = ExpertMailbox::Map(descriptors[1], options.mailbox);
+  absl::StatusOr<ShmArena> arena = ShmArena::MapReadOnly(descriptors[0].Release(), options.arena.bytes());
+  absl::StatusOr<std::unique_ptr<ExpertMailbox>> mailbox = ExpertMailbox::Map(descriptors[1].Release(), options.mailbox);
   if (!arena.ok()) return Annotate(arena.status(), "the expert arena");
   if (!mailbox.ok()) return Annotate(mailbox.status(), "the expert mailbox");
   auto link = std::make_unique<ShmLink>(options, *std::move(arena), *std::move(mailbox), ops);

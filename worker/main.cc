@@ -48,10 +48,10 @@ int Main(int argc, char** argv) {
   std::string vram_experts = "auto";
   CLI::App app{"Computes a range of layers for a ferry-coordinator. `ferry serve` starts workers by itself; start one by hand "
                "to let another host take part."};
-  app.add_option("--coordinator", options.coordinator, "HOST:PORT of the coordinator")->required();
+  app.add_option("--coordinator", options.coordinator, "HOST or HOST:PORT of the coordinator")->required();
   app.add_option("--listen", options.listen,
-                 "ADDR:PORT where the coordinator and other workers reach this one; an address other than loopback has to be "
-                 "given by hand, since the link is not encrypted yet")
+                 "ADDR or ADDR:PORT where the coordinator and other workers reach this one (port 0: any; 0.0.0.0: every interface); "
+                 "an address other than loopback has to be given by hand, since the link is not encrypted yet")
       ->capture_default_str();
   app.add_option("--backend", options.backend.kind, "auto (a GPU if there is one), cpu, cuda or reference")
       ->check(CLI::IsMember({"auto", "cpu", "cuda", "reference"}))

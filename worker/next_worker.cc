@@ -31,12 +31,9 @@ absl::StatusOr<v1::ShareActivationsResponse> AskToShare(v1::Worker::Stub& stub, 
 
 absl::StatusOr<std::unique_ptr<ActivationRing>> MapOffered(const v1::ShareActivationsResponse& offer, int64_t n_embd,
                                                            absl::Time deadline) {
-  ASSIGN_OR_RETURN(const std::vector<int> descriptors, FetchDescriptors(offer.socket(), offer.key(), deadline));
-  if (descriptors.size() != 1) {
-    for (const int fd : descriptors) ::close(fd);
-    return Internal("the next worker handed out %d descriptors, want 1", descriptors.size());
-  }
-  return ActivationRing::Map(descriptors[0],
+  ASSIGN_OR_RETURN(std::vector<UniqueFd> descriptors, FetchDescriptors(offer.socket(), offer.key(), deadline));
+  if (descriptors.size() != 1) return Internal("the next worker handed out %d descriptors, want 1", descriptors.size());
+  return ActivationRing::Map(descriptors[0].Release(),
                              {.n_embd = n_embd, .rows_per_slot = offer.rows_per_slot(), .num_slots = offer.num_slots()});
 }
 

@@ -8,8 +8,8 @@
 #include <string>
 
 #include "absl/time/time.h"
+#include "common/descriptor_socket.h"
 #include "common/ids.h"
-#include "common/shm_arena.h"
 #include "common/status.h"
 #include "ferry/v1/worker.grpc.pb.h"
 #include "kernels/ops.h"

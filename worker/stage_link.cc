@@ -30,6 +30,7 @@ absl::Status CheckNextChunk(uint64_t step, int64_t first_row, uint64_t next_step
 void ActivationQueue::BeginEpoch(uint64_t epoch) {
   const std::lock_guard lock(mutex_);
   epoch_ = epoch;
+  broken_.clear();
   items_.clear();
   rows_held_ = 0;
   failures_held_ = 0;
@@ -92,6 +93,18 @@ absl::Status ActivationQueue::PushFailure(uint64_t epoch, uint64_t step, const s
   return absl::OkStatus();
 }
 
+void ActivationQueue::Break(uint64_t epoch, const std::string& why) {
+  const std::lock_guard lock(mutex_);
+  if (epoch != epoch_) return;
+  broken_ = why;
+  changed_.notify_all();
+}
+
+uint64_t ActivationQueue::epoch() const {
+  const std::lock_guard lock(mutex_);
+  return epoch_;
+}
+
 absl::StatusOr<ActivationChunk> ActivationQueue::Next(uint64_t step, int64_t first_row, absl::Time deadline) {
   std::unique_lock lock(mutex_);
   const uint64_t epoch = epoch_;
@@ -105,6 +118,7 @@ absl::StatusOr<ActivationChunk> ActivationQueue::Next(uint64_t step, int64_t fir
       changed_.notify_all();
     }
     if (!items_.empty()) break;
+    if (!broken_.empty()) return Aborted("no hidden states of step %d come any more: %s", step, broken_);
     if (changed_.wait_until(lock, absl::ToChronoTime(deadline)) == std::cv_status::timeout && absl::Now() >= deadline) {
       return DeadlineExceeded("no hidden states of step %d from row %d on came in time", step, first_row);
     }

@@ -35,8 +35,8 @@ struct ActivationChunk {
 class ActivationSource {
  public:
   virtual ~ActivationSource() = default;
-  // The next chunk of `step`, whose rows begin at `first_row`. DeadlineExceeded: it did not come; Aborted: the epoch is over, or
-  // the step failed before this stage.
+  // The next chunk of `step`, whose rows begin at `first_row`. DeadlineExceeded: it did not come; Aborted: the epoch is over,
+  // the step failed before this stage, or the stage before is cut off.
   virtual absl::StatusOr<ActivationChunk> Next(uint64_t step, int64_t first_row, absl::Time deadline) = 0;
   // The epoch is over: whoever waits, or will, gets Aborted. Any thread.
   virtual void Abort() = 0;
@@ -76,6 +76,10 @@ class ActivationQueue final : public ActivationSource {
                     const std::function<bool()>& cancelled = nullptr);
   // The step failed before this stage; nothing more of it comes. ResourceExhausted: more failures than anybody waits for.
   absl::Status PushFailure(uint64_t epoch, uint64_t step, const std::string& error);
+  // Whoever pushes in `epoch` is cut off: what came is still taken, and who waits for more gets Aborted. Of no effect in another
+  // epoch.
+  void Break(uint64_t epoch, const std::string& why);
+  uint64_t epoch() const;
 
   absl::StatusOr<ActivationChunk> Next(uint64_t step, int64_t first_row, absl::Time deadline) override;
   void Abort() override { BeginEpoch(0); }
@@ -91,9 +95,10 @@ class ActivationQueue final : public ActivationSource {
   absl::Status CheckLocked(uint64_t epoch, uint64_t step, int64_t first_row, int64_t num_rows, size_t bytes) const;
 
   const int64_t n_embd_, max_rows_;
-  std::mutex mutex_;  // guards what follows
+  mutable std::mutex mutex_;  // guards what follows
   std::condition_variable changed_;
   uint64_t epoch_ = 0;
+  std::string broken_;  // not empty: why nothing more comes in this epoch
   std::deque<Item> items_;
   int64_t rows_held_ = 0;
   int64_t failures_held_ = 0;

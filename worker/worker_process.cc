@@ -15,6 +15,7 @@
 #include "common/byte_size.h"
 #include "common/grpc_status.h"
 #include "common/host_id.h"
+#include "common/listen_address.h"
 #include "common/log.h"
 #include "worker/agent.h"
 #include "worker/assignment.h"
@@ -46,9 +47,9 @@ int64_t ResidentBytes() {
   return resident_pages * sysconf(_SC_PAGESIZE);
 }
 
-std::string HostOf(const std::string& address) { return address.substr(0, address.rfind(':')); }
-bool IsLoopback(const std::string& host) {
-  return host == "localhost" || host.starts_with("127.") || host == "[::1]" || host == "::1";
+absl::StatusOr<ListenAddress> AddressOf(const char* flag, const std::string& text, int default_port) {
+  absl::StatusOr<ListenAddress> address = ParseListenAddress(text, default_port);
+  return address.ok() ? std::move(address) : Annotate(address.status(), flag);
 }
 
 // What the heartbeat says, written by the main thread as the worker gets on.
@@ -98,17 +99,25 @@ struct Server {
   std::string address;
   std::unique_ptr<grpc::Server> server;
 };
-absl::StatusOr<Server> Listen(const std::string& listen, WorkerService* service) {
+absl::StatusOr<Server> Listen(const ListenAddress& listen, const ListenAddress& coordinator, WorkerService* service) {
+  // Others are told an address that leads here. On every interface, that is the one on the coordinator's network.
+  std::string host = listen.host;
+  if (listen.any) {
+    ASSIGN_OR_RETURN(host, LocalHostTowards(coordinator));
+  }
   grpc::ServerBuilder builder;
   ConfigureServer(builder);
   int port = 0;
-  builder.AddListeningPort(listen, grpc::InsecureServerCredentials(), &port);
+  builder.AddListeningPort(listen.ToString(), grpc::InsecureServerCredentials(), &port);
   builder.RegisterService(service);
   Server result;
   result.server = builder.BuildAndStart();
-  if (result.server == nullptr || port == 0) return Unavailable("cannot listen on %s", listen);
-  const std::string host = HostOf(listen);
-  if (!IsLoopback(host)) spdlog::warn("listening on {}, which others can reach: the link is not encrypted", listen);
+  if (result.server == nullptr || port == 0) {
+    return Unavailable("cannot listen on %s: is that an address of this host, and the port free?", listen.ToString());
+  }
+  if (!listen.loopback) {
+    spdlog::warn("listening on {}, which others can reach: the link is not encrypted", listen.ToString());
+  }
   result.address = absl::StrFormat("%s:%d", host, port);
   spdlog::info("listening on {}", result.address);
   return result;
@@ -193,14 +202,16 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
                        const std::function<void()>& on_ending) {
   const Incarnation incarnation = RandomIncarnation();
   Ending ending(on_ending);
+  ASSIGN_OR_RETURN(const ListenAddress coordinator, AddressOf("--coordinator", options.coordinator, kCoordinatorPort));
+  ASSIGN_OR_RETURN(const ListenAddress listen, AddressOf("--listen", options.listen, /*default_port=*/0));
   ASSIGN_OR_RETURN(const std::unique_ptr<Ops> ops, CreateOps(options.backend));
   spdlog::info("computing on {}", ops->name());
 
   // Reachable before it registers: the coordinator may call as soon as it knows the address.
   WorkerService service(incarnation, [&ending] { ending.End(absl::OkStatus()); });
-  ASSIGN_OR_RETURN(const Server server, Listen(options.listen, &service));
+  ASSIGN_OR_RETURN(const Server server, Listen(listen, coordinator, &service));
 
-  const std::shared_ptr<grpc::Channel> channel = ConnectTo(options.coordinator, Keepalive::kOff);
+  const std::shared_ptr<grpc::Channel> channel = ConnectTo(coordinator.ToString(), Keepalive::kOff);
   const std::unique_ptr<v1::Cluster::Stub> cluster = v1::Cluster::NewStub(channel);
   const auto cancelled = [&] { return ending.ended() || asked_to_end(); };
   ASSIGN_OR_RETURN(const v1::RegisterResponse response,
@@ -218,7 +229,7 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
                .incarnation = incarnation,
                .interval = assignment.heartbeat_interval,
                .timeout = assignment.heartbeat_timeout,
-               .same_host = assignment.expert_transport == "shm" || IsLoopback(HostOf(options.coordinator))},
+               .same_host = assignment.expert_transport == "shm" || coordinator.loopback},
               [&report](v1::HeartbeatRequest* request) {
                 const std::lock_guard lock(report.mutex);
                 *request = report.heartbeat;

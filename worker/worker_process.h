@@ -23,7 +23,7 @@ absl::StatusOr<VramExperts> ParseVramExperts(const std::string& text);
 
 // Every flag of ferry-worker.
 struct WorkerOptions {
-  std::string coordinator;               // HOST:PORT
+  std::string coordinator;               // HOST or HOST:PORT
   std::string listen = "127.0.0.1:0";    // where other processes reach this worker; port 0: any free one
   BackendOptions backend;
   VramExperts vram_experts;

@@ -376,6 +376,10 @@ TEST(GgufHostile, RefusesUnknownAndRemovedTensorTypes) {
   }
 }
 
+TEST(GgufHostile, SaysWhoseTypeFourIs) {
+  EXPECT_THAT(Parse(OneTensor({32}, 0, 128, DType(4))), Refuses("tensor 't'", "ollama", "made for llama.cpp"));
+}
+
 TEST(GgufHostile, RefusesRowsThatAreNotWholeBlocks) {
   EXPECT_THAT(Parse(OneTensor({33, 32}, 0, 4096, DType::kQ8_0)), Refuses("tensor 't'", "rows of 33", "Q8_0"));
 }

@@ -54,21 +54,19 @@ TEST(ModelConfig, ReadsTheDemoModel) {
   EXPECT_FALSE(config.slides(1));
 }
 
-TEST(ModelConfig, ReadsTheAliasOfTheArchitecture) {
+TEST(ModelConfig, KnowsWhatTheFileLeavesOut) {
   GgufWriter writer;
-  writer.SetString("general.architecture", "gptoss");
+  writer.SetString("general.architecture", "gpt-oss");
   for (const auto& [key, value] : {std::pair{"block_count", 1u}, {"context_length", 8u}, {"embedding_length", 64u},
                                    {"vocab_size", 10u}, {"attention.head_count", 2u}, {"attention.sliding_window", 0u},
                                    {"expert_count", 4u}, {"expert_used_count", 4u}, {"feed_forward_length", 96u}}) {
-    writer.SetUint32("gptoss." + std::string(key), value);
+    writer.SetUint32("gpt-oss." + std::string(key), value);
   }
-  writer.SetFloat32("gptoss.attention.layer_norm_rms_epsilon", 1e-5f);
-  writer.SetFloat32("gptoss.rope.freq_base", 10000);
+  writer.SetFloat32("gpt-oss.attention.layer_norm_rms_epsilon", 1e-5f);
+  writer.SetFloat32("gpt-oss.rope.freq_base", 10000);
   const std::vector<std::byte> bytes = writer.ToBytes();
   ASSERT_OK_AND_ASSIGN(const GgufFile file, GgufFile::Parse(bytes));
   ASSERT_OK_AND_ASSIGN(const ModelConfig config, ModelConfig::FromGguf(file));
-  EXPECT_EQ(config.architecture, "gpt-oss");
-  // What the file leaves out:
   EXPECT_EQ(config.num_kv_heads, 2);
   EXPECT_EQ(config.head_dim, 32);
   EXPECT_EQ(config.n_ff, 96);
@@ -182,6 +180,8 @@ TEST(ModelConfig, RefusesAKeyOfAnotherType) {
 TEST(ModelConfig, NamesWhatItDoesNotRun) {
   EXPECT_THAT(ConfigAfter([](GgufWriter& writer) { writer.SetString("general.architecture", "llama"); }),
               StatusIs(StatusCode::kUnimplemented, HasSubstr("'llama'")));
+  EXPECT_THAT(ConfigAfter([](GgufWriter& writer) { writer.SetString("general.architecture", "gptoss"); }),
+              StatusIs(StatusCode::kUnimplemented, AllOf(HasSubstr("ollama"), HasSubstr("made for llama.cpp"))));
   EXPECT_THAT(ConfigAfter([](GgufWriter& writer) { writer.SetString("gpt-oss.rope.scaling.type", "longrope"); }),
               StatusIs(StatusCode::kUnimplemented, AllOf(HasSubstr("rope.scaling.type"), HasSubstr("'longrope'"))));
 }

@@ -11,11 +11,10 @@
 #include <cstdio>
 #include <cstring>
 #include <fstream>
+#include <limits>
 #include <string>
-#include <thread>
 #include <utility>
 
-#include "absl/time/clock.h"
 #include "common/host_memory.h"
 #include "tests/testing/status_matchers.h"
 
@@ -23,9 +22,6 @@ namespace ferry {
 namespace {
 
 using testing::HasSubstr;
-
-absl::Time Soon() { return absl::Now() + absl::Seconds(10); }
-std::string UniqueName(const char* test) { return "ferry-test-" + std::string(test) + std::to_string(::getpid()); }
 
 TEST(ShmArena, GivesAnotherMappingTheSameBytes) {
   for (const int64_t bytes : {int64_t{1}, int64_t{5000}, int64_t{5} << 20}) {
@@ -151,6 +147,15 @@ TEST(ShmArena, RefusesADescriptorThatIsTooSmall) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("holds 4096 bytes, want at least 4097")));
 }
 
+TEST(ShmArena, RefusesADescriptorThatIsFarTooLarge) {
+  for (const int64_t bytes : {int64_t{4096} + ShmArena::kHugePage, std::numeric_limits<int64_t>::max()}) {
+    const int fd = ::memfd_create("large", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    ASSERT_EQ(::ftruncate(fd, bytes), 0);
+    ASSERT_EQ(::fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK), 0);
+    EXPECT_THAT(ShmArena::MapReadOnly(fd, 4096), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("want 4096 and no more")));
+  }
+}
+
 TEST(ShmArena, RefusesADescriptorThatIsNoSharedMemory) {
   int pipe[2];
   ASSERT_EQ(::pipe(pipe), 0);
@@ -174,76 +179,6 @@ TEST(HostMemory, IsLessThanTheMachineHas) {
   EXPECT_GT(memory.available_bytes, 0);
   EXPECT_LE(memory.available_bytes, memory.total_bytes);
   EXPECT_FALSE(memory.limited_by.empty());
-}
-
-// A file descriptor whose file can be told from others.
-int64_t FileOf(int fd) {
-  struct stat about = {};
-  return ::fstat(fd, &about) == 0 ? static_cast<int64_t>(about.st_ino) : -1;
-}
-
-TEST(DescriptorServer, HandsOverWhatWasOfferedOnce) {
-  ASSERT_OK_AND_ASSIGN(const auto server, DescriptorServer::Listen(UniqueName("once")));
-  ASSERT_OK_AND_ASSIGN(const ShmArena a, ShmArena::Create("a", 4096));
-  ASSERT_OK_AND_ASSIGN(const ShmArena b, ShmArena::Create("b", 4096));
-  ASSERT_TRUE(server->Offer("secret", {a.fd(), b.fd()}));
-  ASSERT_OK_AND_ASSIGN(const std::vector<int> fds, FetchDescriptors(server->name(), "secret", Soon()));
-  ASSERT_EQ(fds.size(), 2u);
-  EXPECT_EQ(FileOf(fds[0]), FileOf(a.fd()));
-  EXPECT_EQ(FileOf(fds[1]), FileOf(b.fd()));
-  EXPECT_NE(::fcntl(fds[0], F_GETFD) & FD_CLOEXEC, 0);
-  for (const int fd : fds) ::close(fd);
-  EXPECT_THAT(FetchDescriptors(server->name(), "secret", Soon()), StatusIs(absl::StatusCode::kNotFound));
-}
-
-TEST(DescriptorServer, OutlivesTheOfferersOwnDescriptors) {
-  ASSERT_OK_AND_ASSIGN(const auto server, DescriptorServer::Listen(UniqueName("dup")));
-  {
-    ASSERT_OK_AND_ASSIGN(const ShmArena arena, ShmArena::Create("a", 4096));
-    ASSERT_TRUE(server->Offer("key", {arena.fd()}));
-  }
-  ASSERT_OK_AND_ASSIGN(const std::vector<int> fds, FetchDescriptors(server->name(), "key", Soon()));
-  EXPECT_NE(FileOf(fds[0]), -1);
-  ::close(fds[0]);
-}
-
-TEST(DescriptorServer, GivesNothingForAnotherKeyOrAWithdrawnOne) {
-  ASSERT_OK_AND_ASSIGN(const auto server, DescriptorServer::Listen(UniqueName("keys")));
-  ASSERT_OK_AND_ASSIGN(const ShmArena arena, ShmArena::Create("a", 4096));
-  ASSERT_TRUE(server->Offer("key", {arena.fd()}));
-  EXPECT_THAT(FetchDescriptors(server->name(), "kez", Soon()), StatusIs(absl::StatusCode::kNotFound));
-  server->Withdraw("key");
-  EXPECT_THAT(FetchDescriptors(server->name(), "key", Soon()), StatusIs(absl::StatusCode::kNotFound));
-}
-
-TEST(DescriptorServer, RefusesKeysAndOffersOutOfRange) {
-  ASSERT_OK_AND_ASSIGN(const auto server, DescriptorServer::Listen(UniqueName("range")));
-  EXPECT_FALSE(server->Offer("", {0}));
-  EXPECT_FALSE(server->Offer(std::string(65, 'k'), {0}));
-  EXPECT_FALSE(server->Offer("key", {}));
-  EXPECT_FALSE(server->Offer("key", std::vector<int>(17, 0)));
-  EXPECT_FALSE(server->Offer("key", {-1}));
-  EXPECT_THAT(FetchDescriptors(server->name(), "", Soon()), StatusIs(absl::StatusCode::kInvalidArgument));
-  EXPECT_THAT(DescriptorServer::Listen(std::string(200, 'n')), StatusIs(absl::StatusCode::kInvalidArgument));
-}
-
-TEST(DescriptorServer, ServesSixteenCallersAtOnce) {
-  ASSERT_OK_AND_ASSIGN(const auto server, DescriptorServer::Listen(UniqueName("many")));
-  ASSERT_OK_AND_ASSIGN(const ShmArena arena, ShmArena::Create("a", 4096));
-  std::vector<std::thread> callers;
-  for (int i = 0; i < 16; ++i) {
-    ASSERT_TRUE(server->Offer("key" + std::to_string(i), {arena.fd()}));
-    callers.emplace_back([&server, i] {
-      const auto fds = FetchDescriptors(server->name(), "key" + std::to_string(i), Soon());
-      ASSERT_OK(fds);
-      ::close((*fds)[0]);
-    });
-  }
-  for (std::thread& caller : callers) caller.join();
-}
-
-TEST(FetchDescriptors, SaysWhenNobodyListens) {
-  EXPECT_THAT(FetchDescriptors(UniqueName("nobody"), "key", Soon()), StatusIs(absl::StatusCode::kUnavailable));
 }
 
 }  // namespace

@@ -60,11 +60,11 @@ TEST_F(ExpertExchangeTest, ComputesTheSameOverTheMailboxAsByCall) {
 
   const MailboxShape shape = {.n_embd = config_.n_embd, .max_rows = 4, .max_entries = 8, .max_experts = config_.num_experts};
   ASSERT_OK_AND_ASSIGN(const std::string key, exchange_->OpenMailbox(WorkerId(0), shape));
-  ASSERT_OK_AND_ASSIGN(const std::vector<int> fds,
+  ASSERT_OK_AND_ASSIGN(std::vector<UniqueFd> fds,
                        FetchDescriptors(exchange_->socket_name(), key, absl::Now() + absl::Seconds(5)));
   ASSERT_EQ(fds.size(), 2u);
-  ASSERT_OK_AND_ASSIGN(const ShmArena arena, ShmArena::MapReadOnly(fds[0], store_->layout().bytes()));
-  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<ExpertMailbox> mailbox, ExpertMailbox::Map(fds[1], shape));
+  ASSERT_OK_AND_ASSIGN(const ShmArena arena, ShmArena::MapReadOnly(fds[0].Release(), store_->layout().bytes()));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<ExpertMailbox> mailbox, ExpertMailbox::Map(fds[1].Release(), shape));
   std::memcpy(mailbox->rows().data(), rows.data(), rows.size() * sizeof(float));
   ASSERT_OK(mailbox->Post(request));
   ASSERT_OK(mailbox->WaitForAnswer(absl::Now() + absl::Seconds(10), nullptr));

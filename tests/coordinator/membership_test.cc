@@ -50,6 +50,35 @@ TEST_F(MembershipTest, RefusesNoIncarnationAndNoSuchPlace) {
   EXPECT_THAT(membership_.Register(Process(1), WorkerId(-1)), StatusIs(absl::StatusCode::kInvalidArgument));
 }
 
+TEST_F(MembershipTest, RefusesAPlaceWhoseNeighbourOnAnotherHostCannotSendToIt) {
+  MemberInfo near = Process(1), far = Process(2);
+  near.loopback = true;
+  far.host = "another";
+  far.address = "10.0.0.2:80";
+  ASSERT_OK(membership_.Register(far, WorkerId(0)));
+  EXPECT_THAT(membership_.Register(near, WorkerId(1)),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("worker 0 on another host")));
+}
+
+TEST_F(MembershipTest, RefusesAPlaceThatCannotSendToItsNeighbourOnAnotherHost) {
+  MemberInfo near = Process(1), far = Process(2);
+  near.loopback = true;
+  far.host = "another";
+  ASSERT_OK(membership_.Register(near, WorkerId(1)));
+  EXPECT_THAT(membership_.Register(far, WorkerId(0)),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("worker 1 listens on 127.0.0.1:1")));
+  ASSERT_TRUE(membership_.MarkLost(WorkerId(1), Incarnation(1), "killed"));
+  EXPECT_OK(membership_.Register(far, WorkerId(0))) << "whoever is lost does not count";
+}
+
+TEST_F(MembershipTest, NobodySendsToTheFirstPlaceSoItsLoopbackWillDo) {
+  MemberInfo near = Process(1), far = Process(2);
+  near.loopback = true;
+  far.host = "another";
+  ASSERT_OK(membership_.Register(near, WorkerId(0)));
+  EXPECT_OK(membership_.Register(far, WorkerId(1)));
+}
+
 TEST_F(MembershipTest, GivesTheSameProcessItsPlaceAgain) {
   ASSERT_OK(membership_.Register(Process(1), WorkerId(1)));
   EXPECT_EQ(membership_.Register(Process(1), std::nullopt).value(), WorkerId(1));

@@ -66,6 +66,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadRegistration{"NoAddress", [](R& r) { r.clear_address(); }, "address is empty"},
         BadRegistration{"AddressWithoutPort", [](R& r) { r.set_address("10.0.0.1"); }, "HOST:PORT"},
         BadRegistration{"AddressThatIsNone", [](R& r) { r.set_address("10.0.0.1:99999"); }, "address"},
+        BadRegistration{"EveryInterface", [](R& r) { r.set_address("0.0.0.0:80"); }, "leads nowhere"},
         BadRegistration{"LoopbackElsewhere", [](R& r) { r.set_host("there"); }, "--listen"},
         BadRegistration{"LongDevice", [](R& r) { r.set_device(std::string(300, 'x')); }, "device has 300 bytes"},
         BadRegistration{"EscapeSequence", [](R& r) { r.set_device("\x1b[2J"); }, "device holds a control character"},

@@ -248,6 +248,17 @@ void Experts(const std::filesystem::path& folder) {
   share.Write(folder / "host_share");
 }
 
+// What descriptors_fuzz.cc reads: its samples begin with a good arena and a good mailbox.
+void Descriptors(const std::filesystem::path& folder) {
+  Input().Byte(0).Byte(0).Byte(0).Piece("key of 8").Write(folder / "caller_with_the_key");
+  Input().Byte(0).Byte(3).Byte(2).Piece("key of 9").Byte(0).Byte(0).Piece("key of 8").Write(folder / "caller_that_guesses");
+  Input().Byte(0).Byte(0).Byte(0).Piece(std::string(65, 'k')).Write(folder / "caller_with_a_long_key");
+  Input().Byte(1).Byte(2).Byte(0).Piece("\2").Write(folder / "server");
+  Input().Byte(1).Byte(17).Byte(0).Piece("\20").Write(folder / "server_with_one_too_many");
+  Input().Byte(1).Byte(2).Byte(5).Piece("\2").Write(folder / "server_with_huge_memory");
+  Input().Byte(1).Byte(0).Byte(0).Piece(std::string(1, '\0')).Write(folder / "server_with_nothing");
+}
+
 void Steps(const std::filesystem::path& folder) {
   v1::StepRequest request;
   request.set_epoch(1);
@@ -333,6 +344,7 @@ int main(int argc, char** argv) {
   const std::filesystem::path corpus = argv[1];
   ferry::Generate(corpus / "generate");
   ferry::Cluster(corpus / "cluster");
+  ferry::Descriptors(corpus / "descriptors");
   ferry::Experts(corpus / "experts");
   ferry::Steps(corpus / "steps");
 }

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "common/grpc_status.h"
+#include "common/descriptor_socket.h"
 #include "common/shm_arena.h"
 #include "tests/worker/tiny_model.h"
 #include "worker/channel.h"
@@ -311,9 +312,18 @@ TEST_F(ShmLinkTest, RefusesMemoryThatIsNotWhatItWasTold) {
   EXPECT_FALSE(Connect(larger).ok());
 }
 
-TEST_F(ShmLinkTest, SaysWhenNothingIsHandedOut) {
+TEST_F(ShmLinkTest, RefusesOtherDescriptorsThanArenaAndMailbox) {
+  server_->Offer("key", {arena_.fd()});
+  EXPECT_THAT(Connect(), StatusIs(absl::StatusCode::kInternal, HasSubstr("handed out 1 descriptors, want 2")));
+  server_->Offer("key", {arena_.fd(), mailbox_->fd(), arena_.fd()});
+  EXPECT_THAT(Connect(), StatusIs(absl::StatusCode::kInternal, HasSubstr("handed out 3 descriptors")));
+  server_->Offer("key", {mailbox_->fd(), arena_.fd()});
+  EXPECT_THAT(Connect(), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("the expert arena")));
+}
+
+TEST_F(ShmLinkTest, SaysWhenNothingIsHandedOutAndWhatDoesWithout) {
   server_->Withdraw("key");
-  EXPECT_FALSE(Connect().ok());
+  EXPECT_THAT(Connect(), StatusIs(absl::StatusCode::kNotFound, HasSubstr("--expert-transport grpc")));
 }
 
 }  // namespace

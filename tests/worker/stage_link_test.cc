@@ -41,6 +41,23 @@ TEST_F(ActivationQueueTest, RefusesAnotherEpoch) {
   EXPECT_THAT(queue_.Push(0, 1, 0, 1, Row(1)), StatusIs(absl::StatusCode::kAborted)) << "none lasts";
 }
 
+TEST_F(ActivationQueueTest, GivesWhatCameBeforeItWasCutOffAndThenSaysWhy) {
+  ASSERT_OK(queue_.Push(7, 1, 0, 1, Row(1)));
+  queue_.Break(7, "the cable is out");
+  EXPECT_OK(queue_.Next(1, 0, Soon()));
+  EXPECT_THAT(queue_.Next(2, 0, Soon()), StatusIs(absl::StatusCode::kAborted, HasSubstr("the cable is out")));
+  queue_.BeginEpoch(8);
+  ASSERT_OK(queue_.Push(8, 1, 0, 1, Row(1)));
+  EXPECT_OK(queue_.Next(1, 0, Soon())) << "the next epoch has another sender";
+}
+
+TEST_F(ActivationQueueTest, IsNotCutOffByASenderOfAnEarlierEpoch) {
+  queue_.Break(6, "it is long gone");
+  ASSERT_OK(queue_.Push(7, 1, 0, 1, Row(1)));
+  EXPECT_OK(queue_.Next(1, 0, Soon()));
+  EXPECT_THAT(queue_.Next(2, 0, absl::Now() + absl::Milliseconds(20)), StatusIs(absl::StatusCode::kDeadlineExceeded));
+}
+
 TEST_F(ActivationQueueTest, RefusesWhatDoesNotFollow) {
   constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
   EXPECT_THAT(queue_.Push(7, 0, 0, 1, Row(1)), StatusIs(kInvalid, HasSubstr("step is 0")));

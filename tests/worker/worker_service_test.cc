@@ -287,6 +287,22 @@ TEST(WorkerService, EndsAnEpochWhoseWorkerWaitsForTheNextOne) {
   EXPECT_LT(absl::Now() - before, absl::Seconds(5));
 }
 
+TEST(WorkerService, AStepDoesNotWaitForHiddenStatesOfASenderThatIsCutOff) {
+  ServedWorker worker(2, 2, 4);
+  ASSERT_OK(worker.BeginEpoch(1, nullptr));
+  Stream steps(worker);
+  steps.Send(Request(1, 1, {1, 2}));
+  steps.Send(Request(1, 2, {1, 2}));
+  {
+    ASSERT_OK_AND_ASSIGN(const auto sink, ConnectNextWorker(worker.address(), Incarnation(2), 1, ByMessages(), Soon()));
+    ASSERT_OK(SendRows(*sink, 1, std::vector<float>(2 * 64), 64, Soon()));
+    EXPECT_EQ(CodeOf(steps.Receive()), absl::StatusCode::kOk);
+  }
+  const v1::StepResponse cut_off = steps.Receive();
+  EXPECT_EQ(CodeOf(cut_off), absl::StatusCode::kAborted);
+  EXPECT_THAT(cut_off.message(), HasSubstr("the worker before this one cannot be reached"));
+}
+
 TEST(WorkerService, ShutsDownWhenAsked) {
   ServedWorker worker(1, 0, 4);
   grpc::ClientContext context;

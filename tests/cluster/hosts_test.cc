@@ -1,0 +1,169 @@
+// Ferry on several hosts: nothing joins them but a network, whose cables can be pulled.
+
+#include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "tests/cluster/cluster.h"
+#include "tests/cluster/lan.h"
+#include "tests/testing/status_matchers.h"
+
+namespace ferry {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+constexpr absl::Duration kStartTimeout = absl::Seconds(60);
+constexpr absl::Duration kKeepalive = absl::Seconds(30);  // 15 s, and what a busy machine adds
+const std::string kServe = std::string("./ferry serve -m ") + kDemoModel + " --coordinator-only --workers 2";
+
+class Hosts : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    absl::StatusOr<std::unique_ptr<Lan>> lan = Lan::Create();
+    if (absl::IsFailedPrecondition(lan.status())) GTEST_SKIP() << lan.status().message();
+    ASSERT_OK(lan.status());
+    lan_ = *std::move(lan);
+    for (std::unique_ptr<Host>* host : {&head_, &near_, &far_, &desk_}) {
+      ASSERT_OK_AND_ASSIGN(*host, lan_->AddHost());
+    }
+  }
+
+  static bool EventuallySays(const Command& command, const std::string& what) {
+    return Eventually(kStartTimeout, [&] { return command.err().find(what) != std::string::npos; });
+  }
+  // A coordinator for two workers.
+  void ServeOnHead() {
+    ASSERT_OK_AND_ASSIGN(const Command serve, head_->Start(kServe + " --listen " + head_->address()));
+    coordinator_ = std::make_unique<Command>(serve);
+    ASSERT_TRUE(EventuallySays(serve, "coordinator at")) << serve.err();
+  }
+  std::string Worker() const { return "./ferry-worker --backend cpu --coordinator " + head_->address(); }
+  absl::StatusOr<Command> StartWorker(Host& host, int place) {
+    return host.Start(absl::StrFormat("%s --listen %s --worker-id %d", Worker(), host.address(), place));
+  }
+  void StartAll() {
+    ServeOnHead();
+    ASSERT_OK(StartWorker(*near_, 0));
+    ASSERT_OK(StartWorker(*far_, 1));
+  }
+  std::string FromServer() const { return "--server " + head_->address(); }
+  // A short completion, asked for at the desk.
+  absl::StatusOr<std::string> Complete(const std::string& source) {
+    return desk_->Run("./ferry generate " + source + " -p 'Once upon a time' -n 40 --temp 0", kStartTimeout);
+  }
+  absl::StatusOr<Command> LongCompletion() {
+    ASSIGN_OR_RETURN(const Command request, desk_->Start("./ferry generate " + FromServer() + " -p Once -n 100000 --ignore-eos"));
+    const bool came = Eventually(kStartTimeout, [&] { return request.out().size() > 100; });
+    if (!came) return Internal("no text came: %s", request.err());
+    return request;
+  }
+
+  std::unique_ptr<Lan> lan_;
+  std::unique_ptr<Host> head_, near_, far_, desk_;
+  std::unique_ptr<Command> coordinator_;
+};
+
+TEST_F(Hosts, GenerateWhatOneHostGenerates) {
+  ServeOnHead();
+  // One is told its address and computes experts in slots, the other finds its address out and has no slots.
+  ASSERT_OK(near_->Start(Worker() + " --vram-experts 64MiB --listen " + near_->address()));
+  ASSERT_OK(far_->Start(Worker() + " --listen 0.0.0.0"));
+  ASSERT_OK_AND_ASSIGN(const std::string together, Complete(FromServer()));
+  ASSERT_OK_AND_ASSIGN(const std::string alone, Complete(std::string("-m ") + kDemoModel));
+  EXPECT_EQ(together, alone);
+
+  const std::string score = "./ferry score --json -f " FERRY_SOURCE_DIR "/models/README.md ";
+  ASSERT_OK_AND_ASSIGN(const std::string scored_together, desk_->Run(score + FromServer(), kStartTimeout));
+  ASSERT_OK_AND_ASSIGN(const std::string scored_alone, desk_->Run(score + "-m " + kDemoModel, kStartTimeout));
+  EXPECT_EQ(scored_together, scored_alone) << "bit for bit";
+
+  ASSERT_OK_AND_ASSIGN(const std::string status, desk_->Run("./ferry status " + FromServer(), kStartTimeout));
+  EXPECT_THAT(status, AllOf(HasSubstr("grpc"), Not(HasSubstr("shm"))));
+}
+
+TEST_F(Hosts, AHostThatLosesPowerEndsItsRequestsAndAnotherTakesItsPlace) {
+  StartAll();
+  ASSERT_OK_AND_ASSIGN(const Command request, LongCompletion());
+  far_->PowerOff();
+  const absl::Time off = absl::Now();
+  ASSERT_OK_AND_ASSIGN(const int code, request.Wait(absl::Seconds(2)));
+  EXPECT_EQ(code, 1);
+  EXPECT_THAT(request.err(), AllOf(HasSubstr("UNAVAILABLE"), HasSubstr("worker 1")));
+  EXPECT_LT(absl::Now() - off, absl::Seconds(2));
+  ASSERT_OK_AND_ASSIGN(far_, lan_->AddHost());
+  ASSERT_OK(StartWorker(*far_, 1));
+  EXPECT_OK(Complete(FromServer()));
+}
+
+TEST_F(Hosts, AHostThatFallsSilentEndsItsRequestsAndMayComeBack) {
+  StartAll();
+  ASSERT_OK_AND_ASSIGN(const Command request, LongCompletion());
+  ASSERT_OK(lan_->Plug(*far_, false));
+  // Ten seconds without a heartbeat.
+  ASSERT_OK_AND_ASSIGN(const int code, request.Wait(absl::Seconds(13)));
+  EXPECT_EQ(code, 1);
+  EXPECT_THAT(request.err(), AllOf(HasSubstr("UNAVAILABLE"), HasSubstr("worker 1 on another host")));
+  ASSERT_OK(lan_->Plug(*far_, true));
+  ASSERT_OK(StartWorker(*far_, 1));
+  EXPECT_OK(Complete(FromServer()));
+}
+
+TEST_F(Hosts, AClientWhoseCoordinatorFallsSilentIsTold) {
+  StartAll();
+  ASSERT_OK_AND_ASSIGN(const Command request, LongCompletion());
+  ASSERT_OK(lan_->Plug(*head_, false));
+  ASSERT_OK_AND_ASSIGN(const int code, request.Wait(kKeepalive));
+  EXPECT_EQ(code, 1);
+  EXPECT_THAT(request.err(), HasSubstr("UNAVAILABLE"));
+}
+
+TEST_F(Hosts, AWorkerWhoseCoordinatorFallsSilentEnds) {
+  ServeOnHead();
+  ASSERT_OK_AND_ASSIGN(const Command worker, StartWorker(*near_, 0));
+  ASSERT_OK(StartWorker(*far_, 1));
+  ASSERT_OK(Complete(FromServer()));
+  ASSERT_OK(lan_->Plug(*near_, false));
+  ASSERT_OK_AND_ASSIGN(const int code, worker.Wait(absl::Seconds(20)));
+  EXPECT_EQ(code, 1);
+  EXPECT_THAT(worker.err(), HasSubstr("the coordinator is lost"));
+}
+
+TEST_F(Hosts, AWorkerThatOthersCannotReachIsToldWhatToDo) {
+  ServeOnHead();
+  const auto cannot_run = [](const auto& why) {
+    return StatusIs(absl::StatusCode::kInternal, AllOf(HasSubstr("exit code 2"), why));
+  };
+  EXPECT_THAT(near_->Run(Worker(), kStartTimeout), cannot_run(HasSubstr("start it with --listen")));
+  EXPECT_THAT(near_->Run(Worker() + " --expert-transport shm --listen " + near_->address(), kStartTimeout),
+              cannot_run(HasSubstr("another host")));
+  EXPECT_THAT(near_->Run(Worker() + " --listen " + far_->address(), kStartTimeout),
+              StatusIs(absl::StatusCode::kInternal, HasSubstr("cannot listen on " + far_->address())));
+  // The place before this one is taken on another host, which has to send hidden states here.
+  ASSERT_OK(StartWorker(*near_, 0));
+  ASSERT_TRUE(EventuallySays(*coordinator_, "worker 0 registered"));
+  EXPECT_THAT(head_->Run(Worker() + " --worker-id 1", kStartTimeout),
+              cannot_run(AllOf(HasSubstr("worker 0 on another host"), HasSubstr("start this one with --listen"))));
+}
+
+TEST_F(Hosts, ACoordinatorOnLoopbackSaysThatItIs) {
+  ASSERT_OK_AND_ASSIGN(const Command serve, head_->Start(kServe));
+  EXPECT_TRUE(EventuallySays(serve, "for workers of other hosts, start with --listen"));
+  EXPECT_THAT(near_->Run(Worker() + " --connect-patience 1 --listen " + near_->address(), kStartTimeout),
+              StatusIs(absl::StatusCode::kInternal, HasSubstr("it listens on loopback unless it was given --listen")));
+  EXPECT_THAT(desk_->Run("./ferry status " + FromServer(), kStartTimeout), StatusIs(absl::StatusCode::kInternal));
+}
+
+TEST_F(Hosts, WorkersThatCannotReachEachOtherEndTheirRequestsAndMayMeetAgain) {
+  StartAll();
+  ASSERT_OK_AND_ASSIGN(const Command request, LongCompletion());
+  ASSERT_OK(near_->Run("ip route add blackhole " + far_->address() + "/32", kStartTimeout));
+  ASSERT_OK_AND_ASSIGN(const int code, request.Wait(kKeepalive));
+  EXPECT_EQ(code, 1);
+  EXPECT_THAT(request.err(), HasSubstr("UNAVAILABLE"));
+  ASSERT_OK(near_->Run("ip route delete blackhole " + far_->address() + "/32", kStartTimeout));
+  EXPECT_OK(Complete(FromServer()));
+}
+
+}  // namespace
+}  // namespace ferry
