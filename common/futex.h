@@ -3,6 +3,7 @@
 // Sleeping until a 32-bit word changes, within a process or across the processes that share its memory.
 
 #include <linux/futex.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -53,20 +54,22 @@ inline void SpinPause() {
 #endif
 }
 
-// Spins until done() or `duration` has passed; whether it was done.
+// Spins until done() or `duration` has passed; whether it was done. Whoever else wants the core gets it meanwhile: often that is
+// who is waited for, in another process.
 template <typename Done>
 bool SpinUntil(absl::Duration duration, const Done& done) {
   if (done()) return true;
   if (duration <= absl::ZeroDuration()) return false;
   const int64_t end = absl::GetCurrentTimeNanos() + absl::ToInt64Nanoseconds(duration);
-  do {
-    // The clock costs as much as some turns: it is read now and then.
+  for (;;) {
+    // The clock and the kernel cost as much as some turns: they are asked now and then.
     for (int turn = 0; turn < 16; ++turn) {
       if (done()) return true;
       SpinPause();
     }
-  } while (absl::GetCurrentTimeNanos() < end);
-  return done();
+    if (absl::GetCurrentTimeNanos() >= end) return done();
+    sched_yield();
+  }
 }
 
 }  // namespace ferry

@@ -60,29 +60,48 @@ int CoresOfQuota() {
   return static_cast<int>(std::clamp(std::ceil(quota / period), 1.0, static_cast<double>(kMaxThreads)));
 }
 
+// Hardware threads of `cpu`'s core, itself among them.
+std::vector<int> SiblingsOf(int cpu) {
+  std::ifstream file("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
+  std::string text;
+  std::getline(file, text);
+  std::vector<int> siblings = ParseCpuList(text);
+  if (siblings.empty()) siblings.push_back(cpu);  // no such file: a core of its own
+  return siblings;
+}
+
 class ThreadPoolImpl final : public ThreadPool {
  public:
   explicit ThreadPoolImpl(int num_threads, int spin_microseconds)
-      : num_threads_(num_threads), spin_(absl::Microseconds(spin_microseconds)) {}
+      : num_threads_(num_threads), spin_(absl::Microseconds(spin_microseconds)), seats_(num_threads) {}
 
   ~ThreadPoolImpl() override {
     stopping_.store(true, std::memory_order_relaxed);
     region_.fetch_add(1);
-    FutexWake(region_, FutexScope::kProcess);
-    for (std::thread& worker : workers_) worker.join();
+    for (Seat& seat : seats_) {
+      Wake(seat);
+      if (seat.thread.joinable()) seat.thread.join();
+    }
   }
 
-  // `cores` empty: threads are not pinned.
+  // `cores` empty: threads are not pinned, and the caller is always in place of the first.
   absl::Status Start(const std::vector<int>& cores) {
+    const int first = cores.empty() ? 1 : 0;
     try {
-      for (int thread = 1; thread < num_threads_; ++thread) {
-        workers_.emplace_back([this, thread] { Work(thread); });
+      for (int thread = first; thread < num_threads_ && num_threads_ > 1; ++thread) {
+        seats_[thread].thread = std::thread([this, thread] { Work(thread); });
       }
     } catch (const std::system_error& error) {
-      return ResourceExhausted("thread %d of %d cannot be started: %s", workers_.size() + 1, num_threads_,
-                               error.what());
+      return ResourceExhausted("the %d threads of a pool cannot be started: %s", num_threads_, error.what());
     }
-    for (int thread = 1; thread < num_threads_ && !cores.empty(); ++thread) Pin(thread, cores[thread % cores.size()]);
+    for (int thread = first; thread < num_threads_ && num_threads_ > 1 && !cores.empty(); ++thread) {
+      const int core = cores[thread % cores.size()];
+      Pin(seats_[thread].thread, core);
+      for (const int cpu : SiblingsOf(core)) {
+        if (cpu >= static_cast<int>(seat_of_cpu_.size())) seat_of_cpu_.resize(cpu + 1, -1);
+        if (seat_of_cpu_[cpu] < 0) seat_of_cpu_[cpu] = thread;
+      }
+    }
     return absl::OkStatus();
   }
 
@@ -95,17 +114,19 @@ class ThreadPoolImpl final : public ThreadPool {
       for (int64_t task = 0; task < num_tasks; ++task) body(task, 0);
       return;
     }
+    const int own = SeatHere();
     body_ = &body;
     num_tasks_ = num_tasks;
     unfinished_.store(num_tasks, std::memory_order_relaxed);
-    unclaimed_.store(num_tasks, std::memory_order_release);  // from here on tasks are taken
+    unclaimed_.store({.tasks = num_tasks, .caller = own}, std::memory_order_release);  // from here on tasks are taken
     region_.fetch_add(1);
-    // A worker counts itself among the sleepers before it looks at region_ a last time, so either it sees the new
-    // region or we see it here (both sequentially consistent).
-    if (const int sleepers = sleepers_.load(); sleepers > 0) {
-      FutexWake(region_, FutexScope::kProcess, static_cast<int>(std::min<int64_t>(sleepers, num_tasks - 1)));
+    int64_t wanted = num_tasks - 1;
+    for (int thread = 0; thread < num_threads_ && wanted > 0; ++thread) {
+      if (thread == own) continue;
+      Wake(seats_[thread]);
+      --wanted;
     }
-    RunTasks(0);
+    RunTasks(own, /*is_caller=*/true);
     const auto done = [this] { return unfinished_.load() == 0; };
     if (SpinUntil(spin_, done)) return;
     // The last worker to finish raises finished_, but only for a caller that says it sleeps: it counts down before it
@@ -120,20 +141,45 @@ class ThreadPoolImpl final : public ThreadPool {
   }
 
  private:
+  struct alignas(kCacheLine) Seat {
+    std::atomic<uint32_t> asleep = 0;
+    std::thread thread;
+  };
+  // Tasks that nobody has taken yet, and the seat that their region's caller has: the thread whose own it is takes none. Both
+  // in one word, so that a claim is always one of a region to whose caller it has looked.
+  struct Unclaimed {
+    int64_t tasks : 48 = 0;
+    int64_t caller : 16 = 0;
+  };
+
+  // The seat of the core that the calling thread runs on, or any where the pool has none there.
+  int SeatHere() const {
+    const int cpu = seat_of_cpu_.empty() ? -1 : sched_getcpu();
+    if (cpu < 0 || cpu >= static_cast<int>(seat_of_cpu_.size())) return 0;
+    return std::max(seat_of_cpu_[cpu], 0);
+  }
+
+  // A thread says that it sleeps before it looks at region_ a last time, so either it sees the new region or we see that it
+  // sleeps (both sequentially consistent).
+  static void Wake(Seat& seat) {
+    if (seat.asleep.load() != 0 && seat.asleep.exchange(0) != 0) FutexWake(seat.asleep, FutexScope::kProcess);
+  }
+
   // Takes tasks until none is left. A successful claim keeps its region open until the task is counted as finished, so
   // body_ and num_tasks_ may be read after it, whichever region the claim fell into.
-  void RunTasks(int thread) {
+  void RunTasks(int thread, bool is_caller) {
     int64_t finished = 0;
-    int64_t left = unclaimed_.load(std::memory_order_relaxed);
-    while (left > 0) {
-      if (!unclaimed_.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel, std::memory_order_relaxed)) {
+    Unclaimed left = unclaimed_.load(std::memory_order_relaxed);
+    while (left.tasks > 0 && (is_caller || left.caller != thread)) {
+      if (!unclaimed_.compare_exchange_weak(left, {.tasks = left.tasks - 1, .caller = left.caller}, std::memory_order_acq_rel,
+                                            std::memory_order_relaxed)) {
         continue;
       }
-      (*body_)(num_tasks_ - left, thread);
+      (*body_)(num_tasks_ - left.tasks, thread);
       ++finished;
       left = unclaimed_.load(std::memory_order_relaxed);
     }
-    if (finished == 0 || unfinished_.fetch_sub(finished) != finished || thread == 0) return;
+    if (finished == 0 || unfinished_.fetch_sub(finished) != finished || is_caller) return;
     if (caller_sleeps_.load()) {
       finished_.fetch_add(1);
       FutexWake(finished_, FutexScope::kProcess);
@@ -141,45 +187,46 @@ class ThreadPoolImpl final : public ThreadPool {
   }
 
   void Work(int thread) {
+    Seat& seat = seats_[thread];
     uint32_t seen = 0;
     for (;;) {
       const auto called = [&] { return region_.load(std::memory_order_acquire) != seen; };
       if (!SpinUntil(spin_, called)) {
-        sleepers_.fetch_add(1);
-        while (region_.load() == seen) FutexWait(region_, seen, absl::InfiniteFuture(), FutexScope::kProcess);
-        sleepers_.fetch_sub(1);
+        seat.asleep.store(1);
+        while (region_.load() == seen) FutexWait(seat.asleep, 1, absl::InfiniteFuture(), FutexScope::kProcess);
+        seat.asleep.store(0);
       }
       seen = region_.load(std::memory_order_acquire);
       if (stopping_.load(std::memory_order_relaxed)) return;
-      RunTasks(thread);
+      RunTasks(thread, /*is_caller=*/false);
     }
   }
 
-  void Pin(int thread, int core) {
+  static void Pin(std::thread& thread, int core) {
     cpu_set_t set;
     CPU_ZERO(&set);
     if (core >= CPU_SETSIZE) return;
     CPU_SET(core, &set);
     // A core that has been taken from the process since is no reason to fail: the thread floats.
-    pthread_setaffinity_np(workers_[thread - 1].native_handle(), sizeof(set), &set);
+    pthread_setaffinity_np(thread.native_handle(), sizeof(set), &set);
   }
 
   const int num_threads_;
   const absl::Duration spin_;
+  std::vector<int> seat_of_cpu_;  // -1: none; empty where threads are not pinned
   std::mutex one_region_;
-  std::vector<std::thread> workers_;
   std::atomic<bool> stopping_ = false;
 
   // Of the region that runs; written by its caller before unclaimed_, read by whoever has claimed one of its tasks.
   const std::function<void(int64_t, int)>* body_ = nullptr;
   int64_t num_tasks_ = 0;
 
-  alignas(kCacheLine) std::atomic<int64_t> unclaimed_ = 0;
+  alignas(kCacheLine) std::atomic<Unclaimed> unclaimed_ = Unclaimed();
   alignas(kCacheLine) std::atomic<int64_t> unfinished_ = 0;
   alignas(kCacheLine) std::atomic<uint32_t> region_ = 0;  // increases with every region
-  std::atomic<int> sleepers_ = 0;
   std::atomic<uint32_t> finished_ = 0;
   std::atomic<bool> caller_sleeps_ = false;
+  std::vector<Seat> seats_;  // last: its threads use all the others
 };
 
 }  // namespace
@@ -188,11 +235,8 @@ std::vector<int> UsablePhysicalCores() {
   const std::vector<int> cpus = UsableCpus();
   std::vector<int> cores;
   for (const int cpu : cpus) {
-    std::ifstream file("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
-    std::string siblings;
-    std::getline(file, siblings);  // no such file: a core of its own
     bool first = true;
-    for (const int sibling : ParseCpuList(siblings)) {
+    for (const int sibling : SiblingsOf(cpu)) {
       if (sibling < cpu && std::binary_search(cpus.begin(), cpus.end(), sibling)) first = false;
     }
     if (first) cores.push_back(cpu);

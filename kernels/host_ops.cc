@@ -409,7 +409,7 @@ absl::StatusOr<std::vector<LogitsResult>> HostOps::ReadLogits(Tensor logits, std
       return;
     }
     if (request.top_n == 0) return;
-    // A heap of the best so far, its worst at the front; NaN is worse than any number. Few logits pass the front.
+    // A heap of the best so far, its worst at the front; NaN is worse than any number. A later id of the same logit is worse.
     const auto better = [values](int32_t a, int32_t b) {
       const bool a_nan = std::isnan(values[a]), b_nan = std::isnan(values[b]);
       if (a_nan != b_nan) return b_nan;
@@ -419,11 +419,20 @@ absl::StatusOr<std::vector<LogitsResult>> HostOps::ReadLogits(Tensor logits, std
     best.resize(request.top_n);
     std::iota(best.begin(), best.end(), 0);
     std::make_heap(best.begin(), best.end(), better);
-    for (int32_t id = request.top_n; id < logits.cols; ++id) {
-      if (!better(id, best.front())) continue;
-      std::pop_heap(best.begin(), best.end(), better);
-      best.back() = id;
-      std::push_heap(best.begin(), best.end(), better);
+    // Whole stretches without anything better than the worst are passed over by a loop that the compiler vectorises.
+    constexpr int64_t kStretch = 64;
+    for (int64_t first = request.top_n; first < logits.cols; first += kStretch) {
+      const int64_t end = std::min(first + kStretch, logits.cols);
+      const float worst = values[best.front()];
+      int any = std::isnan(worst);
+      for (int64_t i = first; i < end; ++i) any |= values[i] > worst;
+      if (any == 0) continue;
+      for (int32_t id = static_cast<int32_t>(first); id < end; ++id) {
+        if (!better(id, best.front())) continue;
+        std::pop_heap(best.begin(), best.end(), better);
+        best.back() = id;
+        std::push_heap(best.begin(), best.end(), better);
+      }
     }
     std::sort_heap(best.begin(), best.end(), better);
     for (const int32_t id : best) result.logits.push_back(values[id]);

@@ -42,10 +42,11 @@ constexpr int kFusedRows = 16;      // 8 weights and a float sum for each row, i
 constexpr int kPanelTokens = 6;     // 12 integer + 12 float sums, 2 weights; measured against 1 x 12, 4 x 3: docs/performance.md
 constexpr int kChunkBlocks = 96;    // columns of a panel decoded at once: 2 tiles x 96 x 576 bytes = 108 KiB
 constexpr int kChunkRows = 256;     // rows whose sums wait in scratch: 32 KiB
-// How far ahead weights are asked for while few rows use them, by the rate reached on Zen 4 (docs/performance.md): one row
-// keeps pace with memory and wants them in the first-level cache; with more rows those requests would wait for its few miss
-// buffers, and the second level does.
-constexpr int kPrefetchOneRow = 6144, kPrefetchRows = 8192;
+// How far ahead weights are asked for while few rows use them, each line more than once: the processor seems to drop requests while
+// its few miss buffers are busy, since a faster loop with one request a line reads slower. All into the second-level cache. The
+// nearest is for one row, whose reads come fastest; with more rows it costs more than it brings. Best of several distances on
+// Zen 4 (docs/performance.md).
+constexpr int kPrefetchFar = 12288, kPrefetchAgain = 8192, kPrefetchNear = 4096;
 
 constexpr int64_t kPanelCodeBytes = int64_t{kPanelTiles} * kChunkBlocks * kGroups * 64;
 constexpr int64_t kPanelScaleBytes = int64_t{kPanelTiles} * kChunkBlocks * 64;
@@ -168,45 +169,41 @@ template <typename Type, int kTokens>
 inline void FusedTile(const std::byte* codes, const std::byte* scales, const std::byte* next, const std::byte* next_scales,
                       int64_t num_blocks, const std::byte* const* rows, float* sums) {
   constexpr int kTileBytes = kLanes * Type::kCodeBytes, kTileScaleBytes = kLanes * Type::kScaleBytes;
-  constexpr int64_t kAhead = (kTokens == 1 ? kPrefetchOneRow : kPrefetchRows) / kTileBytes;  // in tiles
+  const auto ask_for = [&](int64_t block) {
+    const std::byte* ahead = block < num_blocks ? codes + block * kTileBytes : next + (block - num_blocks) * kTileBytes;
+    for (int i = 0; i < kTileBytes; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T1);
+  };
   __m512 acc[kTokens];
   for (int t = 0; t < kTokens; ++t) acc[t] = _mm512_setzero_ps();
   for (int64_t block = 0; block < num_blocks; ++block) {
     const std::byte* tile = codes + block * kTileBytes;
-    const int64_t beyond = block + kAhead - num_blocks;
-    const std::byte* ahead = beyond < 0 ? tile + kAhead * kTileBytes : next + beyond * kTileBytes;
-    const std::byte* scales_ahead =
-        beyond < 0 ? scales + (block + kAhead) * kTileScaleBytes : next_scales + beyond * kTileScaleBytes;
-    _mm_prefetch(scales_ahead, _MM_HINT_T0);
-    for (int i = 0; i < kTileBytes; i += 64) {
-      if constexpr (kTokens == 1) {
-        _mm_prefetch(ahead + i, _MM_HINT_T0);
-      } else {
-        _mm_prefetch(ahead + i, _MM_HINT_T1);
-      }
-    }
+    const int64_t ahead = block + kPrefetchFar / kTileBytes;
+    _mm_prefetch(ahead < num_blocks ? scales + ahead * kTileScaleBytes : next_scales + (ahead - num_blocks) * kTileScaleBytes,
+                 _MM_HINT_T0);
+    ask_for(ahead);
+    ask_for(block + kPrefetchAgain / kTileBytes);
+    if constexpr (kTokens == 1) ask_for(block + kPrefetchNear / kTileBytes);
     __m512i w[kGroups];
     Type::Decode(tile, w);
     const __m512i scale = Type::Scales(scales + block * kTileScaleBytes);
     for (int t = 0; t < kTokens; ++t) {
       const std::byte* in = rows[t] + block * BlockBytes(Type::kKind);
       const int8_t* x = CodesOf(in);
-      // Two chains of four, since one of eight waits for itself; whole numbers, so the order does not matter.
-      __m512i first = _mm512_set1_epi32(*OffsetOf(in, Type::kKind)), second = _mm512_setzero_si512();
-#pragma GCC unroll 4
-      for (int g = 0; g < kGroups / 2; ++g) {
-        first = _mm512_dpbusd_epi32(first, w[g], BroadcastGroup(x + 4 * g));
-        second = _mm512_dpbusd_epi32(second, w[4 + g], BroadcastGroup(x + 16 + 4 * g));
-      }
-      if constexpr (Type::kKind == Activations::kWide) {
-        first = _mm512_slli_epi32(first, 7), second = _mm512_slli_epi32(second, 7);
+      // Chains of four, since longer ones wait for themselves; whole numbers, so the order does not matter.
+      const auto dots_of = [&](const int8_t* part, __m512i sum) {
+        __m512i second = _mm512_setzero_si512();
 #pragma GCC unroll 4
         for (int g = 0; g < kGroups / 2; ++g) {
-          first = _mm512_dpbusd_epi32(first, w[g], BroadcastGroup(x + kBlock + 4 * g));
-          second = _mm512_dpbusd_epi32(second, w[4 + g], BroadcastGroup(x + kBlock + 16 + 4 * g));
+          sum = _mm512_dpbusd_epi32(sum, w[g], BroadcastGroup(part + 4 * g));
+          second = _mm512_dpbusd_epi32(second, w[4 + g], BroadcastGroup(part + 16 + 4 * g));
         }
+        return _mm512_add_epi32(sum, second);
+      };
+      __m512i whole = dots_of(x, _mm512_set1_epi32(*OffsetOf(in, Type::kKind)));
+      if constexpr (Type::kKind == Activations::kWide) {
+        whole = _mm512_add_epi32(_mm512_slli_epi32(whole, 7), dots_of(x + kBlock, _mm512_setzero_si512()));
       }
-      const __m512 dots = _mm512_cvtepi32_ps(_mm512_add_epi32(first, second));
+      const __m512 dots = _mm512_cvtepi32_ps(whole);
       acc[t] = _mm512_fmadd_ps(dots, Type::Product(scale, ScaleOf(in, Type::kKind)), acc[t]);
     }
   }

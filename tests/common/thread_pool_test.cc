@@ -99,16 +99,49 @@ TEST(ThreadPool, TakesCallersOneAtATime) {
 TEST(ThreadPool, PinsItsThreadsToUsableCores) {
   const std::vector<int> cores = UsablePhysicalCores();
   ASSERT_OK_AND_ASSIGN(const auto pool, ThreadPool::Create({.num_threads = 3}));
+  const std::thread::id caller = std::this_thread::get_id();
   std::atomic<int> arrived = 0;
   pool->ParallelFor(3, [&](int64_t, int thread) {
     ++arrived;
     while (arrived < 3) std::this_thread::yield();
-    if (thread == 0) return;  // the caller's own thread is left as it is
+    if (std::this_thread::get_id() == caller) return;  // the caller's own thread is left as it is
     cpu_set_t set;
     ASSERT_EQ(sched_getaffinity(0, sizeof(set), &set), 0);
     EXPECT_EQ(CPU_COUNT(&set), 1);
     EXPECT_TRUE(CPU_ISSET(cores[thread % cores.size()], &set));
   });
+}
+
+// Sets the calling thread's mask for as long as it lives.
+class RunOn {
+ public:
+  explicit RunOn(int cpu) {
+    sched_getaffinity(0, sizeof(before_), &before_);
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(cpu, &set);
+    sched_setaffinity(0, sizeof(set), &set);
+  }
+  ~RunOn() { sched_setaffinity(0, sizeof(before_), &before_); }
+
+ private:
+  cpu_set_t before_;
+};
+
+TEST(ThreadPool, UsesEveryCoreWhereverItsCallerRuns) {
+  const std::vector<int> cores = UsablePhysicalCores();
+  ASSERT_OK_AND_ASSIGN(const auto pool, ThreadPool::Create({.num_threads = static_cast<int>(cores.size())}));
+  for (const int caller_core : cores) {
+    const RunOn run_on(caller_core);
+    std::vector<std::atomic<int>> core_of(cores.size());
+    std::atomic<size_t> arrived = 0;
+    pool->ParallelFor(static_cast<int64_t>(cores.size()), [&](int64_t, int thread) {
+      core_of[thread] = sched_getcpu();
+      ++arrived;
+      while (arrived < cores.size()) std::this_thread::yield();
+    });
+    for (size_t i = 0; i < cores.size(); ++i) EXPECT_EQ(core_of[i], cores[i]) << "called on core " << caller_core;
+  }
 }
 
 TEST(ThreadPool, UsesOneThreadPerPhysicalCoreUnlessTold) {
