@@ -17,7 +17,7 @@ asan_too_slow='Golden.*'
 asan_cluster='SameEverywhere.OverGrpcWithSlots:SameEverywhere.AmongEightOthers:Faults.AKilledWorker*:Faults.ACancelled*:Faults.BadRequests*'
 # Under the thread sanitizer: what has threads.
 tsan_coordinator='GenerationLoop*:ClusterController*:Membership*:ExpertExchange*:Pipeline*:FerryService*:Server*'
-tsan_worker='*Link*:StepRunner*:ActivationQueue*:Loopback*:CopyAhead*:CutHostShare*:WorkerService*:Agent*:Heartbeat*:ExpertCache*'
+tsan_worker='*Link*:StepRunner*:ActivationQueue*:ActivationRing*:*TwoWorkers*:Loopback*:CopyAhead*:CutHostShare*:WorkerService*:Agent*:Heartbeat*:ExpertCache*'
 
 ferry_install "${ferry_build_packages[@]}" "${ferry_test_packages[@]}"
 

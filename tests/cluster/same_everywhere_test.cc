@@ -153,5 +153,27 @@ TEST(SameEverywhere, OnAGpuWithAnySlotsAndWithoutOoae) {
   }
 }
 
+// Hidden states go from device to device through memory that both workers pin. Where there is one GPU, both use it.
+TEST(SameEverywhere, OnTwoGpusAsOnOne) {
+  if (NumCudaDevices() == 0) GTEST_SKIP() << "no GPU here";
+  const auto run = [](const char* gpus, int workers, const char* transport) -> absl::StatusOr<Completion> {
+    ModelOptions options = DemoModel(workers);
+    options.backend = "cuda";
+    options.gpus = gpus;
+    options.vram_experts = "64MiB";
+    options.expert_transport = transport;
+    ASSIGN_OR_RETURN(const std::unique_ptr<Client> client, Client::Connect("", options));
+    return Greedy(*client, SomePrompt(kPrompt), kTokens, /*prompt_logprobs=*/true);
+  };
+  const char* const two = NumCudaDevices() > 1 ? "0,1" : "0,0";
+  ASSERT_OK_AND_ASSIGN(const Completion one, run("0", 1, "shm"));
+  for (const char* transport : {"shm", "grpc"}) {
+    ASSERT_OK_AND_ASSIGN(const Completion got, run(two, 2, transport));
+    EXPECT_EQ(got.ids, one.ids) << transport;
+    EXPECT_EQ(got.logprobs, one.logprobs) << transport;
+    EXPECT_EQ(got.prompt_logprobs, one.prompt_logprobs) << transport;
+  }
+}
+
 }  // namespace
 }  // namespace ferry
