@@ -75,7 +75,7 @@ double AttentionFlops(const ModelConfig& config, int64_t layer, int64_t first, i
 // One layer of a pass as the worker and the planner go through it.
 struct LayerTraffic {
   double activated = 0, resident = 0, shipped = 0, on_host = 0;
-  double ahead_bytes = 0, later_bytes = 0;  // over the link: before and after the layer is routed
+  double waiting_bytes = 0, ahead_bytes = 0, later_bytes = 0;  // over the link: before rows come, before and after routing
   double host_seconds = 0;
   double host_entries = 0;  // (row, expert) pairs computed on the host
   double device_flops = 0;  // of experts
@@ -87,9 +87,10 @@ class PassPredictor {
       : input_(input), layers_(input.placement.workers[worker].layers), slots_(input.slots[worker]),
         worker_(input.rates.workers[worker]) {}
 
-  // Seconds of a worker's layers for rows [first, first + rows) of a prompt.
-  double Seconds(int64_t first, int64_t rows, std::mt19937_64& random, PrefillPrediction* total) {
+  // Seconds of a worker's layers for rows [first, first + rows) of a prompt, which it awaited for `waited` seconds.
+  double Seconds(int64_t first, int64_t rows, double waited, std::mt19937_64& random, PrefillPrediction* total) {
     double seconds = kPassSeconds;
+    waited_seconds_ = waited;
     for (int64_t layer = layers_.first; layer < layers_.end; ++layer) {
       const double before_routing = SecondsBeforeRouting(layer, first, rows);
       const LayerTraffic traffic = Traffic(layer, first > 0, rows, before_routing, random);
@@ -98,7 +99,7 @@ class PassPredictor {
       total->resident += traffic.resident;
       total->shipped += traffic.shipped;
       total->on_host += traffic.on_host;
-      total->bytes_shipped += traffic.ahead_bytes + traffic.later_bytes;
+      total->bytes_shipped += traffic.waiting_bytes + traffic.ahead_bytes + traffic.later_bytes;
     }
     return seconds;
   }
@@ -119,18 +120,26 @@ class PassPredictor {
     const double kept = static_cast<double>(slots_) / static_cast<double>(num_layers) * (holds_all ? 1 : kKeptShare);
     const int64_t num_kept = (later_pass || (holds_all && !input_.cold)) && ships ? static_cast<int64_t>(kept) : 0;
     int64_t room = ships && rows >= kMinRowsAhead ? slots_ - kSlotsInUse : 0;
+    // While rows are awaited the link copies for all layers alike.
+    const double in_time = waited_seconds_ * worker_.link.Planned() / static_cast<double>(expert.bytes);
+    auto while_waiting = static_cast<int64_t>(std::min(in_time, static_cast<double>(room)) / static_cast<double>(num_layers));
     // Of those copied ahead, the first have arrived when the layer is routed.
     auto arrive = static_cast<int64_t>(before_routing * worker_.link.Planned() / static_cast<double>(expert.bytes));
     std::vector<uint32_t> resident(probabilities.size());
     LayerTraffic traffic;
-    std::vector<bool> ahead(probabilities.size());
+    std::vector<bool> copied(probabilities.size());  // before the layer is routed
     for (size_t rank = 0; rank < by_use.size(); ++rank) {
       const int32_t e = by_use[rank];
       const double used = 1 - std::pow(1 - std::min(probabilities[e], 1.0), static_cast<double>(rows));
       if (static_cast<int64_t>(rank) < num_kept) {
         resident[e] = 1;
+      } else if (while_waiting > 0 && used > kCertain) {
+        resident[e] = 1;
+        copied[e] = true;
+        traffic.waiting_bytes += static_cast<double>(expert.bytes);
+        --while_waiting;
       } else if (room > 0 && ((used > kCertain && probabilities[e] * static_cast<double>(rows) >= worth_tokens_) || !input_.ooae)) {
-        ahead[e] = true;
+        copied[e] = true;
         resident[e] = arrive-- > 0 ? 1 : kComing;
         traffic.ahead_bytes += static_cast<double>(expert.bytes);
         --room;
@@ -163,9 +172,9 @@ class PassPredictor {
         continue;
       }
       traffic.device_flops += static_cast<double>(uses[i].tokens) * plan.flops_per_token;
-      const bool shipped = ahead[e] || division.places[i] == ExpertPlace::kShip;
+      const bool shipped = copied[e] || division.places[i] == ExpertPlace::kShip;
       (shipped ? traffic.shipped : traffic.resident) += 1;
-      if (shipped && !ahead[e]) traffic.later_bytes += plan.bytes_per_expert;
+      if (shipped && !copied[e]) traffic.later_bytes += plan.bytes_per_expert;
     }
     worth_tokens_ = static_cast<double>(TokensWorthACopy(uses, division.places));
     return traffic;
@@ -202,6 +211,7 @@ class PassPredictor {
   const LayerRange layers_;
   const int64_t slots_;
   const WorkerRates& worker_;
+  double waited_seconds_ = 0;
   double worth_tokens_ = 0;  // fewest tokens worth a copy ahead, by the layer before
 };
 
@@ -271,13 +281,14 @@ PrefillPrediction PredictPrefill(const PredictionInput& input, int64_t tokens) {
   }
   const int64_t pass_tokens = std::clamp<int64_t>(input.placement.cache.max_batch_tokens, 1,
                                                   std::max<int64_t>(StepRows(tokens, num_workers, step_cost), 1));
+  result.step_rows = std::min(pass_tokens, tokens);
   std::vector<double> free_at(num_workers);  // passes follow each other through the workers
   for (int64_t first = 0; first < tokens; first += pass_tokens) {
     double through = 0;
     for (size_t worker = 0; worker < free_at.size(); ++worker) {
       const double begin = std::max(through, free_at[worker]);
-      through = free_at[worker] =
-          begin + PassPredictor(input, worker).Seconds(first, std::min(pass_tokens, tokens - first), random, &result);
+      through = free_at[worker] = begin + PassPredictor(input, worker).Seconds(first, std::min(pass_tokens, tokens - first),
+                                                                               begin - free_at[worker], random, &result);
     }
   }
   result.seconds = free_at.back();

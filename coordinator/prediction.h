@@ -27,6 +27,7 @@ double ExpectedActivated(const std::vector<double>& probabilities, int64_t token
 
 struct PrefillPrediction {
   int64_t tokens = 0;
+  int64_t step_rows = 0;  // of the steps in which it goes through the workers, the last one apart
   double seconds = 0;
   double activated = 0, resident = 0, shipped = 0, on_host = 0;  // experts of all layers, of all passes
   double bytes_shipped = 0;

@@ -121,6 +121,16 @@ TEST_F(PredictionTest, PassesFollowEachOtherThroughTheWorkers) {
   EXPECT_NEAR(both, alone * 5 / 8, 0.05 * alone) << "four passes of two halves";
 }
 
+TEST_F(PredictionTest, AWorkerThatAwaitsRowsCopiesMeanwhile) {
+  Place(2, 2000);
+  PredictionInput input = SlowLink(128);
+  input.cold = true;
+  input.rates.host_beside_links = {.read_bytes_per_second = 1, .flops_per_second = 1};  // the host had better not
+  const PrefillPrediction prediction = PredictPrefill(input, 1000);
+  EXPECT_EQ(prediction.shipped, prediction.activated);
+  EXPECT_LT(prediction.seconds, 0.7 * prediction.bytes_shipped / record_bytes_) << "two links, of which the second starts at once";
+}
+
 TEST_F(PredictionTest, DecodeReadsFromTheHostWhatSlotsDoNotHold) {
   const DecodePrediction none = PredictDecode(SlowLink(0)), some = PredictDecode(SlowLink(40)), all = PredictDecode(SlowLink(128));
   EXPECT_EQ(none.resident_share, 0);
