@@ -231,7 +231,11 @@ void ExpertCache::Evict(Slot& slot) {
 
 absl::StatusOr<bool> ExpertCache::Fetch(ExpertId id, Purpose purpose, absl::Time deadline) {
   if (Contains(id)) return true;
-  Slot* const slot = const_cast<Slot*>(Victim());
+  Slot* slot = SlotFor(id);
+  if (slot == nullptr && !asked_.empty()) {  // what waits for a neighbour holds its slot
+    RETURN_IF_ERROR(Pump());
+    slot = SlotFor(id);
+  }
   if (slot == nullptr) return false;
   // The same record may still be on its way into a slot that has been given to another expert: that copy first gives it back.
   for (size_t i = 0; i < copying_.size(); ++i) {
@@ -241,6 +245,7 @@ absl::StatusOr<bool> ExpertCache::Fetch(ExpertId id, Purpose purpose, absl::Time
       break;
     }
   }
+  if (!asked_.empty() && !Continues(*slot, id, *SlotOf(asked_.back()), asked_.back())) RETURN_IF_ERROR(Pump());
   RETURN_IF_ERROR(link_.AskRecord(step_, id));
   if (slot->state != State::kEmpty) Evict(*slot);
   slot->state = State::kAsked;
@@ -250,8 +255,26 @@ absl::StatusOr<bool> ExpertCache::Fetch(ExpertId id, Purpose purpose, absl::Time
   slot->purpose = purpose;
   slot_of_[IndexOf(id)] = static_cast<int32_t>(slot - slots_.data());
   asked_.push_back(id);
-  RETURN_IF_ERROR(Pump());
+  if (!CanBeJoined(id)) RETURN_IF_ERROR(Pump());
   return true;
+}
+
+// The victim's; behind the neighbour that was asked for last, if that one's expert is no hotter.
+ExpertCache::Slot* ExpertCache::SlotFor(ExpertId id) {
+  Slot* const victim = const_cast<Slot*>(Victim());
+  if (victim == nullptr || asked_.empty() || !CanBeJoined(id)) return victim;
+  Slot* const behind = SlotOf(asked_.back()) + 1;
+  if (behind == slots_.data() + slots_.size() || !Continues(*behind, id, *(behind - 1), asked_.back())) return victim;
+  if (behind->state == State::kEmpty) return behind;
+  const bool may_give_way = behind->state == State::kFilled && !behind->pinned && victim->state != State::kEmpty &&
+                            HeatBeforeThisStep(behind->id) <= HeatBeforeThisStep(victim->id);
+  return may_give_way ? behind : victim;
+}
+
+// Whether one copy can hold the record of `id` for `slot` behind that of `id_before` for `before`.
+bool ExpertCache::Continues(const Slot& slot, ExpertId id, const Slot& before, ExpertId id_before) const {
+  return id.layer == id_before.layer && id.expert == id_before.expert + 1 &&
+         slot.data == before.data + arena_.layer(id.layer).bytes;
 }
 
 int64_t ExpertCache::num_coming() const { return static_cast<int64_t>(asked_.size() + copying_.size()); }
@@ -265,30 +288,48 @@ absl::Status ExpertCache::Pump() {
 }
 
 absl::Status ExpertCache::StartCopy(absl::Time deadline) {
-  const ExpertId id = asked_.front();
-  Slot& slot = *SlotOf(id);
+  const ExpertId first = asked_.front();
+  Slot& slot = *SlotOf(first);
+  size_t joined = 1;
+  int64_t bytes = 0;
   const auto start = [&]() -> absl::StatusOr<Event> {
-    ASSIGN_OR_RETURN(const std::span<const std::byte> record, link_.WaitRecord(id, deadline));
-    return ops_.CopyAsync(slot.data, record, {&slot.used, slot.used == nullptr ? size_t{0} : size_t{1}});
+    ASSIGN_OR_RETURN(std::span<const std::byte> records, link_.WaitRecord(first, deadline));
+    std::vector<Event> after = {slot.used};
+    for (; joined < asked_.size(); ++joined) {
+      const ExpertId id = asked_[joined];
+      if (!Continues(*SlotOf(id), id, *SlotOf(asked_[joined - 1]), asked_[joined - 1])) break;
+      if (static_cast<int64_t>(records.size()) + arena_.layer(id.layer).bytes > kJoinedBytes || !link_.RecordHere(id)) break;
+      const absl::StatusOr<std::span<const std::byte>> next = link_.WaitRecord(id, deadline);
+      // One that came to lie elsewhere, or not at all, is looked at when it is the first.
+      if (!next.ok() || next->data() != records.data() + records.size()) break;
+      records = {records.data(), records.size() + next->size()};
+      after.push_back(SlotOf(id)->used);
+    }
+    bytes = static_cast<int64_t>(records.size());
+    return ops_.CopyAsync(slot.data, records, after);
   };
-  absl::StatusOr<Event> arrived = start();
+  const absl::StatusOr<Event> arrived = start();
   if (!arrived.ok()) {
     if (arrived.status().code() != absl::StatusCode::kDeadlineExceeded) {  // otherwise it may still come
       asked_.pop_front();
-      link_.ReleaseRecord(id);
+      link_.ReleaseRecord(first);
       slot.fresh = false;
       Evict(slot);
     }
     return arrived.status();
   }
-  asked_.pop_front();
-  slot.state = State::kFilled;
-  slot.arrived = *arrived;
-  slot.used = nullptr;
   if (copying_.empty()) copying_since_ = absl::Now();
-  copying_.push_back({id, *std::move(arrived)});
+  for (size_t i = 0; i < joined; ++i) {
+    const ExpertId id = asked_.front();
+    asked_.pop_front();
+    Slot& filled = *SlotOf(id);
+    filled.state = State::kFilled;
+    filled.arrived = *arrived;
+    filled.used = nullptr;
+    copying_.push_back({id, *arrived});
+  }
   counters_->set_copies(counters_->copies() + 1);
-  counters_->set_bytes_shipped(counters_->bytes_shipped() + arena_.layer(id.layer).bytes);
+  counters_->set_bytes_shipped(counters_->bytes_shipped() + static_cast<uint64_t>(bytes));
   return absl::OkStatus();
 }
 

@@ -23,6 +23,21 @@ constexpr int64_t kMaxKept = 2;        // background copies at once: they share 
 int64_t AlignedUp(int64_t value, int64_t alignment) { return (value + alignment - 1) / alignment * alignment; }
 int64_t ElementBytes(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
 
+// Most tokens first; where neighbours can be copied at once, they stay together and count as the one of them with the most.
+void OrderForCopies(std::vector<ActivatedExpert>& uses, bool keep_neighbours) {
+  std::vector<std::pair<int32_t, ActivatedExpert>> keyed;  // tokens that decide, ids increasing
+  for (size_t begin = 0, end = 0; begin < uses.size(); begin = end) {
+    int32_t most = 0;
+    do {
+      most = std::max(most, uses[end].tokens);
+      ++end;
+    } while (keep_neighbours && end < uses.size() && uses[end].expert == uses[end - 1].expert + 1);
+    for (size_t i = begin; i < end; ++i) keyed.emplace_back(most, uses[i]);
+  }
+  std::stable_sort(keyed.begin(), keyed.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
+  std::transform(keyed.begin(), keyed.end(), uses.begin(), [](const auto& entry) { return entry.second; });
+}
+
 double SecondsSince(absl::Time start) { return absl::ToDoubleSeconds(absl::Now() - start); }
 
 }  // namespace
@@ -125,8 +140,7 @@ absl::Status ExpertForward::Run(const StepContext& context, int64_t layer, const
   coming_.clear();
   if (cache_ != nullptr) {
     EndAhead();
-    std::stable_sort(here.begin(), here.end(),
-                     [](const ActivatedExpert& a, const ActivatedExpert& b) { return a.tokens > b.tokens; });
+    OrderForCopies(here, 2 * options_.arena.layer(layer).bytes <= ExpertCache::kJoinedBytes);
     for (const ActivatedExpert& use : here) {
       if (cache_->Contains(IdOf(layer, use.expert))) {
         cache_->Pin(IdOf(layer, use.expert));
@@ -394,7 +408,7 @@ absl::Status ExpertForward::KeepTheHot(const StepContext& context, int64_t layer
     if (!victim_heat || cache_->num_coming() >= kMaxKept || cache_->Heat(IdOf(layer, expert)) <= *victim_heat + 1) break;
     RETURN_IF_ERROR(cache_->Fetch(IdOf(layer, expert), ExpertCache::Purpose::kKeep, context.deadline).status());
   }
-  return absl::OkStatus();
+  return cache_->Pump();
 }
 
 // ---------------------------------------------------------------------------------------------------- the next layer's copies
@@ -453,7 +467,10 @@ absl::StatusOr<bool> ExpertForward::CopyWhileWaiting(const StepContext& context)
   RETURN_IF_ERROR(cache_->Pump());
   if (!waiting_.planned) PlanWaiting();
   for (; waiting_.next < waiting_.candidates.size(); ++waiting_.next) {
-    if (cache_->num_coming() >= kMaxWhileWaiting) return true;
+    if (cache_->num_coming() >= kMaxWhileWaiting) {
+      RETURN_IF_ERROR(cache_->Pump());
+      return true;
+    }
     const ExpertId id = waiting_.candidates[waiting_.next];
     if (cache_->Contains(id)) continue;
     // Not pinned: slots that are all held for later layers would leave none to the first. What is hotter stays.
@@ -461,6 +478,7 @@ absl::StatusOr<bool> ExpertForward::CopyWhileWaiting(const StepContext& context)
     if (!victim_heat || cache_->Heat(id) <= *victim_heat) continue;
     RETURN_IF_ERROR(cache_->Fetch(id, ExpertCache::Purpose::kPass, context.deadline).status());
   }
+  RETURN_IF_ERROR(cache_->Pump());
   return cache_->num_coming() > 0;
 }
 

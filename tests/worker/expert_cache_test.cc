@@ -64,6 +64,36 @@ TEST_F(ExpertCacheTest, CopiesWhatIsThereNoSecondTime) {
   EXPECT_EQ(counters_.resident(), 1u);
 }
 
+TEST_F(ExpertCacheTest, CopiesNeighboursAtOnce) {
+  Make(8);
+  for (const ExpertId id : {ExpertId{0, 1}, ExpertId{0, 2}, ExpertId{0, 3}, ExpertId{0, 5}, ExpertId{1, 6}}) ASSERT_TRUE(Fetch(id));
+  ASSERT_OK(cache_->Pump());
+  EXPECT_EQ(counters_.copies(), 3u) << "1 to 3, 5, and one of another layer";
+  EXPECT_EQ(counters_.bytes_shipped(), 5 * static_cast<uint64_t>(Model().layout.layer(0).bytes));
+  for (const ExpertId id : {ExpertId{0, 1}, ExpertId{0, 2}, ExpertId{0, 3}, ExpertId{0, 5}, ExpertId{1, 6}}) {
+    EXPECT_EQ(Use(id), Expected(id)) << "layer " << id.layer << " expert " << id.expert;
+  }
+  EXPECT_EQ(counters_.shipped(), 5u);
+}
+
+TEST_F(ExpertCacheTest, CopiesNeighboursIntoSlotsSideBySideOnlyWhereNothingHotterMakesWay) {
+  Make(3);
+  for (const ExpertId id : {ExpertId{0, 0}, ExpertId{1, 0}, ExpertId{2, 0}}) {
+    ASSERT_TRUE(Fetch(id));
+    Use(id);
+  }
+  cache_->AddHeat({1, 0});  // in the second slot
+  cache_->BeginStep(2, &counters_);
+  const uint64_t before = counters_.copies();
+  ASSERT_TRUE(Fetch({3, 1}));
+  ASSERT_TRUE(Fetch({3, 2}));
+  ASSERT_OK(cache_->Pump());
+  EXPECT_TRUE(cache_->Contains({1, 0})) << "the hottest stays";
+  EXPECT_EQ(counters_.copies(), before + 2);
+  EXPECT_EQ(Use({3, 1}), Expected({3, 1}));
+  EXPECT_EQ(Use({3, 2}), Expected({3, 2}));
+}
+
 TEST_F(ExpertCacheTest, NeverReusesAPinnedSlot) {
   Make(2);
   ASSERT_TRUE(Fetch({0, 0}));
@@ -131,6 +161,7 @@ TEST_F(ExpertCacheTest, CountsAnExpertKeptInTheBackgroundAsResident) {
 TEST_F(ExpertCacheTest, CountsAsResidentWhatAnEarlierStepCopiedInVain) {
   Make(2);
   ASSERT_TRUE(Fetch({0, 1}));
+  ASSERT_OK(cache_->Pump());
   cache_->EndStep();
   v1::ExpertCounters next;
   cache_->BeginStep(2, &next);

@@ -281,11 +281,11 @@ TEST(Stage, PushesOutNothingHotterWhileItWaitsForRows) {
     options.experts.force = ForceDivision::kShip;
   });
   for (int i = 0; i < 3; ++i) ASSERT_OK(pipeline.Prompt(Tokens(Model(), 100), 256, i));
-  const uint64_t copies = pipeline.counters().back().copies();
+  const uint64_t bytes = pipeline.counters().back().bytes_shipped();
   const absl::Time late = absl::Now() + absl::Milliseconds(50);
   pipeline.rows_come = [&] { return absl::Now() > late; };
   ASSERT_OK(pipeline.Prompt(Tokens(Model(), 100), 256, 3));
-  EXPECT_LE(pipeline.counters().back().copies(), copies) << "all are equally hot, and none makes way for another";
+  EXPECT_LE(pipeline.counters().back().bytes_shipped(), bytes) << "all are equally hot, and none makes way for another";
 }
 
 TEST(Stage, NeverShipsWhatARuleKeepsOnTheHost) {
