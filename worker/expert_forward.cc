@@ -140,7 +140,7 @@ absl::Status ExpertForward::Run(const StepContext& context, int64_t layer, const
   coming_.clear();
   if (cache_ != nullptr) {
     EndAhead();
-    OrderForCopies(here, 2 * options_.arena.layer(layer).bytes <= ExpertCache::kJoinedBytes);
+    OrderForCopies(here, KeepsNeighbours(layer));
     for (const ActivatedExpert& use : here) {
       if (cache_->Contains(IdOf(layer, use.expert))) {
         cache_->Pin(IdOf(layer, use.expert));
@@ -427,6 +427,10 @@ void ExpertForward::PlanAhead(int64_t layer, int64_t rows) {
       std::iota(ahead_.candidates.experts.begin(), ahead_.candidates.experts.end(), 0);
       ahead_.candidates.num_certain = options_.model.num_experts;
       break;
+  }
+  // All that is certain is copied, so neighbours may go together, unless there are too few slots for all of it.
+  if (KeepsNeighbours(layer) && cache_ != nullptr && ahead_.candidates.num_certain <= cache_->num_slots()) {
+    std::sort(ahead_.candidates.experts.begin(), ahead_.candidates.experts.begin() + ahead_.candidates.num_certain);
   }
 }
 
