@@ -72,6 +72,15 @@ double AttentionFlops(const ModelConfig& config, int64_t layer, int64_t first, i
   return 4.0 * static_cast<double>(config.q_size()) * keys * static_cast<double>(rows);
 }
 
+// Of the cache, by one row behind `context` tokens.
+double KvBytesRead(const PredictionInput& input, int64_t layer, int64_t context) {
+  const CacheShape& cache = input.placement.cache;
+  const int64_t tokens = input.config.slides(layer) ? std::min(context, input.config.sliding_window) : context;
+  const int64_t blocks = (tokens + kKvBlockTokens - 1) / kKvBlockTokens;
+  return static_cast<double>(KvPlaneBytes(cache.key_type, blocks, input.config.num_kv_heads, input.config.head_dim) +
+                             KvPlaneBytes(cache.value_type, blocks, input.config.num_kv_heads, input.config.head_dim));
+}
+
 // One layer of a pass as the worker and the planner go through it.
 struct LayerTraffic {
   double activated = 0, resident = 0, shipped = 0, on_host = 0;
@@ -295,7 +304,7 @@ PrefillPrediction PredictPrefill(const PredictionInput& input, int64_t tokens) {
   return result;
 }
 
-DecodePrediction PredictDecode(const PredictionInput& input) {
+DecodePrediction PredictDecode(const PredictionInput& input, int64_t context) {
   DecodePrediction result;
   double resident = 0;
   for (size_t w = 0; w < input.placement.workers.size(); ++w) {
@@ -313,6 +322,7 @@ DecodePrediction PredictDecode(const PredictionInput& input) {
       const double misses = std::max(0.0, static_cast<double>(input.config.top_k) - hits);
       const double bytes = static_cast<double>(input.arena.layer(layer).bytes);
       double dense = static_cast<double>(input.sizes.dense_bytes[layer]);
+      dense += KvBytesRead(input, layer, context);
       if (layer == input.config.num_layers - 1) dense += static_cast<double>(input.sizes.output_bytes);
       const double host_seconds = misses * bytes / input.rates.host.read_bytes_per_second;
       const double here_seconds = hits * bytes / device_read;

@@ -55,7 +55,7 @@ struct PredictionInput {
 // One prompt alone, with nothing resident at its start, unless the slots hold every expert: those are filled at load. Copying ahead
 // has learnt from prompts before it.
 PrefillPrediction PredictPrefill(const PredictionInput& input, int64_t tokens);
-// One sequence alone, its slots filled with what this model uses most.
-DecodePrediction PredictDecode(const PredictionInput& input);
+// One sequence alone behind `context` tokens, its slots filled with what this model uses most.
+DecodePrediction PredictDecode(const PredictionInput& input, int64_t context = 0);
 
 }  // namespace ferry

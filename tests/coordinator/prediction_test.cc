@@ -131,6 +131,16 @@ TEST_F(PredictionTest, AWorkerThatAwaitsRowsCopiesMeanwhile) {
   EXPECT_LT(prediction.seconds, 0.7 * prediction.bytes_shipped / record_bytes_) << "two links, of which the second starts at once";
 }
 
+TEST_F(PredictionTest, DecodeReadsTheCacheOfWhatItIsBehind) {
+  const double bytes = PredictDecode(SlowLink(128), 1 << 14).device_bytes - PredictDecode(SlowLink(128)).device_bytes;
+  double expected = 0;
+  for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
+    const int64_t tokens = config_.slides(layer) ? config_.sliding_window : 1 << 14;
+    expected += static_cast<double>(tokens * config_.num_kv_heads * config_.head_dim) * 2 * 2;  // keys and values of two bytes
+  }
+  EXPECT_EQ(bytes, expected);
+}
+
 TEST_F(PredictionTest, DecodeReadsFromTheHostWhatSlotsDoNotHold) {
   const DecodePrediction none = PredictDecode(SlowLink(0)), some = PredictDecode(SlowLink(40)), all = PredictDecode(SlowLink(128));
   EXPECT_EQ(none.resident_share, 0);
