@@ -140,14 +140,16 @@ TEST(RingShapeFor, HoldsAStepAsFarAsMemoryAllows) {
 
 // -------------------------------------------------------------------------------------------------- as ends of a stage link
 
+// Each end with a backend of its own, as in two processes.
 class RingLinkTest : public testing::Test {
  protected:
   RingLinkTest() {
     std::unique_ptr<ActivationRing> reader = ActivationRing::Create(kShape).value();
-    sink_ = MakeRingSink(ActivationRing::Map(::dup(reader->fd()), kShape).value(), ops_.get());
+    sink_ = MakeRingSink(ActivationRing::Map(::dup(reader->fd()), kShape).value(), sender_ops_.get());
     source_ = MakeRingSource(std::move(reader), ops_.get());
   }
   std::unique_ptr<Ops> ops_ = CreateOps({.kind = "reference"}).value();
+  std::unique_ptr<Ops> sender_ops_ = CreateOps({.kind = "reference"}).value();
   std::unique_ptr<ActivationSink> sink_;
   std::unique_ptr<ActivationSource> source_;
 };
@@ -183,9 +185,9 @@ TEST_F(RingLinkTest, RefusesRowsThatDoNotFollow) {
 TEST_F(RingLinkTest, HasItsMemoryPinnedWhileItIsUsed) {
   ASSERT_OK_AND_ASSIGN(const std::span<float> rows, sink_->Reserve(1, Soon()));
   const std::span<const std::byte> bytes = std::as_bytes(rows);
-  EXPECT_THAT(ops_->PinHost(bytes, false), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("pinned already")));
+  EXPECT_THAT(sender_ops_->PinHost(bytes, false), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("pinned already")));
   sink_.reset();
-  EXPECT_OK(ops_->PinHost(bytes, false)) << "unpinned at its end";
+  EXPECT_OK(sender_ops_->PinHost(bytes, false)) << "unpinned at its end";
 }
 
 }  // namespace
