@@ -255,14 +255,14 @@ absl::StatusOr<bool> ExpertCache::Fetch(ExpertId id, Purpose purpose, absl::Time
   slot->purpose = purpose;
   slot_of_[IndexOf(id)] = static_cast<int32_t>(slot - slots_.data());
   asked_.push_back(id);
-  if (!CanBeJoined(id)) RETURN_IF_ERROR(Pump());
+  if (!JoinsRecordsOf(id.layer)) RETURN_IF_ERROR(Pump());
   return true;
 }
 
 // The victim's; behind the neighbour that was asked for last, if that one's expert is no hotter.
 ExpertCache::Slot* ExpertCache::SlotFor(ExpertId id) {
   Slot* const victim = const_cast<Slot*>(Victim());
-  if (victim == nullptr || asked_.empty() || !CanBeJoined(id)) return victim;
+  if (victim == nullptr || asked_.empty() || !JoinsRecordsOf(id.layer)) return victim;
   Slot* const behind = SlotOf(asked_.back()) + 1;
   if (behind == slots_.data() + slots_.size() || !Continues(*behind, id, *(behind - 1), asked_.back())) return victim;
   if (behind->state == State::kEmpty) return behind;

@@ -85,6 +85,8 @@ class ExpertCache {
   // In a slot, or on its way into one.
   bool Contains(ExpertId id) const { return SlotOf(id) != nullptr; }
   static constexpr int64_t kJoinedBytes = int64_t{8} << 20;  // of one copy of several records
+  // Whether records of a layer are so small that neighbours may be copied at once.
+  bool JoinsRecordsOf(int64_t layer) const { return 2 * arena_.layer(layer).bytes <= kJoinedBytes; }
   // Wants the expert in a slot. False: all slots are pinned or asked for, nothing has changed; later then. True: it is there
   // or comes, in the order of calls; what may still be joined by its neighbour starts with the next Pump.
   absl::StatusOr<bool> Fetch(ExpertId id, Purpose purpose, absl::Time deadline);
@@ -141,7 +143,6 @@ class ExpertCache {
   ExpertCache(Ops* ops, ExpertLink* link, const ArenaLayout* arena, int64_t first_layer, int64_t end_layer)
       : ops_(*ops), link_(*link), arena_(*arena), first_layer_(first_layer), end_layer_(end_layer) {}
 
-  bool CanBeJoined(ExpertId id) const { return 2 * arena_.layer(id.layer).bytes <= kJoinedBytes; }
   Slot* SlotFor(ExpertId id);
   Slot* SlotOf(ExpertId id);
   const Slot* SlotOf(ExpertId id) const { return const_cast<ExpertCache*>(this)->SlotOf(id); }

@@ -140,7 +140,7 @@ absl::Status ExpertForward::Run(const StepContext& context, int64_t layer, const
   coming_.clear();
   if (cache_ != nullptr) {
     EndAhead();
-    OrderForCopies(here, KeepsNeighbours(layer));
+    OrderForCopies(here, cache_->JoinsRecordsOf(layer));
     for (const ActivatedExpert& use : here) {
       if (cache_->Contains(IdOf(layer, use.expert))) {
         cache_->Pin(IdOf(layer, use.expert));
@@ -429,7 +429,7 @@ void ExpertForward::PlanAhead(int64_t layer, int64_t rows) {
       break;
   }
   // All that is certain is copied, so neighbours may go together, unless there are too few slots for all of it.
-  if (KeepsNeighbours(layer) && cache_ != nullptr && ahead_.candidates.num_certain <= cache_->num_slots()) {
+  if (cache_->JoinsRecordsOf(layer) && ahead_.candidates.num_certain <= cache_->num_slots()) {
     std::sort(ahead_.candidates.experts.begin(), ahead_.candidates.experts.begin() + ahead_.candidates.num_certain);
   }
 }

@@ -151,8 +151,6 @@ class ExpertForward {
   void EndAhead();
   void PlanWaiting();
 
-  // Whether records are so small that neighbours are copied at once.
-  bool KeepsNeighbours(int64_t layer) const { return 2 * options_.arena.layer(layer).bytes <= ExpertCache::kJoinedBytes; }
   ExpertId IdOf(int64_t layer, int32_t expert) const { return {static_cast<int32_t>(layer), expert}; }
   Tensor Contributions() const;
 
