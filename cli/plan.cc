@@ -90,8 +90,8 @@ absl::Status Plan(const PlanOptions& options) {
     if (!absl::SimpleAtoi(part, &tokens) || tokens < 1) return InvalidArgument("-p has '%s', want prompt lengths such as 512,2048", part);
     const PrefillPrediction prefill = PredictPrefill(input, tokens);
     if (options.json) {
-      prefills.push_back({{"tokens", tokens}, {"tokens_per_second", prefill.tokens_per_second()}, {"step_rows", prefill.step_rows}, {"activated", prefill.activated},
-                          {"shipped", prefill.shipped}, {"on_host", prefill.on_host}, {"bytes_shipped", prefill.bytes_shipped}});
+      prefills.push_back({{"tokens", tokens}, {"tokens_per_second", prefill.tokens_per_second()}, {"step_rows", prefill.step_rows},
+                          {"activated", prefill.activated}, {"shipped", prefill.shipped}, {"on_host", prefill.on_host}, {"bytes_shipped", prefill.bytes_shipped}});
     } else {
       std::printf("  prefill of %6lld tokens: %8.0f t/s (%.0f experts active: %.0f shipped, %.0f on the host)", static_cast<long long>(tokens),
                   prefill.tokens_per_second(), prefill.activated, prefill.shipped, prefill.on_host);

@@ -1,7 +1,8 @@
 #pragma once
 
 // Descriptors from process to process: a Unix socket over which the coordinator hands shared memory to workers, and a worker to
-// the one before it, of the same user on the same host. Neither end trusts the other: whoever found the socket may say anything, or nothing.
+// the one before it, of the same user on the same host. Neither end trusts the other: whoever found the socket may say anything, or
+// nothing.
 
 #include <memory>
 #include <string>
@@ -16,7 +17,7 @@ namespace ferry {
 // The giving end: an abstract Unix socket. Peers of another user are turned away (SO_PEERCRED).
 class DescriptorServer {
  public:
-  // `path`: an abstract name without the leading zero byte.
+  // `name`: an abstract name without the leading zero byte.
   static absl::StatusOr<std::unique_ptr<DescriptorServer>> Listen(const std::string& name);
   virtual ~DescriptorServer() = default;
   virtual const std::string& name() const = 0;

@@ -21,8 +21,8 @@ struct Memfd {
 // `try_huge_pages` is set. ResourceExhausted names the bytes that are needed and those that are available.
 absl::StatusOr<Memfd> CreateMemfd(const std::string& name, int64_t bytes, bool try_huge_pages);
 
-// A peer's descriptor, taken. InvalidArgument: no memfd, smaller than `bytes` or larger than its pages need, or not sealed against shrinking, which would
-// let the peer take pages away under a reader.
+// A peer's descriptor, taken. InvalidArgument: no memfd, smaller than `bytes` or larger than its pages need, or not sealed against
+// shrinking, which would let the peer take pages away under a reader.
 absl::StatusOr<Memfd> AdoptMemfd(int fd, int64_t bytes);
 
 // Maps all of it, shared, on 2 MiB where it is that large, so that huge pages fit. With `at`, over what is mapped there.
