@@ -21,13 +21,22 @@ tsan_worker='*Link*:StepRunner*:ActivationQueue*:ActivationRing*:*TwoWorkers*:Lo
 
 ferry_install "${ferry_build_packages[@]}" "${ferry_test_packages[@]}"
 
+# check NAME COMMAND…: runs it. Of one that fails, what says why is shown once more at the end, where whoever reads the last lines of a
+# long log finds it.
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
 failed=()
+check() {
+  local name=$1
+  shift
+  "$@" 2>&1 | tee "$logs/$name" || failed+=("$name")
+}
 
 ferry_say "release: build"
 cmake --preset release -DFERRY_TESTS=ON >/dev/null
 cmake --build --preset release
 ferry_say "release: tests"
-ctest --test-dir build/release --output-on-failure || failed+=("release tests")
+check "release tests" ctest --test-dir build/release --output-on-failure
 
 # Programs under a sanitizer cost minutes to build on two cores, so each builds only what it is run on. gRPC, Protobuf and
 # Abseil come uninstrumented from Debian; what the thread sanitizer misunderstands of them is in tests/tsan.supp.
@@ -39,39 +48,45 @@ if [ "$what" = all ]; then
   cmake --preset asan >/dev/null
   cmake --build --preset asan --target common_tests kernels_tests coordinator_tests worker_tests cluster_tests
   for tests in common_tests kernels_tests coordinator_tests worker_tests; do
-    "build/asan/bin/$tests" --gtest_brief=1 --gtest_filter="-$asan_too_slow" || failed+=("asan $tests")
+    check "asan $tests" "build/asan/bin/$tests" --gtest_brief=1 --gtest_filter="-$asan_too_slow"
   done
   # What coordinator and workers report goes into files: their exit codes are not the test's.
-  reports=$(mktemp -d)
-  ASAN_OPTIONS=$ASAN_OPTIONS:log_path=$reports/report UBSAN_OPTIONS=$UBSAN_OPTIONS:log_path=$reports/report \
-    build/asan/bin/cluster_tests --gtest_brief=1 --gtest_filter="$asan_cluster" || failed+=("asan cluster_tests")
-  if [ -n "$(ls -A "$reports")" ]; then
-    cat "$reports"/* >&2
-    failed+=("asan ferry's processes")
-  fi
-  rm -rf "$reports"
+  reports=$logs/reports
+  mkdir "$reports"
+  check "asan cluster_tests" env ASAN_OPTIONS="$ASAN_OPTIONS:log_path=$reports/report" \
+    UBSAN_OPTIONS="$UBSAN_OPTIONS:log_path=$reports/report" build/asan/bin/cluster_tests --gtest_brief=1 --gtest_filter="$asan_cluster"
+  no_reports() { ! cat "$reports"/* 2>/dev/null; }
+  check "asan ferry's processes" no_reports
 
   ferry_say "thread sanitizer"
   cmake --preset tsan >/dev/null
   cmake --build --preset tsan --target common_tests kernels_tests coordinator_tests worker_tests
-  build/tsan/bin/common_tests --gtest_brief=1 || failed+=("tsan common_tests")
-  build/tsan/bin/kernels_tests --gtest_brief=1 --gtest_filter='*Thread*:*Concurrent*:*Async*' || failed+=("tsan kernels_tests")
-  build/tsan/bin/coordinator_tests --gtest_brief=1 --gtest_filter="$tsan_coordinator" || failed+=("tsan coordinator_tests")
-  build/tsan/bin/worker_tests --gtest_brief=1 --gtest_filter="$tsan_worker" || failed+=("tsan worker_tests")
+  check "tsan common_tests" build/tsan/bin/common_tests --gtest_brief=1
+  check "tsan kernels_tests" build/tsan/bin/kernels_tests --gtest_brief=1 --gtest_filter='*Thread*:*Concurrent*:*Async*'
+  check "tsan coordinator_tests" build/tsan/bin/coordinator_tests --gtest_brief=1 --gtest_filter="$tsan_coordinator"
+  check "tsan worker_tests" build/tsan/bin/worker_tests --gtest_brief=1 --gtest_filter="$tsan_worker"
 
   ferry_say "fuzzing: $fuzz_seconds s each, from the kept corpus"
   cmake --preset fuzz >/dev/null
   cmake --build --preset fuzz --target ferry_fuzzers
+  fuzz() {
+    "$1" -max_total_time="$fuzz_seconds" -rss_limit_mb=2048 -timeout=10 -print_final_stats=0 -verbosity=0 "$2" "$3" 2>&1 |
+      sed '/ommended dictionary/d; /# Uses:/d'
+  }
   for fuzzer in build/fuzz/bin/*_fuzz; do
     name=$(basename "$fuzzer" _fuzz)
     new=$(mktemp -d)
-    "$fuzzer" -max_total_time="$fuzz_seconds" -rss_limit_mb=2048 -timeout=10 -print_final_stats=0 -verbosity=0 \
-      "$new" "tests/fuzz/corpus/$name" || failed+=("fuzz $name")
+    check "fuzz $name" fuzz "$fuzzer" "$new" "tests/fuzz/corpus/$name"
     rm -rf "$new"
   done
 fi
 
 if [ ${#failed[@]} -gt 0 ]; then
+  for name in "${failed[@]}"; do
+    printf '\nFAILED: %s\n' "$name" >&2
+    grep -aE -A 6 ': Failure$|\*\*\*Failed|\*\*\*Timeout|\*\*\*Exception|WARNING: ThreadSanitizer|ERROR: (AddressSanitizer|LeakSanitizer|libFuzzer)|runtime error:|^SUMMARY:|^\[  FAILED  \]' \
+      "$logs/$name" | tail -40 >&2 || tail -20 "$logs/$name" >&2
+  done
   printf 'FAILED: %s\n' "${failed[@]}" >&2
   exit 1
 fi

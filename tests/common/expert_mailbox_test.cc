@@ -26,7 +26,7 @@ constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
 constexpr int64_t kNumLayers = 6;
 constexpr MailboxShape kShape = {.n_embd = 4, .max_rows = 8, .max_entries = 16, .max_experts = 32};
 
-absl::Time Soon() { return absl::Now() + absl::Seconds(10); }
+absl::Time Soon() { return absl::Now() + absl::Seconds(60); }
 absl::Time Shortly() { return absl::Now() + absl::Milliseconds(5); }
 
 // Rows 0 and 2 through expert 3, row 1 through expert 9.

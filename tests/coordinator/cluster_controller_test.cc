@@ -44,7 +44,7 @@ class EndlessGeneration final : public Generation {
   }
   absl::Status WaitForEnd() {
     std::unique_lock lock(mutex_);
-    ended_.wait_for(lock, std::chrono::seconds(10), [&] { return end_.has_value(); });
+    ended_.wait_for(lock, std::chrono::seconds(60), [&] { return end_.has_value(); });
     return end_.value_or(absl::UnknownError("it did not end"));
   }
   bool served_at_end() {

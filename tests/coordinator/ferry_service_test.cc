@@ -126,7 +126,7 @@ class FerryServiceTest : public ::testing::Test {
     std::optional<v1::Finish> finish;
     grpc::Status status;
   };
-  Answer Generate(const v1::GenerateRequest& request, absl::Duration deadline = absl::Seconds(20)) {
+  Answer Generate(const v1::GenerateRequest& request, absl::Duration deadline = absl::Seconds(60)) {
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(deadline));
     const auto stream = stub_->Generate(&context, request);
@@ -164,8 +164,8 @@ class FerryServiceTest : public ::testing::Test {
                         .slots = {.num_slots = 2, .num_blocks = 256, .block_tokens = 32}},
                        Clock::Real(),
                        "loading"};
-  TaskPool pool_{1};
   std::unique_ptr<FerryService> service_;
+  TaskPool pool_{1};  // its tasks use the service
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<v1::Ferry::Stub> stub_;
 };

@@ -37,7 +37,7 @@ class CountingGeneration final : public Generation {
   // How it ended, or nullopt when it has not after ten seconds.
   std::optional<absl::Status> WaitForEnd() {
     std::unique_lock lock(mutex_);
-    ended_.wait_for(lock, std::chrono::seconds(10), [&] { return end_.has_value(); });
+    ended_.wait_for(lock, std::chrono::seconds(60), [&] { return end_.has_value(); });
     return end_;
   }
 
@@ -78,7 +78,7 @@ class FakeExecutor final : public StepExecutor {
   }
   bool WaitForStep() {
     std::unique_lock lock(mutex_);
-    return changed_.wait_for(lock, std::chrono::seconds(10), [&] { return num_steps > 0; });
+    return changed_.wait_for(lock, std::chrono::seconds(60), [&] { return num_steps > 0; });
   }
   int num_steps = 0;  // guarded by mutex_
 
@@ -116,7 +116,7 @@ class GenerationLoopTest : public ::testing::Test {
   }
   // Until the loop says so, at most ten seconds.
   bool Eventually(const std::function<bool(const GenerationStats&)>& condition) {
-    const absl::Time end = absl::Now() + absl::Seconds(10);
+    const absl::Time end = absl::Now() + absl::Seconds(60);
     while (absl::Now() < end) {
       if (condition(loop_.stats())) return true;
       absl::SleepFor(absl::Milliseconds(1));
@@ -213,7 +213,7 @@ TEST_F(GenerationLoopTest, DrainsWhatIsThereAndRefusesWhatComes) {
   loop_.StopAdmitting(Unavailable("the coordinator is draining"));
   EXPECT_THAT(Submit(4, 4)->WaitForEnd().value(),
               StatusIs(absl::StatusCode::kUnavailable, testing::HasSubstr("draining")));
-  EXPECT_TRUE(loop_.WaitUntilIdle(Clock::Real()->Now() + absl::Seconds(10)));
+  EXPECT_TRUE(loop_.WaitUntilIdle(Clock::Real()->Now() + absl::Seconds(60)));
   EXPECT_OK(request->WaitForEnd().value());
   loop_.Suspend(Unavailable("end of test"));
 }

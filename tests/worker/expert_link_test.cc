@@ -23,7 +23,7 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 
 constexpr Incarnation kIncarnation(77);
-absl::Time Soon() { return absl::Now() + absl::Seconds(10); }
+absl::Time Soon() { return absl::Now() + absl::Seconds(60); }
 
 const TinyModel& Model() {
   static const auto* const model = TinyModel::Make().release();

@@ -20,7 +20,7 @@ namespace {
 
 using testing::HasSubstr;
 
-absl::Time Soon() { return absl::Now() + absl::Seconds(10); }
+absl::Time Soon() { return absl::Now() + absl::Seconds(60); }
 
 const TinyModel& Model() {
   static const auto* const model = TinyModel::Make().release();
