@@ -157,6 +157,10 @@ std::string Compare(double predicted, double measured) {
   return absl::StrFormat("plan says %.1f t/s, %.0f %% %s what was measured", predicted, std::abs(off), off < 0 ? "below" : "above");
 }
 
+DecodePrediction PredictedDecode(const PredictionInput& input, const PrefillPrediction& prefill, int64_t generated, bool cold) {
+  return cold ? PredictDecodeAfter(input, prefill, generated) : PredictDecode(input, prefill.tokens);
+}
+
 // Plans know the prompt alone, behind nothing, and of partly filled slots that nothing is resident.
 void PrintPlan(const Run& run, const Predictions& predictions, bool cold) {
   if (predictions.model == nullptr || run.n_kv > 0) return;
@@ -166,7 +170,7 @@ void PrintPlan(const Run& run, const Predictions& predictions, bool cold) {
               Compare(prefill.tokens_per_second(), run.prefill_rate()).c_str(), prefill.activated, prefill.resident, prefill.shipped,
               prefill.on_host, cold || prefill.shipped == 0 ? "" : "; it takes slots to be empty at the start: compare with --cold");
   if (run.generated == 0) return;
-  const DecodePrediction decode = PredictDecode(input, run.prompt);
+  const DecodePrediction decode = PredictedDecode(input, prefill, run.generated, cold);
   std::printf("    decode: %s, with %.0f %% of the experts resident\n", Compare(1 / decode.seconds_per_token, run.decode_rate()).c_str(),
               100 * decode.resident_share);
 }
@@ -220,7 +224,7 @@ void PrintJson(const Run& run, const Limits& limits, const Predictions& predicti
     const PrefillPrediction prefill = PredictPrefill(input, run.prompt);
     line["plan"] = {{"s_pp", prefill.tokens_per_second()}, {"activated", prefill.activated}, {"resident", prefill.resident},
                     {"shipped", prefill.shipped}, {"on_host", prefill.on_host}, {"bytes_shipped", prefill.bytes_shipped},
-                    {"s_tg", 1 / PredictDecode(input, run.prompt).seconds_per_token}};
+                    {"s_tg", 1 / PredictedDecode(input, prefill, run.generated, cold).seconds_per_token}};
   }
   std::printf("%s\n", line.dump().c_str());
 }

@@ -68,7 +68,8 @@ nlohmann::json RatesJson(const MachineRates& rates) {
   nlohmann::json workers = nlohmann::json::array();
   for (const WorkerRates& worker : rates.workers) {
     workers.push_back({{"link_alone", worker.link.alone}, {"link_together", worker.link.together},
-                       {"link_beside_host", worker.link.beside_host}, {"experts", experts(worker.experts)}});
+                       {"link_beside_host", worker.link.beside_host}, {"experts", experts(worker.experts)},
+                       {"operation_seconds", worker.operation_seconds}});
   }
   return {{"host", experts(rates.host)}, {"host_beside_links", experts(rates.host_beside_links)}, {"workers", workers}};
 }
@@ -80,11 +81,7 @@ FoundRates RatesOf(const v1::GetServerInfoResponse& info) {
   found.rates.host_beside_links = {.read_bytes_per_second = host.read_bytes_per_second_beside_links(),
                                    .flops_per_second = host.flops_per_second_beside_links()};
   for (const v1::WorkerInfo& worker : info.workers()) {
-    found.rates.workers.push_back({.link = {.alone = worker.link_bytes_per_second(),
-                                            .together = worker.link_together_bytes_per_second(),
-                                            .beside_host = worker.link_beside_host_bytes_per_second()},
-                                   .experts = {.read_bytes_per_second = worker.expert_read_bytes_per_second(),
-                                               .flops_per_second = worker.expert_flops_per_second()}});
+    found.rates.workers.push_back(RatesOf(worker));
     found.slots.push_back(worker.expert_slots());
   }
   if (host.measured_unix_seconds() == 0) {
@@ -136,6 +133,7 @@ absl::StatusOr<FoundRates> RatesOfThisMachine(const ModelOptions& options, const
     }
     if (!gpus.empty()) {
       ASSIGN_OR_RETURN(rates.experts, MeasureExpertsOn(ops, layout, {.many_rows = 128, .many_row_experts = 32}));
+      ASSIGN_OR_RETURN(rates.operation_seconds, MeasureOperation(ops, layout.down.rows));
     }
     found.rates.workers.push_back(rates);
   }

@@ -45,7 +45,10 @@ void Print(const proto::GetServerInfoResponse& info) {
       std::printf(", %s with the others, %s beside the host", HumanRate(worker.link_together_bytes_per_second()).c_str(),
                   HumanRate(worker.link_beside_host_bytes_per_second()).c_str());
     }
-    if (worker.expert_flops_per_second() > 0) std::printf("; experts at %.0f TFLOP/s", worker.expert_flops_per_second() / 1e12);
+    if (worker.expert_flops_per_second() > 0) {
+      std::printf("; experts at %.0f TFLOP/s, a small operation in %.1f us", worker.expert_flops_per_second() / 1e12,
+                  worker.operation_seconds() * 1e6);
+    }
     std::printf("\n          %s\n", DescribeExperts(worker.experts()).c_str());
   }
 }

@@ -19,7 +19,6 @@ namespace ferry {
 namespace {
 
 constexpr uint32_t kMagic = 0x4D425846;  // "FXBM"
-constexpr absl::Duration kSpin = absl::Microseconds(20);
 constexpr size_t kMaxMessageBytes = 448;
 constexpr int64_t kPage = 4096;
 
@@ -145,7 +144,7 @@ struct ExpertMailbox::Impl {
   // Waits until `word` is (equal) or is no longer (!equal) `value`; whether it came to that.
   static bool WaitUntil(const Word& word, uint32_t value, bool equal, absl::Time deadline) {
     const auto done = [&] { return (word.load(std::memory_order_acquire) == value) == equal; };
-    if (SpinUntil(std::min(kSpin, deadline - absl::Now()), done)) return true;
+    if (SpinUntil(std::min(kSpinBeforeSleep, deadline - absl::Now()), done)) return true;
     for (;;) {
       const uint32_t seen = word.load(std::memory_order_acquire);
       if ((seen == value) == equal) return true;

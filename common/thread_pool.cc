@@ -72,8 +72,7 @@ std::vector<int> SiblingsOf(int cpu) {
 
 class ThreadPoolImpl final : public ThreadPool {
  public:
-  explicit ThreadPoolImpl(int num_threads, int spin_microseconds)
-      : num_threads_(num_threads), spin_(absl::Microseconds(spin_microseconds)), seats_(num_threads) {}
+  explicit ThreadPoolImpl(int num_threads, absl::Duration spin) : num_threads_(num_threads), spin_(spin), seats_(num_threads) {}
 
   ~ThreadPoolImpl() override {
     stopping_.store(true, std::memory_order_relaxed);
@@ -248,13 +247,13 @@ absl::StatusOr<std::unique_ptr<ThreadPool>> ThreadPool::Create(const ThreadPoolO
   if (options.num_threads < 0 || options.num_threads > kMaxThreads) {
     return InvalidArgument("num_threads is %d, want 0 to %d", options.num_threads, kMaxThreads);
   }
-  if (options.spin_microseconds < 0) {
-    return InvalidArgument("spin_microseconds is %d, want 0 or more", options.spin_microseconds);
+  if (options.spin < absl::ZeroDuration()) {
+    return InvalidArgument("spin is %s, want 0 or more", absl::FormatDuration(options.spin));
   }
   const std::vector<int> cores = UsablePhysicalCores();
   int num_threads = options.num_threads;
   if (num_threads == 0) num_threads = std::clamp(static_cast<int>(cores.size()), 1, CoresOfQuota());
-  auto pool = std::make_unique<ThreadPoolImpl>(num_threads, options.spin_microseconds);
+  auto pool = std::make_unique<ThreadPoolImpl>(num_threads, options.spin);
   RETURN_IF_ERROR(pool->Start(options.pin ? cores : std::vector<int>()));
   return std::unique_ptr<ThreadPool>(std::move(pool));
 }

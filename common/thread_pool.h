@@ -13,6 +13,7 @@
 #include <memory>
 #include <vector>
 
+#include "common/futex.h"
 #include "common/status.h"
 
 namespace ferry {
@@ -20,7 +21,7 @@ namespace ferry {
 struct ThreadPoolOptions {
   int num_threads = 0;     // 0: one per physical core this process may run on
   bool pin = true;         // thread i to the i-th of those cores
-  int spin_microseconds = 20;
+  absl::Duration spin = kSpinBeforeSleep;
 };
 
 class ThreadPool {

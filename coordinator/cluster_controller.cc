@@ -299,7 +299,7 @@ void ClusterController::TryBeginEpoch() {
     options.workers.push_back(
         {.id = member.id, .incarnation = member.info.incarnation, .address = member.info.address});
   }
-  options.step_cost_rows = StepCostOfSlowest();
+  options.step_cost_rows = StepCost();
   PipelineFailure failure;
   const auto on_failed = [this](PipelineFailure failure) {
     const std::lock_guard lock(mutex_);
@@ -324,18 +324,17 @@ void ClusterController::TryBeginEpoch() {
   spdlog::info("epoch {} began with {} workers", *epoch, options.workers.size());
 }
 
-double ClusterController::StepCostOfSlowest() const {
-  double rows = 0;
+double ClusterController::StepCost() const {
+  std::vector<WorkerCapacity> capacities;
   const std::lock_guard lock(mutex_);
   for (size_t i = 0; i < options_.placement.workers.size(); ++i) {
     const v1::HeartbeatRequest& heartbeat = reports_[i].heartbeat;
-    rows = std::max(rows, StepCostRows(options_.model, store_->layout(),
-                                       {.layers = options_.placement.workers[i].layers,
-                                        .slots = static_cast<int64_t>(heartbeat.expert_slots()),
-                                        .link_bytes_per_second = heartbeat.link_bytes_per_second(),
-                                        .flops_per_second = heartbeat.expert_flops_per_second()}));
+    capacities.push_back({.layers = options_.placement.workers[i].layers,
+                          .slots = static_cast<int64_t>(heartbeat.expert_slots()),
+                          .link_bytes_per_second = heartbeat.link_bytes_per_second(),
+                          .flops_per_second = heartbeat.expert_flops_per_second()});
   }
-  return rows;
+  return StepCostRows(options_.model, store_->layout(), capacities);
 }
 
 void ClusterController::EndEpoch(const PipelineFailure& failure) {
@@ -399,6 +398,7 @@ std::vector<v1::WorkerInfo> ClusterController::Workers() const {
       info.set_link_bytes_per_second(report.heartbeat.link_bytes_per_second());
       info.set_expert_flops_per_second(report.heartbeat.expert_flops_per_second());
       info.set_expert_read_bytes_per_second(report.heartbeat.expert_read_bytes_per_second());
+      info.set_operation_seconds(report.heartbeat.operation_seconds());
       *info.mutable_experts() = report.heartbeat.experts();
     }
     workers.push_back(std::move(info));

@@ -83,7 +83,7 @@ class ClusterController {
   void Run();
   void ExpireHeartbeats();
   void TryBeginEpoch();
-  double StepCostOfSlowest() const;
+  double StepCost() const;
   void EndEpoch(const PipelineFailure& failure);
   // Ends the expert exchange with a lost process, unless another has taken its place meanwhile.
   void RemovePeer(WorkerId worker, Incarnation lost);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "ferry/v1/generate.pb.h"
 #include "kernels/expert_rates.h"
 
 namespace ferry {
@@ -25,8 +26,12 @@ struct LinkRates {
 struct WorkerRates {
   LinkRates link;
   ExpertRates experts;  // on its own device; zeros: not measured
+  double operation_seconds = 0;  // of a small operation behind others (kernels/expert_rates.h); 0: not measured
   bool operator==(const WorkerRates&) const = default;
 };
+
+// As a worker reported them, and the coordinator measured them.
+WorkerRates RatesOf(const v1::WorkerInfo& info);
 
 struct MachineRates {
   ExpertRates host;               // the host's engine alone

@@ -45,7 +45,7 @@ class GrpcPipeline final : public Pipeline {
   }
 
   absl::Status Open(PipelineFailure* failure) {
-    const absl::Time deadline = clock_.Now() + options_.begin_timeout;
+    const absl::Time deadline = absl::Now() + options_.begin_timeout;  // gRPC's deadlines are in real time
     std::vector<std::unique_ptr<v1::Worker::Stub>> stubs(options_.workers.size());
     for (size_t i = options_.workers.size(); i-- > 0;) {
       const PipelineWorker& worker = options_.workers[i];
@@ -59,7 +59,7 @@ class GrpcPipeline final : public Pipeline {
         request.set_next_incarnation(options_.workers[i + 1].incarnation.value());
       }
       grpc::ClientContext context;
-      context.set_deadline(In(deadline - clock_.Now()));
+      context.set_deadline(In(deadline - absl::Now()));
       v1::BeginEpochResponse response;
       const absl::Status status = FromGrpcStatus(stubs[i]->BeginEpoch(&context, request, &response));
       if (!status.ok()) {

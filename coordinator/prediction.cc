@@ -12,6 +12,7 @@
 #include "common/decode_rows.h"
 #include "common/expert_plan.h"
 #include "common/model_tensors.h"
+#include "coordinator/layer_costs.h"
 #include "coordinator/step_rows.h"
 
 namespace ferry {
@@ -41,16 +42,18 @@ double CommonShare(int64_t layer) {
 
 // What stands between the measured rates and whole layers, fitted to the runs in docs/performance.md: one H100 for the first
 // group, two cores of an EPYC for the second.
-constexpr double kGpuProductShare = 0.85;    // dense, grouped and attention products of the rate of even groups
-constexpr double kGpuLayerSeconds = 0.4e-3;  // prefill: small kernels, the histogram's way to the host, the plan
 constexpr double kGpuBytesPerValue = 56;     // of a token's n_embd values, through norms, residual and contributions
-constexpr double kGpuDecodeLayerSeconds = 0.075e-3;  // launches and the routing's way to the host: 0.06 on an H100, 0.09 on an H200
+// Decode, on an H100 whose small operations took 3.7 us.
+constexpr double kGpuDecodeLayerOperations = 14;     // one after the other, the routing's way to the host among them
+constexpr double kGpuOperationSeconds = 5e-6;        // where it was not measured
 constexpr double kGpuHostTripSeconds = 0.05e-3;      // prefill: rows to the engine and contributions back
 constexpr double kGpuHostEntrySeconds = 3.2e-6;      // the same of a (row, expert) pair, where no copy hides it
-constexpr double kGpuDecodeHostTripSeconds = 0.22e-3;  // decode: the engine's start and end for so few experts are in it
+constexpr double kGpuDecodeHostTripSeconds = 0.025e-3;  // decode: waking the engine, and contributions back
+constexpr double kGpuDecodeStepSeconds = 0.115e-3;     // messages, sampling; of each worker
 constexpr double kCpuDenseShare = 0.5;       // two int8 products for one: see docs/performance.md
 constexpr double kCpuAttentionShare = 0.15;  // scores and values in F32
 constexpr double kCpuDecodeLayerSeconds = 0.05e-3;
+constexpr double kCpuDecodeStepSeconds = 0.25e-3;
 constexpr double kPassSeconds = 1e-3;        // of a step, and a worker in its way: messages, batch, logits
 // What a later pass of the same prompt finds of as many experts as there are slots.
 constexpr double kKeptShare = 0.8;
@@ -60,10 +63,6 @@ constexpr int64_t kMinRowsAhead = 9;
 constexpr int64_t kSlotsInUse = 2;  // of those computed and arriving, which cannot be had for the next layer
 // As worker/expert_forward.h: steps so small are not planned.
 constexpr int64_t kMaxRowsWithoutPlan = 8;
-
-double AttentionMatrixFlops(const ModelConfig& config) {  // a token
-  return 2.0 * static_cast<double>(config.n_embd) * (2.0 * static_cast<double>(config.q_size()) + 2.0 * static_cast<double>(config.kv_size()));
-}
 
 // Scores and weighted values of the rows [first, first + rows) of one sequence.
 double AttentionFlops(const ModelConfig& config, int64_t layer, int64_t first, int64_t rows) {
@@ -224,6 +223,91 @@ class PassPredictor {
   double worth_tokens_ = 0;  // fewest tokens worth a copy ahead, by the layer before
 };
 
+// Decode through one worker's layers.
+class DecodePredictor {
+ public:
+  DecodePredictor(const PredictionInput& input, size_t worker, int64_t context)
+      : input_(input), layers_(input.placement.workers[worker].layers), worker_(input.rates.workers[worker]), context_(context),
+        most_kept_(static_cast<double>(input.slots[worker]) / static_cast<double>(layers_.end - layers_.first)) {
+    for (int64_t layer = layers_.first; layer < layers_.end; ++layer) {
+      // Of a token's experts, those expected among the i most used: [0, ..., top_k].
+      std::vector<double> probabilities = input.routing[layer];
+      std::sort(probabilities.begin(), probabilities.end(), std::greater<>());
+      std::vector<double>& hits = hits_.emplace_back(probabilities.size() + 1);
+      if (input.placement.expert_rules[layer] == ExpertRule::kHost) continue;
+      std::partial_sum(probabilities.begin(), probabilities.end(), hits.begin() + 1);
+    }
+  }
+
+  // Experts of a layer that its slots hold at most.
+  double most_kept() const { return most_kept_; }
+
+  // One token, when `kept` experts of each layer are in slots: what is used most. `filling`: others are copied there meanwhile.
+  // resident_share counts experts here.
+  DecodePrediction Token(double kept, bool filling) const {
+    const double device_read = input_.gpu ? worker_.experts.read_bytes_per_second : input_.rates.host.read_bytes_per_second;
+    const double host_read = (filling ? input_.rates.host_beside_links : input_.rates.host).read_bytes_per_second;
+    const double operation = worker_.operation_seconds > 0 ? worker_.operation_seconds : kGpuOperationSeconds;
+    DecodePrediction result{.seconds_per_token = input_.gpu ? kGpuDecodeStepSeconds : kCpuDecodeStepSeconds};
+    for (int64_t layer = layers_.first; layer < layers_.end; ++layer) {
+      const double hits = Hits(layer, kept);
+      const double misses = std::max(0.0, static_cast<double>(input_.config.top_k) - hits);
+      const double bytes = static_cast<double>(input_.arena.layer(layer).bytes);
+      double dense = static_cast<double>(input_.sizes.dense_bytes[layer]) + KvBytesRead(input_, layer, context_);
+      if (layer == input_.config.num_layers - 1) dense += static_cast<double>(input_.sizes.output_bytes);
+      const double host_seconds = misses * bytes / host_read;
+      const double here_seconds = hits * bytes / device_read;
+      result.resident_share += hits;
+      result.host_bytes += misses * bytes;
+      result.device_bytes += hits * bytes + dense;
+      result.seconds_per_token += dense / device_read;
+      if (input_.gpu) {
+        result.seconds_per_token += kGpuDecodeLayerOperations * operation + std::max(host_seconds, here_seconds) +
+                                    std::min(misses, 1.0) * kGpuDecodeHostTripSeconds;
+      } else {
+        result.seconds_per_token += kCpuDecodeLayerSeconds + host_seconds + here_seconds;
+      }
+    }
+    return result;
+  }
+
+  // Experts that move into each layer's slots during such a token: some of those that it missed, as many as the link carries.
+  double CopiesPerLayer(const DecodePrediction& token) const {
+    const double copies = std::min(token.host_bytes, worker_.link.Planned() * token.seconds_per_token);
+    double bytes = 0;
+    for (int64_t layer = layers_.first; layer < layers_.end; ++layer) bytes += static_cast<double>(input_.arena.layer(layer).bytes);
+    return copies / bytes;
+  }
+
+ private:
+  double Hits(int64_t layer, double kept) const {
+    const std::vector<double>& hits = hits_[layer - layers_.first];
+    const double last = static_cast<double>(hits.size() - 1), at = std::min(kept, last), whole = std::floor(at);
+    const double below = hits[static_cast<size_t>(whole)];
+    return at < last ? below + (at - whole) * (hits[static_cast<size_t>(whole) + 1] - below) : below;
+  }
+
+  const PredictionInput& input_;
+  const LayerRange layers_;
+  const WorkerRates& worker_;
+  const int64_t context_;
+  const double most_kept_;
+  std::vector<std::vector<double>> hits_;  // of each layer
+};
+
+void Add(const DecodePrediction& part, DecodePrediction* sum) {
+  sum->seconds_per_token += part.seconds_per_token;
+  sum->host_bytes += part.host_bytes;
+  sum->device_bytes += part.device_bytes;
+  sum->resident_share += part.resident_share;
+}
+
+// From sums over all layers.
+void Finish(const PredictionInput& input, DecodePrediction* result) {
+  result->resident_share /= static_cast<double>(input.config.num_layers * input.config.top_k);
+  if (!input.gpu) result->host_bytes += std::exchange(result->device_bytes, 0);
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<std::vector<double>>> RoutingProbabilities(const GgufFile& file, const ModelConfig& config) {
@@ -279,15 +363,15 @@ PrefillPrediction PredictPrefill(const PredictionInput& input, int64_t tokens) {
   PrefillPrediction result{.tokens = tokens};
   std::mt19937_64 random(kSeed);
   const size_t num_workers = input.placement.workers.size();
-  double step_cost = input.gpu ? 0 : std::numeric_limits<double>::infinity();
-  for (size_t worker = 0; worker < num_workers && input.gpu; ++worker) {
+  std::vector<WorkerCapacity> capacities;
+  for (size_t worker = 0; worker < num_workers; ++worker) {
     const WorkerRates& rates = input.rates.workers[worker];
-    step_cost = std::max(step_cost, StepCostRows(input.config, input.arena,
-                                                 {.layers = input.placement.workers[worker].layers,
-                                                  .slots = input.slots[worker],
-                                                  .link_bytes_per_second = rates.link.alone,
-                                                  .flops_per_second = rates.experts.flops_per_second}));
+    capacities.push_back({.layers = input.placement.workers[worker].layers,
+                          .slots = input.slots[worker],
+                          .link_bytes_per_second = rates.link.alone,
+                          .flops_per_second = rates.experts.flops_per_second});
   }
+  const double step_cost = StepCostRows(input.config, input.arena, capacities);
   const int64_t pass_tokens = std::clamp<int64_t>(input.placement.cache.max_batch_tokens, 1,
                                                   std::max<int64_t>(StepRows(tokens, num_workers, step_cost), 1));
   result.step_rows = std::min(pass_tokens, tokens);
@@ -306,40 +390,32 @@ PrefillPrediction PredictPrefill(const PredictionInput& input, int64_t tokens) {
 
 DecodePrediction PredictDecode(const PredictionInput& input, int64_t context) {
   DecodePrediction result;
-  double resident = 0;
-  for (size_t w = 0; w < input.placement.workers.size(); ++w) {
-    const LayerRange& layers = input.placement.workers[w].layers;
-    const WorkerRates& worker = input.rates.workers[w];
-    const double device_read = input.gpu ? worker.experts.read_bytes_per_second : input.rates.host.read_bytes_per_second;
-    const int64_t kept = input.slots[w] / (layers.end - layers.first);
-    result.seconds_per_token += kPassSeconds / 4;  // a step of one row
-    for (int64_t layer = layers.first; layer < layers.end; ++layer) {
-      std::vector<double> probabilities = input.routing[layer];
-      std::sort(probabilities.begin(), probabilities.end(), std::greater<>());
-      const bool ships = input.placement.expert_rules[layer] != ExpertRule::kHost;
-      const double hits = !ships ? 0 : std::accumulate(probabilities.begin(),
-                                                      probabilities.begin() + std::min<int64_t>(kept, probabilities.size()), 0.0);
-      const double misses = std::max(0.0, static_cast<double>(input.config.top_k) - hits);
-      const double bytes = static_cast<double>(input.arena.layer(layer).bytes);
-      double dense = static_cast<double>(input.sizes.dense_bytes[layer]);
-      dense += KvBytesRead(input, layer, context);
-      if (layer == input.config.num_layers - 1) dense += static_cast<double>(input.sizes.output_bytes);
-      const double host_seconds = misses * bytes / input.rates.host.read_bytes_per_second;
-      const double here_seconds = hits * bytes / device_read;
-      resident += hits;
-      result.host_bytes += misses * bytes;
-      result.device_bytes += hits * bytes + dense;
-      result.seconds_per_token += dense / device_read;
-      if (input.gpu) {
-        result.seconds_per_token += kGpuDecodeLayerSeconds + std::max(host_seconds, here_seconds) +
-                                    std::min(misses, 1.0) * kGpuDecodeHostTripSeconds;
-      } else {
-        result.seconds_per_token += kCpuDecodeLayerSeconds + host_seconds + here_seconds;
-      }
-    }
+  for (size_t worker = 0; worker < input.placement.workers.size(); ++worker) {
+    const DecodePredictor predictor(input, worker, context);
+    Add(predictor.Token(predictor.most_kept(), /*filling=*/false), &result);
   }
-  result.resident_share = resident / static_cast<double>(input.config.num_layers * input.config.top_k);
-  if (!input.gpu) result.host_bytes += std::exchange(result.device_bytes, 0);
+  Finish(input, &result);
+  return result;
+}
+
+DecodePrediction PredictDecodeAfter(const PredictionInput& input, const PrefillPrediction& prefill, int64_t tokens) {
+  DecodePrediction result;
+  for (size_t worker = 0; worker < input.placement.workers.size(); ++worker) {
+    const DecodePredictor predictor(input, worker, prefill.tokens);
+    double kept = std::min(predictor.most_kept(), (prefill.shipped + prefill.resident) / static_cast<double>(input.config.num_layers));
+    DecodePrediction sum;
+    for (int64_t token = 0; token < tokens; ++token) {
+      const bool filling = kept < predictor.most_kept();
+      const DecodePrediction one = predictor.Token(kept, filling);
+      Add(one, &sum);
+      if (filling) kept = std::min(predictor.most_kept(), kept + predictor.CopiesPerLayer(one));
+    }
+    const double n = static_cast<double>(std::max<int64_t>(tokens, 1));
+    Add({.seconds_per_token = sum.seconds_per_token / n, .host_bytes = sum.host_bytes / n, .device_bytes = sum.device_bytes / n,
+         .resident_share = sum.resident_share / n},
+        &result);
+  }
+  Finish(input, &result);
   return result;
 }
 

@@ -57,5 +57,8 @@ struct PredictionInput {
 PrefillPrediction PredictPrefill(const PredictionInput& input, int64_t tokens);
 // One sequence alone behind `context` tokens, its slots filled with what this model uses most.
 DecodePrediction PredictDecode(const PredictionInput& input, int64_t context = 0);
+// The same on average over the `tokens` right behind a prompt that found the slots empty: they hold what its prefill had copied, and
+// fill up.
+DecodePrediction PredictDecodeAfter(const PredictionInput& input, const PrefillPrediction& prefill, int64_t tokens);
 
 }  // namespace ferry

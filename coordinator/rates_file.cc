@@ -14,7 +14,7 @@
 namespace ferry {
 namespace {
 
-constexpr int kVersion = 1;
+constexpr int kVersion = 2;
 
 // The value of the first line of a file such as /proc/cpuinfo that begins with `name`; of any file, its first line.
 std::string LineOf(const char* path, const std::string& name = "") {
@@ -79,7 +79,8 @@ absl::StatusOr<MachineRates> ReadRates(const std::string& directory, const std::
       rates.workers.push_back({.link = {.alone = RateIn(worker, "link_alone"),
                                         .together = RateIn(worker, "link_together"),
                                         .beside_host = RateIn(worker, "link_beside_host")},
-                               .experts = ExpertRatesIn(worker.at("experts"))});
+                               .experts = ExpertRatesIn(worker.at("experts")),
+                               .operation_seconds = RateIn(worker, "operation_seconds")});
     }
   } catch (const std::exception& error) {  // of nlohmann and RateIn: they end here
     return DataLoss("%s is damaged: %s", path, error.what());
@@ -95,7 +96,8 @@ absl::Status WriteRates(const std::string& directory, const std::string& key, co
     workers.push_back({{"link_alone", worker.link.alone},
                        {"link_together", worker.link.together},
                        {"link_beside_host", worker.link.beside_host},
-                       {"experts", ToJson(worker.experts)}});
+                       {"experts", ToJson(worker.experts)},
+                       {"operation_seconds", worker.operation_seconds}});
   }
   const nlohmann::json json = {{"version", kVersion},
                                {"key", key},

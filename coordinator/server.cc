@@ -61,7 +61,7 @@ int64_t LongestToken(const Tokenizer& tokenizer) {
   return static_cast<int64_t>(longest);
 }
 
-// The instruction set of that name; of "auto", and of names that CreateOps will refuse, the machine's best.
+// The instruction set of that name; of "auto", and of names that CreateHostOps will refuse, the machine's best.
 CpuIsa IsaNamed(const std::string& name) {
   for (const CpuIsa isa : {CpuIsa::kAvx512, CpuIsa::kAvx2, CpuIsa::kPortable}) {
     if (name == NameOf(isa)) return isa;
@@ -177,7 +177,7 @@ class ServerImpl final : public Server {
     spdlog::info("loaded {:.2f} GB of experts in {:.1f} s ({:.2f} GB/s), {} pages",
                  static_cast<double>(store_->layout().bytes()) / kGiga, store_->load_seconds(), rate / kGiga,
                  store_->huge_pages() ? "huge" : "ordinary");
-    ASSIGN_OR_RETURN(ops_, CreateOps({.kind = options_.backend, .num_threads = options_.threads, .isa = options_.isa}));
+    ASSIGN_OR_RETURN(ops_, CreateHostOps({.kind = options_.backend, .num_threads = options_.threads, .isa = options_.isa}));
     const SwigluParams swiglu = {.alpha = static_cast<float>(model_.swiglu_alpha),
                                  .limit = static_cast<float>(model_.swiglu_limit)};
     engine_ = std::make_unique<ExpertEngine>(store_.get(), ops_.get(), swiglu, model_.n_embd, trace_.get());
@@ -283,9 +283,7 @@ class ServerImpl final : public Server {
                         .incarnation = Incarnation(info.incarnation()),
                         .address = info.address(),
                         .has_slots = has_slots,
-                        .own = {.link = {.alone = info.link_bytes_per_second()},
-                                .experts = {.read_bytes_per_second = info.expert_read_bytes_per_second(),
-                                            .flops_per_second = info.expert_flops_per_second()}}});
+                        .own = RatesOf(info)});
     }
     const std::string directory = RatesDirectory(), key = RatesKey(engine_->name(), store_->layout(), rated);
     absl::StatusOr<MachineRates> rates = NotFound("--probe");

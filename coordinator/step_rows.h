@@ -4,6 +4,7 @@
 // work, long ones copy an expert once for more rows. Pure functions.
 
 #include <cstdint>
+#include <span>
 
 #include "common/expert_layout.h"
 #include "common/model_config.h"
@@ -11,15 +12,15 @@
 
 namespace ferry {
 
-// What a step costs a worker whatever its rows, in rows that it would compute in the same time; infinity: nothing is won by cutting,
-// since the experts are computed by the host's engine, which all workers share.
 struct WorkerCapacity {
   LayerRange layers;
   int64_t slots = 0;                  // experts that it can hold
   double link_bytes_per_second = 0;   // 0: not known
   double flops_per_second = 0;        // of its own expert products; 0: not known
 };
-double StepCostRows(const ModelConfig& config, const ArenaLayout& arena, const WorkerCapacity& worker);
+// What a step costs the slowest of `workers` whatever its rows, in rows that it would compute in the same time; infinity: nothing is
+// won by cutting, since a worker's experts are computed by the host's engine, which all share.
+double StepCostRows(const ModelConfig& config, const ArenaLayout& arena, std::span<const WorkerCapacity> workers);
 
 // Rows of each step of `prompt_rows` rows through `num_workers`. With k equal steps the last worker ends after k + num_workers - 1
 // turns of (cost + prompt_rows / k) rows each; that is least at k = sqrt(prompt_rows * (num_workers - 1) / cost).

@@ -14,6 +14,7 @@ constexpr int64_t kMadeUpBytes = int64_t{512} << 20;
 constexpr size_t kReadSetBytes = size_t{1} << 30;  // read in turn: several times the last cache of common machines
 constexpr int64_t kCopiedBytes = int64_t{256} << 20;
 constexpr int64_t kFewestCalls = 3;
+constexpr int kOperations = 100;  // queued at once
 constexpr size_t kFastShare = 10;
 constexpr absl::Duration kCallTimeout = absl::Seconds(20);
 // A byte that makes neither NaN nor denormal numbers, as a code or as a scale of any type, nor as F32, F16 or BF16.
@@ -121,6 +122,27 @@ absl::StatusOr<ExpertRates> MeasureExpertsOn(Ops& ops, const ExpertLayout& layou
     records.push_back(place);
   }
   return MeasureExperts(ops, layout, records, options);
+}
+
+absl::StatusOr<double> MeasureOperation(Ops& ops, int64_t cols) {
+  const std::vector<std::byte> zeros(cols * sizeof(float));
+  ASSIGN_OR_RETURN(const DeviceBuffer x, ops.Allocate(static_cast<int64_t>(zeros.size())));
+  ASSIGN_OR_RETURN(const DeviceBuffer weight, ops.Allocate(static_cast<int64_t>(zeros.size())));
+  ASSIGN_OR_RETURN(const DeviceBuffer out, ops.Allocate(static_cast<int64_t>(zeros.size())));
+  RETURN_IF_ERROR(ops.Upload(x.data(), zeros));
+  RETURN_IF_ERROR(ops.Upload(weight.data(), zeros));
+  absl::Duration best = absl::InfiniteDuration();
+  for (int64_t round = 0; round <= kFewestCalls; ++round) {  // the first warms up
+    RETURN_IF_ERROR(ops.Synchronize(absl::Now() + kCallTimeout));
+    const absl::Time start = absl::Now();
+    for (int i = 0; i < kOperations; ++i) {
+      RETURN_IF_ERROR(ops.RmsNorm(Tensor(x.data(), DType::kF32, 1, cols), weight.as<float>(), 1e-5,
+                                  Tensor(out.data(), ops.activation_dtype(), 1, cols)));
+    }
+    RETURN_IF_ERROR(ops.Synchronize(absl::Now() + kCallTimeout));
+    best = std::min(best, absl::Now() - start);
+  }
+  return absl::ToDoubleSeconds(best) / kOperations;
 }
 
 absl::StatusOr<double> MeasureCopies(Ops& ops, int64_t bytes_per_copy, absl::Duration time) {

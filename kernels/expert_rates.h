@@ -36,6 +36,9 @@ absl::StatusOr<ExpertRates> MeasureExperts(Ops& ops, const ExpertLayout& layout,
 // The same before a model is loaded, on made-up records of 512 MiB in all.
 absl::StatusOr<ExpertRates> MeasureExpertsOn(Ops& ops, const ExpertLayout& layout, const ExpertRatesOptions& options);
 
+// Seconds of a small operation, the norm of one row of `cols` values, behind others of its kind: on a GPU decode is a chain of such.
+absl::StatusOr<double> MeasureOperation(Ops& ops, int64_t cols);
+
 // Bytes a second of copies of `bytes_per_copy` from host memory, pinned where the backend can, to the memory of `ops`.
 absl::StatusOr<double> MeasureCopies(Ops& ops, int64_t bytes_per_copy, absl::Duration time);
 

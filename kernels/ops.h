@@ -262,6 +262,8 @@ struct BackendOptions {
 };
 // InvalidArgument: unknown kind or isa; FailedPrecondition: the machine or the build lacks it, and what would be right.
 absl::StatusOr<std::unique_ptr<Ops>> CreateOps(const BackendOptions& options);
+// The same for `cpu` and `reference` alone: a program that calls only this one carries no GPU code.
+absl::StatusOr<std::unique_ptr<Ops>> CreateHostOps(const BackendOptions& options);
 // GPUs a cuda backend could run on; 0 without a driver or a CUDA build.
 int NumCudaDevices();
 // Memory of GPU `device` in bytes, used or not; 0: there is none. Makes no context, so it costs none of it.

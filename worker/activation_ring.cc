@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <utility>
@@ -18,7 +19,7 @@ namespace ferry {
 namespace {
 
 constexpr uint32_t kMagic = 0x47525846;  // "FXRG"
-constexpr absl::Duration kSpin = absl::Microseconds(20);
+const absl::Duration kSpin = absl::Microseconds(std::getenv("FERRY_SPIN_RING") ? std::atoi(std::getenv("FERRY_SPIN_RING")) : 20);
 constexpr int64_t kPage = 4096;
 constexpr int64_t kMaxBytes = int64_t{64} << 20;
 constexpr int64_t kMaxSlots = 1024;

@@ -65,6 +65,8 @@ class ExpertCache {
   absl::Status Fill(std::span<const ExpertId> experts, absl::Duration patience, const std::function<bool(int64_t)>& go_on);
 
   int64_t num_slots() const { return static_cast<int64_t>(slots_.size()); }
+  // Whether there is a slot for every expert of its layers.
+  bool HoldsAll() const { return num_slots() >= (end_layer_ - first_layer_) * arena_.num_experts(); }
   int64_t slot_bytes() const { return slot_bytes_; }
 
   // A step begins: what is counted until its end goes into `counters`.

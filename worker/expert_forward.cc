@@ -6,14 +6,12 @@
 
 #include "absl/time/clock.h"
 #include "common/expert_plan.h"
-#include "common/half.h"
 #include "common/log.h"
 #include "worker/expert_answers.h"
 
 namespace ferry {
 namespace {
 
-constexpr int64_t kGatherRows = 256;   // rows gathered for the host at once
 constexpr int64_t kGroupsAlign = 64;   // elements: each part of groups_ begins on 256 bytes
 constexpr int64_t kMinSlotsToStream = 3;  // one computed, one arriving, one waiting
 // Copies queued while rows are awaited: 3 ms of PCIe 5, since the engine's threads may keep this one from looking for as long.
@@ -52,8 +50,7 @@ Division DivisionFor(const ExpertPolicy& policy, LayerRule rule, bool has_slots,
 int64_t ExpertForward::BytesOf(const Ops& ops, const ModelConfig& model, int64_t max_rows) {
   const int64_t entries = max_rows * model.top_k;
   return entries * 8 + (AlignedUp(model.num_experts + 1, kGroupsAlign) + 2 * AlignedUp(entries, kGroupsAlign)) * 4 +
-         entries * model.n_embd * ElementBytes(ops.contribution_dtype()) +
-         kGatherRows * model.n_embd * ElementBytes(ops.activation_dtype());
+         entries * model.n_embd * ElementBytes(ops.contribution_dtype()) + HostRows::BytesOf(ops, model.n_embd);
 }
 
 absl::StatusOr<std::unique_ptr<ExpertForward>> ExpertForward::Create(Ops* ops, ExpertLink* link, ExpertCache* cache,
@@ -82,8 +79,7 @@ absl::StatusOr<std::unique_ptr<ExpertForward>> ExpertForward::Create(Ops* ops, E
                                  sizeof(int32_t)));
   ASSIGN_OR_RETURN(forward->contributions_,
                    ops->Allocate(entries * options.model.n_embd * ElementBytes(ops->contribution_dtype())));
-  ASSIGN_OR_RETURN(forward->gathered_,
-                   ops->Allocate(kGatherRows * options.model.n_embd * ElementBytes(ops->activation_dtype())));
+  ASSIGN_OR_RETURN(forward->host_rows_, HostRows::Create(ops, options.model.n_embd));
   return forward;
 }
 
@@ -209,10 +205,17 @@ absl::Status ExpertForward::Route(const StepContext& context, int64_t layer, con
                      .rows = groups + rows_begin,
                      .outs = groups + outs_begin};
 
-  // The counts are needed to divide, and the device stands still until they are here.
+  // The counts are needed to divide, and the device stands still until they are here. A small step's entries and rows come along: the
+  // host computes a share of most such steps, and another way there and back costs more than the bytes.
+  const Division division = DivisionOf(layer, in.rows);
+  const bool small = in.rows <= HostRows::kMaxRowsAhead;
+  const bool host_likely = division == Division::kHost || (division == Division::kResidentElseHost && !cache_->HoldsAll());
+  RETURN_IF_ERROR(host_rows_->Begin(in, /*wanted=*/small && host_likely));
   routing_.downloaded.resize(outs_begin + entries);
+  routing_.has_entries = small;
   const std::span<int32_t> offsets = std::span(routing_.downloaded).first(model.num_experts + 1);
-  RETURN_IF_ERROR(ops_.Download(std::as_writable_bytes(offsets), groups));
+  const std::span<int32_t> asked = small ? std::span(routing_.downloaded) : offsets;
+  RETURN_IF_ERROR(ops_.Download(std::as_writable_bytes(asked), groups));
   // Numbers read back from a device become indices here, so they are held to their ranges first.
   if (offsets.front() != 0 || offsets.back() != entries || !std::is_sorted(offsets.begin(), offsets.end())) {
     return Internal("routing of layer %d: offsets go from %d to %d, want increasing from 0 to %d", layer, offsets.front(),
@@ -239,7 +242,7 @@ absl::Status ExpertForward::ReadEntries(int64_t layer) {
   const int64_t rows_begin = routing_.device.rows - routing_.device.offsets;
   const int64_t outs_begin = routing_.device.outs - routing_.device.offsets;
   const std::span<int32_t> both = std::span(routing_.downloaded).subspan(rows_begin, outs_begin - rows_begin + entries);
-  RETURN_IF_ERROR(ops_.Download(std::as_writable_bytes(both), routing_.device.rows));
+  if (!routing_.has_entries) RETURN_IF_ERROR(ops_.Download(std::as_writable_bytes(both), routing_.device.rows));
   const std::span<const int32_t> rows = both.first(entries), outs = both.last(entries);
   for (int64_t i = 0; i < entries; ++i) {
     if (rows[i] < 0 || rows[i] >= routing_.rows) {
@@ -286,7 +289,7 @@ absl::Status ExpertForward::StartHost(const StepContext& context, int64_t layer,
   if (next_chunk_ == chunks_.size()) return absl::OkStatus();
   const StepTrace::Scope span(*context.trace, "rows to the host", layer);
   const HostChunk& chunk = chunks_[next_chunk_];
-  RETURN_IF_ERROR(FillHostRows(chunk, in));
+  RETURN_IF_ERROR(host_rows_->Read(in, chunk.rows, link_.HostRows(static_cast<int64_t>(chunk.rows.size()))));
   RETURN_IF_ERROR(link_.StartCompute({.step = context.step,
                                       .layer = static_cast<int32_t>(layer),
                                       .num_rows = static_cast<int32_t>(chunk.rows.size()),
@@ -308,34 +311,6 @@ absl::Status ExpertForward::FinishHost(const StepContext& context, int64_t layer
     RETURN_IF_ERROR(Annotate(contributions.status(), absl::StrFormat("experts of layer %d on the host", layer)));
     context.counters->set_host_wait_seconds(context.counters->host_wait_seconds() + SecondsSince(before));
     RETURN_IF_ERROR(ops_.ScatterContributions(*contributions, chunks_[next_chunk_].outs, Contributions()));
-  }
-  return absl::OkStatus();
-}
-
-// The chunk's rows of `in`, as floats, into the link's memory.
-absl::Status ExpertForward::FillHostRows(const HostChunk& chunk, Tensor in) {
-  const int64_t num_rows = static_cast<int64_t>(chunk.rows.size());
-  const std::span<float> out = link_.HostRows(num_rows);
-  const bool all_rows = num_rows == in.rows;
-  const int64_t rows_at_once = all_rows ? num_rows : kGatherRows;
-  for (int64_t first = 0; first < num_rows; first += rows_at_once) {
-    const int64_t count = std::min(rows_at_once, num_rows - first);
-    Tensor from = in;
-    if (!all_rows) {
-      from = {gathered_.data(), in.dtype, count, in.cols};
-      RETURN_IF_ERROR(ops_.GatherRows(in, std::span(chunk.rows).subspan(first, count), from));
-    }
-    const std::span<float> part = out.subspan(first * in.cols, count * in.cols);
-    if (in.dtype == DType::kF32) {
-      RETURN_IF_ERROR(ops_.Download(std::as_writable_bytes(part), from.data));
-      continue;
-    }
-    raw_rows_.resize(part.size() * sizeof(uint16_t));
-    RETURN_IF_ERROR(ops_.Download(raw_rows_, from.data));
-    const uint16_t* const raw = reinterpret_cast<const uint16_t*>(raw_rows_.data());
-    for (size_t i = 0; i < part.size(); ++i) {
-      part[i] = in.dtype == DType::kBF16 ? BFloat16ToFloat(raw[i]) : HalfToFloat(raw[i]);
-    }
   }
   return absl::OkStatus();
 }

@@ -23,6 +23,7 @@
 #include "worker/copy_ahead.h"
 #include "worker/expert_cache.h"
 #include "worker/expert_link.h"
+#include "worker/host_rows.h"
 #include "worker/host_share.h"
 #include "worker/step_trace.h"
 
@@ -102,6 +103,7 @@ class ExpertForward {
     int64_t rows = 0;
     ExpertGroups device;
     std::vector<int32_t> downloaded;  // offsets, then, when the host has a share, rows and outs
+    bool has_entries = false;         // they came with the offsets
     HostGroups host;
     std::vector<int32_t> tokens;          // of each expert
     std::vector<ActivatedExpert> uses;    // ids increasing
@@ -140,7 +142,6 @@ class ExpertForward {
   absl::StatusOr<std::vector<ExpertPlace>> Divide(const StepContext& context, int64_t layer, Division division);
   absl::Status StartHost(const StepContext& context, int64_t layer, Tensor in);
   absl::Status FinishHost(const StepContext& context, int64_t layer, Tensor in);
-  absl::Status FillHostRows(const HostChunk& chunk, Tensor in);
   absl::Status StartCopies(const StepContext& context, int64_t layer);
   absl::Status ComputeHere(const StepContext& context, int64_t layer, Tensor in);
   absl::Status ComputeTogether(const StepContext& context, int64_t layer, std::span<const int32_t> experts, Tensor in);
@@ -164,8 +165,8 @@ class ExpertForward {
   DeviceBuffer weights_;        // F32 [max_rows, top_k]
   DeviceBuffer groups_;         // i32: offsets, entry rows, entry outs
   DeviceBuffer contributions_;  // contribution_dtype [max_rows * top_k, n_embd]
-  DeviceBuffer gathered_;       // act [kGatherRows, n_embd]
 
+  std::unique_ptr<HostRows> host_rows_;
   Routing routing_;
   Ahead ahead_;
   Waiting waiting_;
@@ -175,7 +176,6 @@ class ExpertForward {
   std::vector<HostChunk> chunks_;    // the host's share
   size_t next_chunk_ = 0;            // first one not finished
   bool host_running_ = false;        // chunks_[next_chunk_] is being computed
-  std::vector<std::byte> raw_rows_;  // rows of act on their way to the host, where that is not F32
 };
 
 }  // namespace ferry

@@ -339,11 +339,13 @@ absl::StatusOr<ExpertCache::Probe> Stage::ProbeLink(absl::Duration time) {
 }
 
 absl::StatusOr<ExpertRates> Stage::ProbeExperts() {
-  if (cache_ == nullptr) return ExpertRates();
-  const std::vector<const std::byte*> records = cache_->SlotMemory();
+  const ExpertLayout& expert = options_.arena.layer(options_.first_layer);
   // Enough rows and experts to fill a large GPU with work.
-  return MeasureExperts(ops_, options_.arena.layer(options_.first_layer), records,
-                        {.time = absl::Milliseconds(30), .many_rows = 128, .many_row_experts = 32});
+  const ExpertRatesOptions how = {.time = absl::Milliseconds(30), .many_rows = 128, .many_row_experts = 32};
+  if (cache_ != nullptr) return MeasureExperts(ops_, expert, cache_->SlotMemory(), how);
+  // On the host's cores experts are the engine's, which the coordinator measures.
+  if (ops_.activation_dtype() == DType::kF32) return ExpertRates();
+  return MeasureExpertsOn(ops_, expert, how);
 }
 
 absl::StatusOr<int64_t> Stage::FillSlots(const std::function<bool(int64_t, int64_t)>& go_on) {

@@ -164,10 +164,16 @@ absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectExperts(const Assignment& ass
 }
 
 // Rates that are not known are guessed by whoever predicts: no reason to end.
-ExpertRates MeasureOwn(Stage& stage) {
-  const absl::StatusOr<ExpertRates> rates = stage.ProbeExperts();
-  if (!rates.ok()) spdlog::warn("this device's expert products could not be measured: {}", rates.status().ToString());
-  return rates.value_or(ExpertRates());
+struct DeviceRates {
+  ExpertRates experts;
+  double operation_seconds = 0;
+};
+DeviceRates MeasureOwn(Stage& stage, Ops& ops, int64_t n_embd) {
+  const absl::StatusOr<ExpertRates> experts = stage.ProbeExperts();
+  if (!experts.ok()) spdlog::warn("this device's expert products could not be measured: {}", experts.status().ToString());
+  const absl::StatusOr<double> operation = MeasureOperation(ops, n_embd);
+  if (!operation.ok()) spdlog::warn("this device's small operations could not be measured: {}", operation.status().ToString());
+  return {.experts = experts.value_or(ExpertRates()), .operation_seconds = operation.value_or(0)};
 }
 
 // Says how far it is, once a second. What fails here is tried again when an expert is needed.
@@ -269,7 +275,8 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
   const ExpertCache* const cache = stage->expert_cache();
   ASSIGN_OR_RETURN(const ExpertCache::Probe link_probe, stage->ProbeLink(kLinkProbeTime));
   const double link_rate = link_probe.rate();
-  const ExpertRates expert_rates = has_gpu ? MeasureOwn(*stage) : ExpertRates();  // a CPU's are the host's
+  // A CPU's are the host's.
+  const DeviceRates own_rates = has_gpu ? MeasureOwn(*stage, *ops, assignment.model.n_embd) : DeviceRates();
   RETURN_IF_ERROR(FillSlots(*stage, cancelled));
   spdlog::info("loaded in {:.1f} s: {:.1f} MiB of dense weights, {:.1f} MiB of KV cache, {} expert slots of {:.1f} MiB{}",
                absl::ToDoubleSeconds(absl::Now() - load_start), stage->dense_bytes() / 0x1p20, stage->kv_bytes() / 0x1p20,
@@ -297,8 +304,9 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
     report.heartbeat.set_expert_slots(cache == nullptr ? 0 : cache->num_slots());
     report.heartbeat.set_expert_slot_bytes(cache == nullptr ? 0 : cache->slot_bytes());
     report.heartbeat.set_link_bytes_per_second(link_rate);
-    report.heartbeat.set_expert_flops_per_second(expert_rates.flops_per_second);
-    report.heartbeat.set_expert_read_bytes_per_second(expert_rates.read_bytes_per_second);
+    report.heartbeat.set_expert_flops_per_second(own_rates.experts.flops_per_second);
+    report.heartbeat.set_expert_read_bytes_per_second(own_rates.experts.read_bytes_per_second);
+    report.heartbeat.set_operation_seconds(own_rates.operation_seconds);
   }
   agent.Hurry();
 

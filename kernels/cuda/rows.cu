@@ -125,19 +125,20 @@ __global__ void GatherKernel(const Word* in, int64_t in_stride, int64_t in_rows,
   for (int64_t i = threadIdx.x; i < words; i += kThreads) out[blockIdx.x * out_stride + i] = in[source * in_stride + i];
 }
 
-// Grid: [num_rows]. Block: kThreads, four columns each in turn: 16-byte reads, all of a row in flight, since `rows`
+// Grid: [num_rows, pieces of 4 * kThreads columns]. Block: kThreads, four columns each: 16-byte reads, all in flight, since `rows`
 // may lie across the link.
 // Bound: num_rows * cols * 4 bytes over the link.
 template <typename T>
 __global__ void ScatterKernel(const float* rows, bool aligned, const int32_t* outs, T* out, int64_t out_stride,
                               bool out_aligned, int64_t out_rows, int cols) {
+  const int col = 4 * (static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x));
+  if (col >= cols) return;
+  // Both reads at once: one way across the link and back, 1.2 us, is most of what a step of one row takes.
+  float v[4];
+  Load4(rows + static_cast<int64_t>(blockIdx.x) * cols + col, cols - col, aligned, v);
   const int64_t target = outs[blockIdx.x];
   if (target < 0 || target >= out_rows) return;
-  for (int col = 4 * threadIdx.x; col < cols; col += 4 * kThreads) {
-    float v[4];
-    Load4(rows + static_cast<int64_t>(blockIdx.x) * cols + col, cols - col, aligned, v);
-    Store4(out + target * out_stride + col, cols - col, out_aligned, v);
-  }
+  Store4(out + target * out_stride + col, cols - col, out_aligned, v);
 }
 
 // Grid: as many as keep the link busy. Block: kThreads, a Word each in turn; the last bytes by the first threads.
@@ -231,7 +232,7 @@ cudaError_t LaunchScatterRows(const float* rows, const int32_t* outs, int64_t nu
   if (num_rows == 0 || out.cols == 0) return cudaSuccess;
   if (out.cols > 1 << 24) return cudaErrorInvalidValue;
   dim3 grid;
-  FERRY_CUDA_RETURN_IF_ERROR(Grid(num_rows, 1, 1, &grid));
+  FERRY_CUDA_RETURN_IF_ERROR(Grid(num_rows, (out.cols + 4 * kThreads - 1) / (4 * kThreads), 1, &grid));
   const bool aligned = RowsAligned4<float>(rows, out.cols);
   return WithElement(out.dtype, [&](auto type) {
     using T = decltype(type);

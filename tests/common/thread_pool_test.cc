@@ -16,8 +16,8 @@
 namespace ferry {
 namespace {
 
-std::unique_ptr<ThreadPool> Pool(int num_threads, int spin_microseconds = 20) {
-  return *ThreadPool::Create({.num_threads = num_threads, .pin = false, .spin_microseconds = spin_microseconds});
+std::unique_ptr<ThreadPool> Pool(int num_threads, absl::Duration spin = kSpinBeforeSleep) {
+  return *ThreadPool::Create({.num_threads = num_threads, .pin = false, .spin = spin});
 }
 
 TEST(ThreadPool, RunsEveryTaskOnce) {
@@ -57,7 +57,7 @@ TEST(ThreadPool, LetsEveryThreadWork) {
 
 TEST(ThreadPool, FinishesWhatATaskWroteBeforeItReturns) {
   // No atomics: a data race here is one for ThreadSanitizer to report.
-  for (const int spin : {0, 20}) {
+  for (const absl::Duration spin : {absl::ZeroDuration(), kSpinBeforeSleep}) {
     const auto pool = Pool(4, spin);
     std::vector<int64_t> values(64);
     for (int64_t round = 1; round <= 500; ++round) {
@@ -68,7 +68,7 @@ TEST(ThreadPool, FinishesWhatATaskWroteBeforeItReturns) {
 }
 
 TEST(ThreadPool, WakesThreadsThatSleep) {
-  const auto pool = Pool(3, /*spin_microseconds=*/0);
+  const auto pool = Pool(3, /*spin=*/absl::ZeroDuration());
   for (int round = 0; round < 20; ++round) {
     absl::SleepFor(absl::Milliseconds(1));
     std::atomic<int> arrived = 0;
@@ -154,8 +154,8 @@ TEST(ThreadPool, RefusesNumbersOutOfRange) {
   const auto code = absl::StatusCode::kInvalidArgument;
   EXPECT_THAT(ThreadPool::Create({.num_threads = -1}), StatusIs(code, testing::HasSubstr("num_threads is -1")));
   EXPECT_THAT(ThreadPool::Create({.num_threads = 5000}), StatusIs(code, testing::HasSubstr("num_threads is 5000")));
-  EXPECT_THAT(ThreadPool::Create({.num_threads = 1, .spin_microseconds = -1}),
-              StatusIs(code, testing::HasSubstr("spin_microseconds")));
+  EXPECT_THAT(ThreadPool::Create({.num_threads = 1, .spin = -absl::Microseconds(1)}),
+              StatusIs(code, testing::HasSubstr("spin")));
 }
 
 TEST(UsablePhysicalCores, AreDistinctAndAllowed) {

@@ -21,7 +21,8 @@ class RatesFileTest : public ::testing::Test {
     return {.host = {.read_bytes_per_second = 166e9, .flops_per_second = 3e12},
             .host_beside_links = {.read_bytes_per_second = 120e9, .flops_per_second = 2.5e12},
             .workers = {{.link = {.alone = 54e9, .together = 50e9, .beside_host = 48e9},
-                         .experts = {.read_bytes_per_second = 2e12, .flops_per_second = 5e14}},
+                         .experts = {.read_bytes_per_second = 2e12, .flops_per_second = 5e14},
+                         .operation_seconds = 4e-6},
                         {}},
             .measured = kMeasured};
   }
@@ -63,7 +64,7 @@ TEST_F(RatesFileTest, TrustsNothingDamaged) {
     return changed;
   };
   for (const std::string& damaged : {std::string(), std::string("{}"), std::string("[1, 2"), text.substr(0, text.size() / 2),
-                                     with("\"version\": 1", "\"version\": 2"), with("166000000000.0", "-1"),
+                                     with("\"version\": 2", "\"version\": 3"), with("166000000000.0", "-1"),
                                      with("166000000000.0", "1e300"), with("166000000000.0", "\"fast\"")}) {
     Spoil(damaged);
     EXPECT_THAT(ReadRates(directory_, "key", kMeasured), StatusIs(absl::StatusCode::kDataLoss)) << damaged;

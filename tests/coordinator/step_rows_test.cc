@@ -25,7 +25,8 @@ ArenaLayout Arena() {
   return ArenaLayout::Create(std::vector<ExpertLayout>(12, layer), 128).value();
 }
 double Cost(int64_t slots, double link = 55e9, double flops = 540e12) {
-  return StepCostRows(Config(), Arena(), {.layers = {0, 6}, .slots = slots, .link_bytes_per_second = link, .flops_per_second = flops});
+  const WorkerCapacity worker = {.layers = {0, 6}, .slots = slots, .link_bytes_per_second = link, .flops_per_second = flops};
+  return StepCostRows(Config(), Arena(), {&worker, 1});
 }
 
 TEST(StepCostRows, IsAboutAThousandWhenNothingIsCopied) {

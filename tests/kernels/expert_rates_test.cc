@@ -35,6 +35,13 @@ TEST(ExpertRates, OneRecordIsEnough) {
   EXPECT_OK(MeasureExperts(*ops, layout, records, kShort));
 }
 
+TEST(OperationTime, IsThatOfAMachine) {
+  const std::unique_ptr<Ops> ops = MakeOps();
+  ASSERT_OK_AND_ASSIGN(const double seconds, MeasureOperation(*ops, 256));
+  EXPECT_GT(seconds, 0);
+  EXPECT_LT(seconds, 1e-3);
+}
+
 TEST(CopyRate, IsThatOfAMachine) {
   const std::unique_ptr<Ops> ops = MakeOps();
   ASSERT_OK_AND_ASSIGN(const double rate, MeasureCopies(*ops, 1 << 20, absl::Milliseconds(5)));
