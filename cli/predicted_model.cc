@@ -69,7 +69,7 @@ nlohmann::json RatesJson(const MachineRates& rates) {
   for (const WorkerRates& worker : rates.workers) {
     workers.push_back({{"link_alone", worker.link.alone}, {"link_together", worker.link.together},
                        {"link_beside_host", worker.link.beside_host}, {"experts", experts(worker.experts)},
-                       {"operation_seconds", worker.operation_seconds}});
+                       {"operation_seconds", worker.operation_seconds}, {"message_seconds", worker.message_seconds}});
   }
   return {{"host", experts(rates.host)}, {"host_beside_links", experts(rates.host_beside_links)}, {"workers", workers}};
 }

@@ -49,6 +49,7 @@ void Print(const proto::GetServerInfoResponse& info) {
       std::printf("; experts at %.0f TFLOP/s, a small operation in %.1f us", worker.expert_flops_per_second() / 1e12,
                   worker.operation_seconds() * 1e6);
     }
+    if (worker.message_seconds() > 0) std::printf("; a message there and back in %.0f us", worker.message_seconds() * 1e6);
     std::printf("\n          %s\n", DescribeExperts(worker.experts()).c_str());
   }
 }

@@ -8,7 +8,8 @@ WorkerRates RatesOf(const v1::WorkerInfo& info) {
                    .beside_host = info.link_beside_host_bytes_per_second()},
           .experts = {.read_bytes_per_second = info.expert_read_bytes_per_second(),
                       .flops_per_second = info.expert_flops_per_second()},
-          .operation_seconds = info.operation_seconds()};
+          .operation_seconds = info.operation_seconds(),
+          .message_seconds = info.message_seconds()};
 }
 
 }  // namespace ferry

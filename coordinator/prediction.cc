@@ -43,13 +43,16 @@ double CommonShare(int64_t layer) {
 // What stands between the measured rates and whole layers, fitted to the runs in docs/performance.md: one H100 for the first
 // group, two cores of an EPYC for the second.
 constexpr double kGpuBytesPerValue = 56;     // of a token's n_embd values, through norms, residual and contributions
-// Decode, on an H100 whose small operations took 3.7 us.
-constexpr double kGpuDecodeLayerOperations = 14;     // one after the other, the routing's way to the host among them
-constexpr double kGpuOperationSeconds = 5e-6;        // where it was not measured
 constexpr double kGpuHostTripSeconds = 0.05e-3;      // prefill: rows to the engine and contributions back
-constexpr double kGpuHostEntrySeconds = 3.2e-6;      // the same of a (row, expert) pair, where no copy hides it
-constexpr double kGpuDecodeHostTripSeconds = 0.025e-3;  // decode: waking the engine, and contributions back
-constexpr double kGpuDecodeStepSeconds = 0.115e-3;     // messages, sampling; of each worker
+constexpr double kGpuHostEntrySeconds = 2.7e-6;      // the same of a (row, expert) pair, where no copy hides it
+// Decode, of traces on an H100 and an H200, whose layers take the same 120 us when all is there.
+constexpr double kGpuDecodeLayerOperations = 22;  // small operations' time: kernels that wait for each other, the routing's way
+constexpr double kGpuOperationSeconds = 3.5e-6;   // where it was not measured
+constexpr double kGpuOutputReadShare = 1.65;      // the output matrix is read faster than experts of one row
+constexpr double kGpuDecodeHostTripSeconds = 0.015e-3;  // to the engine and back
+constexpr double kGpuDecodeHandOverSeconds = 0.1e-3;    // from worker to worker
+constexpr double kDecodeMessages = 3;       // there and back, of a step: threads wake each other on both sides
+constexpr double kMessageSeconds = 0.1e-3;  // where it was not measured
 constexpr double kCpuDenseShare = 0.5;       // two int8 products for one: see docs/performance.md
 constexpr double kCpuAttentionShare = 0.15;  // scores and values in F32
 constexpr double kCpuDecodeLayerSeconds = 0.05e-3;
@@ -248,22 +251,25 @@ class DecodePredictor {
     const double device_read = input_.gpu ? worker_.experts.read_bytes_per_second : input_.rates.host.read_bytes_per_second;
     const double host_read = (filling ? input_.rates.host_beside_links : input_.rates.host).read_bytes_per_second;
     const double operation = worker_.operation_seconds > 0 ? worker_.operation_seconds : kGpuOperationSeconds;
-    DecodePrediction result{.seconds_per_token = input_.gpu ? kGpuDecodeStepSeconds : kCpuDecodeStepSeconds};
+    DecodePrediction result{.seconds_per_token = input_.gpu ? 0 : kCpuDecodeStepSeconds};
     for (int64_t layer = layers_.first; layer < layers_.end; ++layer) {
       const double hits = Hits(layer, kept);
       const double misses = std::max(0.0, static_cast<double>(input_.config.top_k) - hits);
       const double bytes = static_cast<double>(input_.arena.layer(layer).bytes);
-      double dense = static_cast<double>(input_.sizes.dense_bytes[layer]) + KvBytesRead(input_, layer, context_);
-      if (layer == input_.config.num_layers - 1) dense += static_cast<double>(input_.sizes.output_bytes);
+      const double dense = static_cast<double>(input_.sizes.dense_bytes[layer]) + KvBytesRead(input_, layer, context_);
+      const double output = layer == input_.config.num_layers - 1 ? static_cast<double>(input_.sizes.output_bytes) : 0;
       const double host_seconds = misses * bytes / host_read;
       const double here_seconds = hits * bytes / device_read;
       result.resident_share += hits;
       result.host_bytes += misses * bytes;
-      result.device_bytes += hits * bytes + dense;
-      result.seconds_per_token += dense / device_read;
+      result.device_bytes += hits * bytes + dense + output;
+      result.seconds_per_token += (dense + output / (input_.gpu ? kGpuOutputReadShare : 1)) / device_read;
       if (input_.gpu) {
-        result.seconds_per_token += kGpuDecodeLayerOperations * operation + std::max(host_seconds, here_seconds) +
-                                    std::min(misses, 1.0) * kGpuDecodeHostTripSeconds;
+        // Most layers miss none where few are missed at all; those that do wait for the host.
+        const double missing = 1 - std::exp(-misses);
+        const double host = missing > 0 ? host_seconds / missing + kGpuDecodeHostTripSeconds : 0;
+        result.seconds_per_token +=
+            kGpuDecodeLayerOperations * operation + (1 - missing) * here_seconds + missing * std::max(host, here_seconds);
       } else {
         result.seconds_per_token += kCpuDecodeLayerSeconds + host_seconds + here_seconds;
       }
@@ -304,6 +310,12 @@ void Add(const DecodePrediction& part, DecodePrediction* sum) {
 
 // From sums over all layers.
 void Finish(const PredictionInput& input, DecodePrediction* result) {
+  if (input.gpu) {
+    double message = 0;
+    for (const WorkerRates& worker : input.rates.workers) message = std::max(message, worker.message_seconds);
+    const auto hand_overs = static_cast<double>(input.rates.workers.size() - 1);
+    result->seconds_per_token += kDecodeMessages * (message > 0 ? message : kMessageSeconds) + hand_overs * kGpuDecodeHandOverSeconds;
+  }
   result->resident_share /= static_cast<double>(input.config.num_layers * input.config.top_k);
   if (!input.gpu) result->host_bytes += std::exchange(result->device_bytes, 0);
 }

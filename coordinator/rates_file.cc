@@ -80,7 +80,8 @@ absl::StatusOr<MachineRates> ReadRates(const std::string& directory, const std::
                                         .together = RateIn(worker, "link_together"),
                                         .beside_host = RateIn(worker, "link_beside_host")},
                                .experts = ExpertRatesIn(worker.at("experts")),
-                               .operation_seconds = RateIn(worker, "operation_seconds")});
+                               .operation_seconds = RateIn(worker, "operation_seconds"),
+                               .message_seconds = RateIn(worker, "message_seconds")});
     }
   } catch (const std::exception& error) {  // of nlohmann and RateIn: they end here
     return DataLoss("%s is damaged: %s", path, error.what());
@@ -97,7 +98,8 @@ absl::Status WriteRates(const std::string& directory, const std::string& key, co
                        {"link_together", worker.link.together},
                        {"link_beside_host", worker.link.beside_host},
                        {"experts", ToJson(worker.experts)},
-                       {"operation_seconds", worker.operation_seconds}});
+                       {"operation_seconds", worker.operation_seconds},
+                       {"message_seconds", worker.message_seconds}});
   }
   const nlohmann::json json = {{"version", kVersion},
                                {"key", key},

@@ -17,6 +17,8 @@ namespace {
 constexpr absl::Duration kHostTime = absl::Milliseconds(150);  // of each of the engine's two rates
 constexpr absl::Duration kLinksTime = absl::Milliseconds(250);
 constexpr absl::Duration kLinksBesideHostTime = absl::Milliseconds(450);  // a little longer than the host's two
+constexpr int kMessages = 51;  // of which the median counts
+constexpr absl::Duration kBetweenMessages = absl::Milliseconds(2);  // as in decode: threads and cores have fallen asleep by then
 constexpr absl::Duration kPatience = absl::Seconds(10);  // more than the time asked for: the engine's threads may have all cores
 
 // The records of all layers that are laid out as the first.
@@ -69,14 +71,37 @@ absl::StatusOr<double> ProbeLinkOverGrpc(const ProbedWorker& worker, absl::Durat
   return static_cast<double>(response.bytes()) / response.seconds();
 }
 
+absl::StatusOr<double> ProbeMessagesOverGrpc(const ProbedWorker& worker) {
+  const std::unique_ptr<v1::Worker::Stub> stub = v1::Worker::NewStub(CreateFerryChannel(worker.address));
+  std::vector<double> seconds;
+  for (int i = 0; i < kMessages; ++i) {  // the first connects
+    absl::SleepFor(kBetweenMessages);
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(absl::Now() + kPatience));
+    v1::PingRequest request;
+    request.set_incarnation(worker.incarnation.value());
+    v1::PingResponse response;
+    const absl::Time start = absl::Now();
+    RETURN_IF_ERROR(FromGrpcStatus(stub->Ping(&context, request, &response)));
+    seconds.push_back(absl::ToDoubleSeconds(absl::Now() - start));
+  }
+  std::nth_element(seconds.begin(), seconds.begin() + kMessages / 2, seconds.end());
+  return seconds[kMessages / 2];
+}
+
 absl::StatusOr<MachineRates> ProbeRates(Ops& engine, const ExpertStore& store, std::span<const ProbedWorker> workers,
-                                        const LinkProbe& probe_link) {
+                                        const LinkProbe& probe_link, const MessageProbe& probe_messages) {
   const std::vector<const std::byte*> records = RecordsOf(store);
   const auto measure_host = [&] { return MeasureExperts(engine, store.layout().layer(0), records, {.time = kHostTime}); };
   MachineRates rates;
   ASSIGN_OR_RETURN(rates.host, measure_host());
   rates.host_beside_links = rates.host;
-  for (const ProbedWorker& worker : workers) rates.workers.push_back(worker.own);
+  for (const ProbedWorker& worker : workers) {
+    rates.workers.push_back(worker.own);
+    const absl::StatusOr<double> seconds = probe_messages(worker);
+    RETURN_IF_ERROR(Annotate(seconds.status(), absl::StrFormat("messages to worker %d", worker.id.value())));
+    rates.workers.back().message_seconds = *seconds;
+  }
   rates.measured = absl::Now();
   if (std::none_of(workers.begin(), workers.end(), [](const ProbedWorker& worker) { return worker.has_slots; })) return rates;
 

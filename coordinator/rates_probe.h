@@ -30,9 +30,13 @@ struct ProbedWorker {
 using LinkProbe = std::function<absl::StatusOr<double>(const ProbedWorker&, absl::Duration time)>;
 absl::StatusOr<double> ProbeLinkOverGrpc(const ProbedWorker& worker, absl::Duration time);
 
+// Seconds of a message to a worker and its answer.
+using MessageProbe = std::function<absl::StatusOr<double>(const ProbedWorker&)>;
+absl::StatusOr<double> ProbeMessagesOverGrpc(const ProbedWorker& worker);
+
 // `engine` computes nothing else meanwhile, and no epoch lasts. Takes about half a second without slots, 1.3 s with. Workers
 // without slots keep link rates of 0. Errors: those of the probes; a worker that does not answer is named.
 absl::StatusOr<MachineRates> ProbeRates(Ops& engine, const ExpertStore& store, std::span<const ProbedWorker> workers,
-                                        const LinkProbe& probe_link);
+                                        const LinkProbe& probe_link, const MessageProbe& probe_messages);
 
 }  // namespace ferry

@@ -291,7 +291,7 @@ class ServerImpl final : public Server {
     const bool kept = rates.ok() && rates->workers.size() == infos.size();
     if (!kept) {
       if (absl::IsDataLoss(rates.status())) spdlog::warn("rates are measured anew: {}", rates.status().ToString());
-      rates = ProbeRates(*ops_, *store_, probed, ProbeLinkOverGrpc);
+      rates = ProbeRates(*ops_, *store_, probed, ProbeLinkOverGrpc, ProbeMessagesOverGrpc);
       if (!rates.ok()) {
         spdlog::warn("this machine's rates could not be measured: {}", rates.status().ToString());
         return;
@@ -395,6 +395,7 @@ class ServerImpl final : public Server {
       v1::WorkerInfo* const worker = info.mutable_workers(static_cast<int>(i));  // places are constant
       worker->set_link_together_bytes_per_second(rates_.workers[i].link.together);
       worker->set_link_beside_host_bytes_per_second(rates_.workers[i].link.beside_host);
+      worker->set_message_seconds(rates_.workers[i].message_seconds);
     }
     info.set_engine(load_info_.engine);
     info.set_load_seconds(load_info_.seconds);

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstdlib>
 #include <cstring>
 #include <new>
 #include <utility>
@@ -19,7 +18,6 @@ namespace ferry {
 namespace {
 
 constexpr uint32_t kMagic = 0x47525846;  // "FXRG"
-const absl::Duration kSpin = absl::Microseconds(std::getenv("FERRY_SPIN_RING") ? std::atoi(std::getenv("FERRY_SPIN_RING")) : 20);
 constexpr int64_t kPage = 4096;
 constexpr int64_t kMaxBytes = int64_t{64} << 20;
 constexpr int64_t kMaxSlots = 1024;
@@ -139,7 +137,7 @@ template <typename Done>
 absl::Status ActivationRing::WaitFor(const std::atomic<uint32_t>& word, absl::Time deadline, const Done& done) {
   constexpr absl::Duration kLook = absl::Milliseconds(100);  // for an Abort between the look at it and the sleep
   const auto over = [&] { return aborted_.load(kRelaxed) || done(); };
-  SpinUntil(std::min(kSpin, deadline - absl::Now()), over);
+  SpinUntil(std::min(kSpinBeforeSleep, deadline - absl::Now()), over);
   while (true) {
     const uint32_t seen = word.load(std::memory_order_acquire);
     if (aborted_) return Aborted("the epoch is over");

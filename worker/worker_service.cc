@@ -160,6 +160,10 @@ grpc::Status WorkerService::ProbeLink(grpc::ServerContext* context, const v1::Pr
   return ToGrpcStatus(probe());
 }
 
+grpc::Status WorkerService::Ping(grpc::ServerContext*, const v1::PingRequest* request, v1::PingResponse*) {
+  return ToGrpcStatus(CheckIncarnation(request->incarnation()));
+}
+
 grpc::Status WorkerService::Shutdown(grpc::ServerContext*, const v1::ShutdownRequest*, v1::ShutdownResponse*) {
   on_shutdown_();
   return grpc::Status::OK;

@@ -32,6 +32,7 @@ class WorkerService final : public v1::Worker::Service {
                                v1::PushActivationsResponse* response) override;
   grpc::Status ShareActivations(grpc::ServerContext* context, const v1::ShareActivationsRequest* request,
                                 v1::ShareActivationsResponse* response) override;
+  grpc::Status Ping(grpc::ServerContext* context, const v1::PingRequest* request, v1::PingResponse* response) override;
   grpc::Status ProbeLink(grpc::ServerContext* context, const v1::ProbeLinkRequest* request,
                          v1::ProbeLinkResponse* response) override;
   grpc::Status Shutdown(grpc::ServerContext* context, const v1::ShutdownRequest* request,

@@ -151,5 +151,27 @@ TEST_F(PredictionTest, DecodeReadsFromTheHostWhatSlotsDoNotHold) {
   EXPECT_GT(none.seconds_per_token, all.seconds_per_token);
 }
 
+TEST_F(PredictionTest, DecodeBehindAColdPromptFillsTheSlots) {
+  const auto with = [&](int64_t slots) {
+    PredictionInput input = SlowLink(slots);
+    input.rates.host.read_bytes_per_second = input.rates.host_beside_links.read_bytes_per_second = 100 * record_bytes_;
+    input.rates.workers[0].link = {.alone = 50 * record_bytes_};
+    return input;
+  };
+  const PredictionInput input = with(40);
+  PrefillPrediction cold;
+  cold.tokens = 100;
+  const double filled = PredictDecode(input, 100).seconds_per_token, empty = PredictDecode(with(0), 100).seconds_per_token;
+  const double first = PredictDecodeAfter(input, cold, 1).seconds_per_token;
+  const double few = PredictDecodeAfter(input, cold, 20).seconds_per_token;
+  const double many = PredictDecodeAfter(input, cold, 2000).seconds_per_token;
+  EXPECT_NEAR(first, empty, 0.01 * empty);
+  EXPECT_LT(few, first);
+  EXPECT_LT(many, few);
+  EXPECT_GT(many, filled);
+  cold.shipped = 1e6;
+  EXPECT_DOUBLE_EQ(PredictDecodeAfter(input, cold, 20).seconds_per_token, filled) << "the prefill has filled them";
+}
+
 }  // namespace
 }  // namespace ferry

@@ -22,7 +22,7 @@ class RatesFileTest : public ::testing::Test {
             .host_beside_links = {.read_bytes_per_second = 120e9, .flops_per_second = 2.5e12},
             .workers = {{.link = {.alone = 54e9, .together = 50e9, .beside_host = 48e9},
                          .experts = {.read_bytes_per_second = 2e12, .flops_per_second = 5e14},
-                         .operation_seconds = 4e-6},
+                         .operation_seconds = 4e-6, .message_seconds = 90e-6},
                         {}},
             .measured = kMeasured};
   }

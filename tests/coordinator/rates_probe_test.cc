@@ -11,6 +11,8 @@ namespace {
 
 using ::testing::HasSubstr;
 
+const MessageProbe kMessage = [](const ProbedWorker&) -> absl::StatusOr<double> { return 80e-6; };
+
 class RatesProbeTest : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -41,7 +43,7 @@ TEST_F(RatesProbeTest, MeasuresTheLinksOfAllWorkersWithSlotsAtOnceThenBesideTheH
     return ++calls <= 2 ? 5e9 : 4e9;
   };
   const std::vector<ProbedWorker> workers = {Worker(0, true), Worker(1, false), Worker(2, true)};
-  ASSERT_OK_AND_ASSIGN(const MachineRates rates, ProbeRates(*ops_, *store_, workers, link));
+  ASSERT_OK_AND_ASSIGN(const MachineRates rates, ProbeRates(*ops_, *store_, workers, link, kMessage));
   EXPECT_EQ(calls, 4);
   EXPECT_EQ(most, 2);
   ASSERT_EQ(rates.workers.size(), 3u);
@@ -50,6 +52,7 @@ TEST_F(RatesProbeTest, MeasuresTheLinksOfAllWorkersWithSlotsAtOnceThenBesideTheH
     EXPECT_EQ(rates.workers[slots].link.Planned(), 4.5e9) << "the engine works for a part of the time";
   }
   EXPECT_EQ(rates.workers[1].link, LinkRates());
+  for (const WorkerRates& worker : rates.workers) EXPECT_EQ(worker.message_seconds, 80e-6);
   EXPECT_GT(rates.host.read_bytes_per_second, 0);
   EXPECT_GT(rates.host_beside_links.flops_per_second, 0);
   EXPECT_NE(rates.host_beside_links, rates.host) << "it was measured again";
@@ -57,7 +60,7 @@ TEST_F(RatesProbeTest, MeasuresTheLinksOfAllWorkersWithSlotsAtOnceThenBesideTheH
 
 TEST_F(RatesProbeTest, NeedsNobodyWithoutSlots) {
   const auto link = [](const ProbedWorker&, absl::Duration) -> absl::StatusOr<double> { return Internal("asked"); };
-  ASSERT_OK_AND_ASSIGN(const MachineRates rates, ProbeRates(*ops_, *store_, std::vector{Worker(0, false)}, link));
+  ASSERT_OK_AND_ASSIGN(const MachineRates rates, ProbeRates(*ops_, *store_, std::vector{Worker(0, false)}, link, kMessage));
   EXPECT_EQ(rates.host_beside_links, rates.host);
 }
 
@@ -66,7 +69,7 @@ TEST_F(RatesProbeTest, NamesTheWorkerWhoseLinkFails) {
     if (worker.id == WorkerId(1)) return DeadlineExceeded("it hangs");
     return 1e9;
   };
-  EXPECT_THAT(ProbeRates(*ops_, *store_, std::vector{Worker(0, true), Worker(1, true)}, link),
+  EXPECT_THAT(ProbeRates(*ops_, *store_, std::vector{Worker(0, true), Worker(1, true)}, link, kMessage),
               StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("worker 1")));
 }
 

@@ -194,6 +194,20 @@ TEST(WorkerService, ProbesTheLinkForWhoeverMeansIt) {
   }
 }
 
+TEST(WorkerService, AnswersAPingToWhoeverMeansIt) {
+  ServedWorker worker(1, 0, 4);
+  const auto ping = [&](uint64_t incarnation) {
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(Soon()));
+    v1::PingRequest request;
+    request.set_incarnation(incarnation);
+    v1::PingResponse response;
+    return FromGrpcStatus(worker.stub().Ping(&context, request, &response));
+  };
+  EXPECT_OK(ping(1));
+  EXPECT_THAT(ping(2), StatusIs(absl::StatusCode::kAborted, HasSubstr("incarnation is 2")));
+}
+
 TEST(WorkerService, SaysThatItsSuccessorDoesNotAnswer) {
   ServedWorker worker(1, 0, 2);
   std::unique_ptr<ServedWorker> gone = std::make_unique<ServedWorker>(2, 2, 4);
