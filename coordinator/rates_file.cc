@@ -71,7 +71,8 @@ absl::StatusOr<MachineRates> ReadRates(const std::string& directory, const std::
   MachineRates rates;
   try {
     const nlohmann::json json = nlohmann::json::parse(file);
-    if (json.at("version") != kVersion || json.at("key") != key) return DataLoss("%s holds the rates of something else", path);
+    if (json.at("version").get<int64_t>() != kVersion) return NotFound("%s is of another version of ferry", path);
+    if (json.at("key") != key) return DataLoss("%s holds the rates of something else", path);
     rates.measured = absl::FromUnixSeconds(json.at("measured_unix_seconds").get<int64_t>());
     rates.host = ExpertRatesIn(json.at("host"));
     rates.host_beside_links = ExpertRatesIn(json.at("host_beside_links"));

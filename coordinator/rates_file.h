@@ -28,7 +28,7 @@ std::string RatesKey(const std::string& engine, const ArenaLayout& arena, std::s
 // Rates age: firmware, other tenants, other DIMMs.
 inline constexpr absl::Duration kRatesLast = absl::Hours(24 * 30);
 
-// NotFound: none are kept, or they are older than kRatesLast at `now`. DataLoss: the file is damaged or another key's.
+// NotFound: none are kept, or by another version, or they are older than kRatesLast at `now`. DataLoss: the file is damaged or another key's.
 absl::StatusOr<MachineRates> ReadRates(const std::string& directory, const std::string& key, absl::Time now);
 // Makes the directory. A reader sees the old file or the new one. FailedPrecondition: it cannot be written.
 absl::Status WriteRates(const std::string& directory, const std::string& key, const MachineRates& rates);
