@@ -6,7 +6,6 @@
 #include <grpcpp/support/client_callback.h>
 
 #include <algorithm>
-#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
@@ -23,10 +22,6 @@
 
 namespace ferry {
 namespace {
-
-std::chrono::system_clock::time_point In(absl::Duration duration) {
-  return std::chrono::system_clock::now() + absl::ToChronoMilliseconds(duration);
-}
 
 class GrpcPipeline final : public Pipeline {
  public:
@@ -59,7 +54,7 @@ class GrpcPipeline final : public Pipeline {
         request.set_next_incarnation(options_.workers[i + 1].incarnation.value());
       }
       grpc::ClientContext context;
-      context.set_deadline(In(deadline - absl::Now()));
+      context.set_deadline(absl::ToChronoTime(deadline));
       v1::BeginEpochResponse response;
       const absl::Status status = FromGrpcStatus(stubs[i]->BeginEpoch(&context, request, &response));
       if (!status.ok()) {
@@ -325,7 +320,7 @@ absl::StatusOr<std::unique_ptr<Pipeline>> Pipeline::Begin(const PipelineOptions&
 absl::Status ShutdownWorker(const std::string& address, absl::Duration timeout) {
   const std::unique_ptr<v1::Worker::Stub> stub = v1::Worker::NewStub(CreateFerryChannel(address));
   grpc::ClientContext context;
-  context.set_deadline(In(timeout));
+  context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
   v1::ShutdownResponse response;
   return FromGrpcStatus(stub->Shutdown(&context, v1::ShutdownRequest(), &response));
 }

@@ -42,17 +42,17 @@ double CommonShare(int64_t layer) {
 
 // What stands between the measured rates and whole layers, fitted to the runs in docs/performance.md: one H100 for the first
 // group, two cores of an EPYC for the second.
-constexpr double kGpuBytesPerValue = 56;     // of a token's n_embd values, through norms, residual and contributions
-constexpr double kGpuHostTripSeconds = 0.05e-3;      // prefill: rows to the engine and contributions back
-constexpr double kGpuHostEntrySeconds = 2.7e-6;      // the same of a (row, expert) pair, where no copy hides it
+constexpr double kGpuBytesPerValue = 56;         // of a token's n_embd values, through norms, residual and contributions
+constexpr double kGpuHostTripSeconds = 0.05e-3;  // prefill: rows to the engine and contributions back
+constexpr double kGpuHostEntrySeconds = 2.7e-6;  // the same of a (row, expert) pair, where no copy hides it
 // Decode, of traces on an H100 and an H200, whose layers take the same 120 us when all is there.
 constexpr double kGpuDecodeLayerOperations = 22;  // small operations' time: kernels that wait for each other, the routing's way
 constexpr double kGpuOperationSeconds = 3.5e-6;   // where it was not measured
 constexpr double kGpuOutputReadShare = 1.65;      // the output matrix is read faster than experts of one row
 constexpr double kGpuDecodeHostTripSeconds = 0.015e-3;  // to the engine and back
 constexpr double kGpuDecodeHandOverSeconds = 0.1e-3;    // from worker to worker
-constexpr double kDecodeMessages = 3;       // there and back, of a step: threads wake each other on both sides
-constexpr double kMessageSeconds = 0.1e-3;  // where it was not measured
+constexpr double kDecodeMessages = 3;        // there and back, of a step: threads wake each other on both sides
+constexpr double kMessageSeconds = 0.1e-3;   // where it was not measured
 constexpr double kCpuDenseShare = 0.5;       // two int8 products for one: see docs/performance.md
 constexpr double kCpuAttentionShare = 0.15;  // scores and values in F32
 constexpr double kCpuDecodeLayerSeconds = 0.05e-3;

@@ -1,3 +1,4 @@
+#include "kernels/cpu/cpu_ops.h"
 #include "kernels/ops.h"
 
 #ifdef FERRY_HAVE_CUDA
@@ -12,6 +13,7 @@ int64_t CudaDeviceBytes(int) { return 0; }
 #endif
 
 absl::StatusOr<std::unique_ptr<Ops>> CreateOps(const BackendOptions& options) {
+  RETURN_IF_ERROR(CheckIsa(options.isa));
   BackendOptions chosen = options;
   if (chosen.kind == "auto") chosen.kind = NumCudaDevices() > 0 ? "cuda" : "cpu";
   if (chosen.kind == "cpu" || chosen.kind == "reference") return CreateHostOps(chosen);

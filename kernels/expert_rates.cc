@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/time/clock.h"
+#include "kernels/element_bytes.h"
 
 namespace ferry {
 namespace {
@@ -19,8 +20,6 @@ constexpr size_t kFastShare = 10;
 constexpr absl::Duration kCallTimeout = absl::Seconds(20);
 // A byte that makes neither NaN nor denormal numbers, as a code or as a scale of any type, nor as F32, F16 or BF16.
 constexpr int kPlainByte = 0x3c;
-
-int64_t ElementBytes(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
 
 absl::StatusOr<DeviceBuffer> UploadInts(Ops& ops, std::span<const int32_t> values) {
   ASSIGN_OR_RETURN(DeviceBuffer buffer, ops.Allocate(static_cast<int64_t>(values.size_bytes())));

@@ -7,6 +7,7 @@
 #include "absl/time/clock.h"
 #include "common/expert_plan.h"
 #include "common/log.h"
+#include "kernels/element_bytes.h"
 #include "worker/expert_answers.h"
 
 namespace ferry {
@@ -19,7 +20,6 @@ constexpr int64_t kMaxWhileWaiting = 12;
 constexpr int64_t kMaxKept = 2;        // background copies at once: they share the host's memory rate with its experts
 
 int64_t AlignedUp(int64_t value, int64_t alignment) { return (value + alignment - 1) / alignment * alignment; }
-int64_t ElementBytes(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
 
 // Most tokens first; where neighbours can be copied at once, they stay together and count as the one of them with the most.
 void OrderForCopies(std::vector<ActivatedExpert>& uses, bool keep_neighbours) {
@@ -107,8 +107,8 @@ absl::Status ExpertForward::BeginStep(const StepContext& context, int64_t rows) 
 
 absl::Status ExpertForward::Run(const StepContext& context, int64_t layer, const RouterWeights& router, Tensor in, Tensor x) {
   if (in.rows == 0) return absl::OkStatus();
-  RETURN_IF_ERROR(Route(context, layer, router, in));
   const Division division = DivisionOf(layer, in.rows);
+  RETURN_IF_ERROR(Route(context, layer, router, in, division));
   if (cache_ != nullptr) {
     cache_->BeginLayer(layer);
     RETURN_IF_ERROR(cache_->Pump());
@@ -187,7 +187,8 @@ void ExpertForward::EndStep() {
 
 // ---------------------------------------------------------------------------------------------------------------- routing
 
-absl::Status ExpertForward::Route(const StepContext& context, int64_t layer, const RouterWeights& router, Tensor in) {
+absl::Status ExpertForward::Route(const StepContext& context, int64_t layer, const RouterWeights& router, Tensor in,
+                                  Division division) {
   const StepTrace::Scope span(*context.trace, "route", layer);
   const ModelConfig& model = options_.model;
   const int64_t entries = in.rows * model.top_k;
@@ -207,14 +208,11 @@ absl::Status ExpertForward::Route(const StepContext& context, int64_t layer, con
 
   // The counts are needed to divide, and the device stands still until they are here. A small step's entries and rows come along: the
   // host computes a share of most such steps, and another way there and back costs more than the bytes.
-  const Division division = DivisionOf(layer, in.rows);
-  const bool small = in.rows <= HostRows::kMaxRowsAhead;
   const bool host_likely = division == Division::kHost || (division == Division::kResidentElseHost && !cache_->HoldsAll());
-  RETURN_IF_ERROR(host_rows_->Begin(in, /*wanted=*/small && host_likely));
+  RETURN_IF_ERROR(host_rows_->Begin(in, host_likely));
   routing_.downloaded.resize(outs_begin + entries);
-  routing_.has_entries = small;
   const std::span<int32_t> offsets = std::span(routing_.downloaded).first(model.num_experts + 1);
-  const std::span<int32_t> asked = small ? std::span(routing_.downloaded) : offsets;
+  const std::span<int32_t> asked = routing_.small() ? std::span(routing_.downloaded) : offsets;
   RETURN_IF_ERROR(ops_.Download(std::as_writable_bytes(asked), groups));
   // Numbers read back from a device become indices here, so they are held to their ranges first.
   if (offsets.front() != 0 || offsets.back() != entries || !std::is_sorted(offsets.begin(), offsets.end())) {
@@ -242,7 +240,7 @@ absl::Status ExpertForward::ReadEntries(int64_t layer) {
   const int64_t rows_begin = routing_.device.rows - routing_.device.offsets;
   const int64_t outs_begin = routing_.device.outs - routing_.device.offsets;
   const std::span<int32_t> both = std::span(routing_.downloaded).subspan(rows_begin, outs_begin - rows_begin + entries);
-  if (!routing_.has_entries) RETURN_IF_ERROR(ops_.Download(std::as_writable_bytes(both), routing_.device.rows));
+  if (!routing_.small()) RETURN_IF_ERROR(ops_.Download(std::as_writable_bytes(both), routing_.device.rows));
   const std::span<const int32_t> rows = both.first(entries), outs = both.last(entries);
   for (int64_t i = 0; i < entries; ++i) {
     if (rows[i] < 0 || rows[i] >= routing_.rows) {

@@ -103,10 +103,10 @@ class ExpertForward {
     int64_t rows = 0;
     ExpertGroups device;
     std::vector<int32_t> downloaded;  // offsets, then, when the host has a share, rows and outs
-    bool has_entries = false;         // they came with the offsets
     HostGroups host;
     std::vector<int32_t> tokens;          // of each expert
     std::vector<ActivatedExpert> uses;    // ids increasing
+    bool small() const { return rows <= HostRows::kMaxRowsAhead; }  // rows and outs come with the offsets
   };
   // Copies for the next layer, before it is routed.
   struct Ahead {
@@ -137,7 +137,7 @@ class ExpertForward {
     return DivisionFor(options_.policy, RuleOf(layer), cache_ != nullptr, rows);
   }
 
-  absl::Status Route(const StepContext& context, int64_t layer, const RouterWeights& router, Tensor in);
+  absl::Status Route(const StepContext& context, int64_t layer, const RouterWeights& router, Tensor in, Division division);
   absl::Status ReadEntries(int64_t layer);
   absl::StatusOr<std::vector<ExpertPlace>> Divide(const StepContext& context, int64_t layer, Division division);
   absl::Status StartHost(const StepContext& context, int64_t layer, Tensor in);

@@ -4,14 +4,13 @@
 #include <cstring>
 
 #include "common/half.h"
+#include "kernels/element_bytes.h"
 
 namespace ferry {
 namespace {
 
 constexpr int64_t kGatherRows = 256;  // rows gathered at once
 constexpr size_t kPage = 4096;        // pinned memory shares no page with other pinned memory
-
-int64_t ElementBytes(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
 
 void ToFloats(DType dtype, const std::byte* from, std::span<float> out) {
   if (dtype == DType::kF32) {

@@ -6,6 +6,7 @@
 
 #include "absl/time/clock.h"
 #include "common/log.h"
+#include "kernels/element_bytes.h"
 
 namespace ferry {
 namespace {
@@ -16,8 +17,6 @@ constexpr int64_t kMinRowsToTime = 32;       // decode is too quick to be timed 
 constexpr absl::Duration kLookAtCopies = absl::Microseconds(100);  // less than two records take on any link
 constexpr absl::Duration kProbePatience = absl::Seconds(60);  // for a remote link's first records
 constexpr absl::Duration kFillPatience = absl::Seconds(60);   // for one expert
-
-int64_t ElementBytes(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
 
 // Bytes of the stage's own buffers, in the order of its members.
 struct BufferSizes {
