@@ -10,11 +10,15 @@
 #include <deque>
 #include <mutex>
 #include <span>
+#include <thread>
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "common/descriptor_socket.h"
 #include "common/grpc_status.h"
+#include "common/host_id.h"
 #include "common/log.h"
+#include "common/message_ring.h"
 #include "coordinator/channels.h"
 #include "coordinator/step_answer.h"
 #include "ferry/v1/worker.grpc.pb.h"
@@ -22,6 +26,8 @@
 
 namespace ferry {
 namespace {
+
+constexpr absl::Duration kRoomPatience = absl::Seconds(1);  // for a worker that takes no step from its ring
 
 class GrpcPipeline final : public Pipeline {
  public:
@@ -42,6 +48,7 @@ class GrpcPipeline final : public Pipeline {
   absl::Status Open(PipelineFailure* failure) {
     const absl::Time deadline = absl::Now() + options_.begin_timeout;  // gRPC's deadlines are in real time
     std::vector<std::unique_ptr<v1::Worker::Stub>> stubs(options_.workers.size());
+    std::vector<Rings> rings(options_.workers.size());
     for (size_t i = options_.workers.size(); i-- > 0;) {
       const PipelineWorker& worker = options_.workers[i];
       const std::shared_ptr<grpc::Channel> channel = CreateFerryChannel(worker.address);
@@ -49,6 +56,7 @@ class GrpcPipeline final : public Pipeline {
       v1::BeginEpochRequest request;
       request.set_epoch(options_.epoch);
       request.set_incarnation(worker.incarnation.value());
+      request.set_host(HostId());
       if (i + 1 < options_.workers.size()) {
         request.set_next_address(options_.workers[i + 1].address);
         request.set_next_incarnation(options_.workers[i + 1].incarnation.value());
@@ -66,9 +74,10 @@ class GrpcPipeline final : public Pipeline {
                     .lost = !answered || absl::IsAborted(status) || absl::IsDeadlineExceeded(status)};
         return failure->status;
       }
+      if (!response.socket().empty()) rings[i] = MapRings(response, deadline);
     }
     for (size_t i = 0; i < stubs.size(); ++i) {
-      streams_.push_back(std::make_unique<Stream>(this, i, std::move(stubs[i])));
+      streams_.push_back(std::make_unique<Stream>(this, i, std::move(stubs[i]), std::move(rings[i])));
     }
     {
       const std::lock_guard lock(mutex_);
@@ -148,24 +157,51 @@ class GrpcPipeline final : public Pipeline {
     StepOutcome outcome;
   };
 
-  // The stream to one worker. Created with the pipeline, destroyed after OnDone.
+  // To and from a worker of this host; null: it takes its steps from the stream.
+  struct Rings {
+    std::unique_ptr<MessageRing> steps, answers;
+  };
+  static Rings MapRings(const v1::BeginEpochResponse& offer, absl::Time deadline) {
+    const auto map = [&]() -> absl::StatusOr<Rings> {
+      ASSIGN_OR_RETURN(std::vector<UniqueFd> descriptors, FetchDescriptors(offer.socket(), offer.key(), deadline));
+      if (descriptors.size() != 2) return Internal("the worker handed out %d descriptors, want 2", descriptors.size());
+      Rings rings;
+      ASSIGN_OR_RETURN(rings.steps, MessageRing::Map(descriptors[0].Release()));
+      ASSIGN_OR_RETURN(rings.answers, MessageRing::Map(descriptors[1].Release()));
+      return rings;
+    };
+    absl::StatusOr<Rings> rings = map();
+    if (!rings.ok()) spdlog::warn("steps go to a worker of this host by messages: {}", rings.status().ToString());
+    return rings.ok() ? *std::move(rings) : Rings();
+  }
+
+  // The stream to one worker. Created with the pipeline, destroyed after OnDone. Where there are rings, steps and answers go through
+  // them, and the stream only says that the worker is there.
   class Stream final : public grpc::ClientBidiReactor<v1::StepRequest, v1::StepResponse> {
    public:
-    Stream(GrpcPipeline* pipeline, size_t index, std::unique_ptr<v1::Worker::Stub> stub)
-        : pipeline_(*pipeline), index_(index), stub_(std::move(stub)) {}
+    Stream(GrpcPipeline* pipeline, size_t index, std::unique_ptr<v1::Worker::Stub> stub, Rings rings)
+        : pipeline_(*pipeline), index_(index), stub_(std::move(stub)), rings_(std::move(rings)) {}
+    ~Stream() override { StopReading(); }
 
     void Start() {
       stub_->async()->RunSteps(&context_, this);
       AddHold();  // writes start outside of this class's callbacks
       StartRead(&response_);
       StartCall();
+      if (rings_.steps != nullptr) reading_ = std::thread([this] { ReadAnswers(); });
     }
     void Cancel() {
       context_.TryCancel();
+      StopReading();
       Release();
     }
     // Writes start under the lock: the hold is released under it too, and the call lives at least as long as the hold.
     void Send(v1::StepRequest request) {
+      if (rings_.steps != nullptr) {
+        const absl::Status sent = rings_.steps->Write(request.SerializeAsString(), absl::Now() + kRoomPatience);
+        if (!sent.ok() && !absl::IsAborted(sent)) pipeline_.FailOver(index_, Annotate(sent, "a step could not be handed over"));
+        return;
+      }
       const std::lock_guard lock(mutex_);
       if (released_) return;
       queue_.push_back(std::move(request));
@@ -189,6 +225,24 @@ class GrpcPipeline final : public Pipeline {
     void OnDone(const grpc::Status& status) override { pipeline_.OnStreamEnd(index_, status); }
 
    private:
+    void ReadAnswers() {
+      while (true) {
+        const absl::StatusOr<std::string> message = rings_.answers->Read(absl::InfiniteFuture());
+        if (absl::IsAborted(message.status())) return;
+        v1::StepResponse response;
+        if (!message.ok() || !response.ParseFromString(*message)) {
+          pipeline_.FailOver(index_, message.ok() ? Internal("an answer is no message") : message.status());
+          return;
+        }
+        if (!pipeline_.OnResponse(index_, response)) return;
+      }
+    }
+    void StopReading() {
+      if (!reading_.joinable()) return;
+      rings_.steps->Abort();
+      rings_.answers->Abort();
+      reading_.join();
+    }
     // Lets the call end once what is under way has.
     void Release() {
       {
@@ -201,6 +255,8 @@ class GrpcPipeline final : public Pipeline {
     GrpcPipeline& pipeline_;
     const size_t index_;
     const std::unique_ptr<v1::Worker::Stub> stub_;
+    const Rings rings_;
+    std::thread reading_;
     grpc::ClientContext context_;
     v1::StepResponse response_;
     std::mutex mutex_;
@@ -284,6 +340,11 @@ class GrpcPipeline final : public Pipeline {
   PipelineFailure FailureOf(size_t index, const absl::Status& status) const {
     const PipelineWorker& worker = options_.workers[index];
     return {.status = status, .suspect = worker.id, .incarnation = worker.incarnation, .lost = false};
+  }
+
+  // The rings to a worker are of no use any more.
+  void FailOver(size_t index, const absl::Status& status) {
+    Fail(FailureOf(index, Annotate(status, absl::StrFormat("worker %d", options_.workers[index].id.value()))));
   }
 
   void Fail(PipelineFailure failure) {

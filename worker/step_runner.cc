@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "common/futex.h"
 #include "common/log.h"
 #include "proto/expert_counters.h"
 
@@ -72,7 +73,7 @@ StepRunner::~StepRunner() {
     std::unique_lock lock(mutex_);
     ending_ = true;
     AbortLocked(lock);
-    changed_.notify_all();
+    Call();
   }
   thread_.join();
 }
@@ -131,7 +132,7 @@ absl::StatusOr<ExpertCache::Probe> StepRunner::ProbeLink(absl::Duration time, ab
   if (probe_ != nullptr) return FailedPrecondition("another probe of the link runs");
   const auto job = std::make_shared<ProbeJob>(ProbeJob{.time = time, .result = std::nullopt});
   probe_ = job;
-  changed_.notify_all();
+  Call();
   if (!changed_.wait_until(lock, absl::ToChronoTime(deadline), [&] { return job->result.has_value() || ending_; })) {
     return DeadlineExceeded("the probe of the link takes longer than it may");
   }
@@ -150,17 +151,27 @@ void StepRunner::Submit(v1::StepRequest request, Answer answer) {
     } else {
       const absl::Time deadline = absl::Now() + TimeoutOf(request, limits_);
       queue_.push_back({std::move(request), std::move(answer), deadline});
-      changed_.notify_all();
+      Call();
       return;
     }
   }
   answer(ResponseFor(request, refused));
 }
 
+// In decode the next step comes soon, and a thread that sleeps begins it late.
+void StepRunner::SpinForCall(std::unique_lock<std::mutex>& lock) {
+  if (HasCall()) return;
+  called_.store(false, std::memory_order_relaxed);
+  lock.unlock();
+  SpinUntil(kSpinBeforeSleep, [this] { return called_.load(std::memory_order_relaxed); });
+  lock.lock();
+}
+
 void StepRunner::Loop() {
   std::unique_lock lock(mutex_);
   while (true) {
-    changed_.wait(lock, [&] { return ending_ || probe_ != nullptr || !queue_.empty(); });
+    SpinForCall(lock);
+    changed_.wait(lock, [&] { return HasCall(); });
     if (ending_) return;
     if (probe_ != nullptr) {
       const std::shared_ptr<ProbeJob> job = probe_;

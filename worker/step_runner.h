@@ -6,6 +6,7 @@
 // Steps of an epoch are numbered from 1 without gaps. A step that fails, for whatever reason, is answered with its error and
 // announced to the next stage, and the runner goes on. Thread-safe.
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -67,6 +68,13 @@ class StepRunner {
   };
 
   void Loop();
+  // All of these with the lock held.
+  bool HasCall() const { return ending_ || probe_ != nullptr || !queue_.empty(); }
+  void Call() {
+    called_.store(true, std::memory_order_relaxed);
+    changed_.notify_all();
+  }
+  void SpinForCall(std::unique_lock<std::mutex>& lock);
   absl::StatusOr<StageResult> RunOne(const Queued& queued);
   void AbortLocked(std::unique_lock<std::mutex>& lock);
 
@@ -88,6 +96,7 @@ class StepRunner {
   std::deque<Queued> queue_;
   std::shared_ptr<ProbeJob> probe_;  // asked for, or running
   v1::ExpertCounters counters_;
+  std::atomic<bool> called_ = false;  // since the compute thread last found nothing to do; read without the lock
 
   std::thread thread_;
 };

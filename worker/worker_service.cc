@@ -70,7 +70,7 @@ absl::Status WorkerService::CheckIncarnation(uint64_t meant) const {
 }
 
 grpc::Status WorkerService::BeginEpoch(grpc::ServerContext* context, const v1::BeginEpochRequest* request,
-                                       v1::BeginEpochResponse*) {
+                                       v1::BeginEpochResponse* response) {
   const auto begin = [&]() -> absl::Status {
     ASSIGN_OR_RETURN(const Attached attached, Get());
     RETURN_IF_ERROR(CheckIncarnation(request->incarnation()));
@@ -81,7 +81,9 @@ grpc::Status WorkerService::BeginEpoch(grpc::ServerContext* context, const v1::B
                                                request->epoch(), attached.links,
                                                std::min(deadline, absl::Now() + kConnectTimeout)));
     }
-    return attached.runner->BeginEpoch(request->epoch(), std::move(sink), deadline);
+    RETURN_IF_ERROR(attached.runner->BeginEpoch(request->epoch(), std::move(sink), deadline));
+    step_sharer_.Offer(attached.links.share_memory ? request->host() : "", response);
+    return absl::OkStatus();
   };
   const absl::Status begun = begin();
   spdlog::info("epoch {}: {}", request->epoch(), begun.ok() ? "begun" : begun.ToString());
@@ -93,6 +95,7 @@ grpc::Status WorkerService::RunSteps(grpc::ServerContext* context,
   const absl::StatusOr<Attached> attached = Get();
   if (!attached.ok()) return ToGrpcStatus(attached.status());
   const auto answers = std::make_shared<AnswerWriter>(stream);
+  const RingSteps through_rings(step_sharer_.Take(), attached->runner);
   v1::StepRequest request;
   while (stream->Read(&request)) {
     answers->Expect();

@@ -11,6 +11,7 @@
 #include "ferry/v1/worker.grpc.pb.h"
 #include "worker/next_worker.h"
 #include "worker/stage_link.h"
+#include "worker/step_rings.h"
 #include "worker/step_runner.h"
 
 namespace ferry {
@@ -50,6 +51,7 @@ class WorkerService final : public v1::Worker::Service {
   const Incarnation incarnation_;
   const std::function<void()> on_shutdown_;
   ActivationSharer sharer_;
+  StepSharer step_sharer_;
   mutable std::mutex mutex_;
   Attached attached_;  // guarded by mutex_
 };

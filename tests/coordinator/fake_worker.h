@@ -1,16 +1,24 @@
 #pragma once
 
-// A worker that computes nothing: answers steps as a test says.
+// A worker that computes nothing: answers steps as a test says, by the stream or through rings of shared memory.
 
 #include <grpcpp/grpcpp.h>
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <thread>
 #include <vector>
 
+#include "absl/time/clock.h"
+#include "common/descriptor_socket.h"
+#include "common/host_id.h"
+#include "common/message_ring.h"
+#include "tests/testing/status_matchers.h"
 #include "ferry/v1/worker.grpc.pb.h"
 
 namespace ferry {
@@ -20,7 +28,8 @@ class FakeWorker final : public v1::Worker::Service {
   // What to answer; nullopt: nothing, the worker hangs on this step.
   using Handler = std::function<std::optional<v1::StepResponse>(const v1::StepRequest&)>;
 
-  explicit FakeWorker(Handler handler) : handler_(std::move(handler)) {
+  explicit FakeWorker(Handler handler, bool offers_rings = false)
+      : handler_(std::move(handler)), offers_rings_(offers_rings) {
     grpc::ServerBuilder builder;
     int port = 0;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
@@ -28,7 +37,10 @@ class FakeWorker final : public v1::Worker::Service {
     server_ = builder.BuildAndStart();
     address_ = "127.0.0.1:" + std::to_string(port);
   }
-  ~FakeWorker() override { Kill(); }
+  ~FakeWorker() override {
+    Kill();
+    EndRings();
+  }
 
   // The echo of a request: OK, with `logits` of all zeros for the rows that are wanted.
   static v1::StepResponse Ok(const v1::StepRequest& request, int64_t vocab_size) {
@@ -66,7 +78,8 @@ class FakeWorker final : public v1::Worker::Service {
   }
 
   grpc::Status BeginEpoch(grpc::ServerContext*, const v1::BeginEpochRequest* request,
-                          v1::BeginEpochResponse*) override {
+                          v1::BeginEpochResponse* response) override {
+    if (offers_rings_ && request->host() == HostId()) OfferRings(response);
     const std::lock_guard lock(mutex_);
     epochs_.push_back(*request);
     return grpc::Status::OK;
@@ -75,15 +88,15 @@ class FakeWorker final : public v1::Worker::Service {
                         grpc::ServerReaderWriter<v1::StepResponse, v1::StepRequest>* stream) override {
     v1::StepRequest request;
     while (stream->Read(&request)) {
-      {
-        const std::lock_guard lock(mutex_);
-        steps_.push_back(request);
-      }
-      const std::optional<v1::StepResponse> response = handler_(request);
+      ++steps_by_stream_;
+      const std::optional<v1::StepResponse> response = Answer(request);
       if (response && !stream->Write(*response)) break;
     }
     return grpc::Status::OK;
   }
+  int steps_by_stream() const { return steps_by_stream_; }
+  // Writes bytes where the next answer is read.
+  void SendRaw(std::string_view bytes) { ASSERT_OK(answers_->Write(bytes, absl::Now() + absl::Seconds(60))); }
   grpc::Status Shutdown(grpc::ServerContext*, const v1::ShutdownRequest*, v1::ShutdownResponse*) override {
     const std::lock_guard lock(mutex_);
     asked_to_end_ = true;
@@ -91,7 +104,44 @@ class FakeWorker final : public v1::Worker::Service {
   }
 
  private:
+  std::optional<v1::StepResponse> Answer(const v1::StepRequest& request) {
+    {
+      const std::lock_guard lock(mutex_);
+      steps_.push_back(request);
+    }
+    return handler_(request);
+  }
+  void OfferRings(v1::BeginEpochResponse* response) {
+    EndRings();
+    if (descriptors_ == nullptr) descriptors_ = DescriptorServer::Listen("ferry-fake-" + RandomDescriptorKey().substr(0, 16)).value();
+    requests_ = MessageRing::Create().value();
+    answers_ = MessageRing::Create().value();
+    response->set_socket(descriptors_->name());
+    response->set_key(RandomDescriptorKey());
+    descriptors_->Offer(response->key(), {requests_->fd(), answers_->fd()});
+    through_rings_ = std::thread([this] {
+      while (true) {
+        const absl::StatusOr<std::string> message = requests_->Read(absl::InfiniteFuture());
+        v1::StepRequest request;
+        if (!message.ok() || !request.ParseFromString(*message)) return;
+        const std::optional<v1::StepResponse> answer = Answer(request);
+        if (answer && !answers_->Write(answer->SerializeAsString(), absl::Now() + absl::Seconds(60)).ok()) return;
+      }
+    });
+  }
+  void EndRings() {
+    if (!through_rings_.joinable()) return;
+    requests_->Abort();
+    answers_->Abort();
+    through_rings_.join();
+  }
+
   const Handler handler_;
+  const bool offers_rings_;
+  std::atomic<int> steps_by_stream_ = 0;
+  std::unique_ptr<DescriptorServer> descriptors_;
+  std::unique_ptr<MessageRing> requests_, answers_;
+  std::thread through_rings_;
   std::unique_ptr<grpc::Server> server_;
   std::string address_;
   std::mutex mutex_;

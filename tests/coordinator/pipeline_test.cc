@@ -32,8 +32,9 @@ class PipelineTest : public ::testing::Test {
   }
 
   void AddWorker(FakeWorker::Handler handler) { workers_.push_back(std::make_unique<FakeWorker>(std::move(handler))); }
-  void AddEcho() {
-    AddWorker([](const v1::StepRequest& request) { return FakeWorker::Ok(request, kVocab); });
+  void AddEcho(bool offers_rings = false) {
+    workers_.push_back(std::make_unique<FakeWorker>([](const v1::StepRequest& request) { return FakeWorker::Ok(request, kVocab); },
+                                                    offers_rings));
   }
   absl::Status Begin() {
     PipelineOptions options = {
@@ -327,6 +328,56 @@ TEST_F(PipelineTest, AsksAWorkerToEnd) {
   AddEcho();
   EXPECT_OK(ShutdownWorker(workers_[0]->address(), absl::Seconds(5)));
   EXPECT_TRUE(workers_[0]->asked_to_end());
+}
+
+// --------------------------------------------------------------------------------------------------- through shared memory
+
+TEST_F(PipelineTest, StepsOfWorkersOfThisHostGoThroughSharedMemory) {
+  AddEcho(/*offers_rings=*/true), AddEcho();
+  ASSERT_OK(Begin());
+  for (int i = 0; i < 50; ++i) {
+    Submit();
+    ASSERT_TRUE(WaitForOutcomes(i + 1));
+  }
+  EXPECT_EQ(workers_[0]->steps().size(), 50u);
+  EXPECT_EQ(workers_[0]->steps_by_stream(), 0);
+  EXPECT_EQ(workers_[1]->steps_by_stream(), 50) << "who offers no rings";
+  EXPECT_FALSE(HasFailed());
+}
+
+TEST_F(PipelineTest, AWorkerThatDiesIsLostThoughItsStepsGoThroughSharedMemory) {
+  AddEcho(/*offers_rings=*/true);
+  ASSERT_OK(Begin());
+  Submit();
+  ASSERT_TRUE(WaitForOutcomes(1));
+  workers_[0]->Kill();
+  const PipelineFailure failure = WaitForFailure();
+  EXPECT_THAT(failure.status, StatusIs(absl::StatusCode::kUnavailable, HasSubstr("worker 0")));
+  EXPECT_TRUE(failure.lost);
+}
+
+TEST_F(PipelineTest, BytesThatAreNoAnswerFailThePipelineAndNameTheWorker) {
+  AddEcho(/*offers_rings=*/true);
+  ASSERT_OK(Begin());
+  workers_[0]->SendRaw("\xff\xff\xff");
+  EXPECT_THAT(WaitForFailure().status, StatusIs(absl::StatusCode::kInternal, HasSubstr("worker 0")));
+}
+
+TEST_F(PipelineTest, AnAnswerToNoStepFailsThePipeline) {
+  AddEcho(/*offers_rings=*/true);
+  ASSERT_OK(Begin());
+  workers_[0]->SendRaw(v1::StepResponse().SerializeAsString() + std::string("\x08\x07", 2));  // epoch 7
+  EXPECT_THAT(WaitForFailure().status, StatusIs(absl::StatusCode::kInternal, HasSubstr("none is under way")));
+}
+
+TEST_F(PipelineTest, ANewEpochHasRingsOfItsOwn) {
+  AddEcho(/*offers_rings=*/true);
+  for (int epoch = 0; epoch < 3; ++epoch) {
+    pipeline_.reset();
+    ASSERT_OK(Begin());
+    Submit();
+    ASSERT_TRUE(WaitForOutcomes(epoch + 1));
+  }
 }
 
 }  // namespace

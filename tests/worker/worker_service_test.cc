@@ -7,8 +7,10 @@
 #include <atomic>
 #include <cmath>
 
+#include "common/descriptor_socket.h"
 #include "common/grpc_status.h"
 #include "common/host_id.h"
+#include "common/message_ring.h"
 #include "tests/worker/send_rows.h"
 #include "tests/worker/tiny_model.h"
 #include "worker/agent.h"
@@ -56,6 +58,18 @@ class ServedWorker {
   const std::string& address() const { return address_; }
   bool shut_down() const { return shut_down_; }
 
+  // Begins an epoch as a coordinator on `host` does.
+  v1::BeginEpochResponse BeginEpochFrom(const std::string& host, uint64_t epoch) {
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(Soon()));
+    v1::BeginEpochRequest request;
+    request.set_epoch(epoch);
+    request.set_incarnation(incarnation_);
+    request.set_host(host);
+    v1::BeginEpochResponse response;
+    EXPECT_OK(FromGrpcStatus(stub_->BeginEpoch(&context, request, &response)));
+    return response;
+  }
   absl::Status BeginEpoch(uint64_t epoch, const ServedWorker* next, uint64_t incarnation = 0) {
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(Soon()));
@@ -192,6 +206,77 @@ TEST(WorkerService, ProbesTheLinkForWhoeverMeansIt) {
   for (const double seconds : {0.0, -1.0, 5.1, std::nan("")}) {
     EXPECT_THAT(probe(1, seconds), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("seconds is"))) << seconds;
   }
+}
+
+// The coordinator's ends of the rings that a worker offered.
+class Rings {
+ public:
+  explicit Rings(const v1::BeginEpochResponse& offer) {
+    std::vector<UniqueFd> descriptors = FetchDescriptors(offer.socket(), offer.key(), Soon()).value();
+    steps_ = MessageRing::Map(descriptors.at(0).Release()).value();
+    answers_ = MessageRing::Map(descriptors.at(1).Release()).value();
+  }
+  void Send(const std::string& message) { ASSERT_OK(steps_->Write(message, Soon())); }
+  v1::StepResponse Receive() {
+    v1::StepResponse response;
+    EXPECT_TRUE(response.ParseFromString(answers_->Read(Soon()).value()));
+    return response;
+  }
+  absl::Status NothingComes() { return answers_->Read(absl::Now() + absl::Milliseconds(50)).status(); }
+
+ private:
+  std::unique_ptr<MessageRing> steps_, answers_;
+};
+
+TEST(WorkerService, AnswersTheSameThroughSharedMemory) {
+  ServedWorker worker(1, 0, 4, /*loaded=*/true, /*share_memory=*/true);
+  ASSERT_OK(worker.BeginEpoch(1, nullptr));
+  v1::StepResponse by_stream;
+  {
+    Stream stream(worker);
+    stream.Send(Request(1, 1, {3, 4, 5}));
+    by_stream = stream.Receive();
+  }
+  Rings rings(worker.BeginEpochFrom(HostId(), 2));
+  Stream life(worker);
+  rings.Send(Request(2, 1, {3, 4, 5}).SerializeAsString());
+  const v1::StepResponse through_rings = rings.Receive();
+  ASSERT_EQ(through_rings.logits_size(), 1);
+  EXPECT_EQ(through_rings.logits(0).logits(), by_stream.logits(0).logits());
+  EXPECT_OK(life.End());
+}
+
+TEST(WorkerService, OffersSharedMemoryToItsOwnHostAlone) {
+  ServedWorker sharing(1, 0, 4, true, true), not_sharing(2, 0, 4);
+  EXPECT_FALSE(sharing.BeginEpochFrom(HostId(), 1).socket().empty());
+  EXPECT_TRUE(sharing.BeginEpochFrom("another", 2).socket().empty());
+  EXPECT_TRUE(not_sharing.BeginEpochFrom(HostId(), 1).socket().empty());
+}
+
+TEST(WorkerService, RunsNothingFromTheRingsOfAnEarlierEpoch) {
+  ServedWorker worker(1, 0, 4, true, true);
+  Rings old(worker.BeginEpochFrom(HostId(), 1));
+  Stream old_life(worker);
+  old.Send(Request(1, 1, {3}).SerializeAsString());
+  old.Receive();
+  Rings rings(worker.BeginEpochFrom(HostId(), 2));
+  Stream life(worker);
+  old.Send(Request(1, 2, {3}).SerializeAsString());
+  EXPECT_EQ(CodeOf(old.Receive()), absl::StatusCode::kAborted);
+  rings.Send(Request(2, 1, {3}).SerializeAsString());
+  EXPECT_EQ(CodeOf(rings.Receive()), absl::StatusCode::kOk);
+}
+
+TEST(WorkerService, BytesThatAreNoStepAreAnsweredWithWhatEndsTheEpoch) {
+  ServedWorker worker(1, 0, 4, true, true);
+  Rings rings(worker.BeginEpochFrom(HostId(), 1));
+  Stream life(worker);
+  rings.Send("\xff\xff\xff");
+  const v1::StepResponse refusal = rings.Receive();
+  EXPECT_EQ(refusal.step(), 0u) << "there is no step 0";
+  EXPECT_EQ(CodeOf(refusal), absl::StatusCode::kInternal);
+  EXPECT_THAT(rings.NothingComes(), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_OK(life.End());
 }
 
 TEST(WorkerService, AnswersAPingToWhoeverMeansIt) {

@@ -1,0 +1,98 @@
+#include "worker/step_rings.h"
+
+#include <unistd.h>
+
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "common/host_id.h"
+#include "common/log.h"
+
+namespace ferry {
+namespace {
+
+constexpr absl::Duration kAnswerPatience = absl::Seconds(10);  // for a coordinator that reads nothing
+
+// Answers of one ring, from whichever thread.
+class AnswerRing {
+ public:
+  explicit AnswerRing(std::shared_ptr<MessageRing> ring) : ring_(std::move(ring)) {}
+  void Write(const v1::StepResponse& response) {
+    const std::lock_guard lock(mutex_);
+    const absl::Status written = ring_->Write(response.SerializeAsString(), absl::Now() + kAnswerPatience);
+    if (!written.ok() && !absl::IsAborted(written)) spdlog::warn("the answer to step {} is lost: {}", response.step(), written.ToString());
+  }
+
+ private:
+  std::mutex mutex_;
+  const std::shared_ptr<MessageRing> ring_;
+};
+
+}  // namespace
+
+void StepSharer::Offer(const std::string& host, v1::BeginEpochResponse* response) {
+  const std::lock_guard lock(mutex_);
+  rings_ = {};
+  if (server_ != nullptr && !key_.empty()) server_->Withdraw(key_);  // of an epoch that is over, whether or not it was fetched
+  key_.clear();
+  if (host != HostId()) return;
+  if (const absl::Status offered = OfferRings(response); !offered.ok()) {
+    spdlog::warn("steps come by messages: {}", offered.ToString());
+    rings_ = {};
+  }
+}
+
+absl::Status StepSharer::OfferRings(v1::BeginEpochResponse* response) {
+  if (server_ == nullptr) {
+    // Several workers of one process, as in tests, need names of their own.
+    ASSIGN_OR_RETURN(server_, DescriptorServer::Listen(absl::StrFormat("ferry-steps-%d-%s", getpid(),
+                                                                       RandomDescriptorKey().substr(0, 16))));
+  }
+  ASSIGN_OR_RETURN(rings_.steps, MessageRing::Create());
+  ASSIGN_OR_RETURN(rings_.answers, MessageRing::Create());
+  key_ = RandomDescriptorKey();
+  if (!server_->Offer(key_, {rings_.steps->fd(), rings_.answers->fd()})) {
+    return ResourceExhausted("no descriptors are left to share memory with");
+  }
+  response->set_socket(server_->name());
+  response->set_key(key_);
+  return absl::OkStatus();
+}
+
+StepRings StepSharer::Take() {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(rings_, {});
+}
+
+RingSteps::RingSteps(StepRings rings, StepRunner* runner)
+    : steps_(std::move(rings.steps)), answers_(std::move(rings.answers)), runner_(*runner) {
+  if (steps_ != nullptr) thread_ = std::thread([this] { Run(); });
+}
+
+RingSteps::~RingSteps() {
+  if (steps_ == nullptr) return;
+  steps_->Abort();
+  answers_->Abort();
+  thread_.join();
+}
+
+void RingSteps::Run() {
+  const auto answers = std::make_shared<AnswerRing>(answers_);
+  while (true) {
+    const absl::StatusOr<std::string> message = steps_->Read(absl::InfiniteFuture());
+    if (absl::IsAborted(message.status())) return;
+    v1::StepRequest request;
+    if (!message.ok() || !request.ParseFromString(*message)) {
+      // An answer to no step: its reader ends the epoch, and names this worker.
+      v1::StepResponse refusal;
+      refusal.set_code(static_cast<int>(absl::StatusCode::kInternal));
+      refusal.set_message(absl::StrFormat("a step cannot be read: %s", message.ok() ? "it is no message" : message.status().message()));
+      spdlog::error("{}", refusal.message());
+      answers->Write(refusal);
+      return;
+    }
+    runner_.Submit(std::move(request), [answers](const v1::StepResponse& response) { answers->Write(response); });
+  }
+}
+
+}  // namespace ferry

@@ -1,0 +1,55 @@
+#pragma once
+
+// Steps and their answers in memory that the coordinator and a worker of its host share, beside the RunSteps stream, which then
+// carries nothing and says by its end that the other side is gone.
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+
+#include "common/descriptor_socket.h"
+#include "common/message_ring.h"
+#include "common/status.h"
+#include "ferry/v1/worker.pb.h"
+#include "worker/step_runner.h"
+
+namespace ferry {
+
+struct StepRings {
+  std::unique_ptr<MessageRing> steps, answers;
+};
+
+// Makes the memory of an epoch and offers it to the coordinator. Thread-safe.
+class StepSharer {
+ public:
+  // Says in `response` where the memory is, if `host` is this one. What keeps it from being shared is logged: steps come by the stream.
+  void Offer(const std::string& host, v1::BeginEpochResponse* response);
+  // What the last Offer made; empty: nothing, or it has been taken.
+  StepRings Take();
+
+ private:
+  absl::Status OfferRings(v1::BeginEpochResponse* response);
+
+  std::mutex mutex_;
+  std::unique_ptr<DescriptorServer> server_;  // made when it is first needed; guarded by mutex_
+  std::string key_;                           // of the last offer
+  StepRings rings_;
+};
+
+// Runs the steps that come through `rings` as long as it lives. Null rings: none come.
+class RingSteps {
+ public:
+  RingSteps(StepRings rings, StepRunner* runner);
+  ~RingSteps();
+
+ private:
+  void Run();
+
+  const std::unique_ptr<MessageRing> steps_;
+  const std::shared_ptr<MessageRing> answers_;  // shared with whoever answers late
+  StepRunner& runner_;
+  std::thread thread_;
+};
+
+}  // namespace ferry
