@@ -243,6 +243,11 @@ class Ops {
   // contributions[outs[i]] = host_rows[i] (F32 [n, cols] in host memory, free on return), outs in host memory.
   virtual absl::Status ScatterContributions(std::span<const float> host_rows, std::span<const int32_t> outs,
                                             Tensor contributions) = 0;
+  // The same, read where they lie when that is memory of PinHost: until a MarkCompute after it has passed, host_rows are the queue's.
+  virtual absl::Status ScatterContributionsAsync(std::span<const float> host_rows, std::span<const int32_t> outs,
+                                                 Tensor contributions) {
+    return ScatterContributions(host_rows, outs, contributions);
+  }
   // x[t] += sum over rank r, in order, of weights[t, r] * contributions[t * top_k + r].
   virtual absl::Status Combine(Tensor contributions, const float* weights, int64_t top_k, Tensor x) = 0;
 

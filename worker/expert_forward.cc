@@ -308,7 +308,12 @@ absl::Status ExpertForward::FinishHost(const StepContext& context, int64_t layer
     host_running_ = false;
     RETURN_IF_ERROR(Annotate(contributions.status(), absl::StrFormat("experts of layer %d on the host", layer)));
     context.counters->set_host_wait_seconds(context.counters->host_wait_seconds() + SecondsSince(before));
-    RETURN_IF_ERROR(ops_.ScatterContributions(*contributions, chunks_[next_chunk_].outs, Contributions()));
+    // The last ones may be read where they lie: the host writes there again when it is asked again, which the next layer does behind a
+    // wait for its routing, and so for this.
+    const bool last = next_chunk_ + 1 == chunks_.size();
+    const std::vector<int32_t>& outs = chunks_[next_chunk_].outs;
+    RETURN_IF_ERROR(last ? ops_.ScatterContributionsAsync(*contributions, outs, Contributions())
+                         : ops_.ScatterContributions(*contributions, outs, Contributions()));
   }
   return absl::OkStatus();
 }

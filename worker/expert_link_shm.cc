@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <set>
 #include <utility>
 
@@ -21,6 +22,7 @@ class ShmLink final : public ExpertLink {
         ops_(*ops) {}
   ~ShmLink() override {
     if (pinned_) ops_.UnpinHost(arena_.bytes());
+    if (contributions_pinned_) ops_.UnpinHost(FirstContributions());
   }
 
   void Pin() {
@@ -29,6 +31,7 @@ class ShmLink final : public ExpertLink {
       return;
     }
     pinned_ = true;
+    contributions_pinned_ = ops_.PinHost(FirstContributions(), /*read_only=*/false).ok();  // otherwise they are copied first
   }
 
   std::string name() const override { return "shm"; }
@@ -81,12 +84,18 @@ class ShmLink final : public ExpertLink {
   void ReleaseRecord(ExpertId id) override { asked_.erase(id); }
 
  private:
+  // What decode's few rows fill: a device then reads them where they lie.
+  std::span<const std::byte> FirstContributions() const {
+    const std::span<const std::byte> all = std::as_bytes(mailbox_->contributions());
+    return all.first(std::min<size_t>(all.size(), 4 << 20));
+  }
+
   const Incarnation incarnation_;
   const ArenaLayout layout_;
   const ShmArena arena_;
   const std::unique_ptr<ExpertMailbox> mailbox_;
   Ops& ops_;
-  bool pinned_ = false;
+  bool pinned_ = false, contributions_pinned_ = false;
   size_t num_entries_ = 0;  // of the computation that is running
   std::set<ExpertId> asked_;
 };

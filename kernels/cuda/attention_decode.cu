@@ -1,4 +1,5 @@
 #include "kernels/cuda/attention_device.cuh"
+#include "kernels/cuda/overlapping_launch.cuh"
 
 namespace ferry::cuda {
 namespace {
@@ -49,6 +50,7 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads) DecodeKernel(
   __shared__ __align__(128) unsigned char shared[Shape::kSharedBytes];
   __shared__ float warp_largest[kWarps][kHeadTile], warp_total[kWarps][kHeadTile];
 
+  AwaitLaunchesBefore();
   const int row = blockIdx.z, kv_head = blockIdx.y / p.head_tiles, first_head = blockIdx.y % p.head_tiles * kHeadTile;
   const int position = p.places.positions[row], end = position + 1;
   const int begin = p.window > 0 ? max(0, position - p.window + 1) : 0;
@@ -168,6 +170,7 @@ __global__ void __launch_bounds__(kJoinThreads) JoinKernel(DecodeParams p) {
   constexpr int kLanes = kHeadDim / 4, kGroups = kJoinThreads / kLanes, kSplitKeys = DecodeShape<kHeadDim>::kSplitKeys;
   __shared__ float largest_of[kWarpSize], total_of[kWarpSize];
   __shared__ float4 parts[kGroups][kLanes];
+  AwaitLaunchesBefore();
   const int64_t row = blockIdx.x / p.num_heads;
   const int head = blockIdx.x % p.num_heads, position = p.places.positions[row];
   const int begin = p.window > 0 ? max(0, position - p.window + 1) : 0;
@@ -259,14 +262,10 @@ cudaError_t LaunchAttentionDecode(const AttentionArgs& args, const DevicePlaces&
     return WithActivation(args.q.dtype, [&](auto act_type) {
       using Act = decltype(act_type);
       constexpr int kHeadDim = head_dim(), kThreads = DecodeShape<kHeadDim>::kThreads;
-      if (args.cache.dtype == DType::kQ8_0) {
-        DecodeKernel<kHeadDim, Act, true><<<grid, kThreads, 0, stream>>>(p);
-      } else {
-        DecodeKernel<kHeadDim, Act, false><<<grid, kThreads, 0, stream>>>(p);
-      }
-      FERRY_CUDA_RETURN_IF_ERROR(cudaGetLastError());
-      JoinKernel<kHeadDim, Act><<<join_grid, kJoinThreads, 0, stream>>>(p);
-      return cudaGetLastError();
+      const bool q8 = args.cache.dtype == DType::kQ8_0;
+      const auto decode = q8 ? DecodeKernel<kHeadDim, Act, true> : DecodeKernel<kHeadDim, Act, false>;
+      FERRY_CUDA_RETURN_IF_ERROR(LaunchOverlapping(decode, grid, kThreads, stream, p));
+      return LaunchOverlapping(JoinKernel<kHeadDim, Act>, join_grid, kJoinThreads, stream, p);
     });
   });
 }

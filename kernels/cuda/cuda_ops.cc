@@ -3,12 +3,14 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <numeric>
 #include <string>
 #include <utility>
 
+#include "common/futex.h"
 #include "kernels/checks.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/copy_engine.h"
@@ -35,6 +37,10 @@ constexpr int64_t kWorkspaceBytes = int64_t{192} << 20;
 // A sequence with more rows than this goes through the prefill kernel. It depends on the sequence's rows in the batch
 // and not on those of a call, so that cutting a layer into chunks leaves the bits alone.
 constexpr int64_t kMaxDecodeRows = 8;
+// To the host by a kernel: 6 us a way less than by the copy engine (docs/performance.md), until the bytes themselves take as long.
+constexpr int64_t kMaxKernelDownload = 256 << 10;  // queued
+constexpr absl::Duration kLookForFaults = absl::Microseconds(100);
+constexpr int64_t kMaxToldBytes = 16 << 10;        // awaited: one block copies them
 constexpr std::initializer_list<DType> kKvTypes = {DType::kF16, DType::kQ8_0};
 
 DeviceRows RowsOf(const Tensor& tensor) { return {tensor.data, tensor.dtype, tensor.rows, tensor.cols, tensor.stride}; }
@@ -96,6 +102,8 @@ class CudaOps final : public Ops {
     for (PinnedBuffer& half : ops->downloads_) {
       ASSIGN_OR_RETURN(half, PinnedBuffer::Allocate(Staging::kBufferBytes));
     }
+    ASSIGN_OR_RETURN(ops->signal_, PinnedBuffer::Allocate(sizeof(uint32_t)));
+    std::memset(ops->signal_.data(), 0, sizeof(uint32_t));
     for (StreamEvent& event : ops->downloaded_) {
       ASSIGN_OR_RETURN(event, StreamEvent::Create());
     }
@@ -137,8 +145,8 @@ class CudaOps final : public Ops {
       const auto part = host_src.subspan(first, std::min<size_t>(Staging::kBufferBytes, host_src.size() - first));
       ASSIGN_OR_RETURN(std::byte * staged, staging_.Reserve(static_cast<int64_t>(part.size())));
       std::memcpy(staged, part.data(), part.size());
-      RETURN_IF_ERROR(Queued("Upload", LaunchCopyFromHost(static_cast<std::byte*>(dst) + first, staged,
-                                                          static_cast<int64_t>(part.size()), compute_.get())));
+      RETURN_IF_ERROR(Queued("Upload", LaunchCopy(static_cast<std::byte*>(dst) + first, staged,
+                                                  static_cast<int64_t>(part.size()), compute_.get())));
     }
     return absl::OkStatus();
   }
@@ -148,6 +156,7 @@ class CudaOps final : public Ops {
     const CudaTimeline::Scope span = SpanOf("Download");
     if (host_dst.empty()) return absl::OkStatus();
     RETURN_IF_ERROR(CheckNotNull("src", src));
+    if (static_cast<int64_t>(host_dst.size()) <= kMaxToldBytes) return DownloadTold(host_dst, src);
     // Two buffers in turn: the host empties one while the device fills the other.
     std::span<std::byte> waiting;
     int turn = 0;
@@ -178,7 +187,7 @@ class CudaOps final : public Ops {
     const CudaTimeline::Scope span = SpanOf("UploadAsync");
     RETURN_IF_ERROR(CheckNotNull("dst", dst));
     return Queued("UploadAsync",
-                  LaunchCopyFromHost(dst, host_src.data(), static_cast<int64_t>(host_src.size()), compute_.get()));
+                  LaunchCopy(dst, host_src.data(), static_cast<int64_t>(host_src.size()), compute_.get()));
   }
 
   absl::Status DownloadAsync(std::span<std::byte> host_dst, const void* src) override {
@@ -187,6 +196,10 @@ class CudaOps final : public Ops {
     if (!pinned) return Download(host_dst, src);
     const CudaTimeline::Scope span = SpanOf("DownloadAsync");
     RETURN_IF_ERROR(CheckNotNull("src", src));
+    if (static_cast<int64_t>(host_dst.size()) <= kMaxKernelDownload && copies_->kernels_reach_pinned()) {
+      return Queued("DownloadAsync",
+                    LaunchCopy(host_dst.data(), src, static_cast<int64_t>(host_dst.size()), compute_.get()));
+    }
     return Queued("DownloadAsync",
                   cudaMemcpyAsync(host_dst.data(), src, host_dst.size(), cudaMemcpyDeviceToHost, compute_.get()));
   }
@@ -498,6 +511,21 @@ class CudaOps final : public Ops {
     return absl::OkStatus();
   }
 
+  absl::Status ScatterContributionsAsync(std::span<const float> host_rows, std::span<const int32_t> outs,
+                                         Tensor contributions) override {
+    RETURN_IF_ERROR(Use());
+    const bool pinned = copies_->kernels_reach_pinned() && copies_->InPinned("host_rows", std::as_bytes(host_rows)).value_or(false);
+    const auto outs_bytes = static_cast<int64_t>(outs.size_bytes());
+    if (!pinned || outs_bytes > Staging::kBufferBytes) return ScatterContributions(host_rows, outs, contributions);
+    const CudaTimeline::Scope span = SpanOf("ScatterContributions");
+    RETURN_IF_ERROR(CheckScatterContributions(host_rows, outs, contributions, contribution_dtype_));
+    ASSIGN_OR_RETURN(std::byte * staged, staging_.Reserve(outs_bytes));
+    std::memcpy(staged, outs.data(), outs_bytes);
+    return Queued("ScatterContributions",
+                  LaunchScatterRows(host_rows.data(), reinterpret_cast<const int32_t*>(staged),
+                                    static_cast<int64_t>(outs.size()), RowsOf(contributions), compute_.get()));
+  }
+
   absl::Status Combine(Tensor contributions, const float* weights, int64_t top_k, Tensor x) override {
     RETURN_IF_ERROR(Use());
     const CudaTimeline::Scope span = SpanOf("Combine");
@@ -603,6 +631,29 @@ class CudaOps final : public Ops {
     return CudaTimeline::Scope(timeline_, op, TimelineSpan::Queue::kCompute, compute_.get());
   }
 
+  // A few kilobytes, which the kernel that brings them announces: the host looks at a word in its own memory instead of asking the driver.
+  absl::Status DownloadTold(std::span<std::byte> host_dst, const void* src) {
+    const auto bytes = static_cast<int64_t>(host_dst.size());
+    auto* const signal = reinterpret_cast<uint32_t*>(signal_.data());
+    const uint32_t value = ++num_told_;
+    RETURN_IF_ERROR(
+        Queued("Download", LaunchCopyAndTell(downloads_[0].data(), src, bytes, signal, value, compute_.get())));
+    const std::atomic_ref<uint32_t> told(*signal);
+    const auto came = [&] { return told.load(std::memory_order_acquire) == value; };
+    while (!SpinUntil(kLookForFaults, came)) {
+      // A fault ends the queue without a word.
+      const cudaError_t error = cudaStreamQuery(compute_.get());
+      if (error == cudaErrorNotReady) {
+        cudaGetLastError();
+        continue;
+      }
+      RETURN_IF_ERROR(Seen("Download", error));
+      if (!came()) return Internal("%s: Download has passed and said nothing", name_);
+    }
+    std::memcpy(host_dst.data(), downloads_[0].data(), host_dst.size());
+    return absl::OkStatus();
+  }
+
   // The status of queueing `op`, or of a fault that an earlier operation left behind.
   absl::Status Queued(const char* op, cudaError_t error) {
     const absl::Status status = Seen(op, error);
@@ -667,6 +718,8 @@ class CudaOps final : public Ops {
   Staging staging_;
   PinnedBuffer downloads_[2];
   StreamEvent downloaded_[2];
+  PinnedBuffer signal_;     // one word: the number of the last small download that has come
+  uint32_t num_told_ = 0;
   Workspace workspace_;
   std::vector<Frequencies> frequencies_;
 };

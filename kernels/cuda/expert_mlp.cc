@@ -111,9 +111,7 @@ cudaError_t RunBatch(const ProductDevice& device, const ExpertMlpArgs& args, std
   params.out_stride = args.out_stride;
   params.scatter = args.outs;
   params.scattered = true;
-  params.overlaps = device.capability >= 90 && std::all_of(tasks.begin(), tasks.end(), [&](const ProductTask& task) {
-                      return task.rows <= device.few_rows_expert;
-                    });
+  params.overlaps = true;
   return LaunchProducts(device, tasks, params, /*fused=*/false, stream);
 }
 

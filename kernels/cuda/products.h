@@ -65,8 +65,7 @@ struct ProductParams {
 
   float alpha = 0, limit = 0;
 
-  // LaunchProductsFew after LaunchProductsFew, on capability 9.0 and later: its weights may be on their way before the
-  // launch before it ends.
+  // LaunchProductsFew: its weights are there already, and may be on their way to registers before the launch before it ends.
   bool overlaps = false;
 };
 static_assert(sizeof(ProductParams) <= 4096, "the parameters of a launch");

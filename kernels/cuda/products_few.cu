@@ -5,13 +5,18 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/overlapping_launch.cuh"
 #include "kernels/cuda/product_device_code.cuh"
 
 namespace ferry::cuda {
 namespace {
 
-constexpr int kWarps = 4;
-constexpr int kBlocksPerSm = 6;  // with up to 8 rows: 80 registers a thread; bytes on their way are what counts
+constexpr int kExpertWarps = 4;
+// A dense matrix alone has too few blocks to keep a GPU's memory busy: with twice the warps 8.5 instead of 10.8 us for 5120 x 2880 in Q8_0
+// on an H100. It depends on the shape alone, so that a row has the same bits beside any number of others.
+constexpr int kDenseWarps = 8;
+constexpr int64_t kMaxDenseRows = 16384;  // of such a matrix
+constexpr int kWarpsPerSm = 24;  // with up to 8 rows: 80 registers a thread; bytes on their way are what counts
 constexpr int kGroupBlocks =
     4;  // blocks of 32 columns that a warp takes at a time: lane (g, q) holds block q of rows g, g + 8
 constexpr int kPitch = 20;  // floats from token to token in shared memory: the 32 lanes of a store hit 32 banks
@@ -27,8 +32,8 @@ __device__ inline uint4 LoadStreaming(const std::byte* source) {
 // Grid: [row tiles of a matrix / kRowTiles, tasks]. Block: kWarps warps. Tasks have at most 8 * kTokenTiles rows.
 // Lane (g, q) decodes whole blocks, so the columns of a product are permuted: product j takes elements 4j..4j+3 of
 // block q from lane q, of weights and rows alike.
-template <DType kType, typename Act, bool kFused, int kTokenTiles, int kRowTiles>
-__global__ void __launch_bounds__(kWarps* kWarpSize, kTokenTiles == 1 ? kBlocksPerSm : 1)
+template <DType kType, typename Act, bool kFused, int kTokenTiles, int kRowTiles, int kWarps>
+__global__ void __launch_bounds__(kWarps* kWarpSize, kTokenTiles == 1 ? kWarpsPerSm / kWarps : 1)
     ProductsFewKernel(const __grid_constant__ ProductParams params) {
   using Codes = Decoder<kType, Act>;
   constexpr int kMatrices = kFused ? 2 : 1, kTiles = kMatrices * kRowTiles;  // tile m: row tile m % kRowTiles
@@ -73,10 +78,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kTokenTiles == 1 ? kBlocksP
   Raw raw;
   if (kAhead) load(warp, &raw);  // on its way while the rows are looked up
 
-  // Weights never depend on the launch before this one; rows may.
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;\n griddepcontrol.wait;" ::: "memory");
-#endif
+  AwaitLaunchesBefore();
   const TaskRows rows = RowsOf(params, task);
   if (rows.count <= 0) return;
   const Act* tokens[kTokenTiles];
@@ -85,6 +87,17 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kTokenTiles == 1 ? kBlocksP
     const int64_t row = InputRow(params, task, rows, 8 * t + g);
     tokens[t] = row < 0 ? nullptr : static_cast<const Act*>(params.in) + row * params.in_stride + q * 32;
   }
+
+  // Where this thread's first output goes and what is added to it: read now, while weights are on their way.
+  constexpr int kColumns = 16 * kRowTiles, kThreads = kWarps * kWarpSize;
+  static_assert(kThreads % kColumns == 0, "a thread has one column");
+  const int column = first_tile * 16 + threadIdx.x % kColumns;
+  const bool in_matrix = column < params.n;
+  const float* first_bias = BiasOf(params, task, params.first);
+  const float* second_bias = kFused ? BiasOf(params, task, params.second) : nullptr;
+  const float biases[2] = {in_matrix && first_bias != nullptr ? first_bias[column] : 0.0f,
+                           in_matrix && second_bias != nullptr ? second_bias[column] : 0.0f};
+  const auto first_out_row = static_cast<int>(OutputRow(params, task, rows, threadIdx.x / kColumns));
 
   float sum[kTiles][kTokenTiles][4] = {};
   for (int group = warp; group < groups; group += kWarps) {
@@ -128,24 +141,19 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kTokenTiles == 1 ? kBlocksP
     }
   }
   __syncthreads();
-  const float* first_bias = BiasOf(params, task, params.first);
-  constexpr int kColumns = 16 * kRowTiles;
-  for (int i = threadIdx.x; i < kColumns * min(rows.count, 8 * kTokenTiles); i += kWarps * kWarpSize) {
-    const int token = i / kColumns, tile = i % kColumns / 16, row = i % 16, column = first_tile * 16 + i % kColumns;
-    const int64_t out_row = OutputRow(params, task, rows, token);
-    if (column >= params.n || out_row < 0) continue;
+  for (int i = threadIdx.x; i < kColumns * min(rows.count, 8 * kTokenTiles); i += kThreads) {
+    const int token = i / kColumns, tile = i % kColumns / 16, row = i % 16;
+    const int64_t out_row = i < kThreads ? first_out_row : OutputRow(params, task, rows, token);
+    if (!in_matrix || out_row < 0) continue;
     float totals[kMatrices];
 #pragma unroll
     for (int m = 0; m < kMatrices; ++m) {
       float total = 0;
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) total += sums[w][m * kRowTiles + tile][token][row];  // always in this order
-      totals[m] = total * kSumScale<kType, Act>;
+      totals[m] = total * kSumScale<kType, Act> + biases[m];
     }
-    if (first_bias != nullptr) totals[0] += first_bias[column];
     if constexpr (kFused) {
-      const float* second_bias = BiasOf(params, task, params.second);
-      if (second_bias != nullptr) totals[1] += second_bias[column];
       StoreOutput(params, out_row, column, Swiglu(totals[0], totals[1], params.alpha, params.limit));
     } else {
       StoreOutput(params, out_row, column, totals[0]);
@@ -153,31 +161,26 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kTokenTiles == 1 ? kBlocksP
   }
 }
 
-template <DType kType, typename Act, bool kFused, int kTokenTiles, int kRowTiles>
+template <DType kType, typename Act, bool kFused, int kTokenTiles, int kRowTiles, int kWarps>
 cudaError_t LaunchTiles(const ProductParams& params, cudaStream_t stream) {
   dim3 grid;
   FERRY_CUDA_RETURN_IF_ERROR(Grid(CeilDiv(params.n, 16 * kRowTiles), params.num_tasks, 1, &grid));
-  cudaLaunchAttribute overlap;
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  const cudaLaunchConfig_t config = {.gridDim = grid,
-                                     .blockDim = kWarps * kWarpSize,
-                                     .stream = stream,
-                                     .attrs = &overlap,
-                                     .numAttrs = params.overlaps ? 1u : 0u};
-  return cudaLaunchKernelEx(&config, ProductsFewKernel<kType, Act, kFused, kTokenTiles, kRowTiles>, params);
+  constexpr auto kKernel = ProductsFewKernel<kType, Act, kFused, kTokenTiles, kRowTiles, kWarps>;
+  if (params.overlaps) return LaunchOverlapping(kKernel, grid, kWarps * kWarpSize, stream, params);
+  kKernel<<<grid, kWarps * kWarpSize, 0, stream>>>(params);
+  return cudaGetLastError();
 }
 
-template <DType kType, typename Act, bool kFused>
+template <DType kType, typename Act, bool kFused, int kWarps>
 cudaError_t Launch(const ProductParams& params, cudaStream_t stream) {
   int most_rows = 0;
   for (int t = 0; t < params.num_tasks; ++t) most_rows = std::max(most_rows, params.tasks[t].rows);
   if (most_rows == 0) return cudaSuccess;
   if (most_rows > kFewTaskRows) return cudaErrorInvalidValue;
-  if (most_rows <= 8) return LaunchTiles<kType, Act, kFused, 1, 1>(params, stream);
+  if (most_rows <= 8) return LaunchTiles<kType, Act, kFused, 1, 1, kWarps>(params, stream);
   // Rows are read again by every block, so with more of them a block takes more weights.
-  if (most_rows <= 16) return LaunchTiles<kType, Act, kFused, 2, 2>(params, stream);
-  return LaunchTiles < kType, Act, kFused, 4, kFused ? 1 : 2 > (params, stream);
+  if (most_rows <= 16) return LaunchTiles<kType, Act, kFused, 2, 2, kWarps>(params, stream);
+  return LaunchTiles < kType, Act, kFused, 4, kFused ? 1 : 2, kWarps > (params, stream);
 }
 
 }  // namespace
@@ -186,7 +189,10 @@ cudaError_t LaunchProductsFew(const ProductParams& params, bool fused, cudaStrea
   return WithActivation(params.act_type, [&](auto act) {
     using Act = decltype(act);
     return WithWeightType(params.weight_type, [&]<DType kType>() {
-      return fused ? Launch<kType, Act, true>(params, stream) : Launch<kType, Act, false>(params, stream);
+      if (fused) return Launch<kType, Act, true, kExpertWarps>(params, stream);
+      const bool small_matrix = params.offsets == nullptr && params.n <= kMaxDenseRows;
+      return small_matrix ? Launch<kType, Act, false, kDenseWarps>(params, stream)
+                          : Launch<kType, Act, false, kExpertWarps>(params, stream);
     });
   });
 }

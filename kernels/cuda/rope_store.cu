@@ -1,4 +1,5 @@
 #include "kernels/cuda/device_code.cuh"
+#include "kernels/cuda/overlapping_launch.cuh"
 #include "kernels/cuda/rope_store.h"
 
 namespace ferry::cuda {
@@ -36,6 +37,7 @@ __device__ inline int8_t Q8Code(float x, float d) {
 template <typename In, typename Act>
 __global__ void RopeStoreKernel(RopeStoreArgs args, bool aligned) {
   __shared__ float cosines[kMaxHeadDim / 2], sines[kMaxHeadDim / 2];
+  AwaitLaunchesBefore();
   const int row = blockIdx.x;
   const int position = args.places.positions[row];
   const int half = args.num_dims / 2, head_dim = static_cast<int>(args.cache.head_dim);
@@ -118,8 +120,7 @@ cudaError_t LaunchRopeStore(const RopeStoreArgs& args, cudaStream_t stream) {
       using Act = decltype(act_type);
       const bool aligned =
           RowsAligned4<In>(args.qkv.data, args.qkv.stride) && RowsAligned4<Act>(args.q_out.data, args.q_out.stride);
-      RopeStoreKernel<In, Act><<<grid, kThreads, 0, stream>>>(args, aligned);
-      return cudaGetLastError();
+      return LaunchOverlapping(RopeStoreKernel<In, Act>, grid, kThreads, stream, args, aligned);
     });
   });
 }

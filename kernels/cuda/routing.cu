@@ -1,4 +1,5 @@
 #include "kernels/cuda/device_code.cuh"
+#include "kernels/cuda/overlapping_launch.cuh"
 #include "kernels/cuda/routing.h"
 
 namespace ferry::cuda {
@@ -152,7 +153,7 @@ template <bool kAligned>
 __global__ void __launch_bounds__(kFewWarps* kWarpSize)
     RouterFewKernel(const __nv_bfloat16* in, int64_t in_stride, const float* weight, float* partials, int64_t rows,
                     int num_experts, int cols) {
-  constexpr int kBatch = 6;
+  constexpr int kBatch = 12;
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * 16 + lane / 4;  // and the eighth after it
   const int first_expert = (blockIdx.y * kFewWarps + warp) * 8, expert = first_expert + lane / 4;
@@ -170,15 +171,23 @@ __global__ void __launch_bounds__(kFewWarps* kWarpSize)
     if constexpr (kAligned) return *reinterpret_cast<const float2*>(weights + col);
     return float2{weights[col], col + 1 < end_col ? weights[col + 1] : 0.0f};
   };
+  float2 w[kBatch][2];
+  const auto load_weights = [&](int first) {
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      w[k][0] = weights_of(first + k * 16 + lane % 4 * 2);
+      w[k][1] = weights_of(first + k * 16 + lane % 4 * 2 + 8);
+    }
+  };
+  load_weights(first_col);  // on their way while the rows come to be
+  AwaitLaunchesBefore();
   float sums[4] = {};
   for (int first = first_col; first < end_col; first += 16 * kBatch) {
     uint32_t a[kBatch][4];
-    float2 w[kBatch][2];
+    if (first > first_col) load_weights(first);
 #pragma unroll
     for (int k = 0; k < kBatch; ++k) {
       const int col = first + k * 16 + lane % 4 * 2;
-      w[k][0] = weights_of(col);
-      w[k][1] = weights_of(col + 8);
       a[k][0] = pair_of(row, col);
       a[k][1] = pair_of(row + 8, col);
       a[k][2] = pair_of(row, col + 8);
@@ -270,6 +279,7 @@ __device__ inline uint64_t WarpMaxKey(uint64_t key) {
 template <int kSlots>
 __global__ void ChooseKernel(const float* partials, const float* bias, int32_t* experts, float* weights, int64_t rows,
                              int num_experts, int top_k) {
+  AwaitLaunchesBefore();
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsPerChoice + threadIdx.x / kWarpSize;
   const int lane = threadIdx.x % kWarpSize;
   if (row >= rows) return;
@@ -364,6 +374,7 @@ __global__ void __launch_bounds__(kGroupThreads)
   static_assert(kMaxExperts <= 2 * kGroupThreads);  // the scan takes two experts a thread
   __shared__ uint16_t of_warp[kGroupWarps][kMaxExperts];
   __shared__ int32_t starts[kMaxExperts], warp_sums[kWarpSize];
+  AwaitLaunchesBefore();
   const int thread = threadIdx.x, warp = thread / kWarpSize, lane = thread % kWarpSize;
   for (int i = thread; i < kGroupWarps * num_experts; i += kGroupThreads) of_warp[i / num_experts][i % num_experts] = 0;
   if (thread < kWarpSize) warp_sums[thread] = 0;
@@ -438,8 +449,8 @@ cudaError_t LaunchRoute(const RouteArgs& args, cudaStream_t stream) {
       if (rows <= kMaxFewRows) {
         FERRY_CUDA_RETURN_IF_ERROR(Grid(CeilDiv(rows, 16), CeilDiv(num_experts, 8 * kFewWarps), kParts, &grid));
         const auto kernel = in_aligned && weight_aligned ? RouterFewKernel<true> : RouterFewKernel<false>;
-        kernel<<<grid, kFewWarps * kWarpSize, 0, stream>>>(in, args.in.stride, args.weight, partials, rows, num_experts,
-                                                           cols);
+        FERRY_CUDA_RETURN_IF_ERROR(LaunchOverlapping(kernel, grid, kFewWarps * kWarpSize, stream, in, args.in.stride, args.weight,
+                                                     partials, rows, num_experts, cols));
       } else if (num_experts <= 32) {
         FERRY_CUDA_RETURN_IF_ERROR(Grid(CeilDiv(rows, kManyRows), 1, kParts, &grid));
         RouterKernel<1><<<grid, 128, 0, stream>>>(in, args.in.stride, in_aligned, args.weight, weight_aligned, partials,
@@ -453,9 +464,8 @@ cudaError_t LaunchRoute(const RouteArgs& args, cudaStream_t stream) {
     FERRY_CUDA_RETURN_IF_ERROR(cudaGetLastError());
     FERRY_CUDA_RETURN_IF_ERROR(Grid(CeilDiv(rows, kRowsPerChoice), 1, 1, &grid));
     const auto choose = [&](auto slots) {
-      ChooseKernel<slots()><<<grid, kRowsPerChoice * kWarpSize, 0, stream>>>(
-          partials, args.bias, args.experts + first * top_k, args.weights + first * top_k, rows, num_experts, top_k);
-      return cudaGetLastError();
+      return LaunchOverlapping(ChooseKernel<slots()>, grid, kRowsPerChoice * kWarpSize, stream, partials, args.bias,
+                               args.experts + first * top_k, args.weights + first * top_k, rows, num_experts, top_k);
     };
     if (num_experts <= 32) {
       FERRY_CUDA_RETURN_IF_ERROR(choose(std::integral_constant<int, 1>{}));
@@ -493,9 +503,8 @@ cudaError_t LaunchGroupByExpert(const int32_t* experts, int64_t rows, int64_t to
     PrefixKernel<<<count, kWarpSize, 0, stream>>>(counts, chunks, totals);
     FERRY_CUDA_RETURN_IF_ERROR(cudaGetLastError());
   }
-  WriteKernel<<<grid, kGroupThreads, 0, stream>>>(experts, assignments, static_cast<int>(top_k), count, counts, totals,
-                                                  offsets, entry_rows, entry_outs);
-  return cudaGetLastError();
+  return LaunchOverlapping(WriteKernel, grid, kGroupThreads, stream, experts, assignments, static_cast<int>(top_k), count, counts,
+                           totals, offsets, entry_rows, entry_outs);
 }
 
 }  // namespace ferry::cuda

@@ -1,4 +1,5 @@
 #include "kernels/cuda/device_code.cuh"
+#include "kernels/cuda/overlapping_launch.cuh"
 #include "kernels/cuda/rows.h"
 
 namespace ferry::cuda {
@@ -53,6 +54,7 @@ __device__ inline float TileValue(const DeviceTiles& table, int64_t row, int64_t
 // Bound: rows * cols * (code bytes + sizeof(T)) through device memory.
 template <typename T>
 __global__ void EmbedKernel(DeviceTiles table, const int32_t* token_ids, T* x, int64_t stride) {
+  AwaitLaunchesBefore();
   const int64_t token = token_ids[blockIdx.x];
   if (token < 0 || token >= table.rows) return;
   T* const out = x + blockIdx.x * stride;
@@ -67,6 +69,7 @@ template <typename In, typename Out>
 __global__ void RmsNormKernel(const In* x, int64_t x_stride, bool x_aligned, const float* weight, bool weight_aligned,
                               float epsilon, Out* out, int64_t out_stride, bool out_aligned, int cols) {
   __shared__ float scratch[kWarpSize];
+  AwaitLaunchesBefore();
   const In* const row = x + blockIdx.x * x_stride;
   Out* const out_row = out + blockIdx.x * out_stride;
   float sum = 0.0f;
@@ -94,6 +97,7 @@ constexpr int kCombineThreads = 128;
 template <typename T>
 __global__ void CombineKernel(const T* contributions, int64_t stride, bool aligned, const float* weights, int top_k,
                               float* x, int64_t x_stride, bool x_aligned, int cols, int parts) {
+  AwaitLaunchesBefore();
   const int64_t token = blockIdx.x / parts;
   const int col = 4 * (static_cast<int>(blockIdx.x % parts) * kCombineThreads + static_cast<int>(threadIdx.x));
   if (col >= cols) return;
@@ -120,6 +124,7 @@ __global__ void CombineKernel(const T* contributions, int64_t stride, bool align
 template <typename Word>
 __global__ void GatherKernel(const Word* in, int64_t in_stride, int64_t in_rows, const int32_t* rows, Word* out,
                              int64_t out_stride, int64_t words) {
+  AwaitLaunchesBefore();
   const int64_t source = rows[blockIdx.x];
   if (source < 0 || source >= in_rows) return;
   for (int64_t i = threadIdx.x; i < words; i += kThreads) out[blockIdx.x * out_stride + i] = in[source * in_stride + i];
@@ -131,6 +136,7 @@ __global__ void GatherKernel(const Word* in, int64_t in_stride, int64_t in_rows,
 template <typename T>
 __global__ void ScatterKernel(const float* rows, bool aligned, const int32_t* outs, T* out, int64_t out_stride,
                               bool out_aligned, int64_t out_rows, int cols) {
+  AwaitLaunchesBefore();
   const int col = 4 * (static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x));
   if (col >= cols) return;
   // Both reads at once: one way across the link and back, 1.2 us, is most of what a step of one row takes.
@@ -144,11 +150,36 @@ __global__ void ScatterKernel(const float* rows, bool aligned, const int32_t* ou
 // Grid: as many as keep the link busy. Block: kThreads, a Word each in turn; the last bytes by the first threads.
 // Bound: bytes over the link, 54 GB/s: 64 KB in flight at 1.2 us a read.
 template <typename Word>
-__global__ void CopyFromHostKernel(std::byte* dst, const std::byte* src, int64_t bytes) {
+__global__ void CopyKernel(std::byte* dst, const std::byte* src, int64_t bytes) {
+  AwaitLaunchesBefore();
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, step = int64_t{gridDim.x} * kThreads;
   const int64_t words = bytes / static_cast<int64_t>(sizeof(Word));
   for (int64_t i = first; i < words; i += step) reinterpret_cast<Word*>(dst)[i] = reinterpret_cast<const Word*>(src)[i];
   for (int64_t i = words * static_cast<int64_t>(sizeof(Word)) + first; i < bytes; i += step) dst[i] = src[i];
+}
+
+constexpr int kTellThreads = 1024;
+
+// A copy to the host, then the news of it. Grid: one block, since the news comes after all of it.
+// Bound: one way across the link.
+template <typename Word>
+__global__ void CopyAndTellKernel(std::byte* dst, const std::byte* src, int64_t bytes, uint32_t* signal, uint32_t value) {
+  AwaitLaunchesBefore();
+  const int64_t words = bytes / static_cast<int64_t>(sizeof(Word));
+  for (int64_t i = threadIdx.x; i < words; i += kTellThreads) reinterpret_cast<Word*>(dst)[i] = reinterpret_cast<const Word*>(src)[i];
+  for (int64_t i = words * static_cast<int64_t>(sizeof(Word)) + threadIdx.x; i < bytes; i += kTellThreads) dst[i] = src[i];
+  __threadfence_system();
+  __syncthreads();
+  if (threadIdx.x == 0) *static_cast<volatile uint32_t*>(signal) = value;
+}
+
+// Calls f with the widest word that both addresses are aligned to.
+template <typename F>
+cudaError_t WithWord(const void* a, const void* b, const F& f) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(a) | reinterpret_cast<uintptr_t>(b);
+  if (address % 16 == 0) return f(uint4{});
+  if (address % 4 == 0) return f(uint32_t{});
+  return f(uint8_t{});
 }
 
 template <typename T>
@@ -160,10 +191,8 @@ template <typename Word>
 cudaError_t Gather(const DeviceRows& in, const int32_t* rows, const DeviceRows& out, int64_t element_bytes, dim3 grid,
                    cudaStream_t stream) {
   const int64_t per_word = sizeof(Word) / element_bytes;
-  GatherKernel<Word><<<grid, kThreads, 0, stream>>>(static_cast<const Word*>(in.data), in.stride / per_word, in.rows,
-                                                    rows, static_cast<Word*>(out.data), out.stride / per_word,
-                                                    in.cols / per_word);
-  return cudaGetLastError();
+  return LaunchOverlapping(GatherKernel<Word>, grid, kThreads, stream, static_cast<const Word*>(in.data), in.stride / per_word,
+                           in.rows, rows, static_cast<Word*>(out.data), out.stride / per_word, in.cols / per_word);
 }
 
 }  // namespace
@@ -174,8 +203,7 @@ cudaError_t LaunchEmbed(const DeviceTiles& table, const int32_t* token_ids, cons
   FERRY_CUDA_RETURN_IF_ERROR(Grid(x.rows, 1, 1, &grid));
   return WithElement(x.dtype, [&](auto type) {
     using T = decltype(type);
-    EmbedKernel<T><<<grid, kThreads, 0, stream>>>(table, token_ids, static_cast<T*>(x.data), x.stride);
-    return cudaGetLastError();
+    return LaunchOverlapping(EmbedKernel<T>, grid, kThreads, stream, table, token_ids, static_cast<T*>(x.data), x.stride);
   });
 }
 
@@ -190,10 +218,9 @@ cudaError_t LaunchRmsNorm(const DeviceRows& x, const float* weight, float epsilo
     return WithElement(out.dtype, [&](auto out_type) {
       using In = decltype(in_type);
       using Out = decltype(out_type);
-      RmsNormKernel<In, Out><<<grid, kThreads, 0, stream>>>(
-          static_cast<const In*>(x.data), x.stride, Aligned4<In>(x), weight, weight_aligned, epsilon,
-          static_cast<Out*>(out.data), out.stride, Aligned4<Out>(out), static_cast<int>(x.cols));
-      return cudaGetLastError();
+      return LaunchOverlapping(RmsNormKernel<In, Out>, grid, kThreads, stream, static_cast<const In*>(x.data), x.stride,
+                               Aligned4<In>(x), weight, weight_aligned, epsilon, static_cast<Out*>(out.data), out.stride,
+                               Aligned4<Out>(out), static_cast<int>(x.cols));
     });
   });
 }
@@ -207,11 +234,10 @@ cudaError_t LaunchCombine(const DeviceRows& contributions, const float* weights,
   FERRY_CUDA_RETURN_IF_ERROR(Grid(x.rows * parts, 1, 1, &grid));
   return WithElement(contributions.dtype, [&](auto type) {
     using T = decltype(type);
-    CombineKernel<T><<<grid, kCombineThreads, 0, stream>>>(
-        static_cast<const T*>(contributions.data), contributions.stride, Aligned4<T>(contributions), weights,
-        static_cast<int>(top_k), static_cast<float*>(x.data), x.stride, Aligned4<float>(x), static_cast<int>(x.cols),
-        static_cast<int>(parts));
-    return cudaGetLastError();
+    return LaunchOverlapping(CombineKernel<T>, grid, kCombineThreads, stream, static_cast<const T*>(contributions.data),
+                             contributions.stride, Aligned4<T>(contributions), weights, static_cast<int>(top_k),
+                             static_cast<float*>(x.data), x.stride, Aligned4<float>(x), static_cast<int>(x.cols),
+                             static_cast<int>(parts));
   });
 }
 
@@ -236,26 +262,28 @@ cudaError_t LaunchScatterRows(const float* rows, const int32_t* outs, int64_t nu
   const bool aligned = RowsAligned4<float>(rows, out.cols);
   return WithElement(out.dtype, [&](auto type) {
     using T = decltype(type);
-    ScatterKernel<T><<<grid, kThreads, 0, stream>>>(rows, aligned, outs, static_cast<T*>(out.data), out.stride,
-                                                    Aligned4<T>(out), out.rows, static_cast<int>(out.cols));
-    return cudaGetLastError();
+    return LaunchOverlapping(ScatterKernel<T>, grid, kThreads, stream, rows, aligned, outs, static_cast<T*>(out.data), out.stride,
+                             Aligned4<T>(out), out.rows, static_cast<int>(out.cols));
   });
 }
 
-cudaError_t LaunchCopyFromHost(void* dst, const std::byte* pinned, int64_t bytes, cudaStream_t stream) {
+cudaError_t LaunchCopy(void* dst, const void* src, int64_t bytes, cudaStream_t stream) {
   if (bytes == 0) return cudaSuccess;
   constexpr int64_t kMaxBlocks = 64;
-  const auto launch = [&](auto word) {
+  return WithWord(dst, src, [&](auto word) {
     using Word = decltype(word);
     const int64_t words = bytes / static_cast<int64_t>(sizeof(Word)) + 1;
     const int64_t blocks = words < kMaxBlocks * kThreads ? (words + kThreads - 1) / kThreads : kMaxBlocks;
-    CopyFromHostKernel<Word><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(static_cast<std::byte*>(dst), pinned, bytes);
-    return cudaGetLastError();
-  };
-  const uintptr_t address = reinterpret_cast<uintptr_t>(dst) | reinterpret_cast<uintptr_t>(pinned);
-  if (address % 16 == 0) return launch(uint4{});
-  if (address % 4 == 0) return launch(uint32_t{});
-  return launch(uint8_t{});
+    return LaunchOverlapping(CopyKernel<Word>, dim3(static_cast<unsigned>(blocks)), kThreads, stream, static_cast<std::byte*>(dst),
+                             static_cast<const std::byte*>(src), bytes);
+  });
+}
+
+cudaError_t LaunchCopyAndTell(void* dst, const void* src, int64_t bytes, uint32_t* signal, uint32_t value, cudaStream_t stream) {
+  return WithWord(dst, src, [&](auto word) {
+    return LaunchOverlapping(CopyAndTellKernel<decltype(word)>, dim3(1), kTellThreads, stream, static_cast<std::byte*>(dst),
+                             static_cast<const std::byte*>(src), bytes, signal, value);
+  });
 }
 
 }  // namespace ferry::cuda

@@ -50,6 +50,7 @@ const char* TiledGemm(const ProductDevice& device, const TiledGemmArgs& args, cu
   params.out_rows = args.m;
   params.out_stride = args.out_stride;
   params.accumulate = args.accumulate;
+  params.overlaps = true;
   cudaError_t error;
   if (args.m <= device.few_rows_dense) {
     error = LaunchProductsFew(params, /*fused=*/false, stream);

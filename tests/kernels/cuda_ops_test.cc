@@ -94,6 +94,32 @@ TEST_F(CudaOpsTest, UploadAndDownloadKeepEveryByteBeyondTheStagingBuffers) {
   }
 }
 
+TEST_F(CudaOpsTest, DownloadsOfAnySizeBeginAnywhere) {
+  constexpr int64_t kMost = (256 << 10) + 32;
+  std::vector<uint8_t> sent(kMost);
+  RandomBits random(8);
+  for (uint8_t& byte : sent) byte = static_cast<uint8_t>(random.Next());
+  const GuardedBytes device(ops_, BytesOf(sent));
+  AlignedBytes pinned(kMost);
+  ASSERT_OK(ops_->PinHost(pinned.span(), /*read_only=*/false));
+  for (const int64_t bytes : {1, 15, 16, 517, 5760, 16 << 10, (16 << 10) + 1, (256 << 10) - 3, 256 << 10, (256 << 10) + 7}) {
+    for (const int64_t first : {0, 1, 4, 16}) {
+      const std::span<const std::byte> want = BytesOf(sent).subspan(first, bytes);
+      std::vector<std::byte> got(bytes);
+      ASSERT_OK(ops_->Download(got, device.data() + first));
+      ASSERT_TRUE(std::equal(want.begin(), want.end(), got.begin())) << bytes << " from " << first;
+      const std::span<std::byte> there = pinned.span().subspan(first, bytes);
+      std::fill(pinned.span().begin(), pinned.span().end(), std::byte{0});
+      ASSERT_OK(ops_->DownloadAsync(there, device.data() + first));
+      ASSERT_OK(ops_->Download(std::span(got).first(1), device.data()));  // waits for what is queued before it
+      ASSERT_TRUE(std::equal(want.begin(), want.end(), there.begin())) << bytes << " from " << first;
+      if (first > 0) ASSERT_EQ(pinned.span()[first - 1], std::byte{0});
+      if (first + bytes < kMost) ASSERT_EQ(pinned.span()[first + bytes], std::byte{0});
+    }
+  }
+  ops_->UnpinHost(pinned.span());
+}
+
 TEST_F(CudaOpsTest, UploadsAreQueuedInOrderAndTheirSourceIsFreeOnReturn) {
   const GuardedBytes device(ops_, 4096);
   std::vector<int32_t> values(1024);
@@ -591,6 +617,31 @@ TEST_F(CudaOpsTest, ScatterRoundsEveryRowThatTheHostHandsOver) {
       }
     }
   }
+}
+
+TEST_F(CudaOpsTest, ScatterReadsPinnedRowsWhereTheyLie) {
+  constexpr int64_t kRows = 5, kCols = 2880;
+  const DType type = ops_->contribution_dtype();
+  AlignedBytes memory(2 * kRows * kCols * sizeof(float));
+  const std::span<float> all(reinterpret_cast<float*>(memory.span().data()), 2 * kRows * kCols);
+  const std::vector<float> values = RandomFloats(static_cast<int64_t>(all.size()), 51);
+  std::copy(values.begin(), values.end(), all.begin());
+  const std::span<const std::byte> first_half = memory.span().first(kRows * kCols * sizeof(float));
+  ASSERT_OK(ops_->PinHost(first_half, /*read_only=*/false));
+  const std::vector<int32_t> outs = {4, 0, 3, 1, 2};
+  for (const int64_t first : {int64_t{0}, kRows * kCols, kRows * kCols / 2}) {  // inside, outside, and across the end of what is pinned
+    const std::span<const float> rows = all.subspan(first, kRows * kCols);
+    const DeviceRowsBuffer contributions(ops_, type, kRows, kCols);
+    ASSERT_OK(ops_->ScatterContributionsAsync(rows, outs, contributions.tensor()));
+    const std::vector<float> got = contributions.Read();
+    for (int64_t i = 0; i < kRows * kCols; ++i) {
+      ASSERT_EQ(got[outs[i / kCols] * kCols + i % kCols], Rounded(rows[i], type)) << first << ": " << i;
+    }
+  }
+  EXPECT_THAT(ops_->ScatterContributionsAsync(all.first(kRows * kCols), std::vector<int32_t>{0, 1, 2, 3, 5},
+                                              DeviceRowsBuffer(ops_, type, kRows, kCols).tensor()),
+              StatusIs(absl::StatusCode::kInvalidArgument));
+  ops_->UnpinHost(first_half);
 }
 
 TEST_F(CudaOpsTest, CombineAddsTheRanksInOrder) {
