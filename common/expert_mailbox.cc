@@ -14,6 +14,7 @@
 #include "common/checked_size.h"
 #include "common/futex.h"
 #include "common/memfd.h"
+#include "common/paced_wait.h"
 
 namespace ferry {
 namespace {
@@ -142,15 +143,14 @@ struct ExpertMailbox::Impl {
   }
 
   // Waits until `word` is (equal) or is no longer (!equal) `value`; whether it came to that.
-  static bool WaitUntil(const Word& word, uint32_t value, bool equal, absl::Time deadline) {
-    const auto done = [&] { return (word.load(std::memory_order_acquire) == value) == equal; };
-    if (SpinUntil(std::min(kSpinBeforeSleep, deadline - absl::Now()), done)) return true;
-    for (;;) {
-      const uint32_t seen = word.load(std::memory_order_acquire);
-      if ((seen == value) == equal) return true;
-      if (absl::Now() >= deadline) return false;
-      FutexWait(word, seen, deadline, FutexScope::kShared);
-    }
+  bool WaitUntil(const Word& word, uint32_t value, bool equal, absl::Time deadline) {
+    const auto is = [&](uint32_t seen) { return (seen == value) == equal; };
+    return wait.Until(
+        deadline, [&] { return is(word.load(std::memory_order_acquire)); },
+        [&](absl::Time until) {
+          const uint32_t seen = word.load(std::memory_order_acquire);
+          if (!is(seen)) FutexWait(word, seen, until, FutexScope::kShared);
+        });
   }
 
   // Copies the request out of the region: every word is read once, and no count is believed beyond the region's
@@ -225,6 +225,8 @@ struct ExpertMailbox::Impl {
   const Regions regions;
   const Memfd memfd;
   std::byte* const data;
+
+  PacedWait wait;  // of this side
 
   // The worker's own state.
   uint32_t posted = 0;   // number of the last request
@@ -324,7 +326,7 @@ absl::Status ExpertMailbox::Post(const ExpertRequest& request) {
 absl::Status ExpertMailbox::WaitForAnswer(absl::Time deadline, std::vector<ExpertPlace>* places) {
   Impl& impl = *impl_;
   if (!impl.waiting) return FailedPrecondition("nothing was posted");
-  if (!Impl::WaitUntil(impl.control().answer_number, impl.posted, /*equal=*/true, deadline)) {
+  if (!impl.WaitUntil(impl.control().answer_number, impl.posted, /*equal=*/true, deadline)) {
     impl.late = true;
     return DeadlineExceeded("the expert engine has not answered in time");
   }
@@ -335,7 +337,7 @@ absl::Status ExpertMailbox::WaitForAnswer(absl::Time deadline, std::vector<Exper
 absl::StatusOr<ExpertRequest> ExpertMailbox::WaitForRequest(absl::Time deadline, int64_t num_layers) {
   Impl& impl = *impl_;
   const Word& number = impl.control().request_number;
-  if (!Impl::WaitUntil(number, impl.taken, /*equal=*/false, deadline)) return DeadlineExceeded("no request has come");
+  if (!impl.WaitUntil(number, impl.taken, /*equal=*/false, deadline)) return DeadlineExceeded("no request has come");
   impl.taken = number.load(std::memory_order_acquire);
   impl.answering = true;
   absl::StatusOr<ExpertRequest> request = impl.CopyRequest();

@@ -7,7 +7,7 @@
 // Neither side trusts the other's bytes: the engine copies the counts and ids out before it checks and uses them, and
 // addresses are computed from checked (layer, expert) alone. Rows and contributions are plain numbers and need no check.
 //
-// Waiting: a short spin, then a futex on the sequence word, always with a deadline.
+// Waiting: paced (common/paced_wait.h), on a futex on the sequence word, always with a deadline.
 
 #include <cstddef>
 #include <cstdint>

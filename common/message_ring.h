@@ -7,7 +7,7 @@
 // The reader trusts nothing: sizes are copied out before they are checked, a slot's address follows from how many were read before,
 // and a message is the reader's own copy before anyone parses it.
 //
-// Waiting: a short spin, then a futex on the other side's counter, always with a deadline.
+// Waiting: paced (common/paced_wait.h), on a futex on the other side's counter, always with a deadline.
 
 #include <atomic>
 #include <cstddef>
@@ -18,6 +18,7 @@
 
 #include "absl/time/time.h"
 #include "common/memfd.h"
+#include "common/paced_wait.h"
 #include "common/status.h"
 
 namespace ferry {
@@ -55,6 +56,7 @@ class MessageRing {
   const Memfd memfd_;
   std::byte* const data_;
   std::atomic<bool> aborted_{false};
+  PacedWait wait_;        // of this side
   uint32_t written_ = 0;  // the writer's count of slots
   uint32_t read_ = 0;     // the reader's
   std::string part_;      // of a message that has not come whole

@@ -4,6 +4,8 @@
 #include <future>
 #include <utility>
 
+#include "absl/time/clock.h"
+
 namespace ferry {
 namespace {
 
@@ -22,6 +24,7 @@ GenerationLoop::~GenerationLoop() {
   {
     const std::lock_guard lock(mutex_);
     stop_ = true;
+    posted_ = true;
   }
   wake_.notify_one();
   thread_.join();
@@ -31,6 +34,7 @@ void GenerationLoop::Post(Task task) {
   // Under the lock: once it is given up, this task may be what the owner waits for before it destroys the loop.
   const std::lock_guard lock(mutex_);
   inbox_.push_back(std::move(task));
+  posted_ = true;
   wake_.notify_one();
 }
 
@@ -118,12 +122,21 @@ void GenerationLoop::Run() {
   std::vector<Task> tasks;
   while (true) {
     const absl::Duration sleep = std::clamp(scheduler_.NextDeadline() - clock_.Now(), absl::ZeroDuration(), kTick);
+    if (scheduler_.num_in_flight() > 0) {
+      wait_.Until(
+          absl::Now() + sleep, [this] { return posted_.load(std::memory_order_relaxed); },
+          [this](absl::Time until) {
+            std::unique_lock lock(mutex_);
+            wake_.wait_until(lock, absl::ToChronoTime(until), [&] { return posted_.load(); });
+          });
+    }
     {
       std::unique_lock lock(mutex_);
       wake_.wait_for(lock, absl::ToChronoMicroseconds(sleep) + std::chrono::microseconds(1),
                      [&] { return stop_ || !inbox_.empty(); });
       if (stop_ && inbox_.empty()) break;
       tasks.swap(inbox_);
+      posted_ = false;
     }
     for (Task& task : tasks) task();
     tasks.clear();

@@ -6,6 +6,7 @@
 // It serves while it has an executor. Suspend takes the executor away and ends every request with a status; until the
 // next Attach, new ones are refused with Unavailable and that status's message.
 
+#include <atomic>
 #include <condition_variable>
 #include <functional>
 #include <memory>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "common/clock.h"
+#include "common/paced_wait.h"
 #include "coordinator/batch_scheduler.h"
 #include "coordinator/step_plan.h"
 
@@ -72,7 +74,9 @@ class GenerationLoop {
   std::condition_variable changed_;  // stats_ have changed
   std::vector<Task> inbox_;
   bool stop_ = false;
+  std::atomic<bool> posted_ = false;  // inbox_ has something, or stop_; read without the lock
   GenerationStats stats_;
+  PacedWait wait_;  // for the answer to a step; of the loop's thread
   std::thread thread_;
 };
 

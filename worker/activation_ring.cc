@@ -137,15 +137,12 @@ template <typename Done>
 absl::Status ActivationRing::WaitFor(const std::atomic<uint32_t>& word, absl::Time deadline, const Done& done) {
   constexpr absl::Duration kLook = absl::Milliseconds(100);  // for an Abort between the look at it and the sleep
   const auto over = [&] { return aborted_.load(kRelaxed) || done(); };
-  SpinUntil(std::min(kSpinBeforeSleep, deadline - absl::Now()), over);
-  while (true) {
+  const bool in_time = wait_.Until(deadline, over, [&](absl::Time until) {
     const uint32_t seen = word.load(std::memory_order_acquire);
-    if (aborted_) return Aborted("the epoch is over");
-    if (done()) return absl::OkStatus();
-    const absl::Time now = absl::Now();
-    if (now >= deadline) return DeadlineExceeded("nothing happened in time");
-    FutexWait(word, seen, std::min(deadline, now + kLook), FutexScope::kShared);
-  }
+    if (!over()) FutexWait(word, seen, std::min(until, absl::Now() + kLook), FutexScope::kShared);
+  });
+  if (aborted_) return Aborted("the epoch is over");
+  return in_time ? absl::OkStatus() : DeadlineExceeded("nothing happened in time");
 }
 
 // ----------------------------------------------------------------------------------------------------------------- the writer

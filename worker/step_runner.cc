@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "absl/time/clock.h"
-#include "common/futex.h"
 #include "common/log.h"
 #include "proto/expert_counters.h"
 
@@ -158,20 +157,22 @@ void StepRunner::Submit(v1::StepRequest request, Answer answer) {
   answer(ResponseFor(request, refused));
 }
 
-// In decode the next step comes soon, and a thread that sleeps begins it late.
-void StepRunner::SpinForCall(std::unique_lock<std::mutex>& lock) {
-  if (HasCall()) return;
+void StepRunner::AwaitCall(std::unique_lock<std::mutex>& lock) {
   called_.store(false, std::memory_order_relaxed);
   lock.unlock();
-  SpinUntil(kSpinBeforeSleep, [this] { return called_.load(std::memory_order_relaxed); });
+  wait_.Until(
+      absl::InfiniteFuture(), [this] { return called_.load(std::memory_order_relaxed); },
+      [this](absl::Time until) {
+        std::unique_lock sleeping(mutex_);
+        changed_.wait_until(sleeping, absl::ToChronoTime(until), [this] { return HasCall(); });
+      });
   lock.lock();
 }
 
 void StepRunner::Loop() {
   std::unique_lock lock(mutex_);
   while (true) {
-    SpinForCall(lock);
-    changed_.wait(lock, [&] { return HasCall(); });
+    while (!HasCall()) AwaitCall(lock);
     if (ending_) return;
     if (probe_ != nullptr) {
       const std::shared_ptr<ProbeJob> job = probe_;

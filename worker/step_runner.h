@@ -18,6 +18,7 @@
 #include <thread>
 
 #include "absl/time/time.h"
+#include "common/paced_wait.h"
 #include "common/status.h"
 #include "ferry/v1/worker.pb.h"
 #include "worker/stage.h"
@@ -74,7 +75,7 @@ class StepRunner {
     called_.store(true, std::memory_order_relaxed);
     changed_.notify_all();
   }
-  void SpinForCall(std::unique_lock<std::mutex>& lock);
+  void AwaitCall(std::unique_lock<std::mutex>& lock);
   absl::StatusOr<StageResult> RunOne(const Queued& queued);
   void AbortLocked(std::unique_lock<std::mutex>& lock);
 
@@ -97,6 +98,7 @@ class StepRunner {
   std::shared_ptr<ProbeJob> probe_;  // asked for, or running
   v1::ExpertCounters counters_;
   std::atomic<bool> called_ = false;  // since the compute thread last found nothing to do; read without the lock
+  PacedWait wait_;                    // for a call; of the compute thread
 
   std::thread thread_;
 };
