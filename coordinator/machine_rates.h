@@ -27,7 +27,7 @@ struct WorkerRates {
   LinkRates link;
   ExpertRates experts;  // on its own device; zeros: not measured
   double operation_seconds = 0;  // of a small operation behind others (kernels/expert_rates.h); 0: not measured
-  double message_seconds = 0;    // of a message from the coordinator and its answer; 0: not measured
+  double message_seconds = 0;    // of a message from the coordinator and its answer; 0: they share memory
   bool operator==(const WorkerRates&) const = default;
 };
 

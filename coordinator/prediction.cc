@@ -45,20 +45,21 @@ double CommonShare(int64_t layer) {
 constexpr double kGpuBytesPerValue = 56;         // of a token's n_embd values, through norms, residual and contributions
 constexpr double kGpuHostTripSeconds = 0.05e-3;  // prefill: rows to the engine and contributions back
 constexpr double kGpuHostEntrySeconds = 2.7e-6;  // the same of a (row, expert) pair, where no copy hides it
-// Decode, of traces on an H100 and an H200, whose layers take the same 120 us when all is there.
-constexpr double kGpuDecodeLayerOperations = 22;  // small operations' time: kernels that wait for each other, the routing's way
-constexpr double kGpuOperationSeconds = 3.5e-6;   // where it was not measured
+// Decode, of runs on an H100 and an H200.
+constexpr double kGpuDecodeLayerOperations = 21;  // small operations' time: kernels that wait for each other, the routing's way
+constexpr double kGpuOperationSeconds = 2.7e-6;   // where it was not measured
 constexpr double kGpuOutputReadShare = 1.65;      // the output matrix is read faster than experts of one row
-constexpr double kGpuDecodeHostTripSeconds = 0.015e-3;  // to the engine and back
-constexpr double kGpuDecodeHandOverSeconds = 0.1e-3;    // from worker to worker
-constexpr double kDecodeMessages = 3;        // there and back, of a step: threads wake each other on both sides
-constexpr double kMessageSeconds = 0.1e-3;   // where it was not measured
+constexpr double kGpuDecodeHostTripSeconds = 0.065e-3;  // to the engine and back, and its threads' start: 35 us on 16 cores, 75 on 32
+constexpr double kTripBesideCopies = 2;                 // reads across the link wait for copies on it
+constexpr double kGpuDecodeHandOverSeconds = 0.05e-3;   // from worker to worker
+constexpr double kGpuDecodeStepSeconds = 0.04e-3;       // sampling, and the step's way through shared memory
+constexpr double kDecodeMessages = 3;        // there and back, of a step to another host: threads wake each other on both sides
 constexpr double kCpuDenseShare = 0.5;       // two int8 products for one: see docs/performance.md
 constexpr double kCpuAttentionShare = 0.15;  // scores and values in F32
 constexpr double kCpuDecodeLayerSeconds = 0.05e-3;
 constexpr double kCpuDecodeStepSeconds = 0.25e-3;
 constexpr double kPassSeconds = 1e-3;        // of a step, and a worker in its way: messages, batch, logits
-// What a later pass of the same prompt finds of as many experts as there are slots.
+// What a later pass of the same prompt, or the first token behind it, finds of as many experts as there are slots.
 constexpr double kKeptShare = 0.8;
 // As worker/copy_ahead.h: experts used with more than this probability are copied before their layer is routed.
 constexpr double kCertain = 0.9;
@@ -267,7 +268,8 @@ class DecodePredictor {
       if (input_.gpu) {
         // Most layers miss none where few are missed at all; those that do wait for the host.
         const double missing = 1 - std::exp(-misses);
-        const double host = missing > 0 ? host_seconds / missing + kGpuDecodeHostTripSeconds : 0;
+        const double trip = kGpuDecodeHostTripSeconds * (filling ? kTripBesideCopies : 1);
+        const double host = missing > 0 ? host_seconds / missing + trip : 0;
         result.seconds_per_token +=
             kGpuDecodeLayerOperations * operation + (1 - missing) * here_seconds + missing * std::max(host, here_seconds);
       } else {
@@ -314,7 +316,7 @@ void Finish(const PredictionInput& input, DecodePrediction* result) {
     double message = 0;
     for (const WorkerRates& worker : input.rates.workers) message = std::max(message, worker.message_seconds);
     const auto hand_overs = static_cast<double>(input.rates.workers.size() - 1);
-    result->seconds_per_token += kDecodeMessages * (message > 0 ? message : kMessageSeconds) + hand_overs * kGpuDecodeHandOverSeconds;
+    result->seconds_per_token += kGpuDecodeStepSeconds + kDecodeMessages * message + hand_overs * kGpuDecodeHandOverSeconds;
   }
   result->resident_share /= static_cast<double>(input.config.num_layers * input.config.top_k);
   if (!input.gpu) result->host_bytes += std::exchange(result->device_bytes, 0);
@@ -414,7 +416,8 @@ DecodePrediction PredictDecodeAfter(const PredictionInput& input, const PrefillP
   DecodePrediction result;
   for (size_t worker = 0; worker < input.placement.workers.size(); ++worker) {
     const DecodePredictor predictor(input, worker, prefill.tokens);
-    double kept = std::min(predictor.most_kept(), (prefill.shipped + prefill.resident) / static_cast<double>(input.config.num_layers));
+    const double came = (prefill.shipped + prefill.resident) / static_cast<double>(input.config.num_layers);
+    double kept = came <= predictor.most_kept() ? came : kKeptShare * predictor.most_kept();
     DecodePrediction sum;
     for (int64_t token = 0; token < tokens; ++token) {
       const bool filling = kept < predictor.most_kept();

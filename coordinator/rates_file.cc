@@ -14,7 +14,7 @@
 namespace ferry {
 namespace {
 
-constexpr int kVersion = 2;
+constexpr int kVersion = 3;
 
 // The value of the first line of a file such as /proc/cpuinfo that begins with `name`; of any file, its first line.
 std::string LineOf(const char* path, const std::string& name = "") {
@@ -55,7 +55,7 @@ std::string RatesKey(const std::string& engine, const ArenaLayout& arena, std::s
                                     LineOf("/proc/cpuinfo", "model name"), engine, record.gate.rows, record.gate.cols,
                                     arena.max_record_bytes());
   for (const RatedWorker& worker : workers) {
-    key += absl::StrFormat("|%s %s", worker.device, worker.has_slots ? worker.transport : "without slots");
+    key += absl::StrFormat("|%s %s%s", worker.device, worker.transport, worker.has_slots ? "" : " without slots");
   }
   return key;
 }

@@ -98,6 +98,7 @@ absl::StatusOr<MachineRates> ProbeRates(Ops& engine, const ExpertStore& store, s
   rates.host_beside_links = rates.host;
   for (const ProbedWorker& worker : workers) {
     rates.workers.push_back(worker.own);
+    if (worker.shares_memory) continue;
     const absl::StatusOr<double> seconds = probe_messages(worker);
     RETURN_IF_ERROR(Annotate(seconds.status(), absl::StrFormat("messages to worker %d", worker.id.value())));
     rates.workers.back().message_seconds = *seconds;

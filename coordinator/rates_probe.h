@@ -23,6 +23,7 @@ struct ProbedWorker {
   Incarnation incarnation;
   std::string address;
   bool has_slots = false;
+  bool shares_memory = false;  // with the coordinator: its steps are no messages
   WorkerRates own;  // what it measured at its start: link alone, experts on its device
 };
 
@@ -30,7 +31,7 @@ struct ProbedWorker {
 using LinkProbe = std::function<absl::StatusOr<double>(const ProbedWorker&, absl::Duration time)>;
 absl::StatusOr<double> ProbeLinkOverGrpc(const ProbedWorker& worker, absl::Duration time);
 
-// Seconds of a message to a worker and its answer.
+// Seconds of a message to a worker and its answer; for those that share no memory.
 using MessageProbe = std::function<absl::StatusOr<double>(const ProbedWorker&)>;
 absl::StatusOr<double> ProbeMessagesOverGrpc(const ProbedWorker& worker);
 

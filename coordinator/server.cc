@@ -283,6 +283,7 @@ class ServerImpl final : public Server {
                         .incarnation = Incarnation(info.incarnation()),
                         .address = info.address(),
                         .has_slots = has_slots,
+                        .shares_memory = info.expert_transport() == "shm",
                         .own = RatesOf(info)});
     }
     const std::string directory = RatesDirectory(), key = RatesKey(engine_->name(), store_->layout(), rated);

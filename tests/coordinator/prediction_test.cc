@@ -169,8 +169,12 @@ TEST_F(PredictionTest, DecodeBehindAColdPromptFillsTheSlots) {
   EXPECT_LT(few, first);
   EXPECT_LT(many, few);
   EXPECT_GT(many, filled);
-  cold.shipped = 1e6;
+  cold.shipped = 40;
   EXPECT_DOUBLE_EQ(PredictDecodeAfter(input, cold, 20).seconds_per_token, filled) << "the prefill has filled them";
+  cold.shipped = 1e6;
+  const double pushed_out = PredictDecodeAfter(input, cold, 1).seconds_per_token;
+  EXPECT_GT(pushed_out, filled) << "later layers' experts have pushed out those of earlier ones";
+  EXPECT_LT(pushed_out, empty);
 }
 
 }  // namespace

@@ -64,12 +64,12 @@ TEST_F(RatesFileTest, TrustsNothingDamaged) {
     return changed;
   };
   for (const std::string& damaged : {std::string(), std::string("{}"), std::string("[1, 2"), text.substr(0, text.size() / 2),
-                                     with("\"version\": 2", "\"version\": \"two\""), with("166000000000.0", "-1"),
+                                     with("\"version\": 3", "\"version\": \"two\""), with("166000000000.0", "-1"),
                                      with("166000000000.0", "1e300"), with("166000000000.0", "\"fast\"")}) {
     Spoil(damaged);
     EXPECT_THAT(ReadRates(directory_, "key", kMeasured), StatusIs(absl::StatusCode::kDataLoss)) << damaged;
   }
-  Spoil(with("\"version\": 2", "\"version\": 1"));
+  Spoil(with("\"version\": 3", "\"version\": 1"));
   EXPECT_THAT(ReadRates(directory_, "key", kMeasured), StatusIs(absl::StatusCode::kNotFound)) << "no damage to warn of";
   ASSERT_OK(WriteRates(directory_, "key", Some())) << "the next start measures and keeps it again";
   EXPECT_OK(ReadRates(directory_, "key", kMeasured));

@@ -42,7 +42,8 @@ TEST_F(RatesProbeTest, MeasuresTheLinksOfAllWorkersWithSlotsAtOnceThenBesideTheH
     --running;
     return ++calls <= 2 ? 5e9 : 4e9;
   };
-  const std::vector<ProbedWorker> workers = {Worker(0, true), Worker(1, false), Worker(2, true)};
+  std::vector<ProbedWorker> workers = {Worker(0, true), Worker(1, false), Worker(2, true)};
+  workers[2].shares_memory = true;
   ASSERT_OK_AND_ASSIGN(const MachineRates rates, ProbeRates(*ops_, *store_, workers, link, kMessage));
   EXPECT_EQ(calls, 4);
   EXPECT_EQ(most, 2);
@@ -52,7 +53,8 @@ TEST_F(RatesProbeTest, MeasuresTheLinksOfAllWorkersWithSlotsAtOnceThenBesideTheH
     EXPECT_EQ(rates.workers[slots].link.Planned(), 4.5e9) << "the engine works for a part of the time";
   }
   EXPECT_EQ(rates.workers[1].link, LinkRates());
-  for (const WorkerRates& worker : rates.workers) EXPECT_EQ(worker.message_seconds, 80e-6);
+  for (const int messaged : {0, 1}) EXPECT_EQ(rates.workers[messaged].message_seconds, 80e-6);
+  EXPECT_EQ(rates.workers[2].message_seconds, 0) << "its steps are no messages";
   EXPECT_GT(rates.host.read_bytes_per_second, 0);
   EXPECT_GT(rates.host_beside_links.flops_per_second, 0);
   EXPECT_NE(rates.host_beside_links, rates.host) << "it was measured again";
