@@ -11,6 +11,7 @@
 
 #include "common/decode_rows.h"
 #include "common/expert_plan.h"
+#include "common/futex.h"
 #include "common/model_tensors.h"
 #include "coordinator/layer_costs.h"
 #include "coordinator/step_rows.h"
@@ -51,6 +52,7 @@ constexpr double kGpuOperationSeconds = 2.7e-6;   // where it was not measured
 constexpr double kGpuOutputReadShare = 1.65;      // the output matrix is read faster than experts of one row
 constexpr double kGpuDecodeHostTripSeconds = 0.065e-3;  // to the engine and back, and its threads' start: 35 us on 16 cores, 75 on 32
 constexpr double kTripBesideCopies = 2;                 // reads across the link wait for copies on it
+constexpr double kEngineWakeSeconds = 0.12e-3;          // of threads that have gone to sleep since it was asked last
 constexpr double kGpuDecodeHandOverSeconds = 0.05e-3;   // from worker to worker
 constexpr double kGpuDecodeStepSeconds = 0.04e-3;       // sampling, and the step's way through shared memory
 constexpr double kDecodeMessages = 3;        // there and back, of a step to another host: threads wake each other on both sides
@@ -268,7 +270,10 @@ class DecodePredictor {
       if (input_.gpu) {
         // Most layers miss none where few are missed at all; those that do wait for the host.
         const double missing = 1 - std::exp(-misses);
-        const double trip = kGpuDecodeHostTripSeconds * (filling ? kTripBesideCopies : 1);
+        const double layer_seconds = kGpuDecodeLayerOperations * operation + dense / device_read + here_seconds;
+        const double apart = layer_seconds / missing;  // from one layer that misses to the next
+        const double trip = kGpuDecodeHostTripSeconds * (filling ? kTripBesideCopies : 1) +
+                            kEngineWakeSeconds * std::exp(-absl::ToDoubleSeconds(kSpinBeforeSleep) / apart);
         const double host = missing > 0 ? host_seconds / missing + trip : 0;
         result.seconds_per_token +=
             kGpuDecodeLayerOperations * operation + (1 - missing) * here_seconds + missing * std::max(host, here_seconds);
