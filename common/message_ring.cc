@@ -58,22 +58,8 @@ absl::StatusOr<std::unique_ptr<MessageRing>> MessageRing::Map(int fd) {
 MessageRing::~MessageRing() { ::munmap(data_, memfd_.bytes); }
 
 void MessageRing::Abort() {
-  aborted_ = true;
-  FutexWake(ControlOf(data_).written, FutexScope::kShared);
-  FutexWake(ControlOf(data_).released, FutexScope::kShared);
-}
-
-// Waits until done(), which looks at `word`.
-template <typename Done>
-absl::Status MessageRing::WaitFor(const std::atomic<uint32_t>& word, absl::Time deadline, const Done& done) {
-  constexpr absl::Duration kLook = absl::Milliseconds(100);  // for an Abort between the look at it and the sleep
-  const auto over = [&] { return aborted_.load(kRelaxed) || done(); };
-  const bool in_time = wait_.Until(deadline, over, [&](absl::Time until) {
-    const uint32_t seen = word.load(std::memory_order_acquire);
-    if (!over()) FutexWait(word, seen, std::min(until, absl::Now() + kLook), FutexScope::kShared);
-  });
-  if (aborted_) return Aborted("the exchange of messages is over");
-  return in_time ? absl::OkStatus() : DeadlineExceeded("nothing happened in time");
+  Control& control = ControlOf(data_);
+  wait_.Abort({&control.written, &control.released});
 }
 
 absl::Status MessageRing::Write(std::string_view message, absl::Time deadline) {
@@ -82,7 +68,7 @@ absl::Status MessageRing::Write(std::string_view message, absl::Time deadline) {
   }
   Control& control = ControlOf(data_);
   for (size_t at = 0; at < message.size(); at += kSlotBytes) {
-    RETURN_IF_ERROR(WaitFor(control.released, deadline, [&] {
+    RETURN_IF_ERROR(wait_.Until(control.released, deadline, [&] {
       return written_ - control.released.load(std::memory_order_acquire) < static_cast<uint32_t>(kNumSlots);
     }));
     const std::string_view part = message.substr(at, kSlotBytes);
@@ -97,7 +83,7 @@ absl::Status MessageRing::Write(std::string_view message, absl::Time deadline) {
 absl::StatusOr<std::string> MessageRing::Read(absl::Time deadline) {
   Control& control = ControlOf(data_);
   do {
-    RETURN_IF_ERROR(WaitFor(control.written, deadline, [&] { return control.written.load(std::memory_order_acquire) != read_; }));
+    RETURN_IF_ERROR(wait_.Until(control.written, deadline, [&] { return control.written.load(std::memory_order_acquire) != read_; }));
     const uint32_t ahead = control.written.load(std::memory_order_acquire) - read_;
     if (ahead > static_cast<uint32_t>(kNumSlots)) return Internal("%d slots were written into a ring of %d", ahead, kNumSlots);
     const uint32_t rest = control.rest[read_ % kNumSlots].load(kRelaxed);

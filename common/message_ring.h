@@ -7,7 +7,7 @@
 // The reader trusts nothing: sizes are copied out before they are checked, a slot's address follows from how many were read before,
 // and a message is the reader's own copy before anyone parses it.
 //
-// Waiting: paced (common/paced_wait.h), on a futex on the other side's counter, always with a deadline.
+// Waiting: paced (common/ring_wait.h), on a futex on the other side's counter, always with a deadline.
 
 #include <atomic>
 #include <cstddef>
@@ -18,7 +18,7 @@
 
 #include "absl/time/time.h"
 #include "common/memfd.h"
-#include "common/paced_wait.h"
+#include "common/ring_wait.h"
 #include "common/status.h"
 
 namespace ferry {
@@ -50,13 +50,10 @@ class MessageRing {
 
  private:
   MessageRing(Memfd memfd, std::byte* data) : memfd_(std::move(memfd)), data_(data) {}
-  template <typename Done>
-  absl::Status WaitFor(const std::atomic<uint32_t>& word, absl::Time deadline, const Done& done);
 
   const Memfd memfd_;
   std::byte* const data_;
-  std::atomic<bool> aborted_{false};
-  PacedWait wait_;        // of this side
+  RingWait wait_{"the exchange of messages is over"};
   uint32_t written_ = 0;  // the writer's count of slots
   uint32_t read_ = 0;     // the reader's
   std::string part_;      // of a message that has not come whole

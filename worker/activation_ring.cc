@@ -127,29 +127,15 @@ std::span<float> ActivationRing::RowsOf(uint32_t number) const {
 }
 
 void ActivationRing::Abort() {
-  aborted_ = true;
-  FutexWake(ControlOf(data_).written, FutexScope::kShared);
-  FutexWake(ControlOf(data_).released, FutexScope::kShared);
-}
-
-// Waits until done(), which looks at `word`.
-template <typename Done>
-absl::Status ActivationRing::WaitFor(const std::atomic<uint32_t>& word, absl::Time deadline, const Done& done) {
-  constexpr absl::Duration kLook = absl::Milliseconds(100);  // for an Abort between the look at it and the sleep
-  const auto over = [&] { return aborted_.load(kRelaxed) || done(); };
-  const bool in_time = wait_.Until(deadline, over, [&](absl::Time until) {
-    const uint32_t seen = word.load(std::memory_order_acquire);
-    if (!over()) FutexWait(word, seen, std::min(until, absl::Now() + kLook), FutexScope::kShared);
-  });
-  if (aborted_) return Aborted("the epoch is over");
-  return in_time ? absl::OkStatus() : DeadlineExceeded("nothing happened in time");
+  Control& control = ControlOf(data_);
+  wait_.Abort({&control.written, &control.released});
 }
 
 // ----------------------------------------------------------------------------------------------------------------- the writer
 
 absl::StatusOr<std::span<float>> ActivationRing::Reserve(absl::Time deadline) {
   const std::atomic<uint32_t>& released = ControlOf(data_).released;
-  const absl::Status waited = WaitFor(released, deadline, [&] {
+  const absl::Status waited = wait_.Until(released, deadline, [&] {
     return written_ - released.load(std::memory_order_acquire) < static_cast<uint32_t>(shape_.num_slots);
   });
   if (absl::IsDeadlineExceeded(waited)) return DeadlineExceeded("the next worker took no hidden states in time");
@@ -185,7 +171,7 @@ void ActivationRing::CommitFailure(uint64_t step, const std::string& error) {
 
 absl::StatusOr<ActivationRing::Entry> ActivationRing::Next(absl::Time deadline) {
   const std::atomic<uint32_t>& written = ControlOf(data_).written;
-  RETURN_IF_ERROR(WaitFor(written, deadline, [&] { return written.load(std::memory_order_acquire) != taken_; }));
+  RETURN_IF_ERROR(wait_.Until(written, deadline, [&] { return written.load(std::memory_order_acquire) != taken_; }));
   const uint32_t ahead = written.load(std::memory_order_acquire) - released_;
   if (ahead > static_cast<uint32_t>(shape_.num_slots)) {
     return Internal("the previous worker wrote %d entries into a ring of %d", ahead, shape_.num_slots);

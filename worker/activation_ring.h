@@ -8,7 +8,7 @@
 // Neither trusts the other's words: the reader copies an entry's numbers out before it checks and uses them, and a slot's
 // address follows from how many were taken before, never from what the writer says. Rows are plain numbers.
 //
-// Waiting: paced (common/paced_wait.h), on a futex on the other side's counter, always with a deadline.
+// Waiting: paced (common/ring_wait.h), on a futex on the other side's counter, always with a deadline.
 
 #include <atomic>
 #include <cstddef>
@@ -19,7 +19,7 @@
 
 #include "absl/time/time.h"
 #include "common/memfd.h"
-#include "common/paced_wait.h"
+#include "common/ring_wait.h"
 #include "common/status.h"
 
 namespace ferry {
@@ -72,14 +72,11 @@ class ActivationRing {
   ActivationRing(const RingShape& shape, Memfd memfd, std::byte* data) : shape_(shape), memfd_(std::move(memfd)), data_(data) {}
 
   std::span<float> RowsOf(uint32_t number) const;
-  template <typename Done>
-  absl::Status WaitFor(const std::atomic<uint32_t>& word, absl::Time deadline, const Done& done);
 
   const RingShape shape_;
   const Memfd memfd_;
   std::byte* const data_;
-  std::atomic<bool> aborted_{false};
-  PacedWait wait_;  // of this side
+  RingWait wait_{"the epoch is over"};
   uint32_t written_ = 0;   // the writer's count of entries
   uint32_t taken_ = 0;     // the reader's
   uint32_t released_ = 0;

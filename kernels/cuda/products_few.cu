@@ -104,12 +104,13 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kTokenTiles == 1 ? kWarpsPe
     if (!kAhead) load(group, &raw);
     uint4 values[kTokenTiles][4];
     const bool in_range = group * kGroupBlocks + q < col_blocks;
+    // Not by __ldg: the launch before may still have been writing them when this one began.
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {
       const uint4* source = reinterpret_cast<const uint4*>(tokens[t] + group * kGroupBlocks * 32);
       const bool valid = tokens[t] != nullptr && in_range;
 #pragma unroll
-      for (int v = 0; v < 4; ++v) values[t][v] = valid ? __ldg(source + v) : uint4{0, 0, 0, 0};
+      for (int v = 0; v < 4; ++v) values[t][v] = valid ? source[v] : uint4{0, 0, 0, 0};
     }
     Raw next;
     if (kAhead) load(group + kWarps, &next);
