@@ -23,6 +23,7 @@
 #include "coordinator/step_answer.h"
 #include "ferry/v1/worker.grpc.pb.h"
 #include "proto/expert_counters.h"
+#include "proto/stream_metadata.h"
 
 namespace ferry {
 namespace {
@@ -159,13 +160,14 @@ class GrpcPipeline final : public Pipeline {
 
   // To and from a worker of this host; null: it takes its steps from the stream.
   struct Rings {
+    std::string key;
     std::unique_ptr<MessageRing> steps, answers;
   };
   static Rings MapRings(const v1::BeginEpochResponse& offer, absl::Time deadline) {
     const auto map = [&]() -> absl::StatusOr<Rings> {
       ASSIGN_OR_RETURN(std::vector<UniqueFd> descriptors, FetchDescriptors(offer.socket(), offer.key(), deadline));
       if (descriptors.size() != 2) return Internal("the worker handed out %d descriptors, want 2", descriptors.size());
-      Rings rings;
+      Rings rings{.key = offer.key()};
       ASSIGN_OR_RETURN(rings.steps, MessageRing::Map(descriptors[0].Release()));
       ASSIGN_OR_RETURN(rings.answers, MessageRing::Map(descriptors[1].Release()));
       return rings;
@@ -184,6 +186,7 @@ class GrpcPipeline final : public Pipeline {
     ~Stream() override { StopReading(); }
 
     void Start() {
+      if (rings_.steps != nullptr) context_.AddMetadata(kStepRingsKey, rings_.key);
       stub_->async()->RunSteps(&context_, this);
       AddHold();  // writes start outside of this class's callbacks
       StartRead(&response_);

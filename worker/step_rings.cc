@@ -59,9 +59,9 @@ absl::Status StepSharer::OfferRings(v1::BeginEpochResponse* response) {
   return absl::OkStatus();
 }
 
-StepRings StepSharer::Take() {
+StepRings StepSharer::Take(const std::string& key) {
   const std::lock_guard lock(mutex_);
-  return std::exchange(rings_, {});
+  return key.empty() || key != key_ ? StepRings() : std::exchange(rings_, {});
 }
 
 RingSteps::RingSteps(StepRings rings, StepRunner* runner)

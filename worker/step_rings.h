@@ -25,8 +25,9 @@ class StepSharer {
  public:
   // Says in `response` where the memory is, if `host` is this one. What keeps it from being shared is logged: steps come by the stream.
   void Offer(const std::string& host, v1::BeginEpochResponse* response);
-  // What the last Offer made; empty: nothing, or it has been taken.
-  StepRings Take();
+  // What the last Offer made, for the stream that names its key: one of an epoch that is over may come late. Empty: there is none, or it
+  // has been taken.
+  StepRings Take(const std::string& key);
 
  private:
   absl::Status OfferRings(v1::BeginEpochResponse* response);

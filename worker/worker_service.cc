@@ -7,6 +7,7 @@
 #include "absl/time/clock.h"
 #include "common/grpc_status.h"
 #include "common/log.h"
+#include "proto/stream_metadata.h"
 #include "worker/stage_link_grpc.h"
 
 namespace ferry {
@@ -95,7 +96,9 @@ grpc::Status WorkerService::RunSteps(grpc::ServerContext* context,
   const absl::StatusOr<Attached> attached = Get();
   if (!attached.ok()) return ToGrpcStatus(attached.status());
   const auto answers = std::make_shared<AnswerWriter>(stream);
-  const RingSteps through_rings(step_sharer_.Take(), attached->runner);
+  const auto key = context->client_metadata().find(kStepRingsKey);
+  const bool has_key = key != context->client_metadata().end();
+  const RingSteps through_rings(step_sharer_.Take(has_key ? std::string(key->second.data(), key->second.size()) : ""), attached->runner);
   v1::StepRequest request;
   while (stream->Read(&request)) {
     answers->Expect();

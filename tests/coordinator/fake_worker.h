@@ -18,6 +18,7 @@
 #include "common/descriptor_socket.h"
 #include "common/host_id.h"
 #include "common/message_ring.h"
+#include "proto/stream_metadata.h"
 #include "tests/testing/status_matchers.h"
 #include "ferry/v1/worker.grpc.pb.h"
 
@@ -84,8 +85,11 @@ class FakeWorker final : public v1::Worker::Service {
     epochs_.push_back(*request);
     return grpc::Status::OK;
   }
-  grpc::Status RunSteps(grpc::ServerContext*,
+  grpc::Status RunSteps(grpc::ServerContext* context,
                         grpc::ServerReaderWriter<v1::StepResponse, v1::StepRequest>* stream) override {
+    if (const auto key = context->client_metadata().find(kStepRingsKey); key != context->client_metadata().end()) {
+      RunRings(std::string(key->second.data(), key->second.size()));
+    }
     v1::StepRequest request;
     while (stream->Read(&request)) {
       ++steps_by_stream_;
@@ -119,6 +123,13 @@ class FakeWorker final : public v1::Worker::Service {
     response->set_socket(descriptors_->name());
     response->set_key(RandomDescriptorKey());
     descriptors_->Offer(response->key(), {requests_->fd(), answers_->fd()});
+    const std::lock_guard lock(mutex_);
+    rings_key_ = response->key();
+  }
+  // The stream that names the rings' key has come.
+  void RunRings(const std::string& key) {
+    const std::lock_guard lock(mutex_);
+    if (key != rings_key_ || through_rings_.joinable()) return;
     through_rings_ = std::thread([this] {
       while (true) {
         const absl::StatusOr<std::string> message = requests_->Read(absl::InfiniteFuture());
@@ -130,6 +141,10 @@ class FakeWorker final : public v1::Worker::Service {
     });
   }
   void EndRings() {
+    {
+      const std::lock_guard lock(mutex_);
+      rings_key_.clear();
+    }
     if (!through_rings_.joinable()) return;
     requests_->Abort();
     answers_->Abort();
@@ -141,6 +156,7 @@ class FakeWorker final : public v1::Worker::Service {
   std::atomic<int> steps_by_stream_ = 0;
   std::unique_ptr<DescriptorServer> descriptors_;
   std::unique_ptr<MessageRing> requests_, answers_;
+  std::string rings_key_;  // guarded by mutex_
   std::thread through_rings_;
   std::unique_ptr<grpc::Server> server_;
   std::string address_;

@@ -11,6 +11,7 @@
 #include "common/grpc_status.h"
 #include "common/host_id.h"
 #include "common/message_ring.h"
+#include "proto/stream_metadata.h"
 #include "tests/worker/send_rows.h"
 #include "tests/worker/tiny_model.h"
 #include "worker/agent.h"
@@ -115,8 +116,9 @@ v1::StepRequest Request(uint64_t epoch, uint64_t step, const std::vector<int32_t
 // A RunSteps stream to one worker.
 class Stream {
  public:
-  explicit Stream(ServedWorker& worker) {
+  explicit Stream(ServedWorker& worker, const std::string& rings_key = "") {
     context_.set_deadline(absl::ToChronoTime(Soon()));
+    if (!rings_key.empty()) context_.AddMetadata(kStepRingsKey, rings_key);
     stream_ = worker.stub().RunSteps(&context_);
   }
   ~Stream() {
@@ -211,7 +213,7 @@ TEST(WorkerService, ProbesTheLinkForWhoeverMeansIt) {
 // The coordinator's ends of the rings that a worker offered.
 class Rings {
  public:
-  explicit Rings(const v1::BeginEpochResponse& offer) {
+  explicit Rings(const v1::BeginEpochResponse& offer) : key_(offer.key()) {
     std::vector<UniqueFd> descriptors = FetchDescriptors(offer.socket(), offer.key(), Soon()).value();
     steps_ = MessageRing::Map(descriptors.at(0).Release()).value();
     answers_ = MessageRing::Map(descriptors.at(1).Release()).value();
@@ -224,7 +226,10 @@ class Rings {
   }
   absl::Status NothingComes() { return answers_->Read(absl::Now() + absl::Milliseconds(50)).status(); }
 
+  const std::string& key() const { return key_; }
+
  private:
+  const std::string key_;
   std::unique_ptr<MessageRing> steps_, answers_;
 };
 
@@ -238,7 +243,7 @@ TEST(WorkerService, AnswersTheSameThroughSharedMemory) {
     by_stream = stream.Receive();
   }
   Rings rings(worker.BeginEpochFrom(HostId(), 2));
-  Stream life(worker);
+  Stream life(worker, rings.key());
   rings.Send(Request(2, 1, {3, 4, 5}).SerializeAsString());
   const v1::StepResponse through_rings = rings.Receive();
   ASSERT_EQ(through_rings.logits_size(), 1);
@@ -256,11 +261,12 @@ TEST(WorkerService, OffersSharedMemoryToItsOwnHostAlone) {
 TEST(WorkerService, RunsNothingFromTheRingsOfAnEarlierEpoch) {
   ServedWorker worker(1, 0, 4, true, true);
   Rings old(worker.BeginEpochFrom(HostId(), 1));
-  Stream old_life(worker);
+  Stream old_life(worker, old.key());
   old.Send(Request(1, 1, {3}).SerializeAsString());
   old.Receive();
   Rings rings(worker.BeginEpochFrom(HostId(), 2));
-  Stream life(worker);
+  Stream late(worker, old.key());  // that arrives after the next epoch has begun takes nothing of it
+  Stream life(worker, rings.key());
   old.Send(Request(1, 2, {3}).SerializeAsString());
   EXPECT_EQ(CodeOf(old.Receive()), absl::StatusCode::kAborted);
   rings.Send(Request(2, 1, {3}).SerializeAsString());
@@ -270,7 +276,7 @@ TEST(WorkerService, RunsNothingFromTheRingsOfAnEarlierEpoch) {
 TEST(WorkerService, BytesThatAreNoStepAreAnsweredWithWhatEndsTheEpoch) {
   ServedWorker worker(1, 0, 4, true, true);
   Rings rings(worker.BeginEpochFrom(HostId(), 1));
-  Stream life(worker);
+  Stream life(worker, rings.key());
   rings.Send("\xff\xff\xff");
   const v1::StepResponse refusal = rings.Receive();
   EXPECT_EQ(refusal.step(), 0u) << "there is no step 0";
