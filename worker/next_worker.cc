@@ -1,10 +1,9 @@
 #include "worker/next_worker.h"
 
-#include <unistd.h>
-
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "common/descriptor_socket.h"
 #include "common/grpc_status.h"
 #include "common/host_id.h"
 #include "common/log.h"
@@ -66,23 +65,16 @@ absl::StatusOr<v1::ShareActivationsResponse> ActivationSharer::Share(const v1::S
     return response;
   }
   const std::lock_guard lock(mutex_);
-  if (server_ == nullptr) {
-    // Several workers of one process, as in tests, need names of their own.
-    ASSIGN_OR_RETURN(server_, DescriptorServer::Listen(absl::StrFormat("ferry-worker-%d-%s", getpid(),
-                                                                       RandomDescriptorKey().substr(0, 16))));
-  }
   const RingShape shape = RingShapeFor(options.n_embd, options.max_rows);
   ASSIGN_OR_RETURN(std::unique_ptr<ActivationRing> ring, ActivationRing::Create(shape));
-  if (!key_.empty()) server_->Withdraw(key_);  // of an epoch that is over, whether or not it was fetched
-  key_ = RandomDescriptorKey();
-  if (!server_->Offer(key_, {ring->fd()})) return ResourceExhausted("no descriptors are left to share memory with");
+  RETURN_IF_ERROR(offer_.Make({ring->fd()}));
   const absl::Status taken = runner->ReceiveFrom(request.epoch(), MakeRingSource(std::move(ring), options.ops));
   if (!taken.ok()) {
-    server_->Withdraw(key_);
+    offer_.Withdraw();
     return taken;
   }
-  response.set_socket(server_->name());
-  response.set_key(key_);
+  response.set_socket(offer_.socket());
+  response.set_key(offer_.key());
   response.set_rows_per_slot(static_cast<uint32_t>(shape.rows_per_slot));
   response.set_num_slots(static_cast<uint32_t>(shape.num_slots));
   return response;

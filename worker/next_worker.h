@@ -8,11 +8,11 @@
 #include <string>
 
 #include "absl/time/time.h"
-#include "common/descriptor_socket.h"
 #include "common/ids.h"
 #include "common/status.h"
 #include "ferry/v1/worker.grpc.pb.h"
 #include "kernels/ops.h"
+#include "worker/epoch_offer.h"
 #include "worker/stage_link.h"
 #include "worker/step_runner.h"
 
@@ -40,8 +40,7 @@ class ActivationSharer {
 
  private:
   std::mutex mutex_;
-  std::unique_ptr<DescriptorServer> server_;  // made when it is first needed; guarded by mutex_
-  std::string key_;                           // of the last offer
+  EpochOffer offer_;  // guarded by mutex_
 };
 
 }  // namespace ferry

@@ -1,7 +1,5 @@
 #include "worker/step_rings.h"
 
-#include <unistd.h>
-
 #include <utility>
 
 #include "absl/time/clock.h"
@@ -33,8 +31,7 @@ class AnswerRing {
 void StepSharer::Offer(const std::string& host, v1::BeginEpochResponse* response) {
   const std::lock_guard lock(mutex_);
   rings_ = {};
-  if (server_ != nullptr && !key_.empty()) server_->Withdraw(key_);  // of an epoch that is over, whether or not it was fetched
-  key_.clear();
+  offer_.Withdraw();
   if (host != HostId()) return;
   if (const absl::Status offered = OfferRings(response); !offered.ok()) {
     spdlog::warn("steps come by messages: {}", offered.ToString());
@@ -43,25 +40,17 @@ void StepSharer::Offer(const std::string& host, v1::BeginEpochResponse* response
 }
 
 absl::Status StepSharer::OfferRings(v1::BeginEpochResponse* response) {
-  if (server_ == nullptr) {
-    // Several workers of one process, as in tests, need names of their own.
-    ASSIGN_OR_RETURN(server_, DescriptorServer::Listen(absl::StrFormat("ferry-steps-%d-%s", getpid(),
-                                                                       RandomDescriptorKey().substr(0, 16))));
-  }
   ASSIGN_OR_RETURN(rings_.steps, MessageRing::Create());
   ASSIGN_OR_RETURN(rings_.answers, MessageRing::Create());
-  key_ = RandomDescriptorKey();
-  if (!server_->Offer(key_, {rings_.steps->fd(), rings_.answers->fd()})) {
-    return ResourceExhausted("no descriptors are left to share memory with");
-  }
-  response->set_socket(server_->name());
-  response->set_key(key_);
+  RETURN_IF_ERROR(offer_.Make({rings_.steps->fd(), rings_.answers->fd()}));
+  response->set_socket(offer_.socket());
+  response->set_key(offer_.key());
   return absl::OkStatus();
 }
 
 StepRings StepSharer::Take(const std::string& key) {
   const std::lock_guard lock(mutex_);
-  return key.empty() || key != key_ ? StepRings() : std::exchange(rings_, {});
+  return key.empty() || key != offer_.key() ? StepRings() : std::exchange(rings_, {});
 }
 
 RingSteps::RingSteps(StepRings rings, StepRunner* runner)

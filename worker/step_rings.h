@@ -8,10 +8,10 @@
 #include <string>
 #include <thread>
 
-#include "common/descriptor_socket.h"
 #include "common/message_ring.h"
 #include "common/status.h"
 #include "ferry/v1/worker.pb.h"
+#include "worker/epoch_offer.h"
 #include "worker/step_runner.h"
 
 namespace ferry {
@@ -33,8 +33,7 @@ class StepSharer {
   absl::Status OfferRings(v1::BeginEpochResponse* response);
 
   std::mutex mutex_;
-  std::unique_ptr<DescriptorServer> server_;  // made when it is first needed; guarded by mutex_
-  std::string key_;                           // of the last offer
+  EpochOffer offer_;  // guarded by mutex_, as rings_
   StepRings rings_;
 };
 
