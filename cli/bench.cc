@@ -37,12 +37,12 @@ struct Run {
 
 // What the model and the machine allow; zeros where they are not known.
 struct Limits {
-  double link = 0;            // B/s, of all workers together
-  double host_read = 0;       // B/s
-  double host_flops = 0;      // FLOP/s
-  bool dense_on_host = true;  // workers are CPU workers: their weights come from host memory too
-  double dense_bytes = 0;     // read for one token of decode, without the embedding table
-  double flops_per_token = 0; // of a prefill token: attention matrices and experts
+  double link = 0;             // B/s, of all workers together
+  double host_read = 0;        // B/s
+  double host_flops = 0;       // FLOP/s
+  bool dense_on_host = true;   // workers are CPU workers: their weights come from host memory too
+  double dense_bytes = 0;      // read for one token of decode, without the embedding table
+  double flops_per_token = 0;  // of a prefill token: attention matrices and experts
 };
 
 // What `ferry plan` says to the same model and rates; empty when the model is not known.
@@ -62,7 +62,8 @@ absl::StatusOr<std::vector<int64_t>> ParseLengths(const std::string& text) {
   std::vector<int64_t> lengths;
   for (const absl::string_view part : absl::StrSplit(text, ',')) {
     int64_t value = 0;
-    if (!absl::SimpleAtoi(part, &value) || value < 1) return InvalidArgument("-p has '%s', want prompt lengths such as 512,2048", part);
+    if (!absl::SimpleAtoi(part, &value) || value < 1)
+      return InvalidArgument("-p has '%s', want prompt lengths such as 512,2048", part);
     lengths.push_back(value);
   }
   return lengths;
@@ -146,7 +147,9 @@ Limits LimitsOf(const proto::GetServerInfoResponse& info, const Predictions& pre
   return limits;
 }
 
-std::string Share(double value, double limit) { return limit > 0 ? absl::StrFormat(" = %.0f %% of the limit", 100 * value / limit) : ""; }
+std::string Share(double value, double limit) {
+  return limit > 0 ? absl::StrFormat(" = %.0f %% of the limit", 100 * value / limit) : "";
+}
 
 double SharePercent(double part, double whole) { return whole > 0 ? 100 * part / whole : 0; }
 
@@ -154,7 +157,8 @@ double SharePercent(double part, double whole) { return whole > 0 ? 100 * part /
 std::string Compare(double predicted, double measured) {
   if (measured <= 0) return "";
   const double off = 100 * (predicted / measured - 1);
-  return absl::StrFormat("plan says %.1f t/s, %.0f %% %s what was measured", predicted, std::abs(off), off < 0 ? "below" : "above");
+  return absl::StrFormat("plan says %.1f t/s, %.0f %% %s what was measured", predicted, std::abs(off),
+                         off < 0 ? "below" : "above");
 }
 
 DecodePrediction PredictedDecode(const PredictionInput& input, const PrefillPrediction& prefill, int64_t generated, bool cold) {
@@ -167,20 +171,21 @@ void PrintPlan(const Run& run, const Predictions& predictions, bool cold) {
   const PredictionInput input = predictions.Input(cold);
   const PrefillPrediction prefill = PredictPrefill(input, run.prompt);
   std::printf("    %s: %.0f activated = %.0f resident + %.0f shipped + %.0f on the host%s\n",
-              Compare(prefill.tokens_per_second(), run.prefill_rate()).c_str(), prefill.activated, prefill.resident, prefill.shipped,
-              prefill.on_host, cold || prefill.shipped == 0 ? "" : "; it takes slots to be empty at the start: compare with --cold");
+              Compare(prefill.tokens_per_second(), run.prefill_rate()).c_str(), prefill.activated, prefill.resident,
+              prefill.shipped, prefill.on_host,
+              cold || prefill.shipped == 0 ? "" : "; it takes slots to be empty at the start: compare with --cold");
   if (run.generated == 0) return;
   const DecodePrediction decode = PredictedDecode(input, prefill, run.generated, cold);
-  std::printf("    decode: %s, with %.0f %% of the experts resident\n", Compare(1 / decode.seconds_per_token, run.decode_rate()).c_str(),
-              100 * decode.resident_share);
+  std::printf("    decode: %s, with %.0f %% of the experts resident\n",
+              Compare(1 / decode.seconds_per_token, run.decode_rate()).c_str(), 100 * decode.resident_share);
 }
 
 void PrintUnder(const Run& run, const Limits& limits) {
   std::printf("  prefill %lld: %s\n", static_cast<long long>(run.prompt), DescribeExperts(run.prefill).c_str());
   if (run.prefill.bytes_shipped() > 0) {
     const double rate = static_cast<double>(run.prefill.bytes_shipped()) / run.prefill_seconds;
-    std::printf("    link %s over the whole prefill%s of %s; busy %.0f %% of it; %d experts came in vain\n", HumanRate(rate).c_str(),
-                Share(rate, limits.link).c_str(), HumanRate(limits.link).c_str(),
+    std::printf("    link %s over the whole prefill%s of %s; busy %.0f %% of it; %d experts came in vain\n",
+                HumanRate(rate).c_str(), Share(rate, limits.link).c_str(), HumanRate(limits.link).c_str(),
                 SharePercent(run.prefill.copy_busy_seconds(), run.prefill.timed_seconds()),
                 static_cast<int>(run.prefill.shipped_unused()));
   }
@@ -196,34 +201,57 @@ void PrintUnder(const Run& run, const Limits& limits) {
   if (run.generated == 0) return;
   std::printf("  decode: %s\n", DescribeExperts(run.decode).c_str());
   const double tokens = static_cast<double>(run.generated + 1);  // the step of the last prompt token is counted too
-  const double host_bytes = static_cast<double>(run.decode.host_bytes_read()) / tokens + (limits.dense_on_host ? limits.dense_bytes : 0);
+  const double host_bytes =
+      static_cast<double>(run.decode.host_bytes_read()) / tokens + (limits.dense_on_host ? limits.dense_bytes : 0);
   const double rate = host_bytes * run.decode_rate();
   std::printf("    %s of weights from host memory a token: %s%s\n", HumanBytes(host_bytes).c_str(), HumanRate(rate).c_str(),
               Share(rate, limits.host_read).c_str());
 }
 
 nlohmann::json CountersJson(const proto::ExpertCounters& c) {
-  return {{"activated", c.activated()}, {"resident", c.resident()}, {"shipped", c.shipped()}, {"on_host", c.on_host()},
-          {"bytes_shipped", c.bytes_shipped()}, {"copies", c.copies()}, {"copy_wait_s", c.copy_wait_seconds()},
-          {"host_wait_s", c.host_wait_seconds()}, {"host_bytes_read", c.host_bytes_read()},
-          {"copy_busy_s", c.copy_busy_seconds()}, {"compute_s", c.compute_seconds()}, {"shipped_unused", c.shipped_unused()},
-          {"device_s", c.device_seconds()}, {"timed_s", c.timed_seconds()}};
+  return {{"activated", c.activated()},
+          {"resident", c.resident()},
+          {"shipped", c.shipped()},
+          {"on_host", c.on_host()},
+          {"bytes_shipped", c.bytes_shipped()},
+          {"copies", c.copies()},
+          {"copy_wait_s", c.copy_wait_seconds()},
+          {"host_wait_s", c.host_wait_seconds()},
+          {"host_bytes_read", c.host_bytes_read()},
+          {"copy_busy_s", c.copy_busy_seconds()},
+          {"compute_s", c.compute_seconds()},
+          {"shipped_unused", c.shipped_unused()},
+          {"device_s", c.device_seconds()},
+          {"timed_s", c.timed_seconds()}};
 }
 
 void PrintJson(const Run& run, const Limits& limits, const Predictions& predictions, bool cold) {
-  nlohmann::json line = {
-      {"pp", run.prompt}, {"tg", run.generated}, {"n_kv", run.n_kv}, {"t_pp", run.prefill_seconds}, {"s_pp", run.prefill_rate()},
-      {"t_tg", run.decode_seconds}, {"s_tg", run.decode_rate()}, {"prefill", CountersJson(run.prefill)},
-      {"decode", CountersJson(run.decode)},
-      {"limits", {{"link_bytes_per_second", limits.link}, {"host_read_bytes_per_second", limits.host_read},
-                  {"host_flops_per_second", limits.host_flops}, {"dense_bytes_per_token", limits.dense_bytes},
-                  {"flops_per_prefill_token", limits.flops_per_token}}},
-      {"rates", RatesJson(predictions.found.rates)}, {"rates_source", predictions.found.source}};
+  nlohmann::json line = {{"pp", run.prompt},
+                         {"tg", run.generated},
+                         {"n_kv", run.n_kv},
+                         {"t_pp", run.prefill_seconds},
+                         {"s_pp", run.prefill_rate()},
+                         {"t_tg", run.decode_seconds},
+                         {"s_tg", run.decode_rate()},
+                         {"prefill", CountersJson(run.prefill)},
+                         {"decode", CountersJson(run.decode)},
+                         {"limits",
+                          {{"link_bytes_per_second", limits.link},
+                           {"host_read_bytes_per_second", limits.host_read},
+                           {"host_flops_per_second", limits.host_flops},
+                           {"dense_bytes_per_token", limits.dense_bytes},
+                           {"flops_per_prefill_token", limits.flops_per_token}}},
+                         {"rates", RatesJson(predictions.found.rates)},
+                         {"rates_source", predictions.found.source}};
   if (predictions.model != nullptr && run.n_kv == 0) {
     const PredictionInput input = predictions.Input(cold);
     const PrefillPrediction prefill = PredictPrefill(input, run.prompt);
-    line["plan"] = {{"s_pp", prefill.tokens_per_second()}, {"activated", prefill.activated}, {"resident", prefill.resident},
-                    {"shipped", prefill.shipped}, {"on_host", prefill.on_host}, {"bytes_shipped", prefill.bytes_shipped},
+    line["plan"] = {{"s_pp", prefill.tokens_per_second()},
+                    {"activated", prefill.activated},
+                    {"resident", prefill.resident},
+                    {"shipped", prefill.shipped},
+                    {"on_host", prefill.on_host},
+                    {"bytes_shipped", prefill.bytes_shipped},
                     {"s_tg", 1 / PredictedDecode(input, prefill, run.generated, cold).seconds_per_token}};
   }
   std::printf("%s\n", line.dump().c_str());
@@ -248,15 +276,17 @@ absl::Status RunBench(BenchOptions options) {
                  limits.link > 0 ? HumanRate(limits.link).c_str() : "none", predictions.found.source.c_str());
     std::fprintf(stderr, "experts on the host: %s and %.0f GFLOP/s alone, %s and %.0f beside the links",
                  HumanRate(rates.host.read_bytes_per_second).c_str(), rates.host.flops_per_second / 1e9,
-                 HumanRate(rates.host_beside_links.read_bytes_per_second).c_str(), rates.host_beside_links.flops_per_second / 1e9);
+                 HumanRate(rates.host_beside_links.read_bytes_per_second).c_str(),
+                 rates.host_beside_links.flops_per_second / 1e9);
     for (const WorkerRates& worker : rates.workers) {
-      if (worker.link.alone > 0) std::fprintf(stderr, "; a link %s alone, %s with the others, %s beside the host",
-                                              HumanRate(worker.link.alone).c_str(), HumanRate(worker.link.together).c_str(),
-                                              HumanRate(worker.link.beside_host).c_str());
+      if (worker.link.alone > 0)
+        std::fprintf(stderr, "; a link %s alone, %s with the others, %s beside the host", HumanRate(worker.link.alone).c_str(),
+                     HumanRate(worker.link.together).c_str(), HumanRate(worker.link.beside_host).c_str());
     }
     std::fprintf(stderr, "\n");
     std::printf("|%6s | %6s | %6s | %8s | %8s | %8s | %8s |\n", "PP", "TG", "N_KV", "T_PP s", "S_PP t/s", "T_TG s", "S_TG t/s");
-    std::printf("|%6s-|-%6s-|-%6s-|-%8s-|-%8s-|-%8s-|-%8s-|\n", "------", "------", "------", "--------", "--------", "--------", "--------");
+    std::printf("|%6s-|-%6s-|-%6s-|-%8s-|-%8s-|-%8s-|-%8s-|\n", "------", "------", "------", "--------", "--------", "--------",
+                "--------");
   }
   std::vector<Run> rows;
   const auto report = [&](const Run& run) {
@@ -307,8 +337,12 @@ Command AddBench(CLI::App& app) {
   options->model.AddTo(app, /*model_required=*/false);
   app.add_option("--server", options->server, "measure the coordinator at this address instead of starting one");
   app.add_option("-p,--n-prompt", options->prompts, "prompt lengths: 512,2048")->capture_default_str();
-  app.add_option("-n,--n-gen", options->generate, "tokens to generate behind each prompt")->check(CLI::Range(0, 100000))->capture_default_str();
-  app.add_option("-r,--repetitions", options->repetitions, "of each length; the median is shown")->check(CLI::Range(1, 100))->capture_default_str();
+  app.add_option("-n,--n-gen", options->generate, "tokens to generate behind each prompt")
+      ->check(CLI::Range(0, 100000))
+      ->capture_default_str();
+  app.add_option("-r,--repetitions", options->repetitions, "of each length; the median is shown")
+      ->check(CLI::Range(1, 100))
+      ->capture_default_str();
   app.add_flag("--sweep", options->sweep, "fill the context (-c) in steps of the first length");
   app.add_flag("--cold", options->cold, "every prompt starts with no expert in the workers' slots");
   app.add_option("--seed", options->seed, "of the random prompts")->capture_default_str();
@@ -316,7 +350,8 @@ Command AddBench(CLI::App& app) {
   app.footer(Examples({"ferry bench -m model.gguf -p 512,2048,4096 -n 64", "ferry bench -m model.gguf -c 16384 -p 1024 --sweep",
                        "ferry bench -m model.gguf -p 2048 --vram-experts 4GiB --cold"}));
   return [options]() -> absl::Status {
-    if (options->server.empty() == options->model.model.empty()) return InvalidArgument("give -m FILE, or --server ADDR of a running coordinator");
+    if (options->server.empty() == options->model.model.empty())
+      return InvalidArgument("give -m FILE, or --server ADDR of a running coordinator");
     return RunBench(*options);
   };
 }

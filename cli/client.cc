@@ -99,8 +99,8 @@ absl::Status Client::WaitUntilServed() {
       if (info->state() == "serving") return absl::OkStatus();
       line.Draw(*info);
     } else if (absl::Now() - last_answer > kConnectTimeout) {
-      return Unavailable("no answer from a Ferry coordinator at %s (it listens on loopback unless it was given --listen): %s", address_,
-                         info.status().message());
+      return Unavailable("no answer from a Ferry coordinator at %s (it listens on loopback unless it was given --listen): %s",
+                         address_, info.status().message());
     }
     absl::SleepFor(kPoll);
   }

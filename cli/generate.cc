@@ -41,10 +41,10 @@ void ShowWorkers(Client& client, const proto::Finish& finish) {
   if (!info.ok()) return;
   for (const proto::WorkerInfo& worker : info->workers()) {
     const proto::ExpertCounters& experts = worker.experts();
-    std::fprintf(stderr, "  worker %u, layers %u-%u, %s over %s: %llu resident, %llu shipped, %llu on the host\n", worker.worker_id(),
-                 worker.first_layer(), worker.end_layer() - 1, worker.device().c_str(), worker.expert_transport().c_str(),
-                 static_cast<unsigned long long>(experts.resident()), static_cast<unsigned long long>(experts.shipped()),
-                 static_cast<unsigned long long>(experts.on_host()));
+    std::fprintf(stderr, "  worker %u, layers %u-%u, %s over %s: %llu resident, %llu shipped, %llu on the host\n",
+                 worker.worker_id(), worker.first_layer(), worker.end_layer() - 1, worker.device().c_str(),
+                 worker.expert_transport().c_str(), static_cast<unsigned long long>(experts.resident()),
+                 static_cast<unsigned long long>(experts.shipped()), static_cast<unsigned long long>(experts.on_host()));
   }
 }
 
@@ -102,7 +102,8 @@ Command AddGenerate(CLI::App& app) {
   app.footer(Examples({"ferry generate -m model.gguf -p \"Once upon a time\" -n 100 --temp 0.8",
                        "ferry generate --server 127.0.0.1:8090 -f question.txt"}));
   return [options]() -> absl::Status {
-    if (options->server.empty() == options->model.model.empty()) return InvalidArgument("give -m FILE, or --server ADDR of a running coordinator");
+    if (options->server.empty() == options->model.model.empty())
+      return InvalidArgument("give -m FILE, or --server ADDR of a running coordinator");
     return Generate(*options);
   };
 }

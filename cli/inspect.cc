@@ -7,10 +7,10 @@
 
 #include "cli/client.h"
 #include "cli/commands.h"
-#include "common/gguf.h"
-#include "common/model_config.h"
-#include "coordinator/expert_store.h"
-#include "coordinator/placement.h"
+#include "common/gguf/gguf.h"
+#include "common/model/model_config.h"
+#include "coordinator/experts/expert_store.h"
+#include "coordinator/planning/placement.h"
 
 namespace ferry {
 namespace {
@@ -33,21 +33,42 @@ nlohmann::json Describe(const GgufFile& file, const ModelConfig& config, const M
   nlohmann::json layers = nlohmann::json::array();
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
     const ExpertLayout& expert = arena.layer(layer);
-    layers.push_back({{"layer", layer}, {"attention", config.slides(layer) ? "sliding" : "full"},
-                      {"dense_bytes", sizes.dense_bytes[layer]}, {"expert_bytes", sizes.expert_bytes[layer]},
-                      {"expert_record_bytes", expert.bytes}, {"gate_type", Text(NameOf(expert.gate.dtype))},
-                      {"up_type", Text(NameOf(expert.up.dtype))}, {"down_type", Text(NameOf(expert.down.dtype))}});
+    layers.push_back({{"layer", layer},
+                      {"attention", config.slides(layer) ? "sliding" : "full"},
+                      {"dense_bytes", sizes.dense_bytes[layer]},
+                      {"expert_bytes", sizes.expert_bytes[layer]},
+                      {"expert_record_bytes", expert.bytes},
+                      {"gate_type", Text(NameOf(expert.gate.dtype))},
+                      {"up_type", Text(NameOf(expert.up.dtype))},
+                      {"down_type", Text(NameOf(expert.down.dtype))}});
   }
-  return {{"file", {{"path", file.path()}, {"version", file.version()}, {"shards", file.num_shards()}, {"bytes", file.file_bytes()},
-                    {"tensors", file.tensors().size()}, {"metadata_entries", file.entries().size()}}},
-          {"model", {{"architecture", config.architecture}, {"name", config.name}, {"layers", config.num_layers},
-                     {"context_length", config.context_length}, {"n_embd", config.n_embd}, {"vocab_size", config.vocab_size},
-                     {"heads", config.num_heads}, {"kv_heads", config.num_kv_heads}, {"head_dim", config.head_dim},
-                     {"experts", config.num_experts}, {"top_k", config.top_k}, {"n_ff", config.n_ff},
-                     {"sliding_window", config.sliding_window}, {"rope_freq_base", config.rope.freq_base},
-                     {"yarn_factor", config.rope.yarn_factor}, {"yarn_original_context", config.rope.yarn_original_context}}},
+  return {{"file",
+           {{"path", file.path()},
+            {"version", file.version()},
+            {"shards", file.num_shards()},
+            {"bytes", file.file_bytes()},
+            {"tensors", file.tensors().size()},
+            {"metadata_entries", file.entries().size()}}},
+          {"model",
+           {{"architecture", config.architecture},
+            {"name", config.name},
+            {"layers", config.num_layers},
+            {"context_length", config.context_length},
+            {"n_embd", config.n_embd},
+            {"vocab_size", config.vocab_size},
+            {"heads", config.num_heads},
+            {"kv_heads", config.num_kv_heads},
+            {"head_dim", config.head_dim},
+            {"experts", config.num_experts},
+            {"top_k", config.top_k},
+            {"n_ff", config.n_ff},
+            {"sliding_window", config.sliding_window},
+            {"rope_freq_base", config.rope.freq_base},
+            {"yarn_factor", config.rope.yarn_factor},
+            {"yarn_original_context", config.rope.yarn_original_context}}},
           {"bytes", {{"embedding", sizes.embedding_bytes}, {"output", sizes.output_bytes}, {"experts", arena.bytes()}}},
-          {"layers", std::move(layers)}, {"types", std::move(types)}};
+          {"layers", std::move(layers)},
+          {"types", std::move(types)}};
 }
 
 void Print(const GgufFile& file, const ModelConfig& config, const ModelSizes& sizes, const ArenaLayout& arena) {
@@ -68,7 +89,8 @@ void Print(const GgufFile& file, const ModelConfig& config, const ModelSizes& si
     const ExpertLayout& expert = arena.layer(layer);
     std::printf("%-10lld %-9s %12s %12s  %s, %s, %s\n", static_cast<long long>(layer), config.slides(layer) ? "sliding" : "full",
                 HumanBytes(sizes.dense_bytes[layer]).c_str(), HumanBytes(sizes.expert_bytes[layer]).c_str(),
-                Text(NameOf(expert.gate.dtype)).c_str(), Text(NameOf(expert.up.dtype)).c_str(), Text(NameOf(expert.down.dtype)).c_str());
+                Text(NameOf(expert.gate.dtype)).c_str(), Text(NameOf(expert.up.dtype)).c_str(),
+                Text(NameOf(expert.down.dtype)).c_str());
   }
   std::printf("%-10s %-9s %12s\n", "output", "", HumanBytes(sizes.output_bytes).c_str());
 }
@@ -87,7 +109,8 @@ absl::Status Inspect(const InspectOptions& options) {
   ASSIGN_OR_RETURN(const ModelSizes sizes, ModelSizesOf(file, config));
   if (options.json) {
     // A name in the file may be any bytes: what is not UTF-8 must not make the output unreadable.
-    std::printf("%s\n", Describe(file, config, sizes, arena).dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+    std::printf("%s\n",
+                Describe(file, config, sizes, arena).dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
   } else {
     Print(file, config, sizes, arena);
   }

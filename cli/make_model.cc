@@ -1,6 +1,6 @@
 // `ferry make-model`: a gpt-oss model of any shape with random weights.
 
-#include "common/make_model.h"
+#include "common/model/make_model.h"
 
 #include <cstdio>
 #include <memory>
@@ -62,7 +62,8 @@ absl::Status MakeModel(const Options& options) {
 Command AddMakeModel(CLI::App& app) {
   auto options = std::make_shared<Options>();
   app.add_option("path", options->path, "file to write")->required();
-  app.add_option("--like", options->like, "begin with the shape of gpt-oss 20b or 120b instead of a tiny one")->check(CLI::IsMember({"20b", "120b"}));
+  app.add_option("--like", options->like, "begin with the shape of gpt-oss 20b or 120b instead of a tiny one")
+      ->check(CLI::IsMember({"20b", "120b"}));
   app.add_option("--layers", options->layers);
   app.add_option("--experts", options->experts);
   app.add_option("--top-k", options->top_k);
@@ -76,7 +77,8 @@ Command AddMakeModel(CLI::App& app) {
   app.add_option("--sliding-window", options->window);
   app.add_option("--expert-type", options->expert_type, "mxfp4, q8_0, q4_0")->capture_default_str();
   app.add_option("--dense-type", options->dense_type, "of attention, embedding and output")->capture_default_str();
-  app.add_option("--router-bias-spread", options->bias_spread, "standard deviation: how unevenly experts are used")->capture_default_str();
+  app.add_option("--router-bias-spread", options->bias_spread, "standard deviation: how unevenly experts are used")
+      ->capture_default_str();
   app.add_option("--seed", options->seed)->capture_default_str();
   app.footer(Examples({"ferry make-model bench.gguf --like 20b --layers 4 --router-bias-spread 1.5"}));
   return [options] { return MakeModel(*options); };

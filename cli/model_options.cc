@@ -14,36 +14,50 @@ void ModelOptions::AddTo(CLI::App& app, bool model_required) {
   if (model_required) path->required();
   const char* const where = "What runs where";
   app.add_option("--workers", workers, "worker processes; default: one per GPU, or one on a machine without GPUs")
-      ->check(CLI::Range(1, 64))->group(where);
+      ->check(CLI::Range(1, 64))
+      ->group(where);
   app.add_option("--gpus", gpus, "GPUs to use, one worker each: 0,1,3")->group(where);
   app.add_option("--layers", layers, "layers of each worker: 0-9,10-23 (default: even by bytes)")->group(where);
   app.add_option("--override-tensor,--ot", overrides, "REGEX=cpu or REGEX=gpuN: where the experts that match are computed")
       ->group(where);
   app.add_option("--vram-experts", vram_experts, "memory of a worker that holds experts: 4GiB, auto, 0 (default: auto on GPUs)")
       ->group(where);
-  app.add_flag("--ooae,!--no-ooae", ooae, "ferry only the experts that a batch activates (default), or all of a layer")->group(where);
+  app.add_flag("--ooae,!--no-ooae", ooae, "ferry only the experts that a batch activates (default), or all of a layer")
+      ->group(where);
   app.add_option("--expert-transport", expert_transport, "how experts reach the workers")
-      ->check(CLI::IsMember({"auto", "shm", "grpc"}))->capture_default_str()->group(where);
+      ->check(CLI::IsMember({"auto", "shm", "grpc"}))
+      ->capture_default_str()
+      ->group(where);
   const char* const sizes = "Sizes";
-  app.add_option("-c,--ctx-size", context, "tokens in the KV cache, all requests together (default: 4096 per request)")->group(sizes);
-  app.add_option("-b,--batch-size", batch, "tokens that go through the model in one pass; on GPUs each expert is moved once a pass\n"
-                 "(default: 2048 on CPUs; on GPUs up to 16384, as their memory allows)")->group(sizes);
-  app.add_option("--ubatch-size,--ub", micro_batch, "tokens of one attention chunk inside a pass (default: 512, on GPUs up to 4096\nas their memory "
-                 "allows)")->group(sizes);
+  app.add_option("-c,--ctx-size", context, "tokens in the KV cache, all requests together (default: 4096 per request)")
+      ->group(sizes);
+  app.add_option("-b,--batch-size", batch,
+                 "tokens that go through the model in one pass; on GPUs each expert is moved once a pass\n"
+                 "(default: 2048 on CPUs; on GPUs up to 16384, as their memory allows)")
+      ->group(sizes);
+  app.add_option("--ubatch-size,--ub", micro_batch,
+                 "tokens of one attention chunk inside a pass (default: 512, on GPUs up to 4096\nas their memory "
+                 "allows)")
+      ->group(sizes);
   app.add_option("--parallel,--np", parallel, "requests at once")->capture_default_str()->group(sizes);
   app.add_option("--cache-type-k,--ctk", key_type, "type of the KV cache's keys: f16, q8_0")->capture_default_str()->group(sizes);
   app.add_option("--cache-type-v,--ctv", value_type, "type of its values: f16, q8_0")->capture_default_str()->group(sizes);
   const char* const how = "How";
   app.add_option("-t,--threads", threads, "threads of each process (default: physical cores)")->group(how);
   app.add_option("--backend", backend, "kernels of the workers")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda", "reference"}))->capture_default_str()->group(how);
+      ->check(CLI::IsMember({"auto", "cpu", "cuda", "reference"}))
+      ->capture_default_str()
+      ->group(how);
   app.add_option("--isa", isa, "instruction set of the CPU kernels")
-      ->check(CLI::IsMember({"auto", "avx512", "avx2", "portable"}))->capture_default_str()->group(how);
+      ->check(CLI::IsMember({"auto", "avx512", "avx2", "portable"}))
+      ->capture_default_str()
+      ->group(how);
   app.add_option("--step-timeout", step_timeout, "seconds after which a step that does not end fails its requests")->group(how);
   app.add_option("--trace", trace, "file for a timeline of every step on every queue, which ui.perfetto.dev opens")->group(how);
   app.add_flag("--probe", probe, "measure this machine's rates anew instead of using what an earlier start kept")->group(how);
   app.add_option("--log-level", log_level, "of the processes it starts: trace, debug, info, warn, error")
-      ->capture_default_str()->group(how);
+      ->capture_default_str()
+      ->group(how);
 }
 
 absl::StatusOr<std::vector<std::string>> ModelOptions::Devices() const {
@@ -96,9 +110,14 @@ absl::StatusOr<DType> ParseKvType(const std::string& flag, const std::string& na
 }
 
 absl::StatusOr<PlacementOptions> ModelOptions::Placement(int num_workers, int64_t gpu_bytes) const {
-  PlacementOptions options{.num_workers = num_workers, .layers = layers, .tensor_overrides = overrides,
-                           .context_tokens = context, .parallel = parallel, .batch_tokens = batch,
-                           .gpu_bytes = gpu_bytes, .micro_batch_tokens = micro_batch};
+  PlacementOptions options{.num_workers = num_workers,
+                           .layers = layers,
+                           .tensor_overrides = overrides,
+                           .context_tokens = context,
+                           .parallel = parallel,
+                           .batch_tokens = batch,
+                           .gpu_bytes = gpu_bytes,
+                           .micro_batch_tokens = micro_batch};
   ASSIGN_OR_RETURN(options.key_type, ParseKvType("-ctk", key_type));
   ASSIGN_OR_RETURN(options.value_type, ParseKvType("-ctv", value_type));
   return options;
@@ -106,11 +125,28 @@ absl::StatusOr<PlacementOptions> ModelOptions::Placement(int num_workers, int64_
 
 std::vector<std::string> ModelOptions::CoordinatorArguments(int num_workers, int64_t gpu_bytes,
                                                             const std::string& port_file) const {
-  std::vector<std::string> arguments = {"-m", model, "--workers", std::to_string(num_workers), "--listen",
-                                        listen + ":" + std::to_string(port), "--port-file", port_file,
-                                        "--parallel", std::to_string(parallel), "--cache-type-k", key_type, "--cache-type-v", value_type,
-                                        "--backend", backend == "reference" ? "reference" : "cpu", "--isa", isa,
-                                        "--expert-transport", expert_transport, "--log-level", log_level,
+  std::vector<std::string> arguments = {"-m",
+                                        model,
+                                        "--workers",
+                                        std::to_string(num_workers),
+                                        "--listen",
+                                        listen + ":" + std::to_string(port),
+                                        "--port-file",
+                                        port_file,
+                                        "--parallel",
+                                        std::to_string(parallel),
+                                        "--cache-type-k",
+                                        key_type,
+                                        "--cache-type-v",
+                                        value_type,
+                                        "--backend",
+                                        backend == "reference" ? "reference" : "cpu",
+                                        "--isa",
+                                        isa,
+                                        "--expert-transport",
+                                        expert_transport,
+                                        "--log-level",
+                                        log_level,
                                         ooae ? "--ooae" : "--no-ooae"};
   const auto add = [&](const char* flag, const std::string& value, bool given) {
     if (given) arguments.insert(arguments.end(), {flag, value});
@@ -130,8 +166,9 @@ std::vector<std::string> ModelOptions::CoordinatorArguments(int num_workers, int
 
 std::vector<std::string> ModelOptions::WorkerArguments(int worker, const std::string& device,
                                                        const std::string& coordinator) const {
-  std::vector<std::string> arguments = {"--coordinator", coordinator, "--worker-id", std::to_string(worker),
-                                        "--expert-transport", expert_transport, "--isa", isa, "--log-level", log_level};
+  std::vector<std::string> arguments = {"--coordinator",      coordinator,      "--worker-id", std::to_string(worker),
+                                        "--expert-transport", expert_transport, "--isa",       isa,
+                                        "--log-level",        log_level};
   const bool cuda = device.starts_with("cuda:");
   arguments.insert(arguments.end(), {"--backend", cuda ? "cuda" : device});
   if (cuda) arguments.insert(arguments.end(), {"--device", device.substr(5)});

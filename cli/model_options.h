@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "common/status.h"
-#include "coordinator/placement.h"
+#include "coordinator/planning/placement.h"
 
 namespace ferry {
 
@@ -33,7 +33,7 @@ struct ModelOptions {
   std::string listen = "127.0.0.1";
   int port = 0;
   double step_timeout = 0;  // 0: the coordinator's default
-  std::string trace;      // file for a timeline
+  std::string trace;        // file for a timeline
   bool probe = false;
   std::string log_level = "warn";
 

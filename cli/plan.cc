@@ -20,7 +20,8 @@ struct PlanOptions {
   double host_read = 0, host_flops = 0, link = 0, gpu_flops = 0;  // rates given by hand; 0: found
 };
 
-absl::StatusOr<FoundRates> Rates(const PlanOptions& options, const PredictedModel& model, const std::vector<std::string>& devices) {
+absl::StatusOr<FoundRates> Rates(const PlanOptions& options, const PredictedModel& model,
+                                 const std::vector<std::string>& devices) {
   ASSIGN_OR_RETURN(FoundRates found, RatesOfThisMachine(options.model, model, devices));
   for (ExpertRates* const host : {&found.rates.host, &found.rates.host_beside_links}) {
     if (options.host_read > 0) host->read_bytes_per_second = options.host_read;
@@ -43,13 +44,15 @@ void PrintPlacement(const ModelConfig& config, const ModelSizes& sizes, const Ar
     const WorkerPlacement& worker = placement.workers[w];
     int64_t experts = 0;
     for (int64_t layer = worker.layers.first; layer < worker.layers.end; ++layer) experts += sizes.expert_bytes[layer];
-    std::printf("worker %zu on %s: layers %lld-%lld%s%s; dense %s, KV cache %s; its layers' experts are %s\n", w, devices[w].c_str(),
-                static_cast<long long>(worker.layers.first), static_cast<long long>(worker.layers.end - 1),
+    std::printf("worker %zu on %s: layers %lld-%lld%s%s; dense %s, KV cache %s; its layers' experts are %s\n", w,
+                devices[w].c_str(), static_cast<long long>(worker.layers.first), static_cast<long long>(worker.layers.end - 1),
                 worker.layers.first == 0 ? ", embedding" : "", worker.layers.end == config.num_layers ? ", output" : "",
                 HumanBytes(worker.dense_bytes).c_str(), HumanBytes(worker.kv_bytes).c_str(), HumanBytes(experts).c_str());
   }
-  std::printf("why: layers are divided so that the heaviest worker's bytes (dense and experts) are as few as can be; every expert\n"
-              "     stays in host memory, since %s do not have to fit anywhere else\n", HumanBytes(arena.bytes()).c_str());
+  std::printf(
+      "why: layers are divided so that the heaviest worker's bytes (dense and experts) are as few as can be; every expert\n"
+      "     stays in host memory, since %s do not have to fit anywhere else\n",
+      HumanBytes(arena.bytes()).c_str());
   std::printf("KV cache: %lld tokens in blocks of %lld for all requests; %lld requests at once\n",
               static_cast<long long>(placement.cache.num_blocks * kKvBlockTokens), static_cast<long long>(kKvBlockTokens),
               static_cast<long long>(placement.cache.num_slots));
@@ -79,22 +82,30 @@ absl::Status Plan(const PlanOptions& options) {
       std::printf("  worker %zu: %lld expert slots", w, static_cast<long long>(input.slots[w]));
       if (worker.link.alone > 0) std::printf(", link %s", HumanRate(worker.link.alone).c_str());
       if (worker.link.beside_host > 0) std::printf(", %s beside the host", HumanRate(worker.link.beside_host).c_str());
-      if (gpu) std::printf(", experts at %.0f TFLOP/s%s", worker.experts.flops_per_second / 1e12,
-                           found.rates.workers[w].experts.flops_per_second > 0 ? "" : " (assumed)");
+      if (gpu)
+        std::printf(", experts at %.0f TFLOP/s%s", worker.experts.flops_per_second / 1e12,
+                    found.rates.workers[w].experts.flops_per_second > 0 ? "" : " (assumed)");
       std::printf("\n");
     }
     std::printf("predicted, with nothing resident at the start of a prompt:\n");
   }
   for (const absl::string_view part : absl::StrSplit(options.prompts, ',')) {
     int64_t tokens = 0;
-    if (!absl::SimpleAtoi(part, &tokens) || tokens < 1) return InvalidArgument("-p has '%s', want prompt lengths such as 512,2048", part);
+    if (!absl::SimpleAtoi(part, &tokens) || tokens < 1)
+      return InvalidArgument("-p has '%s', want prompt lengths such as 512,2048", part);
     const PrefillPrediction prefill = PredictPrefill(input, tokens);
     if (options.json) {
-      prefills.push_back({{"tokens", tokens}, {"tokens_per_second", prefill.tokens_per_second()}, {"step_rows", prefill.step_rows},
-                          {"activated", prefill.activated}, {"shipped", prefill.shipped}, {"on_host", prefill.on_host}, {"bytes_shipped", prefill.bytes_shipped}});
+      prefills.push_back({{"tokens", tokens},
+                          {"tokens_per_second", prefill.tokens_per_second()},
+                          {"step_rows", prefill.step_rows},
+                          {"activated", prefill.activated},
+                          {"shipped", prefill.shipped},
+                          {"on_host", prefill.on_host},
+                          {"bytes_shipped", prefill.bytes_shipped}});
     } else {
-      std::printf("  prefill of %6lld tokens: %8.0f t/s (%.0f experts active: %.0f shipped, %.0f on the host)", static_cast<long long>(tokens),
-                  prefill.tokens_per_second(), prefill.activated, prefill.shipped, prefill.on_host);
+      std::printf("  prefill of %6lld tokens: %8.0f t/s (%.0f experts active: %.0f shipped, %.0f on the host)",
+                  static_cast<long long>(tokens), prefill.tokens_per_second(), prefill.activated, prefill.shipped,
+                  prefill.on_host);
       if (prefill.step_rows < tokens) std::printf(", in steps of %lld", static_cast<long long>(prefill.step_rows));
       std::printf("\n");
     }
@@ -107,11 +118,14 @@ absl::Status Plan(const PlanOptions& options) {
   nlohmann::json workers = nlohmann::json::array();
   for (size_t w = 0; w < placement.workers.size(); ++w) {
     const WorkerPlacement& worker = placement.workers[w];
-    workers.push_back({{"device", devices[w]}, {"first_layer", worker.layers.first}, {"last_layer", worker.layers.end - 1},
-                       {"dense_bytes", worker.dense_bytes}, {"kv_bytes", worker.kv_bytes}});
+    workers.push_back({{"device", devices[w]},
+                       {"first_layer", worker.layers.first},
+                       {"last_layer", worker.layers.end - 1},
+                       {"dense_bytes", worker.dense_bytes},
+                       {"kv_bytes", worker.kv_bytes}});
   }
-  const nlohmann::json result = {{"workers", workers}, {"arena_bytes", arena.bytes()}, {"prefill", prefills},
-                                 {"decode_tokens_per_second", 1 / decode.seconds_per_token},
+  const nlohmann::json result = {{"workers", workers},           {"arena_bytes", arena.bytes()},
+                                 {"prefill", prefills},          {"decode_tokens_per_second", 1 / decode.seconds_per_token},
                                  {"rates_source", found.source}, {"rates", RatesJson(found.rates)}};
   std::printf("%s\n", result.dump(2).c_str());
   return absl::OkStatus();

@@ -5,8 +5,8 @@
 #include "absl/strings/numbers.h"
 #include "absl/time/clock.h"
 #include "common/byte_size.h"
-#include "coordinator/expert_store.h"
-#include "coordinator/rates_file.h"
+#include "coordinator/experts/expert_store.h"
+#include "coordinator/planning/rates_file.h"
 #include "kernels/ops.h"
 
 namespace ferry {
@@ -19,14 +19,15 @@ constexpr double kShareLeft = 0.08;
 std::string At(absl::Time time) { return absl::FormatTime("%Y-%m-%d %H:%M", time, absl::LocalTimeZone()); }
 
 // Experts that a worker of these options could hold.
-absl::StatusOr<int64_t> SlotsOf(const ModelOptions& options, const PredictedModel& model, const WorkerPlacement& worker,
-                                bool gpu, Ops& ops) {
+absl::StatusOr<int64_t> SlotsOf(const ModelOptions& options, const PredictedModel& model, const WorkerPlacement& worker, bool gpu,
+                                Ops& ops) {
   if (options.vram_experts.empty() && !gpu) return 0;
   int64_t bytes = 0;
   if (options.vram_experts.empty() || options.vram_experts == "auto") {
     if (!gpu) return 0;
     ASSIGN_OR_RETURN(const DeviceMemoryInfo memory, ops.MemoryInfo());
-    bytes = static_cast<int64_t>((1 - kShareLeft) * static_cast<double>(memory.free_bytes)) - worker.dense_bytes - worker.kv_bytes;
+    bytes =
+        static_cast<int64_t>((1 - kShareLeft) * static_cast<double>(memory.free_bytes)) - worker.dense_bytes - worker.kv_bytes;
   } else {
     ASSIGN_OR_RETURN(bytes, ParseByteSize(options.vram_experts));
   }
@@ -37,7 +38,7 @@ absl::StatusOr<int64_t> SlotsOf(const ModelOptions& options, const PredictedMode
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<PredictedModel>> PredictedModel::Open(const ModelOptions& options, int num_workers,
-                                                                    int64_t gpu_bytes) {
+                                                                     int64_t gpu_bytes) {
   ASSIGN_OR_RETURN(const GgufFile file, GgufFile::Open(options.model));
   std::unique_ptr<PredictedModel> model(new PredictedModel);
   model->ooae_ = options.ooae;
@@ -57,19 +58,30 @@ PredictionInput PredictedModel::Input(MachineRates rates, std::vector<int64_t> s
     if (worker.experts.flops_per_second == 0) worker.experts.flops_per_second = kAssumedGpu.flops_per_second;
     if (worker.experts.read_bytes_per_second == 0) worker.experts.read_bytes_per_second = kAssumedGpu.read_bytes_per_second;
   }
-  return {.config = config_, .sizes = sizes_, .arena = arena_, .placement = placement_, .routing = routing_,
-          .rates = std::move(rates), .slots = std::move(slots), .gpu = gpu, .ooae = ooae_};
+  return {.config = config_,
+          .sizes = sizes_,
+          .arena = arena_,
+          .placement = placement_,
+          .routing = routing_,
+          .rates = std::move(rates),
+          .slots = std::move(slots),
+          .gpu = gpu,
+          .ooae = ooae_};
 }
 
 nlohmann::json RatesJson(const MachineRates& rates) {
   const auto experts = [](const ExpertRates& experts) {
-    return nlohmann::json{{"read_bytes_per_second", experts.read_bytes_per_second}, {"flops_per_second", experts.flops_per_second}};
+    return nlohmann::json{{"read_bytes_per_second", experts.read_bytes_per_second},
+                          {"flops_per_second", experts.flops_per_second}};
   };
   nlohmann::json workers = nlohmann::json::array();
   for (const WorkerRates& worker : rates.workers) {
-    workers.push_back({{"link_alone", worker.link.alone}, {"link_together", worker.link.together},
-                       {"link_beside_host", worker.link.beside_host}, {"experts", experts(worker.experts)},
-                       {"operation_seconds", worker.operation_seconds}, {"message_seconds", worker.message_seconds}});
+    workers.push_back({{"link_alone", worker.link.alone},
+                       {"link_together", worker.link.together},
+                       {"link_beside_host", worker.link.beside_host},
+                       {"experts", experts(worker.experts)},
+                       {"operation_seconds", worker.operation_seconds},
+                       {"message_seconds", worker.message_seconds}});
   }
   return {{"host", experts(rates.host)}, {"host_beside_links", experts(rates.host_beside_links)}, {"workers", workers}};
 }
@@ -111,7 +123,8 @@ absl::StatusOr<FoundRates> RatesOfThisMachine(const ModelOptions& options, const
     }
     ASSIGN_OR_RETURN(const int64_t slots, SlotsOf(options, model, model.placement().workers[w], gpu, *ops));
     found.slots.push_back(slots);
-    rated.push_back({.device = ops->name(), .transport = options.expert_transport == "grpc" ? "grpc" : "shm", .has_slots = slots > 0});
+    rated.push_back(
+        {.device = ops->name(), .transport = options.expert_transport == "grpc" ? "grpc" : "shm", .has_slots = slots > 0});
   }
   const std::string key = RatesKey(host->name(), model.arena(), rated);
   if (!options.probe) {

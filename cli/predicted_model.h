@@ -9,10 +9,10 @@
 #include <vector>
 
 #include "cli/model_options.h"
-#include "common/gguf.h"
-#include "common/model_config.h"
-#include "coordinator/placement.h"
-#include "coordinator/prediction.h"
+#include "common/gguf/gguf.h"
+#include "common/model/model_config.h"
+#include "coordinator/planning/placement.h"
+#include "coordinator/planning/prediction.h"
 #include "ferry/v1/generate.pb.h"
 
 namespace ferry {
@@ -20,8 +20,7 @@ namespace ferry {
 class PredictedModel {
  public:
   // `gpu_bytes`: as ModelOptions::GpuBytes gives it. Errors: the file's, and those of PlanPlacement.
-  static absl::StatusOr<std::unique_ptr<PredictedModel>> Open(const ModelOptions& options, int num_workers,
-                                                             int64_t gpu_bytes);
+  static absl::StatusOr<std::unique_ptr<PredictedModel>> Open(const ModelOptions& options, int num_workers, int64_t gpu_bytes);
 
   const ModelConfig& config() const { return config_; }
   const ModelSizes& sizes() const { return sizes_; }
@@ -53,8 +52,8 @@ struct FoundRates {
 nlohmann::json RatesJson(const MachineRates& rates);
 // What a running server plans with.
 FoundRates RatesOf(const v1::GetServerInfoResponse& info);
-// What an earlier start on this machine kept for workers on `devices`; otherwise host, links and GPUs are measured here, one after
-// the other, for about a second.
+// What an earlier start on this machine kept for workers on `devices`; otherwise host, links and GPUs are measured here, one
+// after the other, for about a second.
 absl::StatusOr<FoundRates> RatesOfThisMachine(const ModelOptions& options, const PredictedModel& model,
                                               const std::vector<std::string>& devices);
 

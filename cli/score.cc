@@ -63,7 +63,8 @@ Command AddScore(CLI::App& app) {
   app.add_flag("--json", options->json, "print {\"logprobs\": [...], \"perplexity\": x}");
   app.footer(Examples({"ferry score -m model.gguf -f chapter.txt", "ferry score -m model.gguf --ids ids.txt --json"}));
   return [options]() -> absl::Status {
-    if (options->server.empty() == options->model.model.empty()) return InvalidArgument("give -m FILE, or --server ADDR of a running coordinator");
+    if (options->server.empty() == options->model.model.empty())
+      return InvalidArgument("give -m FILE, or --server ADDR of a running coordinator");
     return Score(*options);
   };
 }

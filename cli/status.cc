@@ -21,7 +21,8 @@ void Print(const proto::GetServerInfoResponse& info) {
   std::printf("%s, up %.0f s%s%s\n", info.state().c_str(), info.uptime_seconds(), info.state_reason().empty() ? "" : ": ",
               info.state_reason().c_str());
   std::printf("experts   %s in host memory (%s pages), loaded in %.1f s, %s\n", HumanBytes(info.arena_bytes()).c_str(),
-              info.arena_huge_pages() ? "huge" : "ordinary", info.load_seconds(), HumanRate(info.load_bytes_per_second()).c_str());
+              info.arena_huge_pages() ? "huge" : "ordinary", info.load_seconds(),
+              HumanRate(info.load_bytes_per_second()).c_str());
   std::printf("host      %s; reads %s, int8 dot products %.0f Gop/s; this process %s\n", info.engine().c_str(),
               HumanRate(info.host_read_bytes_per_second()).c_str(), info.host_flops_per_second() / 1e9,
               HumanBytes(info.resident_bytes()).c_str());

@@ -80,7 +80,8 @@ struct Child {
 class ProcessSupervisor final : public Supervisor {
  public:
   ProcessSupervisor(std::string coordinator_binary, std::string worker_binary, std::filesystem::path directory)
-      : coordinator_binary_(std::move(coordinator_binary)), worker_binary_(std::move(worker_binary)),
+      : coordinator_binary_(std::move(coordinator_binary)),
+        worker_binary_(std::move(worker_binary)),
         directory_(std::move(directory)) {}
 
   ~ProcessSupervisor() override {

@@ -5,7 +5,7 @@
 
 #include "cli/commands.h"
 #include "cli/prompt.h"
-#include "common/gguf.h"
+#include "common/gguf/gguf.h"
 #include "coordinator/text/tokenizer.h"
 
 namespace ferry {

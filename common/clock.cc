@@ -9,9 +9,7 @@ namespace {
 
 class RealClock final : public Clock {
  public:
-  absl::Time Now() const override {
-    return start_ + absl::FromChrono(std::chrono::steady_clock::now() - steady_start_);
-  }
+  absl::Time Now() const override { return start_ + absl::FromChrono(std::chrono::steady_clock::now() - steady_start_); }
 
  private:
   const absl::Time start_ = absl::Now();

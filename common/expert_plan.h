@@ -7,13 +7,13 @@
 #include <limits>
 #include <span>
 
-#include "common/expert_mailbox.h"
+#include "common/shm/expert_mailbox.h"
 
 namespace ferry {
 
-// How many tokens were enough for an expert that had not arrived to be computed on the worker's device; 0 when nothing was left to
-// the host. `places`: one a use. An expert that may be expected to get fewer in the next layer is not worth a copy ahead of its
-// routing.
+// How many tokens were enough for an expert that had not arrived to be computed on the worker's device; 0 when nothing was left
+// to the host. `places`: one a use. An expert that may be expected to get fewer in the next layer is not worth a copy ahead of
+// its routing.
 inline int64_t TokensWorthACopy(std::span<const ActivatedExpert> uses, std::span<const ExpertPlace> places) {
   int64_t fewest_here = std::numeric_limits<int64_t>::max(), most_on_host = 0;
   for (size_t i = 0; i < uses.size(); ++i) {

@@ -35,8 +35,8 @@ std::optional<int64_t> NumberIn(const fs::path& file) {
 // Narrows `memory` to what a group with `limit` bytes, of which `used` are taken, leaves.
 void Narrow(HostMemory& memory, const fs::path& group, int64_t limit, int64_t used, const std::string& name) {
   // The files' pages on the LRU lists are dropped when memory runs short; shared memory is not among them.
-  const int64_t droppable = FieldOf(group / "memory.stat", "inactive_file").value_or(0) +
-                            FieldOf(group / "memory.stat", "active_file").value_or(0);
+  const int64_t droppable =
+      FieldOf(group / "memory.stat", "inactive_file").value_or(0) + FieldOf(group / "memory.stat", "active_file").value_or(0);
   const int64_t left = std::max<int64_t>(0, limit - std::max<int64_t>(0, used - droppable));
   memory.total_bytes = std::min(memory.total_bytes, limit);
   if (left >= memory.available_bytes) return;

@@ -19,9 +19,9 @@ class Id {
   Value value_{};
 };
 
-using WorkerId = Id<struct WorkerTag, int32_t>;          // position in the pipeline, 0 first
-using Incarnation = Id<struct IncarnationTag, uint64_t>; // random at each start of a process; 0 is none
-using StepId = Id<struct StepTag, uint64_t>;             // increases with every step of a cluster
-using SlotId = Id<struct SlotTag, int32_t>;              // a sequence's place in the KV cache
+using WorkerId = Id<struct WorkerTag, int32_t>;           // position in the pipeline, 0 first
+using Incarnation = Id<struct IncarnationTag, uint64_t>;  // random at each start of a process; 0 is none
+using StepId = Id<struct StepTag, uint64_t>;              // increases with every step of a cluster
+using SlotId = Id<struct SlotTag, int32_t>;               // a sequence's place in the KV cache
 
 }  // namespace ferry

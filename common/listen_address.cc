@@ -24,13 +24,11 @@ absl::StatusOr<ListenAddress> ParseListenAddress(const std::string& text, int de
     address.host = text.substr(0, colon);
     const std::string_view port = std::string_view(text).substr(colon + 1);
     const auto [end, error] = std::from_chars(port.data(), port.data() + port.size(), address.port);
-    if (port.empty() || error != std::errc() || end != port.data() + port.size() || address.port < 0 ||
-        address.port > 65535) {
+    if (port.empty() || error != std::errc() || end != port.data() + port.size() || address.port < 0 || address.port > 65535) {
       return InvalidArgument("'%s' has the port '%s', want 0 to 65535", text, port);
     }
   }
-  if (address.host.empty())
-    return InvalidArgument("'%s' names no host: say 127.0.0.1, or 0.0.0.0 for all interfaces", text);
+  if (address.host.empty()) return InvalidArgument("'%s' names no host: say 127.0.0.1, or 0.0.0.0 for all interfaces", text);
   if (address.host.find(':') != std::string::npos && !address.host.starts_with('[')) {
     return InvalidArgument("'%s': an IPv6 address goes in brackets, as in [::1]:8090", text);
   }

@@ -16,10 +16,10 @@
 
 namespace ferry {
 
-#define FERRY_DEFINE_ERROR(Name)                                                               \
-  template <typename... Args>                                                                  \
-  absl::Status Name(const absl::FormatSpec<Args...>& format, const Args&... args) {            \
-    return absl::Name##Error(absl::StrFormat(format, args...));                                \
+#define FERRY_DEFINE_ERROR(Name)                                                    \
+  template <typename... Args>                                                       \
+  absl::Status Name(const absl::FormatSpec<Args...>& format, const Args&... args) { \
+    return absl::Name##Error(absl::StrFormat(format, args...));                     \
   }
 FERRY_DEFINE_ERROR(InvalidArgument)
 FERRY_DEFINE_ERROR(ResourceExhausted)
@@ -45,8 +45,8 @@ inline absl::Status Annotate(const absl::Status& status, std::string_view contex
 #define FERRY_CONCAT_INNER(a, b) a##b
 #define FERRY_CONCAT(a, b) FERRY_CONCAT_INNER(a, b)
 
-#define RETURN_IF_ERROR(expression)                      \
-  do {                                                   \
+#define RETURN_IF_ERROR(expression)                                                        \
+  do {                                                                                     \
     if (absl::Status ferry_status = (expression); !ferry_status.ok()) return ferry_status; \
   } while (false)
 

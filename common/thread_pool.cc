@@ -13,7 +13,7 @@
 #include <system_error>
 #include <thread>
 
-#include "common/futex.h"
+#include "common/shm/futex.h"
 
 namespace ferry {
 namespace {

@@ -13,14 +13,14 @@
 #include <memory>
 #include <vector>
 
-#include "common/futex.h"
+#include "common/shm/futex.h"
 #include "common/status.h"
 
 namespace ferry {
 
 struct ThreadPoolOptions {
-  int num_threads = 0;     // 0: one per physical core this process may run on
-  bool pin = true;         // thread i to the i-th of those cores
+  int num_threads = 0;  // 0: one per physical core this process may run on
+  bool pin = true;      // thread i to the i-th of those cores
   absl::Duration spin = kSpinBeforeSleep;
 };
 

@@ -59,8 +59,7 @@ void AddFlags(CLI::App& app, Flags* flags) {
   app.add_option("--port-file", options.port_file, "write the port in use to this file");
   app.add_option("--workers", placement.num_workers, "worker processes to wait for; each takes a range of layers")
       ->capture_default_str();
-  app.add_option("--layers", placement.layers,
-                 "layer ranges of the workers, such as 0-9,10-23; default: even by bytes");
+  app.add_option("--layers", placement.layers, "layer ranges of the workers, such as 0-9,10-23; default: even by bytes");
   app.add_option("--override-tensor", placement.tensor_overrides,
                  "-ot REGEX=cpu|gpuN: where experts are computed; may be repeated, the first match wins");
   app.add_option("-c,--ctx-size", placement.context_tokens,
@@ -77,17 +76,12 @@ void AddFlags(CLI::App& app, Flags* flags) {
   app.add_option("--queue", options.max_queued, "requests that may wait; more are answered RESOURCE_EXHAUSTED")
       ->capture_default_str();
   app.add_option("--cache-type-k", flags->key_type, "-ctk: type of cached keys, f16 or q8_0")->capture_default_str();
-  app.add_option("--cache-type-v", flags->value_type, "-ctv: type of cached values, f16 or q8_0")
-      ->capture_default_str();
-  app.add_flag("--ooae,!--no-ooae", options.ooae,
-               "offload only activated experts (default); --no-ooae ships all of a layer");
-  app.add_option("-t,--threads", options.threads, "threads of the expert engine; 0: one a physical core")
-      ->capture_default_str();
+  app.add_option("--cache-type-v", flags->value_type, "-ctv: type of cached values, f16 or q8_0")->capture_default_str();
+  app.add_flag("--ooae,!--no-ooae", options.ooae, "offload only activated experts (default); --no-ooae ships all of a layer");
+  app.add_option("-t,--threads", options.threads, "threads of the expert engine; 0: one a physical core")->capture_default_str();
   app.add_option("--backend", options.backend, "kernels of the expert engine: cpu or reference")->capture_default_str();
-  app.add_option("--isa", options.isa, "instruction set of the cpu kernels: auto, avx512, avx2, portable")
-      ->capture_default_str();
-  app.add_option("--expert-transport", options.expert_transport,
-                 "how experts reach workers that say auto: auto, shm or grpc")
+  app.add_option("--isa", options.isa, "instruction set of the cpu kernels: auto, avx512, avx2, portable")->capture_default_str();
+  app.add_option("--expert-transport", options.expert_transport, "how experts reach workers that say auto: auto, shm or grpc")
       ->capture_default_str();
   app.add_option("--steps-in-flight", options.steps_in_flight, "independent steps under way at once; 0: one a worker")
       ->capture_default_str();

@@ -29,19 +29,16 @@ absl::Status CheckPositive(const char* flag, absl::Duration value) {
 absl::Status CheckOptions(const CoordinatorOptions& options) {
   if (options.model.empty()) return InvalidArgument("-m is missing: the GGUF file of the model");
   RETURN_IF_ERROR(ParseListenAddress(options.listen, 0).status());
-  if (options.placement.num_workers < 1)
-    return InvalidArgument("--workers is %d, want 1 or more", options.placement.num_workers);
+  if (options.placement.num_workers < 1) return InvalidArgument("--workers is %d, want 1 or more", options.placement.num_workers);
   if (options.threads < 0) return InvalidArgument("--threads is %d, want 0 or more", options.threads);
   RETURN_IF_ERROR(CheckOneOf<2>("--backend", options.backend, {"cpu", "reference"}));
   RETURN_IF_ERROR(CheckOneOf<3>("--expert-transport", options.expert_transport, {"auto", "shm", "grpc"}));
   if (options.max_queued < 0) return InvalidArgument("--queue is %d, want 0 or more", options.max_queued);
-  if (options.steps_in_flight < 0)
-    return InvalidArgument("--steps-in-flight is %d, want 0 or more", options.steps_in_flight);
+  if (options.steps_in_flight < 0) return InvalidArgument("--steps-in-flight is %d, want 0 or more", options.steps_in_flight);
   RETURN_IF_ERROR(CheckPositive("--heartbeat-interval", options.heartbeat_interval));
   if (options.heartbeat_timeout < 2 * options.heartbeat_interval) {
     return InvalidArgument("--heartbeat-timeout is %.3f s, want at least twice the interval of %.3f s",
-                           absl::ToDoubleSeconds(options.heartbeat_timeout),
-                           absl::ToDoubleSeconds(options.heartbeat_interval));
+                           absl::ToDoubleSeconds(options.heartbeat_timeout), absl::ToDoubleSeconds(options.heartbeat_interval));
   }
   RETURN_IF_ERROR(CheckPositive("--step-timeout", options.step_timeout));
   RETURN_IF_ERROR(CheckPositive("--load-timeout", options.load_timeout));

@@ -6,7 +6,7 @@
 
 #include "absl/time/time.h"
 #include "common/status.h"
-#include "coordinator/placement.h"
+#include "coordinator/planning/placement.h"
 
 namespace ferry {
 
@@ -29,8 +29,8 @@ struct CoordinatorOptions {
   absl::Duration drain_timeout = absl::Seconds(30);
   double host_read_bytes_per_second = 0;  // --host-read-rate, --host-flops: 0: probed
   double host_flops_per_second = 0;
-  std::string trace;                      // --trace: a Chrome trace is written here; empty: none
-  bool probe = false;                     // --probe: rates are measured although an earlier start kept some
+  std::string trace;   // --trace: a Chrome trace is written here; empty: none
+  bool probe = false;  // --probe: rates are measured although an earlier start kept some
   std::string log_level = "info";
 };
 

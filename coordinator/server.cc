@@ -16,22 +16,22 @@
 #include <utility>
 #include <vector>
 
-#include "common/gguf.h"
+#include "common/gguf/gguf.h"
 #include "common/listen_address.h"
 #include "common/log.h"
-#include "common/model_tensors.h"
+#include "common/model/model_tensors.h"
 #include "common/thread_pool.h"
-#include "coordinator/channels.h"
-#include "coordinator/cluster_controller.h"
-#include "coordinator/cluster_service.h"
-#include "coordinator/expert_engine.h"
-#include "coordinator/expert_exchange.h"
-#include "coordinator/expert_store.h"
-#include "coordinator/ferry_service.h"
-#include "coordinator/generation_loop.h"
-#include "coordinator/model_fingerprint.h"
-#include "coordinator/rates_file.h"
-#include "coordinator/rates_probe.h"
+#include "coordinator/cluster/channels.h"
+#include "coordinator/cluster/cluster_controller.h"
+#include "coordinator/cluster/cluster_service.h"
+#include "coordinator/cluster/model_fingerprint.h"
+#include "coordinator/experts/expert_engine.h"
+#include "coordinator/experts/expert_exchange.h"
+#include "coordinator/experts/expert_store.h"
+#include "coordinator/generation/ferry_service.h"
+#include "coordinator/generation/generation_loop.h"
+#include "coordinator/planning/rates_file.h"
+#include "coordinator/planning/rates_probe.h"
 #include "kernels/cpu/host_probe.h"
 
 namespace ferry {
@@ -108,41 +108,38 @@ class ServerImpl final : public Server {
     ASSIGN_OR_RETURN(Placement placement, PlanPlacement(model_, sizes, options_.placement));
     const CacheShape cache = placement.cache;
     spdlog::info("a step takes up to {} rows (-b{}), attention {} at a time (-ub)", cache.max_batch_tokens,
-                 options_.placement.batch_tokens > 0       ? ""
-                 : options_.placement.gpu_bytes > 0        ? ", chosen by the GPUs' memory"
-                                                           : ", the default without GPUs",
+                 options_.placement.batch_tokens > 0 ? ""
+                 : options_.placement.gpu_bytes > 0  ? ", chosen by the GPUs' memory"
+                                                     : ", the default without GPUs",
                  cache.micro_batch_tokens);
 
     if (!options_.trace.empty()) {
       ASSIGN_OR_RETURN(trace_, TraceWriter::Create(options_.trace));
     }
-    loop_ = std::make_unique<GenerationLoop>(
-        BatchSchedulerOptions{.max_batch_tokens = cache.max_batch_tokens,
-                              .micro_batch_tokens = cache.micro_batch_tokens,
-                              .max_running = cache.num_slots,
-                              .max_queued = options_.max_queued,
-                              .vocab_size = model_.vocab_size,
-                              .slots = {.num_slots = cache.num_slots,
-                                        .num_blocks = cache.num_blocks,
-                                        .block_tokens = kKvBlockTokens,
-                                        .window = model_.sliding_window,
-                                        .ring_tokens = cache.ring_blocks * kKvBlockTokens}},
-        Clock::Real(), "the model is being loaded");
-    controller_ =
-        std::make_unique<ClusterController>(ClusterOptions{.model = model_,
-                                                           .fingerprint = FingerprintOf(file_),
-                                                           .placement = std::move(placement),
-                                                           .expert_transport = options_.expert_transport,
-                                                           .ooae = options_.ooae,
-                                                           .max_steps_in_flight = options_.steps_in_flight,
-                                                           .heartbeat_interval = options_.heartbeat_interval,
-                                                           .heartbeat_timeout = options_.heartbeat_timeout,
-                                                           .step_timeout = options_.step_timeout,
-                                                           .trace = trace_.get(),
-                                                           .before_first_epoch = [this](const auto& workers) {
-                                                             FindRates(workers);
-                                                           }},
-                                            loop_.get(), Clock::Real(), [this](bool serving) { SetServing(serving); });
+    loop_ = std::make_unique<GenerationLoop>(BatchSchedulerOptions{.max_batch_tokens = cache.max_batch_tokens,
+                                                                   .micro_batch_tokens = cache.micro_batch_tokens,
+                                                                   .max_running = cache.num_slots,
+                                                                   .max_queued = options_.max_queued,
+                                                                   .vocab_size = model_.vocab_size,
+                                                                   .slots = {.num_slots = cache.num_slots,
+                                                                             .num_blocks = cache.num_blocks,
+                                                                             .block_tokens = kKvBlockTokens,
+                                                                             .window = model_.sliding_window,
+                                                                             .ring_tokens = cache.ring_blocks * kKvBlockTokens}},
+                                             Clock::Real(), "the model is being loaded");
+    controller_ = std::make_unique<ClusterController>(
+        ClusterOptions{.model = model_,
+                       .fingerprint = FingerprintOf(file_),
+                       .placement = std::move(placement),
+                       .expert_transport = options_.expert_transport,
+                       .ooae = options_.ooae,
+                       .max_steps_in_flight = options_.steps_in_flight,
+                       .heartbeat_interval = options_.heartbeat_interval,
+                       .heartbeat_timeout = options_.heartbeat_timeout,
+                       .step_timeout = options_.step_timeout,
+                       .trace = trace_.get(),
+                       .before_first_epoch = [this](const auto& workers) { FindRates(workers); }},
+        loop_.get(), Clock::Real(), [this](bool serving) { SetServing(serving); });
     text_pool_ = std::make_unique<TaskPool>(1);
     // One request at a time of each worker; the engine computes them one after the other.
     expert_pool_ = std::make_unique<TaskPool>(static_cast<int>(options_.placement.num_workers));
@@ -181,8 +178,8 @@ class ServerImpl final : public Server {
     const SwigluParams swiglu = {.alpha = static_cast<float>(model_.swiglu_alpha),
                                  .limit = static_cast<float>(model_.swiglu_limit)};
     engine_ = std::make_unique<ExpertEngine>(store_.get(), ops_.get(), swiglu, model_.n_embd, trace_.get());
-    const ExpertRates guess = UnlessByHand({.read_bytes_per_second = peaks.read_bytes_per_second,
-                                            .flops_per_second = kProductShare * peaks.int8_ops_per_second});
+    const ExpertRates guess = UnlessByHand(
+        {.read_bytes_per_second = peaks.read_bytes_per_second, .flops_per_second = kProductShare * peaks.int8_ops_per_second});
     ASSIGN_OR_RETURN(exchange_, ExpertExchange::Create(store_.get(), engine_.get(), PlannerRatesOf(guess), SocketName()));
     {
       const std::lock_guard lock(info_mutex_);
@@ -248,14 +245,12 @@ class ServerImpl final : public Server {
     if (AllByHand()) return {};
     // A small model's experts stay in the cache, and are read at its rate.
     const int64_t buffer_bytes = std::clamp(store_->layout().bytes(), kSmallestProbe, kLargestProbe) / 4096 * 4096;
-    const absl::StatusOr<HostRates> measured =
-        ProbeHost(pool, IsaNamed(options_.isa), {.buffer_bytes = buffer_bytes});
+    const absl::StatusOr<HostRates> measured = ProbeHost(pool, IsaNamed(options_.isa), {.buffer_bytes = buffer_bytes});
     if (!measured.ok()) {
       spdlog::warn("the host's peaks could not be measured: {}", measured.status().ToString());
       return {};
     }
-    return {.read_bytes_per_second = measured->read_bytes_per_second,
-            .int8_ops_per_second = measured->int8_ops_per_second};
+    return {.read_bytes_per_second = measured->read_bytes_per_second, .int8_ops_per_second = measured->int8_ops_per_second};
   }
 
   bool AllByHand() const { return options_.host_read_bytes_per_second > 0 && options_.host_flops_per_second > 0; }
@@ -271,7 +266,8 @@ class ServerImpl final : public Server {
             .host_flops_per_second = host.flops_per_second};
   }
 
-  // The workers are there and nothing runs yet: what an earlier start kept, or a probe. Without rates serving goes on with a guess.
+  // The workers are there and nothing runs yet: what an earlier start kept, or a probe. Without rates serving goes on with a
+  // guess.
   void FindRates(const std::vector<v1::WorkerInfo>& infos) {
     if (AllByHand()) return;
     std::vector<RatedWorker> rated;
@@ -308,8 +304,8 @@ class ServerImpl final : public Server {
     exchange_->SetRates(PlannerRatesOf(rates->host_beside_links), links);
     spdlog::info("this host computes experts at {:.1f} GB/s and {:.0f} GFLOP/s, {:.1f} and {:.0f} beside the links ({})",
                  rates->host.read_bytes_per_second / kGiga, rates->host.flops_per_second / kGiga,
-                 rates->host_beside_links.read_bytes_per_second / kGiga,
-                 rates->host_beside_links.flops_per_second / kGiga, kept ? "kept from an earlier start" : "measured");
+                 rates->host_beside_links.read_bytes_per_second / kGiga, rates->host_beside_links.flops_per_second / kGiga,
+                 kept ? "kept from an earlier start" : "measured");
     const std::lock_guard lock(info_mutex_);
     rates_ = *rates;
     rates_kept_ = kept;
@@ -390,7 +386,8 @@ class ServerImpl final : public Server {
     host->set_flops_per_second(rates_.host.flops_per_second);
     host->set_read_bytes_per_second_beside_links(rates_.host_beside_links.read_bytes_per_second);
     host->set_flops_per_second_beside_links(rates_.host_beside_links.flops_per_second);
-    if (rates_.measured != absl::InfinitePast()) host->set_measured_unix_seconds(absl::ToDoubleSeconds(rates_.measured - absl::UnixEpoch()));
+    if (rates_.measured != absl::InfinitePast())
+      host->set_measured_unix_seconds(absl::ToDoubleSeconds(rates_.measured - absl::UnixEpoch()));
     host->set_kept(rates_kept_);
     for (size_t i = 0; i < rates_.workers.size(); ++i) {
       v1::WorkerInfo* const worker = info.mutable_workers(static_cast<int>(i));  // places are constant
@@ -413,7 +410,7 @@ class ServerImpl final : public Server {
   ArenaLayout arena_layout_;
   std::unique_ptr<TraceWriter> trace_;  // null: no trace is written
   mutable std::mutex info_mutex_;
-  LoadInfo load_info_;        // guarded by info_mutex_, as what follows
+  LoadInfo load_info_;  // guarded by info_mutex_, as what follows
   MachineRates rates_;
   bool rates_kept_ = false;
   std::unique_ptr<ExpertStore> store_;
@@ -439,8 +436,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const CoordinatorOptions& 
   ASSIGN_OR_RETURN(ModelConfig model, ModelConfig::FromGguf(file));
   ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer, Tokenizer::FromGguf(file));
   if (tokenizer->vocab_size() > model.vocab_size) {
-    return InvalidArgument("the tokenizer has %d tokens, the model's output %d", tokenizer->vocab_size(),
-                           model.vocab_size);
+    return InvalidArgument("the tokenizer has %d tokens, the model's output %d", tokenizer->vocab_size(), model.vocab_size);
   }
   auto server = std::make_unique<ServerImpl>(options, std::move(file), std::move(model), std::move(tokenizer));
   RETURN_IF_ERROR(server->Listen());

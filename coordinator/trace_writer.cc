@@ -13,9 +13,12 @@ constexpr int kStepsRow = 0, kEngineRow = 1;
 
 const char* RowName(v1::TraceSpan::Track track) {
   switch (track) {
-    case v1::TraceSpan::COMPUTE: return "device: compute";
-    case v1::TraceSpan::COPY: return "device: copies";
-    default: return "thread";
+    case v1::TraceSpan::COMPUTE:
+      return "device: compute";
+    case v1::TraceSpan::COPY:
+      return "device: copies";
+    default:
+      return "thread";
   }
 }
 
@@ -61,8 +64,7 @@ void TraceWriter::AddWorker(WorkerId worker, const google::protobuf::RepeatedPtr
   for (const v1::TraceSpan& span : spans) {
     NameLocked(process, span.track(), absl::StrFormat("worker %d", worker.value()), RowName(span.track()));
     WriteLocked("X", span.name(), process, span.track(), absl::FromUnixNanos(span.begin_unix_ns()),
-                absl::Nanoseconds(span.duration_ns()), 0,
-                span.layer() < 0 ? Arguments() : Arguments{{"layer", span.layer()}});
+                absl::Nanoseconds(span.duration_ns()), 0, span.layer() < 0 ? Arguments() : Arguments{{"layer", span.layer()}});
   }
 }
 

@@ -27,8 +27,7 @@ absl::Status ForEachSegment(const Batch& batch, int64_t first_row, int64_t num_r
 
 absl::Status CheckRowsInBatch(const Batch& batch, int64_t first_row, int64_t num_rows) {
   if (first_row < 0 || first_row > batch.num_rows() || num_rows > batch.num_rows() - first_row) {
-    return InvalidArgument("rows [%d, %d) are not in a batch of %d rows", first_row, first_row + num_rows,
-                           batch.num_rows());
+    return InvalidArgument("rows [%d, %d) are not in a batch of %d rows", first_row, first_row + num_rows, batch.num_rows());
   }
   return absl::OkStatus();
 }
@@ -51,8 +50,8 @@ absl::Status CheckTable(const Segment& segment, const KvLayer& cache, int64_t fi
   }
   for (const int32_t block : table) {
     if (block < 0 || block >= cache.num_blocks) {
-      return InvalidArgument("%s of the sequence at row %d names block %d, want 0 to %d", name,
-                             segment.sequence.first_row, block, cache.num_blocks - 1);
+      return InvalidArgument("%s of the sequence at row %d names block %d, want 0 to %d", name, segment.sequence.first_row, block,
+                             cache.num_blocks - 1);
     }
   }
   return absl::OkStatus();
@@ -188,8 +187,7 @@ absl::Status CheckKvShape(const KvLayer& cache, std::initializer_list<DType> kv_
 }
 
 absl::Status CheckRopeAndStore(const Batch& batch, int64_t first_row, const RopeConfig& rope, const Tensor& qkv,
-                               const KvLayer& cache, const Tensor& q_out, DType act,
-                               std::initializer_list<DType> kv_dtypes) {
+                               const KvLayer& cache, const Tensor& q_out, DType act, std::initializer_list<DType> kv_dtypes) {
   RETURN_IF_ERROR(CheckKvLayer(cache, kv_dtypes));
   RETURN_IF_ERROR(CheckTensor("q_out", q_out));
   RETURN_IF_ERROR(CheckDType("q_out", q_out.dtype, {act}));
@@ -209,8 +207,8 @@ absl::Status CheckRopeAndStore(const Batch& batch, int64_t first_row, const Rope
   });
 }
 
-absl::Status CheckAttention(const Batch& batch, int64_t first_row, const Tensor& q, const KvLayer& cache,
-                            int64_t window, const Tensor& out, DType act, std::initializer_list<DType> kv_dtypes) {
+absl::Status CheckAttention(const Batch& batch, int64_t first_row, const Tensor& q, const KvLayer& cache, int64_t window,
+                            const Tensor& out, DType act, std::initializer_list<DType> kv_dtypes) {
   RETURN_IF_ERROR(CheckKvLayer(cache, kv_dtypes));
   RETURN_IF_ERROR(CheckTensor("q", q));
   RETURN_IF_ERROR(CheckDType("q", q.dtype, {act}));
@@ -228,8 +226,8 @@ absl::Status CheckAttention(const Batch& batch, int64_t first_row, const Tensor&
   });
 }
 
-absl::Status CheckRoute(const Tensor& in, const float* weight, int64_t num_experts, int64_t top_k,
-                        const int32_t* experts, const float* weights, DType act) {
+absl::Status CheckRoute(const Tensor& in, const float* weight, int64_t num_experts, int64_t top_k, const int32_t* experts,
+                        const float* weights, DType act) {
   RETURN_IF_ERROR(CheckTensor("in", in));
   RETURN_IF_ERROR(CheckDType("in", in.dtype, {act}));
   RETURN_IF_ERROR(CheckNotNull("weight", weight));
@@ -240,8 +238,8 @@ absl::Status CheckRoute(const Tensor& in, const float* weight, int64_t num_exper
   return CheckNotNull("weights", weights);
 }
 
-absl::Status CheckGroupByExpert(const int32_t* experts, int64_t rows, int64_t top_k, int64_t num_experts,
-                                const int32_t* offsets, const int32_t* entry_rows, const int32_t* entry_outs) {
+absl::Status CheckGroupByExpert(const int32_t* experts, int64_t rows, int64_t top_k, int64_t num_experts, const int32_t* offsets,
+                                const int32_t* entry_rows, const int32_t* entry_outs) {
   RETURN_IF_ERROR(CheckInRange("rows", rows, 0, INT32_MAX));
   RETURN_IF_ERROR(CheckInRange("num_experts", num_experts, 1, 1024));
   RETURN_IF_ERROR(CheckInRange("top_k", top_k, 1, num_experts));
@@ -299,8 +297,7 @@ absl::Status CheckScatterContributions(std::span<const float> host_rows, std::sp
   return absl::OkStatus();
 }
 
-absl::Status CheckCombine(const Tensor& contributions, const float* weights, int64_t top_k, const Tensor& x,
-                          DType contribution) {
+absl::Status CheckCombine(const Tensor& contributions, const float* weights, int64_t top_k, const Tensor& x, DType contribution) {
   RETURN_IF_ERROR(CheckInRange("top_k", top_k, 1, 1024));
   RETURN_IF_ERROR(CheckTensor("x", x));
   RETURN_IF_ERROR(CheckDType("x", x.dtype, {DType::kF32}));

@@ -30,21 +30,19 @@ absl::Status CheckMatMul(const Tensor& in, const TiledMatrix& weight, const Tens
 // `kv_dtypes`: what the backend stores. The first checks all of a cache but its planes.
 absl::Status CheckKvShape(const KvLayer& cache, std::initializer_list<DType> kv_dtypes);
 absl::Status CheckRopeAndStore(const Batch& batch, int64_t first_row, const RopeConfig& rope, const Tensor& qkv,
-                               const KvLayer& cache, const Tensor& q_out, DType act,
-                               std::initializer_list<DType> kv_dtypes);
-absl::Status CheckAttention(const Batch& batch, int64_t first_row, const Tensor& q, const KvLayer& cache,
-                            int64_t window, const Tensor& out, DType act, std::initializer_list<DType> kv_dtypes);
-absl::Status CheckRoute(const Tensor& in, const float* weight, int64_t num_experts, int64_t top_k,
-                        const int32_t* experts, const float* weights, DType act);
-absl::Status CheckGroupByExpert(const int32_t* experts, int64_t rows, int64_t top_k, int64_t num_experts,
-                                const int32_t* offsets, const int32_t* entry_rows, const int32_t* entry_outs);
+                               const KvLayer& cache, const Tensor& q_out, DType act, std::initializer_list<DType> kv_dtypes);
+absl::Status CheckAttention(const Batch& batch, int64_t first_row, const Tensor& q, const KvLayer& cache, int64_t window,
+                            const Tensor& out, DType act, std::initializer_list<DType> kv_dtypes);
+absl::Status CheckRoute(const Tensor& in, const float* weight, int64_t num_experts, int64_t top_k, const int32_t* experts,
+                        const float* weights, DType act);
+absl::Status CheckGroupByExpert(const int32_t* experts, int64_t rows, int64_t top_k, int64_t num_experts, const int32_t* offsets,
+                                const int32_t* entry_rows, const int32_t* entry_outs);
 // Shapes alone: the groups are in device memory.
 absl::Status CheckExpertMlp(const ExpertLayout& layout, std::span<const ExpertUse> uses, const ExpertGroups& groups,
                             const Tensor& in, const Tensor& contributions, DType act, DType contribution);
 absl::Status CheckScatterContributions(std::span<const float> host_rows, std::span<const int32_t> outs,
                                        const Tensor& contributions, DType contribution);
-absl::Status CheckCombine(const Tensor& contributions, const float* weights, int64_t top_k, const Tensor& x,
-                          DType contribution);
+absl::Status CheckCombine(const Tensor& contributions, const float* weights, int64_t top_k, const Tensor& x, DType contribution);
 absl::Status CheckGatherRows(const Tensor& in, std::span<const int32_t> host_rows, const Tensor& out);
 absl::Status CheckReadLogits(const Tensor& logits, std::span<const LogitsRequest> requests);
 

@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "common/dtype.h"
+#include "common/model/dtype.h"
 
 namespace ferry {
 

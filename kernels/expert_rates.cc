@@ -50,8 +50,8 @@ class Call {
     return call;
   }
 
-  // Seconds of a fast call, each with the records behind those of the one before. The first does not count: it warms up. The records'
-  // pages are in this process's tables: the arena's since its load, made-up ones since they were written.
+  // Seconds of a fast call, each with the records behind those of the one before. The first does not count: it warms up. The
+  // records' pages are in this process's tables: the arena's since its load, made-up ones since they were written.
   absl::StatusOr<double> Seconds(std::span<const std::byte* const> records, absl::Duration time) {
     size_t next = 0;
     const auto call = [&]() -> absl::Status {
@@ -127,7 +127,8 @@ absl::StatusOr<ExpertRates> MeasureExpertsOn(Ops& ops, const ExpertLayout& layou
 }
 
 absl::StatusOr<double> MeasureOperation(Ops& ops, int64_t cols) {
-  // Behind larger ones on a device, so that all are queued before the first begins: a host that queues slowly is not what is measured.
+  // Behind larger ones on a device, so that all are queued before the first begins: a host that queues slowly is not what is
+  // measured.
   const bool on_host = ops.activation_dtype() == DType::kF32;
   const int64_t rows_before = on_host ? 1 : kRowsBefore, before = on_host ? 0 : kBefore;
   const std::vector<std::byte> zeros(rows_before * cols * sizeof(float));

@@ -6,14 +6,14 @@
 #include <span>
 
 #include "absl/time/time.h"
-#include "common/expert_layout.h"
+#include "common/model/expert_layout.h"
 #include "common/status.h"
 #include "kernels/ops.h"
 
 namespace ferry {
 
-// As a plan takes them: an expert with n rows takes reading its record, in which its first row is multiplied, and the operations of
-// the other n - 1.
+// As a plan takes them: an expert with n rows takes reading its record, in which its first row is multiplied, and the operations
+// of the other n - 1.
 struct ExpertRates {
   double read_bytes_per_second = 0;  // of records, one row each
   double flops_per_second = 0;       // many rows an expert; a product and its addition are two
@@ -28,15 +28,16 @@ struct ExpertRatesOptions {
 };
 
 // `records` lie in the memory of `ops`, and are together larger than the last cache if the read rate is to mean memory. Rates are
-// those that one call in ten exceeds: on a busy machine the median is what others leave, 22 instead of 500 GFLOP/s in one start on
-// two shared cores. InvalidArgument: no records.
+// those that one call in ten exceeds: on a busy machine the median is what others leave, 22 instead of 500 GFLOP/s in one start
+// on two shared cores. InvalidArgument: no records.
 absl::StatusOr<ExpertRates> MeasureExperts(Ops& ops, const ExpertLayout& layout, std::span<const std::byte* const> records,
                                            const ExpertRatesOptions& options);
 
 // The same before a model is loaded, on made-up records of 512 MiB in all.
 absl::StatusOr<ExpertRates> MeasureExpertsOn(Ops& ops, const ExpertLayout& layout, const ExpertRatesOptions& options);
 
-// Seconds of a small operation, the norm of one row of `cols` values, behind others of its kind: on a GPU decode is a chain of such.
+// Seconds of a small operation, the norm of one row of `cols` values, behind others of its kind: on a GPU decode is a chain of
+// such.
 absl::StatusOr<double> MeasureOperation(Ops& ops, int64_t cols);
 
 // Bytes a second of copies of `bytes_per_copy` from host memory, pinned where the backend can, to the memory of `ops`.

@@ -14,8 +14,8 @@
 #include <thread>
 #include <utility>
 
-#include "common/futex.h"
 #include "common/host_memory.h"
+#include "common/shm/futex.h"
 #include "kernels/checks.h"
 #include "kernels/kv_cache_format.h"
 
@@ -155,8 +155,8 @@ absl::StatusOr<DeviceBuffer> HostOps::Allocate(int64_t bytes) {
   if (bytes >= kHugePage) {
     const HostMemory memory = ReadHostMemory();
     if (bytes > memory.available_bytes) {
-      return ResourceExhausted("a buffer of %d bytes is more than the %d bytes available (%s)", bytes,
-                               memory.available_bytes, memory.limited_by);
+      return ResourceExhausted("a buffer of %d bytes is more than the %d bytes available (%s)", bytes, memory.available_bytes,
+                               memory.limited_by);
     }
   }
   const int64_t alignment = bytes >= kHugePage ? kHugePage : kBufferAlignment;
@@ -193,8 +193,7 @@ absl::Status HostOps::PinHost(std::span<const std::byte> region, bool) {
   if (region.empty()) return InvalidArgument("region is empty");
   for (const std::span<const std::byte> other : pinned_) {
     if (Overlap(region, other)) {
-      return InvalidArgument("region of %d bytes overlaps one of %d bytes that is pinned already", region.size(),
-                             other.size());
+      return InvalidArgument("region of %d bytes overlaps one of %d bytes that is pinned already", region.size(), other.size());
     }
   }
   pinned_.push_back(region);
@@ -202,9 +201,8 @@ absl::Status HostOps::PinHost(std::span<const std::byte> region, bool) {
 }
 
 void HostOps::UnpinHost(std::span<const std::byte> region) {
-  std::erase_if(pinned_, [&](std::span<const std::byte> other) {
-    return other.data() == region.data() && other.size() == region.size();
-  });
+  std::erase_if(pinned_,
+                [&](std::span<const std::byte> other) { return other.data() == region.data() && other.size() == region.size(); });
 }
 
 absl::StatusOr<Event> HostOps::CopyAsync(void* dst, std::span<const std::byte> host_src, std::span<const Event> after) {
@@ -298,12 +296,12 @@ absl::Status HostOps::RopeAndStore(const DeviceBatch& batch, int64_t first_row, 
   return qkv.rows == 0 ? absl::OkStatus() : DoRopeAndStore(*host_batch, first_row, rope, qkv, cache, q_out);
 }
 
-absl::Status HostOps::Attention(const DeviceBatch& batch, int64_t first_row, Tensor q, const KvLayer& cache,
-                                int64_t window, const float* sinks, Tensor out) {
+absl::Status HostOps::Attention(const DeviceBatch& batch, int64_t first_row, Tensor q, const KvLayer& cache, int64_t window,
+                                const float* sinks, Tensor out) {
   const HostTimeline::Scope span(timeline_, "Attention");
   ASSIGN_OR_RETURN(const HostBatch* host_batch, HostBatchOf(batch));
-  RETURN_IF_ERROR(CheckAttention(batch.host(), first_row, q, cache, window, out, DType::kF32,
-                                 StoresKvInF32() ? kKvTypesWithF32 : kKvTypes));
+  RETURN_IF_ERROR(
+      CheckAttention(batch.host(), first_row, q, cache, window, out, DType::kF32, StoresKvInF32() ? kKvTypesWithF32 : kKvTypes));
   return q.rows == 0 ? absl::OkStatus() : DoAttention(*host_batch, first_row, q, cache, window, sinks, out);
 }
 
@@ -314,8 +312,8 @@ absl::Status HostOps::Route(Tensor in, const float* weight, const float* bias, i
   return in.rows == 0 ? absl::OkStatus() : DoRoute(in, weight, bias, num_experts, top_k, experts, weights);
 }
 
-absl::Status HostOps::GroupByExpert(const int32_t* experts, int64_t rows, int64_t top_k, int64_t num_experts,
-                                    int32_t* offsets, int32_t* entry_rows, int32_t* entry_outs) {
+absl::Status HostOps::GroupByExpert(const int32_t* experts, int64_t rows, int64_t top_k, int64_t num_experts, int32_t* offsets,
+                                    int32_t* entry_rows, int32_t* entry_outs) {
   const HostTimeline::Scope span(timeline_, "GroupByExpert");
   RETURN_IF_ERROR(CheckGroupByExpert(experts, rows, top_k, num_experts, offsets, entry_rows, entry_outs));
   if (rows == 0) return absl::OkStatus();
@@ -346,20 +344,18 @@ absl::Status HostOps::ExpertMlp(const ExpertLayout& layout, std::span<const Expe
     const int32_t group = uses[i].group;
     const int64_t first = groups.offsets[group], end = groups.offsets[group + 1];
     if (first < 0 || end < first || end > groups.num_entries) {
-      return InvalidArgument("groups.offsets[%d] and the next are %d and %d, want them in order and at most %d", group,
-                             first, end, groups.num_entries);
+      return InvalidArgument("groups.offsets[%d] and the next are %d and %d, want them in order and at most %d", group, first,
+                             end, groups.num_entries);
     }
     if (end - first != uses[i].num_rows) {
-      return InvalidArgument("uses[%d].num_rows is %d, want %d, the size of group %d", i, uses[i].num_rows, end - first,
-                             group);
+      return InvalidArgument("uses[%d].num_rows is %d, want %d, the size of group %d", i, uses[i].num_rows, end - first, group);
     }
     for (int64_t entry = first; entry < end; ++entry) {
       if (groups.rows[entry] < 0 || groups.rows[entry] >= in.rows) {
         return InvalidArgument("groups.rows[%d] is %d, want 0 to %d", entry, groups.rows[entry], in.rows - 1);
       }
       if (groups.outs[entry] < 0 || groups.outs[entry] >= contributions.rows) {
-        return InvalidArgument("groups.outs[%d] is %d, want 0 to %d", entry, groups.outs[entry],
-                               contributions.rows - 1);
+        return InvalidArgument("groups.outs[%d] is %d, want 0 to %d", entry, groups.outs[entry], contributions.rows - 1);
       }
     }
     num_rows += end - first;
@@ -372,8 +368,7 @@ absl::Status HostOps::ScatterContributions(std::span<const float> host_rows, std
   const HostTimeline::Scope span(timeline_, "ScatterContributions");
   RETURN_IF_ERROR(CheckScatterContributions(host_rows, outs, contributions, DType::kF32));
   for (size_t i = 0; i < outs.size(); ++i) {
-    std::memcpy(RowOf(contributions, outs[i]), host_rows.data() + i * contributions.cols,
-                contributions.cols * sizeof(float));
+    std::memcpy(RowOf(contributions, outs[i]), host_rows.data() + i * contributions.cols, contributions.cols * sizeof(float));
   }
   return absl::OkStatus();
 }

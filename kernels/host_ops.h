@@ -66,20 +66,19 @@ class HostOps : public Ops {
   absl::Status RmsNorm(Tensor x, const float* weight, double epsilon, Tensor out) final;
   absl::Status MatMul(Tensor in, const TiledMatrix& weight, const float* bias, Tensor out, bool accumulate) final;
   absl::Status CheckKvCache(const KvLayer& cache) const final;
-  absl::Status RopeAndStore(const DeviceBatch& batch, int64_t first_row, const RopeConfig& rope, Tensor qkv,
-                            const KvLayer& cache, Tensor q_out) final;
+  absl::Status RopeAndStore(const DeviceBatch& batch, int64_t first_row, const RopeConfig& rope, Tensor qkv, const KvLayer& cache,
+                            Tensor q_out) final;
   absl::Status Attention(const DeviceBatch& batch, int64_t first_row, Tensor q, const KvLayer& cache, int64_t window,
                          const float* sinks, Tensor out) final;
-  absl::Status Route(Tensor in, const float* weight, const float* bias, int64_t num_experts, int64_t top_k,
-                     int32_t* experts, float* weights) final;
+  absl::Status Route(Tensor in, const float* weight, const float* bias, int64_t num_experts, int64_t top_k, int32_t* experts,
+                     float* weights) final;
   // InvalidArgument also: an expert id is out of range.
-  absl::Status GroupByExpert(const int32_t* experts, int64_t rows, int64_t top_k, int64_t num_experts,
-                             int32_t* offsets, int32_t* entry_rows, int32_t* entry_outs) final;
+  absl::Status GroupByExpert(const int32_t* experts, int64_t rows, int64_t top_k, int64_t num_experts, int32_t* offsets,
+                             int32_t* entry_rows, int32_t* entry_outs) final;
   // InvalidArgument also: the groups are not in order, or name a row that is not there.
   absl::Status ExpertMlp(const ExpertLayout& layout, std::span<const ExpertUse> uses, const ExpertGroups& groups,
                          const SwigluParams& swiglu, Tensor in, Tensor contributions) final;
-  absl::Status ScatterContributions(std::span<const float> host_rows, std::span<const int32_t> outs,
-                                    Tensor contributions) final;
+  absl::Status ScatterContributions(std::span<const float> host_rows, std::span<const int32_t> outs, Tensor contributions) final;
   absl::Status Combine(Tensor contributions, const float* weights, int64_t top_k, Tensor x) final;
   absl::Status GatherRows(Tensor in, std::span<const int32_t> host_rows, Tensor out) final;
   absl::StatusOr<std::vector<LogitsResult>> ReadLogits(Tensor logits, std::span<const LogitsRequest> requests) final;
@@ -88,17 +87,15 @@ class HostOps : public Ops {
   // All tensors are F32, shapes agree, rows >= 1, rows lie inside the batch, ids and tables inside their memory.
   virtual absl::Status DoEmbed(const HostBatch& batch, int64_t first_row, const TiledMatrix& table, Tensor x);
   virtual absl::Status DoRmsNorm(Tensor x, const float* weight, double epsilon, Tensor out) = 0;
-  virtual absl::Status DoMatMul(Tensor in, const TiledMatrix& weight, const float* bias, Tensor out,
-                                bool accumulate) = 0;
+  virtual absl::Status DoMatMul(Tensor in, const TiledMatrix& weight, const float* bias, Tensor out, bool accumulate) = 0;
   virtual absl::Status DoRopeAndStore(const HostBatch& batch, int64_t first_row, const RopeConfig& rope, Tensor qkv,
                                       const KvLayer& cache, Tensor q_out) = 0;
-  virtual absl::Status DoAttention(const HostBatch& batch, int64_t first_row, Tensor q, const KvLayer& cache,
-                                   int64_t window, const float* sinks, Tensor out) = 0;
+  virtual absl::Status DoAttention(const HostBatch& batch, int64_t first_row, Tensor q, const KvLayer& cache, int64_t window,
+                                   const float* sinks, Tensor out) = 0;
   virtual absl::Status DoRoute(Tensor in, const float* weight, const float* bias, int64_t num_experts, int64_t top_k,
                                int32_t* experts, float* weights) = 0;
-  virtual absl::Status DoExpertMlp(const ExpertLayout& layout, std::span<const ExpertUse> uses,
-                                   const ExpertGroups& groups, const SwigluParams& swiglu, Tensor in,
-                                   Tensor contributions) = 0;
+  virtual absl::Status DoExpertMlp(const ExpertLayout& layout, std::span<const ExpertUse> uses, const ExpertGroups& groups,
+                                   const SwigluParams& swiglu, Tensor in, Tensor contributions) = 0;
   virtual absl::Status DoCombine(Tensor contributions, const float* weights, int64_t top_k, Tensor x);
   // log(sum(exp(row))) of `count` logits.
   virtual float DoLogSumExp(const float* row, int64_t count);
@@ -116,8 +113,6 @@ class HostOps : public Ops {
 };
 
 // Rows of a tensor on the host.
-inline float* RowOf(const Tensor& tensor, int64_t row) {
-  return static_cast<float*>(tensor.data) + row * tensor.stride;
-}
+inline float* RowOf(const Tensor& tensor, int64_t row) { return static_cast<float*>(tensor.data) + row * tensor.stride; }
 
 }  // namespace ferry

@@ -28,8 +28,7 @@ inline int64_t KvRow(const KvLayer& cache, int64_t block, int64_t kv_head, int64
   return (block * cache.num_kv_heads + kv_head) * kKvBlockTokens + token;
 }
 // The row that holds position `position` of a sequence whose block table (full or ring) is `table`, not empty.
-inline int64_t KvRowAt(const KvLayer& cache, const int32_t* table, int64_t table_size, int64_t kv_head,
-                       int64_t position) {
+inline int64_t KvRowAt(const KvLayer& cache, const int32_t* table, int64_t table_size, int64_t kv_head, int64_t position) {
   return KvRow(cache, table[position / kKvBlockTokens % table_size], kv_head, position % kKvBlockTokens);
 }
 // Byte offset of Q8_0's scales in a plane: they follow the codes of all blocks.
@@ -97,15 +96,11 @@ inline void LoadKvRow(const KvLayer& cache, const std::byte* plane, DType dtype,
   }
 }
 
-inline void StoreKey(const KvLayer& cache, int64_t row, const float* x) {
-  StoreKvRow(cache, cache.keys, cache.key_type, row, x);
-}
+inline void StoreKey(const KvLayer& cache, int64_t row, const float* x) { StoreKvRow(cache, cache.keys, cache.key_type, row, x); }
 inline void StoreValue(const KvLayer& cache, int64_t row, const float* x) {
   StoreKvRow(cache, cache.values, cache.value_type, row, x);
 }
-inline void LoadKey(const KvLayer& cache, int64_t row, float* out) {
-  LoadKvRow(cache, cache.keys, cache.key_type, row, out);
-}
+inline void LoadKey(const KvLayer& cache, int64_t row, float* out) { LoadKvRow(cache, cache.keys, cache.key_type, row, out); }
 inline void LoadValue(const KvLayer& cache, int64_t row, float* out) {
   LoadKvRow(cache, cache.values, cache.value_type, row, out);
 }

@@ -21,10 +21,10 @@
 #include <vector>
 
 #include "absl/time/time.h"
-#include "common/expert_layout.h"
-#include "common/model_config.h"
+#include "common/model/expert_layout.h"
+#include "common/model/model_config.h"
+#include "common/model/tiled_layout.h"
 #include "common/status.h"
-#include "common/tiled_layout.h"
 
 namespace ferry {
 
@@ -47,7 +47,9 @@ class DeviceBuffer {
   std::byte* data() const { return data_; }
   int64_t bytes() const { return bytes_; }
   template <typename T>
-  T* as() const { return reinterpret_cast<T*>(data_); }
+  T* as() const {
+    return reinterpret_cast<T*>(data_);
+  }
 
  private:
   std::byte* data_ = nullptr;
@@ -102,13 +104,13 @@ struct DeviceMemoryInfo {
 inline constexpr int64_t kKvBlockTokens = 32;
 
 struct KvLayer {
-  std::byte* keys = nullptr;          // KvPlaneBytes(...) of its type each
+  std::byte* keys = nullptr;  // KvPlaneBytes(...) of its type each
   std::byte* values = nullptr;
-  DType key_type = DType::kF16;       // F16 or Q8_0; the reference backend also takes F32
-  DType value_type = DType::kF16;     // likewise; CUDA: the keys' type
+  DType key_type = DType::kF16;    // F16 or Q8_0; the reference backend also takes F32
+  DType value_type = DType::kF16;  // likewise; CUDA: the keys' type
   int64_t num_blocks = 0;
   int64_t num_kv_heads = 0, head_dim = 0;
-  bool ring = false;            // use Sequence::ring_blocks
+  bool ring = false;  // use Sequence::ring_blocks
 };
 int64_t KvPlaneBytes(DType dtype, int64_t num_blocks, int64_t num_kv_heads, int64_t head_dim);
 
@@ -122,11 +124,9 @@ struct BatchSequence {
 };
 
 struct Batch {
-  std::vector<int32_t> token_ids;  // one a row; empty where the stage has no embedding
+  std::vector<int32_t> token_ids;        // one a row; empty where the stage has no embedding
   std::vector<BatchSequence> sequences;  // rows in order, without gaps
-  int64_t num_rows() const {
-    return sequences.empty() ? 0 : sequences.back().first_row + sequences.back().num_rows;
-  }
+  int64_t num_rows() const { return sequences.empty() ? 0 : sequences.back().first_row + sequences.back().num_rows; }
 };
 
 // A batch with its device-side copies, made by PrepareBatch.
@@ -187,7 +187,7 @@ class Ops {
   // Memory and queues.
   virtual absl::StatusOr<DeviceBuffer> Allocate(int64_t bytes) = 0;  // 256-byte aligned; ResourceExhausted names the sizes
   virtual absl::StatusOr<DeviceMemoryInfo> MemoryInfo() = 0;
-  virtual absl::Status Upload(void* dst, std::span<const std::byte> host_src) = 0;  // queued; host_src is free on return
+  virtual absl::Status Upload(void* dst, std::span<const std::byte> host_src) = 0;    // queued; host_src is free on return
   virtual absl::Status Download(std::span<std::byte> host_dst, const void* src) = 0;  // waits for the compute queue
   // The same, queued behind compute and not waited for: the host's bytes are the queue's until a MarkCompute after it has passed.
   // At the link's rate in memory of PinHost, of which both ends of the bytes are in one region; slower elsewhere.
@@ -196,10 +196,11 @@ class Ops {
   // Host memory that CopyAsync reads: pinned where the backend can. Regions must not overlap; a copy stays inside one.
   virtual absl::Status PinHost(std::span<const std::byte> region, bool read_only) = 0;
   virtual void UnpinHost(std::span<const std::byte> region) = 0;
-  // Host to device on the copy queue, after the events of `after` (compute that still reads dst). The event passes when it is done.
+  // Host to device on the copy queue, after the events of `after` (compute that still reads dst). The event passes when it is
+  // done.
   virtual absl::StatusOr<Event> CopyAsync(void* dst, std::span<const std::byte> host_src, std::span<const Event> after) = 0;
-  virtual absl::StatusOr<Event> MarkCompute() = 0;             // passes when the compute queued so far is done
-  virtual absl::Status ComputeAfter(const Event& event) = 0;   // compute queued from now on runs after it
+  virtual absl::StatusOr<Event> MarkCompute() = 0;            // passes when the compute queued so far is done
+  virtual absl::Status ComputeAfter(const Event& event) = 0;  // compute queued from now on runs after it
   virtual bool Passed(const Event& event) = 0;
   virtual absl::Status Wait(const Event& event, absl::Time deadline) = 0;  // DeadlineExceeded
   virtual absl::Status Synchronize(absl::Time deadline) = 0;               // everything queued
@@ -234,8 +235,8 @@ class Ops {
   virtual absl::Status Route(Tensor in, const float* weight, const float* bias, int64_t num_experts, int64_t top_k,
                              int32_t* experts, float* weights) = 0;
   // Groups rows * top_k assignments by expert: entry rows = token, outs = token * top_k + rank. offsets [num_experts + 1].
-  virtual absl::Status GroupByExpert(const int32_t* experts, int64_t rows, int64_t top_k, int64_t num_experts,
-                                     int32_t* offsets, int32_t* entry_rows, int32_t* entry_outs) = 0;
+  virtual absl::Status GroupByExpert(const int32_t* experts, int64_t rows, int64_t top_k, int64_t num_experts, int32_t* offsets,
+                                     int32_t* entry_rows, int32_t* entry_outs) = 0;
   // For each use and each entry of its group: contributions[outs] = down(swiglu(gate(in[rows]), up(in[rows]))), with biases.
   // gpt-oss: g = min(gate, limit), u = clamp(up, -limit, limit), h = (u + 1) * g * sigmoid(alpha * g). in: act.
   virtual absl::Status ExpertMlp(const ExpertLayout& layout, std::span<const ExpertUse> uses, const ExpertGroups& groups,
@@ -243,7 +244,8 @@ class Ops {
   // contributions[outs[i]] = host_rows[i] (F32 [n, cols] in host memory, free on return), outs in host memory.
   virtual absl::Status ScatterContributions(std::span<const float> host_rows, std::span<const int32_t> outs,
                                             Tensor contributions) = 0;
-  // The same, read where they lie when that is memory of PinHost: until a MarkCompute after it has passed, host_rows are the queue's.
+  // The same, read where they lie when that is memory of PinHost: until a MarkCompute after it has passed, host_rows are the
+  // queue's.
   virtual absl::Status ScatterContributionsAsync(std::span<const float> host_rows, std::span<const int32_t> outs,
                                                  Tensor contributions) {
     return ScatterContributions(host_rows, outs, contributions);
@@ -263,7 +265,7 @@ struct BackendOptions {
   int device = 0;             // cuda: which GPU
   int num_threads = 0;        // cpu: 0 = physical cores
   bool pin_threads = true;
-  std::string isa = "auto";   // cpu: auto, avx512, avx2, portable
+  std::string isa = "auto";  // cpu: auto, avx512, avx2, portable
 };
 // InvalidArgument: unknown kind or isa; FailedPrecondition: the machine or the build lacks it, and what would be right.
 absl::StatusOr<std::unique_ptr<Ops>> CreateOps(const BackendOptions& options);

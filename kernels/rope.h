@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "common/model_config.h"
+#include "common/model/model_config.h"
 
 namespace ferry {
 

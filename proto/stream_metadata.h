@@ -4,8 +4,8 @@
 
 namespace ferry {
 
-// Of Worker.RunSteps: the key of the rings (BeginEpochResponse) that its steps go through. A stream without it, or of an epoch that is
-// over, takes none.
+// Of Worker.RunSteps: the key of the rings (BeginEpochResponse) that its steps go through. A stream without it, or of an epoch
+// that is over, takes none.
 inline constexpr char kStepRingsKey[] = "ferry-rings";
 
 }  // namespace ferry

@@ -11,7 +11,7 @@
 
 #include "absl/time/clock.h"
 #include "common/checked_size.h"
-#include "common/futex.h"
+#include "common/shm/futex.h"
 #include "worker/stage_link.h"
 
 namespace ferry {
@@ -105,8 +105,7 @@ absl::StatusOr<std::unique_ptr<ActivationRing>> ActivationRing::Map(int fd, cons
   ASSIGN_OR_RETURN(std::byte* const data, MapMemfd(memfd, /*writable=*/true));
   std::unique_ptr<ActivationRing> ring(new ActivationRing(shape, std::move(memfd), data));
   const Control& control = ControlOf(data);
-  if (control.magic != kMagic || control.num_slots != shape.num_slots ||
-      control.n_embd != static_cast<uint64_t>(shape.n_embd) ||
+  if (control.magic != kMagic || control.num_slots != shape.num_slots || control.n_embd != static_cast<uint64_t>(shape.n_embd) ||
       control.rows_per_slot != static_cast<uint64_t>(shape.rows_per_slot)) {
     return InvalidArgument("the ring of hidden states was made for another shape");
   }

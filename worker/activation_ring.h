@@ -8,7 +8,7 @@
 // Neither trusts the other's words: the reader copies an entry's numbers out before it checks and uses them, and a slot's
 // address follows from how many were taken before, never from what the writer says. Rows are plain numbers.
 //
-// Waiting: paced (common/ring_wait.h), on a futex on the other side's counter, always with a deadline.
+// Waiting: paced (common/shm/ring_wait.h), on a futex on the other side's counter, always with a deadline.
 
 #include <atomic>
 #include <cstddef>
@@ -18,8 +18,8 @@
 #include <string>
 
 #include "absl/time/time.h"
-#include "common/memfd.h"
-#include "common/ring_wait.h"
+#include "common/shm/memfd.h"
+#include "common/shm/ring_wait.h"
 #include "common/status.h"
 
 namespace ferry {
@@ -77,8 +77,8 @@ class ActivationRing {
   const Memfd memfd_;
   std::byte* const data_;
   RingWait wait_{"the epoch is over"};
-  uint32_t written_ = 0;   // the writer's count of entries
-  uint32_t taken_ = 0;     // the reader's
+  uint32_t written_ = 0;  // the writer's count of entries
+  uint32_t taken_ = 0;    // the reader's
   uint32_t released_ = 0;
 };
 

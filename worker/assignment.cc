@@ -23,8 +23,7 @@ absl::StatusOr<ModelConfig> ModelFromProto(const v1::ModelShape& shape) {
   RETURN_IF_ERROR(CheckRange("model.num_kv_heads", shape.num_kv_heads(), 1, 4096));
   RETURN_IF_ERROR(CheckRange("model.num_heads", shape.num_heads(), shape.num_kv_heads(), 4096));
   if (shape.num_heads() % shape.num_kv_heads() != 0) {
-    return InvalidArgument("model.num_heads is %d, want a multiple of num_kv_heads, %d", shape.num_heads(),
-                           shape.num_kv_heads());
+    return InvalidArgument("model.num_heads is %d, want a multiple of num_kv_heads, %d", shape.num_heads(), shape.num_kv_heads());
   }
   RETURN_IF_ERROR(CheckRange("model.head_dim", shape.head_dim(), 2, 4096));
   RETURN_IF_ERROR(CheckRange("model.num_experts", shape.num_experts(), 1, 1024));
@@ -41,9 +40,9 @@ absl::StatusOr<ModelConfig> ModelFromProto(const v1::ModelShape& shape) {
         std::pair{"model.rope_attention_factor", shape.rope_attention_factor()}}) {
     RETURN_IF_ERROR(CheckRange(field, value, 0, 1e6));
   }
-  for (const auto& [field, types] : {std::pair{"model.gate_types", &shape.gate_types()},
-                                     std::pair{"model.up_types", &shape.up_types()},
-                                     std::pair{"model.down_types", &shape.down_types()}}) {
+  for (const auto& [field, types] :
+       {std::pair{"model.gate_types", &shape.gate_types()}, std::pair{"model.up_types", &shape.up_types()},
+        std::pair{"model.down_types", &shape.down_types()}}) {
     if (types->size() != static_cast<int64_t>(shape.num_layers())) {
       return InvalidArgument("%s has %d entries, want one a layer, %d", field, types->size(), shape.num_layers());
     }
@@ -77,18 +76,18 @@ absl::StatusOr<ModelConfig> ModelFromProto(const v1::ModelShape& shape) {
 absl::StatusOr<ArenaLayout> ArenaFromProto(const v1::ModelShape& shape) {
   std::vector<ExpertLayout> layers;
   for (uint32_t i = 0; i < shape.num_layers(); ++i) {
-    ASSIGN_OR_RETURN(ExpertLayout layer,
-                     ExpertLayout::Create(static_cast<DType>(shape.gate_types(i)), static_cast<DType>(shape.up_types(i)),
-                                          static_cast<DType>(shape.down_types(i)), shape.n_embd(), shape.n_ff(),
-                                          shape.expert_bias()));
+    ASSIGN_OR_RETURN(
+        ExpertLayout layer,
+        ExpertLayout::Create(static_cast<DType>(shape.gate_types(i)), static_cast<DType>(shape.up_types(i)),
+                             static_cast<DType>(shape.down_types(i)), shape.n_embd(), shape.n_ff(), shape.expert_bias()));
     layers.push_back(layer);
   }
   return ArenaLayout::Create(std::move(layers), shape.num_experts());
 }
 
 absl::Status CheckCache(const v1::CacheShape& cache, const ModelConfig& model) {
-  for (const auto& [field, type] : {std::pair{"cache.kv_type", cache.kv_type()},
-                                    std::pair{"cache.kv_value_type", cache.kv_value_type()}}) {
+  for (const auto& [field, type] :
+       {std::pair{"cache.kv_type", cache.kv_type()}, std::pair{"cache.kv_value_type", cache.kv_value_type()}}) {
     const DType dtype = static_cast<DType>(type);
     if (dtype != DType::kF16 && dtype != DType::kQ8_0 && dtype != DType::kF32) {
       return Unimplemented("%s is %s, want F16, Q8_0 or, for the reference kernels, F32", field, NameOf(dtype));
@@ -97,8 +96,8 @@ absl::Status CheckCache(const v1::CacheShape& cache, const ModelConfig& model) {
   RETURN_IF_ERROR(CheckRange("cache.num_blocks", cache.num_blocks(), 1, INT32_MAX));
   RETURN_IF_ERROR(CheckRange("cache.num_slots", cache.num_slots(), 1, 65536));
   RETURN_IF_ERROR(CheckRange("cache.ring_blocks", cache.ring_blocks(), 0, 1 << 20));
-  RETURN_IF_ERROR(CheckRange("cache.ring_blocks * num_slots", static_cast<double>(cache.ring_blocks()) * cache.num_slots(), 0,
-                             INT32_MAX));
+  RETURN_IF_ERROR(
+      CheckRange("cache.ring_blocks * num_slots", static_cast<double>(cache.ring_blocks()) * cache.num_slots(), 0, INT32_MAX));
   RETURN_IF_ERROR(CheckRange("cache.max_batch_tokens", cache.max_batch_tokens(), 1, 1 << 22));
   RETURN_IF_ERROR(CheckRange("cache.micro_batch_tokens", cache.micro_batch_tokens(), 1, 1 << 22));
   // Bytes of a layer's planes in F32, full or ring: ten terabytes are more than any device has, and add up over 1024 layers.
@@ -116,10 +115,17 @@ absl::StatusOr<std::vector<LayerRule>> RulesFromProto(const v1::RegisterResponse
     }
     LayerRule& out = rules[rule.layer() - response.first_layer()];
     switch (rule.place()) {
-      case v1::ExpertOverride::ANY: out = LayerRule::kAny; break;
-      case v1::ExpertOverride::HOST: out = LayerRule::kHost; break;
-      case v1::ExpertOverride::DEVICE: out = LayerRule::kDevice; break;
-      default: return InvalidArgument("overrides.place is %d, which is none", static_cast<int>(rule.place()));
+      case v1::ExpertOverride::ANY:
+        out = LayerRule::kAny;
+        break;
+      case v1::ExpertOverride::HOST:
+        out = LayerRule::kHost;
+        break;
+      case v1::ExpertOverride::DEVICE:
+        out = LayerRule::kDevice;
+        break;
+      default:
+        return InvalidArgument("overrides.place is %d, which is none", static_cast<int>(rule.place()));
     }
   }
   return rules;
@@ -143,7 +149,7 @@ absl::StatusOr<Assignment> AssignmentFromProto(const v1::RegisterResponse& respo
   if (response.expert_transport() != "shm" && response.expert_transport() != "grpc") {
     return Unimplemented("expert_transport is '%s', want shm or grpc", response.expert_transport());
   }
-  // 0 without a mailbox; within these the sizes of one can be reckoned with (common/expert_mailbox.cc has the same limits).
+  // 0 without a mailbox; within these the sizes of one can be reckoned with (common/shm/expert_mailbox.cc has the same limits).
   RETURN_IF_ERROR(CheckRange("mailbox_max_rows", static_cast<double>(response.mailbox_max_rows()), 0, 1 << 24));
   RETURN_IF_ERROR(CheckRange("mailbox_max_entries", static_cast<double>(response.mailbox_max_entries()), 0, 1 << 26));
   RETURN_IF_ERROR(CheckRange("dense_bytes", static_cast<double>(response.dense_bytes()), 0, 1e15));

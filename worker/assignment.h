@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "absl/time/time.h"
-#include "common/expert_layout.h"
-#include "common/expert_mailbox.h"
-#include "common/model_config.h"
+#include "common/model/expert_layout.h"
+#include "common/model/model_config.h"
+#include "common/shm/expert_mailbox.h"
 #include "common/status.h"
 #include "ferry/v1/cluster.pb.h"
 #include "worker/expert_forward.h"
@@ -24,7 +24,7 @@ struct Assignment {
   ModelConfig model;
   ArenaLayout arena;  // of the whole model
   KvCacheShape kv;
-  int64_t max_rows = 0;          // of a step
+  int64_t max_rows = 0;  // of a step
   int64_t micro_batch_rows = 0;
   std::string expert_transport;  // "shm" or "grpc"
   std::string descriptor_socket, descriptor_key;

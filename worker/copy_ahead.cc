@@ -58,9 +58,7 @@ void CopyAhead::LearnPlan(int64_t rows, int64_t worth_tokens) {
   worth_tokens_ = worth_tokens;
 }
 
-int64_t CopyAhead::worth_tokens(int64_t rows) const {
-  return AlikeInSize(rows, planned_rows_) ? worth_tokens_ : 0;
-}
+int64_t CopyAhead::worth_tokens(int64_t rows) const { return AlikeInSize(rows, planned_rows_) ? worth_tokens_ : 0; }
 
 void CopyAhead::LearnGap(int64_t started, int64_t arrived) {
   if (started == 0) return;

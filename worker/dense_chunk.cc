@@ -52,12 +52,11 @@ absl::Status CheckChunkRows(const DenseTensor& tensor, DType dtype, int64_t row_
                             const DenseChunk& chunk) {
   if (chunk.dtype != dtype) return InvalidArgument("changes its type from %s to %s", NameOf(dtype), NameOf(chunk.dtype));
   if (chunk.first_row != next_row || chunk.num_rows < 1 || chunk.num_rows > tensor.rows - next_row) {
-    return InvalidArgument("rows %d to %d came, want some from %d up to %d", chunk.first_row,
-                           chunk.first_row + chunk.num_rows, next_row, tensor.rows);
+    return InvalidArgument("rows %d to %d came, want some from %d up to %d", chunk.first_row, chunk.first_row + chunk.num_rows,
+                           next_row, tensor.rows);
   }
   if (static_cast<int64_t>(chunk.data.size()) != chunk.num_rows * row_bytes) {
-    return InvalidArgument("%d rows came in %d bytes, want %d", chunk.num_rows, chunk.data.size(),
-                           chunk.num_rows * row_bytes);
+    return InvalidArgument("%d rows came in %d bytes, want %d", chunk.num_rows, chunk.data.size(), chunk.num_rows * row_bytes);
   }
   return absl::OkStatus();
 }

@@ -3,8 +3,8 @@
 // One chunk of the coordinator's stream of dense weights, from the message to bytes that may be tiled: pure checks, which
 // DenseStream and StageWeights make on every chunk.
 
-#include "common/dtype.h"
-#include "common/model_tensors.h"
+#include "common/model/dtype.h"
+#include "common/model/model_tensors.h"
 #include "common/status.h"
 #include "ferry/v1/cluster.pb.h"
 #include "worker/stage_weights.h"
@@ -21,7 +21,6 @@ absl::StatusOr<int64_t> DenseRowBytes(DType dtype, int64_t cols);
 absl::Status CheckChunkOf(const DenseTensor& tensor, const DenseChunk& chunk);
 // Whether it holds its rows from `next_row` on, in `dtype`. InvalidArgument: another type, a gap, too many rows, or not
 // num_rows * row_bytes of data.
-absl::Status CheckChunkRows(const DenseTensor& tensor, DType dtype, int64_t row_bytes, int64_t next_row,
-                            const DenseChunk& chunk);
+absl::Status CheckChunkRows(const DenseTensor& tensor, DType dtype, int64_t row_bytes, int64_t next_row, const DenseChunk& chunk);
 
 }  // namespace ferry

@@ -11,7 +11,8 @@
 namespace ferry {
 namespace {
 
-constexpr absl::Duration kStreamTimeout = absl::Hours(1);  // a cold 100 GB model over a slow network; the heartbeat ends it sooner
+constexpr absl::Duration kStreamTimeout =
+    absl::Hours(1);  // a cold 100 GB model over a slow network; the heartbeat ends it sooner
 
 class DenseStream final : public DenseTensorSource {
  public:

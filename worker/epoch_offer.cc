@@ -10,8 +10,8 @@ absl::Status EpochOffer::Make(const std::vector<int>& descriptors) {
   Withdraw();
   if (server_ == nullptr) {
     // Several in one process, as two in each worker and more in tests, need names of their own.
-    ASSIGN_OR_RETURN(server_, DescriptorServer::Listen(absl::StrFormat("ferry-worker-%d-%s", getpid(),
-                                                                       RandomDescriptorKey().substr(0, 16))));
+    ASSIGN_OR_RETURN(
+        server_, DescriptorServer::Listen(absl::StrFormat("ferry-worker-%d-%s", getpid(), RandomDescriptorKey().substr(0, 16))));
   }
   std::string key = RandomDescriptorKey();
   if (!server_->Offer(key, descriptors)) return ResourceExhausted("no descriptors are left to share memory with");

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "common/descriptor_socket.h"
+#include "common/shm/descriptor_socket.h"
 #include "common/status.h"
 
 namespace ferry {

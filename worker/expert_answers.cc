@@ -10,10 +10,17 @@ absl::StatusOr<std::vector<ExpertPlace>> PlacesFromProto(const v1::ExpertPlan& p
   std::vector<ExpertPlace> places;
   for (const int place : plan.places()) {
     switch (place) {
-      case v1::ExpertPlan::RESIDENT: places.push_back(ExpertPlace::kResident); break;
-      case v1::ExpertPlan::SHIP: places.push_back(ExpertPlace::kShip); break;
-      case v1::ExpertPlan::HOST: places.push_back(ExpertPlace::kHost); break;
-      default: return InvalidArgument("ExpertPlan.places holds %d, which is no place", place);
+      case v1::ExpertPlan::RESIDENT:
+        places.push_back(ExpertPlace::kResident);
+        break;
+      case v1::ExpertPlan::SHIP:
+        places.push_back(ExpertPlace::kShip);
+        break;
+      case v1::ExpertPlan::HOST:
+        places.push_back(ExpertPlace::kHost);
+        break;
+      default:
+        return InvalidArgument("ExpertPlan.places holds %d, which is no place", place);
     }
   }
   return places;

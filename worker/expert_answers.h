@@ -6,7 +6,7 @@
 #include <span>
 #include <vector>
 
-#include "common/expert_mailbox.h"
+#include "common/shm/expert_mailbox.h"
 #include "common/status.h"
 #include "ferry/v1/cluster.pb.h"
 

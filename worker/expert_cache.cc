@@ -11,8 +11,8 @@ namespace ferry {
 namespace {
 
 constexpr double kHalfLifeSteps = 64;
-constexpr size_t kProbeAhead = 2;    // records asked for, and copies queued, while one runs
-constexpr int64_t kFillAhead = 8;    // bounds what a remote link has to hold, not the copy queue
+constexpr size_t kProbeAhead = 2;  // records asked for, and copies queued, while one runs
+constexpr int64_t kFillAhead = 8;  // bounds what a remote link has to hold, not the copy queue
 
 double Decay(uint64_t steps) { return std::exp2(-static_cast<double>(steps) / kHalfLifeSteps); }
 
@@ -30,8 +30,7 @@ int64_t ExpertCache::SlotsIn(int64_t bytes, const ArenaLayout& arena, int64_t fi
 }
 
 absl::StatusOr<std::unique_ptr<ExpertCache>> ExpertCache::Create(Ops* ops, ExpertLink* link, const ArenaLayout* arena,
-                                                                 int64_t first_layer, int64_t end_layer,
-                                                                 int64_t num_slots) {
+                                                                 int64_t first_layer, int64_t end_layer, int64_t num_slots) {
   if (num_slots < 1) return InvalidArgument("num_slots is %d, want at least 1", num_slots);
   std::unique_ptr<ExpertCache> cache(new ExpertCache(ops, link, arena, first_layer, end_layer));
   cache->slot_bytes_ = SlotBytes(*arena, first_layer, end_layer);

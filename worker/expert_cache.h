@@ -6,8 +6,8 @@
 //
 //   empty --Fetch--> asked --(the record is in host memory)--> filled     any but pinned or asked --eviction--> empty
 //
-// Records that lie side by side and are fetched one after the other into slots that do are copied at once, up to kJoinedBytes: a copy
-// of 256 KiB has two thirds of the link's rate, one of 4 MiB 97 % (reference.md).
+// Records that lie side by side and are fetched one after the other into slots that do are copied at once, up to kJoinedBytes: a
+// copy of 256 KiB has two thirds of the link's rate, one of 4 MiB 97 % (reference.md).
 //
 // A filled slot's bytes may still be on their way: Acquire makes the compute queue wait for them. A slot is reused only after
 // the compute that last read it (its event goes into the copy). The slot that gives way is the one whose expert is the least
@@ -29,7 +29,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
-#include "common/expert_layout.h"
+#include "common/model/expert_layout.h"
 #include "common/status.h"
 #include "ferry/v1/generate.pb.h"
 #include "kernels/ops.h"
@@ -126,15 +126,15 @@ class ExpertCache {
     State state = State::kEmpty;
     ExpertId id;
     std::byte* data = nullptr;
-    Event arrived;       // kFilled; none once it is known to have passed
-    Event used;          // the last compute that read it
+    Event arrived;  // kFilled; none once it is known to have passed
+    Event used;     // the last compute that read it
     bool pinned = false;
-    bool fresh = false;  // not used since it was fetched
+    bool fresh = false;       // not used since it was fetched
     uint64_t fetched_in = 0;  // which step, in this cache's own count
     Purpose purpose = Purpose::kPass;
   };
   struct Warmth {
-    double before = 0;  // before the last step that used it, as of that step
+    double before = 0;      // before the last step that used it, as of that step
     uint64_t last_use = 0;  // in steps of this cache's own count; 0: never
   };
   struct Copy {

@@ -13,11 +13,11 @@
 namespace ferry {
 namespace {
 
-constexpr int64_t kGroupsAlign = 64;   // elements: each part of groups_ begins on 256 bytes
+constexpr int64_t kGroupsAlign = 64;      // elements: each part of groups_ begins on 256 bytes
 constexpr int64_t kMinSlotsToStream = 3;  // one computed, one arriving, one waiting
 // Copies queued while rows are awaited: 3 ms of PCIe 5, since the engine's threads may keep this one from looking for as long.
 constexpr int64_t kMaxWhileWaiting = 12;
-constexpr int64_t kMaxKept = 2;        // background copies at once: they share the host's memory rate with its experts
+constexpr int64_t kMaxKept = 2;  // background copies at once: they share the host's memory rate with its experts
 
 int64_t AlignedUp(int64_t value, int64_t alignment) { return (value + alignment - 1) / alignment * alignment; }
 
@@ -67,8 +67,9 @@ absl::StatusOr<std::unique_ptr<ExpertForward>> ExpertForward::Create(Ops* ops, E
   const bool a_layer_ships = policy.force == ForceDivision::kShip ||
                              std::find(policy.rules.begin(), policy.rules.end(), LayerRule::kDevice) != policy.rules.end();
   if (a_layer_ships && num_slots < 1) {
-    return FailedPrecondition("experts are to be computed on this worker (-ot or --force-division=ship), which has no slots for "
-                              "them: give it --vram-experts");
+    return FailedPrecondition(
+        "experts are to be computed on this worker (-ot or --force-division=ship), which has no slots for "
+        "them: give it --vram-experts");
   }
   std::unique_ptr<ExpertForward> forward(new ExpertForward(ops, link, cache, options));
   const int64_t entries = options.max_rows * options.model.top_k;
@@ -195,10 +196,10 @@ absl::Status ExpertForward::Route(const StepContext& context, int64_t layer, con
   const int64_t rows_begin = AlignedUp(model.num_experts + 1, kGroupsAlign);
   const int64_t outs_begin = rows_begin + AlignedUp(entries, kGroupsAlign);
   int32_t* const groups = groups_.as<int32_t>();
-  RETURN_IF_ERROR(ops_.Route(in, router.weight, router.bias, model.num_experts, model.top_k, chosen_.as<int32_t>(),
-                             weights_.as<float>()));
-  RETURN_IF_ERROR(ops_.GroupByExpert(chosen_.as<int32_t>(), in.rows, model.top_k, model.num_experts, groups,
-                                     groups + rows_begin, groups + outs_begin));
+  RETURN_IF_ERROR(
+      ops_.Route(in, router.weight, router.bias, model.num_experts, model.top_k, chosen_.as<int32_t>(), weights_.as<float>()));
+  RETURN_IF_ERROR(ops_.GroupByExpert(chosen_.as<int32_t>(), in.rows, model.top_k, model.num_experts, groups, groups + rows_begin,
+                                     groups + outs_begin));
   routing_.rows = in.rows;
   routing_.device = {.num_groups = model.num_experts,
                      .num_entries = entries,
@@ -206,8 +207,8 @@ absl::Status ExpertForward::Route(const StepContext& context, int64_t layer, con
                      .rows = groups + rows_begin,
                      .outs = groups + outs_begin};
 
-  // The counts are needed to divide, and the device stands still until they are here. A small step's entries and rows come along: the
-  // host computes a share of most such steps, and another way there and back costs more than the bytes.
+  // The counts are needed to divide, and the device stands still until they are here. A small step's entries and rows come along:
+  // the host computes a share of most such steps, and another way there and back costs more than the bytes.
   const bool host_likely = division == Division::kHost || (division == Division::kResidentElseHost && !cache_->HoldsAll());
   RETURN_IF_ERROR(host_rows_->Begin(in, host_likely));
   routing_.downloaded.resize(outs_begin + entries);
@@ -259,16 +260,21 @@ absl::StatusOr<std::vector<ExpertPlace>> ExpertForward::Divide(const StepContext
   const std::vector<ActivatedExpert>& uses = routing_.uses;
   std::vector<ExpertPlace> places(uses.size());
   switch (division) {
-    case Division::kHost: std::fill(places.begin(), places.end(), ExpertPlace::kHost); return places;
+    case Division::kHost:
+      std::fill(places.begin(), places.end(), ExpertPlace::kHost);
+      return places;
     case Division::kShipActivated:
-    case Division::kShipAll: std::fill(places.begin(), places.end(), ExpertPlace::kShip); return places;
+    case Division::kShipAll:
+      std::fill(places.begin(), places.end(), ExpertPlace::kShip);
+      return places;
     case Division::kResidentElseHost:
       for (size_t i = 0; i < uses.size(); ++i) {
         // One that is still on its way is computed on the host meanwhile.
         places[i] = cache_->Arrived(IdOf(layer, uses[i].expert)) ? ExpertPlace::kResident : ExpertPlace::kHost;
       }
       return places;
-    case Division::kPlanned: break;
+    case Division::kPlanned:
+      break;
   }
   if (std::all_of(uses.begin(), uses.end(), [](const ActivatedExpert& use) { return use.resident == 1; })) {
     std::fill(places.begin(), places.end(), ExpertPlace::kResident);  // nothing to divide
@@ -308,8 +314,8 @@ absl::Status ExpertForward::FinishHost(const StepContext& context, int64_t layer
     host_running_ = false;
     RETURN_IF_ERROR(Annotate(contributions.status(), absl::StrFormat("experts of layer %d on the host", layer)));
     context.counters->set_host_wait_seconds(context.counters->host_wait_seconds() + SecondsSince(before));
-    // The last ones may be read where they lie: the host writes there again when it is asked again, which the next layer does behind a
-    // wait for its routing, and so for this.
+    // The last ones may be read where they lie: the host writes there again when it is asked again, which the next layer does
+    // behind a wait for its routing, and so for this.
     const bool last = next_chunk_ + 1 == chunks_.size();
     const std::vector<int32_t>& outs = chunks_[next_chunk_].outs;
     RETURN_IF_ERROR(last ? ops_.ScatterContributionsAsync(*contributions, outs, Contributions())
@@ -377,9 +383,8 @@ absl::Status ExpertForward::ComputeTogether(const StepContext& context, int64_t 
 // out, so that two experts of about the same heat do not chase each other over the link.
 absl::Status ExpertForward::KeepTheHot(const StepContext& context, int64_t layer, std::span<const int32_t> on_host) {
   std::vector<int32_t> hottest(on_host.begin(), on_host.end());
-  std::stable_sort(hottest.begin(), hottest.end(), [&](int32_t a, int32_t b) {
-    return cache_->Heat(IdOf(layer, a)) > cache_->Heat(IdOf(layer, b));
-  });
+  std::stable_sort(hottest.begin(), hottest.end(),
+                   [&](int32_t a, int32_t b) { return cache_->Heat(IdOf(layer, a)) > cache_->Heat(IdOf(layer, b)); });
   RETURN_IF_ERROR(cache_->Pump());
   for (const int32_t expert : hottest) {
     const std::optional<double> victim_heat = cache_->HeatOfVictim();
@@ -397,9 +402,14 @@ void ExpertForward::PlanAhead(int64_t layer, int64_t rows) {
   ahead_.layer = layer;
   switch (DivisionOf(layer, rows)) {
     case Division::kHost:
-    case Division::kResidentElseHost: break;
-    case Division::kPlanned: ahead_.candidates = copy_ahead_.For(layer, rows, copy_ahead_.worth_tokens(rows)); break;
-    case Division::kShipActivated: ahead_.candidates = copy_ahead_.For(layer, rows, 0); break;
+    case Division::kResidentElseHost:
+      break;
+    case Division::kPlanned:
+      ahead_.candidates = copy_ahead_.For(layer, rows, copy_ahead_.worth_tokens(rows));
+      break;
+    case Division::kShipActivated:
+      ahead_.candidates = copy_ahead_.For(layer, rows, 0);
+      break;
     case Division::kShipAll:
       ahead_.candidates.experts.resize(options_.model.num_experts);
       std::iota(ahead_.candidates.experts.begin(), ahead_.candidates.experts.end(), 0);
@@ -428,8 +438,8 @@ absl::Status ExpertForward::StartAhead(const StepContext& context) {
   return cache_->Pump();
 }
 
-// What is certain first, and of that what the last plan had copied; then the rest of what is certain, which the host would compute
-// otherwise, and what is likely: the link has nothing else to do.
+// What is certain first, and of that what the last plan had copied; then the rest of what is certain, which the host would
+// compute otherwise, and what is likely: the link has nothing else to do.
 void ExpertForward::PlanWaiting() {
   waiting_.planned = true;
   const int64_t worth = copy_ahead_.worth_tokens(waiting_.rows);

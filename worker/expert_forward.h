@@ -15,8 +15,8 @@
 #include <vector>
 
 #include "absl/time/time.h"
-#include "common/expert_layout.h"
-#include "common/model_config.h"
+#include "common/model/expert_layout.h"
+#include "common/model/model_config.h"
 #include "common/status.h"
 #include "ferry/v1/generate.pb.h"
 #include "kernels/ops.h"
@@ -87,8 +87,9 @@ class ExpertForward {
   absl::Status Forget(absl::Time deadline);
   // A step of so many rows begins, whose rows may still be on their way: copies for its first layer may start.
   absl::Status BeginStep(const StepContext& context, int64_t rows);
-  // Between BeginStep and the arrival of its rows, when the link stands idle: copies what the step's layers will probably use, layer
-  // by layer, a few at a time, so that what turns out to be needed at once does not stand behind many. False: nothing more to copy.
+  // Between BeginStep and the arrival of its rows, when the link stands idle: copies what the step's layers will probably use,
+  // layer by layer, a few at a time, so that what turns out to be needed at once does not stand behind many. False: nothing more
+  // to copy.
   absl::StatusOr<bool> CopyWhileWaiting(const StepContext& context);
   // x += the experts of `layer` applied to `in`. in: act [rows, n_embd], x: F32 [rows, n_embd].
   absl::Status Run(const StepContext& context, int64_t layer, const RouterWeights& router, Tensor in, Tensor x);
@@ -104,8 +105,8 @@ class ExpertForward {
     ExpertGroups device;
     std::vector<int32_t> downloaded;  // offsets, then, when the host has a share, rows and outs
     HostGroups host;
-    std::vector<int32_t> tokens;          // of each expert
-    std::vector<ActivatedExpert> uses;    // ids increasing
+    std::vector<int32_t> tokens;                                    // of each expert
+    std::vector<ActivatedExpert> uses;                              // ids increasing
     bool small() const { return rows <= HostRows::kMaxRowsAhead; }  // rows and outs come with the offsets
   };
   // Copies for the next layer, before it is routed.
@@ -170,12 +171,12 @@ class ExpertForward {
   Routing routing_;
   Ahead ahead_;
   Waiting waiting_;
-  std::vector<int32_t> wanted_;      // experts to have in slots for this layer, in order, not fetched yet
+  std::vector<int32_t> wanted_;  // experts to have in slots for this layer, in order, not fetched yet
   size_t next_wanted_ = 0;
-  std::deque<int32_t> coming_;       // fetched and pinned, not computed yet
-  std::vector<HostChunk> chunks_;    // the host's share
-  size_t next_chunk_ = 0;            // first one not finished
-  bool host_running_ = false;        // chunks_[next_chunk_] is being computed
+  std::deque<int32_t> coming_;     // fetched and pinned, not computed yet
+  std::vector<HostChunk> chunks_;  // the host's share
+  size_t next_chunk_ = 0;          // first one not finished
+  bool host_running_ = false;      // chunks_[next_chunk_] is being computed
 };
 
 }  // namespace ferry

@@ -13,9 +13,9 @@
 #include <vector>
 
 #include "absl/time/time.h"
-#include "common/expert_layout.h"
-#include "common/expert_mailbox.h"
 #include "common/ids.h"
+#include "common/model/expert_layout.h"
+#include "common/shm/expert_mailbox.h"
 #include "common/status.h"
 #include "ferry/v1/cluster.grpc.pb.h"
 
@@ -34,8 +34,8 @@ struct HostRequest {
   uint64_t step = 0;
   int32_t layer = 0;
   int32_t num_rows = 0;
-  std::span<const ActivatedExpert> uses;   // ids increasing; tokens of all = entry_rows.size()
-  std::span<const int32_t> entry_rows;     // input row of each entry, grouped by use in order
+  std::span<const ActivatedExpert> uses;  // ids increasing; tokens of all = entry_rows.size()
+  std::span<const int32_t> entry_rows;    // input row of each entry, grouped by use in order
 };
 
 class ExpertLink {
@@ -50,8 +50,8 @@ class ExpertLink {
 
   // One host computation at a time: fill HostRows(n) [n, n_embd], start, and finish exactly once for each start that was OK.
   // Finish gives the contributions [entries, n_embd], valid until the next start.
-  virtual int64_t max_rows() const = 0;     // rows of one computation
-  virtual int64_t max_entries() const = 0;  // and entries
+  virtual int64_t max_rows() const = 0;                     // rows of one computation
+  virtual int64_t max_entries() const = 0;                  // and entries
   virtual std::span<float> HostRows(int64_t num_rows) = 0;  // num_rows <= max_rows()
   virtual absl::Status StartCompute(const HostRequest& request) = 0;
   virtual absl::StatusOr<std::span<const float>> FinishCompute(absl::Time deadline) = 0;
@@ -92,7 +92,7 @@ struct GrpcLinkOptions {
   bool records = true;                    // false: this worker never asks for any
 };
 // `cluster` must outlive the link.
-absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectGrpcLink(const GrpcLinkOptions& options,
-                                                            v1::Cluster::StubInterface* cluster, Ops* ops);
+absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectGrpcLink(const GrpcLinkOptions& options, v1::Cluster::StubInterface* cluster,
+                                                            Ops* ops);
 
 }  // namespace ferry

@@ -288,8 +288,8 @@ class GrpcLink final : public ExpertLink {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectGrpcLink(const GrpcLinkOptions& options,
-                                                            v1::Cluster::StubInterface* cluster, Ops* ops) {
+absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectGrpcLink(const GrpcLinkOptions& options, v1::Cluster::StubInterface* cluster,
+                                                            Ops* ops) {
   if (options.n_embd < 1 || options.max_rows < 1 || options.max_entries < 1) {
     return InvalidArgument("n_embd, max_rows and max_entries are %d, %d and %d, want at least 1", options.n_embd,
                            options.max_rows, options.max_entries);

@@ -3,9 +3,9 @@
 #include <utility>
 
 #include "absl/time/clock.h"
-#include "common/descriptor_socket.h"
 #include "common/log.h"
-#include "common/shm_arena.h"
+#include "common/shm/descriptor_socket.h"
+#include "common/shm/shm_arena.h"
 #include "kernels/ops.h"
 #include "worker/expert_link.h"
 
@@ -104,8 +104,7 @@ class ShmLink final : public ExpertLink {
 
 absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectShmLink(const ShmLinkOptions& options, Ops* ops, bool pin,
                                                            absl::Time deadline) {
-  absl::StatusOr<std::vector<UniqueFd>> fetched =
-      FetchDescriptors(options.descriptor_socket, options.descriptor_key, deadline);
+  absl::StatusOr<std::vector<UniqueFd>> fetched = FetchDescriptors(options.descriptor_socket, options.descriptor_key, deadline);
   if (!fetched.ok()) {
     return Annotate(fetched.status(), "shared memory with the coordinator; --expert-transport grpc does without");
   }

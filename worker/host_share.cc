@@ -62,7 +62,8 @@ std::vector<HostChunk> CutHostShare(std::span<const int32_t> experts, const Host
   std::vector<HostChunk> chunks;
   ChunkBuilder builder(num_rows, max_rows, max_entries);
   for (const int32_t expert : experts) {
-    std::span<const int32_t> rows = groups.rows.subspan(groups.offsets[expert], groups.offsets[expert + 1] - groups.offsets[expert]);
+    std::span<const int32_t> rows =
+        groups.rows.subspan(groups.offsets[expert], groups.offsets[expert + 1] - groups.offsets[expert]);
     std::span<const int32_t> outs = groups.outs.subspan(groups.offsets[expert], rows.size());
     while (!rows.empty()) {
       int64_t fits = builder.Fits(rows);

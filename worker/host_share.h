@@ -7,7 +7,7 @@
 #include <span>
 #include <vector>
 
-#include "common/expert_mailbox.h"
+#include "common/shm/expert_mailbox.h"
 
 namespace ferry {
 

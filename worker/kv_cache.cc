@@ -23,16 +23,14 @@ int64_t KvCache::BytesOf(const ModelConfig& model, int64_t first_layer, int64_t 
 }
 
 absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(Ops* ops, const ModelConfig& model, int64_t first_layer,
-                                                         int64_t end_layer, const KvCacheShape& shape,
-                                                         int64_t micro_batch_rows) {
+                                                         int64_t end_layer, const KvCacheShape& shape, int64_t micro_batch_rows) {
   if (shape.num_blocks < 1 || shape.num_slots < 1) {
     return InvalidArgument("the KV cache has %d blocks and %d slots, want at least one of each", shape.num_blocks,
                            shape.num_slots);
   }
   if (model.sliding_window > 0 && shape.ring_blocks * kKvBlockTokens < model.sliding_window + micro_batch_rows) {
     return InvalidArgument("ring_blocks is %d, want at least %d: a window of %d and a micro-batch of %d in blocks of %d",
-                           shape.ring_blocks,
-                           (model.sliding_window + micro_batch_rows + kKvBlockTokens - 1) / kKvBlockTokens,
+                           shape.ring_blocks, (model.sliding_window + micro_batch_rows + kKvBlockTokens - 1) / kKvBlockTokens,
                            model.sliding_window, micro_batch_rows, kKvBlockTokens);
   }
   std::unique_ptr<KvCache> cache(new KvCache);

@@ -10,7 +10,7 @@
 #include <memory>
 #include <vector>
 
-#include "common/model_config.h"
+#include "common/model/model_config.h"
 #include "common/status.h"
 #include "kernels/ops.h"
 
@@ -18,7 +18,7 @@ namespace ferry {
 
 struct KvCacheShape {
   DType key_type = DType::kF16, value_type = DType::kF16;
-  int64_t num_blocks = 0;   // of a full layer
+  int64_t num_blocks = 0;  // of a full layer
   int64_t num_slots = 0;
   int64_t ring_blocks = 0;  // of one slot in a sliding layer; unused without a sliding window
 };
@@ -29,8 +29,7 @@ class KvCache {
   // `ops` does not keep.
   // ResourceExhausted: the device is full.
   static absl::StatusOr<std::unique_ptr<KvCache>> Create(Ops* ops, const ModelConfig& model, int64_t first_layer,
-                                                         int64_t end_layer, const KvCacheShape& shape,
-                                                         int64_t micro_batch_rows);
+                                                         int64_t end_layer, const KvCacheShape& shape, int64_t micro_batch_rows);
   // What Create will allocate.
   static int64_t BytesOf(const ModelConfig& model, int64_t first_layer, int64_t end_layer, const KvCacheShape& shape);
 

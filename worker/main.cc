@@ -46,12 +46,14 @@ bool IsForGood(const absl::Status& status) {
 int Main(int argc, char** argv) {
   WorkerOptions options;
   std::string vram_experts = "auto";
-  CLI::App app{"Computes a range of layers for a ferry-coordinator. `ferry serve` starts workers by itself; start one by hand "
-               "to let another host take part."};
+  CLI::App app{
+      "Computes a range of layers for a ferry-coordinator. `ferry serve` starts workers by itself; start one by hand "
+      "to let another host take part."};
   app.add_option("--coordinator", options.coordinator, "HOST or HOST:PORT of the coordinator")->required();
-  app.add_option("--listen", options.listen,
-                 "ADDR or ADDR:PORT where the coordinator and other workers reach this one (port 0: any; 0.0.0.0: every interface); "
-                 "an address other than loopback has to be given by hand, since the link is not encrypted yet")
+  app.add_option(
+         "--listen", options.listen,
+         "ADDR or ADDR:PORT where the coordinator and other workers reach this one (port 0: any; 0.0.0.0: every interface); "
+         "an address other than loopback has to be given by hand, since the link is not encrypted yet")
       ->capture_default_str();
   app.add_option("--backend", options.backend.kind, "auto (a GPU if there is one), cpu, cuda or reference")
       ->check(CLI::IsMember({"auto", "cpu", "cuda", "reference"}))
@@ -93,7 +95,8 @@ int Main(int argc, char** argv) {
   std::thread([] {  // also while it loads, when nobody looks
     while (asked_to_end == 0) std::this_thread::sleep_for(std::chrono::milliseconds(100));
     ExitLatest(/*seconds=*/3, /*code=*/0);
-  }).detach();
+  })
+      .detach();
   const absl::Status status = RunWorker(
       options, [] { return asked_to_end != 0; }, [] { ExitLatest(/*seconds=*/3, /*code=*/1); });
   if (status.ok() || absl::IsCancelled(status)) return 0;

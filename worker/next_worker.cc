@@ -3,10 +3,10 @@
 #include <utility>
 
 #include "absl/time/clock.h"
-#include "common/descriptor_socket.h"
 #include "common/grpc_status.h"
 #include "common/host_id.h"
 #include "common/log.h"
+#include "common/shm/descriptor_socket.h"
 #include "worker/activation_ring.h"
 #include "worker/channel.h"
 #include "worker/stage_link_grpc.h"

@@ -1,7 +1,7 @@
 #pragma once
 
-// The way to the next worker in the pipeline: shared memory where both are on one host and can hand descriptors to each other, else
-// gRPC. Both ends' part of that is here.
+// The way to the next worker in the pipeline: shared memory where both are on one host and can hand descriptors to each other,
+// else gRPC. Both ends' part of that is here.
 
 #include <memory>
 #include <mutex>

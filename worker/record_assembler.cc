@@ -24,8 +24,8 @@ absl::Status RecordAssembler::Add(const v1::ExpertRecordChunk& chunk) {
   if (received_ < buffer_.size()) return absl::OkStatus();
   const uint64_t checksum = XXH3_64bits(buffer_.data(), buffer_.size());
   if (chunk.xxh3() != checksum) {
-    return DataLoss("the record of expert %d of layer %d came damaged: its checksum is %016x, want %016x", id_.expert,
-                    id_.layer, checksum, chunk.xxh3());
+    return DataLoss("the record of expert %d of layer %d came damaged: its checksum is %016x, want %016x", id_.expert, id_.layer,
+                    checksum, chunk.xxh3());
   }
   return absl::OkStatus();
 }

@@ -15,8 +15,8 @@ constexpr int64_t kLogitsRows = 64;          // rows through the output matrix a
 constexpr int64_t kMinMemoryLeft = 1 << 30;  // of the device, by automatic slots: for the backend's own use and for others
 constexpr int64_t kMinRowsToTime = 32;       // decode is too quick to be timed always: 3 us an operation of 5 to 30
 constexpr absl::Duration kLookAtCopies = absl::Microseconds(100);  // less than two records take on any link
-constexpr absl::Duration kProbePatience = absl::Seconds(60);  // for a remote link's first records
-constexpr absl::Duration kFillPatience = absl::Seconds(60);   // for one expert
+constexpr absl::Duration kProbePatience = absl::Seconds(60);       // for a remote link's first records
+constexpr absl::Duration kFillPatience = absl::Seconds(60);        // for one expert
 
 // Bytes of the stage's own buffers, in the order of its members.
 struct BufferSizes {
@@ -51,11 +51,11 @@ struct Stage::Pass {
   const StepContext experts;
 
   std::unique_ptr<DeviceBatch> batch;
-  Tensor x, normed;         // all rows of the step
-  int64_t rows_here = 0;    // of x: the first so many have come
+  Tensor x, normed;                                         // all rows of the step
+  int64_t rows_here = 0;                                    // of x: the first so many have come
   std::deque<std::pair<ActivationChunk, Event>> uploading;  // of them, those that the device may still read
-  absl::Time started;       // first row's arrival
-  absl::Duration waited;    // for the previous stage, after that
+  absl::Time started;                                       // first row's arrival
+  absl::Duration waited;                                    // for the previous stage, after that
 
   absl::Status Check() const {
     if (stop.stop_requested()) return Aborted("step %d was given up", step.step);
@@ -143,8 +143,8 @@ absl::Status Stage::EnsureRows(Pass& pass, int64_t end_row) {
   return absl::OkStatus();
 }
 
-// While the previous stage computes, this one's link is free for its experts. Memory that has been read is given back meanwhile, since
-// the previous stage may be waiting for it.
+// While the previous stage computes, this one's link is free for its experts. Memory that has been read is given back meanwhile,
+// since the previous stage may be waiting for it.
 absl::StatusOr<ActivationChunk> Stage::NextChunk(Pass& pass) {
   while (true) {
     ASSIGN_OR_RETURN(const bool copying, experts_->CopyWhileWaiting(pass.experts));
@@ -217,8 +217,8 @@ Batch Stage::MakeBatch(const StageStep& step) const {
   return batch;
 }
 
-absl::StatusOr<StageResult> Stage::Run(const StageStep& step, absl::Time deadline, ActivationSource* source,
-                                       ActivationSink* sink, const std::stop_token& stop) {
+absl::StatusOr<StageResult> Stage::Run(const StageStep& step, absl::Time deadline, ActivationSource* source, ActivationSink* sink,
+                                       const std::stop_token& stop) {
   if (!options_.first() && source == nullptr) return FailedPrecondition("no previous worker is connected");
   if (!options_.last() && sink == nullptr) return FailedPrecondition("no next worker is connected");
   StageResult result;
@@ -271,8 +271,7 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(Ops* ops, const StageOption
   }
   std::unique_ptr<Stage> stage(new Stage(ops, options, link));
   RETURN_IF_ERROR(stage->CheckMemory());
-  ASSIGN_OR_RETURN(stage->weights_,
-                   StageWeights::Load(ops, options.model, options.first_layer, options.end_layer, source));
+  ASSIGN_OR_RETURN(stage->weights_, StageWeights::Load(ops, options.model, options.first_layer, options.end_layer, source));
   RETURN_IF_ERROR(stage->Allocate());
   return stage;
 }
@@ -292,8 +291,8 @@ absl::Status Stage::Allocate() {
   }
   ASSIGN_OR_RETURN(const int64_t num_slots, NumExpertSlots());
   if (num_slots > 0) {
-    ASSIGN_OR_RETURN(cache_, ExpertCache::Create(&ops_, &link_, &options_.arena, options_.first_layer, options_.end_layer,
-                                                 num_slots));
+    ASSIGN_OR_RETURN(cache_,
+                     ExpertCache::Create(&ops_, &link_, &options_.arena, options_.first_layer, options_.end_layer, num_slots));
   }
   ASSIGN_OR_RETURN(experts_, ExpertForward::Create(&ops_, &link_, cache_.get(),
                                                    {.model = options_.model,
@@ -306,8 +305,8 @@ absl::Status Stage::Allocate() {
 }
 
 int64_t Stage::BytesOf(const Ops& ops, const StageOptions& options) {
-  return KvCache::BytesOf(options.model, options.first_layer, options.end_layer, options.kv) +
-         SizesOf(ops, options).total() + ExpertForward::BytesOf(ops, options.model, options.max_rows);
+  return KvCache::BytesOf(options.model, options.first_layer, options.end_layer, options.kv) + SizesOf(ops, options).total() +
+         ExpertForward::BytesOf(ops, options.model, options.max_rows);
 }
 
 absl::Status Stage::CheckMemory() const {

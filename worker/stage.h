@@ -15,8 +15,8 @@
 #include <vector>
 
 #include "absl/time/time.h"
-#include "common/expert_layout.h"
-#include "common/model_config.h"
+#include "common/model/expert_layout.h"
+#include "common/model/model_config.h"
 #include "common/status.h"
 #include "ferry/v1/generate.pb.h"
 #include "kernels/expert_rates.h"
@@ -37,8 +37,8 @@ struct StageOptions {
   ArenaLayout arena;  // of the whole model
   int64_t first_layer = 0, end_layer = 0;
   KvCacheShape kv;
-  int64_t max_rows = 0;          // of a step
-  int64_t micro_batch_rows = 0;  // of one piece of attention
+  int64_t max_rows = 0;            // of a step
+  int64_t micro_batch_rows = 0;    // of one piece of attention
   int64_t dense_bytes = 0;         // of the weights to come, for the check of memory before anything is allocated; 0: not known
   int64_t expert_slot_bytes = 0;   // device memory for expert slots
   bool expert_slots_auto = false;  // instead: what is left when everything else is allocated
@@ -51,8 +51,8 @@ struct StageOptions {
 struct StageResult {
   std::vector<LogitsResult> logits;  // last stage: of the wanted rows in order
   v1::ExpertCounters experts;
-  double seconds = 0;       // from the first row's arrival to the last row's departure
-  double busy_seconds = 0;  // without waiting for the previous stage
+  double seconds = 0;            // from the first row's arrival to the last row's departure
+  double busy_seconds = 0;       // without waiting for the previous stage
   std::vector<TraceSpan> spans;  // when the step asked for them
 };
 
@@ -77,8 +77,9 @@ class Stage {
   absl::StatusOr<ExpertCache::Probe> ProbeLink(absl::Duration time);
   // How fast this device computes experts, on what the slots' memory holds: after ProbeLink. Zeros without slots.
   absl::StatusOr<ExpertRates> ProbeExperts();
-  // When there is a slot for every expert that may be computed here: copies them all in, so that nothing is shipped later. `go_on`
-  // is told how many of how many are there, and ends it with false. How many experts were copied: all, or 0. Before the first step.
+  // When there is a slot for every expert that may be computed here: copies them all in, so that nothing is shipped later.
+  // `go_on` is told how many of how many are there, and ends it with false. How many experts were copied: all, or 0. Before the
+  // first step.
   absl::StatusOr<int64_t> FillSlots(const std::function<bool(int64_t done, int64_t all)>& go_on);
 
   StepLimits limits() const;
@@ -114,13 +115,13 @@ class Stage {
   std::unique_ptr<ExpertCache> cache_;
   std::unique_ptr<ExpertForward> experts_;
 
-  DeviceBuffer residual_;   // F32 [max_rows, n_embd]
-  DeviceBuffer normed_;     // act [max_rows, n_embd]
-  DeviceBuffer qkv_;        // F32 [micro_batch_rows, q + 2 kv]
-  DeviceBuffer query_;      // act [micro_batch_rows, q]
-  DeviceBuffer attended_;   // act [micro_batch_rows, q]
-  DeviceBuffer gathered_;   // F32 [kLogitsRows, n_embd], last stage
-  DeviceBuffer logits_;     // F32 [kLogitsRows, vocab], last stage
+  DeviceBuffer residual_;  // F32 [max_rows, n_embd]
+  DeviceBuffer normed_;    // act [max_rows, n_embd]
+  DeviceBuffer qkv_;       // F32 [micro_batch_rows, q + 2 kv]
+  DeviceBuffer query_;     // act [micro_batch_rows, q]
+  DeviceBuffer attended_;  // act [micro_batch_rows, q]
+  DeviceBuffer gathered_;  // F32 [kLogitsRows, n_embd], last stage
+  DeviceBuffer logits_;    // F32 [kLogitsRows, vocab], last stage
 };
 
 }  // namespace ferry

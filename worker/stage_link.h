@@ -3,8 +3,8 @@
 // Hidden states between stages. What one stage sends in order, the next receives in order; a step that fails on the way is
 // announced, so that the stages behind it do not wait for rows that will not come.
 //
-// Interfaces for the stage, a queue that stands behind what comes by message, and a loopback that joins two stages of one process.
-// Between hosts rows travel over gRPC (stage_link_grpc.h), on one host through shared memory (stage_link_shm.h).
+// Interfaces for the stage, a queue that stands behind what comes by message, and a loopback that joins two stages of one
+// process. Between hosts rows travel over gRPC (stage_link_grpc.h), on one host through shared memory (stage_link_shm.h).
 
 #include <atomic>
 #include <condition_variable>
@@ -24,8 +24,8 @@ namespace ferry {
 
 inline constexpr int64_t kMaxActivationBytes = int64_t{3} << 20;  // of one chunk; a single row may be larger
 
-// Rows [first_row, first_row + values.size() / n_embd) of a step, where they came to lie. Chunks are dropped in the order in which
-// they came.
+// Rows [first_row, first_row + values.size() / n_embd) of a step, where they came to lie. Chunks are dropped in the order in
+// which they came.
 struct ActivationChunk {
   int64_t first_row = 0;
   std::span<const float> values;      // whole rows
@@ -58,7 +58,8 @@ class ActivationSink {
 
 // Whether `next`, which came next, is the chunk of `step` from first_row on that a source was asked for. Aborted: the step failed
 // before this stage, and `error` says why. Internal: another step, or other rows.
-absl::Status CheckNextChunk(uint64_t step, int64_t first_row, uint64_t next_step, int64_t next_first_row, const std::string& error);
+absl::Status CheckNextChunk(uint64_t step, int64_t first_row, uint64_t next_step, int64_t next_first_row,
+                            const std::string& error);
 
 // The receiving end: transports push, the compute thread takes. Everything that is pushed is checked, since it came from another
 // process. Holds the rows of one full step; who pushes more waits. Thread-safe.
@@ -104,7 +105,7 @@ class ActivationQueue final : public ActivationSource {
   int64_t failures_held_ = 0;
   uint64_t last_step_ = 0;  // pushed
   bool last_failed_ = false;
-  int64_t end_row_ = 0;     // of last_step_
+  int64_t end_row_ = 0;  // of last_step_
 };
 
 // Joins two stages of one process, for tests and for several stages on one device.

@@ -29,7 +29,7 @@ absl::Status CheckBlocks(const std::string& field, const v1::StepSequence& seque
 }
 
 absl::StatusOr<StageSequence> CheckSequence(const std::string& field, const v1::StepSequence& sequence, int64_t first_row,
-                                           const StepLimits& limits) {
+                                            const StepLimits& limits) {
   RETURN_IF_ERROR(CheckBelow(field + ".slot", sequence.slot(), limits.num_slots));
   if (sequence.num_tokens() < 1 || first_row + sequence.num_tokens() > limits.max_rows) {
     return InvalidArgument("%s.num_tokens is %d, want 1 to %d: a step has at most %d rows", field, sequence.num_tokens(),
@@ -42,10 +42,10 @@ absl::StatusOr<StageSequence> CheckSequence(const std::string& field, const v1::
   }
   RETURN_IF_ERROR(CheckBlocks(field, sequence, limits));
   StageSequence checked = {.slot = static_cast<int32_t>(sequence.slot()),
-                          .first_row = first_row,
-                          .num_rows = sequence.num_tokens(),
-                          .first_position = sequence.first_position(),
-                          .blocks = {sequence.blocks().begin(), sequence.blocks().end()}};
+                           .first_row = first_row,
+                           .num_rows = sequence.num_tokens(),
+                           .first_position = sequence.first_position(),
+                           .blocks = {sequence.blocks().begin(), sequence.blocks().end()}};
   if (limits.first_stage) {
     if (sequence.token_ids_size() != static_cast<int64_t>(sequence.num_tokens())) {
       return InvalidArgument("%s.token_ids has %d entries, want num_tokens, %d", field, sequence.token_ids_size(),
@@ -89,8 +89,7 @@ absl::StatusOr<StageStep> CheckStep(const v1::StepRequest& request, const StepLi
     for (const v1::LogitsWanted& wanted : sequence.logits()) {
       RETURN_IF_ERROR(CheckBelow(field + ".logits.offset", wanted.offset(), sequence.num_tokens()));
       if (wanted.offset() < end_of_last) {
-        return InvalidArgument("%s.logits.offset is %d after %d, want them increasing", field, wanted.offset(),
-                               end_of_last - 1);
+        return InvalidArgument("%s.logits.offset is %d after %d, want them increasing", field, wanted.offset(), end_of_last - 1);
       }
       end_of_last = int64_t{wanted.offset()} + 1;
       if (wanted.has_target()) RETURN_IF_ERROR(CheckBelow(field + ".logits.target", wanted.target(), limits.vocab_size));

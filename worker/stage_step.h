@@ -1,7 +1,7 @@
 #pragma once
 
-// One step of the pipeline as a worker runs it: rows of some sequences that go through its layers together. A StageStep comes from
-// CheckStep alone, so whoever holds one may use its slots, blocks and tokens as indices.
+// One step of the pipeline as a worker runs it: rows of some sequences that go through its layers together. A StageStep comes
+// from CheckStep alone, so whoever holds one may use its slots, blocks and tokens as indices.
 
 #include <cstdint>
 #include <optional>
@@ -15,12 +15,12 @@ namespace ferry {
 
 // What a step may ask for, given the model and the caches of this worker.
 struct StepLimits {
-  int64_t max_rows = 0;        // CacheShape.max_batch_tokens
+  int64_t max_rows = 0;  // CacheShape.max_batch_tokens
   int64_t num_slots = 0;
   int64_t num_blocks = 0;      // of a full layer's KV cache
   int64_t context_length = 0;  // positions are below it
   int64_t vocab_size = 0;
-  bool first_stage = false;    // token ids are wanted
+  bool first_stage = false;  // token ids are wanted
   absl::Duration max_timeout = absl::Hours(1);
   int64_t max_logits_bytes = int64_t{48} << 20;  // of one answer: a message holds 64 MiB
 };

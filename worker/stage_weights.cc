@@ -48,8 +48,7 @@ class TiledUpload {
     RETURN_IF_ERROR(TileRows(piece, 0, num_rows, rows, staging_));
     const std::span<const std::byte> staged(staging_);
     const int64_t tile = next_row_ / kTileRows;
-    RETURN_IF_ERROR(
-        ops_.Upload(device_ + layout_.code_offset(tile, 0), staged.first(piece.code_offset(piece.row_tiles(), 0))));
+    RETURN_IF_ERROR(ops_.Upload(device_ + layout_.code_offset(tile, 0), staged.first(piece.code_offset(piece.row_tiles(), 0))));
     if (layout_.scale_bytes > 0) {
       const int64_t begin = piece.scale_offset(0, 0), end = piece.scale_offset(piece.row_tiles(), 0);
       RETURN_IF_ERROR(ops_.Upload(device_ + layout_.scale_offset(tile, 0), staged.subspan(begin, end - begin)));
@@ -96,22 +95,39 @@ class StageWeights::Loader {
   absl::Status LoadTensor(const DenseTensor& tensor, LayerWeights* layer) {
     using enum TensorRole;
     switch (tensor.role) {
-      case kTokenEmbedding: return LoadMatrix(tensor, weights_.embedding_);
-      case kOutputNorm: return LoadVector(tensor, weights_.output_norm_);
-      case kOutput: return LoadMatrix(tensor, weights_.output_);
-      case kAttentionNorm: return LoadVector(tensor, layer->attention_norm);
-      case kQueryWeight: return ReadTensor(tensor, qkv_[0]);
-      case kKeyWeight: return ReadTensor(tensor, qkv_[1]);
-      case kValueWeight: return ReadTensor(tensor, qkv_[2]);
-      case kQueryBias: return ReadTensor(tensor, qkv_bias_[0]);
-      case kKeyBias: return ReadTensor(tensor, qkv_bias_[1]);
-      case kValueBias: RETURN_IF_ERROR(ReadTensor(tensor, qkv_bias_[2])); return PlaceQkv(layer->qkv);
-      case kAttentionOutputWeight: return LoadMatrix(tensor, layer->attention_output.weight);
-      case kAttentionOutputBias: return LoadVector(tensor, layer->attention_output.bias);
-      case kAttentionSinks: return LoadVector(tensor, layer->sinks);
-      case kFfnNorm: return LoadVector(tensor, layer->ffn_norm);
-      case kRouterWeight: return LoadVector(tensor, layer->router);
-      case kRouterBias: return LoadVector(tensor, layer->router_bias);
+      case kTokenEmbedding:
+        return LoadMatrix(tensor, weights_.embedding_);
+      case kOutputNorm:
+        return LoadVector(tensor, weights_.output_norm_);
+      case kOutput:
+        return LoadMatrix(tensor, weights_.output_);
+      case kAttentionNorm:
+        return LoadVector(tensor, layer->attention_norm);
+      case kQueryWeight:
+        return ReadTensor(tensor, qkv_[0]);
+      case kKeyWeight:
+        return ReadTensor(tensor, qkv_[1]);
+      case kValueWeight:
+        return ReadTensor(tensor, qkv_[2]);
+      case kQueryBias:
+        return ReadTensor(tensor, qkv_bias_[0]);
+      case kKeyBias:
+        return ReadTensor(tensor, qkv_bias_[1]);
+      case kValueBias:
+        RETURN_IF_ERROR(ReadTensor(tensor, qkv_bias_[2]));
+        return PlaceQkv(layer->qkv);
+      case kAttentionOutputWeight:
+        return LoadMatrix(tensor, layer->attention_output.weight);
+      case kAttentionOutputBias:
+        return LoadVector(tensor, layer->attention_output.bias);
+      case kAttentionSinks:
+        return LoadVector(tensor, layer->sinks);
+      case kFfnNorm:
+        return LoadVector(tensor, layer->ffn_norm);
+      case kRouterWeight:
+        return LoadVector(tensor, layer->router);
+      case kRouterBias:
+        return LoadVector(tensor, layer->router_bias);
     }
     return Internal("role %d is unknown", static_cast<int>(tensor.role));
   }

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "common/model_config.h"
+#include "common/model/model_config.h"
 #include "common/status.h"
 #include "kernels/ops.h"
 

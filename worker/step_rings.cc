@@ -18,7 +18,8 @@ class AnswerRing {
   void Write(const v1::StepResponse& response) {
     const std::lock_guard lock(mutex_);
     const absl::Status written = ring_->Write(response.SerializeAsString(), absl::Now() + kAnswerPatience);
-    if (!written.ok() && !absl::IsAborted(written)) spdlog::warn("the answer to step {} is lost: {}", response.step(), written.ToString());
+    if (!written.ok() && !absl::IsAborted(written))
+      spdlog::warn("the answer to step {} is lost: {}", response.step(), written.ToString());
   }
 
  private:
@@ -75,7 +76,8 @@ void RingSteps::Run() {
       // An answer to no step: its reader ends the epoch, and names this worker.
       v1::StepResponse refusal;
       refusal.set_code(static_cast<int>(absl::StatusCode::kInternal));
-      refusal.set_message(absl::StrFormat("a step cannot be read: %s", message.ok() ? "it is no message" : message.status().message()));
+      refusal.set_message(
+          absl::StrFormat("a step cannot be read: %s", message.ok() ? "it is no message" : message.status().message()));
       spdlog::error("{}", refusal.message());
       answers->Write(refusal);
       return;

@@ -8,7 +8,7 @@
 #include <string>
 #include <thread>
 
-#include "common/message_ring.h"
+#include "common/shm/message_ring.h"
 #include "common/status.h"
 #include "ferry/v1/worker.pb.h"
 #include "worker/epoch_offer.h"
@@ -23,10 +23,11 @@ struct StepRings {
 // Makes the memory of an epoch and offers it to the coordinator. Thread-safe.
 class StepSharer {
  public:
-  // Says in `response` where the memory is, if `host` is this one. What keeps it from being shared is logged: steps come by the stream.
+  // Says in `response` where the memory is, if `host` is this one. What keeps it from being shared is logged: steps come by the
+  // stream.
   void Offer(const std::string& host, v1::BeginEpochResponse* response);
-  // What the last Offer made, for the stream that names its key: one of an epoch that is over may come late. Empty: there is none, or it
-  // has been taken.
+  // What the last Offer made, for the stream that names its key: one of an epoch that is over may come late. Empty: there is
+  // none, or it has been taken.
   StepRings Take(const std::string& key);
 
  private:

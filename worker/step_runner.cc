@@ -26,9 +26,12 @@ v1::StepResponse ResponseFor(const v1::StepRequest& request, const absl::Status&
 
 v1::TraceSpan::Track TrackToProto(TraceSpan::Track track) {
   switch (track) {
-    case TraceSpan::Track::kHost: return v1::TraceSpan::HOST;
-    case TraceSpan::Track::kCompute: return v1::TraceSpan::COMPUTE;
-    case TraceSpan::Track::kCopy: return v1::TraceSpan::COPY;
+    case TraceSpan::Track::kHost:
+      return v1::TraceSpan::HOST;
+    case TraceSpan::Track::kCompute:
+      return v1::TraceSpan::COMPUTE;
+    case TraceSpan::Track::kCopy:
+      return v1::TraceSpan::COPY;
   }
   return v1::TraceSpan::HOST;
 }
@@ -65,7 +68,9 @@ absl::Duration TimeoutOf(const v1::StepRequest& request, const StepLimits& limit
 }  // namespace
 
 StepRunner::StepRunner(Stage* stage, ActivationQueue* activations, OnFailed on_failed)
-    : stage_(*stage), activations_(*activations), on_failed_(std::move(on_failed)), limits_(stage->limits()), thread_([this] { Loop(); }) {}
+    : stage_(*stage), activations_(*activations), on_failed_(std::move(on_failed)), limits_(stage->limits()), thread_([this] {
+        Loop();
+      }) {}
 
 StepRunner::~StepRunner() {
   {
@@ -225,8 +230,8 @@ absl::StatusOr<StageResult> StepRunner::RunOne(const Queued& queued) {
   };
   absl::StatusOr<StageResult> result = run();
   if (!result.ok() && sink != nullptr && !stop.stop_requested()) {
-    const absl::Status told = sink->SendFailure(queued.request.step(), std::string(result.status().message()),
-                                                absl::Now() + absl::Seconds(1));
+    const absl::Status told =
+        sink->SendFailure(queued.request.step(), std::string(result.status().message()), absl::Now() + absl::Seconds(1));
     if (!told.ok()) spdlog::warn("the next worker was not told of the failure: {}", told.ToString());
   }
   return result;

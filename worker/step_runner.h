@@ -18,7 +18,7 @@
 #include <thread>
 
 #include "absl/time/time.h"
-#include "common/paced_wait.h"
+#include "common/shm/paced_wait.h"
 #include "common/status.h"
 #include "ferry/v1/worker.pb.h"
 #include "worker/stage.h"
@@ -88,7 +88,7 @@ class StepRunner {
   std::condition_variable changed_;
   bool ending_ = false;
   bool running_ = false;
-  uint64_t epoch_ = 0;      // 0: none lasts
+  uint64_t epoch_ = 0;  // 0: none lasts
   uint64_t last_epoch_ = 0;
   uint64_t next_step_ = 1;
   std::unique_ptr<ActivationSource> source_;  // null: the queue; used by the compute thread while running_

@@ -230,38 +230,38 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
 
   Report report;
   report.heartbeat.set_state("loading");
-  Agent agent(cluster.get(),
-              {.worker_id = assignment.worker_id,
-               .incarnation = incarnation,
-               .interval = assignment.heartbeat_interval,
-               .timeout = assignment.heartbeat_timeout,
-               .same_host = assignment.expert_transport == "shm" || coordinator.loopback},
-              [&report](v1::HeartbeatRequest* request) {
-                const std::lock_guard lock(report.mutex);
-                *request = report.heartbeat;
-                request->set_resident_bytes(ResidentBytes());
-                if (report.runner != nullptr) *request->mutable_experts() = report.runner->counters();
-              },
-              [&ending](const absl::Status& why) { ending.End(why); });
+  Agent agent(
+      cluster.get(),
+      {.worker_id = assignment.worker_id,
+       .incarnation = incarnation,
+       .interval = assignment.heartbeat_interval,
+       .timeout = assignment.heartbeat_timeout,
+       .same_host = assignment.expert_transport == "shm" || coordinator.loopback},
+      [&report](v1::HeartbeatRequest* request) {
+        const std::lock_guard lock(report.mutex);
+        *request = report.heartbeat;
+        request->set_resident_bytes(ResidentBytes());
+        if (report.runner != nullptr) *request->mutable_experts() = report.runner->counters();
+      },
+      [&ending](const absl::Status& why) { ending.End(why); });
 
   const bool has_gpu = ops->name().starts_with("cuda");
   const bool slots_auto = options.vram_experts.automatic && has_gpu;
   const int64_t slot_bytes = options.vram_experts.automatic ? 0 : options.vram_experts.bytes;
   ASSIGN_OR_RETURN(const std::unique_ptr<ExpertLink> link,
                    ConnectExperts(assignment, incarnation, cluster.get(), ops.get(), slots_auto || slot_bytes > 0));
-  const StageOptions stage_options = {.model = assignment.model,
-                                      .arena = assignment.arena,
-                                      .first_layer = assignment.first_layer,
-                                      .end_layer = assignment.end_layer,
-                                      .kv = assignment.kv,
-                                      .max_rows = assignment.max_rows,
-                                      .micro_batch_rows = assignment.micro_batch_rows,
-                                      .dense_bytes = assignment.dense_bytes,
-                                      .expert_slot_bytes = slot_bytes,
-                                      .expert_slots_auto = slots_auto,
-                                      .experts = {.ooae = assignment.ooae,
-                                                  .force = options.force_division,
-                                                  .rules = assignment.rules}};
+  const StageOptions stage_options = {
+      .model = assignment.model,
+      .arena = assignment.arena,
+      .first_layer = assignment.first_layer,
+      .end_layer = assignment.end_layer,
+      .kv = assignment.kv,
+      .max_rows = assignment.max_rows,
+      .micro_batch_rows = assignment.micro_batch_rows,
+      .dense_bytes = assignment.dense_bytes,
+      .expert_slot_bytes = slot_bytes,
+      .expert_slots_auto = slots_auto,
+      .experts = {.ooae = assignment.ooae, .force = options.force_division, .rules = assignment.rules}};
   const absl::Time load_start = absl::Now();
   const std::unique_ptr<DenseTensorSource> source =
       OpenDenseStream(cluster.get(), assignment.worker_id, incarnation, [&](int64_t bytes) {

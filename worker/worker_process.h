@@ -23,14 +23,14 @@ absl::StatusOr<VramExperts> ParseVramExperts(const std::string& text);
 
 // Every flag of ferry-worker.
 struct WorkerOptions {
-  std::string coordinator;               // HOST or HOST:PORT
-  std::string listen = "127.0.0.1:0";    // where other processes reach this worker; port 0: any free one
+  std::string coordinator;             // HOST or HOST:PORT
+  std::string listen = "127.0.0.1:0";  // where other processes reach this worker; port 0: any free one
   BackendOptions backend;
   VramExperts vram_experts;
   std::string expert_transport = "auto";  // auto, shm, grpc
   std::optional<uint32_t> wanted_worker_id;
   ForceDivision force_division = ForceDivision::kAuto;
-  double connect_patience_seconds = 60;   // how long an unreachable coordinator is waited for at start
+  double connect_patience_seconds = 60;  // how long an unreachable coordinator is waited for at start
   std::string log_level = "info";
 };
 

@@ -78,9 +78,9 @@ grpc::Status WorkerService::BeginEpoch(grpc::ServerContext* context, const v1::B
     const absl::Time deadline = DeadlineOf(*context, kBeginEpochTimeout);
     std::unique_ptr<ActivationSink> sink;
     if (!request->next_address().empty()) {
-      ASSIGN_OR_RETURN(sink, ConnectNextWorker(request->next_address(), Incarnation(request->next_incarnation()),
-                                               request->epoch(), attached.links,
-                                               std::min(deadline, absl::Now() + kConnectTimeout)));
+      ASSIGN_OR_RETURN(sink,
+                       ConnectNextWorker(request->next_address(), Incarnation(request->next_incarnation()), request->epoch(),
+                                         attached.links, std::min(deadline, absl::Now() + kConnectTimeout)));
     }
     RETURN_IF_ERROR(attached.runner->BeginEpoch(request->epoch(), std::move(sink), deadline));
     step_sharer_.Offer(attached.links.share_memory ? request->host() : "", response);
@@ -98,7 +98,8 @@ grpc::Status WorkerService::RunSteps(grpc::ServerContext* context,
   const auto answers = std::make_shared<AnswerWriter>(stream);
   const auto key = context->client_metadata().find(kStepRingsKey);
   const bool has_key = key != context->client_metadata().end();
-  const RingSteps through_rings(step_sharer_.Take(has_key ? std::string(key->second.data(), key->second.size()) : ""), attached->runner);
+  const RingSteps through_rings(step_sharer_.Take(has_key ? std::string(key->second.data(), key->second.size()) : ""),
+                                attached->runner);
   v1::StepRequest request;
   while (stream->Read(&request)) {
     answers->Expect();

@@ -6,9 +6,7 @@
 namespace ferry {
 namespace {
 
-uint64_t PairKey(int32_t left, int32_t right) {
-  return static_cast<uint64_t>(left) << 32 | static_cast<uint32_t>(right);
-}
+uint64_t PairKey(int32_t left, int32_t right) { return static_cast<uint64_t>(left) << 32 | static_cast<uint32_t>(right); }
 
 }  // namespace
 

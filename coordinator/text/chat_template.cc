@@ -2,8 +2,7 @@
 
 namespace ferry {
 
-absl::StatusOr<std::vector<int32_t>> EncodeHarmonyChat(const Tokenizer& tokenizer,
-                                                       std::span<const ChatMessage> messages,
+absl::StatusOr<std::vector<int32_t>> EncodeHarmonyChat(const Tokenizer& tokenizer, std::span<const ChatMessage> messages,
                                                        std::string_view channel) {
   ASSIGN_OR_RETURN(std::vector<int32_t> ids, tokenizer.Encode("", {.add_bos = true}));
   const auto control = [&](std::string_view name) -> absl::Status {
@@ -13,8 +12,7 @@ absl::StatusOr<std::vector<int32_t>> EncodeHarmonyChat(const Tokenizer& tokenize
     return absl::OkStatus();
   };
   const auto text = [&](std::string_view plain) -> absl::Status {
-    ASSIGN_OR_RETURN(const std::vector<int32_t> more,
-                     tokenizer.Encode(plain, {.add_bos = false, .parse_special = false}));
+    ASSIGN_OR_RETURN(const std::vector<int32_t> more, tokenizer.Encode(plain, {.add_bos = false, .parse_special = false}));
     ids.insert(ids.end(), more.begin(), more.end());
     return absl::OkStatus();
   };

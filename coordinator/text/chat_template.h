@@ -27,7 +27,7 @@ struct ChatMessage {
 // choice of channel to the model (gpt-oss then reasons in "analysis" first). Begins with BOS where the file asks for
 // it. Unimplemented: the vocabulary lacks one of the harmony tokens, which the message names. InvalidArgument: a role
 // is empty, or as Tokenizer::Encode.
-absl::StatusOr<std::vector<int32_t>> EncodeHarmonyChat(const Tokenizer& tokenizer,
-                                                       std::span<const ChatMessage> messages, std::string_view channel);
+absl::StatusOr<std::vector<int32_t>> EncodeHarmonyChat(const Tokenizer& tokenizer, std::span<const ChatMessage> messages,
+                                                       std::string_view channel);
 
 }  // namespace ferry

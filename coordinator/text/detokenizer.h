@@ -14,8 +14,7 @@ namespace ferry {
 class Detokenizer {
  public:
   // `tokenizer` must outlive this. Special tokens become their text with `render_special`, else nothing.
-  Detokenizer(const Tokenizer* tokenizer, bool render_special)
-      : tokenizer_(*tokenizer), render_special_(render_special) {}
+  Detokenizer(const Tokenizer* tokenizer, bool render_special) : tokenizer_(*tokenizer), render_special_(render_special) {}
 
   // The text that `id` completes, perhaps none. An id outside the vocabulary adds nothing (models' output matrices are
   // padded beyond it). What can no longer become UTF-8 is replaced by U+FFFD.

@@ -58,8 +58,7 @@ struct Known {
 const std::vector<Known>& KnownPreTokenizers() {
   static const auto& known = *new std::vector<Known>{
       {"deepseek-coder", {R"([\r\n])", R"(\s?\p{L}+)", R"(\s?\p{P}+)", kDeepseekCjk, R"(\p{N})"}},
-      {"deepseek-llm",
-       {R"([\r\n])", kDeepseekLetters, kDeepseekPunctuation, kTrailingSpace, kDeepseekCjk, R"(\p{N}+)"}},
+      {"deepseek-llm", {R"([\r\n])", kDeepseekLetters, kDeepseekPunctuation, kTrailingSpace, kDeepseekCjk, R"(\p{N}+)"}},
       {"deepseek-v3", {R"(\p{N}{1,3})", R"([\x{4E00}-\x{9FA5}\x{3040}-\x{309F}\x{30A0}-\x{30FF}]+)", kDeepseek3Words}},
       {"falcon", {R"([\p{P}\$\+<=>\^~\|`]+)", std::string(kContractions) + kGpt2Rest, R"([0-9][0-9][0-9])"}},
       {"glm4", {std::string(kCl100kWords) + R"(\p{N}{1,3})" + kCl100kRest}},
@@ -168,16 +167,15 @@ absl::StatusOr<PreTokenizer> PreTokenizer::Create(std::string_view name) {
   const std::vector<Known>& all = KnownPreTokenizers();
   const auto known = std::find_if(all.begin(), all.end(), [&](const Known& one) { return one.name == name; });
   if (known == all.end()) {
-    return Unimplemented("tokenizer.ggml.pre is \"%s\"; the pre-tokenizers Ferry knows are %s", name.substr(0, 60),
-                         KnownNames());
+    return Unimplemented("tokenizer.ggml.pre is \"%s\"; the pre-tokenizers Ferry knows are %s", name.substr(0, 60), KnownNames());
   }
   PreTokenizer pre_tokenizer;
   for (const std::string& pattern : known->patterns) {
     const std::string source = WithUnicodeSpace(pattern);
     int error;
     size_t offset;
-    pcre2_code* const code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(source.data()), source.size(),
-                                           PCRE2_UTF | PCRE2_UCP, &error, &offset, nullptr);
+    pcre2_code* const code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(source.data()), source.size(), PCRE2_UTF | PCRE2_UCP,
+                                           &error, &offset, nullptr);
     if (code == nullptr) {
       return Internal("pattern of pre-tokenizer \"%s\", at %d: %s", name, offset, Pcre2Message(error));
     }

@@ -69,8 +69,7 @@ absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(std::string_view text, co
   return ids;
 }
 
-absl::Status Tokenizer::EncodePlain(std::string_view text, BytePairEncoder::Scratch* scratch,
-                                    std::vector<int32_t>* ids) const {
+absl::Status Tokenizer::EncodePlain(std::string_view text, BytePairEncoder::Scratch* scratch, std::vector<int32_t>* ids) const {
   ASSIGN_OR_RETURN(const std::vector<std::string_view> pieces, pre_tokenizer_.Split(text));
   for (const std::string_view piece : pieces) {
     if (ignore_merges_) {

@@ -50,9 +50,7 @@ class Tokenizer {
 
   // The bytes of one token, which need not be whole characters; empty for an id outside the vocabulary. Valid as long
   // as the tokenizer lives.
-  std::string_view TokenBytes(int32_t id) const {
-    return vocabulary_.Contains(id) ? vocabulary_.Bytes(id) : std::string_view();
-  }
+  std::string_view TokenBytes(int32_t id) const { return vocabulary_.Contains(id) ? vocabulary_.Bytes(id) : std::string_view(); }
   bool IsSpecial(int32_t id) const { return vocabulary_.Contains(id) && vocabulary_.IsSpecial(id); }
   // The special token written so, for example "<|start|>".
   std::optional<int32_t> FindSpecial(std::string_view text) const;

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "common/gguf.h"
+#include "common/gguf/gguf.h"
 #include "coordinator/text/byte_alphabet.h"
 
 namespace ferry {
@@ -112,8 +112,8 @@ absl::Status Vocabulary::ReadTokens(const VocabularyData& data) {
     return InvalidArgument("tokenizer.ggml.tokens has %d entries, at most %d are allowed", num_tokens, kMaxTokens);
   }
   if (!data.token_types.empty() && data.token_types.size() != num_tokens) {
-    return InvalidArgument("tokenizer.ggml.token_type has %d entries, want %d as tokenizer.ggml.tokens",
-                           data.token_types.size(), num_tokens);
+    return InvalidArgument("tokenizer.ggml.token_type has %d entries, want %d as tokenizer.ggml.tokens", data.token_types.size(),
+                           num_tokens);
   }
   types_.assign(num_tokens, TokenType::kNormal);
   offsets_.assign(1, 0);
@@ -130,8 +130,7 @@ absl::Status Vocabulary::ReadTokens(const VocabularyData& data) {
     if (types_[id] == TokenType::kByte) {
       const std::optional<uint8_t> byte = ParseByteToken(text);
       if (!byte) {
-        return InvalidArgument("tokenizer.ggml.tokens[%d] is \"%s\", want a byte token such as \"<0x0A>\"", id,
-                               Shown(text));
+        return InvalidArgument("tokenizer.ggml.tokens[%d] is \"%s\", want a byte token such as \"<0x0A>\"", id, Shown(text));
       }
       bytes.assign(1, static_cast<char>(*byte));
     } else if (!IsLiteral(types_[id])) {
@@ -174,8 +173,7 @@ absl::Status Vocabulary::ReadTokens(const VocabularyData& data) {
 
 absl::Status Vocabulary::ReadMerges(const VocabularyData& data) {
   if (data.merges.size() > kMaxMerges) {
-    return InvalidArgument("tokenizer.ggml.merges has %d entries, at most %d are allowed", data.merges.size(),
-                           kMaxMerges);
+    return InvalidArgument("tokenizer.ggml.merges has %d entries, at most %d are allowed", data.merges.size(), kMaxMerges);
   }
   merges_.reserve(data.merges.size());
   for (size_t i = 0; i < data.merges.size(); ++i) {
@@ -183,20 +181,18 @@ absl::Status Vocabulary::ReadMerges(const VocabularyData& data) {
     const size_t space = merge.find(' ');
     if (space == std::string_view::npos || space == 0 || space + 1 == merge.size() ||
         merge.find(' ', space + 1) != std::string_view::npos) {
-      return InvalidArgument("tokenizer.ggml.merges[%d] is \"%s\", want two tokens with one space between them", i,
-                             Shown(merge));
+      return InvalidArgument("tokenizer.ggml.merges[%d] is \"%s\", want two tokens with one space between them", i, Shown(merge));
     }
     const std::optional<std::string> left = BytesOfAlphabet(merge.substr(0, space));
     const std::optional<std::string> right = BytesOfAlphabet(merge.substr(space + 1));
     if (!left || !right) {
-      return InvalidArgument("tokenizer.ggml.merges[%d] is \"%s\", with characters outside the byte alphabet", i,
-                             Shown(merge));
+      return InvalidArgument("tokenizer.ggml.merges[%d] is \"%s\", with characters outside the byte alphabet", i, Shown(merge));
     }
     const std::optional<int32_t> left_id = Find(*left), right_id = Find(*right), result = Find(*left + *right);
     if (!left_id || !right_id || !result) {
       const std::string missing = AlphabetOfBytes(!left_id ? *left : !right_id ? *right : *left + *right);
-      return InvalidArgument("tokenizer.ggml.merges[%d] is \"%s\", but \"%s\" is not in tokenizer.ggml.tokens", i,
-                             Shown(merge), Shown(missing));
+      return InvalidArgument("tokenizer.ggml.merges[%d] is \"%s\", but \"%s\" is not in tokenizer.ggml.tokens", i, Shown(merge),
+                             Shown(missing));
     }
     merges_.push_back({*left_id, *right_id, *result});
   }

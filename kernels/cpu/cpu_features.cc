@@ -17,9 +17,12 @@ bool HasF16c() {
 
 const CpuKernels* TableOf(CpuIsa isa) {
   switch (isa) {
-    case CpuIsa::kPortable: return PortableKernels();
-    case CpuIsa::kAvx2: return Avx2Kernels();
-    case CpuIsa::kAvx512: return Avx512Kernels();
+    case CpuIsa::kPortable:
+      return PortableKernels();
+    case CpuIsa::kAvx2:
+      return Avx2Kernels();
+    case CpuIsa::kAvx512:
+      return Avx512Kernels();
   }
   return nullptr;
 }
@@ -30,9 +33,12 @@ constexpr CpuIsa kBestFirst[] = {CpuIsa::kAvx512, CpuIsa::kAvx2, CpuIsa::kPortab
 
 std::string_view NameOf(CpuIsa isa) {
   switch (isa) {
-    case CpuIsa::kPortable: return "portable";
-    case CpuIsa::kAvx2: return "avx2";
-    case CpuIsa::kAvx512: return "avx512";
+    case CpuIsa::kPortable:
+      return "portable";
+    case CpuIsa::kAvx2:
+      return "avx2";
+    case CpuIsa::kAvx512:
+      return "avx512";
   }
   return "unknown";
 }
@@ -40,15 +46,17 @@ std::string_view NameOf(CpuIsa isa) {
 bool MachineHas(CpuIsa isa) {
 #if defined(__x86_64__)
   // The compiler's run-time check asks the operating system too (XGETBV), unlike a bare look at CPUID.
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("bmi2") && HasF16c();
+  const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") && HasF16c();
   switch (isa) {
-    case CpuIsa::kPortable: return true;
-    case CpuIsa::kAvx2: return avx2;
+    case CpuIsa::kPortable:
+      return true;
+    case CpuIsa::kAvx2:
+      return avx2;
     case CpuIsa::kAvx512:
       return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-             __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
+             __builtin_cpu_supports("avx512vnni");
   }
   return false;
 #else

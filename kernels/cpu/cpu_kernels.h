@@ -15,16 +15,16 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "common/dtype.h"
+#include "common/model/dtype.h"
 
 namespace ferry {
 
-inline constexpr int kBlock = 32;           // columns that share a scale: kTileCols of common/tiled_layout.h
-inline constexpr int kLanes = 16;           // rows of a tile: kTileRows
-inline constexpr int kPanelTiles = 2;       // row tiles a panel product takes at once; 32 rows are one block of the next matrix
+inline constexpr int kBlock = 32;      // columns that share a scale: kTileCols of common/model/tiled_layout.h
+inline constexpr int kLanes = 16;      // rows of a tile: kTileRows
+inline constexpr int kPanelTiles = 2;  // row tiles a panel product takes at once; 32 rows are one block of the next matrix
 inline constexpr int kPanelRows = kPanelTiles * kLanes;
-inline constexpr int kAttentionTile = 32;   // positions: kKvBlockTokens of kernels/ops.h
-inline constexpr int kAttentionRows = 16;   // rows of one attention task, at most
+inline constexpr int kAttentionTile = 32;  // positions: kKvBlockTokens of kernels/ops.h
+inline constexpr int kAttentionRows = 16;  // rows of one attention task, at most
 inline constexpr int64_t kMaxHeadDim = 512;
 inline constexpr int64_t kMaxHeadGroup = 64;  // query heads of one kv head
 
@@ -63,50 +63,50 @@ struct QuantizedRows {
 //
 // in_row(i) is in_rows[i], or i where in_rows is null; out_row likewise.
 struct PanelProduct {
-  DType dtype = DType::kF32;             // of the weights
-  const std::byte* codes = nullptr;      // of the panel's first tile (common/tiled_layout.h)
+  DType dtype = DType::kF32;         // of the weights
+  const std::byte* codes = nullptr;  // of the panel's first tile (common/model/tiled_layout.h)
   const std::byte* scales = nullptr;
-  int64_t num_outputs = 0;               // in [1, kPanelRows]; tiles = ceil(num_outputs / 16), all of them whole in memory
-  int64_t num_blocks = 0;                // column blocks
-  const QuantizedRows* in = nullptr;     // quantised types; ActivationsFor(dtype)
-  const float* float_in = nullptr;       // F32, F16, BF16: [rows][float_in_stride]
+  int64_t num_outputs = 0;            // in [1, kPanelRows]; tiles = ceil(num_outputs / 16), all of them whole in memory
+  int64_t num_blocks = 0;             // column blocks
+  const QuantizedRows* in = nullptr;  // quantised types; ActivationsFor(dtype)
+  const float* float_in = nullptr;    // F32, F16, BF16: [rows][float_in_stride]
   int64_t float_in_stride = 0;
   const int32_t* in_rows = nullptr;
   int64_t num_rows = 0;
-  float* out = nullptr;                  // [rows][out_stride], at the panel's first column
+  float* out = nullptr;  // [rows][out_stride], at the panel's first column
   int64_t out_stride = 0;
   const int32_t* out_rows = nullptr;
-  const float* bias = nullptr;           // [num_outputs] or null
+  const float* bias = nullptr;  // [num_outputs] or null
   bool accumulate = false;
-  const std::byte* next = nullptr;       // codes that this thread multiplies after these, and their scales, to be asked for
+  const std::byte* next = nullptr;         // codes that this thread multiplies after these, and their scales, to be asked for
   const std::byte* next_scales = nullptr;  // ahead; null: what follows in memory
-  std::byte* scratch = nullptr;          // kPanelScratchBytes, 64-byte aligned, of this thread
+  std::byte* scratch = nullptr;            // kPanelScratchBytes, 64-byte aligned, of this thread
 };
 inline constexpr int64_t kPanelScratchBytes = 192 * 1024;
 
 // The up to 16 rows of one sequence, and the query heads of one kv head, against the cache.
 struct AttentionTask {
-  const std::byte* keys = nullptr;    // the layer's planes (kernels/ops.h, KvLayer)
+  const std::byte* keys = nullptr;  // the layer's planes (kernels/ops.h, KvLayer)
   const std::byte* values = nullptr;
-  DType key_type = DType::kF16;       // F16 or Q8_0
-  DType value_type = DType::kF16;     // likewise
-  int64_t num_blocks = 0;             // of the planes: where Q8_0's scales begin
+  DType key_type = DType::kF16;    // F16 or Q8_0
+  DType value_type = DType::kF16;  // likewise
+  int64_t num_blocks = 0;          // of the planes: where Q8_0's scales begin
   int64_t num_kv_heads = 0;
   int64_t kv_head = 0;
-  int64_t head_dim = 0;               // a multiple of 16 (Q8_0: of 32), at most kMaxHeadDim
-  const int32_t* table = nullptr;     // blocks of the sequence; a ring when shorter than the sequence
+  int64_t head_dim = 0;            // a multiple of 16 (Q8_0: of 32), at most kMaxHeadDim
+  const int32_t* table = nullptr;  // blocks of the sequence; a ring when shorter than the sequence
   int64_t table_size = 0;
   int64_t first_position = 0;
   int64_t num_rows = 0;
-  int64_t window = 0;                 // 0: none
-  int64_t group = 0;                  // query heads, at most kMaxHeadGroup
-  const float* q = nullptr;           // [num_rows][q_stride], at the first of those heads
+  int64_t window = 0;        // 0: none
+  int64_t group = 0;         // query heads, at most kMaxHeadGroup
+  const float* q = nullptr;  // [num_rows][q_stride], at the first of those heads
   int64_t q_stride = 0;
-  float* out = nullptr;               // likewise
+  float* out = nullptr;  // likewise
   int64_t out_stride = 0;
-  const float* sinks = nullptr;       // [group] or null
-  float scale = 1;                    // of scores
-  float* scratch = nullptr;           // AttentionScratchBytes, 64-byte aligned, of this thread
+  const float* sinks = nullptr;  // [group] or null
+  float scale = 1;               // of scores
+  float* scratch = nullptr;      // AttentionScratchBytes, 64-byte aligned, of this thread
 };
 // Bytes of scratch: the tile's keys and values in f32, queries, sums and running maxima of all rows and heads.
 constexpr int64_t AttentionScratchBytes(int64_t head_dim, int64_t group) {
@@ -127,8 +127,8 @@ struct CpuKernels {
   void (*swiglu)(const float* gate, const float* up, int64_t count, float alpha, float limit, float* h);
   void (*panel_product)(const PanelProduct& product);
   // out[i][j] = w[j] . x[i] + bias[j]; w [num_outputs][cols] f32 row-major, cols a multiple of 32; bias may be null.
-  void (*float_product)(const float* w, const float* bias, int64_t num_outputs, int64_t cols, const float* x,
-                        int64_t x_stride, int64_t num_rows, float* out, int64_t out_stride);
+  void (*float_product)(const float* w, const float* bias, int64_t num_outputs, int64_t cols, const float* x, int64_t x_stride,
+                        int64_t num_rows, float* out, int64_t out_stride);
   void (*rms_norm_row)(const float* x, const float* weight, int64_t cols, double epsilon, float* out);  // any cols
   void (*attention)(const AttentionTask& task);
   float (*log_sum_exp)(const float* x, int64_t count);  // log(sum(exp(x))), count >= 1

@@ -28,8 +28,8 @@ bool IsQuantized(DType type) { return type == DType::kMXFP4 || type == DType::kQ
 // A region of the pool costs a few microseconds to start and join; what one core reads from the cache in less than that,
 // it does alone.
 constexpr int64_t kInlineBytes = 96 * 1024;
-constexpr int64_t kRowsPerTask = 8;    // of operations that take a microsecond or two a row
-constexpr int64_t kExpertRows = 256;   // of one expert that wait between the product and the next quantisation: 64 KiB
+constexpr int64_t kRowsPerTask = 8;   // of operations that take a microsecond or two a row
+constexpr int64_t kExpertRows = 256;  // of one expert that wait between the product and the next quantisation: 64 KiB
 // Up to this many rows a product is bound by reading the weights, and a thread takes panels in stretches.
 constexpr int64_t kFewRows = 16;
 constexpr int64_t kStretchPanels = 16;
@@ -88,15 +88,12 @@ class CpuOps final : public HostOps {
   }
 
   std::string name() const override {
-    return absl::StrFormat("cpu (%s, %d thread%s)", kernels_.name, pool_->num_threads(),
-                           pool_->num_threads() == 1 ? "" : "s");
+    return absl::StrFormat("cpu (%s, %d thread%s)", kernels_.name, pool_->num_threads(), pool_->num_threads() == 1 ? "" : "s");
   }
 
  protected:
   absl::Status DoRmsNorm(Tensor x, const float* weight, double epsilon, Tensor out) override {
-    ForRows(x.rows, [&](int64_t row) {
-      kernels_.rms_norm_row(RowOf(x, row), weight, x.cols, epsilon, RowOf(out, row));
-    });
+    ForRows(x.rows, [&](int64_t row) { kernels_.rms_norm_row(RowOf(x, row), weight, x.cols, epsilon, RowOf(out, row)); });
     return absl::OkStatus();
   }
 
@@ -136,8 +133,8 @@ class CpuOps final : public HostOps {
     return absl::OkStatus();
   }
 
-  absl::Status DoRopeAndStore(const HostBatch& batch, int64_t first_row, const RopeConfig& rope, Tensor qkv,
-                              const KvLayer& cache, Tensor q_out) override {
+  absl::Status DoRopeAndStore(const HostBatch& batch, int64_t first_row, const RopeConfig& rope, Tensor qkv, const KvLayer& cache,
+                              Tensor q_out) override {
     const std::vector<double> frequencies = RopeFrequencies(rope);
     const int64_t half = static_cast<int64_t>(frequencies.size());
     const int64_t head_dim = cache.head_dim, q_size = q_out.cols, kv_size = cache.num_kv_heads * head_dim;
@@ -216,8 +213,8 @@ class CpuOps final : public HostOps {
     return absl::OkStatus();
   }
 
-  absl::Status DoRoute(Tensor in, const float* weight, const float* bias, int64_t num_experts, int64_t top_k,
-                       int32_t* experts, float* weights) override {
+  absl::Status DoRoute(Tensor in, const float* weight, const float* bias, int64_t num_experts, int64_t top_k, int32_t* experts,
+                       float* weights) override {
     constexpr int64_t kExpertsPerTask = 8;
     float* logits = reinterpret_cast<float*>(logits_.Get(in.rows * num_experts * 4));
     // Few rows: experts are divided, since reading the weights is what takes time. Many: rows are.
@@ -228,8 +225,8 @@ class CpuOps final : public HostOps {
       const int64_t rows = by_rows ? std::min(kRowsPerTask, in.rows - row) : in.rows;
       const int64_t expert = by_rows ? 0 : part * kExpertsPerTask;
       const int64_t count = by_rows ? num_experts : std::min(kExpertsPerTask, num_experts - expert);
-      kernels_.float_product(weight + expert * in.cols, bias == nullptr ? nullptr : bias + expert, count, in.cols,
-                             RowOf(in, row), in.stride, rows, logits + row * num_experts + expert, num_experts);
+      kernels_.float_product(weight + expert * in.cols, bias == nullptr ? nullptr : bias + expert, count, in.cols, RowOf(in, row),
+                             in.stride, rows, logits + row * num_experts + expert, num_experts);
     });
     for (int64_t row = 0; row < in.rows; ++row) {
       ChooseExperts(logits + row * num_experts, num_experts, top_k, experts + row * top_k, weights + row * top_k);
@@ -369,9 +366,9 @@ class CpuOps final : public HostOps {
 
   // Calls body(first, end, thread) for stretches of [0, num_units), each unit in one of them, at most `stretch` long.
   //
-  // For what reads memory in a straight line. Each thread walks through a part of its own from front to back and helps with the other
-  // parts when it is done, by ever smaller stretches. Handing out stretches in turn instead costs a quarter of the read rate:
-  // what a thread, and the hardware, ask for ahead is then what another thread is about to read (docs/performance.md).
+  // For what reads memory in a straight line. Each thread walks through a part of its own from front to back and helps with the
+  // other parts when it is done, by ever smaller stretches. Handing out stretches in turn instead costs a quarter of the read
+  // rate: what a thread, and the hardware, ask for ahead is then what another thread is about to read (docs/performance.md).
   template <typename Body>
   void RunInStretches(int64_t num_units, int64_t stretch, bool inline_here, const Body& body) {
     const int64_t parts = pool_->num_threads();
@@ -417,7 +414,7 @@ class CpuOps final : public HostOps {
 
   const CpuKernels& kernels_;
   const std::unique_ptr<ThreadPool> pool_;
-  std::vector<Thread> threads_;  // scratch of each thread of the pool
+  std::vector<Thread> threads_;          // scratch of each thread of the pool
   Scratch inputs_[2], hidden_, logits_;  // inputs by Activations
 };
 

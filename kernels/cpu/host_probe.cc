@@ -9,9 +9,7 @@
 namespace ferry {
 namespace {
 
-double Seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double Seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 // Memory in huge pages where the system gives them, as weights are kept: the walk through page tables costs 6 % here.
 class Mapping {
@@ -57,7 +55,7 @@ double BestOpsPerSecond(ThreadPool& pool, int passes, int64_t (*loop)(int64_t it
 }  // namespace
 
 absl::StatusOr<HostRates> ProbeHost(ThreadPool& pool, CpuIsa isa, const HostProbeOptions& options) {
-  const ProbeLoops* loops = isa == CpuIsa::kAvx512   ? Avx512ProbeLoops()
+  const ProbeLoops* loops = isa == CpuIsa::kAvx512 ? Avx512ProbeLoops()
                             : isa == CpuIsa::kAvx2 ? Avx2ProbeLoops()
                                                    : PortableProbeLoops();
   if (loops == nullptr || !MachineHas(isa)) return FailedPrecondition("this machine or build lacks %s", NameOf(isa));

@@ -21,11 +21,11 @@ struct HostProbeOptions {
 struct HostRates {
   int num_threads = 0;
   CpuIsa isa = CpuIsa::kPortable;
-  double read_bytes_per_second = 0;   // straight lines, one for each thread, nothing but loads
-  double copy_bytes_per_second = 0;   // bytes copied; twice as many cross the memory bus
-  double int8_ops_per_second = 0;     // dot products of bytes into i32: vpdpbusd, or vpmaddubsw + vpmaddwd + vpaddd
-  double bf16_ops_per_second = 0;     // vdpbf16ps; 0 where the machine lacks it
-  double f32_ops_per_second = 0;      // fused multiply-add
+  double read_bytes_per_second = 0;  // straight lines, one for each thread, nothing but loads
+  double copy_bytes_per_second = 0;  // bytes copied; twice as many cross the memory bus
+  double int8_ops_per_second = 0;    // dot products of bytes into i32: vpdpbusd, or vpmaddubsw + vpmaddwd + vpaddd
+  double bf16_ops_per_second = 0;    // vdpbf16ps; 0 where the machine lacks it
+  double f32_ops_per_second = 0;     // fused multiply-add
 };
 
 // Takes about a second. ResourceExhausted: no memory for the buffer; FailedPrecondition: the machine lacks `isa`.

@@ -85,9 +85,7 @@ constexpr ProbeLoops kLoopsWithoutBf16 = {Read, Int8Dots, nullptr, F32Fmas};
 
 }  // namespace
 
-const ProbeLoops* Avx512ProbeLoops() {
-  return __builtin_cpu_supports("avx512bf16") ? &kLoops : &kLoopsWithoutBf16;
-}
+const ProbeLoops* Avx512ProbeLoops() { return __builtin_cpu_supports("avx512bf16") ? &kLoops : &kLoopsWithoutBf16; }
 
 }  // namespace ferry
 

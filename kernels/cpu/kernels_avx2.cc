@@ -83,8 +83,7 @@ struct Mxfp4 {
   static int32_t Offset(int32_t offset) { return offset / 32 * 3; }  // -128 * sum to -12 * sum
 
   static void Decode(const std::byte* codes, const std::byte* scales, Tile& tile) {
-    const __m256i values =
-        _mm256_broadcastsi128_si256(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+    const __m256i values = _mm256_broadcastsi128_si256(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
     SplitNibbles(codes, tile);
     for (auto& half : tile.w) {
       for (__m256i& group : half) group = _mm256_shuffle_epi8(values, group);
@@ -212,10 +211,14 @@ void IntegerProduct(const PanelProduct& p) {
 
 void PanelProductAvx2(const PanelProduct& p) {
   switch (p.dtype) {
-    case DType::kMXFP4: return IntegerProduct<Mxfp4>(p);
-    case DType::kQ4_0: return IntegerProduct<Q4_0>(p);
-    case DType::kQ8_0: return IntegerProduct<Q8_0>(p);
-    default: return FloatPanelProduct(p);
+    case DType::kMXFP4:
+      return IntegerProduct<Mxfp4>(p);
+    case DType::kQ4_0:
+      return IntegerProduct<Q4_0>(p);
+    case DType::kQ8_0:
+      return IntegerProduct<Q8_0>(p);
+    default:
+      return FloatPanelProduct(p);
   }
 }
 

@@ -37,14 +37,14 @@ const CpuKernels* Avx512Kernels() { return nullptr; }
 namespace ferry {
 namespace {
 
-constexpr int kGroups = 8;          // of four columns in a block
-constexpr int kFusedRows = 16;      // 8 weights and a float sum for each row, integer sums in passing: 28 registers
-constexpr int kPanelTokens = 6;     // 12 integer + 12 float sums, 2 weights; measured against 1 x 12, 4 x 3: docs/performance.md
-constexpr int kChunkBlocks = 96;    // columns of a panel decoded at once: 2 tiles x 96 x 576 bytes = 108 KiB
-constexpr int kChunkRows = 256;     // rows whose sums wait in scratch: 32 KiB
-// How far ahead weights are asked for while few rows use them, each line more than once: the processor seems to drop requests while
-// its few miss buffers are busy, since a faster loop with one request a line reads slower. All into the second-level cache. The
-// nearest is for one row, whose reads come fastest; with more rows it costs more than it brings. Best of several distances on
+constexpr int kGroups = 8;        // of four columns in a block
+constexpr int kFusedRows = 16;    // 8 weights and a float sum for each row, integer sums in passing: 28 registers
+constexpr int kPanelTokens = 6;   // 12 integer + 12 float sums, 2 weights; measured against 1 x 12, 4 x 3: docs/performance.md
+constexpr int kChunkBlocks = 96;  // columns of a panel decoded at once: 2 tiles x 96 x 576 bytes = 108 KiB
+constexpr int kChunkRows = 256;   // rows whose sums wait in scratch: 32 KiB
+// How far ahead weights are asked for while few rows use them, each line more than once: the processor seems to drop requests
+// while its few miss buffers are busy, since a faster loop with one request a line reads slower. All into the second-level cache.
+// The nearest is for one row, whose reads come fastest; with more rows it costs more than it brings. Best of several distances on
 // Zen 4 (docs/performance.md).
 constexpr int kPrefetchFar = 12288, kPrefetchAgain = 8192, kPrefetchNear = 4096;
 
@@ -223,8 +223,8 @@ void FusedProduct(const PanelProduct& p) {
     const std::byte* codes = p.codes + tile * code_bytes;
     const std::byte* scales = p.scales + tile * scale_bytes;
     const bool jumps = p.next != nullptr && (tile + 1) * kLanes >= p.num_outputs;
-    FusedTile<Type, kTokens>(codes, scales, jumps ? p.next : codes + code_bytes,
-                             jumps ? p.next_scales : scales + scale_bytes, p.num_blocks, rows, sums);
+    FusedTile<Type, kTokens>(codes, scales, jumps ? p.next : codes + code_bytes, jumps ? p.next_scales : scales + scale_bytes,
+                             p.num_blocks, rows, sums);
     StoreTile(p, 0, kTokens, tile, sums, kLanes);
   }
 }
@@ -241,8 +241,7 @@ void DecodePanel(const PanelProduct& p, int64_t first_block, int64_t num_blocks,
       Type::Decode(p.codes + number * kLanes * Type::kCodeBytes, w);
       std::byte* to = codes + (block * kTiles + tile) * kGroups * 64;
       for (int g = 0; g < kGroups; ++g) _mm512_store_si512(to + 64 * g, w[g]);
-      _mm512_store_si512(scales + (block * kTiles + tile) * 64,
-                         Type::Scales(p.scales + number * kLanes * Type::kScaleBytes));
+      _mm512_store_si512(scales + (block * kTiles + tile) * 64, Type::Scales(p.scales + number * kLanes * Type::kScaleBytes));
     }
   }
 }
@@ -255,8 +254,8 @@ struct Ahead {
 
 // sums [kTokens][kTiles * 16] += panel * rows.
 template <typename Type, int kTiles, int kTokens>
-void PanelBlocks(const std::byte* codes, const std::byte* scales, int64_t num_blocks, const std::byte* const* rows,
-                 Ahead ahead, float* sums) {
+void PanelBlocks(const std::byte* codes, const std::byte* scales, int64_t num_blocks, const std::byte* const* rows, Ahead ahead,
+                 float* sums) {
   constexpr int64_t kBlockBytes = BlockBytes(Type::kKind);
   __m512 acc[kTiles][kTokens];
 #pragma GCC unroll 8
@@ -321,12 +320,18 @@ template <typename Type, int kTiles>
 void PanelGroup(const std::byte* codes, const std::byte* scales, int64_t num_blocks, const std::byte* const* rows,
                 int64_t num_rows, Ahead ahead, float* sums) {
   switch (num_rows) {
-    case 1: return PanelBlocks<Type, kTiles, 1>(codes, scales, num_blocks, rows, ahead, sums);
-    case 2: return PanelBlocks<Type, kTiles, 2>(codes, scales, num_blocks, rows, ahead, sums);
-    case 3: return PanelBlocks<Type, kTiles, 3>(codes, scales, num_blocks, rows, ahead, sums);
-    case 4: return PanelBlocks<Type, kTiles, 4>(codes, scales, num_blocks, rows, ahead, sums);
-    case 5: return PanelBlocks<Type, kTiles, 5>(codes, scales, num_blocks, rows, ahead, sums);
-    default: return PanelBlocks<Type, kTiles, 6>(codes, scales, num_blocks, rows, ahead, sums);
+    case 1:
+      return PanelBlocks<Type, kTiles, 1>(codes, scales, num_blocks, rows, ahead, sums);
+    case 2:
+      return PanelBlocks<Type, kTiles, 2>(codes, scales, num_blocks, rows, ahead, sums);
+    case 3:
+      return PanelBlocks<Type, kTiles, 3>(codes, scales, num_blocks, rows, ahead, sums);
+    case 4:
+      return PanelBlocks<Type, kTiles, 4>(codes, scales, num_blocks, rows, ahead, sums);
+    case 5:
+      return PanelBlocks<Type, kTiles, 5>(codes, scales, num_blocks, rows, ahead, sums);
+    default:
+      return PanelBlocks<Type, kTiles, 6>(codes, scales, num_blocks, rows, ahead, sums);
   }
 }
 
@@ -388,15 +393,19 @@ void IntegerProduct(const PanelProduct& p) {
 
 void PanelProductAvx512(const PanelProduct& p) {
   switch (p.dtype) {
-    case DType::kMXFP4: return IntegerProduct<Mxfp4>(p);
-    case DType::kQ4_0: return IntegerProduct<Q4_0>(p);
-    case DType::kQ8_0: return IntegerProduct<Q8_0>(p);
-    default: return FloatPanelProduct(p);
+    case DType::kMXFP4:
+      return IntegerProduct<Mxfp4>(p);
+    case DType::kQ4_0:
+      return IntegerProduct<Q4_0>(p);
+    case DType::kQ8_0:
+      return IntegerProduct<Q8_0>(p);
+    default:
+      return FloatPanelProduct(p);
   }
 }
 
-constexpr CpuKernels kTable = {"AVX-512 VNNI", QuantizeRow,  SwigluBlock, Swiglu, PanelProductAvx512,
-                               FloatProduct,   RmsNormRow,   Attention,   LogSumExp};
+constexpr CpuKernels kTable = {"AVX-512 VNNI", QuantizeRow, SwigluBlock, Swiglu,   PanelProductAvx512,
+                               FloatProduct,   RmsNormRow,  Attention,   LogSumExp};
 
 }  // namespace
 

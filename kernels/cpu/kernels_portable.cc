@@ -75,8 +75,10 @@ void PanelProductPortable(const PanelProduct& p) {
   switch (p.dtype) {
     case DType::kMXFP4:
     case DType::kQ4_0:
-    case DType::kQ8_0: return IntegerProduct(p);
-    default: return FloatPanelProduct(p);
+    case DType::kQ8_0:
+      return IntegerProduct(p);
+    default:
+      return FloatPanelProduct(p);
   }
 }
 

@@ -30,8 +30,7 @@ struct F32x16 {
   }
   static F32x16 LoadI8(const std::byte* p) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
-            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
   }
   void Store(float* p) const { _mm256_storeu_ps(p, lo), _mm256_storeu_ps(p + 8, hi); }
 
@@ -41,9 +40,7 @@ struct F32x16 {
   friend F32x16 operator/(F32x16 a, F32x16 b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
 };
 
-inline F32x16 Fma(F32x16 a, F32x16 b, F32x16 c) {
-  return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
-}
+inline F32x16 Fma(F32x16 a, F32x16 b, F32x16 c) { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
 inline F32x16 Max(F32x16 a, F32x16 b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
 inline F32x16 Min(F32x16 a, F32x16 b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
 inline F32x16 Abs(F32x16 a) {
@@ -63,12 +60,9 @@ inline F32x16 ZeroBelow(F32x16 value, F32x16 x, float limit) {
           _mm256_and_ps(value.hi, _mm256_cmp_ps(x.hi, least, _CMP_NLT_UQ))};
 }
 inline __m256 AddToExponent(__m256 v, __m256 number) {
-  return _mm256_castsi256_ps(
-      _mm256_add_epi32(_mm256_castps_si256(v), _mm256_slli_epi32(_mm256_castps_si256(number), 23)));
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), _mm256_slli_epi32(_mm256_castps_si256(number), 23)));
 }
-inline F32x16 AddToExponent(F32x16 v, F32x16 number) {
-  return {AddToExponent(v.lo, number.lo), AddToExponent(v.hi, number.hi)};
-}
+inline F32x16 AddToExponent(F32x16 v, F32x16 number) { return {AddToExponent(v.lo, number.lo), AddToExponent(v.hi, number.hi)}; }
 inline float SumOf(F32x16 a) {
   const __m256 eight = _mm256_add_ps(a.lo, a.hi);
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

@@ -18,9 +18,7 @@ struct F32x16 {
   static F32x16 Zero() { return {_mm512_setzero_ps()}; }
   static F32x16 Broadcast(float x) { return {_mm512_set1_ps(x)}; }
   static F32x16 Load(const float* p) { return {_mm512_loadu_ps(p)}; }
-  static F32x16 LoadF16(const std::byte* p) {
-    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
-  }
+  static F32x16 LoadF16(const std::byte* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
   static F32x16 LoadBf16(const std::byte* p) {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
@@ -42,17 +40,14 @@ inline F32x16 Max(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline F32x16 Min(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline F32x16 Abs(F32x16 a) { return {_mm512_abs_ps(a.v)}; }
 // Lane i is a's where bit i of `mask` is set, else b's.
-inline F32x16 Select(uint32_t mask, F32x16 a, F32x16 b) {
-  return {_mm512_mask_blend_ps(static_cast<__mmask16>(mask), b.v, a.v)};
-}
+inline F32x16 Select(uint32_t mask, F32x16 a, F32x16 b) { return {_mm512_mask_blend_ps(static_cast<__mmask16>(mask), b.v, a.v)}; }
 // 0 where x < limit, else value (also where x is NaN).
 inline F32x16 ZeroBelow(F32x16 value, F32x16 x, float limit) {
   return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, _mm512_set1_ps(limit), _CMP_NLT_UQ), value.v)};
 }
 // Adds the low 9 bits of `number`'s bits, as a signed number, to the exponent of v.
 inline F32x16 AddToExponent(F32x16 v, F32x16 number) {
-  return {_mm512_castsi512_ps(
-      _mm512_add_epi32(_mm512_castps_si512(v.v), _mm512_slli_epi32(_mm512_castps_si512(number.v), 23)))};
+  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(v.v), _mm512_slli_epi32(_mm512_castps_si512(number.v), 23)))};
 }
 inline float SumOf(F32x16 a) { return _mm512_reduce_add_ps(a.v); }
 inline float MaxOf(F32x16 a) { return _mm512_reduce_max_ps(a.v); }

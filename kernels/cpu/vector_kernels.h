@@ -21,8 +21,8 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // Added to a number of less than 2^22, 1.5 * 2^23 rounds it to a whole one, which then lies in the low bits of the sum.
 constexpr float kRounder = 12582912.0f;
 
-// e^x within 2e-7 relative for x in [-87, 88]; above, e^88; below, 0; NaN for NaN. x = n ln 2 + r with |r| <= ln 2 / 2, and e^r by its
-// Taylor polynomial of degree 7, whose remainder there is 5e-9.
+// e^x within 2e-7 relative for x in [-87, 88]; above, e^88; below, 0; NaN for NaN. x = n ln 2 + r with |r| <= ln 2 / 2, and e^r
+// by its Taylor polynomial of degree 7, whose remainder there is 5e-9.
 inline F32x16 Exp(F32x16 x) {
   const F32x16 bounded = Max(F32x16::Broadcast(-87.0f), Min(F32x16::Broadcast(88.0f), x));
   const F32x16 magic = F32x16::Broadcast(kRounder);
@@ -161,8 +161,8 @@ inline F32x16 LoadWeights(const std::byte* row, int half) {
 // kRows rows of weights times kTokens rows of activations. Sixteen sums each, added once along the columns and joined in
 // one order, whatever kRows and kTokens are: that is what makes a row independent of its neighbours.
 template <DType kType, int kRows, int kTokens>
-inline void FloatDots(const std::byte* w, int64_t row_bytes, int64_t block_bytes, int64_t num_blocks,
-                      const float* const* x, float (*dots)[kRows]) {
+inline void FloatDots(const std::byte* w, int64_t row_bytes, int64_t block_bytes, int64_t num_blocks, const float* const* x,
+                      float (*dots)[kRows]) {
   F32x16 sums[kRows][kTokens];
   for (int r = 0; r < kRows; ++r) {
     for (int t = 0; t < kTokens; ++t) sums[r][t] = F32x16::Zero();
@@ -204,8 +204,8 @@ inline void FloatBlock(const std::byte* w, int64_t row_bytes, int64_t block_byte
 
 // The same for num_outputs rows of weights and num_rows rows of activations.
 template <DType kType, typename RowOfInput, typename Store>
-inline void FloatPanel(const std::byte* w, int64_t row_bytes, int64_t block_bytes, int64_t num_outputs,
-                       int64_t num_blocks, int64_t num_rows, RowOfInput row_of_input, Store store) {
+inline void FloatPanel(const std::byte* w, int64_t row_bytes, int64_t block_bytes, int64_t num_outputs, int64_t num_blocks,
+                       int64_t num_rows, RowOfInput row_of_input, Store store) {
   int64_t output = 0;
   const auto multiply = [&]<int kRows>() {
     for (; output + kRows <= num_outputs; output += kRows) {

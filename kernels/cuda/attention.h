@@ -28,13 +28,13 @@ struct AttentionArgs {
 bool AttentionSupportsHeadDim(int64_t head_dim);
 
 // Rows of one sequence at positions [first_position, first_position + q.rows). table: its blocks, on the device.
-cudaError_t LaunchAttentionPrefill(const AttentionArgs& args, int64_t first_position, const int32_t* table,
-                                   int64_t table_size, cudaStream_t stream);
+cudaError_t LaunchAttentionPrefill(const AttentionArgs& args, int64_t first_position, const int32_t* table, int64_t table_size,
+                                   cudaStream_t stream);
 
 // Rows of any sequences. places: of q's first row on; max_position: the largest position among the rows.
 // workspace: DecodeWorkspaceBytes(...), 16-byte aligned.
-cudaError_t LaunchAttentionDecode(const AttentionArgs& args, const DevicePlaces& places, int64_t max_position,
-                                  void* workspace, cudaStream_t stream);
+cudaError_t LaunchAttentionDecode(const AttentionArgs& args, const DevicePlaces& places, int64_t max_position, void* workspace,
+                                  cudaStream_t stream);
 int64_t DecodeWorkspaceBytes(int64_t rows, int64_t num_heads, int64_t head_dim, int64_t window, int64_t max_position);
 
 }  // namespace ferry::cuda

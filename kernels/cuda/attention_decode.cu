@@ -75,14 +75,14 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads) DecodeKernel(
     value_loader.Fetch(values, blocks, first_key, begin, end, value_tile, lane);
     CopyAsyncCommit();
 
-    const Act* const q = static_cast<const Act*>(p.q) + row * p.q_stride +
-                         (static_cast<int64_t>(kv_head) * p.group + first_head) * kHeadDim;
+    const Act* const q =
+        static_cast<const Act*>(p.q) + row * p.q_stride + (static_cast<int64_t>(kv_head) * p.group + first_head) * kHeadDim;
     const int low = lane / 4, high = low + 8, heads = p.group - first_head;
     uint32_t queries[1][kHeadDim / 16][4];
 #pragma unroll
     for (int step = 0; step < kHeadDim / 16; ++step) {
-      LoadQueries<Act>(low < heads ? q + low * kHeadDim : nullptr, high < heads ? q + high * kHeadDim : nullptr,
-                       step * 16, queries[0][step]);
+      LoadQueries<Act>(low < heads ? q + low * kHeadDim : nullptr, high < heads ? q + high * kHeadDim : nullptr, step * 16,
+                       queries[0][step]);
     }
     key_loader.Store(key_tile, lane);
     value_loader.Store(value_tile, lane);
@@ -133,8 +133,7 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads) DecodeKernel(
     }
 #pragma unroll
     for (int d = 0; d < kHeadDim / 8; ++d) {
-      float2* const target =
-          reinterpret_cast<float2*>(parts + (warp * kHeadTile + head) * kHeadDim + d * 8 + lane % 4 * 2);
+      float2* const target = reinterpret_cast<float2*>(parts + (warp * kHeadTile + head) * kHeadDim + d * 8 + lane % 4 * 2);
       *target = float2{sums[0][d][2 * h], sums[0][d][2 * h + 1]};
     }
   }
@@ -176,8 +175,7 @@ __global__ void __launch_bounds__(kJoinThreads) JoinKernel(DecodeParams p) {
   const int begin = p.window > 0 ? max(0, position - p.window + 1) : 0;
   const int splits = position / kSplitKeys - begin / kSplitKeys + 1;
   const float2* const stats = p.stats + (row * p.num_heads + head) * p.max_splits;
-  const float4* const sums =
-      reinterpret_cast<const float4*>(p.sums) + (row * p.num_heads + head) * p.max_splits * kLanes;
+  const float4* const sums = reinterpret_cast<const float4*>(p.sums) + (row * p.num_heads + head) * p.max_splits * kLanes;
 
   float largest = -INFINITY;
   for (int s = threadIdx.x; s < splits; s += kJoinThreads) largest = fmaxf(largest, stats[s].x);
@@ -211,8 +209,7 @@ __global__ void __launch_bounds__(kJoinThreads) JoinKernel(DecodeParams p) {
     sum.w += part.w;
   }
   const float values[4] = {sum.x / total, sum.y / total, sum.z / total, sum.w / total};
-  Store4(static_cast<Act*>(p.out) + row * p.out_stride + static_cast<int64_t>(head) * kHeadDim + lane * 4, 4, true,
-         values);
+  Store4(static_cast<Act*>(p.out) + row * p.out_stride + static_cast<int64_t>(head) * kHeadDim + lane * 4, 4, true, values);
 }
 
 int64_t SumsBytes(int64_t rows, int64_t num_heads, int64_t head_dim, int64_t splits) {
@@ -223,12 +220,11 @@ int64_t SumsBytes(int64_t rows, int64_t num_heads, int64_t head_dim, int64_t spl
 
 int64_t DecodeWorkspaceBytes(int64_t rows, int64_t num_heads, int64_t head_dim, int64_t window, int64_t max_position) {
   const int64_t splits = MaxSplits(head_dim, window, max_position);
-  return SumsBytes(rows, num_heads, head_dim, splits) +
-         rows * num_heads * splits * static_cast<int64_t>(sizeof(float2));
+  return SumsBytes(rows, num_heads, head_dim, splits) + rows * num_heads * splits * static_cast<int64_t>(sizeof(float2));
 }
 
-cudaError_t LaunchAttentionDecode(const AttentionArgs& args, const DevicePlaces& places, int64_t max_position,
-                                  void* workspace, cudaStream_t stream) {
+cudaError_t LaunchAttentionDecode(const AttentionArgs& args, const DevicePlaces& places, int64_t max_position, void* workspace,
+                                  cudaStream_t stream) {
   if (args.q.rows == 0) return cudaSuccess;
   if (args.cache.num_kv_heads < 1 || args.num_heads % args.cache.num_kv_heads != 0 || max_position < 0 ||
       max_position > 0x7fffffff - 256) {
@@ -255,8 +251,7 @@ cudaError_t LaunchAttentionDecode(const AttentionArgs& args, const DevicePlaces&
   p.stats = reinterpret_cast<float2*>(static_cast<std::byte*>(workspace) +
                                       SumsBytes(args.q.rows, args.num_heads, args.cache.head_dim, p.max_splits));
   dim3 grid, join_grid;
-  FERRY_CUDA_RETURN_IF_ERROR(
-      Grid(p.max_splits, static_cast<int64_t>(p.num_kv_heads) * p.head_tiles, args.q.rows, &grid));
+  FERRY_CUDA_RETURN_IF_ERROR(Grid(p.max_splits, static_cast<int64_t>(p.num_kv_heads) * p.head_tiles, args.q.rows, &grid));
   FERRY_CUDA_RETURN_IF_ERROR(Grid(args.q.rows * args.num_heads, 1, 1, &join_grid));
   return WithHeadDim(args.cache.head_dim, [&](auto head_dim) {
     return WithActivation(args.q.dtype, [&](auto act_type) {

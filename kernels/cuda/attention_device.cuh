@@ -62,8 +62,8 @@ struct F16Loader {
   static constexpr int kChunks = kHeadDim / 8;  // 16-byte pieces of a row
   static_assert(kKeys * kChunks % kThreads == 0 && kKvBlock * kChunks % kThreads == 0);
 
-  __device__ void Fetch(const KvPlane& plane, const TableWalk<kKeys>& blocks, int first, int begin, int end,
-                        unsigned char* tile, int thread) {
+  __device__ void Fetch(const KvPlane& plane, const TableWalk<kKeys>& blocks, int first, int begin, int end, unsigned char* tile,
+                        int thread) {
 #pragma unroll
     for (int i = 0; i < kKeys * kChunks / kThreads; ++i) {
       const int piece = i * kThreads + thread, key = piece / kChunks, chunk = piece % kChunks;
@@ -84,8 +84,8 @@ struct Q8Loader {
   uint4 codes[kPieces];
   __half scales[kPieces];
 
-  __device__ void Fetch(const KvPlane& plane, const TableWalk<kKeys>& blocks, int first, int begin, int end,
-                        unsigned char* tile, int thread) {
+  __device__ void Fetch(const KvPlane& plane, const TableWalk<kKeys>& blocks, int first, int begin, int end, unsigned char* tile,
+                        int thread) {
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
       const int piece = i * kThreads + thread, key = piece / kChunks, chunk = piece % kChunks;
@@ -96,10 +96,9 @@ struct Q8Loader {
 #pragma unroll
       for (int b = 1; b < kKeys / kKvBlock; ++b) block = key / kKvBlock == b ? blocks.block[b] : block;
       const int in_block = key % kKvBlock;
-      codes[i] =
-          *reinterpret_cast<const uint4*>(plane.codes + block * plane.block_codes + in_block * kHeadDim + chunk * 16);
-      scales[i] = reinterpret_cast<const __half*>(
-          plane.scales + block * plane.block_scales)[in_block * (kHeadDim / kKvQuant) + chunk / 2];
+      codes[i] = *reinterpret_cast<const uint4*>(plane.codes + block * plane.block_codes + in_block * kHeadDim + chunk * 16);
+      scales[i] = reinterpret_cast<const __half*>(plane.scales +
+                                                  block * plane.block_scales)[in_block * (kHeadDim / kKvQuant) + chunk / 2];
     }
   }
   __device__ void Store(unsigned char* tile, int thread) {
@@ -161,8 +160,8 @@ __device__ inline void LoadQueries(const Act* low, const Act* high, int first, u
 // scores [16 * kRowTiles rows][8 * kKeyTiles] += queries times the keys of a tile. Of row tile r, lane l holds rows l /
 // 4 (elements 0, 1) and l / 4 + 8 (elements 2, 3), columns 8 t + l % 4 * 2 + {0, 1} of key tile t.
 template <int kHeadDim, int kRowTiles, int kKeyTiles>
-__device__ inline void QueriesTimesKeys(const uint32_t (&queries)[kRowTiles][kHeadDim / 16][4],
-                                        const unsigned char* tile, float (&scores)[kRowTiles][kKeyTiles][4]) {
+__device__ inline void QueriesTimesKeys(const uint32_t (&queries)[kRowTiles][kHeadDim / 16][4], const unsigned char* tile,
+                                        float (&scores)[kRowTiles][kKeyTiles][4]) {
   const int lane = threadIdx.x % kWarpSize;
   // Matrices of one ldmatrix: keys 0-7 of a pair of key tiles, dimensions 0-7 and 8-15 of a step; the same of keys
   // 8-15.

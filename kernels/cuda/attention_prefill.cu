@@ -25,8 +25,7 @@ struct PrefillShape {
 // Bound: 4 * heads * head_dim flops for every (row, key it sees), on tensor cores by mma (about 0.6 of what wgmma
 // reaches).
 template <int kHeadDim, typename Act, bool kQ8>
-__global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, kHeadDim <= 64 ? 2 : 1)
-    PrefillKernel(PrefillParams p) {
+__global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, kHeadDim <= 64 ? 2 : 1) PrefillKernel(PrefillParams p) {
   using Shape = PrefillShape<kHeadDim>;
   constexpr int kRowTiles = Shape::kRowTiles, kThreads = Shape::kThreads, kKeys = Shape::kKeys;
   extern __shared__ __align__(128) unsigned char shared[];
@@ -175,8 +174,7 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, kHeadDim <= 
       Act* const out = static_cast<Act*>(p.out) + pair / p.group * p.out_stride + head * kHeadDim + lane % 4 * 2;
 #pragma unroll
       for (int d = 0; d < kHeadDim / 8; ++d) {
-        alignas(4)
-            Act two[2] = {FromFloat<Act>(sums[r][d][2 * h] * factor), FromFloat<Act>(sums[r][d][2 * h + 1] * factor)};
+        alignas(4) Act two[2] = {FromFloat<Act>(sums[r][d][2 * h] * factor), FromFloat<Act>(sums[r][d][2 * h + 1] * factor)};
         *reinterpret_cast<uint32_t*>(out + d * 8) = *reinterpret_cast<const uint32_t*>(two);
       }
     }
@@ -187,11 +185,11 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, kHeadDim <= 
 
 bool AttentionSupportsHeadDim(int64_t head_dim) { return head_dim == 32 || head_dim == 64 || head_dim == 128; }
 
-cudaError_t LaunchAttentionPrefill(const AttentionArgs& args, int64_t first_position, const int32_t* table,
-                                   int64_t table_size, cudaStream_t stream) {
+cudaError_t LaunchAttentionPrefill(const AttentionArgs& args, int64_t first_position, const int32_t* table, int64_t table_size,
+                                   cudaStream_t stream) {
   if (args.q.rows == 0) return cudaSuccess;
-  if (args.cache.num_kv_heads < 1 || args.num_heads % args.cache.num_kv_heads != 0 || table_size < 1 ||
-      first_position < 0 || first_position + args.q.rows > 0x7fffffff - 64) {
+  if (args.cache.num_kv_heads < 1 || args.num_heads % args.cache.num_kv_heads != 0 || table_size < 1 || first_position < 0 ||
+      first_position + args.q.rows > 0x7fffffff - 64) {
     return cudaErrorInvalidValue;
   }
   PrefillParams p;

@@ -7,8 +7,7 @@ namespace {
 constexpr int kHeadDim = 64;
 constexpr int kKeys = 64;  // positions of a tile
 constexpr int kTileBytes = kKeys * kHeadDim * 2;
-constexpr int kStages =
-    8;  // tiles of keys and of values in shared memory: with 4 the loads did not keep up (312 TFLOP/s)
+constexpr int kStages = 8;     // tiles of keys and of values in shared memory: with 4 the loads did not keep up (312 TFLOP/s)
 constexpr int kConsumers = 3;  // warpgroups of 64 (row, query head) pairs
 constexpr int kPairsPerBlock = kConsumers * 64;
 constexpr int kThreads = kConsumers * 128 + 128;  // and a warpgroup of which one warp loads
@@ -32,8 +31,8 @@ template <int kTransposed>
 __device__ inline void WgmmaF16(float (&d)[32], const uint32_t (&a)[4], uint64_t b, int accumulate) {
   asm volatile(
       "{\n.reg .pred add;\nsetp.ne.b32 add, %37, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" FERRY_NAMES0 ", " FERRY_NAMES8 ", " FERRY_NAMES16
-      ", " FERRY_NAMES24 "}, {%32, %33, %34, %35}, %36, add, 1, 1, %38;\n}\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" FERRY_NAMES0 ", " FERRY_NAMES8 ", " FERRY_NAMES16 ", " FERRY_NAMES24
+      "}, {%32, %33, %34, %35}, %36, add, 1, 1, %38;\n}\n"
       : FERRY_SUMS32(0)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(kTransposed));
 }
@@ -268,8 +267,7 @@ __global__ void __launch_bounds__(kThreads, 1) PrefillWgmmaKernel(PrefillParams 
       Act* const out = static_cast<Act*>(p.out) + pair / p.group * p.out_stride + head * kHeadDim + lane % 4 * 2;
 #pragma unroll
       for (int d = 0; d < kHeadDim / 8; ++d) {
-        alignas(4)
-            Act two[2] = {FromFloat<Act>(sums[4 * d + 2 * h] * scale), FromFloat<Act>(sums[4 * d + 2 * h + 1] * scale)};
+        alignas(4) Act two[2] = {FromFloat<Act>(sums[4 * d + 2 * h] * scale), FromFloat<Act>(sums[4 * d + 2 * h + 1] * scale)};
         *reinterpret_cast<uint32_t*>(out + d * 8) = *reinterpret_cast<const uint32_t*>(two);
       }
     }

@@ -11,9 +11,7 @@ namespace {
 
 uintptr_t Begin(std::span<const std::byte> bytes) { return reinterpret_cast<uintptr_t>(bytes.data()); }
 uintptr_t End(std::span<const std::byte> bytes) { return Begin(bytes) + bytes.size(); }
-bool Overlap(std::span<const std::byte> a, std::span<const std::byte> b) {
-  return Begin(a) < End(b) && Begin(b) < End(a);
-}
+bool Overlap(std::span<const std::byte> a, std::span<const std::byte> b) { return Begin(a) < End(b) && Begin(b) < End(a); }
 
 }  // namespace
 
@@ -75,8 +73,7 @@ absl::Status CopyEngine::Pin(std::span<const std::byte> region, bool read_only) 
   if (region.empty()) return InvalidArgument("region is empty");
   for (const auto& [address, other] : pinned_) {
     if (Overlap(region, other)) {
-      return InvalidArgument("region of %d bytes overlaps one of %d bytes that is pinned already", region.size(),
-                             other.size());
+      return InvalidArgument("region of %d bytes overlaps one of %d bytes that is pinned already", region.size(), other.size());
     }
   }
   unsigned flags = cudaHostRegisterPortable | cudaHostRegisterMapped;
@@ -87,9 +84,8 @@ absl::Status CopyEngine::Pin(std::span<const std::byte> region, bool read_only) 
     if (supported == 0) return FailedPrecondition("this system cannot pin memory that is mapped read-only");
     flags |= cudaHostRegisterReadOnly;
   }
-  RETURN_IF_ERROR(
-      CudaStatus(cudaHostRegister(const_cast<std::byte*>(region.data()), region.size(), flags),
-                 absl::StrFormat("pinning %d bytes of host memory%s", region.size(), read_only ? " read-only" : "")));
+  RETURN_IF_ERROR(CudaStatus(cudaHostRegister(const_cast<std::byte*>(region.data()), region.size(), flags),
+                             absl::StrFormat("pinning %d bytes of host memory%s", region.size(), read_only ? " read-only" : "")));
   pinned_[Begin(region)] = region;
   return absl::OkStatus();
 }
@@ -119,18 +115,16 @@ absl::StatusOr<Event> CopyEngine::Copy(void* dst, std::span<const std::byte> hos
     RETURN_IF_ERROR(InPinned("host_src", host_src).status());
   }
   for (const Event& event : after) {
-    if (event != nullptr && CudaEvent::Of(event) == nullptr)
-      return InvalidArgument("after is an event of another backend");
+    if (event != nullptr && CudaEvent::Of(event) == nullptr) return InvalidArgument("after is an event of another backend");
   }
   for (const Event& event : after) {
     if (event == nullptr) continue;
-    RETURN_IF_ERROR(
-        CudaStatus(cudaStreamWaitEvent(stream_.get(), CudaEvent::Of(event)->get(), 0), "CopyAsync after an event"));
+    RETURN_IF_ERROR(CudaStatus(cudaStreamWaitEvent(stream_.get(), CudaEvent::Of(event)->get(), 0), "CopyAsync after an event"));
   }
   if (!host_src.empty()) {
     const CudaTimeline::Scope span(timeline_, "CopyAsync", TimelineSpan::Queue::kCopy, stream_.get());
-    RETURN_IF_ERROR(CudaStatus(
-        cudaMemcpyAsync(dst, host_src.data(), host_src.size(), cudaMemcpyHostToDevice, stream_.get()), "CopyAsync"));
+    RETURN_IF_ERROR(
+        CudaStatus(cudaMemcpyAsync(dst, host_src.data(), host_src.size(), cudaMemcpyHostToDevice, stream_.get()), "CopyAsync"));
   }
   return CudaEvent::Record(events_, stream_.get());
 }

@@ -23,8 +23,7 @@ class BatchMemoryPool {
   absl::StatusOr<DeviceMemory> Take(int64_t bytes) {
     {
       const std::lock_guard lock(mutex_);
-      const auto fits =
-          std::find_if(free_.begin(), free_.end(), [&](const DeviceMemory& m) { return m.bytes() >= bytes; });
+      const auto fits = std::find_if(free_.begin(), free_.end(), [&](const DeviceMemory& m) { return m.bytes() >= bytes; });
       if (fits != free_.end()) {
         DeviceMemory memory = std::move(*fits);
         free_.erase(fits);
@@ -82,8 +81,7 @@ class CudaBatch final : public DeviceBatch {
   const int32_t* token_ids(int64_t row) const { return device() + token_ids_ + row; }
   DevicePlaces places(int64_t row, bool ring) const {
     const Tables& tables = ring ? ring_ : full_;
-    return {device() + positions_ + row, device() + tables.row_starts + row, device() + tables.row_sizes + row,
-            device()};
+    return {device() + positions_ + row, device() + tables.row_starts + row, device() + tables.row_sizes + row, device()};
   }
   const int32_t* table(int64_t sequence, bool ring) const { return device() + (ring ? ring_ : full_).starts[sequence]; }
 

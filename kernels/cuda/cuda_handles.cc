@@ -68,8 +68,7 @@ absl::StatusOr<DeviceMemory> DeviceMemory::Allocate(int64_t bytes) {
     cudaGetLastError();
     size_t free_bytes = 0, total_bytes = 0;
     RETURN_IF_ERROR(CudaStatus(cudaMemGetInfo(&free_bytes, &total_bytes), "asking for the free device memory"));
-    return ResourceExhausted("not enough device memory: %d bytes needed, %d of %d free", bytes, free_bytes,
-                             total_bytes);
+    return ResourceExhausted("not enough device memory: %d bytes needed, %d of %d free", bytes, free_bytes, total_bytes);
   }
   RETURN_IF_ERROR(CudaStatus(error, "allocating device memory"));
   out.data_ = static_cast<std::byte*>(data);

@@ -10,7 +10,7 @@
 #include <string>
 #include <utility>
 
-#include "common/futex.h"
+#include "common/shm/futex.h"
 #include "kernels/checks.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/copy_engine.h"
@@ -37,17 +37,17 @@ constexpr int64_t kWorkspaceBytes = int64_t{192} << 20;
 // A sequence with more rows than this goes through the prefill kernel. It depends on the sequence's rows in the batch
 // and not on those of a call, so that cutting a layer into chunks leaves the bits alone.
 constexpr int64_t kMaxDecodeRows = 8;
-// To the host by a kernel: 6 us a way less than by the copy engine (docs/performance.md), until the bytes themselves take as long.
+// To the host by a kernel: 6 us a way less than by the copy engine (docs/performance.md), until the bytes themselves take as
+// long.
 constexpr int64_t kMaxKernelDownload = 256 << 10;  // queued
 constexpr absl::Duration kLookForFaults = absl::Microseconds(100);
-constexpr int64_t kMaxToldBytes = 16 << 10;        // awaited: one block copies them
+constexpr int64_t kMaxToldBytes = 16 << 10;  // awaited: one block copies them
 constexpr std::initializer_list<DType> kKvTypes = {DType::kF16, DType::kQ8_0};
 
 DeviceRows RowsOf(const Tensor& tensor) { return {tensor.data, tensor.dtype, tensor.rows, tensor.cols, tensor.stride}; }
 DeviceTiles TilesOf(const TiledMatrix& matrix) {
   const TiledLayout& layout = matrix.layout;
-  return {matrix.data,       layout.dtype,       layout.rows,         layout.cols,
-          layout.code_bytes, layout.scale_bytes, layout.scales_offset};
+  return {matrix.data, layout.dtype, layout.rows, layout.cols, layout.code_bytes, layout.scale_bytes, layout.scales_offset};
 }
 DeviceKv KvOf(const KvLayer& cache) {
   return {cache.keys, cache.values, cache.key_type, cache.num_blocks, cache.num_kv_heads, cache.head_dim};
@@ -84,8 +84,7 @@ class CudaOps final : public Ops {
     std::unique_ptr<CudaOps> ops(new CudaOps());
     cudaDeviceProp properties;
     RETURN_IF_ERROR(CudaStatus(cudaGetDeviceProperties(&properties, device), absl::StrFormat("GPU %d", device)));
-    RETURN_IF_ERROR(
-        CheckCudaGpu(absl::StrFormat("GPU %d (%s)", device, properties.name), properties.major, properties.minor));
+    RETURN_IF_ERROR(CheckCudaGpu(absl::StrFormat("GPU %d (%s)", device, properties.name), properties.major, properties.minor));
     if (const char* error = QueryProductDevice(device, &ops->product_device_); error != nullptr) {
       return FailedPrecondition("GPU %d (%s, compute capability %d.%d): %s", device, properties.name, properties.major,
                                 properties.minor, error);
@@ -145,8 +144,8 @@ class CudaOps final : public Ops {
       const auto part = host_src.subspan(first, std::min<size_t>(Staging::kBufferBytes, host_src.size() - first));
       ASSIGN_OR_RETURN(std::byte * staged, staging_.Reserve(static_cast<int64_t>(part.size())));
       std::memcpy(staged, part.data(), part.size());
-      RETURN_IF_ERROR(Queued("Upload", LaunchCopy(static_cast<std::byte*>(dst) + first, staged,
-                                                  static_cast<int64_t>(part.size()), compute_.get())));
+      RETURN_IF_ERROR(Queued(
+          "Upload", LaunchCopy(static_cast<std::byte*>(dst) + first, staged, static_cast<int64_t>(part.size()), compute_.get())));
     }
     return absl::OkStatus();
   }
@@ -164,9 +163,8 @@ class CudaOps final : public Ops {
       std::span<std::byte> part;
       if (first < host_dst.size()) {
         part = host_dst.subspan(first, std::min<size_t>(Staging::kBufferBytes, host_dst.size() - first));
-        RETURN_IF_ERROR(
-            Queued("Download", cudaMemcpyAsync(downloads_[turn].data(), static_cast<const std::byte*>(src) + first,
-                                               part.size(), cudaMemcpyDeviceToHost, compute_.get())));
+        RETURN_IF_ERROR(Queued("Download", cudaMemcpyAsync(downloads_[turn].data(), static_cast<const std::byte*>(src) + first,
+                                                           part.size(), cudaMemcpyDeviceToHost, compute_.get())));
         RETURN_IF_ERROR(Queued("Download", cudaEventRecord(downloaded_[turn].get(), compute_.get())));
         first += part.size();
       }
@@ -186,8 +184,7 @@ class CudaOps final : public Ops {
     if (!pinned || !copies_->kernels_reach_pinned()) return Upload(dst, host_src);
     const CudaTimeline::Scope span = SpanOf("UploadAsync");
     RETURN_IF_ERROR(CheckNotNull("dst", dst));
-    return Queued("UploadAsync",
-                  LaunchCopy(dst, host_src.data(), static_cast<int64_t>(host_src.size()), compute_.get()));
+    return Queued("UploadAsync", LaunchCopy(dst, host_src.data(), static_cast<int64_t>(host_src.size()), compute_.get()));
   }
 
   absl::Status DownloadAsync(std::span<std::byte> host_dst, const void* src) override {
@@ -197,8 +194,7 @@ class CudaOps final : public Ops {
     const CudaTimeline::Scope span = SpanOf("DownloadAsync");
     RETURN_IF_ERROR(CheckNotNull("src", src));
     if (static_cast<int64_t>(host_dst.size()) <= kMaxKernelDownload && copies_->kernels_reach_pinned()) {
-      return Queued("DownloadAsync",
-                    LaunchCopy(host_dst.data(), src, static_cast<int64_t>(host_dst.size()), compute_.get()));
+      return Queued("DownloadAsync", LaunchCopy(host_dst.data(), src, static_cast<int64_t>(host_dst.size()), compute_.get()));
     }
     return Queued("DownloadAsync",
                   cudaMemcpyAsync(host_dst.data(), src, host_dst.size(), cudaMemcpyDeviceToHost, compute_.get()));
@@ -213,8 +209,7 @@ class CudaOps final : public Ops {
     cudaStreamSynchronize(compute_.get());  // UploadAsync and DownloadAsync
     copies_->Unpin(region);
   }
-  absl::StatusOr<Event> CopyAsync(void* dst, std::span<const std::byte> host_src,
-                                  std::span<const Event> after) override {
+  absl::StatusOr<Event> CopyAsync(void* dst, std::span<const std::byte> host_src, std::span<const Event> after) override {
     RETURN_IF_ERROR(Use());
     return copies_->Copy(dst, host_src, after);
   }
@@ -284,8 +279,7 @@ class CudaOps final : public Ops {
     RETURN_IF_ERROR(Use());
     const CudaTimeline::Scope span = SpanOf("RmsNorm");
     RETURN_IF_ERROR(CheckRmsNorm(x, weight, epsilon, out, activation_dtype_));
-    return Queued("RmsNorm",
-                  LaunchRmsNorm(RowsOf(x), weight, static_cast<float>(epsilon), RowsOf(out), compute_.get()));
+    return Queued("RmsNorm", LaunchRmsNorm(RowsOf(x), weight, static_cast<float>(epsilon), RowsOf(out), compute_.get()));
   }
 
   absl::Status MatMul(Tensor in, const TiledMatrix& weight, const float* bias, Tensor out, bool accumulate) override {
@@ -323,8 +317,8 @@ class CudaOps final : public Ops {
     return InvalidArgument("cache.head_dim is %d, want 32, 64 or 128 on CUDA", cache.head_dim);
   }
 
-  absl::Status RopeAndStore(const DeviceBatch& batch, int64_t first_row, const RopeConfig& rope, Tensor qkv,
-                            const KvLayer& cache, Tensor q_out) override {
+  absl::Status RopeAndStore(const DeviceBatch& batch, int64_t first_row, const RopeConfig& rope, Tensor qkv, const KvLayer& cache,
+                            Tensor q_out) override {
     RETURN_IF_ERROR(Use());
     const CudaTimeline::Scope span = SpanOf("RopeAndStore");
     ASSIGN_OR_RETURN(const CudaBatch* cuda_batch, CudaBatchOf(batch));
@@ -374,16 +368,15 @@ class CudaOps final : public Ops {
       if (first >= end) continue;
       if (sequences[s].num_rows > kMaxDecodeRows) {
         const auto& table = cache.ring ? sequences[s].ring_blocks : sequences[s].blocks;
-        RETURN_IF_ERROR(Queued(
-            "Attention (prefill)",
-            LaunchAttentionPrefill(args_of(first, end), sequences[s].first_position + first - sequences[s].first_row,
-                                   cuda_batch->table(static_cast<int64_t>(s), cache.ring),
-                                   static_cast<int64_t>(table.size()), compute_.get())));
+        RETURN_IF_ERROR(
+            Queued("Attention (prefill)",
+                   LaunchAttentionPrefill(args_of(first, end), sequences[s].first_position + first - sequences[s].first_row,
+                                          cuda_batch->table(static_cast<int64_t>(s), cache.ring),
+                                          static_cast<int64_t>(table.size()), compute_.get())));
         continue;
       }
       int64_t max_position = sequences[s].first_position + sequences[s].num_rows - 1;
-      while (s + 1 < sequences.size() && sequences[s + 1].num_rows <= kMaxDecodeRows &&
-             sequences[s + 1].first_row < end_row) {
+      while (s + 1 < sequences.size() && sequences[s + 1].num_rows <= kMaxDecodeRows && sequences[s + 1].first_row < end_row) {
         ++s;
         end = std::min(end_row, sequences[s].first_row + sequences[s].num_rows);
         max_position = std::max(max_position, sequences[s].first_position + sequences[s].num_rows - 1);
@@ -395,16 +388,16 @@ class CudaOps final : public Ops {
       for (int64_t row = first; row < end; row += rows_at_once) {
         const int64_t row_end = std::min(end, row + rows_at_once);
         ASSIGN_OR_RETURN(std::byte * workspace, workspace_.Reserve(bytes_of(row_end - row)));
-        RETURN_IF_ERROR(Queued("Attention (decode)",
-                               LaunchAttentionDecode(args_of(row, row_end), cuda_batch->places(row, cache.ring),
-                                                     max_position, workspace, compute_.get())));
+        RETURN_IF_ERROR(
+            Queued("Attention (decode)", LaunchAttentionDecode(args_of(row, row_end), cuda_batch->places(row, cache.ring),
+                                                               max_position, workspace, compute_.get())));
       }
     }
     return absl::OkStatus();
   }
 
-  absl::Status Route(Tensor in, const float* weight, const float* bias, int64_t num_experts, int64_t top_k,
-                     int32_t* experts, float* weights) override {
+  absl::Status Route(Tensor in, const float* weight, const float* bias, int64_t num_experts, int64_t top_k, int32_t* experts,
+                     float* weights) override {
     RETURN_IF_ERROR(Use());
     const CudaTimeline::Scope span = SpanOf("Route");
     RETURN_IF_ERROR(CheckRoute(in, weight, num_experts, top_k, experts, weights, activation_dtype_));
@@ -428,8 +421,8 @@ class CudaOps final : public Ops {
     RETURN_IF_ERROR(CheckGroupByExpert(experts, rows, top_k, num_experts, offsets, entry_rows, entry_outs));
     if (rows == 0) return absl::OkStatus();
     ASSIGN_OR_RETURN(std::byte * workspace, workspace_.Reserve(GroupWorkspaceBytes(rows, top_k, num_experts)));
-    return Queued("GroupByExpert", LaunchGroupByExpert(experts, rows, top_k, num_experts, offsets, entry_rows,
-                                                       entry_outs, workspace, compute_.get()));
+    return Queued("GroupByExpert", LaunchGroupByExpert(experts, rows, top_k, num_experts, offsets, entry_rows, entry_outs,
+                                                       workspace, compute_.get()));
   }
 
   absl::Status ExpertMlp(const ExpertLayout& layout, std::span<const ExpertUse> uses, const ExpertGroups& groups,
@@ -503,10 +496,9 @@ class CudaOps final : public Ops {
       ASSIGN_OR_RETURN(std::byte * staged, staging_.Reserve(outs_offset + count * 4));
       std::memcpy(staged, host_rows.data() + first * cols, count * cols * 4);
       std::memcpy(staged + outs_offset, outs.data() + first, count * 4);
-      RETURN_IF_ERROR(
-          Queued("ScatterContributions", LaunchScatterRows(reinterpret_cast<const float*>(staged),
-                                                           reinterpret_cast<const int32_t*>(staged + outs_offset),
-                                                           count, RowsOf(contributions), compute_.get())));
+      RETURN_IF_ERROR(Queued("ScatterContributions", LaunchScatterRows(reinterpret_cast<const float*>(staged),
+                                                                       reinterpret_cast<const int32_t*>(staged + outs_offset),
+                                                                       count, RowsOf(contributions), compute_.get())));
     }
     return absl::OkStatus();
   }
@@ -514,7 +506,8 @@ class CudaOps final : public Ops {
   absl::Status ScatterContributionsAsync(std::span<const float> host_rows, std::span<const int32_t> outs,
                                          Tensor contributions) override {
     RETURN_IF_ERROR(Use());
-    const bool pinned = copies_->kernels_reach_pinned() && copies_->InPinned("host_rows", std::as_bytes(host_rows)).value_or(false);
+    const bool pinned =
+        copies_->kernels_reach_pinned() && copies_->InPinned("host_rows", std::as_bytes(host_rows)).value_or(false);
     const auto outs_bytes = static_cast<int64_t>(outs.size_bytes());
     if (!pinned || outs_bytes > Staging::kBufferBytes) return ScatterContributions(host_rows, outs, contributions);
     const CudaTimeline::Scope span = SpanOf("ScatterContributions");
@@ -522,8 +515,8 @@ class CudaOps final : public Ops {
     ASSIGN_OR_RETURN(std::byte * staged, staging_.Reserve(outs_bytes));
     std::memcpy(staged, outs.data(), outs_bytes);
     return Queued("ScatterContributions",
-                  LaunchScatterRows(host_rows.data(), reinterpret_cast<const int32_t*>(staged),
-                                    static_cast<int64_t>(outs.size()), RowsOf(contributions), compute_.get()));
+                  LaunchScatterRows(host_rows.data(), reinterpret_cast<const int32_t*>(staged), static_cast<int64_t>(outs.size()),
+                                    RowsOf(contributions), compute_.get()));
   }
 
   absl::Status Combine(Tensor contributions, const float* weights, int64_t top_k, Tensor x) override {
@@ -549,8 +542,7 @@ class CudaOps final : public Ops {
     return absl::OkStatus();
   }
 
-  absl::StatusOr<std::vector<LogitsResult>> ReadLogits(Tensor logits,
-                                                       std::span<const LogitsRequest> requests) override {
+  absl::StatusOr<std::vector<LogitsResult>> ReadLogits(Tensor logits, std::span<const LogitsRequest> requests) override {
     RETURN_IF_ERROR(Use());
     RETURN_IF_ERROR(CheckReadLogits(logits, requests));
     std::vector<LogitsResult> results(requests.size());
@@ -561,8 +553,7 @@ class CudaOps final : public Ops {
     };
     int64_t max_top = 0;
     for (int64_t row = 0; row < rows; ++row) max_top = std::max<int64_t>(max_top, device_top(row));
-    const int64_t per_row =
-        static_cast<int64_t>(sizeof(RowSummary)) + max_top * static_cast<int64_t>(sizeof(RankedLogit));
+    const int64_t per_row = static_cast<int64_t>(sizeof(RowSummary)) + max_top * static_cast<int64_t>(sizeof(RankedLogit));
     const int64_t search_per_row = SummarizeWorkspaceBytes(1, cols, max_top);
     const int64_t rows_at_once = std::clamp<int64_t>(kWorkspaceBytes / (per_row + search_per_row + 64), 1,
                                                      Staging::kBufferBytes / static_cast<int64_t>(sizeof(RowRequest)));
@@ -575,10 +566,8 @@ class CudaOps final : public Ops {
                               requests[first + i].target};
       }
       const int64_t best_offset = AlignUp(count * static_cast<int64_t>(sizeof(RowSummary)), 16);
-      const int64_t results_bytes =
-          AlignUp(best_offset + count * max_top * static_cast<int64_t>(sizeof(RankedLogit)), 256);
-      ASSIGN_OR_RETURN(std::byte * workspace,
-                       workspace_.Reserve(results_bytes + SummarizeWorkspaceBytes(count, cols, max_top)));
+      const int64_t results_bytes = AlignUp(best_offset + count * max_top * static_cast<int64_t>(sizeof(RankedLogit)), 256);
+      ASSIGN_OR_RETURN(std::byte * workspace, workspace_.Reserve(results_bytes + SummarizeWorkspaceBytes(count, cols, max_top)));
       SummarizeArgs args;
       args.logits = RowsOf(logits);
       args.requests = staged_requests;
@@ -631,13 +620,13 @@ class CudaOps final : public Ops {
     return CudaTimeline::Scope(timeline_, op, TimelineSpan::Queue::kCompute, compute_.get());
   }
 
-  // A few kilobytes, which the kernel that brings them announces: the host looks at a word in its own memory instead of asking the driver.
+  // A few kilobytes, which the kernel that brings them announces: the host looks at a word in its own memory instead of asking
+  // the driver.
   absl::Status DownloadTold(std::span<std::byte> host_dst, const void* src) {
     const auto bytes = static_cast<int64_t>(host_dst.size());
     auto* const signal = reinterpret_cast<uint32_t*>(signal_.data());
     const uint32_t value = ++num_told_;
-    RETURN_IF_ERROR(
-        Queued("Download", LaunchCopyAndTell(downloads_[0].data(), src, bytes, signal, value, compute_.get())));
+    RETURN_IF_ERROR(Queued("Download", LaunchCopyAndTell(downloads_[0].data(), src, bytes, signal, value, compute_.get())));
     const std::atomic_ref<uint32_t> told(*signal);
     const auto came = [&] { return told.load(std::memory_order_acquire) == value; };
     while (!SpinUntil(kLookForFaults, came)) {
@@ -667,8 +656,7 @@ class CudaOps final : public Ops {
   absl::Status Await(const char* op, absl::Time deadline, const std::function<cudaError_t()>& query) {
     ASSIGN_OR_RETURN(const bool passed,
                      PollUntil(deadline, absl::StrFormat("%s: %s, after %s was queued", name_, op, last_), query));
-    return passed ? absl::OkStatus()
-                  : DeadlineExceeded("%s: %s has not passed in time, after %s was queued", name_, op, last_);
+    return passed ? absl::OkStatus() : DeadlineExceeded("%s: %s has not passed in time, after %s was queued", name_, op, last_);
   }
 
   // The frequencies of a RopeConfig on the device; a model has one or two.
@@ -678,8 +666,7 @@ class CudaOps final : public Ops {
       if (known.values == wanted) return reinterpret_cast<const double*>(known.memory.data());
     }
     Frequencies made;
-    ASSIGN_OR_RETURN(made.memory,
-                     DeviceMemory::Allocate(std::max<int64_t>(8, static_cast<int64_t>(wanted.size()) * 8)));
+    ASSIGN_OR_RETURN(made.memory, DeviceMemory::Allocate(std::max<int64_t>(8, static_cast<int64_t>(wanted.size()) * 8)));
     RETURN_IF_ERROR(Upload(made.memory.data(), std::as_bytes(std::span(wanted))));
     made.values = std::move(wanted);
     frequencies_.push_back(std::move(made));
@@ -718,7 +705,7 @@ class CudaOps final : public Ops {
   Staging staging_;
   PinnedBuffer downloads_[2];
   StreamEvent downloaded_[2];
-  PinnedBuffer signal_;     // one word: the number of the last small download that has come
+  PinnedBuffer signal_;  // one word: the number of the last small download that has come
   uint32_t num_told_ = 0;
   Workspace workspace_;
   std::vector<Frequencies> frequencies_;
@@ -729,9 +716,8 @@ class CudaOps final : public Ops {
 
 absl::Status CheckCudaGpu(std::string_view name, int major, int minor) {
   if (major > 7 || (major == 7 && minor >= 5)) return absl::OkStatus();
-  return FailedPrecondition(
-      "%s has compute capability %d.%d, Ferry needs 7.5 or newer: choose another GPU or the cpu backend", name, major,
-      minor);
+  return FailedPrecondition("%s has compute capability %d.%d, Ferry needs 7.5 or newer: choose another GPU or the cpu backend",
+                            name, major, minor);
 }
 
 int NumCudaDevices() {

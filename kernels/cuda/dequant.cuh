@@ -1,6 +1,6 @@
 #pragma once
 
-// Blocks of the tiled layout (common/tiled_layout.h) turned into pairs of BF16 or F16 in registers, as the A operand of
+// Blocks of the tiled layout (common/model/tiled_layout.h) turned into pairs of BF16 or F16 in registers, as the A operand of
 // a tensor core wants them. A pair is elements (2i, 2i + 1), the lower one in the low half.
 //
 //   E2M1 codes become numbers by moving bits: sign, exponent and mantissa of a code, placed at the bottom of the
@@ -15,7 +15,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "common/dtype.h"
+#include "common/model/dtype.h"
 #include "kernels/cuda/device_code.cuh"
 
 namespace ferry::cuda {
@@ -153,8 +153,7 @@ struct Decoder {
       if constexpr (kIsBf16<Act>) {
         out.pair = (min(bits, 193u) + 62u) * 0x00800080u;  // 2^(bits - 127 + 126 - 64); beyond: infinity
       } else {
-        out.pair =
-            static_cast<uint32_t>(min(max(static_cast<int>(bits) - 98, 0), 31)) * 0x04000400u;  // 2^(bits - 127 + 14)
+        out.pair = static_cast<uint32_t>(min(max(static_cast<int>(bits) - 98, 0), 31)) * 0x04000400u;  // 2^(bits - 127 + 14)
       }
     } else if constexpr (kHasScale) {
       out.scale = __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
@@ -237,8 +236,8 @@ struct Decoder {
         }
       }
       // out[(i + turn) & 3] = read[i]: turn by one, then by two.
-      const uint32_t by_one[4] = {(turn & 1) ? read[3] : read[0], (turn & 1) ? read[0] : read[1],
-                                  (turn & 1) ? read[1] : read[2], (turn & 1) ? read[2] : read[3]};
+      const uint32_t by_one[4] = {(turn & 1) ? read[3] : read[0], (turn & 1) ? read[0] : read[1], (turn & 1) ? read[1] : read[2],
+                                  (turn & 1) ? read[2] : read[3]};
 #pragma unroll
       for (int i = 0; i < 4; ++i) out[i] = (turn & 2) ? by_one[(i + 2) & 3] : by_one[i];
     }
@@ -250,8 +249,7 @@ struct Decoder {
     if constexpr (kType == DType::kMXFP4) {
       EightFp4<Act>(word, scale.pair, out);
     } else {
-      const uint32_t low = __byte_perm(word & 0x0F0F0F0Fu, 0, 0x3120),
-                     high = __byte_perm((word >> 4) & 0x0F0F0F0Fu, 0, 0x3120);
+      const uint32_t low = __byte_perm(word & 0x0F0F0F0Fu, 0, 0x3120), high = __byte_perm((word >> 4) & 0x0F0F0F0Fu, 0, 0x3120);
       uint32_t pairs[2];
       FourBytes<Act, 8>(low, scale.scale, scale.offset, pairs);
       out[0] = pairs[0], out[2] = pairs[1];

@@ -158,24 +158,19 @@ __device__ inline uint32_t OrderedKey(float value) {
   const uint32_t bits = __float_as_uint(value);
   return (bits & 0x80000000u) ? ~bits : bits | 0x80000000u;
 }
-__device__ inline uint64_t OrderedKey(float value, uint32_t id) {
-  return static_cast<uint64_t>(OrderedKey(value)) << 32 | ~id;
-}
+__device__ inline uint64_t OrderedKey(float value, uint32_t id) { return static_cast<uint64_t>(OrderedKey(value)) << 32 | ~id; }
 __device__ inline uint32_t IdOfKey(uint64_t key) { return ~static_cast<uint32_t>(key); }
 
 // ---------------------------------------------------------------------------------------------------------
 // instructions
 
-__device__ inline uint32_t SharedAddress(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
+__device__ inline uint32_t SharedAddress(const void* pointer) { return static_cast<uint32_t>(__cvta_generic_to_shared(pointer)); }
 
 // 16 bytes from global to shared memory, zeros when not `valid` (the source is then not read).
 __device__ inline void CopyAsync16(void* shared, const void* global, bool valid) {
 #if __CUDA_ARCH__ >= 800
   const int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(SharedAddress(shared)), "l"(global), "r"(bytes)
-               : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(SharedAddress(shared)), "l"(global), "r"(bytes) : "memory");
 #else
   *static_cast<uint4*>(shared) = valid ? *static_cast<const uint4*>(global) : uint4{0, 0, 0, 0};
 #endif

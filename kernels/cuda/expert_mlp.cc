@@ -14,26 +14,23 @@ bool Aligned(const void* pointer, uintptr_t alignment) { return reinterpret_cast
 const char* Check(const ProductDevice& device, const ExpertMlpArgs& args) {
   constexpr int64_t kMost = int64_t{1} << 30;
   const ExpertShape& shape = args.shape;
-  if (shape.n_embd < 32 || shape.n_embd > kMost || shape.n_embd % 32 != 0)
-    return "argument shape.n_embd: not a multiple of 32";
+  if (shape.n_embd < 32 || shape.n_embd > kMost || shape.n_embd % 32 != 0) return "argument shape.n_embd: not a multiple of 32";
   if (shape.n_ff < 32 || shape.n_ff > kMost || shape.n_ff % 32 != 0) return "argument shape.n_ff: not a multiple of 32";
   for (const int64_t offset : {shape.gate_codes, shape.gate_scales, shape.up_codes, shape.up_scales, shape.down_codes,
                                shape.down_scales, shape.gate_bias, shape.up_bias, shape.down_bias}) {
     if (offset < 0 || offset % 16 != 0) return "argument shape: an offset is negative or not on 16 bytes";
   }
   constexpr int64_t kFar = int64_t{1} << 31;
-  if (shape.up_codes <= shape.gate_codes || shape.up_codes - shape.gate_codes > kFar ||
-      shape.up_scales <= shape.gate_scales || shape.up_scales - shape.gate_scales > kFar) {
+  if (shape.up_codes <= shape.gate_codes || shape.up_codes - shape.gate_codes > kFar || shape.up_scales <= shape.gate_scales ||
+      shape.up_scales - shape.gate_scales > kFar) {
     return "argument shape: up does not lie within 2 GiB after gate";
   }
   if (args.in_type != DType::kBF16 && args.in_type != DType::kF16) return "argument in_type: want BF16 or F16";
-  if (args.in_type == DType::kBF16 && device.capability < 80)
-    return "argument in_type: BF16 needs capability 8.0, want F16";
+  if (args.in_type == DType::kBF16 && device.capability < 80) return "argument in_type: BF16 needs capability 8.0, want F16";
   if (args.out_type != DType::kF32 && args.out_type != args.in_type) return "argument out_type: want F32 or in_type";
   if (args.offsets == nullptr) return "argument offsets: null";
   if (args.in == nullptr || !Aligned(args.in, 16)) return "argument in: not on 16 bytes";
-  if (args.in_stride < shape.n_embd || args.in_stride % 8 != 0)
-    return "argument in_stride: below n_embd, or no multiple of 8";
+  if (args.in_stride < shape.n_embd || args.in_stride % 8 != 0) return "argument in_stride: below n_embd, or no multiple of 8";
   if (args.contributions == nullptr) return "argument contributions: null";
   if (args.out_stride < shape.n_embd) return "argument out_stride: below n_embd";
   for (int64_t i = 0; i < args.num_uses; ++i) {
@@ -41,16 +38,15 @@ const char* Check(const ProductDevice& device, const ExpertMlpArgs& args) {
     if (use.num_rows < 0 || use.group < 0) return "argument uses: a negative group or num_rows";
     if (use.num_rows > 0 && (use.record == nullptr || !Aligned(use.record, 128)))
       return "argument uses: a record not on 128 bytes";
-    if (ExpertMlpWorkspaceBytes(shape, use.num_rows) > args.workspace_bytes)
-      return "argument workspace: less than one use needs";
+    if (ExpertMlpWorkspaceBytes(shape, use.num_rows) > args.workspace_bytes) return "argument workspace: less than one use needs";
   }
   if (!Aligned(args.workspace, 256)) return "argument workspace: not on 256 bytes";
   return nullptr;
 }
 
 // Launches the tasks of `params`, each with the kernel for its number of rows.
-cudaError_t LaunchProducts(const ProductDevice& device, const std::vector<ProductTask>& tasks, ProductParams params,
-                           bool fused, cudaStream_t stream) {
+cudaError_t LaunchProducts(const ProductDevice& device, const std::vector<ProductTask>& tasks, ProductParams params, bool fused,
+                           cudaStream_t stream) {
   params.num_tasks = 0;
   for (const ProductTask& task : tasks) {
     if (task.rows <= device.few_rows_expert) params.tasks[params.num_tasks++] = task;
@@ -71,8 +67,8 @@ cudaError_t LaunchProducts(const ProductDevice& device, const std::vector<Produc
 }
 
 // The uses of one batch: they fit the workspace and a launch's table.
-cudaError_t RunBatch(const ProductDevice& device, const ExpertMlpArgs& args, std::vector<ProductTask>& tasks,
-                     int64_t rows, cudaStream_t stream) {
+cudaError_t RunBatch(const ProductDevice& device, const ExpertMlpArgs& args, std::vector<ProductTask>& tasks, int64_t rows,
+                     cudaStream_t stream) {
   const ExpertShape& shape = args.shape;
   ProductParams params;
   params.offsets = args.offsets;
@@ -94,8 +90,7 @@ cudaError_t RunBatch(const ProductDevice& device, const ExpertMlpArgs& args, std
   params.out_stride = shape.n_ff;
   params.alpha = args.alpha;
   params.limit = args.limit;
-  if (const cudaError_t error = LaunchProducts(device, tasks, params, /*fused=*/true, stream); error != cudaSuccess)
-    return error;
+  if (const cudaError_t error = LaunchProducts(device, tasks, params, /*fused=*/true, stream); error != cudaSuccess) return error;
 
   params.weight_type = shape.down_type;
   params.first = {shape.down_codes, shape.down_scales, shape.has_bias ? shape.down_bias : -1};
@@ -117,9 +112,7 @@ cudaError_t RunBatch(const ProductDevice& device, const ExpertMlpArgs& args, std
 
 }  // namespace
 
-int64_t ExpertMlpWorkspaceBytes(const ExpertShape& shape, int64_t rows) {
-  return (rows * shape.n_ff * 2 + 255) / 256 * 256;
-}
+int64_t ExpertMlpWorkspaceBytes(const ExpertShape& shape, int64_t rows) { return (rows * shape.n_ff * 2 + 255) / 256 * 256; }
 
 const char* ExpertMlp(const ProductDevice& device, const ExpertMlpArgs& args, cudaStream_t stream) {
   if (args.num_uses == 0) return nullptr;

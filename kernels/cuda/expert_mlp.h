@@ -1,6 +1,6 @@
 #pragma once
 
-// The experts of a layer, computed straight from their records (common/expert_layout.h) in device memory:
+// The experts of a layer, computed straight from their records (common/model/expert_layout.h) in device memory:
 //
 //   for each use, each entry i in [offsets[group], offsets[group + 1]):
 //     h [n_ff], rounded to in_type     = swiglu(gate in[rows[i]] + gate_bias, up in[rows[i]] + up_bias)
@@ -17,7 +17,7 @@
 
 #include <cstdint>
 
-#include "common/dtype.h"
+#include "common/model/dtype.h"
 #include "kernels/cuda/product_device.h"
 
 namespace ferry::cuda {

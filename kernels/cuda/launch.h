@@ -10,7 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "common/dtype.h"
+#include "common/model/dtype.h"
 
 namespace ferry::cuda {
 
@@ -26,7 +26,7 @@ struct DeviceRows {
   int64_t rows = 0, cols = 0, stride = 0;
 };
 
-// A tiled matrix (common/tiled_layout.h) without its includes.
+// A tiled matrix (common/model/tiled_layout.h) without its includes.
 struct DeviceTiles {
   const std::byte* data = nullptr;
   DType dtype = DType::kF32;

@@ -139,8 +139,7 @@ __global__ void __launch_bounds__(kMergeThreads)
     for (int s = threadIdx.x; s < segments; s += kWarpSize) largest = fmaxf(largest, own[s].largest);
     largest = WarpMax(largest);
     for (int s = threadIdx.x; s < segments; s += kWarpSize) {
-      if (own[s].total != 0.0f)
-        total += own[s].total * expf(own[s].largest - largest);  // a segment of -inf adds nothing
+      if (own[s].total != 0.0f) total += own[s].total * expf(own[s].largest - largest);  // a segment of -inf adds nothing
     }
     total = WarpSum(total);
     if (threadIdx.x == 0) {
@@ -183,19 +182,17 @@ cudaError_t LaunchSummarize(const SummarizeArgs& args, cudaStream_t stream) {
     return cudaErrorInvalidValue;
   }
   auto* const keys = static_cast<uint64_t*>(args.workspace);
-  auto* const sums = reinterpret_cast<SegmentSum*>(static_cast<std::byte*>(args.workspace) +
-                                                   KeyBytes(args.num_requests, cols, args.max_top));
+  auto* const sums =
+      reinterpret_cast<SegmentSum*>(static_cast<std::byte*>(args.workspace) + KeyBytes(args.num_requests, cols, args.max_top));
   const float* const logits = static_cast<const float*>(args.logits.data);
   dim3 grid;
   FERRY_CUDA_RETURN_IF_ERROR(Grid(args.num_requests * segments, 1, 1, &grid));
-  SegmentKernel<<<grid, kThreads, 0, stream>>>(logits, args.logits.stride, static_cast<int>(cols),
-                                               static_cast<int>(segments), args.requests,
-                                               static_cast<int>(args.max_top), sums, keys);
+  SegmentKernel<<<grid, kThreads, 0, stream>>>(logits, args.logits.stride, static_cast<int>(cols), static_cast<int>(segments),
+                                               args.requests, static_cast<int>(args.max_top), sums, keys);
   FERRY_CUDA_RETURN_IF_ERROR(cudaGetLastError());
   FERRY_CUDA_RETURN_IF_ERROR(Grid(args.num_requests, 1, 1, &grid));
   MergeKernel<<<grid, kMergeThreads, 0, stream>>>(logits, args.logits.stride, static_cast<int>(segments), args.requests,
-                                                  static_cast<int>(args.max_top), sums, keys, args.summaries,
-                                                  args.best);
+                                                  static_cast<int>(args.max_top), sums, keys, args.summaries, args.best);
   return cudaGetLastError();
 }
 

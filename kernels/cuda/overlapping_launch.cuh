@@ -1,7 +1,7 @@
 #pragma once
 
-// Launches that may begin while the one before them still runs (programmatic dependent launch). In a chain of small kernels, as decode
-// is, each then begins about 0.9 us earlier: 2.6 us a kernel instead of 3.5 on an H200 (docs/performance.md).
+// Launches that may begin while the one before them still runs (programmatic dependent launch). In a chain of small kernels, as
+// decode is, each then begins about 0.9 us earlier: 2.6 us a kernel instead of 3.5 on an H200 (docs/performance.md).
 
 #include <cuda_runtime.h>
 
@@ -11,9 +11,9 @@
 
 namespace ferry::cuda {
 
-// For kernels queued by LaunchOverlapping: returns when all launches before this one are done and what they wrote can be seen. Before it
-// a kernel reads nothing but weights, and writes nothing. Every kernel so queued calls it in every block, so that one that is done
-// says the same of all before it.
+// For kernels queued by LaunchOverlapping: returns when all launches before this one are done and what they wrote can be seen.
+// Before it a kernel reads nothing but weights, and writes nothing. Every kernel so queued calls it in every block, so that one
+// that is done says the same of all before it.
 __device__ inline void AwaitLaunchesBefore() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;\n griddepcontrol.wait;" ::: "memory");

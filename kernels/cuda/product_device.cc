@@ -18,8 +18,7 @@ const char* QueryProductDevice(int device, ProductDevice* info) {
     return cudaGetErrorString(error);
   }
   if (info->capability < 75) return "the GPU's compute capability is below 7.5";
-  if (const cudaError_t error = PrepareProductsWgmma(&info->wgmma); error != cudaSuccess)
-    return cudaGetErrorString(error);
+  if (const cudaError_t error = PrepareProductsWgmma(&info->wgmma); error != cudaSuccess) return cudaGetErrorString(error);
   return nullptr;
 }
 

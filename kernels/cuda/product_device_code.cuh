@@ -56,8 +56,7 @@ __device__ inline int64_t OutputRow(const ProductParams& params, const ProductTa
 }
 
 // A matrix's bias in a task, or null.
-__device__ inline const float* BiasOf(const ProductParams& params, const ProductTask& task,
-                                      const ProductMatrix& matrix) {
+__device__ inline const float* BiasOf(const ProductParams& params, const ProductTask& task, const ProductMatrix& matrix) {
   if (matrix.bias < 0) return params.bias;
   return reinterpret_cast<const float*>(task.weights + matrix.bias);
 }

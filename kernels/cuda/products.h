@@ -15,7 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "common/dtype.h"
+#include "common/model/dtype.h"
 #include "kernels/cuda/product_device.h"
 
 namespace ferry::cuda {

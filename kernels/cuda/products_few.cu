@@ -12,14 +12,13 @@ namespace ferry::cuda {
 namespace {
 
 constexpr int kExpertWarps = 4;
-// A dense matrix alone has too few blocks to keep a GPU's memory busy: with twice the warps 8.5 instead of 10.8 us for 5120 x 2880 in Q8_0
-// on an H100. It depends on the shape alone, so that a row has the same bits beside any number of others.
+// A dense matrix alone has too few blocks to keep a GPU's memory busy: with twice the warps 8.5 instead of 10.8 us for 5120 x
+// 2880 in Q8_0 on an H100. It depends on the shape alone, so that a row has the same bits beside any number of others.
 constexpr int kDenseWarps = 8;
 constexpr int64_t kMaxDenseRows = 16384;  // of such a matrix
-constexpr int kWarpsPerSm = 24;  // with up to 8 rows: 80 registers a thread; bytes on their way are what counts
-constexpr int kGroupBlocks =
-    4;  // blocks of 32 columns that a warp takes at a time: lane (g, q) holds block q of rows g, g + 8
-constexpr int kPitch = 20;  // floats from token to token in shared memory: the 32 lanes of a store hit 32 banks
+constexpr int kWarpsPerSm = 24;           // with up to 8 rows: 80 registers a thread; bytes on their way are what counts
+constexpr int kGroupBlocks = 4;  // blocks of 32 columns that a warp takes at a time: lane (g, q) holds block q of rows g, g + 8
+constexpr int kPitch = 20;       // floats from token to token in shared memory: the 32 lanes of a store hit 32 banks
 
 __device__ inline uint4 LoadStreaming(const std::byte* source) {
   uint4 value;

@@ -24,8 +24,7 @@ __device__ inline int ChunkOffset(int token, int chunk) {
 
 // Grid: [tiles]. Block: kWarps warps; a panel is 128 rows of gate and up each, or 256 rows of the one matrix.
 template <DType kType, typename Act, bool kFused>
-__global__ void __launch_bounds__(kWarps* kWarpSize, 1)
-    ProductsMmaKernel(const __grid_constant__ ProductParams params) {
+__global__ void __launch_bounds__(kWarps* kWarpSize, 1) ProductsMmaKernel(const __grid_constant__ ProductParams params) {
   using Codes = Decoder<kType, Act>;
   constexpr int kPanelRows = kFused ? 16 * kWarps : 32 * kWarps;
   __shared__ alignas(128) std::byte staged[2][kTokens * kGroupBytes];
@@ -71,8 +70,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, 1)
         const int64_t at = static_cast<int64_t>(block) * 16 + 8 * half;
         const uint4* source = reinterpret_cast<const uint4*>(codes[m] + at * CodeBytes(kType));
 #pragma unroll
-        for (int v = 0; v < Codes::kVectors; ++v)
-          raw->codes[m][half][v] = valid ? __ldg(source + v) : uint4{0, 0, 0, 0};
+        for (int v = 0; v < Codes::kVectors; ++v) raw->codes[m][half][v] = valid ? __ldg(source + v) : uint4{0, 0, 0, 0};
         raw->scales[m][half] = valid ? Codes::LoadScaleBits(scales[m] + at * ScaleBytes(kType)) : 0;
       }
     }

@@ -45,8 +45,7 @@ struct Config {
   static constexpr int kOutPitch = 2 * kOutColumns + 16, kOutPitchF32 = 4 * kOutColumns + 16;
   static constexpr int kOutBytes = (kTokens * kOutPitch + 127) / 128 * 128;
   static constexpr int kBarriers = 256;
-  static constexpr int kFit =
-      (kSharedBytes - 1024 - 128 - kBarriers - kConsumers * kOutBytes) / (kRows + kCodes + kScales);
+  static constexpr int kFit = (kSharedBytes - 1024 - 128 - kBarriers - kConsumers * kOutBytes) / (kRows + kCodes + kScales);
   static constexpr int kStages = kFit > 8 ? 8 : kFit;
   static_assert(kStages >= 2);
   static constexpr int kRowsAt = 0;
@@ -124,9 +123,7 @@ class Producer {
     const int first_tile = tile.panel * (kFused ? C::kSlots / 2 : C::kSlots);
     const int64_t tile_codes = static_cast<int64_t>(col_blocks) * 16 * CodeBytes(kType);
     const int64_t tile_scales = static_cast<int64_t>(col_blocks) * 16 * ScaleBytes(kType);
-    const auto slot_tile = [&](int slot) {
-      return min(first_tile + (kFused ? slot % (C::kSlots / 2) : slot), row_tiles - 1);
-    };
+    const auto slot_tile = [&](int slot) { return min(first_tile + (kFused ? slot % (C::kSlots / 2) : slot), row_tiles - 1); };
     const std::byte* base = task.weights + params_.first.codes + slot_tile(0) * tile_codes;
     const std::byte* pointers[kOffsets ? 1 : kCodePointers] = {};
     uint32_t offsets[kOffsets ? kCodePointers : 1] = {};
@@ -197,14 +194,12 @@ class Producer {
         for (int j = 0; j < kCopiesEach; ++j) {
           const int at = thread + 128 * (i * kCopiesEach + j);
           const bool valid = at % kCodeChunks < kCodeChunks / 2;
-          CopyAsync16(shared + C::kCodesAt + place_.stage * C::kCodes + at * 16, codes(i) + (valid ? j * 128 * 16 : 0),
-                      valid);
+          CopyAsync16(shared + C::kCodesAt + place_.stage * C::kCodes + at * 16, codes(i) + (valid ? j * 128 * 16 : 0), valid);
         }
       }
       if (copies_scales) {
         const bool valid = thread % kScaleSplit < kScaleChunks / 2;
-        CopyAsync16(shared + C::kScalesAt + place_.stage * C::kScales + thread * 16, valid ? scales : task.weights,
-                    valid);
+        CopyAsync16(shared + C::kScalesAt + place_.stage * C::kScales + thread * 16, valid ? scales : task.weights, valid);
       }
 #pragma unroll
       for (int i = 0; i < kRowCopies; ++i) {
@@ -258,8 +253,8 @@ class Producer {
 // The consumers' sums: the tile's first kN rows by this warpgroup's 64 rows of weights. A warp's rows g and g + 8 are
 // `low` and `high`: bytes of their codes and scales from the start of a stage's, in units of one block of one row.
 template <class C, DType kType, int kN>
-__device__ __forceinline__ void Multiply(int stages, const std::byte* shared, int low, int high, uint32_t full,
-                                         uint32_t empty, Place<C::kStages>* place, float (&sum)[kN / 2]) {
+__device__ __forceinline__ void Multiply(int stages, const std::byte* shared, int low, int high, uint32_t full, uint32_t empty,
+                                         Place<C::kStages>* place, float (&sum)[kN / 2]) {
   using Codes = Decoder<kType, __nv_bfloat16>;
   const int lane = threadIdx.x % kWarpSize, g = lane / 4, q = lane % 4;
 #pragma unroll
@@ -298,8 +293,8 @@ __device__ __forceinline__ void Multiply(int stages, const std::byte* shared, in
 
 // Outputs [count][kColumns] in `staged` to memory: 16 bytes a thread along a row.
 template <typename T, int kColumns>
-__device__ __forceinline__ void StoreRows(const ProductParams& params, const ProductTask& task, const TaskRows& rows,
-                                          int first, int count, int first_column, const std::byte* staged, int pitch) {
+__device__ __forceinline__ void StoreRows(const ProductParams& params, const ProductTask& task, const TaskRows& rows, int first,
+                                          int count, int first_column, const std::byte* staged, int pitch) {
   constexpr int kPerChunk = 16 / sizeof(T), kChunks = kColumns / kPerChunk;
   const bool aligned = reinterpret_cast<uintptr_t>(params.out) % 16 == 0 && params.out_stride % kPerChunk == 0;
   for (int i = threadIdx.x % 128; i < count * kChunks; i += 128) {
@@ -334,8 +329,7 @@ __device__ __forceinline__ void StoreRows(const ProductParams& params, const Pro
 // This warpgroup's outputs, through `staged` (C::kOutBytes): fused, sum[4j] and sum[4j + 1] of each j; else all.
 template <class C, bool kFused, int kN>
 __device__ __forceinline__ void Store(const ProductParams& params, const ProductTask& task, const TaskRows& rows,
-                                      const ProductTile& tile, int first_column, const float (&sum)[kN / 2],
-                                      std::byte* staged) {
+                                      const ProductTile& tile, int first_column, const float (&sum)[kN / 2], std::byte* staged) {
   const int warpgroup = threadIdx.x / 128, warp = threadIdx.x / kWarpSize % 4, lane = threadIdx.x % kWarpSize;
   const int g = lane / 4, q = lane % 4;
   const int barrier = 1 + warpgroup;
@@ -355,8 +349,8 @@ __device__ __forceinline__ void Store(const ProductParams& params, const Product
         }
       }
       NamedBarrier<128>(barrier);
-      StoreRows<float, C::kOutColumns>(params, task, rows, tile.first + slice * kSlice,
-                                       min(kSlice, tile.count - slice * kSlice), first_column, staged, kPitch);
+      StoreRows<float, C::kOutColumns>(params, task, rows, tile.first + slice * kSlice, min(kSlice, tile.count - slice * kSlice),
+                                       first_column, staged, kPitch);
     }
     return;
   }
@@ -372,17 +366,14 @@ __device__ __forceinline__ void Store(const ProductParams& params, const Product
     }
   } else {
     // Matrices of a store: columns 0-7 and 8-15 of this warp's 16, for eight rows and the next eight.
-    const uint32_t address =
-        SharedAddress(staged) + (lane % 8 + lane / 16 * 8) * C::kOutPitch + warp * 32 + lane / 8 % 2 * 16;
+    const uint32_t address = SharedAddress(staged) + (lane % 8 + lane / 16 * 8) * C::kOutPitch + warp * 32 + lane / 8 % 2 * 16;
 #pragma unroll
     for (int j = 0; j < kN / 8; j += 2) {
-      StoreMatrix4Transposed(address + j * 8 * C::kOutPitch, pack(4 * j), pack(4 * j + 2), pack(4 * j + 4),
-                             pack(4 * j + 6));
+      StoreMatrix4Transposed(address + j * 8 * C::kOutPitch, pack(4 * j), pack(4 * j + 2), pack(4 * j + 4), pack(4 * j + 6));
     }
   }
   NamedBarrier<128>(barrier);
-  StoreRows<__nv_bfloat16, C::kOutColumns>(params, task, rows, tile.first, tile.count, first_column, staged,
-                                           C::kOutPitch);
+  StoreRows<__nv_bfloat16, C::kOutColumns>(params, task, rows, tile.first, tile.count, first_column, staged, C::kOutPitch);
 }
 
 // One tile of the consumers: products, biases, SwiGLU, stores. Fused, a warp's rows g are 8 rows of gate and its rows g
@@ -425,8 +416,7 @@ __device__ __forceinline__ void Consume(const ProductParams& params, const Produ
 // Grid: at most the number of multiprocessors; block b computes tiles b, b + grid, ... Block: C::kThreads.
 // Dynamic shared memory: C::kBytes.
 template <DType kType, bool kFused, int kConsumers>
-__global__ void __launch_bounds__(128 * (kConsumers + 1), 1)
-    ProductsWgmmaKernel(const __grid_constant__ ProductParams params) {
+__global__ void __launch_bounds__(128 * (kConsumers + 1), 1) ProductsWgmmaKernel(const __grid_constant__ ProductParams params) {
 #if FERRY_HAS_WGMMA
   using C = Config<kType, kFused, kConsumers>;
   extern __shared__ std::byte dynamic[];
@@ -461,9 +451,8 @@ __global__ void __launch_bounds__(128 * (kConsumers + 1), 1)
       const ProductTask& task = params.tasks[tile.task];
       const TaskRows rows = RowsOf(params, task);
       if (rows.count <= tile.first) continue;
-      WithWidth<kConsumers>(tile.count, [&]<int kN>() {
-        Consume<C, kType, kFused, kN>(params, task, rows, tile, shared, full, empty, &place);
-      });
+      WithWidth<kConsumers>(
+          tile.count, [&]<int kN>() { Consume<C, kType, kFused, kN>(params, task, rows, tile, shared, full, empty, &place); });
     }
   }
 #endif
@@ -490,8 +479,7 @@ cudaError_t Launch(const ProductDevice& device, ProductParams& params, cudaStrea
       params.tasks[num_large++] = params.tasks[t];
   }
   params.num_tasks = num_large;
-  if (const cudaError_t error = LaunchTiles<kType, kFused, 3>(device, params, stream); error != cudaSuccess)
-    return error;
+  if (const cudaError_t error = LaunchTiles<kType, kFused, 3>(device, params, stream); error != cudaSuccess) return error;
   std::copy(small, small + num_small, params.tasks);
   params.num_tasks = num_small;
   return LaunchTiles<kType, kFused, 4>(device, params, stream);
@@ -499,8 +487,8 @@ cudaError_t Launch(const ProductDevice& device, ProductParams& params, cudaStrea
 
 template <DType kType, bool kFused, int kConsumers>
 cudaError_t Prepare() {
-  return cudaFuncSetAttribute(ProductsWgmmaKernel<kType, kFused, kConsumers>,
-                              cudaFuncAttributeMaxDynamicSharedMemorySize, Config<kType, kFused, kConsumers>::kBytes);
+  return cudaFuncSetAttribute(ProductsWgmmaKernel<kType, kFused, kConsumers>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              Config<kType, kFused, kConsumers>::kBytes);
 }
 
 }  // namespace
@@ -513,8 +501,8 @@ cudaError_t PrepareProductsWgmma(bool* usable) {
   if (!*usable) return cudaSuccess;
   for (const DType type : {DType::kMXFP4, DType::kQ8_0, DType::kQ4_0, DType::kBF16, DType::kF16, DType::kF32}) {
     const cudaError_t error = WithWeightType(type, [&]<DType kType>() {
-      for (const cudaError_t one : {Prepare<kType, false, 3>(), Prepare<kType, true, 3>(), Prepare<kType, false, 4>(),
-                                    Prepare<kType, true, 4>()}) {
+      for (const cudaError_t one :
+           {Prepare<kType, false, 3>(), Prepare<kType, true, 3>(), Prepare<kType, false, 4>(), Prepare<kType, true, 4>()}) {
         FERRY_CUDA_RETURN_IF_ERROR(one);
       }
       return cudaSuccess;

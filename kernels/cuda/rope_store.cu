@@ -107,8 +107,8 @@ __global__ void RopeStoreKernel(RopeStoreArgs args, bool aligned) {
 
 cudaError_t LaunchRopeStore(const RopeStoreArgs& args, cudaStream_t stream) {
   if (args.qkv.rows == 0) return cudaSuccess;
-  if (args.cache.head_dim < 1 || args.cache.head_dim > kMaxHeadDim || args.cache.head_dim % kKvQuant != 0 ||
-      args.num_dims < 0 || args.num_dims > args.cache.head_dim || args.num_dims % 2 != 0 || args.qkv.cols > 1 << 24 ||
+  if (args.cache.head_dim < 1 || args.cache.head_dim > kMaxHeadDim || args.cache.head_dim % kKvQuant != 0 || args.num_dims < 0 ||
+      args.num_dims > args.cache.head_dim || args.num_dims % 2 != 0 || args.qkv.cols > 1 << 24 ||
       (args.cache.dtype != DType::kF16 && args.cache.dtype != DType::kQ8_0)) {
     return cudaErrorInvalidValue;
   }

@@ -15,9 +15,7 @@ constexpr int64_t kRowsPerPass = 4096;  // bounds the workspace: 16 MiB for 128 
 constexpr int kStep = 32;               // columns in shared memory at a time
 
 // Columns of one part: whole steps.
-__host__ __device__ constexpr int64_t PartCols(int64_t cols) {
-  return (cols + kStep * kParts - 1) / (kStep * kParts) * kStep;
-}
+__host__ __device__ constexpr int64_t PartCols(int64_t cols) { return (cols + kStep * kParts - 1) / (kStep * kParts) * kStep; }
 
 // An F32 number as the sum of three BF16 numbers, exact but for what lies under 2^-24 of it (and under BF16's
 // smallest): with inputs in BF16, three products on tensor cores are one in F32.
@@ -69,8 +67,7 @@ __global__ void __launch_bounds__(128 * kExpertWarps)
 #pragma unroll
     for (int l = 0; l < kWeightLoads; ++l) {
       const int64_t expert = first_expert + l * (kThreads / 8) + line;
-      Load4(weight + expert * cols + col + c, expert < num_experts ? end_col - col - c : 0, weight_aligned,
-            next_weight[l]);
+      Load4(weight + expert * cols + col + c, expert < num_experts ? end_col - col - c : 0, weight_aligned, next_weight[l]);
     }
   };
   const auto store = [&] {
@@ -88,8 +85,7 @@ __global__ void __launch_bounds__(128 * kExpertWarps)
 #pragma unroll
       for (int i = 0; i < 4; ++i) split[i] = SplitOf(next_weight[l][i]);
       const int at = (l * (kThreads / 8) + line) * kStepRowBytes + c * 2;
-      *reinterpret_cast<uint2*>(b[0] + at) =
-          uint2{PackBf16(split[0].low, split[1].low), PackBf16(split[2].low, split[3].low)};
+      *reinterpret_cast<uint2*>(b[0] + at) = uint2{PackBf16(split[0].low, split[1].low), PackBf16(split[2].low, split[3].low)};
       *reinterpret_cast<uint2*>(b[1] + at) =
           uint2{PackBf16(split[0].middle, split[1].middle), PackBf16(split[2].middle, split[3].middle)};
       *reinterpret_cast<uint2*>(b[2] + at) =
@@ -99,8 +95,7 @@ __global__ void __launch_bounds__(128 * kExpertWarps)
 
   float sums[2][4][4] = {};  // two tiles of 16 rows, four of 8 experts
   const uint32_t a_base = SharedAddress(a) + (row_warp * 32 + lane % 16) * kStepRowBytes + lane / 16 * 16;
-  const uint32_t b_base =
-      SharedAddress(b) + (expert_warp * 32 + lane / 16 * 8 + lane % 8) * kStepRowBytes + lane / 8 % 2 * 16;
+  const uint32_t b_base = SharedAddress(b) + (expert_warp * 32 + lane / 16 * 8 + lane % 8) * kStepRowBytes + lane / 8 % 2 * 16;
   if (first_col < end_col) load(first_col);
   for (int col = first_col; col < end_col; col += kStep) {
     store();
@@ -135,8 +130,7 @@ __global__ void __launch_bounds__(128 * kExpertWarps)
       for (int i = 0; i < 4; ++i) {
         const int64_t row = first_row + row_warp * 32 + r * 16 + i / 2 * 8 + lane / 4;
         const int expert = first_expert + expert_warp * 32 + t * 8 + lane % 4 * 2 + i % 2;
-        if (row < rows && expert < num_experts)
-          partials[(blockIdx.z * rows + row) * num_experts + expert] = sums[r][t][i];
+        if (row < rows && expert < num_experts) partials[(blockIdx.z * rows + row) * num_experts + expert] = sums[r][t][i];
       }
     }
   }
@@ -205,8 +199,7 @@ __global__ void __launch_bounds__(kFewWarps* kWarpSize)
   for (int i = 0; i < 4; ++i) {
     const int64_t of_row = row + i / 2 * 8;
     const int of_expert = first_expert + lane % 4 * 2 + i % 2;
-    if (of_row < rows && of_expert < num_experts)
-      partials[(blockIdx.z * rows + of_row) * num_experts + of_expert] = sums[i];
+    if (of_row < rows && of_expert < num_experts) partials[(blockIdx.z * rows + of_row) * num_experts + of_expert] = sums[i];
   }
 }
 
@@ -245,8 +238,7 @@ __global__ void __launch_bounds__(kF16Rows* kF16Experts)
     if (row < here) {
 #pragma unroll 4
       for (int k = 0; k < 4 * fours; k += 4) {
-        const float4 x = *reinterpret_cast<const float4*>(&a[row][k]),
-                     w = *reinterpret_cast<const float4*>(&b[expert][k]);
+        const float4 x = *reinterpret_cast<const float4*>(&a[row][k]), w = *reinterpret_cast<const float4*>(&b[expert][k]);
         sum = fmaf(x.x, w.x, sum);
         sum = fmaf(x.y, w.y, sum);
         sum = fmaf(x.z, w.z, sum);
@@ -438,9 +430,9 @@ cudaError_t LaunchRoute(const RouteArgs& args, cudaStream_t stream) {
     if (args.in.dtype == DType::kF16) {
       const auto* const in = static_cast<const __half*>(args.in.data) + first * args.in.stride;
       FERRY_CUDA_RETURN_IF_ERROR(Grid(CeilDiv(rows, kF16Rows), CeilDiv(num_experts, kF16Experts), kParts, &grid));
-      RouterF16Kernel<<<grid, kF16Rows * kF16Experts, 0, stream>>>(
-          in, args.in.stride, RowsAligned4<__half>(in, args.in.stride), args.weight, weight_aligned, partials, rows,
-          num_experts, cols);
+      RouterF16Kernel<<<grid, kF16Rows * kF16Experts, 0, stream>>>(in, args.in.stride, RowsAligned4<__half>(in, args.in.stride),
+                                                                   args.weight, weight_aligned, partials, rows, num_experts,
+                                                                   cols);
     } else if (args.in.dtype != DType::kBF16) {
       return cudaErrorInvalidValue;
     } else {
@@ -453,12 +445,12 @@ cudaError_t LaunchRoute(const RouteArgs& args, cudaStream_t stream) {
                                                      partials, rows, num_experts, cols));
       } else if (num_experts <= 32) {
         FERRY_CUDA_RETURN_IF_ERROR(Grid(CeilDiv(rows, kManyRows), 1, kParts, &grid));
-        RouterKernel<1><<<grid, 128, 0, stream>>>(in, args.in.stride, in_aligned, args.weight, weight_aligned, partials,
-                                                  rows, num_experts, cols);
+        RouterKernel<1><<<grid, 128, 0, stream>>>(in, args.in.stride, in_aligned, args.weight, weight_aligned, partials, rows,
+                                                  num_experts, cols);
       } else {
         FERRY_CUDA_RETURN_IF_ERROR(Grid(CeilDiv(rows, kManyRows), CeilDiv(num_experts, 64), kParts, &grid));
-        RouterKernel<2><<<grid, 256, 0, stream>>>(in, args.in.stride, in_aligned, args.weight, weight_aligned, partials,
-                                                  rows, num_experts, cols);
+        RouterKernel<2><<<grid, 256, 0, stream>>>(in, args.in.stride, in_aligned, args.weight, weight_aligned, partials, rows,
+                                                  num_experts, cols);
       }
     }
     FERRY_CUDA_RETURN_IF_ERROR(cudaGetLastError());
@@ -484,12 +476,10 @@ int64_t GroupWorkspaceBytes(int64_t rows, int64_t top_k, int64_t num_experts) {
   return (CeilDiv(rows * top_k, kGroupThreads) + 1) * num_experts * 4;
 }
 
-cudaError_t LaunchGroupByExpert(const int32_t* experts, int64_t rows, int64_t top_k, int64_t num_experts,
-                                int32_t* offsets, int32_t* entry_rows, int32_t* entry_outs, void* workspace,
-                                cudaStream_t stream) {
+cudaError_t LaunchGroupByExpert(const int32_t* experts, int64_t rows, int64_t top_k, int64_t num_experts, int32_t* offsets,
+                                int32_t* entry_rows, int32_t* entry_outs, void* workspace, cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
-  if (num_experts < 1 || num_experts > kMaxExperts || top_k < 1 || rows > 0x7fffffff / top_k)
-    return cudaErrorInvalidValue;
+  if (num_experts < 1 || num_experts > kMaxExperts || top_k < 1 || rows > 0x7fffffff / top_k) return cudaErrorInvalidValue;
   const int64_t assignments = rows * top_k, chunks = CeilDiv(assignments, kGroupThreads);
   const int count = static_cast<int>(num_experts);
   int32_t *counts = nullptr, *totals = nullptr;

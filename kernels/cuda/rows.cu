@@ -5,7 +5,7 @@
 namespace ferry::cuda {
 namespace {
 
-constexpr int kTileRows = 16, kTileCols = 32;  // common/tiled_layout.h
+constexpr int kTileRows = 16, kTileCols = 32;  // common/model/tiled_layout.h
 constexpr int kThreads = 256;
 
 // Magnitudes of the eight E2M1 codes, twice: 0 1 2 3 4 6 8 12, one in each four bits.
@@ -36,8 +36,7 @@ __device__ inline float TileValue(const DeviceTiles& table, int64_t row, int64_t
     }
     case DType::kQ4_0: {
       const uint32_t pair = ReadAs<uint8_t>(codes + i % 16);
-      return static_cast<float>(static_cast<int>(i < 16 ? pair & 15u : pair >> 4) - 8) *
-             __half2float(ReadAs<__half>(scale));
+      return static_cast<float>(static_cast<int>(i < 16 ? pair & 15u : pair >> 4) - 8) * __half2float(ReadAs<__half>(scale));
     }
     case DType::kQ8_0:
       return static_cast<float>(ReadAs<int8_t>(codes + i)) * __half2float(ReadAs<__half>(scale));
@@ -58,8 +57,7 @@ __global__ void EmbedKernel(DeviceTiles table, const int32_t* token_ids, T* x, i
   const int64_t token = token_ids[blockIdx.x];
   if (token < 0 || token >= table.rows) return;
   T* const out = x + blockIdx.x * stride;
-  for (int64_t col = threadIdx.x; col < table.cols; col += kThreads)
-    out[col] = FromFloat<T>(TileValue(table, token, col));
+  for (int64_t col = threadIdx.x; col < table.cols; col += kThreads) out[col] = FromFloat<T>(TileValue(table, token, col));
 }
 
 // Grid: [rows]. Block: kThreads. Thread t takes columns [4t, 4t + 4) of each 4 * kThreads, so the order of the sum
@@ -95,8 +93,8 @@ __global__ void RmsNormKernel(const In* x, int64_t x_stride, bool x_aligned, con
 // Bound: rows * cols * (top_k * sizeof(T) + 8) through device memory.
 constexpr int kCombineThreads = 128;
 template <typename T>
-__global__ void CombineKernel(const T* contributions, int64_t stride, bool aligned, const float* weights, int top_k,
-                              float* x, int64_t x_stride, bool x_aligned, int cols, int parts) {
+__global__ void CombineKernel(const T* contributions, int64_t stride, bool aligned, const float* weights, int top_k, float* x,
+                              int64_t x_stride, bool x_aligned, int cols, int parts) {
   AwaitLaunchesBefore();
   const int64_t token = blockIdx.x / parts;
   const int col = 4 * (static_cast<int>(blockIdx.x % parts) * kCombineThreads + static_cast<int>(threadIdx.x));
@@ -130,12 +128,11 @@ __global__ void GatherKernel(const Word* in, int64_t in_stride, int64_t in_rows,
   for (int64_t i = threadIdx.x; i < words; i += kThreads) out[blockIdx.x * out_stride + i] = in[source * in_stride + i];
 }
 
-// Grid: [num_rows, pieces of 4 * kThreads columns]. Block: kThreads, four columns each: 16-byte reads, all in flight, since `rows`
-// may lie across the link.
-// Bound: num_rows * cols * 4 bytes over the link.
+// Grid: [num_rows, pieces of 4 * kThreads columns]. Block: kThreads, four columns each: 16-byte reads, all in flight, since
+// `rows` may lie across the link. Bound: num_rows * cols * 4 bytes over the link.
 template <typename T>
-__global__ void ScatterKernel(const float* rows, bool aligned, const int32_t* outs, T* out, int64_t out_stride,
-                              bool out_aligned, int64_t out_rows, int cols) {
+__global__ void ScatterKernel(const float* rows, bool aligned, const int32_t* outs, T* out, int64_t out_stride, bool out_aligned,
+                              int64_t out_rows, int cols) {
   AwaitLaunchesBefore();
   const int col = 4 * (static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x));
   if (col >= cols) return;
@@ -166,7 +163,8 @@ template <typename Word>
 __global__ void CopyAndTellKernel(std::byte* dst, const std::byte* src, int64_t bytes, uint32_t* signal, uint32_t value) {
   AwaitLaunchesBefore();
   const int64_t words = bytes / static_cast<int64_t>(sizeof(Word));
-  for (int64_t i = threadIdx.x; i < words; i += kTellThreads) reinterpret_cast<Word*>(dst)[i] = reinterpret_cast<const Word*>(src)[i];
+  for (int64_t i = threadIdx.x; i < words; i += kTellThreads)
+    reinterpret_cast<Word*>(dst)[i] = reinterpret_cast<const Word*>(src)[i];
   for (int64_t i = words * static_cast<int64_t>(sizeof(Word)) + threadIdx.x; i < bytes; i += kTellThreads) dst[i] = src[i];
   __threadfence_system();
   __syncthreads();
@@ -207,8 +205,7 @@ cudaError_t LaunchEmbed(const DeviceTiles& table, const int32_t* token_ids, cons
   });
 }
 
-cudaError_t LaunchRmsNorm(const DeviceRows& x, const float* weight, float epsilon, const DeviceRows& out,
-                          cudaStream_t stream) {
+cudaError_t LaunchRmsNorm(const DeviceRows& x, const float* weight, float epsilon, const DeviceRows& out, cudaStream_t stream) {
   if (x.rows == 0) return cudaSuccess;
   if (x.cols < 1 || x.cols > 1 << 24) return cudaErrorInvalidValue;
   dim3 grid;
@@ -274,8 +271,8 @@ cudaError_t LaunchCopy(void* dst, const void* src, int64_t bytes, cudaStream_t s
     using Word = decltype(word);
     const int64_t words = bytes / static_cast<int64_t>(sizeof(Word)) + 1;
     const int64_t blocks = words < kMaxBlocks * kThreads ? (words + kThreads - 1) / kThreads : kMaxBlocks;
-    return LaunchOverlapping(CopyKernel<Word>, dim3(static_cast<unsigned>(blocks)), kThreads, stream, static_cast<std::byte*>(dst),
-                             static_cast<const std::byte*>(src), bytes);
+    return LaunchOverlapping(CopyKernel<Word>, dim3(static_cast<unsigned>(blocks)), kThreads, stream,
+                             static_cast<std::byte*>(dst), static_cast<const std::byte*>(src), bytes);
   });
 }
 

@@ -14,8 +14,7 @@ cudaError_t LaunchEmbed(const DeviceTiles& table, const int32_t* token_ids, cons
 
 // out = x / sqrt(mean(x^2) + epsilon) * weight; the sum of squares in F32, in an order that depends on the columns
 // alone. weight F32 [cols]; x and out of any element type.
-cudaError_t LaunchRmsNorm(const DeviceRows& x, const float* weight, float epsilon, const DeviceRows& out,
-                          cudaStream_t stream);
+cudaError_t LaunchRmsNorm(const DeviceRows& x, const float* weight, float epsilon, const DeviceRows& out, cudaStream_t stream);
 
 // x[t] += sum over rank r, in order, of weights[t, r] * contributions[t * top_k + r]. weights [x.rows, top_k]; x F32.
 cudaError_t LaunchCombine(const DeviceRows& contributions, const float* weights, int64_t top_k, const DeviceRows& x,
@@ -30,8 +29,8 @@ cudaError_t LaunchGatherRows(const DeviceRows& in, const int32_t* rows, const De
 cudaError_t LaunchScatterRows(const float* rows, const int32_t* outs, int64_t num_rows, const DeviceRows& out,
                               cudaStream_t stream);
 
-// dst = `bytes` of src, one of them pinned host memory, by the kernel itself. Not the copy engine's work: its copies run in the order in
-// which all streams queued them, so that a table of some kilobytes would wait for every expert queued before it (10 ms
+// dst = `bytes` of src, one of them pinned host memory, by the kernel itself. Not the copy engine's work: its copies run in the
+// order in which all streams queued them, so that a table of some kilobytes would wait for every expert queued before it (10 ms
 // for 38 of them, measured), and with it the compute stream; and a few kilobytes are with the host 6 us sooner.
 cudaError_t LaunchCopy(void* dst, const void* src, int64_t bytes, cudaStream_t stream);
 // The same for a few kilobytes, to host memory that is pinned; then *signal, in such memory too, becomes `value`.

@@ -17,8 +17,7 @@ absl::StatusOr<Staging> Staging::Create(cudaStream_t stream) {
 }
 
 absl::StatusOr<std::byte*> Staging::Reserve(int64_t bytes) {
-  if (bytes < 0 || bytes > kBufferBytes)
-    return Internal("staging of %d bytes at once, want at most %d", bytes, kBufferBytes);
+  if (bytes < 0 || bytes > kBufferBytes) return Internal("staging of %d bytes at once, want at most %d", bytes, kBufferBytes);
   bytes = AlignUp(bytes, 256);
   if (used_ + bytes > kBufferBytes) {
     Buffer& full = buffers_[current_];
@@ -27,8 +26,7 @@ absl::StatusOr<std::byte*> Staging::Reserve(int64_t bytes) {
     current_ = (current_ + 1) % kBuffers;
     used_ = 0;
     Buffer& next = buffers_[current_];
-    if (next.pending)
-      RETURN_IF_ERROR(CudaStatus(cudaEventSynchronize(next.read.get()), "waiting for a staging buffer"));
+    if (next.pending) RETURN_IF_ERROR(CudaStatus(cudaEventSynchronize(next.read.get()), "waiting for a staging buffer"));
     next.pending = false;
   }
   std::byte* const out = buffers_[current_].memory.data() + used_;

@@ -11,17 +11,14 @@ const char* Check(const ProductDevice& device, const TiledGemmArgs& args) {
   constexpr int64_t kMost = int64_t{1} << 31;
   if (args.m < 0 || args.m >= kMost) return "argument m: not in [0, 2^31)";
   if (args.n < 1 || args.n >= kMost - 256) return "argument n: not in [1, 2^31 - 256)";
-  if (args.k < 32 || args.k >= kMost - 256 || args.k % 32 != 0)
-    return "argument k: not a positive multiple of 32 below 2^31";
+  if (args.k < 32 || args.k >= kMost - 256 || args.k % 32 != 0) return "argument k: not a positive multiple of 32 below 2^31";
   if (args.act_type != DType::kBF16 && args.act_type != DType::kF16) return "argument act_type: want BF16 or F16";
-  if (args.act_type == DType::kBF16 && device.capability < 80)
-    return "argument act_type: BF16 needs capability 8.0, want F16";
+  if (args.act_type == DType::kBF16 && device.capability < 80) return "argument act_type: BF16 needs capability 8.0, want F16";
   if (args.out_type != DType::kF32 && args.out_type != args.act_type) return "argument out_type: want F32 or act_type";
   if (args.accumulate && args.out_type != DType::kF32) return "argument accumulate: needs an F32 out";
   if (args.act == nullptr || reinterpret_cast<uintptr_t>(args.act) % 16 != 0) return "argument act: not on 16 bytes";
   if (args.act_stride < args.k || args.act_stride % 8 != 0) return "argument act_stride: below k, or no multiple of 8";
-  if (args.weight == nullptr || reinterpret_cast<uintptr_t>(args.weight) % 128 != 0)
-    return "argument weight: not on 128 bytes";
+  if (args.weight == nullptr || reinterpret_cast<uintptr_t>(args.weight) % 128 != 0) return "argument weight: not on 128 bytes";
   if (args.scales_offset < 0 || args.scales_offset % 128 != 0) return "argument scales_offset: no multiple of 128";
   if (args.out == nullptr) return "argument out: null";
   if (args.out_stride < args.n) return "argument out_stride: below n";

@@ -1,6 +1,6 @@
 #pragma once
 
-// Dense products with a weight matrix in the tiled layout (common/tiled_layout.h), dequantised in registers on its way
+// Dense products with a weight matrix in the tiled layout (common/model/tiled_layout.h), dequantised in registers on its way
 // to the tensor cores: no dequantised copy exists in memory.
 //
 //   out[m, n] (+)= act[m, k] W[n, k]^T + bias[n]
@@ -22,7 +22,7 @@
 
 #include <cstdint>
 
-#include "common/dtype.h"
+#include "common/model/dtype.h"
 #include "kernels/cuda/product_device.h"
 
 namespace ferry::cuda {

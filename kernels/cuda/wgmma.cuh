@@ -58,8 +58,8 @@ __device__ inline void NamedBarrier(int id) {
 
 // Four 8x8 matrices of 16-bit elements, transposed on the way; lane i gives the address of row i % 8 of matrix i / 8.
 __device__ inline void StoreMatrix4Transposed(uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b),
-               "r"(c), "r"(d)
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b), "r"(c),
+               "r"(d)
                : "memory");
 }
 
@@ -101,17 +101,17 @@ struct Wgmma;
 #define FERRY_NAMES48 "%48, %49, %50, %51, %52, %53, %54, %55"
 #define FERRY_NAMES56 "%56, %57, %58, %59, %60, %61, %62, %63"
 
-#define FERRY_WGMMA(n, names, a0, a1, a2, a3, b, ...)                                                                    \
-  template <>                                                                                                            \
-  struct Wgmma<n> {                                                                                                      \
-    __device__ static void Run(float (&d)[n / 2], const uint32_t* a, uint32_t rows) {                              \
-      asm volatile(                                                                                                      \
-          "{\n.reg .b64 b;\nmov.b64 b, {%" #b ", " FERRY_DESCRIPTOR_HIGH "};\n"                                         \
-          "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" names "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3    \
-          "}, b, 1, 1, 1, 0;\n}\n"                                                                                       \
-          : __VA_ARGS__                                                                                                  \
-          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(rows));                                                      \
-    }                                                                                                                    \
+#define FERRY_WGMMA(n, names, a0, a1, a2, a3, b, ...)                                                                           \
+  template <>                                                                                                                   \
+  struct Wgmma<n> {                                                                                                             \
+    __device__ static void Run(float (&d)[n / 2], const uint32_t* a, uint32_t rows) {                                           \
+      asm volatile("{\n.reg .b64 b;\nmov.b64 b, {%" #b ", " FERRY_DESCRIPTOR_HIGH                                               \
+                   "};\n"                                                                                                       \
+                   "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" names "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 \
+                   "}, b, 1, 1, 1, 0;\n}\n"                                                                                     \
+                   : __VA_ARGS__                                                                                                \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(rows));                                                    \
+    }                                                                                                                           \
   };
 FERRY_WGMMA(16, FERRY_NAMES0, 8, 9, 10, 11, 12, FERRY_SUMS8(0))
 FERRY_WGMMA(32, FERRY_NAMES0 ", " FERRY_NAMES8, 16, 17, 18, 19, 20, FERRY_SUMS16(0))
@@ -119,12 +119,16 @@ FERRY_WGMMA(48, FERRY_NAMES0 ", " FERRY_NAMES8 ", " FERRY_NAMES16, 24, 25, 26, 2
 FERRY_WGMMA(64, FERRY_NAMES0 ", " FERRY_NAMES8 ", " FERRY_NAMES16 ", " FERRY_NAMES24, 32, 33, 34, 35, 36, FERRY_SUMS32(0))
 FERRY_WGMMA(80, FERRY_NAMES0 ", " FERRY_NAMES8 ", " FERRY_NAMES16 ", " FERRY_NAMES24 ", " FERRY_NAMES32, 40, 41, 42, 43, 44,
             FERRY_SUMS32(0), FERRY_SUMS8(32))
-FERRY_WGMMA(96, FERRY_NAMES0 ", " FERRY_NAMES8 ", " FERRY_NAMES16 ", " FERRY_NAMES24 ", " FERRY_NAMES32 ", " FERRY_NAMES40,
-            48, 49, 50, 51, 52, FERRY_SUMS32(0), FERRY_SUMS16(32))
-FERRY_WGMMA(112, FERRY_NAMES0 ", " FERRY_NAMES8 ", " FERRY_NAMES16 ", " FERRY_NAMES24 ", " FERRY_NAMES32 ", " FERRY_NAMES40
-            ", " FERRY_NAMES48, 56, 57, 58, 59, 60, FERRY_SUMS32(0), FERRY_SUMS16(32), FERRY_SUMS8(48))
-FERRY_WGMMA(128, FERRY_NAMES0 ", " FERRY_NAMES8 ", " FERRY_NAMES16 ", " FERRY_NAMES24 ", " FERRY_NAMES32 ", " FERRY_NAMES40
-            ", " FERRY_NAMES48 ", " FERRY_NAMES56, 64, 65, 66, 67, 68, FERRY_SUMS32(0), FERRY_SUMS32(32))
+FERRY_WGMMA(96, FERRY_NAMES0 ", " FERRY_NAMES8 ", " FERRY_NAMES16 ", " FERRY_NAMES24 ", " FERRY_NAMES32 ", " FERRY_NAMES40, 48,
+            49, 50, 51, 52, FERRY_SUMS32(0), FERRY_SUMS16(32))
+FERRY_WGMMA(112,
+            FERRY_NAMES0 ", " FERRY_NAMES8 ", " FERRY_NAMES16 ", " FERRY_NAMES24 ", " FERRY_NAMES32 ", " FERRY_NAMES40
+                         ", " FERRY_NAMES48,
+            56, 57, 58, 59, 60, FERRY_SUMS32(0), FERRY_SUMS16(32), FERRY_SUMS8(48))
+FERRY_WGMMA(128,
+            FERRY_NAMES0 ", " FERRY_NAMES8 ", " FERRY_NAMES16 ", " FERRY_NAMES24 ", " FERRY_NAMES32 ", " FERRY_NAMES40
+                         ", " FERRY_NAMES48 ", " FERRY_NAMES56,
+            64, 65, 66, 67, 68, FERRY_SUMS32(0), FERRY_SUMS32(32))
 #undef FERRY_WGMMA
 #undef FERRY_DESCRIPTOR_HIGH
 

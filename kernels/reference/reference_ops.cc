@@ -35,8 +35,8 @@ double SwiGlu(const SwigluParams& params, double gate, double up) {
 }
 
 // Rotates the pairs (i, i + num_dims / 2) of one head; dimensions beyond num_dims stay.
-void Rotate(const std::vector<double>& frequencies, double attention_factor, int64_t position, const float* in,
-            int64_t head_dim, float* out) {
+void Rotate(const std::vector<double>& frequencies, double attention_factor, int64_t position, const float* in, int64_t head_dim,
+            float* out) {
   const int64_t half = static_cast<int64_t>(frequencies.size());
   for (int64_t i = 0; i < half; ++i) {
     const double angle = static_cast<double>(position) * frequencies[i];
@@ -60,8 +60,7 @@ absl::Status ReferenceOps::DoRmsNorm(Tensor x, const float* weight, double epsil
   return absl::OkStatus();
 }
 
-absl::Status ReferenceOps::DoMatMul(Tensor in, const TiledMatrix& weight, const float* bias, Tensor out,
-                                    bool accumulate) {
+absl::Status ReferenceOps::DoMatMul(Tensor in, const TiledMatrix& weight, const float* bias, Tensor out, bool accumulate) {
   std::vector<float> weights(weight.layout.cols);
   for (int64_t col = 0; col < weight.layout.rows; ++col) {
     DecodeTiledRow(weight, col, weights.data());
@@ -100,8 +99,8 @@ absl::Status ReferenceOps::DoRopeAndStore(const HostBatch& batch, int64_t first_
   return absl::OkStatus();
 }
 
-absl::Status ReferenceOps::DoAttention(const HostBatch& batch, int64_t first_row, Tensor q, const KvLayer& cache,
-                                       int64_t window, const float* sinks, Tensor out) {
+absl::Status ReferenceOps::DoAttention(const HostBatch& batch, int64_t first_row, Tensor q, const KvLayer& cache, int64_t window,
+                                       const float* sinks, Tensor out) {
   const int64_t dim = cache.head_dim, num_heads = q.cols / dim, group = num_heads / cache.num_kv_heads;
   const double scale = 1 / std::sqrt(static_cast<double>(dim));
   std::vector<float> keys, values;  // of one kv head, the positions a row sees: [count, dim]
@@ -141,8 +140,8 @@ absl::Status ReferenceOps::DoAttention(const HostBatch& batch, int64_t first_row
   return absl::OkStatus();
 }
 
-absl::Status ReferenceOps::DoRoute(Tensor in, const float* weight, const float* bias, int64_t num_experts,
-                                   int64_t top_k, int32_t* experts, float* weights) {
+absl::Status ReferenceOps::DoRoute(Tensor in, const float* weight, const float* bias, int64_t num_experts, int64_t top_k,
+                                   int32_t* experts, float* weights) {
   std::vector<double> logits(num_experts);
   std::vector<int32_t> order(num_experts);
   for (int64_t row = 0; row < in.rows; ++row) {
@@ -165,9 +164,8 @@ absl::Status ReferenceOps::DoRoute(Tensor in, const float* weight, const float* 
   return absl::OkStatus();
 }
 
-absl::Status ReferenceOps::DoExpertMlp(const ExpertLayout& layout, std::span<const ExpertUse> uses,
-                                       const ExpertGroups& groups, const SwigluParams& swiglu, Tensor in,
-                                       Tensor contributions) {
+absl::Status ReferenceOps::DoExpertMlp(const ExpertLayout& layout, std::span<const ExpertUse> uses, const ExpertGroups& groups,
+                                       const SwigluParams& swiglu, Tensor in, Tensor contributions) {
   const int64_t n_ff = layout.gate.rows, n_embd = layout.down.rows;
   std::vector<float> gate_row(layout.gate.cols), up_row(layout.up.cols), down_row(layout.down.cols);
   std::vector<double> hidden;  // [rows of the group, n_ff]
@@ -192,8 +190,8 @@ absl::Status ReferenceOps::DoExpertMlp(const ExpertLayout& layout, std::span<con
     for (int64_t i = 0; i < n_embd; ++i) {
       DecodeTiledRow(down, i, down_row.data());
       for (int64_t entry = 0; entry < use.num_rows; ++entry) {
-        RowOf(contributions, outs[entry])[i] = static_cast<float>(Dot(&hidden[entry * n_ff], down_row.data(), n_ff) +
-                                                                  (down_bias != nullptr ? down_bias[i] : 0));
+        RowOf(contributions, outs[entry])[i] =
+            static_cast<float>(Dot(&hidden[entry * n_ff], down_row.data(), n_ff) + (down_bias != nullptr ? down_bias[i] : 0));
       }
     }
   }

@@ -101,8 +101,8 @@ constexpr DType kTypes[] = {DType::kMXFP4, DType::kQ8_0, DType::kQ4_0};
 constexpr int64_t kWidth = 2880;
 
 void BenchDecode(Ops& ops, const Options& options, const HostRates& rates) {
-  std::printf("\ndecode: rows x W^T, W [rows of W, %d]\n%-6s %8s %4s %10s %8s %7s\n", static_cast<int>(kWidth), "type", "rows", "m",
-              "us", "GB/s", "share");
+  std::printf("\ndecode: rows x W^T, W [rows of W, %d]\n%-6s %8s %4s %10s %8s %7s\n", static_cast<int>(kWidth), "type", "rows",
+              "m", "us", "GB/s", "share");
   for (const DType type : {DType::kMXFP4, DType::kQ8_0, DType::kQ4_0, DType::kF16}) {
     constexpr int64_t rows = 16384, kCopies = 12;
     const TiledLayout layout = Check(TiledLayout::Create(type, rows, kWidth));
@@ -125,8 +125,8 @@ void BenchDecode(Ops& ops, const Options& options, const HostRates& rates) {
 
 void BenchPrefill(Ops& ops, const Options& options, const HostRates& rates) {
   constexpr int64_t kRows = 1024;
-  std::printf("\nprefill: m rows x W^T, W [%d, %d]\n%-6s %4s %10s %9s %7s\n", static_cast<int>(kRows), static_cast<int>(kWidth), "type", "m", "us",
-              "GFLOP/s", "share");
+  std::printf("\nprefill: m rows x W^T, W [%d, %d]\n%-6s %4s %10s %9s %7s\n", static_cast<int>(kRows), static_cast<int>(kWidth),
+              "type", "m", "us", "GFLOP/s", "share");
   for (const DType type : {DType::kMXFP4, DType::kQ8_0, DType::kQ4_0, DType::kF16}) {
     const TiledLayout layout = Check(TiledLayout::Create(type, kRows, kWidth));
     Weights weights(ops, layout.bytes);
@@ -173,8 +173,8 @@ void BenchExperts(Ops& ops, const Options& options, const HostRates& rates) {
         std::vector<int32_t> chosen;
         for (int64_t token = 0; token < tokens; ++token) {
           for (int64_t rank = 0; rank < kTopK;) {
-            const int32_t expert = tokens == 1 ? static_cast<int32_t>((r * kTopK + rank) % kExperts)
-                                               : static_cast<int32_t>(random.Below(kExperts));
+            const int32_t expert =
+                tokens == 1 ? static_cast<int32_t>((r * kTopK + rank) % kExperts) : static_cast<int32_t>(random.Below(kExperts));
             if (std::find(chosen.begin() + token * kTopK, chosen.end(), expert) != chosen.end()) continue;
             chosen.push_back(expert), ++rank;
           }
@@ -198,8 +198,8 @@ void BenchExperts(Ops& ops, const Options& options, const HostRates& rates) {
         bytes = static_cast<double>(activated * layout.bytes);
       });
       const double flops = static_cast<double>(layout.flops_per_token() * tokens * kTopK);
-      std::printf("%-6s %6d %8d %10.1f %8.1f %6.1f%% %9.1f %6.1f%%\n", std::string(NameOf(type)).c_str(), static_cast<int>(tokens),
-                  static_cast<int>(activated), seconds * 1e6, bytes / seconds / 1e9,
+      std::printf("%-6s %6d %8d %10.1f %8.1f %6.1f%% %9.1f %6.1f%%\n", std::string(NameOf(type)).c_str(),
+                  static_cast<int>(tokens), static_cast<int>(activated), seconds * 1e6, bytes / seconds / 1e9,
                   100 * bytes / seconds / rates.read_bytes_per_second, flops / seconds / 1e9,
                   100 * flops / seconds / rates.int8_ops_per_second);
     }
@@ -230,9 +230,8 @@ void BenchAttention(Ops& ops, const Options& options) {
       Batch batch;
       batch.sequences = {{0, rows, position, table, table}};
       const auto prepared = Check(ops.PrepareBatch(batch));
-      const double seconds = SecondsOf(options, [&] {
-        Check(ops.Attention(*prepared, 0, q.Rows(0, rows), cache, window, nullptr, out.Rows(0, rows)));
-      });
+      const double seconds = SecondsOf(
+          options, [&] { Check(ops.Attention(*prepared, 0, q.Rows(0, rows), cache, window, nullptr, out.Rows(0, rows))); });
       std::printf("%-6s %9d %6d %7d %10.1f\n", std::string(NameOf(type)).c_str(), static_cast<int>(position),
                   static_cast<int>(rows), static_cast<int>(window), seconds * 1e6);
     }
@@ -268,23 +267,17 @@ void BenchRows(Ops& ops, const Options& options) {
       std::printf("%-16s %6d %10.1f\n", name, static_cast<int>(rows), SecondsOf(options, body) * 1e6);
     };
     report("Embed", [&] { Check(ops.Embed(*prepared, 0, {table, embedding.data()}, x.Rows(0, rows))); });
-    report("RmsNorm", [&] {
-      Check(ops.RmsNorm(x.Rows(0, rows), static_cast<const float*>(router.data), 1e-5, out.Rows(0, rows)));
-    });
-    report("RopeAndStore", [&] {
-      Check(ops.RopeAndStore(*prepared, 0, rope, qkv.Rows(0, rows), cache, q.Rows(0, rows)));
-    });
+    report("RmsNorm",
+           [&] { Check(ops.RmsNorm(x.Rows(0, rows), static_cast<const float*>(router.data), 1e-5, out.Rows(0, rows))); });
+    report("RopeAndStore", [&] { Check(ops.RopeAndStore(*prepared, 0, rope, qkv.Rows(0, rows), cache, q.Rows(0, rows))); });
     report("Route 32 top 4", [&] {
       Check(ops.Route(x.Rows(0, rows), static_cast<const float*>(router.data), nullptr, 32, 4, experts.data(), weights.data()));
     });
-    report("Combine 4", [&] {
-      Check(ops.Combine(contributions.Rows(0, rows * 4), weights.data(), 4, x.Rows(0, rows)));
-    });
+    report("Combine 4", [&] { Check(ops.Combine(contributions.Rows(0, rows * 4), weights.data(), 4, x.Rows(0, rows))); });
   }
   const LogitsRequest request{1, 0};
-  std::printf("%-16s %6d %10.1f\n", "ReadLogits", 1, SecondsOf(options, [&] {
-                Check(ops.ReadLogits(logits, std::span(&request, 1)));
-              }) * 1e6);
+  std::printf("%-16s %6d %10.1f\n", "ReadLogits", 1,
+              SecondsOf(options, [&] { Check(ops.ReadLogits(logits, std::span(&request, 1))); }) * 1e6);
 }
 
 int Main(int argc, char** argv) {

@@ -46,17 +46,14 @@ void Must(cudaError_t error) { Must(CudaStatus(error, "bench")); }
 DeviceMemory Random(int64_t count, DType dtype, uint64_t seed) {
   auto memory = DeviceMemory::Allocate(count * (dtype == DType::kF32 ? 4 : 2));
   Must(memory.status());
-  const int64_t part =
-      std::min<int64_t>(count, 1 << 20);  // repeated: drawing gigabytes would take longer than the bench
+  const int64_t part = std::min<int64_t>(count, 1 << 20);  // repeated: drawing gigabytes would take longer than the bench
   const std::vector<float> values = RandomFloats(part, seed);
   std::vector<uint16_t> shorts(part);
-  for (int64_t i = 0; i < part; ++i)
-    shorts[i] = dtype == DType::kBF16 ? FloatToBFloat16(values[i]) : FloatToHalf(values[i]);
+  for (int64_t i = 0; i < part; ++i) shorts[i] = dtype == DType::kBF16 ? FloatToBFloat16(values[i]) : FloatToHalf(values[i]);
   const void* const source = dtype == DType::kF32 ? static_cast<const void*>(values.data()) : shorts.data();
   const int64_t element = dtype == DType::kF32 ? 4 : 2;
   for (int64_t first = 0; first < count; first += part) {
-    Must(cudaMemcpy(memory->data() + first * element, source, std::min(part, count - first) * element,
-                    cudaMemcpyHostToDevice));
+    Must(cudaMemcpy(memory->data() + first * element, source, std::min(part, count - first) * element, cudaMemcpyHostToDevice));
   }
   return *std::move(memory);
 }
@@ -150,8 +147,7 @@ void BenchRows(Bench& bench) {
   const DeviceMemory weight = Random(kEmbd, DType::kF32, 2), contributions = Random(kRows * kTop * kEmbd, kAct, 3);
   const DeviceMemory weights = Random(kRows * kTop, DType::kF32, 4);
   bench.Memory("RMS norm 4096 x 2880, F32 to BF16", kRows * kEmbd * 6.0, [&](cudaStream_t stream) {
-    return LaunchRmsNorm(RowsIn(x, DType::kF32, kRows, kEmbd), AsFloat(weight), 1e-5f, RowsIn(out, kAct, kRows, kEmbd),
-                         stream);
+    return LaunchRmsNorm(RowsIn(x, DType::kF32, kRows, kEmbd), AsFloat(weight), 1e-5f, RowsIn(out, kAct, kRows, kEmbd), stream);
   });
   bench.Time("RMS norm 1 x 2880", [&](cudaStream_t stream) {
     return LaunchRmsNorm(RowsIn(x, DType::kF32, 1, kEmbd), AsFloat(weight), 1e-5f, RowsIn(out, kAct, 1, kEmbd), stream);
@@ -161,17 +157,15 @@ void BenchRows(Bench& bench) {
                          RowsIn(x, DType::kF32, kRows, kEmbd), stream);
   });
   const OwnedTiledMatrix table = RandomTiledMatrix(DType::kQ8_0, 4096, kEmbd, 5);
-  const DeviceMemory device_table =
-      Uploaded(std::vector<std::byte>(table.memory.span().begin(), table.memory.span().end()));
+  const DeviceMemory device_table = Uploaded(std::vector<std::byte>(table.memory.span().begin(), table.memory.span().end()));
   std::vector<int32_t> ids(kRows);
   for (int64_t i = 0; i < kRows; ++i) ids[i] = static_cast<int32_t>(i * 2654435761u % 4096);
   const DeviceMemory device_ids = Uploaded(ids);
   const TiledLayout& layout = table.matrix.layout;
   bench.Memory("embed 4096 x 2880, Q8_0", kRows * kEmbd * (34.0 / 32 + 4), [&](cudaStream_t stream) {
-    return LaunchEmbed({device_table.data(), layout.dtype, layout.rows, layout.cols, layout.code_bytes,
-                        layout.scale_bytes, layout.scales_offset},
-                       reinterpret_cast<const int32_t*>(device_ids.data()), RowsIn(x, DType::kF32, kRows, kEmbd),
-                       stream);
+    return LaunchEmbed({device_table.data(), layout.dtype, layout.rows, layout.cols, layout.code_bytes, layout.scale_bytes,
+                        layout.scales_offset},
+                       reinterpret_cast<const int32_t*>(device_ids.data()), RowsIn(x, DType::kF32, kRows, kEmbd), stream);
   });
 }
 
@@ -205,19 +199,16 @@ void BenchAttention(Bench& bench) {
     args.sinks = AsFloat(sinks);
     return args;
   };
-  const auto prefill = [&](const std::string& name, int64_t rows, int64_t first, int64_t window,
-                           DType cache = DType::kF16) {
+  const auto prefill = [&](const std::string& name, int64_t rows, int64_t first, int64_t window, DType cache = DType::kF16) {
     double pairs = 0;
-    for (int64_t p = first; p < first + rows; ++p)
-      pairs += static_cast<double>(window > 0 ? std::min(p + 1, window) : p + 1);
+    for (int64_t p = first; p < first + rows; ++p) pairs += static_cast<double>(window > 0 ? std::min(p + 1, window) : p + 1);
     for (const bool warpgroups : {true, false}) {
       AttentionArgs args = args_of(rows, window, cache);
       if (args.warpgroups != warpgroups && (warpgroups || cache != DType::kF16)) continue;
       args.warpgroups = warpgroups;
       bench.Flops("attention prefill, " + name + (warpgroups ? "" : " (mma)"), 4.0 * kHeads * kHeadDim * pairs,
                   [&, args, first](cudaStream_t stream) {
-                    return LaunchAttentionPrefill(args, first, reinterpret_cast<const int32_t*>(table.data()), kBlocks,
-                                                  stream);
+                    return LaunchAttentionPrefill(args, first, reinterpret_cast<const int32_t*>(table.data()), kBlocks, stream);
                   });
     }
   };
@@ -230,8 +221,7 @@ void BenchAttention(Bench& bench) {
   prefill("window 128, rows 0-4096", 4096, 0, 128);
   prefill("window 128, rows 0-16384", 16384, 0, 128);
 
-  const auto decode = [&](const std::string& name, int64_t rows, int64_t position, int64_t window,
-                          DType cache = DType::kF16) {
+  const auto decode = [&](const std::string& name, int64_t rows, int64_t position, int64_t window, DType cache = DType::kF16) {
     const DeviceMemory positions = Uploaded(std::vector<int32_t>(rows, static_cast<int32_t>(position)));
     std::vector<int32_t> starts(rows);  // every row its own blocks, so that rows do not share the cache's lines
     for (int64_t i = 0; i < rows; ++i) starts[i] = static_cast<int32_t>(i * (position / kKvBlock + 1));
@@ -239,11 +229,10 @@ void BenchAttention(Bench& bench) {
     const DeviceMemory sizes = Uploaded(std::vector<int32_t>(rows, static_cast<int32_t>(position / kKvBlock + 1)));
     const DeviceMemory workspace = Bytes(DecodeWorkspaceBytes(rows, kHeads, kHeadDim, window, position));
     const double seen = static_cast<double>(window > 0 ? std::min(position + 1, window) : position + 1);
-    const double bytes =
-        seen * static_cast<double>(rows * kKvHeads * kHeadDim) * 2 * (cache == DType::kF16 ? 2 : 34.0 / 32);
-    const DevicePlaces places{
-        reinterpret_cast<const int32_t*>(positions.data()), reinterpret_cast<const int32_t*>(device_starts.data()),
-        reinterpret_cast<const int32_t*>(sizes.data()), reinterpret_cast<const int32_t*>(table.data())};
+    const double bytes = seen * static_cast<double>(rows * kKvHeads * kHeadDim) * 2 * (cache == DType::kF16 ? 2 : 34.0 / 32);
+    const DevicePlaces places{reinterpret_cast<const int32_t*>(positions.data()),
+                              reinterpret_cast<const int32_t*>(device_starts.data()),
+                              reinterpret_cast<const int32_t*>(sizes.data()), reinterpret_cast<const int32_t*>(table.data())};
     bench.Memory("attention decode, " + name, bytes, [&, rows, position, window, cache](cudaStream_t stream) {
       return LaunchAttentionDecode(args_of(rows, window, cache), places, position, workspace.data(), stream);
     });
@@ -266,13 +255,12 @@ void BenchRope(Bench& bench) {
   for (int64_t i = 0; i < kRows; ++i) positions[i] = static_cast<int32_t>(i);
   const DeviceMemory device_positions = Uploaded(positions), starts = Uploaded(std::vector<int32_t>(kRows, 0));
   const DeviceMemory sizes = Uploaded(std::vector<int32_t>(kRows, kRows / kKvBlock));
-  const DeviceMemory frequencies = Uploaded(
-      RopeFrequencies({.freq_base = 150000, .num_dims = kHeadDim, .yarn_factor = 32, .yarn_original_context = 4096}));
+  const DeviceMemory frequencies =
+      Uploaded(RopeFrequencies({.freq_base = 150000, .num_dims = kHeadDim, .yarn_factor = 32, .yarn_original_context = 4096}));
   const auto run = [&](const std::string& name, DType in, DType cache, int64_t rows, double bytes) {
     RopeStoreArgs args;
-    args.places = {reinterpret_cast<const int32_t*>(device_positions.data()),
-                   reinterpret_cast<const int32_t*>(starts.data()), reinterpret_cast<const int32_t*>(sizes.data()),
-                   reinterpret_cast<const int32_t*>(table.data())};
+    args.places = {reinterpret_cast<const int32_t*>(device_positions.data()), reinterpret_cast<const int32_t*>(starts.data()),
+                   reinterpret_cast<const int32_t*>(sizes.data()), reinterpret_cast<const int32_t*>(table.data())};
     args.frequencies = reinterpret_cast<const double*>(frequencies.data());
     args.num_dims = kHeadDim;
     args.attention_factor = 1.3f;
@@ -283,10 +271,8 @@ void BenchRope(Bench& bench) {
     bench.Memory(name, bytes, [args](cudaStream_t stream) { return LaunchRopeStore(args, stream); });
   };
   constexpr double kQ = kHeads * kHeadDim, kKv = 2 * kKvHeads * kHeadDim;
-  run("rope and store 4096 rows, BF16, F16 cache", kAct, DType::kF16, kRows,
-      kRows * (2 * (kQ + kKv) + 2 * kQ + 2 * kKv));
-  run("rope and store 4096 rows, F32, F16 cache", DType::kF32, DType::kF16, kRows,
-      kRows * (4 * (kQ + kKv) + 2 * kQ + 2 * kKv));
+  run("rope and store 4096 rows, BF16, F16 cache", kAct, DType::kF16, kRows, kRows * (2 * (kQ + kKv) + 2 * kQ + 2 * kKv));
+  run("rope and store 4096 rows, F32, F16 cache", DType::kF32, DType::kF16, kRows, kRows * (4 * (kQ + kKv) + 2 * kQ + 2 * kKv));
   run("rope and store 4096 rows, BF16, Q8_0 cache", kAct, DType::kQ8_0, kRows,
       kRows * (2 * (kQ + kKv) + 2 * kQ + 34.0 / 32 * kKv));
   run("rope and store 1 row", kAct, DType::kF16, 1, 2 * (kQ + kKv) + 2 * kQ + 2 * kKv);
@@ -297,8 +283,7 @@ void BenchRouting(Bench& bench) {
   const DeviceMemory in = Random(kMaxRows * kEmbd, kAct, 30), weight = Random(kMaxE * kEmbd, DType::kF32, 31),
                      bias = Random(kMaxE, DType::kF32, 32);
   const DeviceMemory experts = Bytes(kMaxRows * kTop * 4), weights = Bytes(kMaxRows * kTop * 4);
-  const DeviceMemory offsets = Bytes((kMaxE + 1) * 4), rows_out = Bytes(kMaxRows * kTop * 4),
-                     outs = Bytes(kMaxRows * kTop * 4);
+  const DeviceMemory offsets = Bytes((kMaxE + 1) * 4), rows_out = Bytes(kMaxRows * kTop * 4), outs = Bytes(kMaxRows * kTop * 4);
   const DeviceMemory workspace =
       Bytes(std::max(RouteWorkspaceBytes(kMaxRows, kMaxE), GroupWorkspaceBytes(kMaxRows, kTop, kMaxE)));
   for (const int64_t num_experts : {32, 128}) {
@@ -317,9 +302,8 @@ void BenchRouting(Bench& bench) {
                   [args](cudaStream_t stream) { return LaunchRoute(args, stream); });
       bench.Time("group " + shape, [&, rows, num_experts](cudaStream_t stream) {
         return LaunchGroupByExpert(reinterpret_cast<const int32_t*>(experts.data()), rows, kTop, num_experts,
-                                   reinterpret_cast<int32_t*>(offsets.data()),
-                                   reinterpret_cast<int32_t*>(rows_out.data()), reinterpret_cast<int32_t*>(outs.data()),
-                                   workspace.data(), stream);
+                                   reinterpret_cast<int32_t*>(offsets.data()), reinterpret_cast<int32_t*>(rows_out.data()),
+                                   reinterpret_cast<int32_t*>(outs.data()), workspace.data(), stream);
       });
     }
   }
@@ -327,8 +311,7 @@ void BenchRouting(Bench& bench) {
 
 void BenchLogits(Bench& bench) {
   constexpr int64_t kRows = 64;
-  const DeviceMemory logits = Random(kRows * kVocab, DType::kF32, 40),
-                     results = Bytes(kRows * (8 + 8 * kMaxTopLogits) + 4096);
+  const DeviceMemory logits = Random(kRows * kVocab, DType::kF32, 40), results = Bytes(kRows * (8 + 8 * kMaxTopLogits) + 4096);
   const DeviceMemory workspace = Bytes(SummarizeWorkspaceBytes(kRows, kVocab, kMaxTopLogits));
   for (const auto& [rows, top] : {std::pair<int64_t, int32_t>{1, 0}, {1, 64}, {1, 2048}, {16, 64}, {64, 0}}) {
     std::vector<RowRequest> requests;
@@ -342,8 +325,7 @@ void BenchLogits(Bench& bench) {
     args.summaries = reinterpret_cast<RowSummary*>(results.data());
     args.best = reinterpret_cast<RankedLogit*>(results.data() + 4096);
     args.workspace = workspace.data();
-    bench.Memory("logits " + std::to_string(rows) + " rows, top " + std::to_string(top),
-                 static_cast<double>(rows * kVocab) * 4,
+    bench.Memory("logits " + std::to_string(rows) + " rows, top " + std::to_string(top), static_cast<double>(rows * kVocab) * 4,
                  [&](cudaStream_t stream) { return LaunchSummarize(args, stream); });
   }
 }
@@ -374,8 +356,7 @@ void BenchQueues(Bench& bench) {
     const auto record = std::span<const std::byte>(host.span()).subspan(next++ % 16 * kRecord, kRecord);
     return ops.CopyAsync(memory->data() + next % 4 * kRecord, record, {}).status();
   });
-  std::printf("\nCopyAsync of one 13.2 MB record: %.1f us to queue, %.1f GB/s\n", copy_queued * 1e6,
-              kRecord / copy_done / 1e9);
+  std::printf("\nCopyAsync of one 13.2 MB record: %.1f us to queue, %.1f GB/s\n", copy_queued * 1e6, kRecord / copy_done / 1e9);
   ops.UnpinHost(host.span());
   const std::vector<std::byte> pageable(32 << 20);
   const auto [upload_queued, upload_done] = seconds(8, [&] { return ops.Upload(memory->data(), pageable); });
@@ -386,27 +367,25 @@ void BenchQueues(Bench& bench) {
   std::vector<std::byte> few(64);
   const auto [few_queued, few_done] = seconds(200, [&] { return ops.Download(few, memory->data()); });
   std::printf("Download of 64 bytes: %.1f us\n", few_done * 1e6);
-  const Tensor x(memory->data(), DType::kF32, 1, kEmbd),
-      out(memory->data() + (1 << 20), ops.activation_dtype(), 1, kEmbd);
-  const auto [op_queued, op_done] = seconds(
-      1000, [&] { return ops.RmsNorm(x, reinterpret_cast<const float*>(memory->data() + (2 << 20)), 1e-5, out); });
+  const Tensor x(memory->data(), DType::kF32, 1, kEmbd), out(memory->data() + (1 << 20), ops.activation_dtype(), 1, kEmbd);
+  const auto [op_queued, op_done] =
+      seconds(1000, [&] { return ops.RmsNorm(x, reinterpret_cast<const float*>(memory->data() + (2 << 20)), 1e-5, out); });
   std::printf("RmsNorm of one row: %.2f us to queue, %.2f us done\n", op_queued * 1e6, op_done * 1e6);
   const Stream stream = *Stream::Create();
   const auto [raw_queued, raw_done] = seconds(1000, [&] {
     return CudaStatus(
-        LaunchRmsNorm({x.data, x.dtype, 1, kEmbd, kEmbd}, reinterpret_cast<const float*>(memory->data() + (2 << 20)),
-                      1e-5f, {out.data, out.dtype, 1, kEmbd, kEmbd}, stream.get()),
+        LaunchRmsNorm({x.data, x.dtype, 1, kEmbd, kEmbd}, reinterpret_cast<const float*>(memory->data() + (2 << 20)), 1e-5f,
+                      {out.data, out.dtype, 1, kEmbd, kEmbd}, stream.get()),
         "bench");
   });
   std::printf("its launch alone: %.2f us to queue\n", raw_queued * 1e6);
   const auto [device_queued, device_done] = seconds(1000, [&] { return CudaStatus(cudaSetDevice(0), "bench"); });
   std::printf("cudaSetDevice alone: %.2f us\n", device_queued * 1e6);
   const auto [batch_queued, batch_done] = seconds(200, [&] {
-    Batch batch{.token_ids = {1},
-                .sequences = {{.num_rows = 1,
-                               .first_position = 4000,
-                               .blocks = std::vector<int32_t>(126, 1),
-                               .ring_blocks = {1, 2, 3, 4, 5}}}};
+    Batch batch{
+        .token_ids = {1},
+        .sequences = {
+            {.num_rows = 1, .first_position = 4000, .blocks = std::vector<int32_t>(126, 1), .ring_blocks = {1, 2, 3, 4, 5}}}};
     return ops.PrepareBatch(std::move(batch)).status();
   });
   std::printf("PrepareBatch of one row at 4000: %.2f us to queue\n", batch_queued * 1e6);
@@ -414,8 +393,7 @@ void BenchQueues(Bench& bench) {
   std::vector<int32_t> outs(300);
   for (int i = 0; i < 300; ++i) outs[i] = i;
   const Tensor contributions(memory->data(), ops.contribution_dtype(), 300, kEmbd);
-  const auto [scatter_queued, scatter_done] =
-      seconds(50, [&] { return ops.ScatterContributions(rows, outs, contributions); });
+  const auto [scatter_queued, scatter_done] = seconds(50, [&] { return ops.ScatterContributions(rows, outs, contributions); });
   std::printf("ScatterContributions of 300 rows: %.1f us to queue, %.1f us done (%.1f GB/s)\n", scatter_queued * 1e6,
               scatter_done * 1e6, 300.0 * kEmbd * 4 / scatter_done / 1e9);
 }

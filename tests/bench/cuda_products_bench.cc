@@ -20,8 +20,8 @@
 #include <string>
 #include <vector>
 
-#include "common/expert_layout.h"
 #include "common/half.h"
+#include "common/model/expert_layout.h"
 #include "kernels/cuda/expert_mlp.h"
 #include "kernels/cuda/tiled_gemm.h"
 #include "tests/testing/random_tensors.h"
@@ -86,9 +86,9 @@ double CublasFlops() {
   if (library == nullptr) library = dlopen("libcublas.so", RTLD_NOW | RTLD_GLOBAL);
   if (library == nullptr) return 0;
   const auto create = reinterpret_cast<decltype(&cublasCreate_v2)>(dlsym(library, "cublasCreate_v2"));
-  using GemmEx = cublasStatus_t (*)(cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int, const void*,
-                                    const void*, cudaDataType, int, const void*, cudaDataType, int, const void*, void*,
-                                    cudaDataType, int, cublasComputeType_t, cublasGemmAlgo_t);
+  using GemmEx = cublasStatus_t (*)(cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int, const void*, const void*,
+                                    cudaDataType, int, const void*, cudaDataType, int, const void*, void*, cudaDataType, int,
+                                    cublasComputeType_t, cublasGemmAlgo_t);
   const auto product = reinterpret_cast<GemmEx>(dlsym(library, "cublasGemmEx"));
   cublasHandle_t handle;
   if (create == nullptr || product == nullptr || create(&handle) != CUBLAS_STATUS_SUCCESS) return 0;
@@ -97,8 +97,8 @@ double CublasFlops() {
   std::byte* c = Allocate(int64_t{n} * n * 2);
   const float one = 1, zero = 0;
   const double us = MedianUs(10, 3, [&](int) {
-    product(handle, CUBLAS_OP_T, CUBLAS_OP_N, n, n, n, &one, a, CUDA_R_16BF, n, a, CUDA_R_16BF, n, &zero, c,
-            CUDA_R_16BF, n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+    product(handle, CUBLAS_OP_T, CUBLAS_OP_N, n, n, n, &one, a, CUDA_R_16BF, n, a, CUDA_R_16BF, n, &zero, c, CUDA_R_16BF, n,
+            CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
   });
   cudaFree(a), cudaFree(c);
   return 2.0 * n * n * n / us * 1e6;
@@ -155,8 +155,7 @@ class Experts {
     for (int64_t i = entries - 1; i > 0; --i) std::swap(entry_outs[i], entry_outs[random.Below(i + 1)]);
     cuda::ExpertMlpArgs args;
     args.shape = shape_;
-    int32_t *device_offsets = ToDevice(offsets), *device_rows = ToDevice(entry_rows),
-            *device_outs = ToDevice(entry_outs);
+    int32_t *device_offsets = ToDevice(offsets), *device_rows = ToDevice(entry_rows), *device_outs = ToDevice(entry_outs);
     uint16_t* in = ToDevice(RandomBf16(tokens * shape_.n_embd));
     std::byte* out = Allocate(entries * shape_.n_embd * (out_type == DType::kF32 ? 4 : 2));
     args.workspace_bytes = ExpertMlpWorkspaceBytes(shape_, entries);
@@ -180,9 +179,8 @@ class Experts {
     Must(cudaDeviceSynchronize(), "ExpertMlp");
     Print(ceilings, what, us, static_cast<double>(entries * layout_.flops_per_token()),
           static_cast<double>(active * layout_.bytes));
-    for (void* memory :
-         {static_cast<void*>(device_offsets), static_cast<void*>(device_rows), static_cast<void*>(device_outs),
-          static_cast<void*>(in), static_cast<void*>(out), args.workspace}) {
+    for (void* memory : {static_cast<void*>(device_offsets), static_cast<void*>(device_rows), static_cast<void*>(device_outs),
+                         static_cast<void*>(in), static_cast<void*>(out), args.workspace}) {
       cudaFree(memory);
     }
   }
@@ -221,8 +219,7 @@ void TimeDense(const Ceilings& ceilings, const cuda::ProductDevice& device, DTyp
     for (const auto [at, bytes, from, period] :
          {std::array<int64_t, 4>{0, layout.row_tiles() * layout.col_blocks() * layout.tile_code_bytes(), 0,
                                  small.matrix.layout.row_tiles() * layout.col_blocks() * layout.tile_code_bytes()},
-          std::array<int64_t, 4>{layout.scales_offset, layout.bytes - layout.scales_offset,
-                                 small.matrix.layout.scales_offset,
+          std::array<int64_t, 4>{layout.scales_offset, layout.bytes - layout.scales_offset, small.matrix.layout.scales_offset,
                                  small.matrix.layout.row_tiles() * layout.col_blocks() * 16 * layout.scale_bytes}}) {
       for (int64_t done = 0; done < bytes && period > 0; done += period) {
         Must(cudaMemcpy(weights[t] + at + done, small.memory.data() + from, std::min(period, bytes - done),
@@ -245,8 +242,8 @@ void TimeDense(const Ceilings& ceilings, const cuda::ProductDevice& device, DTyp
     });
     Must(cudaDeviceSynchronize(), "TiledGemm");
     Print(ceilings,
-          "dense " + std::string(NameOf(type)) + " [" + std::to_string(n) + ", " + std::to_string(k) + "], " +
-              std::to_string(m) + " rows",
+          "dense " + std::string(NameOf(type)) + " [" + std::to_string(n) + ", " + std::to_string(k) + "], " + std::to_string(m) +
+              " rows",
           us, 2.0 * m * n * k, static_cast<double>(layout.bytes));
     cudaFree(act), cudaFree(out);
   }
@@ -284,8 +281,7 @@ int Run(int argc, char** argv) {
     if (wanted("experts")) {
       experts.Time(ceilings, device, "128 experts, 128 rows each", std::vector<int32_t>(128, 128));
       experts.Time(ceilings, device, "128 experts, 4096 tokens, skewed", SkewedRows(128, 4096, 4));
-      experts.Time(ceilings, device, "128 experts, 4096 tokens, skewed, F32 out", SkewedRows(128, 4096, 4), 1,
-                   DType::kF32);
+      experts.Time(ceilings, device, "128 experts, 4096 tokens, skewed, F32 out", SkewedRows(128, 4096, 4), 1, DType::kF32);
       experts.Time(ceilings, device, "128 experts, 16384 tokens, skewed", SkewedRows(128, 16384, 4));
       experts.Time(ceilings, device, "32 experts, 512 rows each", std::vector<int32_t>(32, 512));
       experts.Time(ceilings, device, "32 experts, 4096 tokens, skewed", SkewedRows(32, 4096, 4));
@@ -293,8 +289,7 @@ int Run(int argc, char** argv) {
     }
     if (wanted("few")) {
       for (const int rows : {1, 2, 4, 8, 12, 16, 17, 24, 32, 48}) {
-        experts.Time(ceilings, device, "128 experts, " + std::to_string(rows) + " rows each",
-                     std::vector<int32_t>(128, rows));
+        experts.Time(ceilings, device, "128 experts, " + std::to_string(rows) + " rows each", std::vector<int32_t>(128, rows));
       }
       experts.Time(ceilings, device, "4 experts, 1 row each (decode)", std::vector<int32_t>(4, 1), 32);
     }

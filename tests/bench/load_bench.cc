@@ -17,10 +17,10 @@
 #include <vector>
 
 #include "CLI/CLI.hpp"
-#include "common/model_tensors.h"
-#include "common/shm_arena.h"
+#include "common/model/model_tensors.h"
+#include "common/shm/shm_arena.h"
 #include "common/thread_pool.h"
-#include "coordinator/expert_store.h"
+#include "coordinator/experts/expert_store.h"
 
 namespace ferry {
 namespace {
@@ -93,8 +93,9 @@ absl::Status Run(const Options& options) {
   };
   const double load = median(loads), new_copy = median(new_copies), again = median(copies);
   std::printf("%.2f GB of experts, %d threads, %s pages\n", bytes / 1e9, pool->num_threads(), pages);
-  std::printf("copy, again  %6.2f GB/s\ncopy, new    %6.2f GB/s\nload         %6.2f GB/s, %.0f %% of a new copy, %.0f %% of one again\n",
-              bytes / again / 1e9, bytes / new_copy / 1e9, bytes / load / 1e9, 100 * new_copy / load, 100 * again / load);
+  std::printf(
+      "copy, again  %6.2f GB/s\ncopy, new    %6.2f GB/s\nload         %6.2f GB/s, %.0f %% of a new copy, %.0f %% of one again\n",
+      bytes / again / 1e9, bytes / new_copy / 1e9, bytes / load / 1e9, 100 * new_copy / load, 100 * again / load);
   return absl::OkStatus();
 }
 

@@ -10,6 +10,7 @@
 
 #include "cli/prompt.h"
 #include "tests/testing/own_cache.h"
+#include "tests/testing/source_path.h"
 #include "tests/testing/status_matchers.h"
 
 namespace ferry {
@@ -18,7 +19,7 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-constexpr char kDemoModel[] = FERRY_SOURCE_DIR "/models/demo-moe.gguf";
+const std::string kDemoModel = SourcePath("models/demo-moe.gguf");
 
 struct Output {
   int exit_code = -1;
@@ -60,14 +61,16 @@ TEST(CommandLine, InspectsAsJson) {
 }
 
 TEST(CommandLine, PutsTheCompletionAloneOnStandardOutput) {
-  const Output output = Ferry(std::string("generate -m ") + kDemoModel + " --backend cpu --workers 2 -n 8 --temp 0 -p 'Once upon a time there was a'");
+  const Output output = Ferry(std::string("generate -m ") + kDemoModel +
+                              " --backend cpu --workers 2 -n 8 --temp 0 -p 'Once upon a time there was a'");
   EXPECT_EQ(output.exit_code, 0) << output.err;
   EXPECT_EQ(output.out, " great deal of talk, and the whole\n");
   EXPECT_THAT(output.err, HasSubstr("t/s"));
 }
 
 TEST(CommandLine, ScoresAsJson) {
-  const Output output = Ferry(std::string("score --json -m ") + kDemoModel + " --backend cpu -p 'It was the best of times, it was the worst of times'");
+  const Output output = Ferry(std::string("score --json -m ") + kDemoModel +
+                              " --backend cpu -p 'It was the best of times, it was the worst of times'");
   ASSERT_EQ(output.exit_code, 0) << output.err;
   const nlohmann::json json = nlohmann::json::parse(output.out);
   EXPECT_GT(json["logprobs"].size(), 5u);
@@ -92,7 +95,7 @@ TEST(CommandLine, SaysWhatIsWrongAndExitsWithTwo) {
   };
   wrong("generate -p hello", "give -m FILE");
   wrong("frobnicate", "frobnicate");
-  wrong(std::string("inspect -m ") + FERRY_SOURCE_DIR + "/README.md", "GGUF");
+  wrong("inspect -m " + SourcePath("README.md"), "GGUF");
   wrong(std::string("generate -m ") + kDemoModel + " -p x -ctk q4_0", "q4_0");
 }
 
@@ -113,7 +116,8 @@ TEST(CommandLine, EndsAtOnceWhenAWorkerCannotRunAsTold) {
 }
 
 TEST(CommandLine, BenchSaysWhatPlanPredicts) {
-  const Output bench = Ferry(std::string("bench --json --cold --backend cpu --vram-experts 4MiB -p 64 -n 4 -r 1 -m ") + kDemoModel);
+  const Output bench =
+      Ferry(std::string("bench --json --cold --backend cpu --vram-experts 4MiB -p 64 -n 4 -r 1 -m ") + kDemoModel);
   ASSERT_EQ(bench.exit_code, 0) << bench.err;
   const nlohmann::json measured = nlohmann::json::parse(bench.out);
   EXPECT_EQ(measured["prefill"]["resident"], 0) << "--cold";

@@ -7,12 +7,13 @@
 
 #include "absl/time/clock.h"
 #include "tests/testing/own_cache.h"
+#include "tests/testing/source_path.h"
 
 namespace ferry {
 namespace {
 
 nlohmann::json Golden() {
-  std::ifstream file(FERRY_SOURCE_DIR "/tests/cluster/testdata/golden.json");
+  std::ifstream file(SourcePath("tests/cluster/testdata/golden.json"));
   return nlohmann::json::parse(file).at("cases");
 }
 
@@ -27,7 +28,8 @@ ModelOptions DemoModel(int workers) {
   return options;
 }
 
-absl::StatusOr<Completion> Greedy(Client& client, const std::vector<uint32_t>& prompt, uint32_t max_tokens, bool prompt_logprobs) {
+absl::StatusOr<Completion> Greedy(Client& client, const std::vector<uint32_t>& prompt, uint32_t max_tokens,
+                                  bool prompt_logprobs) {
   proto::GenerateRequest request;
   request.mutable_tokens()->mutable_ids()->Add(prompt.begin(), prompt.end());
   request.set_max_tokens(max_tokens);

@@ -10,10 +10,11 @@
 
 #include "cli/client.h"
 #include "cli/model_options.h"
+#include "tests/testing/source_path.h"
 
 namespace ferry {
 
-inline constexpr char kDemoModel[] = FERRY_SOURCE_DIR "/models/demo-moe.gguf";
+inline const std::string kDemoModel = SourcePath("models/demo-moe.gguf");
 
 // What a test varies; the rest is as a user has it.
 ModelOptions DemoModel(int workers);

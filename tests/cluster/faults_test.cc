@@ -18,9 +18,8 @@ using ::testing::HasSubstr;
 
 // Runs a long generation beside the test.
 std::future<absl::Status> InTheBackground(Client& client, std::vector<uint32_t> prompt, uint32_t tokens) {
-  return std::async(std::launch::async, [&client, prompt = std::move(prompt), tokens] {
-    return Greedy(client, prompt, tokens).status();
-  });
+  return std::async(std::launch::async,
+                    [&client, prompt = std::move(prompt), tokens] { return Greedy(client, prompt, tokens).status(); });
 }
 
 absl::StatusOr<proto::GetServerInfoResponse> WhenBusy(Client& client) {
@@ -121,7 +120,11 @@ TEST(Faults, BadRequestsAreRefusedByName) {
   refused([](auto& r) { (*r.mutable_sampling()->mutable_logit_bias())[9999] = 1; }, "logit_bias");
   refused([](auto& r) { r.add_stop_token_ids(100000); }, "stop_token_ids");
   refused([](auto& r) { r.set_logprobs(21); }, "logprobs");
-  refused([](auto& r) { for (int i = 0; i < 200000; ++i) r.mutable_tokens()->add_ids(5); }, "context");
+  refused(
+      [](auto& r) {
+        for (int i = 0; i < 200000; ++i) r.mutable_tokens()->add_ids(5);
+      },
+      "context");
   EXPECT_OK(Greedy(*client, SomePrompt(10), 3).status());
 }
 
@@ -151,8 +154,8 @@ TEST(Faults, EverythingListensOnLoopback) {
       if (state != "0A" || !inodes.contains(inode)) continue;
       ++listening;
       const std::string address = local.substr(0, local.find(':'));
-      const bool loopback = address == "0100007F" || address == "00000000000000000000000001000000" ||
-                            address == "0000000000000000FFFF00000100007F";
+      const bool loopback =
+          address == "0100007F" || address == "00000000000000000000000001000000" || address == "0000000000000000FFFF00000100007F";
       EXPECT_TRUE(loopback) << table << " " << local;
     }
   }

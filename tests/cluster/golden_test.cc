@@ -51,7 +51,8 @@ TEST(Golden, ReferenceKernelsGiveEveryLogprobWithinAThousandth) {
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Connect("", options));
   for (const GoldenPassage& passage : GoldenPassages()) {
     ASSERT_OK_AND_ASSIGN(const Difference difference, Compare(*client, passage));
-    std::printf("reference: mean |difference| %.6f, max %.6f, perplexity ratio %.6f\n", difference.mean, difference.max, difference.perplexity_ratio);
+    std::printf("reference: mean |difference| %.6f, max %.6f, perplexity ratio %.6f\n", difference.mean, difference.max,
+                difference.perplexity_ratio);
     EXPECT_LE(difference.max, 1e-3);
   }
 }
@@ -76,7 +77,8 @@ TEST_P(GoldenFast, AgreesWithinTheToleranceOfQuantisedActivations) {
   ExpectGreedyAgrees(*client);
 }
 
-INSTANTIATE_TEST_SUITE_P(, GoldenFast, ::testing::Values("avx512", "avx2", "portable"), [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(, GoldenFast, ::testing::Values("avx512", "avx2", "portable"),
+                         [](const auto& info) { return info.param; });
 
 // All experts on the GPU, some of them, none: the host's share has the tolerance of its own kernels.
 class GoldenGpu : public ::testing::TestWithParam<const char*> {};
@@ -98,9 +100,8 @@ TEST_P(GoldenGpu, AgreesWithinTheToleranceOfBf16Products) {
   ExpectGreedyAgrees(*client);
 }
 
-INSTANTIATE_TEST_SUITE_P(Slots, GoldenGpu, ::testing::Values("auto", "2MiB", "0"), [](const auto& info) {
-  return std::string(info.param);
-});
+INSTANTIATE_TEST_SUITE_P(Slots, GoldenGpu, ::testing::Values("auto", "2MiB", "0"),
+                         [](const auto& info) { return std::string(info.param); });
 
 }  // namespace
 }  // namespace ferry

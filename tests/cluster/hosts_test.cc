@@ -4,6 +4,7 @@
 #include "absl/time/clock.h"
 #include "tests/cluster/cluster.h"
 #include "tests/cluster/lan.h"
+#include "tests/testing/source_path.h"
 #include "tests/testing/status_matchers.h"
 
 namespace ferry {
@@ -73,7 +74,7 @@ TEST_F(Hosts, GenerateWhatOneHostGenerates) {
   ASSERT_OK_AND_ASSIGN(const std::string alone, Complete(std::string("-m ") + kDemoModel));
   EXPECT_EQ(together, alone);
 
-  const std::string score = "./ferry score --json -f " FERRY_SOURCE_DIR "/models/README.md ";
+  const std::string score = "./ferry score --json -f " + SourcePath("models/README.md") + " ";
   ASSERT_OK_AND_ASSIGN(const std::string scored_together, desk_->Run(score + FromServer(), kStartTimeout));
   ASSERT_OK_AND_ASSIGN(const std::string scored_alone, desk_->Run(score + "-m " + kDemoModel, kStartTimeout));
   EXPECT_EQ(scored_together, scored_alone) << "bit for bit";

@@ -17,6 +17,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/strip.h"
 #include "tests/cluster/cluster.h"
+#include "tests/testing/source_path.h"
 
 namespace ferry {
 namespace {
@@ -88,8 +89,8 @@ absl::StatusOr<int> Command::Wait(absl::Duration timeout) const {
 
 absl::StatusOr<Command> Host::Start(const std::string& command) {
   const std::string files = absl::StrFormat("/tmp/command-%d-%d", ::getpid(), ++num_commands_);
-  RETURN_IF_ERROR(shell_->Type(absl::StrFormat("( (%s) >%s.out 2>%s.err; echo $? >%s.new; mv %s.new %s.rc) &", command,
-                                               files, files, files, files, files)));
+  RETURN_IF_ERROR(shell_->Type(absl::StrFormat("( (%s) >%s.out 2>%s.err; echo $? >%s.new; mv %s.new %s.rc) &", command, files,
+                                               files, files, files, files)));
   // The host's files as this process sees them.
   return Command(absl::StrFormat("/proc/%d/root%s", shell_->pid(), files));
 }
@@ -125,7 +126,7 @@ absl::StatusOr<std::unique_ptr<Host>> Lan::AddHost() {
   std::string mounts =
       "mount --make-rprivate / && mount -t proc proc /proc && mount -t tmpfs tmpfs /dev/shm && mkdir /dev/shm/old && "
       "mount --rbind /tmp /dev/shm/old && mount -t tmpfs tmpfs /tmp";
-  for (const std::string& folder : {std::string(FERRY_SOURCE_DIR), Programs()}) {
+  for (const std::string& folder : {SourcePath(""), Programs()}) {
     if (!folder.starts_with("/tmp/")) continue;
     absl::StrAppendFormat(&mounts, " && mkdir -p %s && mount --bind /dev/shm/old%s %s", folder, folder.substr(4), folder);
   }

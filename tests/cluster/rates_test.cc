@@ -28,9 +28,9 @@ TEST(Rates, AreMeasuredOnceAndKeptForTheNextStart) {
   const proto::GetServerInfoResponse first = Started();
   EXPECT_FALSE(first.host_experts().kept());
   EXPECT_GT(first.host_experts().measured_unix_seconds(), 0);
-  for (const double rate : {first.host_experts().read_bytes_per_second(), first.host_experts().flops_per_second(),
-                            first.host_experts().read_bytes_per_second_beside_links(),
-                            first.host_experts().flops_per_second_beside_links()}) {
+  for (const double rate :
+       {first.host_experts().read_bytes_per_second(), first.host_experts().flops_per_second(),
+        first.host_experts().read_bytes_per_second_beside_links(), first.host_experts().flops_per_second_beside_links()}) {
     EXPECT_GT(rate, 1e6);
   }
   ASSERT_EQ(first.workers_size(), 2);

@@ -14,7 +14,8 @@ TEST(ParseByteSize, ReadsPowersOf1024InAnyCase) {
 }
 
 TEST(ParseByteSize, RefusesEverythingElse) {
-  for (const char* const text : {"", "GiB", "-1", "4.5GiB", "4GB", "4 GiB", "99999999999999999999", "9223372036854775808", "8388608T"}) {
+  for (const char* const text :
+       {"", "GiB", "-1", "4.5GiB", "4GB", "4 GiB", "99999999999999999999", "9223372036854775808", "8388608T"}) {
     EXPECT_THAT(ParseByteSize(text), StatusIs(absl::StatusCode::kInvalidArgument)) << "'" << text << "'";
   }
 }

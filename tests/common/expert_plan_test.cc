@@ -20,7 +20,8 @@ TEST(TokensWorthACopy, AnythingIsWhenTheHostGotNothing) {
 TEST(TokensWorthACopy, AsManyAsTheLightestThatCameHere) {
   EXPECT_EQ(Worth({{.expert = 0, .tokens = 5}, {.expert = 1, .tokens = 90}, {.expert = 2, .tokens = 40, .resident = kComing}},
                   {kHost, kShip, kResident}),
-            6) << "more than the heaviest on the host is enough";
+            6)
+      << "more than the heaviest on the host is enough";
   EXPECT_EQ(Worth({{.expert = 0, .tokens = 50}, {.expert = 1, .tokens = 40}}, {kHost, kShip}), 40);
 }
 

@@ -154,8 +154,7 @@ TEST(ThreadPool, RefusesNumbersOutOfRange) {
   const auto code = absl::StatusCode::kInvalidArgument;
   EXPECT_THAT(ThreadPool::Create({.num_threads = -1}), StatusIs(code, testing::HasSubstr("num_threads is -1")));
   EXPECT_THAT(ThreadPool::Create({.num_threads = 5000}), StatusIs(code, testing::HasSubstr("num_threads is 5000")));
-  EXPECT_THAT(ThreadPool::Create({.num_threads = 1, .spin = -absl::Microseconds(1)}),
-              StatusIs(code, testing::HasSubstr("spin")));
+  EXPECT_THAT(ThreadPool::Create({.num_threads = 1, .spin = -absl::Microseconds(1)}), StatusIs(code, testing::HasSubstr("spin")));
 }
 
 TEST(UsablePhysicalCores, AreDistinctAndAllowed) {

@@ -15,12 +15,12 @@
 #include <vector>
 
 #include "absl/time/clock.h"
-#include "common/descriptor_socket.h"
 #include "common/host_id.h"
-#include "common/message_ring.h"
+#include "common/shm/descriptor_socket.h"
+#include "common/shm/message_ring.h"
+#include "ferry/v1/worker.grpc.pb.h"
 #include "proto/stream_metadata.h"
 #include "tests/testing/status_matchers.h"
-#include "ferry/v1/worker.grpc.pb.h"
 
 namespace ferry {
 
@@ -29,8 +29,7 @@ class FakeWorker final : public v1::Worker::Service {
   // What to answer; nullopt: nothing, the worker hangs on this step.
   using Handler = std::function<std::optional<v1::StepResponse>(const v1::StepRequest&)>;
 
-  explicit FakeWorker(Handler handler, bool offers_rings = false)
-      : handler_(std::move(handler)), offers_rings_(offers_rings) {
+  explicit FakeWorker(Handler handler, bool offers_rings = false) : handler_(std::move(handler)), offers_rings_(offers_rings) {
     grpc::ServerBuilder builder;
     int port = 0;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
@@ -78,8 +77,7 @@ class FakeWorker final : public v1::Worker::Service {
     return asked_to_end_;
   }
 
-  grpc::Status BeginEpoch(grpc::ServerContext*, const v1::BeginEpochRequest* request,
-                          v1::BeginEpochResponse* response) override {
+  grpc::Status BeginEpoch(grpc::ServerContext*, const v1::BeginEpochRequest* request, v1::BeginEpochResponse* response) override {
     if (offers_rings_ && request->host() == HostId()) OfferRings(response);
     const std::lock_guard lock(mutex_);
     epochs_.push_back(*request);
@@ -117,7 +115,8 @@ class FakeWorker final : public v1::Worker::Service {
   }
   void OfferRings(v1::BeginEpochResponse* response) {
     EndRings();
-    if (descriptors_ == nullptr) descriptors_ = DescriptorServer::Listen("ferry-fake-" + RandomDescriptorKey().substr(0, 16)).value();
+    if (descriptors_ == nullptr)
+      descriptors_ = DescriptorServer::Listen("ferry-fake-" + RandomDescriptorKey().substr(0, 16)).value();
     requests_ = MessageRing::Create().value();
     answers_ = MessageRing::Create().value();
     response->set_socket(descriptors_->name());

@@ -14,6 +14,7 @@
 #include "ferry/v1/cluster.grpc.pb.h"
 #include "ferry/v1/generate.grpc.pb.h"
 #include "tests/coordinator/fake_worker.h"
+#include "tests/testing/source_path.h"
 #include "tests/testing/status_matchers.h"
 
 namespace ferry {
@@ -31,8 +32,7 @@ int HealthOf(const std::shared_ptr<grpc::Channel>& channel) {
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
   grpc::GenericStub stub(channel);
   grpc::CompletionQueue queue;
-  const auto call =
-      stub.PrepareUnaryCall(&context, "/grpc.health.v1.Health/Check", grpc::ByteBuffer(nullptr, 0), &queue);
+  const auto call = stub.PrepareUnaryCall(&context, "/grpc.health.v1.Health/Check", grpc::ByteBuffer(nullptr, 0), &queue);
   call->StartCall();
   grpc::ByteBuffer answer;
   grpc::Status status;
@@ -69,8 +69,7 @@ std::string Reflect(const std::shared_ptr<grpc::Channel>& channel, int field, co
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
   grpc::GenericStub stub(channel);
   grpc::CompletionQueue queue;
-  const auto call =
-      stub.PrepareCall(&context, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", &queue);
+  const auto call = stub.PrepareCall(&context, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", &queue);
   const auto done = [&] {
     void* tag = nullptr;
     bool ok = false;
@@ -97,7 +96,7 @@ std::string Reflect(const std::shared_ptr<grpc::Channel>& channel, int field, co
 class ServerTest : public ::testing::Test {
  protected:
   absl::Status Start() {
-    options_.model = FERRY_SOURCE_DIR "/models/demo-moe.gguf";
+    options_.model = SourcePath("models/demo-moe.gguf");
     options_.listen = "127.0.0.1:0";
     options_.threads = 1;
     options_.host_read_bytes_per_second = options_.host_flops_per_second = 1e9;  // no probe
@@ -227,7 +226,7 @@ TEST_F(ServerTest, TwoServersDoNotShareAPort) {
 }
 
 TEST_F(ServerTest, RefusesAFileThatIsNoModel) {
-  options_.model = FERRY_SOURCE_DIR "/CMakeLists.txt";
+  options_.model = SourcePath("CMakeLists.txt");
   EXPECT_THAT(Server::Start(options_), StatusIs(absl::StatusCode::kInvalidArgument));
   options_.model = "/nowhere.gguf";
   EXPECT_THAT(Server::Start(options_), StatusIs(absl::StatusCode::kNotFound));

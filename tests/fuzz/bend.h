@@ -41,12 +41,18 @@ inline void CollectNumbers(google::protobuf::Message* message, std::vector<Messa
 template <typename Number>
 Number Bent(Number value, uint8_t how) {
   switch (how % 6) {
-    case 0: return value < std::numeric_limits<Number>::max() ? static_cast<Number>(value + 1) : value;
-    case 1: return value > std::numeric_limits<Number>::lowest() ? static_cast<Number>(value - 1) : value;
-    case 2: return 0;
-    case 3: return std::numeric_limits<Number>::max();
-    case 4: return value < std::numeric_limits<Number>::max() / 2 && value > 0 ? static_cast<Number>(value * 2) : value;
-    default: return std::numeric_limits<Number>::has_quiet_NaN ? std::numeric_limits<Number>::quiet_NaN() : Number{1};
+    case 0:
+      return value < std::numeric_limits<Number>::max() ? static_cast<Number>(value + 1) : value;
+    case 1:
+      return value > std::numeric_limits<Number>::lowest() ? static_cast<Number>(value - 1) : value;
+    case 2:
+      return 0;
+    case 3:
+      return std::numeric_limits<Number>::max();
+    case 4:
+      return value < std::numeric_limits<Number>::max() / 2 && value > 0 ? static_cast<Number>(value * 2) : value;
+    default:
+      return std::numeric_limits<Number>::has_quiet_NaN ? std::numeric_limits<Number>::quiet_NaN() : Number{1};
   }
 }
 
@@ -58,18 +64,33 @@ inline void Bend(google::protobuf::Message* message, uint8_t which, uint8_t how)
   if (numbers.empty()) return;
   const auto& [owner, field, index] = numbers[which % numbers.size()];
   const google::protobuf::Reflection& reflection = *owner->GetReflection();
-#define FERRY_BEND(Type)                                                                                               \
-  index < 0 ? reflection.Set##Type(owner, field, Bent(reflection.Get##Type(*owner, field), how))                       \
+#define FERRY_BEND(Type)                                                                         \
+  index < 0 ? reflection.Set##Type(owner, field, Bent(reflection.Get##Type(*owner, field), how)) \
             : reflection.SetRepeated##Type(owner, field, index, Bent(reflection.GetRepeated##Type(*owner, field, index), how))
   switch (field->cpp_type()) {
-    case FieldDescriptor::CPPTYPE_INT32: FERRY_BEND(Int32); break;
-    case FieldDescriptor::CPPTYPE_INT64: FERRY_BEND(Int64); break;
-    case FieldDescriptor::CPPTYPE_UINT32: FERRY_BEND(UInt32); break;
-    case FieldDescriptor::CPPTYPE_UINT64: FERRY_BEND(UInt64); break;
-    case FieldDescriptor::CPPTYPE_FLOAT: FERRY_BEND(Float); break;
-    case FieldDescriptor::CPPTYPE_DOUBLE: FERRY_BEND(Double); break;
-    case FieldDescriptor::CPPTYPE_ENUM: FERRY_BEND(EnumValue); break;
-    default: break;
+    case FieldDescriptor::CPPTYPE_INT32:
+      FERRY_BEND(Int32);
+      break;
+    case FieldDescriptor::CPPTYPE_INT64:
+      FERRY_BEND(Int64);
+      break;
+    case FieldDescriptor::CPPTYPE_UINT32:
+      FERRY_BEND(UInt32);
+      break;
+    case FieldDescriptor::CPPTYPE_UINT64:
+      FERRY_BEND(UInt64);
+      break;
+    case FieldDescriptor::CPPTYPE_FLOAT:
+      FERRY_BEND(Float);
+      break;
+    case FieldDescriptor::CPPTYPE_DOUBLE:
+      FERRY_BEND(Double);
+      break;
+    case FieldDescriptor::CPPTYPE_ENUM:
+      FERRY_BEND(EnumValue);
+      break;
+    default:
+      break;
   }
 #undef FERRY_BEND
 }

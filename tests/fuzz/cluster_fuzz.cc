@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "absl/time/clock.h"
-#include "common/model_tensors.h"
-#include "coordinator/membership.h"
-#include "coordinator/registration.h"
+#include "common/model/model_tensors.h"
+#include "coordinator/cluster/membership.h"
+#include "coordinator/cluster/registration.h"
 #include "tests/fuzz/wire_input.h"
 #include "tests/testing/fake_clock.h"
 #include "worker/assignment.h"
@@ -36,8 +36,8 @@ void FuzzMembership(WireInput& input) {
       if (!membership.RecordHeartbeat(worker, incarnation, beat.state() == "ready").ok()) continue;
       Require(beat.worker_id() < 2 && membership.Members()[worker.value()].info.incarnation == incarnation);
     } else {
-      const auto registration = CheckRegistration(
-          input.Next<v1::RegisterRequest>(), {.model_fingerprint = 7, .host = "here", .expert_transport = "auto"});
+      const auto registration = CheckRegistration(input.Next<v1::RegisterRequest>(),
+                                                  {.model_fingerprint = 7, .host = "here", .expert_transport = "auto"});
       if (!registration.ok()) continue;
       Require(registration->expert_transport == "shm" || registration->expert_transport == "grpc");
       Require(std::isfinite(registration->link_bytes_per_second) && !registration->info.address.empty());
@@ -64,10 +64,10 @@ void FuzzAssignment(WireInput& input) {
   const int64_t blocks = std::max(assignment->kv.num_blocks, assignment->kv.num_slots * assignment->kv.ring_blocks);
   int64_t kv_bytes = 0;
   Require(!__builtin_mul_overflow(blocks * kKvBlockTokens, assignment->model.kv_size() * 8 * 1024, &kv_bytes) && kv_bytes > 0);
-  for (const double value : {assignment->model.rms_epsilon, assignment->model.swiglu_alpha, assignment->model.swiglu_limit,
-                             assignment->model.rope.freq_base, assignment->model.rope.yarn_factor,
-                             assignment->model.rope.yarn_beta_fast, assignment->model.rope.yarn_beta_slow,
-                             assignment->model.rope.attention_factor}) {
+  for (const double value :
+       {assignment->model.rms_epsilon, assignment->model.swiglu_alpha, assignment->model.swiglu_limit,
+        assignment->model.rope.freq_base, assignment->model.rope.yarn_factor, assignment->model.rope.yarn_beta_fast,
+        assignment->model.rope.yarn_beta_slow, assignment->model.rope.attention_factor}) {
     Require(std::isfinite(value));
   }
 }
@@ -76,7 +76,12 @@ void FuzzAssignment(WireInput& input) {
 void FuzzDenseChunks(WireInput& input) {
   const DenseTensor tensors[] = {
       {.role = TensorRole::kTokenEmbedding, .layer = -1, .name = "token_embd.weight", .rows = 5, .cols = 64, .is_matrix = true},
-      {.role = TensorRole::kAttentionNorm, .layer = 0, .name = "blk.0.attn_norm.weight", .rows = 1, .cols = 64, .is_matrix = false}};
+      {.role = TensorRole::kAttentionNorm,
+       .layer = 0,
+       .name = "blk.0.attn_norm.weight",
+       .rows = 1,
+       .cols = 64,
+       .is_matrix = false}};
   for (const DenseTensor& tensor : tensors) {
     std::vector<std::byte> data;
     int64_t row = 0, row_bytes = 0;
@@ -105,9 +110,15 @@ void FuzzDenseChunks(WireInput& input) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   ferry::WireInput input(data, size);
   switch (input.Byte() % 3) {
-    case 0: ferry::FuzzMembership(input); break;
-    case 1: ferry::FuzzAssignment(input); break;
-    case 2: ferry::FuzzDenseChunks(input); break;
+    case 0:
+      ferry::FuzzMembership(input);
+      break;
+    case 1:
+      ferry::FuzzAssignment(input);
+      break;
+    case 2:
+      ferry::FuzzDenseChunks(input);
+      break;
   }
   return 0;
 }

@@ -1,8 +1,8 @@
-// The socket over which shared memory is handed out, both ends: whatever a peer says, with whatever descriptors beside it, nothing
-// is given away without the key, nothing stays open, and who behaves is served.
+// The socket over which shared memory is handed out, both ends: whatever a peer says, with whatever descriptors beside it,
+// nothing is given away without the key, nothing stays open, and who behaves is served.
 //
-// Input (wire_input.h): which end is fuzzed; then for a server the messages of one caller, for a caller the messages of its server.
-// A message is how many descriptors, which, and a piece.
+// Input (wire_input.h): which end is fuzzed; then for a server the messages of one caller, for a caller the messages of its
+// server. A message is how many descriptors, which, and a piece.
 
 #include <fcntl.h>
 #include <linux/memfd.h>
@@ -17,9 +17,9 @@
 #include <vector>
 
 #include "absl/time/clock.h"
-#include "common/descriptor_socket.h"
-#include "common/expert_mailbox.h"
-#include "common/shm_arena.h"
+#include "common/shm/descriptor_socket.h"
+#include "common/shm/expert_mailbox.h"
+#include "common/shm/shm_arena.h"
 #include "tests/fuzz/wire_input.h"
 #include "tests/testing/raw_descriptor_socket.h"
 
@@ -33,8 +33,8 @@ constexpr MailboxShape kShape = {.n_embd = 4, .max_rows = 6, .max_entries = 10, 
 std::string NameOf(const char* end) { return "ferry-fuzz-" + std::string(end) + std::to_string(::getpid()); }
 absl::Time Soon() { return absl::Now() + absl::Seconds(5); }
 
-// The number that the next descriptor gets: no higher after what leaves none open than before. Lower it may be, since the server of
-// FuzzServer closes its last caller when it comes to it.
+// The number that the next descriptor gets: no higher after what leaves none open than before. Lower it may be, since the server
+// of FuzzServer closes its last caller when it comes to it.
 int NextDescriptor() { return UniqueFd(::dup(STDIN_FILENO)).get(); }
 
 UniqueFd MakeMemfd(int64_t bytes, int seals) {

@@ -13,9 +13,9 @@
 #include <vector>
 
 #include "absl/time/clock.h"
-#include "common/expert_mailbox.h"
-#include "coordinator/expert_messages.h"
-#include "coordinator/expert_planner.h"
+#include "common/shm/expert_mailbox.h"
+#include "coordinator/experts/expert_messages.h"
+#include "coordinator/experts/expert_planner.h"
 #include "tests/fuzz/wire_input.h"
 #include "worker/expert_answers.h"
 #include "worker/host_share.h"
@@ -52,7 +52,8 @@ void RequireSound(const ExpertRequest& request, const MailboxShape& shape) {
 void FuzzPlanner(const ExpertRequest& request, uint8_t knobs) {
   PlannerInput planner = {.uses = request.uses, .bytes_per_expert = 1e6, .flops_per_token = 1e6};
   planner.num_slots = knobs & 3;
-  planner.rates = {.link_bytes_per_second = knobs & 4 ? 1e9 : 0, .host_read_bytes_per_second = 1e10, .host_flops_per_second = 1e11};
+  planner.rates = {
+      .link_bytes_per_second = knobs & 4 ? 1e9 : 0, .host_read_bytes_per_second = 1e10, .host_flops_per_second = 1e11};
   planner.host_allowed = knobs & 8;
   planner.ship_allowed = knobs & 16;
   const ExpertDivision division = DivideExperts(planner);
@@ -136,8 +137,7 @@ void FuzzPlanRequest(WireInput& input) {
 }
 
 void FuzzComputeRequest(WireInput& input) {
-  const absl::StatusOr<ComputeRequest> compute =
-      ComputeRequestFromProto(input.Next<v1::ComputeExpertsRequest>(), kShape.n_embd);
+  const absl::StatusOr<ComputeRequest> compute = ComputeRequestFromProto(input.Next<v1::ComputeExpertsRequest>(), kShape.n_embd);
   if (!compute.ok()) return;
   Require(static_cast<int64_t>(compute->rows.size()) == compute->request.num_rows * kShape.n_embd);
   Require(compute->contributions.size() == compute->request.entry_rows.size() * kShape.n_embd);
@@ -202,11 +202,21 @@ void FuzzHostShare(WireInput& input) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   ferry::WireInput input(data, size);
   switch (input.Byte() % 5) {
-    case 0: ferry::FuzzMailbox(input); break;
-    case 1: ferry::FuzzPlanRequest(input); break;
-    case 2: ferry::FuzzComputeRequest(input); break;
-    case 3: ferry::FuzzAnswers(input); break;
-    case 4: ferry::FuzzHostShare(input); break;
+    case 0:
+      ferry::FuzzMailbox(input);
+      break;
+    case 1:
+      ferry::FuzzPlanRequest(input);
+      break;
+    case 2:
+      ferry::FuzzComputeRequest(input);
+      break;
+    case 3:
+      ferry::FuzzAnswers(input);
+      break;
+    case 4:
+      ferry::FuzzHostShare(input);
+      break;
   }
   return 0;
 }

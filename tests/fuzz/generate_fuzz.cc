@@ -9,18 +9,18 @@
 #include <vector>
 
 #include "common/clock.h"
-#include "coordinator/request.h"
-#include "coordinator/step_answer.h"
+#include "coordinator/cluster/step_answer.h"
+#include "coordinator/generation/request.h"
 #include "coordinator/text/utf8.h"
-#include "tests/coordinator/tiny_vocabulary.h"
+#include "tests/coordinator/text/tiny_vocabulary.h"
 #include "tests/fuzz/wire_input.h"
 
 namespace ferry {
 namespace {
 
 const Tokenizer& TheTokenizer() {
-  static const std::unique_ptr<Tokenizer> tokenizer = *Tokenizer::Create(TinyVocabulary(
-      {"Ġ t", "h e", "Ġt he"}, {{"<|end|>", TokenType::kControl}, {"<|call|>", TokenType::kUserDefined}}));
+  static const std::unique_ptr<Tokenizer> tokenizer = *Tokenizer::Create(
+      TinyVocabulary({"Ġ t", "h e", "Ġt he"}, {{"<|end|>", TokenType::kControl}, {"<|call|>", TokenType::kUserDefined}}));
   return *tokenizer;
 }
 
@@ -50,12 +50,10 @@ class CheckingSink final : public GenerationSink {
 void FuzzGenerate(WireInput& input) {
   const Tokenizer& tokenizer = TheTokenizer();
   const int64_t vocab_size = tokenizer.vocab_size() + input.Byte() % 3;  // padded, as models' often are
-  const RequestLimits limits = {
-      .context_tokens = 40, .share_tokens = 12, .vocab_size = vocab_size, .max_token_bytes = 8};
+  const RequestLimits limits = {.context_tokens = 40, .share_tokens = 12, .vocab_size = vocab_size, .max_token_bytes = 8};
   const auto sink = std::make_shared<CheckingSink>();
-  const absl::StatusOr<std::shared_ptr<Request>> made =
-      Request::Create(input.Next<v1::GenerateRequest>(), &tokenizer, limits, /*fallback_seed=*/1,
-                      absl::InfiniteFuture(), Clock::Real(), sink);
+  const absl::StatusOr<std::shared_ptr<Request>> made = Request::Create(
+      input.Next<v1::GenerateRequest>(), &tokenizer, limits, /*fallback_seed=*/1, absl::InfiniteFuture(), Clock::Real(), sink);
   if (!made.ok()) {
     Require(!made.status().message().empty());
     return;

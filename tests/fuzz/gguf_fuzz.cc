@@ -7,10 +7,10 @@
 #include <span>
 #include <vector>
 
-#include "common/decode_rows.h"
-#include "common/gguf.h"
-#include "common/model_config.h"
-#include "common/model_tensors.h"
+#include "common/gguf/gguf.h"
+#include "common/model/decode_rows.h"
+#include "common/model/model_config.h"
+#include "common/model/model_tensors.h"
 
 namespace ferry {
 namespace {

@@ -135,7 +135,17 @@ void Cluster(const std::filesystem::path& folder) {
   v1::HeartbeatRequest other_beat = beat;
   other_beat.set_worker_id(0);
   other_beat.set_incarnation(12);
-  Input().Byte(0).Byte(0).Add(request).Byte(0).Add(other).Byte(1).Add(beat).Byte(0x31).Add(other_beat).Write(folder / "two_workers");
+  Input()
+      .Byte(0)
+      .Byte(0)
+      .Add(request)
+      .Byte(0)
+      .Add(other)
+      .Byte(1)
+      .Add(beat)
+      .Byte(0x31)
+      .Add(other_beat)
+      .Write(folder / "two_workers");
   Input().Byte(0).Byte(0).Add(request).Byte(0xF1).Add(beat).Byte(0).Add(request).Write(folder / "a_worker_that_expires");
 
   v1::RegisterResponse place;
@@ -161,7 +171,8 @@ void Cluster(const std::filesystem::path& folder) {
   DescribeSmallCache(place.mutable_cache());
   Input().Byte(1).Add(place).Write(folder / "assignment");
 
-  const auto chunk = [](const char* name, uint64_t rows, uint64_t first_row, uint64_t num_rows, uint32_t dtype, size_t row_bytes) {
+  const auto chunk = [](const char* name, uint64_t rows, uint64_t first_row, uint64_t num_rows, uint32_t dtype,
+                        size_t row_bytes) {
     v1::TensorChunk chunk;
     chunk.set_name(name);
     chunk.set_dtype(dtype);
@@ -182,7 +193,7 @@ void Cluster(const std::filesystem::path& folder) {
 }
 
 void Experts(const std::filesystem::path& folder) {
-  // Words of the mailbox's control block, uses and entry rows (common/expert_mailbox.cc): a request of kind, layer, num_rows,
+  // Words of the mailbox's control block, uses and entry rows (common/shm/expert_mailbox.cc): a request of kind, layer, num_rows,
   // num_uses, num_entries and its number; where they lie in words is the fuzzer's to vary.
   const auto at = [](Input& input, int word, const std::vector<uint32_t>& words) -> Input& {
     return input.Byte(word & 0xFF).Byte(word >> 8).Piece(Words(words)).Byte(0);

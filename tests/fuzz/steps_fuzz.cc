@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "absl/time/clock.h"
-#include "coordinator/step_answer.h"
+#include "coordinator/cluster/step_answer.h"
 #include "ferry/v1/worker.pb.h"
 #include "tests/fuzz/wire_input.h"
 #include "worker/stage_link.h"
@@ -87,10 +87,10 @@ void FuzzActivations(WireInput& input) {
   while (!input.empty()) {
     if (input.Byte() % 2 == 0) {
       v1::Activations message = input.Next<v1::Activations>();
-      const absl::Status taken =
-          message.error().empty() ? queue.Push(message.epoch(), message.step(), message.first_row(), message.num_rows(),
-                                               std::move(*message.mutable_data()), [] { return true; })
-                                  : queue.PushFailure(message.epoch(), message.step(), message.error());
+      const absl::Status taken = message.error().empty()
+                                     ? queue.Push(message.epoch(), message.step(), message.first_row(), message.num_rows(),
+                                                  std::move(*message.mutable_data()), [] { return true; })
+                                     : queue.PushFailure(message.epoch(), message.step(), message.error());
       if (!taken.ok()) return;  // ends the stream
       Require(message.epoch() == 1);
     } else {
@@ -112,9 +112,15 @@ void FuzzActivations(WireInput& input) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   ferry::WireInput input(data, size);
   switch (input.Byte() % 3) {
-    case 0: ferry::FuzzStepRequest(input); break;
-    case 1: ferry::FuzzStepResponse(input); break;
-    case 2: ferry::FuzzActivations(input); break;
+    case 0:
+      ferry::FuzzStepRequest(input);
+      break;
+    case 1:
+      ferry::FuzzStepResponse(input);
+      break;
+    case 2:
+      ferry::FuzzActivations(input);
+      break;
   }
   return 0;
 }

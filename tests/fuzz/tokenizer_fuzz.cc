@@ -10,11 +10,11 @@
 #include <string_view>
 #include <vector>
 
-#include "coordinator/stop_matcher.h"
+#include "coordinator/generation/stop_matcher.h"
 #include "coordinator/text/detokenizer.h"
 #include "coordinator/text/tokenizer.h"
 #include "coordinator/text/utf8.h"
-#include "tests/coordinator/tiny_vocabulary.h"
+#include "tests/coordinator/text/tiny_vocabulary.h"
 
 namespace ferry {
 namespace {

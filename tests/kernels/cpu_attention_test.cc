@@ -139,9 +139,9 @@ TEST_P(CpuAttentionTest, KeepsSequencesApartAndStartsAtAnyRow) {
   for (const std::vector<float>& more : {Queries(89, 1), Queries(10, 20)}) q.insert(q.end(), more.begin(), more.end());
   const std::vector<float> got = Attend(*ops, cache, batch, 0, q);
   std::vector<float> want;
-  for (const std::vector<float>& part :
-       {Attend(*ops, cache, OneSequence(47, 3, one), 0, Queries(47, 3)), Attend(*ops, cache, OneSequence(89, 1, two), 0, Queries(89, 1)),
-        Attend(*ops, cache, OneSequence(10, 20, two), 0, Queries(10, 20))}) {
+  for (const std::vector<float>& part : {Attend(*ops, cache, OneSequence(47, 3, one), 0, Queries(47, 3)),
+                                         Attend(*ops, cache, OneSequence(89, 1, two), 0, Queries(89, 1)),
+                                         Attend(*ops, cache, OneSequence(10, 20, two), 0, Queries(10, 20))}) {
     want.insert(want.end(), part.begin(), part.end());
   }
   EXPECT_TRUE(SameBits(got, want));

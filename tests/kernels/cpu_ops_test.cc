@@ -93,7 +93,8 @@ TEST_P(CpuOpsTest, RoutesAsTheReferenceDoesAndEveryRowByItself) {
     for (const int64_t row : {0, 20}) {
       const std::vector<float> alone(in.begin() + row * cols, in.begin() + (row + 1) * cols);
       const Routing one = RouteOf(*MakeOps(1), alone, 1, weight, bias.data(), experts, top_k);
-      EXPECT_TRUE(SameBits(one.weights, std::vector<float>(got.weights.begin() + row * top_k, got.weights.begin() + (row + 1) * top_k)));
+      EXPECT_TRUE(
+          SameBits(one.weights, std::vector<float>(got.weights.begin() + row * top_k, got.weights.begin() + (row + 1) * top_k)));
     }
   }
 }
@@ -122,7 +123,8 @@ TEST_P(CpuOpsTest, SumsTheExponentialsOfAWholeVocabulary) {
   for (const int64_t vocab : {1, 17, 4096, 201088}) {
     std::vector<float> logits = RandomFloats(vocab, 103, 4);
     const LogitsRequest request{1, 0};
-    ASSERT_OK_AND_ASSIGN(const std::vector<LogitsResult> got, ops->ReadLogits(TensorOf(logits, 1, vocab), std::span(&request, 1)));
+    ASSERT_OK_AND_ASSIGN(const std::vector<LogitsResult> got,
+                         ops->ReadLogits(TensorOf(logits, 1, vocab), std::span(&request, 1)));
     double sum = 0;
     for (const float logit : logits) sum += std::exp(static_cast<double>(logit));
     EXPECT_NEAR(got[0].log_sum_exp, std::log(sum), 2e-6 * std::abs(std::log(sum)) + 1e-6) << vocab;
@@ -133,7 +135,8 @@ TEST_P(CpuOpsTest, DoesNothingWithoutRows) {
   const std::unique_ptr<Ops> ops = MakeOps();
   const OwnedTiledMatrix weight = RandomTiledMatrix(DType::kQ8_0, 32, 32, 105);
   std::vector<float> in(32), out(32, 5);
-  EXPECT_OK(ops->MatMul(Tensor(in.data(), DType::kF32, 0, 32), weight.matrix, nullptr, Tensor(out.data(), DType::kF32, 0, 32), false));
+  EXPECT_OK(
+      ops->MatMul(Tensor(in.data(), DType::kF32, 0, 32), weight.matrix, nullptr, Tensor(out.data(), DType::kF32, 0, 32), false));
   EXPECT_EQ(out[0], 5);
 }
 

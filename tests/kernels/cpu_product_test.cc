@@ -44,8 +44,8 @@ class CpuMatMulTest : public PerIsaTest<ProductCase> {
 struct Shape {
   int64_t rows, cols, tokens;
 };
-constexpr Shape kShapes[] = {{1, 32, 1},    {16, 32, 2},   {17, 96, 3},   {31, 64, 17},  {33, 160, 9},
-                             {100, 256, 64}, {64, 2880, 1}, {48, 2880, 8}, {40, 2880, 129}, {32, 3200, 13},
+constexpr Shape kShapes[] = {{1, 32, 1},     {16, 32, 2},   {17, 96, 3},    {31, 64, 17},    {33, 160, 9},
+                             {100, 256, 64}, {64, 2880, 1}, {48, 2880, 8},  {40, 2880, 129}, {32, 3200, 13},
                              {16, 6400, 10}, {48, 64, 300}, {20, 4096, 270}};
 
 TEST_P(CpuMatMulTest, MatchesReferenceOnTheActivationsItQuantises) {
@@ -70,8 +70,8 @@ TEST_P(CpuMatMulTest, StaysWithinOnePercentOfTheExactProductAndMuchNearerWithEig
   const std::vector<float> in = RandomFloats(5 * 1440, 19);
   const std::vector<float> got = Product(*ops, weight.matrix, in, 5), want = Product(reference, weight.matrix, in, 5);
   EXPECT_LE(RelativeRmsError(std::span<const float>(got), std::span<const float>(want)), dtype() == DType::kQ8_0 ? 1e-4
-                                                                                                          : quantized() ? 0.01
-                                                                                                                        : 1e-6);
+                                                                                         : quantized()           ? 0.01
+                                                                                                                 : 1e-6);
 }
 
 TEST_P(CpuMatMulTest, GivesARowTheSameBitsAloneAmongOthersAndOnAnyNumberOfThreads) {

@@ -97,8 +97,7 @@ class AttentionRig {
     int64_t first = 0;
     for (const int64_t end : ends) {
       EXPECT_OK(ops_->Attention(**batch, first, device_q_->tensor().Rows(first, end - first), device_, case_.window,
-                                case_.sinks ? device_sinks_->as<float>() : nullptr,
-                                out.tensor().Rows(first, end - first)));
+                                case_.sinks ? device_sinks_->as<float>() : nullptr, out.tensor().Rows(first, end - first)));
       first = end;
     }
     return out.Read();
@@ -156,20 +155,20 @@ TEST_P(CudaAttentionTest, GivesTheSameBitsAgainAndWhenALayerIsCutIntoCalls) {
 
 INSTANTIATE_TEST_SUITE_P(
     Prefill, CudaAttentionTest,
-    testing::Values(
-        AttentionCase{"nine_rows", {{0, 9}}}, AttentionCase{"gpt_oss", {{0, 300}}, 64, 8, 64},
-        AttentionCase{"gpt_oss_window", {{0, 300}}, 64, 8, 64, DType::kF16, 128},
-        AttentionCase{"gpt_oss_ring", {{517, 200}}, 64, 8, 64, DType::kF16, 128, true, true},
-        AttentionCase{"window_of_one", {{40, 33}}, 8, 2, 64, DType::kF16, 1},
-        AttentionCase{"window_across_tiles", {{1000, 70}}, 8, 1, 64, DType::kF16, 97, true, true},
-        AttentionCase{"continued", {{733, 129}}, 8, 2, 64}, AttentionCase{"q8", {{100, 131}}, 8, 2, 64, DType::kQ8_0},
-        AttentionCase{"q8_ring", {{300, 40}}, 16, 2, 64, DType::kQ8_0, 50, true, true},
-        AttentionCase{"no_sinks", {{0, 65}}, 6, 2, 64, DType::kF16, 0, false},
-        AttentionCase{"one_head_a_group", {{31, 77}}, 3, 3, 64}, AttentionCase{"wide_group", {{5, 40}}, 40, 2, 32},
-        AttentionCase{"dim_32_q8", {{64, 64}}, 4, 4, 32, DType::kQ8_0}, AttentionCase{"dim_128", {{70, 90}}, 8, 2, 128},
-        AttentionCase{"dim_128_q8", {{30, 90}}, 8, 1, 128, DType::kQ8_0, 64},
-        AttentionCase{"several_sequences", {{0, 20}, {90, 33}, {0, 100}}, 8, 2, 64},
-        AttentionCase{"large_scores", {{0, 140}}, 8, 2, 64, DType::kF16, 0, true, false, 20.0f}),
+    testing::Values(AttentionCase{"nine_rows", {{0, 9}}}, AttentionCase{"gpt_oss", {{0, 300}}, 64, 8, 64},
+                    AttentionCase{"gpt_oss_window", {{0, 300}}, 64, 8, 64, DType::kF16, 128},
+                    AttentionCase{"gpt_oss_ring", {{517, 200}}, 64, 8, 64, DType::kF16, 128, true, true},
+                    AttentionCase{"window_of_one", {{40, 33}}, 8, 2, 64, DType::kF16, 1},
+                    AttentionCase{"window_across_tiles", {{1000, 70}}, 8, 1, 64, DType::kF16, 97, true, true},
+                    AttentionCase{"continued", {{733, 129}}, 8, 2, 64}, AttentionCase{"q8", {{100, 131}}, 8, 2, 64, DType::kQ8_0},
+                    AttentionCase{"q8_ring", {{300, 40}}, 16, 2, 64, DType::kQ8_0, 50, true, true},
+                    AttentionCase{"no_sinks", {{0, 65}}, 6, 2, 64, DType::kF16, 0, false},
+                    AttentionCase{"one_head_a_group", {{31, 77}}, 3, 3, 64}, AttentionCase{"wide_group", {{5, 40}}, 40, 2, 32},
+                    AttentionCase{"dim_32_q8", {{64, 64}}, 4, 4, 32, DType::kQ8_0},
+                    AttentionCase{"dim_128", {{70, 90}}, 8, 2, 128},
+                    AttentionCase{"dim_128_q8", {{30, 90}}, 8, 1, 128, DType::kQ8_0, 64},
+                    AttentionCase{"several_sequences", {{0, 20}, {90, 33}, {0, 100}}, 8, 2, 64},
+                    AttentionCase{"large_scores", {{0, 140}}, 8, 2, 64, DType::kF16, 0, true, false, 20.0f}),
     [](const auto& info) { return info.param.name; });
 INSTANTIATE_TEST_SUITE_P(
     Decode, CudaAttentionTest,
@@ -177,18 +176,15 @@ INSTANTIATE_TEST_SUITE_P(
                     AttentionCase{"edges_of_cuts", {{127, 1}, {128, 1}, {31, 1}, {255, 1}, {256, 1}}},
                     AttentionCase{"window", {{5000, 1}, {100, 1}, {127, 1}, {128, 1}}, 64, 8, 64, DType::kF16, 128},
                     AttentionCase{"ring", {{5000, 1}, {100, 3}}, 8, 2, 64, DType::kF16, 128, true, true},
-                    AttentionCase{"long_context", {{9001, 1}}, 16, 2, 64},
-                    AttentionCase{"few_rows", {{300, 8}, {0, 2}, {77, 5}}},
+                    AttentionCase{"long_context", {{9001, 1}}, 16, 2, 64}, AttentionCase{"few_rows", {{300, 8}, {0, 2}, {77, 5}}},
                     AttentionCase{"q8", {{700, 2}}, 8, 2, 64, DType::kQ8_0},
-                    AttentionCase{"q8_128", {{200, 1}}, 8, 2, 128, DType::kQ8_0},
-                    AttentionCase{"dim_128", {{200, 2}}, 8, 2, 128}, AttentionCase{"dim_32", {{200, 2}}, 4, 4, 32},
-                    AttentionCase{"wide_group", {{100, 2}}, 40, 2, 64},
+                    AttentionCase{"q8_128", {{200, 1}}, 8, 2, 128, DType::kQ8_0}, AttentionCase{"dim_128", {{200, 2}}, 8, 2, 128},
+                    AttentionCase{"dim_32", {{200, 2}}, 4, 4, 32}, AttentionCase{"wide_group", {{100, 2}}, 40, 2, 64},
                     AttentionCase{"no_sinks", {{64, 1}}, 8, 2, 64, DType::kF16, 0, false},
                     AttentionCase{"large_scores", {{500, 1}}, 8, 2, 64, DType::kF16, 0, true, false, 20.0f}),
     [](const auto& info) { return info.param.name; });
 INSTANTIATE_TEST_SUITE_P(Mixed, CudaAttentionTest,
-                         testing::Values(AttentionCase{"prompt_among_others",
-                                                       {{40, 1}, {900, 1}, {10, 90}, {3, 2}, {0, 12}}}),
+                         testing::Values(AttentionCase{"prompt_among_others", {{40, 1}, {900, 1}, {10, 90}, {3, 2}, {0, 12}}}),
                          [](const auto& info) { return info.param.name; });
 
 class CudaAttentionBitsTest : public CudaTest {};
@@ -226,8 +222,7 @@ TEST_F(CudaAttentionBitsTest, APromptIsTheSameInOneBatchAndInSeveral) {
 }
 
 TEST_F(CudaAttentionBitsTest, RefusesRowsThatAreNotAligned) {
-  ASSERT_OK_AND_ASSIGN(const auto batch,
-                       ops_->PrepareBatch({.token_ids = {}, .sequences = {{.num_rows = 1, .blocks = {0}}}}));
+  ASSERT_OK_AND_ASSIGN(const auto batch, ops_->PrepareBatch({.token_ids = {}, .sequences = {{.num_rows = 1, .blocks = {0}}}}));
   const GuardedBytes plane(ops_, KvPlaneBytes(DType::kF16, 1, 1, 64));
   const KvLayer cache{.keys = plane.data(), .values = plane.data(), .num_blocks = 1, .num_kv_heads = 1, .head_dim = 64};
   const DeviceRowsBuffer q(ops_, act(), 1, 72);

@@ -25,8 +25,7 @@ Batch TokensBatch(std::vector<int32_t> ids) {
   Batch batch;
   const int64_t rows = static_cast<int64_t>(ids.size());
   batch.token_ids = std::move(ids);
-  if (rows > 0)
-    batch.sequences = {{.first_row = 0, .num_rows = rows, .first_position = 0, .blocks = {}, .ring_blocks = {}}};
+  if (rows > 0) batch.sequences = {{.first_row = 0, .num_rows = rows, .first_position = 0, .blocks = {}, .ring_blocks = {}}};
   return batch;
 }
 
@@ -36,15 +35,14 @@ Batch TokensBatch(std::vector<int32_t> ids) {
 TEST(CudaGpu, RefusesAGpuBelow75ByName) {
   EXPECT_OK(CheckCudaGpu("GPU 0 (Tesla T4)", 7, 5));
   EXPECT_OK(CheckCudaGpu("GPU 0 (H100)", 9, 0));
-  EXPECT_THAT(CheckCudaGpu("GPU 1 (Tesla V100)", 7, 0),
-              StatusIs(absl::StatusCode::kFailedPrecondition,
-                       AllOf(HasSubstr("Tesla V100"), HasSubstr("7.0"), HasSubstr("7.5"))));
+  EXPECT_THAT(
+      CheckCudaGpu("GPU 1 (Tesla V100)", 7, 0),
+      StatusIs(absl::StatusCode::kFailedPrecondition, AllOf(HasSubstr("Tesla V100"), HasSubstr("7.0"), HasSubstr("7.5"))));
   EXPECT_THAT(CheckCudaGpu("GPU 1 (Tesla P100)", 6, 0), StatusIs(absl::StatusCode::kFailedPrecondition));
 }
 
 TEST(CudaGpu, SaysWhatIsMissingWhenThereIsNoSuchGpu) {
-  EXPECT_THAT(CreateCudaOps({.kind = "cuda", .device = NumCudaDevices()}),
-              StatusIs(absl::StatusCode::kFailedPrecondition));
+  EXPECT_THAT(CreateCudaOps({.kind = "cuda", .device = NumCudaDevices()}), StatusIs(absl::StatusCode::kFailedPrecondition));
   EXPECT_THAT(CreateCudaOps({.kind = "cuda", .device = -1}), StatusIs(absl::StatusCode::kFailedPrecondition));
 }
 
@@ -78,9 +76,8 @@ TEST_F(CudaOpsTest, AllocatesAlignedMemoryAndGivesItBack) {
 TEST_F(CudaOpsTest, NamesNeededAndFreeBytesWhenMemoryIsShort) {
   ASSERT_OK_AND_ASSIGN(const DeviceMemoryInfo info, ops_->MemoryInfo());
   const int64_t needed = info.total_bytes + 1;
-  EXPECT_THAT(ops_->Allocate(needed),
-              StatusIs(absl::StatusCode::kResourceExhausted,
-                       AllOf(HasSubstr(absl::StrFormat("%d bytes needed", needed)), HasSubstr("free"))));
+  EXPECT_THAT(ops_->Allocate(needed), StatusIs(absl::StatusCode::kResourceExhausted,
+                                               AllOf(HasSubstr(absl::StrFormat("%d bytes needed", needed)), HasSubstr("free"))));
   EXPECT_OK(ops_->Allocate(1 << 20));  // and the backend still works
 }
 
@@ -165,11 +162,9 @@ TEST_F(CudaOpsTest, CopiesFromPinnedMemoryAfterTheComputeThatStillReadsTheTarget
   const std::vector<std::byte> first(kBytes, std::byte{0x22});
   ASSERT_OK(ops_->Upload(target.data(), first));
   const std::vector<int32_t> rows = {0};
-  ASSERT_OK(
-      ops_->GatherRows({target.data(), DType::kF32, 1, kBytes / 4}, rows, {copy.data(), DType::kF32, 1, kBytes / 4}));
+  ASSERT_OK(ops_->GatherRows({target.data(), DType::kF32, 1, kBytes / 4}, rows, {copy.data(), DType::kF32, 1, kBytes / 4}));
   ASSERT_OK_AND_ASSIGN(const Event read, ops_->MarkCompute());
-  ASSERT_OK_AND_ASSIGN(const Event copied,
-                       ops_->CopyAsync(target.data(), host.span(), std::vector<Event>{read, nullptr}));
+  ASSERT_OK_AND_ASSIGN(const Event copied, ops_->CopyAsync(target.data(), host.span(), std::vector<Event>{read, nullptr}));
   ASSERT_OK(ops_->ComputeAfter(copied));
   EXPECT_EQ(copy.Read(), first);
   EXPECT_EQ(target.Read(), std::vector<std::byte>(host.span().begin(), host.span().end()));
@@ -217,8 +212,7 @@ TEST_F(CudaOpsTest, RefusesWhatCrossesOrOverlapsPinnedRegions) {
   EXPECT_OK(ops_->CopyAsync(target.data(), all.first(16 << 10), {}));
   EXPECT_OK(ops_->CopyAsync(target.data(), all.last(16 << 10), {}));
   for (const auto crossing : {all, all.first((16 << 10) + 1), all.last((16 << 10) + 1)}) {
-    EXPECT_THAT(ops_->CopyAsync(target.data(), crossing, {}),
-                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("crosses")));
+    EXPECT_THAT(ops_->CopyAsync(target.data(), crossing, {}), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("crosses")));
   }
   EXPECT_OK(ops_->Synchronize(Soon()));
   ops_->UnpinHost(region);
@@ -251,8 +245,7 @@ TEST_F(CudaOpsTest, RefusesEventsAndBatchesOfAnotherBackend) {
   const DeviceRowsBuffer x(ops_, DType::kF32, 1, 32);
   EXPECT_THAT(ops_->ComputeAfter(other), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("another backend")));
   EXPECT_THAT(ops_->Wait(other, Soon()), StatusIs(absl::StatusCode::kInvalidArgument));
-  EXPECT_THAT(ops_->CopyAsync(x.tensor().data, source, std::vector<Event>{other}),
-              StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(ops_->CopyAsync(x.tensor().data, source, std::vector<Event>{other}), StatusIs(absl::StatusCode::kInvalidArgument));
   const OwnedTiledMatrix table = RandomTiledMatrix(DType::kF32, 16, 32, 1);
   EXPECT_THAT(ops_->Embed(OtherBatch(), 0, table.matrix, x.tensor()), StatusIs(absl::StatusCode::kInvalidArgument));
 }
@@ -296,8 +289,8 @@ TEST_P(CudaEmbedTest, DecodesTheRowsOfTheTable) {
   }
 }
 INSTANTIATE_TEST_SUITE_P(Types, CudaEmbedTest,
-                         testing::Combine(testing::Values(DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0,
-                                                          DType::kQ4_0, DType::kMXFP4),
+                         testing::Combine(testing::Values(DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0,
+                                                          DType::kMXFP4),
                                           testing::Values(32, 288, 2880)));
 
 TEST_F(CudaOpsTest, EmbedRefusesIdsBeyondTheTable) {
@@ -325,8 +318,8 @@ TEST_P(CudaRmsNormTest, MatchesReference) {
   }
 }
 INSTANTIATE_TEST_SUITE_P(Shapes, CudaRmsNormTest,
-                         testing::Values(NormCase{1, 1, 0}, NormCase{3, 33, 1}, NormCase{5, 2880, 0},
-                                         NormCase{70, 4099, 5}, NormCase{2, 20000, 4}));
+                         testing::Values(NormCase{1, 1, 0}, NormCase{3, 33, 1}, NormCase{5, 2880, 0}, NormCase{70, 4099, 5},
+                                         NormCase{2, 20000, 4}));
 
 // ---------------------------------------------------------------------------------------------------------- rope and
 // cache
@@ -349,13 +342,17 @@ TEST_P(CudaRopeTest, RotatesQueriesAndStoresKeysAndValues) {
                      {.first_row = 37, .num_rows = 3, .first_position = 131000, .blocks = {}, .ring_blocks = {1, 2}}};
   batch.sequences[1].blocks.assign(131003 / kKvBlockTokens + 1, 5);
   const int64_t rows = 40, width = (c.heads + 2 * c.kv_heads) * c.head_dim, q_width = c.heads * c.head_dim;
-  KvLayer cache{.key_type = c.cache, .value_type = c.cache, .num_blocks = 7, .num_kv_heads = c.kv_heads, .head_dim = c.head_dim, .ring = c.ring};
+  KvLayer cache{.key_type = c.cache,
+                .value_type = c.cache,
+                .num_blocks = 7,
+                .num_kv_heads = c.kv_heads,
+                .head_dim = c.head_dim,
+                .ring = c.ring};
   const int64_t plane = KvPlaneBytes(c.cache, cache.num_blocks, c.kv_heads, c.head_dim);
   std::vector<float> qkv = Rounded(RandomFloats(rows * width, 21, 3), qkv_type);
   std::fill_n(qkv.begin() + 3 * width + q_width, c.head_dim, 0.0f);  // a key of zeros: Q8_0 gives it the scale 0
 
-  const DeviceRowsBuffer device_qkv(ops_, qkv_type, qkv, rows, width, /*gap=*/4),
-      q_out(ops_, act(), rows, q_width, /*gap=*/4);
+  const DeviceRowsBuffer device_qkv(ops_, qkv_type, qkv, rows, width, /*gap=*/4), q_out(ops_, act(), rows, q_width, /*gap=*/4);
   const GuardedBytes keys(ops_, plane), values(ops_, plane);
   KvLayer device_cache = cache;
   device_cache.keys = keys.data(), device_cache.values = values.data();
@@ -392,19 +389,18 @@ TEST_P(CudaRopeTest, RotatesQueriesAndStoresKeysAndValues) {
   // Values are not rotated, so their bytes are exactly those of the definition.
   EXPECT_EQ(values.Read(), std::vector<std::byte>(want_values.span().begin(), want_values.span().end()));
 }
-INSTANTIATE_TEST_SUITE_P(
-    Shapes, CudaRopeTest,
-    testing::Values(RopeCase{64, 8, 64, 64, DType::kF16, DType::kF32, true, false},
-                    RopeCase{64, 8, 64, 64, DType::kQ8_0, DType::kBF16, true, true},
-                    RopeCase{8, 2, 64, 64, DType::kF16, DType::kBF16, true, true},
-                    RopeCase{3, 1, 32, 32, DType::kQ8_0, DType::kF32, false, false},
-                    RopeCase{6, 3, 128, 64, DType::kF16, DType::kF32, false, true},  // half of the dimensions stay
-                    RopeCase{2, 2, 128, 128, DType::kQ8_0, DType::kF32, true, false},
-                    RopeCase{4, 4, 64, 0, DType::kF16, DType::kF32, false, false}));  // none is rotated
+INSTANTIATE_TEST_SUITE_P(Shapes, CudaRopeTest,
+                         testing::Values(RopeCase{64, 8, 64, 64, DType::kF16, DType::kF32, true, false},
+                                         RopeCase{64, 8, 64, 64, DType::kQ8_0, DType::kBF16, true, true},
+                                         RopeCase{8, 2, 64, 64, DType::kF16, DType::kBF16, true, true},
+                                         RopeCase{3, 1, 32, 32, DType::kQ8_0, DType::kF32, false, false},
+                                         RopeCase{6, 3, 128, 64, DType::kF16, DType::kF32, false,
+                                                  true},  // half of the dimensions stay
+                                         RopeCase{2, 2, 128, 128, DType::kQ8_0, DType::kF32, true, false},
+                                         RopeCase{4, 4, 64, 0, DType::kF16, DType::kF32, false, false}));  // none is rotated
 
 TEST_F(CudaOpsTest, RopeRefusesHeadsItHasNoKernelFor) {
-  ASSERT_OK_AND_ASSIGN(const auto batch,
-                       ops_->PrepareBatch({.token_ids = {}, .sequences = {{.num_rows = 1, .blocks = {0}}}}));
+  ASSERT_OK_AND_ASSIGN(const auto batch, ops_->PrepareBatch({.token_ids = {}, .sequences = {{.num_rows = 1, .blocks = {0}}}}));
   const GuardedBytes plane(ops_, KvPlaneBytes(DType::kF16, 1, 1, 96));
   const KvLayer cache{.keys = plane.data(), .values = plane.data(), .num_blocks = 1, .num_kv_heads = 1, .head_dim = 96};
   const DeviceRowsBuffer qkv(ops_, DType::kF32, 1, 3 * 96), q(ops_, act(), 1, 96);
@@ -436,10 +432,10 @@ TEST_P(CudaRouteTest, ChoosesTheExpertsOfTheReference) {
   const GuardedBytes experts(ops_, rows * top_k * 4), weights(ops_, rows * top_k * 4);
   std::vector<int32_t> want_experts(rows * top_k);
   std::vector<float> want_weights(rows * top_k);
-  ASSERT_OK(reference_.Route(HostTensor(in, rows, n_embd), weight.data(), has_bias ? bias.data() : nullptr, num_experts,
-                             top_k, want_experts.data(), want_weights.data()));
-  ASSERT_OK(ops_->Route(device_in.tensor(), device_weight.as<float>(), has_bias ? device_bias.as<float>() : nullptr,
-                        num_experts, top_k, experts.as<int32_t>(), weights.as<float>()));
+  ASSERT_OK(reference_.Route(HostTensor(in, rows, n_embd), weight.data(), has_bias ? bias.data() : nullptr, num_experts, top_k,
+                             want_experts.data(), want_weights.data()));
+  ASSERT_OK(ops_->Route(device_in.tensor(), device_weight.as<float>(), has_bias ? device_bias.as<float>() : nullptr, num_experts,
+                        top_k, experts.as<int32_t>(), weights.as<float>()));
   EXPECT_EQ(experts.ReadAs<int32_t>(), want_experts);
   EXPECT_TRUE(Close(weights.ReadAs<float>(), want_weights, 1e-6, 1e-5));
 }
@@ -453,25 +449,23 @@ INSTANTIATE_TEST_SUITE_P(Shapes, CudaRouteTest,
 TEST_F(CudaOpsTest, ARowIsRoutedTheSameAloneAndAmongOthersAndAsTheReferenceDoes) {
   constexpr int64_t kRows = 300, kEmbd = 2880, kTop = 4;
   for (const int64_t num_experts : {32, 128}) {
-    std::vector<float> in = Rounded(RandomFloats(kRows * kEmbd, 5), act()),
-                       weight = RandomFloats(num_experts * kEmbd, 6, 0.02f);
+    std::vector<float> in = Rounded(RandomFloats(kRows * kEmbd, 5), act()), weight = RandomFloats(num_experts * kEmbd, 6, 0.02f);
     const DeviceRowsBuffer device_in(ops_, act(), in, kRows, kEmbd);
     const GuardedBytes device_weight(ops_, BytesOf(weight));
     const GuardedBytes experts(ops_, kRows * kTop * 4), weights(ops_, kRows * kTop * 4), one(ops_, kTop * 4),
         one_weight(ops_, kTop * 4);
-    ASSERT_OK(ops_->Route(device_in.tensor(), device_weight.as<float>(), nullptr, num_experts, kTop,
-                          experts.as<int32_t>(), weights.as<float>()));
+    ASSERT_OK(ops_->Route(device_in.tensor(), device_weight.as<float>(), nullptr, num_experts, kTop, experts.as<int32_t>(),
+                          weights.as<float>()));
     const std::vector<float> all = weights.ReadAs<float>();
     for (const int64_t row : {0, 77, 299}) {
       ASSERT_OK(ops_->Route(device_in.tensor().Rows(row, 1), device_weight.as<float>(), nullptr, num_experts, kTop,
                             one.as<int32_t>(), one_weight.as<float>()));
-      EXPECT_EQ(one_weight.ReadAs<float>(),
-                std::vector<float>(all.begin() + row * kTop, all.begin() + (row + 1) * kTop));
+      EXPECT_EQ(one_weight.ReadAs<float>(), std::vector<float>(all.begin() + row * kTop, all.begin() + (row + 1) * kTop));
     }
     std::vector<int32_t> want_experts(kRows * kTop);
     std::vector<float> want(kRows * kTop);
-    ASSERT_OK(reference_.Route(HostTensor(in, kRows, kEmbd), weight.data(), nullptr, num_experts, kTop,
-                               want_experts.data(), want.data()));
+    ASSERT_OK(reference_.Route(HostTensor(in, kRows, kEmbd), weight.data(), nullptr, num_experts, kTop, want_experts.data(),
+                               want.data()));
     EXPECT_EQ(experts.ReadAs<int32_t>(), want_experts);
     EXPECT_TRUE(Close(all, want, 1e-5));  // logits of order 1, off by less than 1e-5: F32, not BF16
   }
@@ -480,10 +474,8 @@ TEST_F(CudaOpsTest, ARowIsRoutedTheSameAloneAndAmongOthersAndAsTheReferenceDoes)
 TEST_F(CudaOpsTest, NaNLogitsStillRouteToExperts) {
   const std::vector<float> in(32, std::numeric_limits<float>::quiet_NaN());
   const DeviceRowsBuffer device_in(ops_, act(), in, 1, 32);
-  const GuardedBytes weight(ops_, BytesOf(std::vector<float>(40 * 32, 1.0f))), experts(ops_, 3 * 4),
-      weights(ops_, 3 * 4);
-  ASSERT_OK(
-      ops_->Route(device_in.tensor(), weight.as<float>(), nullptr, 40, 3, experts.as<int32_t>(), weights.as<float>()));
+  const GuardedBytes weight(ops_, BytesOf(std::vector<float>(40 * 32, 1.0f))), experts(ops_, 3 * 4), weights(ops_, 3 * 4);
+  ASSERT_OK(ops_->Route(device_in.tensor(), weight.as<float>(), nullptr, 40, 3, experts.as<int32_t>(), weights.as<float>()));
   EXPECT_EQ(experts.ReadAs<int32_t>(), (std::vector<int32_t>{0, 1, 2}));
 }
 
@@ -497,17 +489,15 @@ TEST_P(CudaGroupTest, GroupsInOrder) {
   RandomBits random(17);
   std::vector<int32_t> experts(rows * top_k);
   for (int32_t& expert : experts) {
-    expert = static_cast<int32_t>(skew == 2 || (skew == 1 && random.Below(10) > 0) ? num_experts - 1
-                                                                                   : random.Below(num_experts));
+    expert = static_cast<int32_t>(skew == 2 || (skew == 1 && random.Below(10) > 0) ? num_experts - 1 : random.Below(num_experts));
   }
   const GuardedBytes device(ops_, BytesOf(experts));
-  const GuardedBytes offsets(ops_, (num_experts + 1) * 4), entry_rows(ops_, rows * top_k * 4),
-      entry_outs(ops_, rows * top_k * 4);
+  const GuardedBytes offsets(ops_, (num_experts + 1) * 4), entry_rows(ops_, rows * top_k * 4), entry_outs(ops_, rows * top_k * 4);
   std::vector<int32_t> want_offsets(num_experts + 1), want_rows(rows * top_k), want_outs(rows * top_k);
   ASSERT_OK(reference_.GroupByExpert(experts.data(), rows, top_k, num_experts, want_offsets.data(), want_rows.data(),
                                      want_outs.data()));
-  ASSERT_OK(ops_->GroupByExpert(device.as<int32_t>(), rows, top_k, num_experts, offsets.as<int32_t>(),
-                                entry_rows.as<int32_t>(), entry_outs.as<int32_t>()));
+  ASSERT_OK(ops_->GroupByExpert(device.as<int32_t>(), rows, top_k, num_experts, offsets.as<int32_t>(), entry_rows.as<int32_t>(),
+                                entry_outs.as<int32_t>()));
   EXPECT_EQ(offsets.ReadAs<int32_t>(), want_offsets);
   EXPECT_EQ(entry_rows.ReadAs<int32_t>(), want_rows);
   EXPECT_EQ(entry_outs.ReadAs<int32_t>(), want_outs);
@@ -515,14 +505,12 @@ TEST_P(CudaGroupTest, GroupsInOrder) {
 INSTANTIATE_TEST_SUITE_P(Shapes, CudaGroupTest,
                          testing::Values(GroupCase{1, 1, 1, 0}, GroupCase{1, 4, 128, 0}, GroupCase{5, 4, 33, 1},
                                          GroupCase{128, 4, 32, 0}, GroupCase{129, 4, 32, 0}, GroupCase{4096, 4, 128, 1},
-                                         GroupCase{20001, 8, 1024, 0}, GroupCase{3000, 4, 128, 2},
-                                         GroupCase{3, 2, 1024, 0}));
+                                         GroupCase{20001, 8, 1024, 0}, GroupCase{3000, 4, 128, 2}, GroupCase{3, 2, 1024, 0}));
 
 TEST_F(CudaOpsTest, GroupLeavesOutIdsThatAreNoExpert) {
   const std::vector<int32_t> experts = {1, -1232513024, 0, 2, 1, 7};
   const GuardedBytes device(ops_, BytesOf(experts)), offsets(ops_, 4 * 4), rows(ops_, 6 * 4), outs(ops_, 6 * 4);
-  ASSERT_OK(ops_->GroupByExpert(device.as<int32_t>(), 3, 2, 3, offsets.as<int32_t>(), rows.as<int32_t>(),
-                                outs.as<int32_t>()));
+  ASSERT_OK(ops_->GroupByExpert(device.as<int32_t>(), 3, 2, 3, offsets.as<int32_t>(), rows.as<int32_t>(), outs.as<int32_t>()));
   EXPECT_EQ(offsets.ReadAs<int32_t>(), (std::vector<int32_t>{0, 1, 3, 4}));
   EXPECT_EQ(outs.ReadAs<int32_t>(), (std::vector<int32_t>{2, 0, 4, 3, -1, -1}));
 }
@@ -539,8 +527,7 @@ TEST_F(CudaOpsTest, MatMulMatchesReference) {
                        want = RandomFloats(kRows * kOut, 12);
     const GuardedBytes device_bias(ops_, BytesOf(bias));
     const DeviceRowsBuffer device_in(ops_, act(), in, kRows, kIn), out(ops_, DType::kF32, want, kRows, kOut, /*gap=*/5);
-    ASSERT_OK(
-        reference_.MatMul(HostTensor(in, kRows, kIn), weight.matrix, bias.data(), HostTensor(want, kRows, kOut), true));
+    ASSERT_OK(reference_.MatMul(HostTensor(in, kRows, kIn), weight.matrix, bias.data(), HostTensor(want, kRows, kOut), true));
     ASSERT_OK(ops_->MatMul(device_in.tensor(), {weight.matrix.layout, device_weight.data()}, device_bias.as<float>(),
                            out.tensor(), true));
     EXPECT_TRUE(Close(out.Read(), want, 0.02, 0.01)) << NameOf(dtype);
@@ -561,9 +548,8 @@ TEST_F(CudaOpsTest, ExpertMlpScatterAndCombineMatchReference) {
                      want_x = RandomFloats(kRows * kEmbd, 41);
   std::vector<int32_t> experts(kRows * kTop);
   for (int64_t i = 0; i < kRows; ++i)
-    experts[2 * i] = i % kExperts, experts[2 * i + 1] = (i * i + i + 1) % kExperts == i % kExperts
-                                                            ? (i + 1) % kExperts
-                                                            : (i * i + i + 1) % kExperts;
+    experts[2 * i] = i % kExperts,
+                experts[2 * i + 1] = (i * i + i + 1) % kExperts == i % kExperts ? (i + 1) % kExperts : (i * i + i + 1) % kExperts;
   std::vector<float> weights(kRows * kTop);
   for (int64_t i = 0; i < kRows; ++i) weights[2 * i] = 0.7f, weights[2 * i + 1] = 0.3f;
   std::vector<int32_t> offsets(kExperts + 1), rows(kRows * kTop), outs(kRows * kTop);
@@ -572,8 +558,8 @@ TEST_F(CudaOpsTest, ExpertMlpScatterAndCombineMatchReference) {
   const DType type = ops_->contribution_dtype();
   const DeviceRowsBuffer device_in(ops_, act(), in, kRows, kEmbd), contributions(ops_, type, kRows * kTop, kEmbd),
       x(ops_, DType::kF32, want_x, kRows, kEmbd);
-  const GuardedBytes device_offsets(ops_, BytesOf(offsets)), device_rows(ops_, BytesOf(rows)),
-      device_outs(ops_, BytesOf(outs)), device_weights(ops_, BytesOf(weights));
+  const GuardedBytes device_offsets(ops_, BytesOf(offsets)), device_rows(ops_, BytesOf(rows)), device_outs(ops_, BytesOf(outs)),
+      device_weights(ops_, BytesOf(weights));
   const ExpertGroups host_groups{kExperts, kRows * kTop, offsets.data(), rows.data(), outs.data()};
   const ExpertGroups groups{kExperts, kRows * kTop, device_offsets.as<int32_t>(), device_rows.as<int32_t>(),
                             device_outs.as<int32_t>()};
@@ -585,8 +571,7 @@ TEST_F(CudaOpsTest, ExpertMlpScatterAndCombineMatchReference) {
   ASSERT_OK(reference_.ExpertMlp(layout, host_uses, host_groups, {}, HostTensor(in, kRows, kEmbd),
                                  HostTensor(want, kRows * kTop, kEmbd)));
   // The last expert is computed by the host: its rows come over the link.
-  ASSERT_OK(ops_->ExpertMlp(layout, std::span(uses).first(kExperts - 1), groups, {}, device_in.tensor(),
-                            contributions.tensor()));
+  ASSERT_OK(ops_->ExpertMlp(layout, std::span(uses).first(kExperts - 1), groups, {}, device_in.tensor(), contributions.tensor()));
   const std::vector<int32_t> host_outs(outs.begin() + offsets[kExperts - 1], outs.end());
   std::vector<float> host_rows;
   for (const int32_t out : host_outs)
@@ -595,8 +580,7 @@ TEST_F(CudaOpsTest, ExpertMlpScatterAndCombineMatchReference) {
   std::fill(host_rows.begin(), host_rows.end(), 0.0f);  // free on return
   EXPECT_LT((RelativeRmsError<float, float>(contributions.Read(), want)), 0.01);
   ASSERT_OK(ops_->Combine(contributions.tensor(), device_weights.as<float>(), kTop, x.tensor()));
-  ASSERT_OK(reference_.Combine(HostTensor(want, kRows * kTop, kEmbd), weights.data(), kTop,
-                               HostTensor(want_x, kRows, kEmbd)));
+  ASSERT_OK(reference_.Combine(HostTensor(want, kRows * kTop, kEmbd), weights.data(), kTop, HostTensor(want_x, kRows, kEmbd)));
   EXPECT_LT((RelativeRmsError<float, float>(x.Read(), want_x)), 0.005);
 }
 
@@ -629,7 +613,8 @@ TEST_F(CudaOpsTest, ScatterReadsPinnedRowsWhereTheyLie) {
   const std::span<const std::byte> first_half = memory.span().first(kRows * kCols * sizeof(float));
   ASSERT_OK(ops_->PinHost(first_half, /*read_only=*/false));
   const std::vector<int32_t> outs = {4, 0, 3, 1, 2};
-  for (const int64_t first : {int64_t{0}, kRows * kCols, kRows * kCols / 2}) {  // inside, outside, and across the end of what is pinned
+  for (const int64_t first :
+       {int64_t{0}, kRows * kCols, kRows * kCols / 2}) {  // inside, outside, and across the end of what is pinned
     const std::span<const float> rows = all.subspan(first, kRows * kCols);
     const DeviceRowsBuffer contributions(ops_, type, kRows, kCols);
     ASSERT_OK(ops_->ScatterContributionsAsync(rows, outs, contributions.tensor()));
@@ -646,8 +631,7 @@ TEST_F(CudaOpsTest, ScatterReadsPinnedRowsWhereTheyLie) {
 
 TEST_F(CudaOpsTest, CombineAddsTheRanksInOrder) {
   const DType type = ops_->contribution_dtype();
-  for (const auto& [rows, cols, top_k] :
-       {std::tuple<int64_t, int64_t, int64_t>{1, 2880, 4}, {33, 70, 1}, {5, 513, 8}}) {
+  for (const auto& [rows, cols, top_k] : {std::tuple<int64_t, int64_t, int64_t>{1, 2880, 4}, {33, 70, 1}, {5, 513, 8}}) {
     std::vector<float> contributions = Rounded(RandomFloats(rows * top_k * cols, 60), type),
                        weights = RandomFloats(rows * top_k, 61), x = RandomFloats(rows * cols, 62);
     const DeviceRowsBuffer device(ops_, type, contributions, rows * top_k, cols, 2),
@@ -674,8 +658,7 @@ TEST_F(CudaOpsTest, GatherCopiesRowsOfEveryTypeAndWidth) {
       const DeviceRowsBuffer in(ops_, dtype, values, 11, cols, gap), out(ops_, dtype, 5, cols, gap);
       ASSERT_OK(ops_->GatherRows(in.tensor(), rows, out.tensor()));
       std::vector<float> want;
-      for (const int32_t row : rows)
-        want.insert(want.end(), values.begin() + row * cols, values.begin() + (row + 1) * cols);
+      for (const int32_t row : rows) want.insert(want.end(), values.begin() + row * cols, values.begin() + (row + 1) * cols);
       EXPECT_EQ(out.Read(), want);
       EXPECT_THAT(ops_->GatherRows(in.tensor(), std::vector<int32_t>{0, 1, 2, 3, 11}, out.tensor()),
                   StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("host_rows[4] is 11")));
@@ -717,10 +700,9 @@ TEST_P(CudaLogitsTest, ReadsWhatTheReferenceReads) {
   }
 }
 INSTANTIATE_TEST_SUITE_P(Shapes, CudaLogitsTest,
-                         testing::Values(LogitsCase{1, 1, {1}}, LogitsCase{3, 7, {0, 3, 7}},
-                                         LogitsCase{2, 8192, {20, 1}}, LogitsCase{3, 8193, {2048, 40, 0}},
-                                         LogitsCase{4, 201088, {64, 0, 1, 1000}}, LogitsCase{2, 201088, {5000, 201088}},
-                                         LogitsCase{40, 300, {3}}));
+                         testing::Values(LogitsCase{1, 1, {1}}, LogitsCase{3, 7, {0, 3, 7}}, LogitsCase{2, 8192, {20, 1}},
+                                         LogitsCase{3, 8193, {2048, 40, 0}}, LogitsCase{4, 201088, {64, 0, 1, 1000}},
+                                         LogitsCase{2, 201088, {5000, 201088}}, LogitsCase{40, 300, {3}}));
 
 TEST_F(CudaOpsTest, NaNLogitsComeAfterAllNumbers) {
   std::vector<float> logits(10000, -3.0f);

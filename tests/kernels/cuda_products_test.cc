@@ -37,8 +37,7 @@ class GuardedMemory {
     Poison();
   }
   template <typename T>
-  explicit GuardedMemory(const std::vector<T>& values)
-      : GuardedMemory(static_cast<int64_t>(values.size() * sizeof(T))) {
+  explicit GuardedMemory(const std::vector<T>& values) : GuardedMemory(static_cast<int64_t>(values.size() * sizeof(T))) {
     EXPECT_EQ(cudaMemcpy(data(), values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice), cudaSuccess);
   }
   GuardedMemory(const GuardedMemory&) = delete;
@@ -120,8 +119,7 @@ class CudaProductsTest : public testing::Test {
 // sums.
 double WeightRounding(DType weight, DType act) {
   if (weight == act || weight == DType::kMXFP4) return 2e-6;
-  if (weight == DType::kQ8_0 || weight == DType::kQ4_0 || weight == DType::kF32)
-    return act == DType::kF16 ? 4e-4 : 2.5e-3;
+  if (weight == DType::kQ8_0 || weight == DType::kQ4_0 || weight == DType::kF32) return act == DType::kF16 ? 4e-4 : 2.5e-3;
   return act == DType::kF16 ? 2e-5 : 2.5e-3;  // F16 as BF16, BF16 as F16
 }
 
@@ -132,8 +130,8 @@ struct DenseCase {
 };
 std::string NameOfCase(const testing::TestParamInfo<DenseCase>& info) {
   const char* kernels[] = {"Best", "Portable", "PortableF16"};
-  return std::string(NameOf(info.param.weight)) + kernels[static_cast<int>(info.param.kernels)] +
-         std::to_string(info.param.n) + "x" + std::to_string(info.param.k);
+  return std::string(NameOf(info.param.weight)) + kernels[static_cast<int>(info.param.kernels)] + std::to_string(info.param.n) +
+         "x" + std::to_string(info.param.k);
 }
 
 class CudaTiledGemmTest : public CudaProductsTest, public testing::WithParamInterface<DenseCase> {};
@@ -141,12 +139,10 @@ class CudaTiledGemmTest : public CudaProductsTest, public testing::WithParamInte
 TEST_P(CudaTiledGemmTest, MatchesDoubleLoopsForAnyNumberOfRows) {
   const auto [weight_type, kernels, n, k] = GetParam();
   const DType act_type = ActType(kernels);
-  const OwnedTiledMatrix weight =
-      RandomTiledMatrix(weight_type, n, k, /*seed=*/7, 1 / std::sqrt(static_cast<float>(k)));
+  const OwnedTiledMatrix weight = RandomTiledMatrix(weight_type, n, k, /*seed=*/7, 1 / std::sqrt(static_cast<float>(k)));
   const std::vector<float> decoded = weight.Decoded();
   const std::vector<float> bias = RandomFloats(n, 8);
-  const GuardedMemory weight_memory(
-      std::vector<std::byte>(weight.memory.data(), weight.memory.data() + weight.memory.size()));
+  const GuardedMemory weight_memory(std::vector<std::byte>(weight.memory.data(), weight.memory.data() + weight.memory.size()));
   const GuardedMemory bias_memory(bias);
   for (const int64_t m : {1, 2, 7, 17, 64, 129, 300}) {
     const int64_t act_stride = k + 24, out_stride = n + 5;
@@ -207,8 +203,7 @@ TEST_F(CudaProductsTest, TiledGemmAddsToWhatIsThereWhenItAccumulates) {
   const DType act_type = ActType(Kernels::kBest);
   const int64_t n = 144, k = 96;
   const OwnedTiledMatrix weight = RandomTiledMatrix(DType::kMXFP4, n, k, 1);
-  const GuardedMemory weight_memory(
-      std::vector<std::byte>(weight.memory.data(), weight.memory.data() + weight.memory.size()));
+  const GuardedMemory weight_memory(std::vector<std::byte>(weight.memory.data(), weight.memory.data() + weight.memory.size()));
   for (const int64_t m : {3, 70, 200}) {
     const std::vector<float> old = RandomFloats(m * n, 3);
     const GuardedMemory act(ToShorts(RandomFloats(m * k, 2), act_type));
@@ -235,8 +230,7 @@ TEST_F(CudaProductsTest, ARowsBitsDependOnTheNumberOfRowsOnlyThroughTheKernel) {
     const GuardedMemory act(ToShorts(RandomFloats(most * k, 2), act_type));
     for (const DType type : {DType::kMXFP4, DType::kQ8_0, DType::kBF16}) {
       const OwnedTiledMatrix weight = RandomTiledMatrix(type, n, k, 1);
-      const GuardedMemory memory(
-          std::vector<std::byte>(weight.memory.data(), weight.memory.data() + weight.memory.size()));
+      const GuardedMemory memory(std::vector<std::byte>(weight.memory.data(), weight.memory.data() + weight.memory.size()));
       std::vector<std::byte> few, many;
       for (const int64_t m : {int64_t{device_.few_rows_dense}, int64_t{20}, int64_t{9}, int64_t{1}, most, int64_t{256},
                               int64_t{130}, int64_t{97}, int64_t{65}, int64_t{64}, int64_t{33}}) {
@@ -266,8 +260,7 @@ TEST_F(CudaProductsTest, Mxfp4ScalesAreExactFarFromOne) {
     OwnedTiledMatrix weight = RandomTiledMatrix(DType::kMXFP4, n, k, 5);
     ASSERT_TRUE(TileRows(weight.matrix.layout, 0, n, rows, weight.memory.span()).ok());
     const std::vector<float> decoded = weight.Decoded();
-    const GuardedMemory memory(
-        std::vector<std::byte>(weight.memory.data(), weight.memory.data() + weight.memory.size()));
+    const GuardedMemory memory(std::vector<std::byte>(weight.memory.data(), weight.memory.data() + weight.memory.size()));
     for (const int64_t m : {4, 65}) {
       std::vector<float> act(m * k, 0.0f);
       for (int64_t i = 0; i < m; ++i) act[i * k + i % k] = 1;  // picks one column
@@ -275,8 +268,7 @@ TEST_F(CudaProductsTest, Mxfp4ScalesAreExactFarFromOne) {
       GuardedMemory out(m * n * 4);
       TiledGemmArgs args;
       args.act = act_memory.data(), args.act_type = act_type, args.act_stride = k;
-      args.weight = memory.data(), args.scales_offset = weight.matrix.layout.scales_offset,
-      args.weight_type = DType::kMXFP4;
+      args.weight = memory.data(), args.scales_offset = weight.matrix.layout.scales_offset, args.weight_type = DType::kMXFP4;
       args.m = m, args.n = n, args.k = k;
       args.out = out.data(), args.out_stride = n;
       ASSERT_STREQ(TiledGemm(device_, args, nullptr), nullptr);
@@ -310,16 +302,14 @@ ExpertShape ShapeOf(const ExpertLayout& layout) {
   shape.up_codes = layout.up_offset, shape.up_scales = layout.up_offset + layout.up.scales_offset;
   shape.down_codes = layout.down_offset, shape.down_scales = layout.down_offset + layout.down.scales_offset;
   shape.has_bias = layout.has_bias;
-  shape.gate_bias = layout.gate_bias_offset, shape.up_bias = layout.up_bias_offset,
-  shape.down_bias = layout.down_bias_offset;
+  shape.gate_bias = layout.gate_bias_offset, shape.up_bias = layout.up_bias_offset, shape.down_bias = layout.down_bias_offset;
   return shape;
 }
 
 // Experts with groups of all sizes, rows of the input in random order, contributions in random places.
 class ExpertFixture {
  public:
-  ExpertFixture(DType gate_up, DType down, DType act_type, int64_t n_embd, int64_t n_ff,
-                std::vector<int32_t> group_rows)
+  ExpertFixture(DType gate_up, DType down, DType act_type, int64_t n_embd, int64_t n_ff, std::vector<int32_t> group_rows)
       : act_type_(act_type), group_rows_(std::move(group_rows)) {
     layout_ = *ExpertLayout::Create(gate_up, gate_up, down, n_embd, n_ff, /*has_bias=*/true);
     offsets_ = {0};
@@ -345,8 +335,7 @@ class ExpertFixture {
       const std::byte* record = records_[g].data();
       const std::vector<float> gate = Decode(layout_.Gate(record)), up = Decode(layout_.Up(record)),
                                down = Decode(layout_.Down(record));
-      const float *gate_bias = layout_.GateBias(record), *up_bias = layout_.UpBias(record),
-                  *down_bias = layout_.DownBias(record);
+      const float *gate_bias = layout_.GateBias(record), *up_bias = layout_.UpBias(record), *down_bias = layout_.DownBias(record);
       for (int32_t entry = offsets_[g]; entry < offsets_[g + 1]; ++entry) {
         const float* x = &in_[rows_[entry] * n_embd];
         std::vector<double> h(n_ff);
@@ -377,8 +366,7 @@ class ExpertFixture {
     const int64_t n_embd = layout_.gate.cols;
     std::vector<std::unique_ptr<GuardedMemory>> records;
     for (const AlignedBytes& record : records_) {
-      records.push_back(
-          std::make_unique<GuardedMemory>(std::vector<std::byte>(record.data(), record.data() + record.size())));
+      records.push_back(std::make_unique<GuardedMemory>(std::vector<std::byte>(record.data(), record.data() + record.size())));
     }
     const GuardedMemory offsets(offsets_), rows(rows_), outs(outs_), in(ToShorts(in_, act_type_));
     GuardedMemory contributions(out_rows_ * n_embd * (run.out_type == DType::kF32 ? 4 : 2));
@@ -390,8 +378,7 @@ class ExpertFixture {
     args.in = in.data(), args.in_type = act_type_, args.in_rows = in_rows_, args.in_stride = n_embd;
     args.contributions = contributions.data(), args.out_type = run.out_type;
     args.out_rows = out_rows_, args.out_stride = n_embd;
-    args.workspace_bytes =
-        ExpertMlpWorkspaceBytes(args.shape, run.workspace_rows == 0 ? num_entries_ : run.workspace_rows);
+    args.workspace_bytes = ExpertMlpWorkspaceBytes(args.shape, run.workspace_rows == 0 ? num_entries_ : run.workspace_rows);
     GuardedMemory workspace(args.workspace_bytes);
     args.workspace = workspace.data();
     std::vector<std::vector<int>> calls = run.calls;
@@ -417,8 +404,7 @@ class ExpertFixture {
  private:
   static std::vector<float> Decode(const TiledMatrix& matrix) {
     std::vector<float> values(matrix.layout.rows * matrix.layout.cols);
-    for (int64_t row = 0; row < matrix.layout.rows; ++row)
-      DecodeTiledRow(matrix, row, &values[row * matrix.layout.cols]);
+    for (int64_t row = 0; row < matrix.layout.rows; ++row) DecodeTiledRow(matrix, row, &values[row * matrix.layout.cols]);
     return values;
   }
 
@@ -482,8 +468,7 @@ INSTANTIATE_TEST_SUITE_P(Types, CudaExpertMlpTest,
                          NameOfExpertCase);
 
 TEST_F(CudaProductsTest, AnExpertsResultDoesNotDependOnTheOtherUsesOfItsCall) {
-  const ExpertFixture fixture(DType::kMXFP4, DType::kMXFP4, ActType(Kernels::kBest), 192, 160,
-                              {5, 200, 40, 0, 130, 16, 17});
+  const ExpertFixture fixture(DType::kMXFP4, DType::kMXFP4, ActType(Kernels::kBest), 192, 160, {5, 200, 40, 0, 130, 16, 17});
   const std::vector<std::byte> together = fixture.Contributions({device_, DType::kF32, {}, 0});
   const std::vector<std::byte> apart = fixture.Contributions({device_, DType::kF32, {{4}, {0, 5}, {6, 2, 1}}, 0});
   const std::vector<std::byte> in_batches = fixture.Contributions({device_, DType::kF32, {}, 200});
@@ -493,8 +478,7 @@ TEST_F(CudaProductsTest, AnExpertsResultDoesNotDependOnTheOtherUsesOfItsCall) {
 }
 
 TEST_F(CudaProductsTest, ManyUsesRunInOneCall) {
-  const ExpertFixture fixture(DType::kMXFP4, DType::kMXFP4, ActType(Kernels::kBest), 64, 64,
-                              std::vector<int32_t>(200, 3));
+  const ExpertFixture fixture(DType::kMXFP4, DType::kMXFP4, ActType(Kernels::kBest), 64, 64, std::vector<int32_t>(200, 3));
   const std::vector<double> want = fixture.Want();
   const std::vector<float> got = ToFloats(fixture.Contributions({device_, DType::kF32, {}, 0}), DType::kF32);
   EXPECT_TRUE(Close(got, want, 0.05, 0.02));

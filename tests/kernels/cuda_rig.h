@@ -33,9 +33,7 @@ inline std::vector<float> Rounded(std::vector<float> values, DType dtype) {
   return values;
 }
 // The largest relative error of one rounding to `dtype`.
-inline double RoundingOf(DType dtype) {
-  return dtype == DType::kBF16 ? 0x1p-8 : dtype == DType::kF16 ? 0x1p-11 : 0x1p-23;
-}
+inline double RoundingOf(DType dtype) { return dtype == DType::kBF16 ? 0x1p-8 : dtype == DType::kF16 ? 0x1p-11 : 0x1p-23; }
 
 inline std::vector<std::byte> Encoded(const std::vector<float>& values, DType dtype) {
   std::vector<std::byte> out(values.size() * (dtype == DType::kF32 ? 4 : 2));
@@ -78,8 +76,7 @@ class GuardedBytes {
     memory_ = *std::move(memory);
     EXPECT_OK(ops->Upload(memory_.data(), BytesOf(std::vector<uint8_t>(bytes + 2 * kGuard, 0xFF))));
   }
-  GuardedBytes(Ops* ops, std::span<const std::byte> contents)
-      : GuardedBytes(ops, static_cast<int64_t>(contents.size())) {
+  GuardedBytes(Ops* ops, std::span<const std::byte> contents) : GuardedBytes(ops, static_cast<int64_t>(contents.size())) {
     EXPECT_OK(ops->Upload(data(), contents));
   }
   std::byte* data() const { return memory_.data() + kGuard; }

@@ -6,7 +6,8 @@
 namespace ferry {
 namespace {
 
-constexpr ExpertRatesOptions kShort = {.time = absl::Milliseconds(5), .read_bytes = 1 << 20, .many_rows = 8, .many_row_experts = 2};
+constexpr ExpertRatesOptions kShort = {
+    .time = absl::Milliseconds(5), .read_bytes = 1 << 20, .many_rows = 8, .many_row_experts = 2};
 
 std::unique_ptr<Ops> MakeOps() { return CreateOps({.kind = "cpu", .num_threads = 1, .pin_threads = false}).value(); }
 ExpertLayout SmallExpert() {

@@ -32,9 +32,7 @@ class HostOpsTest : public testing::Test {
   ReferenceOps ops_;
 };
 
-Tensor TensorOf(std::vector<float>& values, int64_t rows, int64_t cols) {
-  return {values.data(), DType::kF32, rows, cols};
-}
+Tensor TensorOf(std::vector<float>& values, int64_t rows, int64_t cols) { return {values.data(), DType::kF32, rows, cols}; }
 
 // ----------------------------------------------------------------------------------------------------- memory and
 // queues
@@ -300,8 +298,7 @@ TEST_F(HostOpsTest, ReadsTheBestLogitsAndTheTarget) {
 
 TEST_F(HostOpsTest, ReadsAllLogitsInOrderOfId) {
   std::vector<float> logits = {1, 3, 2};
-  ASSERT_OK_AND_ASSIGN(const auto results,
-                       ops_.ReadLogits(TensorOf(logits, 1, 3), std::vector<LogitsRequest>{{3, -1}}));
+  ASSERT_OK_AND_ASSIGN(const auto results, ops_.ReadLogits(TensorOf(logits, 1, 3), std::vector<LogitsRequest>{{3, -1}}));
   EXPECT_TRUE(results[0].ids.empty());
   EXPECT_THAT(results[0].logits, ElementsAre(1, 3, 2));
 }
@@ -310,8 +307,7 @@ TEST_F(HostOpsTest, ReadsTheSameBestAsASort) {
   std::vector<float> logits = RandomFloats(5000, 3);
   for (float& logit : logits) logit = std::round(logit * 8);  // many ties
   logits[17] = std::numeric_limits<float>::quiet_NaN();
-  ASSERT_OK_AND_ASSIGN(const auto results,
-                       ops_.ReadLogits(TensorOf(logits, 1, 5000), std::vector<LogitsRequest>{{100, -1}}));
+  ASSERT_OK_AND_ASSIGN(const auto results, ops_.ReadLogits(TensorOf(logits, 1, 5000), std::vector<LogitsRequest>{{100, -1}}));
   logits[17] = -std::numeric_limits<float>::infinity();
   std::vector<int32_t> order(5000);
   std::iota(order.begin(), order.end(), 0);

@@ -23,9 +23,7 @@ using testing::HasSubstr;
 constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
 constexpr double kEpsilon = 1e-6;  // of an F32 result
 
-Tensor TensorOf(std::vector<float>& values, int64_t rows, int64_t cols) {
-  return {values.data(), DType::kF32, rows, cols};
-}
+Tensor TensorOf(std::vector<float>& values, int64_t rows, int64_t cols) { return {values.data(), DType::kF32, rows, cols}; }
 
 class ReferenceOpsTest : public testing::Test {
  protected:
@@ -105,11 +103,10 @@ TEST_F(ReferenceOpsTest, RefusesAProductThatDoesNotFit) {
               StatusIs(kInvalid, HasSubstr("in is of type BF16, want F32")));
   EXPECT_THAT(ops_.MatMul(TensorOf(in, 2, 32), {weight.matrix.layout, nullptr}, nullptr, TensorOf(out, 2, 2), false),
               StatusIs(kInvalid, HasSubstr("weight is null")));
-  EXPECT_THAT(ops_.MatMul(TensorOf(in, 2, 32), {weight.matrix.layout, weight.matrix.data + 4}, nullptr,
-                          TensorOf(out, 2, 2), false),
-              StatusIs(kInvalid, HasSubstr("weight is not aligned")));
-  EXPECT_OK(ops_.MatMul(Tensor(nullptr, DType::kF32, 0, 32), weight.matrix, nullptr, Tensor(nullptr, DType::kF32, 0, 2),
-                        false));
+  EXPECT_THAT(
+      ops_.MatMul(TensorOf(in, 2, 32), {weight.matrix.layout, weight.matrix.data + 4}, nullptr, TensorOf(out, 2, 2), false),
+      StatusIs(kInvalid, HasSubstr("weight is not aligned")));
+  EXPECT_OK(ops_.MatMul(Tensor(nullptr, DType::kF32, 0, 32), weight.matrix, nullptr, Tensor(nullptr, DType::kF32, 0, 2), false));
 }
 
 // --------------------------------------------------------------------------------------------------------------
@@ -136,8 +133,8 @@ TEST_F(ReferenceOpsTest, TurnsQueriesAndKeysAndStoresThem) {
   const std::vector<float> second = {1, 0, 0, 0, /*k*/ 0, 1, 0, 0, /*v*/ 5, 6, 7, 8};
   std::copy(second.begin(), second.end(), &qkv[12]);  // the row at position 33
   ASSERT_OK(ops_.RopeAndStore(*batch, 0, rope, TensorOf(qkv, 2, 12), cache.layer, TensorOf(q, 2, 4)));
-  EXPECT_TRUE(Close(std::vector(q.begin() + 4, q.end()),
-                    std::vector<double>{2 * std::cos(33.0), 0, 2 * std::sin(33.0), 0}, kEpsilon));
+  EXPECT_TRUE(
+      Close(std::vector(q.begin() + 4, q.end()), std::vector<double>{2 * std::cos(33.0), 0, 2 * std::sin(33.0), 0}, kEpsilon));
   std::vector<float> key(4), value(4);
   const int64_t row = KvRow(cache.layer, /*block=*/0, 0, 1);  // position 33 is in the table's second block
   LoadKey(cache.layer, row, key.data());
@@ -152,15 +149,14 @@ TEST_F(ReferenceOpsTest, LeavesDimensionsBeyondTheRotatedOnes) {
   ASSERT_OK_AND_ASSIGN(const auto batch, ops_.PrepareBatch({{}, {{0, 1, 1, {0}, {}}}}));
   std::vector<float> qkv(12, 1), q(4);
   ASSERT_OK(ops_.RopeAndStore(*batch, 0, rope, TensorOf(qkv, 1, 12), cache.layer, TensorOf(q, 1, 4)));
-  EXPECT_TRUE(Close(q,
-                    std::vector<double>{3 * (std::cos(1.0) - std::sin(1.0)), 3 * (std::cos(1.0) + std::sin(1.0)), 1, 1},
-                    kEpsilon));
+  EXPECT_TRUE(
+      Close(q, std::vector<double>{3 * (std::cos(1.0) - std::sin(1.0)), 3 * (std::cos(1.0) + std::sin(1.0)), 1, 1}, kEpsilon));
 }
 
 // Stores keys and values [positions, 2 * dim] of one kv head, unrotated, and attends with the queries [rows, heads *
 // dim] of the last rows.
-std::vector<float> Attend(ReferenceOps& ops, Cache& cache, const std::vector<float>& kv, int64_t dim,
-                          std::vector<float> q, int64_t rows, int64_t window, const float* sinks) {
+std::vector<float> Attend(ReferenceOps& ops, Cache& cache, const std::vector<float>& kv, int64_t dim, std::vector<float> q,
+                          int64_t rows, int64_t window, const float* sinks) {
   const int64_t positions = static_cast<int64_t>(kv.size()) / (2 * dim), cols = static_cast<int64_t>(q.size()) / rows;
   std::vector<int32_t> table(cache.layer.num_blocks);
   std::iota(table.rbegin(), table.rend(), 0);
@@ -170,8 +166,7 @@ std::vector<float> Attend(ReferenceOps& ops, Cache& cache, const std::vector<flo
     qkv.insert(qkv.end(), kv.begin() + position * 2 * dim, kv.begin() + (position + 1) * 2 * dim);
     EXPECT_OK(ops.RopeAndStore(**batch, 0, kNoTurn, TensorOf(qkv, 1, 3 * dim), cache.layer, TensorOf(unused, 1, dim)));
   }
-  auto batch =
-      ops.PrepareBatch({{}, {{0, rows, positions - rows, cache.layer.ring ? std::vector<int32_t>() : table, table}}});
+  auto batch = ops.PrepareBatch({{}, {{0, rows, positions - rows, cache.layer.ring ? std::vector<int32_t>() : table, table}}});
   std::vector<float> out(q.size());
   EXPECT_OK(ops.Attention(**batch, 0, TensorOf(q, rows, cols), cache.layer, window, sinks, TensorOf(out, rows, cols)));
   return out;
@@ -188,8 +183,7 @@ TEST_F(ReferenceOpsTest, WeighsValuesBySoftmax) {
 TEST_F(ReferenceOpsTest, ScalesScoresByTheRootOfTheHead) {
   Cache cache(DType::kF32, 1, 1, 4);
   const float ln9 = std::log(9.0f);
-  const auto out =
-      Attend(ops_, cache, {0, 0, 0, 0, 1, 1, 1, 1, 2 * ln9, 0, 0, 0, 2, 2, 2, 2}, 4, {1, 0, 0, 0}, 1, 0, nullptr);
+  const auto out = Attend(ops_, cache, {0, 0, 0, 0, 1, 1, 1, 1, 2 * ln9, 0, 0, 0, 2, 2, 2, 2}, 4, {1, 0, 0, 0}, 1, 0, nullptr);
   EXPECT_TRUE(Close(out, std::vector<double>(4, 1.9), 1e-5));
 }
 
@@ -249,8 +243,7 @@ TEST_F(ReferenceOpsTest, RefusesACacheThatDoesNotHoldTheRows) {
     return ops_.RopeAndStore(**batch, 0, kNoTurn, TensorOf(qkv, 2, 96), layer, TensorOf(q, 2, 32));
   };
   EXPECT_OK(store(cache.layer, {0, 2, 0, {1}, {}}));
-  EXPECT_THAT(store(cache.layer, {0, 2, 0, {}, {}}),
-              StatusIs(kInvalid, HasSubstr("blocks of the sequence at row 0 has 0")));
+  EXPECT_THAT(store(cache.layer, {0, 2, 0, {}, {}}), StatusIs(kInvalid, HasSubstr("blocks of the sequence at row 0 has 0")));
   EXPECT_THAT(store(cache.layer, {0, 2, 0, {2}, {}}), StatusIs(kInvalid, HasSubstr("names block 2, want 0 to 1")));
   KvLayer ring = cache.layer;
   ring.ring = true;
@@ -306,8 +299,8 @@ TEST_F(ReferenceOpsTest, RoutesToTheBestAndBreaksTiesToTheLowerId) {
   EXPECT_THAT(experts, ElementsAre(1, 2, 3, 3, 0, 1));
   const double first = 2 + std::exp(-1.0), second = 1 + 2 * std::exp(-2.0);
   EXPECT_TRUE(Close(weights,
-                    std::vector<double>{1 / first, 1 / first, std::exp(-1.0) / first, 1 / second,
-                                        std::exp(-2.0) / second, std::exp(-2.0) / second},
+                    std::vector<double>{1 / first, 1 / first, std::exp(-1.0) / first, 1 / second, std::exp(-2.0) / second,
+                                        std::exp(-2.0) / second},
                     kEpsilon));
 }
 
@@ -334,8 +327,7 @@ TEST_F(ReferenceOpsTest, RefusesToRouteOutOfRange) {
 
 // An expert whose gate and up read one input each and whose down writes one output: the arithmetic by hand.
 struct HandExpert {
-  HandExpert()
-      : layout(*ExpertLayout::Create(DType::kF32, DType::kF32, DType::kF32, 32, 32, true)), record(layout.bytes) {
+  HandExpert() : layout(*ExpertLayout::Create(DType::kF32, DType::kF32, DType::kF32, 32, 32, true)), record(layout.bytes) {
     std::vector<float> gate(32 * 32), up(32 * 32), down(32 * 32);
     gate[0] = 1;           // gate of hidden 0 = x0 + 0.25
     up[1] = 1;             // up of hidden 0 = x1 - 0.5
@@ -348,8 +340,7 @@ struct HandExpert {
     const_cast<float*>(layout.DownBias(record.data()))[5] = 3;
   }
   void Put(const TiledLayout& matrix, int64_t offset, const std::vector<float>& values) {
-    EXPECT_OK(TileRows(matrix, 0, matrix.rows, std::as_bytes(std::span(values)),
-                       record.span().subspan(offset, matrix.bytes)));
+    EXPECT_OK(TileRows(matrix, 0, matrix.rows, std::as_bytes(std::span(values)), record.span().subspan(offset, matrix.bytes)));
   }
   static double Out5(double x0, double x1) {
     const double g = std::min(x0 + 0.25, 7.0), u = std::clamp(x1 - 0.5, -7.0, 7.0);
@@ -384,8 +375,8 @@ TEST_F(ReferenceOpsTest, RefusesGroupsThatDoNotFit) {
   std::vector<int32_t> offsets = {0, 1, 2}, rows = {0, 1}, outs = {0, 1};
   std::vector<ExpertUse> uses = {{expert.record.data(), 0, 1}, {expert.record.data(), 1, 1}};
   const auto run = [&] {
-    return ops_.ExpertMlp(expert.layout, uses, {2, 2, offsets.data(), rows.data(), outs.data()}, {},
-                          TensorOf(in, 2, 32), TensorOf(contributions, 2, 32));
+    return ops_.ExpertMlp(expert.layout, uses, {2, 2, offsets.data(), rows.data(), outs.data()}, {}, TensorOf(in, 2, 32),
+                          TensorOf(contributions, 2, 32));
   };
   ASSERT_OK(run());
   rows[1] = 2;
@@ -451,16 +442,14 @@ std::vector<float> Layer(ReferenceOps& ops, int64_t rows, int64_t cut) {
     std::vector<int32_t> experts(n * kTopK), offsets(kExperts + 1), entry_rows(n * kTopK), outs(n * kTopK);
     const Tensor part(&x[first * kEmbd], DType::kF32, n, kEmbd);
     EXPECT_OK(ops.RmsNorm(part, norm.data(), 1e-5, TensorOf(h, n, kEmbd)));
-    EXPECT_OK(ops.MatMul(TensorOf(h, n, kEmbd), qkv_weight.matrix, nullptr,
-                         TensorOf(qkv, n, qkv_weight.matrix.layout.rows), false));
+    EXPECT_OK(
+        ops.MatMul(TensorOf(h, n, kEmbd), qkv_weight.matrix, nullptr, TensorOf(qkv, n, qkv_weight.matrix.layout.rows), false));
     EXPECT_OK(ops.RopeAndStore(**batch, 0, rope, TensorOf(qkv, n, qkv_weight.matrix.layout.rows), cache.layer,
                                TensorOf(q, n, kHeads * kDim)));
-    EXPECT_OK(ops.Attention(**batch, 0, TensorOf(q, n, kHeads * kDim), cache.layer, 0, nullptr,
-                            TensorOf(a, n, kHeads * kDim)));
+    EXPECT_OK(ops.Attention(**batch, 0, TensorOf(q, n, kHeads * kDim), cache.layer, 0, nullptr, TensorOf(a, n, kHeads * kDim)));
     EXPECT_OK(ops.MatMul(TensorOf(a, n, kHeads * kDim), out_weight.matrix, nullptr, part, true));
     EXPECT_OK(ops.RmsNorm(part, norm.data(), 1e-5, TensorOf(h, n, kEmbd)));
-    EXPECT_OK(
-        ops.Route(TensorOf(h, n, kEmbd), router.data(), nullptr, kExperts, kTopK, experts.data(), weights.data()));
+    EXPECT_OK(ops.Route(TensorOf(h, n, kEmbd), router.data(), nullptr, kExperts, kTopK, experts.data(), weights.data()));
     EXPECT_OK(ops.GroupByExpert(experts.data(), n, kTopK, kExperts, offsets.data(), entry_rows.data(), outs.data()));
     std::vector<ExpertUse> uses;
     for (int32_t expert = 0; expert < kExperts; ++expert) {

@@ -15,8 +15,7 @@ namespace ferry {
 // Whether `got` has NaN and infinities (of the same sign) where `want` has them and everywhere else
 // |got - want| <= absolute + relative * |want|. The message names the first place that differs, the worst one and the count.
 template <typename Got, typename Want>
-testing::AssertionResult CloseSpans(std::span<const Got> got, std::span<const Want> want, double absolute,
-                                    double relative) {
+testing::AssertionResult CloseSpans(std::span<const Got> got, std::span<const Want> want, double absolute, double relative) {
   if (got.size() != want.size()) {
     return testing::AssertionFailure() << "there are " << got.size() << " numbers, want " << want.size();
   }
@@ -39,13 +38,12 @@ testing::AssertionResult CloseSpans(std::span<const Got> got, std::span<const Wa
   if (num_far == 0) return testing::AssertionSuccess();
   return testing::AssertionFailure() << num_far << " of " << want.size() << " differ; the first [" << first << "] is "
                                      << got[first] << ", want " << want[first] << "; the worst [" << worst << "] is "
-                                     << got[worst] << ", want " << want[worst] << " (within " << absolute << " + "
-                                     << relative << " * |want|)";
+                                     << got[worst] << ", want " << want[worst] << " (within " << absolute << " + " << relative
+                                     << " * |want|)";
 }
 
 template <typename Got, typename Want>
-testing::AssertionResult Close(const std::vector<Got>& got, const std::vector<Want>& want, double absolute,
-                               double relative = 0) {
+testing::AssertionResult Close(const std::vector<Got>& got, const std::vector<Want>& want, double absolute, double relative = 0) {
   return CloseSpans(std::span<const Got>(got), std::span<const Want>(want), absolute, relative);
 }
 

@@ -10,8 +10,8 @@
 #include <span>
 #include <vector>
 
-#include "common/expert_layout.h"
-#include "common/tiled_layout.h"
+#include "common/model/expert_layout.h"
+#include "common/model/tiled_layout.h"
 
 namespace ferry {
 
@@ -24,7 +24,9 @@ class AlignedBytes {
   int64_t size() const { return size_; }
   std::span<std::byte> span() const { return {data_.get(), static_cast<size_t>(size_)}; }
   template <typename T>
-  T* as() const { return reinterpret_cast<T*>(data_.get()); }
+  T* as() const {
+    return reinterpret_cast<T*>(data_.get());
+  }
 
  private:
   struct Free {

@@ -1,6 +1,6 @@
 #pragma once
 
-// The two ends of common/descriptor_socket without its manners, for tests and fuzzers that play a hostile peer.
+// The two ends of common/shm/descriptor_socket without its manners, for tests and fuzzers that play a hostile peer.
 
 #include <sys/socket.h>
 #include <sys/un.h>

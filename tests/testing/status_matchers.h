@@ -11,7 +11,9 @@ namespace ferry {
 
 inline const absl::Status& StatusOf(const absl::Status& status) { return status; }
 template <typename T>
-const absl::Status& StatusOf(const absl::StatusOr<T>& statusor) { return statusor.status(); }
+const absl::Status& StatusOf(const absl::StatusOr<T>& statusor) {
+  return statusor.status();
+}
 
 MATCHER(IsOk, "is OK") {
   *result_listener << StatusOf(arg).ToString();

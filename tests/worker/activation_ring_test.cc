@@ -109,7 +109,8 @@ TEST_F(ActivationRingTest, BelievesNoCounterBeyondItsSlots) {
 TEST_F(ActivationRingTest, BelievesNoNumbersBeyondASlot) {
   Write(1, 0, {1, 2});
   Word(kFirstHead + kRowsOfHead) = 4;
-  EXPECT_THAT(reader_->Next(Soon()), StatusIs(absl::StatusCode::kInternal, HasSubstr("num_rows of the previous worker's hidden states is 4")));
+  EXPECT_THAT(reader_->Next(Soon()),
+              StatusIs(absl::StatusCode::kInternal, HasSubstr("num_rows of the previous worker's hidden states is 4")));
   Word(kFirstHead + kRowsOfHead) = 0;
   EXPECT_THAT(reader_->Next(Soon()), StatusIs(absl::StatusCode::kInternal));
   Word(kFirstHead + kErrorOfHead) = 513;
@@ -123,7 +124,8 @@ TEST_F(ActivationRingTest, MapsNoMemoryOfAnotherShapeOrThatMayShrink) {
   EXPECT_THAT(ActivationRing::Map(::dup(reader_->fd()), other), StatusIs(kInvalid, HasSubstr("another shape")));
   other.num_slots = 1024;
   EXPECT_THAT(ActivationRing::Map(::dup(reader_->fd()), other), StatusIs(kInvalid));
-  for (const RingShape bad : {RingShape{0, 1, 1}, RingShape{2, 0, 1}, RingShape{2, 1, 3}, RingShape{2, 1, 2048}, RingShape{1 << 21, 1, 1}}) {
+  for (const RingShape bad :
+       {RingShape{0, 1, 1}, RingShape{2, 0, 1}, RingShape{2, 1, 3}, RingShape{2, 1, 2048}, RingShape{1 << 21, 1, 1}}) {
     EXPECT_THAT(ActivationRing::Create(bad), StatusIs(kInvalid, HasSubstr("ring of hidden states"))) << bad.num_slots;
   }
   const int shrinks = ::memfd_create("shrinks", MFD_CLOEXEC | MFD_ALLOW_SEALING);

@@ -66,7 +66,8 @@ TEST_F(ExpertCacheTest, CopiesWhatIsThereNoSecondTime) {
 
 TEST_F(ExpertCacheTest, CopiesNeighboursAtOnce) {
   Make(8);
-  for (const ExpertId id : {ExpertId{0, 1}, ExpertId{0, 2}, ExpertId{0, 3}, ExpertId{0, 5}, ExpertId{1, 6}}) ASSERT_TRUE(Fetch(id));
+  for (const ExpertId id : {ExpertId{0, 1}, ExpertId{0, 2}, ExpertId{0, 3}, ExpertId{0, 5}, ExpertId{1, 6}})
+    ASSERT_TRUE(Fetch(id));
   ASSERT_OK(cache_->Pump());
   EXPECT_EQ(counters_.copies(), 3u) << "1 to 3, 5, and one of another layer";
   EXPECT_EQ(counters_.bytes_shipped(), 5 * static_cast<uint64_t>(Model().layout.layer(0).bytes));

@@ -11,8 +11,8 @@
 #include <thread>
 
 #include "common/grpc_status.h"
-#include "common/descriptor_socket.h"
-#include "common/shm_arena.h"
+#include "common/shm/descriptor_socket.h"
+#include "common/shm/shm_arena.h"
 #include "tests/worker/tiny_model.h"
 #include "worker/channel.h"
 
@@ -59,7 +59,9 @@ class FakeCluster final : public v1::Cluster::Service {
     if (request->incarnation() != kIncarnation.value()) return ToGrpcStatus(Aborted("incarnation"));
     newest_step = request->step();
     for (const v1::ActivatedExpert& use : request->uses()) {
-      plan->add_places(use.resident() ? v1::ExpertPlan::RESIDENT : use.tokens() > 2 ? v1::ExpertPlan::SHIP : v1::ExpertPlan::HOST);
+      plan->add_places(use.resident()     ? v1::ExpertPlan::RESIDENT
+                       : use.tokens() > 2 ? v1::ExpertPlan::SHIP
+                                          : v1::ExpertPlan::HOST);
     }
     return grpc::Status::OK;
   }
@@ -182,8 +184,7 @@ TEST_F(GrpcLinkTest, GivesUpARecordThatDoesNotCome) {
   cluster_.silent = true;
   ASSERT_OK(link_->AskRecord(1, {0, 1}));
   EXPECT_FALSE(link_->RecordHere({0, 1}));
-  EXPECT_THAT(link_->WaitRecord({0, 1}, absl::Now() + absl::Milliseconds(30)),
-              StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_THAT(link_->WaitRecord({0, 1}, absl::Now() + absl::Milliseconds(30)), StatusIs(absl::StatusCode::kDeadlineExceeded));
   link_->ReleaseRecord({0, 1});
   cluster_.silent = false;
   for (int32_t expert = 0; expert < 8; ++expert) ASSERT_OK(link_->AskRecord(1, {1, expert}));
@@ -194,7 +195,8 @@ TEST_F(GrpcLinkTest, GivesUpARecordThatDoesNotCome) {
 }
 
 TEST_F(GrpcLinkTest, AsksThePlanner) {
-  const std::vector<ActivatedExpert> uses = {{.expert = 0, .tokens = 1}, {.expert = 2, .tokens = 1, .resident = 1}, {.expert = 5, .tokens = 9}};
+  const std::vector<ActivatedExpert> uses = {
+      {.expert = 0, .tokens = 1}, {.expert = 2, .tokens = 1, .resident = 1}, {.expert = 5, .tokens = 9}};
   ASSERT_OK_AND_ASSIGN(const auto places, link_->Plan(1, 0, 11, uses, Soon()));
   EXPECT_THAT(places, ElementsAre(ExpertPlace::kHost, ExpertPlace::kResident, ExpertPlace::kShip));
 }
@@ -219,7 +221,8 @@ TEST_F(GrpcLinkTest, RefusesContributionsOfAnotherSize) {
   cluster_.short_answer = true;
   link_->HostRows(2);
   ASSERT_OK(link_->StartCompute(TwoRows(kUses, kEntryRows)));
-  EXPECT_THAT(link_->FinishCompute(Soon()), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("contributions has 764 bytes, want 768")));
+  EXPECT_THAT(link_->FinishCompute(Soon()),
+              StatusIs(absl::StatusCode::kDataLoss, HasSubstr("contributions has 764 bytes, want 768")));
 }
 
 TEST_F(GrpcLinkTest, EndsAComputationAtItsDeadlineAndStartsTheNext) {
@@ -302,8 +305,7 @@ TEST_F(ShmLinkTest, ExchangesPlansAndComputations) {
 
 TEST_F(ShmLinkTest, EndsAWaitForAnEngineThatDoesNotAnswer) {
   ASSERT_OK_AND_ASSIGN(const auto link, Connect());
-  EXPECT_THAT(link->Plan(1, 0, 5, kUses, absl::Now() + absl::Milliseconds(30)),
-              StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_THAT(link->Plan(1, 0, 5, kUses, absl::Now() + absl::Milliseconds(30)), StatusIs(absl::StatusCode::kDeadlineExceeded));
 }
 
 TEST_F(ShmLinkTest, RefusesMemoryThatIsNotWhatItWasTold) {

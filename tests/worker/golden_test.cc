@@ -5,6 +5,7 @@
 #include <fstream>
 
 #include "nlohmann/json.hpp"
+#include "tests/testing/source_path.h"
 #include "tests/worker/tiny_model.h"
 
 namespace ferry {
@@ -34,16 +35,15 @@ absl::StatusOr<std::vector<double>> Score(const TinyModel& model, const std::vec
     for (int64_t i = begin; i < end && i + 1 < static_cast<int64_t>(ids.size()); ++i) {
       step.logits.push_back({.row = i - begin, .top_n = 0, .target = ids[i + 1]});
     }
-    ASSIGN_OR_RETURN(const StageResult result,
-                     stage->Run(step, absl::Now() + step.timeout, nullptr, nullptr, std::stop_token()));
+    ASSIGN_OR_RETURN(const StageResult result, stage->Run(step, absl::Now() + step.timeout, nullptr, nullptr, std::stop_token()));
     for (const LogitsResult& row : result.logits) logprobs.push_back(double{row.target_logit} - row.log_sum_exp);
   }
   return logprobs;
 }
 
 TEST(Golden, EveryNextTokensLogProbabilityIsWithinAThousandth) {
-  const auto model = TinyModel::Open(FERRY_SOURCE_DIR "/models/demo-moe.gguf");
-  std::ifstream file(FERRY_SOURCE_DIR "/tests/cluster/testdata/golden.json");
+  const auto model = TinyModel::Open(SourcePath("models/demo-moe.gguf"));
+  std::ifstream file(SourcePath("tests/cluster/testdata/golden.json"));
   ASSERT_TRUE(file.good());
   const nlohmann::json figures = nlohmann::json::parse(file);
   int passages = 0;

@@ -29,7 +29,8 @@ class HostRowsTest : public ::testing::TestWithParam<int64_t> {
   }
   std::vector<float> Wanted(std::span<const int32_t> rows) const {
     std::vector<float> wanted;
-    for (const int32_t row : rows) wanted.insert(wanted.end(), values_.begin() + row * kCols, values_.begin() + (row + 1) * kCols);
+    for (const int32_t row : rows)
+      wanted.insert(wanted.end(), values_.begin() + row * kCols, values_.begin() + (row + 1) * kCols);
     return wanted;
   }
   std::vector<float> Read(std::span<const int32_t> rows) {

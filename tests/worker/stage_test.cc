@@ -261,7 +261,8 @@ TEST(Stage, CopiesForAllItsLayersWhileItWaitsForRows) {
   pipeline.link().asked.clear();
   const absl::Time patience = absl::Now() + absl::Seconds(5);
   const auto asked_of = [&](int64_t layer) {
-    return std::count_if(pipeline.link().asked.begin(), pipeline.link().asked.end(), [&](ExpertId id) { return id.layer == layer; });
+    return std::count_if(pipeline.link().asked.begin(), pipeline.link().asked.end(),
+                         [&](ExpertId id) { return id.layer == layer; });
   };
   int64_t before_rows = 0;
   pipeline.rows_come = [&] {
@@ -361,7 +362,9 @@ TEST(Stage, RefusesWhatNeedsSlotsWithoutThem) {
                 options.expert_slot_bytes = Slots(2);
               }),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("at least 3")));
-  EXPECT_THAT(CreateWith([](StageOptions& options) { options.experts.rules = {LayerRule::kAny, LayerRule::kDevice}; }),
+  EXPECT_THAT(CreateWith([](StageOptions& options) {
+                options.experts.rules = {LayerRule::kAny, LayerRule::kDevice};
+              }),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("--vram-experts")));
 }
 

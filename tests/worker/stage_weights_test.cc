@@ -47,8 +47,7 @@ TEST(StageWeights, MakeOneMatrixOfQueriesKeysAndValues) {
     const std::vector<std::byte> part = Tiled(std::string(name) + ".weight");
     const TensorInfo& info = *Model().file->FindTensor(std::string(name) + ".weight");
     const TiledMatrix matrix = {TiledLayout::Create(info.dtype, info.rows(), info.cols()).value(), part.data()};
-    const float* const bias =
-        reinterpret_cast<const float*>(Model().file->FindTensor(std::string(name) + ".bias")->data.data());
+    const float* const bias = reinterpret_cast<const float*>(Model().file->FindTensor(std::string(name) + ".bias")->data.data());
     for (int64_t i = 0; i < info.rows(); ++i, ++row) {
       EXPECT_EQ(TiledValue(qkv[0].weight, row, 33), TiledValue(matrix, i, 33)) << name << " row " << i;
       EXPECT_EQ(qkv[0].bias[row], bias[i]) << name << " row " << i;

@@ -15,9 +15,9 @@
 #include <vector>
 
 #include "absl/time/clock.h"
-#include "common/gguf.h"
-#include "common/make_model.h"
-#include "common/model_tensors.h"
+#include "common/gguf/gguf.h"
+#include "common/model/make_model.h"
+#include "common/model/model_tensors.h"
 #include "tests/testing/random_tensors.h"
 #include "tests/testing/status_matchers.h"
 #include "worker/stage.h"
@@ -60,8 +60,8 @@ struct TinyModel {
     std::vector<ExpertLayout> layers;
     for (int64_t layer = 0; layer < config.num_layers; ++layer) {
       const ExpertTensors tensors = ExpertTensorsOf(config, *file, layer).value();
-      layers.push_back(ExpertLayout::Create(tensors.gate.dtype(), tensors.up.dtype(), tensors.down.dtype(),
-                                            config.n_embd, config.n_ff, /*has_bias=*/true)
+      layers.push_back(ExpertLayout::Create(tensors.gate.dtype(), tensors.up.dtype(), tensors.down.dtype(), config.n_embd,
+                                            config.n_ff, /*has_bias=*/true)
                            .value());
     }
     layout = ArenaLayout::Create(std::move(layers), config.num_experts).value();
@@ -146,9 +146,9 @@ class FakeLink final : public ExpertLink {
 
   // What happened.
   int num_plans = 0, num_computes = 0;
-  std::map<ExpertId, int> computed;        // requests that named it
-  std::vector<ExpertId> asked;             // records, in order
-  std::set<ExpertId> held;                 // asked for and not released
+  std::map<ExpertId, int> computed;  // requests that named it
+  std::vector<ExpertId> asked;       // records, in order
+  std::set<ExpertId> held;           // asked for and not released
 
   std::string name() const override { return "fake"; }
   absl::StatusOr<std::vector<ExpertPlace>> Plan(uint64_t, int64_t layer, int64_t, std::span<const ActivatedExpert> uses,
@@ -224,16 +224,15 @@ class FakeLink final : public ExpertLink {
                       .num_rows = request.uses[i].tokens});
     }
     for (int64_t i = 0; i < entries; ++i) outs[i] = static_cast<int32_t>(i);
-    return ops_.ExpertMlp(model_.layout.layer(request.layer), uses,
-                          {.num_groups = static_cast<int64_t>(uses.size()),
-                           .num_entries = entries,
-                           .offsets = offsets.data(),
-                           .rows = request.entry_rows.data(),
-                           .outs = outs.data()},
-                          {.alpha = static_cast<float>(model_.config.swiglu_alpha),
-                           .limit = static_cast<float>(model_.config.swiglu_limit)},
-                          Tensor(rows_.data(), DType::kF32, request.num_rows, n_embd),
-                          Tensor(contributions_.data(), DType::kF32, entries, n_embd));
+    return ops_.ExpertMlp(
+        model_.layout.layer(request.layer), uses,
+        {.num_groups = static_cast<int64_t>(uses.size()),
+         .num_entries = entries,
+         .offsets = offsets.data(),
+         .rows = request.entry_rows.data(),
+         .outs = outs.data()},
+        {.alpha = static_cast<float>(model_.config.swiglu_alpha), .limit = static_cast<float>(model_.config.swiglu_limit)},
+        Tensor(rows_.data(), DType::kF32, request.num_rows, n_embd), Tensor(contributions_.data(), DType::kF32, entries, n_embd));
   }
 
   const TinyModel& model_;

@@ -7,10 +7,10 @@
 #include <atomic>
 #include <cmath>
 
-#include "common/descriptor_socket.h"
 #include "common/grpc_status.h"
 #include "common/host_id.h"
-#include "common/message_ring.h"
+#include "common/shm/descriptor_socket.h"
+#include "common/shm/message_ring.h"
 #include "proto/stream_metadata.h"
 #include "tests/worker/send_rows.h"
 #include "tests/worker/tiny_model.h"
@@ -39,10 +39,8 @@ class ServedWorker {
     stage_ = Stage::Create(ops_.get(), TinyStageOptions(Model(), first, end), source, &link_).value();
     runner_ = std::make_unique<StepRunner>(stage_.get(), &queue_);
     if (loaded) {
-      service_.Attach(runner_.get(), &queue_, {.ops = ops_.get(),
-                                                         .n_embd = Model().config.n_embd,
-                                                         .max_rows = 256,
-                                                         .share_memory = share_memory});
+      service_.Attach(runner_.get(), &queue_,
+                      {.ops = ops_.get(), .n_embd = Model().config.n_embd, .max_rows = 256, .share_memory = share_memory});
     }
     grpc::ServerBuilder builder;
     ConfigureServer(builder);
@@ -184,7 +182,8 @@ TEST(WorkerService, EndsAStreamAfterItsLastAnswer) {
 
 TEST(WorkerService, RefusesAnEpochForAnotherIncarnation) {
   ServedWorker worker(1, 0, 4);
-  EXPECT_THAT(worker.BeginEpoch(1, nullptr, /*incarnation=*/9), StatusIs(absl::StatusCode::kAborted, HasSubstr("incarnation is 9")));
+  EXPECT_THAT(worker.BeginEpoch(1, nullptr, /*incarnation=*/9),
+              StatusIs(absl::StatusCode::kAborted, HasSubstr("incarnation is 9")));
 }
 
 TEST(WorkerService, RefusesEverythingWhileItLoads) {
@@ -345,7 +344,8 @@ TEST(WorkerService, EndsASendToAWorkerThatTakesNothing) {
   ASSERT_OK_AND_ASSIGN(const auto sink, ConnectNextWorker(worker.address(), Incarnation(2), 1, ByMessages(), Soon()));
   const std::vector<float> rows(256 * 64);
   absl::Status sent;
-  for (uint64_t step = 1; step < 5000 && sent.ok(); ++step) sent = SendRows(*sink, step, rows, 64, absl::Now() + absl::Milliseconds(300));
+  for (uint64_t step = 1; step < 5000 && sent.ok(); ++step)
+    sent = SendRows(*sink, step, rows, 64, absl::Now() + absl::Milliseconds(300));
   EXPECT_THAT(sent, StatusIs(absl::StatusCode::kDeadlineExceeded));
 }
 
@@ -493,7 +493,10 @@ class HeartbeatTest : public testing::Test {
   std::unique_ptr<Agent> Beat(absl::Duration timeout, bool same_host) {
     return std::make_unique<Agent>(
         coordinator_.stub(),
-        Agent::Options{.worker_id = 3, .incarnation = Incarnation(5), .interval = absl::Milliseconds(10), .timeout = timeout,
+        Agent::Options{.worker_id = 3,
+                       .incarnation = Incarnation(5),
+                       .interval = absl::Milliseconds(10),
+                       .timeout = timeout,
                        .same_host = same_host},
         [](v1::HeartbeatRequest* request) { request->set_state("ready"); },
         [this](const absl::Status& why) {

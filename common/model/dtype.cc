@@ -1,0 +1,91 @@
+#include "common/model/dtype.h"
+
+#include <array>
+#include <string>
+
+namespace ferry {
+
+std::optional<DTypeInfo> InfoOf(DType type) {
+  switch (type) {
+    //                               name    elements bytes computable
+    case DType::kF32:
+      return DTypeInfo{"F32", 1, 4, true};
+    case DType::kF16:
+      return DTypeInfo{"F16", 1, 2, true};
+    case DType::kQ4_0:
+      return DTypeInfo{"Q4_0", 32, 18, true};
+    case DType::kQ4_1:
+      return DTypeInfo{"Q4_1", 32, 20, false};
+    case DType::kQ5_0:
+      return DTypeInfo{"Q5_0", 32, 22, false};
+    case DType::kQ5_1:
+      return DTypeInfo{"Q5_1", 32, 24, false};
+    case DType::kQ8_0:
+      return DTypeInfo{"Q8_0", 32, 34, true};
+    case DType::kQ8_1:
+      return DTypeInfo{"Q8_1", 32, 36, false};
+    case DType::kQ2_K:
+      return DTypeInfo{"Q2_K", 256, 84, false};
+    case DType::kQ3_K:
+      return DTypeInfo{"Q3_K", 256, 110, false};
+    case DType::kQ4_K:
+      return DTypeInfo{"Q4_K", 256, 144, false};
+    case DType::kQ5_K:
+      return DTypeInfo{"Q5_K", 256, 176, false};
+    case DType::kQ6_K:
+      return DTypeInfo{"Q6_K", 256, 210, false};
+    case DType::kQ8_K:
+      return DTypeInfo{"Q8_K", 256, 292, false};
+    case DType::kIQ2_XXS:
+      return DTypeInfo{"IQ2_XXS", 256, 66, false};
+    case DType::kIQ2_XS:
+      return DTypeInfo{"IQ2_XS", 256, 74, false};
+    case DType::kIQ3_XXS:
+      return DTypeInfo{"IQ3_XXS", 256, 98, false};
+    case DType::kIQ1_S:
+      return DTypeInfo{"IQ1_S", 256, 50, false};
+    case DType::kIQ4_NL:
+      return DTypeInfo{"IQ4_NL", 32, 18, false};
+    case DType::kIQ3_S:
+      return DTypeInfo{"IQ3_S", 256, 110, false};
+    case DType::kIQ2_S:
+      return DTypeInfo{"IQ2_S", 256, 82, false};
+    case DType::kIQ4_XS:
+      return DTypeInfo{"IQ4_XS", 256, 136, false};
+    case DType::kI8:
+      return DTypeInfo{"I8", 1, 1, false};
+    case DType::kI16:
+      return DTypeInfo{"I16", 1, 2, false};
+    case DType::kI32:
+      return DTypeInfo{"I32", 1, 4, false};
+    case DType::kI64:
+      return DTypeInfo{"I64", 1, 8, false};
+    case DType::kF64:
+      return DTypeInfo{"F64", 1, 8, false};
+    case DType::kIQ1_M:
+      return DTypeInfo{"IQ1_M", 256, 56, false};
+    case DType::kBF16:
+      return DTypeInfo{"BF16", 1, 2, true};
+    case DType::kTQ1_0:
+      return DTypeInfo{"TQ1_0", 256, 54, false};
+    case DType::kTQ2_0:
+      return DTypeInfo{"TQ2_0", 256, 66, false};
+    case DType::kMXFP4:
+      return DTypeInfo{"MXFP4", 32, 17, true};
+  }
+  return std::nullopt;
+}
+
+std::string_view NameOf(DType type) {
+  if (const std::optional<DTypeInfo> info = InfoOf(type)) return info->name;
+  // Interned, because the name outlives the call. Ids in files are small; whoever reads one prints the number itself.
+  static const auto* const unknown = [] {
+    auto* names = new std::array<std::string, 256>;
+    for (size_t id = 0; id < names->size(); ++id) (*names)[id] = "type " + std::to_string(id);
+    return names;
+  }();
+  const uint32_t id = static_cast<uint32_t>(type);
+  return id < unknown->size() ? std::string_view((*unknown)[id]) : std::string_view("type above 255");
+}
+
+}  // namespace ferry

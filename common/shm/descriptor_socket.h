@@ -1,0 +1,37 @@
+#pragma once
+
+// Descriptors from process to process: a Unix socket over which the coordinator hands shared memory to workers, and a worker to
+// the one before it, of the same user on the same host. Neither end trusts the other: whoever found the socket may say anything,
+// or nothing.
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "common/status.h"
+#include "common/unique_fd.h"
+
+namespace ferry {
+
+// The giving end: an abstract Unix socket. Peers of another user are turned away (SO_PEERCRED).
+class DescriptorServer {
+ public:
+  // `name`: an abstract name without the leading zero byte.
+  static absl::StatusOr<std::unique_ptr<DescriptorServer>> Listen(const std::string& name);
+  virtual ~DescriptorServer() = default;
+  virtual const std::string& name() const = 0;
+  // Hands `fds` to the next caller that presents `key`; each offer serves one caller, a second offer under a key replaces the
+  // first. Keys are 1 to 64 bytes and hard to guess; at most 16 descriptors. The server duplicates them: the caller's own
+  // may be closed at once. False: the key or the number is out of range, or the process has no descriptors left.
+  virtual bool Offer(const std::string& key, const std::vector<int>& fds) = 0;
+  virtual void Withdraw(const std::string& key) = 0;
+};
+// 64 characters that nobody guesses, to Offer under.
+std::string RandomDescriptorKey();
+// The taking end: fetches what was offered under `key`, at most 16 descriptors of whatever kind. NotFound: nothing is;
+// Unavailable: nobody listens, or it hung up; PermissionDenied: who listens is another user; DeadlineExceeded; Internal: an
+// answer that is none, of which no descriptor stays open.
+absl::StatusOr<std::vector<UniqueFd>> FetchDescriptors(const std::string& name, const std::string& key, absl::Time deadline);
+
+}  // namespace ferry

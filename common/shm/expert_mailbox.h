@@ -1,0 +1,97 @@
+#pragma once
+
+// The shared-memory exchange between a worker and the coordinator of its host: "divide these activated experts" and "compute
+// these rows through these experts where they lie". One region (a memfd of its own, since the arena is sealed) per worker,
+// one request at a time, made by the coordinator and passed to the worker with the arena's descriptor.
+//
+// Neither side trusts the other's bytes: the engine copies the counts and ids out before it checks and uses them, and
+// addresses are computed from checked (layer, expert) alone. Rows and contributions are plain numbers and need no check.
+//
+// Waiting: paced (common/shm/paced_wait.h), on a futex on the sequence word, always with a deadline.
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "common/status.h"
+
+namespace ferry {
+
+// Capacities of one mailbox; both sides compute the same layout from them.
+struct MailboxShape {
+  int64_t n_embd = 0;
+  int64_t max_rows = 0;     // input rows of one request
+  int64_t max_entries = 0;  // (row, expert) pairs of one request = contribution rows
+  int64_t max_experts = 0;  // of the model: uses of one request
+  bool operator==(const MailboxShape&) const = default;
+};
+
+enum class ExpertRequestKind : uint32_t { kPlan = 1, kCompute = 2 };
+
+// Where an activated expert's product is made.
+enum class ExpertPlace : uint8_t { kResident = 0, kShip = 1, kHost = 2 };
+
+struct ActivatedExpert {
+  int32_t expert = 0;
+  int32_t tokens = 0;     // rows that chose it, > 0
+  uint32_t resident = 0;  // kPlan: 1 when it is in the worker's slots already, kComing when it is on its way there
+  bool operator==(const ActivatedExpert&) const = default;
+};
+
+inline constexpr uint32_t kComing = 2;
+
+// A request, in the receiver's own memory. Checked: ids strictly increasing and < max_experts, 0 < tokens <= num_rows. kCompute:
+// the tokens' sum is the number of entries and at most max_entries, num_rows at most max_rows, entry rows < num_rows. kPlan
+// carries no rows and no entries, so a prompt longer than the mailbox may be planned at once.
+struct ExpertRequest {
+  ExpertRequestKind kind = ExpertRequestKind::kPlan;
+  uint64_t incarnation = 0;  // of the worker
+  uint64_t step = 0;
+  int32_t layer = 0;
+  int32_t num_rows = 0;
+  std::vector<ActivatedExpert> uses;
+  std::vector<int32_t> entry_rows;  // kCompute: input row of each entry, grouped by use in order
+};
+// InvalidArgument naming the field, for a request that came over any transport. Incarnation and step are the caller's to check.
+absl::Status CheckExpertRequest(const ExpertRequest& request, const MailboxShape& shape, int64_t num_layers);
+
+class ExpertMailbox {
+ public:
+  // The coordinator's side makes the region; fd() is what it passes on.
+  static absl::StatusOr<std::unique_ptr<ExpertMailbox>> Create(const MailboxShape& shape);
+  // The worker's side maps it. InvalidArgument: the region is smaller than the shape says, was made for another shape, or may
+  // shrink. Takes the descriptor.
+  static absl::StatusOr<std::unique_ptr<ExpertMailbox>> Map(int fd, const MailboxShape& shape);
+  ~ExpertMailbox();
+
+  int fd() const;
+  const MailboxShape& shape() const;
+
+  // Both sides. Rows [max_rows, n_embd] and contributions [max_entries, n_embd], row-major F32.
+  std::span<float> rows();
+  std::span<float> contributions();
+
+  // The worker's side. Post after filling rows(); then one Wait. ResourceExhausted: more than the shape holds;
+  // FailedPrecondition: the answer to the last request has not come.
+  absl::Status Post(const ExpertRequest& request);
+  // OK: contributions() hold the answer (kCompute), or `places`, one per use, does (kPlan). Otherwise the engine's error;
+  // DeadlineExceeded: no answer in time, and the mailbox refuses further posts until the late answer has come (another Wait
+  // waits on for it). FailedPrecondition: nothing was posted. Internal: an answer that cannot be.
+  absl::Status WaitForAnswer(absl::Time deadline, std::vector<ExpertPlace>* places);
+
+  // The coordinator's side. Takes the next request out of the region and checks it against the shape; a request that fails
+  // is answered with its error here and reported as that error. DeadlineExceeded: none came.
+  absl::StatusOr<ExpertRequest> WaitForRequest(absl::Time deadline, int64_t num_layers);
+  // To the request that WaitForRequest gave last; without one, nothing happens. `places`: kPlan, one per use.
+  void Answer(const absl::Status& status, std::span<const ExpertPlace> places);
+
+ private:
+  struct Impl;
+  explicit ExpertMailbox(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace ferry

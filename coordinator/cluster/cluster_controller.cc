@@ -1,0 +1,410 @@
+#include "coordinator/cluster/cluster_controller.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "common/host_id.h"
+#include "common/log.h"
+#include "coordinator/cluster/registration.h"
+#include "coordinator/planning/step_rows.h"
+
+namespace ferry {
+namespace {
+
+constexpr absl::Duration kTick = absl::Milliseconds(50);
+// Between epochs that end soon after they began.
+constexpr absl::Duration kFirstPause = absl::Milliseconds(100);
+constexpr absl::Duration kLongestPause = absl::Seconds(5);
+constexpr absl::Duration kLongEpoch = absl::Seconds(30);
+// Rows of one request for host experts. A longer batch reads an expert once for so many tokens that reading it again
+// for the rest costs nothing beside the products, and the mailbox stays small: 2880 * 4 bytes a row, and top_k times
+// that for answers.
+constexpr int64_t kMaxMailboxRows = 1024;
+
+v1::ModelShape ShapeOf(const ModelConfig& model, const ArenaLayout& arena) {
+  v1::ModelShape shape;
+  shape.set_architecture(model.architecture);
+  shape.set_num_layers(model.num_layers);
+  shape.set_context_length(model.context_length);
+  shape.set_n_embd(model.n_embd);
+  shape.set_vocab_size(model.vocab_size);
+  shape.set_num_heads(model.num_heads);
+  shape.set_num_kv_heads(model.num_kv_heads);
+  shape.set_head_dim(model.head_dim);
+  shape.set_num_experts(model.num_experts);
+  shape.set_top_k(model.top_k);
+  shape.set_n_ff(model.n_ff);
+  shape.set_sliding_window(model.sliding_window);
+  shape.set_rms_epsilon(model.rms_epsilon);
+  shape.set_swiglu_alpha(model.swiglu_alpha);
+  shape.set_swiglu_limit(model.swiglu_limit);
+  shape.set_rope_freq_base(model.rope.freq_base);
+  shape.set_rope_num_dims(model.rope.num_dims);
+  shape.set_yarn_factor(model.rope.yarn_factor);
+  shape.set_yarn_original_context(model.rope.yarn_original_context);
+  shape.set_yarn_beta_fast(model.rope.yarn_beta_fast);
+  shape.set_yarn_beta_slow(model.rope.yarn_beta_slow);
+  shape.set_rope_attention_factor(model.rope.attention_factor);
+  for (int64_t i = 0; i < arena.num_layers(); ++i) {
+    const ExpertLayout& layer = arena.layer(i);
+    shape.set_expert_bias(layer.has_bias);
+    shape.add_gate_types(static_cast<uint32_t>(layer.gate.dtype));
+    shape.add_up_types(static_cast<uint32_t>(layer.up.dtype));
+    shape.add_down_types(static_cast<uint32_t>(layer.down.dtype));
+  }
+  return shape;
+}
+
+MailboxShape MailboxShapeOf(const ModelConfig& model, const CacheShape& cache) {
+  const int64_t rows = std::min(cache.max_batch_tokens, kMaxMailboxRows);
+  return {.n_embd = model.n_embd, .max_rows = rows, .max_entries = rows * model.top_k, .max_experts = model.num_experts};
+}
+
+// What clients are told: a fault inside the cluster is no fault of their arguments.
+absl::Status ForClients(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kUnavailable:
+    case absl::StatusCode::kDeadlineExceeded:
+    case absl::StatusCode::kResourceExhausted:
+      return status;
+    case absl::StatusCode::kAborted:
+    case absl::StatusCode::kCancelled:
+      return Unavailable("%s", status.message());
+    default:
+      return Internal("%s", status.message());
+  }
+}
+
+}  // namespace
+
+ClusterController::ClusterController(const ClusterOptions& options, GenerationLoop* loop, const Clock* clock,
+                                     std::function<void(bool)> set_serving)
+    : options_(options),
+      loop_(*loop),
+      clock_(*clock),
+      set_serving_(std::move(set_serving)),
+      membership_(
+          {.num_workers = static_cast<int>(options.placement.workers.size()), .heartbeat_timeout = options.heartbeat_timeout},
+          clock),
+      reports_(options.placement.workers.size()),
+      epoch_began_(clock->Now()),
+      next_attempt_(clock->Now()),
+      pause_(kFirstPause),
+      thread_([this] { Run(); }) {}
+
+ClusterController::~ClusterController() { Stop(Unavailable("the coordinator is ending")); }
+
+void ClusterController::Open(const ExpertStore* store, ExpertExchange* exchange) {
+  const std::lock_guard lock(mutex_);
+  store_ = store;
+  exchange_ = exchange;
+}
+
+void ClusterController::SetLoadProgress(double fraction) {
+  const std::lock_guard lock(mutex_);
+  load_progress_ = fraction;
+}
+
+void ClusterController::Stop(const absl::Status& status) {
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  wake_.notify_all();
+  if (thread_.joinable()) thread_.join();
+  if (pipeline_ != nullptr) EndEpoch({.status = status, .suspect = std::nullopt, .incarnation = {}});
+}
+
+bool ClusterController::WaitUntilServing(absl::Time deadline) {
+  std::unique_lock lock(mutex_);
+  while (!has_served_ && !stop_) {
+    const absl::Duration left = deadline - clock_.Now();
+    if (left <= absl::ZeroDuration()) return false;
+    changed_.wait_for(lock, absl::ToChronoMilliseconds(std::min(left, kTick)));
+  }
+  return has_served_;
+}
+
+// ------------------------------------------------------------------------------------------------------------------
+// workers
+
+absl::Status ClusterController::Register(const v1::RegisterRequest& request, v1::RegisterResponse* response) {
+  const std::lock_guard register_lock(register_mutex_);
+  ExpertExchange* exchange = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    if (stop_) return Unavailable("the coordinator is ending");
+    if (exchange_ == nullptr) return Unavailable("the coordinator is loading the experts: %.0f %%", 100 * load_progress_);
+    exchange = exchange_;
+  }
+  ASSIGN_OR_RETURN(const Registration registration, CheckRegistration(request, {.model_fingerprint = options_.fingerprint,
+                                                                                .host = HostId(),
+                                                                                .expert_transport = options_.expert_transport}));
+  const std::string& transport = registration.expert_transport;
+  ASSIGN_OR_RETURN(const WorkerId worker, membership_.Register(registration.info, registration.wanted));
+  const LayerRange& layers = options_.placement.workers[worker.value()].layers;
+  ExchangePeer peer = {.worker = worker,
+                       .incarnation = Incarnation(request.incarnation()),
+                       .first_layer = layers.first,
+                       .end_layer = layers.end,
+                       .num_slots = 0,  // until its heartbeats name them
+                       .link_bytes_per_second = registration.link_bytes_per_second,
+                       .ship_all = !options_.ooae,
+                       .overrides = {}};
+  for (const ExpertRule rule : options_.placement.expert_rules) {
+    peer.overrides.push_back(rule == ExpertRule::kHost     ? ExpertPlace::kHost
+                             : rule == ExpertRule::kDevice ? ExpertPlace::kShip
+                                                           : ExpertPlace::kResident);
+  }
+  exchange->AddPeer(peer);
+  FillResponse(request, worker, response);
+  response->set_expert_transport(transport);
+  if (transport == "shm") {
+    const absl::StatusOr<std::string> key =
+        exchange->OpenMailbox(worker, MailboxShapeOf(options_.model, options_.placement.cache));
+    if (!key.ok()) {
+      membership_.MarkLost(worker, Incarnation(request.incarnation()), std::string(key.status().message()));
+      return Annotate(key.status(), "no mailbox");
+    }
+    response->set_descriptor_socket(exchange->socket_name());
+    response->set_descriptor_key(*key);
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    reports_[worker.value()] = {.expert_transport = transport, .heartbeat = {}};
+  }
+  spdlog::info("worker {} registered: layers {}-{}, {} at {}, experts over {}", worker.value(), layers.first, layers.end - 1,
+               request.device(), request.address(), transport);
+  wake_.notify_all();
+  return absl::OkStatus();
+}
+
+void ClusterController::FillResponse(const v1::RegisterRequest& request, WorkerId worker, v1::RegisterResponse* response) const {
+  const WorkerPlacement& placement = options_.placement.workers[worker.value()];
+  response->set_worker_id(worker.value());
+  response->set_num_workers(static_cast<uint32_t>(options_.placement.workers.size()));
+  response->set_first_layer(placement.layers.first);
+  response->set_end_layer(placement.layers.end);
+  response->set_dense_bytes(placement.dense_bytes);
+  *response->mutable_model() = ShapeOf(options_.model, store_->layout());
+  const CacheShape& cache = options_.placement.cache;
+  v1::CacheShape* const out = response->mutable_cache();
+  out->set_kv_type(static_cast<uint32_t>(cache.key_type));
+  out->set_kv_value_type(static_cast<uint32_t>(cache.value_type));
+  out->set_num_blocks(cache.num_blocks);
+  out->set_num_slots(cache.num_slots);
+  out->set_ring_blocks(cache.ring_blocks);
+  out->set_max_batch_tokens(cache.max_batch_tokens);
+  out->set_micro_batch_tokens(cache.micro_batch_tokens);
+  const MailboxShape mailbox = MailboxShapeOf(options_.model, cache);
+  response->set_mailbox_max_rows(mailbox.max_rows);
+  response->set_mailbox_max_entries(mailbox.max_entries);
+  response->set_heartbeat_interval_seconds(absl::ToDoubleSeconds(options_.heartbeat_interval));
+  response->set_heartbeat_timeout_seconds(absl::ToDoubleSeconds(options_.heartbeat_timeout));
+  response->set_ooae(options_.ooae);
+  response->set_model_fingerprint(options_.fingerprint);
+  for (int64_t layer = placement.layers.first; layer < placement.layers.end; ++layer) {
+    const ExpertRule rule = options_.placement.expert_rules[layer];
+    if (rule == ExpertRule::kAny) continue;
+    v1::ExpertOverride* const override_ = response->add_overrides();
+    override_->set_layer(static_cast<uint32_t>(layer));
+    override_->set_place(rule == ExpertRule::kHost ? v1::ExpertOverride::HOST : v1::ExpertOverride::DEVICE);
+  }
+}
+
+absl::Status ClusterController::Heartbeat(const v1::HeartbeatRequest& request, v1::HeartbeatResponse* response) {
+  RETURN_IF_ERROR(CheckHeartbeat(request));
+  const WorkerId worker(static_cast<int32_t>(request.worker_id()));
+  const bool ready = request.state() == "ready";
+  RETURN_IF_ERROR(membership_.RecordHeartbeat(worker, Incarnation(request.incarnation()), ready));
+  ExpertExchange* exchange = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    reports_[worker.value()].heartbeat = request;
+    exchange = exchange_;
+  }
+  exchange->UpdatePeer(worker, request.expert_slots(), request.link_bytes_per_second());
+  response->set_epoch(membership_.epoch());
+  if (ready) wake_.notify_all();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<LayerRange> ClusterController::LayersOf(WorkerId worker, Incarnation incarnation) const {
+  RETURN_IF_ERROR(membership_.Check(worker, incarnation));
+  return options_.placement.workers[worker.value()].layers;
+}
+
+// -------------------------------------------------------------------------------------------------------------------
+// epochs
+
+void ClusterController::Run() {
+  while (true) {
+    std::optional<PipelineFailure> failure;
+    {
+      std::unique_lock lock(mutex_);
+      wake_.wait_for(lock, absl::ToChronoMilliseconds(kTick), [&] { return stop_ || failure_.has_value(); });
+      if (stop_) return;
+      failure = std::exchange(failure_, std::nullopt);
+    }
+    if (failure && pipeline_ != nullptr) EndEpoch(*failure);
+    ExpireHeartbeats();
+    if (pipeline_ != nullptr) pipeline_->CheckTimeout();
+    if (pipeline_ != nullptr && membership_.epoch() == 0) {
+      EndEpoch({.status = Unavailable("%s", membership_.Describe()), .suspect = std::nullopt, .incarnation = {}});
+    }
+    if (pipeline_ == nullptr && membership_.AllReady() && clock_.Now() >= next_attempt_) TryBeginEpoch();
+  }
+}
+
+void ClusterController::ExpireHeartbeats() {
+  for (const Member& lost : membership_.ExpireHeartbeats()) {
+    spdlog::error("worker {} is lost: {}", lost.id.value(), lost.lost_because);
+    // One on this host hangs, or its connection would have broken: its requests hear that their time is over. Another host may
+    // be gone with all that is on it, and that its worker cannot be reached is all that is known.
+    const bool hangs = lost.info.host == HostId();
+    if (pipeline_ != nullptr) {
+      EndEpoch({.status = hangs ? DeadlineExceeded("worker %d is lost: %s", lost.id.value(), lost.lost_because)
+                                : Unavailable("worker %d on another host is lost: %s", lost.id.value(), lost.lost_because),
+                .suspect = std::nullopt,
+                .incarnation = {}});
+    }
+    RemovePeer(lost.id, lost.info.incarnation);
+  }
+}
+
+void ClusterController::RemovePeer(WorkerId worker, Incarnation lost) {
+  const std::lock_guard register_lock(register_mutex_);
+  if (membership_.Members()[worker.value()].info.incarnation == lost) exchange_->RemovePeer(worker);
+}
+
+void ClusterController::TryBeginEpoch() {
+  if (std::exchange(first_epoch_, false) && options_.before_first_epoch) options_.before_first_epoch(Workers());
+  const absl::StatusOr<uint64_t> epoch = membership_.BeginEpoch();
+  if (!epoch.ok()) return;
+  {
+    const std::lock_guard lock(mutex_);
+    failure_.reset();
+  }
+  PipelineOptions options = {.epoch = *epoch,
+                             .workers = {},
+                             .vocab_size = options_.model.vocab_size,
+                             .max_steps_in_flight = options_.max_steps_in_flight,
+                             .step_timeout = options_.step_timeout,
+                             .trace = options_.trace};
+  for (const Member& member : membership_.Members()) {
+    options.workers.push_back({.id = member.id, .incarnation = member.info.incarnation, .address = member.info.address});
+  }
+  options.step_cost_rows = StepCost();
+  PipelineFailure failure;
+  const auto on_failed = [this](PipelineFailure failure) {
+    const std::lock_guard lock(mutex_);
+    if (!failure_) failure_ = std::move(failure);
+    wake_.notify_all();
+  };
+  absl::StatusOr<std::unique_ptr<Pipeline>> pipeline = Pipeline::Begin(options, &clock_, on_failed, &failure);
+  epoch_began_ = clock_.Now();
+  if (!pipeline.ok()) {
+    EndEpoch(failure);
+    return;
+  }
+  pipeline_ = *std::move(pipeline);
+  exchange_->BeginEpoch();  // after the workers, who have given up the steps of the epoch before
+  loop_.Attach(pipeline_.get());
+  set_serving_(true);
+  {
+    const std::lock_guard lock(mutex_);
+    serving_ = has_served_ = true;
+  }
+  changed_.notify_all();
+  spdlog::info("epoch {} began with {} workers", *epoch, options.workers.size());
+}
+
+double ClusterController::StepCost() const {
+  std::vector<WorkerCapacity> capacities;
+  const std::lock_guard lock(mutex_);
+  for (size_t i = 0; i < options_.placement.workers.size(); ++i) {
+    const v1::HeartbeatRequest& heartbeat = reports_[i].heartbeat;
+    capacities.push_back({.layers = options_.placement.workers[i].layers,
+                          .slots = static_cast<int64_t>(heartbeat.expert_slots()),
+                          .link_bytes_per_second = heartbeat.link_bytes_per_second(),
+                          .flops_per_second = heartbeat.expert_flops_per_second()});
+  }
+  return StepCostRows(options_.model, store_->layout(), capacities);
+}
+
+void ClusterController::EndEpoch(const PipelineFailure& failure) {
+  set_serving_(false);
+  {
+    const std::lock_guard lock(mutex_);
+    serving_ = false;
+  }
+  loop_.Suspend(ForClients(failure.status));
+  membership_.EndEpoch();
+  if (failure.lost && failure.suspect) {
+    const std::string because(failure.status.message());
+    if (membership_.MarkLost(*failure.suspect, failure.incarnation, because)) RemovePeer(*failure.suspect, failure.incarnation);
+  }
+  pipeline_.reset();
+  const absl::Time now = clock_.Now();
+  pause_ = now - epoch_began_ >= kLongEpoch ? kFirstPause : std::min(2 * pause_, kLongestPause);
+  next_attempt_ = now + pause_;
+  const bool stopping = StopRequested();
+  spdlog::log(stopping ? spdlog::level::info : spdlog::level::err, "the epoch ended: {}", std::string(failure.status.message()));
+}
+
+bool ClusterController::StopRequested() const {
+  const std::lock_guard lock(mutex_);
+  return stop_;
+}
+
+// --------------------------------------------------------------------------------------------------------------- for
+// people
+
+std::string ClusterController::state() const {
+  const std::lock_guard lock(mutex_);
+  if (serving_) return "serving";
+  return has_served_ ? "degraded" : "loading";
+}
+
+std::vector<v1::WorkerInfo> ClusterController::Workers() const {
+  std::vector<v1::WorkerInfo> workers;
+  for (const Member& member : membership_.Members()) {
+    const LayerRange& layers = options_.placement.workers[member.id.value()].layers;
+    v1::WorkerInfo info;
+    info.set_worker_id(member.id.value());
+    info.set_address(member.info.address);
+    info.set_device(member.info.device);
+    info.set_first_layer(layers.first);
+    info.set_end_layer(layers.end);
+    info.set_state(NameOf(member.state));
+    info.set_incarnation(member.info.incarnation.value());
+    info.set_pid(member.info.pid);
+    {
+      const std::lock_guard lock(mutex_);
+      const Report& report = reports_[member.id.value()];
+      info.set_expert_transport(report.expert_transport);
+      info.set_dense_bytes(report.heartbeat.dense_bytes());
+      info.set_kv_bytes(report.heartbeat.kv_bytes());
+      info.set_expert_slots(report.heartbeat.expert_slots());
+      info.set_expert_slot_bytes(report.heartbeat.expert_slot_bytes());
+      info.set_resident_bytes(report.heartbeat.resident_bytes());
+      info.set_link_bytes_per_second(report.heartbeat.link_bytes_per_second());
+      info.set_expert_flops_per_second(report.heartbeat.expert_flops_per_second());
+      info.set_expert_read_bytes_per_second(report.heartbeat.expert_read_bytes_per_second());
+      info.set_operation_seconds(report.heartbeat.operation_seconds());
+      *info.mutable_experts() = report.heartbeat.experts();
+    }
+    workers.push_back(std::move(info));
+  }
+  return workers;
+}
+
+std::vector<std::string> ClusterController::LiveAddresses() const {
+  std::vector<std::string> addresses;
+  for (const Member& member : membership_.Members()) {
+    if (member.state == MemberState::kLoading || member.state == MemberState::kReady) addresses.push_back(member.info.address);
+  }
+  return addresses;
+}
+
+}  // namespace ferry

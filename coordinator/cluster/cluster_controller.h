@@ -1,0 +1,119 @@
+#pragma once
+
+// Brings the parts of a running cluster together: takes workers in, begins an epoch when all are ready, ends it when
+// one is lost, and begins the next when the place is taken again. The states are Membership's, the steps Pipeline's;
+// here is the order in which things happen:
+//
+//   epoch begins   every worker agrees -> the generation loop gets the pipeline -> health says SERVING
+//   epoch ends     health says NOT_SERVING -> every request ends -> the pipeline is closed -> the lost worker's place
+//   is free
+//
+// A failed pipeline with all workers still there (a step that failed or took too long) leads to a new epoch with the
+// same workers; epochs that end soon are begun at growing intervals.
+
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "common/clock.h"
+#include "common/model/model_config.h"
+#include "coordinator/cluster/membership.h"
+#include "coordinator/cluster/pipeline.h"
+#include "coordinator/experts/expert_exchange.h"
+#include "coordinator/generation/generation_loop.h"
+#include "coordinator/planning/placement.h"
+#include "ferry/v1/cluster.pb.h"
+
+namespace ferry {
+
+struct ClusterOptions {
+  ModelConfig model;
+  uint64_t fingerprint = 0;
+  Placement placement;
+  std::string expert_transport = "auto";  // for workers that say auto
+  bool ooae = true;
+  int max_steps_in_flight = 0;
+  absl::Duration heartbeat_interval, heartbeat_timeout, step_timeout;
+  TraceWriter* trace = nullptr;  // null: no trace is written
+  // Called from the controller's thread when all workers are ready for the first time, before they serve: what has to be
+  // measured while nothing runs. May take some seconds. Null: nothing.
+  std::function<void(const std::vector<v1::WorkerInfo>&)> before_first_epoch;
+};
+
+class ClusterController {
+ public:
+  // All borrowed. `set_serving` is called from the controller's thread.
+  ClusterController(const ClusterOptions& options, GenerationLoop* loop, const Clock* clock,
+                    std::function<void(bool)> set_serving);
+  ~ClusterController();  // Stop()
+
+  // The experts are loaded: from now on workers are taken in. Both outlive this.
+  void Open(const ExpertStore* store, ExpertExchange* exchange);
+  // What a worker that asks too early is told.
+  void SetLoadProgress(double fraction);
+  // Ends the epoch, if one lasts; `status` is what requests are told. No other begins. Idempotent.
+  void Stop(const absl::Status& status);
+  // Whether the first epoch has begun, at the latest at `deadline`.
+  bool WaitUntilServing(absl::Time deadline);
+
+  // The cluster's side of cluster.proto, whose errors these return. Thread-safe.
+  absl::Status Register(const v1::RegisterRequest& request, v1::RegisterResponse* response);
+  absl::Status Heartbeat(const v1::HeartbeatRequest& request, v1::HeartbeatResponse* response);
+  absl::StatusOr<LayerRange> LayersOf(WorkerId worker, Incarnation incarnation) const;
+
+  // "loading" before the first epoch, "serving" in one, "degraded" between two.
+  std::string state() const;
+  std::vector<v1::WorkerInfo> Workers() const;
+  // Addresses of the processes that have a place now.
+  std::vector<std::string> LiveAddresses() const;
+  std::string Describe() const { return membership_.Describe(); }
+
+ private:
+  // What a worker said last, for people.
+  struct Report {
+    std::string expert_transport;
+    v1::HeartbeatRequest heartbeat;
+  };
+
+  void Run();
+  void ExpireHeartbeats();
+  void TryBeginEpoch();
+  double StepCost() const;
+  void EndEpoch(const PipelineFailure& failure);
+  // Ends the expert exchange with a lost process, unless another has taken its place meanwhile.
+  void RemovePeer(WorkerId worker, Incarnation lost);
+  bool StopRequested() const;
+  void FillResponse(const v1::RegisterRequest& request, WorkerId worker, v1::RegisterResponse* response) const;
+
+  const ClusterOptions options_;
+  GenerationLoop& loop_;
+  const Clock& clock_;
+  const std::function<void(bool)> set_serving_;
+  Membership membership_;
+
+  std::mutex register_mutex_;  // one registration at a time: a place, its peer and its mailbox go together
+
+  mutable std::mutex mutex_;
+  std::condition_variable wake_, changed_;
+  const ExpertStore* store_ = nullptr;
+  ExpertExchange* exchange_ = nullptr;
+  double load_progress_ = 0;
+  bool stop_ = false;
+  bool serving_ = false, has_served_ = false;
+  std::optional<PipelineFailure> failure_;
+  std::vector<Report> reports_;  // one a place
+
+  // Of the controller's thread.
+  std::unique_ptr<Pipeline> pipeline_;
+  bool first_epoch_ = true;
+  absl::Time epoch_began_, next_attempt_;
+  absl::Duration pause_;
+  std::thread thread_;
+};
+
+}  // namespace ferry

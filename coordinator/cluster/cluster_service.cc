@@ -1,0 +1,128 @@
+#include "coordinator/cluster/cluster_service.h"
+
+#include <functional>
+#include <utility>
+
+#include "common/grpc_status.h"
+#include "coordinator/cluster/dense_tensor_stream.h"
+#include "coordinator/experts/expert_messages.h"
+
+namespace ferry {
+namespace {
+
+grpc::ServerUnaryReactor* Finish(grpc::CallbackServerContext* context, const absl::Status& status) {
+  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+  reactor->Finish(ToGrpcStatus(status));
+  return reactor;
+}
+
+// Streams what `next` makes, one message at a time.
+template <typename Message>
+class StreamWriter final : public grpc::ServerWriteReactor<Message> {
+ public:
+  using Next = std::function<absl::StatusOr<bool>(Message*)>;  // false: the end
+
+  explicit StreamWriter(Next next) : next_(std::move(next)) { WriteNext(); }
+  void OnWriteDone(bool ok) override {
+    if (ok) {
+      WriteNext();
+    } else {
+      this->Finish(grpc::Status::CANCELLED);
+    }
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  void WriteNext() {
+    const absl::StatusOr<bool> more = next_(&message_);
+    if (more.ok() && *more) {
+      this->StartWrite(&message_);
+    } else {
+      this->Finish(ToGrpcStatus(more.status()));
+    }
+  }
+
+  const Next next_;
+  Message message_;
+};
+
+template <typename Message>
+grpc::ServerWriteReactor<Message>* Refuse(const absl::Status& status) {
+  return new StreamWriter<Message>([status](Message*) -> absl::StatusOr<bool> { return status; });
+}
+
+absl::Status NotOpen() { return Unavailable("the coordinator is loading the experts"); }
+
+}  // namespace
+
+void ClusterService::Open(const ExpertStore* store, ExpertExchange* exchange) {
+  store_ = store;
+  exchange_ = exchange;
+}
+
+grpc::ServerUnaryReactor* ClusterService::Register(grpc::CallbackServerContext* context, const v1::RegisterRequest* request,
+                                                   v1::RegisterResponse* response) {
+  return Finish(context, controller_.Register(*request, response));
+}
+
+grpc::ServerUnaryReactor* ClusterService::Heartbeat(grpc::CallbackServerContext* context, const v1::HeartbeatRequest* request,
+                                                    v1::HeartbeatResponse* response) {
+  return Finish(context, controller_.Heartbeat(*request, response));
+}
+
+grpc::ServerWriteReactor<v1::TensorChunk>* ClusterService::StreamDenseTensors(grpc::CallbackServerContext*,
+                                                                              const v1::StreamDenseTensorsRequest* request) {
+  const WorkerId worker(static_cast<int32_t>(request->worker_id()));
+  const absl::StatusOr<LayerRange> layers = controller_.LayersOf(worker, Incarnation(request->incarnation()));
+  if (!layers.ok()) return Refuse<v1::TensorChunk>(layers.status());
+  absl::StatusOr<DenseTensorStream> stream = DenseTensorStream::Create(&file_, model_, layers->first, layers->end);
+  if (!stream.ok()) return Refuse<v1::TensorChunk>(stream.status());
+  return new StreamWriter<v1::TensorChunk>(
+      [stream = *std::move(stream)](v1::TensorChunk* chunk) mutable -> absl::StatusOr<bool> { return stream.Next(chunk); });
+}
+
+grpc::ServerUnaryReactor* ClusterService::PlanExperts(grpc::CallbackServerContext* context, const v1::ExpertRequest* request,
+                                                      v1::ExpertPlan* response) {
+  ExpertExchange* const exchange = exchange_;
+  if (exchange == nullptr) return Finish(context, NotOpen());
+  const absl::StatusOr<ExpertRequest> converted = ExpertRequestFromProto(*request, ExpertRequestKind::kPlan);
+  if (!converted.ok()) return Finish(context, converted.status());
+  const auto places = exchange->Plan(WorkerId(static_cast<int32_t>(request->worker_id())), *converted);
+  if (places.ok()) *response = ToProto(*places);
+  return Finish(context, places.status());
+}
+
+grpc::ServerWriteReactor<v1::ExpertRecordChunk>* ClusterService::FetchExperts(grpc::CallbackServerContext*,
+                                                                              const v1::ExpertRequest* request) {
+  ExpertExchange* const exchange = exchange_;
+  if (exchange == nullptr) return Refuse<v1::ExpertRecordChunk>(NotOpen());
+  absl::StatusOr<ExpertRequest> converted = ExpertRequestFromProto(*request, ExpertRequestKind::kPlan);
+  if (!converted.ok()) return Refuse<v1::ExpertRecordChunk>(converted.status());
+  const absl::Status checked = exchange->CheckFetch(WorkerId(static_cast<int32_t>(request->worker_id())), *converted);
+  if (!checked.ok()) return Refuse<v1::ExpertRecordChunk>(checked);
+  return new StreamWriter<v1::ExpertRecordChunk>([records = ExpertRecordStream(store_, *std::move(converted))](
+                                                     v1::ExpertRecordChunk* chunk) mutable { return records.Next(chunk); });
+}
+
+grpc::ServerUnaryReactor* ClusterService::ComputeExperts(grpc::CallbackServerContext* context,
+                                                         const v1::ComputeExpertsRequest* request,
+                                                         v1::ComputeExpertsResponse* response) {
+  ExpertExchange* const exchange = exchange_;
+  if (exchange == nullptr) return Finish(context, NotOpen());
+  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+  pool_.Post([this, exchange, reactor, request, response] {
+    absl::StatusOr<ComputeRequest> compute = ComputeRequestFromProto(*request, model_.n_embd);
+    absl::Status status = compute.status();
+    if (status.ok()) {
+      status = exchange->Compute(WorkerId(static_cast<int32_t>(request->request().worker_id())), compute->request, compute->rows,
+                                 compute->contributions);
+    }
+    if (status.ok()) {
+      response->set_contributions(compute->contributions.data(), compute->contributions.size() * sizeof(float));
+    }
+    reactor->Finish(ToGrpcStatus(status));
+  });
+  return reactor;
+}
+
+}  // namespace ferry

@@ -1,0 +1,104 @@
+#pragma once
+
+// Who the cluster is made of: a state machine with no RPC in it.
+//
+// A cluster has a fixed number of places, one a layer range. A worker process takes a place with a random incarnation,
+// loads, becomes ready, and keeps the place while its heartbeats come. A process that is lost stays lost: it may come
+// back only under another incarnation, so that nothing of its earlier life is taken for the new one's.
+//
+//   kStarting --Register--> kLoading --heartbeat "ready"--> kReady        any --missed heartbeats, MarkLost--> kLost
+//   kLost --Register (new incarnation)--> kLoading
+//
+// An epoch is a time during which the same processes are ready in all places. It ends when one of them is lost or
+// replaced.
+//
+// Thread-safe.
+
+#include <cstdint>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "common/clock.h"
+#include "common/ids.h"
+#include "common/status.h"
+
+namespace ferry {
+
+enum class MemberState { kStarting, kLoading, kReady, kLost };
+const char* NameOf(MemberState state);  // "starting", "loading", "ready", "lost"
+
+struct MembershipOptions {
+  int num_workers = 1;
+  absl::Duration heartbeat_timeout = absl::Seconds(10);
+};
+
+// What a process says of itself when it registers.
+struct MemberInfo {
+  Incarnation incarnation;
+  std::string host;       // machine id
+  std::string address;    // of its services
+  bool loopback = false;  // only processes of its host can reach the address
+  std::string device;
+  int32_t pid = 0;
+};
+
+struct Member {
+  WorkerId id;
+  MemberState state = MemberState::kStarting;
+  MemberInfo info;  // of the last process that had the place
+  absl::Time last_heard;
+  std::string lost_because;  // kLost
+};
+
+class Membership {
+ public:
+  // `clock` must outlive this.
+  Membership(const MembershipOptions& options, const Clock* clock);
+
+  int num_workers() const { return options_.num_workers; }
+
+  // Gives the process a place: the wanted one, else the first never taken, else the first lost. A wanted place is taken
+  // over from the process that has it, since whoever names a place (a supervisor) knows that the earlier process is
+  // gone. The same incarnation again gets its place again. FailedPrecondition: all places are taken; InvalidArgument:
+  // no incarnation, no such place, or a neighbour on another host that cannot send to it, or to which it cannot send;
+  // Aborted: this incarnation was lost.
+  absl::StatusOr<WorkerId> Register(const MemberInfo& info, std::optional<WorkerId> wanted);
+
+  // Aborted: not the process that has the place, or one that was lost. InvalidArgument: no such place.
+  absl::Status RecordHeartbeat(WorkerId worker, Incarnation incarnation, bool ready);
+  // As RecordHeartbeat, without being one.
+  absl::Status Check(WorkerId worker, Incarnation incarnation) const;
+
+  // Declares lost whoever has not been heard of for heartbeat_timeout, and returns them.
+  std::vector<Member> ExpireHeartbeats();
+  // False when that incarnation does not have the place, or is lost already.
+  bool MarkLost(WorkerId worker, Incarnation incarnation, const std::string& because);
+
+  // Begins the next epoch and returns its number, 1 or more. FailedPrecondition: not all are ready.
+  absl::StatusOr<uint64_t> BeginEpoch();
+  void EndEpoch();
+  // Of the epoch that lasts; 0: none does.
+  uint64_t epoch() const;
+
+  bool AllReady() const;
+  std::vector<Member> Members() const;  // one a place
+  // "worker 1 is lost (...), worker 2 is loading"; empty when all are ready.
+  std::string Describe() const;
+
+ private:
+  absl::Status CheckLocked(WorkerId worker, Incarnation incarnation) const;
+  absl::Status CheckNeighboursLocked(WorkerId place, const MemberInfo& info) const;
+  void LoseLocked(Member& member, const std::string& because);
+
+  const MembershipOptions options_;
+  const Clock& clock_;
+  mutable std::mutex mutex_;
+  std::vector<Member> members_;
+  uint64_t last_epoch_ = 0;
+  bool epoch_lasts_ = false;
+};
+
+}  // namespace ferry

@@ -1,0 +1,86 @@
+#include "coordinator/cluster/registration.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "common/listen_address.h"
+
+namespace ferry {
+namespace {
+
+// Control characters would let a worker write over the terminal on which `ferry status` shows it.
+absl::Status CheckText(const char* field, const std::string& text) {
+  if (text.size() > kMaxReportText)
+    return InvalidArgument("%s has %d bytes, want at most %d", field, text.size(), kMaxReportText);
+  const bool printable = std::none_of(text.begin(), text.end(), [](unsigned char c) { return c < 0x20 || c == 0x7F; });
+  return printable ? absl::OkStatus() : InvalidArgument("%s holds a control character", field);
+}
+
+absl::Status CheckRate(const char* field, double value, double most) {
+  if (value >= 0 && value <= most) return absl::OkStatus();  // NaN fails
+  return InvalidArgument("%s is %g, want 0 to %g", field, value, most);
+}
+
+constexpr double kMaxLinkRate = 1e15;  // a petabyte a second: far above any link, and no sum of such overflows
+
+}  // namespace
+
+absl::StatusOr<Registration> CheckRegistration(const v1::RegisterRequest& request, const RegistrationRules& rules) {
+  if (request.model_fingerprint() != 0 && request.model_fingerprint() != rules.model_fingerprint) {
+    return InvalidArgument("the worker holds another model (fingerprint %016x) than this cluster serves (%016x)",
+                           request.model_fingerprint(), rules.model_fingerprint);
+  }
+  RETURN_IF_ERROR(CheckText("host", request.host()));
+  RETURN_IF_ERROR(CheckText("address", request.address()));
+  RETURN_IF_ERROR(CheckText("device", request.device()));
+  RETURN_IF_ERROR(CheckRate("link_bytes_per_second", request.link_bytes_per_second(), kMaxLinkRate));
+  if (request.address().empty()) return InvalidArgument("address is empty: where the worker listens");
+  const absl::StatusOr<ListenAddress> address = ParseListenAddress(request.address(), 0);
+  if (!address.ok()) return Annotate(address.status(), "address");
+  if (address->port == 0) return InvalidArgument("address is '%s', want HOST:PORT", request.address());
+  if (address->any) {
+    return InvalidArgument("address is %s, on which one can listen, but which leads nowhere: say one of the worker's own",
+                           request.address());
+  }
+  const bool same_host = request.host() == rules.host;
+  if (!same_host && address->loopback) {
+    return InvalidArgument("address is %s, which only the worker's own host can reach: start it with --listen ADDRESS",
+                           request.address());
+  }
+  std::string transport = request.expert_transport();
+  if (transport.empty() || transport == "auto") transport = rules.expert_transport;
+  if (transport == "auto") transport = same_host ? "shm" : "grpc";
+  if (transport != "shm" && transport != "grpc") {
+    return InvalidArgument("expert_transport is '%s', want auto, shm or grpc", transport.substr(0, kMaxReportText));
+  }
+  if (transport == "shm" && !same_host) {
+    return InvalidArgument("expert_transport is shm, but the worker runs on another host than the coordinator");
+  }
+  Registration registration = {.info = {.incarnation = Incarnation(request.incarnation()),
+                                        .host = request.host(),
+                                        .address = request.address(),
+                                        .loopback = address->loopback,
+                                        .device = request.device(),
+                                        .pid = request.pid()},
+                               .wanted = std::nullopt,
+                               .expert_transport = transport,
+                               .link_bytes_per_second = request.link_bytes_per_second()};
+  if (request.has_wanted_worker_id()) {
+    // Beyond int32 becomes negative, which is no place either.
+    registration.wanted = WorkerId(static_cast<int32_t>(request.wanted_worker_id()));
+  }
+  return registration;
+}
+
+absl::Status CheckHeartbeat(const v1::HeartbeatRequest& request) {
+  if (request.state() != "loading" && request.state() != "ready") {
+    return InvalidArgument("state is '%s', want loading or ready", request.state().substr(0, kMaxReportText));
+  }
+  if (request.expert_slots() > static_cast<uint32_t>(std::numeric_limits<int32_t>::max())) {
+    return InvalidArgument("expert_slots is %d, want at most %d", request.expert_slots(), std::numeric_limits<int32_t>::max());
+  }
+  RETURN_IF_ERROR(CheckRate("link_bytes_per_second", request.link_bytes_per_second(), kMaxLinkRate));
+  return CheckRate("load_progress", request.load_progress(), 1);
+}
+
+}  // namespace ferry

@@ -1,0 +1,49 @@
+#include "coordinator/experts/expert_engine.h"
+
+#include <vector>
+
+#include "absl/time/clock.h"
+
+namespace ferry {
+
+ExpertEngine::ExpertEngine(const ExpertStore* store, Ops* ops, const SwigluParams& swiglu, int64_t n_embd, TraceWriter* trace)
+    : store_(*store), ops_(*ops), swiglu_(swiglu), n_embd_(n_embd), trace_(trace) {}
+
+absl::Status ExpertEngine::Compute(const ExpertRequest& request, std::span<float> rows, std::span<float> contributions) {
+  const ArenaLayout& arena = store_.layout();
+  const int64_t num_entries = static_cast<int64_t>(request.entry_rows.size());
+  if (request.kind != ExpertRequestKind::kCompute) return InvalidArgument("kind is not a computation");
+  const MailboxShape shape = {.n_embd = n_embd_,
+                              .max_rows = static_cast<int64_t>(rows.size()) / n_embd_,
+                              .max_entries = static_cast<int64_t>(contributions.size()) / n_embd_,
+                              .max_experts = arena.num_experts()};
+  RETURN_IF_ERROR(CheckExpertRequest(request, shape, arena.num_layers()));
+
+  // The entries are grouped by use already: groups are the uses, outs count up.
+  std::vector<ExpertUse> uses;
+  std::vector<int32_t> offsets = {0};
+  std::vector<int32_t> outs(num_entries);
+  for (int64_t i = 0; i < num_entries; ++i) outs[i] = static_cast<int32_t>(i);
+  int64_t bytes = 0;
+  for (const ActivatedExpert& use : request.uses) {
+    ASSIGN_OR_RETURN(const std::span<const std::byte> record, store_.Record(request.layer, use.expert));
+    uses.push_back({.record = record.data(), .group = static_cast<int32_t>(uses.size()), .num_rows = use.tokens});
+    offsets.push_back(offsets.back() + use.tokens);
+    bytes += static_cast<int64_t>(record.size());
+  }
+  const ExpertGroups groups = {.num_groups = static_cast<int64_t>(uses.size()),
+                               .num_entries = num_entries,
+                               .offsets = offsets.data(),
+                               .rows = request.entry_rows.data(),
+                               .outs = outs.data()};
+  const std::lock_guard lock(mutex_);
+  bytes_read_.fetch_add(bytes, std::memory_order_relaxed);
+  const absl::Time begin = absl::Now();
+  RETURN_IF_ERROR(ops_.ExpertMlp(arena.layer(request.layer), uses, groups, swiglu_,
+                                 Tensor(rows.data(), DType::kF32, request.num_rows, n_embd_),
+                                 Tensor(contributions.data(), DType::kF32, num_entries, n_embd_)));
+  if (trace_ != nullptr) trace_->AddEngine(request.layer, static_cast<int64_t>(uses.size()), num_entries, begin, absl::Now());
+  return absl::OkStatus();
+}
+
+}  // namespace ferry

@@ -1,0 +1,210 @@
+#include "coordinator/experts/expert_exchange.h"
+
+#include <algorithm>
+#include <atomic>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "common/log.h"
+
+namespace ferry {
+namespace {
+
+// A worker that had a layer of another step planned so lately shares the engine with this one: longer than a layer takes.
+constexpr absl::Duration kAtWork = absl::Milliseconds(20);
+// How long a mailbox thread sleeps in one wait before it looks whether its worker is still there.
+constexpr absl::Duration kMailboxPoll = absl::Milliseconds(200);
+
+}  // namespace
+
+struct ExpertExchange::Peer {
+  ExchangePeer info;                            // slots and link rate are guarded by the exchange's mutex_; the rest is constant
+  uint64_t last_step = 0;                       // of the newest request; guarded by mutex_
+  absl::Time last_plan = absl::InfinitePast();  // guarded by mutex_
+  std::unique_ptr<ExpertMailbox> mailbox;
+  std::string key;
+  std::atomic<bool> stop{false};
+  std::thread thread;
+
+  ~Peer() {
+    stop = true;
+    if (thread.joinable()) thread.join();
+  }
+};
+
+ExpertExchange::ExpertExchange(const ExpertStore* store, ExpertEngine* engine, PlannerRates rates,
+                               std::unique_ptr<DescriptorServer> descriptors)
+    : store_(*store), engine_(*engine), descriptors_(std::move(descriptors)), rates_(rates) {}
+
+absl::StatusOr<std::unique_ptr<ExpertExchange>> ExpertExchange::Create(const ExpertStore* store, ExpertEngine* engine,
+                                                                       PlannerRates rates, const std::string& socket_name) {
+  ASSIGN_OR_RETURN(std::unique_ptr<DescriptorServer> descriptors, DescriptorServer::Listen(socket_name));
+  return std::unique_ptr<ExpertExchange>(new ExpertExchange(store, engine, rates, std::move(descriptors)));
+}
+
+ExpertExchange::~ExpertExchange() {
+  std::map<WorkerId, std::shared_ptr<Peer>> peers;
+  {
+    const std::lock_guard lock(mutex_);
+    peers.swap(peers_);
+  }
+}
+
+const std::string& ExpertExchange::socket_name() const { return descriptors_->name(); }
+
+void ExpertExchange::AddPeer(const ExchangePeer& info) {
+  auto peer = std::make_shared<Peer>();
+  peer->info = info;
+  std::shared_ptr<Peer> earlier;  // ends its thread outside the lock
+  const std::lock_guard lock(mutex_);
+  std::shared_ptr<Peer>& place = peers_[info.worker];
+  earlier = std::exchange(place, std::move(peer));
+  if (earlier != nullptr) {
+    descriptors_->Withdraw(earlier->key);
+    earlier->stop = true;
+  }
+}
+
+void ExpertExchange::UpdatePeer(WorkerId worker, int64_t num_slots, double link_bytes_per_second) {
+  const std::lock_guard lock(mutex_);
+  const auto found = peers_.find(worker);
+  if (found == peers_.end()) return;
+  found->second->info.num_slots = num_slots;
+  found->second->info.link_bytes_per_second = link_bytes_per_second;
+}
+
+void ExpertExchange::SetRates(const PlannerRates& host, const std::vector<double>& links) {
+  const std::lock_guard lock(mutex_);
+  rates_ = host;
+  links_beside_host_ = links;
+}
+
+double ExpertExchange::LinkRateLocked(const ExchangePeer& peer) const {
+  const size_t index = static_cast<size_t>(peer.worker.value());
+  const bool measured = index < links_beside_host_.size() && links_beside_host_[index] > 0;
+  return measured ? links_beside_host_[index] : peer.link_bytes_per_second;
+}
+
+absl::StatusOr<std::string> ExpertExchange::OpenMailbox(WorkerId worker, const MailboxShape& shape) {
+  const std::lock_guard lock(mutex_);
+  const auto found = peers_.find(worker);
+  if (found == peers_.end()) return FailedPrecondition("worker %d has not registered", worker.value());
+  const std::shared_ptr<Peer>& peer = found->second;
+  if (peer->mailbox != nullptr) return FailedPrecondition("worker %d has a mailbox already", worker.value());
+  ASSIGN_OR_RETURN(peer->mailbox, ExpertMailbox::Create(shape));
+  peer->key = RandomDescriptorKey();
+  descriptors_->Offer(peer->key, {store_.arena().fd(), peer->mailbox->fd()});
+  // The thread holds the peer by a plain pointer: ~Peer joins it.
+  peer->thread = std::thread([this, raw = peer.get()] { Serve(*raw); });
+  return peer->key;
+}
+
+void ExpertExchange::RemovePeer(WorkerId worker) {
+  std::shared_ptr<Peer> peer;
+  const std::lock_guard lock(mutex_);
+  const auto found = peers_.find(worker);
+  if (found == peers_.end()) return;
+  peer = std::move(found->second);
+  peers_.erase(found);
+  descriptors_->Withdraw(peer->key);
+  peer->stop = true;
+}
+
+void ExpertExchange::BeginEpoch() {
+  const std::lock_guard lock(mutex_);
+  for (auto& [worker, peer] : peers_) peer->last_step = 0;
+}
+
+absl::StatusOr<std::shared_ptr<ExpertExchange::Peer>> ExpertExchange::Find(WorkerId worker) {
+  const std::lock_guard lock(mutex_);
+  const auto found = peers_.find(worker);
+  if (found == peers_.end()) return Aborted("worker %d is not part of the cluster", worker.value());
+  return found->second;
+}
+
+absl::Status ExpertExchange::Admit(Peer& peer, const ExpertRequest& request) {
+  const ExchangePeer& info = peer.info;
+  if (request.incarnation != info.incarnation.value()) {
+    return Aborted("incarnation %d of worker %d is over: it is %d now", request.incarnation, info.worker.value(),
+                   info.incarnation.value());
+  }
+  if (request.layer < info.first_layer || request.layer >= info.end_layer) {
+    return InvalidArgument("layer is %d, want one of worker %d's layers, %d to %d", request.layer, info.worker.value(),
+                           info.first_layer, info.end_layer - 1);
+  }
+  const std::lock_guard lock(mutex_);
+  if (request.step < peer.last_step) return Aborted("step %d is over: the newest is %d", request.step, peer.last_step);
+  peer.last_step = request.step;
+  return absl::OkStatus();
+}
+
+std::vector<ExpertPlace> ExpertExchange::Divide(Peer& peer, const ExpertRequest& request) {
+  const ExpertLayout& layout = store_.layout().layer(request.layer);
+  PlannerInput input = {.uses = request.uses,
+                        .bytes_per_expert = static_cast<double>(layout.bytes),
+                        .flops_per_token = static_cast<double>(layout.flops_per_token()),
+                        .ship_all = peer.info.ship_all};
+  {
+    const std::lock_guard lock(mutex_);
+    input.num_slots = peer.info.num_slots;
+    input.rates = rates_;
+    input.rates.link_bytes_per_second = LinkRateLocked(peer.info);
+    peer.last_plan = absl::Now();
+    const auto others = static_cast<double>(std::count_if(peers_.begin(), peers_.end(), [&](const auto& entry) {
+      return entry.second->last_step != peer.last_step && peer.last_plan - entry.second->last_plan < kAtWork;
+    }));
+    input.rates.host_read_bytes_per_second /= 1 + others;
+    input.rates.host_flops_per_second /= 1 + others;
+  }
+  if (request.layer < static_cast<int64_t>(peer.info.overrides.size())) {
+    input.host_allowed = peer.info.overrides[request.layer] != ExpertPlace::kShip;
+    input.ship_allowed = peer.info.overrides[request.layer] != ExpertPlace::kHost;
+  }
+  return DivideExperts(input).places;
+}
+
+absl::StatusOr<std::vector<ExpertPlace>> ExpertExchange::Plan(WorkerId worker, const ExpertRequest& request) {
+  ASSIGN_OR_RETURN(const std::shared_ptr<Peer> peer, Find(worker));
+  // A plan carries no rows, so there is nothing for their limits to bound.
+  const MailboxShape shape = {
+      .n_embd = 1, .max_rows = INT32_MAX, .max_entries = INT32_MAX, .max_experts = store_.layout().num_experts()};
+  RETURN_IF_ERROR(CheckExpertRequest(request, shape, store_.layout().num_layers()));
+  RETURN_IF_ERROR(Admit(*peer, request));
+  return Divide(*peer, request);
+}
+
+absl::Status ExpertExchange::Compute(WorkerId worker, const ExpertRequest& request, std::span<float> rows,
+                                     std::span<float> contributions) {
+  ASSIGN_OR_RETURN(const std::shared_ptr<Peer> peer, Find(worker));
+  RETURN_IF_ERROR(Admit(*peer, request));
+  return engine_.Compute(request, rows, contributions);
+}
+
+absl::Status ExpertExchange::CheckFetch(WorkerId worker, const ExpertRequest& request) { return Plan(worker, request).status(); }
+
+void ExpertExchange::Serve(Peer& peer) {
+  while (!peer.stop) {
+    absl::StatusOr<ExpertRequest> request =
+        peer.mailbox->WaitForRequest(absl::Now() + kMailboxPoll, store_.layout().num_layers());
+    if (!request.ok()) {
+      if (!absl::IsDeadlineExceeded(request.status())) {
+        spdlog::warn("refused an expert request of worker {}: {}", peer.info.worker.value(),
+                     std::string(request.status().message()));
+      }
+      continue;
+    }
+    absl::Status status = Admit(peer, *request);
+    std::vector<ExpertPlace> places;
+    if (status.ok() && request->kind == ExpertRequestKind::kPlan) {
+      places = Divide(peer, *request);
+    } else if (status.ok()) {
+      status = engine_.Compute(*request, peer.mailbox->rows(), peer.mailbox->contributions());
+    }
+    peer.mailbox->Answer(status, places);
+  }
+}
+
+}  // namespace ferry

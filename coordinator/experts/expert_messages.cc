@@ -1,0 +1,102 @@
+#include "coordinator/experts/expert_messages.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <limits>
+
+#include "common/checked_size.h"
+#include "xxhash.h"
+
+namespace ferry {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "rows cross the wire little-endian");
+
+constexpr uint32_t kMaxInt32 = static_cast<uint32_t>(std::numeric_limits<int32_t>::max());
+
+absl::Status CheckInt32(const char* field, uint32_t value) {
+  if (value <= kMaxInt32) return absl::OkStatus();
+  return InvalidArgument("%s is %d, want at most %d", field, value, kMaxInt32);
+}
+
+}  // namespace
+
+absl::StatusOr<ExpertRequest> ExpertRequestFromProto(const v1::ExpertRequest& proto, ExpertRequestKind kind) {
+  RETURN_IF_ERROR(CheckInt32("layer", proto.layer()));
+  ExpertRequest request = {.kind = kind,
+                           .incarnation = proto.incarnation(),
+                           .step = proto.step(),
+                           .layer = static_cast<int32_t>(proto.layer()),
+                           // A plan or a fetch carries no rows: nothing bounds the tokens but their type.
+                           .num_rows = kind == ExpertRequestKind::kPlan ? std::numeric_limits<int32_t>::max() : 0,
+                           .uses = {},
+                           .entry_rows = {}};
+  request.uses.reserve(proto.uses_size());
+  for (const v1::ActivatedExpert& use : proto.uses()) {
+    RETURN_IF_ERROR(CheckInt32("uses.expert", use.expert()));
+    RETURN_IF_ERROR(CheckInt32("uses.tokens", use.tokens()));
+    request.uses.push_back({.expert = static_cast<int32_t>(use.expert()),
+                            .tokens = static_cast<int32_t>(use.tokens()),
+                            .resident = use.resident() ? 1u
+                                        : use.coming() ? kComing
+                                                       : 0u});
+  }
+  return request;
+}
+
+absl::StatusOr<ComputeRequest> ComputeRequestFromProto(const v1::ComputeExpertsRequest& proto, int64_t n_embd) {
+  ComputeRequest result;
+  ASSIGN_OR_RETURN(result.request, ExpertRequestFromProto(proto.request(), ExpertRequestKind::kCompute));
+  RETURN_IF_ERROR(CheckInt32("num_rows", proto.num_rows()));
+  const CheckedSize row_bytes = CheckedSize(n_embd) * CheckedSize(sizeof(float));
+  const CheckedSize rows_bytes = CheckedSize(proto.num_rows()) * row_bytes;
+  if (!rows_bytes.valid() || rows_bytes.value() != proto.rows().size()) {
+    return InvalidArgument("rows has %d bytes, want %d rows of %d numbers", proto.rows().size(), proto.num_rows(), n_embd);
+  }
+  if (const CheckedSize answer = CheckedSize(proto.entry_rows_size()) * row_bytes; !answer.AtMost(kMaxAnswerBytes)) {
+    return InvalidArgument("entry_rows has %d entries, whose answer would exceed %d bytes", proto.entry_rows_size(),
+                           kMaxAnswerBytes);
+  }
+  for (const uint32_t row : proto.entry_rows()) RETURN_IF_ERROR(CheckInt32("entry_rows", row));
+  result.request.num_rows = static_cast<int32_t>(proto.num_rows());
+  result.request.entry_rows.assign(proto.entry_rows().begin(), proto.entry_rows().end());
+  result.rows.resize(proto.rows().size() / sizeof(float));
+  if (!result.rows.empty()) std::memcpy(result.rows.data(), proto.rows().data(), proto.rows().size());
+  result.contributions.resize(static_cast<size_t>(proto.entry_rows_size()) * n_embd);
+  return result;
+}
+
+v1::ExpertPlan ToProto(const std::vector<ExpertPlace>& places) {
+  v1::ExpertPlan plan;
+  for (const ExpertPlace place : places) {
+    plan.add_places(place == ExpertPlace::kResident ? v1::ExpertPlan::RESIDENT
+                    : place == ExpertPlace::kShip   ? v1::ExpertPlan::SHIP
+                                                    : v1::ExpertPlan::HOST);
+  }
+  return plan;
+}
+
+absl::StatusOr<bool> ExpertRecordStream::Next(v1::ExpertRecordChunk* chunk) {
+  if (use_ == request_.uses.size()) return false;
+  const int32_t expert = request_.uses[use_].expert;
+  ASSIGN_OR_RETURN(const std::span<const std::byte> record, store_.Record(request_.layer, expert));
+  const int64_t record_bytes = static_cast<int64_t>(record.size());
+  const std::span<const std::byte> part = record.subspan(offset_, std::min(kRecordChunkBytes, record_bytes - offset_));
+  chunk->Clear();
+  chunk->set_step(request_.step);
+  chunk->set_layer(request_.layer);
+  chunk->set_expert(expert);
+  chunk->set_record_bytes(record_bytes);
+  chunk->set_offset(offset_);
+  chunk->set_data(part.data(), part.size());
+  offset_ += static_cast<int64_t>(part.size());
+  if (offset_ == record_bytes) {
+    chunk->set_xxh3(XXH3_64bits(record.data(), record.size()));
+    ++use_;
+    offset_ = 0;
+  }
+  return true;
+}
+
+}  // namespace ferry

@@ -1,0 +1,48 @@
+#pragma once
+
+// Divides the activated experts of one layer between the worker's device and the host. A pure function: no clock, no state.
+//
+// An expert that is on its way costs the link as much as one that has not been asked for, so both are divided alike: what the
+// host would rather have computed tells the worker to copy less before it knows the routing (worker/copy_ahead.h).
+//
+// Shipping an expert costs bytes / link rate whatever its tokens; computing it on the host costs reading it (bytes / host read
+// rate, at one row) and multiplying the other rows ((tokens - 1) * flops / host flop rate). Both run at once, so the division
+// that ends first makes their finishing times equal: experts are taken in order of tokens per byte, the heavy ones shipped, the
+// light ones kept.
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "common/shm/expert_mailbox.h"
+
+namespace ferry {
+
+struct PlannerRates {
+  double link_bytes_per_second = 0;       // to this worker's device, while the host computes
+  double host_read_bytes_per_second = 0;  // while the link runs
+  double host_flops_per_second = 0;       // of expert products with many rows
+  bool operator==(const PlannerRates&) const = default;
+};
+
+struct PlannerInput {
+  std::span<const ActivatedExpert> uses;
+  double bytes_per_expert = 0;
+  double flops_per_token = 0;
+  int64_t num_slots = 0;  // experts the worker can hold at once; 0: nothing is shipped
+  PlannerRates rates;
+  bool host_allowed = true;  // -ot: this layer's experts may be computed on the host
+  bool ship_allowed = true;  // -ot: they may be shipped
+  bool ship_all = false;     // --no-ooae: every expert that is not resident is shipped
+};
+
+struct ExpertDivision {
+  std::vector<ExpertPlace> places;  // one a use
+  double link_seconds = 0;          // predicted time of the copies; 0 when the rate is not known
+  double host_seconds = 0;          // predicted time of the host's share; likewise
+};
+
+// Neither host nor shipping allowed, or nothing can be shipped although the host may not: everything goes to the host.
+ExpertDivision DivideExperts(const PlannerInput& input);
+
+}  // namespace ferry

@@ -1,0 +1,119 @@
+#include "coordinator/experts/expert_store.h"
+
+#include <array>
+#include <atomic>
+#include <cstring>
+#include <mutex>
+
+#include "absl/time/clock.h"
+#include "common/model/model_tensors.h"
+
+namespace ferry {
+namespace {
+
+// One region of a record and the part of the file it comes from.
+struct MatrixSource {
+  const ExpertPart* part;
+  const TiledLayout* layout;
+  int64_t offset;
+};
+struct BiasSource {
+  const ExpertPart* part;
+  int64_t offset;
+};
+
+absl::StatusOr<ExpertLayout> LayoutOf(const ExpertTensors& tensors, const ModelConfig& config) {
+  return ExpertLayout::Create(tensors.gate.dtype(), tensors.up.dtype(), tensors.down.dtype(), config.n_embd, config.n_ff,
+                              tensors.gate_bias.tensor != nullptr);
+}
+
+absl::Status FillRecord(const ExpertTensors& tensors, const ExpertLayout& layout, int64_t expert, std::span<std::byte> record) {
+  const std::array<MatrixSource, 3> matrices = {{{&tensors.gate, &layout.gate, layout.gate_offset},
+                                                 {&tensors.up, &layout.up, layout.up_offset},
+                                                 {&tensors.down, &layout.down, layout.down_offset}}};
+  for (const MatrixSource& matrix : matrices) {
+    RETURN_IF_ERROR(TileRows(*matrix.layout, 0, matrix.layout->rows, matrix.part->Of(expert),
+                             record.subspan(matrix.offset, matrix.layout->bytes)));
+  }
+  if (!layout.has_bias) return absl::OkStatus();
+  const std::array<BiasSource, 3> biases = {{{&tensors.gate_bias, layout.gate_bias_offset},
+                                             {&tensors.up_bias, layout.up_bias_offset},
+                                             {&tensors.down_bias, layout.down_bias_offset}}};
+  for (const BiasSource& bias : biases) {  // the padding behind them is zero, as the whole arena was
+    const std::span<const std::byte> values = bias.part->Of(expert);
+    std::memcpy(record.subspan(bias.offset, values.size()).data(), values.data(), values.size());
+  }
+  return absl::OkStatus();
+}
+
+// Where memory is in small pieces a huge page is refused, or made room for by moving others. Ordinary pages of that size cost
+// about a millisecond, so after a few that fail or take longer than this, the rest are ordinary.
+constexpr absl::Duration kHugePagePatience = absl::Milliseconds(20);
+constexpr int kHugePageFailures = 16;
+constexpr int64_t kTouchBytes = 64 << 20;  // at once by one thread
+
+// Gives the arena's pages [first, end) their memory, with all threads, in huge pages as far as the kernel has them; the others
+// come as they are written. Adds to `failures`. With ordinary pages half of a load's time went into page faults, and readers
+// of huge pages miss the TLB less.
+void MakeHugePages(ShmArena& arena, int64_t first, int64_t end, ThreadPool& pool, std::atomic<int>& failures) {
+  pool.ParallelFor(end - first, [&](int64_t i, int) {
+    if (failures.load(std::memory_order_relaxed) >= kHugePageFailures) return;
+    const absl::Time start = absl::Now();
+    const bool made = arena.MakeHugePage(first + i);
+    if (!made || absl::Now() - start > kHugePagePatience) failures.fetch_add(1, std::memory_order_relaxed);
+  });
+}
+
+}  // namespace
+
+absl::StatusOr<ArenaLayout> ArenaLayoutOf(const GgufFile& file, const ModelConfig& config) {
+  std::vector<ExpertLayout> layers;
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    ASSIGN_OR_RETURN(const ExpertTensors tensors, ExpertTensorsOf(config, file, layer));
+    ASSIGN_OR_RETURN(const ExpertLayout layout, LayoutOf(tensors, config));
+    layers.push_back(layout);
+  }
+  return ArenaLayout::Create(std::move(layers), config.num_experts);
+}
+
+absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Load(const GgufFile& file, const ModelConfig& config, ThreadPool& pool,
+                                                               const std::function<void(const LoadProgress&)>& progress) {
+  const absl::Time start = absl::Now();
+  std::unique_ptr<ExpertStore> store(new ExpertStore);
+  ASSIGN_OR_RETURN(store->layout_, ArenaLayoutOf(file, config));
+  ASSIGN_OR_RETURN(store->arena_, ShmArena::Create("ferry-experts", store->layout_.bytes()));
+  const std::span<std::byte> arena = store->arena_.writable();
+  int64_t asked_pages = 0;  // of huge ones
+  std::atomic<int> failures = 0;
+
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    ASSIGN_OR_RETURN(const ExpertTensors tensors, ExpertTensorsOf(config, file, layer));
+    const ExpertLayout& layout = store->layout_.layer(layer);
+    ASSIGN_OR_RETURN(const int64_t first_offset, store->layout_.OffsetOf(layer, 0));
+    const int64_t end_offset = first_offset + config.num_experts * layout.bytes;
+    const int64_t next_page = end_offset / ShmArena::kHugePage;  // the one that two layers share goes with the later
+    MakeHugePages(store->arena_, asked_pages, next_page, pool, failures);
+    asked_pages = next_page;
+    std::mutex mutex;
+    absl::Status failed;
+    pool.ParallelFor(config.num_experts, [&](int64_t expert, int) {
+      absl::Status status =
+          FillRecord(tensors, layout, expert, arena.subspan(first_offset + expert * layout.bytes, layout.bytes));
+      for (const ExpertPart* part : {&tensors.gate, &tensors.up, &tensors.down}) file.Release(part->Of(expert));
+      if (!status.ok()) {
+        const std::lock_guard lock(mutex);
+        failed.Update(status);
+      }
+    });
+    RETURN_IF_ERROR(failed);
+    progress({.bytes_done = end_offset, .bytes_total = store->layout_.bytes()});
+  }
+  store->huge_pages_ = failures < kHugePageFailures;
+  RETURN_IF_ERROR(store->arena_.Seal());
+  pool.ParallelFor((store->layout_.bytes() + kTouchBytes - 1) / kTouchBytes,
+                   [&](int64_t i, int) { store->arena_.Touch(i * kTouchBytes, kTouchBytes); });
+  store->load_seconds_ = absl::ToDoubleSeconds(absl::Now() - start);
+  return store;
+}
+
+}  // namespace ferry

@@ -1,0 +1,55 @@
+#pragma once
+
+// The experts of the model in host memory: a sealed shared-memory arena in the one layout, filled from the GGUF file once.
+// Everybody reads it and nobody writes it: the engine here, and the workers of this host through their own read-only mapping.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "common/gguf/gguf.h"
+#include "common/model/expert_layout.h"
+#include "common/model/model_config.h"
+#include "common/shm/shm_arena.h"
+#include "common/status.h"
+#include "common/thread_pool.h"
+
+namespace ferry {
+
+struct LoadProgress {
+  int64_t bytes_done = 0;
+  int64_t bytes_total = 0;
+};
+
+class ExpertStore {
+ public:
+  // Reads all experts of `file`, with all threads of `pool`; `progress` is called now and then from one thread. Pages of the
+  // file that are done with are given back, so that the file's cache does not stand beside the arena.
+  // ResourceExhausted: the arena does not fit into this machine's memory; InvalidArgument names a tensor.
+  static absl::StatusOr<std::unique_ptr<ExpertStore>> Load(const GgufFile& file, const ModelConfig& config, ThreadPool& pool,
+                                                           const std::function<void(const LoadProgress&)>& progress);
+
+  const ArenaLayout& layout() const { return layout_; }
+  const ShmArena& arena() const { return arena_; }
+  // The record of an expert. InvalidArgument: layer or expert out of range.
+  absl::StatusOr<std::span<const std::byte>> Record(int64_t layer, int64_t expert) const {
+    return layout_.RecordIn(arena_.bytes(), layer, expert);
+  }
+  double load_seconds() const { return load_seconds_; }
+  bool huge_pages() const { return huge_pages_; }  // all but a few of the arena's pages
+
+ private:
+  ExpertStore() = default;
+  ArenaLayout layout_;
+  ShmArena arena_;
+  double load_seconds_ = 0;
+  bool huge_pages_ = false;
+};
+
+// The arena's layout, without loading: for `ferry plan` and placement.
+absl::StatusOr<ArenaLayout> ArenaLayoutOf(const GgufFile& file, const ModelConfig& config);
+
+}  // namespace ferry

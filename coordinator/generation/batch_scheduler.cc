@@ -1,0 +1,201 @@
+#include "coordinator/generation/batch_scheduler.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "coordinator/planning/step_rows.h"
+
+namespace ferry {
+namespace {
+
+// What a row of logits costs beside its ids and values, in units of one logit.
+constexpr int64_t kRowOverhead = 8;
+
+}  // namespace
+
+BatchScheduler::BatchScheduler(const BatchSchedulerOptions& options, const Clock* clock)
+    : options_(options), clock_(*clock), slots_(options.slots) {}
+
+absl::Status BatchScheduler::Enqueue(std::shared_ptr<Generation> generation) {
+  if (!slots_.CanEverHold(generation->reserve_tokens())) {
+    return InvalidArgument("a prompt of %d tokens with its output needs %d tokens of KV cache, there are %d",
+                           generation->prompt_tokens(), generation->reserve_tokens(),
+                           options_.slots.num_blocks * options_.slots.block_tokens);
+  }
+  if (generation->deadline() <= clock_.Now()) return DeadlineExceeded("the deadline passed before the request was queued");
+  // Whoever can run at once needs no place in the queue.
+  Admit();
+  const bool runs_at_once = queue_.empty() && num_running() < options_.max_running;
+  if (!runs_at_once && num_queued() >= options_.max_queued) {
+    return ResourceExhausted("the queue is full: %d requests are waiting and %d are running", num_queued(), num_running());
+  }
+  queue_.push_back(std::move(generation));
+  Admit();
+  return absl::OkStatus();
+}
+
+void BatchScheduler::Admit() {
+  while (!queue_.empty() && num_running() < options_.max_running) {
+    Generation& generation = *queue_.front();
+    const std::span<const int32_t> prompt = generation.tokens();
+    absl::StatusOr<KvSlots::Lease> lease = slots_.Acquire(prompt, generation.reserve_tokens(), generation.may_reuse_prefix());
+    if (!lease.ok()) return;  // until a running request ends; those behind it wait too, or a large one would wait for ever
+    auto running = std::make_shared<Running>();
+    running->generation = std::move(queue_.front());
+    queue_.pop_front();
+    running->submitted = lease->cached_tokens;
+    running->lease = *std::move(lease);
+    running_.push_back(running);
+    running->generation->OnAdmitted(running->lease.cached_tokens);
+  }
+}
+
+void BatchScheduler::End(Running& running) {
+  running.ended = true;
+  slots_.Release(running.lease.slot, running.generation->tokens().first(running.submitted));
+}
+
+void BatchScheduler::RemoveEnded() {
+  std::erase_if(running_, [](const std::shared_ptr<Running>& running) { return running->ended; });
+}
+
+void BatchScheduler::Cancel(const Generation* generation) {
+  std::erase_if(queue_, [&](const std::shared_ptr<Generation>& queued) { return queued.get() == generation; });
+  for (const std::shared_ptr<Running>& running : running_) {
+    if (running->generation.get() == generation) End(*running);
+  }
+  RemoveEnded();
+}
+
+void BatchScheduler::ExpireDeadlines() {
+  const absl::Time now = clock_.Now();
+  std::erase_if(queue_, [&](const std::shared_ptr<Generation>& queued) {
+    if (queued->deadline() > now) return false;
+    queued->OnFailed(DeadlineExceeded("the deadline passed in the queue"));
+    return true;
+  });
+  for (const std::shared_ptr<Running>& running : running_) {
+    if (running->generation->deadline() > now) continue;
+    End(*running);
+    running->generation->OnFailed(
+        DeadlineExceeded("the deadline passed after %d of %d tokens", running->submitted, running->generation->reserve_tokens()));
+  }
+  RemoveEnded();
+}
+
+absl::Time BatchScheduler::NextDeadline() const {
+  absl::Time next = absl::InfiniteFuture();
+  for (const std::shared_ptr<Generation>& queued : queue_) next = std::min(next, queued->deadline());
+  for (const std::shared_ptr<Running>& running : running_) next = std::min(next, running->generation->deadline());
+  return next;
+}
+
+int64_t BatchScheduler::AddRows(const std::shared_ptr<Running>& running, int64_t max_tokens, int64_t* logits_left, StepPlan* step,
+                                InFlight* in_flight) {
+  const Generation& generation = *running->generation;
+  const std::span<const int32_t> tokens = generation.tokens();
+  const int64_t first = running->submitted;
+  int64_t end = std::min<int64_t>(static_cast<int64_t>(tokens.size()), first + max_tokens);
+  std::vector<RowLogits> logits;
+  for (int64_t position = first; position < end; ++position) {
+    const std::optional<LogitsRequest> wanted = generation.LogitsAt(position);
+    if (!wanted) continue;
+    const int64_t values = wanted->top_n >= options_.vocab_size ? options_.vocab_size : kRowOverhead + 2 * wanted->top_n;
+    // One row always fits, or a vocabulary above the limit could never be sampled from.
+    if (values > *logits_left && !(step->sequences.empty() && logits.empty())) {
+      end = position;
+      break;
+    }
+    *logits_left = std::max<int64_t>(0, *logits_left - values);
+    logits.push_back({.offset = position - first, .wanted = *wanted});
+  }
+  if (end <= first) return 0;
+
+  const int64_t num_tokens = end - first;
+  const int64_t num_blocks = (end + options_.slots.block_tokens - 1) / options_.slots.block_tokens;
+  in_flight->parts.push_back(
+      {.running = running, .first_position = first, .num_tokens = num_tokens, .num_logits = static_cast<int64_t>(logits.size())});
+  step->sequences.push_back({.slot = running->lease.slot,
+                             .decoding = first >= generation.prompt_tokens(),
+                             .first_position = first,
+                             .token_ids = {tokens.begin() + first, tokens.begin() + end},
+                             .blocks = {running->lease.blocks.begin(), running->lease.blocks.begin() + num_blocks},
+                             .logits = std::move(logits)});
+  running->submitted = end;
+  if (!std::exchange(running->begun, true) && generation.forgets_experts()) step->forget_experts = true;
+  running->turn = ++last_turn_;
+  return num_tokens;
+}
+
+std::optional<StepPlan> BatchScheduler::NextStep(int max_in_flight, double step_cost_rows) {
+  Admit();
+  if (num_in_flight() >= max_in_flight) return std::nullopt;
+  StepPlan step{.id = StepId(last_step_ + 1)};
+  InFlight in_flight{.id = step.id};
+  int64_t logits_left = options_.max_logits;
+  int64_t rows_left = options_.max_batch_tokens;
+
+  std::vector<std::shared_ptr<Running>> prompts, decoding;
+  bool anyone_decodes = false;
+  int64_t rows_of_prompts = 0;  // in all their steps, so that these come out equal
+  for (const std::shared_ptr<Running>& running : running_) {
+    if (running->submitted < running->generation->prompt_tokens()) {
+      prompts.push_back(running);
+      rows_of_prompts += running->generation->prompt_tokens() - running->lease.cached_tokens;
+      continue;
+    }
+    anyone_decodes = true;
+    const bool next_token_known = running->submitted < static_cast<int64_t>(running->generation->tokens().size());
+    if (next_token_known) decoding.push_back(running);
+  }
+  // Whoever a full step left out goes first into the next.
+  std::stable_sort(decoding.begin(), decoding.end(), [](const auto& a, const auto& b) { return a->turn < b->turn; });
+  const auto first_in_turn = std::stable_partition(prompts.begin(), prompts.end(), [](const auto& p) { return p->left_out; });
+
+  int64_t prompt_rows = std::min(rows_left, StepRows(rows_of_prompts, max_in_flight, step_cost_rows));
+  if (anyone_decodes) prompt_rows = std::min(prompt_rows, options_.micro_batch_tokens);
+  const auto add_prompt = [&](const std::shared_ptr<Running>& running) {
+    const int64_t in_prompt_left = running->generation->prompt_tokens() - running->submitted;
+    const int64_t wanted = std::min({in_prompt_left, prompt_rows, rows_left});
+    if (wanted == 0) return;
+    const int64_t added = AddRows(running, wanted, &logits_left, &step, &in_flight);
+    running->left_out = added == 0;
+    prompt_rows -= added;
+    rows_left -= added;
+  };
+  std::for_each(prompts.begin(), first_in_turn, add_prompt);
+  for (const std::shared_ptr<Running>& running : decoding) {
+    if (rows_left == 0) break;
+    rows_left -= AddRows(running, 1, &logits_left, &step, &in_flight);
+  }
+  std::for_each(first_in_turn, prompts.end(), add_prompt);
+  if (step.sequences.empty()) return std::nullopt;
+  last_step_ = step.id.value();
+  in_flight_.push_back(std::move(in_flight));
+  return step;
+}
+
+void BatchScheduler::OnStepDone(StepId id, StepOutcome outcome) {
+  if (in_flight_.empty() || in_flight_.front().id != id) return;
+  const InFlight done = std::move(in_flight_.front());
+  in_flight_.pop_front();
+  int64_t next_logits = 0;
+  for (const Part& part : done.parts) {
+    const std::span<LogitsResult> logits = std::span(outcome.logits).subspan(next_logits, part.num_logits);
+    next_logits += part.num_logits;
+    if (part.running->ended) continue;
+    if (part.running->generation->OnRows(part.first_position, part.num_tokens, logits, outcome.experts)) End(*part.running);
+  }
+  RemoveEnded();
+}
+
+void BatchScheduler::FailAll(const absl::Status& status) {
+  in_flight_.clear();
+  slots_.Clear();
+  const auto running = std::exchange(running_, {});
+  const auto queue = std::exchange(queue_, {});
+  for (const std::shared_ptr<Running>& each : running) each->generation->OnFailed(status);
+  for (const std::shared_ptr<Generation>& each : queue) each->OnFailed(status);
+}
+
+}  // namespace ferry

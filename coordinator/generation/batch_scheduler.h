@@ -1,0 +1,136 @@
+#pragma once
+
+// Which rows go into the next step: continuous batching at token granularity. No RPC, no threads, no waiting.
+//
+// A request waits in a queue, first in first out, until a slot and all the KV blocks it may need are free; then it
+// runs. A step takes the next row of every running request that is decoding and chunks of the prompts that are not
+// through yet, oldest first. While somebody decodes, prompts get micro_batch_tokens rows a step, so that a long prompt
+// does not hold up the others' next tokens for long; otherwise they get the whole step, since an expert then crosses
+// the link once for more tokens, or what keeps several workers busy at once.
+//
+// Several steps may be in flight. A decoding request is in one of them at most, since its next token depends on the
+// last; the chunks of one prompt follow each other. Workers compute steps in order, so a slot that was given up while a
+// step with it is in flight can be leased again at once: whatever that step still writes is overwritten by later ones
+// before it is read.
+//
+// One thread.
+
+#include <cstdint>
+#include <deque>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "common/clock.h"
+#include "coordinator/cluster/step_plan.h"
+#include "coordinator/generation/kv_slots.h"
+
+namespace ferry {
+
+// A request as the scheduler sees it. Called by the scheduler's thread alone, apart from the constants.
+class Generation {
+ public:
+  virtual ~Generation() = default;
+
+  // Constants.
+  virtual int64_t prompt_tokens() const = 0;   // 1 or more
+  virtual int64_t reserve_tokens() const = 0;  // prompt and output together, at most
+  virtual bool may_reuse_prefix() const = 0;   // false when the whole prompt has to be computed
+  virtual absl::Time deadline() const = 0;     // InfiniteFuture: none
+  virtual bool forgets_experts() const = 0;    // its first step begins with empty expert slots
+
+  // The prompt, then what was sampled so far.
+  virtual std::span<const int32_t> tokens() const = 0;
+  // What is wanted of the row of the token at `position`, which predicts the next one. The last token's row is asked
+  // for after that token is known.
+  virtual std::optional<LogitsRequest> LogitsAt(int64_t position) const = 0;
+
+  virtual void OnAdmitted(int64_t cached_tokens) = 0;
+  // The rows [first_position, first_position + num_tokens) are through; `logits` are those that LogitsAt asked for, in
+  // order. After the row of the last token, either tokens() has grown or true is returned: this request is finished.
+  virtual bool OnRows(int64_t first_position, int64_t num_tokens, std::span<LogitsResult> logits,
+                      const v1::ExpertCounters& experts) = 0;
+  // The end, other than by OnRows.
+  virtual void OnFailed(const absl::Status& status) = 0;
+};
+
+struct BatchSchedulerOptions {
+  int64_t max_batch_tokens = 2048;
+  int64_t micro_batch_tokens = 512;
+  int64_t max_running = 4;
+  int64_t max_queued = 64;
+  // Logits of one step, so that its answer fits a message (4 bytes each): a row of all logits counts vocab_size, a row
+  // of the best n counts 2n, for their ids.
+  int64_t max_logits = 8 << 20;
+  int64_t vocab_size = 0;
+  KvSlotsOptions slots;
+};
+
+class BatchScheduler {
+ public:
+  // `clock` must outlive this.
+  BatchScheduler(const BatchSchedulerOptions& options, const Clock* clock);
+
+  // On error the request is not taken, and not told. ResourceExhausted: the queue is full; InvalidArgument: it would
+  // never fit the cache; DeadlineExceeded: its deadline has passed.
+  absl::Status Enqueue(std::shared_ptr<Generation> generation);
+  // Forgets a request wherever it is, without telling it; its slot and blocks are free afterwards.
+  void Cancel(const Generation* generation);
+  // Ends what is past its deadline, with DeadlineExceeded.
+  void ExpireDeadlines();
+  // The next deadline of anyone here.
+  absl::Time NextDeadline() const;
+
+  // The next step, when there is work that does not depend on a step in flight and fewer than `max_in_flight` are. It
+  // is in flight from now until OnStepDone. As many workers as steps may be in flight: prompts are cut for them (step_rows.h).
+  std::optional<StepPlan> NextStep(int max_in_flight, double step_cost_rows = std::numeric_limits<double>::infinity());
+  // Steps end in order. A step that was forgotten by FailAll is ignored.
+  void OnStepDone(StepId id, StepOutcome outcome);
+  // Ends everything, the queue included, and forgets all sequences and the steps in flight: the cluster has lost its
+  // caches.
+  void FailAll(const absl::Status& status);
+
+  int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
+  int64_t num_queued() const { return static_cast<int64_t>(queue_.size()); }
+  int num_in_flight() const { return static_cast<int>(in_flight_.size()); }
+  const KvSlots& slots() const { return slots_; }
+
+ private:
+  struct Running {
+    std::shared_ptr<Generation> generation;
+    KvSlots::Lease lease;
+    int64_t submitted = 0;  // rows that were put into steps, or cached
+    bool begun = false;     // rows of it were put into a step
+    uint64_t turn = 0;      // when it was last given rows: the lower goes first
+    bool left_out = false;  // its prompt got nothing into the last step: the logits of others filled it
+    bool ended = false;     // steps in flight may still name it
+  };
+  struct Part {
+    std::shared_ptr<Running> running;
+    int64_t first_position, num_tokens, num_logits;
+  };
+  struct InFlight {
+    StepId id;
+    std::vector<Part> parts;
+  };
+
+  void Admit();
+  // Adds up to `max_tokens` of the request's next rows to the step, as far as its logits fit; returns how many.
+  int64_t AddRows(const std::shared_ptr<Running>& running, int64_t max_tokens, int64_t* logits_left, StepPlan* step,
+                  InFlight* in_flight);
+  void End(Running& running);  // gives its slot back; the caller takes it out of running_
+  void RemoveEnded();
+
+  const BatchSchedulerOptions options_;
+  const Clock& clock_;
+  KvSlots slots_;
+  std::deque<std::shared_ptr<Generation>> queue_;
+  std::vector<std::shared_ptr<Running>> running_;  // in order of admission
+  std::deque<InFlight> in_flight_;
+  uint64_t last_step_ = 0;
+  uint64_t last_turn_ = 0;
+};
+
+}  // namespace ferry

@@ -1,0 +1,268 @@
+#include "coordinator/generation/request.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "proto/expert_counters.h"
+
+namespace ferry {
+namespace {
+
+absl::StatusOr<SamplingParams> SamplingParamsOf(const v1::GenerateRequest& request, int64_t vocab_size) {
+  const v1::Sampling& sampling = request.sampling();
+  SamplingParams params;
+  if (sampling.has_temperature()) params.temperature = sampling.temperature();
+  // More than all tokens is all tokens; the comparison comes before the narrowing.
+  if (sampling.has_top_k()) params.top_k = static_cast<int32_t>(std::min<int64_t>(sampling.top_k(), vocab_size));
+  if (sampling.has_top_p()) params.top_p = sampling.top_p();
+  if (sampling.has_min_p()) params.min_p = sampling.min_p();
+  if (sampling.has_repetition_penalty()) {
+    if (!(sampling.repetition_penalty() > 0 && sampling.repetition_penalty() <= 10)) {
+      return InvalidArgument("repetition_penalty is %g, want (0, 10]", sampling.repetition_penalty());
+    }
+    params.repetition_penalty = sampling.repetition_penalty();
+  }
+  if (sampling.has_frequency_penalty()) params.frequency_penalty = sampling.frequency_penalty();
+  if (sampling.has_presence_penalty()) params.presence_penalty = sampling.presence_penalty();
+  if (sampling.has_seed()) params.seed = sampling.seed();
+  for (const auto& [id, bias] : sampling.logit_bias()) {
+    if (id >= vocab_size) return InvalidArgument("logit_bias names token %d, want 0 to %d", id, vocab_size - 1);
+    params.logit_bias[static_cast<int32_t>(id)] = bias;
+  }
+  if (request.has_logprobs()) {
+    if (request.logprobs() > kMaxLogprobsOfRequest) {
+      return InvalidArgument("logprobs is %d, want 0 to %d", request.logprobs(), kMaxLogprobsOfRequest);
+    }
+    params.logprobs = static_cast<int32_t>(request.logprobs());
+  }
+  RETURN_IF_ERROR(CheckSamplingParams(params, static_cast<int32_t>(vocab_size)));
+  return params;
+}
+
+absl::StatusOr<std::vector<int32_t>> PromptOf(const v1::GenerateRequest& request, const Tokenizer& tokenizer,
+                                              const RequestLimits& limits) {
+  const int64_t vocab_size = limits.vocab_size;
+  if (request.has_text()) {
+    if (static_cast<int64_t>(request.text().size()) / std::max<int64_t>(1, limits.max_token_bytes) > limits.context_tokens) {
+      return InvalidArgument("text has %d bytes, more than the context's %d tokens can hold", request.text().size(),
+                             limits.context_tokens);
+    }
+    const EncodeOptions options = {.add_bos = request.has_add_bos() ? request.add_bos() : tokenizer.adds_bos(),
+                                   .parse_special = request.has_parse_special() ? request.parse_special() : true};
+    return tokenizer.Encode(request.text(), options);
+  }
+  if (!request.has_tokens()) return InvalidArgument("prompt is missing: want text or tokens");
+  std::vector<int32_t> ids;
+  ids.reserve(request.tokens().ids_size());
+  for (const uint32_t id : request.tokens().ids()) {
+    if (id >= vocab_size) return InvalidArgument("tokens.ids[%d] is %d, want 0 to %d", ids.size(), id, vocab_size - 1);
+    ids.push_back(static_cast<int32_t>(id));
+  }
+  return ids;
+}
+
+absl::StatusOr<StopMatcher> StopsOf(const v1::GenerateRequest& request) {
+  if (request.stop_size() > kMaxStopStringsOfRequest) {
+    return InvalidArgument("stop has %d strings, want at most %d", request.stop_size(), kMaxStopStringsOfRequest);
+  }
+  for (int i = 0; i < request.stop_size(); ++i) {
+    if (request.stop(i).size() > kMaxStopBytesOfRequest) {
+      return InvalidArgument("stop[%d] has %d bytes, want at most %d", i, request.stop(i).size(), kMaxStopBytesOfRequest);
+    }
+  }
+  absl::StatusOr<StopMatcher> matcher = StopMatcher::Create({request.stop().begin(), request.stop().end()});
+  if (!matcher.ok()) return Annotate(matcher.status(), "stop");
+  return matcher;
+}
+
+// The `count` best of what a worker sent, best first.
+absl::StatusOr<std::vector<Candidate>> BestOf(const LogitsResult& row, int32_t count) {
+  if (count == 0) return std::vector<Candidate>();
+  if (row.ids.empty()) return BestCandidates(row.logits, count);
+  std::vector<Candidate> best;
+  for (size_t i = 0; i < row.ids.size() && static_cast<int32_t>(i) < count; ++i) best.push_back({row.ids[i], row.logits[i]});
+  return best;
+}
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<Request>> Request::Create(const v1::GenerateRequest& request, const Tokenizer* tokenizer,
+                                                         const RequestLimits& limits, uint64_t fallback_seed, absl::Time deadline,
+                                                         const Clock* clock, std::shared_ptr<GenerationSink> sink) {
+  ASSIGN_OR_RETURN(const SamplingParams params, SamplingParamsOf(request, limits.vocab_size));
+  ASSIGN_OR_RETURN(StopMatcher stops, StopsOf(request));
+  for (const uint32_t id : request.stop_token_ids()) {
+    if (id >= limits.vocab_size) return InvalidArgument("stop_token_ids has %d, want 0 to %d", id, limits.vocab_size - 1);
+  }
+  if (request.has_prompt_logprobs() && request.prompt_logprobs() > kMaxLogprobsOfRequest) {
+    return InvalidArgument("prompt_logprobs is %d, want 0 to %d", request.prompt_logprobs(), kMaxLogprobsOfRequest);
+  }
+  ASSIGN_OR_RETURN(std::vector<int32_t> prompt, PromptOf(request, *tokenizer, limits));
+  const int64_t prompt_tokens = static_cast<int64_t>(prompt.size());
+  if (prompt.empty()) return InvalidArgument("prompt has no tokens");
+  if (prompt_tokens > limits.context_tokens) {
+    return InvalidArgument("prompt has %d tokens, the context %d", prompt_tokens, limits.context_tokens);
+  }
+  const int64_t room = limits.context_tokens - prompt_tokens;
+  int64_t max_tokens = 0;
+  if (request.has_max_tokens()) {
+    max_tokens = std::min<int64_t>(request.max_tokens(), room);
+  } else {
+    max_tokens = prompt_tokens < limits.share_tokens ? std::min(room, limits.share_tokens - prompt_tokens) : room;
+  }
+  if (max_tokens == 0 && !(request.has_max_tokens() && request.max_tokens() == 0)) {
+    return InvalidArgument("prompt has %d tokens and the context %d: no room for output", prompt_tokens, limits.context_tokens);
+  }
+
+  ASSIGN_OR_RETURN(Sampler sampler, Sampler::Create(params, static_cast<int32_t>(limits.vocab_size), prompt, fallback_seed));
+  std::shared_ptr<Request> result(new Request(tokenizer, request.render_special(), std::move(stops), std::move(sampler), clock));
+  result->sink_ = std::move(sink);
+  result->deadline_ = deadline;
+  result->tokens_ = std::move(prompt);
+  result->prompt_tokens_ = prompt_tokens;
+  result->max_tokens_ = max_tokens;
+  result->vocab_size_ = limits.vocab_size;
+  result->ignore_eos_ = request.ignore_eos();
+  result->stop_token_ids_.assign(request.stop_token_ids().begin(), request.stop_token_ids().end());
+  result->logprobs_ = request.has_logprobs();
+  result->forget_experts_ = request.forget_experts();
+  if (request.has_prompt_logprobs()) result->prompt_logprobs_ = static_cast<int32_t>(request.prompt_logprobs());
+  return result;
+}
+
+Request::Request(const Tokenizer* tokenizer, bool render_special, StopMatcher stops, Sampler sampler, const Clock* clock)
+    : tokenizer_(*tokenizer),
+      clock_(*clock),
+      render_special_(render_special),
+      detokenizer_(tokenizer, render_special),
+      stops_(std::move(stops)),
+      sampler_(std::move(sampler)),
+      queued_(clock->Now()),
+      admitted_(queued_),
+      prompt_done_(queued_) {}
+
+std::optional<LogitsRequest> Request::LogitsAt(int64_t position) const {
+  if (position < prompt_tokens_ - 1) {
+    if (!prompt_logprobs_) return std::nullopt;
+    return LogitsRequest{.top_n = *prompt_logprobs_, .target = tokens_[position + 1]};
+  }
+  if (max_tokens_ == 0) return std::nullopt;
+  return LogitsRequest{.top_n = sampler_.candidates_needed(), .target = -1};
+}
+
+void Request::OnAdmitted(int64_t cached_tokens) {
+  cached_tokens_ = cached_tokens;
+  admitted_ = clock_.Now();
+}
+
+bool Request::OnRows(int64_t first_position, int64_t num_tokens, std::span<LogitsResult> logits,
+                     const v1::ExpertCounters& experts) {
+  AddCounters(experts, &experts_);
+  v1::GenerateResponse response;
+  size_t next = 0;
+  bool ended = false;
+  bool last_row_done = false;
+  for (int64_t position = first_position; position < first_position + num_tokens; ++position) {
+    const bool last = position == static_cast<int64_t>(tokens_.size()) - 1;
+    if (position == prompt_tokens_ - 1) prompt_done_ = clock_.Now();
+    if (LogitsAt(position)) {
+      if (next >= logits.size()) {
+        OnFailed(Internal("the logits of position %d are missing", position));
+        return true;
+      }
+      const LogitsResult& row = logits[next++];
+      absl::Status status;
+      if (position < prompt_tokens_ - 1) {
+        status = OnPromptRow(position, row, &response);
+      } else if (const absl::StatusOr<bool> stops = OnSampledRow(row, &response); stops.ok()) {
+        ended = *stops;
+      } else {
+        status = stops.status();
+      }
+      if (!status.ok()) {
+        OnFailed(status);
+        return true;
+      }
+    }
+    if (last) {
+      last_row_done = true;
+      break;
+    }
+  }
+  const bool full = last_row_done && generated_tokens() >= max_tokens_;
+  const bool finished = ended || full;
+  if (finished) {
+    if (!ended) {  // otherwise what is held back was flushed or belongs to the stop string
+      StopMatcher::Result rest = stops_.Push(detokenizer_.Flush());
+      response.mutable_text()->append(rest.text);
+      if (!rest.stop) response.mutable_text()->append(stops_.Flush());
+    }
+    FillFinish(ended ? v1::Finish::STOP : v1::Finish::LENGTH, response.mutable_finish());
+  }
+  const bool anything = response.token_ids_size() > 0 || response.prompt_logprobs_size() > 0 || finished;
+  if (anything) sink_->Send(std::move(response));
+  if (finished) sink_->Close(absl::OkStatus());
+  return finished;
+}
+
+absl::Status Request::OnPromptRow(int64_t position, const LogitsResult& row, v1::GenerateResponse* response) const {
+  v1::PositionLogprobs* const logprobs = response->add_prompt_logprobs();
+  logprobs->set_id(tokens_[position + 1]);
+  logprobs->set_logprob(row.target_logit - row.log_sum_exp);
+  if (!std::isfinite(logprobs->logprob())) {
+    return Internal("the log-probability at position %d is not finite", position + 1);
+  }
+  ASSIGN_OR_RETURN(const std::vector<Candidate> best, BestOf(row, *prompt_logprobs_));
+  for (const Candidate& candidate : best) {
+    v1::TokenLogprob* const top = logprobs->add_top();
+    top->set_id(candidate.id);
+    top->set_logprob(candidate.logit - row.log_sum_exp);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bool> Request::OnSampledRow(const LogitsResult& row, v1::GenerateResponse* response) {
+  ASSIGN_OR_RETURN(
+      const SampledToken sampled,
+      sampler_.Sample(row.ids.empty() ? LogitsRow::Whole(row.logits) : LogitsRow::Best(row.ids, row.logits, row.log_sum_exp)));
+  sampler_.Accept(sampled.id);
+  tokens_.push_back(sampled.id);
+  response->add_token_ids(sampled.id);
+  if (logprobs_) {
+    v1::PositionLogprobs* const logprobs = response->add_logprobs();
+    logprobs->set_id(sampled.id);
+    logprobs->set_logprob(static_cast<float>(sampled.logprob.value_or(0)));
+    for (const TokenLogprob& best : sampled.best) {
+      v1::TokenLogprob* const top = logprobs->add_top();
+      top->set_id(best.id);
+      top->set_logprob(static_cast<float>(best.logprob));
+    }
+  }
+  const bool end_token = (!ignore_eos_ && tokenizer_.EndsGeneration(sampled.id)) ||
+                         std::find(stop_token_ids_.begin(), stop_token_ids_.end(), sampled.id) != stop_token_ids_.end();
+  std::string piece;
+  if (!end_token || render_special_) piece = detokenizer_.Push(sampled.id);
+  if (end_token) piece += detokenizer_.Flush();
+  const StopMatcher::Result shown = stops_.Push(piece);
+  response->mutable_text()->append(shown.text);
+  if (end_token && !shown.stop) response->mutable_text()->append(stops_.Flush());
+  return end_token || shown.stop.has_value();
+}
+
+void Request::FillFinish(v1::Finish::Reason reason, v1::Finish* finish) const {
+  const absl::Time now = clock_.Now();
+  finish->set_reason(reason);
+  finish->set_prompt_tokens(static_cast<uint32_t>(prompt_tokens_));
+  finish->set_cached_prompt_tokens(static_cast<uint32_t>(cached_tokens_));
+  finish->set_generated_tokens(static_cast<uint32_t>(generated_tokens()));
+  finish->set_seed(sampler_.seed());
+  finish->set_queue_seconds(absl::ToDoubleSeconds(admitted_ - queued_));
+  finish->set_prefill_seconds(absl::ToDoubleSeconds(prompt_done_ - admitted_));
+  finish->set_decode_seconds(absl::ToDoubleSeconds(now - prompt_done_));
+  *finish->mutable_experts() = experts_;
+}
+
+void Request::OnFailed(const absl::Status& status) { sink_->Close(status); }
+
+}  // namespace ferry

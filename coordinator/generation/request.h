@@ -1,0 +1,106 @@
+#pragma once
+
+// One generation, from a checked prompt to its Finish message: what is asked of the model's logits, what becomes of
+// them, and when it ends. No RPC, no waiting: answers go to a sink, the time comes from a clock.
+//
+//  - A token that ends the generation (end-of-generation, or one of stop_token_ids) is among token_ids, so that a
+//  client knows
+//    which one it was; its text appears with render_special only. With ignore_eos end-of-generation tokens are like any
+//    other.
+//  - A stop string is not part of the text. The ids of the tokens that formed it are among token_ids.
+//  - Without max_tokens a request may fill its share of the KV cache, or the whole context when its prompt does not fit
+//    the share: bounded by the cache's shape and never by what others happen to run.
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "common/clock.h"
+#include "common/status.h"
+#include "coordinator/generation/batch_scheduler.h"
+#include "coordinator/generation/sampler.h"
+#include "coordinator/generation/stop_matcher.h"
+#include "coordinator/text/detokenizer.h"
+#include "coordinator/text/tokenizer.h"
+#include "ferry/v1/generate.pb.h"
+
+namespace ferry {
+
+// Where a generation's answers go. Called by one thread; must not wait.
+class GenerationSink {
+ public:
+  virtual ~GenerationSink() = default;
+  virtual void Send(v1::GenerateResponse response) = 0;
+  // The end, exactly once, after the last Send: OK after a response with `finish`.
+  virtual void Close(const absl::Status& status) = 0;
+};
+
+struct RequestLimits {
+  int64_t context_tokens = 0;   // prompt and output of one request, at most
+  int64_t share_tokens = 0;     // of the KV cache, for one of the requests that run at once
+  int64_t vocab_size = 0;       // of the model's logits
+  int64_t max_token_bytes = 0;  // of the longest token: a text longer than context_tokens such tokens is not even tokenized
+};
+
+// The bounds of the API that generate.proto names.
+inline constexpr int kMaxStopStringsOfRequest = 16;
+inline constexpr size_t kMaxStopBytesOfRequest = 256;
+inline constexpr uint32_t kMaxLogprobsOfRequest = 20;
+
+class Request final : public Generation {
+ public:
+  // Checks everything of `request`, tokenizes, and prepares. InvalidArgument names the field and the allowed range.
+  // `fallback_seed` is used when the request names none. `tokenizer` and `clock` must outlive the result.
+  static absl::StatusOr<std::shared_ptr<Request>> Create(const v1::GenerateRequest& request, const Tokenizer* tokenizer,
+                                                         const RequestLimits& limits, uint64_t fallback_seed, absl::Time deadline,
+                                                         const Clock* clock, std::shared_ptr<GenerationSink> sink);
+
+  int64_t prompt_tokens() const override { return prompt_tokens_; }
+  int64_t reserve_tokens() const override { return prompt_tokens_ + max_tokens_; }
+  bool may_reuse_prefix() const override { return !prompt_logprobs_; }
+  absl::Time deadline() const override { return deadline_; }
+  bool forgets_experts() const override { return forget_experts_; }
+  std::span<const int32_t> tokens() const override { return tokens_; }
+  std::optional<LogitsRequest> LogitsAt(int64_t position) const override;
+  void OnAdmitted(int64_t cached_tokens) override;
+  bool OnRows(int64_t first_position, int64_t num_tokens, std::span<LogitsResult> logits,
+              const v1::ExpertCounters& experts) override;
+  void OnFailed(const absl::Status& status) override;
+
+  int64_t generated_tokens() const { return static_cast<int64_t>(tokens_.size()) - prompt_tokens_; }
+
+ private:
+  Request(const Tokenizer* tokenizer, bool render_special, StopMatcher stops, Sampler sampler, const Clock* clock);
+  absl::Status OnPromptRow(int64_t position, const LogitsResult& logits, v1::GenerateResponse* response) const;
+  // Appends the next token; whether it ends the generation.
+  absl::StatusOr<bool> OnSampledRow(const LogitsResult& logits, v1::GenerateResponse* response);
+  void FillFinish(v1::Finish::Reason reason, v1::Finish* finish) const;
+
+  const Tokenizer& tokenizer_;
+  const Clock& clock_;
+  const bool render_special_;
+  Detokenizer detokenizer_;
+  StopMatcher stops_;
+  Sampler sampler_;
+  std::shared_ptr<GenerationSink> sink_;
+  absl::Time deadline_ = absl::InfiniteFuture();
+  std::vector<int32_t> tokens_;
+  int64_t prompt_tokens_ = 0;
+  int64_t max_tokens_ = 0;
+  int64_t vocab_size_ = 0;
+  bool ignore_eos_ = false;
+  std::vector<int32_t> stop_token_ids_;
+  bool logprobs_ = false;
+  bool forget_experts_ = false;
+  std::optional<int32_t> prompt_logprobs_;  // how many of the best
+
+  int64_t cached_tokens_ = 0;
+  absl::Time queued_, admitted_, prompt_done_;
+  v1::ExpertCounters experts_;
+};
+
+}  // namespace ferry

@@ -1,0 +1,455 @@
+#include "coordinator/planning/prediction.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <numbers>
+#include <numeric>
+#include <random>
+#include <utility>
+
+#include "common/expert_plan.h"
+#include "common/model/decode_rows.h"
+#include "common/model/model_tensors.h"
+#include "common/shm/futex.h"
+#include "coordinator/planning/layer_costs.h"
+#include "coordinator/planning/step_rows.h"
+
+namespace ferry {
+namespace {
+
+constexpr int kSamples = 500;  // of the others' logits: an expert used once in 10,000 tokens still has its probability
+constexpr uint64_t kSeed = 20;
+
+absl::StatusOr<std::vector<float>> Values(const GgufFile& file, const ModelConfig& config, int64_t layer, TensorRole role) {
+  for (const DenseTensor& tensor : DenseTensorsOf(config, layer, layer + 1)) {
+    if (tensor.role != role || tensor.layer != layer) continue;
+    ASSIGN_OR_RETURN(const TensorInfo* const info, FindDense(config, file, tensor));
+    std::vector<float> values(tensor.rows * tensor.cols);
+    RETURN_IF_ERROR(DecodeRows(info->dtype, info->data, values));
+    return values;
+  }
+  return Internal("layer %d has no tensor of the role asked for", layer);
+}
+
+// The part of a router's input that the tokens of a text share grows with depth, and with it the same experts are used more
+// often. Fitted to the experts that generated models activated on an H100: 540, 789, 855 and 985 of 12 x 128 with 310 to 16,384
+// tokens (574, 796, 871, 1,004 by this), 475, 565 and 620 of 24 x 32 with 512 to 32,768 (495, 569, 641). Without it 917 instead
+// of 855.
+double CommonShare(int64_t layer) {
+  const double depth = static_cast<double>(layer) / 22;
+  return std::min(0.6, depth * depth);
+}
+
+// What stands between the measured rates and whole layers, fitted to the runs in docs/performance.md: one H100 for the first
+// group, two cores of an EPYC for the second.
+constexpr double kGpuBytesPerValue = 56;         // of a token's n_embd values, through norms, residual and contributions
+constexpr double kGpuHostTripSeconds = 0.05e-3;  // prefill: rows to the engine and contributions back
+constexpr double kGpuHostEntrySeconds = 2.7e-6;  // the same of a (row, expert) pair, where no copy hides it
+// Decode, of runs on an H100 and an H200.
+constexpr double kGpuDecodeLayerOperations = 21;  // small operations' time: kernels that wait for each other, the routing's way
+constexpr double kGpuOperationSeconds = 2.7e-6;   // where it was not measured
+constexpr double kGpuOutputReadShare = 1.65;      // the output matrix is read faster than experts of one row
+constexpr double kGpuDecodeHostTripSeconds =
+    0.065e-3;                                   // to the engine and back, and its threads' start: 35 us on 16 cores, 75 on 32
+constexpr double kTripBesideCopies = 2;         // reads across the link wait for copies on it
+constexpr double kEngineWakeSeconds = 0.12e-3;  // of threads that have gone to sleep since it was asked last
+constexpr double kGpuDecodeHandOverSeconds = 0.05e-3;  // from worker to worker
+constexpr double kGpuDecodeStepSeconds = 0.04e-3;      // sampling, and the step's way through shared memory
+constexpr double kDecodeMessages = 3;        // there and back, of a step to another host: threads wake each other on both sides
+constexpr double kCpuDenseShare = 0.5;       // two int8 products for one: see docs/performance.md
+constexpr double kCpuAttentionShare = 0.15;  // scores and values in F32
+constexpr double kCpuDecodeLayerSeconds = 0.05e-3;
+constexpr double kCpuDecodeStepSeconds = 0.25e-3;
+constexpr double kPassSeconds = 1e-3;  // of a step, and a worker in its way: messages, batch, logits
+// What a later pass of the same prompt, or the first token behind it, finds of as many experts as there are slots.
+constexpr double kKeptShare = 0.8;
+// As worker/copy_ahead.h: experts used with more than this probability are copied before their layer is routed.
+constexpr double kCertain = 0.9;
+constexpr int64_t kMinRowsAhead = 9;
+constexpr int64_t kSlotsInUse = 2;  // of those computed and arriving, which cannot be had for the next layer
+// As worker/expert_forward.h: steps so small are not planned.
+constexpr int64_t kMaxRowsWithoutPlan = 8;
+
+// Scores and weighted values of the rows [first, first + rows) of one sequence.
+double AttentionFlops(const ModelConfig& config, int64_t layer, int64_t first, int64_t rows) {
+  double keys = static_cast<double>(first) + static_cast<double>(rows) / 2;
+  if (config.slides(layer)) keys = std::min(keys, static_cast<double>(config.sliding_window));
+  return 4.0 * static_cast<double>(config.q_size()) * keys * static_cast<double>(rows);
+}
+
+// Of the cache, by one row behind `context` tokens.
+double KvBytesRead(const PredictionInput& input, int64_t layer, int64_t context) {
+  const CacheShape& cache = input.placement.cache;
+  const int64_t tokens = input.config.slides(layer) ? std::min(context, input.config.sliding_window) : context;
+  const int64_t blocks = (tokens + kKvBlockTokens - 1) / kKvBlockTokens;
+  return static_cast<double>(KvPlaneBytes(cache.key_type, blocks, input.config.num_kv_heads, input.config.head_dim) +
+                             KvPlaneBytes(cache.value_type, blocks, input.config.num_kv_heads, input.config.head_dim));
+}
+
+// One layer of a pass as the worker and the planner go through it.
+struct LayerTraffic {
+  double activated = 0, resident = 0, shipped = 0, on_host = 0;
+  double waiting_bytes = 0, ahead_bytes = 0, later_bytes = 0;  // over the link: before rows come, before and after routing
+  double host_seconds = 0;
+  double host_entries = 0;  // (row, expert) pairs computed on the host
+  double device_flops = 0;  // of experts
+};
+
+class PassPredictor {
+ public:
+  PassPredictor(const PredictionInput& input, size_t worker)
+      : input_(input),
+        layers_(input.placement.workers[worker].layers),
+        slots_(input.slots[worker]),
+        worker_(input.rates.workers[worker]) {}
+
+  // Seconds of a worker's layers for rows [first, first + rows) of a prompt, which it awaited for `waited` seconds.
+  double Seconds(int64_t first, int64_t rows, double waited, std::mt19937_64& random, PrefillPrediction* total) {
+    double seconds = kPassSeconds;
+    waited_seconds_ = waited;
+    for (int64_t layer = layers_.first; layer < layers_.end; ++layer) {
+      const double before_routing = SecondsBeforeRouting(layer, first, rows);
+      const LayerTraffic traffic = Traffic(layer, first > 0, rows, before_routing, random);
+      seconds += LayerSeconds(traffic, before_routing);
+      total->activated += traffic.activated;
+      total->resident += traffic.resident;
+      total->shipped += traffic.shipped;
+      total->on_host += traffic.on_host;
+      total->bytes_shipped += traffic.waiting_bytes + traffic.ahead_bytes + traffic.later_bytes;
+    }
+    return seconds;
+  }
+
+ private:
+  LayerTraffic Traffic(int64_t layer, bool later_pass, int64_t rows, double before_routing, std::mt19937_64& random) {
+    const ExpertLayout& expert = input_.arena.layer(layer);
+    const ExpertRule rule = input_.placement.expert_rules[layer];
+    const std::vector<double>& probabilities = input_.routing[layer];
+    const bool ships = slots_ > 0 && rule != ExpertRule::kHost;
+    std::vector<int32_t> by_use(probabilities.size());
+    std::iota(by_use.begin(), by_use.end(), 0);
+    std::stable_sort(by_use.begin(), by_use.end(), [&](int32_t a, int32_t b) { return probabilities[a] > probabilities[b]; });
+
+    // What lies in slots, and what is copied there before the routing is known; most used first.
+    const int64_t num_layers = layers_.end - layers_.first;
+    const bool holds_all = slots_ >= num_layers * input_.arena.num_experts();  // and is filled at load
+    const double kept = static_cast<double>(slots_) / static_cast<double>(num_layers) * (holds_all ? 1 : kKeptShare);
+    const int64_t num_kept = (later_pass || (holds_all && !input_.cold)) && ships ? static_cast<int64_t>(kept) : 0;
+    int64_t room = ships && rows >= kMinRowsAhead ? slots_ - kSlotsInUse : 0;
+    // While rows are awaited the link copies for all layers alike.
+    const double in_time = waited_seconds_ * worker_.link.Planned() / static_cast<double>(expert.bytes);
+    auto while_waiting = static_cast<int64_t>(std::min(in_time, static_cast<double>(room)) / static_cast<double>(num_layers));
+    // Of those copied ahead, the first have arrived when the layer is routed.
+    auto arrive = static_cast<int64_t>(before_routing * worker_.link.Planned() / static_cast<double>(expert.bytes));
+    std::vector<uint32_t> resident(probabilities.size());
+    LayerTraffic traffic;
+    std::vector<bool> copied(probabilities.size());  // before the layer is routed
+    for (size_t rank = 0; rank < by_use.size(); ++rank) {
+      const int32_t e = by_use[rank];
+      const double used = 1 - std::pow(1 - std::min(probabilities[e], 1.0), static_cast<double>(rows));
+      if (static_cast<int64_t>(rank) < num_kept) {
+        resident[e] = 1;
+      } else if (while_waiting > 0 && used > kCertain) {
+        resident[e] = 1;
+        copied[e] = true;
+        traffic.waiting_bytes += static_cast<double>(expert.bytes);
+        --while_waiting;
+      } else if (room > 0 &&
+                 ((used > kCertain && probabilities[e] * static_cast<double>(rows) >= worth_tokens_) || !input_.ooae)) {
+        copied[e] = true;
+        resident[e] = arrive-- > 0 ? 1 : kComing;
+        traffic.ahead_bytes += static_cast<double>(expert.bytes);
+        --room;
+      }
+    }
+    std::vector<ActivatedExpert> uses;
+    for (int32_t e = 0; e < static_cast<int32_t>(probabilities.size()); ++e) {
+      const int64_t tokens = std::binomial_distribution<int64_t>(rows, std::min(probabilities[e], 1.0))(random);
+      if (tokens == 0) continue;
+      uses.push_back({.expert = e, .tokens = static_cast<int32_t>(tokens), .resident = resident[e]});
+    }
+    PlannerInput plan = {.uses = uses,
+                         .bytes_per_expert = static_cast<double>(expert.bytes),
+                         .flops_per_token = static_cast<double>(expert.flops_per_token()),
+                         .num_slots = slots_,
+                         .rates = {.link_bytes_per_second = worker_.link.Planned(),
+                                   .host_read_bytes_per_second = input_.rates.host_beside_links.read_bytes_per_second,
+                                   .host_flops_per_second = input_.rates.host_beside_links.flops_per_second},
+                         .host_allowed = rule != ExpertRule::kDevice,
+                         .ship_allowed = rule != ExpertRule::kHost && rows > kMaxRowsWithoutPlan,
+                         .ship_all = !input_.ooae};
+    const ExpertDivision division = DivideExperts(plan);
+    traffic.activated = static_cast<double>(uses.size());
+    traffic.host_seconds = division.host_seconds;
+    for (size_t i = 0; i < uses.size(); ++i) {
+      const int32_t e = uses[i].expert;
+      if (division.places[i] == ExpertPlace::kHost) {
+        traffic.on_host += 1;
+        traffic.host_entries += uses[i].tokens;
+        continue;
+      }
+      traffic.device_flops += static_cast<double>(uses[i].tokens) * plan.flops_per_token;
+      const bool shipped = copied[e] || division.places[i] == ExpertPlace::kShip;
+      (shipped ? traffic.shipped : traffic.resident) += 1;
+      if (shipped && !copied[e]) traffic.later_bytes += plan.bytes_per_expert;
+    }
+    worth_tokens_ = static_cast<double>(TokensWorthACopy(uses, division.places));
+    return traffic;
+  }
+
+  // Of one layer's attention matrices, attention and what comes with them.
+  double SecondsBeforeRouting(int64_t layer, int64_t first, int64_t rows) const {
+    const double matrices = AttentionMatrixFlops(input_.config) * static_cast<double>(rows);
+    const double attention = AttentionFlops(input_.config, layer, first, rows);
+    if (!input_.gpu) {
+      const double host = input_.rates.host.flops_per_second;
+      return matrices / (kCpuDenseShare * host) + attention / (kCpuAttentionShare * host);
+    }
+    return (matrices + attention) / ProductRate() + kGpuLayerSeconds +
+           kGpuBytesPerValue * static_cast<double>(rows * input_.config.n_embd) / worker_.experts.read_bytes_per_second;
+  }
+
+  double LayerSeconds(const LayerTraffic& traffic, double before_routing) const {
+    const double link = worker_.link.Planned() > 0 ? worker_.link.Planned() : 1;  // without a link nothing is shipped
+    const double link_seconds = (traffic.ahead_bytes + traffic.later_bytes) / link;
+    if (!input_.gpu) {
+      return before_routing + traffic.device_flops / input_.rates.host.flops_per_second +
+             std::max(traffic.host_seconds, link_seconds);
+    }
+    double host = traffic.host_seconds > 0 ? traffic.host_seconds + kGpuHostTripSeconds : 0;
+    if (traffic.device_flops == 0) host += traffic.host_entries * kGpuHostEntrySeconds;
+    // The link runs on from layer to layer as long as something was certain enough to be copied ahead.
+    return std::max(link_seconds,
+                    before_routing + std::max({host, traffic.device_flops / ProductRate(), traffic.later_bytes / link}));
+  }
+
+  double ProductRate() const { return kGpuProductShare * worker_.experts.flops_per_second; }
+
+  const PredictionInput& input_;
+  const LayerRange layers_;
+  const int64_t slots_;
+  const WorkerRates& worker_;
+  double waited_seconds_ = 0;
+  double worth_tokens_ = 0;  // fewest tokens worth a copy ahead, by the layer before
+};
+
+// Decode through one worker's layers.
+class DecodePredictor {
+ public:
+  DecodePredictor(const PredictionInput& input, size_t worker, int64_t context)
+      : input_(input),
+        layers_(input.placement.workers[worker].layers),
+        worker_(input.rates.workers[worker]),
+        context_(context),
+        most_kept_(static_cast<double>(input.slots[worker]) / static_cast<double>(layers_.end - layers_.first)) {
+    for (int64_t layer = layers_.first; layer < layers_.end; ++layer) {
+      // Of a token's experts, those expected among the i most used: [0, ..., top_k].
+      std::vector<double> probabilities = input.routing[layer];
+      std::sort(probabilities.begin(), probabilities.end(), std::greater<>());
+      std::vector<double>& hits = hits_.emplace_back(probabilities.size() + 1);
+      if (input.placement.expert_rules[layer] == ExpertRule::kHost) continue;
+      std::partial_sum(probabilities.begin(), probabilities.end(), hits.begin() + 1);
+    }
+  }
+
+  // Experts of a layer that its slots hold at most.
+  double most_kept() const { return most_kept_; }
+
+  // One token, when `kept` experts of each layer are in slots: what is used most. `filling`: others are copied there meanwhile.
+  // resident_share counts experts here.
+  DecodePrediction Token(double kept, bool filling) const {
+    const double device_read = input_.gpu ? worker_.experts.read_bytes_per_second : input_.rates.host.read_bytes_per_second;
+    const double host_read = (filling ? input_.rates.host_beside_links : input_.rates.host).read_bytes_per_second;
+    const double operation = worker_.operation_seconds > 0 ? worker_.operation_seconds : kGpuOperationSeconds;
+    DecodePrediction result{.seconds_per_token = input_.gpu ? 0 : kCpuDecodeStepSeconds};
+    for (int64_t layer = layers_.first; layer < layers_.end; ++layer) {
+      const double hits = Hits(layer, kept);
+      const double misses = std::max(0.0, static_cast<double>(input_.config.top_k) - hits);
+      const double bytes = static_cast<double>(input_.arena.layer(layer).bytes);
+      const double dense = static_cast<double>(input_.sizes.dense_bytes[layer]) + KvBytesRead(input_, layer, context_);
+      const double output = layer == input_.config.num_layers - 1 ? static_cast<double>(input_.sizes.output_bytes) : 0;
+      const double host_seconds = misses * bytes / host_read;
+      const double here_seconds = hits * bytes / device_read;
+      result.resident_share += hits;
+      result.host_bytes += misses * bytes;
+      result.device_bytes += hits * bytes + dense + output;
+      result.seconds_per_token += (dense + output / (input_.gpu ? kGpuOutputReadShare : 1)) / device_read;
+      if (input_.gpu) {
+        // Most layers miss none where few are missed at all; those that do wait for the host.
+        const double missing = 1 - std::exp(-misses);
+        const double layer_seconds = kGpuDecodeLayerOperations * operation + dense / device_read + here_seconds;
+        const double apart = layer_seconds / missing;  // from one layer that misses to the next
+        const double trip = kGpuDecodeHostTripSeconds * (filling ? kTripBesideCopies : 1) +
+                            kEngineWakeSeconds * std::exp(-absl::ToDoubleSeconds(kSpinBeforeSleep) / apart);
+        const double host = missing > 0 ? host_seconds / missing + trip : 0;
+        result.seconds_per_token +=
+            kGpuDecodeLayerOperations * operation + (1 - missing) * here_seconds + missing * std::max(host, here_seconds);
+      } else {
+        result.seconds_per_token += kCpuDecodeLayerSeconds + host_seconds + here_seconds;
+      }
+    }
+    return result;
+  }
+
+  // Experts that move into each layer's slots during such a token: some of those that it missed, as many as the link carries.
+  double CopiesPerLayer(const DecodePrediction& token) const {
+    const double copies = std::min(token.host_bytes, worker_.link.Planned() * token.seconds_per_token);
+    double bytes = 0;
+    for (int64_t layer = layers_.first; layer < layers_.end; ++layer)
+      bytes += static_cast<double>(input_.arena.layer(layer).bytes);
+    return copies / bytes;
+  }
+
+ private:
+  double Hits(int64_t layer, double kept) const {
+    const std::vector<double>& hits = hits_[layer - layers_.first];
+    const double last = static_cast<double>(hits.size() - 1), at = std::min(kept, last), whole = std::floor(at);
+    const double below = hits[static_cast<size_t>(whole)];
+    return at < last ? below + (at - whole) * (hits[static_cast<size_t>(whole) + 1] - below) : below;
+  }
+
+  const PredictionInput& input_;
+  const LayerRange layers_;
+  const WorkerRates& worker_;
+  const int64_t context_;
+  const double most_kept_;
+  std::vector<std::vector<double>> hits_;  // of each layer
+};
+
+void Add(const DecodePrediction& part, DecodePrediction* sum) {
+  sum->seconds_per_token += part.seconds_per_token;
+  sum->host_bytes += part.host_bytes;
+  sum->device_bytes += part.device_bytes;
+  sum->resident_share += part.resident_share;
+}
+
+// From sums over all layers.
+void Finish(const PredictionInput& input, DecodePrediction* result) {
+  if (input.gpu) {
+    double message = 0;
+    for (const WorkerRates& worker : input.rates.workers) message = std::max(message, worker.message_seconds);
+    const auto hand_overs = static_cast<double>(input.rates.workers.size() - 1);
+    result->seconds_per_token += kGpuDecodeStepSeconds + kDecodeMessages * message + hand_overs * kGpuDecodeHandOverSeconds;
+  }
+  result->resident_share /= static_cast<double>(input.config.num_layers * input.config.top_k);
+  if (!input.gpu) result->host_bytes += std::exchange(result->device_bytes, 0);
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<std::vector<double>>> RoutingProbabilities(const GgufFile& file, const ModelConfig& config) {
+  std::mt19937_64 random(kSeed);
+  std::normal_distribution<double> normal;
+  std::vector<std::vector<double>> result;
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    ASSIGN_OR_RETURN(const std::vector<float> weight, Values(file, config, layer, TensorRole::kRouterWeight));
+    ASSIGN_OR_RETURN(const std::vector<float> bias, Values(file, config, layer, TensorRole::kRouterBias));
+    ASSIGN_OR_RETURN(const std::vector<float> norm, Values(file, config, layer, TensorRole::kFfnNorm));
+    std::vector<double> deviation(config.num_experts);
+    for (int64_t e = 0; e < config.num_experts; ++e) {
+      double sum = 0;
+      for (int64_t i = 0; i < config.n_embd; ++i) sum += std::pow(double{weight[e * config.n_embd + i]} * norm[i], 2);
+      deviation[e] = std::sqrt(sum);
+    }
+    // What all tokens have in common moves the experts as a bias does.
+    const double common = CommonShare(layer);
+    std::vector<double> middle(bias.begin(), bias.end());
+    for (int64_t e = 0; e < config.num_experts; ++e) {
+      middle[e] += std::sqrt(common) * deviation[e] * normal(random);
+      deviation[e] *= std::sqrt(1 - common);
+    }
+    if (config.top_k == config.num_experts) {
+      result.emplace_back(config.num_experts, 1.0);
+      continue;
+    }
+    std::vector<double> chosen(config.num_experts, 0), logits(config.num_experts), sorted;
+    for (int sample = 0; sample < kSamples; ++sample) {
+      for (int64_t e = 0; e < config.num_experts; ++e) logits[e] = middle[e] + deviation[e] * normal(random);
+      // Against the top_k-th best of the others' logits an expert wins with a probability that needs no sampling of its own.
+      sorted = logits;
+      std::nth_element(sorted.begin(), sorted.begin() + config.top_k, sorted.end(), std::greater<>());
+      const double next = sorted[config.top_k];
+      const double last = *std::min_element(sorted.begin(), sorted.begin() + config.top_k);
+      for (int64_t e = 0; e < config.num_experts; ++e) {
+        const double bar = logits[e] >= last ? next : last;
+        chosen[e] += 0.5 * std::erfc((bar - middle[e]) / (std::numbers::sqrt2 * std::max(deviation[e], 1e-9))) / kSamples;
+      }
+    }
+    result.push_back(std::move(chosen));
+  }
+  return result;
+}
+
+double ExpectedActivated(const std::vector<double>& probabilities, int64_t tokens) {
+  double sum = 0;
+  for (const double p : probabilities) sum += 1 - std::pow(1 - std::min(p, 1.0), static_cast<double>(tokens));
+  return sum;
+}
+
+PrefillPrediction PredictPrefill(const PredictionInput& input, int64_t tokens) {
+  PrefillPrediction result{.tokens = tokens};
+  std::mt19937_64 random(kSeed);
+  const size_t num_workers = input.placement.workers.size();
+  std::vector<WorkerCapacity> capacities;
+  for (size_t worker = 0; worker < num_workers; ++worker) {
+    const WorkerRates& rates = input.rates.workers[worker];
+    capacities.push_back({.layers = input.placement.workers[worker].layers,
+                          .slots = input.slots[worker],
+                          .link_bytes_per_second = rates.link.alone,
+                          .flops_per_second = rates.experts.flops_per_second});
+  }
+  const double step_cost = StepCostRows(input.config, input.arena, capacities);
+  const int64_t pass_tokens = std::clamp<int64_t>(input.placement.cache.max_batch_tokens, 1,
+                                                  std::max<int64_t>(StepRows(tokens, num_workers, step_cost), 1));
+  result.step_rows = std::min(pass_tokens, tokens);
+  std::vector<double> free_at(num_workers);  // passes follow each other through the workers
+  for (int64_t first = 0; first < tokens; first += pass_tokens) {
+    double through = 0;
+    for (size_t worker = 0; worker < free_at.size(); ++worker) {
+      const double begin = std::max(through, free_at[worker]);
+      through = free_at[worker] =
+          begin + PassPredictor(input, worker)
+                      .Seconds(first, std::min(pass_tokens, tokens - first), begin - free_at[worker], random, &result);
+    }
+  }
+  result.seconds = free_at.back();
+  return result;
+}
+
+DecodePrediction PredictDecode(const PredictionInput& input, int64_t context) {
+  DecodePrediction result;
+  for (size_t worker = 0; worker < input.placement.workers.size(); ++worker) {
+    const DecodePredictor predictor(input, worker, context);
+    Add(predictor.Token(predictor.most_kept(), /*filling=*/false), &result);
+  }
+  Finish(input, &result);
+  return result;
+}
+
+DecodePrediction PredictDecodeAfter(const PredictionInput& input, const PrefillPrediction& prefill, int64_t tokens) {
+  DecodePrediction result;
+  for (size_t worker = 0; worker < input.placement.workers.size(); ++worker) {
+    const DecodePredictor predictor(input, worker, prefill.tokens);
+    const double came = (prefill.shipped + prefill.resident) / static_cast<double>(input.config.num_layers);
+    double kept = came <= predictor.most_kept() ? came : kKeptShare * predictor.most_kept();
+    DecodePrediction sum;
+    for (int64_t token = 0; token < tokens; ++token) {
+      const bool filling = kept < predictor.most_kept();
+      const DecodePrediction one = predictor.Token(kept, filling);
+      Add(one, &sum);
+      if (filling) kept = std::min(predictor.most_kept(), kept + predictor.CopiesPerLayer(one));
+    }
+    const double n = static_cast<double>(std::max<int64_t>(tokens, 1));
+    Add({.seconds_per_token = sum.seconds_per_token / n,
+         .host_bytes = sum.host_bytes / n,
+         .device_bytes = sum.device_bytes / n,
+         .resident_share = sum.resident_share / n},
+        &result);
+  }
+  Finish(input, &result);
+  return result;
+}
+
+}  // namespace ferry

@@ -1,0 +1,216 @@
+#include "coordinator/experts/expert_exchange.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "absl/time/clock.h"
+#include "tests/testing/source_path.h"
+#include "tests/testing/status_matchers.h"
+
+namespace ferry {
+namespace {
+
+using ::testing::Each;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+const std::string kDemoModel = SourcePath("models/demo-moe.gguf");
+constexpr uint64_t kIncarnation = 77;
+
+class ExpertExchangeTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_OK_AND_ASSIGN(GgufFile file, GgufFile::Open(kDemoModel));
+    ASSERT_OK_AND_ASSIGN(config_, ModelConfig::FromGguf(file));
+    ASSERT_OK_AND_ASSIGN(pool_, ThreadPool::Create({.num_threads = 1, .pin = false}));
+    ASSERT_OK_AND_ASSIGN(store_, ExpertStore::Load(file, config_, *pool_, [](const LoadProgress&) {}));
+    ASSERT_OK_AND_ASSIGN(ops_, CreateOps({.kind = "cpu", .num_threads = 2, .pin_threads = false}));
+    engine_ = std::make_unique<ExpertEngine>(store_.get(), ops_.get(), SwigluParams{}, config_.n_embd);
+    const PlannerRates rates = {.host_read_bytes_per_second = 1e9, .host_flops_per_second = 1e9};
+    ASSERT_OK_AND_ASSIGN(
+        exchange_, ExpertExchange::Create(store_.get(), engine_.get(), rates, "ferry-exchange-test-" + std::to_string(getpid())));
+    exchange_->AddPeer({.worker = WorkerId(0),
+                        .incarnation = Incarnation(kIncarnation),
+                        .first_layer = 0,
+                        .end_layer = 3,
+                        .num_slots = 8,
+                        .link_bytes_per_second = 100e9});
+  }
+
+  // Two rows; row 0 goes to experts 3 and 5, row 1 to 5.
+  ExpertRequest TwoRows() {
+    return {.kind = ExpertRequestKind::kCompute,
+            .incarnation = kIncarnation,
+            .step = 1,
+            .layer = 2,
+            .num_rows = 2,
+            .uses = {{.expert = 3, .tokens = 1}, {.expert = 5, .tokens = 2}},
+            .entry_rows = {0, 0, 1}};
+  }
+  std::vector<float> Rows(int64_t count) {
+    std::vector<float> rows(count * config_.n_embd);
+    for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<float>((i * 2654435761u >> 16) % 1000) / 500.f - 1.f;
+    return rows;
+  }
+
+  ModelConfig config_;
+  std::unique_ptr<ThreadPool> pool_;
+  std::unique_ptr<ExpertStore> store_;
+  std::unique_ptr<Ops> ops_;
+  std::unique_ptr<ExpertEngine> engine_;
+  std::unique_ptr<ExpertExchange> exchange_;
+};
+
+TEST_F(ExpertExchangeTest, ComputesTheSameOverTheMailboxAsByCall) {
+  const ExpertRequest request = TwoRows();
+  std::vector<float> rows = Rows(2), direct(3 * config_.n_embd);
+  ASSERT_OK(exchange_->Compute(WorkerId(0), request, rows, std::span(direct)));
+
+  const MailboxShape shape = {.n_embd = config_.n_embd, .max_rows = 4, .max_entries = 8, .max_experts = config_.num_experts};
+  ASSERT_OK_AND_ASSIGN(const std::string key, exchange_->OpenMailbox(WorkerId(0), shape));
+  ASSERT_OK_AND_ASSIGN(std::vector<UniqueFd> fds,
+                       FetchDescriptors(exchange_->socket_name(), key, absl::Now() + absl::Seconds(5)));
+  ASSERT_EQ(fds.size(), 2u);
+  ASSERT_OK_AND_ASSIGN(const ShmArena arena, ShmArena::MapReadOnly(fds[0].Release(), store_->layout().bytes()));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<ExpertMailbox> mailbox, ExpertMailbox::Map(fds[1].Release(), shape));
+  std::memcpy(mailbox->rows().data(), rows.data(), rows.size() * sizeof(float));
+  ASSERT_OK(mailbox->Post(request));
+  ASSERT_OK(mailbox->WaitForAnswer(absl::Now() + absl::Seconds(60), nullptr));
+  EXPECT_EQ(std::memcmp(mailbox->contributions().data(), direct.data(), direct.size() * sizeof(float)), 0);
+}
+
+TEST_F(ExpertExchangeTest, GivesARowTheSameBitsAloneAndAmongOthers) {
+  std::vector<float> rows = Rows(2), together(3 * config_.n_embd), alone(config_.n_embd);
+  ASSERT_OK(exchange_->Compute(WorkerId(0), TwoRows(), rows, std::span(together)));
+  ExpertRequest request = TwoRows();
+  request.uses = {{.expert = 5, .tokens = 1}};
+  request.entry_rows = {1};
+  ASSERT_OK(exchange_->Compute(WorkerId(0), request, rows, std::span(alone)));
+  EXPECT_EQ(std::memcmp(alone.data(), together.data() + 2 * config_.n_embd, alone.size() * sizeof(float)), 0);
+}
+
+TEST_F(ExpertExchangeTest, RefusesAnotherIncarnation) {
+  ExpertRequest request = TwoRows();
+  request.incarnation = 5;
+  std::vector<float> rows = Rows(2), out(3 * config_.n_embd);
+  EXPECT_THAT(exchange_->Compute(WorkerId(0), request, rows, std::span(out)), StatusIs(absl::StatusCode::kAborted));
+}
+
+TEST_F(ExpertExchangeTest, RefusesAStepThatIsOverUntilANewEpochBegins) {
+  ExpertRequest request = TwoRows();
+  std::vector<float> rows = Rows(2), out(3 * config_.n_embd);
+  request.step = 9;
+  ASSERT_OK(exchange_->Compute(WorkerId(0), request, rows, std::span(out)));
+  request.step = 8;
+  EXPECT_THAT(exchange_->Compute(WorkerId(0), request, rows, std::span(out)),
+              StatusIs(absl::StatusCode::kAborted, HasSubstr("step 8 is over")));
+  exchange_->BeginEpoch();
+  EXPECT_OK(exchange_->Compute(WorkerId(0), request, rows, std::span(out)));
+}
+
+TEST_F(ExpertExchangeTest, RefusesALayerOfAnotherWorker) {
+  ExpertRequest request = TwoRows();
+  request.layer = 3;
+  std::vector<float> rows = Rows(2), out(3 * config_.n_embd);
+  EXPECT_THAT(exchange_->Compute(WorkerId(0), request, rows, std::span(out)),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("layer")));
+}
+
+TEST_F(ExpertExchangeTest, RefusesIdsThatAreHostile) {
+  std::vector<float> rows = Rows(2), out(3 * config_.n_embd);
+  const auto refused = [&](std::vector<ActivatedExpert> uses, std::vector<int32_t> entry_rows, const char* field) {
+    ExpertRequest request = TwoRows();
+    request.uses = std::move(uses);
+    request.entry_rows = std::move(entry_rows);
+    EXPECT_THAT(exchange_->Compute(WorkerId(0), request, rows, std::span(out)),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(field)));
+  };
+  refused({{.expert = 32, .tokens = 1}}, {0}, "expert");
+  refused({{.expert = -1232513024, .tokens = 1}}, {0}, "expert");  // the id that crashed a single-process engine
+  refused({{.expert = 5, .tokens = 1}, {.expert = 5, .tokens = 1}}, {0, 1}, "expert");
+  refused({{.expert = 5, .tokens = 1}, {.expert = 3, .tokens = 1}}, {0, 1}, "expert");
+  refused({{.expert = 5, .tokens = 0}}, {}, "tokens");
+  refused({{.expert = 5, .tokens = 2}}, {0}, "entr");
+  refused({{.expert = 5, .tokens = 1}}, {2}, "row");
+  refused({{.expert = 5, .tokens = 1}}, {-1}, "row");
+}
+
+TEST_F(ExpertExchangeTest, PlansByTheRatesAndTheSlots) {
+  ExpertRequest request = {.kind = ExpertRequestKind::kPlan,
+                           .incarnation = kIncarnation,
+                           .step = 1,
+                           .layer = 0,
+                           .num_rows = 500,
+                           .uses = {{.expert = 1, .tokens = 400}, {.expert = 2, .tokens = 1, .resident = 1}}};
+  EXPECT_THAT(*exchange_->Plan(WorkerId(0), request), ElementsAre(ExpertPlace::kShip, ExpertPlace::kResident));
+  exchange_->UpdatePeer(WorkerId(0), 0, 100e9);
+  request.uses[1].resident = 0;
+  EXPECT_THAT(*exchange_->Plan(WorkerId(0), request), Each(ExpertPlace::kHost));
+}
+
+TEST_F(ExpertExchangeTest, PlansByTheLinksRateBesideTheHostOnceItIsKnown) {
+  const ExpertRequest request = {.kind = ExpertRequestKind::kPlan,
+                                 .incarnation = kIncarnation,
+                                 .step = 1,
+                                 .layer = 0,
+                                 .num_rows = 500,
+                                 .uses = {{.expert = 1, .tokens = 400}}};
+  const PlannerRates host = {.host_read_bytes_per_second = 1e9, .host_flops_per_second = 1e9};
+  exchange_->SetRates(host, {1});  // a byte a second
+  EXPECT_THAT(*exchange_->Plan(WorkerId(0), request), ElementsAre(ExpertPlace::kHost));
+  exchange_->UpdatePeer(WorkerId(0), 8, 100e9);
+  EXPECT_THAT(*exchange_->Plan(WorkerId(0), request), ElementsAre(ExpertPlace::kHost)) << "100 GB/s is its rate alone";
+  exchange_->SetRates(host, {0});
+  EXPECT_THAT(*exchange_->Plan(WorkerId(0), request), ElementsAre(ExpertPlace::kShip)) << "nothing better is known";
+}
+
+TEST_F(ExpertExchangeTest, SharesTheHostAmongWorkersThatAreAtDifferentSteps) {
+  exchange_->AddPeer({.worker = WorkerId(1),
+                      .incarnation = Incarnation(78),
+                      .first_layer = 3,
+                      .end_layer = 4,
+                      .num_slots = 8,
+                      .link_bytes_per_second = 100e9});
+  ExpertRequest request = {
+      .kind = ExpertRequestKind::kPlan, .incarnation = kIncarnation, .step = 1, .layer = 0, .num_rows = 500, .uses = {}};
+  for (int32_t expert = 0; expert < 8; ++expert) request.uses.push_back({.expert = expert, .tokens = 10});
+  // Copying an expert takes as long as computing it on the host.
+  exchange_->SetRates({.host_read_bytes_per_second = 1e9, .host_flops_per_second = 1e15}, {1e9, 1e9});
+  const auto on_host = [&] {
+    const std::vector<ExpertPlace> places = exchange_->Plan(WorkerId(0), request).value();
+    return std::count(places.begin(), places.end(), ExpertPlace::kHost);
+  };
+  EXPECT_EQ(on_host(), 4);
+  ExpertRequest others = request;
+  others.incarnation = 78;
+  others.layer = 3;
+  ASSERT_OK(exchange_->Plan(WorkerId(1), others).status());
+  EXPECT_EQ(on_host(), 4) << "the same step: only one of them is at it";
+  int64_t shared = 4;
+  for (int i = 0; i < 100 && shared == 4; ++i) {  // more than 20 ms may pass between two calls on a busy machine
+    ++others.step;
+    ASSERT_OK(exchange_->Plan(WorkerId(1), others).status());
+    shared = on_host();
+  }
+  EXPECT_LT(shared, 4);
+  absl::SleepFor(absl::Milliseconds(30));
+  EXPECT_EQ(on_host(), 4) << "the other has ended its step";
+}
+
+TEST_F(ExpertExchangeTest, ForgetsAPeerThatLeft) {
+  exchange_->RemovePeer(WorkerId(0));
+  std::vector<float> rows = Rows(2), out(3 * config_.n_embd);
+  EXPECT_THAT(exchange_->Compute(WorkerId(0), TwoRows(), rows, std::span(out)), StatusIs(absl::StatusCode::kAborted));
+}
+
+TEST_F(ExpertExchangeTest, HandsDescriptorsToTheHolderOfTheKeyAlone) {
+  const MailboxShape shape = {.n_embd = config_.n_embd, .max_rows = 4, .max_entries = 8, .max_experts = config_.num_experts};
+  ASSERT_OK(exchange_->OpenMailbox(WorkerId(0), shape));
+  EXPECT_THAT(FetchDescriptors(exchange_->socket_name(), "guess", absl::Now() + absl::Seconds(5)),
+              StatusIs(absl::StatusCode::kNotFound));
+}
+
+}  // namespace
+}  // namespace ferry

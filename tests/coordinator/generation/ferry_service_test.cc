@@ -1,0 +1,299 @@
+#include "coordinator/generation/ferry_service.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+
+#include "absl/time/clock.h"
+#include "tests/coordinator/text/tiny_vocabulary.h"
+#include "tests/testing/status_matchers.h"
+
+namespace ferry {
+namespace {
+
+constexpr int32_t kBos = 257, kEnd = 258, kVocab = 259;
+
+// A model that answers every token with the next letter of the alphabet, or hangs.
+class AlphabetModel final : public StepExecutor {
+ public:
+  AlphabetModel() : thread_([this] { Run(); }) {}
+  ~AlphabetModel() override {
+    {
+      const std::lock_guard lock(mutex_);
+      stop_ = true;
+    }
+    changed_.notify_all();
+    thread_.join();
+  }
+  void Hang(bool hang) {
+    {
+      const std::lock_guard lock(mutex_);
+      hang_ = hang;
+    }
+    changed_.notify_all();
+  }
+  int max_steps_in_flight() const override { return 1; }
+  void Submit(StepPlan step, Done done) override {
+    const std::lock_guard lock(mutex_);
+    queue_.emplace_back(std::move(step), std::move(done));
+    changed_.notify_all();
+  }
+
+ private:
+  void Run() {
+    std::unique_lock lock(mutex_);
+    while (true) {
+      changed_.wait(lock, [&] { return stop_ || (!hang_ && !queue_.empty()); });
+      if (stop_) return;
+      auto [step, done] = std::move(queue_.front());
+      queue_.pop_front();
+      lock.unlock();
+      absl::SleepFor(absl::Microseconds(200));
+      StepOutcome outcome;
+      for (const PlannedSequence& sequence : step.sequences) {
+        for (const RowLogits& row : sequence.logits) {
+          const int32_t token = sequence.token_ids[row.offset];
+          const int32_t best = token >= 'a' && token < 'z' ? token + 1 : 'a';
+          LogitsResult result;
+          for (int32_t i = 0; i < row.wanted.top_n; ++i) {
+            result.ids.push_back(i == 0 ? best : i - 1 < best ? i - 1 : i);
+            result.logits.push_back(i == 0 ? 20.f : 0.f);
+          }
+          result.log_sum_exp = 20;
+          outcome.logits.push_back(std::move(result));
+        }
+      }
+      done(std::move(outcome));
+      lock.lock();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<std::pair<StepPlan, Done>> queue_;
+  bool stop_ = false, hang_ = false;
+  std::thread thread_;
+};
+
+class FerryServiceTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    VocabularyData data = TinyVocabulary({"h e"}, {{"<|bos|>", TokenType::kControl}, {"<|return|>", TokenType::kControl}});
+    data.bos = kBos;
+    data.eos = kEnd;
+    data.add_bos = true;
+    ASSERT_OK_AND_ASSIGN(tokenizer_, Tokenizer::Create(data));
+    v1::GetModelInfoResponse model_info;
+    model_info.set_name("alphabet");
+    service_ = std::make_unique<FerryService>(
+        FerryService::Parts{.loop = &loop_,
+                            .tokenizer = tokenizer_.get(),
+                            .clock = Clock::Real(),
+                            .pool = &pool_,
+                            .limits = {.context_tokens = 4096, .share_tokens = 1024, .vocab_size = kVocab, .max_token_bytes = 10},
+                            .model_info = model_info,
+                            .server_info = [this] {
+                              v1::GetServerInfoResponse info;
+                              info.set_running_requests(loop_.stats().running);
+                              return info;
+                            }});
+    grpc::ServerBuilder builder;
+    int port = 0;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+    builder.RegisterService(service_.get());
+    server_ = builder.BuildAndStart();
+    stub_ = v1::Ferry::NewStub(grpc::CreateChannel("127.0.0.1:" + std::to_string(port), grpc::InsecureChannelCredentials()));
+    loop_.Attach(&model_);
+  }
+  void TearDown() override {
+    loop_.Suspend(Unavailable("end of test"));
+    server_->Shutdown();
+  }
+
+  static v1::GenerateRequest Greedy(const std::string& text, uint32_t max_tokens) {
+    v1::GenerateRequest request;
+    request.set_text(text);
+    request.set_max_tokens(max_tokens);
+    request.mutable_sampling()->set_temperature(0);
+    return request;
+  }
+  struct Answer {
+    std::string text;
+    std::optional<v1::Finish> finish;
+    grpc::Status status;
+  };
+  Answer Generate(const v1::GenerateRequest& request, absl::Duration deadline = absl::Seconds(60)) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(deadline));
+    const auto stream = stub_->Generate(&context, request);
+    Answer answer;
+    v1::GenerateResponse response;
+    while (stream->Read(&response)) {
+      EXPECT_FALSE(answer.finish) << "the finish comes last";
+      answer.text += response.text();
+      if (response.has_finish()) answer.finish = response.finish();
+    }
+    answer.status = stream->Finish();
+    return answer;
+  }
+  bool EventuallyIdle() {
+    for (int i = 0; i < 10000; ++i) {
+      const GenerationStats stats = loop_.stats();
+      if (stats.running == 0 && stats.queued == 0 && stats.kv_blocks_free == stats.kv_blocks_total) return true;
+      absl::SleepFor(absl::Milliseconds(1));
+    }
+    return false;
+  }
+  bool EventuallyRunning(int64_t count) {
+    for (int i = 0; i < 10000; ++i) {
+      if (loop_.stats().running == count) return true;
+      absl::SleepFor(absl::Milliseconds(1));
+    }
+    return false;
+  }
+
+  std::unique_ptr<Tokenizer> tokenizer_;
+  AlphabetModel model_;
+  GenerationLoop loop_{
+      {.max_running = 2, .max_queued = 2, .vocab_size = kVocab, .slots = {.num_slots = 2, .num_blocks = 256, .block_tokens = 32}},
+      Clock::Real(),
+      "loading"};
+  std::unique_ptr<FerryService> service_;
+  TaskPool pool_{1};  // its tasks use the service
+  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<v1::Ferry::Stub> stub_;
+};
+
+TEST_F(FerryServiceTest, StreamsACompletion) {
+  const Answer answer = Generate(Greedy("abc", 5));
+  EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.text, "defgh");
+  ASSERT_TRUE(answer.finish);
+  EXPECT_EQ(answer.finish->prompt_tokens(), 4u);
+  EXPECT_EQ(answer.finish->generated_tokens(), 5u);
+}
+
+TEST_F(FerryServiceTest, ServesManyClientsAtOnce) {
+  std::vector<std::thread> clients;
+  std::atomic<int> right{0};
+  for (int i = 0; i < 4; ++i) {  // 2 run, 2 wait
+    clients.emplace_back([&, i] {
+      const Answer answer = Generate(Greedy(std::string(1 + i, 'a'), 20));
+      right += answer.status.ok() && answer.text == "bcdefghijklmnopqrstu";
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  EXPECT_EQ(right, 4);
+}
+
+TEST_F(FerryServiceTest, NamesWhatIsWrongWithARequest) {
+  v1::GenerateRequest request = Greedy("abc", 5);
+  request.mutable_sampling()->set_temperature(-1);
+  const Answer answer = Generate(request);
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(answer.status.error_message(), testing::HasSubstr("temperature"));
+}
+
+TEST_F(FerryServiceTest, AClientThatLeavesFreesItsBlocks) {
+  for (const bool hang : {false, true}) {
+    model_.Hang(hang);
+    {
+      grpc::ClientContext context;
+      const auto stream = stub_->Generate(&context, Greedy("abc", 4000));
+      ASSERT_TRUE(EventuallyRunning(1));
+      v1::GenerateResponse response;
+      if (!hang) {
+        ASSERT_TRUE(stream->Read(&response));
+      }
+      context.TryCancel();
+      while (stream->Read(&response)) {
+      }
+      EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
+    }
+    EXPECT_TRUE(EventuallyIdle()) << "hang " << hang;
+  }
+}
+
+TEST_F(FerryServiceTest, AClientMayLeaveTheQueueToo) {
+  model_.Hang(true);
+  std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
+  std::vector<std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>>> streams;
+  for (int i = 0; i < 4; ++i) {
+    contexts.push_back(std::make_unique<grpc::ClientContext>());
+    streams.push_back(stub_->Generate(contexts.back().get(), Greedy("abc", 50)));
+    ASSERT_TRUE(EventuallyRunning(std::min(i + 1, 2)));
+  }
+  for (int i = 0; i < 10000 && loop_.stats().queued < 2; ++i) absl::SleepFor(absl::Milliseconds(1));
+  ASSERT_EQ(loop_.stats().queued, 2);
+  EXPECT_EQ(Generate(Greedy("abc", 1)).status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  for (const auto& context : contexts) context->TryCancel();
+  for (const auto& stream : streams) EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  EXPECT_TRUE(EventuallyIdle());
+}
+
+TEST_F(FerryServiceTest, KeepsDeadlines) {
+  model_.Hang(true);
+  const absl::Time start = absl::Now();
+  EXPECT_EQ(Generate(Greedy("abc", 5), absl::Milliseconds(100)).status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_LT(absl::Now() - start, absl::Seconds(5));
+  EXPECT_TRUE(EventuallyIdle());
+}
+
+TEST_F(FerryServiceTest, EndsStreamsWithTheReasonWhenServiceEnds) {
+  model_.Hang(true);
+  std::thread client([&] {
+    const Answer answer = Generate(Greedy("abc", 5));
+    EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+    EXPECT_EQ(answer.status.error_message(), "worker 1 is lost");
+  });
+  ASSERT_TRUE(EventuallyRunning(1));
+  loop_.Suspend(Unavailable("worker 1 is lost"));
+  client.join();
+}
+
+TEST_F(FerryServiceTest, SurvivesClientsThatComeAndGo) {
+  std::vector<std::thread> clients;
+  for (int i = 0; i < 4; ++i) {
+    clients.emplace_back([&, i] {
+      for (int round = 0; round < 25; ++round) {
+        Generate(Greedy("abc", 200), absl::Milliseconds(1 + (7 * i + 3 * round) % 40));
+      }
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  EXPECT_TRUE(EventuallyIdle());
+  EXPECT_EQ(Generate(Greedy("abc", 2)).text, "de");
+}
+
+TEST_F(FerryServiceTest, TokenizesAndDetokenizes) {
+  grpc::ClientContext tokenize_context, detokenize_context, refused_context;
+  v1::TokenizeRequest request;
+  request.set_text("he<|return|>");
+  v1::TokenizeResponse ids;
+  ASSERT_TRUE(stub_->Tokenize(&tokenize_context, request, &ids).ok());
+  EXPECT_THAT(ids.ids(), testing::ElementsAre(kBos, 256, kEnd));
+  v1::DetokenizeRequest back;
+  *back.mutable_ids() = ids.ids();
+  back.set_render_special(true);
+  v1::DetokenizeResponse text;
+  ASSERT_TRUE(stub_->Detokenize(&detokenize_context, back, &text).ok());
+  EXPECT_EQ(text.text(), "<|bos|>he<|return|>");
+  back.add_ids(4294967295u);
+  const grpc::Status status = stub_->Detokenize(&refused_context, back, &text);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), testing::HasSubstr("ids[3]"));
+}
+
+TEST_F(FerryServiceTest, DescribesModelAndServer) {
+  grpc::ClientContext model_context, server_context;
+  v1::GetModelInfoResponse model;
+  ASSERT_TRUE(stub_->GetModelInfo(&model_context, {}, &model).ok());
+  EXPECT_EQ(model.name(), "alphabet");
+  v1::GetServerInfoResponse info;
+  EXPECT_TRUE(stub_->GetServerInfo(&server_context, {}, &info).ok());
+}
+
+}  // namespace
+}  // namespace ferry

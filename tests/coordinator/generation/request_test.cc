@@ -1,0 +1,377 @@
+#include "coordinator/generation/request.h"
+
+#include <cmath>
+
+#include "tests/coordinator/text/tiny_vocabulary.h"
+#include "tests/testing/fake_clock.h"
+#include "tests/testing/status_matchers.h"
+
+namespace ferry {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+class RecordingSink final : public GenerationSink {
+ public:
+  void Send(v1::GenerateResponse response) override {
+    EXPECT_FALSE(closed);
+    responses.push_back(std::move(response));
+  }
+  void Close(const absl::Status& end) override {
+    EXPECT_FALSE(closed) << "closed once";
+    closed = true;
+    status = end;
+  }
+  std::string text() const {
+    std::string all;
+    for (const auto& response : responses) all += response.text();
+    return all;
+  }
+  std::vector<uint32_t> ids() const {
+    std::vector<uint32_t> all;
+    for (const auto& response : responses) all.insert(all.end(), response.token_ids().begin(), response.token_ids().end());
+    return all;
+  }
+  const v1::Finish& finish() const { return responses.back().finish(); }
+
+  std::vector<v1::GenerateResponse> responses;
+  bool closed = false;
+  absl::Status status;
+};
+
+// Ids 0 to 255 are bytes; 256 "he", 257 <|bos|>, 258 <|return|> (ends a generation).
+class RequestTest : public ::testing::Test {
+ protected:
+  static constexpr int32_t kBos = 257, kEnd = 258, kVocab = 259;
+
+  void SetUp() override {
+    VocabularyData data = TinyVocabulary({"h e"}, {{"<|bos|>", TokenType::kControl}, {"<|return|>", TokenType::kControl}});
+    data.bos = kBos;
+    data.eos = kEnd;
+    data.add_bos = true;
+    ASSERT_OK_AND_ASSIGN(tokenizer_, Tokenizer::Create(data));
+    proto_.set_text("hello");
+    proto_.mutable_sampling()->set_temperature(0);
+    proto_.set_max_tokens(8);
+  }
+
+  absl::Status Create() {
+    sink_ = std::make_shared<RecordingSink>();
+    absl::StatusOr<std::shared_ptr<Request>> request =
+        Request::Create(proto_, tokenizer_.get(), limits_, /*fallback_seed=*/5, deadline_, &clock_, sink_);
+    if (request.ok()) request_ = *std::move(request);
+    return request.status();
+  }
+  // A row whose best token is `best` with logit 2, all others 0; as the worker sends it for `wanted`.
+  static LogitsResult Row(int32_t best, const LogitsRequest& wanted) {
+    LogitsResult row{.log_sum_exp = static_cast<float>(std::log(kVocab - 1 + std::exp(2.0)))};
+    row.target_logit = wanted.target == best ? 2.f : 0.f;
+    if (wanted.top_n >= kVocab) {
+      row.logits.assign(kVocab, 0.f);
+      row.logits[best] = 2;
+      return row;
+    }
+    for (int32_t i = 0; i < wanted.top_n; ++i) {
+      row.ids.push_back(i == 0 ? best : i - 1 < best ? i - 1 : i);
+      row.logits.push_back(i == 0 ? 2.f : 0.f);
+    }
+    return row;
+  }
+  // Computes the rows from `first` to the last known token, with `best` as every row's best; whether it finished.
+  bool Step(int64_t first, int32_t best) {
+    std::vector<LogitsResult> logits;
+    const int64_t end = static_cast<int64_t>(request_->tokens().size());
+    for (int64_t position = first; position < end; ++position) {
+      if (const auto wanted = request_->LogitsAt(position)) logits.push_back(Row(best, *wanted));
+    }
+    v1::ExpertCounters experts;
+    experts.set_activated(10);
+    return request_->OnRows(first, end - first, logits, experts);
+  }
+  // Prompt, then the tokens of `text` and ids; whether the last one finished it.
+  bool Generate(const std::vector<int32_t>& ids) {
+    bool finished = false;
+    int64_t next = 0;
+    for (const int32_t id : ids) {
+      const int64_t end = static_cast<int64_t>(request_->tokens().size());
+      finished = Step(next, id);
+      next = end;
+      if (finished) break;
+    }
+    return finished;
+  }
+
+  std::unique_ptr<Tokenizer> tokenizer_;
+  RequestLimits limits_ = {.context_tokens = 32, .share_tokens = 16, .vocab_size = kVocab, .max_token_bytes = 10};
+  FakeClock clock_;
+  absl::Time deadline_ = absl::InfiniteFuture();
+  v1::GenerateRequest proto_;
+  std::shared_ptr<RecordingSink> sink_;
+  std::shared_ptr<Request> request_;
+};
+
+TEST_F(RequestTest, TokenizesWithBosAsTheModelSaysUnlessTold) {
+  ASSERT_OK(Create());
+  EXPECT_THAT(request_->tokens(), ElementsAre(kBos, 256, 'l', 'l', 'o'));
+  EXPECT_FALSE(request_->forgets_experts());
+  proto_.set_add_bos(false);
+  ASSERT_OK(Create());
+  EXPECT_THAT(request_->tokens(), ElementsAre(256, 'l', 'l', 'o'));
+}
+
+TEST_F(RequestTest, ParsesSpecialTokensUnlessTold) {
+  proto_.set_text("a<|return|>");
+  ASSERT_OK(Create());
+  EXPECT_THAT(request_->tokens(), ElementsAre(kBos, 'a', kEnd));
+  proto_.set_parse_special(false);
+  ASSERT_OK(Create());
+  EXPECT_EQ(request_->prompt_tokens(), 12);
+}
+
+TEST_F(RequestTest, TakesTokensAsTheyAre) {
+  proto_.mutable_tokens()->add_ids('x');
+  proto_.mutable_tokens()->add_ids(kEnd);
+  ASSERT_OK(Create());
+  EXPECT_THAT(request_->tokens(), ElementsAre('x', kEnd));
+}
+
+TEST_F(RequestTest, StreamsTokensAndTextAndFinishesAtMaxTokens) {
+  proto_.set_max_tokens(3);
+  ASSERT_OK(Create());
+  EXPECT_EQ(request_->reserve_tokens(), 8);
+  EXPECT_TRUE(Generate({'w', 'o', 'w'}));
+  EXPECT_EQ(sink_->responses.size(), 3u);
+  EXPECT_THAT(sink_->ids(), ElementsAre('w', 'o', 'w'));
+  EXPECT_EQ(sink_->text(), "wow");
+  EXPECT_TRUE(sink_->closed);
+  EXPECT_OK(sink_->status);
+  EXPECT_EQ(sink_->finish().reason(), v1::Finish::LENGTH);
+  EXPECT_EQ(sink_->finish().prompt_tokens(), 5u);
+  EXPECT_EQ(sink_->finish().generated_tokens(), 3u);
+  EXPECT_EQ(sink_->finish().experts().activated(), 30u) << "of the steps it was part of";
+}
+
+TEST_F(RequestTest, NeverSplitsACharacter) {
+  proto_.set_max_tokens(4);
+  ASSERT_OK(Create());
+  EXPECT_TRUE(Generate({0xC3, 0xA9, 0xE2, 0x82}));
+  EXPECT_EQ(sink_->responses[0].text(), "");
+  EXPECT_EQ(sink_->responses[1].text(), "\xC3\xA9");
+  EXPECT_EQ(sink_->responses[3].text(), "\xEF\xBF\xBD") << "the end of the output ends a character that never came";
+}
+
+TEST_F(RequestTest, StopsAtAnEndToken) {
+  ASSERT_OK(Create());
+  EXPECT_TRUE(Generate({'a', kEnd}));
+  EXPECT_EQ(sink_->finish().reason(), v1::Finish::STOP);
+  EXPECT_THAT(sink_->ids(), ElementsAre('a', kEnd));
+  EXPECT_EQ(sink_->text(), "a");
+}
+
+TEST_F(RequestTest, ShowsSpecialTokensWhenAsked) {
+  proto_.set_render_special(true);
+  ASSERT_OK(Create());
+  EXPECT_TRUE(Generate({'a', kEnd}));
+  EXPECT_EQ(sink_->text(), "a<|return|>");
+}
+
+TEST_F(RequestTest, GoesOnBehindAnEndTokenWithIgnoreEos) {
+  proto_.set_ignore_eos(true);
+  proto_.set_max_tokens(3);
+  ASSERT_OK(Create());
+  EXPECT_TRUE(Generate({'a', kEnd, 'b'}));
+  EXPECT_EQ(sink_->finish().reason(), v1::Finish::LENGTH);
+  EXPECT_EQ(sink_->text(), "ab");
+}
+
+TEST_F(RequestTest, StopsAtAStopTokenEvenWithIgnoreEos) {
+  proto_.set_ignore_eos(true);
+  proto_.add_stop_token_ids('!');
+  ASSERT_OK(Create());
+  EXPECT_TRUE(Generate({'a', '!'}));
+  EXPECT_EQ(sink_->finish().reason(), v1::Finish::STOP);
+  EXPECT_EQ(sink_->text(), "a");
+}
+
+TEST_F(RequestTest, StopsAtAStringAcrossTokensAndDoesNotShowIt) {
+  proto_.add_stop("END");
+  ASSERT_OK(Create());
+  EXPECT_TRUE(Generate({'a', 'E', 'N', 'D', 'x'}));
+  EXPECT_EQ(sink_->text(), "a");
+  EXPECT_EQ(sink_->finish().reason(), v1::Finish::STOP);
+  EXPECT_EQ(sink_->finish().generated_tokens(), 4u);
+}
+
+TEST_F(RequestTest, ShowsTheBeginningOfAStopStringThatDidNotCome) {
+  proto_.add_stop("END");
+  proto_.set_max_tokens(3);
+  ASSERT_OK(Create());
+  EXPECT_TRUE(Generate({'a', 'E', 'N'}));
+  EXPECT_EQ(sink_->responses[1].text(), "");
+  EXPECT_EQ(sink_->text(), "aEN");
+}
+
+TEST_F(RequestTest, GivesLogprobsOfTheChosenAndTheBest) {
+  proto_.set_logprobs(2);
+  proto_.set_max_tokens(1);
+  ASSERT_OK(Create());
+  EXPECT_TRUE(Generate({'q'}));
+  ASSERT_EQ(sink_->responses[0].logprobs_size(), 1);
+  const v1::PositionLogprobs& logprobs = sink_->responses[0].logprobs(0);
+  const double want = 2 - std::log(kVocab - 1 + std::exp(2.0));
+  EXPECT_EQ(logprobs.id(), static_cast<uint32_t>('q'));
+  EXPECT_NEAR(logprobs.logprob(), want, 1e-5);
+  ASSERT_EQ(logprobs.top_size(), 2);
+  EXPECT_EQ(logprobs.top(0).id(), static_cast<uint32_t>('q'));
+  EXPECT_NEAR(logprobs.top(1).logprob(), want - 2, 1e-5);
+}
+
+TEST_F(RequestTest, ScoresAPromptChunkByChunk) {
+  proto_.set_max_tokens(0);
+  proto_.set_prompt_logprobs(1);
+  ASSERT_OK(Create());
+  EXPECT_FALSE(request_->may_reuse_prefix());
+  EXPECT_FALSE(request_->LogitsAt(4)) << "nothing is wanted of the last row";
+  std::vector<LogitsResult> logits;
+  for (int64_t position = 0; position < 3; ++position) logits.push_back(Row('l', *request_->LogitsAt(position)));
+  EXPECT_FALSE(request_->OnRows(0, 3, logits, {}));
+  ASSERT_EQ(sink_->responses.size(), 1u);
+  EXPECT_EQ(sink_->responses[0].prompt_logprobs_size(), 3);
+  logits = {Row('l', *request_->LogitsAt(3))};
+  EXPECT_TRUE(request_->OnRows(3, 2, logits, {}));
+  ASSERT_EQ(sink_->responses.size(), 2u);
+  const v1::PositionLogprobs& first = sink_->responses[0].prompt_logprobs(0);
+  EXPECT_EQ(first.id(), 256u) << "of prompt token 1";
+  const double lse = std::log(kVocab - 1 + std::exp(2.0));
+  EXPECT_NEAR(first.logprob(), -lse, 1e-5);
+  EXPECT_NEAR(sink_->responses[0].prompt_logprobs(1).logprob(), 2 - lse, 1e-5);
+  EXPECT_EQ(first.top(0).id(), static_cast<uint32_t>('l'));
+  EXPECT_EQ(sink_->responses[1].prompt_logprobs(0).id(), static_cast<uint32_t>('o'));
+  EXPECT_EQ(sink_->finish().generated_tokens(), 0u);
+  EXPECT_EQ(sink_->finish().reason(), v1::Finish::LENGTH);
+}
+
+TEST_F(RequestTest, MaxTokensZeroComputesThePromptOnly) {
+  proto_.set_max_tokens(0);
+  ASSERT_OK(Create());
+  for (int64_t position = 0; position < 5; ++position) EXPECT_FALSE(request_->LogitsAt(position));
+  EXPECT_TRUE(Step(0, 'x'));
+  EXPECT_THAT(sink_->ids(), ElementsAre());
+  EXPECT_OK(sink_->status);
+}
+
+TEST_F(RequestTest, AsksForFewLogitsWhenFewDecide) {
+  ASSERT_OK(Create());
+  EXPECT_LT(request_->LogitsAt(4)->top_n, 10) << "greedy";
+  proto_.mutable_sampling()->set_frequency_penalty(0.5);
+  ASSERT_OK(Create());
+  EXPECT_EQ(request_->LogitsAt(4)->top_n, kVocab) << "penalties may lift any token";
+  EXPECT_TRUE(Generate({'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h'}));
+}
+
+TEST_F(RequestTest, ForgetsExpertsWhenAsked) {
+  proto_.set_forget_experts(true);
+  ASSERT_OK(Create());
+  EXPECT_TRUE(request_->forgets_experts());
+}
+
+TEST_F(RequestTest, MeasuresQueuePrefillAndDecode) {
+  proto_.set_max_tokens(2);
+  ASSERT_OK(Create());
+  clock_.Advance(absl::Seconds(2));
+  request_->OnAdmitted(3);
+  clock_.Advance(absl::Seconds(3));
+  Step(3, 'a');
+  clock_.Advance(absl::Seconds(4));
+  Step(5, 'b');
+  EXPECT_EQ(sink_->finish().queue_seconds(), 2);
+  EXPECT_EQ(sink_->finish().prefill_seconds(), 3);
+  EXPECT_EQ(sink_->finish().decode_seconds(), 4);
+  EXPECT_EQ(sink_->finish().cached_prompt_tokens(), 3u);
+}
+
+TEST_F(RequestTest, TheSameSeedGivesTheSameTokens) {
+  proto_.mutable_sampling()->set_temperature(5);
+  std::vector<std::vector<uint32_t>> outputs;
+  for (const uint64_t seed : {7, 7, 8}) {
+    proto_.mutable_sampling()->set_seed(seed);
+    ASSERT_OK(Create());
+    Generate({'a', 'a', 'a', 'a', 'a', 'a', 'a', 'a'});
+    EXPECT_EQ(sink_->finish().seed(), seed);
+    outputs.push_back(sink_->ids());
+  }
+  EXPECT_EQ(outputs[0], outputs[1]);
+  EXPECT_NE(outputs[0], outputs[2]);
+}
+
+TEST_F(RequestTest, ReportsTheSeedItDrewItself) {
+  proto_.set_max_tokens(1);
+  ASSERT_OK(Create());
+  Generate({'a'});
+  EXPECT_EQ(sink_->finish().seed(), 5u);
+}
+
+TEST_F(RequestTest, FillsItsShareOfTheCacheWithoutMaxTokensOrTheContextBehindALongPrompt) {
+  proto_.clear_max_tokens();
+  ASSERT_OK(Create());
+  EXPECT_EQ(request_->reserve_tokens(), 16);
+  proto_.set_text(std::string(20, 'x'));
+  ASSERT_OK(Create());
+  EXPECT_EQ(request_->reserve_tokens(), 32);
+}
+
+TEST_F(RequestTest, NeverReservesMoreThanTheContext) {
+  proto_.set_max_tokens(4'000'000'000);
+  ASSERT_OK(Create());
+  EXPECT_EQ(request_->reserve_tokens(), 32);
+}
+
+TEST_F(RequestTest, AWorkersNonsenseEndsThisRequestOnly) {
+  ASSERT_OK(Create());
+  std::vector<LogitsResult> logits = {Row('a', *request_->LogitsAt(4))};
+  logits[0].log_sum_exp = std::nanf("");
+  logits[0].logits.assign(logits[0].logits.size(), std::nanf(""));
+  EXPECT_TRUE(request_->OnRows(0, 5, logits, {}));
+  EXPECT_THAT(sink_->status, testing::Not(IsOk()));
+}
+
+struct BadRequest {
+  const char* field;
+  std::function<void(v1::GenerateRequest&)> set;
+};
+class RequestRefusal : public RequestTest, public ::testing::WithParamInterface<BadRequest> {};
+TEST_P(RequestRefusal, NamesTheField) {
+  GetParam().set(proto_);
+  EXPECT_THAT(Create(), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(GetParam().field)));
+}
+INSTANTIATE_TEST_SUITE_P(
+    All, RequestRefusal,
+    ::testing::Values(
+        BadRequest{"prompt", [](auto& r) { r.clear_prompt(); }}, BadRequest{"prompt", [](auto& r) { r.mutable_tokens(); }},
+        BadRequest{"tokens.ids[1]", [](auto& r) { r.mutable_tokens()->add_ids(1), r.mutable_tokens()->add_ids(259); }},
+        BadRequest{"tokens.ids[0]", [](auto& r) { r.mutable_tokens()->add_ids(4294967295u); }},
+        BadRequest{"prompt", [](auto& r) { r.set_text(std::string(40, 'x')); }},
+        BadRequest{"text", [](auto& r) { r.set_text(std::string(400, 'x')); }},
+        BadRequest{"no room", [](auto& r) { r.set_text(std::string(31, 'x')), r.set_max_tokens(1); }},
+        BadRequest{"temperature", [](auto& r) { r.mutable_sampling()->set_temperature(-1); }},
+        BadRequest{"temperature", [](auto& r) { r.mutable_sampling()->set_temperature(std::nanf("")); }},
+        BadRequest{"top_p", [](auto& r) { r.mutable_sampling()->set_top_p(0); }},
+        BadRequest{"min_p", [](auto& r) { r.mutable_sampling()->set_min_p(2); }},
+        BadRequest{"repetition_penalty", [](auto& r) { r.mutable_sampling()->set_repetition_penalty(0); }},
+        BadRequest{"repetition_penalty", [](auto& r) { r.mutable_sampling()->set_repetition_penalty(11); }},
+        BadRequest{"frequency_penalty", [](auto& r) { r.mutable_sampling()->set_frequency_penalty(3); }},
+        BadRequest{"presence_penalty", [](auto& r) { r.mutable_sampling()->set_presence_penalty(-3); }},
+        BadRequest{"logit_bias", [](auto& r) { (*r.mutable_sampling()->mutable_logit_bias())[259] = 1; }},
+        BadRequest{"logit_bias", [](auto& r) { (*r.mutable_sampling()->mutable_logit_bias())[3] = 101; }},
+        BadRequest{"logprobs", [](auto& r) { r.set_logprobs(21); }},
+        BadRequest{"prompt_logprobs", [](auto& r) { r.set_prompt_logprobs(21); }},
+        BadRequest{"stop_token_ids", [](auto& r) { r.add_stop_token_ids(259); }},
+        BadRequest{"stop", [](auto& r) { r.add_stop(""); }},
+        BadRequest{"stop[0]", [](auto& r) { r.add_stop(std::string(257, 'x')); }}, BadRequest{"stop", [](auto& r) {
+                                                                                                for (int i = 0; i < 17; ++i)
+                                                                                                  r.add_stop("x");
+                                                                                              }}));
+
+}  // namespace
+}  // namespace ferry
