@@ -11,11 +11,11 @@ namespace {
 constexpr int kCoordinator = 0;  // worker i is process i + 1
 constexpr int kStepsRow = 0, kEngineRow = 1;
 
-const char* RowName(v1::TraceSpan::Track track) {
+const char* RowName(internal::v1::TraceSpan::Track track) {
   switch (track) {
-    case v1::TraceSpan::COMPUTE:
+    case internal::v1::TraceSpan::COMPUTE:
       return "device: compute";
-    case v1::TraceSpan::COPY:
+    case internal::v1::TraceSpan::COPY:
       return "device: copies";
     default:
       return "thread";
@@ -58,10 +58,10 @@ void TraceWriter::AddEngine(int64_t layer, int64_t experts, int64_t rows, absl::
               {{"layer", layer}, {"experts", experts}, {"rows", rows}});
 }
 
-void TraceWriter::AddWorker(WorkerId worker, const google::protobuf::RepeatedPtrField<v1::TraceSpan>& spans) {
+void TraceWriter::AddWorker(WorkerId worker, const google::protobuf::RepeatedPtrField<internal::v1::TraceSpan>& spans) {
   const std::lock_guard lock(mutex_);
   const int process = worker.value() + 1;
-  for (const v1::TraceSpan& span : spans) {
+  for (const internal::v1::TraceSpan& span : spans) {
     NameLocked(process, span.track(), absl::StrFormat("worker %d", worker.value()), RowName(span.track()));
     WriteLocked("X", span.name(), process, span.track(), absl::FromUnixNanos(span.begin_unix_ns()),
                 absl::Nanoseconds(span.duration_ns()), 0, span.layer() < 0 ? Arguments() : Arguments{{"layer", span.layer()}});

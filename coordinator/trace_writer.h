@@ -19,7 +19,7 @@
 #include "absl/time/time.h"
 #include "common/ids.h"
 #include "common/status.h"
-#include "ferry/v1/worker.pb.h"
+#include "ferry/internal/v1/worker.pb.h"
 
 namespace ferry {
 
@@ -36,7 +36,7 @@ class TraceWriter {
   void AddStep(uint64_t epoch, uint64_t step, int64_t rows, absl::Time begin, absl::Time end);
   void AddEngine(int64_t layer, int64_t experts, int64_t rows, absl::Time begin, absl::Time end);
   // Spans of an answer that CheckStepResponse let pass.
-  void AddWorker(WorkerId worker, const google::protobuf::RepeatedPtrField<v1::TraceSpan>& spans);
+  void AddWorker(WorkerId worker, const google::protobuf::RepeatedPtrField<internal::v1::TraceSpan>& spans);
 
  private:
   explicit TraceWriter(std::ofstream file) : file_(std::move(file)) {}

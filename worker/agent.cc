@@ -28,15 +28,16 @@ bool IsWorthWaiting(const absl::Status& status) {
 
 }  // namespace
 
-absl::StatusOr<v1::RegisterResponse> Agent::Register(v1::Cluster::StubInterface* cluster, const v1::RegisterRequest& request,
-                                                     absl::Duration patience, const std::function<bool()>& cancelled) {
+absl::StatusOr<internal::v1::RegisterResponse> Agent::Register(internal::v1::Cluster::StubInterface* cluster,
+                                                               const internal::v1::RegisterRequest& request,
+                                                               absl::Duration patience, const std::function<bool()>& cancelled) {
   absl::Time last_answer = absl::Now();
   std::string last_message;
   bool complained = false;
   while (true) {
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(absl::Now() + kRegisterTimeout));
-    v1::RegisterResponse response;
+    internal::v1::RegisterResponse response;
     const absl::Status status = FromGrpcStatus(cluster->Register(&context, request, &response));
     if (status.ok()) return response;
     if (!absl::IsUnavailable(status)) return Annotate(status, "Register");
@@ -59,8 +60,8 @@ absl::StatusOr<v1::RegisterResponse> Agent::Register(v1::Cluster::StubInterface*
   }
 }
 
-Agent::Agent(v1::Cluster::StubInterface* cluster, const Options& options, std::function<void(v1::HeartbeatRequest*)> fill,
-             std::function<void(const absl::Status&)> on_lost)
+Agent::Agent(internal::v1::Cluster::StubInterface* cluster, const Options& options,
+             std::function<void(internal::v1::HeartbeatRequest*)> fill, std::function<void(const absl::Status&)> on_lost)
     : cluster_(*cluster), options_(options), fill_(std::move(fill)), on_lost_(std::move(on_lost)), thread_([this] { Loop(); }) {}
 
 Agent::~Agent() {
@@ -102,11 +103,11 @@ void Agent::Loop() {
 absl::Status Agent::Beat(absl::Duration timeout) {
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
-  v1::HeartbeatRequest request;
+  internal::v1::HeartbeatRequest request;
   fill_(&request);
   request.set_worker_id(options_.worker_id);
   request.set_incarnation(options_.incarnation.value());
-  v1::HeartbeatResponse response;
+  internal::v1::HeartbeatResponse response;
   return FromGrpcStatus(cluster_.Heartbeat(&context, request, &response));
 }
 

@@ -13,7 +13,7 @@
 #include "absl/time/time.h"
 #include "common/ids.h"
 #include "common/status.h"
-#include "ferry/v1/cluster.grpc.pb.h"
+#include "ferry/internal/v1/cluster.grpc.pb.h"
 
 namespace ferry {
 
@@ -21,8 +21,9 @@ class Agent {
  public:
   // Asks for a place until it has one. A coordinator that cannot be reached for `patience` is given up (Unavailable); one that
   // answers that it is not ready yet is waited for. Other answers are final. Cancelled: `cancelled` became true.
-  static absl::StatusOr<v1::RegisterResponse> Register(v1::Cluster::StubInterface* cluster, const v1::RegisterRequest& request,
-                                                       absl::Duration patience, const std::function<bool()>& cancelled);
+  static absl::StatusOr<internal::v1::RegisterResponse> Register(internal::v1::Cluster::StubInterface* cluster,
+                                                                 const internal::v1::RegisterRequest& request,
+                                                                 absl::Duration patience, const std::function<bool()>& cancelled);
 
   struct Options {
     uint32_t worker_id = 0;
@@ -32,8 +33,8 @@ class Agent {
   };
   // Begins to send heartbeats, filled in by `fill` (id and incarnation are set here). `on_lost` is called once, from the
   // heartbeat thread, when no heartbeat succeeded for options.timeout, or one was refused. All borrowed.
-  Agent(v1::Cluster::StubInterface* cluster, const Options& options, std::function<void(v1::HeartbeatRequest*)> fill,
-        std::function<void(const absl::Status&)> on_lost);
+  Agent(internal::v1::Cluster::StubInterface* cluster, const Options& options,
+        std::function<void(internal::v1::HeartbeatRequest*)> fill, std::function<void(const absl::Status&)> on_lost);
   ~Agent();
 
   // Sends the next heartbeat at once: something that the coordinator waits for has changed.
@@ -43,9 +44,9 @@ class Agent {
   void Loop();
   absl::Status Beat(absl::Duration timeout);
 
-  v1::Cluster::StubInterface& cluster_;
+  internal::v1::Cluster::StubInterface& cluster_;
   const Options options_;
-  const std::function<void(v1::HeartbeatRequest*)> fill_;
+  const std::function<void(internal::v1::HeartbeatRequest*)> fill_;
   const std::function<void(const absl::Status&)> on_lost_;
   std::mutex mutex_;
   std::condition_variable changed_;

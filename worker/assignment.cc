@@ -11,7 +11,7 @@ absl::Status CheckRange(const char* field, double value, double min, double max)
   return InvalidArgument("%s is %g, want %g to %g", field, value, min, max);
 }
 
-absl::StatusOr<ModelConfig> ModelFromProto(const v1::ModelShape& shape) {
+absl::StatusOr<ModelConfig> ModelFromProto(const internal::v1::ModelShape& shape) {
   constexpr double kMaxDimension = 1 << 24;
   if (shape.architecture() != "gpt-oss") {
     return Unimplemented("model.architecture is '%s'; this worker runs gpt-oss", shape.architecture());
@@ -73,7 +73,7 @@ absl::StatusOr<ModelConfig> ModelFromProto(const v1::ModelShape& shape) {
   return model;
 }
 
-absl::StatusOr<ArenaLayout> ArenaFromProto(const v1::ModelShape& shape) {
+absl::StatusOr<ArenaLayout> ArenaFromProto(const internal::v1::ModelShape& shape) {
   std::vector<ExpertLayout> layers;
   for (uint32_t i = 0; i < shape.num_layers(); ++i) {
     ASSIGN_OR_RETURN(
@@ -85,7 +85,7 @@ absl::StatusOr<ArenaLayout> ArenaFromProto(const v1::ModelShape& shape) {
   return ArenaLayout::Create(std::move(layers), shape.num_experts());
 }
 
-absl::Status CheckCache(const v1::CacheShape& cache, const ModelConfig& model) {
+absl::Status CheckCache(const internal::v1::CacheShape& cache, const ModelConfig& model) {
   for (const auto& [field, type] :
        {std::pair{"cache.kv_type", cache.kv_type()}, std::pair{"cache.kv_value_type", cache.kv_value_type()}}) {
     const DType dtype = static_cast<DType>(type);
@@ -106,22 +106,22 @@ absl::Status CheckCache(const v1::CacheShape& cache, const ModelConfig& model) {
                     1e13);
 }
 
-absl::StatusOr<std::vector<LayerRule>> RulesFromProto(const v1::RegisterResponse& response) {
+absl::StatusOr<std::vector<LayerRule>> RulesFromProto(const internal::v1::RegisterResponse& response) {
   std::vector<LayerRule> rules(response.end_layer() - response.first_layer(), LayerRule::kAny);
-  for (const v1::ExpertOverride& rule : response.overrides()) {
+  for (const internal::v1::ExpertOverride& rule : response.overrides()) {
     if (rule.layer() < response.first_layer() || rule.layer() >= response.end_layer()) {
       return InvalidArgument("overrides.layer is %d, want %d to %d", rule.layer(), response.first_layer(),
                              response.end_layer() - 1);
     }
     LayerRule& out = rules[rule.layer() - response.first_layer()];
     switch (rule.place()) {
-      case v1::ExpertOverride::ANY:
+      case internal::v1::ExpertOverride::ANY:
         out = LayerRule::kAny;
         break;
-      case v1::ExpertOverride::HOST:
+      case internal::v1::ExpertOverride::HOST:
         out = LayerRule::kHost;
         break;
-      case v1::ExpertOverride::DEVICE:
+      case internal::v1::ExpertOverride::DEVICE:
         out = LayerRule::kDevice;
         break;
       default:
@@ -133,7 +133,7 @@ absl::StatusOr<std::vector<LayerRule>> RulesFromProto(const v1::RegisterResponse
 
 }  // namespace
 
-absl::StatusOr<Assignment> AssignmentFromProto(const v1::RegisterResponse& response) {
+absl::StatusOr<Assignment> AssignmentFromProto(const internal::v1::RegisterResponse& response) {
   Assignment assignment;
   ASSIGN_OR_RETURN(assignment.model, ModelFromProto(response.model()));
   ASSIGN_OR_RETURN(assignment.arena, ArenaFromProto(response.model()));

@@ -11,7 +11,7 @@
 #include "common/model/model_config.h"
 #include "common/shm/expert_mailbox.h"
 #include "common/status.h"
-#include "ferry/v1/cluster.pb.h"
+#include "ferry/internal/v1/cluster.pb.h"
 #include "worker/expert_forward.h"
 #include "worker/kv_cache.h"
 
@@ -37,6 +37,6 @@ struct Assignment {
 };
 
 // InvalidArgument names the field; Unimplemented: something this worker does not know.
-absl::StatusOr<Assignment> AssignmentFromProto(const v1::RegisterResponse& response);
+absl::StatusOr<Assignment> AssignmentFromProto(const internal::v1::RegisterResponse& response);
 
 }  // namespace ferry

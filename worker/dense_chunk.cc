@@ -11,7 +11,7 @@ constexpr uint64_t kMaxDimension = uint64_t{1} << 31;
 
 }  // namespace
 
-absl::StatusOr<DenseChunk> DenseChunkFromProto(const v1::TensorChunk& message) {
+absl::StatusOr<DenseChunk> DenseChunkFromProto(const internal::v1::TensorChunk& message) {
   if (message.rows() > kMaxDimension || message.cols() > kMaxDimension || message.first_row() > kMaxDimension ||
       message.num_rows() > kMaxDimension) {
     return InvalidArgument("tensor '%s' has a chunk of rows %d + %d of %d x %d", message.name(), message.first_row(),

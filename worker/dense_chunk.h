@@ -6,13 +6,13 @@
 #include "common/model/dtype.h"
 #include "common/model/model_tensors.h"
 #include "common/status.h"
-#include "ferry/v1/cluster.pb.h"
+#include "ferry/internal/v1/cluster.pb.h"
 #include "worker/stage_weights.h"
 
 namespace ferry {
 
 // What the message says, borrowed from it. InvalidArgument: dimensions beyond 2^31; DataLoss: its checksum is wrong.
-absl::StatusOr<DenseChunk> DenseChunkFromProto(const v1::TensorChunk& message);
+absl::StatusOr<DenseChunk> DenseChunkFromProto(const internal::v1::TensorChunk& message);
 
 // Bytes of one row as GGUF stores it. InvalidArgument: not a type Ferry computes with, or cols are not whole blocks.
 absl::StatusOr<int64_t> DenseRowBytes(DType dtype, int64_t cols);

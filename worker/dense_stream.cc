@@ -16,11 +16,11 @@ constexpr absl::Duration kStreamTimeout =
 
 class DenseStream final : public DenseTensorSource {
  public:
-  DenseStream(v1::Cluster::StubInterface* cluster, uint32_t worker_id, Incarnation incarnation,
+  DenseStream(internal::v1::Cluster::StubInterface* cluster, uint32_t worker_id, Incarnation incarnation,
               std::function<void(int64_t)> progress)
       : progress_(std::move(progress)) {
     context_.set_deadline(absl::ToChronoTime(absl::Now() + kStreamTimeout));
-    v1::StreamDenseTensorsRequest request;
+    internal::v1::StreamDenseTensorsRequest request;
     request.set_worker_id(worker_id);
     request.set_incarnation(incarnation.value());
     stream_ = cluster->StreamDenseTensors(&context_, request);
@@ -47,15 +47,15 @@ class DenseStream final : public DenseTensorSource {
  private:
   const std::function<void(int64_t)> progress_;
   grpc::ClientContext context_;
-  std::unique_ptr<grpc::ClientReaderInterface<v1::TensorChunk>> stream_;
-  v1::TensorChunk chunk_;
+  std::unique_ptr<grpc::ClientReaderInterface<internal::v1::TensorChunk>> stream_;
+  internal::v1::TensorChunk chunk_;
   bool ended_ = false;
   int64_t bytes_ = 0;
 };
 
 }  // namespace
 
-std::unique_ptr<DenseTensorSource> OpenDenseStream(v1::Cluster::StubInterface* cluster, uint32_t worker_id,
+std::unique_ptr<DenseTensorSource> OpenDenseStream(internal::v1::Cluster::StubInterface* cluster, uint32_t worker_id,
                                                    Incarnation incarnation, std::function<void(int64_t)> progress) {
   return std::make_unique<DenseStream>(cluster, worker_id, incarnation, std::move(progress));
 }

@@ -6,14 +6,14 @@
 #include <memory>
 
 #include "common/ids.h"
-#include "ferry/v1/cluster.grpc.pb.h"
+#include "ferry/internal/v1/cluster.grpc.pb.h"
 #include "worker/stage_weights.h"
 
 namespace ferry {
 
 // `cluster` must outlive the source. `progress` hears the bytes so far after each chunk; may be null. Next: DataLoss: a chunk
 // came damaged; Unavailable and others: the stream's own end.
-std::unique_ptr<DenseTensorSource> OpenDenseStream(v1::Cluster::StubInterface* cluster, uint32_t worker_id,
+std::unique_ptr<DenseTensorSource> OpenDenseStream(internal::v1::Cluster::StubInterface* cluster, uint32_t worker_id,
                                                    Incarnation incarnation, std::function<void(int64_t)> progress);
 
 }  // namespace ferry

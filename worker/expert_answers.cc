@@ -6,17 +6,17 @@ namespace ferry {
 
 static_assert(std::endian::native == std::endian::little, "contributions cross the wire little-endian");
 
-absl::StatusOr<std::vector<ExpertPlace>> PlacesFromProto(const v1::ExpertPlan& plan) {
+absl::StatusOr<std::vector<ExpertPlace>> PlacesFromProto(const internal::v1::ExpertPlan& plan) {
   std::vector<ExpertPlace> places;
   for (const int place : plan.places()) {
     switch (place) {
-      case v1::ExpertPlan::RESIDENT:
+      case internal::v1::ExpertPlan::RESIDENT:
         places.push_back(ExpertPlace::kResident);
         break;
-      case v1::ExpertPlan::SHIP:
+      case internal::v1::ExpertPlan::SHIP:
         places.push_back(ExpertPlace::kShip);
         break;
-      case v1::ExpertPlan::HOST:
+      case internal::v1::ExpertPlan::HOST:
         places.push_back(ExpertPlace::kHost);
         break;
       default:

@@ -8,12 +8,12 @@
 
 #include "common/shm/expert_mailbox.h"
 #include "common/status.h"
-#include "ferry/v1/cluster.pb.h"
+#include "ferry/internal/v1/cluster.pb.h"
 
 namespace ferry {
 
 // InvalidArgument: a place that is none.
-absl::StatusOr<std::vector<ExpertPlace>> PlacesFromProto(const v1::ExpertPlan& plan);
+absl::StatusOr<std::vector<ExpertPlace>> PlacesFromProto(const internal::v1::ExpertPlan& plan);
 
 // Whether a plan, over whatever link it came, fits what it was asked for. Internal: not one place a use, or an expert taken for
 // resident that is not.

@@ -17,7 +17,7 @@
 #include "common/model/expert_layout.h"
 #include "common/shm/expert_mailbox.h"
 #include "common/status.h"
-#include "ferry/v1/cluster.grpc.pb.h"
+#include "ferry/internal/v1/cluster.grpc.pb.h"
 
 namespace ferry {
 
@@ -92,7 +92,7 @@ struct GrpcLinkOptions {
   bool records = true;                    // false: this worker never asks for any
 };
 // `cluster` must outlive the link.
-absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectGrpcLink(const GrpcLinkOptions& options, v1::Cluster::StubInterface* cluster,
-                                                            Ops* ops);
+absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectGrpcLink(const GrpcLinkOptions& options,
+                                                            internal::v1::Cluster::StubInterface* cluster, Ops* ops);
 
 }  // namespace ferry

@@ -26,7 +26,7 @@ constexpr int kMaxFetchAttempts = 3;
 
 class GrpcLink final : public ExpertLink {
  public:
-  GrpcLink(const GrpcLinkOptions& options, v1::Cluster::StubInterface* cluster, Ops* ops)
+  GrpcLink(const GrpcLinkOptions& options, internal::v1::Cluster::StubInterface* cluster, Ops* ops)
       : options_(options), cluster_(*cluster), ops_(*ops) {
     const int64_t row_bytes = options.n_embd * static_cast<int64_t>(sizeof(float));
     max_rows_ = std::max<int64_t>(1, std::min(options.max_rows, kMaxMessageBytes / row_bytes));
@@ -63,11 +63,11 @@ class GrpcLink final : public ExpertLink {
   absl::StatusOr<std::vector<ExpertPlace>> Plan(uint64_t step, int64_t layer, int64_t /*num_rows*/,
                                                 std::span<const ActivatedExpert> uses, absl::Time deadline) override {
     SetStep(step);
-    v1::ExpertRequest request;
+    internal::v1::ExpertRequest request;
     Fill(step, layer, uses, &request);
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(deadline));
-    v1::ExpertPlan plan;
+    internal::v1::ExpertPlan plan;
     RETURN_IF_ERROR(Annotate(FromGrpcStatus(cluster_.PlanExperts(&context, request, &plan)), "PlanExperts"));
     return PlacesFromProto(plan);
   }
@@ -166,7 +166,7 @@ class GrpcLink final : public ExpertLink {
   // A unary call that is running.
   struct Call {
     grpc::ClientContext context;
-    v1::ComputeExpertsResponse response;
+    internal::v1::ComputeExpertsResponse response;
     std::mutex mutex;
     std::condition_variable changed;
     bool done = false;
@@ -193,14 +193,14 @@ class GrpcLink final : public ExpertLink {
     }
   };
 
-  void Fill(uint64_t step, int64_t layer, std::span<const ActivatedExpert> uses, v1::ExpertRequest* request) const {
+  void Fill(uint64_t step, int64_t layer, std::span<const ActivatedExpert> uses, internal::v1::ExpertRequest* request) const {
     request->Clear();
     request->set_worker_id(options_.worker_id);
     request->set_incarnation(options_.incarnation.value());
     request->set_step(step);
     request->set_layer(layer);
     for (const ActivatedExpert& use : uses) {
-      v1::ActivatedExpert* const out = request->add_uses();
+      internal::v1::ActivatedExpert* const out = request->add_uses();
       out->set_expert(use.expert);
       out->set_tokens(use.tokens);
       out->set_resident(use.resident == 1);
@@ -244,12 +244,12 @@ class GrpcLink final : public ExpertLink {
 
   absl::Status FetchInto(grpc::ClientContext& context, uint64_t step, ExpertId id, std::byte* buffer) {
     context.set_deadline(absl::ToChronoTime(absl::Now() + kFetchTimeout));
-    v1::ExpertRequest request;
+    internal::v1::ExpertRequest request;
     const ActivatedExpert use = {.expert = id.expert, .tokens = 1};
     Fill(step, id.layer, {&use, 1}, &request);
     RecordAssembler assembler(step, id, {buffer, static_cast<size_t>(options_.arena.layer(id.layer).bytes)});
     const auto stream = cluster_.FetchExperts(&context, request);
-    v1::ExpertRecordChunk chunk;
+    internal::v1::ExpertRecordChunk chunk;
     absl::Status assembled;
     while (assembled.ok() && stream->Read(&chunk)) assembled = assembler.Add(chunk);
     if (!assembled.ok()) context.TryCancel();
@@ -264,11 +264,11 @@ class GrpcLink final : public ExpertLink {
   };
 
   const GrpcLinkOptions options_;
-  v1::Cluster::StubInterface& cluster_;
+  internal::v1::Cluster::StubInterface& cluster_;
   Ops& ops_;
   int64_t max_rows_ = 0, max_entries_ = 0;
 
-  v1::ComputeExpertsRequest compute_request_;
+  internal::v1::ComputeExpertsRequest compute_request_;
   std::unique_ptr<Call> computing_;
   std::string contributions_;
   int64_t num_entries_ = 0;  // of the computation that is running
@@ -288,8 +288,8 @@ class GrpcLink final : public ExpertLink {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectGrpcLink(const GrpcLinkOptions& options, v1::Cluster::StubInterface* cluster,
-                                                            Ops* ops) {
+absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectGrpcLink(const GrpcLinkOptions& options,
+                                                            internal::v1::Cluster::StubInterface* cluster, Ops* ops) {
   if (options.n_embd < 1 || options.max_rows < 1 || options.max_entries < 1) {
     return InvalidArgument("n_embd, max_rows and max_entries are %d, %d and %d, want at least 1", options.n_embd,
                            options.max_rows, options.max_entries);

@@ -15,20 +15,20 @@
 namespace ferry {
 namespace {
 
-absl::StatusOr<v1::ShareActivationsResponse> AskToShare(v1::Worker::Stub& stub, Incarnation next, uint64_t epoch,
-                                                        const std::string& host, absl::Time deadline) {
+absl::StatusOr<internal::v1::ShareActivationsResponse> AskToShare(internal::v1::Worker::Stub& stub, Incarnation next,
+                                                                  uint64_t epoch, const std::string& host, absl::Time deadline) {
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(deadline));
-  v1::ShareActivationsRequest request;
+  internal::v1::ShareActivationsRequest request;
   request.set_epoch(epoch);
   request.set_incarnation(next.value());
   request.set_host(host);
-  v1::ShareActivationsResponse response;
+  internal::v1::ShareActivationsResponse response;
   RETURN_IF_ERROR(FromGrpcStatus(stub.ShareActivations(&context, request, &response)));
   return response;
 }
 
-absl::StatusOr<std::unique_ptr<ActivationRing>> MapOffered(const v1::ShareActivationsResponse& offer, int64_t n_embd,
+absl::StatusOr<std::unique_ptr<ActivationRing>> MapOffered(const internal::v1::ShareActivationsResponse& offer, int64_t n_embd,
                                                            absl::Time deadline) {
   ASSIGN_OR_RETURN(std::vector<UniqueFd> descriptors, FetchDescriptors(offer.socket(), offer.key(), deadline));
   if (descriptors.size() != 1) return Internal("the next worker handed out %d descriptors, want 1", descriptors.size());
@@ -45,8 +45,8 @@ absl::StatusOr<std::unique_ptr<ActivationSink>> ConnectNextWorker(const std::str
     return Unavailable("the next worker does not answer at %s", address);
   }
   if (options.share_memory) {
-    const std::unique_ptr<v1::Worker::Stub> stub = v1::Worker::NewStub(channel);
-    ASSIGN_OR_RETURN(const v1::ShareActivationsResponse offer, AskToShare(*stub, next, epoch, HostId(), deadline));
+    const std::unique_ptr<internal::v1::Worker::Stub> stub = internal::v1::Worker::NewStub(channel);
+    ASSIGN_OR_RETURN(const internal::v1::ShareActivationsResponse offer, AskToShare(*stub, next, epoch, HostId(), deadline));
     if (!offer.socket().empty()) {
       absl::StatusOr<std::unique_ptr<ActivationRing>> ring = MapOffered(offer, options.n_embd, deadline);
       if (ring.ok()) return MakeRingSink(*std::move(ring), options.ops);
@@ -57,9 +57,9 @@ absl::StatusOr<std::unique_ptr<ActivationSink>> ConnectNextWorker(const std::str
   return MakeGrpcSink(std::move(channel), next, options.n_embd, epoch);
 }
 
-absl::StatusOr<v1::ShareActivationsResponse> ActivationSharer::Share(const v1::ShareActivationsRequest& request,
-                                                                     const StageLinkOptions& options, StepRunner* runner) {
-  v1::ShareActivationsResponse response;
+absl::StatusOr<internal::v1::ShareActivationsResponse> ActivationSharer::Share(
+    const internal::v1::ShareActivationsRequest& request, const StageLinkOptions& options, StepRunner* runner) {
+  internal::v1::ShareActivationsResponse response;
   if (!options.share_memory || request.host() != HostId()) {
     RETURN_IF_ERROR(runner->ReceiveFrom(request.epoch(), nullptr));
     return response;

@@ -10,7 +10,7 @@
 #include "absl/time/time.h"
 #include "common/ids.h"
 #include "common/status.h"
-#include "ferry/v1/worker.grpc.pb.h"
+#include "ferry/internal/v1/worker.grpc.pb.h"
 #include "kernels/ops.h"
 #include "worker/epoch_offer.h"
 #include "worker/stage_link.h"
@@ -35,8 +35,8 @@ absl::StatusOr<std::unique_ptr<ActivationSink>> ConnectNextWorker(const std::str
 class ActivationSharer {
  public:
   // Errors as Worker.ShareActivations says in worker.proto, apart from the incarnation, which the caller has checked.
-  absl::StatusOr<v1::ShareActivationsResponse> Share(const v1::ShareActivationsRequest& request, const StageLinkOptions& options,
-                                                     StepRunner* runner);
+  absl::StatusOr<internal::v1::ShareActivationsResponse> Share(const internal::v1::ShareActivationsRequest& request,
+                                                               const StageLinkOptions& options, StepRunner* runner);
 
  private:
   std::mutex mutex_;

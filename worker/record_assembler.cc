@@ -6,7 +6,7 @@
 
 namespace ferry {
 
-absl::Status RecordAssembler::Add(const v1::ExpertRecordChunk& chunk) {
+absl::Status RecordAssembler::Add(const internal::v1::ExpertRecordChunk& chunk) {
   if (chunk.step() != step_) return InvalidArgument("step is %d, want %d", chunk.step(), step_);
   if (static_cast<int64_t>(chunk.layer()) != id_.layer) return InvalidArgument("layer is %d, want %d", chunk.layer(), id_.layer);
   if (static_cast<int64_t>(chunk.expert()) != id_.expert) {

@@ -8,7 +8,7 @@
 #include <span>
 
 #include "common/status.h"
-#include "ferry/v1/cluster.pb.h"
+#include "ferry/internal/v1/cluster.pb.h"
 #include "worker/expert_link.h"
 
 namespace ferry {
@@ -20,7 +20,7 @@ class RecordAssembler {
 
   // The next chunk. InvalidArgument names the field: another step, layer or expert, a record of another size, a gap, too much.
   // DataLoss: the checksum of the whole record, which its last chunk carries, is wrong.
-  absl::Status Add(const v1::ExpertRecordChunk& chunk);
+  absl::Status Add(const internal::v1::ExpertRecordChunk& chunk);
   // The stream has ended. DataLoss: before the record was whole.
   absl::Status Finish() const;
 

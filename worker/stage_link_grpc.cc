@@ -7,15 +7,15 @@
 
 #include "absl/time/clock.h"
 #include "common/grpc_status.h"
-#include "ferry/v1/worker.grpc.pb.h"
+#include "ferry/internal/v1/worker.grpc.pb.h"
 
 namespace ferry {
 namespace {
 
 // One PushActivations call. Writes wait for gRPC to take them, so that a next worker that stands still is noticed in time.
-class PushStream final : public grpc::ClientWriteReactor<v1::Activations> {
+class PushStream final : public grpc::ClientWriteReactor<internal::v1::Activations> {
  public:
-  PushStream(v1::Worker::Stub& stub, Incarnation next) {
+  PushStream(internal::v1::Worker::Stub& stub, Incarnation next) {
     context_.AddMetadata(kNextIncarnationKey, std::to_string(next.value()));
     stub.async()->PushActivations(&context_, &response_, this);
     AddHold();  // writes start outside of this class's callbacks
@@ -29,7 +29,7 @@ class PushStream final : public grpc::ClientWriteReactor<v1::Activations> {
   }
 
   // Fill it, then Write.
-  v1::Activations& message() { return message_; }
+  internal::v1::Activations& message() { return message_; }
 
   absl::Status Write(absl::Time deadline) {
     std::unique_lock lock(mutex_);
@@ -81,8 +81,8 @@ class PushStream final : public grpc::ClientWriteReactor<v1::Activations> {
   }
 
   grpc::ClientContext context_;
-  v1::PushActivationsResponse response_;
-  v1::Activations message_;
+  internal::v1::PushActivationsResponse response_;
+  internal::v1::Activations message_;
   std::mutex mutex_;
   std::condition_variable changed_;
   bool writing_ = false;
@@ -95,23 +95,23 @@ class PushStream final : public grpc::ClientWriteReactor<v1::Activations> {
 class GrpcSink final : public ActivationSink {
  public:
   GrpcSink(std::shared_ptr<grpc::Channel> channel, Incarnation next, int64_t n_embd, uint64_t epoch)
-      : stub_(v1::Worker::NewStub(std::move(channel))), next_(next), n_embd_(n_embd), epoch_(epoch) {}
+      : stub_(internal::v1::Worker::NewStub(std::move(channel))), next_(next), n_embd_(n_embd), epoch_(epoch) {}
 
   absl::StatusOr<std::span<float>> Reserve(int64_t num_rows, absl::Time) override {
-    ASSIGN_OR_RETURN(v1::Activations* const message, Begin());
+    ASSIGN_OR_RETURN(internal::v1::Activations* const message, Begin());
     num_rows_ = std::min(num_rows, RowsOfAMessage(n_embd_));
     message->mutable_data()->resize(num_rows_ * n_embd_ * sizeof(float));
     return std::span(reinterpret_cast<float*>(message->mutable_data()->data()), num_rows_ * n_embd_);
   }
   absl::Status Send(uint64_t step, int64_t first_row, absl::Time deadline) override {
-    v1::Activations& message = stream_->message();
+    internal::v1::Activations& message = stream_->message();
     message.set_step(step);
     message.set_first_row(first_row);
     message.set_num_rows(num_rows_);
     return stream_->Write(deadline);
   }
   absl::Status SendFailure(uint64_t step, const std::string& error, absl::Time deadline) override {
-    ASSIGN_OR_RETURN(v1::Activations* const message, Begin());
+    ASSIGN_OR_RETURN(internal::v1::Activations* const message, Begin());
     message->set_step(step);
     message->set_error(error.empty() ? "it failed" : error);
     return stream_->Write(deadline);
@@ -124,19 +124,19 @@ class GrpcSink final : public ActivationSink {
 
  private:
   // The stream's message, empty but for the epoch.
-  absl::StatusOr<v1::Activations*> Begin() {
+  absl::StatusOr<internal::v1::Activations*> Begin() {
     {
       const std::lock_guard lock(mutex_);
       if (aborted_) return Aborted("epoch %d is over", epoch_);
       if (stream_ == nullptr) stream_ = std::make_unique<PushStream>(*stub_, next_);
     }
-    v1::Activations& message = stream_->message();
+    internal::v1::Activations& message = stream_->message();
     message.Clear();
     message.set_epoch(epoch_);
     return &message;
   }
 
-  const std::unique_ptr<v1::Worker::Stub> stub_;
+  const std::unique_ptr<internal::v1::Worker::Stub> stub_;
   const Incarnation next_;
   const int64_t n_embd_;
   const uint64_t epoch_;

@@ -13,7 +13,7 @@ absl::Status CheckBelow(const std::string& field, uint64_t value, int64_t limit)
   return InvalidArgument("%s is %d, want less than %d", field, value, limit);
 }
 
-absl::Status CheckBlocks(const std::string& field, const v1::StepSequence& sequence, const StepLimits& limits) {
+absl::Status CheckBlocks(const std::string& field, const internal::v1::StepSequence& sequence, const StepLimits& limits) {
   const int64_t end = int64_t{sequence.first_position()} + sequence.num_tokens();
   const int64_t wanted = (end + kKvBlockTokens - 1) / kKvBlockTokens;
   if (sequence.blocks_size() < wanted || sequence.blocks_size() > limits.num_blocks) {
@@ -28,8 +28,8 @@ absl::Status CheckBlocks(const std::string& field, const v1::StepSequence& seque
   return absl::OkStatus();
 }
 
-absl::StatusOr<StageSequence> CheckSequence(const std::string& field, const v1::StepSequence& sequence, int64_t first_row,
-                                            const StepLimits& limits) {
+absl::StatusOr<StageSequence> CheckSequence(const std::string& field, const internal::v1::StepSequence& sequence,
+                                            int64_t first_row, const StepLimits& limits) {
   RETURN_IF_ERROR(CheckBelow(field + ".slot", sequence.slot(), limits.num_slots));
   if (sequence.num_tokens() < 1 || first_row + sequence.num_tokens() > limits.max_rows) {
     return InvalidArgument("%s.num_tokens is %d, want 1 to %d: a step has at most %d rows", field, sequence.num_tokens(),
@@ -59,7 +59,7 @@ absl::StatusOr<StageSequence> CheckSequence(const std::string& field, const v1::
 
 }  // namespace
 
-absl::StatusOr<StageStep> CheckStep(const v1::StepRequest& request, const StepLimits& limits) {
+absl::StatusOr<StageStep> CheckStep(const internal::v1::StepRequest& request, const StepLimits& limits) {
   // As a duration: what is above 0 may be too little for a tick of it, and NaN is endless.
   const absl::Duration timeout = absl::Seconds(request.timeout_seconds());
   if (timeout <= absl::ZeroDuration() || timeout > limits.max_timeout) {
@@ -77,7 +77,7 @@ absl::StatusOr<StageStep> CheckStep(const v1::StepRequest& request, const StepLi
   std::vector<bool> slot_taken(limits.num_slots);
   int64_t logits_bytes = 0;
   for (int i = 0; i < request.sequences_size(); ++i) {
-    const v1::StepSequence& sequence = request.sequences(i);
+    const internal::v1::StepSequence& sequence = request.sequences(i);
     const std::string field = absl::StrFormat("sequences[%d]", i);
     const int64_t first_row = step.num_rows();
     ASSIGN_OR_RETURN(StageSequence checked, CheckSequence(field, sequence, first_row, limits));
@@ -86,7 +86,7 @@ absl::StatusOr<StageStep> CheckStep(const v1::StepRequest& request, const StepLi
     step.sequences.push_back(std::move(checked));
 
     int64_t end_of_last = 0;
-    for (const v1::LogitsWanted& wanted : sequence.logits()) {
+    for (const internal::v1::LogitsWanted& wanted : sequence.logits()) {
       RETURN_IF_ERROR(CheckBelow(field + ".logits.offset", wanted.offset(), sequence.num_tokens()));
       if (wanted.offset() < end_of_last) {
         return InvalidArgument("%s.logits.offset is %d after %d, want them increasing", field, wanted.offset(), end_of_last - 1);

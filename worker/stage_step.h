@@ -9,7 +9,7 @@
 
 #include "absl/time/time.h"
 #include "common/status.h"
-#include "ferry/v1/worker.pb.h"
+#include "ferry/internal/v1/worker.pb.h"
 
 namespace ferry {
 
@@ -55,6 +55,6 @@ struct StageStep {
 // InvalidArgument names the field and its range: nothing to do or more rows than max_rows; a slot out of range or given
 // twice; positions beyond the context; blocks too few, out of range or given twice in a sequence; token ids missing or out
 // of range; logits out of order, too many, or of a row that is not there; a timeout not in (0, max_timeout].
-absl::StatusOr<StageStep> CheckStep(const v1::StepRequest& request, const StepLimits& limits);
+absl::StatusOr<StageStep> CheckStep(const internal::v1::StepRequest& request, const StepLimits& limits);
 
 }  // namespace ferry

@@ -15,7 +15,7 @@ constexpr absl::Duration kAnswerPatience = absl::Seconds(10);  // for a coordina
 class AnswerRing {
  public:
   explicit AnswerRing(std::shared_ptr<MessageRing> ring) : ring_(std::move(ring)) {}
-  void Write(const v1::StepResponse& response) {
+  void Write(const internal::v1::StepResponse& response) {
     const std::lock_guard lock(mutex_);
     const absl::Status written = ring_->Write(response.SerializeAsString(), absl::Now() + kAnswerPatience);
     if (!written.ok() && !absl::IsAborted(written))
@@ -29,7 +29,7 @@ class AnswerRing {
 
 }  // namespace
 
-void StepSharer::Offer(const std::string& host, v1::BeginEpochResponse* response) {
+void StepSharer::Offer(const std::string& host, internal::v1::BeginEpochResponse* response) {
   const std::lock_guard lock(mutex_);
   rings_ = {};
   offer_.Withdraw();
@@ -40,7 +40,7 @@ void StepSharer::Offer(const std::string& host, v1::BeginEpochResponse* response
   }
 }
 
-absl::Status StepSharer::OfferRings(v1::BeginEpochResponse* response) {
+absl::Status StepSharer::OfferRings(internal::v1::BeginEpochResponse* response) {
   ASSIGN_OR_RETURN(rings_.steps, MessageRing::Create());
   ASSIGN_OR_RETURN(rings_.answers, MessageRing::Create());
   RETURN_IF_ERROR(offer_.Make({rings_.steps->fd(), rings_.answers->fd()}));
@@ -71,10 +71,10 @@ void RingSteps::Run() {
   while (true) {
     const absl::StatusOr<std::string> message = steps_->Read(absl::InfiniteFuture());
     if (absl::IsAborted(message.status())) return;
-    v1::StepRequest request;
+    internal::v1::StepRequest request;
     if (!message.ok() || !request.ParseFromString(*message)) {
       // An answer to no step: its reader ends the epoch, and names this worker.
-      v1::StepResponse refusal;
+      internal::v1::StepResponse refusal;
       refusal.set_code(static_cast<int>(absl::StatusCode::kInternal));
       refusal.set_message(
           absl::StrFormat("a step cannot be read: %s", message.ok() ? "it is no message" : message.status().message()));
@@ -82,7 +82,7 @@ void RingSteps::Run() {
       answers->Write(refusal);
       return;
     }
-    runner_.Submit(std::move(request), [answers](const v1::StepResponse& response) { answers->Write(response); });
+    runner_.Submit(std::move(request), [answers](const internal::v1::StepResponse& response) { answers->Write(response); });
   }
 }
 

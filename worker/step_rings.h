@@ -10,7 +10,7 @@
 
 #include "common/shm/message_ring.h"
 #include "common/status.h"
-#include "ferry/v1/worker.pb.h"
+#include "ferry/internal/v1/worker.pb.h"
 #include "worker/epoch_offer.h"
 #include "worker/step_runner.h"
 
@@ -25,13 +25,13 @@ class StepSharer {
  public:
   // Says in `response` where the memory is, if `host` is this one. What keeps it from being shared is logged: steps come by the
   // stream.
-  void Offer(const std::string& host, v1::BeginEpochResponse* response);
+  void Offer(const std::string& host, internal::v1::BeginEpochResponse* response);
   // What the last Offer made, for the stream that names its key: one of an epoch that is over may come late. Empty: there is
   // none, or it has been taken.
   StepRings Take(const std::string& key);
 
  private:
-  absl::Status OfferRings(v1::BeginEpochResponse* response);
+  absl::Status OfferRings(internal::v1::BeginEpochResponse* response);
 
   std::mutex mutex_;
   EpochOffer offer_;  // guarded by mutex_, as rings_

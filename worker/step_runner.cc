@@ -15,8 +15,8 @@ static_assert(std::endian::native == std::endian::little, "logits and hidden sta
 
 constexpr size_t kMaxQueued = 256;  // far above the steps a pipeline has in flight: a bound, not a schedule
 
-v1::StepResponse ResponseFor(const v1::StepRequest& request, const absl::Status& status) {
-  v1::StepResponse response;
+internal::v1::StepResponse ResponseFor(const internal::v1::StepRequest& request, const absl::Status& status) {
+  internal::v1::StepResponse response;
   response.set_epoch(request.epoch());
   response.set_step(request.step());
   response.set_code(static_cast<int32_t>(status.code()));
@@ -24,22 +24,22 @@ v1::StepResponse ResponseFor(const v1::StepRequest& request, const absl::Status&
   return response;
 }
 
-v1::TraceSpan::Track TrackToProto(TraceSpan::Track track) {
+internal::v1::TraceSpan::Track TrackToProto(TraceSpan::Track track) {
   switch (track) {
     case TraceSpan::Track::kHost:
-      return v1::TraceSpan::HOST;
+      return internal::v1::TraceSpan::HOST;
     case TraceSpan::Track::kCompute:
-      return v1::TraceSpan::COMPUTE;
+      return internal::v1::TraceSpan::COMPUTE;
     case TraceSpan::Track::kCopy:
-      return v1::TraceSpan::COPY;
+      return internal::v1::TraceSpan::COPY;
   }
-  return v1::TraceSpan::HOST;
+  return internal::v1::TraceSpan::HOST;
 }
 
-v1::StepResponse ResponseFor(const v1::StepRequest& request, const StageResult& result) {
-  v1::StepResponse response = ResponseFor(request, absl::OkStatus());
+internal::v1::StepResponse ResponseFor(const internal::v1::StepRequest& request, const StageResult& result) {
+  internal::v1::StepResponse response = ResponseFor(request, absl::OkStatus());
   for (const LogitsResult& logits : result.logits) {
-    v1::LogitsRow* const row = response.add_logits();
+    internal::v1::LogitsRow* const row = response.add_logits();
     row->set_log_sum_exp(logits.log_sum_exp);
     row->set_target_logit(logits.target_logit);
     row->mutable_ids()->Assign(logits.ids.begin(), logits.ids.end());
@@ -49,7 +49,7 @@ v1::StepResponse ResponseFor(const v1::StepRequest& request, const StageResult& 
   response.set_seconds(result.seconds);
   response.set_busy_seconds(result.busy_seconds);
   for (const TraceSpan& span : result.spans) {
-    v1::TraceSpan* const out = response.add_spans();
+    internal::v1::TraceSpan* const out = response.add_spans();
     out->set_name(span.name);
     out->set_track(TrackToProto(span.track));
     out->set_layer(static_cast<int32_t>(span.layer));
@@ -60,7 +60,7 @@ v1::StepResponse ResponseFor(const v1::StepRequest& request, const StageResult& 
 }
 
 // What is no time is refused by CheckStep; until then a step gets none.
-absl::Duration TimeoutOf(const v1::StepRequest& request, const StepLimits& limits) {
+absl::Duration TimeoutOf(const internal::v1::StepRequest& request, const StepLimits& limits) {
   if (!(request.timeout_seconds() > 0)) return absl::ZeroDuration();
   return std::min(absl::Seconds(request.timeout_seconds()), limits.max_timeout);
 }
@@ -144,7 +144,7 @@ absl::StatusOr<ExpertCache::Probe> StepRunner::ProbeLink(absl::Duration time, ab
   return *job->result;
 }
 
-void StepRunner::Submit(v1::StepRequest request, Answer answer) {
+void StepRunner::Submit(internal::v1::StepRequest request, Answer answer) {
   absl::Status refused;
   {
     const std::lock_guard lock(mutex_);

@@ -20,7 +20,7 @@
 #include "absl/time/time.h"
 #include "common/shm/paced_wait.h"
 #include "common/status.h"
-#include "ferry/v1/worker.pb.h"
+#include "ferry/internal/v1/worker.pb.h"
 #include "worker/stage.h"
 #include "worker/stage_link.h"
 
@@ -28,7 +28,7 @@ namespace ferry {
 
 class StepRunner {
  public:
-  using Answer = std::function<void(const v1::StepResponse&)>;
+  using Answer = std::function<void(const internal::v1::StepResponse&)>;
 
   using OnFailed = std::function<void(const absl::Status&)>;
 
@@ -51,14 +51,14 @@ class StepRunner {
   absl::StatusOr<ExpertCache::Probe> ProbeLink(absl::Duration time, absl::Time deadline);
 
   // Queues a step. `answer` is called once, from the compute thread or from this call.
-  void Submit(v1::StepRequest request, Answer answer);
+  void Submit(internal::v1::StepRequest request, Answer answer);
 
   // Expert traffic of all steps so far.
   v1::ExpertCounters counters() const;
 
  private:
   struct Queued {
-    v1::StepRequest request;
+    internal::v1::StepRequest request;
     Answer answer;
     absl::Time deadline;
   };

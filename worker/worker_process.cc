@@ -55,7 +55,7 @@ absl::StatusOr<ListenAddress> AddressOf(const char* flag, const std::string& tex
 // What the heartbeat says, written by the main thread as the worker gets on.
 struct Report {
   std::mutex mutex;
-  v1::HeartbeatRequest heartbeat;
+  internal::v1::HeartbeatRequest heartbeat;
   StepRunner* runner = nullptr;
 };
 
@@ -123,9 +123,9 @@ absl::StatusOr<Server> Listen(const ListenAddress& listen, const ListenAddress& 
   return result;
 }
 
-v1::RegisterRequest MakeRegisterRequest(const WorkerOptions& options, const std::string& address, Incarnation incarnation,
-                                        Ops& ops) {
-  v1::RegisterRequest request;
+internal::v1::RegisterRequest MakeRegisterRequest(const WorkerOptions& options, const std::string& address,
+                                                  Incarnation incarnation, Ops& ops) {
+  internal::v1::RegisterRequest request;
   request.set_incarnation(incarnation.value());
   request.set_host(HostId());
   request.set_address(address);
@@ -144,7 +144,8 @@ v1::RegisterRequest MakeRegisterRequest(const WorkerOptions& options, const std:
 }
 
 absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectExperts(const Assignment& assignment, Incarnation incarnation,
-                                                           v1::Cluster::StubInterface* cluster, Ops* ops, bool with_slots) {
+                                                           internal::v1::Cluster::StubInterface* cluster, Ops* ops,
+                                                           bool with_slots) {
   if (assignment.expert_transport == "shm") {
     return ConnectShmLink({.descriptor_socket = assignment.descriptor_socket,
                            .descriptor_key = assignment.descriptor_key,
@@ -218,9 +219,9 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
   ASSIGN_OR_RETURN(const Server server, Listen(listen, coordinator, &service));
 
   const std::shared_ptr<grpc::Channel> channel = ConnectTo(coordinator.ToString(), Keepalive::kOff);
-  const std::unique_ptr<v1::Cluster::Stub> cluster = v1::Cluster::NewStub(channel);
+  const std::unique_ptr<internal::v1::Cluster::Stub> cluster = internal::v1::Cluster::NewStub(channel);
   const auto cancelled = [&] { return ending.ended() || asked_to_end(); };
-  ASSIGN_OR_RETURN(const v1::RegisterResponse response,
+  ASSIGN_OR_RETURN(const internal::v1::RegisterResponse response,
                    Agent::Register(cluster.get(), MakeRegisterRequest(options, server.address, incarnation, *ops),
                                    absl::Seconds(options.connect_patience_seconds), cancelled));
   ASSIGN_OR_RETURN(const Assignment assignment, AssignmentFromProto(response));
@@ -237,7 +238,7 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
        .interval = assignment.heartbeat_interval,
        .timeout = assignment.heartbeat_timeout,
        .same_host = assignment.expert_transport == "shm" || coordinator.loopback},
-      [&report](v1::HeartbeatRequest* request) {
+      [&report](internal::v1::HeartbeatRequest* request) {
         const std::lock_guard lock(report.mutex);
         *request = report.heartbeat;
         request->set_resident_bytes(ResidentBytes());

@@ -26,13 +26,14 @@ absl::Time DeadlineOf(const grpc::ServerContext& context, absl::Duration otherwi
 // Answers of one RunSteps stream: written by the compute thread as they come, until the stream ends.
 class AnswerWriter {
  public:
-  explicit AnswerWriter(grpc::ServerReaderWriter<v1::StepResponse, v1::StepRequest>* stream) : stream_(stream) {}
+  explicit AnswerWriter(grpc::ServerReaderWriter<internal::v1::StepResponse, internal::v1::StepRequest>* stream)
+      : stream_(stream) {}
 
   void Expect() {
     const std::lock_guard lock(mutex_);
     ++expected_;
   }
-  void Write(const v1::StepResponse& response) {
+  void Write(const internal::v1::StepResponse& response) {
     const std::lock_guard lock(mutex_);
     if (stream_ != nullptr) stream_->Write(response);  // a write that fails shows in the reader's end
     --expected_;
@@ -48,7 +49,7 @@ class AnswerWriter {
  private:
   std::mutex mutex_;
   std::condition_variable changed_;
-  grpc::ServerReaderWriter<v1::StepResponse, v1::StepRequest>* stream_;
+  grpc::ServerReaderWriter<internal::v1::StepResponse, internal::v1::StepRequest>* stream_;
   int expected_ = 0;
 };
 
@@ -70,8 +71,8 @@ absl::Status WorkerService::CheckIncarnation(uint64_t meant) const {
   return Aborted("incarnation is %d, want %d: another worker was meant", meant, incarnation_.value());
 }
 
-grpc::Status WorkerService::BeginEpoch(grpc::ServerContext* context, const v1::BeginEpochRequest* request,
-                                       v1::BeginEpochResponse* response) {
+grpc::Status WorkerService::BeginEpoch(grpc::ServerContext* context, const internal::v1::BeginEpochRequest* request,
+                                       internal::v1::BeginEpochResponse* response) {
   const auto begin = [&]() -> absl::Status {
     ASSIGN_OR_RETURN(const Attached attached, Get());
     RETURN_IF_ERROR(CheckIncarnation(request->incarnation()));
@@ -92,7 +93,7 @@ grpc::Status WorkerService::BeginEpoch(grpc::ServerContext* context, const v1::B
 }
 
 grpc::Status WorkerService::RunSteps(grpc::ServerContext* context,
-                                     grpc::ServerReaderWriter<v1::StepResponse, v1::StepRequest>* stream) {
+                                     grpc::ServerReaderWriter<internal::v1::StepResponse, internal::v1::StepRequest>* stream) {
   const absl::StatusOr<Attached> attached = Get();
   if (!attached.ok()) return ToGrpcStatus(attached.status());
   const auto answers = std::make_shared<AnswerWriter>(stream);
@@ -100,18 +101,19 @@ grpc::Status WorkerService::RunSteps(grpc::ServerContext* context,
   const bool has_key = key != context->client_metadata().end();
   const RingSteps through_rings(step_sharer_.Take(has_key ? std::string(key->second.data(), key->second.size()) : ""),
                                 attached->runner);
-  v1::StepRequest request;
+  internal::v1::StepRequest request;
   while (stream->Read(&request)) {
     answers->Expect();
-    attached->runner->Submit(std::move(request), [answers](const v1::StepResponse& response) { answers->Write(response); });
+    attached->runner->Submit(std::move(request),
+                             [answers](const internal::v1::StepResponse& response) { answers->Write(response); });
     request.Clear();
   }
   answers->Close(*context);
   return grpc::Status::OK;
 }
 
-grpc::Status WorkerService::PushActivations(grpc::ServerContext* context, grpc::ServerReader<v1::Activations>* stream,
-                                            v1::PushActivationsResponse*) {
+grpc::Status WorkerService::PushActivations(grpc::ServerContext* context, grpc::ServerReader<internal::v1::Activations>* stream,
+                                            internal::v1::PushActivationsResponse*) {
   const absl::StatusOr<Attached> attached = Get();
   if (!attached.ok()) return ToGrpcStatus(attached.status());
   const auto meant = context->client_metadata().find(kNextIncarnationKey);
@@ -119,7 +121,7 @@ grpc::Status WorkerService::PushActivations(grpc::ServerContext* context, grpc::
       std::string(meant->second.data(), meant->second.size()) != std::to_string(incarnation_.value())) {
     return ToGrpcStatus(Aborted("these hidden states are meant for another worker"));
   }
-  v1::Activations message;
+  internal::v1::Activations message;
   uint64_t epoch = 0;
   while (stream->Read(&message)) {
     epoch = message.epoch();
@@ -138,8 +140,8 @@ grpc::Status WorkerService::PushActivations(grpc::ServerContext* context, grpc::
   return grpc::Status::OK;
 }
 
-grpc::Status WorkerService::ShareActivations(grpc::ServerContext*, const v1::ShareActivationsRequest* request,
-                                             v1::ShareActivationsResponse* response) {
+grpc::Status WorkerService::ShareActivations(grpc::ServerContext*, const internal::v1::ShareActivationsRequest* request,
+                                             internal::v1::ShareActivationsResponse* response) {
   const auto share = [&]() -> absl::Status {
     ASSIGN_OR_RETURN(const Attached attached, Get());
     RETURN_IF_ERROR(CheckIncarnation(request->incarnation()));
@@ -149,8 +151,8 @@ grpc::Status WorkerService::ShareActivations(grpc::ServerContext*, const v1::Sha
   return ToGrpcStatus(share());
 }
 
-grpc::Status WorkerService::ProbeLink(grpc::ServerContext* context, const v1::ProbeLinkRequest* request,
-                                      v1::ProbeLinkResponse* response) {
+grpc::Status WorkerService::ProbeLink(grpc::ServerContext* context, const internal::v1::ProbeLinkRequest* request,
+                                      internal::v1::ProbeLinkResponse* response) {
   const auto probe = [&]() -> absl::Status {
     ASSIGN_OR_RETURN(const Attached attached, Get());
     RETURN_IF_ERROR(CheckIncarnation(request->incarnation()));
@@ -167,11 +169,12 @@ grpc::Status WorkerService::ProbeLink(grpc::ServerContext* context, const v1::Pr
   return ToGrpcStatus(probe());
 }
 
-grpc::Status WorkerService::Ping(grpc::ServerContext*, const v1::PingRequest* request, v1::PingResponse*) {
+grpc::Status WorkerService::Ping(grpc::ServerContext*, const internal::v1::PingRequest* request, internal::v1::PingResponse*) {
   return ToGrpcStatus(CheckIncarnation(request->incarnation()));
 }
 
-grpc::Status WorkerService::Shutdown(grpc::ServerContext*, const v1::ShutdownRequest*, v1::ShutdownResponse*) {
+grpc::Status WorkerService::Shutdown(grpc::ServerContext*, const internal::v1::ShutdownRequest*,
+                                     internal::v1::ShutdownResponse*) {
   on_shutdown_();
   return grpc::Status::OK;
 }

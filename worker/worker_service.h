@@ -8,7 +8,7 @@
 #include <mutex>
 
 #include "common/ids.h"
-#include "ferry/v1/worker.grpc.pb.h"
+#include "ferry/internal/v1/worker.grpc.pb.h"
 #include "worker/next_worker.h"
 #include "worker/stage_link.h"
 #include "worker/step_rings.h"
@@ -16,7 +16,7 @@
 
 namespace ferry {
 
-class WorkerService final : public v1::Worker::Service {
+class WorkerService final : public internal::v1::Worker::Service {
  public:
   // `on_shutdown` is called when a Shutdown was answered.
   WorkerService(Incarnation incarnation, std::function<void()> on_shutdown)
@@ -25,19 +25,20 @@ class WorkerService final : public v1::Worker::Service {
   // The worker is loaded. Both outlive the server that this is registered with.
   void Attach(StepRunner* runner, ActivationQueue* activations, const StageLinkOptions& links);
 
-  grpc::Status BeginEpoch(grpc::ServerContext* context, const v1::BeginEpochRequest* request,
-                          v1::BeginEpochResponse* response) override;
+  grpc::Status BeginEpoch(grpc::ServerContext* context, const internal::v1::BeginEpochRequest* request,
+                          internal::v1::BeginEpochResponse* response) override;
   grpc::Status RunSteps(grpc::ServerContext* context,
-                        grpc::ServerReaderWriter<v1::StepResponse, v1::StepRequest>* stream) override;
-  grpc::Status PushActivations(grpc::ServerContext* context, grpc::ServerReader<v1::Activations>* stream,
-                               v1::PushActivationsResponse* response) override;
-  grpc::Status ShareActivations(grpc::ServerContext* context, const v1::ShareActivationsRequest* request,
-                                v1::ShareActivationsResponse* response) override;
-  grpc::Status Ping(grpc::ServerContext* context, const v1::PingRequest* request, v1::PingResponse* response) override;
-  grpc::Status ProbeLink(grpc::ServerContext* context, const v1::ProbeLinkRequest* request,
-                         v1::ProbeLinkResponse* response) override;
-  grpc::Status Shutdown(grpc::ServerContext* context, const v1::ShutdownRequest* request,
-                        v1::ShutdownResponse* response) override;
+                        grpc::ServerReaderWriter<internal::v1::StepResponse, internal::v1::StepRequest>* stream) override;
+  grpc::Status PushActivations(grpc::ServerContext* context, grpc::ServerReader<internal::v1::Activations>* stream,
+                               internal::v1::PushActivationsResponse* response) override;
+  grpc::Status ShareActivations(grpc::ServerContext* context, const internal::v1::ShareActivationsRequest* request,
+                                internal::v1::ShareActivationsResponse* response) override;
+  grpc::Status Ping(grpc::ServerContext* context, const internal::v1::PingRequest* request,
+                    internal::v1::PingResponse* response) override;
+  grpc::Status ProbeLink(grpc::ServerContext* context, const internal::v1::ProbeLinkRequest* request,
+                         internal::v1::ProbeLinkResponse* response) override;
+  grpc::Status Shutdown(grpc::ServerContext* context, const internal::v1::ShutdownRequest* request,
+                        internal::v1::ShutdownResponse* response) override;
 
  private:
   struct Attached {

@@ -21,8 +21,8 @@ constexpr absl::Duration kLongEpoch = absl::Seconds(30);
 // that for answers.
 constexpr int64_t kMaxMailboxRows = 1024;
 
-v1::ModelShape ShapeOf(const ModelConfig& model, const ArenaLayout& arena) {
-  v1::ModelShape shape;
+internal::v1::ModelShape ShapeOf(const ModelConfig& model, const ArenaLayout& arena) {
+  internal::v1::ModelShape shape;
   shape.set_architecture(model.architecture);
   shape.set_num_layers(model.num_layers);
   shape.set_context_length(model.context_length);
@@ -128,7 +128,7 @@ bool ClusterController::WaitUntilServing(absl::Time deadline) {
 // ------------------------------------------------------------------------------------------------------------------
 // workers
 
-absl::Status ClusterController::Register(const v1::RegisterRequest& request, v1::RegisterResponse* response) {
+absl::Status ClusterController::Register(const internal::v1::RegisterRequest& request, internal::v1::RegisterResponse* response) {
   const std::lock_guard register_lock(register_mutex_);
   ExpertExchange* exchange = nullptr;
   {
@@ -179,7 +179,8 @@ absl::Status ClusterController::Register(const v1::RegisterRequest& request, v1:
   return absl::OkStatus();
 }
 
-void ClusterController::FillResponse(const v1::RegisterRequest& request, WorkerId worker, v1::RegisterResponse* response) const {
+void ClusterController::FillResponse(const internal::v1::RegisterRequest& request, WorkerId worker,
+                                     internal::v1::RegisterResponse* response) const {
   const WorkerPlacement& placement = options_.placement.workers[worker.value()];
   response->set_worker_id(worker.value());
   response->set_num_workers(static_cast<uint32_t>(options_.placement.workers.size()));
@@ -188,7 +189,7 @@ void ClusterController::FillResponse(const v1::RegisterRequest& request, WorkerI
   response->set_dense_bytes(placement.dense_bytes);
   *response->mutable_model() = ShapeOf(options_.model, store_->layout());
   const CacheShape& cache = options_.placement.cache;
-  v1::CacheShape* const out = response->mutable_cache();
+  internal::v1::CacheShape* const out = response->mutable_cache();
   out->set_kv_type(static_cast<uint32_t>(cache.key_type));
   out->set_kv_value_type(static_cast<uint32_t>(cache.value_type));
   out->set_num_blocks(cache.num_blocks);
@@ -206,13 +207,14 @@ void ClusterController::FillResponse(const v1::RegisterRequest& request, WorkerI
   for (int64_t layer = placement.layers.first; layer < placement.layers.end; ++layer) {
     const ExpertRule rule = options_.placement.expert_rules[layer];
     if (rule == ExpertRule::kAny) continue;
-    v1::ExpertOverride* const override_ = response->add_overrides();
+    internal::v1::ExpertOverride* const override_ = response->add_overrides();
     override_->set_layer(static_cast<uint32_t>(layer));
-    override_->set_place(rule == ExpertRule::kHost ? v1::ExpertOverride::HOST : v1::ExpertOverride::DEVICE);
+    override_->set_place(rule == ExpertRule::kHost ? internal::v1::ExpertOverride::HOST : internal::v1::ExpertOverride::DEVICE);
   }
 }
 
-absl::Status ClusterController::Heartbeat(const v1::HeartbeatRequest& request, v1::HeartbeatResponse* response) {
+absl::Status ClusterController::Heartbeat(const internal::v1::HeartbeatRequest& request,
+                                          internal::v1::HeartbeatResponse* response) {
   RETURN_IF_ERROR(CheckHeartbeat(request));
   const WorkerId worker(static_cast<int32_t>(request.worker_id()));
   const bool ready = request.state() == "ready";
@@ -323,7 +325,7 @@ double ClusterController::StepCost() const {
   std::vector<WorkerCapacity> capacities;
   const std::lock_guard lock(mutex_);
   for (size_t i = 0; i < options_.placement.workers.size(); ++i) {
-    const v1::HeartbeatRequest& heartbeat = reports_[i].heartbeat;
+    const internal::v1::HeartbeatRequest& heartbeat = reports_[i].heartbeat;
     capacities.push_back({.layers = options_.placement.workers[i].layers,
                           .slots = static_cast<int64_t>(heartbeat.expert_slots()),
                           .link_bytes_per_second = heartbeat.link_bytes_per_second(),

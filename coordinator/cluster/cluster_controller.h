@@ -27,7 +27,7 @@
 #include "coordinator/experts/expert_exchange.h"
 #include "coordinator/generation/generation_loop.h"
 #include "coordinator/planning/placement.h"
-#include "ferry/v1/cluster.pb.h"
+#include "ferry/internal/v1/cluster.pb.h"
 
 namespace ferry {
 
@@ -62,8 +62,8 @@ class ClusterController {
   bool WaitUntilServing(absl::Time deadline);
 
   // The cluster's side of cluster.proto, whose errors these return. Thread-safe.
-  absl::Status Register(const v1::RegisterRequest& request, v1::RegisterResponse* response);
-  absl::Status Heartbeat(const v1::HeartbeatRequest& request, v1::HeartbeatResponse* response);
+  absl::Status Register(const internal::v1::RegisterRequest& request, internal::v1::RegisterResponse* response);
+  absl::Status Heartbeat(const internal::v1::HeartbeatRequest& request, internal::v1::HeartbeatResponse* response);
   absl::StatusOr<LayerRange> LayersOf(WorkerId worker, Incarnation incarnation) const;
 
   // "loading" before the first epoch, "serving" in one, "degraded" between two.
@@ -77,7 +77,7 @@ class ClusterController {
   // What a worker said last, for people.
   struct Report {
     std::string expert_transport;
-    v1::HeartbeatRequest heartbeat;
+    internal::v1::HeartbeatRequest heartbeat;
   };
 
   void Run();
@@ -88,7 +88,8 @@ class ClusterController {
   // Ends the expert exchange with a lost process, unless another has taken its place meanwhile.
   void RemovePeer(WorkerId worker, Incarnation lost);
   bool StopRequested() const;
-  void FillResponse(const v1::RegisterRequest& request, WorkerId worker, v1::RegisterResponse* response) const;
+  void FillResponse(const internal::v1::RegisterRequest& request, WorkerId worker,
+                    internal::v1::RegisterResponse* response) const;
 
   const ClusterOptions options_;
   GenerationLoop& loop_;

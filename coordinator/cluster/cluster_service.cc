@@ -60,29 +60,34 @@ void ClusterService::Open(const ExpertStore* store, ExpertExchange* exchange) {
   exchange_ = exchange;
 }
 
-grpc::ServerUnaryReactor* ClusterService::Register(grpc::CallbackServerContext* context, const v1::RegisterRequest* request,
-                                                   v1::RegisterResponse* response) {
+grpc::ServerUnaryReactor* ClusterService::Register(grpc::CallbackServerContext* context,
+                                                   const internal::v1::RegisterRequest* request,
+                                                   internal::v1::RegisterResponse* response) {
   return Finish(context, controller_.Register(*request, response));
 }
 
-grpc::ServerUnaryReactor* ClusterService::Heartbeat(grpc::CallbackServerContext* context, const v1::HeartbeatRequest* request,
-                                                    v1::HeartbeatResponse* response) {
+grpc::ServerUnaryReactor* ClusterService::Heartbeat(grpc::CallbackServerContext* context,
+                                                    const internal::v1::HeartbeatRequest* request,
+                                                    internal::v1::HeartbeatResponse* response) {
   return Finish(context, controller_.Heartbeat(*request, response));
 }
 
-grpc::ServerWriteReactor<v1::TensorChunk>* ClusterService::StreamDenseTensors(grpc::CallbackServerContext*,
-                                                                              const v1::StreamDenseTensorsRequest* request) {
+grpc::ServerWriteReactor<internal::v1::TensorChunk>* ClusterService::StreamDenseTensors(
+    grpc::CallbackServerContext*, const internal::v1::StreamDenseTensorsRequest* request) {
   const WorkerId worker(static_cast<int32_t>(request->worker_id()));
   const absl::StatusOr<LayerRange> layers = controller_.LayersOf(worker, Incarnation(request->incarnation()));
-  if (!layers.ok()) return Refuse<v1::TensorChunk>(layers.status());
+  if (!layers.ok()) return Refuse<internal::v1::TensorChunk>(layers.status());
   absl::StatusOr<DenseTensorStream> stream = DenseTensorStream::Create(&file_, model_, layers->first, layers->end);
-  if (!stream.ok()) return Refuse<v1::TensorChunk>(stream.status());
-  return new StreamWriter<v1::TensorChunk>(
-      [stream = *std::move(stream)](v1::TensorChunk* chunk) mutable -> absl::StatusOr<bool> { return stream.Next(chunk); });
+  if (!stream.ok()) return Refuse<internal::v1::TensorChunk>(stream.status());
+  return new StreamWriter<internal::v1::TensorChunk>(
+      [stream = *std::move(stream)](internal::v1::TensorChunk* chunk) mutable -> absl::StatusOr<bool> {
+        return stream.Next(chunk);
+      });
 }
 
-grpc::ServerUnaryReactor* ClusterService::PlanExperts(grpc::CallbackServerContext* context, const v1::ExpertRequest* request,
-                                                      v1::ExpertPlan* response) {
+grpc::ServerUnaryReactor* ClusterService::PlanExperts(grpc::CallbackServerContext* context,
+                                                      const internal::v1::ExpertRequest* request,
+                                                      internal::v1::ExpertPlan* response) {
   ExpertExchange* const exchange = exchange_;
   if (exchange == nullptr) return Finish(context, NotOpen());
   const absl::StatusOr<ExpertRequest> converted = ExpertRequestFromProto(*request, ExpertRequestKind::kPlan);
@@ -92,21 +97,23 @@ grpc::ServerUnaryReactor* ClusterService::PlanExperts(grpc::CallbackServerContex
   return Finish(context, places.status());
 }
 
-grpc::ServerWriteReactor<v1::ExpertRecordChunk>* ClusterService::FetchExperts(grpc::CallbackServerContext*,
-                                                                              const v1::ExpertRequest* request) {
+grpc::ServerWriteReactor<internal::v1::ExpertRecordChunk>* ClusterService::FetchExperts(
+    grpc::CallbackServerContext*, const internal::v1::ExpertRequest* request) {
   ExpertExchange* const exchange = exchange_;
-  if (exchange == nullptr) return Refuse<v1::ExpertRecordChunk>(NotOpen());
+  if (exchange == nullptr) return Refuse<internal::v1::ExpertRecordChunk>(NotOpen());
   absl::StatusOr<ExpertRequest> converted = ExpertRequestFromProto(*request, ExpertRequestKind::kPlan);
-  if (!converted.ok()) return Refuse<v1::ExpertRecordChunk>(converted.status());
+  if (!converted.ok()) return Refuse<internal::v1::ExpertRecordChunk>(converted.status());
   const absl::Status checked = exchange->CheckFetch(WorkerId(static_cast<int32_t>(request->worker_id())), *converted);
-  if (!checked.ok()) return Refuse<v1::ExpertRecordChunk>(checked);
-  return new StreamWriter<v1::ExpertRecordChunk>([records = ExpertRecordStream(store_, *std::move(converted))](
-                                                     v1::ExpertRecordChunk* chunk) mutable { return records.Next(chunk); });
+  if (!checked.ok()) return Refuse<internal::v1::ExpertRecordChunk>(checked);
+  return new StreamWriter<internal::v1::ExpertRecordChunk>(
+      [records = ExpertRecordStream(store_, *std::move(converted))](internal::v1::ExpertRecordChunk* chunk) mutable {
+        return records.Next(chunk);
+      });
 }
 
 grpc::ServerUnaryReactor* ClusterService::ComputeExperts(grpc::CallbackServerContext* context,
-                                                         const v1::ComputeExpertsRequest* request,
-                                                         v1::ComputeExpertsResponse* response) {
+                                                         const internal::v1::ComputeExpertsRequest* request,
+                                                         internal::v1::ComputeExpertsResponse* response) {
   ExpertExchange* const exchange = exchange_;
   if (exchange == nullptr) return Finish(context, NotOpen());
   grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();

@@ -9,11 +9,11 @@
 #include "coordinator/experts/expert_exchange.h"
 #include "coordinator/experts/expert_store.h"
 #include "coordinator/generation/task_pool.h"
-#include "ferry/v1/cluster.grpc.pb.h"
+#include "ferry/internal/v1/cluster.grpc.pb.h"
 
 namespace ferry {
 
-class ClusterService final : public v1::Cluster::CallbackService {
+class ClusterService final : public internal::v1::Cluster::CallbackService {
  public:
   // All borrowed. `pool` computes experts.
   ClusterService(ClusterController* controller, const GgufFile* file, const ModelConfig* model, TaskPool* pool)
@@ -22,18 +22,19 @@ class ClusterService final : public v1::Cluster::CallbackService {
   // What the expert exchanges are answered from. Before, they are Unavailable.
   void Open(const ExpertStore* store, ExpertExchange* exchange);
 
-  grpc::ServerUnaryReactor* Register(grpc::CallbackServerContext* context, const v1::RegisterRequest* request,
-                                     v1::RegisterResponse* response) override;
-  grpc::ServerWriteReactor<v1::TensorChunk>* StreamDenseTensors(grpc::CallbackServerContext* context,
-                                                                const v1::StreamDenseTensorsRequest* request) override;
-  grpc::ServerUnaryReactor* Heartbeat(grpc::CallbackServerContext* context, const v1::HeartbeatRequest* request,
-                                      v1::HeartbeatResponse* response) override;
-  grpc::ServerUnaryReactor* PlanExperts(grpc::CallbackServerContext* context, const v1::ExpertRequest* request,
-                                        v1::ExpertPlan* response) override;
-  grpc::ServerWriteReactor<v1::ExpertRecordChunk>* FetchExperts(grpc::CallbackServerContext* context,
-                                                                const v1::ExpertRequest* request) override;
-  grpc::ServerUnaryReactor* ComputeExperts(grpc::CallbackServerContext* context, const v1::ComputeExpertsRequest* request,
-                                           v1::ComputeExpertsResponse* response) override;
+  grpc::ServerUnaryReactor* Register(grpc::CallbackServerContext* context, const internal::v1::RegisterRequest* request,
+                                     internal::v1::RegisterResponse* response) override;
+  grpc::ServerWriteReactor<internal::v1::TensorChunk>* StreamDenseTensors(
+      grpc::CallbackServerContext* context, const internal::v1::StreamDenseTensorsRequest* request) override;
+  grpc::ServerUnaryReactor* Heartbeat(grpc::CallbackServerContext* context, const internal::v1::HeartbeatRequest* request,
+                                      internal::v1::HeartbeatResponse* response) override;
+  grpc::ServerUnaryReactor* PlanExperts(grpc::CallbackServerContext* context, const internal::v1::ExpertRequest* request,
+                                        internal::v1::ExpertPlan* response) override;
+  grpc::ServerWriteReactor<internal::v1::ExpertRecordChunk>* FetchExperts(grpc::CallbackServerContext* context,
+                                                                          const internal::v1::ExpertRequest* request) override;
+  grpc::ServerUnaryReactor* ComputeExperts(grpc::CallbackServerContext* context,
+                                           const internal::v1::ComputeExpertsRequest* request,
+                                           internal::v1::ComputeExpertsResponse* response) override;
 
  private:
   ClusterController& controller_;

@@ -21,7 +21,7 @@ absl::StatusOr<DenseTensorStream> DenseTensorStream::Create(const GgufFile* file
   return stream;
 }
 
-bool DenseTensorStream::Next(v1::TensorChunk* chunk) {
+bool DenseTensorStream::Next(internal::v1::TensorChunk* chunk) {
   if (source_ == sources_.size()) return false;
   const Source& source = sources_[source_];
   const int64_t num_rows = std::min(source.tensor.rows - row_, std::max<int64_t>(1, kTensorChunkBytes / source.row_bytes));

@@ -9,7 +9,7 @@
 #include "common/gguf/gguf.h"
 #include "common/model/model_config.h"
 #include "common/status.h"
-#include "ferry/v1/cluster.pb.h"
+#include "ferry/internal/v1/cluster.pb.h"
 
 namespace ferry {
 
@@ -22,7 +22,7 @@ class DenseTensorStream {
                                                   int64_t end_layer);
 
   // Fills the next chunk; false at the end. Copies, and gives the pages of the file back.
-  bool Next(v1::TensorChunk* chunk);
+  bool Next(internal::v1::TensorChunk* chunk);
 
  private:
   struct Source {

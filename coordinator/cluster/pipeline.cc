@@ -21,7 +21,7 @@
 #include "common/shm/message_ring.h"
 #include "coordinator/cluster/channels.h"
 #include "coordinator/cluster/step_answer.h"
-#include "ferry/v1/worker.grpc.pb.h"
+#include "ferry/internal/v1/worker.grpc.pb.h"
 #include "proto/expert_counters.h"
 #include "proto/stream_metadata.h"
 
@@ -48,13 +48,13 @@ class GrpcPipeline final : public Pipeline {
 
   absl::Status Open(PipelineFailure* failure) {
     const absl::Time deadline = absl::Now() + options_.begin_timeout;  // gRPC's deadlines are in real time
-    std::vector<std::unique_ptr<v1::Worker::Stub>> stubs(options_.workers.size());
+    std::vector<std::unique_ptr<internal::v1::Worker::Stub>> stubs(options_.workers.size());
     std::vector<Rings> rings(options_.workers.size());
     for (size_t i = options_.workers.size(); i-- > 0;) {
       const PipelineWorker& worker = options_.workers[i];
       const std::shared_ptr<grpc::Channel> channel = CreateFerryChannel(worker.address);
-      stubs[i] = v1::Worker::NewStub(channel);
-      v1::BeginEpochRequest request;
+      stubs[i] = internal::v1::Worker::NewStub(channel);
+      internal::v1::BeginEpochRequest request;
       request.set_epoch(options_.epoch);
       request.set_incarnation(worker.incarnation.value());
       request.set_host(HostId());
@@ -64,7 +64,7 @@ class GrpcPipeline final : public Pipeline {
       }
       grpc::ClientContext context;
       context.set_deadline(absl::ToChronoTime(deadline));
-      v1::BeginEpochResponse response;
+      internal::v1::BeginEpochResponse response;
       const absl::Status status = FromGrpcStatus(stubs[i]->BeginEpoch(&context, request, &response));
       if (!status.ok()) {
         // A worker that answers, but cannot reach its successor, is not the lost one.
@@ -95,7 +95,7 @@ class GrpcPipeline final : public Pipeline {
   double step_cost_rows() const override { return options_.step_cost_rows; }
 
   void Submit(StepPlan plan, Done done) override {
-    std::vector<v1::StepRequest> requests(streams_.size());
+    std::vector<internal::v1::StepRequest> requests(streams_.size());
     {
       const std::lock_guard lock(mutex_);
       if (failed_) return;
@@ -105,7 +105,7 @@ class GrpcPipeline final : public Pipeline {
       }
       if (pending_.empty()) oldest_since_ = clock_.Now();
       pending_.push_back(std::move(pending));
-      for (v1::StepRequest& request : requests) {
+      for (internal::v1::StepRequest& request : requests) {
         request.set_epoch(options_.epoch);
         request.set_step(last_step_);
         request.set_timeout_seconds(absl::ToDoubleSeconds(options_.step_timeout));
@@ -115,7 +115,7 @@ class GrpcPipeline final : public Pipeline {
     }
     for (const PlannedSequence& sequence : plan.sequences) {
       for (size_t i = 0; i < requests.size(); ++i) {
-        v1::StepSequence* const out = requests[i].add_sequences();
+        internal::v1::StepSequence* const out = requests[i].add_sequences();
         out->set_slot(sequence.slot.value());
         out->set_first_position(static_cast<uint32_t>(sequence.first_position));
         out->set_num_tokens(static_cast<uint32_t>(sequence.token_ids.size()));
@@ -123,7 +123,7 @@ class GrpcPipeline final : public Pipeline {
         if (i == 0) out->mutable_token_ids()->Add(sequence.token_ids.begin(), sequence.token_ids.end());
         if (i + 1 != requests.size()) continue;
         for (const RowLogits& row : sequence.logits) {
-          v1::LogitsWanted* const wanted = out->add_logits();
+          internal::v1::LogitsWanted* const wanted = out->add_logits();
           wanted->set_offset(static_cast<uint32_t>(row.offset));
           wanted->set_top_n(row.wanted.top_n);
           if (row.wanted.target >= 0) wanted->set_target(row.wanted.target);
@@ -163,7 +163,7 @@ class GrpcPipeline final : public Pipeline {
     std::string key;
     std::unique_ptr<MessageRing> steps, answers;
   };
-  static Rings MapRings(const v1::BeginEpochResponse& offer, absl::Time deadline) {
+  static Rings MapRings(const internal::v1::BeginEpochResponse& offer, absl::Time deadline) {
     const auto map = [&]() -> absl::StatusOr<Rings> {
       ASSIGN_OR_RETURN(std::vector<UniqueFd> descriptors, FetchDescriptors(offer.socket(), offer.key(), deadline));
       if (descriptors.size() != 2) return Internal("the worker handed out %d descriptors, want 2", descriptors.size());
@@ -179,9 +179,9 @@ class GrpcPipeline final : public Pipeline {
 
   // The stream to one worker. Created with the pipeline, destroyed after OnDone. Where there are rings, steps and answers go
   // through them, and the stream only says that the worker is there.
-  class Stream final : public grpc::ClientBidiReactor<v1::StepRequest, v1::StepResponse> {
+  class Stream final : public grpc::ClientBidiReactor<internal::v1::StepRequest, internal::v1::StepResponse> {
    public:
-    Stream(GrpcPipeline* pipeline, size_t index, std::unique_ptr<v1::Worker::Stub> stub, Rings rings)
+    Stream(GrpcPipeline* pipeline, size_t index, std::unique_ptr<internal::v1::Worker::Stub> stub, Rings rings)
         : pipeline_(*pipeline), index_(index), stub_(std::move(stub)), rings_(std::move(rings)) {}
     ~Stream() override { StopReading(); }
 
@@ -199,7 +199,7 @@ class GrpcPipeline final : public Pipeline {
       Release();
     }
     // Writes start under the lock: the hold is released under it too, and the call lives at least as long as the hold.
-    void Send(v1::StepRequest request) {
+    void Send(internal::v1::StepRequest request) {
       if (rings_.steps != nullptr) {
         const absl::Status sent = rings_.steps->Write(request.SerializeAsString(), absl::Now() + kRoomPatience);
         if (!sent.ok() && !absl::IsAborted(sent)) pipeline_.FailOver(index_, Annotate(sent, "a step could not be handed over"));
@@ -232,7 +232,7 @@ class GrpcPipeline final : public Pipeline {
       while (true) {
         const absl::StatusOr<std::string> message = rings_.answers->Read(absl::InfiniteFuture());
         if (absl::IsAborted(message.status())) return;
-        v1::StepResponse response;
+        internal::v1::StepResponse response;
         if (!message.ok() || !response.ParseFromString(*message)) {
           pipeline_.FailOver(index_, message.ok() ? Internal("an answer is no message") : message.status());
           return;
@@ -257,19 +257,19 @@ class GrpcPipeline final : public Pipeline {
 
     GrpcPipeline& pipeline_;
     const size_t index_;
-    const std::unique_ptr<v1::Worker::Stub> stub_;
+    const std::unique_ptr<internal::v1::Worker::Stub> stub_;
     const Rings rings_;
     std::thread reading_;
     grpc::ClientContext context_;
-    v1::StepResponse response_;
+    internal::v1::StepResponse response_;
     std::mutex mutex_;
-    std::deque<v1::StepRequest> queue_;  // the front one is being written while writing_
+    std::deque<internal::v1::StepRequest> queue_;  // the front one is being written while writing_
     bool writing_ = false;
     bool released_ = false;
   };
 
   // False: the stream is of no use any more.
-  bool OnResponse(size_t index, const v1::StepResponse& response) {
+  bool OnResponse(size_t index, const internal::v1::StepResponse& response) {
     PipelineFailure failure = FailureOf(index, absl::OkStatus());
     std::vector<std::pair<Done, StepOutcome>> done;
     {
@@ -297,7 +297,7 @@ class GrpcPipeline final : public Pipeline {
            std::find(pending.answered.begin(), pending.answered.end(), false) == pending.answered.end();
   }
 
-  absl::Status TakeResponse(size_t index, const v1::StepResponse& response) {
+  absl::Status TakeResponse(size_t index, const internal::v1::StepResponse& response) {
     Pending* next = nullptr;  // the oldest step this worker has not answered
     for (Pending& pending : pending_) {
       if (pending.answered.empty()) pending.answered.resize(streams_.size(), false);
@@ -381,11 +381,11 @@ absl::StatusOr<std::unique_ptr<Pipeline>> Pipeline::Begin(const PipelineOptions&
 }
 
 absl::Status ShutdownWorker(const std::string& address, absl::Duration timeout) {
-  const std::unique_ptr<v1::Worker::Stub> stub = v1::Worker::NewStub(CreateFerryChannel(address));
+  const std::unique_ptr<internal::v1::Worker::Stub> stub = internal::v1::Worker::NewStub(CreateFerryChannel(address));
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
-  v1::ShutdownResponse response;
-  return FromGrpcStatus(stub->Shutdown(&context, v1::ShutdownRequest(), &response));
+  internal::v1::ShutdownResponse response;
+  return FromGrpcStatus(stub->Shutdown(&context, internal::v1::ShutdownRequest(), &response));
 }
 
 }  // namespace ferry

@@ -25,7 +25,7 @@ constexpr double kMaxLinkRate = 1e15;  // a petabyte a second: far above any lin
 
 }  // namespace
 
-absl::StatusOr<Registration> CheckRegistration(const v1::RegisterRequest& request, const RegistrationRules& rules) {
+absl::StatusOr<Registration> CheckRegistration(const internal::v1::RegisterRequest& request, const RegistrationRules& rules) {
   if (request.model_fingerprint() != 0 && request.model_fingerprint() != rules.model_fingerprint) {
     return InvalidArgument("the worker holds another model (fingerprint %016x) than this cluster serves (%016x)",
                            request.model_fingerprint(), rules.model_fingerprint);
@@ -72,7 +72,7 @@ absl::StatusOr<Registration> CheckRegistration(const v1::RegisterRequest& reques
   return registration;
 }
 
-absl::Status CheckHeartbeat(const v1::HeartbeatRequest& request) {
+absl::Status CheckHeartbeat(const internal::v1::HeartbeatRequest& request) {
   if (request.state() != "loading" && request.state() != "ready") {
     return InvalidArgument("state is '%s', want loading or ready", request.state().substr(0, kMaxReportText));
   }

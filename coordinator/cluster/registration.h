@@ -10,7 +10,7 @@
 #include "common/ids.h"
 #include "common/status.h"
 #include "coordinator/cluster/membership.h"
-#include "ferry/v1/cluster.pb.h"
+#include "ferry/internal/v1/cluster.pb.h"
 
 namespace ferry {
 
@@ -31,10 +31,10 @@ struct Registration {
 // InvalidArgument names the field: another model, an address that is none, that leads nowhere or that only the worker's own host
 // can reach, an unknown transport or shared memory across hosts, a text that is not kMaxReportText printable bytes, a rate that
 // is no number of bytes. Whether the place is free is Membership's to say.
-absl::StatusOr<Registration> CheckRegistration(const v1::RegisterRequest& request, const RegistrationRules& rules);
+absl::StatusOr<Registration> CheckRegistration(const internal::v1::RegisterRequest& request, const RegistrationRules& rules);
 inline constexpr size_t kMaxReportText = 256;
 
 // InvalidArgument names the field. Who sends it is Membership's to check.
-absl::Status CheckHeartbeat(const v1::HeartbeatRequest& request);
+absl::Status CheckHeartbeat(const internal::v1::HeartbeatRequest& request);
 
 }  // namespace ferry

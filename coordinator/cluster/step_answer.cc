@@ -11,7 +11,8 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "logits cross the wire little-endian");
 
 // One wanted row of the last worker's answer.
-absl::StatusOr<LogitsResult> LogitsFromProto(const v1::LogitsRow& row, const LogitsRequest& wanted, int64_t vocab_size) {
+absl::StatusOr<LogitsResult> LogitsFromProto(const internal::v1::LogitsRow& row, const LogitsRequest& wanted,
+                                             int64_t vocab_size) {
   const bool whole = wanted.top_n >= vocab_size;
   const int64_t num_logits = whole ? vocab_size : wanted.top_n;
   if (row.logits().size() != static_cast<size_t>(num_logits) * sizeof(float)) {
@@ -33,18 +34,19 @@ absl::StatusOr<LogitsResult> LogitsFromProto(const v1::LogitsRow& row, const Log
   return result;
 }
 
-absl::Status CheckSpan(const v1::TraceSpan& span) {
+absl::Status CheckSpan(const internal::v1::TraceSpan& span) {
   if (span.name().empty() || span.name().size() > kMaxSpanName) {
     return Internal("a span's name has %d bytes, want 1 to %d", span.name().size(), kMaxSpanName);
   }
-  if (!v1::TraceSpan::Track_IsValid(span.track())) return Internal("a span is of track %d", span.track());
+  if (!internal::v1::TraceSpan::Track_IsValid(span.track())) return Internal("a span is of track %d", span.track());
   if (span.duration_ns() < 0) return Internal("a span of %d ns", span.duration_ns());
   return absl::OkStatus();
 }
 
 }  // namespace
 
-absl::StatusOr<std::vector<LogitsResult>> CheckStepResponse(const v1::StepResponse& response, const StepExpectation& expected) {
+absl::StatusOr<std::vector<LogitsResult>> CheckStepResponse(const internal::v1::StepResponse& response,
+                                                            const StepExpectation& expected) {
   const int32_t worker = expected.worker.value();
   if (response.epoch() != expected.epoch || response.step() != expected.step) {
     return Internal("worker %d answered for step %d of epoch %d, which was not its next", worker, response.step(),
@@ -59,7 +61,7 @@ absl::StatusOr<std::vector<LogitsResult>> CheckStepResponse(const v1::StepRespon
   if (response.logits_size() != static_cast<int64_t>(expected.wanted.size())) {
     return Internal("worker %d sent %d rows of logits, want %d", worker, response.logits_size(), expected.wanted.size());
   }
-  for (const v1::TraceSpan& span : response.spans()) {
+  for (const internal::v1::TraceSpan& span : response.spans()) {
     RETURN_IF_ERROR(Annotate(CheckSpan(span), absl::StrFormat("worker %d", worker)));
   }
   std::vector<LogitsResult> logits;

@@ -9,7 +9,7 @@
 
 #include "common/ids.h"
 #include "common/status.h"
-#include "ferry/v1/worker.pb.h"
+#include "ferry/internal/v1/worker.pb.h"
 #include "kernels/ops.h"
 
 namespace ferry {
@@ -25,7 +25,8 @@ struct StepExpectation {
 
 // The logits, one result a wanted row. Internal: not an answer to that step, or not what it asked for. An error of the
 // worker's own comes back with its code and the worker's number before its words, of which kMaxErrorBytes are kept.
-absl::StatusOr<std::vector<LogitsResult>> CheckStepResponse(const v1::StepResponse& response, const StepExpectation& expected);
+absl::StatusOr<std::vector<LogitsResult>> CheckStepResponse(const internal::v1::StepResponse& response,
+                                                            const StepExpectation& expected);
 inline constexpr size_t kMaxSpanName = 64;
 inline constexpr size_t kMaxErrorBytes = 1024;  // gRPC carries a status in its metadata, which holds 8 KiB
 

@@ -22,7 +22,7 @@ absl::Status CheckInt32(const char* field, uint32_t value) {
 
 }  // namespace
 
-absl::StatusOr<ExpertRequest> ExpertRequestFromProto(const v1::ExpertRequest& proto, ExpertRequestKind kind) {
+absl::StatusOr<ExpertRequest> ExpertRequestFromProto(const internal::v1::ExpertRequest& proto, ExpertRequestKind kind) {
   RETURN_IF_ERROR(CheckInt32("layer", proto.layer()));
   ExpertRequest request = {.kind = kind,
                            .incarnation = proto.incarnation(),
@@ -33,7 +33,7 @@ absl::StatusOr<ExpertRequest> ExpertRequestFromProto(const v1::ExpertRequest& pr
                            .uses = {},
                            .entry_rows = {}};
   request.uses.reserve(proto.uses_size());
-  for (const v1::ActivatedExpert& use : proto.uses()) {
+  for (const internal::v1::ActivatedExpert& use : proto.uses()) {
     RETURN_IF_ERROR(CheckInt32("uses.expert", use.expert()));
     RETURN_IF_ERROR(CheckInt32("uses.tokens", use.tokens()));
     request.uses.push_back({.expert = static_cast<int32_t>(use.expert()),
@@ -45,7 +45,7 @@ absl::StatusOr<ExpertRequest> ExpertRequestFromProto(const v1::ExpertRequest& pr
   return request;
 }
 
-absl::StatusOr<ComputeRequest> ComputeRequestFromProto(const v1::ComputeExpertsRequest& proto, int64_t n_embd) {
+absl::StatusOr<ComputeRequest> ComputeRequestFromProto(const internal::v1::ComputeExpertsRequest& proto, int64_t n_embd) {
   ComputeRequest result;
   ASSIGN_OR_RETURN(result.request, ExpertRequestFromProto(proto.request(), ExpertRequestKind::kCompute));
   RETURN_IF_ERROR(CheckInt32("num_rows", proto.num_rows()));
@@ -67,17 +67,17 @@ absl::StatusOr<ComputeRequest> ComputeRequestFromProto(const v1::ComputeExpertsR
   return result;
 }
 
-v1::ExpertPlan ToProto(const std::vector<ExpertPlace>& places) {
-  v1::ExpertPlan plan;
+internal::v1::ExpertPlan ToProto(const std::vector<ExpertPlace>& places) {
+  internal::v1::ExpertPlan plan;
   for (const ExpertPlace place : places) {
-    plan.add_places(place == ExpertPlace::kResident ? v1::ExpertPlan::RESIDENT
-                    : place == ExpertPlace::kShip   ? v1::ExpertPlan::SHIP
-                                                    : v1::ExpertPlan::HOST);
+    plan.add_places(place == ExpertPlace::kResident ? internal::v1::ExpertPlan::RESIDENT
+                    : place == ExpertPlace::kShip   ? internal::v1::ExpertPlan::SHIP
+                                                    : internal::v1::ExpertPlan::HOST);
   }
   return plan;
 }
 
-absl::StatusOr<bool> ExpertRecordStream::Next(v1::ExpertRecordChunk* chunk) {
+absl::StatusOr<bool> ExpertRecordStream::Next(internal::v1::ExpertRecordChunk* chunk) {
   if (use_ == request_.uses.size()) return false;
   const int32_t expert = request_.uses[use_].expert;
   ASSIGN_OR_RETURN(const std::span<const std::byte> record, store_.Record(request_.layer, expert));

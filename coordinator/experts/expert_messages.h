@@ -9,13 +9,13 @@
 #include "common/shm/expert_mailbox.h"
 #include "common/status.h"
 #include "coordinator/experts/expert_store.h"
-#include "ferry/v1/cluster.pb.h"
+#include "ferry/internal/v1/cluster.pb.h"
 
 namespace ferry {
 
 // InvalidArgument names a field that does not fit its type here. What the numbers mean is checked by
 // CheckExpertRequest.
-absl::StatusOr<ExpertRequest> ExpertRequestFromProto(const v1::ExpertRequest& proto, ExpertRequestKind kind);
+absl::StatusOr<ExpertRequest> ExpertRequestFromProto(const internal::v1::ExpertRequest& proto, ExpertRequestKind kind);
 
 struct ComputeRequest {
   ExpertRequest request;
@@ -23,10 +23,10 @@ struct ComputeRequest {
   std::vector<float> contributions;  // [entries, n_embd], to be filled
 };
 // InvalidArgument names the field: `rows` of another size than num_rows * n_embd, or an answer beyond kMaxAnswerBytes.
-absl::StatusOr<ComputeRequest> ComputeRequestFromProto(const v1::ComputeExpertsRequest& proto, int64_t n_embd);
+absl::StatusOr<ComputeRequest> ComputeRequestFromProto(const internal::v1::ComputeExpertsRequest& proto, int64_t n_embd);
 inline constexpr int64_t kMaxAnswerBytes = int64_t{48} << 20;  // of a message's 64 MiB
 
-v1::ExpertPlan ToProto(const std::vector<ExpertPlace>& places);
+internal::v1::ExpertPlan ToProto(const std::vector<ExpertPlace>& places);
 
 // The records of a fetch in chunks, one record after the other. Reads the store, which must outlive it.
 inline constexpr int64_t kRecordChunkBytes = int64_t{2} << 20;
@@ -36,7 +36,7 @@ class ExpertRecordStream {
   // `request` has been checked (ExpertExchange::CheckFetch).
   ExpertRecordStream(const ExpertStore* store, ExpertRequest request) : store_(*store), request_(std::move(request)) {}
   // Fills the next chunk; false at the end. InvalidArgument: no such record.
-  absl::StatusOr<bool> Next(v1::ExpertRecordChunk* chunk);
+  absl::StatusOr<bool> Next(internal::v1::ExpertRecordChunk* chunk);
 
  private:
   const ExpertStore& store_;

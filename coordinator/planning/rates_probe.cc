@@ -9,7 +9,7 @@
 #include "absl/time/clock.h"
 #include "common/grpc_status.h"
 #include "coordinator/cluster/channels.h"
-#include "ferry/v1/worker.grpc.pb.h"
+#include "ferry/internal/v1/worker.grpc.pb.h"
 
 namespace ferry {
 namespace {
@@ -59,13 +59,13 @@ absl::StatusOr<std::vector<double>> AllLinks(std::span<const ProbedWorker> worke
 }  // namespace
 
 absl::StatusOr<double> ProbeLinkOverGrpc(const ProbedWorker& worker, absl::Duration time) {
-  const std::unique_ptr<v1::Worker::Stub> stub = v1::Worker::NewStub(CreateFerryChannel(worker.address));
+  const std::unique_ptr<internal::v1::Worker::Stub> stub = internal::v1::Worker::NewStub(CreateFerryChannel(worker.address));
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + time + kPatience));
-  v1::ProbeLinkRequest request;
+  internal::v1::ProbeLinkRequest request;
   request.set_incarnation(worker.incarnation.value());
   request.set_seconds(absl::ToDoubleSeconds(time));
-  v1::ProbeLinkResponse response;
+  internal::v1::ProbeLinkResponse response;
   RETURN_IF_ERROR(FromGrpcStatus(stub->ProbeLink(&context, request, &response)));
   if (response.bytes() == 0) return 0.0;
   if (!(response.seconds() > 0)) return Internal("%d bytes came in %g seconds", response.bytes(), response.seconds());
@@ -73,15 +73,15 @@ absl::StatusOr<double> ProbeLinkOverGrpc(const ProbedWorker& worker, absl::Durat
 }
 
 absl::StatusOr<double> ProbeMessagesOverGrpc(const ProbedWorker& worker) {
-  const std::unique_ptr<v1::Worker::Stub> stub = v1::Worker::NewStub(CreateFerryChannel(worker.address));
+  const std::unique_ptr<internal::v1::Worker::Stub> stub = internal::v1::Worker::NewStub(CreateFerryChannel(worker.address));
   std::vector<double> seconds;
   for (int i = 0; i < kMessages; ++i) {  // the first connects
     absl::SleepFor(kBetweenMessages);
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(absl::Now() + kPatience));
-    v1::PingRequest request;
+    internal::v1::PingRequest request;
     request.set_incarnation(worker.incarnation.value());
-    v1::PingResponse response;
+    internal::v1::PingResponse response;
     const absl::Time start = absl::Now();
     RETURN_IF_ERROR(FromGrpcStatus(stub->Ping(&context, request, &response)));
     seconds.push_back(absl::ToDoubleSeconds(absl::Now() - start));

@@ -18,16 +18,16 @@
 #include "common/host_id.h"
 #include "common/shm/descriptor_socket.h"
 #include "common/shm/message_ring.h"
-#include "ferry/v1/worker.grpc.pb.h"
+#include "ferry/internal/v1/worker.grpc.pb.h"
 #include "proto/stream_metadata.h"
 #include "tests/testing/status_matchers.h"
 
 namespace ferry {
 
-class FakeWorker final : public v1::Worker::Service {
+class FakeWorker final : public internal::v1::Worker::Service {
  public:
   // What to answer; nullopt: nothing, the worker hangs on this step.
-  using Handler = std::function<std::optional<v1::StepResponse>(const v1::StepRequest&)>;
+  using Handler = std::function<std::optional<internal::v1::StepResponse>(const internal::v1::StepRequest&)>;
 
   explicit FakeWorker(Handler handler, bool offers_rings = false) : handler_(std::move(handler)), offers_rings_(offers_rings) {
     grpc::ServerBuilder builder;
@@ -43,13 +43,13 @@ class FakeWorker final : public v1::Worker::Service {
   }
 
   // The echo of a request: OK, with `logits` of all zeros for the rows that are wanted.
-  static v1::StepResponse Ok(const v1::StepRequest& request, int64_t vocab_size) {
-    v1::StepResponse response;
+  static internal::v1::StepResponse Ok(const internal::v1::StepRequest& request, int64_t vocab_size) {
+    internal::v1::StepResponse response;
     response.set_epoch(request.epoch());
     response.set_step(request.step());
-    for (const v1::StepSequence& sequence : request.sequences()) {
-      for (const v1::LogitsWanted& wanted : sequence.logits()) {
-        v1::LogitsRow* const row = response.add_logits();
+    for (const internal::v1::StepSequence& sequence : request.sequences()) {
+      for (const internal::v1::LogitsWanted& wanted : sequence.logits()) {
+        internal::v1::LogitsRow* const row = response.add_logits();
         const bool whole = static_cast<int64_t>(wanted.top_n()) >= vocab_size;
         const int64_t count = whole ? vocab_size : wanted.top_n();
         row->set_logits(std::string(count * sizeof(float), '\0'));
@@ -64,11 +64,11 @@ class FakeWorker final : public v1::Worker::Service {
   void Kill() {
     if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now());
   }
-  std::vector<v1::StepRequest> steps() {
+  std::vector<internal::v1::StepRequest> steps() {
     const std::lock_guard lock(mutex_);
     return steps_;
   }
-  std::vector<v1::BeginEpochRequest> epochs() {
+  std::vector<internal::v1::BeginEpochRequest> epochs() {
     const std::lock_guard lock(mutex_);
     return epochs_;
   }
@@ -77,21 +77,22 @@ class FakeWorker final : public v1::Worker::Service {
     return asked_to_end_;
   }
 
-  grpc::Status BeginEpoch(grpc::ServerContext*, const v1::BeginEpochRequest* request, v1::BeginEpochResponse* response) override {
+  grpc::Status BeginEpoch(grpc::ServerContext*, const internal::v1::BeginEpochRequest* request,
+                          internal::v1::BeginEpochResponse* response) override {
     if (offers_rings_ && request->host() == HostId()) OfferRings(response);
     const std::lock_guard lock(mutex_);
     epochs_.push_back(*request);
     return grpc::Status::OK;
   }
   grpc::Status RunSteps(grpc::ServerContext* context,
-                        grpc::ServerReaderWriter<v1::StepResponse, v1::StepRequest>* stream) override {
+                        grpc::ServerReaderWriter<internal::v1::StepResponse, internal::v1::StepRequest>* stream) override {
     if (const auto key = context->client_metadata().find(kStepRingsKey); key != context->client_metadata().end()) {
       RunRings(std::string(key->second.data(), key->second.size()));
     }
-    v1::StepRequest request;
+    internal::v1::StepRequest request;
     while (stream->Read(&request)) {
       ++steps_by_stream_;
-      const std::optional<v1::StepResponse> response = Answer(request);
+      const std::optional<internal::v1::StepResponse> response = Answer(request);
       if (response && !stream->Write(*response)) break;
     }
     return grpc::Status::OK;
@@ -99,21 +100,21 @@ class FakeWorker final : public v1::Worker::Service {
   int steps_by_stream() const { return steps_by_stream_; }
   // Writes bytes where the next answer is read.
   void SendRaw(std::string_view bytes) { ASSERT_OK(answers_->Write(bytes, absl::Now() + absl::Seconds(60))); }
-  grpc::Status Shutdown(grpc::ServerContext*, const v1::ShutdownRequest*, v1::ShutdownResponse*) override {
+  grpc::Status Shutdown(grpc::ServerContext*, const internal::v1::ShutdownRequest*, internal::v1::ShutdownResponse*) override {
     const std::lock_guard lock(mutex_);
     asked_to_end_ = true;
     return grpc::Status::OK;
   }
 
  private:
-  std::optional<v1::StepResponse> Answer(const v1::StepRequest& request) {
+  std::optional<internal::v1::StepResponse> Answer(const internal::v1::StepRequest& request) {
     {
       const std::lock_guard lock(mutex_);
       steps_.push_back(request);
     }
     return handler_(request);
   }
-  void OfferRings(v1::BeginEpochResponse* response) {
+  void OfferRings(internal::v1::BeginEpochResponse* response) {
     EndRings();
     if (descriptors_ == nullptr)
       descriptors_ = DescriptorServer::Listen("ferry-fake-" + RandomDescriptorKey().substr(0, 16)).value();
@@ -132,9 +133,9 @@ class FakeWorker final : public v1::Worker::Service {
     through_rings_ = std::thread([this] {
       while (true) {
         const absl::StatusOr<std::string> message = requests_->Read(absl::InfiniteFuture());
-        v1::StepRequest request;
+        internal::v1::StepRequest request;
         if (!message.ok() || !request.ParseFromString(*message)) return;
-        const std::optional<v1::StepResponse> answer = Answer(request);
+        const std::optional<internal::v1::StepResponse> answer = Answer(request);
         if (answer && !answers_->Write(answer->SerializeAsString(), absl::Now() + absl::Seconds(60)).ok()) return;
       }
     });
@@ -160,8 +161,8 @@ class FakeWorker final : public v1::Worker::Service {
   std::unique_ptr<grpc::Server> server_;
   std::string address_;
   std::mutex mutex_;
-  std::vector<v1::StepRequest> steps_;
-  std::vector<v1::BeginEpochRequest> epochs_;
+  std::vector<internal::v1::StepRequest> steps_;
+  std::vector<internal::v1::BeginEpochRequest> epochs_;
   bool asked_to_end_ = false;
 };
 

@@ -11,7 +11,7 @@
 
 #include "absl/time/clock.h"
 #include "common/host_id.h"
-#include "ferry/v1/cluster.grpc.pb.h"
+#include "ferry/internal/v1/cluster.grpc.pb.h"
 #include "ferry/v1/generate.grpc.pb.h"
 #include "tests/coordinator/fake_worker.h"
 #include "tests/testing/source_path.h"
@@ -128,20 +128,20 @@ class ServerTest : public ::testing::Test {
   }
   // A worker that registers and says that it is ready.
   void Join(FakeWorker& worker) {
-    const std::unique_ptr<v1::Cluster::Stub> stub = v1::Cluster::NewStub(channel_);
+    const std::unique_ptr<internal::v1::Cluster::Stub> stub = internal::v1::Cluster::NewStub(channel_);
     grpc::ClientContext register_context, heartbeat_context;
-    v1::RegisterRequest request;
+    internal::v1::RegisterRequest request;
     request.set_incarnation(5);
     request.set_host(HostId());
     request.set_address(worker.address());
     request.set_expert_transport("grpc");
-    v1::RegisterResponse response;
+    internal::v1::RegisterResponse response;
     const grpc::Status status = stub->Register(&register_context, request, &response);
     ASSERT_TRUE(status.ok()) << status.error_message();
-    v1::HeartbeatRequest heartbeat;
+    internal::v1::HeartbeatRequest heartbeat;
     heartbeat.set_incarnation(5);
     heartbeat.set_state("ready");
-    v1::HeartbeatResponse ignored;
+    internal::v1::HeartbeatResponse ignored;
     ASSERT_TRUE(stub->Heartbeat(&heartbeat_context, heartbeat, &ignored).ok());
   }
 
@@ -171,7 +171,7 @@ TEST_F(ServerTest, DescribesItsServicesToWhomeverAsks) {
   for (const std::string& list : ValuesOf(Reflect(channel_, kListServices, "*"), kListed)) {
     for (const std::string& service : ValuesOf(list, 1)) services.push_back(ValuesOf(service, 1).at(0));
   }
-  EXPECT_THAT(services, IsSupersetOf({"ferry.v1.Ferry", "ferry.v1.Cluster", "grpc.health.v1.Health"}));
+  EXPECT_THAT(services, IsSupersetOf({"ferry.v1.Ferry", "ferry.internal.v1.Cluster", "grpc.health.v1.Health"}));
 
   const std::vector<std::string> answer = ValuesOf(Reflect(channel_, kFileOfSymbol, "ferry.v1.Ferry"), kFiles);
   ASSERT_THAT(answer, SizeIs(1));
@@ -195,7 +195,7 @@ TEST_F(ServerTest, SaysWhichWorkersAreMissing) {
 }
 
 TEST_F(ServerTest, ServesThenDrainsAndEndsItsWorkers) {
-  FakeWorker worker([](const v1::StepRequest& request) {
+  FakeWorker worker([](const internal::v1::StepRequest& request) {
     absl::SleepFor(absl::Milliseconds(1));
     return FakeWorker::Ok(request, kVocab);
   });

@@ -14,8 +14,8 @@ namespace {
 
 using ::testing::HasSubstr;
 
-v1::TraceSpan Span(const std::string& name, int64_t nanoseconds) {
-  v1::TraceSpan span;
+internal::v1::TraceSpan Span(const std::string& name, int64_t nanoseconds) {
+  internal::v1::TraceSpan span;
   span.set_name(name);
   span.set_layer(-1);
   span.set_duration_ns(nanoseconds);
@@ -27,8 +27,8 @@ class TraceWriterTest : public ::testing::Test {
   TraceWriterTest() { writer_ = TraceWriter::Create(path_).value(); }
   ~TraceWriterTest() override { std::filesystem::remove(path_); }
 
-  void Add(const v1::TraceSpan& span) {
-    google::protobuf::RepeatedPtrField<v1::TraceSpan> spans;
+  void Add(const internal::v1::TraceSpan& span) {
+    google::protobuf::RepeatedPtrField<internal::v1::TraceSpan> spans;
     *spans.Add() = span;
     writer_->AddWorker(WorkerId(1), spans);
   }

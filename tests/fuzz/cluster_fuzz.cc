@@ -28,7 +28,7 @@ void FuzzMembership(WireInput& input) {
     clock.Advance(absl::Seconds(what >> 4));
     membership.ExpireHeartbeats();
     if (what & 1) {
-      const v1::HeartbeatRequest beat = input.Next<v1::HeartbeatRequest>();
+      const internal::v1::HeartbeatRequest beat = input.Next<internal::v1::HeartbeatRequest>();
       if (!CheckHeartbeat(beat).ok()) continue;
       Require(std::isfinite(beat.link_bytes_per_second()) && beat.load_progress() <= 1);
       const WorkerId worker(static_cast<int32_t>(beat.worker_id()));
@@ -36,7 +36,7 @@ void FuzzMembership(WireInput& input) {
       if (!membership.RecordHeartbeat(worker, incarnation, beat.state() == "ready").ok()) continue;
       Require(beat.worker_id() < 2 && membership.Members()[worker.value()].info.incarnation == incarnation);
     } else {
-      const auto registration = CheckRegistration(input.Next<v1::RegisterRequest>(),
+      const auto registration = CheckRegistration(input.Next<internal::v1::RegisterRequest>(),
                                                   {.model_fingerprint = 7, .host = "here", .expert_transport = "auto"});
       if (!registration.ok()) continue;
       Require(registration->expert_transport == "shm" || registration->expert_transport == "grpc");
@@ -53,7 +53,7 @@ void FuzzMembership(WireInput& input) {
 
 // What the worker makes of its assignment is of a size that can be reckoned with.
 void FuzzAssignment(WireInput& input) {
-  const absl::StatusOr<Assignment> assignment = AssignmentFromProto(input.Next<v1::RegisterResponse>());
+  const absl::StatusOr<Assignment> assignment = AssignmentFromProto(input.Next<internal::v1::RegisterResponse>());
   if (!assignment.ok()) return;
   Require(assignment->first_layer >= 0 && assignment->first_layer < assignment->end_layer);
   Require(assignment->end_layer <= assignment->model.num_layers && assignment->worker_id < assignment->num_workers);
@@ -87,7 +87,7 @@ void FuzzDenseChunks(WireInput& input) {
     int64_t row = 0, row_bytes = 0;
     DType dtype = DType::kF32;
     while (row < tensor.rows) {
-      const v1::TensorChunk message = input.Next<v1::TensorChunk>();
+      const internal::v1::TensorChunk message = input.Next<internal::v1::TensorChunk>();
       const absl::StatusOr<DenseChunk> chunk = DenseChunkFromProto(message);
       if (!chunk.ok() || !CheckChunkOf(tensor, *chunk).ok()) return;
       if (row == 0) {

@@ -130,14 +130,15 @@ void FuzzMailbox(WireInput& input) {
 // PlanExperts and FetchExperts, as the coordinator reads them.
 void FuzzPlanRequest(WireInput& input) {
   const uint8_t knobs = input.Byte();
-  const auto request = ExpertRequestFromProto(input.Next<v1::ExpertRequest>(), ExpertRequestKind::kPlan);
+  const auto request = ExpertRequestFromProto(input.Next<internal::v1::ExpertRequest>(), ExpertRequestKind::kPlan);
   if (!request.ok() || !CheckExpertRequest(*request, kShape, kNumLayers).ok()) return;
   RequireSound(*request, kShape);
   FuzzPlanner(*request, knobs);
 }
 
 void FuzzComputeRequest(WireInput& input) {
-  const absl::StatusOr<ComputeRequest> compute = ComputeRequestFromProto(input.Next<v1::ComputeExpertsRequest>(), kShape.n_embd);
+  const absl::StatusOr<ComputeRequest> compute =
+      ComputeRequestFromProto(input.Next<internal::v1::ComputeExpertsRequest>(), kShape.n_embd);
   if (!compute.ok()) return;
   Require(static_cast<int64_t>(compute->rows.size()) == compute->request.num_rows * kShape.n_embd);
   Require(compute->contributions.size() == compute->request.entry_rows.size() * kShape.n_embd);
@@ -148,11 +149,11 @@ void FuzzComputeRequest(WireInput& input) {
 // The worker's side: the plan, the contributions, and the chunks of a record.
 void FuzzAnswers(WireInput& input) {
   const ActivatedExpert uses[] = {{.expert = 0, .tokens = 3, .resident = 1}, {.expert = 2, .tokens = 1}};
-  const absl::StatusOr<std::vector<ExpertPlace>> places = PlacesFromProto(input.Next<v1::ExpertPlan>());
+  const absl::StatusOr<std::vector<ExpertPlace>> places = PlacesFromProto(input.Next<internal::v1::ExpertPlan>());
   if (places.ok() && CheckPlaces(*places, uses, 1).ok()) {
     Require(places->size() == 2 && (*places)[1] != ExpertPlace::kResident);
   }
-  const v1::ComputeExpertsResponse answer = input.Next<v1::ComputeExpertsResponse>();
+  const internal::v1::ComputeExpertsResponse answer = input.Next<internal::v1::ComputeExpertsResponse>();
   const auto contributions = ContributionsFrom(answer.contributions(), 4, kShape.n_embd);
   if (contributions.ok()) Require(contributions->size() == 4 * kShape.n_embd);
 
@@ -161,7 +162,7 @@ void FuzzAnswers(WireInput& input) {
   absl::Status status;
   uint64_t checksum = 0;
   while (status.ok() && !input.empty()) {
-    const v1::ExpertRecordChunk chunk = input.Next<v1::ExpertRecordChunk>();
+    const internal::v1::ExpertRecordChunk chunk = input.Next<internal::v1::ExpertRecordChunk>();
     checksum = chunk.xxh3();
     status = assembler.Add(chunk);
   }

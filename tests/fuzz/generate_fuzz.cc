@@ -71,7 +71,7 @@ void FuzzGenerate(WireInput& input) {
     for (int64_t row = position; row < position + rows; ++row) {
       if (const std::optional<LogitsRequest> logits = request.LogitsAt(row)) wanted.push_back(*logits);
     }
-    v1::StepResponse response = input.Next<v1::StepResponse>();
+    internal::v1::StepResponse response = input.Next<internal::v1::StepResponse>();
     response.set_epoch(1);  // steps_fuzz is about what is not this step's
     response.set_step(step);
     absl::StatusOr<std::vector<LogitsResult>> logits = CheckStepResponse(

@@ -10,9 +10,9 @@
 #include <string>
 #include <vector>
 
-#include "ferry/v1/cluster.pb.h"
+#include "ferry/internal/v1/cluster.pb.h"
+#include "ferry/internal/v1/worker.pb.h"
 #include "ferry/v1/generate.pb.h"
-#include "ferry/v1/worker.pb.h"
 #include "tests/testing/small_assignment.h"
 
 namespace ferry {
@@ -51,8 +51,8 @@ std::string Words(const std::vector<uint32_t>& values) {
   return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(uint32_t)};
 }
 
-v1::StepResponse Answer(uint64_t step) {
-  v1::StepResponse response;
+internal::v1::StepResponse Answer(uint64_t step) {
+  internal::v1::StepResponse response;
   response.set_epoch(1);
   response.set_step(step);
   return response;
@@ -74,8 +74,8 @@ void Generate(const std::filesystem::path& folder) {
   Input text;
   text.Byte(0).Add(request);
   for (uint64_t step = 1; step <= 4; ++step) {
-    v1::StepResponse response = Answer(step);
-    v1::LogitsRow* const row = response.add_logits();
+    internal::v1::StepResponse response = Answer(step);
+    internal::v1::LogitsRow* const row = response.add_logits();
     row->set_log_sum_exp(5);
     for (const uint32_t id : {104, 105, 33}) row->add_ids(id + step);
     row->set_logits(Floats({3, 2.5, 1}));
@@ -87,9 +87,9 @@ void Generate(const std::filesystem::path& folder) {
   for (const uint32_t id : {1, 257, 258}) request.mutable_tokens()->add_ids(id);
   request.set_max_tokens(0);
   request.set_prompt_logprobs(1);
-  v1::StepResponse scores = Answer(1);
+  internal::v1::StepResponse scores = Answer(1);
   for (int i = 0; i < 2; ++i) {
-    v1::LogitsRow* const row = scores.add_logits();
+    internal::v1::LogitsRow* const row = scores.add_logits();
     row->set_log_sum_exp(4);
     row->set_target_logit(1);
     row->add_ids(65);
@@ -107,13 +107,13 @@ void Generate(const std::filesystem::path& folder) {
   (*request.mutable_sampling()->mutable_logit_bias())[97] = -3;
   std::vector<float> logits(kVocab, -1);
   logits[98] = 2;
-  v1::StepResponse whole = Answer(1);
+  internal::v1::StepResponse whole = Answer(1);
   whole.add_logits()->set_logits(Floats(logits));
   Input().Byte(0).Add(request).Add(whole).Write(folder / "penalties");
 }
 
 void Cluster(const std::filesystem::path& folder) {
-  v1::RegisterRequest request;
+  internal::v1::RegisterRequest request;
   request.set_incarnation(11);
   request.set_host("here");
   request.set_address("127.0.0.1:4711");
@@ -121,18 +121,18 @@ void Cluster(const std::filesystem::path& folder) {
   request.set_model_fingerprint(7);
   request.set_wanted_worker_id(1);
   request.set_link_bytes_per_second(5e10);
-  v1::RegisterRequest other = request;
+  internal::v1::RegisterRequest other = request;
   other.set_incarnation(12);
   other.set_host("there");
   other.set_address("10.0.0.3:80");
   other.clear_wanted_worker_id();
-  v1::HeartbeatRequest beat;
+  internal::v1::HeartbeatRequest beat;
   beat.set_worker_id(1);
   beat.set_incarnation(11);
   beat.set_state("ready");
   beat.set_load_progress(1);
   beat.set_expert_slots(8);
-  v1::HeartbeatRequest other_beat = beat;
+  internal::v1::HeartbeatRequest other_beat = beat;
   other_beat.set_worker_id(0);
   other_beat.set_incarnation(12);
   Input()
@@ -148,7 +148,7 @@ void Cluster(const std::filesystem::path& folder) {
       .Write(folder / "two_workers");
   Input().Byte(0).Byte(0).Add(request).Byte(0xF1).Add(beat).Byte(0).Add(request).Write(folder / "a_worker_that_expires");
 
-  v1::RegisterResponse place;
+  internal::v1::RegisterResponse place;
   place.set_worker_id(1);
   place.set_num_workers(2);
   place.set_first_layer(1);
@@ -161,8 +161,8 @@ void Cluster(const std::filesystem::path& folder) {
   place.set_heartbeat_interval_seconds(1);
   place.set_heartbeat_timeout_seconds(10);
   place.add_overrides()->set_layer(1);
-  place.mutable_overrides(0)->set_place(v1::ExpertOverride::DEVICE);
-  v1::ModelShape& model = *place.mutable_model();
+  place.mutable_overrides(0)->set_place(internal::v1::ExpertOverride::DEVICE);
+  internal::v1::ModelShape& model = *place.mutable_model();
   DescribeSmallModel(2, &model);
   model.set_yarn_factor(32);
   model.set_yarn_beta_fast(32);
@@ -173,7 +173,7 @@ void Cluster(const std::filesystem::path& folder) {
 
   const auto chunk = [](const char* name, uint64_t rows, uint64_t first_row, uint64_t num_rows, uint32_t dtype,
                         size_t row_bytes) {
-    v1::TensorChunk chunk;
+    internal::v1::TensorChunk chunk;
     chunk.set_name(name);
     chunk.set_dtype(dtype);
     chunk.set_rows(rows);
@@ -215,14 +215,14 @@ void Experts(const std::filesystem::path& folder) {
   at(spoilt, 64, {9, 4, 2, 0x64616221});
   spoilt.Write(folder / "mailbox_error");
 
-  v1::ComputeExpertsRequest compute;
-  v1::ExpertRequest& experts = *compute.mutable_request();
+  internal::v1::ComputeExpertsRequest compute;
+  internal::v1::ExpertRequest& experts = *compute.mutable_request();
   experts.set_worker_id(1);
   experts.set_incarnation(5);
   experts.set_step(9);
   experts.set_layer(2);
   const auto use = [&](uint32_t expert, uint32_t tokens, bool resident) {
-    v1::ActivatedExpert* const out = experts.add_uses();
+    internal::v1::ActivatedExpert* const out = experts.add_uses();
     out->set_expert(expert);
     out->set_tokens(tokens);
     out->set_resident(resident);
@@ -235,19 +235,19 @@ void Experts(const std::filesystem::path& folder) {
   for (const uint32_t row : {0, 1, 1}) compute.add_entry_rows(row);
   Input().Byte(2).Add(compute).Write(folder / "compute");
 
-  v1::ExpertPlan plan;
-  plan.add_places(v1::ExpertPlan::RESIDENT);
-  plan.add_places(v1::ExpertPlan::SHIP);
-  v1::ComputeExpertsResponse contributions;
+  internal::v1::ExpertPlan plan;
+  plan.add_places(internal::v1::ExpertPlan::RESIDENT);
+  plan.add_places(internal::v1::ExpertPlan::SHIP);
+  internal::v1::ComputeExpertsResponse contributions;
   contributions.set_contributions(Floats(std::vector<float>(16, 0.5f)));
   const std::string record(96, 'r');
-  v1::ExpertRecordChunk chunk;
+  internal::v1::ExpertRecordChunk chunk;
   chunk.set_step(7);
   chunk.set_layer(1);
   chunk.set_expert(2);
   chunk.set_record_bytes(96);
   chunk.set_data(record.substr(0, 60));
-  v1::ExpertRecordChunk last = chunk;
+  internal::v1::ExpertRecordChunk last = chunk;
   last.set_offset(60);
   last.set_data(record.substr(60));
   last.set_xxh3(XXH3_64bits(record.data(), record.size()));
@@ -271,17 +271,17 @@ void Descriptors(const std::filesystem::path& folder) {
 }
 
 void Steps(const std::filesystem::path& folder) {
-  v1::StepRequest request;
+  internal::v1::StepRequest request;
   request.set_epoch(1);
   request.set_step(1);
   request.set_timeout_seconds(30);
-  v1::StepSequence* sequence = request.add_sequences();
+  internal::v1::StepSequence* sequence = request.add_sequences();
   sequence->set_slot(2);
   sequence->set_first_position(40);
   sequence->set_num_tokens(3);
   for (const uint32_t id : {4, 0, 49}) sequence->add_token_ids(id);
   for (const uint32_t block : {6, 1}) sequence->add_blocks(block);
-  v1::LogitsWanted* wanted = sequence->add_logits();
+  internal::v1::LogitsWanted* wanted = sequence->add_logits();
   wanted->set_offset(0);
   wanted->set_top_n(20);
   wanted = sequence->add_logits();
@@ -295,12 +295,12 @@ void Steps(const std::filesystem::path& folder) {
   sequence->add_blocks(3);
   Input().Byte(0).Byte(0).Add(request).Write(folder / "request");
 
-  v1::StepResponse response;
+  internal::v1::StepResponse response;
   response.set_epoch(3);
   response.set_step(4);
   response.mutable_experts()->set_activated(5);
   Input().Byte(1).Byte(0).Add(response).Write(folder / "response");
-  v1::LogitsRow* row = response.add_logits();
+  internal::v1::LogitsRow* row = response.add_logits();
   row->set_log_sum_exp(3);
   row->add_ids(5);
   row->add_ids(1);
@@ -315,7 +315,7 @@ void Steps(const std::filesystem::path& folder) {
   Input().Byte(1).Byte(0).Add(response).Write(folder / "response_with_error");
 
   const auto rows = [](uint64_t step, uint32_t first_row, uint32_t num_rows) {
-    v1::Activations message;
+    internal::v1::Activations message;
     message.set_epoch(1);
     message.set_step(step);
     message.set_first_row(first_row);
@@ -323,7 +323,7 @@ void Steps(const std::filesystem::path& folder) {
     message.set_data(Floats(std::vector<float>(num_rows * 2, 1.5f)));
     return message;
   };
-  v1::Activations failure;
+  internal::v1::Activations failure;
   failure.set_epoch(1);
   failure.set_step(2);
   failure.set_error("it failed");

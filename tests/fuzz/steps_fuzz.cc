@@ -8,7 +8,7 @@
 
 #include "absl/time/clock.h"
 #include "coordinator/cluster/step_answer.h"
-#include "ferry/v1/worker.pb.h"
+#include "ferry/internal/v1/worker.pb.h"
 #include "tests/fuzz/wire_input.h"
 #include "worker/stage_link.h"
 #include "worker/stage_step.h"
@@ -24,7 +24,7 @@ void FuzzStepRequest(WireInput& input) {
                              .vocab_size = 50,
                              .first_stage = input.Byte() % 2 == 0,
                              .max_logits_bytes = 2048};
-  const absl::StatusOr<StageStep> step = CheckStep(input.Next<v1::StepRequest>(), limits);
+  const absl::StatusOr<StageStep> step = CheckStep(input.Next<internal::v1::StepRequest>(), limits);
   if (!step.ok()) return;
   Require(step->timeout > absl::ZeroDuration() && step->timeout <= limits.max_timeout);
   Require(step->num_rows() >= 1 && step->num_rows() <= limits.max_rows);
@@ -56,7 +56,7 @@ void FuzzStepResponse(WireInput& input) {
   const uint8_t what = input.Byte();
   const std::vector<LogitsRequest> wanted = {{.top_n = what % 4, .target = 1}, {.top_n = kVocab}};
   const bool last = what & 0x80;
-  const v1::StepResponse response = input.Next<v1::StepResponse>();
+  const internal::v1::StepResponse response = input.Next<internal::v1::StepResponse>();
   const absl::StatusOr<std::vector<LogitsResult>> logits =
       CheckStepResponse(response, {.worker = WorkerId(2),
                                    .epoch = 3,
@@ -86,7 +86,7 @@ void FuzzActivations(WireInput& input) {
   int64_t row = 0;
   while (!input.empty()) {
     if (input.Byte() % 2 == 0) {
-      v1::Activations message = input.Next<v1::Activations>();
+      internal::v1::Activations message = input.Next<internal::v1::Activations>();
       const absl::Status taken = message.error().empty()
                                      ? queue.Push(message.epoch(), message.step(), message.first_row(), message.num_rows(),
                                                   std::move(*message.mutable_data()), [] { return true; })

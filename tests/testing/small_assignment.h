@@ -2,11 +2,11 @@
 
 // A model and a cache as a coordinator describes them to a worker, small and right.
 
-#include "ferry/v1/cluster.pb.h"
+#include "ferry/internal/v1/cluster.pb.h"
 
 namespace ferry {
 
-inline void DescribeSmallModel(int num_layers, v1::ModelShape* model) {
+inline void DescribeSmallModel(int num_layers, internal::v1::ModelShape* model) {
   model->set_architecture("gpt-oss");
   model->set_num_layers(num_layers);
   model->set_context_length(4096);
@@ -32,7 +32,7 @@ inline void DescribeSmallModel(int num_layers, v1::ModelShape* model) {
   }
 }
 
-inline void DescribeSmallCache(v1::CacheShape* cache) {
+inline void DescribeSmallCache(internal::v1::CacheShape* cache) {
   cache->set_kv_type(1);
   cache->set_kv_value_type(8);
   cache->set_num_blocks(100);

@@ -14,8 +14,8 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-v1::RegisterResponse Good() {
-  v1::RegisterResponse response;
+internal::v1::RegisterResponse Good() {
+  internal::v1::RegisterResponse response;
   response.set_worker_id(1);
   response.set_num_workers(2);
   response.set_first_layer(2);
@@ -32,10 +32,10 @@ v1::RegisterResponse Good() {
 }
 
 TEST(Assignment, HasThePlaceThatTheCoordinatorGave) {
-  v1::RegisterResponse response = Good();
-  v1::ExpertOverride* const rule = response.add_overrides();
+  internal::v1::RegisterResponse response = Good();
+  internal::v1::ExpertOverride* const rule = response.add_overrides();
   rule->set_layer(3);
-  rule->set_place(v1::ExpertOverride::HOST);
+  rule->set_place(internal::v1::ExpertOverride::HOST);
   ASSERT_OK_AND_ASSIGN(const Assignment assignment, AssignmentFromProto(response));
   EXPECT_EQ(assignment.first_layer, 2);
   EXPECT_EQ(assignment.end_layer, 4);
@@ -51,7 +51,7 @@ TEST(Assignment, HasThePlaceThatTheCoordinatorGave) {
 
 struct Spoilt {
   const char* name;
-  void (*spoil)(v1::RegisterResponse&);
+  void (*spoil)(internal::v1::RegisterResponse&);
   const char* message;
 };
 void PrintTo(const Spoilt& spoilt, std::ostream* out) { *out << spoilt.name; }
@@ -59,14 +59,14 @@ void PrintTo(const Spoilt& spoilt, std::ostream* out) { *out << spoilt.name; }
 class AssignmentRefuses : public testing::TestWithParam<Spoilt> {};
 
 TEST_P(AssignmentRefuses, NamingTheField) {
-  v1::RegisterResponse response = Good();
+  internal::v1::RegisterResponse response = Good();
   GetParam().spoil(response);
   const absl::Status status = AssignmentFromProto(response).status();
   EXPECT_FALSE(status.ok());
   EXPECT_THAT(std::string(status.message()), HasSubstr(GetParam().message));
 }
 
-using R = v1::RegisterResponse;
+using R = internal::v1::RegisterResponse;
 INSTANTIATE_TEST_SUITE_P(
     Fields, AssignmentRefuses,
     testing::Values(

@@ -37,7 +37,7 @@ std::vector<std::byte> Record(ExpertId id) {
 // ------------------------------------------------------------------------------------------------------------------- gRPC
 
 // Serves records of the model; `spoil` may change each chunk. Computes 2 * the input row.
-class FakeCluster final : public v1::Cluster::Service {
+class FakeCluster final : public internal::v1::Cluster::Service {
  public:
   FakeCluster() {
     grpc::ServerBuilder builder;
@@ -45,37 +45,38 @@ class FakeCluster final : public v1::Cluster::Service {
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
     builder.RegisterService(this);
     server_ = builder.BuildAndStart();
-    stub_ = v1::Cluster::NewStub(ConnectTo(absl::StrFormat("127.0.0.1:%d", port_), Keepalive::kOff));
+    stub_ = internal::v1::Cluster::NewStub(ConnectTo(absl::StrFormat("127.0.0.1:%d", port_), Keepalive::kOff));
   }
   ~FakeCluster() override { server_->Shutdown(absl::ToChronoTime(absl::Now())); }
-  v1::Cluster::StubInterface* stub() { return stub_.get(); }
+  internal::v1::Cluster::StubInterface* stub() { return stub_.get(); }
 
-  std::function<void(v1::ExpertRecordChunk&)> spoil;
+  std::function<void(internal::v1::ExpertRecordChunk&)> spoil;
   std::atomic<uint64_t> newest_step{0};  // of a plan: fetches of earlier ones are refused
   std::atomic<bool> silent{false};       // answers wait
   std::atomic<int> fetches{0};
 
-  grpc::Status PlanExperts(grpc::ServerContext*, const v1::ExpertRequest* request, v1::ExpertPlan* plan) override {
+  grpc::Status PlanExperts(grpc::ServerContext*, const internal::v1::ExpertRequest* request,
+                           internal::v1::ExpertPlan* plan) override {
     if (request->incarnation() != kIncarnation.value()) return ToGrpcStatus(Aborted("incarnation"));
     newest_step = request->step();
-    for (const v1::ActivatedExpert& use : request->uses()) {
-      plan->add_places(use.resident()     ? v1::ExpertPlan::RESIDENT
-                       : use.tokens() > 2 ? v1::ExpertPlan::SHIP
-                                          : v1::ExpertPlan::HOST);
+    for (const internal::v1::ActivatedExpert& use : request->uses()) {
+      plan->add_places(use.resident()     ? internal::v1::ExpertPlan::RESIDENT
+                       : use.tokens() > 2 ? internal::v1::ExpertPlan::SHIP
+                                          : internal::v1::ExpertPlan::HOST);
     }
     return grpc::Status::OK;
   }
-  grpc::Status FetchExperts(grpc::ServerContext* context, const v1::ExpertRequest* request,
-                            grpc::ServerWriter<v1::ExpertRecordChunk>* writer) override {
+  grpc::Status FetchExperts(grpc::ServerContext* context, const internal::v1::ExpertRequest* request,
+                            grpc::ServerWriter<internal::v1::ExpertRecordChunk>* writer) override {
     ++fetches;
     while (silent && !context->IsCancelled()) absl::SleepFor(absl::Milliseconds(5));
     if (request->step() < newest_step) return ToGrpcStatus(Aborted("step %d is over", request->step()));
-    for (const v1::ActivatedExpert& use : request->uses()) {
+    for (const internal::v1::ActivatedExpert& use : request->uses()) {
       const auto record = Model().Record(request->layer(), use.expert());
       constexpr size_t kPart = 5000;
       for (size_t offset = 0; offset < record.size(); offset += kPart) {
         const auto part = record.subspan(offset, std::min(kPart, record.size() - offset));
-        v1::ExpertRecordChunk chunk;
+        internal::v1::ExpertRecordChunk chunk;
         chunk.set_step(request->step());
         chunk.set_layer(request->layer());
         chunk.set_expert(use.expert());
@@ -89,8 +90,8 @@ class FakeCluster final : public v1::Cluster::Service {
     }
     return grpc::Status::OK;
   }
-  grpc::Status ComputeExperts(grpc::ServerContext* context, const v1::ComputeExpertsRequest* request,
-                              v1::ComputeExpertsResponse* response) override {
+  grpc::Status ComputeExperts(grpc::ServerContext* context, const internal::v1::ComputeExpertsRequest* request,
+                              internal::v1::ComputeExpertsResponse* response) override {
     while (silent && !context->IsCancelled()) absl::SleepFor(absl::Milliseconds(5));
     const float* const rows = reinterpret_cast<const float*>(request->rows().data());
     const int64_t n_embd = Model().config.n_embd;
@@ -107,7 +108,7 @@ class FakeCluster final : public v1::Cluster::Service {
  private:
   int port_ = 0;
   std::unique_ptr<grpc::Server> server_;
-  std::unique_ptr<v1::Cluster::Stub> stub_;
+  std::unique_ptr<internal::v1::Cluster::Stub> stub_;
 };
 
 class GrpcLinkTest : public testing::Test {
@@ -140,7 +141,7 @@ TEST_F(GrpcLinkTest, BringsRecordsMoreThanItsBuffersHold) {
 }
 
 TEST_F(GrpcLinkTest, RefusesADamagedRecord) {
-  cluster_.spoil = [](v1::ExpertRecordChunk& chunk) { (*chunk.mutable_data())[0] ^= 1; };
+  cluster_.spoil = [](internal::v1::ExpertRecordChunk& chunk) { (*chunk.mutable_data())[0] ^= 1; };
   ASSERT_OK(link_->AskRecord(1, {0, 3}));
   EXPECT_THAT(link_->WaitRecord({0, 3}, Soon()), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("came damaged")));
   link_->ReleaseRecord({0, 3});
@@ -150,7 +151,7 @@ TEST_F(GrpcLinkTest, RefusesADamagedRecord) {
 }
 
 TEST_F(GrpcLinkTest, RefusesARecordThatEndsEarly) {
-  cluster_.spoil = [](v1::ExpertRecordChunk& chunk) {
+  cluster_.spoil = [](internal::v1::ExpertRecordChunk& chunk) {
     if (chunk.offset() > 0) chunk.clear_data();
   };
   ASSERT_OK(link_->AskRecord(1, {0, 0}));
@@ -158,7 +159,7 @@ TEST_F(GrpcLinkTest, RefusesARecordThatEndsEarly) {
 }
 
 TEST_F(GrpcLinkTest, RefusesAnotherExpertThanItAskedFor) {
-  cluster_.spoil = [](v1::ExpertRecordChunk& chunk) { chunk.set_expert(chunk.expert() + 1); };
+  cluster_.spoil = [](internal::v1::ExpertRecordChunk& chunk) { chunk.set_expert(chunk.expert() + 1); };
   ASSERT_OK(link_->AskRecord(1, {0, 0}));
   EXPECT_THAT(link_->WaitRecord({0, 0}, Soon()), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("expert is 1, want 0")));
 }

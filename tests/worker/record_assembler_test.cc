@@ -23,11 +23,11 @@ std::string Record() {
 }
 
 // The record in chunks of 40 bytes, as a coordinator sends it.
-std::vector<v1::ExpertRecordChunk> Chunks() {
+std::vector<internal::v1::ExpertRecordChunk> Chunks() {
   const std::string record = Record();
-  std::vector<v1::ExpertRecordChunk> chunks;
+  std::vector<internal::v1::ExpertRecordChunk> chunks;
   for (size_t offset = 0; offset < record.size(); offset += 40) {
-    v1::ExpertRecordChunk& chunk = chunks.emplace_back();
+    internal::v1::ExpertRecordChunk& chunk = chunks.emplace_back();
     chunk.set_step(kStep);
     chunk.set_layer(kId.layer);
     chunk.set_expert(kId.expert);
@@ -39,10 +39,10 @@ std::vector<v1::ExpertRecordChunk> Chunks() {
   return chunks;
 }
 
-absl::Status Assemble(const std::vector<v1::ExpertRecordChunk>& chunks, std::vector<std::byte>& buffer) {
+absl::Status Assemble(const std::vector<internal::v1::ExpertRecordChunk>& chunks, std::vector<std::byte>& buffer) {
   buffer.assign(100, std::byte{0});
   RecordAssembler assembler(kStep, kId, buffer);
-  for (const v1::ExpertRecordChunk& chunk : chunks) RETURN_IF_ERROR(assembler.Add(chunk));
+  for (const internal::v1::ExpertRecordChunk& chunk : chunks) RETURN_IF_ERROR(assembler.Add(chunk));
   return assembler.Finish();
 }
 
@@ -54,7 +54,7 @@ TEST(RecordAssembler, PutsChunksTogether) {
 
 struct Spoilt {
   const char* name;
-  void (*spoil)(std::vector<v1::ExpertRecordChunk>&);
+  void (*spoil)(std::vector<internal::v1::ExpertRecordChunk>&);
   absl::StatusCode code;
   const char* message;
 };
@@ -63,7 +63,7 @@ void PrintTo(const Spoilt& spoilt, std::ostream* out) { *out << spoilt.name; }
 class RecordAssemblerRefuses : public testing::TestWithParam<Spoilt> {};
 
 TEST_P(RecordAssemblerRefuses, NamingWhatIsWrong) {
-  std::vector<v1::ExpertRecordChunk> chunks = Chunks();
+  std::vector<internal::v1::ExpertRecordChunk> chunks = Chunks();
   GetParam().spoil(chunks);
   std::vector<std::byte> buffer;
   EXPECT_THAT(Assemble(chunks, buffer), StatusIs(GetParam().code, HasSubstr(GetParam().message)));
@@ -71,7 +71,7 @@ TEST_P(RecordAssemblerRefuses, NamingWhatIsWrong) {
 
 constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
 constexpr auto kLoss = absl::StatusCode::kDataLoss;
-using Chunk = std::vector<v1::ExpertRecordChunk>;
+using Chunk = std::vector<internal::v1::ExpertRecordChunk>;
 INSTANTIATE_TEST_SUITE_P(
     Chunks, RecordAssemblerRefuses,
     testing::Values(

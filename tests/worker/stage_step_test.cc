@@ -19,25 +19,25 @@ constexpr StepLimits kLimits = {.max_rows = 64,
                                 .first_stage = true,
                                 .max_logits_bytes = 20000};
 
-v1::StepRequest GoodRequest() {
-  v1::StepRequest request;
+internal::v1::StepRequest GoodRequest() {
+  internal::v1::StepRequest request;
   request.set_epoch(3);
   request.set_step(1);
   request.set_timeout_seconds(5);
-  v1::StepSequence* const sequence = request.add_sequences();
+  internal::v1::StepSequence* const sequence = request.add_sequences();
   sequence->set_slot(2);
   sequence->set_first_position(30);
   sequence->set_num_tokens(4);
   for (const uint32_t id : {1, 2, 3, 999}) sequence->add_token_ids(id);
   for (const uint32_t block : {5, 15}) sequence->add_blocks(block);
-  v1::LogitsWanted* const wanted = sequence->add_logits();
+  internal::v1::LogitsWanted* const wanted = sequence->add_logits();
   wanted->set_offset(3);
   wanted->set_top_n(5);
   return request;
 }
 
 TEST(CheckStep, TakesWhatFits) {
-  v1::StepRequest request = GoodRequest();
+  internal::v1::StepRequest request = GoodRequest();
   *request.add_sequences() = request.sequences(0);
   request.mutable_sequences(1)->set_slot(0);
   ASSERT_OK_AND_ASSIGN(const StageStep step, CheckStep(request, kLimits));
@@ -53,7 +53,7 @@ TEST(CheckStep, TakesWhatFits) {
 }
 
 TEST(CheckStep, WantsTokenIdsOfTheFirstStageAlone) {
-  v1::StepRequest request = GoodRequest();
+  internal::v1::StepRequest request = GoodRequest();
   request.mutable_sequences(0)->clear_token_ids();
   EXPECT_THAT(CheckStep(request, kLimits), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("sequences[0].token_ids")));
   StepLimits later = kLimits;
@@ -63,7 +63,7 @@ TEST(CheckStep, WantsTokenIdsOfTheFirstStageAlone) {
 
 struct Spoilt {
   const char* name;
-  void (*spoil)(v1::StepRequest&);
+  void (*spoil)(internal::v1::StepRequest&);
   const char* message;
 };
 void PrintTo(const Spoilt& spoilt, std::ostream* out) { *out << spoilt.name; }
@@ -71,7 +71,7 @@ void PrintTo(const Spoilt& spoilt, std::ostream* out) { *out << spoilt.name; }
 class CheckStepRefuses : public testing::TestWithParam<Spoilt> {};
 
 TEST_P(CheckStepRefuses, NamingTheField) {
-  v1::StepRequest request = GoodRequest();
+  internal::v1::StepRequest request = GoodRequest();
   GetParam().spoil(request);
   EXPECT_THAT(CheckStep(request, kLimits), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(GetParam().message)));
 }
@@ -79,55 +79,63 @@ TEST_P(CheckStepRefuses, NamingTheField) {
 INSTANTIATE_TEST_SUITE_P(
     Fields, CheckStepRefuses,
     testing::Values(
-        Spoilt{"NoSequences", [](v1::StepRequest& r) { r.clear_sequences(); }, "sequences has 0 entries"},
+        Spoilt{"NoSequences", [](internal::v1::StepRequest& r) { r.clear_sequences(); }, "sequences has 0 entries"},
         Spoilt{"MoreSequencesThanSlots",
-               [](v1::StepRequest& r) {
+               [](internal::v1::StepRequest& r) {
                  for (int i = 0; i < 4; ++i) *r.add_sequences() = r.sequences(0);
                },
                "sequences has 5 entries"},
-        Spoilt{"SlotOutOfRange", [](v1::StepRequest& r) { r.mutable_sequences(0)->set_slot(4); }, "sequences[0].slot is 4"},
-        Spoilt{"SlotOfMinusOne", [](v1::StepRequest& r) { r.mutable_sequences(0)->set_slot(UINT32_MAX); }, "sequences[0].slot"},
-        Spoilt{"SlotTwice", [](v1::StepRequest& r) { *r.add_sequences() = r.sequences(0); }, "sequences[1].slot is 2"},
-        Spoilt{"NoRows", [](v1::StepRequest& r) { r.mutable_sequences(0)->set_num_tokens(0); }, "num_tokens is 0"},
-        Spoilt{"TooManyRows", [](v1::StepRequest& r) { r.mutable_sequences(0)->set_num_tokens(65); }, "num_tokens is 65"},
-        Spoilt{"RowsThatOverflow", [](v1::StepRequest& r) { r.mutable_sequences(0)->set_num_tokens(UINT32_MAX); }, "num_tokens"},
-        Spoilt{"BeyondTheContext", [](v1::StepRequest& r) { r.mutable_sequences(0)->set_first_position(509); },
+        Spoilt{"SlotOutOfRange", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_slot(4); },
+               "sequences[0].slot is 4"},
+        Spoilt{"SlotOfMinusOne", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_slot(UINT32_MAX); },
+               "sequences[0].slot"},
+        Spoilt{"SlotTwice", [](internal::v1::StepRequest& r) { *r.add_sequences() = r.sequences(0); }, "sequences[1].slot is 2"},
+        Spoilt{"NoRows", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_num_tokens(0); }, "num_tokens is 0"},
+        Spoilt{"TooManyRows", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_num_tokens(65); },
+               "num_tokens is 65"},
+        Spoilt{"RowsThatOverflow", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_num_tokens(UINT32_MAX); },
+               "num_tokens"},
+        Spoilt{"BeyondTheContext", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_first_position(509); },
                "first_position is 509"},
-        Spoilt{"PositionThatOverflows", [](v1::StepRequest& r) { r.mutable_sequences(0)->set_first_position(UINT32_MAX); },
-               "first_position"},
-        Spoilt{"TooFewBlocks", [](v1::StepRequest& r) { r.mutable_sequences(0)->mutable_blocks()->RemoveLast(); },
+        Spoilt{"PositionThatOverflows",
+               [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_first_position(UINT32_MAX); }, "first_position"},
+        Spoilt{"TooFewBlocks", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->mutable_blocks()->RemoveLast(); },
                "blocks has 1 entries, want 2"},
         Spoilt{"TooManyBlocks",
-               [](v1::StepRequest& r) {
+               [](internal::v1::StepRequest& r) {
                  for (int i = 0; i < 16; ++i) r.mutable_sequences(0)->add_blocks(i);
                },
                "blocks has 18 entries"},
-        Spoilt{"BlockOutOfRange", [](v1::StepRequest& r) { r.mutable_sequences(0)->set_blocks(1, 16); }, "blocks is 16"},
-        Spoilt{"BlockTwice", [](v1::StepRequest& r) { r.mutable_sequences(0)->set_blocks(1, 5); }, "holds block 5 twice"},
-        Spoilt{"TooFewTokenIds", [](v1::StepRequest& r) { r.mutable_sequences(0)->mutable_token_ids()->RemoveLast(); },
+        Spoilt{"BlockOutOfRange", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_blocks(1, 16); },
+               "blocks is 16"},
+        Spoilt{"BlockTwice", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_blocks(1, 5); },
+               "holds block 5 twice"},
+        Spoilt{"TooFewTokenIds", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->mutable_token_ids()->RemoveLast(); },
                "token_ids has 3 entries, want num_tokens, 4"},
-        Spoilt{"TokenIdOutOfRange", [](v1::StepRequest& r) { r.mutable_sequences(0)->set_token_ids(0, 1000); },
+        Spoilt{"TokenIdOutOfRange", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_token_ids(0, 1000); },
                "token_ids is 1000"},
-        Spoilt{"LogitsOfARowThatIsNotThere", [](v1::StepRequest& r) { r.mutable_sequences(0)->mutable_logits(0)->set_offset(4); },
+        Spoilt{"LogitsOfARowThatIsNotThere",
+               [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->mutable_logits(0)->set_offset(4); },
                "logits.offset is 4"},
-        Spoilt{"LogitsOutOfOrder", [](v1::StepRequest& r) { r.mutable_sequences(0)->add_logits()->set_offset(3); },
+        Spoilt{"LogitsOutOfOrder", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->add_logits()->set_offset(3); },
                "logits.offset is 3 after 3"},
-        Spoilt{"TargetOutOfRange", [](v1::StepRequest& r) { r.mutable_sequences(0)->mutable_logits(0)->set_target(1000); },
+        Spoilt{"TargetOutOfRange",
+               [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->mutable_logits(0)->set_target(1000); },
                "logits.target is 1000"},
         Spoilt{"MoreLogitsThanAMessageHolds",
-               [](v1::StepRequest& r) {
+               [](internal::v1::StepRequest& r) {
                  r.mutable_sequences(0)->clear_logits();
                  for (int i = 0; i < 4; ++i) {
-                   v1::LogitsWanted* const wanted = r.mutable_sequences(0)->add_logits();
+                   internal::v1::LogitsWanted* const wanted = r.mutable_sequences(0)->add_logits();
                    wanted->set_offset(i);
                    wanted->set_top_n(UINT32_MAX);
                  }
                },
                "logits.top_n"},
-        Spoilt{"NoTime", [](v1::StepRequest& r) { r.set_timeout_seconds(0); }, "timeout_seconds"},
-        Spoilt{"TimeBelowATick", [](v1::StepRequest& r) { r.set_timeout_seconds(1e-300); }, "timeout_seconds"},
-        Spoilt{"TimeThatIsNaN", [](v1::StepRequest& r) { r.set_timeout_seconds(NAN); }, "timeout_seconds"},
-        Spoilt{"TooMuchTime", [](v1::StepRequest& r) { r.set_timeout_seconds(1e9); }, "timeout_seconds"}),
+        Spoilt{"NoTime", [](internal::v1::StepRequest& r) { r.set_timeout_seconds(0); }, "timeout_seconds"},
+        Spoilt{"TimeBelowATick", [](internal::v1::StepRequest& r) { r.set_timeout_seconds(1e-300); }, "timeout_seconds"},
+        Spoilt{"TimeThatIsNaN", [](internal::v1::StepRequest& r) { r.set_timeout_seconds(NAN); }, "timeout_seconds"},
+        Spoilt{"TooMuchTime", [](internal::v1::StepRequest& r) { r.set_timeout_seconds(1e9); }, "timeout_seconds"}),
     [](const testing::TestParamInfo<Spoilt>& info) { return std::string(info.param.name); });
 
 }  // namespace

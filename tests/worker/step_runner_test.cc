@@ -23,10 +23,10 @@ struct Worker {
     stage = Stage::Create(ops.get(), options, source, &link).value();
     runner = std::make_unique<StepRunner>(stage.get(), &queue, [this](const absl::Status& why) { failures.push_back(why); });
   }
-  std::future<v1::StepResponse> Submit(const v1::StepRequest& request) {
-    const auto promise = std::make_shared<std::promise<v1::StepResponse>>();
-    std::future<v1::StepResponse> future = promise->get_future();
-    runner->Submit(request, [promise](const v1::StepResponse& response) { promise->set_value(response); });
+  std::future<internal::v1::StepResponse> Submit(const internal::v1::StepRequest& request) {
+    const auto promise = std::make_shared<std::promise<internal::v1::StepResponse>>();
+    std::future<internal::v1::StepResponse> future = promise->get_future();
+    runner->Submit(request, [promise](const internal::v1::StepResponse& response) { promise->set_value(response); });
     return future;
   }
 
@@ -38,12 +38,12 @@ struct Worker {
   std::unique_ptr<StepRunner> runner;
 };
 
-v1::StepRequest Request(uint64_t epoch, uint64_t step, double timeout = 20) {
-  v1::StepRequest request;
+internal::v1::StepRequest Request(uint64_t epoch, uint64_t step, double timeout = 20) {
+  internal::v1::StepRequest request;
   request.set_epoch(epoch);
   request.set_step(step);
   request.set_timeout_seconds(timeout);
-  v1::StepSequence* const sequence = request.add_sequences();
+  internal::v1::StepSequence* const sequence = request.add_sequences();
   sequence->set_num_tokens(2);
   sequence->add_token_ids(11);
   sequence->add_token_ids(12);
@@ -53,7 +53,7 @@ v1::StepRequest Request(uint64_t epoch, uint64_t step, double timeout = 20) {
   sequence->mutable_logits(0)->set_target(5);
   return request;
 }
-absl::StatusCode CodeOf(const v1::StepResponse& response) { return static_cast<absl::StatusCode>(response.code()); }
+absl::StatusCode CodeOf(const internal::v1::StepResponse& response) { return static_cast<absl::StatusCode>(response.code()); }
 absl::Time Soon() { return absl::Now() + absl::Seconds(60); }
 
 TEST(StepRunner, ProbesTheLinkBetweenEpochsAlone) {
@@ -83,7 +83,7 @@ TEST(StepRunner, AnswersStepsInOrder) {
   Worker worker(0, 4);
   ASSERT_OK(worker.runner->BeginEpoch(3, nullptr, Soon()));
   auto first = worker.Submit(Request(3, 1)), second = worker.Submit(Request(3, 2));
-  const v1::StepResponse response = first.get();
+  const internal::v1::StepResponse response = first.get();
   EXPECT_EQ(CodeOf(response), absl::StatusCode::kOk) << response.message();
   EXPECT_EQ(response.step(), 1u);
   ASSERT_EQ(response.logits_size(), 1);
@@ -96,7 +96,7 @@ TEST(StepRunner, AnswersStepsInOrder) {
 TEST(StepRunner, TellsOfStepsThatFailBeforeItAnswers) {
   Worker worker(0, 4);
   ASSERT_OK(worker.runner->BeginEpoch(1, nullptr, Soon()));
-  v1::StepRequest bad = Request(1, 2);
+  internal::v1::StepRequest bad = Request(1, 2);
   bad.mutable_sequences(0)->set_slot(999);
   EXPECT_EQ(CodeOf(worker.Submit(Request(1, 1)).get()), absl::StatusCode::kOk);
   EXPECT_EQ(CodeOf(worker.Submit(bad).get()), absl::StatusCode::kInvalidArgument);
@@ -143,9 +143,9 @@ TEST(StepRunner, RefusesStepsOutOfTurn) {
 TEST(StepRunner, GoesOnAfterABadStep) {
   Worker worker(0, 4);
   ASSERT_OK(worker.runner->BeginEpoch(1, nullptr, Soon()));
-  v1::StepRequest bad = Request(1, 1);
+  internal::v1::StepRequest bad = Request(1, 1);
   bad.mutable_sequences(0)->set_slot(99);
-  const v1::StepResponse refused = worker.Submit(bad).get();
+  const internal::v1::StepResponse refused = worker.Submit(bad).get();
   EXPECT_EQ(CodeOf(refused), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(refused.message(), HasSubstr("sequences[0].slot is 99"));
   EXPECT_EQ(CodeOf(worker.Submit(Request(1, 2)).get()), absl::StatusCode::kOk);
@@ -156,7 +156,7 @@ TEST(StepRunner, TellsTheNextWorkerOfAStepThatFailed) {
   ActivationQueue next(Model().config.n_embd, 256);
   next.BeginEpoch(1);
   ASSERT_OK(worker.runner->BeginEpoch(1, std::make_unique<LoopbackSink>(&next, Model().config.n_embd, 1), Soon()));
-  v1::StepRequest bad = Request(1, 1);
+  internal::v1::StepRequest bad = Request(1, 1);
   bad.mutable_sequences(0)->set_token_ids(0, 1 << 20);
   EXPECT_EQ(CodeOf(worker.Submit(bad).get()), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(next.Next(1, 0, Soon()), StatusIs(absl::StatusCode::kAborted, HasSubstr("token_ids")));
@@ -167,7 +167,7 @@ TEST(StepRunner, TellsTheNextWorkerOfAStepThatFailed) {
 TEST(StepRunner, EndsAStepWhoseHiddenStatesDoNotCome) {
   Worker worker(2, 4);
   ASSERT_OK(worker.runner->BeginEpoch(1, nullptr, Soon()));
-  v1::StepRequest request = Request(1, 1, /*timeout=*/0.05);
+  internal::v1::StepRequest request = Request(1, 1, /*timeout=*/0.05);
   EXPECT_EQ(CodeOf(worker.Submit(request).get()), absl::StatusCode::kDeadlineExceeded);
 }
 
@@ -189,7 +189,7 @@ TEST(StepRunner, ANewEpochEndsTheStepsOfTheOldOne) {
 }
 
 TEST(StepRunner, AnswersEverythingBeforeItEnds) {
-  std::future<v1::StepResponse> waiting;
+  std::future<internal::v1::StepResponse> waiting;
   {
     Worker worker(2, 4);
     ASSERT_OK(worker.runner->BeginEpoch(1, nullptr, Soon()));

@@ -49,37 +49,37 @@ class ServedWorker {
     builder.RegisterService(&service_);
     server_ = builder.BuildAndStart();
     address_ = absl::StrFormat("127.0.0.1:%d", port);
-    stub_ = v1::Worker::NewStub(ConnectTo(address_, Keepalive::kOff));
+    stub_ = internal::v1::Worker::NewStub(ConnectTo(address_, Keepalive::kOff));
   }
   ~ServedWorker() { server_->Shutdown(absl::ToChronoTime(absl::Now())); }
 
-  v1::Worker::Stub& stub() { return *stub_; }
+  internal::v1::Worker::Stub& stub() { return *stub_; }
   const std::string& address() const { return address_; }
   bool shut_down() const { return shut_down_; }
 
   // Begins an epoch as a coordinator on `host` does.
-  v1::BeginEpochResponse BeginEpochFrom(const std::string& host, uint64_t epoch) {
+  internal::v1::BeginEpochResponse BeginEpochFrom(const std::string& host, uint64_t epoch) {
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(Soon()));
-    v1::BeginEpochRequest request;
+    internal::v1::BeginEpochRequest request;
     request.set_epoch(epoch);
     request.set_incarnation(incarnation_);
     request.set_host(host);
-    v1::BeginEpochResponse response;
+    internal::v1::BeginEpochResponse response;
     EXPECT_OK(FromGrpcStatus(stub_->BeginEpoch(&context, request, &response)));
     return response;
   }
   absl::Status BeginEpoch(uint64_t epoch, const ServedWorker* next, uint64_t incarnation = 0) {
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(Soon()));
-    v1::BeginEpochRequest request;
+    internal::v1::BeginEpochRequest request;
     request.set_epoch(epoch);
     request.set_incarnation(incarnation != 0 ? incarnation : incarnation_);
     if (next != nullptr) {
       request.set_next_address(next->address_);
       request.set_next_incarnation(next->incarnation_);
     }
-    v1::BeginEpochResponse response;
+    internal::v1::BeginEpochResponse response;
     return FromGrpcStatus(stub_->BeginEpoch(&context, request, &response));
   }
 
@@ -94,15 +94,15 @@ class ServedWorker {
   WorkerService service_;
   std::string address_;
   std::unique_ptr<grpc::Server> server_;
-  std::unique_ptr<v1::Worker::Stub> stub_;
+  std::unique_ptr<internal::v1::Worker::Stub> stub_;
 };
 
-v1::StepRequest Request(uint64_t epoch, uint64_t step, const std::vector<int32_t>& tokens, double timeout = 20) {
-  v1::StepRequest request;
+internal::v1::StepRequest Request(uint64_t epoch, uint64_t step, const std::vector<int32_t>& tokens, double timeout = 20) {
+  internal::v1::StepRequest request;
   request.set_epoch(epoch);
   request.set_step(step);
   request.set_timeout_seconds(timeout);
-  v1::StepSequence* const sequence = request.add_sequences();
+  internal::v1::StepSequence* const sequence = request.add_sequences();
   sequence->set_num_tokens(tokens.size());
   sequence->mutable_token_ids()->Assign(tokens.begin(), tokens.end());
   for (size_t block = 0; block * kKvBlockTokens < tokens.size(); ++block) sequence->add_blocks(block * kTinySlots);
@@ -124,16 +124,16 @@ class Stream {
     context_.TryCancel();
     stream_->Finish();
   }
-  void Send(const v1::StepRequest& request) { EXPECT_TRUE(stream_->Write(request)); }
-  v1::StepResponse Receive() {
-    v1::StepResponse response;
+  void Send(const internal::v1::StepRequest& request) { EXPECT_TRUE(stream_->Write(request)); }
+  internal::v1::StepResponse Receive() {
+    internal::v1::StepResponse response;
     EXPECT_TRUE(stream_->Read(&response));
     return response;
   }
   absl::Status End() {
     ended_ = true;
     stream_->WritesDone();
-    v1::StepResponse response;
+    internal::v1::StepResponse response;
     while (stream_->Read(&response)) ++answers_after_end;
     return FromGrpcStatus(stream_->Finish());
   }
@@ -142,10 +142,10 @@ class Stream {
  private:
   bool ended_ = false;
   grpc::ClientContext context_;
-  std::unique_ptr<grpc::ClientReaderWriter<v1::StepRequest, v1::StepResponse>> stream_;
+  std::unique_ptr<grpc::ClientReaderWriter<internal::v1::StepRequest, internal::v1::StepResponse>> stream_;
 };
 
-absl::StatusCode CodeOf(const v1::StepResponse& response) { return static_cast<absl::StatusCode>(response.code()); }
+absl::StatusCode CodeOf(const internal::v1::StepResponse& response) { return static_cast<absl::StatusCode>(response.code()); }
 
 StageLinkOptions ByMessages() { return {.n_embd = 64}; }
 
@@ -160,7 +160,7 @@ TEST_P(TwoWorkers, GiveTheLogitsOfOneWhicheverOfThemSharesMemory) {
   Stream to_first(first), to_last(last);
   to_first.Send(Request(5, 1, tokens));
   to_last.Send(Request(5, 1, tokens));
-  const v1::StepResponse middle = to_first.Receive(), end = to_last.Receive();
+  const internal::v1::StepResponse middle = to_first.Receive(), end = to_last.Receive();
   EXPECT_EQ(CodeOf(middle), absl::StatusCode::kOk) << middle.message();
   EXPECT_EQ(middle.logits_size(), 0);
   ASSERT_EQ(CodeOf(end), absl::StatusCode::kOk) << end.message();
@@ -196,10 +196,10 @@ TEST(WorkerService, ProbesTheLinkForWhoeverMeansIt) {
   const auto probe = [&](uint64_t incarnation, double seconds) {
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(Soon()));
-    v1::ProbeLinkRequest request;
+    internal::v1::ProbeLinkRequest request;
     request.set_incarnation(incarnation);
     request.set_seconds(seconds);
-    v1::ProbeLinkResponse response;
+    internal::v1::ProbeLinkResponse response;
     return FromGrpcStatus(worker.stub().ProbeLink(&context, request, &response));
   };
   EXPECT_OK(probe(1, 0.01));
@@ -212,14 +212,14 @@ TEST(WorkerService, ProbesTheLinkForWhoeverMeansIt) {
 // The coordinator's ends of the rings that a worker offered.
 class Rings {
  public:
-  explicit Rings(const v1::BeginEpochResponse& offer) : key_(offer.key()) {
+  explicit Rings(const internal::v1::BeginEpochResponse& offer) : key_(offer.key()) {
     std::vector<UniqueFd> descriptors = FetchDescriptors(offer.socket(), offer.key(), Soon()).value();
     steps_ = MessageRing::Map(descriptors.at(0).Release()).value();
     answers_ = MessageRing::Map(descriptors.at(1).Release()).value();
   }
   void Send(const std::string& message) { ASSERT_OK(steps_->Write(message, Soon())); }
-  v1::StepResponse Receive() {
-    v1::StepResponse response;
+  internal::v1::StepResponse Receive() {
+    internal::v1::StepResponse response;
     EXPECT_TRUE(response.ParseFromString(answers_->Read(Soon()).value()));
     return response;
   }
@@ -235,7 +235,7 @@ class Rings {
 TEST(WorkerService, AnswersTheSameThroughSharedMemory) {
   ServedWorker worker(1, 0, 4, /*loaded=*/true, /*share_memory=*/true);
   ASSERT_OK(worker.BeginEpoch(1, nullptr));
-  v1::StepResponse by_stream;
+  internal::v1::StepResponse by_stream;
   {
     Stream stream(worker);
     stream.Send(Request(1, 1, {3, 4, 5}));
@@ -244,7 +244,7 @@ TEST(WorkerService, AnswersTheSameThroughSharedMemory) {
   Rings rings(worker.BeginEpochFrom(HostId(), 2));
   Stream life(worker, rings.key());
   rings.Send(Request(2, 1, {3, 4, 5}).SerializeAsString());
-  const v1::StepResponse through_rings = rings.Receive();
+  const internal::v1::StepResponse through_rings = rings.Receive();
   ASSERT_EQ(through_rings.logits_size(), 1);
   EXPECT_EQ(through_rings.logits(0).logits(), by_stream.logits(0).logits());
   EXPECT_OK(life.End());
@@ -277,7 +277,7 @@ TEST(WorkerService, BytesThatAreNoStepAreAnsweredWithWhatEndsTheEpoch) {
   Rings rings(worker.BeginEpochFrom(HostId(), 1));
   Stream life(worker, rings.key());
   rings.Send("\xff\xff\xff");
-  const v1::StepResponse refusal = rings.Receive();
+  const internal::v1::StepResponse refusal = rings.Receive();
   EXPECT_EQ(refusal.step(), 0u) << "there is no step 0";
   EXPECT_EQ(CodeOf(refusal), absl::StatusCode::kInternal);
   EXPECT_THAT(rings.NothingComes(), StatusIs(absl::StatusCode::kDeadlineExceeded));
@@ -289,9 +289,9 @@ TEST(WorkerService, AnswersAPingToWhoeverMeansIt) {
   const auto ping = [&](uint64_t incarnation) {
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(Soon()));
-    v1::PingRequest request;
+    internal::v1::PingRequest request;
     request.set_incarnation(incarnation);
-    v1::PingResponse response;
+    internal::v1::PingResponse response;
     return FromGrpcStatus(worker.stub().Ping(&context, request, &response));
   };
   EXPECT_OK(ping(1));
@@ -354,11 +354,11 @@ TEST(WorkerService, SharesMemoryBeforeTheFirstStepWithWhoeverMeansIt) {
   const auto share = [&](uint64_t epoch, uint64_t incarnation, const std::string& host) {
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(Soon()));
-    v1::ShareActivationsRequest request;
+    internal::v1::ShareActivationsRequest request;
     request.set_epoch(epoch);
     request.set_incarnation(incarnation);
     request.set_host(host);
-    v1::ShareActivationsResponse response;
+    internal::v1::ShareActivationsResponse response;
     const absl::Status status = FromGrpcStatus(worker.stub().ShareActivations(&context, request, &response));
     return status.ok() ? absl::StatusOr<std::string>(response.socket()) : status;
   };
@@ -403,7 +403,7 @@ TEST(WorkerService, AStepDoesNotWaitForHiddenStatesOfASenderThatIsCutOff) {
     ASSERT_OK(SendRows(*sink, 1, std::vector<float>(2 * 64), 64, Soon()));
     EXPECT_EQ(CodeOf(steps.Receive()), absl::StatusCode::kOk);
   }
-  const v1::StepResponse cut_off = steps.Receive();
+  const internal::v1::StepResponse cut_off = steps.Receive();
   EXPECT_EQ(CodeOf(cut_off), absl::StatusCode::kAborted);
   EXPECT_THAT(cut_off.message(), HasSubstr("the worker before this one cannot be reached"));
 }
@@ -411,14 +411,14 @@ TEST(WorkerService, AStepDoesNotWaitForHiddenStatesOfASenderThatIsCutOff) {
 TEST(WorkerService, ShutsDownWhenAsked) {
   ServedWorker worker(1, 0, 4);
   grpc::ClientContext context;
-  v1::ShutdownResponse response;
-  EXPECT_OK(FromGrpcStatus(worker.stub().Shutdown(&context, v1::ShutdownRequest(), &response)));
+  internal::v1::ShutdownResponse response;
+  EXPECT_OK(FromGrpcStatus(worker.stub().Shutdown(&context, internal::v1::ShutdownRequest(), &response)));
   EXPECT_TRUE(worker.shut_down());
 }
 
 // ------------------------------------------------------------------------------------------------------------------ agent
 
-class FakeCoordinator final : public v1::Cluster::Service {
+class FakeCoordinator final : public internal::v1::Cluster::Service {
  public:
   FakeCoordinator() { Start(); }
   ~FakeCoordinator() override { Stop(); }
@@ -427,21 +427,23 @@ class FakeCoordinator final : public v1::Cluster::Service {
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
     builder.RegisterService(this);
     server_ = builder.BuildAndStart();
-    stub_ = v1::Cluster::NewStub(ConnectTo(absl::StrFormat("127.0.0.1:%d", port_), Keepalive::kOff));
+    stub_ = internal::v1::Cluster::NewStub(ConnectTo(absl::StrFormat("127.0.0.1:%d", port_), Keepalive::kOff));
   }
   void Stop() {
     if (server_ != nullptr) server_->Shutdown(absl::ToChronoTime(absl::Now()));
     server_.reset();
   }
-  v1::Cluster::StubInterface* stub() { return stub_.get(); }
+  internal::v1::Cluster::StubInterface* stub() { return stub_.get(); }
 
-  grpc::Status Register(grpc::ServerContext*, const v1::RegisterRequest*, v1::RegisterResponse* response) override {
+  grpc::Status Register(grpc::ServerContext*, const internal::v1::RegisterRequest*,
+                        internal::v1::RegisterResponse* response) override {
     if (full) return ToGrpcStatus(FailedPrecondition("the cluster is complete"));
     if (loading-- > 0) return ToGrpcStatus(Unavailable("the coordinator is loading the experts: 12 %%"));
     response->set_worker_id(3);
     return grpc::Status::OK;
   }
-  grpc::Status Heartbeat(grpc::ServerContext*, const v1::HeartbeatRequest* request, v1::HeartbeatResponse*) override {
+  grpc::Status Heartbeat(grpc::ServerContext*, const internal::v1::HeartbeatRequest* request,
+                         internal::v1::HeartbeatResponse*) override {
     ++heartbeats;
     if (request->incarnation() != 5 || request->worker_id() != 3 || request->state() != "ready") ++wrong;
     if (refuse) return ToGrpcStatus(Aborted("that incarnation is over"));
@@ -453,7 +455,7 @@ class FakeCoordinator final : public v1::Cluster::Service {
  private:
   int port_ = 0;
   std::unique_ptr<grpc::Server> server_;
-  std::unique_ptr<v1::Cluster::Stub> stub_;
+  std::unique_ptr<internal::v1::Cluster::Stub> stub_;
 };
 
 template <typename Condition>
@@ -467,24 +469,24 @@ bool Eventually(const Condition& condition) {
 TEST(Agent, WaitsForACoordinatorThatIsStillLoading) {
   FakeCoordinator coordinator;
   coordinator.loading = 2;
-  ASSERT_OK_AND_ASSIGN(const v1::RegisterResponse response,
-                       Agent::Register(coordinator.stub(), v1::RegisterRequest(), absl::Milliseconds(1), nullptr));
+  ASSERT_OK_AND_ASSIGN(const internal::v1::RegisterResponse response,
+                       Agent::Register(coordinator.stub(), internal::v1::RegisterRequest(), absl::Milliseconds(1), nullptr));
   EXPECT_EQ(response.worker_id(), 3u);
 }
 
 TEST(Agent, TakesARefusalForAnAnswer) {
   FakeCoordinator coordinator;
   coordinator.full = true;
-  EXPECT_THAT(Agent::Register(coordinator.stub(), v1::RegisterRequest(), absl::Seconds(60), nullptr),
+  EXPECT_THAT(Agent::Register(coordinator.stub(), internal::v1::RegisterRequest(), absl::Seconds(60), nullptr),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("complete")));
 }
 
 TEST(Agent, GivesUpACoordinatorThatCannotBeReached) {
   FakeCoordinator coordinator;
   coordinator.Stop();
-  EXPECT_THAT(Agent::Register(coordinator.stub(), v1::RegisterRequest(), absl::Milliseconds(300), nullptr),
+  EXPECT_THAT(Agent::Register(coordinator.stub(), internal::v1::RegisterRequest(), absl::Milliseconds(300), nullptr),
               StatusIs(absl::StatusCode::kUnavailable));
-  EXPECT_THAT(Agent::Register(coordinator.stub(), v1::RegisterRequest(), absl::Seconds(60), [] { return true; }),
+  EXPECT_THAT(Agent::Register(coordinator.stub(), internal::v1::RegisterRequest(), absl::Seconds(60), [] { return true; }),
               StatusIs(absl::StatusCode::kCancelled));
 }
 
@@ -498,7 +500,7 @@ class HeartbeatTest : public testing::Test {
                        .interval = absl::Milliseconds(10),
                        .timeout = timeout,
                        .same_host = same_host},
-        [](v1::HeartbeatRequest* request) { request->set_state("ready"); },
+        [](internal::v1::HeartbeatRequest* request) { request->set_state("ready"); },
         [this](const absl::Status& why) {
           lost_because_ = why;
           lost_ = true;

@@ -101,14 +101,15 @@ class ClusterControllerTest : public ::testing::Test {
   }
 
   void AddProcess() {
-    processes_.push_back(std::make_unique<FakeWorker>([this](const v1::StepRequest& request) -> std::optional<v1::StepResponse> {
-      if (hang_) return std::nullopt;
-      absl::SleepFor(absl::Milliseconds(1));
-      return FakeWorker::Ok(request, config_.vocab_size);
-    }));
+    processes_.push_back(std::make_unique<FakeWorker>(
+        [this](const internal::v1::StepRequest& request) -> std::optional<internal::v1::StepResponse> {
+          if (hang_) return std::nullopt;
+          absl::SleepFor(absl::Milliseconds(1));
+          return FakeWorker::Ok(request, config_.vocab_size);
+        }));
   }
-  v1::RegisterRequest RequestOf(int process) {
-    v1::RegisterRequest request;
+  internal::v1::RegisterRequest RequestOf(int process) {
+    internal::v1::RegisterRequest request;
     request.set_incarnation(100 + process);
     request.set_host(HostId());
     request.set_address(processes_[process]->address());
@@ -116,17 +117,17 @@ class ClusterControllerTest : public ::testing::Test {
     request.set_expert_transport("grpc");
     return request;
   }
-  absl::StatusOr<v1::RegisterResponse> Register(int process) {
-    v1::RegisterResponse response;
+  absl::StatusOr<internal::v1::RegisterResponse> Register(int process) {
+    internal::v1::RegisterResponse response;
     RETURN_IF_ERROR(controller_->Register(RequestOf(process), &response));
     return response;
   }
   absl::Status Beat(uint32_t worker, int process, const std::string& state = "ready") {
-    v1::HeartbeatRequest request;
+    internal::v1::HeartbeatRequest request;
     request.set_worker_id(worker);
     request.set_incarnation(100 + process);
     request.set_state(state);
-    v1::HeartbeatResponse response;
+    internal::v1::HeartbeatResponse response;
     return controller_->Heartbeat(request, &response);
   }
   bool Eventually(const std::function<bool()>& condition) {
@@ -176,7 +177,7 @@ TEST_F(ClusterControllerTest, HasTimeForMeasurementsOnceBeforeItServes) {
 }
 
 TEST_F(ClusterControllerTest, TellsAWorkerItsPartOfTheModel) {
-  ASSERT_OK_AND_ASSIGN(const v1::RegisterResponse response, Register(0));
+  ASSERT_OK_AND_ASSIGN(const internal::v1::RegisterResponse response, Register(0));
   EXPECT_EQ(response.worker_id(), 0u);
   EXPECT_EQ(response.num_workers(), 2u);
   EXPECT_EQ(response.first_layer(), 0u);
@@ -189,13 +190,13 @@ TEST_F(ClusterControllerTest, TellsAWorkerItsPartOfTheModel) {
   EXPECT_EQ(response.model_fingerprint(), kFingerprint);
   ASSERT_EQ(response.overrides_size(), 1);
   EXPECT_EQ(response.overrides(0).layer(), 1u);
-  EXPECT_EQ(response.overrides(0).place(), v1::ExpertOverride::HOST);
+  EXPECT_EQ(response.overrides(0).place(), internal::v1::ExpertOverride::HOST);
 }
 
 TEST_F(ClusterControllerTest, ChoosesSharedMemoryOnTheSameHostAndGrpcElsewhere) {
-  v1::RegisterRequest request = RequestOf(0);
+  internal::v1::RegisterRequest request = RequestOf(0);
   request.set_expert_transport("auto");
-  v1::RegisterResponse response;
+  internal::v1::RegisterResponse response;
   ASSERT_OK(controller_->Register(request, &response));
   EXPECT_EQ(response.expert_transport(), "shm");
   EXPECT_FALSE(response.descriptor_key().empty());
@@ -208,8 +209,8 @@ TEST_F(ClusterControllerTest, ChoosesSharedMemoryOnTheSameHostAndGrpcElsewhere) 
 }
 
 TEST_F(ClusterControllerTest, RefusesWhatDoesNotFit) {
-  v1::RegisterResponse response;
-  v1::RegisterRequest request = RequestOf(0);
+  internal::v1::RegisterResponse response;
+  internal::v1::RegisterRequest request = RequestOf(0);
   request.set_model_fingerprint(kFingerprint + 1);
   EXPECT_THAT(controller_->Register(request, &response),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("another model")));
@@ -274,7 +275,7 @@ TEST_F(ClusterControllerTest, ServesAgainWhenThePlaceIsTaken) {
   ASSERT_TRUE(Eventually([&] { return !serving_; }));
   ASSERT_TRUE(Eventually([&] { return controller_->Workers()[1].state() == "lost"; }));
   AddProcess();
-  ASSERT_OK_AND_ASSIGN(const v1::RegisterResponse response, Register(2));
+  ASSERT_OK_AND_ASSIGN(const internal::v1::RegisterResponse response, Register(2));
   EXPECT_EQ(response.worker_id(), 1u);
   ASSERT_OK(Beat(1, 2));
   // The pause between epochs is measured by the clock of the test.
@@ -325,9 +326,9 @@ TEST_F(ClusterControllerTest, AStepOverItsTimeBeginsANewEpochWithTheSameWorkers)
 TEST_F(ClusterControllerTest, ARestartedProcessReplacesTheOneBefore) {
   Serve();
   AddProcess();
-  v1::RegisterRequest request = RequestOf(2);
+  internal::v1::RegisterRequest request = RequestOf(2);
   request.set_wanted_worker_id(0);
-  v1::RegisterResponse response;
+  internal::v1::RegisterResponse response;
   ASSERT_OK(controller_->Register(request, &response));
   EXPECT_TRUE(Eventually([&] { return !serving_; })) << "the epoch had the process before";
   EXPECT_THAT(Beat(0, 0), StatusIs(absl::StatusCode::kAborted));

@@ -25,7 +25,7 @@ class DenseTensorStreamTest : public ::testing::Test {
 TEST_F(DenseTensorStreamTest, SendsEveryTensorOfTheRangeInOrderAndWhole) {
   for (const auto& [first, end] : {std::pair<int64_t, int64_t>(0, 2), {2, 6}, {0, 6}}) {
     ASSERT_OK_AND_ASSIGN(DenseTensorStream stream, DenseTensorStream::Create(file_.get(), config_, first, end));
-    v1::TensorChunk chunk;
+    internal::v1::TensorChunk chunk;
     for (const DenseTensor& tensor : DenseTensorsOf(config_, first, end)) {
       ASSERT_OK_AND_ASSIGN(const TensorInfo* const info, FindDense(config_, *file_, tensor));
       std::string bytes;

@@ -33,7 +33,7 @@ class PipelineTest : public ::testing::Test {
   void AddWorker(FakeWorker::Handler handler) { workers_.push_back(std::make_unique<FakeWorker>(std::move(handler))); }
   void AddEcho(bool offers_rings = false) {
     workers_.push_back(std::make_unique<FakeWorker>(
-        [](const v1::StepRequest& request) { return FakeWorker::Ok(request, kVocab); }, offers_rings));
+        [](const internal::v1::StepRequest& request) { return FakeWorker::Ok(request, kVocab); }, offers_rings));
   }
   absl::Status Begin() {
     PipelineOptions options = {
@@ -115,7 +115,7 @@ TEST_F(PipelineTest, SendsTokensToTheFirstAndAsksTheLastForLogits) {
   Submit();
   ASSERT_TRUE(WaitForOutcomes(1));
   for (size_t i = 0; i < 3; ++i) {
-    const v1::StepRequest step = workers_[i]->steps().at(0);
+    const internal::v1::StepRequest step = workers_[i]->steps().at(0);
     EXPECT_EQ(step.epoch(), 7u);
     EXPECT_EQ(step.step(), 1u);
     EXPECT_EQ(step.timeout_seconds(), 30);
@@ -128,7 +128,7 @@ TEST_F(PipelineTest, SendsTokensToTheFirstAndAsksTheLastForLogits) {
     EXPECT_EQ(step.sequences(0).token_ids_size(), i == 0 ? 2 : 0);
     EXPECT_EQ(step.sequences(0).logits_size(), i == 2 ? 1 : 0);
   }
-  const v1::LogitsWanted wanted = workers_[2]->steps()[0].sequences(0).logits(0);
+  const internal::v1::LogitsWanted wanted = workers_[2]->steps()[0].sequences(0).logits(0);
   EXPECT_EQ(wanted.offset(), 1u);
   EXPECT_EQ(wanted.top_n(), 3u);
   EXPECT_EQ(wanted.target(), 4u);
@@ -137,8 +137,8 @@ TEST_F(PipelineTest, SendsTokensToTheFirstAndAsksTheLastForLogits) {
 
 TEST_F(PipelineTest, GivesBackLogitsAndTheSumOfTheCounters) {
   for (int i = 0; i < 2; ++i) {
-    AddWorker([i](const v1::StepRequest& request) {
-      v1::StepResponse response = FakeWorker::Ok(request, kVocab);
+    AddWorker([i](const internal::v1::StepRequest& request) {
+      internal::v1::StepResponse response = FakeWorker::Ok(request, kVocab);
       response.mutable_experts()->set_activated(10 + i);
       if (i == 0) return response;
       const float logits[3] = {3, 2, 1};
@@ -162,12 +162,12 @@ TEST_F(PipelineTest, GivesBackLogitsAndTheSumOfTheCounters) {
 TEST_F(PipelineTest, WritesTheSpansOfAStepThatIsTraced) {
   const std::string path = ::testing::TempDir() + "/pipeline-trace-" + std::to_string(getpid());
   ASSERT_OK_AND_ASSIGN(trace_, TraceWriter::Create(path));
-  AddWorker([](const v1::StepRequest& request) {
+  AddWorker([](const internal::v1::StepRequest& request) {
     EXPECT_TRUE(request.trace());
-    v1::StepResponse response = FakeWorker::Ok(request, kVocab);
-    v1::TraceSpan* const span = response.add_spans();
+    internal::v1::StepResponse response = FakeWorker::Ok(request, kVocab);
+    internal::v1::TraceSpan* const span = response.add_spans();
     span->set_name("MatMul");
-    span->set_track(v1::TraceSpan::COMPUTE);
+    span->set_track(internal::v1::TraceSpan::COMPUTE);
     span->set_layer(3);
     span->set_begin_unix_ns(absl::ToUnixNanos(absl::Now()));
     span->set_duration_ns(2500);
@@ -204,7 +204,7 @@ TEST_F(PipelineTest, NumbersStepsWithoutGapsAndKeepsTheirOrder) {
 TEST_F(PipelineTest, AStepIsDoneWhenEveryWorkerHasAnswered) {
   std::mutex gate;
   gate.lock();
-  AddWorker([&](const v1::StepRequest& request) {
+  AddWorker([&](const internal::v1::StepRequest& request) {
     const std::lock_guard wait(gate);
     return FakeWorker::Ok(request, kVocab);
   });
@@ -220,7 +220,7 @@ TEST_F(PipelineTest, AStepIsDoneWhenEveryWorkerHasAnswered) {
 
 TEST_F(PipelineTest, AWorkerThatDiesIsLost) {
   AddEcho();
-  AddWorker([](const v1::StepRequest&) { return std::nullopt; });
+  AddWorker([](const internal::v1::StepRequest&) { return std::nullopt; });
   ASSERT_OK(Begin());
   Submit();
   workers_[1]->Kill();
@@ -232,8 +232,8 @@ TEST_F(PipelineTest, AWorkerThatDiesIsLost) {
 
 TEST_F(PipelineTest, AStepThatFailsEndsThePipelineWithItsReason) {
   AddEcho();
-  AddWorker([](const v1::StepRequest& request) {
-    v1::StepResponse response;
+  AddWorker([](const internal::v1::StepRequest& request) {
+    internal::v1::StepResponse response;
     response.set_epoch(request.epoch());
     response.set_step(request.step());
     response.set_code(static_cast<int>(absl::StatusCode::kResourceExhausted));
@@ -250,7 +250,7 @@ TEST_F(PipelineTest, AStepThatFailsEndsThePipelineWithItsReason) {
 
 TEST_F(PipelineTest, AStepThatTakesTooLongNamesTheWorkerThatHangs) {
   AddEcho();
-  AddWorker([](const v1::StepRequest&) { return std::nullopt; });
+  AddWorker([](const internal::v1::StepRequest&) { return std::nullopt; });
   // Nobody sees when the pipeline has taken worker 0's answer: a busy machine gets more time for it.
   PipelineFailure failure;
   for (auto patience = std::chrono::milliseconds(50); patience < kPatience; patience *= 4) {
@@ -277,12 +277,12 @@ TEST_F(PipelineTest, AStepThatTakesTooLongNamesTheWorkerThatHangs) {
 
 struct Nonsense {
   const char* what;
-  std::function<void(v1::StepResponse&)> change;
+  std::function<void(internal::v1::StepResponse&)> change;
 };
 class PipelineNonsense : public PipelineTest, public ::testing::WithParamInterface<Nonsense> {};
 TEST_P(PipelineNonsense, IsRefused) {
-  AddWorker([](const v1::StepRequest& request) {
-    v1::StepResponse response = FakeWorker::Ok(request, kVocab);
+  AddWorker([](const internal::v1::StepRequest& request) {
+    internal::v1::StepResponse response = FakeWorker::Ok(request, kVocab);
     GetParam().change(response);
     return response;
   });
@@ -313,7 +313,7 @@ TEST_F(PipelineTest, AWorkerThatCannotBeReachedIsLost) {
 }
 
 TEST_F(PipelineTest, EndsWithStepsInFlight) {
-  AddWorker([](const v1::StepRequest&) { return std::nullopt; });
+  AddWorker([](const internal::v1::StepRequest&) { return std::nullopt; });
   ASSERT_OK(Begin());
   for (int i = 0; i < 5; ++i) Submit();
   pipeline_.reset();
@@ -363,7 +363,7 @@ TEST_F(PipelineTest, BytesThatAreNoAnswerFailThePipelineAndNameTheWorker) {
 TEST_F(PipelineTest, AnAnswerToNoStepFailsThePipeline) {
   AddEcho(/*offers_rings=*/true);
   ASSERT_OK(Begin());
-  workers_[0]->SendRaw(v1::StepResponse().SerializeAsString() + std::string("\x08\x07", 2));  // epoch 7
+  workers_[0]->SendRaw(internal::v1::StepResponse().SerializeAsString() + std::string("\x08\x07", 2));  // epoch 7
   EXPECT_THAT(WaitForFailure().status, StatusIs(absl::StatusCode::kInternal, HasSubstr("none is under way")));
 }
 

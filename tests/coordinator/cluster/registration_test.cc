@@ -15,8 +15,8 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 RegistrationRules Rules() { return {.model_fingerprint = 7, .host = "here", .expert_transport = "auto"}; }
 
-v1::RegisterRequest Good() {
-  v1::RegisterRequest request;
+internal::v1::RegisterRequest Good() {
+  internal::v1::RegisterRequest request;
   request.set_incarnation(5);
   request.set_host("here");
   request.set_address("127.0.0.1:4711");
@@ -26,7 +26,7 @@ v1::RegisterRequest Good() {
 }
 
 TEST(CheckRegistration, TakesAWorkerAtItsWord) {
-  v1::RegisterRequest request = Good();
+  internal::v1::RegisterRequest request = Good();
   request.set_wanted_worker_id(3);
   ASSERT_OK_AND_ASSIGN(const Registration registration, CheckRegistration(request, Rules()));
   EXPECT_EQ(registration.info.incarnation, Incarnation(5));
@@ -37,7 +37,7 @@ TEST(CheckRegistration, TakesAWorkerAtItsWord) {
 
 TEST(CheckRegistration, ChoosesSharedMemoryOnOneHostAlone) {
   EXPECT_EQ(CheckRegistration(Good(), Rules())->expert_transport, "shm");
-  v1::RegisterRequest request = Good();
+  internal::v1::RegisterRequest request = Good();
   request.set_host("there");
   request.set_address("10.0.0.2:80");
   EXPECT_EQ(CheckRegistration(request, Rules())->expert_transport, "grpc");
@@ -45,19 +45,19 @@ TEST(CheckRegistration, ChoosesSharedMemoryOnOneHostAlone) {
 
 struct BadRegistration {
   const char* name;
-  void (*spoil)(v1::RegisterRequest&);
+  void (*spoil)(internal::v1::RegisterRequest&);
   const char* message;
 };
 void PrintTo(const BadRegistration& bad, std::ostream* out) { *out << bad.name; }
 class CheckRegistrationRefuses : public ::testing::TestWithParam<BadRegistration> {};
 
 TEST_P(CheckRegistrationRefuses, NamingTheField) {
-  v1::RegisterRequest request = Good();
+  internal::v1::RegisterRequest request = Good();
   GetParam().spoil(request);
   EXPECT_THAT(CheckRegistration(request, Rules()), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(GetParam().message)));
 }
 
-using R = v1::RegisterRequest;
+using R = internal::v1::RegisterRequest;
 INSTANTIATE_TEST_SUITE_P(
     Fields, CheckRegistrationRefuses,
     ::testing::Values(
@@ -82,12 +82,12 @@ INSTANTIATE_TEST_SUITE_P(
     [](const auto& info) { return info.param.name; });
 
 TEST(CheckHeartbeat, RefusesWhatIsNoStateOrNumber) {
-  v1::HeartbeatRequest beat;
+  internal::v1::HeartbeatRequest beat;
   beat.set_state("loading");
   beat.set_load_progress(0.5);
   EXPECT_OK(CheckHeartbeat(beat));
   const auto refused = [&](auto spoil, const char* why) {
-    v1::HeartbeatRequest bad = beat;
+    internal::v1::HeartbeatRequest bad = beat;
     spoil(bad);
     EXPECT_THAT(CheckHeartbeat(bad), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(why)));
   };

@@ -19,11 +19,11 @@ std::string Floats(std::vector<float> values) {
 const std::vector<LogitsRequest> kWanted = {{.top_n = 2, .target = 1}, {.top_n = kVocab}};
 StepExpectation Expected() { return {.worker = WorkerId(1), .epoch = 3, .step = 4, .wanted = kWanted, .vocab_size = kVocab}; }
 
-v1::StepResponse Good() {
-  v1::StepResponse response;
+internal::v1::StepResponse Good() {
+  internal::v1::StepResponse response;
   response.set_epoch(3);
   response.set_step(4);
-  v1::LogitsRow* const best = response.add_logits();
+  internal::v1::LogitsRow* const best = response.add_logits();
   best->set_log_sum_exp(2.5f);
   best->set_target_logit(-1);
   best->add_ids(3);
@@ -52,7 +52,7 @@ TEST(CheckStepResponse, TakesNoLogitsOfAWorkerThatWasNotAsked) {
 
 TEST(CheckStepResponse, RefusesWhatIsNotItsAnswer) {
   const auto refused = [](auto spoil, const char* why) {
-    v1::StepResponse bad = Good();
+    internal::v1::StepResponse bad = Good();
     spoil(bad);
     EXPECT_THAT(CheckStepResponse(bad, Expected()), StatusIs(absl::StatusCode::kInternal, HasSubstr(why)));
   };
@@ -64,20 +64,20 @@ TEST(CheckStepResponse, RefusesWhatIsNotItsAnswer) {
   refused([](auto& bad) { bad.mutable_logits(0)->set_ids(1, 4); }, "names token 4 of 4");
   refused([](auto& bad) { bad.mutable_logits(0)->set_ids(1, 3); }, "names token 3 twice");
   const auto add_span = [](auto& bad, const std::string& name) {
-    v1::TraceSpan* const span = bad.add_spans();
+    internal::v1::TraceSpan* const span = bad.add_spans();
     span->set_name(name);
     return span;
   };
   refused([&](auto& bad) { add_span(bad, ""); }, "a span's name has 0 bytes");
   refused([&](auto& bad) { add_span(bad, std::string(65, 'x')); }, "65 bytes, want 1 to 64");
   refused([&](auto& bad) { add_span(bad, "back")->set_duration_ns(-1); }, "a span of -1 ns");
-  refused([&](auto& bad) { add_span(bad, "nowhere")->set_track(static_cast<v1::TraceSpan::Track>(7)); }, "track 7");
+  refused([&](auto& bad) { add_span(bad, "nowhere")->set_track(static_cast<internal::v1::TraceSpan::Track>(7)); }, "track 7");
   refused([](auto& bad) { bad.set_code(-7); }, "worker 1 failed in step 4");
   refused([](auto& bad) { bad.set_code(1 << 20); }, "worker 1 failed in step 4");
 }
 
 TEST(CheckStepResponse, PassesOnAWorkersOwnErrorInBounds) {
-  v1::StepResponse failed = Good();
+  internal::v1::StepResponse failed = Good();
   failed.set_code(static_cast<int>(absl::StatusCode::kResourceExhausted));
   failed.set_message(std::string(1 << 20, 'x'));
   const absl::Status status = CheckStepResponse(failed, Expected()).status();

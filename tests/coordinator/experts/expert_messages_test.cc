@@ -14,14 +14,14 @@ using ::testing::HasSubstr;
 
 constexpr int64_t kWidth = 4;
 
-v1::ComputeExpertsRequest TwoRows() {
-  v1::ComputeExpertsRequest proto;
+internal::v1::ComputeExpertsRequest TwoRows() {
+  internal::v1::ComputeExpertsRequest proto;
   proto.mutable_request()->set_worker_id(1);
   proto.mutable_request()->set_incarnation(9);
   proto.mutable_request()->set_step(3);
   proto.mutable_request()->set_layer(2);
   for (const auto& [expert, tokens] : {std::pair(3, 1), std::pair(5, 2)}) {
-    v1::ActivatedExpert* const use = proto.mutable_request()->add_uses();
+    internal::v1::ActivatedExpert* const use = proto.mutable_request()->add_uses();
     use->set_expert(expert);
     use->set_tokens(tokens);
   }
@@ -46,7 +46,7 @@ TEST(ExpertMessages, ConvertsAComputeRequest) {
 }
 
 TEST(ExpertMessages, RefusesNumbersThatDoNotFit) {
-  v1::ComputeExpertsRequest proto = TwoRows();
+  internal::v1::ComputeExpertsRequest proto = TwoRows();
   proto.mutable_request()->mutable_uses(0)->set_expert(3062453784u);  // -1232513512 as an int32
   EXPECT_THAT(ComputeRequestFromProto(proto, kWidth), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("expert")));
   proto = TwoRows();
@@ -61,7 +61,7 @@ TEST(ExpertMessages, RefusesNumbersThatDoNotFit) {
 }
 
 TEST(ExpertMessages, RefusesRowsOfAnotherSize) {
-  v1::ComputeExpertsRequest proto = TwoRows();
+  internal::v1::ComputeExpertsRequest proto = TwoRows();
   proto.mutable_rows()->pop_back();
   EXPECT_THAT(ComputeRequestFromProto(proto, kWidth),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("rows has 31 bytes")));
@@ -71,7 +71,7 @@ TEST(ExpertMessages, RefusesRowsOfAnotherSize) {
 }
 
 TEST(ExpertMessages, RefusesAnAnswerLargerThanAMessage) {
-  v1::ComputeExpertsRequest proto = TwoRows();
+  internal::v1::ComputeExpertsRequest proto = TwoRows();
   const int64_t width = 1 << 20;
   proto.set_num_rows(0);
   proto.clear_rows();
@@ -88,7 +88,7 @@ TEST(ExpertMessages, StreamsRecordsInChunksWithTheChecksumLast) {
   ExpertRequest request = {
       .step = 4, .layer = 1, .uses = {{.expert = 2, .tokens = 1}, {.expert = 30, .tokens = 1}}, .entry_rows = {}};
   ExpertRecordStream stream(store.get(), request);
-  v1::ExpertRecordChunk chunk;
+  internal::v1::ExpertRecordChunk chunk;
   for (const ActivatedExpert& use : request.uses) {
     ASSERT_OK_AND_ASSIGN(const std::span<const std::byte> record, store->Record(1, use.expert));
     std::string bytes;
@@ -108,8 +108,9 @@ TEST(ExpertMessages, StreamsRecordsInChunksWithTheChecksumLast) {
 }
 
 TEST(ExpertMessages, TranslatesPlaces) {
-  const v1::ExpertPlan plan = ToProto({ExpertPlace::kHost, ExpertPlace::kShip, ExpertPlace::kResident});
-  EXPECT_THAT(plan.places(), ElementsAre(v1::ExpertPlan::HOST, v1::ExpertPlan::SHIP, v1::ExpertPlan::RESIDENT));
+  const internal::v1::ExpertPlan plan = ToProto({ExpertPlace::kHost, ExpertPlace::kShip, ExpertPlace::kResident});
+  EXPECT_THAT(plan.places(),
+              ElementsAre(internal::v1::ExpertPlan::HOST, internal::v1::ExpertPlan::SHIP, internal::v1::ExpertPlan::RESIDENT));
 }
 
 }  // namespace
