@@ -5,8 +5,8 @@
 //
 // The caller works too, in place of the pool's own thread for the core it happens to run on. Were it always in place of the
 // same one, it would often share a core with another while that one's core idles: a thread that is woken by another process
-// runs wherever there was room, and nothing moves a running thread (docs/performance.md: 2.0 instead of 1.0 ms for the experts
-// of a layer).
+// runs wherever there was room, and nothing moves a running thread (docs/measurements/cpu.md: 2.0 instead of 1.0 ms for the
+// experts of a layer).
 
 #include <cstdint>
 #include <functional>

@@ -55,7 +55,7 @@ inline void SpinPause() {
 
 // How long to spin for what another thread or process does next, before sleeping: a decode step's parts follow each other within
 // this, and a thread that sleeps wakes 30 to 50 us late. Decode of gpt-oss-120b's layers without slots on 16 cores: 384 t/s, 355
-// with 20 us; on two cores neither better nor worse (docs/performance.md).
+// with 20 us; on two cores neither better nor worse (docs/tried.md).
 inline constexpr absl::Duration kSpinBeforeSleep = absl::Microseconds(500);
 
 // Spins until done() or `duration` has passed; whether it was done. Whoever else wants the core gets it meanwhile: often that is

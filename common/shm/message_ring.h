@@ -2,7 +2,7 @@
 
 // Messages in memory that two processes of one host share: a ring of slots, written by one side and read by the other, for what
 // is too small and too frequent for gRPC, whose threads wake each other nine times for a step of decode and its answer
-// (docs/performance.md). A message longer than a slot takes several.
+// (docs/measurements/decode_gpu.md). A message longer than a slot takes several.
 //
 // The reader trusts nothing: sizes are copied out before they are checked, a slot's address follows from how many were read
 // before, and a message is the reader's own copy before anyone parses it.

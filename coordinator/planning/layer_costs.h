@@ -1,6 +1,6 @@
 #pragma once
 
-// What a layer costs a GPU beside its experts' copies, fitted to the runs in docs/performance.md on an H100 and two H200.
+// What a layer costs a GPU beside its experts' copies, fitted to the runs in docs/measurements on an H100 and two H200.
 // Predictions use it, and whoever cuts prompts into steps.
 
 #include "common/model/model_config.h"

@@ -74,7 +74,7 @@ absl::StatusOr<ModelSizes> ModelSizesOf(const GgufFile& file, const ModelConfig&
 int64_t AutoBatchTokens(const ModelConfig& config, int64_t gpu_bytes, int64_t cache_tokens);
 
 // -ub without being told. A GPU's dense products of 512 rows reach three quarters of the rate that they have with 4,096
-// (docs/performance.md), while buffers and the rings of sliding layers grow with it: the largest power of two up to 4,096 whose
+// (docs/tried.md), while buffers and the rings of sliding layers grow with it: the largest power of two up to 4,096 whose
 // buffers and rings take at most a sixty-fourth of `gpu_bytes`, at least 512; 512 without GPUs.
 int64_t AutoMicroBatchTokens(const ModelConfig& config, int64_t gpu_bytes, int64_t parallel);
 

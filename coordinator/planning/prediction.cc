@@ -42,7 +42,7 @@ double CommonShare(int64_t layer) {
   return std::min(0.6, depth * depth);
 }
 
-// What stands between the measured rates and whole layers, fitted to the runs in docs/performance.md: one H100 for the first
+// What stands between the measured rates and whole layers, fitted to the runs in docs/measurements: one H100 for the first
 // group, two cores of an EPYC for the second.
 constexpr double kGpuBytesPerValue = 56;         // of a token's n_embd values, through norms, residual and contributions
 constexpr double kGpuHostTripSeconds = 0.05e-3;  // prefill: rows to the engine and contributions back
@@ -58,7 +58,7 @@ constexpr double kEngineWakeSeconds = 0.12e-3;  // of threads that have gone to 
 constexpr double kGpuDecodeHandOverSeconds = 0.05e-3;  // from worker to worker
 constexpr double kGpuDecodeStepSeconds = 0.04e-3;      // sampling, and the step's way through shared memory
 constexpr double kDecodeMessages = 3;        // there and back, of a step to another host: threads wake each other on both sides
-constexpr double kCpuDenseShare = 0.5;       // two int8 products for one: see docs/performance.md
+constexpr double kCpuDenseShare = 0.5;       // two int8 products for one: docs/measurements/cpu.md
 constexpr double kCpuAttentionShare = 0.15;  // scores and values in F32
 constexpr double kCpuDecodeLayerSeconds = 0.05e-3;
 constexpr double kCpuDecodeStepSeconds = 0.25e-3;

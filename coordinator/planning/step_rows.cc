@@ -9,8 +9,8 @@
 namespace ferry {
 namespace {
 
-// Fitted to two H200 (docs/performance.md): six layers of gpt-oss-120b take 10.3 ms for 2,048 rows and 18.2 ms for 4,096, all
-// experts being there.
+// Fitted to two H200 (docs/measurements/several_gpus.md): six layers of gpt-oss-120b take 10.3 ms for 2,048 rows and 18.2 ms for
+// 4,096, all experts being there.
 constexpr double kHandOverSeconds = 1.5e-3;
 // Of a layer's experts by a few thousand tokens (reference.md's simulation: 60 to 75 % of 128), and of the slots those that hold
 // what the next step needs.

@@ -30,7 +30,7 @@ inline constexpr int64_t kMaxHeadGroup = 64;  // query heads of one kv head
 
 // How finely activations are kept. Narrow, for weights of 4 bits: one byte a number. Wide, for weights of 8 bits, where the
 // activations' rounding would be the larger error: a second byte holds 1/128ths of the first one's step. Twice the
-// instructions; docs/performance.md has what it buys.
+// instructions; docs/measurements/cpu.md says how much accuracy they buy.
 enum class Activations { kNarrow, kWide };
 constexpr Activations ActivationsFor(DType weights) {
   return weights == DType::kQ8_0 ? Activations::kWide : Activations::kNarrow;

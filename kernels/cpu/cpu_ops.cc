@@ -368,7 +368,7 @@ class CpuOps final : public HostOps {
   //
   // For what reads memory in a straight line. Each thread walks through a part of its own from front to back and helps with the
   // other parts when it is done, by ever smaller stretches. Handing out stretches in turn instead costs a quarter of the read
-  // rate: what a thread, and the hardware, ask for ahead is then what another thread is about to read (docs/performance.md).
+  // rate: what a thread, and the hardware, ask for ahead is then what another thread is about to read (docs/tried.md).
   template <typename Body>
   void RunInStretches(int64_t num_units, int64_t stretch, bool inline_here, const Body& body) {
     const int64_t parts = pool_->num_threads();

@@ -39,13 +39,13 @@ namespace {
 
 constexpr int kGroups = 8;        // of four columns in a block
 constexpr int kFusedRows = 16;    // 8 weights and a float sum for each row, integer sums in passing: 28 registers
-constexpr int kPanelTokens = 6;   // 12 integer + 12 float sums, 2 weights; measured against 1 x 12, 4 x 3: docs/performance.md
+constexpr int kPanelTokens = 6;   // 12 integer + 12 float sums, 2 weights; measured against 1 x 12 and 4 x 3
 constexpr int kChunkBlocks = 96;  // columns of a panel decoded at once: 2 tiles x 96 x 576 bytes = 108 KiB
 constexpr int kChunkRows = 256;   // rows whose sums wait in scratch: 32 KiB
 // How far ahead weights are asked for while few rows use them, each line more than once: the processor seems to drop requests
 // while its few miss buffers are busy, since a faster loop with one request a line reads slower. All into the second-level cache.
 // The nearest is for one row, whose reads come fastest; with more rows it costs more than it brings. Best of several distances on
-// Zen 4 (docs/performance.md).
+// Zen 4 (docs/tried.md).
 constexpr int kPrefetchFar = 12288, kPrefetchAgain = 8192, kPrefetchNear = 4096;
 
 constexpr int64_t kPanelCodeBytes = int64_t{kPanelTiles} * kChunkBlocks * kGroups * 64;

@@ -37,8 +37,8 @@ constexpr int64_t kWorkspaceBytes = int64_t{192} << 20;
 // A sequence with more rows than this goes through the prefill kernel. It depends on the sequence's rows in the batch
 // and not on those of a call, so that cutting a layer into chunks leaves the bits alone.
 constexpr int64_t kMaxDecodeRows = 8;
-// To the host by a kernel: 6 us a way less than by the copy engine (docs/performance.md), until the bytes themselves take as
-// long.
+// To the host by a kernel: 6 us a way less than by the copy engine (docs/measurements/decode_gpu.md), until the bytes themselves
+// take as long.
 constexpr int64_t kMaxKernelDownload = 256 << 10;  // queued
 constexpr absl::Duration kLookForFaults = absl::Microseconds(100);
 constexpr int64_t kMaxToldBytes = 16 << 10;  // awaited: one block copies them
