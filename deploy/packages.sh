@@ -3,7 +3,7 @@
 ferry_build_packages=(
   g++ cmake ninja-build pkg-config ccache mold
   libgrpc-dev libgrpc++-dev protobuf-compiler-grpc libprotobuf-dev protobuf-compiler libabsl-dev
-  libpcre2-dev libxxhash-dev libcli11-dev libspdlog-dev nlohmann-json3-dev
+  libssl-dev libpcre2-dev libxxhash-dev libcli11-dev libspdlog-dev nlohmann-json3-dev
 )
 ferry_test_packages=(libgtest-dev libgmock-dev clang libclang-rt-14-dev iproute2)
 
