@@ -12,8 +12,8 @@ namespace {
 // Fitted to two H200 (docs/measurements/several_gpus.md): six layers of gpt-oss-120b take 10.3 ms for 2,048 rows and 18.2 ms for
 // 4,096, all experts being there.
 constexpr double kHandOverSeconds = 1.5e-3;
-// Of a layer's experts by a few thousand tokens (reference.md's simulation: 60 to 75 % of 128), and of the slots those that hold
-// what the next step needs.
+// Of a layer's experts by a few thousand tokens (60 to 75 % of 128: docs/measurements/prefill_gpu.md), and of the slots those
+// that hold what the next step needs.
 constexpr double kActivatedShare = 0.7;
 constexpr double kKeptShare = 0.9;
 constexpr double kHostHelps = 2;  // the planner divides what is not there between the link and the host

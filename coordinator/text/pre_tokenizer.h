@@ -4,6 +4,9 @@
 //
 // A pre-tokenizer is a list of patterns. The first cuts the text into its matches and what lies between them; the next
 // does the same with each of those pieces on its own, as if the piece were the whole text; and so on.
+//
+// PCRE2's tables say which characters are letters or digits. Characters that Unicode assigned after them differ from newer
+// tokenizers: "Text and tokens" in docs/operations.md.
 
 #include <memory>
 #include <string>

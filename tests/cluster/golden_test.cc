@@ -1,4 +1,4 @@
-// The whole of Ferry against what HF transformers computes in float32 on the same weights (shared/demo/README.md).
+// The whole of Ferry against what HF transformers computes in float32 on the same weights (../shared/demo/README.md).
 
 #include <cmath>
 
