@@ -58,15 +58,45 @@ absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(std::string_view text, co
   }
   std::vector<int32_t> ids;
   if (options.add_bos && vocabulary_.add_bos()) ids.push_back(*vocabulary_.bos());
+  RETURN_IF_ERROR(EncodeAround(special_matcher_.FindAll(text, options.parse_special), text, &ids));
+  return ids;
+}
+
+absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(std::span<const TextPiece> pieces) const {
+  std::string text;
+  std::vector<SpecialMatcher::Match> matches;
+  size_t given_bytes = 0;
+  // Neighbours of one author are searched together, for a token may go across their border.
+  for (size_t i = 0; i < pieces.size();) {
+    const size_t begin = text.size();
+    const bool from_user = pieces[i].from_user;
+    for (; i < pieces.size() && pieces[i].from_user == from_user; ++i) {
+      if (pieces[i].text.size() > kMaxTextBytes - given_bytes) {
+        return InvalidArgument("the text has more than %d bytes", kMaxTextBytes);
+      }
+      given_bytes += pieces[i].text.size();
+      AppendWithReplacements(pieces[i].text, &text);
+    }
+    for (SpecialMatcher::Match match : special_matcher_.FindAll(std::string_view(text).substr(begin), !from_user)) {
+      match.begin += begin;
+      matches.push_back(match);
+    }
+  }
+  std::vector<int32_t> ids;
+  RETURN_IF_ERROR(EncodeAround(matches, text, &ids));
+  return ids;
+}
+
+absl::Status Tokenizer::EncodeAround(std::span<const SpecialMatcher::Match> matches, std::string_view text,
+                                     std::vector<int32_t>* ids) const {
   BytePairEncoder::Scratch scratch;
   size_t done = 0;
-  for (const SpecialMatcher::Match& match : special_matcher_.FindAll(text, options.parse_special)) {
-    RETURN_IF_ERROR(EncodePlain(text.substr(done, match.begin - done), &scratch, &ids));
-    ids.push_back(match.id);
+  for (const SpecialMatcher::Match& match : matches) {
+    RETURN_IF_ERROR(EncodePlain(text.substr(done, match.begin - done), &scratch, ids));
+    ids->push_back(match.id);
     done = match.begin + match.bytes;
   }
-  RETURN_IF_ERROR(EncodePlain(text.substr(done), &scratch, &ids));
-  return ids;
+  return EncodePlain(text.substr(done), &scratch, ids);
 }
 
 absl::Status Tokenizer::EncodePlain(std::string_view text, BytePairEncoder::Scratch* scratch, std::vector<int32_t>* ids) const {

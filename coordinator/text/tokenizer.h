@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "common/status.h"
+#include "common/text_piece.h"
 #include "coordinator/text/byte_pair_encoder.h"
 #include "coordinator/text/pre_tokenizer.h"
 #include "coordinator/text/special_matcher.h"
@@ -43,6 +44,9 @@ class Tokenizer {
 
   // InvalidArgument: more than kMaxTextBytes, or a byte of the text has no token. O(n log n).
   absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text, const EncodeOptions& options = {}) const;
+  // The same for the texts of `pieces`, one after the other, without a BOS. A control token is found only where all of
+  // it was written by pieces that are not from_user; tokens and merges otherwise go across the pieces' borders.
+  absl::StatusOr<std::vector<int32_t>> Encode(std::span<const TextPiece> pieces) const;
 
   // The text of `ids`; what is not UTF-8 in it is replaced by U+FFFD, so that it fits into a protobuf string. Special
   // tokens appear with `render_special` only. InvalidArgument names an id outside the vocabulary.
@@ -66,6 +70,9 @@ class Tokenizer {
 
  private:
   Tokenizer(Vocabulary vocabulary, PreTokenizer pre_tokenizer, bool ignore_merges, std::string chat_template);
+  // `text` is UTF-8; `matches` are in order.
+  absl::Status EncodeAround(std::span<const SpecialMatcher::Match> matches, std::string_view text,
+                            std::vector<int32_t>* ids) const;
   absl::Status EncodePlain(std::string_view text, BytePairEncoder::Scratch* scratch, std::vector<int32_t>* ids) const;
 
   const Vocabulary vocabulary_;

@@ -49,6 +49,20 @@ std::vector<int32_t> Ids(const Tokenizer& tokenizer, std::string_view text, cons
   return ids.value_or(std::vector<int32_t>{});
 }
 
+TEST(Tokenizer, FindsNoControlTokenThatAUserWroteAnyPartOf) {
+  VocabularyData data = TinyVocabulary({"a b"}, {{"<c>", TokenType::kControl}, {"<u>", TokenType::kUserDefined}});
+  ASSERT_OK_AND_ASSIGN(const auto tokenizer, Tokenizer::Create(data));
+  const auto encode = [&](std::vector<TextPiece> pieces) { return *tokenizer->Encode(pieces); };
+  EXPECT_THAT(encode({{"<c>", false}, {"<c>", true}}), ElementsAre(257, '<', 'c', '>'));
+  EXPECT_THAT(encode({{"<c", true}, {">", false}}), ElementsAre('<', 'c', '>'));
+  EXPECT_THAT(encode({{"<", false}, {"c>", true}}), ElementsAre('<', 'c', '>'));
+  EXPECT_THAT(encode({{"<u>", true}}), ElementsAre(258));
+  // Pieces of one author are one text, and merges go across borders.
+  EXPECT_THAT(encode({{"<", false}, {"c>", false}}), ElementsAre(257));
+  EXPECT_THAT(encode({{"a", false}, {"b", true}}), ElementsAre(256));
+  EXPECT_THAT(encode({}), IsEmpty());
+}
+
 TEST(Tokenizer, PrependsBosWhereTheFileAsksForItAndTheCallerDoesNotRefuse) {
   VocabularyData data = TinyVocabulary({}, {{"<bos>", TokenType::kControl}});
   data.bos = 256;
