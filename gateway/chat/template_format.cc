@@ -1,0 +1,84 @@
+#include "gateway/chat/template_format.h"
+
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/string_view.h"
+#include "gateway/chat/messages.h"
+#include "gateway/parsers/text_parser.h"
+
+namespace ferry {
+namespace {
+
+bool Mentions(std::string_view source, std::string_view text) { return source.find(text) != std::string_view::npos; }
+
+// Whether the prompt ends with an open think tag.
+bool OpensReasoning(const ChatPrompt& prompt) {
+  constexpr std::string_view kThink = "<think>";
+  constexpr size_t kTail = 64;
+  std::string tail;
+  for (auto piece = prompt.pieces.rbegin(); piece != prompt.pieces.rend() && tail.size() < kTail; ++piece) {
+    if (piece->from_user) break;
+    tail = piece->text + tail;
+  }
+  tail.erase(tail.find_last_not_of(" \t\r\n") + 1);
+  return std::string_view(tail).ends_with(kThink);
+}
+
+}  // namespace
+
+TemplateFormat::TemplateFormat(const ChatModel& model, std::string_view source, std::unique_ptr<jinja::Template> parsed)
+    : template_(std::move(parsed)),
+      bos_token_(model.bos_token),
+      eos_token_(model.eos_token),
+      special_tokens_(*model.special_tokens),
+      has_reasoning_(Mentions(source, "</think>")),
+      knows_developer_(Mentions(source, "developer")) {}
+
+absl::StatusOr<std::unique_ptr<TemplateFormat>> TemplateFormat::Create(const ChatModel& model, std::string_view source) {
+  absl::StatusOr<std::unique_ptr<jinja::Template>> parsed = jinja::Template::Parse(source);
+  if (!parsed.ok()) return Annotate(parsed.status(), "chat template");
+  return std::unique_ptr<TemplateFormat>(new TemplateFormat(model, source, *std::move(parsed)));
+}
+
+absl::StatusOr<ChatPrompt> TemplateFormat::Render(const ChatRequest& request) const {
+  ASSIGN_OR_RETURN(Json messages, CheckedMessages(request.messages));
+  if (!knows_developer_) {
+    for (Json& message : messages) {
+      if (message["role"] == "developer") message["role"] = "system";
+    }
+  }
+  jinja::Variables variables;
+  if (request.reasoning_effort) {
+    variables.from_user["reasoning_effort"] = *request.reasoning_effort;
+    if (*request.reasoning_effort == "none") {
+      // The two names under which templates know it.
+      variables.from_user["enable_thinking"] = false;
+      variables.from_user["thinking"] = false;
+    }
+  }
+  if (!request.template_kwargs.is_object()) return InvalidArgument("chat_template_kwargs: an object is wanted");
+  variables.from_user.update(request.template_kwargs);
+  variables.from_user["tools"] = request.tools.empty() ? Json() : request.tools;
+  variables.from_user["documents"] = nullptr;
+  variables.from_server = {{"bos_token", bos_token_}, {"eos_token", eos_token_}};
+  variables.from_server["add_generation_prompt"] = request.add_generation_prompt;
+  // Templates differ in the form that they expect, and fail with another: the first form that works is taken.
+  absl::Status first_error;
+  for (const MessageForm& form : {MessageForm{true, false}, {false, false}, {true, true}, {false, true}}) {
+    variables.from_user["messages"] = WithForm(messages, form);
+    absl::StatusOr<std::vector<TextPiece>> pieces = template_->Render(variables, request.now);
+    if (pieces.ok()) return ChatPrompt{*std::move(pieces)};
+    if (pieces.status().code() != absl::StatusCode::kInvalidArgument) return pieces.status();
+    if (first_error.ok()) first_error = pieces.status();
+  }
+  return Annotate(first_error, "chat template");
+}
+
+std::unique_ptr<OutputParser> TemplateFormat::NewParser(const ChatRequest&, const ChatPrompt& prompt) const {
+  return std::make_unique<TextParser>(
+      TextParserOptions{.has_reasoning = has_reasoning_, .starts_in_reasoning = has_reasoning_ && OpensReasoning(prompt)},
+      std::make_unique<NoToolCalls>(), special_tokens_);
+}
+
+}  // namespace ferry
