@@ -1,14 +1,15 @@
 #pragma once
 
-// Hidden states in memory that two workers of one host share: a ring of slots, each for some rows of a step, written by the one
-// and read by the other without a copy between them.
+// Hidden states in memory that two workers of one host share: a ring of slots, each for some rows of a step. The writer fills a
+// slot in place and the reader reads it in place.
 //
-// The reader makes one ring an epoch, so that a writer of an earlier one, which may wake up late, writes where nobody looks.
+// The reader makes a new ring for each epoch, so a writer of an earlier epoch that wakes up late writes into memory that nobody
+// reads.
 //
-// Neither trusts the other's words: the reader copies an entry's numbers out before it checks and uses them, and a slot's
-// address follows from how many were taken before, never from what the writer says. Rows are plain numbers.
+// Neither side trusts the other: the reader copies an entry's numbers out before it checks and uses them, and computes a slot's
+// address from its own count of slots. Rows are plain numbers.
 //
-// Waiting: paced (common/shm/ring_wait.h), on a futex on the other side's counter, always with a deadline.
+// Both sides wait as common/shm/ring_wait.h does: paced, on a futex on the other side's counter, with a deadline.
 
 #include <atomic>
 #include <cstddef>
@@ -31,16 +32,17 @@ struct RingShape {
   bool operator==(const RingShape&) const = default;
 };
 
-// For steps of at most max_rows rows: the whole of a step, so that its sender can go on with the next, up to 64 MiB.
+// The shape for steps of at most max_rows rows: room for a whole step, up to 64 MiB, so that its sender can start the next one.
 RingShape RingShapeFor(int64_t n_embd, int64_t max_rows);
 
 class ActivationRing {
  public:
   static constexpr size_t kMaxErrorBytes = 512;
 
-  // The reader's side makes the memory; fd() is what it passes on.
+  // The reader makes the memory and passes fd() on.
   static absl::StatusOr<std::unique_ptr<ActivationRing>> Create(const RingShape& shape);
-  // The writer's side maps it. Takes the descriptor. InvalidArgument: made for another shape, too small, or it may shrink.
+  // The writer maps it; takes the descriptor. InvalidArgument: the memory was made for another shape, is too small, or may
+  // shrink.
   static absl::StatusOr<std::unique_ptr<ActivationRing>> Map(int fd, const RingShape& shape);
   ~ActivationRing();
 
@@ -48,23 +50,23 @@ class ActivationRing {
   const RingShape& shape() const { return shape_; }
   std::span<std::byte> slots() const;  // the memory of all rows, on whole pages
 
-  // Ends this side's waits, and those to come, with Aborted. Any thread.
+  // Running and later waits of this side return Aborted. Any thread.
   void Abort();
 
-  // The writer's side, one thread. Reserve, fill, Commit.
-  // The next slot's rows [rows_per_slot, n_embd], once the reader has given it back. DeadlineExceeded: it has not.
+  // The writer's side, one thread: Reserve, fill, Commit.
+  // The next slot's rows [rows_per_slot, n_embd], once the reader has released it. DeadlineExceeded: it did not.
   absl::StatusOr<std::span<float>> Reserve(absl::Time deadline);
   void Commit(uint64_t step, int64_t first_row, int64_t num_rows);
   void CommitFailure(uint64_t step, const std::string& error);
 
-  // The reader's side, one thread. What Next gives is the reader's until it is given back by Release, oldest first.
+  // The reader's side, one thread. An entry's rows are valid until Release, which releases the oldest entry.
   struct Entry {
     uint64_t step = 0;
     int64_t first_row = 0;
     std::span<const float> rows;  // [n, n_embd]
     std::string error;            // not empty: the step failed, and there are no rows
   };
-  // DeadlineExceeded: nothing came. Internal: an entry that cannot be.
+  // DeadlineExceeded: no entry came. Internal: a number of the writer's is out of range.
   absl::StatusOr<Entry> Next(absl::Time deadline);
   void Release();
 

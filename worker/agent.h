@@ -1,7 +1,7 @@
 #pragma once
 
-// The worker's tie to its coordinator: it registers, then sends heartbeats until one side ends. A worker without a coordinator is
-// of no use to anybody, so when the tie is lost the worker ends.
+// The worker's membership: registers with the coordinator, then sends heartbeats. A worker that loses its coordinator ends, since
+// nothing can use it any more.
 
 #include <condition_variable>
 #include <functional>
@@ -19,8 +19,8 @@ namespace ferry {
 
 class Agent {
  public:
-  // Asks for a place until it has one. A coordinator that cannot be reached for `patience` is given up (Unavailable); one that
-  // answers that it is not ready yet is waited for. Other answers are final. Cancelled: `cancelled` became true.
+  // Asks for a place until the coordinator gives one, and waits as long as the coordinator says that it is not ready. Other
+  // answers are final. Unavailable: it could not be reached for `patience`. Cancelled: `cancelled` returned true.
   static absl::StatusOr<internal::v1::RegisterResponse> Register(internal::v1::Cluster::StubInterface* cluster,
                                                                  const internal::v1::RegisterRequest& request,
                                                                  absl::Duration patience, const std::function<bool()>& cancelled);
@@ -29,15 +29,15 @@ class Agent {
     uint32_t worker_id = 0;
     Incarnation incarnation;
     absl::Duration interval, timeout;
-    bool same_host = false;  // a refused connection then means that the process is gone, and is not waited out
+    bool same_host = false;  // the coordinator's host: a refused connection then means at once that its process is gone
   };
-  // Begins to send heartbeats, filled in by `fill` (id and incarnation are set here). `on_lost` is called once, from the
-  // heartbeat thread, when no heartbeat succeeded for options.timeout, or one was refused. All borrowed.
+  // Starts the heartbeat thread. It sets id and incarnation of each request and lets `fill` set the rest. It calls `on_lost` once
+  // when no heartbeat succeeded for options.timeout, or when one was refused. `cluster` outlives the agent.
   Agent(internal::v1::Cluster::StubInterface* cluster, const Options& options,
         std::function<void(internal::v1::HeartbeatRequest*)> fill, std::function<void(const absl::Status&)> on_lost);
   ~Agent();
 
-  // Sends the next heartbeat at once: something that the coordinator waits for has changed.
+  // Sends the next heartbeat at once, after a change that the coordinator waits for.
   void Hurry();
 
  private:

@@ -1,6 +1,6 @@
 #pragma once
 
-// A worker's place in the cluster, as its coordinator's answer to Register gives it, checked.
+// A worker's place in the cluster: the checked form of the coordinator's answer to Register.
 
 #include <cstdint>
 #include <string>
@@ -36,7 +36,7 @@ struct Assignment {
   int64_t dense_bytes = 0;  // 0: not known
 };
 
-// InvalidArgument names the field; Unimplemented: something this worker does not know.
+// InvalidArgument names the field. Unimplemented: the model or a cache type is one that this worker does not know.
 absl::StatusOr<Assignment> AssignmentFromProto(const internal::v1::RegisterResponse& response);
 
 }  // namespace ferry

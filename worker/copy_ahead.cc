@@ -33,7 +33,7 @@ CopyAhead::Candidates CopyAhead::For(int64_t layer, int64_t rows, int64_t min_to
   Candidates candidates;
   if (rows < kMinRows) return candidates;
   const Layer& learnt = layers_[layer - first_layer_];
-  std::vector<double> unused(num_experts_, 1);  // the probability that nobody needs it; what is nearly certain still differs here
+  std::vector<double> unused(num_experts_, 1);  // the probability that no row uses it; orders even experts near certainty
   if (learnt.rows > 0) {
     for (int64_t i = 0; i < num_experts_; ++i) {
       // Half a token more than was seen: an expert that was never used may be.

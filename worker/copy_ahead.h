@@ -1,13 +1,12 @@
 #pragma once
 
-// Which experts of a layer are worth copying before its routing is known. Pure bookkeeping: no device, no clock.
+// Which experts of a layer are worth copying before the layer is routed. Pure bookkeeping: no device, no clock.
 //
-// An expert that took a share s of the rows so far is used by a pass of n rows with probability 1 - (1 - s)^n. Experts above
-// kCertain are copied as far as slots allow: the waste is small. Experts that are merely likely are copied only into time in
-// which the link would stand idle, between the last copy of one layer and the routing of the next: their number follows what
-// arrived in that gap before. An expert of fewer rows than the plans lately had computed here is left to the host, which has to
-// have something to do while the link runs: the plan of one layer says what is worth a copy in the next. Of a layer that was
-// never seen, only the coverage of the layer before it says something.
+// An expert that took a share s of the rows so far is used by a step of n rows with probability 1 - (1 - s)^n. Experts above
+// kCertain are copied as far as slots allow, since few of these copies are wasted. Experts above kLikely are copied only while
+// the link would be idle, between the last copy of one layer and the routing of the next; their number follows how many arrived
+// in that gap before. Experts with fewer rows than recent plans found worth a copy are left to the host, which needs work while
+// the link copies. For a layer without a history, the coverage of the layer before it decides.
 
 #include <cstdint>
 #include <span>
@@ -23,38 +22,38 @@ class CopyAhead {
 
   CopyAhead(int64_t first_layer, int64_t end_layer, int64_t num_experts);
 
-  // What the routing of a layer turned out to be: tokens of each expert, for `rows` rows.
+  // Records the routing of a layer: how many of `rows` rows went to each expert.
   void Learn(int64_t layer, int64_t rows, std::span<const int32_t> tokens);
 
   struct Candidates {
     std::vector<int32_t> experts;  // most likely first, ties to the lower id
-    int64_t num_certain = 0;       // the first so many are above kCertain, the rest above kLikely
+    int64_t num_certain = 0;       // this many at the front are above kCertain, the rest above kLikely
   };
-  // Those that may be expected to get at least `min_tokens` rows. Empty when nothing is known, or for fewer than kMinRows rows.
+  // The experts that can expect at least `min_tokens` of `rows` rows. Empty without a history, or for fewer than kMinRows rows.
   Candidates For(int64_t layer, int64_t rows, int64_t min_tokens) const;
 
-  // What the plan of a layer says, as TokensWorthACopy gives it (common/expert_plan.h).
+  // Records what TokensWorthACopy (common/expert_plan.h) says of a layer's plan.
   void LearnPlan(int64_t rows, int64_t worth_tokens);
-  // The fewest tokens worth a copy, by the last plan of a step about as large; 0: not known.
+  // The fewest tokens worth a copy, by the last plan of a step of about that many rows; 0: unknown.
   int64_t worth_tokens(int64_t rows) const;
 
   // How many merely likely experts to start at once.
   int64_t budget() const { return budget_; }
-  // `started` of them were, `arrived` had come when the routing was known.
+  // Records a gap: `started` merely likely experts were asked for, and `arrived` of them were in their slots at the routing.
   void LearnGap(int64_t started, int64_t arrived);
 
  private:
   struct Layer {
-    double rows = 0;             // recent passes weigh most: halved with each
-    std::vector<double> tokens;  // of each expert, halved alike
+    double rows = 0;             // a sum that each step halves first, so that recent steps weigh most
+    std::vector<double> tokens;  // the same sum of each expert's rows
   };
   const int64_t first_layer_;
   const int64_t num_experts_;
   std::vector<Layer> layers_;
-  int64_t last_rows_ = 0;     // of the routing learnt last
-  double last_coverage_ = 0;  // and which share of the experts it used
+  int64_t last_rows_ = 0;     // rows of the last routing recorded
+  double last_coverage_ = 0;  // the share of experts that it used
   int64_t budget_ = 2;
-  int64_t planned_rows_ = 0;  // of the plan learnt last
+  int64_t planned_rows_ = 0;  // rows of the last plan recorded
   int64_t worth_tokens_ = 0;
 };
 

@@ -1,7 +1,7 @@
 #pragma once
 
-// One chunk of the coordinator's stream of dense weights, from the message to bytes that may be tiled: pure checks, which
-// DenseStream and StageWeights make on every chunk.
+// A chunk of the coordinator's stream of dense weights, and the checks that DenseStream and StageWeights make on each chunk
+// before its bytes are tiled. Pure functions.
 
 #include "common/model/dtype.h"
 #include "common/model/model_tensors.h"
@@ -11,15 +11,15 @@
 
 namespace ferry {
 
-// What the message says, borrowed from it. InvalidArgument: dimensions beyond 2^31; DataLoss: its checksum is wrong.
+// The chunk in a message, which it borrows from. InvalidArgument: a dimension beyond 2^31. DataLoss: the checksum is wrong.
 absl::StatusOr<DenseChunk> DenseChunkFromProto(const internal::v1::TensorChunk& message);
 
-// Bytes of one row as GGUF stores it. InvalidArgument: not a type Ferry computes with, or cols are not whole blocks.
+// Bytes of one row as GGUF stores it. InvalidArgument: Ferry does not compute with the type, or cols are not whole blocks.
 absl::StatusOr<int64_t> DenseRowBytes(DType dtype, int64_t cols);
 
-// Whether `chunk` belongs to `tensor`. InvalidArgument: another name or shape.
+// Checks that `chunk` belongs to `tensor`. InvalidArgument: another name or shape.
 absl::Status CheckChunkOf(const DenseTensor& tensor, const DenseChunk& chunk);
-// Whether it holds its rows from `next_row` on, in `dtype`. InvalidArgument: another type, a gap, too many rows, or not
+// Checks that its rows begin at `next_row` and are of `dtype`. InvalidArgument: another type, a gap, too many rows, or not
 // num_rows * row_bytes of data.
 absl::Status CheckChunkRows(const DenseTensor& tensor, DType dtype, int64_t row_bytes, int64_t next_row, const DenseChunk& chunk);
 

@@ -11,8 +11,8 @@
 
 namespace ferry {
 
-// `cluster` must outlive the source. `progress` hears the bytes so far after each chunk; may be null. Next: DataLoss: a chunk
-// came damaged; Unavailable and others: the stream's own end.
+// `cluster` outlives the source. `progress`, unless null, is called after each chunk with the bytes received so far. Errors of
+// Next: DataLoss when a chunk is damaged, otherwise the status that the stream ended with.
 std::unique_ptr<DenseTensorSource> OpenDenseStream(internal::v1::Cluster::StubInterface* cluster, uint32_t worker_id,
                                                    Incarnation incarnation, std::function<void(int64_t)> progress);
 

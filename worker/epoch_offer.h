@@ -1,6 +1,6 @@
 #pragma once
 
-// What a worker offers to a process of its host for one epoch: descriptors of memory that both will map.
+// Hands descriptors of shared memory to another process of this host, for one epoch.
 
 #include <memory>
 #include <string>
@@ -14,14 +14,15 @@ namespace ferry {
 // One offer at a time. One thread.
 class EpochOffer {
  public:
-  // Takes back the offer before this one. ResourceExhausted: no descriptors are left; otherwise the socket's errors.
+  // Offers `descriptors` and withdraws the offer before. ResourceExhausted: this process is out of descriptors. Otherwise the
+  // socket's errors.
   absl::Status Make(const std::vector<int>& descriptors);
-  // Of an epoch that is over, whether or not it was fetched.
+  // Ends the offer, fetched or not, when its epoch is over.
   void Withdraw();
 
-  // What to ask for it with (FetchDescriptors), while there is one.
+  // The arguments of FetchDescriptors for the other process.
   const std::string& socket() const { return server_->name(); }
-  const std::string& key() const { return key_; }  // empty: there is none
+  const std::string& key() const { return key_; }  // empty: no offer
 
  private:
   std::unique_ptr<DescriptorServer> server_;  // made when it is first needed

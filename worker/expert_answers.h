@@ -1,6 +1,6 @@
 #pragma once
 
-// The coordinator's answers to the expert exchanges, checked before a place or a number of them is used.
+// Checks of the coordinator's answers to expert requests.
 
 #include <cstdint>
 #include <span>
@@ -12,14 +12,14 @@
 
 namespace ferry {
 
-// InvalidArgument: a place that is none.
+// InvalidArgument: a number that is no ExpertPlace.
 absl::StatusOr<std::vector<ExpertPlace>> PlacesFromProto(const internal::v1::ExpertPlan& plan);
 
-// Whether a plan, over whatever link it came, fits what it was asked for. Internal: not one place a use, or an expert taken for
-// resident that is not.
+// Checks a plan against the request, over either link. Internal: not one place for each use, or a place kResident for an expert
+// that is not resident.
 absl::Status CheckPlaces(std::span<const ExpertPlace> places, std::span<const ActivatedExpert> uses, int64_t layer);
 
-// The numbers of a host computation, borrowed. DataLoss: not num_entries rows of n_embd.
+// The contributions [num_entries, n_embd] in `bytes`, borrowed. DataLoss: another number of bytes.
 absl::StatusOr<std::span<const float>> ContributionsFrom(const std::string& bytes, int64_t num_entries, int64_t n_embd);
 
 }  // namespace ferry

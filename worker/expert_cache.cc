@@ -79,7 +79,7 @@ absl::StatusOr<ExpertCache::Probe> ExpertCache::ProbeLink(absl::Duration time, a
   Probe probe;
   const auto run = [&]() -> absl::Status {
     const int64_t num_experts = static_cast<int64_t>(slot_of_.size());
-    absl::Time start = absl::InfinitePast();  // not before the first copy, which warms up what is between here and there
+    absl::Time start = absl::InfinitePast();  // set after the first copy, which warms up the path between here and there
     for (int64_t i = 0; start == absl::InfinitePast() || probe.bytes == 0 || absl::Now() < start + time;) {
       while (asked.size() < kProbeAhead) {
         Slot& slot = slots_[i % num_slots()];
@@ -141,7 +141,7 @@ absl::Status ExpertCache::Fill(std::span<const ExpertId> experts, absl::Duration
   for (size_t i = 0; i < experts.size(); ++i) {
     if (!go_on(static_cast<int64_t>(i))) return Cancelled("the slots are not all filled");
     const absl::Time deadline = absl::Now() + patience;
-    RETURN_IF_ERROR(Fetch(experts[i], Purpose::kKeep, deadline).status());
+    RETURN_IF_ERROR(Fetch(experts[i], Purpose::kLaterSteps, deadline).status());
     while (num_coming() > kFillAhead) RETURN_IF_ERROR(asked_.empty() ? WaitForOldestCopy(deadline) : WaitForRecord(deadline));
   }
   while (num_coming() > 0) {
@@ -232,7 +232,7 @@ absl::StatusOr<bool> ExpertCache::Fetch(ExpertId id, Purpose purpose, absl::Time
   if (Contains(id)) return true;
   Slot* slot = SlotFor(id);
   if (slot == nullptr && !asked_.empty()) {  // what waits for a neighbour holds its slot
-    RETURN_IF_ERROR(Pump());
+    RETURN_IF_ERROR(StartReadyCopies());
     slot = SlotFor(id);
   }
   if (slot == nullptr) return false;
@@ -244,7 +244,7 @@ absl::StatusOr<bool> ExpertCache::Fetch(ExpertId id, Purpose purpose, absl::Time
       break;
     }
   }
-  if (!asked_.empty() && !Continues(*slot, id, *SlotOf(asked_.back()), asked_.back())) RETURN_IF_ERROR(Pump());
+  if (!asked_.empty() && !Continues(*slot, id, *SlotOf(asked_.back()), asked_.back())) RETURN_IF_ERROR(StartReadyCopies());
   RETURN_IF_ERROR(link_.AskRecord(step_, id));
   if (slot->state != State::kEmpty) Evict(*slot);
   slot->state = State::kAsked;
@@ -254,7 +254,7 @@ absl::StatusOr<bool> ExpertCache::Fetch(ExpertId id, Purpose purpose, absl::Time
   slot->purpose = purpose;
   slot_of_[IndexOf(id)] = static_cast<int32_t>(slot - slots_.data());
   asked_.push_back(id);
-  if (!JoinsRecordsOf(id.layer)) RETURN_IF_ERROR(Pump());
+  if (!JoinsRecordsOf(id.layer)) RETURN_IF_ERROR(StartReadyCopies());
   return true;
 }
 
@@ -280,7 +280,7 @@ int64_t ExpertCache::num_coming() const { return static_cast<int64_t>(asked_.siz
 
 // ----------------------------------------------------------------------------------------------------------------- copies
 
-absl::Status ExpertCache::Pump() {
+absl::Status ExpertCache::StartReadyCopies() {
   FinishCopies();
   while (!asked_.empty() && link_.RecordHere(asked_.front())) RETURN_IF_ERROR(StartCopy(absl::InfiniteFuture()));
   return absl::OkStatus();
@@ -363,7 +363,7 @@ absl::StatusOr<const std::byte*> ExpertCache::Acquire(ExpertId id, absl::Time de
   RETURN_IF_ERROR(ops_.ComputeAfter(slot->arrived));
   counters_->set_copy_wait_seconds(counters_->copy_wait_seconds() + absl::ToDoubleSeconds(absl::Now() - before));
   // One that an earlier step copied in vain was here when this one began.
-  if (slot->fresh && slot->purpose == Purpose::kPass && slot->fetched_in == steps_begun_) {
+  if (slot->fresh && slot->purpose == Purpose::kThisStep && slot->fetched_in == steps_begun_) {
     counters_->set_shipped(counters_->shipped() + 1);
   } else {
     counters_->set_resident(counters_->resident() + 1);

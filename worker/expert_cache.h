@@ -1,24 +1,23 @@
 #pragma once
 
-// Experts in device memory: a pool of slots, each big enough for any record of this worker's layers, filled from the expert
-// link by copies that run beside the computation. The pool a pass streams its experts through and the cache that keeps the
-// useful ones between passes are the same slots.
+// Experts in device memory: a pool of slots, each large enough for any record of this worker's layers. Copies that run beside
+// the computation fill them from the expert link. The same slots serve two ends: a step streams experts through them, and they
+// keep the most used experts between steps.
 //
 //   empty --Fetch--> asked --(the record is in host memory)--> filled     any but pinned or asked --eviction--> empty
 //
-// Records that lie side by side and are fetched one after the other into slots that do are copied at once, up to kJoinedBytes: a
-// copy of 256 KiB has two thirds of the link's rate, one of 4 MiB 97 % (reference.md).
+// One copy moves several records, up to kJoinedBytes, when they are neighbours in the arena, were fetched one after the other,
+// and go into neighbouring slots. A copy of 256 KiB reaches two thirds of the link's rate, a copy of 4 MiB 97 %.
 //
-// A filled slot's bytes may still be on their way: Acquire makes the compute queue wait for them. A slot is reused only after
-// the compute that last read it (its event goes into the copy). The slot that gives way is the one whose expert is the least
-// likely to be wanted soon: the one with the least heat (below), among equals the one whose layer is farthest ahead, since
-// layers come round in order.
+// A filled slot's copy may still be running: Acquire makes the compute queue wait for it. A copy into a slot waits for the last
+// compute that read the slot. Eviction takes the slot whose expert has the least heat; among equals, the one whose layer comes
+// last, counted from the layer in progress.
 //
-// Heat is recency weighted with use: each step that uses an expert adds 1, and a step later everything is worth 2^(-1/64) of
-// it. The step in progress does not count when slots are compared, or else the layers already done in this pass would look
-// hotter than the ones still to come.
+// Heat measures recent use: each step that uses an expert adds 1, and every step multiplies all heat by 2^(-1/64). Eviction
+// compares the heat before the step in progress; otherwise the layers that this step has passed would look hotter than those to
+// come.
 //
-// Used by the compute thread alone.
+// Only the compute thread uses it.
 
 #include <cstdint>
 #include <deque>
@@ -39,29 +38,30 @@ namespace ferry {
 
 class ExpertCache {
  public:
-  // For experts of layers [first_layer, end_layer). All that is borrowed must outlive this. ResourceExhausted: the device is
-  // full.
+  // For experts of layers [first_layer, end_layer). ops, link and arena outlive the cache. ResourceExhausted: the device is full.
   static absl::StatusOr<std::unique_ptr<ExpertCache>> Create(Ops* ops, ExpertLink* link, const ArenaLayout* arena,
                                                              int64_t first_layer, int64_t end_layer, int64_t num_slots);
   // How many slots fit into `bytes`, at most one for each expert.
   static int64_t SlotsIn(int64_t bytes, const ArenaLayout& arena, int64_t first_layer, int64_t end_layer);
+  // Device memory of one slot.
   static int64_t SlotBytes(const ArenaLayout& arena, int64_t first_layer, int64_t end_layer);
-  ~ExpertCache();  // waits for copies on their way
+  ~ExpertCache();  // waits for running copies
 
-  // Copies records over slots for about `time`, between steps, and measures the whole way: a filled slot gets its own expert's
-  // record again, an empty one that of any and stays empty. DeadlineExceeded: a record did not come, or a copy did not end.
+  // Between steps: copies records into slots for about `time` and measures the rate from host memory to device. A filled slot
+  // gets its own expert's record again; an empty slot gets some record and stays empty. DeadlineExceeded: a record did not
+  // arrive, or a copy did not end.
   struct Probe {
     int64_t bytes = 0;
     double seconds = 0;
     double rate() const { return seconds > 0 ? static_cast<double>(bytes) / seconds : 0; }
   };
   absl::StatusOr<Probe> ProbeLink(absl::Duration time, absl::Time deadline);
-  // Device memory of the slots, whatever it holds.
+  // The device memory of every slot, empty or filled.
   std::vector<const std::byte*> SlotMemory() const;
 
-  // Brings experts into empty slots, in this order, and waits until they are there; `go_on` is called before each with how many
-  // were asked for. Before the first step. Cancelled: `go_on` said false. ResourceExhausted: more experts than slots.
-  // DeadlineExceeded: one did not come within `patience`.
+  // Before the first step: copies experts into empty slots, in this order, and waits until all have arrived. Calls `go_on` before
+  // each with the number asked for so far. Cancelled: `go_on` returned false. ResourceExhausted: more experts than slots.
+  // DeadlineExceeded: a record did not arrive within `patience`.
   absl::Status Fill(std::span<const ExpertId> experts, absl::Duration patience, const std::function<bool(int64_t)>& go_on);
 
   int64_t num_slots() const { return static_cast<int64_t>(slots_.size()); }
@@ -69,56 +69,57 @@ class ExpertCache {
   bool HoldsAll() const { return num_slots() >= (end_layer_ - first_layer_) * arena_.num_experts(); }
   int64_t slot_bytes() const { return slot_bytes_; }
 
-  // A step begins: what is counted until its end goes into `counters`.
+  // A step begins. Traffic until EndStep is counted in `counters`, which is borrowed until then.
   void BeginStep(uint64_t step, v1::ExpertCounters* counters);
   void EndStep();
-  // The layer that is computed now: distances to other layers are counted from it.
+  // The layer in progress is `layer`; eviction counts the distance to other layers from it.
   void BeginLayer(int64_t layer) { current_layer_ = layer; }
-  // The expert was activated in this step, wherever it is computed.
+  // The router chose this expert in this step, wherever it is computed.
   void AddHeat(ExpertId id);
-  double Heat(ExpertId id) const;  // this step included
+  double Heat(ExpertId id) const;  // including this step
 
-  // Why a record is fetched, which decides how its first use is counted.
+  // Why a record is fetched. The counters take its first use from this.
   enum class Purpose {
-    kPass,  // for the pass in progress: shipped
-    kKeep,  // in the background, for later ones: resident
+    kThisStep,    // needed by the step in progress: its first use counts as shipped
+    kLaterSteps,  // copied in the background: its first use counts as resident
   };
 
-  // In a slot, or on its way into one.
+  // Whether the expert has a slot, filled or asked for.
   bool Contains(ExpertId id) const { return SlotOf(id) != nullptr; }
-  static constexpr int64_t kJoinedBytes = int64_t{8} << 20;  // of one copy of several records
-  // Whether records of a layer are so small that neighbours may be copied at once.
+  static constexpr int64_t kJoinedBytes = int64_t{8} << 20;  // at most, of one copy of several records
+  // Whether records of a layer are small enough for one copy to move two.
   bool JoinsRecordsOf(int64_t layer) const { return 2 * arena_.layer(layer).bytes <= kJoinedBytes; }
-  // Wants the expert in a slot. False: all slots are pinned or asked for, nothing has changed; later then. True: it is there
-  // or comes, in the order of calls; what may still be joined by its neighbour starts with the next Pump.
+  // Asks for the expert's record unless a slot has it. Records arrive in the order of calls. False: every slot is pinned or
+  // asked for, and nothing has changed; the caller tries again later. A copy that a neighbour may still join starts at the next
+  // StartReadyCopies.
   absl::StatusOr<bool> Fetch(ExpertId id, Purpose purpose, absl::Time deadline);
-  // The heat of what a fetch now would push out; -1 when a slot is empty, nullopt when none can be had.
+  // The heat of the expert that a fetch now would evict; -1 when a slot is empty, nullopt when no slot is available.
   std::optional<double> HeatOfVictim() const;
-  int64_t num_coming() const;  // fetched, not yet arrived
+  int64_t num_coming() const;  // records fetched but not arrived
 
-  // Keeps an expert in its slot until Release. It must be contained. Pins do not nest.
+  // Keeps a contained expert in its slot until Release or Unpin. Pins do not nest.
   void Pin(ExpertId id);
   bool Pinned(ExpertId id) const;
-  // The record, for compute that is queued after this call: the compute queue waits for its arrival. Pinned before.
+  // The record of a pinned expert in device memory. Compute queued after this call waits for its arrival.
   absl::StatusOr<const std::byte*> Acquire(ExpertId id, absl::Time deadline);
-  // Makes compute wait for nothing, but this thread until the record asked for first is being copied; its slot may then be
-  // had. Internal: none was asked for.
+  // Blocks this thread, not the compute queue, until the oldest requested record starts copying. Its slot can then be reused.
+  // Internal: no record was requested.
   absl::Status WaitForRecord(absl::Time deadline);
-  // Whether Acquire would make nobody wait.
+  // Whether the record is in its slot, so that Acquire makes compute wait for nothing.
   bool Arrived(ExpertId id);
-  // The compute that reads the slot is queued; `used` passes when it is done. Unpins.
+  // Unpins after the compute that reads the slot was queued; `used` passes when that compute is done.
   void Release(ExpertId id, Event used);
-  // Unpins without a use.
+  // Unpins without having used the record.
   void Unpin(ExpertId id);
-  // After a failed step: unpins everything and gives up what was asked for and has not come.
+  // After a failed step: unpins every slot and gives up records that were asked for and have not arrived.
   void Recover();
 
-  // Empties all slots, between steps: what was asked for is given up, copies under way are waited for, so that the link stands
-  // idle afterwards. Heat is kept. DeadlineExceeded: a copy did not end; slots are as they were.
+  // Between steps: empties all slots. Gives up records asked for and waits for running copies, so that the link is idle
+  // afterwards. Heat is kept. DeadlineExceeded: a copy did not end, and the slots are unchanged.
   absl::Status Forget(absl::Time deadline);
 
-  // Starts copies of records that have come into host memory, and gives back the host memory of copies that are done.
-  absl::Status Pump();
+  // Starts copies of records that have arrived in host memory, and returns the host memory of finished copies to the link.
+  absl::Status StartReadyCopies();
 
  private:
   enum class State { kEmpty, kAsked, kFilled };
@@ -126,16 +127,16 @@ class ExpertCache {
     State state = State::kEmpty;
     ExpertId id;
     std::byte* data = nullptr;
-    Event arrived;  // kFilled; none once it is known to have passed
-    Event used;     // the last compute that read it
+    Event arrived;  // of the copy, when kFilled; reset once it has passed
+    Event used;     // of the last compute that read the slot
     bool pinned = false;
     bool fresh = false;       // not used since it was fetched
-    uint64_t fetched_in = 0;  // which step, in this cache's own count
-    Purpose purpose = Purpose::kPass;
+    uint64_t fetched_in = 0;  // the value of steps_begun_ at the fetch
+    Purpose purpose = Purpose::kThisStep;
   };
   struct Warmth {
-    double before = 0;      // before the last step that used it, as of that step
-    uint64_t last_use = 0;  // in steps of this cache's own count; 0: never
+    double before = 0;      // heat at the last step that used it, without that step's use
+    uint64_t last_use = 0;  // the value of steps_begun_ then; 0: never used
   };
   struct Copy {
     ExpertId id;
@@ -153,7 +154,7 @@ class ExpertCache {
   double HeatBeforeThisStep(ExpertId id) const;
   int64_t LayersAhead(int64_t layer) const;
   void Evict(Slot& slot);
-  absl::Status StartCopy(absl::Time deadline);  // of the first expert in asked_, and of its neighbours behind it
+  absl::Status StartCopy(absl::Time deadline);  // copies the first expert in asked_ and the neighbours behind it
   bool Continues(const Slot& slot, ExpertId id, const Slot& before, ExpertId id_before) const;
   void FinishCopies();
   absl::Status WaitForOldestCopy(absl::Time deadline);
@@ -165,13 +166,13 @@ class ExpertCache {
   int64_t slot_bytes_ = 0;
   DeviceBuffer memory_;
   std::vector<Slot> slots_;
-  std::vector<int32_t> slot_of_;  // by IndexOf; -1: in none
+  std::vector<int32_t> slot_of_;  // by IndexOf; -1: no slot
   std::vector<Warmth> warmth_;    // by IndexOf
-  std::deque<ExpertId> asked_;    // in order
-  std::deque<Copy> copying_;      // in order
-  absl::Time copying_since_;      // while copying_ is not empty
-  uint64_t step_ = 0;             // of the pipeline
-  uint64_t steps_begun_ = 0;      // here; never goes back
+  std::deque<ExpertId> asked_;    // in order of arrival
+  std::deque<Copy> copying_;      // in order of the copy queue
+  absl::Time copying_since_;      // valid while copying_ is not empty
+  uint64_t step_ = 0;             // the pipeline's number of the step in progress
+  uint64_t steps_begun_ = 0;      // this cache's own count; never decreases
   int64_t current_layer_ = 0;
   v1::ExpertCounters* counters_ = nullptr;
   v1::ExpertCounters no_counters_;

@@ -112,7 +112,7 @@ absl::Status ExpertForward::Run(const StepContext& context, int64_t layer, const
   RETURN_IF_ERROR(Route(context, layer, router, in, division));
   if (cache_ != nullptr) {
     cache_->BeginLayer(layer);
-    RETURN_IF_ERROR(cache_->Pump());
+    RETURN_IF_ERROR(cache_->StartReadyCopies());
     for (const ActivatedExpert& use : routing_.uses) cache_->AddHeat(IdOf(layer, use.expert));
     copy_ahead_.Learn(layer, in.rows, routing_.tokens);
   }
@@ -330,8 +330,8 @@ absl::Status ExpertForward::FinishHost(const StepContext& context, int64_t layer
 absl::Status ExpertForward::StartCopies(const StepContext& context, int64_t layer) {
   for (; next_wanted_ < wanted_.size(); ++next_wanted_) {
     const ExpertId id = IdOf(layer, wanted_[next_wanted_]);
-    ASSIGN_OR_RETURN(const bool fetched, cache_->Fetch(id, ExpertCache::Purpose::kPass, context.deadline));
-    if (!fetched) return cache_->Pump();
+    ASSIGN_OR_RETURN(const bool fetched, cache_->Fetch(id, ExpertCache::Purpose::kThisStep, context.deadline));
+    if (!fetched) return cache_->StartReadyCopies();
     cache_->Pin(id);
     coming_.push_back(id.expert);
   }
@@ -385,13 +385,13 @@ absl::Status ExpertForward::KeepTheHot(const StepContext& context, int64_t layer
   std::vector<int32_t> hottest(on_host.begin(), on_host.end());
   std::stable_sort(hottest.begin(), hottest.end(),
                    [&](int32_t a, int32_t b) { return cache_->Heat(IdOf(layer, a)) > cache_->Heat(IdOf(layer, b)); });
-  RETURN_IF_ERROR(cache_->Pump());
+  RETURN_IF_ERROR(cache_->StartReadyCopies());
   for (const int32_t expert : hottest) {
     const std::optional<double> victim_heat = cache_->HeatOfVictim();
     if (!victim_heat || cache_->num_coming() >= kMaxKept || cache_->Heat(IdOf(layer, expert)) <= *victim_heat + 1) break;
-    RETURN_IF_ERROR(cache_->Fetch(IdOf(layer, expert), ExpertCache::Purpose::kKeep, context.deadline).status());
+    RETURN_IF_ERROR(cache_->Fetch(IdOf(layer, expert), ExpertCache::Purpose::kLaterSteps, context.deadline).status());
   }
-  return cache_->Pump();
+  return cache_->StartReadyCopies();
 }
 
 // ---------------------------------------------------------------------------------------------------- the next layer's copies
@@ -429,13 +429,13 @@ absl::Status ExpertForward::StartAhead(const StepContext& context) {
     const int32_t expert = ahead_.candidates.experts[ahead_.next];
     const ExpertId id = IdOf(ahead_.layer, expert);
     const bool was_here = cache_->Contains(id);
-    ASSIGN_OR_RETURN(const bool fetched, cache_->Fetch(id, ExpertCache::Purpose::kPass, context.deadline));
+    ASSIGN_OR_RETURN(const bool fetched, cache_->Fetch(id, ExpertCache::Purpose::kThisStep, context.deadline));
     if (!fetched) break;
     cache_->Pin(id);
     ahead_.pinned.push_back(expert);
     if (!certain && !was_here) ahead_.speculative.push_back(expert);
   }
-  return cache_->Pump();
+  return cache_->StartReadyCopies();
 }
 
 // What is certain first, and of that what the last plan had copied; then the rest of what is certain, which the host would
@@ -456,11 +456,11 @@ void ExpertForward::PlanWaiting() {
 
 absl::StatusOr<bool> ExpertForward::CopyWhileWaiting(const StepContext& context) {
   if (cache_ == nullptr) return false;
-  RETURN_IF_ERROR(cache_->Pump());
+  RETURN_IF_ERROR(cache_->StartReadyCopies());
   if (!waiting_.planned) PlanWaiting();
   for (; waiting_.next < waiting_.candidates.size(); ++waiting_.next) {
     if (cache_->num_coming() >= kMaxWhileWaiting) {
-      RETURN_IF_ERROR(cache_->Pump());
+      RETURN_IF_ERROR(cache_->StartReadyCopies());
       return true;
     }
     const ExpertId id = waiting_.candidates[waiting_.next];
@@ -468,9 +468,9 @@ absl::StatusOr<bool> ExpertForward::CopyWhileWaiting(const StepContext& context)
     // Not pinned: slots that are all held for later layers would leave none to the first. What is hotter stays.
     const std::optional<double> victim_heat = cache_->HeatOfVictim();
     if (!victim_heat || cache_->Heat(id) <= *victim_heat) continue;
-    RETURN_IF_ERROR(cache_->Fetch(id, ExpertCache::Purpose::kPass, context.deadline).status());
+    RETURN_IF_ERROR(cache_->Fetch(id, ExpertCache::Purpose::kThisStep, context.deadline).status());
   }
-  RETURN_IF_ERROR(cache_->Pump());
+  RETURN_IF_ERROR(cache_->StartReadyCopies());
   return cache_->num_coming() > 0;
 }
 

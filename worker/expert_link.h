@@ -1,10 +1,10 @@
 #pragma once
 
-// How a worker reaches the experts: it asks where activated experts should be computed, has the coordinator compute some where
-// they lie, and gets the records of others. One implementation a transport: shared memory (expert_link_shm.cc: records are
-// read where they lie) and gRPC (expert_link_grpc.cc: records are streamed into host buffers, checked, and read there).
+// How a worker reaches experts in the coordinator's memory: it asks for a plan of where to compute them, has the coordinator
+// compute some, and fetches the records of others. expert_link_shm.cc reads records in shared memory; expert_link_grpc.cc streams
+// them into host buffers and checks them there.
 //
-// Used by the compute thread alone. Requests carry step and layer; ids are checked by both ends.
+// Only the compute thread uses it. Both ends check the ids in a request.
 
 #include <cstdint>
 #include <memory>
@@ -43,44 +43,46 @@ class ExpertLink {
   virtual ~ExpertLink() = default;
   virtual std::string name() const = 0;  // "shm", "grpc"
 
-  // Where each of `uses`, the experts that num_rows rows go to, should be computed, by the coordinator's planner. Unavailable,
-  // DeadlineExceeded: the coordinator does not answer; Aborted: this worker or the step is over.
+  // Asks the coordinator's planner where to compute each of `uses`, the experts that num_rows rows activate. Unavailable or
+  // DeadlineExceeded: the coordinator does not answer. Aborted: the coordinator has given up this worker or the step.
   virtual absl::StatusOr<std::vector<ExpertPlace>> Plan(uint64_t step, int64_t layer, int64_t num_rows,
                                                         std::span<const ActivatedExpert> uses, absl::Time deadline) = 0;
 
-  // One host computation at a time: fill HostRows(n) [n, n_embd], start, and finish exactly once for each start that was OK.
-  // Finish gives the contributions [entries, n_embd], valid until the next start.
-  virtual int64_t max_rows() const = 0;                     // rows of one computation
-  virtual int64_t max_entries() const = 0;                  // and entries
+  // One computation on the host at a time: the caller fills HostRows(n) [n, n_embd], calls StartCompute, and calls FinishCompute
+  // exactly once for each start that returned OK. FinishCompute returns the contributions [entries, n_embd], valid until the next
+  // start.
+  virtual int64_t max_rows() const = 0;                     // of one computation
+  virtual int64_t max_entries() const = 0;                  // of one computation
   virtual std::span<float> HostRows(int64_t num_rows) = 0;  // num_rows <= max_rows()
   virtual absl::Status StartCompute(const HostRequest& request) = 0;
   virtual absl::StatusOr<std::span<const float>> FinishCompute(absl::Time deadline) = 0;
 
-  // Records. Ask brings a record into host memory that Ops::CopyAsync reads. Records come about in the order in which they
-  // were asked for, and only as many as there is room for: those that came first have to be released.
+  // Brings a record into host memory that Ops::CopyAsync can read. Records arrive roughly in the order of calls. The link holds a
+  // limited number of them: later ones arrive as earlier ones are released.
   virtual absl::Status AskRecord(uint64_t step, ExpertId id) = 0;
-  // Whether WaitRecord would answer at once, with the record or an error.
+  // Whether WaitRecord would return at once, with the record or an error.
   virtual bool RecordHere(ExpertId id) = 0;
-  // The record that was asked for, whole and checked, until it is released. DataLoss: it came damaged or cut
-  // short, InvalidArgument: it is not the one asked for; DeadlineExceeded. After an error it must be released as well.
+  // Waits for a record that was asked for; its bytes are complete, checked, and valid until ReleaseRecord. DataLoss: it came
+  // damaged or cut short. InvalidArgument: the coordinator sent another record. DeadlineExceeded: it did not come. The caller
+  // releases it after an error too.
   virtual absl::StatusOr<std::span<const std::byte>> WaitRecord(ExpertId id, absl::Time deadline) = 0;
-  // Also for one that has not come yet: it is given up.
+  // Releases a record; one that has not arrived is given up.
   virtual void ReleaseRecord(ExpertId id) = 0;
 };
 
-// Shared memory with the coordinator of this host.
+// The link through memory shared with a coordinator on this host.
 struct ShmLinkOptions {
   std::string descriptor_socket, descriptor_key;
   MailboxShape mailbox;
   Incarnation incarnation;
   ArenaLayout arena;  // of the whole model
 };
-// Maps the arena read-only and pins it with `ops` if that has a use for it (a failure is a warning: copies are slower then).
-// `pin`: this worker will copy records. Unavailable, NotFound: the coordinator does not hand the memory out.
+// Maps the arena read-only. With `pin`, since this worker will copy records, also pins it with `ops`; a failure to pin is logged
+// as a warning, and copies are slower. Unavailable or NotFound: the coordinator does not hand the memory out.
 absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectShmLink(const ShmLinkOptions& options, Ops* ops, bool pin,
                                                            absl::Time deadline);
 
-// gRPC, for hosts that hold no arena.
+// The link over gRPC, for hosts that hold no arena.
 struct GrpcLinkOptions {
   uint32_t worker_id = 0;
   Incarnation incarnation;
@@ -89,7 +91,7 @@ struct GrpcLinkOptions {
   int64_t max_rows = 0, max_entries = 0;  // of one computation; lowered so that a message stays below 32 MiB
   int num_fetchers = 2;                   // streams of records at once
   int num_buffers = 4;                    // records in host memory at once
-  bool records = true;                    // false: this worker never asks for any
+  bool records = true;                    // false: this worker never asks for records
 };
 // `cluster` must outlive the link.
 absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectGrpcLink(const GrpcLinkOptions& options,

@@ -1,6 +1,6 @@
 #pragma once
 
-// The rows of a layer's input that go to the host for its share, as the floats that the expert link carries.
+// Downloads the rows of a layer's input that the coordinator computes on, as the floats that the expert link carries.
 
 #include <cstdint>
 #include <cstdlib>
@@ -15,7 +15,7 @@ namespace ferry {
 
 class HostRows {
  public:
-  // Of up to this many rows all are asked for ahead: fewer bytes than a wait for the device costs time.
+  // Up to this many rows are downloaded ahead, all of them: a second wait for the device costs more time than the bytes do.
   static constexpr int64_t kMaxRowsAhead = 8;
 
   // ResourceExhausted: the device is full.
@@ -26,10 +26,10 @@ class HostRows {
   // Device memory that Create allocates.
   static int64_t BytesOf(const Ops& ops, int64_t n_embd);
 
-  // `in` [rows, n_embd] is of a new layer. When `wanted` and they are few, its rows are queued for the host: they are there with
-  // whatever is downloaded next.
+  // Begins a layer with input `in` [rows, n_embd]. When `wanted` and the rows are at most kMaxRowsAhead, queues their download;
+  // they have arrived once the caller's next Ops::Download returns.
   absl::Status Begin(Tensor in, bool wanted);
-  // The named rows of the same `in`, increasing, into `out` [rows.size(), n_embd].
+  // Writes the given rows of the same `in`, in increasing order, to `out` [rows.size(), n_embd].
   absl::Status Read(Tensor in, std::span<const int32_t> rows, std::span<float> out);
 
  private:
@@ -43,10 +43,10 @@ class HostRows {
   const int64_t n_embd_;
   DeviceBuffer gathered_;  // act [kGatherRows, n_embd]
   size_t ahead_bytes_ = 0;
-  std::unique_ptr<std::byte, Free> ahead_;  // act [kMaxRowsAhead, n_embd], pinned where that works
+  std::unique_ptr<std::byte, Free> ahead_;  // act [kMaxRowsAhead, n_embd], pinned where the backend can
   bool pinned_ = false;
-  int64_t rows_ahead_ = 0;           // of the layer's input, in ahead_
-  std::vector<std::byte> raw_rows_;  // of others, where act is not F32
+  int64_t rows_ahead_ = 0;           // rows of the layer's input in ahead_
+  std::vector<std::byte> raw_rows_;  // other rows before their conversion, where act is not F32
 };
 
 }  // namespace ferry

@@ -1,7 +1,7 @@
 #pragma once
 
-// Cuts the part of a layer that the host computes into requests that fit the expert link. An expert is read once a pass, so
-// requests are cut between experts; only one that is larger than a whole request is cut by rows.
+// Cuts the experts that the coordinator computes for a layer into requests that fit the expert link. Requests are cut between
+// experts, so that the coordinator reads each expert once; only an expert larger than a whole request is cut by rows.
 
 #include <cstdint>
 #include <span>

@@ -3,8 +3,8 @@
 // The block KV cache of a stage: keys and values of its layers in device memory, allocated once.
 //
 // A full layer has num_blocks blocks, which the coordinator gives to sequences (StepSequence.blocks). A sliding layer has a
-// ring of ring_blocks blocks for each slot: the window and one micro-batch, so that the rows of a micro-batch never overwrite
-// keys that its own first row still sees.
+// ring of ring_blocks blocks for each slot. The ring holds the window and one micro-batch, so that the rows of a micro-batch do
+// not overwrite keys that its first row still sees.
 
 #include <cstdint>
 #include <memory>
@@ -25,16 +25,15 @@ struct KvCacheShape {
 
 class KvCache {
  public:
-  // InvalidArgument: a count below 1, a ring shorter than the window and `micro_batch_rows`, or, as Unimplemented, types that
-  // `ops` does not keep.
-  // ResourceExhausted: the device is full.
+  // InvalidArgument: a count below 1, or a ring shorter than the window plus `micro_batch_rows`. Unimplemented: `ops` does not
+  // support the types. ResourceExhausted: the device is full.
   static absl::StatusOr<std::unique_ptr<KvCache>> Create(Ops* ops, const ModelConfig& model, int64_t first_layer,
                                                          int64_t end_layer, const KvCacheShape& shape, int64_t micro_batch_rows);
-  // What Create will allocate.
+  // Device memory that Create allocates.
   static int64_t BytesOf(const ModelConfig& model, int64_t first_layer, int64_t end_layer, const KvCacheShape& shape);
 
   const KvLayer& layer(int64_t layer) const { return layers_[layer - first_layer_]; }
-  // The ring of a slot, for BatchSequence.ring_blocks; empty without a sliding window.
+  // The blocks of a slot's ring, for BatchSequence.ring_blocks; empty without a sliding window.
   std::vector<int32_t> RingOf(int32_t slot) const;
   int64_t bytes() const { return bytes_; }
 

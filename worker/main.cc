@@ -53,7 +53,7 @@ int Main(int argc, char** argv) {
   app.add_option(
          "--listen", options.listen,
          "ADDR or ADDR:PORT where the coordinator and other workers reach this one (port 0: any; 0.0.0.0: every interface); "
-         "an address other than loopback has to be given by hand, since the link is not encrypted yet")
+         "only this option makes the worker listen on another address than loopback, since the link is not encrypted")
       ->capture_default_str();
   app.add_option("--backend", options.backend.kind, "auto (a GPU if there is one), cpu, cuda or reference")
       ->check(CLI::IsMember({"auto", "cpu", "cuda", "reference"}))
@@ -64,16 +64,17 @@ int Main(int argc, char** argv) {
       ->capture_default_str();
   app.add_flag("--pin,!--no-pin", options.backend.pin_threads, "keep each thread on a core of its own (default)");
   app.add_option("--isa", options.backend.isa, "CPU instructions: auto, avx512, avx2 or portable")->capture_default_str();
-  app.add_option("--vram-experts", vram_experts,
-                 "device memory for experts: 4GiB; 0: none, the host computes them; auto: what is left on a GPU, none without")
+  app.add_option(
+         "--vram-experts", vram_experts,
+         "device memory for experts: 4GiB; 0: none, the host computes them; auto: all that is left on a GPU, none on a CPU")
       ->capture_default_str();
   app.add_option("--expert-transport", options.expert_transport,
-                 "how experts come: shm (same host), grpc, auto (shm where possible)")
+                 "how to reach experts: shm (on the coordinator's host), grpc, auto (shm where possible)")
       ->check(CLI::IsMember({"auto", "shm", "grpc"}))
       ->capture_default_str();
   app.add_option("--worker-id", options.wanted_worker_id, "the place in the pipeline to ask for; default: a free one");
   app.add_option("--force-division", options.force_division,
-                 "for tests and measurements: where activated experts are computed, whatever is planned: auto, host or ship")
+                 "for tests and measurements: where to compute activated experts: auto (as planned), host or ship")
       ->transform(CLI::CheckedTransformer(
           std::map<std::string, ForceDivision>{
               {"auto", ForceDivision::kAuto}, {"host", ForceDivision::kHost}, {"ship", ForceDivision::kShip}},

@@ -1,7 +1,7 @@
 #pragma once
 
-// The way to the next worker in the pipeline: shared memory where both are on one host and can hand descriptors to each other,
-// else gRPC. Both ends' part of that is here.
+// Connects a worker to the next one in the pipeline: through shared memory when both are on one host and can hand descriptors to
+// each other, otherwise over gRPC. This header has both ends of that.
 
 #include <memory>
 #include <mutex>
@@ -18,7 +18,7 @@
 
 namespace ferry {
 
-// What both ends of this worker are made of.
+// What this worker's links to its two neighbours are made of.
 struct StageLinkOptions {
   Ops* ops = nullptr;
   int64_t n_embd = 0;
@@ -26,15 +26,15 @@ struct StageLinkOptions {
   bool share_memory = false;  // with workers of the same host
 };
 
-// Connects to the worker at `address` for one epoch. Unavailable: nobody answers until `deadline`. A worker that cannot share
-// memory, though it might, is sent messages, and the log says why.
+// Connects to the worker at `address` for one epoch. When sharing memory fails on one host, logs the reason and uses gRPC.
+// Unavailable: the worker does not answer before `deadline`.
 absl::StatusOr<std::unique_ptr<ActivationSink>> ConnectNextWorker(const std::string& address, Incarnation next, uint64_t epoch,
                                                                   const StageLinkOptions& options, absl::Time deadline);
 
-// The next worker's part: makes the memory of an epoch and offers it to the previous one. Thread-safe.
+// The receiving worker's end: makes the memory of an epoch and offers it to the previous worker. Thread-safe.
 class ActivationSharer {
  public:
-  // Errors as Worker.ShareActivations says in worker.proto, apart from the incarnation, which the caller has checked.
+  // Answers Worker.ShareActivations, with the errors that worker.proto lists. The caller has checked the incarnation.
   absl::StatusOr<internal::v1::ShareActivationsResponse> Share(const internal::v1::ShareActivationsRequest& request,
                                                                const StageLinkOptions& options, StepRunner* runner);
 

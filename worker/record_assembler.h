@@ -1,7 +1,7 @@
 #pragma once
 
-// Puts the record of one expert together from the chunks of a FetchExperts stream, and trusts none of them: every field is
-// checked before a byte is written, and the record counts only when its checksum is right.
+// Assembles the record of one expert from the chunks of a FetchExperts stream. It checks every field of a chunk before it writes
+// a byte, and accepts the record only with the right checksum.
 
 #include <cstddef>
 #include <cstdint>
@@ -15,7 +15,7 @@ namespace ferry {
 
 class RecordAssembler {
  public:
-  // The record of `id`, asked for in `step`, into `buffer`, which is exactly its size.
+  // Assembles the record of `id`, asked for in `step`, in `buffer`, whose size is exactly the record's.
   RecordAssembler(uint64_t step, ExpertId id, std::span<std::byte> buffer) : step_(step), id_(id), buffer_(buffer) {}
 
   // The next chunk. InvalidArgument names the field: another step, layer or expert, a record of another size, a gap, too much.

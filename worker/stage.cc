@@ -316,7 +316,7 @@ absl::Status Stage::CheckMemory() const {
   const int64_t needed = options_.dense_bytes + own + slots;
   if (needed <= memory.free_bytes) return absl::OkStatus();
   return ResourceExhausted(
-      "layers %d to %d need %d bytes on %s, of which %d are free: %d for dense weights, %d for expert slots (less with "
+      "layers %d to %d need %d bytes on %s, which has %d free: %d for dense weights, %d for expert slots (less with "
       "--vram-experts), %d for the KV cache and buffers (less with -c, -b, -ub or -ctk q8_0); or use more workers",
       options_.first_layer, options_.end_layer - 1, needed, ops_.name(), memory.free_bytes, options_.dense_bytes, slots, own);
 }

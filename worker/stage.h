@@ -1,11 +1,11 @@
 #pragma once
 
-// The forward pass of a range of layers: what a worker computes. Written once over kernels/ops.h.
+// The forward pass of a range of layers, which is a worker's computation. Written once over kernels/ops.h.
 //
-// Layer by layer over all rows of a step: attention in micro-batches, whose size bounds its buffers and the rings of sliding
-// layers, then the experts once for all rows, so that an expert is read or copied at most once a pass.
+// A stage computes each layer over all rows of a step: first attention in micro-batches, whose size bounds the buffers and the
+// rings of sliding layers, then the experts once for all rows, so that each expert is read or copied at most once a step.
 //
-// One thread at a time. Buffers are sized at Create for steps of max_rows rows; a step allocates nothing on the device.
+// One thread at a time. Create sizes all buffers for steps of max_rows rows; a step allocates nothing on the device.
 
 #include <cstdint>
 #include <functional>
@@ -39,9 +39,9 @@ struct StageOptions {
   KvCacheShape kv;
   int64_t max_rows = 0;            // of a step
   int64_t micro_batch_rows = 0;    // of one piece of attention
-  int64_t dense_bytes = 0;         // of the weights to come, for the check of memory before anything is allocated; 0: not known
+  int64_t dense_bytes = 0;         // of the weights to load, for the check of memory before any allocation; 0: unknown
   int64_t expert_slot_bytes = 0;   // device memory for expert slots
-  bool expert_slots_auto = false;  // instead: what is left when everything else is allocated
+  bool expert_slots_auto = false;  // instead: all memory that is free after every other allocation
   ExpertPolicy experts;
 
   bool first() const { return first_layer == 0; }
@@ -49,37 +49,36 @@ struct StageOptions {
 };
 
 struct StageResult {
-  std::vector<LogitsResult> logits;  // last stage: of the wanted rows in order
+  std::vector<LogitsResult> logits;  // last stage: one for each of StageStep::logits, in order
   v1::ExpertCounters experts;
   double seconds = 0;            // from the first row's arrival to the last row's departure
-  double busy_seconds = 0;       // without waiting for the previous stage
+  double busy_seconds = 0;       // `seconds` without the waits for the previous stage
   std::vector<TraceSpan> spans;  // when the step asked for them
 };
 
 class Stage {
  public:
-  // Loads the dense weights from `source` and allocates everything. `ops` and `link` must outlive the stage.
-  // InvalidArgument, FailedPrecondition: options or weights that do not fit together. ResourceExhausted: more memory than the
-  // device has free, found out before anything is allocated, with both sizes and the flags that would help.
+  // Loads the dense weights from `source` and allocates all buffers. `ops` and `link` outlive the stage.
+  // InvalidArgument or FailedPrecondition: options or weights that do not fit together. ResourceExhausted: the stage needs more
+  // memory than the device has free; the check precedes any allocation, and the message has both sizes and the flags that help.
   static absl::StatusOr<std::unique_ptr<Stage>> Create(Ops* ops, const StageOptions& options, DenseTensorSource& source,
                                                        ExpertLink* link);
 
   // Device memory that a stage needs beside its dense weights and expert slots.
   static int64_t BytesOf(const Ops& ops, const StageOptions& options);
 
-  // Runs one step: from token ids (first stage) or `source`, to logits (last stage) or `sink`; those not needed may be null.
-  // DeadlineExceeded: the step's time was over; Aborted: `stop` was requested, or the step failed earlier in the pipeline.
-  // After any error the stage can run other steps.
+  // Runs one step, from token ids (first stage) or `source`, to logits (last stage) or `sink`; the first stage takes a null
+  // source, the last a null sink. DeadlineExceeded: the step's time was over. Aborted: `stop` was requested, or the step failed
+  // in an earlier stage. After any error the stage can run other steps.
   absl::StatusOr<StageResult> Run(const StageStep& step, absl::Time deadline, ActivationSource* source, ActivationSink* sink,
                                   const std::stop_token& stop);
 
-  // Measures the way of records into slots for about `time`, between steps; what the slots hold stays. Without slots: nothing.
+  // Between steps: measures for about `time` how fast records are copied into slots, whose contents stay. Zeros without slots.
   absl::StatusOr<ExpertCache::Probe> ProbeLink(absl::Duration time);
-  // How fast this device computes experts, on what the slots' memory holds: after ProbeLink. Zeros without slots.
+  // After ProbeLink: measures how fast this device computes the experts in the slots' memory. Zeros without slots.
   absl::StatusOr<ExpertRates> ProbeExperts();
-  // When there is a slot for every expert that may be computed here: copies them all in, so that nothing is shipped later.
-  // `go_on` is told how many of how many are there, and ends it with false. How many experts were copied: all, or 0. Before the
-  // first step.
+  // Before the first step: copies all experts that may be computed here into slots, if there is a slot for each, so that steps
+  // ship none. Calls `go_on` with the progress; false ends the copying. Returns how many experts were copied: all, or 0.
   absl::StatusOr<int64_t> FillSlots(const std::function<bool(int64_t done, int64_t all)>& go_on);
 
   StepLimits limits() const;

@@ -1,10 +1,10 @@
 #pragma once
 
-// Hidden states between stages. What one stage sends in order, the next receives in order; a step that fails on the way is
-// announced, so that the stages behind it do not wait for rows that will not come.
+// Hidden states between stages. A stage receives rows in the order in which the stage before sent them. A stage whose step fails
+// tells the next, so that no stage waits for rows that will not come.
 //
-// Interfaces for the stage, a queue that stands behind what comes by message, and a loopback that joins two stages of one
-// process. Between hosts rows travel over gRPC (stage_link_grpc.h), on one host through shared memory (stage_link_shm.h).
+// This header has the two interfaces that a stage uses, the queue that holds rows received by message, and a loopback that joins
+// two stages of one process. stage_link_grpc.h sends rows to other hosts, stage_link_shm.h through memory of one host.
 
 #include <atomic>
 #include <condition_variable>
@@ -22,63 +22,64 @@
 
 namespace ferry {
 
-inline constexpr int64_t kMaxActivationBytes = int64_t{3} << 20;  // of one chunk; a single row may be larger
+inline constexpr int64_t kMaxActivationBytes = int64_t{3} << 20;  // limit of one chunk; a single row may be larger
 
-// Rows [first_row, first_row + values.size() / n_embd) of a step, where they came to lie. Chunks are dropped in the order in
-// which they came.
+// Rows [first_row, first_row + values.size() / n_embd) of a step, in the memory that received them. The receiver drops chunks in
+// the order in which they came.
 struct ActivationChunk {
   int64_t first_row = 0;
   std::span<const float> values;      // whole rows
-  std::shared_ptr<const void> owner;  // of the memory; when it is dropped, the sender may have that
+  std::shared_ptr<const void> owner;  // keeps the memory; dropping it lets the sender reuse the memory
 };
 
 class ActivationSource {
  public:
   virtual ~ActivationSource() = default;
-  // The next chunk of `step`, whose rows begin at `first_row`. DeadlineExceeded: it did not come; Aborted: the epoch is over,
-  // the step failed before this stage, or the stage before is cut off.
+  // Waits for the next chunk of `step`, whose rows begin at `first_row`. DeadlineExceeded: it did not come. Aborted: the epoch
+  // is over, the step failed in an earlier stage, or the connection to the previous stage broke.
   virtual absl::StatusOr<ActivationChunk> Next(uint64_t step, int64_t first_row, absl::Time deadline) = 0;
-  // The epoch is over: whoever waits, or will, gets Aborted. Any thread.
+  // Ends the epoch: running and later calls of Next return Aborted. Any thread.
   virtual void Abort() = 0;
 };
 
 class ActivationSink {
  public:
   virtual ~ActivationSink() = default;
-  // Memory for 1 to num_rows of the rows that come next, [n, n_embd], to be filled and sent. DeadlineExceeded: the next worker
-  // takes nothing; Unavailable: it is lost; Aborted: the epoch is over.
+  // Memory [n, n_embd], 1 <= n <= num_rows, that the caller fills with the next rows and then sends. DeadlineExceeded: the next
+  // worker takes no rows. Unavailable: it is lost. Aborted: the epoch is over.
   virtual absl::StatusOr<std::span<float>> Reserve(int64_t num_rows, absl::Time deadline) = 0;
-  // Sends what was reserved as rows of `step` from first_row on. Errors as above.
+  // Sends the reserved memory as rows of `step` from first_row on. Errors as of Reserve.
   virtual absl::Status Send(uint64_t step, int64_t first_row, absl::Time deadline) = 0;
-  // The step failed here or earlier.
+  // Tells the next stage that the step failed, here or in an earlier stage. Errors as of Reserve.
   virtual absl::Status SendFailure(uint64_t step, const std::string& error, absl::Time deadline) = 0;
-  // The epoch is over. Any thread.
+  // Ends the epoch: running and later calls return Aborted. Any thread.
   virtual void Abort() = 0;
 };
 
-// Whether `next`, which came next, is the chunk of `step` from first_row on that a source was asked for. Aborted: the step failed
-// before this stage, and `error` says why. Internal: another step, or other rows.
+// Checks that the chunk that arrived, rows of `next_step` from next_first_row on, is the one that a source was asked for.
+// Aborted: the step failed in an earlier stage, for the reason in `error`. Internal: another step, or other rows.
 absl::Status CheckNextChunk(uint64_t step, int64_t first_row, uint64_t next_step, int64_t next_first_row,
                             const std::string& error);
 
-// The receiving end: transports push, the compute thread takes. Everything that is pushed is checked, since it came from another
-// process. Holds the rows of one full step; who pushes more waits. Thread-safe.
+// The receiving end for messages: a transport pushes rows, the compute thread takes them. Push checks every field, since the rows
+// come from another process. The queue holds the rows of one full step; a Push beyond that waits. Thread-safe.
 class ActivationQueue final : public ActivationSource {
  public:
   // Steps have at most max_rows rows of n_embd floats.
   ActivationQueue(int64_t n_embd, int64_t max_rows) : n_embd_(n_embd), max_rows_(max_rows) {}
 
-  // Forgets everything and takes activations of `epoch` alone from here on; who waits gets Aborted. Epoch 0: of none.
+  // Drops all rows and accepts only those of `epoch` from here on; calls that wait return Aborted. Epoch 0 accepts none.
   void BeginEpoch(uint64_t epoch);
 
-  // Waits for room. Aborted: another epoch. InvalidArgument names the field: steps going back, rows that do not follow each
-  // other, too many, or not num_rows * n_embd values. Cancelled: `cancelled` became true, seen within 100 ms.
+  // Appends rows of a step, once there is room. Aborted: another epoch. InvalidArgument names the field: an earlier step, rows
+  // that do not continue the last ones, too many rows, or not num_rows * n_embd values. Cancelled: `cancelled` returned true; it
+  // is polled every 100 ms.
   absl::Status Push(uint64_t epoch, uint64_t step, int64_t first_row, int64_t num_rows, std::string data,
                     const std::function<bool()>& cancelled = nullptr);
-  // The step failed before this stage; nothing more of it comes. ResourceExhausted: more failures than anybody waits for.
+  // Records that the step failed in an earlier stage. ResourceExhausted: as many failures wait as a worker queues steps.
   absl::Status PushFailure(uint64_t epoch, uint64_t step, const std::string& error);
-  // Whoever pushes in `epoch` is cut off: what came is still taken, and who waits for more gets Aborted. Of no effect in another
-  // epoch.
+  // The connection that pushes in `epoch` is lost: Next still returns the rows that came, then Aborted with `why`. No effect in
+  // another epoch.
   void Break(uint64_t epoch, const std::string& why);
   uint64_t epoch() const;
 
@@ -99,13 +100,13 @@ class ActivationQueue final : public ActivationSource {
   mutable std::mutex mutex_;  // guards what follows
   std::condition_variable changed_;
   uint64_t epoch_ = 0;
-  std::string broken_;  // not empty: why nothing more comes in this epoch
+  std::string broken_;  // not empty: why no more rows come in this epoch
   std::deque<Item> items_;
   int64_t rows_held_ = 0;
   int64_t failures_held_ = 0;
-  uint64_t last_step_ = 0;  // pushed
+  uint64_t last_step_ = 0;  // the last step pushed
   bool last_failed_ = false;
-  int64_t end_row_ = 0;  // of last_step_
+  int64_t end_row_ = 0;  // where the rows of last_step_ end so far
 };
 
 // Joins two stages of one process, for tests and for several stages on one device.
@@ -121,11 +122,11 @@ class LoopbackSink final : public ActivationSink {
   ActivationQueue& next_;
   const int64_t n_embd_;
   const uint64_t epoch_;
-  std::vector<float> rows_;  // reserved
+  std::vector<float> rows_;  // what Reserve returned
   std::atomic<bool> aborted_{false};
 };
 
-// Rows that fit into one message of at most kMaxActivationBytes, at least 1.
+// How many rows fit into one message of kMaxActivationBytes; at least 1.
 int64_t RowsOfAMessage(int64_t n_embd);
 
 }  // namespace ferry

@@ -12,7 +12,7 @@
 namespace ferry {
 namespace {
 
-// One PushActivations call. Writes wait for gRPC to take them, so that a next worker that stands still is noticed in time.
+// One PushActivations call. A write waits for gRPC to take it, so that a next worker that reads nothing is noticed in time.
 class PushStream final : public grpc::ClientWriteReactor<internal::v1::Activations> {
  public:
   PushStream(internal::v1::Worker::Stub& stub, Incarnation next) {
@@ -44,7 +44,7 @@ class PushStream final : public grpc::ClientWriteReactor<internal::v1::Activatio
     return broken_ || done_ ? End(lock) : absl::OkStatus();
   }
 
-  // Ends what is under way and what is to come. Any thread.
+  // Running and later calls return Aborted. Any thread.
   void Cancel() { context_.TryCancel(); }
 
   void OnWriteDone(bool ok) override {

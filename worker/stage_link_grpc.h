@@ -11,7 +11,8 @@
 
 namespace ferry {
 
-// Metadata of PushActivations: which life of the next worker is meant, in decimal. Another answers ABORTED.
+// Metadata key of PushActivations. Its value is the decimal incarnation of the next worker; a worker of another incarnation
+// answers ABORTED.
 inline constexpr char kNextIncarnationKey[] = "ferry-incarnation";
 
 std::unique_ptr<ActivationSink> MakeGrpcSink(std::shared_ptr<grpc::Channel> channel, Incarnation next, int64_t n_embd,

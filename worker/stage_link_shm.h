@@ -1,7 +1,7 @@
 #pragma once
 
-// Hidden states to a worker of the same host, through an ActivationRing in pinned memory, so that both devices reach it at the
-// rate of their links. The compute thread itself waits for the other side: no message, no other thread in between.
+// Hidden states between workers of one host, through an ActivationRing in pinned memory, which both devices reach at link speed.
+// The compute threads wait for each other directly: no message and no other thread takes part.
 
 #include <memory>
 
@@ -12,8 +12,8 @@
 
 namespace ferry {
 
-// Both pin the ring's memory at the first use and unpin it at the end: used by, and destroyed beside, the thread that computes
-// with `ops`, which must outlive them. Memory that cannot be pinned works too, slower.
+// Both pin the ring's memory at the first use and unpin it on destruction. The thread that computes with `ops` uses them; they
+// are destroyed while that thread does not use `ops`. `ops` outlives them. If pinning fails they work more slowly.
 std::unique_ptr<ActivationSink> MakeRingSink(std::unique_ptr<ActivationRing> ring, Ops* ops);
 std::unique_ptr<ActivationSource> MakeRingSource(std::unique_ptr<ActivationRing> ring, Ops* ops);
 

@@ -60,7 +60,7 @@ absl::StatusOr<StageSequence> CheckSequence(const std::string& field, const inte
 }  // namespace
 
 absl::StatusOr<StageStep> CheckStep(const internal::v1::StepRequest& request, const StepLimits& limits) {
-  // As a duration: what is above 0 may be too little for a tick of it, and NaN is endless.
+  // Checked as a duration: a positive number may be shorter than its tick, and NaN becomes infinite.
   const absl::Duration timeout = absl::Seconds(request.timeout_seconds());
   if (timeout <= absl::ZeroDuration() || timeout > limits.max_timeout) {
     return InvalidArgument("timeout_seconds is %g, want above 0 and at most %g", request.timeout_seconds(),

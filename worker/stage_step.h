@@ -1,7 +1,7 @@
 #pragma once
 
-// One step of the pipeline as a worker runs it: rows of some sequences that go through its layers together. A StageStep comes
-// from CheckStep alone, so whoever holds one may use its slots, blocks and tokens as indices.
+// One step of the pipeline as a worker runs it: rows of some sequences that go through its layers together. Only CheckStep makes
+// a StageStep, so its slots, blocks and tokens are valid indices.
 
 #include <cstdint>
 #include <optional>

@@ -2,9 +2,8 @@
 
 // The dense weights of a stage in device memory: everything but the experts.
 //
-// They come as a stream of row chunks, each as the model file stores it, and are tiled chunk by chunk on the way to the device:
-// the host never holds more than a few MiB of a matrix (queries, keys and values of one layer excepted, which wait for each
-// other to become one matrix).
+// They arrive as chunks of rows in the model file's format. The loader tiles each chunk and uploads it, so that the host holds a
+// few MiB of a matrix at a time. The exception is queries, keys and values of a layer, which it collects into one matrix.
 
 #include <cstdint>
 #include <memory>
@@ -24,14 +23,14 @@ struct DenseChunk {
   DType dtype = DType::kF32;
   int64_t rows = 0, cols = 0;  // of the whole tensor; a vector has one row
   int64_t first_row = 0, num_rows = 0;
-  std::span<const std::byte> data;  // as GGUF stores them; valid until the next call of Next
+  std::span<const std::byte> data;  // the rows as GGUF stores them; valid until the next call of Next
 };
 
 // Where dense weights come from: the coordinator's stream, or a file in tests.
 class DenseTensorSource {
  public:
   virtual ~DenseTensorSource() = default;
-  // The next chunk, nullopt at the end. Tensors in the order of DenseTensorsOf, the chunks of a tensor in order of rows.
+  // The next chunk, or nullopt at the end. Tensors come in the order of DenseTensorsOf, a tensor's chunks in order of rows.
   virtual absl::StatusOr<std::optional<DenseChunk>> Next() = 0;
 };
 

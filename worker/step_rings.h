@@ -1,7 +1,7 @@
 #pragma once
 
-// Steps and their answers in memory that the coordinator and a worker of its host share, beside the RunSteps stream, which then
-// carries nothing and says by its end that the other side is gone.
+// Steps and their answers through memory that the coordinator and a worker of its host share. The RunSteps stream stays open
+// beside it: it carries no messages then, and its end tells each side that the other is gone.
 
 #include <memory>
 #include <mutex>
@@ -20,25 +20,25 @@ struct StepRings {
   std::unique_ptr<MessageRing> steps, answers;
 };
 
-// Makes the memory of an epoch and offers it to the coordinator. Thread-safe.
+// Makes the rings of an epoch and offers them to the coordinator. Thread-safe.
 class StepSharer {
  public:
-  // Says in `response` where the memory is, if `host` is this one. What keeps it from being shared is logged: steps come by the
-  // stream.
+  // When `host` is this host: makes rings and writes into `response` how to fetch them. On failure it logs the reason, and steps
+  // come through the stream instead.
   void Offer(const std::string& host, internal::v1::BeginEpochResponse* response);
-  // What the last Offer made, for the stream that names its key: one of an epoch that is over may come late. Empty: there is
-  // none, or it has been taken.
+  // Returns the rings made by the last Offer if `key` is theirs; a stream of an earlier epoch may still ask with an old key.
+  // Null rings: the key is another, or the rings were taken before.
   StepRings Take(const std::string& key);
 
  private:
   absl::Status OfferRings(internal::v1::BeginEpochResponse* response);
 
   std::mutex mutex_;
-  EpochOffer offer_;  // guarded by mutex_, as rings_
-  StepRings rings_;
+  EpochOffer offer_;  // guarded by mutex_
+  StepRings rings_;   // guarded by mutex_
 };
 
-// Runs the steps that come through `rings` as long as it lives. Null rings: none come.
+// A thread that reads steps from `rings` and submits them to the runner, until destruction. With null rings it does nothing.
 class RingSteps {
  public:
   RingSteps(StepRings rings, StepRunner* runner);
@@ -48,7 +48,7 @@ class RingSteps {
   void Run();
 
   const std::unique_ptr<MessageRing> steps_;
-  const std::shared_ptr<MessageRing> answers_;  // shared with whoever answers late
+  const std::shared_ptr<MessageRing> answers_;  // answers of steps still running share it
   StepRunner& runner_;
   std::thread thread_;
 };

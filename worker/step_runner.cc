@@ -59,7 +59,7 @@ internal::v1::StepResponse ResponseFor(const internal::v1::StepRequest& request,
   return response;
 }
 
-// What is no time is refused by CheckStep; until then a step gets none.
+// CheckStep refuses a timeout that is no positive number; until then such a step has no time.
 absl::Duration TimeoutOf(const internal::v1::StepRequest& request, const StepLimits& limits) {
   if (!(request.timeout_seconds() > 0)) return absl::ZeroDuration();
   return std::min(absl::Seconds(request.timeout_seconds()), limits.max_timeout);

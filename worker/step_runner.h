@@ -1,10 +1,10 @@
 #pragma once
 
-// Runs the steps of a worker one after the other on its compute thread, and knows which epoch lasts. No RPC here: requests come
-// in as messages, answers go out through a callback, activations through queue and sink.
+// Runs the steps of a worker one after the other on its compute thread, and keeps the current epoch. It knows no RPC: requests
+// are messages, answers go to a callback, hidden states through an ActivationSource and an ActivationSink.
 //
-// Steps of an epoch are numbered from 1 without gaps. A step that fails, for whatever reason, is answered with its error and
-// announced to the next stage, and the runner goes on. Thread-safe.
+// Steps of an epoch are numbered from 1 without gaps. When a step fails, the runner answers with the error, tells the next stage,
+// and goes on with the next step. Thread-safe.
 
 #include <atomic>
 #include <condition_variable>
@@ -32,25 +32,25 @@ class StepRunner {
 
   using OnFailed = std::function<void(const absl::Status&)>;
 
-  // Borrows both. The stage belongs to the compute thread from here on. `on_failed` hears, from that thread and before the
-  // answer, of every step that failed here by itself: not of one that was given up.
+  // Borrows both; only the compute thread uses the stage from here on. The compute thread calls `on_failed` before the answer of
+  // a step that failed in this worker; not for a step that was aborted or failed in an earlier stage.
   StepRunner(Stage* stage, ActivationQueue* activations, OnFailed on_failed = nullptr);
-  ~StepRunner();  // gives up what is queued or running, and waits for it
+  ~StepRunner();  // aborts queued and running steps, and waits for the running one
 
-  // Ends the epoch that lasts: its steps are answered with ABORTED, the one that runs at the end of its layer. Then begins
-  // `epoch`, whose hidden states go to `next` (null: last stage). Aborted: not a later epoch. DeadlineExceeded: the step that
-  // runs did not end in time; no epoch lasts then.
+  // Ends the current epoch: answers its steps with ABORTED, the running one at the end of its layer. Then begins `epoch`, whose
+  // hidden states go to `next` (null: last stage). Aborted: `epoch` is not later than the current one. DeadlineExceeded: the
+  // running step did not end in time, and there is no current epoch.
   absl::Status BeginEpoch(uint64_t epoch, std::unique_ptr<ActivationSink> next, absl::Time deadline);
-  // The epoch's hidden states come from `previous`, or again from the queue if that is null. Before its first step. Aborted:
-  // another epoch lasts; FailedPrecondition: it has had steps.
+  // Before the epoch's first step: its hidden states come from `previous`, or from the queue if that is null. Aborted: another
+  // epoch is current. FailedPrecondition: the epoch has had steps.
   absl::Status ReceiveFrom(uint64_t epoch, std::unique_ptr<ActivationSource> previous);
   uint64_t epoch() const;
 
-  // Measures the link on the compute thread. FailedPrecondition: an epoch lasts, or another probe runs. DeadlineExceeded: it did
-  // not end; nothing else runs before it has.
+  // Measures the link on the compute thread. FailedPrecondition: there is a current epoch, or another measurement runs.
+  // DeadlineExceeded: it did not end in time; the compute thread starts nothing else before it has.
   absl::StatusOr<ExpertCache::Probe> ProbeLink(absl::Duration time, absl::Time deadline);
 
-  // Queues a step. `answer` is called once, from the compute thread or from this call.
+  // Queues a step. Calls `answer` once, from the compute thread or from within this call.
   void Submit(internal::v1::StepRequest request, Answer answer);
 
   // Expert traffic of all steps so far.
@@ -62,7 +62,7 @@ class StepRunner {
     Answer answer;
     absl::Time deadline;
   };
-  // Shared by the compute thread and a caller who may have given up.
+  // Shared by the compute thread and a caller that may have given up.
   struct ProbeJob {
     absl::Duration time;
     std::optional<absl::StatusOr<ExpertCache::Probe>> result;
@@ -88,17 +88,17 @@ class StepRunner {
   std::condition_variable changed_;
   bool ending_ = false;
   bool running_ = false;
-  uint64_t epoch_ = 0;  // 0: none lasts
+  uint64_t epoch_ = 0;  // 0: no current epoch
   uint64_t last_epoch_ = 0;
   uint64_t next_step_ = 1;
   std::unique_ptr<ActivationSource> source_;  // null: the queue; used by the compute thread while running_
   std::unique_ptr<ActivationSink> sink_;      // likewise; null: last stage
   std::stop_source stop_;
   std::deque<Queued> queue_;
-  std::shared_ptr<ProbeJob> probe_;  // asked for, or running
+  std::shared_ptr<ProbeJob> probe_;  // queued or running
   v1::ExpertCounters counters_;
-  std::atomic<bool> called_ = false;  // since the compute thread last found nothing to do; read without the lock
-  PacedWait wait_;                    // for a call; of the compute thread
+  std::atomic<bool> called_ = false;  // Call() since the compute thread last found nothing to do; read without the lock
+  PacedWait wait_;                    // the compute thread's wait for Call()
 
   std::thread thread_;
 };

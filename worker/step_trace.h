@@ -1,7 +1,7 @@
 #pragma once
 
-// What a worker did in one step, and when: pieces of its own thread's work, and the spans of its device's queues. The thread's
-// pieces are recorded only when somebody wants the trace; the device's also for the counters of large steps.
+// The trace of one step in a worker: spans of its compute thread's work and of its device's queues. The thread's spans are
+// recorded only for a wanted trace; the device's spans also for the counters of large steps.
 //
 // One thread.
 
@@ -16,10 +16,10 @@
 namespace ferry {
 
 struct TraceSpan {
-  enum class Track : uint8_t { kHost, kCompute, kCopy };  // the worker's thread, its device's two queues
+  enum class Track : uint8_t { kHost, kCompute, kCopy };  // the worker's thread, and its device's two queues
   const char* name = "";
   Track track = Track::kHost;
-  int64_t layer = -1;  // -1: of none
+  int64_t layer = -1;  // -1: no layer
   absl::Time begin, end;
 };
 
@@ -28,7 +28,7 @@ class StepTrace {
   explicit StepTrace(bool wanted) : wanted_(wanted) {}
   bool wanted() const { return wanted_; }
 
-  // A piece of this thread's work, for as long as it lives.
+  // Records a span of this thread from construction to destruction.
   class Scope {
    public:
     Scope(StepTrace& trace, const char* name, int64_t layer)
@@ -54,8 +54,7 @@ class StepTrace {
   std::vector<TraceSpan> spans_;
 };
 
-// What a step's timeline says of its copies and of its compute queue, in place of what the host could see of them.
-// seconds: of the step.
+// Replaces the host's estimates in `counters` with the copy and compute times of a step's timeline. `seconds`: the step's length.
 void CountTimeline(const std::vector<TimelineSpan>& spans, double seconds, v1::ExpertCounters* counters);
 
 }  // namespace ferry

@@ -59,7 +59,7 @@ struct Report {
   StepRunner* runner = nullptr;
 };
 
-// Why the worker ends; whoever is first counts.
+// Why the worker ends: the first reason given.
 class Ending {
  public:
   explicit Ending(std::function<void()> on_ending) : on_ending_(std::move(on_ending)) {}
@@ -164,7 +164,7 @@ absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectExperts(const Assignment& ass
                          cluster, ops);
 }
 
-// Rates that are not known are guessed by whoever predicts: no reason to end.
+// A failure is logged and leaves the rate unknown: predictions then guess it.
 struct DeviceRates {
   ExpertRates experts;
   double operation_seconds = 0;
@@ -177,7 +177,7 @@ DeviceRates MeasureOwn(Stage& stage, Ops& ops, int64_t n_embd) {
   return {.experts = experts.value_or(ExpertRates()), .operation_seconds = operation.value_or(0)};
 }
 
-// Says how far it is, once a second. What fails here is tried again when an expert is needed.
+// Logs the progress once a second. A failure is no error: steps fetch the missing experts later.
 absl::Status FillSlots(Stage& stage, const std::function<bool()>& cancelled) {
   const absl::Time start = absl::Now();
   absl::Time last = start;

@@ -1,6 +1,6 @@
 #pragma once
 
-// worker.proto over gRPC: translates, and decides nothing. Until a runner is attached, everything but Shutdown is refused with
+// The gRPC service of worker.proto. It translates and decides nothing. Until Attach it answers every call but Shutdown with
 // FAILED_PRECONDITION.
 
 #include <condition_variable>
@@ -18,11 +18,11 @@ namespace ferry {
 
 class WorkerService final : public internal::v1::Worker::Service {
  public:
-  // `on_shutdown` is called when a Shutdown was answered.
+  // `on_shutdown` is called after a Shutdown was answered.
   WorkerService(Incarnation incarnation, std::function<void()> on_shutdown)
       : incarnation_(incarnation), on_shutdown_(std::move(on_shutdown)) {}
 
-  // The worker is loaded. Both outlive the server that this is registered with.
+  // The worker is loaded: serves calls with `runner` and `activations`, which outlive the gRPC server.
   void Attach(StepRunner* runner, ActivationQueue* activations, const StageLinkOptions& links);
 
   grpc::Status BeginEpoch(grpc::ServerContext* context, const internal::v1::BeginEpochRequest* request,

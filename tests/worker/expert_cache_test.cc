@@ -5,8 +5,8 @@
 namespace ferry {
 namespace {
 
-constexpr ExpertCache::Purpose kPass = ExpertCache::Purpose::kPass;
-constexpr ExpertCache::Purpose kKeep = ExpertCache::Purpose::kKeep;
+constexpr ExpertCache::Purpose kPass = ExpertCache::Purpose::kThisStep;
+constexpr ExpertCache::Purpose kKeep = ExpertCache::Purpose::kLaterSteps;
 
 class ExpertCacheTest : public testing::Test {
  protected:
@@ -68,7 +68,7 @@ TEST_F(ExpertCacheTest, CopiesNeighboursAtOnce) {
   Make(8);
   for (const ExpertId id : {ExpertId{0, 1}, ExpertId{0, 2}, ExpertId{0, 3}, ExpertId{0, 5}, ExpertId{1, 6}})
     ASSERT_TRUE(Fetch(id));
-  ASSERT_OK(cache_->Pump());
+  ASSERT_OK(cache_->StartReadyCopies());
   EXPECT_EQ(counters_.copies(), 3u) << "1 to 3, 5, and one of another layer";
   EXPECT_EQ(counters_.bytes_shipped(), 5 * static_cast<uint64_t>(Model().layout.layer(0).bytes));
   for (const ExpertId id : {ExpertId{0, 1}, ExpertId{0, 2}, ExpertId{0, 3}, ExpertId{0, 5}, ExpertId{1, 6}}) {
@@ -88,7 +88,7 @@ TEST_F(ExpertCacheTest, CopiesNeighboursIntoSlotsSideBySideOnlyWhereNothingHotte
   const uint64_t before = counters_.copies();
   ASSERT_TRUE(Fetch({3, 1}));
   ASSERT_TRUE(Fetch({3, 2}));
-  ASSERT_OK(cache_->Pump());
+  ASSERT_OK(cache_->StartReadyCopies());
   EXPECT_TRUE(cache_->Contains({1, 0})) << "the hottest stays";
   EXPECT_EQ(counters_.copies(), before + 2);
   EXPECT_EQ(Use({3, 1}), Expected({3, 1}));
@@ -162,7 +162,7 @@ TEST_F(ExpertCacheTest, CountsAnExpertKeptInTheBackgroundAsResident) {
 TEST_F(ExpertCacheTest, CountsAsResidentWhatAnEarlierStepCopiedInVain) {
   Make(2);
   ASSERT_TRUE(Fetch({0, 1}));
-  ASSERT_OK(cache_->Pump());
+  ASSERT_OK(cache_->StartReadyCopies());
   cache_->EndStep();
   v1::ExpertCounters next;
   cache_->BeginStep(2, &next);
