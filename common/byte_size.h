@@ -1,6 +1,6 @@
 #pragma once
 
-// Sizes as people write them.
+// Byte sizes as text.
 
 #include <cstdint>
 #include <string>
@@ -9,7 +9,8 @@
 
 namespace ferry {
 
-// "4GiB", "512MiB", "16k", "1000000": a number and a power of 1024, in any case. InvalidArgument: anything else, or above 2^63.
+// Parses "4GiB", "512MiB", "16k", "1000000": a number and a power of 1024, in upper or lower case. InvalidArgument: any other
+// text, or a size above 2^63 - 1.
 absl::StatusOr<int64_t> ParseByteSize(const std::string& text);
 
 }  // namespace ferry

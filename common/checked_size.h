@@ -1,6 +1,6 @@
 #pragma once
 
-// A count, size or offset that came from outside: arithmetic that overflows is remembered, never wrapped.
+// A count, size or offset that came from outside the process. Its arithmetic records an overflow instead of wrapping.
 //
 // A CheckedSize is either a value in [0, 2^63 - 1] or invalid; a result is invalid when an operand is, or when the true
 // result lies outside that range. So a whole formula is written as it reads and checked once, at its end:
@@ -19,13 +19,13 @@ class CheckedSize {
  public:
   static constexpr uint64_t kMax = static_cast<uint64_t>(std::numeric_limits<int64_t>::max());
 
-  // Values above kMax are invalid, and so is what was negative before its conversion.
+  // Values above kMax are invalid; so are converted negative numbers.
   constexpr CheckedSize(uint64_t value) : value_(value <= kMax ? value : kInvalid) {}
 
   constexpr bool valid() const { return value_ != kInvalid; }
   // Valid and <= limit.
   constexpr bool AtMost(uint64_t limit) const { return valid() && value_ <= limit; }
-  // The value; ends the process when invalid, because whoever reads it has to have checked.
+  // The value. Aborts the process when invalid: the caller must check first.
   constexpr uint64_t value() const {
     if (!valid()) std::abort();
     return value_;

@@ -2,8 +2,8 @@
 
 namespace ferry {
 
-// Of every Ferry program: it would end the same way if it were started again as it was, since the command line, the input or the
-// machine does not fit.
+// The exit code of every Ferry program when a restart would fail the same way: the command line, the input or the machine does
+// not fit.
 inline constexpr int kExitCannotRun = 2;
 
 }  // namespace ferry

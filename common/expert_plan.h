@@ -1,6 +1,6 @@
 #pragma once
 
-// What a plan of one layer says about the next one.
+// Conclusions from the plan of one layer for the next.
 
 #include <algorithm>
 #include <cstdint>
@@ -11,9 +11,9 @@
 
 namespace ferry {
 
-// How many tokens were enough for an expert that had not arrived to be computed on the worker's device; 0 when nothing was left
-// to the host. `places`: one a use. An expert that may be expected to get fewer in the next layer is not worth a copy ahead of
-// its routing.
+// The fewest tokens with which the plan sent an expert that had not arrived to the worker's device; 0 when it left none to the
+// host. `places`: one for each of `uses`. In the next layer, an expert that expects fewer tokens is not worth a copy before the
+// routing is known.
 inline int64_t TokensWorthACopy(std::span<const ActivatedExpert> uses, std::span<const ExpertPlace> places) {
   int64_t fewest_here = std::numeric_limits<int64_t>::max(), most_on_host = 0;
   for (size_t i = 0; i < uses.size(); ++i) {

@@ -1,11 +1,11 @@
 #pragma once
 
-// Conversions of the short number formats, one scalar at a time: the definition that vector kernels are held against.
+// Scalar conversions of the short number formats. Tests compare vector kernels with them.
 //
 //   f16   IEEE 754 binary16             bf16  the upper half of a binary32
 //   e8m0  a power of two, 2^(s - 127)   fp4   E2M1: sign in bit 3, magnitudes 0 0.5 1 1.5 2 3 4 6
 //
-// Widening is exact. Narrowing rounds to nearest, ties to even; what is too large becomes infinity, NaN stays NaN.
+// Widening is exact. Narrowing rounds to nearest, ties to even; a number too large becomes infinity, NaN stays NaN.
 
 #include <array>
 #include <bit>

@@ -1,6 +1,6 @@
 #pragma once
 
-// Which host a process runs on, as far as sharing memory with another is concerned.
+// Tells whether two processes can share memory.
 
 #include <string>
 

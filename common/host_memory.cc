@@ -32,7 +32,7 @@ std::optional<int64_t> NumberIn(const fs::path& file) {
   return std::nullopt;
 }
 
-// Narrows `memory` to what a group with `limit` bytes, of which `used` are taken, leaves.
+// Narrows `memory` to the `limit` of a group less the `used` bytes that it has taken.
 void Narrow(HostMemory& memory, const fs::path& group, int64_t limit, int64_t used, const std::string& name) {
   // The files' pages on the LRU lists are dropped when memory runs short; shared memory is not among them.
   const int64_t droppable =

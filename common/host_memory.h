@@ -1,6 +1,6 @@
 #pragma once
 
-// How much memory this process may still take: the machine's, or its control group's where that is less.
+// How much memory this process may still allocate: the machine's, or its control group's when that is less.
 
 #include <cstdint>
 #include <string>
@@ -14,7 +14,7 @@ struct HostMemory {
 };
 
 // Reads /proc/meminfo and the limits of the process's cgroup and those above it (v2; v1's own limit). Page cache that can be
-// dropped counts as available. A machine that tells nothing has no limit here: its allocations fail when they fail.
+// dropped counts as available. On a machine that has none of these files the limit is infinite.
 HostMemory ReadHostMemory();
 
 }  // namespace ferry

@@ -1,6 +1,6 @@
 #pragma once
 
-// Ids that cannot be mixed up: an index of a worker is not an index of a layer.
+// Typed ids: the compiler refuses a worker's index where a layer's is wanted.
 
 #include <compare>
 #include <cstdint>
@@ -20,7 +20,7 @@ class Id {
 };
 
 using WorkerId = Id<struct WorkerTag, int32_t>;           // position in the pipeline, 0 first
-using Incarnation = Id<struct IncarnationTag, uint64_t>;  // random at each start of a process; 0 is none
+using Incarnation = Id<struct IncarnationTag, uint64_t>;  // random at each start of a process; 0: none
 using StepId = Id<struct StepTag, uint64_t>;              // increases with every step of a cluster
 using SlotId = Id<struct SlotTag, int32_t>;               // a sequence's place in the KV cache
 

@@ -1,6 +1,6 @@
 #pragma once
 
-// Addresses as users and workers write them, HOST:PORT.
+// HOST:PORT addresses of processes.
 
 #include <string>
 
@@ -8,21 +8,22 @@
 
 namespace ferry {
 
-inline constexpr int kCoordinatorPort = 8090;  // where nothing else is said
+inline constexpr int kCoordinatorPort = 8090;  // the default
 
 struct ListenAddress {
   std::string host;  // IPv6 in brackets
   int port = 0;
   bool loopback = false;         // reachable from this machine alone
-  bool any = false;              // every interface of the machine: 0.0.0.0, [::]; to listen on, not to connect to
+  bool any = false;              // every interface of the machine (0.0.0.0, [::]); valid for listening, not for connecting
   std::string ToString() const;  // "host:port"
 };
 
-// "127.0.0.1:8090" and "[::1]:8090" stay; "0.0.0.0" gets the port; InvalidArgument: no host, or a port that is none.
+// Parses "127.0.0.1:8090", "[::1]:8090", or a host without a port, which gets the default. InvalidArgument: no host, or an
+// invalid port.
 absl::StatusOr<ListenAddress> ParseListenAddress(const std::string& text, int default_port);
 
-// The address of this machine, without a port, from which it reaches `peer`: where peer, and whoever else is on that network,
-// reaches this machine. Nothing is sent. Unavailable: the name of the host is not known, or there is no way to it.
+// The address, without a port, of this machine's interface towards `peer`, at which peer and its network reach this machine.
+// Sends nothing. Unavailable: the name of peer's host is unknown, or there is no route to it.
 absl::StatusOr<std::string> LocalHostTowards(const ListenAddress& peer);
 
 }  // namespace ferry

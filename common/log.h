@@ -1,7 +1,7 @@
 #pragma once
 
-// One logger a process, to standard error, so that standard output carries results alone. Call sites use spdlog's functions;
-// the format is "HH:MM:SS.mmm LEVEL process: message".
+// One logger a process, to standard error; standard output is for results only. Call sites use spdlog's functions. The format is
+// "HH:MM:SS.mmm LEVEL process: message".
 
 #include <string>
 

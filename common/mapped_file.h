@@ -10,11 +10,11 @@
 
 namespace ferry {
 
-// Owns the mapping; move-only. The bytes stay where they are when the owner moves. The file must not shrink while it is
+// Owns the mapping; move-only. Moving the owner does not move the bytes. The file must not shrink while it is
 // mapped: the kernel answers a read past the new end with SIGBUS.
 class MappedFile {
  public:
-  // InvalidArgument: not a regular file, or empty. NotFound, PermissionDenied, ...: what the system said.
+  // InvalidArgument: not a regular file, or empty. NotFound, PermissionDenied, ...: the system's error.
   static absl::StatusOr<MappedFile> Open(const std::string& path);
 
   MappedFile(MappedFile&& other) noexcept;
@@ -28,7 +28,7 @@ class MappedFile {
   bool Contains(std::span<const std::byte> part) const;
   // Asks the kernel to read `part` ahead. `part` lies in this mapping.
   void Prefetch(std::span<const std::byte> part) const;
-  // Gives back the memory of the pages wholly inside `part`; reading them again fetches them from the file anew.
+  // Drops the pages that lie wholly inside `part`; a later read fetches them from the file again.
   void Release(std::span<const std::byte> part) const;
 
  private:

@@ -2,7 +2,7 @@
 
 // Status helpers: formatted errors, and the two macros by which errors travel.
 //
-// Which code means what is one contract for the whole of Ferry:
+// The meaning of each code in all of Ferry:
 //   InvalidArgument    the caller's input or shapes          ResourceExhausted  memory or a queue is full
 //   FailedPrecondition wrong state                           Aborted            an earlier incarnation or step
 //   Unavailable        a peer is lost; try again             DeadlineExceeded   a wait ended

@@ -216,7 +216,7 @@ class ThreadPoolImpl final : public ThreadPool {
   std::mutex one_region_;
   std::atomic<bool> stopping_ = false;
 
-  // Of the region that runs; written by its caller before unclaimed_, read by whoever has claimed one of its tasks.
+  // The running region's. Its caller writes them before unclaimed_; threads read them after they have claimed a task of it.
   const std::function<void(int64_t, int)>* body_ = nullptr;
   int64_t num_tasks_ = 0;
 

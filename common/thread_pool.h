@@ -3,10 +3,10 @@
 // Threads that run the kernels of one process, pinned to cores. A region is a few microseconds to start: waiting threads
 // spin shortly, then sleep, since on a small machine the coordinator's and the workers' threads share the same cores.
 //
-// The caller works too, in place of the pool's own thread for the core it happens to run on. Were it always in place of the
-// same one, it would often share a core with another while that one's core idles: a thread that is woken by another process
-// runs wherever there was room, and nothing moves a running thread (docs/measurements/cpu.md: 2.0 instead of 1.0 ms for the
-// experts of a layer).
+// The caller works too, in place of the pool's own thread for the core that the caller runs on. In place of a fixed one, it would
+// often share a core with a pool thread while another core idles: a thread woken by another process runs on any free core, and
+// nothing moves a running thread (docs/measurements/cpu.md: 2.0 instead of 1.0 ms for the experts
+// of a layer).
 
 #include <cstdint>
 #include <functional>

@@ -23,7 +23,7 @@ class UniqueFd {
 
   bool valid() const { return fd_ >= 0; }
   int get() const { return fd_; }
-  // The descriptor, which is the caller's from here on.
+  // Returns the descriptor, which the caller owns from here on.
   int Release() { return std::exchange(fd_, -1); }
 
  private:

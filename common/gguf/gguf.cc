@@ -64,8 +64,8 @@ absl::StatusOr<RawTensor> ReadTensorInfo(Cursor& cursor) {
   const std::optional<DTypeInfo> dtype = InfoOf(tensor.info.dtype);
   if (!dtype && type == kOllamaMxfp4) {
     return cursor.ErrorAt(type_offset,
-                          "tensor type %d is no type any more; ollama's own gpt-oss files have it, in another layout than "
-                          "Ferry runs: take a file made for llama.cpp",
+                          "unknown tensor type %d (removed from GGUF); ollama's gpt-oss files use it with a different layout: "
+                          "take a GGUF file made for llama.cpp",
                           type);
   }
   if (!dtype) return cursor.ErrorAt(type_offset, "unknown tensor type %d", type);
@@ -213,7 +213,7 @@ absl::StatusOr<GgufFile> GgufFile::ParseShard(std::span<const std::byte> bytes, 
   }
   ASSIGN_OR_RETURN(file.version_, cursor.Read<uint32_t>("version"));
   if (file.version_ != 0 && (file.version_ & 0xffff) == 0) {
-    return cursor.ErrorAt(4, "a big-endian file; convert it to little-endian");
+    return cursor.ErrorAt(4, "the file is big-endian; convert it to little-endian");
   }
   if (file.version_ != 2 && file.version_ != 3) {
     return cursor.ErrorAt(4, "GGUF version %d is not supported, want 2 or 3", file.version_);
@@ -222,10 +222,10 @@ absl::StatusOr<GgufFile> GgufFile::ParseShard(std::span<const std::byte> bytes, 
   ASSIGN_OR_RETURN(const uint64_t num_entries, cursor.Read<uint64_t>("number of keys"));
   const CheckedSize least = CheckedSize(num_tensors) * kMinTensorInfoBytes + CheckedSize(num_entries) * kMinEntryBytes;
   if (num_tensors > kMaxCount || num_entries > kMaxCount) {
-    return cursor.ErrorAt(8, "%d tensors and %d keys: more than %d are refused", num_tensors, num_entries, kMaxCount);
+    return cursor.ErrorAt(8, "has %d tensors and %d keys, at most %d of each are allowed", num_tensors, num_entries, kMaxCount);
   }
   if (!least.AtMost(cursor.bytes_left())) {
-    return cursor.ErrorAt(8, "%d tensors and %d keys do not fit into the %d bytes left", num_tensors, num_entries,
+    return cursor.ErrorAt(8, "has %d tensors and %d keys, which do not fit into the %d bytes left", num_tensors, num_entries,
                           cursor.bytes_left());
   }
 
@@ -327,7 +327,7 @@ absl::StatusOr<GgufFile> GgufFile::Open(const std::string& path) {
 absl::StatusOr<GgufFile> GgufFile::Parse(std::span<const std::byte> bytes) { return ParseSplit({&bytes, 1}); }
 
 absl::StatusOr<GgufFile> GgufFile::ParseSplit(std::span<const std::span<const std::byte>> files) {
-  if (files.empty()) return InvalidArgument("gguf: a model of no files");
+  if (files.empty()) return InvalidArgument("gguf: the model has no files");
   std::vector<GgufFile> shards;
   for (size_t i = 0; i < files.size(); ++i) {
     ASSIGN_OR_RETURN(GgufFile shard, ParseShard(files[i], files.size() == 1 ? "gguf" : absl::StrFormat("gguf[%d]", i)));

@@ -2,13 +2,12 @@
 
 // Reads GGUF model files (versions 2 and 3, little-endian, one file or split), memory-mapped.
 //
-// A GGUF file is untrusted input. Everything in it is checked while it is opened: what Open returns has only known
-// types, unique keys and tensor names, and tensors whose bytes lie inside the file, aligned and disjoint. What violates
-// that is refused with InvalidArgument, which names the key or tensor and the file offset. Counts are compared with the
-// bytes that are left before anything is allocated for them.
+// A GGUF file is untrusted input. Open checks all of it: a GgufFile has only known types, unique keys and tensor names, and
+// tensors whose bytes lie inside the file, aligned and disjoint. Open refuses any other file with InvalidArgument, which names
+// the key or tensor and the file offset. It compares a count with the bytes left in the file before it allocates memory for it.
 //
-// All string_views and spans handed out borrow from the mapping and are valid while the GgufFile (or what it was moved
-// to) lives. Everything const is safe from any thread.
+// All string_views and spans borrow from the mapping. They are valid while the GgufFile lives, or the GgufFile that it was moved
+// to. Const methods are thread-safe.
 
 #include <array>
 #include <cstddef>
@@ -46,7 +45,7 @@ std::string_view NameOf(GgufType type);
 inline constexpr uint64_t kGgufDefaultAlignment = 32;
 inline constexpr uint64_t kGgufMaxAlignment = 65536;
 
-// One metadata entry, its value still encoded: `value` is what follows the type (for an array: its elements).
+// One metadata entry. `value` is still encoded: the bytes after the type, or for an array its elements.
 struct GgufEntry {
   std::string_view key;
   GgufType type;
@@ -76,8 +75,8 @@ std::string DimsToString(const TensorInfo& tensor);
 
 class GgufFile {
  public:
-  // Opens a model. Of a split one (NAME-00001-of-0000N.gguf) any file can be named; all must lie in the same folder.
-  // InvalidArgument: hostile, damaged, truncated, or the files of a split do not belong together.
+  // Opens a model. `path` may be any file of a split model (NAME-00001-of-0000N.gguf), whose files lie in one folder.
+  // InvalidArgument: the file is damaged or truncated, or the files of a split model do not belong together.
   // NotFound, PermissionDenied, ...: a file cannot be read.
   static absl::StatusOr<GgufFile> Open(const std::string& path);
   // The same for bytes in memory, which stay with the caller and outlive the result. One span per file of the model.
@@ -93,7 +92,7 @@ class GgufFile {
   int num_shards() const { return num_shards_; }
   uint64_t file_bytes() const { return file_bytes_; }  // of all shards
 
-  // Metadata, in file order; of a split model the first file's.
+  // Metadata in file order; for a split model, that of the first file.
   const std::vector<GgufEntry>& entries() const { return entries_; }
   const GgufEntry* FindEntry(std::string_view key) const;
   bool Has(std::string_view key) const { return FindEntry(key) != nullptr; }
@@ -113,15 +112,15 @@ class GgufFile {
   absl::StatusOr<bool> GetBoolOr(std::string_view key, bool absent) const;
   absl::StatusOr<std::string_view> GetStringOr(std::string_view key, std::string_view absent) const;
 
-  // "4096", "yarn", "[!, \", #, ... 4096 in all]": for people. Unprintable bytes are escaped.
+  // The value for display: "4096", "yarn", "[!, \", #, ... 4096 in all]". Escapes unprintable bytes.
   static std::string ValueToString(const GgufEntry& entry, size_t max_elements = 3, size_t max_chars = 60);
 
   // Tensors in file order, shard after shard.
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
   const TensorInfo* FindTensor(std::string_view name) const;
 
-  // Hints for a file that was opened by path, otherwise nothing: read the tensor's bytes ahead; give back the memory of
-  // pages that hold only `part` of a tensor's bytes, so that a loader's resident memory does not grow with the file.
+  // Hints for a file that was opened by path; no effect otherwise. Prefetch reads `part` of a tensor ahead. Release drops the
+  // pages that lie wholly in `part`, so that a loader's resident memory does not grow with the file.
   void Prefetch(std::span<const std::byte> part) const;
   void Release(std::span<const std::byte> part) const;
 

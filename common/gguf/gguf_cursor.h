@@ -17,10 +17,10 @@
 
 namespace ferry::gguf {
 
-// Encoded size of one value, 0 for those that say it themselves, nullopt for ids that are not of the format.
+// Encoded size of one value; 0 for strings and arrays, whose encoding has its length; nullopt for an unknown id.
 std::optional<uint64_t> FixedSizeOf(GgufType type);
 
-// Text from a file, fit for a terminal and for a UTF-8 message: what is not is written as \xNN, and the end is cut.
+// Text from a file for terminals and UTF-8 messages: writes bytes that are not printable UTF-8 as \xNN, and cuts after max_bytes.
 std::string Printable(std::string_view text, size_t max_bytes = 80);
 
 template <typename T>
@@ -35,7 +35,7 @@ class Cursor {
  public:
   Cursor(std::span<const std::byte> bytes, std::string_view path) : bytes_(bytes), path_(path) {}
 
-  // What the following reads are part of, such as "key 'general.name'".
+  // Sets what later reads belong to, for error messages: "key 'general.name'".
   void set_subject(std::string subject) { subject_ = std::move(subject); }
   uint64_t offset() const { return offset_; }
   uint64_t bytes_left() const { return bytes_.size() - offset_; }
@@ -86,7 +86,7 @@ class Cursor {
   absl::StatusOr<GgufEntry> ReadEntry();
 
  private:
-  // Passes over `count` values of `type`, which lie at the cursor.
+  // Skips `count` values of `type`.
   absl::Status SkipValues(GgufType type, uint64_t count);
 
   std::span<const std::byte> bytes_;

@@ -20,8 +20,8 @@
 
 namespace ferry {
 
-// Bytes of a GGUF file, appended one field at a time. Nothing is checked or corrected, so that a test can write any
-// damaged file: a length that lies, a type that does not exist.
+// Bytes of a GGUF file, appended one field at a time. It checks nothing, so that a test can write any damaged file: a wrong
+// length, an unknown type.
 class GgufBytes {
  public:
   // A number, little-endian, in the size of its type.
@@ -69,7 +69,7 @@ class GgufWriter {
 
   explicit GgufWriter(uint64_t alignment = kGgufDefaultAlignment, uint32_t version = 3);
 
-  // Metadata, in the order in which keys are first set; a key set again has the new value.
+  // Metadata, written in the order in which keys were first set. A second call for a key replaces its value.
   void SetUint8(std::string_view key, uint8_t value) { SetNumber(key, GgufType::kUint8, value); }
   void SetInt8(std::string_view key, int8_t value) { SetNumber(key, GgufType::kInt8, value); }
   void SetUint16(std::string_view key, uint16_t value) { SetNumber(key, GgufType::kUint16, value); }
@@ -88,7 +88,7 @@ class GgufWriter {
   void SetFloat32s(std::string_view key, std::span<const float> values);
   void Remove(std::string_view key);
 
-  // Adds a tensor; dims in ggml's order, fastest first. InvalidArgument: no such shape, or data of another size.
+  // Adds a tensor; dims in ggml's order, fastest first. InvalidArgument: an invalid shape, or data of another size.
   absl::Status AddTensor(std::string_view name, DType dtype, std::vector<int64_t> dims, std::vector<std::byte> data);
   absl::Status AddTensor(std::string_view name, DType dtype, std::vector<int64_t> dims, Fill fill);
   void RemoveTensor(std::string_view name);
@@ -97,9 +97,9 @@ class GgufWriter {
   uint64_t file_bytes() const { return PlanFile("", entries_, tensors_).bytes; }
   // The whole file in memory.
   std::vector<std::byte> ToBytes() const;
-  // Writes `path`, through a temporary file beside it that takes its place when complete. With num_shards > 1, `path`
-  // is NAME.gguf and the files are NAME-00001-of-0000N.gguf. Memory used: about 1 MiB a thread, whatever the size.
-  // ResourceExhausted: the disk is full. Other errors: what the system said, with the path.
+  // Writes a temporary file beside `path` and renames it to `path` when complete. With num_shards > 1, `path` is NAME.gguf and
+  // the files are NAME-00001-of-0000N.gguf. Uses about 1 MiB of memory a thread. ResourceExhausted: the disk is full. Other
+  // errors: the system's, with the path.
   absl::Status WriteFile(const std::string& path, const FileOptions& options) const;
   absl::Status WriteFile(const std::string& path) const { return WriteFile(path, FileOptions()); }
 
@@ -115,7 +115,7 @@ class GgufWriter {
     uint64_t bytes;
     Fill fill;
   };
-  // A part of a tensor that one call of its Fill makes, and where it goes in the file.
+  // The part of a tensor that one call of its Fill writes, and its place in the file.
   struct Chunk {
     const Tensor* tensor;
     uint64_t offset;

@@ -1,6 +1,6 @@
 #pragma once
 
-// The values of stored weights, as floats: what a block of each computable type means in a GGUF file.
+// Decodes stored weights to floats. A block of each computable type in a GGUF file:
 //
 //   F32, F16, BF16   the number itself
 //   Q8_0   32 elements in 34 bytes: f16 d, int8 q[32]                value = d * q

@@ -78,7 +78,7 @@ std::optional<DTypeInfo> InfoOf(DType type) {
 
 std::string_view NameOf(DType type) {
   if (const std::optional<DTypeInfo> info = InfoOf(type)) return info->name;
-  // Interned, because the name outlives the call. Ids in files are small; whoever reads one prints the number itself.
+  // Interned, because the name outlives the call. The table ends at 255: a reader of a file prints a larger id itself.
   static const auto* const unknown = [] {
     auto* names = new std::array<std::string, 256>;
     for (size_t id = 0; id < names->size(); ++id) (*names)[id] = "type " + std::to_string(id);

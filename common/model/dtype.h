@@ -1,7 +1,7 @@
 #pragma once
 
 // The element types of GGUF tensors: ids, names and block sizes of the whole ggml table, and which of them Ferry computes
-// with. Ids are those of the GGUF format (ggml.h, enum ggml_type); 4, 5 and 31 to 33, 36 to 38 were removed from it.
+// with. Ids are those of enum ggml_type; 4, 5, 31 to 33 and 36 to 38 were removed from the format.
 
 #include <cstdint>
 #include <optional>

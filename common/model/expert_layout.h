@@ -1,9 +1,9 @@
 #pragma once
 
-// Where everything of an expert lies: the only place that computes a size or an offset of an expert record.
+// The layout of experts in memory. No other file computes a size or an offset of an expert record.
 //
-// A record is one expert: gate, up and down in the tiled layout and their biases (f32, padded to whole tiles with zeros),
-// every region on 128 bytes, the whole a multiple of 4 KiB. One expert is one contiguous record is one copy.
+// A record holds one expert: gate, up and down in the tiled layout, then their biases (f32, padded to whole tiles with zeros).
+// Every region begins on 128 bytes, and the record is a multiple of 4 KiB. It is contiguous, so one copy moves an expert.
 
 #include <cstddef>
 #include <cstdint>
@@ -21,10 +21,10 @@ struct ExpertLayout {
   TiledLayout down;      // [n_embd, n_ff]
   bool has_bias = false;
   int64_t gate_offset = 0, up_offset = 0, down_offset = 0;                 // bytes from the start of the record
-  int64_t gate_bias_offset = 0, up_bias_offset = 0, down_bias_offset = 0;  // meaningful with has_bias
+  int64_t gate_bias_offset = 0, up_bias_offset = 0, down_bias_offset = 0;  // valid with has_bias
   int64_t bytes = 0;                                                       // of a record, a multiple of kRecordAlignment
 
-  // InvalidArgument: as TiledLayout::Create, naming the matrix.
+  // InvalidArgument as of TiledLayout::Create, with the name of the matrix.
   static absl::StatusOr<ExpertLayout> Create(DType gate, DType up, DType down, int64_t n_embd, int64_t n_ff, bool has_bias);
 
   TiledMatrix Gate(const std::byte* record) const { return {gate, record + gate_offset}; }
@@ -46,7 +46,7 @@ struct ExpertLayout {
   }
 };
 
-// The experts of a whole model, layer after layer: what the arena holds. Layers may differ in type.
+// The layout of the arena: the experts of a whole model, layer after layer. Layers may differ in type.
 class ArenaLayout {
  public:
   ArenaLayout() = default;
@@ -59,10 +59,10 @@ class ArenaLayout {
   const ExpertLayout& layer(int64_t layer) const { return layers_[layer]; }
   int64_t max_record_bytes() const { return max_record_bytes_; }
 
-  // Byte offset of a record. OutOfRange is a bug of the caller that would read elsewhere, so it is checked in every build:
-  // InvalidArgument names the field and its range.
+  // Byte offset of a record. InvalidArgument names an index out of range and its range; every build checks it, since a wrong
+  // offset would read another record.
   absl::StatusOr<int64_t> OffsetOf(int64_t layer, int64_t expert) const;
-  // The record inside `arena`, which holds bytes(). InvalidArgument as OffsetOf, or the arena is too short.
+  // The record inside `arena`, which has bytes() bytes. InvalidArgument: as OffsetOf, or the arena is too short.
   absl::StatusOr<std::span<const std::byte>> RecordIn(std::span<const std::byte> arena, int64_t layer, int64_t expert) const;
 
  private:

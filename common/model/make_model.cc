@@ -171,7 +171,7 @@ Vocabulary MakeVocabulary(int64_t size) {
   const auto prints_as_itself = [](uint32_t byte) {
     return (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae;
   };
-  std::string space;  // what stands for it
+  std::string space;  // the space in the byte alphabet
   for (uint32_t byte = 0; byte < 256; ++byte) {
     if (prints_as_itself(byte)) tokens.push_back(Utf8(byte));
   }
@@ -278,7 +278,7 @@ class TensorMaker {
         return Matrix(tensor.name, options_.dense_dtype, {tensor.cols, tensor.rows}, 1);
       case kOutput:
         if (options_.tied_output) return absl::OkStatus();
-        // Logits of deviation 3: the best of 200,000 stands at about 13, the second some tenths below.
+        // Logits of deviation 3: the best of 200,000 is about 13, the second some tenths below.
         return Matrix(tensor.name, options_.dense_dtype, {tensor.cols, tensor.rows}, 3 * unit);
       case kQueryWeight:
       case kKeyWeight:
@@ -373,7 +373,7 @@ absl::StatusOr<GgufWriter> MakeModelWriter(const MakeModelOptions& options) {
   SetMetadata(options, writer);
   SetVocabulary(options.vocab, writer);
 
-  // What is written is read back as any model is: its checks are the checks of the options.
+  // Reads the written model back as any model: the checks of a file are the checks of the options.
   const std::vector<std::byte> metadata = writer.ToBytes();
   ASSIGN_OR_RETURN(const GgufFile file, GgufFile::Parse(metadata));
   ASSIGN_OR_RETURN(const ModelConfig config, ModelConfig::FromGguf(file));

@@ -5,7 +5,7 @@
 //
 // Weights are random codes, scaled so that every projection of an input of unit variance has about unit variance:
 // activations stay finite through any number of layers, attention and routing are neither flat nor saturated, and the
-// best logit stands out. The vocabulary is a working byte-level BPE: 256 bytes, syllables with their merges, words.
+// best logit is clearly the largest. The vocabulary is a working byte-level BPE: 256 bytes, syllables with their merges, words.
 
 #include <cstddef>
 #include <cstdint>

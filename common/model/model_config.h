@@ -1,7 +1,7 @@
 #pragma once
 
-// What a model is: every hyper-parameter the engine computes with, read from a GGUF file once and checked there.
-// Everything else in Ferry takes a ModelConfig and never a metadata key.
+// The hyper-parameters of a model that the engine computes with, read from a GGUF file and checked. No other code reads a
+// hyper-parameter's metadata key.
 
 #include <cstdint>
 #include <string>

@@ -49,7 +49,7 @@ struct Tiler {
     std::memcpy(codes, block + kScaleBytes, kCodeBytes);
   }
 
-  // As CopyBlock, with codes, on 16 bytes, written past the caches: the CPU then need not read what is overwritten.
+  // As CopyBlock, with 16-byte codes and stores that bypass the caches: the CPU then need not read the lines that it overwrites.
   static void StreamBlock(const std::byte* block, std::byte* codes, std::byte* scale) {
 #if defined(__x86_64__)
     if constexpr (kScaleBytes > 0) std::memcpy(scale, block, kScaleBytes);
@@ -121,7 +121,7 @@ struct Tiler {
 #if defined(__x86_64__)
     _mm_sfence();  // streamed stores are not ordered by themselves: they come before whatever tells others of them
 #endif
-    // Whoever touches the last tile zeroes the rows that pad it, so that a matrix made in any pieces is the same bytes.
+    // A call that touches the last tile zeroes its padding rows, so that the matrix has the same bytes however it is cut.
     if (end_row > (layout.row_tiles() - 1) * kTileRows) {
       const int64_t tile = layout.row_tiles() - 1;
       for (int64_t row = layout.rows; row < (tile + 1) * kTileRows; ++row) {

@@ -56,7 +56,7 @@ struct TiledLayout {
   bool operator==(const TiledLayout&) const = default;
 };
 
-// A matrix in that layout, borrowed; `data` is aligned to kPlaneAlignment, in the memory of whoever multiplies it.
+// A matrix in that layout, borrowed; `data` is aligned to kPlaneAlignment, in the memory of the device that multiplies it.
 struct TiledMatrix {
   TiledLayout layout;
   const std::byte* data = nullptr;

@@ -205,7 +205,7 @@ absl::StatusOr<std::vector<UniqueFd>> FetchDescriptors(const std::string& name, 
     if (absl::Now() >= deadline) return DeadlineExceeded("'%s' takes no more callers", name);
     absl::SleepFor(absl::Milliseconds(1));
   }
-  // An abstract name belongs to whoever took it first.
+  // An abstract name belongs to the process that took it first.
   if (!IsOwnUser(socket.get())) return absl::PermissionDeniedError("who hands out descriptors is another user");
   if (::send(socket.get(), key.data(), key.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(key.size())) {
     return Unavailable("'%s' hung up", name);

@@ -1,8 +1,7 @@
 #pragma once
 
-// Descriptors from process to process: a Unix socket over which the coordinator hands shared memory to workers, and a worker to
-// the one before it, of the same user on the same host. Neither end trusts the other: whoever found the socket may say anything,
-// or nothing.
+// Passes file descriptors between processes of one user on one host, over a Unix socket: the coordinator hands shared memory to
+// workers, and a worker to the worker before it. Neither end trusts the other: any process may find the socket and send anything.
 
 #include <memory>
 #include <string>
@@ -27,11 +26,11 @@ class DescriptorServer {
   virtual bool Offer(const std::string& key, const std::vector<int>& fds) = 0;
   virtual void Withdraw(const std::string& key) = 0;
 };
-// 64 characters that nobody guesses, to Offer under.
+// A key for Offer: 64 random characters, which nobody can guess.
 std::string RandomDescriptorKey();
-// The taking end: fetches what was offered under `key`, at most 16 descriptors of whatever kind. NotFound: nothing is;
-// Unavailable: nobody listens, or it hung up; PermissionDenied: who listens is another user; DeadlineExceeded; Internal: an
-// answer that is none, of which no descriptor stays open.
+// The taking end: fetches the descriptors offered under `key`, at most 16. NotFound: no such offer. Unavailable: no server
+// listens, or it hung up. PermissionDenied: the server is another user's. DeadlineExceeded: no answer came in time. Internal: the
+// answer is malformed; its descriptors are closed.
 absl::StatusOr<std::vector<UniqueFd>> FetchDescriptors(const std::string& name, const std::string& key, absl::Time deadline);
 
 }  // namespace ferry

@@ -7,7 +7,7 @@
 // Neither side trusts the other's bytes: the engine copies the counts and ids out before it checks and uses them, and
 // addresses are computed from checked (layer, expert) alone. Rows and contributions are plain numbers and need no check.
 //
-// Waiting: paced (common/shm/paced_wait.h), on a futex on the sequence word, always with a deadline.
+// Both sides wait as common/shm/paced_wait.h does, on a futex on the sequence word, with a deadline.
 
 #include <cstddef>
 #include <cstdint>
@@ -31,13 +31,13 @@ struct MailboxShape {
 
 enum class ExpertRequestKind : uint32_t { kPlan = 1, kCompute = 2 };
 
-// Where an activated expert's product is made.
+// Where an activated expert is computed: on the worker from a slot, on the worker after a copy, or on the coordinator's host.
 enum class ExpertPlace : uint8_t { kResident = 0, kShip = 1, kHost = 2 };
 
 struct ActivatedExpert {
   int32_t expert = 0;
   int32_t tokens = 0;     // rows that chose it, > 0
-  uint32_t resident = 0;  // kPlan: 1 when it is in the worker's slots already, kComing when it is on its way there
+  uint32_t resident = 0;  // kPlan: 1 when a worker's slot holds it, kComing when a slot has asked for it
   bool operator==(const ActivatedExpert&) const = default;
 };
 
@@ -45,7 +45,7 @@ inline constexpr uint32_t kComing = 2;
 
 // A request, in the receiver's own memory. Checked: ids strictly increasing and < max_experts, 0 < tokens <= num_rows. kCompute:
 // the tokens' sum is the number of entries and at most max_entries, num_rows at most max_rows, entry rows < num_rows. kPlan
-// carries no rows and no entries, so a prompt longer than the mailbox may be planned at once.
+// carries no rows and no entries, so one request can plan a step longer than the mailbox.
 struct ExpertRequest {
   ExpertRequestKind kind = ExpertRequestKind::kPlan;
   uint64_t incarnation = 0;  // of the worker
@@ -60,7 +60,7 @@ absl::Status CheckExpertRequest(const ExpertRequest& request, const MailboxShape
 
 class ExpertMailbox {
  public:
-  // The coordinator's side makes the region; fd() is what it passes on.
+  // The coordinator's side makes the region and passes fd() on.
   static absl::StatusOr<std::unique_ptr<ExpertMailbox>> Create(const MailboxShape& shape);
   // The worker's side maps it. InvalidArgument: the region is smaller than the shape says, was made for another shape, or may
   // shrink. Takes the descriptor.
@@ -79,13 +79,13 @@ class ExpertMailbox {
   absl::Status Post(const ExpertRequest& request);
   // OK: contributions() hold the answer (kCompute), or `places`, one per use, does (kPlan). Otherwise the engine's error;
   // DeadlineExceeded: no answer in time, and the mailbox refuses further posts until the late answer has come (another Wait
-  // waits on for it). FailedPrecondition: nothing was posted. Internal: an answer that cannot be.
+  // waits on for it). FailedPrecondition: nothing was posted. Internal: an invalid answer.
   absl::Status WaitForAnswer(absl::Time deadline, std::vector<ExpertPlace>* places);
 
-  // The coordinator's side. Takes the next request out of the region and checks it against the shape; a request that fails
-  // is answered with its error here and reported as that error. DeadlineExceeded: none came.
+  // The coordinator's side. Copies the next request out of the region and checks it against the shape. Answers a request that
+  // fails the check with its error, and returns that error. DeadlineExceeded: no request came.
   absl::StatusOr<ExpertRequest> WaitForRequest(absl::Time deadline, int64_t num_layers);
-  // To the request that WaitForRequest gave last; without one, nothing happens. `places`: kPlan, one per use.
+  // Answers the request that WaitForRequest returned last; no effect without one. `places`: kPlan, one for each use.
   void Answer(const absl::Status& status, std::span<const ExpertPlace> places);
 
  private:

@@ -53,20 +53,20 @@ inline void SpinPause() {
 #endif
 }
 
-// How long to spin for what another thread or process does next, before sleeping: a decode step's parts follow each other within
-// this, and a thread that sleeps wakes 30 to 50 us late. Decode of gpt-oss-120b's layers without slots on 16 cores: 384 t/s, 355
+// How long to spin before sleeping. The parts of a decode step follow each other within this time, and a sleeping thread wakes 30
+// to 50 us late. Decode of gpt-oss-120b's layers without slots on 16 cores: 384 t/s, 355
 // with 20 us; on two cores neither better nor worse (docs/tried.md).
 inline constexpr absl::Duration kSpinBeforeSleep = absl::Microseconds(500);
 
-// Spins until done() or `duration` has passed; whether it was done. Whoever else wants the core gets it meanwhile: often that is
-// who is waited for, in another process.
+// Spins until done() is true or `duration` has passed; returns whether done() was. It yields the core to other threads meanwhile:
+// often one of them, in another process, makes done() true.
 template <typename Done>
 bool SpinUntil(absl::Duration duration, const Done& done) {
   if (done()) return true;
   if (duration <= absl::ZeroDuration()) return false;
   const int64_t end = absl::GetCurrentTimeNanos() + absl::ToInt64Nanoseconds(duration);
   for (;;) {
-    // The clock and the kernel cost as much as some turns: they are asked now and then.
+    // The clock and the kernel cost as much as several turns, so the loop asks them after sixteen.
     for (int turn = 0; turn < 16; ++turn) {
       if (done()) return true;
       SpinPause();

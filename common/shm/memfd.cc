@@ -48,7 +48,7 @@ absl::StatusOr<Memfd> CreateMemfd(const std::string& name, int64_t bytes, bool t
     absl::StatusOr<Memfd> memfd = Create(name, bytes, kHugePage, MFD_HUGETLB | MFD_HUGE_2MB);
     if (memfd.ok()) return memfd;
   }
-  // The kernel promises pages that it does not have and kills whoever touches them: ask before.
+  // The kernel promises pages that it does not have and kills the process that touches them, so ask first.
   const HostMemory memory = ReadHostMemory();
   if (bytes > memory.available_bytes) {
     return ResourceExhausted("%s needs %d bytes of memory, %d are available (%s)", name, bytes, memory.available_bytes,
@@ -83,7 +83,7 @@ absl::StatusOr<std::byte*> MapMemfd(const Memfd& memfd, bool writable, std::byte
   const int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
   std::byte* reserved = nullptr;
   if (at == nullptr && memfd.bytes >= kHugePage) {
-    // Addresses for one huge page more, of which an aligned part is used and the rest given back.
+    // Reserves addresses for one huge page more, uses an aligned part and returns the rest.
     const size_t length = static_cast<size_t>(memfd.bytes + kHugePage);
     void* const memory = ::mmap(nullptr, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) return absl::ErrnoToStatus(errno, "no addresses for a mapping");

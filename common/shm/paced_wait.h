@@ -1,8 +1,8 @@
 #pragma once
 
-// Waits that come again and again, as for the answer to each step of decode. A thread that sleeps wakes 50 to 100 us late, and
-// one that spins all the while takes a core from those that compute; so a wait that took some milliseconds the last times is
-// slept through until shortly before it is over, and only its end is spun for.
+// Waits that repeat with about the same length, such as that for the answer to each step of decode. A sleeping thread wakes 50 to
+// 100 us late; a spinning thread takes a core from threads that compute. So a PacedWait predicts the length from the last waits,
+// sleeps until shortly before that, and spins for the rest.
 
 #include <algorithm>
 #include <array>
@@ -14,11 +14,11 @@
 
 namespace ferry {
 
-// One thread.
+// One thread at a time.
 class PacedWait {
  public:
-  // Until done() or `deadline`: whether it was done. sleep(until) sleeps until then at most, and no longer than until whoever
-  // makes done() true says so; it may return for no reason.
+  // Waits until done() is true or `deadline` has passed; returns whether done() was. sleep(until) returns at `until`, or earlier
+  // when the event that makes done() true wakes it; it may also return for no reason.
   template <typename Done, typename Sleep>
   bool Until(absl::Time deadline, const Done& done, const Sleep& sleep) {
     const absl::Time begin = absl::Now();
@@ -27,7 +27,7 @@ class PacedWait {
     return in_time;
   }
 
-  // How long the next wait may be expected to take, at least.
+  // The predicted length of the next wait: the shortest of the last three.
   absl::Duration Expected() const { return *std::min_element(last_.begin(), last_.end()); }
 
  private:
@@ -49,7 +49,7 @@ class PacedWait {
     return false;
   }
 
-  // Of the last waits; one that was long by chance does not count.
+  // Lengths of the last waits. Their minimum ignores a wait that was long by chance.
   std::array<absl::Duration, 3> last_ = {};
   size_t next_ = 0;
 };

@@ -1,6 +1,6 @@
 #pragma once
 
-// One side's waits for the counters of a ring that two processes share.
+// The waits of one side of a ring that two processes share, for the counters of the other side.
 
 #include <algorithm>
 #include <atomic>
@@ -19,19 +19,19 @@ namespace ferry {
 
 class RingWait {
  public:
-  // `over`: what an aborted wait says.
+  // `over` is the message of an aborted wait.
   explicit RingWait(std::string over) : over_(std::move(over)) {}
 
-  // Ends the waits for `counters` in this process, and those to come, with Aborted. Any thread.
+  // Running waits for `counters` in this process, and all later ones, return Aborted. Any thread.
   void Abort(std::initializer_list<const std::atomic<uint32_t>*> counters) {
     aborted_ = true;
     for (const std::atomic<uint32_t>* counter : counters) FutexWake(*counter, FutexScope::kShared);
   }
 
-  // Until done(), which looks at `counter`. DeadlineExceeded, or Aborted. One thread.
+  // Waits until done(), which reads `counter`, is true. DeadlineExceeded or Aborted otherwise. One thread at a time.
   template <typename Done>
   absl::Status Until(const std::atomic<uint32_t>& counter, absl::Time deadline, const Done& done) {
-    constexpr absl::Duration kLook = absl::Milliseconds(100);  // for an Abort between the look at it and the sleep
+    constexpr absl::Duration kLook = absl::Milliseconds(100);  // bounds the sleep if Abort comes between the check and the sleep
     const auto ended = [&] { return aborted_.load(std::memory_order_relaxed) || done(); };
     const bool in_time = wait_.Until(deadline, ended, [&](absl::Time until) {
       const uint32_t seen = counter.load(std::memory_order_acquire);

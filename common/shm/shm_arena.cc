@@ -63,7 +63,7 @@ bool ShmArena::MakeHugePage(int64_t number) {
   if (memfd_.huge_pages) return true;
   if (number < 0 || number >= memfd_.bytes / kHugePage) return false;
   std::byte* const page = data_ + number * kHugePage;
-  // A range of which nothing is there yet is refused.
+  // The kernel refuses a range without any page yet.
   const volatile std::byte* const first = page;
   static_cast<void>(*first);
   return ::madvise(page, kHugePage, MADV_COLLAPSE) == 0;

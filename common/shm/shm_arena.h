@@ -1,7 +1,7 @@
 #pragma once
 
-// Shared memory by descriptor: a memfd that has no name, so nothing is left behind whoever dies. descriptor_socket.h hands the
-// descriptor to other processes.
+// Shared memory by descriptor. A memfd has no name, so it vanishes with the last process that maps it. descriptor_socket.h hands
+// the descriptor to other processes.
 
 #include <cstddef>
 #include <cstdint>
@@ -34,12 +34,12 @@ class ShmArena {
   // pointers into bytes() stay good. Unimplemented: the kernel is older than 5.1. FailedPrecondition: it is sealed.
   absl::Status Seal();
 
-  // Makes one huge page of the `number`th kHugePage bytes, now, whether or not they have been touched; what they hold stays.
-  // Needs neither reserved pages nor a machine whose shmem_enabled gives them (MADV_COLLAPSE, Linux 6.1). Safe on several
-  // threads at once. False: the kernel does not do it, has no such page left, or fewer bytes than that remain.
+  // Makes one huge page of the `number`th kHugePage bytes, touched or not, and keeps their contents. Needs neither reserved pages
+  // nor a setting of shmem_enabled (MADV_COLLAPSE, Linux 6.1). Thread-safe. False: the kernel lacks it or is out of huge pages,
+  // or fewer bytes than a huge page remain there.
   bool MakeHugePage(int64_t number);
-  // Brings the bytes' pages into this process's tables, where the kernel can do that at once: the first reader of a sealed arena
-  // pays for each page otherwise, and reads at half its rate. Any thread; ranges beyond the end are cut.
+  // Maps the pages of a range into this process at once, if the kernel can. Otherwise the first reader of a sealed arena takes a
+  // fault for each page and reads at half the rate. Any thread; a range beyond the end is cut.
   void Touch(int64_t offset, int64_t bytes) const;
 
   int fd() const { return memfd_.fd.get(); }
