@@ -340,13 +340,13 @@ Command AddBench(CLI::App& app) {
   app.add_option("-n,--n-gen", options->generate, "tokens to generate behind each prompt")
       ->check(CLI::Range(0, 100000))
       ->capture_default_str();
-  app.add_option("-r,--repetitions", options->repetitions, "of each length; the median is shown")
+  app.add_option("-r,--repetitions", options->repetitions, "runs of each length; the median is shown")
       ->check(CLI::Range(1, 100))
       ->capture_default_str();
   app.add_flag("--sweep", options->sweep, "fill the context (-c) in steps of the first length");
-  app.add_flag("--cold", options->cold, "every prompt starts with no expert in the workers' slots");
-  app.add_option("--seed", options->seed, "of the random prompts")->capture_default_str();
-  app.add_flag("--json", options->json, "one JSON object a line instead of the table");
+  app.add_flag("--cold", options->cold, "empty the workers' expert slots before every prompt");
+  app.add_option("--seed", options->seed, "seed of the random prompts")->capture_default_str();
+  app.add_flag("--json", options->json, "print one JSON object a line instead of the table");
   app.footer(Examples({"ferry bench -m model.gguf -p 512,2048,4096 -n 64", "ferry bench -m model.gguf -c 16384 -p 1024 --sweep",
                        "ferry bench -m model.gguf -p 2048 --vram-experts 4GiB --cold"}));
   return [options]() -> absl::Status {

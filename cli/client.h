@@ -1,6 +1,6 @@
 #pragma once
 
-// A connection to a running coordinator, and what a command does with it while it loads.
+// A connection to a coordinator, which may still be loading.
 
 #include <grpcpp/grpcpp.h>
 
@@ -19,14 +19,13 @@ namespace proto = ::ferry::v1;
 class Client {
  public:
   // `server` empty: starts an own server for `options`. Waits until the model is served, with progress on standard error
-  // when it is a terminal. Errors: the server's, or Unavailable when nobody answers at `server`.
+  // when it is a terminal. Errors: the server's, or Unavailable when no server answers at `server`.
   static absl::StatusOr<std::unique_ptr<Client>> Connect(const std::string& server, const ModelOptions& options);
-  // A connection to a running server, whatever its state; nothing is waited for.
+  // Connects to a running server in any state, without waiting for it to serve.
   static absl::StatusOr<std::unique_ptr<Client>> Attach(const std::string& server);
   ~Client();
 
-  // Calls `on_message` for each message until the last; the last one's Finish is returned. A false from `on_message`
-  // cancels the call.
+  // Calls `on_message` for each message; false from it cancels the call. Returns the last message's Finish.
   absl::StatusOr<proto::Finish> Generate(const proto::GenerateRequest& request,
                                          const std::function<bool(const proto::GenerateResponse&)>& on_message);
   absl::StatusOr<proto::GetModelInfoResponse> ModelInfo();

@@ -1,7 +1,7 @@
 #pragma once
 
-// The commands of `ferry`. Each adds its flags to its own subcommand and returns the function that runs it; what the function
-// returns becomes the exit code. Standard output carries the result and nothing else.
+// The commands of `ferry`. Each adds its flags to its own subcommand and returns the function that runs it, whose status becomes
+// the exit code. Standard output is for the result only.
 
 #include <CLI/CLI.hpp>
 #include <functional>

@@ -97,7 +97,7 @@ Command AddGenerate(CLI::App& app) {
   options->prompt.AddTo(app);
   options->sampling.AddTo(app);
   app.add_option("--server", options->server, "use the coordinator at this address instead of starting one");
-  app.add_flag("--show-experts", options->show_experts, "say at the end which experts went where");
+  app.add_flag("--show-experts", options->show_experts, "print at the end where experts were computed");
   app.add_flag("--special", options->special, "show special tokens");
   app.footer(Examples({"ferry generate -m model.gguf -p \"Once upon a time\" -n 100 --temp 0.8",
                        "ferry generate --server 127.0.0.1:8090 -f question.txt"}));

@@ -108,7 +108,7 @@ absl::Status Inspect(const InspectOptions& options) {
   ASSIGN_OR_RETURN(const ArenaLayout arena, ArenaLayoutOf(file, config));
   ASSIGN_OR_RETURN(const ModelSizes sizes, ModelSizesOf(file, config));
   if (options.json) {
-    // A name in the file may be any bytes: what is not UTF-8 must not make the output unreadable.
+    // A name in the file may be any bytes: those that are not UTF-8 must not make the output unreadable.
     std::printf("%s\n",
                 Describe(file, config, sizes, arena).dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
   } else {
@@ -121,8 +121,8 @@ absl::Status Inspect(const InspectOptions& options) {
 
 Command AddInspect(CLI::App& app) {
   auto options = std::make_shared<InspectOptions>();
-  app.add_option("-m,--model,model", options->model, "GGUF file; of a split one, any of its files")->required();
-  app.add_flag("--json", options->json, "as JSON");
+  app.add_option("-m,--model,model", options->model, "GGUF file, or any file of a split model")->required();
+  app.add_flag("--json", options->json, "print JSON");
   app.add_flag("--tensors", options->tensors, "list every tensor");
   return [options] { return Inspect(*options); };
 }

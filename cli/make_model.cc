@@ -16,7 +16,7 @@ namespace {
 struct Options {
   MakeModelOptions model;
   std::string path, like, expert_type = "mxfp4", dense_type = "q8_0";
-  // What is given on the command line; 0: of the shape that --like names.
+  // From the command line; 0: as in the shape that --like names.
   int64_t layers = 0, experts = 0, top_k = 0, n_embd = 0, n_ff = 0, heads = 0, kv_heads = 0, head_dim = 0, vocab = 0, context = 0,
           window = -1;
   double bias_spread = 0;
@@ -62,7 +62,7 @@ absl::Status MakeModel(const Options& options) {
 Command AddMakeModel(CLI::App& app) {
   auto options = std::make_shared<Options>();
   app.add_option("path", options->path, "file to write")->required();
-  app.add_option("--like", options->like, "begin with the shape of gpt-oss 20b or 120b instead of a tiny one")
+  app.add_option("--like", options->like, "start from the shape of gpt-oss 20b or 120b instead of a tiny one")
       ->check(CLI::IsMember({"20b", "120b"}));
   app.add_option("--layers", options->layers);
   app.add_option("--experts", options->experts);
@@ -77,7 +77,8 @@ Command AddMakeModel(CLI::App& app) {
   app.add_option("--sliding-window", options->window);
   app.add_option("--expert-type", options->expert_type, "mxfp4, q8_0, q4_0")->capture_default_str();
   app.add_option("--dense-type", options->dense_type, "of attention, embedding and output")->capture_default_str();
-  app.add_option("--router-bias-spread", options->bias_spread, "standard deviation: how unevenly experts are used")
+  app.add_option("--router-bias-spread", options->bias_spread,
+                 "standard deviation of the router's biases: how unevenly experts are used")
       ->capture_default_str();
   app.add_option("--seed", options->seed)->capture_default_str();
   app.footer(Examples({"ferry make-model bench.gguf --like 20b --layers 4 --router-bias-spread 1.5"}));

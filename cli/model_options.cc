@@ -10,7 +10,7 @@
 namespace ferry {
 
 void ModelOptions::AddTo(CLI::App& app, bool model_required) {
-  CLI::Option* path = app.add_option("-m,--model", model, "GGUF file of the model; of a split one, any of its files");
+  CLI::Option* path = app.add_option("-m,--model", model, "GGUF file of the model, or any file of a split model");
   if (model_required) path->required();
   const char* const where = "What runs where";
   app.add_option("--workers", workers, "worker processes; default: one per GPU, or one on a machine without GPUs")
@@ -18,9 +18,9 @@ void ModelOptions::AddTo(CLI::App& app, bool model_required) {
       ->group(where);
   app.add_option("--gpus", gpus, "GPUs to use, one worker each: 0,1,3")->group(where);
   app.add_option("--layers", layers, "layers of each worker: 0-9,10-23 (default: even by bytes)")->group(where);
-  app.add_option("--override-tensor,--ot", overrides, "REGEX=cpu or REGEX=gpuN: where the experts that match are computed")
+  app.add_option("--override-tensor,--ot", overrides, "REGEX=cpu or REGEX=gpuN: where to compute the experts that match")
       ->group(where);
-  app.add_option("--vram-experts", vram_experts, "memory of a worker that holds experts: 4GiB, auto, 0 (default: auto on GPUs)")
+  app.add_option("--vram-experts", vram_experts, "memory for experts in each worker: 4GiB, auto, 0 (default: auto on GPUs)")
       ->group(where);
   app.add_flag("--ooae,!--no-ooae", ooae, "ferry only the experts that a batch activates (default), or all of a layer")
       ->group(where);
@@ -41,7 +41,9 @@ void ModelOptions::AddTo(CLI::App& app, bool model_required) {
       ->group(sizes);
   app.add_option("--parallel,--np", parallel, "requests at once")->capture_default_str()->group(sizes);
   app.add_option("--cache-type-k,--ctk", key_type, "type of the KV cache's keys: f16, q8_0")->capture_default_str()->group(sizes);
-  app.add_option("--cache-type-v,--ctv", value_type, "type of its values: f16, q8_0")->capture_default_str()->group(sizes);
+  app.add_option("--cache-type-v,--ctv", value_type, "type of the KV cache's values: f16, q8_0")
+      ->capture_default_str()
+      ->group(sizes);
   const char* const how = "How";
   app.add_option("-t,--threads", threads, "threads of each process (default: physical cores)")->group(how);
   app.add_option("--backend", backend, "kernels of the workers")
@@ -52,10 +54,10 @@ void ModelOptions::AddTo(CLI::App& app, bool model_required) {
       ->check(CLI::IsMember({"auto", "avx512", "avx2", "portable"}))
       ->capture_default_str()
       ->group(how);
-  app.add_option("--step-timeout", step_timeout, "seconds after which a step that does not end fails its requests")->group(how);
-  app.add_option("--trace", trace, "file for a timeline of every step on every queue, which ui.perfetto.dev opens")->group(how);
-  app.add_flag("--probe", probe, "measure this machine's rates anew instead of using what an earlier start kept")->group(how);
-  app.add_option("--log-level", log_level, "of the processes it starts: trace, debug, info, warn, error")
+  app.add_option("--step-timeout", step_timeout, "seconds that a step may take before its requests fail")->group(how);
+  app.add_option("--trace", trace, "write a timeline of every step to this file, which ui.perfetto.dev opens")->group(how);
+  app.add_flag("--probe", probe, "measure this machine's rates again instead of using those of an earlier start")->group(how);
+  app.add_option("--log-level", log_level, "level of the logs of the processes that it starts: trace, debug, info, warn, error")
       ->capture_default_str()
       ->group(how);
 }

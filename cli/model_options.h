@@ -1,7 +1,7 @@
 #pragma once
 
-// The flags that say which model is served and how, shared by every command that can start its own server. They mean what
-// users of llama.cpp expect.
+// The flags for a model and how to serve it, for every command that can start its own server. Names and meanings follow
+// llama.cpp.
 
 #include <CLI/CLI.hpp>
 #include <string>
@@ -42,9 +42,9 @@ struct ModelOptions {
   // Devices of the workers this command starts: "cuda:0", "cpu". InvalidArgument: --gpus and --workers disagree, or name
   // what the machine does not have.
   absl::StatusOr<std::vector<std::string>> Devices() const;
-  // Of the smallest GPU among `devices`; 0: there is none.
+  // Memory of the smallest GPU among `devices`; 0: no GPU.
   static int64_t GpuBytes(const std::vector<std::string>& devices);
-  // `gpu_bytes`: as GpuBytes gives it, for the rows of a step.
+  // `gpu_bytes`: the result of GpuBytes; it decides the rows of a step.
   absl::StatusOr<PlacementOptions> Placement(int num_workers, int64_t gpu_bytes) const;
   std::vector<std::string> CoordinatorArguments(int num_workers, int64_t gpu_bytes, const std::string& port_file) const;
   std::vector<std::string> WorkerArguments(int worker, const std::string& device, const std::string& coordinator) const;

@@ -1,7 +1,7 @@
 #pragma once
 
-// A model file with the flags it is served by, as predictions need it: for `ferry plan` before anything is loaded, and for `ferry
-// bench` beside what it measures.
+// A model file and its serving flags in the form that predictions need, for `ferry plan` before loading and for `ferry bench`
+// beside its measurements.
 
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -19,7 +19,7 @@ namespace ferry {
 
 class PredictedModel {
  public:
-  // `gpu_bytes`: as ModelOptions::GpuBytes gives it. Errors: the file's, and those of PlanPlacement.
+  // `gpu_bytes`: the result of ModelOptions::GpuBytes. Errors: the file's, and those of PlanPlacement.
   static absl::StatusOr<std::unique_ptr<PredictedModel>> Open(const ModelOptions& options, int num_workers, int64_t gpu_bytes);
 
   const ModelConfig& config() const { return config_; }
@@ -27,7 +27,7 @@ class PredictedModel {
   const ArenaLayout& arena() const { return arena_; }
   const Placement& placement() const { return placement_; }
 
-  // Borrows this. Rates of a GPU's products that are zero are assumed, see kAssumedGpu.
+  // The result borrows this object. Replaces GPU rates that are zero with kAssumedGpu.
   PredictionInput Input(MachineRates rates, std::vector<int64_t> slots, bool gpu) const;
 
  private:
@@ -40,20 +40,20 @@ class PredictedModel {
   std::vector<std::vector<double>> routing_;
 };
 
-// Of an H100, where nobody measured.
+// Rates of an H100, for a GPU that was not measured.
 inline constexpr ExpertRates kAssumedGpu = {.read_bytes_per_second = 2e12, .flops_per_second = 400e12};
 
-// A machine's rates, and where they come from.
+// A machine's rates and their source.
 struct FoundRates {
   MachineRates rates;
   std::vector<int64_t> slots;  // of each worker
   std::string source;          // for people: "measured at its start on 2026-11-21 10:03", "measured now, link and host apart"
 };
 nlohmann::json RatesJson(const MachineRates& rates);
-// What a running server plans with.
+// The rates that a running server plans with.
 FoundRates RatesOf(const v1::GetServerInfoResponse& info);
-// What an earlier start on this machine kept for workers on `devices`; otherwise host, links and GPUs are measured here, one
-// after the other, for about a second.
+// The rates that an earlier start on this machine kept for workers on `devices`. Without them, measures host, links and GPUs
+// here, one after the other, for about a second.
 absl::StatusOr<FoundRates> RatesOfThisMachine(const ModelOptions& options, const PredictedModel& model,
                                               const std::vector<std::string>& devices);
 

@@ -14,10 +14,9 @@ namespace ferry {
 void PromptOptions::AddTo(CLI::App& app) {
   const char* const group = "Prompt";
   app.add_option("-p,--prompt", text, "the text")->group(group);
-  app.add_option("-f,--file", file, "a file that holds the text; - is standard input")->group(group);
-  app.add_option("--ids", ids_file, "a file of token ids instead, taken as they are")->group(group);
-  app.add_flag("--no-bos", no_bos, "do not begin with the beginning-of-text token where the model file asks for it")
-      ->group(group);
+  app.add_option("-f,--file", file, "file with the text; -: standard input")->group(group);
+  app.add_option("--ids", ids_file, "file with token ids instead of text")->group(group);
+  app.add_flag("--no-bos", no_bos, "do not add the beginning-of-text token that the model file asks for")->group(group);
 }
 
 absl::Status PromptOptions::Fill(ferry::v1::GenerateRequest& request) const {

@@ -1,6 +1,6 @@
 #pragma once
 
-// Where a command's prompt comes from: -p TEXT, -f FILE, --ids FILE, or standard input.
+// A command's prompt: -p TEXT, -f FILE, --ids FILE, or standard input.
 
 #include <CLI/CLI.hpp>
 #include <string>
@@ -15,7 +15,7 @@ struct PromptOptions {
   bool no_bos = false;
 
   void AddTo(CLI::App& app);
-  // InvalidArgument: none or several are given, or a file of ids holds something else.
+  // InvalidArgument: none or several of the flags are given, or the file of ids has other text.
   absl::Status Fill(ferry::v1::GenerateRequest& request) const;
 };
 

@@ -6,13 +6,15 @@ void SamplingOptions::AddTo(CLI::App& app) {
   const char* const group = "Sampling";
   app.add_option("-n,--predict", max_tokens, "tokens to generate; -1: to the end of the context (default)")->group(group);
   app.add_option("--temp,--temperature", temperature, "0: always the most likely token (default 0.8)")->group(group);
-  app.add_option("--top-k", top_k, "only the k most likely; 0: all (default 40)")->group(group);
-  app.add_option("--top-p", top_p, "only the most likely that together reach p (default 0.95)")->group(group);
-  app.add_option("--min-p", min_p, "only those at least this likely against the best (default 0.05)")->group(group);
-  app.add_option("--repeat-penalty", repetition_penalty, "of tokens that occurred (default 1: none)")->group(group);
-  app.add_option("--frequency-penalty", frequency_penalty, "for each occurrence (default 0)")->group(group);
-  app.add_option("--presence-penalty", presence_penalty, "for having occurred (default 0)")->group(group);
-  app.add_option("-s,--seed", seed, "makes the same request give the same tokens (default: random)")->group(group);
+  app.add_option("--top-k", top_k, "sample from the k most likely tokens; 0: all (default 40)")->group(group);
+  app.add_option("--top-p", top_p, "sample from the most likely tokens whose probabilities add up to p (default 0.95)")
+      ->group(group);
+  app.add_option("--min-p", min_p, "sample from tokens with at least this share of the best one's probability (default 0.05)")
+      ->group(group);
+  app.add_option("--repeat-penalty", repetition_penalty, "penalty of tokens that occurred (default 1: none)")->group(group);
+  app.add_option("--frequency-penalty", frequency_penalty, "penalty for each occurrence of a token (default 0)")->group(group);
+  app.add_option("--presence-penalty", presence_penalty, "penalty of a token that occurred (default 0)")->group(group);
+  app.add_option("-s,--seed", seed, "the same seed and request give the same tokens (default: random)")->group(group);
   app.add_option("--stop", stop, "text that ends the completion; may be given several times")->group(group);
   app.add_flag("--ignore-eos", ignore_eos, "go on past the end-of-text token")->group(group);
 }

@@ -1,6 +1,6 @@
 #pragma once
 
-// The flags that say how a completion is sampled, and the request they make. What is not given is left to the server.
+// The sampling flags, and the request fields that they set. The server chooses the values of flags that are not given.
 
 #include <CLI/CLI.hpp>
 #include <cstdint>

@@ -54,12 +54,11 @@ Command AddServe(CLI::App& app) {
       ->check(CLI::Range(0, 65535))
       ->capture_default_str();
   app.add_option("--listen", options->model.listen,
-                 "ADDR or ADDR:PORT of the API (0.0.0.0: every interface); anything but loopback is not encrypted yet")
+                 "ADDR or ADDR:PORT of the API (0.0.0.0: every interface); connections are not encrypted")
       ->capture_default_str();
-  app.add_flag(
-      "--coordinator-only", options->model.coordinator_only,
-      "start no workers here: they come from other hosts with `ferry-worker --coordinator ADDR`; --workers says how many");
-  app.add_option("--drain-seconds", options->drain_seconds, "how long running requests may go on after Ctrl-C")
+  app.add_flag("--coordinator-only", options->model.coordinator_only,
+               "start no workers here; other hosts start them with `ferry-worker --coordinator ADDR`, as many as --workers says");
+  app.add_option("--drain-seconds", options->drain_seconds, "seconds that running requests get after Ctrl-C")
       ->capture_default_str();
   app.footer(Examples({"ferry serve -m model.gguf                        one worker per GPU, port 8090",
                        "ferry serve -m model.gguf --gpus 0,2 -c 32768    two GPUs, 32k tokens of context",

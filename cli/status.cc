@@ -50,7 +50,7 @@ void Print(const proto::GetServerInfoResponse& info) {
       std::printf("; experts at %.0f TFLOP/s, a small operation in %.1f us", worker.expert_flops_per_second() / 1e12,
                   worker.operation_seconds() * 1e6);
     }
-    if (worker.message_seconds() > 0) std::printf("; a message there and back in %.0f us", worker.message_seconds() * 1e6);
+    if (worker.message_seconds() > 0) std::printf("; a message and its answer in %.0f us", worker.message_seconds() * 1e6);
     std::printf("\n          %s\n", DescribeExperts(worker.experts()).c_str());
   }
 }
@@ -73,7 +73,7 @@ absl::Status Status(const StatusOptions& options) {
 Command AddStatus(CLI::App& app) {
   auto options = std::make_shared<StatusOptions>();
   app.add_option("--server", options->server, "address of the coordinator")->capture_default_str();
-  app.add_flag("--live", options->live, "draw it anew every second until Ctrl-C");
+  app.add_flag("--live", options->live, "refresh every second until Ctrl-C");
   return [options] { return Status(*options); };
 }
 

@@ -27,7 +27,7 @@ constexpr absl::Duration kListenTimeout = absl::Seconds(30);
 // A worker that keeps dying is started again after 0, 1, 2, 4, ... 30 s; one that ran for a minute starts afresh.
 constexpr absl::Duration kMaxBackoff = absl::Seconds(30);
 constexpr absl::Duration kSteady = absl::Minutes(1);
-// A worker that dies so often in a row, each time within kSteady, will not run at all: whoever waits for it is told.
+// A worker that dies so often in a row, each time within kSteady, will not run at all: the supervisor reports that.
 constexpr int kHopeless = 5;
 
 absl::StatusOr<std::string> Beside(const char* name) {

@@ -14,13 +14,13 @@ namespace ferry {
 
 class Supervisor {
  public:
-  // Returns as soon as the coordinator listens; whether it serves yet is asked over the network. The binaries are those beside
-  // this one. Errors: a binary is missing, or the coordinator ended before it listened (its own words are on stderr).
+  // Returns as soon as the coordinator listens; callers ask it over the network whether it serves. Starts the binaries beside
+  // this one. Errors: a binary is missing, or the coordinator ended before it listened (its messages are on stderr).
   static absl::StatusOr<std::unique_ptr<Supervisor>> Start(const ModelOptions& options);
-  virtual ~Supervisor() = default;  // kills what is left
+  virtual ~Supervisor() = default;  // kills the remaining children
 
   virtual const std::string& address() const = 0;  // of the coordinator
-  // OK while the coordinator runs; what ended it otherwise.
+  // OK while the coordinator runs; otherwise the reason of its end.
   virtual absl::Status Health() = 0;
   // Asks the coordinator to drain, then ends everything; at most `grace`.
   virtual void Stop(absl::Duration grace) = 0;

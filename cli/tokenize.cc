@@ -61,10 +61,10 @@ Command AddTokenize(CLI::App& app) {
   auto options = std::make_shared<TokenizeOptions>();
   app.add_option("-m,--model", options->model, "GGUF file; one that holds a vocabulary alone will do")->required();
   app.add_option("-p,--prompt", options->text, "the text");
-  app.add_option("-f,--file", options->file, "a file that holds it; - or nothing is standard input");
-  app.add_flag("--ids", options->ids, "print the ids alone, on one line");
+  app.add_option("-f,--file", options->file, "file with the text; default or -: standard input");
+  app.add_flag("--ids", options->ids, "print only the ids, on one line");
   app.add_flag("--no-bos", options->no_bos, "do not begin with the beginning-of-text token");
-  app.add_flag("--no-parse-special", options->no_special, "take special tokens in the text as plain text");
+  app.add_flag("--no-parse-special", options->no_special, "read special tokens in the text as plain text");
   return [options] { return Tokenize(*options); };
 }
 
@@ -72,8 +72,8 @@ Command AddDetokenize(CLI::App& app) {
   auto options = std::make_shared<TokenizeOptions>();
   app.add_option("-m,--model", options->model, "GGUF file; one that holds a vocabulary alone will do")->required();
   app.add_option("-p,--ids", options->text, "the ids, separated by spaces or commas");
-  app.add_option("-f,--file", options->file, "a file that holds them; - or nothing is standard input");
-  app.add_flag("--no-special", options->no_special, "leave special tokens out");
+  app.add_option("-f,--file", options->file, "file with the ids; default or -: standard input");
+  app.add_flag("--no-special", options->no_special, "omit special tokens");
   return [options] { return Detokenize(*options); };
 }
 

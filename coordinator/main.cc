@@ -52,8 +52,9 @@ void AddFlags(CLI::App& app, Flags* flags) {
   CoordinatorOptions& options = flags->options;
   PlacementOptions& placement = options.placement;
   app.add_option("-m,--model", options.model, "GGUF file of the model (any file of a split one)")->required();
-  app.add_option("--listen", options.listen,
-                 "HOST or HOST:PORT to serve on; other than loopback must be said here and is not encrypted")
+  app.add_option(
+         "--listen", options.listen,
+         "HOST or HOST:PORT to serve on; connections are not encrypted, so another address than loopback must be given here")
       ->capture_default_str();
   app.add_option("--port", flags->port, "port to serve on; 0: any free one (see --port-file)");
   app.add_option("--port-file", options.port_file, "write the port in use to this file");
@@ -66,14 +67,14 @@ void AddFlags(CLI::App& app, Flags* flags) {
                  "tokens of the KV cache, all requests together; default: min(model, 4096) for each of --parallel");
   app.add_option("-b,--batch-size", placement.batch_tokens, "rows of one step; default: 2048, or with --gpu-memory up to 16384");
   app.add_option("--gpu-memory", placement.gpu_bytes,
-                 "bytes of the smallest GPU among the workers, by which -b is chosen; 0: they have none")
+                 "bytes of the smallest GPU among the workers, for the defaults of -b and -ub; 0: no GPUs")
       ->check(CLI::NonNegativeNumber);
   app.add_option(
       "--ubatch-size", placement.micro_batch_tokens,
       "-ub: rows of one dense or attention chunk, and of prompts in a step while others decode; default: 512, on GPUs up to "
       "4096 as memory allows");
   app.add_option("--parallel", placement.parallel, "-np: requests that run at once")->capture_default_str();
-  app.add_option("--queue", options.max_queued, "requests that may wait; more are answered RESOURCE_EXHAUSTED")
+  app.add_option("--queue", options.max_queued, "requests that may wait; further ones get RESOURCE_EXHAUSTED")
       ->capture_default_str();
   app.add_option("--cache-type-k", flags->key_type, "-ctk: type of cached keys, f16 or q8_0")->capture_default_str();
   app.add_option("--cache-type-v", flags->value_type, "-ctv: type of cached values, f16 or q8_0")->capture_default_str();
@@ -81,9 +82,10 @@ void AddFlags(CLI::App& app, Flags* flags) {
   app.add_option("-t,--threads", options.threads, "threads of the expert engine; 0: one a physical core")->capture_default_str();
   app.add_option("--backend", options.backend, "kernels of the expert engine: cpu or reference")->capture_default_str();
   app.add_option("--isa", options.isa, "instruction set of the cpu kernels: auto, avx512, avx2, portable")->capture_default_str();
-  app.add_option("--expert-transport", options.expert_transport, "how experts reach workers that say auto: auto, shm or grpc")
+  app.add_option("--expert-transport", options.expert_transport,
+                 "how workers with --expert-transport=auto reach experts: auto, shm or grpc")
       ->capture_default_str();
-  app.add_option("--steps-in-flight", options.steps_in_flight, "independent steps under way at once; 0: one a worker")
+  app.add_option("--steps-in-flight", options.steps_in_flight, "independent steps in flight; 0: one for each worker")
       ->capture_default_str();
   app.add_option("--heartbeat-interval", flags->heartbeat_interval, "seconds between a worker's heartbeats")
       ->capture_default_str();
@@ -95,11 +97,12 @@ void AddFlags(CLI::App& app, Flags* flags) {
   app.add_option("--drain-timeout", flags->drain_timeout, "seconds that running requests get after SIGTERM or SIGINT")
       ->capture_default_str();
   app.add_option("--host-read-rate", options.host_read_bytes_per_second,
-                 "bytes per second this host reads experts at; 0: measured at start");
+                 "bytes per second at which this host reads experts; 0: measured at start");
   app.add_option("--host-flops", options.host_flops_per_second,
                  "floating point operations per second of its expert products; 0: measured at start");
-  app.add_option("--trace", options.trace, "file for a timeline of all steps, which ui.perfetto.dev opens; slows decode down");
-  app.add_flag("--probe", options.probe, "measure this machine's rates anew instead of using what an earlier start kept");
+  app.add_option("--trace", options.trace,
+                 "write a timeline of all steps to this file, which ui.perfetto.dev opens; slows decode down");
+  app.add_flag("--probe", options.probe, "measure this machine's rates again instead of using those of an earlier start");
   app.add_option("--log-level", options.log_level, "trace, debug, info, warn, error, off")->capture_default_str();
 }
 
@@ -127,7 +130,7 @@ absl::StatusOr<CoordinatorOptions> OptionsOf(const Flags& flags) {
   return options;
 }
 
-// Whoever waits for the file sees it whole or not at all.
+// A process that waits for the file sees all of it or none.
 absl::Status WritePortFile(const std::string& path, int port) {
   const std::string temporary = path + ".new";
   std::ofstream(temporary) << port << '\n';

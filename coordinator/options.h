@@ -1,6 +1,6 @@
 #pragma once
 
-// Everything that a coordinator can be told, read once from its command line.
+// The options of a coordinator, read once from its command line.
 
 #include <string>
 
@@ -17,7 +17,7 @@ struct CoordinatorOptions {
   PlacementOptions placement;             // --workers --layers -ot -c -b -ub -np -ctk -ctv
   bool ooae = true;                       // --no-ooae: every expert of a layer is shipped
   int threads = 0;                        // --threads; 0: one a physical core
-  std::string backend = "cpu";            // --backend: of the expert engine, cpu or reference
+  std::string backend = "cpu";            // --backend of the expert engine: cpu or reference
   std::string isa = "auto";               // --isa
   std::string expert_transport = "auto";  // --expert-transport: for workers that say auto
   int64_t max_queued = 64;                // --queue
@@ -34,7 +34,7 @@ struct CoordinatorOptions {
   std::string log_level = "info";
 };
 
-// InvalidArgument names the flag. Checks what does not need the model.
+// Checks the options that do not depend on the model. InvalidArgument names the flag.
 absl::Status CheckOptions(const CoordinatorOptions& options);
 
 }  // namespace ferry

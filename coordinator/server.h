@@ -1,6 +1,6 @@
 #pragma once
 
-// A whole coordinator: the model, the experts, the workers, the scheduler and the services, put together.
+// A whole coordinator: model, experts, workers, scheduler and services.
 
 #include <memory>
 #include <string>
@@ -13,8 +13,8 @@ namespace ferry {
 
 class Server {
  public:
-  // Opens the model, decides what goes where, and listens. From here on the services answer; health is NOT_SERVING and
-  // GetServerInfo says "loading". `options` have passed CheckOptions.
+  // Opens the model, plans the placement, and listens. From here on the services answer; health is NOT_SERVING and GetServerInfo
+  // says "loading". `options` have passed CheckOptions.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const CoordinatorOptions& options);
   virtual ~Server() = default;
 
@@ -22,13 +22,11 @@ class Server {
   virtual const std::string& address() const = 0;
   virtual int port() const = 0;
 
-  // Fills the expert store, then takes workers in. Takes as long as reading the model; says how far it is once a
-  // second.
+  // Fills the expert store, then admits workers. Takes as long as reading the model; logs the progress once a second.
   virtual absl::Status Load() = 0;
   // After Load: until the first epoch. DeadlineExceeded says which workers are missing.
   virtual absl::Status WaitUntilServing(absl::Time deadline) = 0;
-  // Refuses new requests, finishes those that are here within drain_timeout, ends the workers, and stops listening.
-  // Idempotent.
+  // Refuses new requests, finishes accepted ones within drain_timeout, ends the workers, and stops listening. Idempotent.
   virtual void Drain() = 0;
 };
 

@@ -29,7 +29,7 @@ class TraceWriter {
   static absl::StatusOr<std::unique_ptr<TraceWriter>> Create(const std::string& path);
   ~TraceWriter() { Close(); }
 
-  // Completes the file; what is added later is dropped.
+  // Completes the file; drops spans added later.
   void Close();
 
   // Steps overlap when several are in flight.

@@ -1,6 +1,6 @@
 #pragma once
 
-// How Ferry's processes reach each other, in one place.
+// gRPC channels between Ferry's processes.
 
 #include <grpcpp/channel.h>
 
@@ -11,8 +11,8 @@ namespace ferry {
 
 inline constexpr int kMaxMessageBytes = 64 << 20;
 
-// A channel with Ferry's message limit that goes nowhere but to `address`: no proxy, and no connection shared with
-// another channel, whose back-off after a failure would delay this one.
+// A channel to `address` with Ferry's message limit. It uses no proxy, and shares no connection with another channel, whose
+// back-off after a failure would delay this one.
 std::shared_ptr<grpc::Channel> CreateFerryChannel(const std::string& address);
 
 }  // namespace ferry

@@ -1,15 +1,13 @@
 #pragma once
 
-// Brings the parts of a running cluster together: takes workers in, begins an epoch when all are ready, ends it when
-// one is lost, and begins the next when the place is taken again. The states are Membership's, the steps Pipeline's;
-// here is the order in which things happen:
+// Runs a cluster: admits workers, begins an epoch when all are ready, ends it when one is lost, and begins the next when its
+// place is taken again. Membership keeps the states and Pipeline runs the steps. The controller orders these events:
 //
 //   epoch begins   every worker agrees -> the generation loop gets the pipeline -> health says SERVING
-//   epoch ends     health says NOT_SERVING -> every request ends -> the pipeline is closed -> the lost worker's place
-//   is free
+//   epoch ends     health says NOT_SERVING -> every request ends -> the pipeline is closed -> the lost worker's place is free
 //
-// A failed pipeline with all workers still there (a step that failed or took too long) leads to a new epoch with the
-// same workers; epochs that end soon are begun at growing intervals.
+// When a step fails or takes too long and no worker is lost, a new epoch begins with the same workers. After epochs that ended
+// soon, the next begins after a growing pause.
 
 #include <condition_variable>
 #include <functional>
@@ -40,8 +38,8 @@ struct ClusterOptions {
   int max_steps_in_flight = 0;
   absl::Duration heartbeat_interval, heartbeat_timeout, step_timeout;
   TraceWriter* trace = nullptr;  // null: no trace is written
-  // Called from the controller's thread when all workers are ready for the first time, before they serve: what has to be
-  // measured while nothing runs. May take some seconds. Null: nothing.
+  // Called from the controller's thread when all workers are ready for the first time, before they serve, for measurements that
+  // need an idle cluster. May take some seconds. Null: no measurement.
   std::function<void(const std::vector<v1::WorkerInfo>&)> before_first_epoch;
 };
 
@@ -52,13 +50,13 @@ class ClusterController {
                     std::function<void(bool)> set_serving);
   ~ClusterController();  // Stop()
 
-  // The experts are loaded: from now on workers are taken in. Both outlive this.
+  // The experts are loaded: admits workers from now on. Both outlive this.
   void Open(const ExpertStore* store, ExpertExchange* exchange);
-  // What a worker that asks too early is told.
+  // The progress that the answer to a worker before Open has.
   void SetLoadProgress(double fraction);
-  // Ends the epoch, if one lasts; `status` is what requests are told. No other begins. Idempotent.
+  // Ends the current epoch, if any, and its requests with `status`. No other begins. Idempotent.
   void Stop(const absl::Status& status);
-  // Whether the first epoch has begun, at the latest at `deadline`.
+  // Waits for the first epoch to begin; false when it has not by `deadline`.
   bool WaitUntilServing(absl::Time deadline);
 
   // The cluster's side of cluster.proto, whose errors these return. Thread-safe.
@@ -74,7 +72,7 @@ class ClusterController {
   std::string Describe() const { return membership_.Describe(); }
 
  private:
-  // What a worker said last, for people.
+  // A worker's last report, for display.
   struct Report {
     std::string expert_transport;
     internal::v1::HeartbeatRequest heartbeat;

@@ -1,6 +1,6 @@
 #pragma once
 
-// cluster.proto over gRPC: translates and decides nothing.
+// The gRPC service of cluster.proto. It translates and decides nothing.
 
 #include <atomic>
 #include <memory>
@@ -19,7 +19,7 @@ class ClusterService final : public internal::v1::Cluster::CallbackService {
   ClusterService(ClusterController* controller, const GgufFile* file, const ModelConfig* model, TaskPool* pool)
       : controller_(*controller), file_(*file), model_(*model), pool_(*pool) {}
 
-  // What the expert exchanges are answered from. Before, they are Unavailable.
+  // Answers expert requests from `store` and `exchange` from now on; before, with Unavailable.
   void Open(const ExpertStore* store, ExpertExchange* exchange);
 
   grpc::ServerUnaryReactor* Register(grpc::CallbackServerContext* context, const internal::v1::RegisterRequest* request,

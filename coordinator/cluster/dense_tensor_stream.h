@@ -21,7 +21,7 @@ class DenseTensorStream {
   static absl::StatusOr<DenseTensorStream> Create(const GgufFile* file, const ModelConfig& config, int64_t first_layer,
                                                   int64_t end_layer);
 
-  // Fills the next chunk; false at the end. Copies, and gives the pages of the file back.
+  // Fills the next chunk with a copy of its rows and releases the file's pages; false at the end.
   bool Next(internal::v1::TensorChunk* chunk);
 
  private:

@@ -1,6 +1,6 @@
 #pragma once
 
-// Who the cluster is made of: a state machine with no RPC in it.
+// The members of the cluster: a state machine without RPC.
 //
 // A cluster has a fixed number of places, one a layer range. A worker process takes a place with a random incarnation,
 // loads, becomes ready, and keeps the place while its heartbeats come. A process that is lost stays lost: it may come
@@ -35,11 +35,11 @@ struct MembershipOptions {
   absl::Duration heartbeat_timeout = absl::Seconds(10);
 };
 
-// What a process says of itself when it registers.
+// What a process reports when it registers.
 struct MemberInfo {
   Incarnation incarnation;
   std::string host;       // machine id
-  std::string address;    // of its services
+  std::string address;    // where its services listen
   bool loopback = false;  // only processes of its host can reach the address
   std::string device;
   int32_t pid = 0;
@@ -61,7 +61,7 @@ class Membership {
   int num_workers() const { return options_.num_workers; }
 
   // Gives the process a place: the wanted one, else the first never taken, else the first lost. A wanted place is taken
-  // over from the process that has it, since whoever names a place (a supervisor) knows that the earlier process is
+  // over from the process that has it: only a supervisor names a place, and it knows that the earlier process is
   // gone. The same incarnation again gets its place again. FailedPrecondition: all places are taken; InvalidArgument:
   // no incarnation, no such place, or a neighbour on another host that cannot send to it, or to which it cannot send;
   // Aborted: this incarnation was lost.
@@ -69,18 +69,18 @@ class Membership {
 
   // Aborted: not the process that has the place, or one that was lost. InvalidArgument: no such place.
   absl::Status RecordHeartbeat(WorkerId worker, Incarnation incarnation, bool ready);
-  // As RecordHeartbeat, without being one.
+  // The checks of RecordHeartbeat alone.
   absl::Status Check(WorkerId worker, Incarnation incarnation) const;
 
-  // Declares lost whoever has not been heard of for heartbeat_timeout, and returns them.
+  // Declares lost the processes without a heartbeat for heartbeat_timeout, and returns them.
   std::vector<Member> ExpireHeartbeats();
-  // False when that incarnation does not have the place, or is lost already.
+  // Declares the process lost. False: that incarnation does not have the place, or is lost already.
   bool MarkLost(WorkerId worker, Incarnation incarnation, const std::string& because);
 
   // Begins the next epoch and returns its number, 1 or more. FailedPrecondition: not all are ready.
   absl::StatusOr<uint64_t> BeginEpoch();
   void EndEpoch();
-  // Of the epoch that lasts; 0: none does.
+  // The current epoch; 0: none.
   uint64_t epoch() const;
 
   bool AllReady() const;

@@ -246,7 +246,7 @@ class GrpcPipeline final : public Pipeline {
       rings_.answers->Abort();
       reading_.join();
     }
-    // Lets the call end once what is under way has.
+    // Lets the call end after the running operations.
     void Release() {
       {
         const std::lock_guard lock(mutex_);

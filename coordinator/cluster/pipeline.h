@@ -1,11 +1,10 @@
 #pragma once
 
-// The workers of one epoch as a StepExecutor: one stream to each, every step sent to all of them at once. Token ids go
-// to the first alone, wanted logits to the last alone; what lies between travels from worker to worker. A step has
-// succeeded when every worker has answered for it.
+// The workers of one epoch as a StepExecutor. It sends every step to all workers at once: token ids to the first only, wanted
+// logits to the last only. Hidden states travel from worker to worker. A step has succeeded when every worker has answered it.
 //
-// A pipeline fails as a whole and once: a stream ends, a worker reports an error, an answer makes no sense, or the
-// oldest step takes longer than step_timeout. Its owner is told, and what was in flight is never answered.
+// A pipeline fails as a whole, once: when a stream ends, a worker reports an error, an answer is invalid, or the oldest step
+// takes longer than step_timeout. It then tells its owner, and steps in flight are never answered.
 
 #include <functional>
 #include <limits>
@@ -34,30 +33,30 @@ struct PipelineOptions {
   std::vector<PipelineWorker> workers;  // in order of their layers
   int64_t vocab_size = 0;
   int max_steps_in_flight = 0;                                      // 0: one a worker
-  double step_cost_rows = std::numeric_limits<double>::infinity();  // of the slowest worker, as step_rows.h has it
+  double step_cost_rows = std::numeric_limits<double>::infinity();  // StepCostRows of the slowest worker (step_rows.h)
   absl::Duration begin_timeout = absl::Seconds(10);
   absl::Duration step_timeout = absl::Seconds(120);
-  TraceWriter* trace = nullptr;  // where every step's spans go; null: none are asked for
+  TraceWriter* trace = nullptr;  // gets the spans of every step; null: workers record none
 };
 
 // How a pipeline ended.
 struct PipelineFailure {
-  absl::Status status;              // what its requests are told
-  std::optional<WorkerId> suspect;  // who seems to be at fault
+  absl::Status status;              // the status of its requests
+  std::optional<WorkerId> suspect;  // the worker that seems to be at fault
   Incarnation incarnation;          // of the suspect
-  bool lost = false;                // the suspect's connection is gone
+  bool lost = false;                // the connection to the suspect broke
 };
 
 class Pipeline : public StepExecutor {
  public:
   using OnFailed = std::function<void(PipelineFailure)>;
 
-  // Tells every worker, the last one first so that each finds its successor ready, and opens the streams. Waits for at
-  // most begin_timeout. An error fills `failure`. `on_failed` is called once at most, from any thread, without a lock
-  // held; it must not destroy the pipeline. `clock` must outlive it.
+  // Begins the epoch on every worker, from the last to the first so that each finds its successor ready, and opens the streams.
+  // Waits for at most begin_timeout. On an error it fills `failure`. Calls `on_failed` at most once, from any thread, without a
+  // lock held; `on_failed` must not destroy the pipeline. `clock` outlives it.
   static absl::StatusOr<std::unique_ptr<Pipeline>> Begin(const PipelineOptions& options, const Clock* clock, OnFailed on_failed,
                                                          PipelineFailure* failure);
-  // Fails the pipeline, if it has not failed, when its oldest step is over its time. To be called now and then.
+  // Fails the pipeline if its oldest step has taken longer than step_timeout. Its owner calls this periodically.
   virtual void CheckTimeout() = 0;
 };
 

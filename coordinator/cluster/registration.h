@@ -1,7 +1,7 @@
 #pragma once
 
-// What a worker says of itself, checked: at its registration, and in every heartbeat. Its rates go into the planner's divisions
-// and its texts onto terminals, so neither is taken as it comes.
+// Checks of a worker's registration and heartbeats. The planner divides by a worker's rates and terminals show its texts, so both
+// are checked.
 
 #include <cstdint>
 #include <optional>
@@ -14,7 +14,7 @@
 
 namespace ferry {
 
-// What a registration has to fit.
+// The coordinator's side of a registration's checks.
 struct RegistrationRules {
   uint64_t model_fingerprint = 0;
   std::string host;              // machine id of the coordinator
@@ -25,16 +25,16 @@ struct Registration {
   MemberInfo info;
   std::optional<WorkerId> wanted;
   std::string expert_transport;      // shm or grpc
-  double link_bytes_per_second = 0;  // 0: not known
+  double link_bytes_per_second = 0;  // 0: unknown
 };
 
-// InvalidArgument names the field: another model, an address that is none, that leads nowhere or that only the worker's own host
-// can reach, an unknown transport or shared memory across hosts, a text that is not kMaxReportText printable bytes, a rate that
-// is no number of bytes. Whether the place is free is Membership's to say.
+// InvalidArgument names the field: another model, an invalid address or one that only the worker's own host can reach, an unknown
+// transport or shared memory across hosts, a text that is not printable or longer than kMaxReportText bytes, a rate that is not a
+// number of bytes a second. Membership checks whether the place is free.
 absl::StatusOr<Registration> CheckRegistration(const internal::v1::RegisterRequest& request, const RegistrationRules& rules);
 inline constexpr size_t kMaxReportText = 256;
 
-// InvalidArgument names the field. Who sends it is Membership's to check.
+// InvalidArgument names the field. Membership checks the sender.
 absl::Status CheckHeartbeat(const internal::v1::HeartbeatRequest& request);
 
 }  // namespace ferry

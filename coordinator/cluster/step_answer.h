@@ -1,7 +1,7 @@
 #pragma once
 
-// A worker's answer to a step, checked against the step it answers. A worker is trusted with the numbers it computed and with
-// nothing else: counts, sizes and ids are compared before they are used.
+// Checks a worker's answer against the step that it answers. The coordinator trusts the numbers that a worker computed, and
+// checks counts, sizes and ids before it uses them.
 
 #include <cstdint>
 #include <span>
@@ -23,8 +23,8 @@ struct StepExpectation {
   int64_t vocab_size = 0;
 };
 
-// The logits, one result a wanted row. Internal: not an answer to that step, or not what it asked for. An error of the
-// worker's own comes back with its code and the worker's number before its words, of which kMaxErrorBytes are kept.
+// Returns the logits, one result for each wanted row. Internal: the answer is to another step, or does not fit the request. When
+// the worker answered with an error, returns its code, the worker's number, and kMaxErrorBytes of its message.
 absl::StatusOr<std::vector<LogitsResult>> CheckStepResponse(const internal::v1::StepResponse& response,
                                                             const StepExpectation& expected);
 inline constexpr size_t kMaxSpanName = 64;

@@ -1,6 +1,6 @@
 #pragma once
 
-// One step of the cluster: rows of several sequences that go through all layers together, and what comes back.
+// One step of the cluster: rows of several sequences that go through all layers together, and its outcome.
 
 #include <cstdint>
 #include <functional>
@@ -15,16 +15,16 @@
 namespace ferry {
 
 struct RowLogits {
-  int64_t offset = 0;  // row of the sequence in this step
+  int64_t offset = 0;  // which of the sequence's rows in this step
   LogitsRequest wanted;
 };
 
 struct PlannedSequence {
   SlotId slot;
-  bool decoding = false;  // one row, of a token that was sampled
+  bool decoding = false;  // it has one row, of a sampled token
   int64_t first_position = 0;
   std::vector<int32_t> token_ids;  // rows at first_position and on; not empty
-  std::vector<int32_t> blocks;     // of positions 0 to the end of this step
+  std::vector<int32_t> blocks;     // KV blocks of positions 0 to the end of this step
   std::vector<RowLogits> logits;   // offsets increasing
 };
 
@@ -40,21 +40,21 @@ struct StepPlan {
 };
 
 struct StepOutcome {
-  std::vector<LogitsResult> logits;  // of the wanted rows, sequence after sequence
+  std::vector<LogitsResult> logits;  // for each wanted row, sequence after sequence
   v1::ExpertCounters experts;        // summed over the workers
 };
 
-// Carries steps out: the pipeline of workers, or a fake.
+// Executes steps: the pipeline of workers, or a fake.
 class StepExecutor {
  public:
   using Done = std::function<void(StepOutcome)>;
 
   virtual ~StepExecutor() = default;
   virtual int max_steps_in_flight() const = 0;
-  // As step_rows.h has it: how short a prompt's steps may be.
+  // The cost of a step beside its rows, in rows (step_rows.h). It bounds how short a prompt's steps may be.
   virtual double step_cost_rows() const { return std::numeric_limits<double>::infinity(); }
-  // Queues a step behind the earlier ones; they end in order. `done` is called from any thread, once, when the step has
-  // succeeded. One that fails ends the executor's life: its owner hears of it, and `done` is never called.
+  // Queues a step; steps end in order. Calls `done` once, from any thread, when the step has succeeded. A step that fails ends
+  // the executor, which tells its owner; `done` is then never called.
   virtual void Submit(StepPlan step, Done done) = 0;
 };
 

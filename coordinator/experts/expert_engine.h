@@ -1,7 +1,7 @@
 #pragma once
 
-// Computes experts where they lie, for all workers: the host's half of every layer. One computation at a time uses all threads,
-// since its measure is the machine's memory rate and two at once would only share it.
+// Computes experts from the arena, for all workers: the host's share of every layer. One computation at a time uses all threads.
+// The machine's memory rate bounds it, so two at once would only share that rate.
 
 #include <atomic>
 #include <cstdint>
@@ -19,11 +19,11 @@ namespace ferry {
 
 class ExpertEngine {
  public:
-  // `ops` is a host backend. `trace` gets a span for every computation, unless it is null. All must outlive this.
+  // `ops` is a host backend. `trace`, unless null, gets a span for every computation. All outlive the engine.
   ExpertEngine(const ExpertStore* store, Ops* ops, const SwigluParams& swiglu, int64_t n_embd, TraceWriter* trace = nullptr);
 
-  // contributions[i] = expert of entry i applied to rows[entry_rows[i]]. Everything of `request` is checked first against the
-  // store and the spans: InvalidArgument names the field. Thread-safe.
+  // contributions[i] = expert of entry i applied to rows[entry_rows[i]]. First checks all of `request` against the store and the
+  // spans: InvalidArgument names the field. Thread-safe.
   //   rows           [request.num_rows, n_embd]            F32
   //   contributions  [request.entry_rows.size(), n_embd]   F32
   absl::Status Compute(const ExpertRequest& request, std::span<float> rows, std::span<float> contributions);

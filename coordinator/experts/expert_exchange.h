@@ -1,7 +1,7 @@
 #pragma once
 
-// Answers what workers ask about experts, over shared memory and over gRPC alike: plan, compute, fetch. One mailbox and one
-// thread a shared-memory worker. Requests of another incarnation than the worker's are refused with Aborted.
+// Answers workers' requests about experts, over shared memory and over gRPC: plan, compute, fetch. Each shared-memory worker has
+// a mailbox and a thread here. A request of an earlier incarnation of a worker gets Aborted.
 
 #include <cstdint>
 #include <map>
@@ -19,7 +19,7 @@
 
 namespace ferry {
 
-// What the planner needs to know of a worker.
+// A worker, as far as the planner needs it.
 struct ExchangePeer {
   WorkerId worker;
   Incarnation incarnation;
@@ -40,19 +40,19 @@ class ExpertExchange {
   const std::string& socket_name() const;
   // A worker joins, replacing an earlier incarnation of the same id.
   void AddPeer(const ExchangePeer& peer);
-  // Its slots, and its link's rate alone, once it knows them.
+  // Sets a worker's slots and its link's rate alone, once the worker has reported them.
   void UpdatePeer(WorkerId worker, int64_t num_slots, double link_bytes_per_second);
-  // What plans divide by from now on: the host's rates beside the links, and the link's rate beside the host, where that was
-  // measured, for whoever has worker `i`'s place. Otherwise each link's rate alone counts.
+  // Sets the rates of later plans: the host's beside the links, and `links[i]`, the rate of the link to place i beside the host.
+  // A place without a measured rate uses its link's rate alone.
   void SetRates(const PlannerRates& host, const std::vector<double>& links);
-  // Makes a mailbox for it, starts answering it, and returns the key under which the worker fetches the arena's and the
-  // mailbox's descriptors, in this order.
+  // Makes a mailbox for a worker and starts to answer it. Returns the key with which the worker fetches the descriptors of the
+  // arena and the mailbox, in this order.
   absl::StatusOr<std::string> OpenMailbox(WorkerId worker, const MailboxShape& shape);
-  void RemovePeer(WorkerId worker);  // stops its mailbox
+  void RemovePeer(WorkerId worker);  // and its mailbox
   void BeginEpoch();                 // steps are numbered from 1 again
 
-  // The exchanges themselves; for gRPC callers. Thread-safe. Aborted: stale incarnation; InvalidArgument names the field, also
-  // for a layer that the worker does not own.
+  // The three requests, for gRPC callers. Thread-safe. Aborted: an earlier incarnation or step. InvalidArgument names the field,
+  // also when the worker does not own the layer.
   absl::StatusOr<std::vector<ExpertPlace>> Plan(WorkerId worker, const ExpertRequest& request);
   absl::Status Compute(WorkerId worker, const ExpertRequest& request, std::span<float> rows, std::span<float> contributions);
   // Checks a request for records; the caller then reads them from the store.
@@ -65,7 +65,7 @@ class ExpertExchange {
   double LinkRateLocked(const ExchangePeer& peer) const;
   absl::StatusOr<std::shared_ptr<Peer>> Find(WorkerId worker);
   void Serve(Peer& peer);
-  // Refuses what is not the peer's: another incarnation, a step that is over, a layer it does not own.
+  // Refuses another incarnation than the peer's, a step that is over, and a layer that the peer does not own.
   absl::Status Admit(Peer& peer, const ExpertRequest& request);
   std::vector<ExpertPlace> Divide(Peer& peer, const ExpertRequest& request);
 

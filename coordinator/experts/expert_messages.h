@@ -1,7 +1,7 @@
 #pragma once
 
-// The expert exchanges of cluster.proto in the terms of expert_exchange.h. Everything here comes from a peer: counts
-// and sizes are compared before they are converted or multiplied.
+// Translates the expert requests of cluster.proto to those of expert_exchange.h. They come from a peer: counts and sizes are
+// checked before they are converted or multiplied.
 
 #include <cstdint>
 #include <vector>
@@ -13,8 +13,7 @@
 
 namespace ferry {
 
-// InvalidArgument names a field that does not fit its type here. What the numbers mean is checked by
-// CheckExpertRequest.
+// InvalidArgument names a field that does not fit its type here. CheckExpertRequest checks the rest.
 absl::StatusOr<ExpertRequest> ExpertRequestFromProto(const internal::v1::ExpertRequest& proto, ExpertRequestKind kind);
 
 struct ComputeRequest {

@@ -22,7 +22,7 @@ ExpertDivision DivideExperts(const PlannerInput& input) {
   ExpertDivision division;
   division.places.assign(input.uses.size(), ExpertPlace::kHost);
 
-  // What is not resident, heaviest first; ties to the lower id so that the same input always gives the same division.
+  // The experts that are not resident, heaviest first; ties to the lower id, so that equal inputs give equal divisions.
   std::vector<size_t> absent;
   for (size_t i = 0; i < input.uses.size(); ++i) {
     if (input.uses[i].resident == 1) {

@@ -2,13 +2,14 @@
 
 // Divides the activated experts of one layer between the worker's device and the host. A pure function: no clock, no state.
 //
-// An expert that is on its way costs the link as much as one that has not been asked for, so both are divided alike: what the
-// host would rather have computed tells the worker to copy less before it knows the routing (worker/copy_ahead.h).
+// An expert whose copy is running costs the link as much as one that nobody has asked for, so the planner divides both alike. An
+// expert with few tokens then goes to the host though its copy has begun, which tells the worker to copy less before it knows the
+// routing (worker/copy_ahead.h).
 //
 // Shipping an expert costs bytes / link rate whatever its tokens; computing it on the host costs reading it (bytes / host read
-// rate, at one row) and multiplying the other rows ((tokens - 1) * flops / host flop rate). Both run at once, so the division
-// that ends first makes their finishing times equal: experts are taken in order of tokens per byte, the heavy ones shipped, the
-// light ones kept.
+// rate, at one row) and multiplying the other rows ((tokens - 1) * flops / host flop rate). Both run at once, so the best
+// division makes them end at the same time. It goes through the experts in order of tokens per byte, ships the heavy ones and
+// leaves the light ones to the host.
 
 #include <cstdint>
 #include <span>
@@ -38,11 +39,12 @@ struct PlannerInput {
 
 struct ExpertDivision {
   std::vector<ExpertPlace> places;  // one a use
-  double link_seconds = 0;          // predicted time of the copies; 0 when the rate is not known
+  double link_seconds = 0;          // predicted time of the copies; 0 when the rate is unknown
   double host_seconds = 0;          // predicted time of the host's share; likewise
 };
 
-// Neither host nor shipping allowed, or nothing can be shipped although the host may not: everything goes to the host.
+// Everything goes to the host when neither host nor shipping is allowed, or when the host is not allowed but nothing can be
+// shipped.
 ExpertDivision DivideExperts(const PlannerInput& input);
 
 }  // namespace ferry

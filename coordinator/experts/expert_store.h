@@ -1,7 +1,7 @@
 #pragma once
 
-// The experts of the model in host memory: a sealed shared-memory arena in the one layout, filled from the GGUF file once.
-// Everybody reads it and nobody writes it: the engine here, and the workers of this host through their own read-only mapping.
+// The experts of the model in host memory: a shared-memory arena in ArenaLayout, filled from the GGUF file once and then sealed.
+// The engine reads it here, workers of this host through a read-only mapping of their own.
 
 #include <cstdint>
 #include <functional>
@@ -26,8 +26,8 @@ struct LoadProgress {
 
 class ExpertStore {
  public:
-  // Reads all experts of `file`, with all threads of `pool`; `progress` is called now and then from one thread. Pages of the
-  // file that are done with are given back, so that the file's cache does not stand beside the arena.
+  // Reads all experts of `file`, with all threads of `pool`; calls `progress` now and then from one thread. Releases the file's
+  // pages after reading them, so that memory does not hold the experts twice.
   // ResourceExhausted: the arena does not fit into this machine's memory; InvalidArgument names a tensor.
   static absl::StatusOr<std::unique_ptr<ExpertStore>> Load(const GgufFile& file, const ModelConfig& config, ThreadPool& pool,
                                                            const std::function<void(const LoadProgress&)>& progress);
@@ -39,7 +39,7 @@ class ExpertStore {
     return layout_.RecordIn(arena_.bytes(), layer, expert);
   }
   double load_seconds() const { return load_seconds_; }
-  bool huge_pages() const { return huge_pages_; }  // all but a few of the arena's pages
+  bool huge_pages() const { return huge_pages_; }  // whether almost all of the arena is in huge pages
 
  private:
   ExpertStore() = default;

@@ -23,7 +23,7 @@ absl::Status BatchScheduler::Enqueue(std::shared_ptr<Generation> generation) {
                            options_.slots.num_blocks * options_.slots.block_tokens);
   }
   if (generation->deadline() <= clock_.Now()) return DeadlineExceeded("the deadline passed before the request was queued");
-  // Whoever can run at once needs no place in the queue.
+  // A request that can run at once needs no place in the queue.
   Admit();
   const bool runs_at_once = queue_.empty() && num_running() < options_.max_running;
   if (!runs_at_once && num_queued() >= options_.max_queued) {
@@ -148,7 +148,7 @@ std::optional<StepPlan> BatchScheduler::NextStep(int max_in_flight, double step_
     const bool next_token_known = running->submitted < static_cast<int64_t>(running->generation->tokens().size());
     if (next_token_known) decoding.push_back(running);
   }
-  // Whoever a full step left out goes first into the next.
+  // Requests that a full step left out go first into the next.
   std::stable_sort(decoding.begin(), decoding.end(), [](const auto& a, const auto& b) { return a->turn < b->turn; });
   const auto first_in_turn = std::stable_partition(prompts.begin(), prompts.end(), [](const auto& p) { return p->left_out; });
 

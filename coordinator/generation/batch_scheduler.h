@@ -2,16 +2,15 @@
 
 // Which rows go into the next step: continuous batching at token granularity. No RPC, no threads, no waiting.
 //
-// A request waits in a queue, first in first out, until a slot and all the KV blocks it may need are free; then it
-// runs. A step takes the next row of every running request that is decoding and chunks of the prompts that are not
-// through yet, oldest first. While somebody decodes, prompts get micro_batch_tokens rows a step, so that a long prompt
-// does not hold up the others' next tokens for long; otherwise they get the whole step, since an expert then crosses
-// the link once for more tokens, or what keeps several workers busy at once.
+// A request waits in a queue, first in first out, until a slot and all the KV blocks that it may need are free; then it runs. A
+// step takes the next row of every decoding request, and chunks of unfinished prompts, oldest first. While a request decodes,
+// prompts get micro_batch_tokens rows a step, so that a long prompt delays the others' next tokens little. Otherwise prompts get
+// the whole step, since an expert then crosses the link once for more tokens; with several workers they get as many rows as keep
+// all workers busy.
 //
 // Several steps may be in flight. A decoding request is in one of them at most, since its next token depends on the
-// last; the chunks of one prompt follow each other. Workers compute steps in order, so a slot that was given up while a
-// step with it is in flight can be leased again at once: whatever that step still writes is overwritten by later ones
-// before it is read.
+// last; the chunks of one prompt follow each other. Workers compute steps in order, so a slot released while a step
+// with it is in flight can be leased again at once: later steps overwrite what that step writes before they read it.
 //
 // One thread.
 
@@ -29,7 +28,7 @@
 
 namespace ferry {
 
-// A request as the scheduler sees it. Called by the scheduler's thread alone, apart from the constants.
+// A request as the scheduler sees it. Only the scheduler's thread calls it; any thread may read the constants.
 class Generation {
  public:
   virtual ~Generation() = default;
@@ -41,18 +40,18 @@ class Generation {
   virtual absl::Time deadline() const = 0;     // InfiniteFuture: none
   virtual bool forgets_experts() const = 0;    // its first step begins with empty expert slots
 
-  // The prompt, then what was sampled so far.
+  // The prompt and the tokens sampled so far.
   virtual std::span<const int32_t> tokens() const = 0;
-  // What is wanted of the row of the token at `position`, which predicts the next one. The last token's row is asked
-  // for after that token is known.
+  // Which logits the request wants from the row of the token at `position`, which predicts the next token. The scheduler asks for
+  // the last token's row once that token is known.
   virtual std::optional<LogitsRequest> LogitsAt(int64_t position) const = 0;
 
   virtual void OnAdmitted(int64_t cached_tokens) = 0;
-  // The rows [first_position, first_position + num_tokens) are through; `logits` are those that LogitsAt asked for, in
-  // order. After the row of the last token, either tokens() has grown or true is returned: this request is finished.
+  // The model has computed rows [first_position, first_position + num_tokens); `logits` are those that LogitsAt asked for, in
+  // order. After the row of the last token, either tokens() has grown, or the call returns true: the request is finished.
   virtual bool OnRows(int64_t first_position, int64_t num_tokens, std::span<LogitsResult> logits,
                       const v1::ExpertCounters& experts) = 0;
-  // The end, other than by OnRows.
+  // The request ends with an error.
   virtual void OnFailed(const absl::Status& status) = 0;
 };
 
@@ -73,23 +72,22 @@ class BatchScheduler {
   // `clock` must outlive this.
   BatchScheduler(const BatchSchedulerOptions& options, const Clock* clock);
 
-  // On error the request is not taken, and not told. ResourceExhausted: the queue is full; InvalidArgument: it would
-  // never fit the cache; DeadlineExceeded: its deadline has passed.
+  // On an error the scheduler does not keep the request and does not call it. ResourceExhausted: the queue is full;
+  // InvalidArgument: it would never fit the cache; DeadlineExceeded: its deadline has passed.
   absl::Status Enqueue(std::shared_ptr<Generation> generation);
-  // Forgets a request wherever it is, without telling it; its slot and blocks are free afterwards.
+  // Drops a queued or running request without calling it; its slot and blocks are free afterwards.
   void Cancel(const Generation* generation);
-  // Ends what is past its deadline, with DeadlineExceeded.
+  // Ends requests past their deadline with DeadlineExceeded.
   void ExpireDeadlines();
-  // The next deadline of anyone here.
+  // The earliest deadline of the queued and running requests.
   absl::Time NextDeadline() const;
 
-  // The next step, when there is work that does not depend on a step in flight and fewer than `max_in_flight` are. It
-  // is in flight from now until OnStepDone. As many workers as steps may be in flight: prompts are cut for them (step_rows.h).
+  // The next step, if there is work that does not depend on a step in flight and fewer than `max_in_flight` steps are. It is in
+  // flight from now until OnStepDone. Prompts are cut for a pipeline of `max_in_flight` workers (step_rows.h).
   std::optional<StepPlan> NextStep(int max_in_flight, double step_cost_rows = std::numeric_limits<double>::infinity());
   // Steps end in order. A step that was forgotten by FailAll is ignored.
   void OnStepDone(StepId id, StepOutcome outcome);
-  // Ends everything, the queue included, and forgets all sequences and the steps in flight: the cluster has lost its
-  // caches.
+  // The cluster has lost its caches: ends all requests, queued ones too, and forgets all sequences and steps in flight.
   void FailAll(const absl::Status& status);
 
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
@@ -101,10 +99,10 @@ class BatchScheduler {
   struct Running {
     std::shared_ptr<Generation> generation;
     KvSlots::Lease lease;
-    int64_t submitted = 0;  // rows that were put into steps, or cached
-    bool begun = false;     // rows of it were put into a step
-    uint64_t turn = 0;      // when it was last given rows: the lower goes first
-    bool left_out = false;  // its prompt got nothing into the last step: the logits of others filled it
+    int64_t submitted = 0;  // rows put into steps, or cached
+    bool begun = false;     // a step has rows of it
+    uint64_t turn = 0;      // when it last got rows: the lowest goes first
+    bool left_out = false;  // the last step had no room for its prompt, being full of the logits of others
     bool ended = false;     // steps in flight may still name it
   };
   struct Part {
@@ -120,7 +118,7 @@ class BatchScheduler {
   // Adds up to `max_tokens` of the request's next rows to the step, as far as its logits fit; returns how many.
   int64_t AddRows(const std::shared_ptr<Running>& running, int64_t max_tokens, int64_t* logits_left, StepPlan* step,
                   InFlight* in_flight);
-  void End(Running& running);  // gives its slot back; the caller takes it out of running_
+  void End(Running& running);  // releases its slot; the caller removes it from running_
   void RemoveEnded();
 
   const BatchSchedulerOptions options_;

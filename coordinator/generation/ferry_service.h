@@ -1,6 +1,6 @@
 #pragma once
 
-// generate.proto over gRPC: translates and decides nothing.
+// The gRPC service of generate.proto. It translates and decides nothing.
 
 #include <functional>
 #include <memory>

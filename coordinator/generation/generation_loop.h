@@ -1,10 +1,10 @@
 #pragma once
 
-// The thread that runs the scheduler: takes requests in, sends steps out, and hands results round. Other threads post
-// to its inbox and never wait for it, except where said.
+// The thread that runs the scheduler: accepts requests, sends steps to the executor, and passes results to requests. Other
+// threads post to its inbox and do not wait for it, except in Suspend and WaitUntilIdle.
 //
-// It serves while it has an executor. Suspend takes the executor away and ends every request with a status; until the
-// next Attach, new ones are refused with Unavailable and that status's message.
+// It serves while it has an executor. Suspend takes the executor away and ends every request with a status. Until the next
+// Attach, the loop refuses new requests with Unavailable and that status's message.
 
 #include <atomic>
 #include <condition_variable>
@@ -33,23 +33,23 @@ struct GenerationStats {
 
 class GenerationLoop {
  public:
-  // Until the first Attach new requests are refused with Unavailable and `initially`. `clock` must outlive this.
+  // Refuses new requests with Unavailable and the message `initially` until the first Attach. `clock` outlives the loop.
   GenerationLoop(const BatchSchedulerOptions& options, const Clock* clock, const std::string& initially);
-  // Ends what still runs with Unavailable.
+  // Ends running requests with Unavailable.
   ~GenerationLoop();
 
-  // Takes a request; what becomes of it, refusal included, goes to its sink.
+  // Accepts a request. Its sink gets all results, a refusal too.
   void Submit(std::shared_ptr<Generation> generation);
-  // Forgets a request: it hears nothing from here on, and its slot is free before the next step is made up.
+  // Drops a request: calls it no more, and frees its slot before it makes the next step.
   void Cancel(std::shared_ptr<Generation> generation);
 
   // `executor` must stay until Suspend.
   void Attach(StepExecutor* executor);
   // Ends every request with `status` and waits until the executor is no longer used.
   void Suspend(const absl::Status& status);
-  // From now on new requests are refused with `status`; those that are here go on.
+  // Refuses new requests with `status` from now on; accepted ones go on.
   void StopAdmitting(const absl::Status& status);
-  // Whether nobody runs or waits any more, at the latest at `deadline`.
+  // Waits until no request runs or is queued; false when one still is at `deadline`.
   bool WaitUntilIdle(absl::Time deadline);
 
   GenerationStats stats() const;

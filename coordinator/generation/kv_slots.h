@@ -1,12 +1,11 @@
 #pragma once
 
-// Slots and blocks of the KV cache: which sequence lies where, and what of it can serve again.
+// Slots and blocks of the KV cache: which sequence is where, and which of its tokens a later request can reuse.
 //
 // A slot holds one sequence: a table of blocks for the full layers, taken from one pool, and a ring of its own in every
 // sliding layer. A running request leases a slot with all the blocks that it can ever need, so it never waits for
-// memory in the middle. When it ends, the slot keeps the sequence, and the next request that begins in the same way
-// goes on from there; the blocks of such idle slots are taken away, least recently used first, when somebody needs
-// them.
+// memory while it runs. When it ends, the slot keeps the sequence, and the next request that begins in the same way
+// continues it. When a request needs more blocks, it takes those of idle slots, least recently used first.
 //
 // The ring limits reuse: it holds the last ring_tokens positions that were written, and a row at position P of a
 // sliding layer sees window - 1 positions before it. So a sequence can go on from P only while all of [P - window + 1,
@@ -35,25 +34,25 @@ class KvSlots {
  public:
   struct Lease {
     SlotId slot;
-    int64_t cached_tokens = 0;    // leading tokens whose keys and values are there already
-    std::vector<int32_t> blocks;  // for all the tokens that were reserved
+    int64_t cached_tokens = 0;    // leading tokens whose keys and values are in the cache
+    std::vector<int32_t> blocks;  // for all reserved tokens
   };
 
   explicit KvSlots(const KvSlotsOptions& options);
 
   // A place for a sequence that begins with `prompt` (not empty) and grows to at most `reserve_tokens` (>= prompt). The
   // slot is the one with the longest usable common prefix, when that is at least a tenth of the prompt (less is not
-  // worth giving up somebody's sequence for); otherwise an empty one, otherwise the least recently used. Whatever of
-  // that slot is usable is used, but never the whole prompt: its last token is computed again, for its logits. `reuse`
-  // false: nothing is. ResourceExhausted: no idle slot, or too few blocks until a running request ends; nothing changes
+  // worth giving up another sequence for); otherwise an empty one, otherwise the least recently used. The lease reuses
+  // the slot's usable prefix, but never the whole prompt: its last token is computed again, for its logits. Without `reuse` it
+  // reuses nothing. ResourceExhausted: no idle slot, or too few blocks until a running request ends; nothing changes
   // then.
   absl::StatusOr<Lease> Acquire(std::span<const int32_t> prompt, int64_t reserve_tokens, bool reuse);
   // Whether such a request could ever be placed.
   bool CanEverHold(int64_t reserve_tokens) const { return BlocksFor(reserve_tokens) <= options_.num_blocks; }
 
-  // The lease ends. `written` are the sequence's tokens whose keys and values were written or are on their way.
+  // The lease ends. `written`: the sequence's tokens whose keys and values were written, or will be by steps in flight.
   void Release(SlotId slot, std::span<const int32_t> written);
-  // All sequences are forgotten, running ones too.
+  // Forgets all sequences, running ones too.
   void Clear();
 
   int64_t num_blocks() const { return options_.num_blocks; }
@@ -69,7 +68,7 @@ class KvSlots {
     uint64_t last_used = 0;
   };
   int64_t BlocksFor(int64_t tokens) const { return (tokens + options_.block_tokens - 1) / options_.block_tokens; }
-  // Leading tokens of `prompt` from which the idle `slot` can go on.
+  // How many leading tokens of `prompt` the idle `slot` can reuse.
   int64_t Usable(const Slot& slot, std::span<const int32_t> prompt) const;
   void Forget(Slot& slot);
 

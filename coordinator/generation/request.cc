@@ -193,7 +193,7 @@ bool Request::OnRows(int64_t first_position, int64_t num_tokens, std::span<Logit
   const bool full = last_row_done && generated_tokens() >= max_tokens_;
   const bool finished = ended || full;
   if (finished) {
-    if (!ended) {  // otherwise what is held back was flushed or belongs to the stop string
+    if (!ended) {  // otherwise the held-back text was flushed or belongs to the stop string
       StopMatcher::Result rest = stops_.Push(detokenizer_.Flush());
       response.mutable_text()->append(rest.text);
       if (!rest.stop) response.mutable_text()->append(stops_.Flush());

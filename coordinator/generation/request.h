@@ -1,12 +1,10 @@
 #pragma once
 
-// One generation, from a checked prompt to its Finish message: what is asked of the model's logits, what becomes of
-// them, and when it ends. No RPC, no waiting: answers go to a sink, the time comes from a clock.
+// One generation, from a checked prompt to its Finish message: it says which logits it wants, samples from them, and decides when
+// it ends. It knows no RPC and does not wait: answers go to a sink, the time comes from a clock.
 //
-//  - A token that ends the generation (end-of-generation, or one of stop_token_ids) is among token_ids, so that a
-//  client knows
-//    which one it was; its text appears with render_special only. With ignore_eos end-of-generation tokens are like any
-//    other.
+//  - A token that ends the generation (end-of-generation, or one of stop_token_ids) is among token_ids, so that a client knows
+//    which one it was; its text appears with render_special only. With ignore_eos, end-of-generation tokens are ordinary tokens.
 //  - A stop string is not part of the text. The ids of the tokens that formed it are among token_ids.
 //  - Without max_tokens a request may fill its share of the KV cache, or the whole context when its prompt does not fit
 //    the share: bounded by the cache's shape and never by what others happen to run.
@@ -41,9 +39,9 @@ class GenerationSink {
 
 struct RequestLimits {
   int64_t context_tokens = 0;   // prompt and output of one request, at most
-  int64_t share_tokens = 0;     // of the KV cache, for one of the requests that run at once
-  int64_t vocab_size = 0;       // of the model's logits
-  int64_t max_token_bytes = 0;  // of the longest token: a text longer than context_tokens such tokens is not even tokenized
+  int64_t share_tokens = 0;     // the share of the KV cache of each request that runs at once
+  int64_t vocab_size = 0;       // number of logits in a row
+  int64_t max_token_bytes = 0;  // length of the longest token: a text longer than context_tokens such tokens is refused unread
 };
 
 // The bounds of the API that generate.proto names.

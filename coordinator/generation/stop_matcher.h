@@ -1,7 +1,7 @@
 #pragma once
 
-// Finds stop strings in text that arrives in pieces, wherever the cuts between the pieces are, and holds back only what
-// may be the beginning of one.
+// Finds stop strings in text that arrives in pieces, wherever the pieces are cut. It holds back only text that may be the
+// beginning of a stop string.
 
 #include <cstdint>
 #include <optional>
@@ -32,7 +32,7 @@ class StopMatcher {
   // same place the longest; the result does not depend on how the text is cut. Linear in the text. After a stop
   // everything is dropped: text is empty, stop the same.
   Result Push(std::string_view text);
-  // The end of the text: gives what is still held back.
+  // The end of the text: returns the text held back.
   std::string Flush();
 
  private:

@@ -1,7 +1,7 @@
 #pragma once
 
-// A few threads for work that is too long for a gRPC callback: gRPC has few threads for callbacks, and heartbeats need
-// one soon.
+// A few threads for work that is too long for a gRPC callback. gRPC has few threads for callbacks, and a heartbeat must not wait
+// for one.
 
 #include <condition_variable>
 #include <deque>
@@ -17,7 +17,7 @@ class TaskPool {
   explicit TaskPool(int num_threads) {
     for (int i = 0; i < num_threads; ++i) threads_.emplace_back([this] { Run(); });
   }
-  // Runs what was posted, then ends.
+  // Runs all posted tasks, then ends.
   ~TaskPool() {
     {
       const std::lock_guard lock(mutex_);

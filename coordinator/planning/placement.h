@@ -1,7 +1,7 @@
 #pragma once
 
-// What goes where, and why: layer ranges of the workers, KV cache shape, expert slots, and a prediction of the rates. Pure
-// functions of sizes and options, shared by the coordinator at start and by `ferry plan` without loading.
+// Placement of a model: the workers' layer ranges and the shape of the KV cache. Pure functions of sizes and options, for the
+// coordinator at its start and for `ferry plan` without loading.
 
 #include <cstdint>
 #include <string>
@@ -21,10 +21,10 @@ struct PlacementOptions {
   int64_t context_tokens = 0;                 // -c: KV cache of all requests together; 0: min(model, 4096) * parallel
   int64_t parallel = 4;                       // -np: requests at once
   int64_t batch_tokens = 0;                   // -b: rows of one step; 0: AutoBatchTokens
-  int64_t gpu_bytes = 0;           // memory of the smallest GPU among the workers; 0: they have none, or it is not known
-  int64_t micro_batch_tokens = 0;  // -ub: rows of one dense or attention chunk; 0: AutoMicroBatchTokens
-  DType key_type = DType::kF16;    // -ctk: F16 or Q8_0
-  DType value_type = DType::kF16;  // -ctv
+  int64_t gpu_bytes = 0;                      // memory of the smallest GPU among the workers; 0: no GPUs, or unknown
+  int64_t micro_batch_tokens = 0;             // -ub: rows of one dense or attention chunk; 0: AutoMicroBatchTokens
+  DType key_type = DType::kF16;               // -ctk: F16 or Q8_0
+  DType value_type = DType::kF16;             // -ctv
 };
 
 struct CacheShape {
@@ -47,7 +47,7 @@ enum class ExpertRule { kAny, kHost, kDevice };
 
 struct WorkerPlacement {
   LayerRange layers;
-  int64_t dense_bytes = 0;  // of weights on the worker
+  int64_t dense_bytes = 0;  // weights on the worker
   int64_t kv_bytes = 0;
 };
 
@@ -57,7 +57,7 @@ struct Placement {
   CacheShape cache;
 };
 
-// Bytes of a model's parts, as they are held (tiled, padded).
+// Bytes of a model's parts in memory (tiled, padded).
 struct ModelSizes {
   std::vector<int64_t> dense_bytes;   // a layer: attention, norms, router
   std::vector<int64_t> expert_bytes;  // a layer: all its experts
@@ -67,15 +67,14 @@ struct ModelSizes {
 // Errors name a tensor, as ExpertTensorsOf and FindDense.
 absl::StatusOr<ModelSizes> ModelSizesOf(const GgufFile& file, const ModelConfig& config);
 
-// -b without being told. An expert crosses a GPU's link once a step, so that longer steps ship less: with GPUs the largest power
-// of two up to 16,384 whose activations take at most a sixteenth of `gpu_bytes`. Without them 2048: the host's kernels are at
-// their peak with far fewer rows an expert. At least 2048, and no more than hold a cache of
-// `cache_tokens`, which no step exceeds.
+// The default of -b. An expert crosses a GPU's link once a step, so longer steps ship less: with GPUs, the largest power of two
+// up to 16,384 whose activations take at most a sixteenth of `gpu_bytes`, and at least 2048. Without GPUs 2048, since the host's
+// kernels reach their peak with far fewer rows an expert. Never more than `cache_tokens`, which no step exceeds.
 int64_t AutoBatchTokens(const ModelConfig& config, int64_t gpu_bytes, int64_t cache_tokens);
 
-// -ub without being told. A GPU's dense products of 512 rows reach three quarters of the rate that they have with 4,096
-// (docs/tried.md), while buffers and the rings of sliding layers grow with it: the largest power of two up to 4,096 whose
-// buffers and rings take at most a sixty-fourth of `gpu_bytes`, at least 512; 512 without GPUs.
+// The default of -ub. A GPU's dense products of 512 rows reach three quarters of their rate with 4,096 (docs/tried.md), but
+// buffers and the rings of sliding layers grow with the rows. So: the largest power of two up to 4,096 whose buffers and rings
+// take at most a sixty-fourth of `gpu_bytes`, and at least 512; 512 without GPUs.
 int64_t AutoMicroBatchTokens(const ModelConfig& config, int64_t gpu_bytes, int64_t parallel);
 
 // InvalidArgument: ranges that overlap or leave layers out, more workers than layers, a rule that would split the matrices of

@@ -42,7 +42,7 @@ double CommonShare(int64_t layer) {
   return std::min(0.6, depth * depth);
 }
 
-// What stands between the measured rates and whole layers, fitted to the runs in docs/measurements: one H100 for the first
+// Factors between the measured rates and whole layers, fitted to the runs in docs/measurements: one H100 for the first
 // group, two cores of an EPYC for the second.
 constexpr double kGpuBytesPerValue = 56;         // of a token's n_embd values, through norms, residual and contributions
 constexpr double kGpuHostTripSeconds = 0.05e-3;  // prefill: rows to the engine and contributions back
@@ -57,8 +57,9 @@ constexpr double kTripBesideCopies = 2;         // reads across the link wait fo
 constexpr double kEngineWakeSeconds = 0.12e-3;  // of threads that have gone to sleep since it was asked last
 constexpr double kGpuDecodeHandOverSeconds = 0.05e-3;  // from worker to worker
 constexpr double kGpuDecodeStepSeconds = 0.04e-3;      // sampling, and the step's way through shared memory
-constexpr double kDecodeMessages = 3;        // there and back, of a step to another host: threads wake each other on both sides
-constexpr double kCpuDenseShare = 0.5;       // two int8 products for one: docs/measurements/cpu.md
+constexpr double kDecodeMessages =
+    3;  // messages that a step to another host and its answer cost: threads wake each other on both sides
+constexpr double kCpuDenseShare = 0.5;       // two int8 products for one: see docs/measurements/cpu.md
 constexpr double kCpuAttentionShare = 0.15;  // scores and values in F32
 constexpr double kCpuDecodeLayerSeconds = 0.05e-3;
 constexpr double kCpuDecodeStepSeconds = 0.25e-3;
@@ -132,7 +133,7 @@ class PassPredictor {
     std::iota(by_use.begin(), by_use.end(), 0);
     std::stable_sort(by_use.begin(), by_use.end(), [&](int32_t a, int32_t b) { return probabilities[a] > probabilities[b]; });
 
-    // What lies in slots, and what is copied there before the routing is known; most used first.
+    // Experts in slots, and experts copied into slots before the routing is known; most used first.
     const int64_t num_layers = layers_.end - layers_.first;
     const bool holds_all = slots_ >= num_layers * input_.arena.num_experts();  // and is filled at load
     const double kept = static_cast<double>(slots_) / static_cast<double>(num_layers) * (holds_all ? 1 : kKeptShare);
@@ -257,7 +258,7 @@ class DecodePredictor {
   // Experts of a layer that its slots hold at most.
   double most_kept() const { return most_kept_; }
 
-  // One token, when `kept` experts of each layer are in slots: what is used most. `filling`: others are copied there meanwhile.
+  // One token, when slots hold the `kept` most used experts of each layer. `filling`: others are copied into slots meanwhile.
   // resident_share counts experts here.
   DecodePrediction Token(double kept, bool filling) const {
     const double device_read = input_.gpu ? worker_.experts.read_bytes_per_second : input_.rates.host.read_bytes_per_second;

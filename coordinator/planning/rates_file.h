@@ -1,7 +1,7 @@
 #pragma once
 
-// Keeps MachineRates between starts: a file a machine, engine, record layout and set of workers. A file that cannot be read or
-// trusted is as good as none: whoever needs rates measures them.
+// Keeps MachineRates between starts, in one file for each machine, engine, record layout and set of workers. When a file is
+// missing, old or damaged, the caller measures the rates again.
 
 #include <span>
 #include <string>
@@ -13,27 +13,28 @@
 
 namespace ferry {
 
-// $XDG_CACHE_HOME/ferry, else $HOME/.cache/ferry; empty when neither is set: nothing is kept.
+// $XDG_CACHE_HOME/ferry, else $HOME/.cache/ferry; empty when neither is set: no rates are kept.
 std::string RatesDirectory();
 
-// A worker as far as rates depend on it.
+// The properties of a worker on which rates depend.
 struct RatedWorker {
   std::string device;     // Ops::name()
   std::string transport;  // shm, grpc
   bool has_slots = false;
 };
-// What rates belong to, as text: machine, CPU, engine (kernels and threads), the largest record, workers in order.
+// The key of a file as text: machine, CPU, engine (kernels and threads), the largest record, workers in order.
 std::string RatesKey(const std::string& engine, const ArenaLayout& arena, std::span<const RatedWorker> workers);
 
 // Rates age: firmware, other tenants, other DIMMs.
 inline constexpr absl::Duration kRatesLast = absl::Hours(24 * 30);
 
-// NotFound: none are kept, or by another version, or they are older than kRatesLast at `now`. DataLoss: the file is damaged or
-// another key's.
+// NotFound: no file, a file of another version, or rates older than kRatesLast at `now`. DataLoss: the file is damaged or has
+// another key.
 absl::StatusOr<MachineRates> ReadRates(const std::string& directory, const std::string& key, absl::Time now);
-// Makes the directory. A reader sees the old file or the new one. FailedPrecondition: it cannot be written.
+// Writes the file, and makes the directory if needed. A reader sees the old file or the new one. FailedPrecondition: the system
+// refuses the write.
 absl::Status WriteRates(const std::string& directory, const std::string& key, const MachineRates& rates);
-// Where both look.
+// The file of a key.
 std::string RatesPath(const std::string& directory, const std::string& key);
 
 }  // namespace ferry

@@ -17,7 +17,7 @@ namespace {
 constexpr absl::Duration kHostTime = absl::Milliseconds(150);  // of each of the engine's two rates
 constexpr absl::Duration kLinksTime = absl::Milliseconds(250);
 constexpr absl::Duration kLinksBesideHostTime = absl::Milliseconds(450);  // a little longer than the host's two
-constexpr int kMessages = 51;                                             // of which the median counts
+constexpr int kMessages = 51;                                             // the median of them counts
 constexpr absl::Duration kBetweenMessages = absl::Milliseconds(2);  // as in decode: threads and cores have fallen asleep by then
 constexpr absl::Duration kPatience = absl::Seconds(10);  // more than the time asked for: the engine's threads may have all cores
 

@@ -1,8 +1,7 @@
 #pragma once
 
-// Measures a complete cluster before it serves: the host's engine alone, all links together, then both at once. Link and host
-// take their bytes from the same memory, so what each reaches beside the other is less than alone, and that is what a division
-// between them has to use.
+// Measures a complete cluster before it serves: the host's engine alone, all links together, then both at once. Links and engine
+// read the same memory, so each is slower beside the other, and a division between them has to use these lower rates.
 
 #include <functional>
 #include <span>
@@ -23,20 +22,20 @@ struct ProbedWorker {
   Incarnation incarnation;
   std::string address;
   bool has_slots = false;
-  bool shares_memory = false;  // with the coordinator: its steps are no messages
-  WorkerRates own;             // what it measured at its start: link alone, experts on its device
+  bool shares_memory = false;  // with the coordinator: steps come through memory, not messages
+  WorkerRates own;             // measured by the worker at its start: link alone, experts on its device
 };
 
-// Copies records into a worker's slots for about `time`, and answers bytes a second. Waits for some seconds at most.
+// Has a worker copy records into its slots for about `time`; returns bytes a second. Waits for some seconds at most.
 using LinkProbe = std::function<absl::StatusOr<double>(const ProbedWorker&, absl::Duration time)>;
 absl::StatusOr<double> ProbeLinkOverGrpc(const ProbedWorker& worker, absl::Duration time);
 
-// Seconds of a message to a worker and its answer; for those that share no memory.
+// Returns the seconds that a message to a worker and its answer take; for workers that share no memory.
 using MessageProbe = std::function<absl::StatusOr<double>(const ProbedWorker&)>;
 absl::StatusOr<double> ProbeMessagesOverGrpc(const ProbedWorker& worker);
 
-// `engine` computes nothing else meanwhile, and no epoch lasts. Takes about half a second without slots, 1.3 s with. Workers
-// without slots keep link rates of 0. Errors: those of the probes; a worker that does not answer is named.
+// Call it between epochs, while `engine` is idle. Takes about half a second without slots, 1.3 s with. Workers without slots keep
+// link rates of 0. Errors: those of the probes, with the name of the worker.
 absl::StatusOr<MachineRates> ProbeRates(Ops& engine, const ExpertStore& store, std::span<const ProbedWorker> workers,
                                         const LinkProbe& probe_link, const MessageProbe& probe_messages);
 

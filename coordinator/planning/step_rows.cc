@@ -16,7 +16,7 @@ constexpr double kHandOverSeconds = 1.5e-3;
 // that hold what the next step needs.
 constexpr double kActivatedShare = 0.7;
 constexpr double kKeptShare = 0.9;
-constexpr double kHostHelps = 2;  // the planner divides what is not there between the link and the host
+constexpr double kHostHelps = 2;  // the planner divides absent experts between the link and the host
 
 double StepCostRows(const ModelConfig& config, const ArenaLayout& arena, const WorkerCapacity& worker) {
   if (worker.slots == 0 || worker.link_bytes_per_second <= 0 || worker.flops_per_second <= 0) {

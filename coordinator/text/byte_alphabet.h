@@ -1,7 +1,8 @@
 #pragma once
 
 // The byte alphabet of byte-level BPE (GPT-2): every byte is written as one printable character, so that tokens and
-// merges can be stored as text. Printable Latin-1 stands for itself; the other 68 bytes, in order, are U+0100 to U+0143
+// merges can be stored as text. A byte that is printable Latin-1 is written as itself; the other 68 bytes, in order, are U+0100
+// to U+0143
 // ("Ġ" is the space, "Ċ" the newline).
 
 #include <cstdint>

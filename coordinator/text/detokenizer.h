@@ -19,7 +19,7 @@ class Detokenizer {
   // The text that `id` completes, perhaps none. An id outside the vocabulary adds nothing (models' output matrices are
   // padded beyond it). What can no longer become UTF-8 is replaced by U+FFFD.
   std::string Push(int32_t id);
-  // The end: what is still held back becomes U+FFFD. Afterwards this is as new.
+  // The end: the bytes held back become U+FFFD. Afterwards the detokenizer is as new.
   std::string Flush();
 
  private:

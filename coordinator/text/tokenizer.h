@@ -48,7 +48,7 @@ class Tokenizer {
   // it was written by pieces that are not from_user; tokens and merges otherwise go across the pieces' borders.
   absl::StatusOr<std::vector<int32_t>> Encode(std::span<const TextPiece> pieces) const;
 
-  // The text of `ids`; what is not UTF-8 in it is replaced by U+FFFD, so that it fits into a protobuf string. Special
+  // The text of `ids`. Bytes that are not UTF-8 become U+FFFD, so that the text fits into a protobuf string. Special
   // tokens appear with `render_special` only. InvalidArgument names an id outside the vocabulary.
   absl::StatusOr<std::string> Decode(std::span<const int32_t> ids, bool render_special) const;
 

@@ -1,7 +1,6 @@
 #pragma once
 
-// UTF-8, one character at a time: what is well formed (Unicode 15, table 3-7), what may still become so, what never
-// can.
+// UTF-8, one character at a time (Unicode 15, table 3-7).
 
 #include <cstddef>
 #include <string>
@@ -17,7 +16,7 @@ enum class Utf8Kind {
 
 struct Utf8Prefix {
   Utf8Kind kind;
-  size_t bytes;         // in [1, 4]; of an invalid sequence its maximal subpart, which one U+FFFD stands for
+  size_t bytes;         // in [1, 4]; for an invalid sequence its maximal subpart, which one U+FFFD replaces
   char32_t code_point;  // kCharacter only
 };
 

@@ -134,7 +134,7 @@ absl::Status Vocabulary::ReadTokens(const VocabularyData& data) {
       }
       bytes.assign(1, static_cast<char>(*byte));
     } else if (!IsLiteral(types_[id])) {
-      // What is not of the alphabet stands for itself; no merge reaches it.
+      // A text outside the alphabet is kept as it is; no merge reaches it.
       bytes = BytesOfAlphabet(text).value_or(text);
     }
     if (arena_.size() + bytes.size() > kMaxTokenBytes) {

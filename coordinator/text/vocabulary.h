@@ -21,7 +21,7 @@ class GgufFile;
 enum class TokenType : int32_t {  // tokenizer.ggml.token_type
   kUndefined = 0,
   kNormal = 1,       // bytes in the byte alphabet, reached by merges
-  kUnknown = 2,      // stands for what no token covers
+  kUnknown = 2,      // replaces bytes that no token covers
   kControl = 3,      // literal text, found in a prompt only when special tokens are asked for
   kUserDefined = 4,  // literal text, always found in a prompt
   kUnused = 5,
@@ -57,7 +57,7 @@ class Vocabulary {
   int32_t size() const { return static_cast<int32_t>(types_.size()); }
   bool Contains(int64_t id) const { return id >= 0 && id < size(); }
 
-  // The bytes that a token stands for: "Ġthe" is " the", a control token its own text. Valid as long as this lives.
+  // The bytes of a token: " the" for "Ġthe", and its own text for a control token. Valid while the vocabulary lives.
   std::string_view Bytes(int32_t id) const {
     return std::string_view(arena_.data() + offsets_[id], offsets_[id + 1] - offsets_[id]);
   }
