@@ -18,10 +18,10 @@ class RecordAssembler {
   // Assembles the record of `id`, asked for in `step`, in `buffer`, whose size is exactly the record's.
   RecordAssembler(uint64_t step, ExpertId id, std::span<std::byte> buffer) : step_(step), id_(id), buffer_(buffer) {}
 
-  // The next chunk. InvalidArgument names the field: another step, layer or expert, a record of another size, a gap, too much.
-  // DataLoss: the checksum of the whole record, which its last chunk carries, is wrong.
+  // Adds the next chunk. InvalidArgument names the field: another step, layer or expert, a record of another size, a gap, or
+  // bytes beyond the record's end. DataLoss: the record's checksum, which the last chunk carries, is wrong.
   absl::Status Add(const internal::v1::ExpertRecordChunk& chunk);
-  // The stream has ended. DataLoss: before the record was whole.
+  // The stream has ended. DataLoss: the record is not complete.
   absl::Status Finish() const;
 
  private:
