@@ -57,10 +57,9 @@ constexpr double kTripBesideCopies = 2;         // reads across the link wait fo
 constexpr double kEngineWakeSeconds = 0.12e-3;  // of threads that have gone to sleep since it was asked last
 constexpr double kGpuDecodeHandOverSeconds = 0.05e-3;  // from worker to worker
 constexpr double kGpuDecodeStepSeconds = 0.04e-3;      // sampling, and the step's way through shared memory
-constexpr double kDecodeMessages =
-    3;  // messages that a step to another host and its answer cost: threads wake each other on both sides
-constexpr double kCpuDenseShare = 0.5;       // two int8 products for one: see docs/measurements/cpu.md
-constexpr double kCpuAttentionShare = 0.15;  // scores and values in F32
+constexpr double kDecodeMessages = 3;                  // that a step to another host and its answer cost: threads wake each other
+constexpr double kCpuDenseShare = 0.5;                 // two int8 products for one: see docs/measurements/cpu.md
+constexpr double kCpuAttentionShare = 0.15;            // scores and values in F32
 constexpr double kCpuDecodeLayerSeconds = 0.05e-3;
 constexpr double kCpuDecodeStepSeconds = 0.25e-3;
 constexpr double kPassSeconds = 1e-3;  // of a step, and a worker in its way: messages, batch, logits
