@@ -123,7 +123,6 @@ absl::Status Evaluator::ExecuteFor(const Statement& statement) {
     items = std::move(taken);
   }
   if (items.empty()) return Execute(statement.otherwise);
-  const DepthGuard guard(&loop_depth_);
   const size_t bytes = items.size() * sizeof(Value);
   RETURN_IF_ERROR(heap_.budget().Take(bytes));
   const absl::Status status = ExecuteLoopBody(statement, items);
@@ -132,7 +131,7 @@ absl::Status Evaluator::ExecuteFor(const Statement& statement) {
 }
 
 absl::Status Evaluator::ExecuteLoopBody(const Statement& statement, const std::vector<Value>& items) {
-  Loop loop{&items, 0, loop_depth_};
+  Loop loop{&items, 0};
   Scope* const outer = scope_;
   for (; loop.index < items.size(); ++loop.index) {
     ASSIGN_OR_RETURN(scope_, heap_.NewScope(outer));

@@ -53,7 +53,6 @@ class Evaluator {
   Scope* scope_ = nullptr;
   MarkedString* out_ = nullptr;
   int depth_ = 0;
-  int loop_depth_ = 0;
 };
 
 }  // namespace ferry::jinja

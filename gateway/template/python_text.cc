@@ -20,6 +20,11 @@ locale_t Utf8Locale() {
   return locale;
 }
 
+// The invisible characters of Unicode's category Cf that texts have.
+bool IsFormatControl(char32_t c) {
+  return c == 0xAD || (c >= 0x200B && c <= 0x200F) || (c >= 0x202A && c <= 0x202E) || (c >= 0x2060 && c <= 0x206F) || c == 0xFEFF;
+}
+
 // Writes values into one string, and counts it.
 class Writer {
  public:
@@ -182,7 +187,7 @@ class Writer {
     const uint32_t code_point = CharacterAt(c, 0);
     const bool printable =
         code_point == ' ' || (!IsSpace(code_point) && iswprint_l(static_cast<wint_t>(code_point), Utf8Locale()) != 0);
-    if (printable && code_point != 0xAD) return std::string(c);
+    if (printable && !IsFormatControl(code_point)) return std::string(c);
     if (code_point < 0x100) return absl::StrFormat("\\x%02x", code_point);
     return code_point < 0x10000 ? absl::StrFormat("\\u%04x", code_point) : absl::StrFormat("\\U%08x", code_point);
   }

@@ -89,8 +89,8 @@ Value Loop::Attribute(std::string_view name) const {
   if (name == "first") return at == 0;
   if (name == "last") return at + 1 == count;
   if (name == "length") return count;
-  if (name == "depth") return int64_t{depth};
-  if (name == "depth0") return int64_t{depth} - 1;
+  if (name == "depth") return int64_t{1};  // more only in recursive loops, which there are none of
+  if (name == "depth0") return int64_t{0};
   if (name == "previtem" && at > 0) return (*items)[index - 1];
   if (name == "nextitem" && at + 1 < count) return (*items)[index + 1];
   return Value();

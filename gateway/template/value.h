@@ -118,7 +118,6 @@ struct Callable {
 struct Loop {
   const std::vector<Value>* items;
   size_t index;
-  int depth;
   Value Attribute(std::string_view name) const;  // undefined: there is none
 };
 
