@@ -1,6 +1,7 @@
 #include "gateway/chat/chat_format.h"
 
 #include "gateway/chat/template_format.h"
+#include "gateway/harmony/harmony_format.h"
 
 namespace ferry {
 
@@ -11,6 +12,10 @@ std::string ChatPrompt::Text() const {
 }
 
 absl::StatusOr<std::unique_ptr<ChatFormat>> MakeChatFormat(const ChatModel& model) {
+  // Their own template is written for plain text, and so is worse at telling control tokens from a user's text.
+  const std::optional<HarmonyTokens> harmony = HarmonyTokens::Find(*model.special_tokens);
+  const bool writes_harmony = model.chat_template.empty() || model.chat_template.find("<|channel|>") != std::string::npos;
+  if (harmony && writes_harmony) return std::make_unique<HarmonyFormat>(*harmony);
   if (model.chat_template.empty()) {
     return NotFound(
         "the model file has no chat template, and there is none for the architecture '%s': give one with "

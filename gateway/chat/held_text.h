@@ -27,6 +27,8 @@ class HeldText {
   std::string TakeAll();
   // Drops white space at the beginning. Whether something else follows.
   bool SkipSpace();
+  void Drop(size_t bytes) { text_.erase(0, bytes); }
+  void PutBack(std::string_view text) { text_.insert(0, text); }
 
   std::string_view text() const { return text_; }
   bool empty() const { return text_.empty(); }

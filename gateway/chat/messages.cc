@@ -93,4 +93,28 @@ Json WithForm(const Json& messages, const MessageForm& form) {
   return formed;
 }
 
+std::set<std::string> FunctionNames(const Json& tools) {
+  std::set<std::string> names;
+  for (const Json& tool : tools) {
+    if (!tool.is_object() || !tool.contains("function") || !tool["function"].is_object()) continue;
+    if (const Json name = tool["function"].value("name", Json()); name.is_string()) names.insert(name.get<std::string>());
+  }
+  return names;
+}
+
+const Json* ParameterSchema(const Json& tools, std::string_view function, std::string_view parameter) {
+  const auto member = [](const Json* object, std::string_view name) -> const Json* {
+    if (object == nullptr || !object->is_object()) return nullptr;
+    const auto found = object->find(std::string(name));
+    return found == object->end() ? nullptr : &*found;
+  };
+  for (const Json& tool : tools) {
+    const Json* described = member(&tool, "function");
+    const Json* name = member(described, "name");
+    if (name == nullptr || *name != std::string(function)) continue;
+    return member(member(member(described, "parameters"), "properties"), parameter);
+  }
+  return nullptr;
+}
+
 }  // namespace ferry

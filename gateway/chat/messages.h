@@ -2,6 +2,10 @@
 
 // The messages of a request in the forms that templates expect.
 
+#include <set>
+#include <string>
+#include <string_view>
+
 #include "common/status.h"
 #include "gateway/chat/chat_format.h"
 
@@ -24,5 +28,10 @@ struct MessageForm {
 };
 // CheckedMessages in another form.
 Json WithForm(const Json& messages, const MessageForm& form);
+
+// The names of the functions among `tools`.
+std::set<std::string> FunctionNames(const Json& tools);
+// The schema of a parameter of a function; null where it is not known.
+const Json* ParameterSchema(const Json& tools, std::string_view function, std::string_view parameter);
 
 }  // namespace ferry

@@ -5,12 +5,25 @@
 #include "absl/strings/match.h"
 #include "absl/strings/string_view.h"
 #include "gateway/chat/messages.h"
+#include "gateway/parsers/json_calls.h"
+#include "gateway/parsers/keyed_calls.h"
+#include "gateway/parsers/section_calls.h"
 #include "gateway/parsers/text_parser.h"
 
 namespace ferry {
 namespace {
 
 bool Mentions(std::string_view source, std::string_view text) { return source.find(text) != std::string_view::npos; }
+
+// The syntax of calls, by the tags that the template writes into the history.
+TemplateFormat::Calls CallsOf(std::string_view source) {
+  using Calls = TemplateFormat::Calls;
+  if (Mentions(source, KimiTags().call_begin)) return Calls::kKimi;
+  if (Mentions(source, DeepSeekTags().call_begin)) return Calls::kDeepSeek;
+  if (Mentions(source, "<arg_key>")) return Calls::kGlm;
+  if (Mentions(source, "<function=")) return Calls::kQwenXml;
+  return Mentions(source, "<tool_call>") ? Calls::kJson : Calls::kNone;
+}
 
 // Whether the prompt ends with an open think tag.
 bool OpensReasoning(const ChatPrompt& prompt) {
@@ -33,7 +46,8 @@ TemplateFormat::TemplateFormat(const ChatModel& model, std::string_view source, 
       eos_token_(model.eos_token),
       special_tokens_(*model.special_tokens),
       has_reasoning_(Mentions(source, "</think>")),
-      knows_developer_(Mentions(source, "developer")) {}
+      knows_developer_(Mentions(source, "developer")),
+      calls_(CallsOf(source)) {}
 
 absl::StatusOr<std::unique_ptr<TemplateFormat>> TemplateFormat::Create(const ChatModel& model, std::string_view source) {
   absl::StatusOr<std::unique_ptr<jinja::Template>> parsed = jinja::Template::Parse(source);
@@ -75,10 +89,46 @@ absl::StatusOr<ChatPrompt> TemplateFormat::Render(const ChatRequest& request) co
   return Annotate(first_error, "chat template");
 }
 
-std::unique_ptr<OutputParser> TemplateFormat::NewParser(const ChatRequest&, const ChatPrompt& prompt) const {
+std::unique_ptr<ToolCallSyntax> TemplateFormat::NewSyntax(const ChatRequest& request) const {
+  switch (calls_) {
+    case Calls::kNone:
+      return std::make_unique<NoToolCalls>();
+    case Calls::kJson:
+      return std::make_unique<JsonCalls>();
+    case Calls::kQwenXml:
+      return std::make_unique<KeyedCalls>(QwenXmlTags(), request.tools);
+    case Calls::kGlm:
+      return std::make_unique<KeyedCalls>(GlmTags(), request.tools);
+    case Calls::kDeepSeek:
+      return std::make_unique<SectionCalls>(DeepSeekTags());
+    case Calls::kKimi:
+      return std::make_unique<SectionCalls>(KimiTags());
+  }
+  return nullptr;
+}
+
+std::string_view TemplateFormat::name() const {
+  switch (calls_) {
+    case Calls::kNone:
+      return "template";
+    case Calls::kJson:
+      return "template with calls in JSON";
+    case Calls::kQwenXml:
+      return "template with calls in Qwen's XML";
+    case Calls::kGlm:
+      return "template with GLM's calls";
+    case Calls::kDeepSeek:
+      return "template with DeepSeek's calls";
+    case Calls::kKimi:
+      return "template with Kimi's calls";
+  }
+  return "";
+}
+
+std::unique_ptr<OutputParser> TemplateFormat::NewParser(const ChatRequest& request, const ChatPrompt& prompt) const {
   return std::make_unique<TextParser>(
       TextParserOptions{.has_reasoning = has_reasoning_, .starts_in_reasoning = has_reasoning_ && OpensReasoning(prompt)},
-      std::make_unique<NoToolCalls>(), special_tokens_);
+      NewSyntax(request), special_tokens_);
 }
 
 }  // namespace ferry

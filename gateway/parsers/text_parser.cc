@@ -1,8 +1,7 @@
 #include "gateway/parsers/text_parser.h"
 
+#include <algorithm>
 #include <utility>
-
-#include "coordinator/text/utf8.h"
 
 namespace ferry {
 namespace {
@@ -36,7 +35,7 @@ TextParser::TextParser(const TextParserOptions& options, std::unique_ptr<ToolCal
 std::vector<OutputEvent> TextParser::Feed(std::span<const OutputToken> tokens) {
   for (const OutputToken& token : tokens) {
     const auto tag = token.text.empty() ? tag_texts_.find(token.id) : tag_texts_.end();
-    PushText(tag == tag_texts_.end() ? token.text : std::string_view(tag->second), /*at_end=*/false);
+    held_.Push(characters_.Push(tag == tag_texts_.end() ? token.text : std::string_view(tag->second)));
   }
   std::vector<OutputEvent> events;
   Parse(/*at_end=*/false, &events);
@@ -44,25 +43,10 @@ std::vector<OutputEvent> TextParser::Feed(std::span<const OutputToken> tokens) {
 }
 
 std::vector<OutputEvent> TextParser::Finish() {
-  PushText("", /*at_end=*/true);
+  held_.Push(characters_.Flush());
   std::vector<OutputEvent> events;
   Parse(/*at_end=*/true, &events);
   return events;
-}
-
-// A character whose last bytes are missing waits for them.
-void TextParser::PushText(std::string_view bytes, bool at_end) {
-  partial_character_ += bytes;
-  std::string whole;
-  std::string_view rest = partial_character_;
-  while (!rest.empty()) {
-    const Utf8Prefix first = FirstOfUtf8(rest);
-    if (first.kind == Utf8Kind::kIncomplete && !at_end) break;
-    whole += first.kind == Utf8Kind::kCharacter ? rest.substr(0, first.bytes) : kReplacementCharacter;
-    rest.remove_prefix(first.bytes);
-  }
-  held_.Push(whole);
-  partial_character_ = std::string(rest);
 }
 
 void TextParser::Parse(bool at_end, std::vector<OutputEvent>* events) {

@@ -11,6 +11,7 @@
 #include "gateway/chat/chat_format.h"
 #include "gateway/chat/held_text.h"
 #include "gateway/chat/output_parser.h"
+#include "gateway/parsers/whole_characters.h"
 
 namespace ferry {
 
@@ -47,7 +48,6 @@ class TextParser final : public OutputParser {
  private:
   enum class State { kBeginning, kReasoning, kBehindReasoning, kContent };
 
-  void PushText(std::string_view bytes, bool at_end);
   void Parse(bool at_end, std::vector<OutputEvent>* events);
   bool ParseBeginning(bool at_end);
   bool ParseReasoning(bool at_end, std::vector<OutputEvent>* events);
@@ -56,7 +56,7 @@ class TextParser final : public OutputParser {
   State state_;
   const std::unique_ptr<ToolCallSyntax> syntax_;
   absl::flat_hash_map<int32_t, std::string> tag_texts_;
-  std::string partial_character_;
+  WholeCharacters characters_;
   HeldText held_;
   bool reasoning_begun_ = false;
   std::string held_space_;  // behind the reasoning so far: dropped where the reasoning ends
