@@ -2,45 +2,18 @@
 
 #include <gtest/gtest.h>
 
-#include <map>
 #include <random>
 
+#include "tests/chat/harmony_output.h"
 #include "tests/chat/parsing.h"
 
 namespace ferry {
 namespace {
 
-const std::map<std::string, int32_t>& Ids() {
-  static const auto& ids =
-      *new std::map<std::string, int32_t>{{"<|start|>", 1},     {"<|end|>", 2},  {"<|message|>", 3}, {"<|channel|>", 4},
-                                          {"<|constrain|>", 5}, {"<|call|>", 6}, {"<|return|>", 7}};
-  return ids;
-}
-
-// An output as it is written for people: harmony's tokens by their ids, all other text in tokens of `bytes`.
-std::vector<OutputToken> Tokens(std::string_view text, size_t bytes) {
-  std::vector<OutputToken> tokens;
-  while (!text.empty()) {
-    bool special = false;
-    for (const auto& [name, id] : Ids()) {
-      if (!text.starts_with(name)) continue;
-      tokens.push_back({id, ""});
-      text.remove_prefix(name.size());
-      special = true;
-      break;
-    }
-    if (special) continue;
-    const size_t size = std::min({bytes, text.size(), text.find("<|", 1)});
-    tokens.push_back({100, text.substr(0, size)});
-    text.remove_prefix(size);
-  }
-  return tokens;
-}
-
 std::vector<OutputEvent> Events(std::string_view text, size_t bytes = 1) {
-  HarmonyParser parser(*HarmonyTokens::Find(FakeSpecialTokens(Ids())), {"get_weather", "add"});
+  HarmonyParser parser(*HarmonyTokens::Find(FakeSpecialTokens(HarmonyIds())), {"get_weather", "add"});
   std::vector<OutputEvent> events;
-  for (const OutputToken& token : Tokens(text, bytes)) {
+  for (const OutputToken& token : HarmonyOutput(text, bytes)) {
     for (OutputEvent& event : parser.Feed({&token, 1})) events.push_back(std::move(event));
   }
   for (OutputEvent& event : parser.Finish()) events.push_back(std::move(event));
