@@ -46,8 +46,8 @@ if [ "$what" = all ]; then
 
   ferry_say "address and undefined-behaviour sanitizers"
   cmake --preset asan >/dev/null
-  cmake --build --preset asan --target common_tests kernels_tests coordinator_tests worker_tests cluster_tests
-  for tests in common_tests kernels_tests coordinator_tests worker_tests; do
+  cmake --build --preset asan --target common_tests kernels_tests coordinator_tests constraint_tests worker_tests cluster_tests
+  for tests in common_tests kernels_tests coordinator_tests constraint_tests worker_tests; do
     check "asan $tests" "build/asan/bin/$tests" --gtest_brief=1 --gtest_filter="-$asan_too_slow"
   done
   # What coordinator and workers report goes into files: their exit codes are not the test's.

@@ -1,0 +1,52 @@
+#pragma once
+
+// One generation under a constraint: what it has produced and which tokens may come next.
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "common/status.h"
+#include "coordinator/constraint/pushdown.h"
+#include "coordinator/constraint/token_mask.h"
+
+namespace ferry::constraint {
+
+// One thread at a time.
+class Matcher {
+ public:
+  explicit Matcher(std::shared_ptr<const CompiledGrammar> grammar);
+  Matcher(const Matcher&) = delete;
+  Matcher& operator=(const Matcher&) = delete;
+
+  // Tokens of which every byte may follow, such that the text can be completed behind them by bytes. End tokens are not
+  // in it: they are allowed exactly when CanEnd(). Valid until the next call of a method that is not const.
+  // ResourceExhausted: the grammar is so ambiguous that its readings exceed a bound (no JSON schema is).
+  absl::StatusOr<const TokenMask*> Mask();
+  // The only token that may follow, found without a mask: when the bytes that may follow are forced so far that no second
+  // token fits. Nullopt: there may be several, or the text may end here.
+  std::optional<int32_t> ForcedToken();
+  // InvalidArgument: the constraint does not allow the token.
+  absl::Status Accept(int32_t token);
+
+  bool CanEnd() const { return pushdown_.CanEnd(position_); }
+  // Nothing may follow but the end.
+  bool MustEnd() const { return !pushdown_.CanGoOn(position_); }
+
+ private:
+  TokenMask Compute();
+  void WalkBelow(int32_t node, Position position, TokenMask* mask);
+  void KeepSmall();
+
+  const std::shared_ptr<const CompiledGrammar> grammar_;
+  const TokenTrie& trie_;
+  const size_t max_masks_;
+  Pushdown pushdown_;
+  Position position_;
+  std::unordered_map<Position, TokenMask> masks_;
+  std::vector<Position> path_;  // of a walk, by depth
+};
+
+}  // namespace ferry::constraint

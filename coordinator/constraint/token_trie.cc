@@ -1,0 +1,50 @@
+#include "coordinator/constraint/token_trie.h"
+
+#include <algorithm>
+
+namespace ferry::constraint {
+namespace {
+
+constexpr size_t kMaxTokenBytes = 1024;
+
+}  // namespace
+
+TokenTrie::TokenTrie(const TokenSource& source) {
+  const int32_t vocab_size = source.vocab_size();
+  same_bytes_.assign(vocab_size, -1);
+  offsets_.push_back(0);
+  std::vector<int32_t> order;
+  for (int32_t id = 0; id < vocab_size; ++id) {
+    const std::string_view bytes = source.TokenBytes(id);
+    if (!bytes.empty() && bytes.size() <= kMaxTokenBytes && !source.IsControl(id)) {
+      bytes_.insert(bytes_.end(), bytes.begin(), bytes.end());
+      order.push_back(id);
+    }
+    offsets_.push_back(bytes_.size());
+  }
+  const auto text = [&](int32_t id) {
+    return std::string_view(reinterpret_cast<const char*>(bytes_.data()) + offsets_[id], offsets_[id + 1] - offsets_[id]);
+  };
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return text(a) < text(b); });
+  std::vector<int32_t> path;  // nodes of the last token's bytes
+  const auto close_to = [&](size_t depth) {
+    for (; path.size() > depth; path.pop_back()) nodes_[path.back()].end = static_cast<int32_t>(nodes_.size());
+  };
+  for (const int32_t id : order) {
+    const auto bytes = Bytes(id);
+    size_t shared = 0;
+    while (shared < path.size() && shared < bytes.size() && nodes_[path[shared]].byte == bytes[shared]) ++shared;
+    close_to(shared);
+    for (size_t depth = shared; depth < bytes.size(); ++depth) {
+      path.push_back(static_cast<int32_t>(nodes_.size()));
+      nodes_.push_back({.end = 0, .token = -1, .depth = static_cast<uint16_t>(depth), .byte = bytes[depth]});
+    }
+    max_depth_ = std::max(max_depth_, static_cast<int32_t>(bytes.size()));
+    Node& node = nodes_[path.back()];
+    same_bytes_[id] = node.token;
+    node.token = id;
+  }
+  close_to(0);
+}
+
+}  // namespace ferry::constraint

@@ -1,0 +1,143 @@
+#include "coordinator/constraint/matcher.h"
+
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "coordinator/constraint/gbnf.h"
+#include "tests/coordinator/constraint/constraint_testing.h"
+#include "tests/testing/status_matchers.h"
+
+namespace ferry::constraint {
+namespace {
+
+const SmallVocabulary& Vocabulary() {
+  static const auto& vocabulary = *new SmallVocabulary();
+  return vocabulary;
+}
+
+std::unique_ptr<Matcher> Match(const ConstraintSpec& spec) {
+  static auto& compiler = *new ConstraintCompiler(&Vocabulary());
+  return std::make_unique<Matcher>(compiler.Compile(spec).value());
+}
+
+int32_t IdOf(std::string_view text) {
+  for (int32_t id = 0; id < Vocabulary().vocab_size(); ++id) {
+    if (Vocabulary().TokenBytes(id) == text) return id;
+  }
+  return -1;
+}
+
+void AcceptText(Matcher* matcher, std::string_view text) {
+  for (const char c : text) ASSERT_OK(matcher->Accept(static_cast<uint8_t>(c)));
+}
+
+const std::vector<ConstraintSpec>& Specs() {
+  static const auto& specs = *new std::vector<ConstraintSpec>{
+      JsonObject(),
+      Schema(
+          R"({"properties":{"a":{"type":"string","maxLength":3},"ab":{"type":"number"}},"additionalProperties":{"type":"array"}})"),
+      Schema(R"({"type":"array","items":{"anyOf":[{"type":"integer","minimum":10,"maximum":120},{"format":"date-time"}]}})"),
+      Regex("([a-c]{2,5}|日.)*hello?"),
+      Choice({"hello world", "hello", "ab"}),
+      Gbnf("root ::= s\ns ::= \"a\" s \"b\" | \"a\" s \"ab\" | \"[\" s? \"]\" | \"1\""),
+  };
+  return specs;
+}
+
+TEST(Matcher, AMaskHasExactlyTheTokensWhoseBytesMayFollow) {
+  std::mt19937 random(7);
+  for (const ConstraintSpec& spec : Specs()) {
+    const absl::StatusOr<Automaton> automaton = CompileAutomaton(spec);
+    ASSERT_OK(automaton);
+    for (int walk = 0; walk < 12; ++walk) {
+      Pushdown pushdown(&*automaton);
+      Position position = pushdown.start();
+      const std::unique_ptr<Matcher> matcher = Match(spec);
+      for (int step = 0; step < 40; ++step) {
+        ASSERT_OK_AND_ASSIGN(const TokenMask* mask, matcher->Mask());
+        std::vector<int32_t> allowed;
+        for (int32_t id = 0; id < Vocabulary().vocab_size(); ++id) {
+          Position then = position;
+          for (const char c : Vocabulary().TokenBytes(id)) {
+            if (then != kNowhere) then = pushdown.Advance(then, static_cast<uint8_t>(c));
+          }
+          const bool fits = then != kNowhere && !Vocabulary().TokenBytes(id).empty() && !Vocabulary().IsControl(id);
+          ASSERT_EQ(mask->Allows(id), fits) << spec.text << " token " << id << " " << Vocabulary().TokenBytes(id);
+          if (fits) allowed.push_back(id);
+        }
+        ASSERT_EQ(mask->Count(), static_cast<int32_t>(allowed.size()));
+        ASSERT_EQ(matcher->CanEnd(), pushdown.CanEnd(position));
+        ASSERT_EQ(matcher->MustEnd(), allowed.empty());
+        const std::optional<int32_t> forced = matcher->ForcedToken();
+        if (forced || (allowed.size() == 1 && !matcher->CanEnd())) {
+          ASSERT_EQ(allowed, std::vector{forced.value_or(-1)});
+        }
+        if (allowed.empty()) break;
+        const int32_t id = allowed[random() % allowed.size()];
+        ASSERT_OK(matcher->Accept(id));
+        for (const char c : Vocabulary().TokenBytes(id)) position = pushdown.Advance(position, static_cast<uint8_t>(c));
+      }
+    }
+  }
+}
+
+TEST(Matcher, RefusesATokenThatDoesNotFit) {
+  const std::unique_ptr<Matcher> matcher = Match(Choice({"hello"}));
+  EXPECT_THAT(matcher->Accept('x'), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(matcher->Accept(Vocabulary().control()), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(matcher->Accept(-1), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(matcher->Accept(Vocabulary().vocab_size()), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_OK(matcher->Accept(IdOf("hello")));
+  EXPECT_TRUE(matcher->CanEnd());
+  EXPECT_TRUE(matcher->MustEnd());
+}
+
+TEST(Matcher, ATokenMayCrossSeveralRules) {
+  const std::unique_ptr<Matcher> matcher = Match(Schema(R"({"type":"array","items":{"properties":{"x":{"type":"string"}}}})"));
+  AcceptText(matcher.get(), R"([{"x":"y)");
+  ASSERT_OK_AND_ASSIGN(const TokenMask* mask, matcher->Mask());
+  EXPECT_TRUE(mask->Allows(IdOf("\"}]")));
+  EXPECT_TRUE(mask->Allows(IdOf("\"},")));
+  EXPECT_FALSE(mask->Allows(IdOf("\",\"")));  // x is the only property
+  ASSERT_OK(matcher->Accept(IdOf("\"}]")));
+  EXPECT_TRUE(matcher->MustEnd());
+}
+
+TEST(Matcher, AForcedTokenIsFoundWithoutAMask) {
+  const std::unique_ptr<Matcher> matcher = Match(Regex("xyé?z"));
+  EXPECT_EQ(matcher->ForcedToken(), 'x');
+  ASSERT_OK(matcher->Accept('x'));
+  EXPECT_EQ(matcher->ForcedToken(), 'y');
+  ASSERT_OK(matcher->Accept('y'));
+  EXPECT_EQ(matcher->ForcedToken(), std::nullopt);
+}
+
+TEST(Matcher, LongOutputsNeedNoMoreMemoryThanABound) {
+  const std::unique_ptr<Matcher> matcher = Match(JsonObject());
+  AcceptText(matcher.get(), "{\"a\":");
+  // Nesting makes every position a new one.
+  for (int i = 0; i < 30'000; ++i) {
+    ASSERT_OK(matcher->Accept('['));
+    if (i % 1000 != 0) continue;
+    ASSERT_OK(matcher->Mask());
+  }
+  for (int i = 0; i < 30'000; ++i) ASSERT_OK(matcher->Accept(']'));
+  ASSERT_OK(matcher->Accept('}'));
+  EXPECT_TRUE(matcher->MustEnd());
+}
+
+TEST(Matcher, AnAmbiguousGrammarStaysPolynomial) {
+  const std::unique_ptr<Matcher> matcher = Match(Gbnf("root ::= s\ns ::= \"a\" s \"b\" | \"a\" s \"b\" \"b\" | \"c\""));
+  for (int i = 0; i < 300; ++i) ASSERT_OK(matcher->Accept('a'));
+  ASSERT_OK(matcher->Accept('c'));
+  for (int i = 0; i < 299; ++i) ASSERT_OK(matcher->Accept('b'));
+  EXPECT_FALSE(matcher->CanEnd());
+  ASSERT_OK(matcher->Accept('b'));
+  EXPECT_TRUE(matcher->CanEnd());
+  EXPECT_FALSE(matcher->MustEnd());
+}
+
+}  // namespace
+}  // namespace ferry::constraint
