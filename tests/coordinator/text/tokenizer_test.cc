@@ -247,6 +247,26 @@ TEST_P(PublishedVocabulary, GivesThePublishedIds) {
   EXPECT_GT(cases, 40);
 }
 
+// The small vocabularies of tests/worker/testdata, with the ids that llama.cpp gives. Names of pre-tokenizers as the files have
+// them.
+TEST(Tokenizer, GivesTheIdsOfEveryArchitecturesFile) {
+  const std::string path = kShared + "/golden/tokenize.json";
+  if (!std::filesystem::exists(path)) GTEST_SKIP() << path << " is absent";
+  int cases = 0;
+  for (const nlohmann::json& entry : nlohmann::json::parse(ReadFile(path))) {
+    const std::string model = kShared + "/golden/" + entry.at("model").get<std::string>();
+    ASSERT_OK_AND_ASSIGN(const auto tokenizer, Load(model));
+    for (const nlohmann::json& one : entry.at("cases")) {
+      const std::string text = one.at("text");
+      EXPECT_EQ(Ids(*tokenizer, text, {.add_bos = false, .parse_special = true}), one.at("ids").get<std::vector<int32_t>>())
+          << text;
+      EXPECT_EQ(Ids(*tokenizer, text, {.parse_special = true}), one.at("ids_add_special").get<std::vector<int32_t>>()) << text;
+      ++cases;
+    }
+  }
+  EXPECT_GT(cases, 10);
+}
+
 INSTANTIATE_TEST_SUITE_P(Shared, PublishedVocabulary, testing::Values("gpt-2", "deepseek-llm"), [](const auto& info) {
   std::string name = info.param;
   std::replace(name.begin(), name.end(), '-', '_');
