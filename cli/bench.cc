@@ -13,6 +13,7 @@
 #include "cli/client.h"
 #include "cli/commands.h"
 #include "cli/predicted_model.h"
+#include "coordinator/planning/layer_costs.h"
 
 namespace ferry {
 namespace {
@@ -141,9 +142,12 @@ Limits LimitsOf(const proto::GetServerInfoResponse& info, const Predictions& pre
   const ModelSizes& sizes = predictions.model->sizes();
   for (const int64_t bytes : sizes.dense_bytes) limits.dense_bytes += static_cast<double>(bytes);
   limits.dense_bytes += static_cast<double>(sizes.output_bytes);
-  const double attention = 2.0 * config.n_embd * (2.0 * config.q_size() + 2.0 * config.kv_size());
-  const double experts = 2.0 * 3 * config.n_embd * config.n_ff * config.top_k;
-  limits.flops_per_token = static_cast<double>(config.num_layers) * (attention + experts);
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    limits.flops_per_token += DenseMatrixFlops(config, layer);
+    if (config.layers[layer].experts) {
+      limits.flops_per_token += 2.0 * 3 * config.n_embd * config.expert.n_ff * config.router.top_k;
+    }
+  }
   return limits;
 }
 

@@ -9,7 +9,7 @@
 #include "cli/commands.h"
 #include "common/gguf/gguf.h"
 #include "common/model/model_config.h"
-#include "coordinator/experts/expert_store.h"
+#include "common/model/model_tensors.h"
 #include "coordinator/planning/placement.h"
 
 namespace ferry {
@@ -22,7 +22,13 @@ struct InspectOptions {
 
 std::string Text(std::string_view text) { return std::string(text); }
 
+const char* AttentionName(const LayerConfig& layer) {
+  if (layer.attention.latent()) return "latent";
+  return layer.slides() ? "sliding" : "full";
+}
+
 nlohmann::json Describe(const GgufFile& file, const ModelConfig& config, const ModelSizes& sizes, const ArenaLayout& arena) {
+  const AttentionConfig& attention = config.layers[0].attention;
   nlohmann::json types = nlohmann::json::object();
   for (const TensorInfo& tensor : file.tensors()) {
     nlohmann::json& row = types[Text(NameOf(tensor.dtype))];
@@ -33,14 +39,18 @@ nlohmann::json Describe(const GgufFile& file, const ModelConfig& config, const M
   nlohmann::json layers = nlohmann::json::array();
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
     const ExpertLayout& expert = arena.layer(layer);
-    layers.push_back({{"layer", layer},
-                      {"attention", config.slides(layer) ? "sliding" : "full"},
-                      {"dense_bytes", sizes.dense_bytes[layer]},
-                      {"expert_bytes", sizes.expert_bytes[layer]},
-                      {"expert_record_bytes", expert.bytes},
-                      {"gate_type", Text(NameOf(expert.gate.dtype))},
-                      {"up_type", Text(NameOf(expert.up.dtype))},
-                      {"down_type", Text(NameOf(expert.down.dtype))}});
+    nlohmann::json row = {{"layer", layer},
+                          {"attention", AttentionName(config.layers[layer])},
+                          {"dense_bytes", sizes.dense_bytes[layer]},
+                          {"expert_bytes", sizes.expert_bytes[layer]},
+                          {"expert_record_bytes", expert.bytes}};
+    if (config.layers[layer].mlp) row["mlp_n_ff"] = config.layers[layer].mlp->n_ff;
+    if (config.layers[layer].experts) {
+      row["gate_type"] = Text(NameOf(expert.gate.dtype));
+      row["up_type"] = Text(NameOf(expert.up.dtype));
+      row["down_type"] = Text(NameOf(expert.down.dtype));
+    }
+    layers.push_back(std::move(row));
   }
   return {{"file",
            {{"path", file.path()},
@@ -56,16 +66,16 @@ nlohmann::json Describe(const GgufFile& file, const ModelConfig& config, const M
             {"context_length", config.context_length},
             {"n_embd", config.n_embd},
             {"vocab_size", config.vocab_size},
-            {"heads", config.num_heads},
-            {"kv_heads", config.num_kv_heads},
-            {"head_dim", config.head_dim},
-            {"experts", config.num_experts},
-            {"top_k", config.top_k},
-            {"n_ff", config.n_ff},
-            {"sliding_window", config.sliding_window},
-            {"rope_freq_base", config.rope.freq_base},
-            {"yarn_factor", config.rope.yarn_factor},
-            {"yarn_original_context", config.rope.yarn_original_context}}},
+            {"heads", attention.num_heads},
+            {"kv_heads", attention.num_kv_heads},
+            {"head_dim", attention.head_dim},
+            {"experts", config.router.num_experts},
+            {"top_k", config.router.top_k},
+            {"n_ff", config.expert.n_ff},
+            {"sliding_window", config.sliding_window()},
+            {"rope_freq_base", attention.rope.freq_base},
+            {"yarn_factor", attention.rope.yarn_factor},
+            {"yarn_original_context", attention.rope.yarn_original_context}}},
           {"bytes", {{"embedding", sizes.embedding_bytes}, {"output", sizes.output_bytes}, {"experts", arena.bytes()}}},
           {"layers", std::move(layers)},
           {"types", std::move(types)}};
@@ -74,23 +84,29 @@ nlohmann::json Describe(const GgufFile& file, const ModelConfig& config, const M
 void Print(const GgufFile& file, const ModelConfig& config, const ModelSizes& sizes, const ArenaLayout& arena) {
   std::printf("%s: GGUF %u, %d file%s, %s, %zu tensors\n", file.path().c_str(), file.version(), file.num_shards(),
               file.num_shards() == 1 ? "" : "s", HumanBytes(file.file_bytes()).c_str(), file.tensors().size());
+  const AttentionConfig& attention = config.layers[0].attention;
   std::printf("%s %s: %lld layers, n_embd %lld, %lld/%lld heads of %lld, vocabulary %lld, context %lld, sliding window %lld\n",
               config.architecture.c_str(), config.name.c_str(), static_cast<long long>(config.num_layers),
-              static_cast<long long>(config.n_embd), static_cast<long long>(config.num_heads),
-              static_cast<long long>(config.num_kv_heads), static_cast<long long>(config.head_dim),
+              static_cast<long long>(config.n_embd), static_cast<long long>(attention.num_heads),
+              static_cast<long long>(attention.num_kv_heads), static_cast<long long>(attention.head_dim),
               static_cast<long long>(config.vocab_size), static_cast<long long>(config.context_length),
-              static_cast<long long>(config.sliding_window));
-  std::printf("experts: %lld a layer, top-%lld, n_ff %lld; one is %s, all are %s\n\n", static_cast<long long>(config.num_experts),
-              static_cast<long long>(config.top_k), static_cast<long long>(config.n_ff),
-              HumanBytes(arena.max_record_bytes()).c_str(), HumanBytes(arena.bytes()).c_str());
+              static_cast<long long>(config.sliding_window()));
+  std::printf("experts: %lld a layer, top-%lld, n_ff %lld; one is %s, all are %s\n\n",
+              static_cast<long long>(config.router.num_experts), static_cast<long long>(config.router.top_k),
+              static_cast<long long>(config.expert.n_ff), HumanBytes(arena.max_record_bytes()).c_str(),
+              HumanBytes(arena.bytes()).c_str());
   std::printf("%-10s %-9s %12s %12s  %s\n", "layer", "attention", "dense", "experts", "types of gate, up, down");
   std::printf("%-10s %-9s %12s\n", "embedding", "", HumanBytes(sizes.embedding_bytes).c_str());
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
     const ExpertLayout& expert = arena.layer(layer);
-    std::printf("%-10lld %-9s %12s %12s  %s, %s, %s\n", static_cast<long long>(layer), config.slides(layer) ? "sliding" : "full",
-                HumanBytes(sizes.dense_bytes[layer]).c_str(), HumanBytes(sizes.expert_bytes[layer]).c_str(),
-                Text(NameOf(expert.gate.dtype)).c_str(), Text(NameOf(expert.up.dtype)).c_str(),
-                Text(NameOf(expert.down.dtype)).c_str());
+    const LayerConfig& parts = config.layers[layer];
+    std::string types = "none: the layer is dense";
+    if (parts.experts) {
+      types = Text(NameOf(expert.gate.dtype)) + ", " + Text(NameOf(expert.up.dtype)) + ", " + Text(NameOf(expert.down.dtype));
+      if (parts.mlp) types += absl::StrFormat("; and a shared expert of %d", parts.mlp->n_ff);
+    }
+    std::printf("%-10lld %-9s %12s %12s  %s\n", static_cast<long long>(layer), AttentionName(parts),
+                HumanBytes(sizes.dense_bytes[layer]).c_str(), HumanBytes(sizes.expert_bytes[layer]).c_str(), types.c_str());
   }
   std::printf("%-10s %-9s %12s\n", "output", "", HumanBytes(sizes.output_bytes).c_str());
 }

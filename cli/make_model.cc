@@ -1,4 +1,4 @@
-// `ferry make-model`: a gpt-oss model of any shape with random weights.
+// `ferry make-model`: a model of any shape with random weights.
 
 #include "common/model/make_model.h"
 
@@ -34,8 +34,9 @@ absl::StatusOr<DType> ParseType(const std::string& name) {
 
 absl::Status MakeModel(const Options& options) {
   MakeModelOptions model;
-  if (options.like == "20b") model = MakeModelOptions::GptOss20b();
-  if (options.like == "120b") model = MakeModelOptions::GptOss120b();
+  if (!options.like.empty()) {
+    ASSIGN_OR_RETURN(model, MakeModelOptions::Like(options.like));
+  }
   const auto take = [](int64_t& field, int64_t given) {
     if (given > 0) field = given;
   };
@@ -62,8 +63,9 @@ absl::Status MakeModel(const Options& options) {
 Command AddMakeModel(CLI::App& app) {
   auto options = std::make_shared<Options>();
   app.add_option("path", options->path, "file to write")->required();
-  app.add_option("--like", options->like, "start from the shape of gpt-oss 20b or 120b instead of a tiny one")
-      ->check(CLI::IsMember({"20b", "120b"}));
+  app.add_option("--like", options->like,
+                 "start from a published model's shape (20b and 120b are gpt-oss's) instead of a tiny one")
+      ->check(CLI::IsMember(MakeModelOptions::Names()));
   app.add_option("--layers", options->layers);
   app.add_option("--experts", options->experts);
   app.add_option("--top-k", options->top_k);

@@ -5,7 +5,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/time/clock.h"
 #include "common/byte_size.h"
-#include "coordinator/experts/expert_store.h"
+#include "common/model/model_tensors.h"
 #include "coordinator/planning/rates_file.h"
 #include "kernels/ops.h"
 
@@ -31,7 +31,7 @@ absl::StatusOr<int64_t> SlotsOf(const ModelOptions& options, const PredictedMode
   } else {
     ASSIGN_OR_RETURN(bytes, ParseByteSize(options.vram_experts));
   }
-  const int64_t all = (worker.layers.end - worker.layers.first) * model.config().num_experts;
+  const int64_t all = model.arena().num_records(worker.layers.first, worker.layers.end);
   return std::clamp<int64_t>(bytes / model.arena().max_record_bytes(), 0, all);
 }
 
@@ -135,7 +135,7 @@ absl::StatusOr<FoundRates> RatesOfThisMachine(const ModelOptions& options, const
       return found;
     }
   }
-  const ExpertLayout& layout = model.arena().layer(0);
+  const ExpertLayout& layout = model.arena().layer(model.arena().FirstWithExperts());
   ASSIGN_OR_RETURN(found.rates.host, MeasureExpertsOn(*host, layout, {}));
   found.rates.host_beside_links = found.rates.host;
   for (size_t w = 0; w < devices.size(); ++w) {

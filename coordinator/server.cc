@@ -19,6 +19,7 @@
 #include "common/gguf/gguf.h"
 #include "common/listen_address.h"
 #include "common/log.h"
+#include "common/model/model_header.h"
 #include "common/model/model_tensors.h"
 #include "common/thread_pool.h"
 #include "coordinator/cluster/channels.h"
@@ -124,11 +125,12 @@ class ServerImpl final : public Server {
                                                                    .slots = {.num_slots = cache.num_slots,
                                                                              .num_blocks = cache.num_blocks,
                                                                              .block_tokens = kKvBlockTokens,
-                                                                             .window = model_.sliding_window,
+                                                                             .window = model_.sliding_window(),
                                                                              .ring_tokens = cache.ring_blocks * kKvBlockTokens}},
                                              Clock::Real(), "the model is being loaded");
     controller_ = std::make_unique<ClusterController>(
         ClusterOptions{.model = model_,
+                       .model_header = ModelHeaderOf(file_),
                        .fingerprint = FingerprintOf(file_),
                        .placement = std::move(placement),
                        .expert_transport = options_.expert_transport,
@@ -175,9 +177,7 @@ class ServerImpl final : public Server {
                  static_cast<double>(store_->layout().bytes()) / kGiga, store_->load_seconds(), rate / kGiga,
                  store_->huge_pages() ? "huge" : "ordinary");
     ASSIGN_OR_RETURN(ops_, CreateHostOps({.kind = options_.backend, .num_threads = options_.threads, .isa = options_.isa}));
-    const SwigluParams swiglu = {.alpha = static_cast<float>(model_.swiglu_alpha),
-                                 .limit = static_cast<float>(model_.swiglu_limit)};
-    engine_ = std::make_unique<ExpertEngine>(store_.get(), ops_.get(), swiglu, model_.n_embd, trace_.get());
+    engine_ = std::make_unique<ExpertEngine>(store_.get(), ops_.get(), model_.expert.glu, model_.n_embd, trace_.get());
     const ExpertRates guess = UnlessByHand(
         {.read_bytes_per_second = peaks.read_bytes_per_second, .flops_per_second = kProductShare * peaks.int8_ops_per_second});
     ASSIGN_OR_RETURN(exchange_, ExpertExchange::Create(store_.get(), engine_.get(), PlannerRatesOf(guess), SocketName()));
@@ -350,8 +350,8 @@ class ServerImpl final : public Server {
     info.set_architecture(model_.architecture);
     info.set_num_layers(model_.num_layers);
     info.set_n_embd(model_.n_embd);
-    info.set_num_experts(model_.num_experts);
-    info.set_top_k(model_.top_k);
+    info.set_num_experts(model_.router.num_experts);
+    info.set_top_k(model_.router.top_k);
     info.set_vocab_size(model_.vocab_size);
     info.set_model_context_length(model_.context_length);
     info.set_context_length(cache.context_per_slot);

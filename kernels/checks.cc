@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string>
+#include <tuple>
 
 namespace ferry {
 namespace {
@@ -35,7 +36,7 @@ absl::Status CheckRowsInBatch(const Batch& batch, int64_t first_row, int64_t num
 absl::Status CheckKvLayer(const KvLayer& cache, std::initializer_list<DType> kv_dtypes) {
   RETURN_IF_ERROR(CheckKvShape(cache, kv_dtypes));
   RETURN_IF_ERROR(CheckNotNull("cache.keys", cache.keys));
-  return CheckNotNull("cache.values", cache.values);
+  return cache.latent_values > 0 ? absl::OkStatus() : CheckNotNull("cache.values", cache.values);
 }
 
 // The table of `segment` reaches positions [first, end), which must lie in it all at once, and its blocks are in the
@@ -54,6 +55,14 @@ absl::Status CheckTable(const Segment& segment, const KvLayer& cache, int64_t fi
                              cache.num_blocks - 1);
     }
   }
+  return absl::OkStatus();
+}
+
+absl::Status CheckRope(const RopeConfig& rope, int64_t most_dims) {
+  RETURN_IF_ERROR(CheckInRange("rope.num_dims", rope.num_dims, 0, most_dims));
+  if (rope.num_dims % 2 != 0) return InvalidArgument("rope.num_dims is %d, want an even number", rope.num_dims);
+  if (!(rope.freq_base > 1)) return InvalidArgument("rope.freq_base is %g, want more than 1", rope.freq_base);
+  if (!(rope.yarn_factor > 0)) return InvalidArgument("rope.yarn_factor is %g, want more than 0", rope.yarn_factor);
   return absl::OkStatus();
 }
 
@@ -179,6 +188,10 @@ absl::Status CheckKvShape(const KvLayer& cache, std::initializer_list<DType> kv_
   RETURN_IF_ERROR(CheckInRange("cache.num_kv_heads", cache.num_kv_heads, 1, 1 << 16));
   RETURN_IF_ERROR(CheckInRange("cache.head_dim", cache.head_dim, 1, 1 << 16));
   RETURN_IF_ERROR(CheckInRange("cache.num_blocks", cache.num_blocks, 1, int64_t{1} << 31));
+  RETURN_IF_ERROR(CheckInRange("cache.latent_values", cache.latent_values, 0, cache.head_dim));
+  if (cache.latent_values > 0 && cache.num_kv_heads != 1) {
+    return InvalidArgument("cache.num_kv_heads is %d, want 1 for a latent cache", cache.num_kv_heads);
+  }
   const bool quantized = cache.key_type == DType::kQ8_0 || cache.value_type == DType::kQ8_0;
   if (quantized && cache.head_dim % 32 != 0) {
     return InvalidArgument("cache.head_dim is %d, want a multiple of 32 for Q8_0", cache.head_dim);
@@ -186,8 +199,9 @@ absl::Status CheckKvShape(const KvLayer& cache, std::initializer_list<DType> kv_
   return absl::OkStatus();
 }
 
-absl::Status CheckRopeAndStore(const Batch& batch, int64_t first_row, const RopeConfig& rope, const Tensor& qkv,
-                               const KvLayer& cache, const Tensor& q_out, DType act, std::initializer_list<DType> kv_dtypes) {
+absl::Status CheckRopeAndStore(const Batch& batch, int64_t first_row, const RopeConfig& rope, const HeadNorms& norms,
+                               const Tensor& qkv, const KvLayer& cache, const Tensor& q_out, DType act,
+                               std::initializer_list<DType> kv_dtypes) {
   RETURN_IF_ERROR(CheckKvLayer(cache, kv_dtypes));
   RETURN_IF_ERROR(CheckTensor("q_out", q_out));
   RETURN_IF_ERROR(CheckDType("q_out", q_out.dtype, {act}));
@@ -197,18 +211,19 @@ absl::Status CheckRopeAndStore(const Batch& batch, int64_t first_row, const Rope
   }
   RETURN_IF_ERROR(CheckShape("qkv", qkv, q_out.rows, q_out.cols + 2 * cache.num_kv_heads * cache.head_dim));
   RETURN_IF_ERROR(CheckDType("qkv", qkv.dtype, {DType::kF32, act}));
-  RETURN_IF_ERROR(CheckInRange("rope.num_dims", rope.num_dims, 0, cache.head_dim));
-  if (rope.num_dims % 2 != 0) return InvalidArgument("rope.num_dims is %d, want an even number", rope.num_dims);
-  if (!(rope.freq_base > 1)) return InvalidArgument("rope.freq_base is %g, want more than 1", rope.freq_base);
-  if (!(rope.yarn_factor > 0)) return InvalidArgument("rope.yarn_factor is %g, want more than 0", rope.yarn_factor);
+  if (cache.latent_values > 0) return InvalidArgument("cache is latent, which StoreLatent fills");
+  RETURN_IF_ERROR(CheckRope(rope, cache.head_dim));
+  if ((norms.query == nullptr) != (norms.key == nullptr))
+    return InvalidArgument("norms has one of query and key, want both or none");
+  if (!(norms.epsilon >= 0)) return InvalidArgument("norms.epsilon is %g, want 0 or more", norms.epsilon);
   RETURN_IF_ERROR(CheckRowsInBatch(batch, first_row, qkv.rows));
   return ForEachSegment(batch, first_row, qkv.rows, [&](const Segment& segment) {
     return CheckTable(segment, cache, segment.first_position, segment.first_position + segment.num_rows);
   });
 }
 
-absl::Status CheckAttention(const Batch& batch, int64_t first_row, const Tensor& q, const KvLayer& cache, int64_t window,
-                            const Tensor& out, DType act, std::initializer_list<DType> kv_dtypes) {
+absl::Status CheckAttention(const Batch& batch, int64_t first_row, const Tensor& q, const KvLayer& cache,
+                            const AttentionParams& params, const Tensor& out, DType act, std::initializer_list<DType> kv_dtypes) {
   RETURN_IF_ERROR(CheckKvLayer(cache, kv_dtypes));
   RETURN_IF_ERROR(CheckTensor("q", q));
   RETURN_IF_ERROR(CheckDType("q", q.dtype, {act}));
@@ -216,23 +231,83 @@ absl::Status CheckAttention(const Batch& batch, int64_t first_row, const Tensor&
     return InvalidArgument("q has %d columns, want a multiple of %d (%d kv heads of %d)", q.cols,
                            cache.num_kv_heads * cache.head_dim, cache.num_kv_heads, cache.head_dim);
   }
-  RETURN_IF_ERROR(CheckShape("out", out, q.rows, q.cols));
+  const int64_t out_dim = cache.latent_values > 0 ? cache.latent_values : cache.head_dim;
+  RETURN_IF_ERROR(CheckShape("out", out, q.rows, q.cols / cache.head_dim * out_dim));
   RETURN_IF_ERROR(CheckDType("out", out.dtype, {act}));
-  RETURN_IF_ERROR(CheckInRange("window", window, 0, INT32_MAX));
+  RETURN_IF_ERROR(CheckInRange("window", params.window, 0, INT32_MAX));
+  if (!(params.scale > 0 && params.scale < 1e6)) return InvalidArgument("scale is %g, want more than 0", params.scale);
   RETURN_IF_ERROR(CheckRowsInBatch(batch, first_row, q.rows));
   return ForEachSegment(batch, first_row, q.rows, [&](const Segment& segment) {
-    const int64_t first = window == 0 ? 0 : std::max<int64_t>(0, segment.first_position - window + 1);
+    const int64_t first = params.window == 0 ? 0 : std::max<int64_t>(0, segment.first_position - params.window + 1);
     return CheckTable(segment, cache, first, segment.first_position + segment.num_rows);
   });
 }
 
-absl::Status CheckRoute(const Tensor& in, const float* weight, int64_t num_experts, int64_t top_k, const int32_t* experts,
+absl::Status CheckStoreLatent(const Batch& batch, int64_t first_row, const RopeConfig& rope, const LatentNorm& norm,
+                              const Tensor& latent, const KvLayer& cache, const Tensor& q, const Tensor& q_out, DType act,
+                              std::initializer_list<DType> kv_dtypes) {
+  RETURN_IF_ERROR(CheckKvLayer(cache, kv_dtypes));
+  RETURN_IF_ERROR(CheckInRange("cache.latent_values", cache.latent_values, 1, cache.head_dim));
+  RETURN_IF_ERROR(CheckRope(rope, cache.head_dim));
+  RETURN_IF_ERROR(
+      CheckInRange("rope.num_dims", rope.num_dims, cache.head_dim - cache.latent_values, cache.head_dim - cache.latent_values));
+  RETURN_IF_ERROR(CheckNotNull("norm.weight", norm.weight));
+  if (!(norm.epsilon >= 0)) return InvalidArgument("norm.epsilon is %g, want 0 or more", norm.epsilon);
+  RETURN_IF_ERROR(CheckTensor("q", q));
+  RETURN_IF_ERROR(CheckDType("q", q.dtype, {act}));
+  RETURN_IF_ERROR(CheckShape("latent", latent, q.rows, cache.head_dim));
+  RETURN_IF_ERROR(CheckDType("latent", latent.dtype, {DType::kF32}));
+  if (q_out.cols < 1 || q_out.cols % cache.head_dim != 0) {
+    return InvalidArgument("q_out has %d columns, want a multiple of %d", q_out.cols, cache.head_dim);
+  }
+  RETURN_IF_ERROR(CheckShape("q_out", q_out, q.rows, q_out.cols));
+  RETURN_IF_ERROR(CheckDType("q_out", q_out.dtype, {act}));
+  const int64_t heads = q_out.cols / cache.head_dim;
+  if (q.cols % heads != 0 || q.cols / heads < rope.num_dims) {
+    return InvalidArgument("q has %d columns, want %d heads of at least %d", q.cols, heads, rope.num_dims);
+  }
+  RETURN_IF_ERROR(CheckRowsInBatch(batch, first_row, q.rows));
+  return ForEachSegment(batch, first_row, q.rows, [&](const Segment& segment) {
+    return CheckTable(segment, cache, segment.first_position, segment.first_position + segment.num_rows);
+  });
+}
+
+absl::Status CheckMatMulPerHead(const Tensor& in, const HeadMatrices& weight, const Tensor& out, DType act) {
+  RETURN_IF_ERROR(CheckInRange("weight.num_heads", weight.num_heads, 1, 1 << 16));
+  RETURN_IF_ERROR(CheckMatrix("weight", weight.Of(0)));
+  for (const auto& [name, tensor, least] :
+       {std::tuple{"in", &in, weight.layout.cols}, std::tuple{"out", &out, weight.layout.rows}}) {
+    RETURN_IF_ERROR(CheckTensor(name, *tensor));
+    RETURN_IF_ERROR(CheckDType(name, tensor->dtype, {act}));
+    if (tensor->cols % weight.num_heads != 0 || tensor->cols / weight.num_heads < least) {
+      return InvalidArgument("%s has %d columns, want %d heads of at least %d", name, tensor->cols, weight.num_heads, least);
+    }
+  }
+  return CheckShape("out", out, in.rows, out.cols);
+}
+
+absl::Status CheckGlu(const Tensor& gate, const Tensor& up, const Tensor& out, DType act) {
+  RETURN_IF_ERROR(CheckTensor("gate", gate));
+  RETURN_IF_ERROR(CheckDType("gate", gate.dtype, {DType::kF32}));
+  RETURN_IF_ERROR(CheckShape("up", up, gate.rows, gate.cols));
+  RETURN_IF_ERROR(CheckDType("up", up.dtype, {DType::kF32}));
+  RETURN_IF_ERROR(CheckShape("out", out, gate.rows, gate.cols));
+  return CheckDType("out", out.dtype, {act});
+}
+
+absl::Status CheckRoute(const Tensor& in, const RouterWeights& router, const RouterConfig& config, const int32_t* experts,
                         const float* weights, DType act) {
   RETURN_IF_ERROR(CheckTensor("in", in));
   RETURN_IF_ERROR(CheckDType("in", in.dtype, {act}));
-  RETURN_IF_ERROR(CheckNotNull("weight", weight));
-  RETURN_IF_ERROR(CheckInRange("num_experts", num_experts, 1, 1024));
-  RETURN_IF_ERROR(CheckInRange("top_k", top_k, 1, num_experts));
+  RETURN_IF_ERROR(CheckNotNull("weight", router.weight));
+  RETURN_IF_ERROR(CheckInRange("num_experts", config.num_experts, 1, 1024));
+  RETURN_IF_ERROR(CheckInRange("num_groups", config.num_groups, 1, config.num_experts));
+  if (config.num_experts % config.num_groups != 0) {
+    return InvalidArgument("num_groups is %d, want a divisor of the %d experts", config.num_groups, config.num_experts);
+  }
+  RETURN_IF_ERROR(CheckInRange("groups_used", config.groups_used, 1, config.num_groups));
+  RETURN_IF_ERROR(CheckInRange("group_best", config.group_best, 1, 2));
+  RETURN_IF_ERROR(CheckInRange("top_k", config.top_k, 1, config.groups_used * (config.num_experts / config.num_groups)));
   if (in.rows == 0) return absl::OkStatus();
   RETURN_IF_ERROR(CheckNotNull("experts", experts));
   return CheckNotNull("weights", weights);

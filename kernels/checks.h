@@ -29,11 +29,17 @@ absl::Status CheckRmsNorm(const Tensor& x, const float* weight, double epsilon, 
 absl::Status CheckMatMul(const Tensor& in, const TiledMatrix& weight, const Tensor& out, bool accumulate, DType act);
 // `kv_dtypes`: what the backend stores. The first checks all of a cache but its planes.
 absl::Status CheckKvShape(const KvLayer& cache, std::initializer_list<DType> kv_dtypes);
-absl::Status CheckRopeAndStore(const Batch& batch, int64_t first_row, const RopeConfig& rope, const Tensor& qkv,
-                               const KvLayer& cache, const Tensor& q_out, DType act, std::initializer_list<DType> kv_dtypes);
-absl::Status CheckAttention(const Batch& batch, int64_t first_row, const Tensor& q, const KvLayer& cache, int64_t window,
-                            const Tensor& out, DType act, std::initializer_list<DType> kv_dtypes);
-absl::Status CheckRoute(const Tensor& in, const float* weight, int64_t num_experts, int64_t top_k, const int32_t* experts,
+absl::Status CheckRopeAndStore(const Batch& batch, int64_t first_row, const RopeConfig& rope, const HeadNorms& norms,
+                               const Tensor& qkv, const KvLayer& cache, const Tensor& q_out, DType act,
+                               std::initializer_list<DType> kv_dtypes);
+absl::Status CheckAttention(const Batch& batch, int64_t first_row, const Tensor& q, const KvLayer& cache,
+                            const AttentionParams& params, const Tensor& out, DType act, std::initializer_list<DType> kv_dtypes);
+absl::Status CheckStoreLatent(const Batch& batch, int64_t first_row, const RopeConfig& rope, const LatentNorm& norm,
+                              const Tensor& latent, const KvLayer& cache, const Tensor& q, const Tensor& q_out, DType act,
+                              std::initializer_list<DType> kv_dtypes);
+absl::Status CheckMatMulPerHead(const Tensor& in, const HeadMatrices& weight, const Tensor& out, DType act);
+absl::Status CheckGlu(const Tensor& gate, const Tensor& up, const Tensor& out, DType act);
+absl::Status CheckRoute(const Tensor& in, const RouterWeights& router, const RouterConfig& config, const int32_t* experts,
                         const float* weights, DType act);
 absl::Status CheckGroupByExpert(const int32_t* experts, int64_t rows, int64_t top_k, int64_t num_experts, const int32_t* offsets,
                                 const int32_t* entry_rows, const int32_t* entry_outs);

@@ -59,7 +59,7 @@ class Call {
       for (int64_t e = 0; e < experts_; ++e) {
         uses.push_back({.record = records[next++ % records.size()], .group = static_cast<int32_t>(e), .num_rows = rows_});
       }
-      RETURN_IF_ERROR(ops_->ExpertMlp(layout_, uses, Groups(), SwigluParams{},
+      RETURN_IF_ERROR(ops_->ExpertMlp(layout_, uses, Groups(), GluParams(),
                                       Tensor(in_.data(), ops_->activation_dtype(), rows_, layout_.down.rows),
                                       Tensor(out_.data(), ops_->contribution_dtype(), experts_ * rows_, layout_.down.rows)));
       return ops_->Synchronize(absl::Now() + kCallTimeout);

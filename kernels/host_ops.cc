@@ -287,29 +287,52 @@ absl::Status HostOps::CheckKvCache(const KvLayer& cache) const {
   return CheckKvShape(cache, StoresKvInF32() ? kKvTypesWithF32 : kKvTypes);
 }
 
-absl::Status HostOps::RopeAndStore(const DeviceBatch& batch, int64_t first_row, const RopeConfig& rope, Tensor qkv,
-                                   const KvLayer& cache, Tensor q_out) {
+absl::Status HostOps::CheckModel(const ModelConfig&) const { return absl::OkStatus(); }
+
+absl::Status HostOps::RopeAndStore(const DeviceBatch& batch, int64_t first_row, const RopeConfig& rope, const HeadNorms& norms,
+                                   Tensor qkv, const KvLayer& cache, Tensor q_out) {
   const HostTimeline::Scope span(timeline_, "RopeAndStore");
   ASSIGN_OR_RETURN(const HostBatch* host_batch, HostBatchOf(batch));
-  RETURN_IF_ERROR(CheckRopeAndStore(batch.host(), first_row, rope, qkv, cache, q_out, DType::kF32,
+  RETURN_IF_ERROR(CheckRopeAndStore(batch.host(), first_row, rope, norms, qkv, cache, q_out, DType::kF32,
                                     StoresKvInF32() ? kKvTypesWithF32 : kKvTypes));
-  return qkv.rows == 0 ? absl::OkStatus() : DoRopeAndStore(*host_batch, first_row, rope, qkv, cache, q_out);
+  return qkv.rows == 0 ? absl::OkStatus() : DoRopeAndStore(*host_batch, first_row, rope, norms, qkv, cache, q_out);
 }
 
-absl::Status HostOps::Attention(const DeviceBatch& batch, int64_t first_row, Tensor q, const KvLayer& cache, int64_t window,
-                                const float* sinks, Tensor out) {
+absl::Status HostOps::Attention(const DeviceBatch& batch, int64_t first_row, Tensor q, const KvLayer& cache,
+                                const AttentionParams& params, Tensor out) {
   const HostTimeline::Scope span(timeline_, "Attention");
   ASSIGN_OR_RETURN(const HostBatch* host_batch, HostBatchOf(batch));
   RETURN_IF_ERROR(
-      CheckAttention(batch.host(), first_row, q, cache, window, out, DType::kF32, StoresKvInF32() ? kKvTypesWithF32 : kKvTypes));
-  return q.rows == 0 ? absl::OkStatus() : DoAttention(*host_batch, first_row, q, cache, window, sinks, out);
+      CheckAttention(batch.host(), first_row, q, cache, params, out, DType::kF32, StoresKvInF32() ? kKvTypesWithF32 : kKvTypes));
+  return q.rows == 0 ? absl::OkStatus() : DoAttention(*host_batch, first_row, q, cache, params, out);
 }
 
-absl::Status HostOps::Route(Tensor in, const float* weight, const float* bias, int64_t num_experts, int64_t top_k,
-                            int32_t* experts, float* weights) {
+absl::Status HostOps::StoreLatent(const DeviceBatch& batch, int64_t first_row, const RopeConfig& rope, const LatentNorm& norm,
+                                  Tensor latent, const KvLayer& cache, Tensor q, Tensor q_out) {
+  const HostTimeline::Scope span(timeline_, "StoreLatent");
+  ASSIGN_OR_RETURN(const HostBatch* host_batch, HostBatchOf(batch));
+  RETURN_IF_ERROR(CheckStoreLatent(batch.host(), first_row, rope, norm, latent, cache, q, q_out, DType::kF32,
+                                   StoresKvInF32() ? kKvTypesWithF32 : kKvTypes));
+  return q.rows == 0 ? absl::OkStatus() : DoStoreLatent(*host_batch, first_row, rope, norm, latent, cache, q, q_out);
+}
+
+absl::Status HostOps::MatMulPerHead(Tensor in, const HeadMatrices& weight, Tensor out) {
+  const HostTimeline::Scope span(timeline_, "MatMulPerHead");
+  RETURN_IF_ERROR(CheckMatMulPerHead(in, weight, out, DType::kF32));
+  return in.rows == 0 ? absl::OkStatus() : DoMatMulPerHead(in, weight, out);
+}
+
+absl::Status HostOps::Glu(Tensor gate, Tensor up, const GluParams& glu, Tensor out) {
+  const HostTimeline::Scope span(timeline_, "Glu");
+  RETURN_IF_ERROR(CheckGlu(gate, up, out, DType::kF32));
+  return gate.rows == 0 ? absl::OkStatus() : DoGlu(gate, up, glu, out);
+}
+
+absl::Status HostOps::Route(Tensor in, const RouterWeights& router, const RouterConfig& config, int32_t* experts,
+                            float* weights) {
   const HostTimeline::Scope span(timeline_, "Route");
-  RETURN_IF_ERROR(CheckRoute(in, weight, num_experts, top_k, experts, weights, DType::kF32));
-  return in.rows == 0 ? absl::OkStatus() : DoRoute(in, weight, bias, num_experts, top_k, experts, weights);
+  RETURN_IF_ERROR(CheckRoute(in, router, config, experts, weights, DType::kF32));
+  return in.rows == 0 ? absl::OkStatus() : DoRoute(in, router, config, experts, weights);
 }
 
 absl::Status HostOps::GroupByExpert(const int32_t* experts, int64_t rows, int64_t top_k, int64_t num_experts, int32_t* offsets,
@@ -336,7 +359,7 @@ absl::Status HostOps::GroupByExpert(const int32_t* experts, int64_t rows, int64_
 }
 
 absl::Status HostOps::ExpertMlp(const ExpertLayout& layout, std::span<const ExpertUse> uses, const ExpertGroups& groups,
-                                const SwigluParams& swiglu, Tensor in, Tensor contributions) {
+                                const GluParams& glu, Tensor in, Tensor contributions) {
   const HostTimeline::Scope span(timeline_, "ExpertMlp");
   RETURN_IF_ERROR(CheckExpertMlp(layout, uses, groups, in, contributions, DType::kF32, DType::kF32));
   int64_t num_rows = 0;
@@ -360,7 +383,7 @@ absl::Status HostOps::ExpertMlp(const ExpertLayout& layout, std::span<const Expe
     }
     num_rows += end - first;
   }
-  return num_rows == 0 ? absl::OkStatus() : DoExpertMlp(layout, uses, groups, swiglu, in, contributions);
+  return num_rows == 0 ? absl::OkStatus() : DoExpertMlp(layout, uses, groups, glu, in, contributions);
 }
 
 absl::Status HostOps::ScatterContributions(std::span<const float> host_rows, std::span<const int32_t> outs,
@@ -440,6 +463,15 @@ absl::StatusOr<std::vector<LogitsResult>> HostOps::ReadLogits(Tensor logits, std
 
 absl::Status HostOps::DoEmbed(const HostBatch& batch, int64_t first_row, const TiledMatrix& table, Tensor x) {
   ForEach(x.rows, [&](int64_t row) { DecodeTiledRow(table, batch.host().token_ids[first_row + row], RowOf(x, row)); });
+  return absl::OkStatus();
+}
+
+absl::Status HostOps::DoMatMulPerHead(Tensor in, const HeadMatrices& weight, Tensor out) {
+  const int64_t in_cols = in.cols / weight.num_heads, out_cols = out.cols / weight.num_heads;
+  for (int64_t head = 0; head < weight.num_heads; ++head) {
+    RETURN_IF_ERROR(DoMatMul(in.Cols(head * in_cols, weight.layout.cols), weight.Of(head), nullptr,
+                             out.Cols(head * out_cols, weight.layout.rows), /*accumulate=*/false));
+  }
   return absl::OkStatus();
 }
 

@@ -66,18 +66,22 @@ class HostOps : public Ops {
   absl::Status RmsNorm(Tensor x, const float* weight, double epsilon, Tensor out) final;
   absl::Status MatMul(Tensor in, const TiledMatrix& weight, const float* bias, Tensor out, bool accumulate) final;
   absl::Status CheckKvCache(const KvLayer& cache) const final;
-  absl::Status RopeAndStore(const DeviceBatch& batch, int64_t first_row, const RopeConfig& rope, Tensor qkv, const KvLayer& cache,
-                            Tensor q_out) final;
-  absl::Status Attention(const DeviceBatch& batch, int64_t first_row, Tensor q, const KvLayer& cache, int64_t window,
-                         const float* sinks, Tensor out) final;
-  absl::Status Route(Tensor in, const float* weight, const float* bias, int64_t num_experts, int64_t top_k, int32_t* experts,
-                     float* weights) final;
+  absl::Status CheckModel(const ModelConfig& model) const override;
+  absl::Status RopeAndStore(const DeviceBatch& batch, int64_t first_row, const RopeConfig& rope, const HeadNorms& norms,
+                            Tensor qkv, const KvLayer& cache, Tensor q_out) final;
+  absl::Status Attention(const DeviceBatch& batch, int64_t first_row, Tensor q, const KvLayer& cache,
+                         const AttentionParams& params, Tensor out) final;
+  absl::Status StoreLatent(const DeviceBatch& batch, int64_t first_row, const RopeConfig& rope, const LatentNorm& norm,
+                           Tensor latent, const KvLayer& cache, Tensor q, Tensor q_out) final;
+  absl::Status MatMulPerHead(Tensor in, const HeadMatrices& weight, Tensor out) final;
+  absl::Status Glu(Tensor gate, Tensor up, const GluParams& glu, Tensor out) final;
+  absl::Status Route(Tensor in, const RouterWeights& router, const RouterConfig& config, int32_t* experts, float* weights) final;
   // InvalidArgument also: an expert id is out of range.
   absl::Status GroupByExpert(const int32_t* experts, int64_t rows, int64_t top_k, int64_t num_experts, int32_t* offsets,
                              int32_t* entry_rows, int32_t* entry_outs) final;
   // InvalidArgument also: the groups are not in order, or name a row that is not there.
   absl::Status ExpertMlp(const ExpertLayout& layout, std::span<const ExpertUse> uses, const ExpertGroups& groups,
-                         const SwigluParams& swiglu, Tensor in, Tensor contributions) final;
+                         const GluParams& glu, Tensor in, Tensor contributions) final;
   absl::Status ScatterContributions(std::span<const float> host_rows, std::span<const int32_t> outs, Tensor contributions) final;
   absl::Status Combine(Tensor contributions, const float* weights, int64_t top_k, Tensor x) final;
   absl::Status GatherRows(Tensor in, std::span<const int32_t> host_rows, Tensor out) final;
@@ -88,14 +92,18 @@ class HostOps : public Ops {
   virtual absl::Status DoEmbed(const HostBatch& batch, int64_t first_row, const TiledMatrix& table, Tensor x);
   virtual absl::Status DoRmsNorm(Tensor x, const float* weight, double epsilon, Tensor out) = 0;
   virtual absl::Status DoMatMul(Tensor in, const TiledMatrix& weight, const float* bias, Tensor out, bool accumulate) = 0;
-  virtual absl::Status DoRopeAndStore(const HostBatch& batch, int64_t first_row, const RopeConfig& rope, Tensor qkv,
-                                      const KvLayer& cache, Tensor q_out) = 0;
-  virtual absl::Status DoAttention(const HostBatch& batch, int64_t first_row, Tensor q, const KvLayer& cache, int64_t window,
-                                   const float* sinks, Tensor out) = 0;
-  virtual absl::Status DoRoute(Tensor in, const float* weight, const float* bias, int64_t num_experts, int64_t top_k,
-                               int32_t* experts, float* weights) = 0;
+  virtual absl::Status DoRopeAndStore(const HostBatch& batch, int64_t first_row, const RopeConfig& rope, const HeadNorms& norms,
+                                      Tensor qkv, const KvLayer& cache, Tensor q_out) = 0;
+  virtual absl::Status DoAttention(const HostBatch& batch, int64_t first_row, Tensor q, const KvLayer& cache,
+                                   const AttentionParams& params, Tensor out) = 0;
+  virtual absl::Status DoStoreLatent(const HostBatch& batch, int64_t first_row, const RopeConfig& rope, const LatentNorm& norm,
+                                     Tensor latent, const KvLayer& cache, Tensor q, Tensor q_out) = 0;
+  virtual absl::Status DoMatMulPerHead(Tensor in, const HeadMatrices& weight, Tensor out);
+  virtual absl::Status DoGlu(Tensor gate, Tensor up, const GluParams& glu, Tensor out) = 0;
+  virtual absl::Status DoRoute(Tensor in, const RouterWeights& router, const RouterConfig& config, int32_t* experts,
+                               float* weights) = 0;
   virtual absl::Status DoExpertMlp(const ExpertLayout& layout, std::span<const ExpertUse> uses, const ExpertGroups& groups,
-                                   const SwigluParams& swiglu, Tensor in, Tensor contributions) = 0;
+                                   const GluParams& glu, Tensor in, Tensor contributions) = 0;
   virtual absl::Status DoCombine(Tensor contributions, const float* weights, int64_t top_k, Tensor x);
   // log(sum(exp(row))) of `count` logits.
   virtual float DoLogSumExp(const float* row, int64_t count);

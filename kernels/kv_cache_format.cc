@@ -14,4 +14,21 @@ int64_t KvPlaneBytes(DType dtype, int64_t num_blocks, int64_t num_kv_heads, int6
   }
 }
 
+KvLayer KvLayerOf(const AttentionConfig& attention, DType key_type, DType value_type, int64_t num_blocks) {
+  KvLayer layer = {.key_type = key_type,
+                   .value_type = value_type,
+                   .num_blocks = num_blocks,
+                   .num_kv_heads = attention.num_kv_heads,
+                   .head_dim = attention.head_dim,
+                   .ring = attention.window > 0};
+  if (attention.latent()) layer.head_dim = attention.latent_dim(), layer.latent_values = attention.kv_rank;
+  return layer;
+}
+
+int64_t KvLayerBytes(const AttentionConfig& attention, DType key_type, DType value_type, int64_t num_blocks) {
+  const KvLayer layer = KvLayerOf(attention, key_type, value_type, num_blocks);
+  const int64_t keys = KvPlaneBytes(key_type, num_blocks, layer.num_kv_heads, layer.head_dim);
+  return layer.latent_values > 0 ? keys : keys + KvPlaneBytes(value_type, num_blocks, layer.num_kv_heads, layer.head_dim);
+}
+
 }  // namespace ferry

@@ -15,7 +15,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -26,157 +25,13 @@
 #include "common/model/model_config.h"
 #include "common/model/tiled_layout.h"
 #include "common/status.h"
+#include "kernels/device_memory.h"
+#include "kernels/expert_groups.h"
+#include "kernels/head_matrices.h"
+#include "kernels/kv_batch.h"
+#include "kernels/logits_request.h"
 
 namespace ferry {
-
-// ---------------------------------------------------------------------------------------------------------------- memory
-
-// Device memory with one owner; freed on destruction.
-class DeviceBuffer {
- public:
-  DeviceBuffer() = default;
-  DeviceBuffer(std::byte* data, int64_t bytes, std::function<void(std::byte*)> free)
-      : data_(data), bytes_(bytes), free_(std::move(free)) {}
-  DeviceBuffer(DeviceBuffer&& other) noexcept { *this = std::move(other); }
-  DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
-    std::swap(data_, other.data_), std::swap(bytes_, other.bytes_), std::swap(free_, other.free_);
-    return *this;
-  }
-  ~DeviceBuffer() {
-    if (data_ != nullptr && free_) free_(data_);
-  }
-  std::byte* data() const { return data_; }
-  int64_t bytes() const { return bytes_; }
-  template <typename T>
-  T* as() const {
-    return reinterpret_cast<T*>(data_);
-  }
-
- private:
-  std::byte* data_ = nullptr;
-  int64_t bytes_ = 0;
-  std::function<void(std::byte*)> free_;
-};
-
-// Rows of numbers in device memory, row-major: row r begins at element r * stride. Types: F32, BF16, F16.
-struct Tensor {
-  void* data = nullptr;
-  DType dtype = DType::kF32;
-  int64_t rows = 0, cols = 0, stride = 0;
-
-  Tensor() = default;
-  Tensor(void* data, DType dtype, int64_t rows, int64_t cols, int64_t stride = 0)
-      : data(data), dtype(dtype), rows(rows), cols(cols), stride(stride == 0 ? cols : stride) {}
-  int64_t element_bytes() const { return dtype == DType::kF32 ? 4 : 2; }
-  Tensor Rows(int64_t first, int64_t count) const {
-    return {static_cast<std::byte*>(data) + first * stride * element_bytes(), dtype, count, cols, stride};
-  }
-  Tensor Cols(int64_t first, int64_t count) const {
-    return {static_cast<std::byte*>(data) + first * element_bytes(), dtype, rows, count, stride};
-  }
-};
-
-// A moment in a queue. Copies of an Event share it; a default-constructed Event has passed.
-class EventState {
- public:
-  virtual ~EventState() = default;
-};
-using Event = std::shared_ptr<EventState>;
-
-// One piece of work of a queue and the time at which the device did it, on this host's clock.
-struct TimelineSpan {
-  enum class Queue : uint8_t { kCompute, kCopy };
-  const char* name = "";  // a string literal: the operation's name, or kWaitSpan
-  Queue queue = Queue::kCompute;
-  absl::Time begin, end;
-};
-inline constexpr char kWaitSpan[] = "wait";  // the compute queue waited for the event of a ComputeAfter
-
-struct DeviceMemoryInfo {
-  int64_t free_bytes = 0, total_bytes = 0;
-};
-
-// ------------------------------------------------------------------------------------------------------- batch and KV cache
-
-// The block KV cache of one layer. Its keys, and likewise its values, are [block][kv_head][token of the block][head_dim]; a
-// Q8_0 plane has int8 codes in that order, then f16 scales [block][kv_head][token][head_dim / 32]. Position p of a sequence is
-// token p % kKvBlockTokens of block table[(p / kKvBlockTokens) % table size]. A table shorter than the sequence is therefore a
-// ring; a sliding layer uses one to hold its window and nothing else.
-inline constexpr int64_t kKvBlockTokens = 32;
-
-struct KvLayer {
-  std::byte* keys = nullptr;       // KvPlaneBytes(key_type, ...)
-  std::byte* values = nullptr;     // KvPlaneBytes(value_type, ...)
-  DType key_type = DType::kF16;    // F16 or Q8_0; the reference backend also takes F32
-  DType value_type = DType::kF16;  // likewise; CUDA wants the keys' type
-  int64_t num_blocks = 0;
-  int64_t num_kv_heads = 0, head_dim = 0;
-  bool ring = false;  // the block table is BatchSequence::ring_blocks
-};
-int64_t KvPlaneBytes(DType dtype, int64_t num_blocks, int64_t num_kv_heads, int64_t head_dim);
-
-// The rows of one sequence in a batch, at positions [first_position, first_position + num_rows).
-struct BatchSequence {
-  int64_t first_row = 0;  // in the batch
-  int64_t num_rows = 0;
-  int64_t first_position = 0;
-  std::vector<int32_t> blocks;       // block table of full layers: at least ceil(end position / kKvBlockTokens) blocks
-  std::vector<int32_t> ring_blocks;  // block table of sliding layers
-};
-
-struct Batch {
-  std::vector<int32_t> token_ids;        // one a row; empty when the stage has no embedding
-  std::vector<BatchSequence> sequences;  // in order of rows, without gaps
-  int64_t num_rows() const { return sequences.empty() ? 0 : sequences.back().first_row + sequences.back().num_rows; }
-};
-
-// A batch and the copies of it in device memory, made by PrepareBatch.
-class DeviceBatch {
- public:
-  virtual ~DeviceBatch() = default;
-  const Batch& host() const { return host_; }
-
- protected:
-  explicit DeviceBatch(Batch host) : host_(std::move(host)) {}
-  const Batch host_;
-};
-
-// ---------------------------------------------------------------------------------------------------------------- experts
-
-// The assignments (token, rank) of a layer grouped by expert: entries [offsets[e], offsets[e+1]) belong to expert e, in order of
-// row. Pointers are device memory.
-struct ExpertGroups {
-  int64_t num_groups = 0;
-  int64_t num_entries = 0;
-  const int32_t* offsets = nullptr;  // [num_groups + 1]
-  const int32_t* rows = nullptr;     // [num_entries] which row of the input
-  const int32_t* outs = nullptr;     // [num_entries] which row of the contributions
-};
-
-// One expert to compute: its record in device memory, its group in ExpertGroups, and the group's number of rows.
-struct ExpertUse {
-  const std::byte* record = nullptr;
-  int32_t group = 0;
-  int64_t num_rows = 0;
-};
-
-struct SwigluParams {
-  float alpha = 1.702f;
-  float limit = 7.0f;
-};
-
-struct LogitsRequest {
-  int32_t top_n = 0;    // how many of the best logits to return; >= vocabulary: all of them, in order of id
-  int32_t target = -1;  // a token whose logit is returned as well; -1: none
-};
-struct LogitsResult {
-  float log_sum_exp = 0;
-  float target_logit = 0;
-  std::vector<int32_t> ids;   // best first, ties to the lower id; empty when all logits are given
-  std::vector<float> logits;  // one for each of `ids`, or for each token of the vocabulary
-};
-
-// --------------------------------------------------------------------------------------------------------------- operations
 
 class Ops {
  public:
@@ -226,28 +81,44 @@ class Ops {
   // Whether this backend supports a cache of such types and sizes; ignores the plane pointers. InvalidArgument or Unimplemented
   // names the property that it does not support.
   virtual absl::Status CheckKvCache(const KvLayer& cache) const = 0;
-  // qkv [rows, q | k | v], F32 or act, holds batch rows from first_row on. Rotates q into q_out (act), rotates k, and stores k
-  // and v in the cache.
-  virtual absl::Status RopeAndStore(const DeviceBatch& batch, int64_t first_row, const RopeConfig& rope, Tensor qkv,
-                                    const KvLayer& cache, Tensor q_out) = 0;
+  // Whether this backend can compute `model`, whatever its weights' types. Unimplemented names the part that it cannot compute.
+  virtual absl::Status CheckModel(const ModelConfig& model) const = 0;
+  // qkv [rows, q | k | v], F32 or act, holds batch rows from first_row on. Applies the head norms, if any, to each head of q and
+  // k, rotates q into q_out (act), rotates k, and stores k and v in the cache.
+  virtual absl::Status RopeAndStore(const DeviceBatch& batch, int64_t first_row, const RopeConfig& rope, const HeadNorms& norms,
+                                    Tensor qkv, const KvLayer& cache, Tensor q_out) = 0;
   // Causal attention of the rows over the cache, which already holds the rows' own keys. Query head h reads kv head
-  // h / (heads / kv_heads); scores are scaled by 1/sqrt(head_dim). With window > 0 a row at position p sees positions
-  // > p - window. sinks F32 [heads] join the softmax's denominator (null: none). q, out: act [rows, heads * head_dim].
-  virtual absl::Status Attention(const DeviceBatch& batch, int64_t first_row, Tensor q, const KvLayer& cache, int64_t window,
-                                 const float* sinks, Tensor out) = 0;
+  // h / (heads / kv_heads). q: act [rows, heads * head_dim]; out: act [rows, heads * head_dim], of a latent cache
+  // [rows, heads * latent_values].
+  virtual absl::Status Attention(const DeviceBatch& batch, int64_t first_row, Tensor q, const KvLayer& cache,
+                                 const AttentionParams& params, Tensor out) = 0;
+  // Latent attention. latent: F32 [rows, kv_rank | rotated]. Applies the norm to the first part and the rotation to the second,
+  // and stores both as one key. q: act [rows, heads * (nope | rotated)]; its rotated parts go to the ends of the heads of q_out,
+  // act [rows, heads * (kv_rank | rotated)]. The other columns of q_out stay.
+  virtual absl::Status StoreLatent(const DeviceBatch& batch, int64_t first_row, const RopeConfig& rope, const LatentNorm& norm,
+                                   Tensor latent, const KvLayer& cache, Tensor q, Tensor q_out) = 0;
+  // For each head h: out_h = in_h W_h^T. in and out are act; each divides its columns evenly among the heads. Reads and writes
+  // the first columns of each part, as many as W_h has columns and rows. The others stay.
+  virtual absl::Status MatMulPerHead(Tensor in, const HeadMatrices& weight, Tensor out) = 0;
+  // out = glu(gate, up), element by element. gate, up: F32 of one shape; out: act.
+  virtual absl::Status Glu(Tensor gate, Tensor up, const GluParams& glu, Tensor out) = 0;
 
-  // The router. logits = in W^T + bias in F32, with W [num_experts, n_embd] row-major F32 and in: act. experts [rows, top_k]
-  // gets the top_k largest, best first, ties to the lower id; weights [rows, top_k] gets the softmax over these logits.
-  virtual absl::Status Route(Tensor in, const float* weight, const float* bias, int64_t num_experts, int64_t top_k,
-                             int32_t* experts, float* weights) = 0;
+  // The router. logits = in W^T + bias in F32; in: act. scores = softmax over all experts, or the sigmoid of each logit.
+  //   experts [rows, top_k]  the largest of scores + selection bias, best first, ties to the lower id. With groups (runs of
+  //                          neighbouring experts) of the groups_used best groups alone; a group's worth is the sum of its
+  //                          group_best largest
+  //   weights [rows, top_k]  the scores of the experts without the selection bias, divided by their sum with `normalise`, times
+  //                          weight_scale
+  virtual absl::Status Route(Tensor in, const RouterWeights& router, const RouterConfig& config, int32_t* experts,
+                             float* weights) = 0;
   // Groups the rows * top_k assignments by expert, in the form of ExpertGroups: an entry's row is its token, its out is
   // token * top_k + rank. offsets has num_experts + 1 elements.
   virtual absl::Status GroupByExpert(const int32_t* experts, int64_t rows, int64_t top_k, int64_t num_experts, int32_t* offsets,
                                      int32_t* entry_rows, int32_t* entry_outs) = 0;
-  // For each use and each entry of its group: contributions[outs] = down(swiglu(gate(in[rows]), up(in[rows]))), with biases.
-  // in: act. gpt-oss's swiglu: g = min(gate, limit), u = clamp(up, -limit, limit), h = (u + 1) * g * sigmoid(alpha * g).
+  // For each use and each entry of its group: contributions[outs] = down(glu(gate(in[rows]), up(in[rows]))), with biases. in:
+  // act.
   virtual absl::Status ExpertMlp(const ExpertLayout& layout, std::span<const ExpertUse> uses, const ExpertGroups& groups,
-                                 const SwigluParams& swiglu, Tensor in, Tensor contributions) = 0;
+                                 const GluParams& glu, Tensor in, Tensor contributions) = 0;
   // contributions[outs[i]] = host_rows[i]. host_rows F32 [n, cols] and outs [n] are host memory, reusable on return.
   virtual absl::Status ScatterContributions(std::span<const float> host_rows, std::span<const int32_t> outs,
                                             Tensor contributions) = 0;

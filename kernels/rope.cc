@@ -19,8 +19,10 @@ std::vector<double> RopeFrequencies(const RopeConfig& config) {
     return dims * std::log(static_cast<double>(config.yarn_original_context) / (turns * 2 * std::numbers::pi)) /
            (2 * std::log(config.freq_base));
   };
-  const double first = std::max(pair_with(config.yarn_beta_fast), 0.0);
-  double last = std::min(pair_with(config.yarn_beta_slow), dims - 1);
+  double first = pair_with(config.yarn_beta_fast), last = pair_with(config.yarn_beta_slow);
+  if (config.yarn_whole_dims) first = std::floor(first), last = std::ceil(last);
+  first = std::max(first, 0.0);
+  last = std::min(last, dims - 1);
   if (first == last) last += 0.001;
   for (size_t i = 0; i < frequencies.size(); ++i) {
     const double slowed = std::clamp((static_cast<double>(i) - first) / (last - first), 0.0, 1.0);

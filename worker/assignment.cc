@@ -1,7 +1,10 @@
 #include "worker/assignment.h"
 
 #include <algorithm>
+#include <span>
 #include <utility>
+
+#include "common/model/model_header.h"
 
 namespace ferry {
 namespace {
@@ -9,80 +12,6 @@ namespace {
 absl::Status CheckRange(const char* field, double value, double min, double max) {
   if (value >= min && value <= max) return absl::OkStatus();  // NaN fails
   return InvalidArgument("%s is %g, want %g to %g", field, value, min, max);
-}
-
-absl::StatusOr<ModelConfig> ModelFromProto(const internal::v1::ModelShape& shape) {
-  constexpr double kMaxDimension = 1 << 24;
-  if (shape.architecture() != "gpt-oss") {
-    return Unimplemented("model.architecture is '%s'; this worker runs gpt-oss", shape.architecture());
-  }
-  RETURN_IF_ERROR(CheckRange("model.num_layers", shape.num_layers(), 1, 1024));
-  RETURN_IF_ERROR(CheckRange("model.context_length", static_cast<double>(shape.context_length()), 1, INT32_MAX));
-  RETURN_IF_ERROR(CheckRange("model.n_embd", shape.n_embd(), 1, kMaxDimension));
-  RETURN_IF_ERROR(CheckRange("model.vocab_size", shape.vocab_size(), 1, kMaxDimension));
-  RETURN_IF_ERROR(CheckRange("model.num_kv_heads", shape.num_kv_heads(), 1, 4096));
-  RETURN_IF_ERROR(CheckRange("model.num_heads", shape.num_heads(), shape.num_kv_heads(), 4096));
-  if (shape.num_heads() % shape.num_kv_heads() != 0) {
-    return InvalidArgument("model.num_heads is %d, want a multiple of num_kv_heads, %d", shape.num_heads(), shape.num_kv_heads());
-  }
-  RETURN_IF_ERROR(CheckRange("model.head_dim", shape.head_dim(), 2, 4096));
-  RETURN_IF_ERROR(CheckRange("model.num_experts", shape.num_experts(), 1, 1024));
-  RETURN_IF_ERROR(CheckRange("model.top_k", shape.top_k(), 1, shape.num_experts()));
-  RETURN_IF_ERROR(CheckRange("model.n_ff", shape.n_ff(), 1, kMaxDimension));
-  RETURN_IF_ERROR(CheckRange("model.sliding_window", shape.sliding_window(), 0, kMaxDimension));
-  RETURN_IF_ERROR(CheckRange("model.rms_epsilon", shape.rms_epsilon(), 0, 1));
-  RETURN_IF_ERROR(CheckRange("model.rope_num_dims", shape.rope_num_dims(), 0, shape.head_dim()));
-  RETURN_IF_ERROR(CheckRange("model.rope_freq_base", shape.rope_freq_base(), 1e-3, 1e12));
-  for (const auto& [field, value] :
-       {std::pair{"model.swiglu_alpha", shape.swiglu_alpha()}, std::pair{"model.swiglu_limit", shape.swiglu_limit()},
-        std::pair{"model.yarn_factor", shape.yarn_factor()}, std::pair{"model.yarn_beta_fast", shape.yarn_beta_fast()},
-        std::pair{"model.yarn_beta_slow", shape.yarn_beta_slow()},
-        std::pair{"model.rope_attention_factor", shape.rope_attention_factor()}}) {
-    RETURN_IF_ERROR(CheckRange(field, value, 0, 1e6));
-  }
-  for (const auto& [field, types] :
-       {std::pair{"model.gate_types", &shape.gate_types()}, std::pair{"model.up_types", &shape.up_types()},
-        std::pair{"model.down_types", &shape.down_types()}}) {
-    if (types->size() != static_cast<int64_t>(shape.num_layers())) {
-      return InvalidArgument("%s has %d entries, want one a layer, %d", field, types->size(), shape.num_layers());
-    }
-  }
-  ModelConfig model;
-  model.architecture = shape.architecture();
-  model.num_layers = shape.num_layers();
-  model.context_length = static_cast<int64_t>(shape.context_length());
-  model.n_embd = shape.n_embd();
-  model.vocab_size = shape.vocab_size();
-  model.num_heads = shape.num_heads();
-  model.num_kv_heads = shape.num_kv_heads();
-  model.head_dim = shape.head_dim();
-  model.num_experts = shape.num_experts();
-  model.top_k = shape.top_k();
-  model.n_ff = shape.n_ff();
-  model.sliding_window = shape.sliding_window();
-  model.rms_epsilon = shape.rms_epsilon();
-  model.swiglu_alpha = shape.swiglu_alpha();
-  model.swiglu_limit = shape.swiglu_limit();
-  model.rope = {.freq_base = shape.rope_freq_base(),
-                .num_dims = shape.rope_num_dims(),
-                .yarn_factor = shape.yarn_factor(),
-                .yarn_original_context = shape.yarn_original_context(),
-                .yarn_beta_fast = shape.yarn_beta_fast(),
-                .yarn_beta_slow = shape.yarn_beta_slow(),
-                .attention_factor = shape.rope_attention_factor()};
-  return model;
-}
-
-absl::StatusOr<ArenaLayout> ArenaFromProto(const internal::v1::ModelShape& shape) {
-  std::vector<ExpertLayout> layers;
-  for (uint32_t i = 0; i < shape.num_layers(); ++i) {
-    ASSIGN_OR_RETURN(
-        ExpertLayout layer,
-        ExpertLayout::Create(static_cast<DType>(shape.gate_types(i)), static_cast<DType>(shape.up_types(i)),
-                             static_cast<DType>(shape.down_types(i)), shape.n_embd(), shape.n_ff(), shape.expert_bias()));
-    layers.push_back(layer);
-  }
-  return ArenaLayout::Create(std::move(layers), shape.num_experts());
 }
 
 absl::Status CheckCache(const internal::v1::CacheShape& cache, const ModelConfig& model) {
@@ -102,8 +31,11 @@ absl::Status CheckCache(const internal::v1::CacheShape& cache, const ModelConfig
   RETURN_IF_ERROR(CheckRange("cache.micro_batch_tokens", cache.micro_batch_tokens(), 1, 1 << 22));
   // Bytes of a layer's planes in F32, full or ring: ten terabytes are more than any device has, and add up over 1024 layers.
   const double blocks = std::max<double>(cache.num_blocks(), static_cast<double>(cache.ring_blocks()) * cache.num_slots());
-  return CheckRange("cache.num_blocks * the model's heads", blocks * static_cast<double>(kKvBlockTokens * model.kv_size()) * 8, 0,
-                    1e13);
+  for (const LayerConfig& layer : model.layers) {
+    const auto block_bytes = static_cast<double>(KvLayerBytes(layer.attention, DType::kF32, DType::kF32, 1));
+    RETURN_IF_ERROR(CheckRange("cache.num_blocks * the model's heads", blocks * block_bytes, 0, 1e13));
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::vector<LayerRule>> RulesFromProto(const internal::v1::RegisterResponse& response) {
@@ -135,8 +67,9 @@ absl::StatusOr<std::vector<LayerRule>> RulesFromProto(const internal::v1::Regist
 
 absl::StatusOr<Assignment> AssignmentFromProto(const internal::v1::RegisterResponse& response) {
   Assignment assignment;
-  ASSIGN_OR_RETURN(assignment.model, ModelFromProto(response.model()));
-  ASSIGN_OR_RETURN(assignment.arena, ArenaFromProto(response.model()));
+  ASSIGN_OR_RETURN(ModelDescription model, ModelFromHeader(std::as_bytes(std::span(response.model()))));
+  assignment.model = std::move(model.config);
+  assignment.arena = std::move(model.arena);
   RETURN_IF_ERROR(CheckCache(response.cache(), assignment.model));
   RETURN_IF_ERROR(CheckRange("num_workers", response.num_workers(), 1, 4096));
   RETURN_IF_ERROR(CheckRange("worker_id", response.worker_id(), 0, response.num_workers() - 1.0));
@@ -170,7 +103,7 @@ absl::StatusOr<Assignment> AssignmentFromProto(const internal::v1::RegisterRespo
   assignment.mailbox = {.n_embd = assignment.model.n_embd,
                         .max_rows = static_cast<int64_t>(response.mailbox_max_rows()),
                         .max_entries = static_cast<int64_t>(response.mailbox_max_entries()),
-                        .max_experts = assignment.model.num_experts};
+                        .max_experts = assignment.model.router.num_experts};
   assignment.heartbeat_interval = absl::Seconds(response.heartbeat_interval_seconds());
   assignment.heartbeat_timeout = absl::Seconds(response.heartbeat_timeout_seconds());
   assignment.ooae = response.ooae();

@@ -25,8 +25,9 @@ int64_t ExpertCache::SlotBytes(const ArenaLayout& arena, int64_t first_layer, in
 }
 
 int64_t ExpertCache::SlotsIn(int64_t bytes, const ArenaLayout& arena, int64_t first_layer, int64_t end_layer) {
-  return std::min(std::max<int64_t>(bytes, 0) / SlotBytes(arena, first_layer, end_layer),
-                  (end_layer - first_layer) * arena.num_experts());
+  const int64_t num_records = arena.num_records(first_layer, end_layer);
+  if (num_records == 0) return 0;
+  return std::min(std::max<int64_t>(bytes, 0) / SlotBytes(arena, first_layer, end_layer), num_records);
 }
 
 absl::StatusOr<std::unique_ptr<ExpertCache>> ExpertCache::Create(Ops* ops, ExpertLink* link, const ArenaLayout* arena,
@@ -37,9 +38,9 @@ absl::StatusOr<std::unique_ptr<ExpertCache>> ExpertCache::Create(Ops* ops, Exper
   ASSIGN_OR_RETURN(cache->memory_, ops->Allocate(num_slots * cache->slot_bytes_));
   cache->slots_.resize(num_slots);
   for (int64_t i = 0; i < num_slots; ++i) cache->slots_[i].data = cache->memory_.data() + i * cache->slot_bytes_;
-  const int64_t num_experts = (end_layer - first_layer) * arena->num_experts();
-  cache->slot_of_.assign(num_experts, -1);
-  cache->warmth_.resize(num_experts);
+  const int64_t num_ids = (end_layer - first_layer) * arena->num_experts();  // those of layers without experts are never used
+  cache->slot_of_.assign(num_ids, -1);
+  cache->warmth_.resize(num_ids);
   cache->counters_ = &cache->no_counters_;
   cache->current_layer_ = first_layer;
   return cache;
@@ -78,16 +79,12 @@ absl::StatusOr<ExpertCache::Probe> ExpertCache::ProbeLink(absl::Duration time, a
   };
   Probe probe;
   const auto run = [&]() -> absl::Status {
-    const int64_t num_experts = static_cast<int64_t>(slot_of_.size());
+    const int64_t num_records = arena_.num_records(first_layer_, end_layer_);
     absl::Time start = absl::InfinitePast();  // set after the first copy, which warms up the path between here and there
     for (int64_t i = 0; start == absl::InfinitePast() || probe.bytes == 0 || absl::Now() < start + time;) {
       while (asked.size() < kProbeAhead) {
         Slot& slot = slots_[i % num_slots()];
-        const int64_t any = i % num_experts;
-        const ExpertId id = slot.state == State::kFilled
-                                ? slot.id
-                                : ExpertId{static_cast<int32_t>(first_layer_ + any / arena_.num_experts()),
-                                           static_cast<int32_t>(any % arena_.num_experts())};
+        const ExpertId id = slot.state == State::kFilled ? slot.id : IdAt(i % num_records);
         if (is_under_way(id)) break;
         RETURN_IF_ERROR(link_.AskRecord(step_, id));
         asked.push_back({.id = id, .slot = &slot, .done = nullptr});
@@ -185,6 +182,12 @@ double ExpertCache::Heat(ExpertId id) const {
 }
 
 // ------------------------------------------------------------------------------------------------------------------ slots
+
+ExpertId ExpertCache::IdAt(int64_t record) const {
+  int64_t layer = arena_.NextWithExperts(first_layer_, end_layer_);
+  for (; record >= arena_.num_experts(); record -= arena_.num_experts()) layer = arena_.NextWithExperts(layer + 1, end_layer_);
+  return {static_cast<int32_t>(layer), static_cast<int32_t>(record)};
+}
 
 int64_t ExpertCache::IndexOf(ExpertId id) const { return (id.layer - first_layer_) * arena_.num_experts() + id.expert; }
 

@@ -66,7 +66,7 @@ class ExpertCache {
 
   int64_t num_slots() const { return static_cast<int64_t>(slots_.size()); }
   // Whether there is a slot for every expert of its layers.
-  bool HoldsAll() const { return num_slots() >= (end_layer_ - first_layer_) * arena_.num_experts(); }
+  bool HoldsAll() const { return num_slots() >= arena_.num_records(first_layer_, end_layer_); }
   int64_t slot_bytes() const { return slot_bytes_; }
 
   // A step begins. Traffic until EndStep is counted in `counters`, which is borrowed until then.
@@ -150,6 +150,7 @@ class ExpertCache {
   Slot* SlotOf(ExpertId id);
   const Slot* SlotOf(ExpertId id) const { return const_cast<ExpertCache*>(this)->SlotOf(id); }
   int64_t IndexOf(ExpertId id) const;
+  ExpertId IdAt(int64_t record) const;  // of the records of its layers, in order
   const Slot* Victim() const;
   double HeatBeforeThisStep(ExpertId id) const;
   int64_t LayersAhead(int64_t layer) const;

@@ -48,8 +48,8 @@ Division DivisionFor(const ExpertPolicy& policy, LayerRule rule, bool has_slots,
 }
 
 int64_t ExpertForward::BytesOf(const Ops& ops, const ModelConfig& model, int64_t max_rows) {
-  const int64_t entries = max_rows * model.top_k;
-  return entries * 8 + (AlignedUp(model.num_experts + 1, kGroupsAlign) + 2 * AlignedUp(entries, kGroupsAlign)) * 4 +
+  const int64_t entries = max_rows * model.router.top_k;
+  return entries * 8 + (AlignedUp(model.router.num_experts + 1, kGroupsAlign) + 2 * AlignedUp(entries, kGroupsAlign)) * 4 +
          entries * model.n_embd * ElementBytes(ops.contribution_dtype()) + HostRows::BytesOf(ops, model.n_embd);
 }
 
@@ -57,7 +57,8 @@ absl::StatusOr<std::unique_ptr<ExpertForward>> ExpertForward::Create(Ops* ops, E
                                                                      const Options& options) {
   const int64_t num_slots = cache == nullptr ? 0 : cache->num_slots();
   const ExpertPolicy& policy = options.policy;
-  if (policy.force != ForceDivision::kHost && !policy.ooae && num_slots < kMinSlotsToStream) {
+  const bool has_experts = options.arena.num_records(options.first_layer, options.end_layer) > 0;
+  if (has_experts && policy.force != ForceDivision::kHost && !policy.ooae && num_slots < kMinSlotsToStream) {
     return FailedPrecondition(
         "--no-ooae ships every expert and needs at least %d expert slots, this worker has %d: give it --vram-experts of at "
         "least %d bytes",
@@ -66,18 +67,18 @@ absl::StatusOr<std::unique_ptr<ExpertForward>> ExpertForward::Create(Ops* ops, E
   }
   const bool a_layer_ships = policy.force == ForceDivision::kShip ||
                              std::find(policy.rules.begin(), policy.rules.end(), LayerRule::kDevice) != policy.rules.end();
-  if (a_layer_ships && num_slots < 1) {
+  if (has_experts && a_layer_ships && num_slots < 1) {
     return FailedPrecondition(
         "experts are to be computed on this worker (-ot or --force-division=ship), which has no slots for "
         "them: give it --vram-experts");
   }
   std::unique_ptr<ExpertForward> forward(new ExpertForward(ops, link, cache, options));
-  const int64_t entries = options.max_rows * options.model.top_k;
+  const int64_t entries = options.max_rows * options.model.router.top_k;
   ASSIGN_OR_RETURN(forward->chosen_, ops->Allocate(entries * sizeof(int32_t)));
   ASSIGN_OR_RETURN(forward->weights_, ops->Allocate(entries * sizeof(float)));
-  ASSIGN_OR_RETURN(forward->groups_,
-                   ops->Allocate((AlignedUp(options.model.num_experts + 1, kGroupsAlign) + 2 * AlignedUp(entries, kGroupsAlign)) *
-                                 sizeof(int32_t)));
+  ASSIGN_OR_RETURN(forward->groups_, ops->Allocate((AlignedUp(options.model.router.num_experts + 1, kGroupsAlign) +
+                                                    2 * AlignedUp(entries, kGroupsAlign)) *
+                                                   sizeof(int32_t)));
   ASSIGN_OR_RETURN(forward->contributions_,
                    ops->Allocate(entries * options.model.n_embd * ElementBytes(ops->contribution_dtype())));
   ASSIGN_OR_RETURN(forward->host_rows_, HostRows::Create(ops, options.model.n_embd));
@@ -90,7 +91,7 @@ LayerRule ExpertForward::RuleOf(int64_t layer) const {
 }
 
 Tensor ExpertForward::Contributions() const {
-  return {contributions_.data(), ops_.contribution_dtype(), routing_.rows * options_.model.top_k, options_.model.n_embd};
+  return {contributions_.data(), ops_.contribution_dtype(), routing_.rows * options_.model.router.top_k, options_.model.n_embd};
 }
 
 absl::Status ExpertForward::Forget(absl::Time deadline) {
@@ -101,7 +102,7 @@ absl::Status ExpertForward::BeginStep(const StepContext& context, int64_t rows) 
   if (cache_ == nullptr) return absl::OkStatus();
   cache_->BeginStep(context.step, context.counters);
   cache_->BeginLayer(options_.first_layer);
-  PlanAhead(options_.first_layer, rows);
+  PlanAhead(options_.arena.NextWithExperts(options_.first_layer, options_.end_layer), rows);
   waiting_ = {.rows = rows};
   return StartAhead(context);
 }
@@ -147,11 +148,11 @@ absl::Status ExpertForward::Run(const StepContext& context, int64_t layer, const
       }
     }
     if (division == Division::kShipAll) {
-      for (int32_t expert = 0; expert < options_.model.num_experts; ++expert) {
+      for (int32_t expert = 0; expert < options_.model.router.num_experts; ++expert) {
         if (routing_.tokens[expert] == 0 && !cache_->Contains(IdOf(layer, expert))) wanted_.push_back(expert);
       }
     }
-    PlanAhead(layer + 1, in.rows);
+    PlanAhead(options_.arena.NextWithExperts(layer + 1, options_.end_layer), in.rows);
     RETURN_IF_ERROR(StartCopies(context, layer));
   }
 
@@ -164,7 +165,7 @@ absl::Status ExpertForward::Run(const StepContext& context, int64_t layer, const
   RETURN_IF_ERROR(StartHost(context, layer, in));
   RETURN_IF_ERROR(ComputeHere(context, layer, in));
   RETURN_IF_ERROR(FinishHost(context, layer, in));
-  RETURN_IF_ERROR(ops_.Combine(Contributions(), weights_.as<float>(), options_.model.top_k, x));
+  RETURN_IF_ERROR(ops_.Combine(Contributions(), weights_.as<float>(), options_.model.router.top_k, x));
   if (division == Division::kResidentElseHost) RETURN_IF_ERROR(KeepTheHot(context, layer, on_host));
   return absl::OkStatus();
 }
@@ -192,16 +193,15 @@ absl::Status ExpertForward::Route(const StepContext& context, int64_t layer, con
                                   Division division) {
   const StepTrace::Scope span(*context.trace, "route", layer);
   const ModelConfig& model = options_.model;
-  const int64_t entries = in.rows * model.top_k;
-  const int64_t rows_begin = AlignedUp(model.num_experts + 1, kGroupsAlign);
+  const int64_t entries = in.rows * model.router.top_k;
+  const int64_t rows_begin = AlignedUp(model.router.num_experts + 1, kGroupsAlign);
   const int64_t outs_begin = rows_begin + AlignedUp(entries, kGroupsAlign);
   int32_t* const groups = groups_.as<int32_t>();
-  RETURN_IF_ERROR(
-      ops_.Route(in, router.weight, router.bias, model.num_experts, model.top_k, chosen_.as<int32_t>(), weights_.as<float>()));
-  RETURN_IF_ERROR(ops_.GroupByExpert(chosen_.as<int32_t>(), in.rows, model.top_k, model.num_experts, groups, groups + rows_begin,
-                                     groups + outs_begin));
+  RETURN_IF_ERROR(ops_.Route(in, router, model.router, chosen_.as<int32_t>(), weights_.as<float>()));
+  RETURN_IF_ERROR(ops_.GroupByExpert(chosen_.as<int32_t>(), in.rows, model.router.top_k, model.router.num_experts, groups,
+                                     groups + rows_begin, groups + outs_begin));
   routing_.rows = in.rows;
-  routing_.device = {.num_groups = model.num_experts,
+  routing_.device = {.num_groups = model.router.num_experts,
                      .num_entries = entries,
                      .offsets = groups,
                      .rows = groups + rows_begin,
@@ -212,7 +212,7 @@ absl::Status ExpertForward::Route(const StepContext& context, int64_t layer, con
   const bool host_likely = division == Division::kHost || (division == Division::kResidentElseHost && !cache_->HoldsAll());
   RETURN_IF_ERROR(host_rows_->Begin(in, host_likely));
   routing_.downloaded.resize(outs_begin + entries);
-  const std::span<int32_t> offsets = std::span(routing_.downloaded).first(model.num_experts + 1);
+  const std::span<int32_t> offsets = std::span(routing_.downloaded).first(model.router.num_experts + 1);
   const std::span<int32_t> asked = routing_.small() ? std::span(routing_.downloaded) : offsets;
   RETURN_IF_ERROR(ops_.Download(std::as_writable_bytes(asked), groups));
   // Numbers read back from a device become indices here, so they are held to their ranges first.
@@ -223,8 +223,8 @@ absl::Status ExpertForward::Route(const StepContext& context, int64_t layer, con
   routing_.host = {.offsets = offsets, .rows = {}, .outs = {}};
 
   routing_.uses.clear();
-  routing_.tokens.assign(model.num_experts, 0);
-  for (int32_t expert = 0; expert < model.num_experts; ++expert) {
+  routing_.tokens.assign(model.router.num_experts, 0);
+  for (int32_t expert = 0; expert < model.router.num_experts; ++expert) {
     const int32_t tokens = routing_.host.offsets[expert + 1] - routing_.host.offsets[expert];
     routing_.tokens[expert] = tokens;
     if (tokens == 0) continue;
@@ -371,9 +371,8 @@ absl::Status ExpertForward::ComputeTogether(const StepContext& context, int64_t 
     ASSIGN_OR_RETURN(const std::byte* const record, cache_->Acquire(IdOf(layer, expert), context.deadline));
     uses.push_back({.record = record, .group = expert, .num_rows = routing_.tokens[expert]});
   }
-  const SwigluParams swiglu = {.alpha = static_cast<float>(options_.model.swiglu_alpha),
-                               .limit = static_cast<float>(options_.model.swiglu_limit)};
-  RETURN_IF_ERROR(ops_.ExpertMlp(options_.arena.layer(layer), uses, routing_.device, swiglu, in, Contributions()));
+  RETURN_IF_ERROR(
+      ops_.ExpertMlp(options_.arena.layer(layer), uses, routing_.device, options_.model.expert.glu, in, Contributions()));
   ASSIGN_OR_RETURN(const Event used, ops_.MarkCompute());
   for (const int32_t expert : experts) cache_->Release(IdOf(layer, expert), used);
   return absl::OkStatus();
@@ -411,9 +410,9 @@ void ExpertForward::PlanAhead(int64_t layer, int64_t rows) {
       ahead_.candidates = copy_ahead_.For(layer, rows, 0);
       break;
     case Division::kShipAll:
-      ahead_.candidates.experts.resize(options_.model.num_experts);
+      ahead_.candidates.experts.resize(options_.model.router.num_experts);
       std::iota(ahead_.candidates.experts.begin(), ahead_.candidates.experts.end(), 0);
-      ahead_.candidates.num_certain = options_.model.num_experts;
+      ahead_.candidates.num_certain = options_.model.router.num_experts;
       break;
   }
   // All that is certain is copied, so neighbours may go together, unless there are too few slots for all of it.
@@ -445,6 +444,7 @@ void ExpertForward::PlanWaiting() {
   const int64_t worth = copy_ahead_.worth_tokens(waiting_.rows);
   for (const auto& [min_tokens, certain] : {std::pair(worth, true), std::pair(int64_t{0}, true), std::pair(int64_t{0}, false)}) {
     for (int64_t layer = options_.first_layer; layer < options_.end_layer; ++layer) {
+      if (!options_.arena.HasExperts(layer)) continue;
       const Division division = DivisionOf(layer, waiting_.rows);
       if (division == Division::kHost || division == Division::kResidentElseHost) continue;
       CopyAhead::Candidates candidates = copy_ahead_.For(layer, waiting_.rows, min_tokens);

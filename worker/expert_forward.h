@@ -60,11 +60,6 @@ struct StepContext {
   StepTrace* trace = nullptr;
 };
 
-struct RouterWeights {
-  const float* weight = nullptr;  // [num_experts, n_embd]
-  const float* bias = nullptr;    // [num_experts]
-};
-
 class ExpertForward {
  public:
   struct Options {
@@ -131,7 +126,7 @@ class ExpertForward {
         link_(*link),
         cache_(cache),
         options_(options),
-        copy_ahead_(options.first_layer, options.end_layer, options.model.num_experts) {}
+        copy_ahead_(options.first_layer, options.end_layer, options.model.router.num_experts) {}
 
   LayerRule RuleOf(int64_t layer) const;
   Division DivisionOf(int64_t layer, int64_t rows) const {

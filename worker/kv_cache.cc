@@ -7,7 +7,7 @@ namespace ferry {
 namespace {
 
 int64_t BlocksOf(const ModelConfig& model, int64_t layer, const KvCacheShape& shape) {
-  return model.slides(layer) ? shape.num_slots * shape.ring_blocks : shape.num_blocks;
+  return model.layers[layer].slides() ? shape.num_slots * shape.ring_blocks : shape.num_blocks;
 }
 
 }  // namespace
@@ -16,8 +16,7 @@ int64_t KvCache::BytesOf(const ModelConfig& model, int64_t first_layer, int64_t 
   int64_t bytes = 0;
   for (int64_t layer = first_layer; layer < end_layer; ++layer) {
     const int64_t blocks = BlocksOf(model, layer, shape);
-    bytes += KvPlaneBytes(shape.key_type, blocks, model.num_kv_heads, model.head_dim) +
-             KvPlaneBytes(shape.value_type, blocks, model.num_kv_heads, model.head_dim);
+    bytes += KvLayerBytes(model.layers[layer].attention, shape.key_type, shape.value_type, blocks);
   }
   return bytes;
 }
@@ -28,25 +27,22 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(Ops* ops, const ModelCo
     return InvalidArgument("the KV cache has %d blocks and %d slots, want at least one of each", shape.num_blocks,
                            shape.num_slots);
   }
-  if (model.sliding_window > 0 && shape.ring_blocks * kKvBlockTokens < model.sliding_window + micro_batch_rows) {
+  const int64_t window = model.sliding_window();
+  if (window > 0 && shape.ring_blocks * kKvBlockTokens < window + micro_batch_rows) {
     return InvalidArgument("ring_blocks is %d, want at least %d: a window of %d and a micro-batch of %d in blocks of %d",
-                           shape.ring_blocks, (model.sliding_window + micro_batch_rows + kKvBlockTokens - 1) / kKvBlockTokens,
-                           model.sliding_window, micro_batch_rows, kKvBlockTokens);
+                           shape.ring_blocks, (window + micro_batch_rows + kKvBlockTokens - 1) / kKvBlockTokens, window,
+                           micro_batch_rows, kKvBlockTokens);
   }
   std::unique_ptr<KvCache> cache(new KvCache);
   cache->first_layer_ = first_layer;
-  cache->ring_blocks_ = model.sliding_window > 0 ? shape.ring_blocks : 0;
+  cache->ring_blocks_ = window > 0 ? shape.ring_blocks : 0;
   for (int64_t layer = first_layer; layer < end_layer; ++layer) {
     const int64_t blocks = BlocksOf(model, layer, shape);
-    KvLayer planes = {.key_type = shape.key_type,
-                      .value_type = shape.value_type,
-                      .num_blocks = blocks,
-                      .num_kv_heads = model.num_kv_heads,
-                      .head_dim = model.head_dim,
-                      .ring = model.slides(layer)};
+    KvLayer planes = KvLayerOf(model.layers[layer].attention, shape.key_type, shape.value_type, blocks);
     RETURN_IF_ERROR(Annotate(ops->CheckKvCache(planes), "KV cache"));
-    const int64_t key_bytes = KvPlaneBytes(shape.key_type, blocks, model.num_kv_heads, model.head_dim);
-    const int64_t value_bytes = KvPlaneBytes(shape.value_type, blocks, model.num_kv_heads, model.head_dim);
+    const int64_t key_bytes = KvPlaneBytes(shape.key_type, blocks, planes.num_kv_heads, planes.head_dim);
+    const int64_t value_bytes =
+        planes.latent_values > 0 ? 0 : KvPlaneBytes(shape.value_type, blocks, planes.num_kv_heads, planes.head_dim);
     ASSIGN_OR_RETURN(DeviceBuffer keys, ops->Allocate(key_bytes));
     ASSIGN_OR_RETURN(DeviceBuffer values, ops->Allocate(value_bytes));
     planes.keys = keys.data();

@@ -20,19 +20,30 @@ constexpr absl::Duration kFillPatience = absl::Seconds(60);        // for one ex
 
 // Bytes of the stage's own buffers, in the order of its members.
 struct BufferSizes {
-  int64_t residual = 0, normed = 0, qkv = 0, query = 0, attended = 0, gathered = 0, logits = 0;
-  int64_t total() const { return residual + normed + qkv + query + attended + gathered + logits; }
+  int64_t residual = 0, normed = 0, qkv = 0, query = 0, latent = 0, attended = 0, gate_up = 0, hidden = 0, gathered = 0,
+          logits = 0;
+  int64_t total() const { return residual + normed + qkv + query + latent + attended + gate_up + hidden + gathered + logits; }
 };
 BufferSizes SizesOf(const Ops& ops, const StageOptions& options) {
   const ModelConfig& model = options.model;
   const int64_t act = ElementBytes(ops.activation_dtype()), f32 = sizeof(float);
   const int64_t micro = std::min(options.micro_batch_rows, options.max_rows);
   const int64_t logits_rows = options.last() ? std::min(kLogitsRows, options.max_rows) : 0;
+  AttentionWidths widths;
+  int64_t n_ff = 0;  // the widest of any layer here
+  for (int64_t layer = options.first_layer; layer < options.end_layer; ++layer) {
+    const LayerConfig& parts = model.layers[layer];
+    widths = Widest(widths, AttentionWidthsOf(parts.attention));
+    if (parts.mlp) n_ff = std::max(n_ff, parts.mlp->n_ff);
+  }
   return {.residual = options.max_rows * model.n_embd * f32,
           .normed = options.max_rows * model.n_embd * act,
-          .qkv = micro * (model.q_size() + 2 * model.kv_size()) * f32,
-          .query = micro * model.q_size() * act,
-          .attended = micro * model.q_size() * act,
+          .qkv = micro * widths.projected * f32,
+          .query = micro * widths.query * act,
+          .latent = micro * widths.latent * act,
+          .attended = micro * widths.attended * act,
+          .gate_up = micro * 2 * n_ff * f32,
+          .hidden = micro * n_ff * act,
           .gathered = logits_rows * model.n_embd * f32,
           .logits = logits_rows * model.vocab_size * f32};
 }
@@ -76,7 +87,7 @@ absl::Status Stage::Forward(Pass& pass) {
       const StepTrace::Scope span(pass.trace, "attention", layer);
       RETURN_IF_ERROR(Attention(pass, layer, row, num_rows));
     }
-    RETURN_IF_ERROR(Experts(pass, layer));
+    RETURN_IF_ERROR(FeedForward(pass, layer));
     GiveBackUploaded(pass);
     RETURN_IF_ERROR(pass.Check());
   }
@@ -85,31 +96,91 @@ absl::Status Stage::Forward(Pass& pass) {
 
 absl::Status Stage::Attention(Pass& pass, int64_t layer, int64_t first_row, int64_t num_rows) {
   const ModelConfig& model = options_.model;
+  const AttentionConfig& attention = model.layers[layer].attention;
   const LayerWeights& weights = weights_->layer(layer);
-  const DType act = ops_.activation_dtype();
   const Tensor x = pass.x.Rows(first_row, num_rows), normed = pass.normed.Rows(first_row, num_rows);
-  const Tensor qkv(qkv_.data(), DType::kF32, num_rows, model.q_size() + 2 * model.kv_size());
-  const Tensor query(query_.data(), act, num_rows, model.q_size());
-  const Tensor attended(attended_.data(), act, num_rows, model.q_size());
-  const KvLayer& kv = kv_->layer(layer);
-  const int64_t window = model.slides(layer) ? model.sliding_window : 0;
+  const Tensor attended(attended_.data(), ops_.activation_dtype(), num_rows, attention.out_size());
 
   RETURN_IF_ERROR(ops_.RmsNorm(x, weights.attention_norm, model.rms_epsilon, normed));
+  RETURN_IF_ERROR(attention.latent() ? LatentAttention(pass, layer, first_row, normed, attended)
+                                     : GroupedAttention(pass, layer, first_row, normed, attended));
+  return ops_.MatMul(attended, weights.attention_output.weight, weights.attention_output.bias, x, /*accumulate=*/true);
+}
+
+absl::Status Stage::GroupedAttention(Pass& pass, int64_t layer, int64_t first_row, Tensor normed, Tensor attended) {
+  const AttentionConfig& attention = options_.model.layers[layer].attention;
+  const LayerWeights& weights = weights_->layer(layer);
+  const KvLayer& kv = kv_->layer(layer);
+  const Tensor qkv(qkv_.data(), DType::kF32, normed.rows, attention.q_size() + 2 * attention.kv_size());
+  const Tensor query(query_.data(), ops_.activation_dtype(), normed.rows, attention.q_size());
   int64_t first_col = 0;
   for (const Projection& projection : weights.qkv) {
     const int64_t cols = projection.weight.layout.rows;
     RETURN_IF_ERROR(ops_.MatMul(normed, projection.weight, projection.bias, qkv.Cols(first_col, cols), /*accumulate=*/false));
     first_col += cols;
   }
-  RETURN_IF_ERROR(ops_.RopeAndStore(*pass.batch, first_row, model.rope, qkv, kv, query));
-  RETURN_IF_ERROR(ops_.Attention(*pass.batch, first_row, query, kv, window, weights.sinks, attended));
-  return ops_.MatMul(attended, weights.attention_output.weight, weights.attention_output.bias, x, /*accumulate=*/true);
+  const HeadNorms norms = {.query = weights.query_norm, .key = weights.key_norm, .epsilon = options_.model.rms_epsilon};
+  RETURN_IF_ERROR(ops_.RopeAndStore(*pass.batch, first_row, attention.rope, norms, qkv, kv, query));
+  const AttentionParams params = {.scale = attention.scale, .window = attention.window, .sinks = weights.sinks};
+  return ops_.Attention(*pass.batch, first_row, query, kv, params, attended);
 }
 
-absl::Status Stage::Experts(Pass& pass, int64_t layer) {
+// Absorbed: what would make a head's keys and values from a token's latent is applied to the query and to the weighted sum of
+// latents, so that the latents themselves are keys and values of all heads.
+absl::Status Stage::LatentAttention(Pass& pass, int64_t layer, int64_t first_row, Tensor normed, Tensor attended) {
+  const AttentionConfig& attention = options_.model.layers[layer].attention;
+  const LatentWeights& weights = weights_->layer(layer).latent;
+  const KvLayer& kv = kv_->layer(layer);
+  const int64_t rows = normed.rows, heads = attention.num_heads;
+  const DType act = ops_.activation_dtype();
+  float* const projected = qkv_.as<float>();
+  const Tensor latent(projected, DType::kF32, rows, attention.latent_dim());
+  const Tensor query_down(projected + rows * latent.cols, DType::kF32, rows, attention.q_rank);
+  // Of activations: queries as they are made, what they are made from, what each head sums up of the latents.
+  const int64_t row_bytes = rows * ElementBytes(act);
+  std::byte* const parts = latent_.data();
+  const Tensor query(parts, act, rows, attention.q_size());
+  const Tensor query_down_normed(parts + row_bytes * query.cols, act, rows, attention.q_rank);
+  const Tensor summed(parts + row_bytes * (query.cols + attention.q_rank), act, rows, heads * attention.kv_rank);
+  const Tensor absorbed(query_.data(), act, rows, heads * attention.latent_dim());
+
+  if (attention.q_rank > 0) {
+    RETURN_IF_ERROR(ops_.MatMul(normed, weights.query_down, nullptr, query_down, /*accumulate=*/false));
+    RETURN_IF_ERROR(ops_.RmsNorm(query_down, weights.query_norm, options_.model.rms_epsilon, query_down_normed));
+  }
+  const Tensor query_from = attention.q_rank > 0 ? query_down_normed : normed;
+  RETURN_IF_ERROR(ops_.MatMul(query_from, weights.query, nullptr, query, /*accumulate=*/false));
+  RETURN_IF_ERROR(ops_.MatMul(normed, weights.down, nullptr, latent, /*accumulate=*/false));
+  const LatentNorm norm = {.weight = weights.norm, .epsilon = options_.model.rms_epsilon};
+  RETURN_IF_ERROR(ops_.StoreLatent(*pass.batch, first_row, attention.rope, norm, latent, kv, query, absorbed));
+  RETURN_IF_ERROR(ops_.MatMulPerHead(query, weights.key_up, absorbed));
+  RETURN_IF_ERROR(ops_.Attention(*pass.batch, first_row, absorbed, kv, {.scale = attention.scale}, summed));
+  return ops_.MatMulPerHead(summed, weights.value_up, attended);
+}
+
+absl::Status Stage::FeedForward(Pass& pass, int64_t layer) {
+  const LayerConfig& parts = options_.model.layers[layer];
   const LayerWeights& weights = weights_->layer(layer);
   RETURN_IF_ERROR(ops_.RmsNorm(pass.x, weights.ffn_norm, options_.model.rms_epsilon, pass.normed));
-  return experts_->Run(pass.experts, layer, {weights.router, weights.router_bias}, pass.normed, pass.x);
+  if (parts.mlp) {
+    const StepTrace::Scope span(pass.trace, "mlp", layer);
+    for (int64_t row = 0; row < pass.x.rows; row += options_.micro_batch_rows) {
+      const int64_t num_rows = std::min(options_.micro_batch_rows, pass.x.rows - row);
+      RETURN_IF_ERROR(Mlp(*parts.mlp, weights, pass.normed.Rows(row, num_rows), pass.x.Rows(row, num_rows)));
+    }
+  }
+  if (!parts.experts) return absl::OkStatus();
+  return experts_->Run(pass.experts, layer, weights.router, pass.normed, pass.x);
+}
+
+absl::Status Stage::Mlp(const MlpConfig& mlp, const LayerWeights& weights, Tensor in, Tensor x) {
+  const Tensor gate_up(gate_up_.data(), DType::kF32, in.rows, 2 * mlp.n_ff);
+  const Tensor gate = gate_up.Cols(0, mlp.n_ff), up = gate_up.Cols(mlp.n_ff, mlp.n_ff);
+  const Tensor hidden(hidden_.data(), ops_.activation_dtype(), in.rows, mlp.n_ff);
+  RETURN_IF_ERROR(ops_.MatMul(in, weights.mlp_gate, nullptr, gate, /*accumulate=*/false));
+  RETURN_IF_ERROR(ops_.MatMul(in, weights.mlp_up, nullptr, up, /*accumulate=*/false));
+  RETURN_IF_ERROR(ops_.Glu(gate, up, mlp.glu, hidden));
+  return ops_.MatMul(hidden, weights.mlp_down, nullptr, x, /*accumulate=*/true);
 }
 
 // The rows of x below end_row: embedded, or received from the previous stage.
@@ -269,6 +340,7 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(Ops* ops, const StageOption
     return InvalidArgument("max_rows is %d and micro_batch_rows is %d, want at least 1", options.max_rows,
                            options.micro_batch_rows);
   }
+  RETURN_IF_ERROR(ops->CheckModel(options.model));
   std::unique_ptr<Stage> stage(new Stage(ops, options, link));
   RETURN_IF_ERROR(stage->CheckMemory());
   ASSIGN_OR_RETURN(stage->weights_, StageWeights::Load(ops, options.model, options.first_layer, options.end_layer, source));
@@ -285,6 +357,9 @@ absl::Status Stage::Allocate() {
   ASSIGN_OR_RETURN(qkv_, ops_.Allocate(sizes.qkv));
   ASSIGN_OR_RETURN(query_, ops_.Allocate(sizes.query));
   ASSIGN_OR_RETURN(attended_, ops_.Allocate(sizes.attended));
+  ASSIGN_OR_RETURN(latent_, ops_.Allocate(sizes.latent));
+  ASSIGN_OR_RETURN(gate_up_, ops_.Allocate(sizes.gate_up));
+  ASSIGN_OR_RETURN(hidden_, ops_.Allocate(sizes.hidden));
   if (options_.last()) {
     ASSIGN_OR_RETURN(gathered_, ops_.Allocate(sizes.gathered));
     ASSIGN_OR_RETURN(logits_, ops_.Allocate(sizes.logits));
@@ -337,7 +412,9 @@ absl::StatusOr<ExpertCache::Probe> Stage::ProbeLink(absl::Duration time) {
 }
 
 absl::StatusOr<ExpertRates> Stage::ProbeExperts() {
-  const ExpertLayout& expert = options_.arena.layer(options_.first_layer);
+  const int64_t layer = options_.arena.NextWithExperts(options_.first_layer, options_.end_layer);
+  if (layer == options_.end_layer) return ExpertRates();
+  const ExpertLayout& expert = options_.arena.layer(layer);
   // Enough rows and experts to fill a large GPU with work.
   const ExpertRatesOptions how = {.time = absl::Milliseconds(30), .many_rows = 128, .many_row_experts = 32};
   if (cache_ != nullptr) return MeasureExperts(ops_, expert, cache_->SlotMemory(), how);
@@ -350,7 +427,7 @@ absl::StatusOr<int64_t> Stage::FillSlots(const std::function<bool(int64_t, int64
   if (cache_ == nullptr) return 0;
   std::vector<ExpertId> experts;
   for (int64_t layer = options_.first_layer; layer < options_.end_layer; ++layer) {
-    if (!experts_->ComputesHere(layer)) continue;
+    if (!options_.arena.HasExperts(layer) || !experts_->ComputesHere(layer)) continue;
     for (int64_t expert = 0; expert < options_.arena.num_experts(); ++expert) {
       experts.push_back({static_cast<int32_t>(layer), static_cast<int32_t>(expert)});
     }

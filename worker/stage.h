@@ -101,7 +101,10 @@ class Stage {
   absl::Status EnsureRows(Pass& pass, int64_t end_row);
   absl::StatusOr<ActivationChunk> NextChunk(Pass& pass);
   absl::Status Attention(Pass& pass, int64_t layer, int64_t first_row, int64_t num_rows);
-  absl::Status Experts(Pass& pass, int64_t layer);
+  absl::Status GroupedAttention(Pass& pass, int64_t layer, int64_t first_row, Tensor normed, Tensor attended);
+  absl::Status LatentAttention(Pass& pass, int64_t layer, int64_t first_row, Tensor normed, Tensor attended);
+  absl::Status FeedForward(Pass& pass, int64_t layer);
+  absl::Status Mlp(const MlpConfig& mlp, const LayerWeights& weights, Tensor in, Tensor x);
   void GiveBackUploaded(Pass& pass);
   absl::Status SendRows(Pass& pass);
   absl::Status ReadLogits(Pass& pass);
@@ -116,9 +119,13 @@ class Stage {
 
   DeviceBuffer residual_;  // F32 [max_rows, n_embd]
   DeviceBuffer normed_;    // act [max_rows, n_embd]
-  DeviceBuffer qkv_;       // F32 [micro_batch_rows, q + 2 kv]
-  DeviceBuffer query_;     // act [micro_batch_rows, q]
-  DeviceBuffer attended_;  // act [micro_batch_rows, q]
+  // [micro_batch_rows, AttentionWidths of the widest layer]
+  DeviceBuffer qkv_;       // F32
+  DeviceBuffer query_;     // act
+  DeviceBuffer latent_;    // act
+  DeviceBuffer attended_;  // act
+  DeviceBuffer gate_up_;   // F32 [micro_batch_rows, 2 n_ff] of an MLP
+  DeviceBuffer hidden_;    // act [micro_batch_rows, n_ff] of an MLP
   DeviceBuffer gathered_;  // F32 [kLogitsRows, n_embd], last stage
   DeviceBuffer logits_;    // F32 [kLogitsRows, vocab], last stage
 };

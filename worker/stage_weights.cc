@@ -4,6 +4,7 @@
 #include <array>
 #include <utility>
 
+#include "common/model/decode_rows.h"
 #include "worker/dense_chunk.h"
 
 namespace ferry {
@@ -73,12 +74,15 @@ class StageWeights::Loader {
   Loader(Ops* ops, StageWeights* weights, DenseTensorSource& source) : ops_(*ops), weights_(*weights), source_(source) {}
 
   absl::Status Load(const ModelConfig& model, int64_t first_layer, int64_t end_layer) {
+    model_ = &model;
     ASSIGN_OR_RETURN(next_, source_.Next());
     for (const DenseTensor& tensor : DenseTensorsOf(model, first_layer, end_layer)) {
       LayerWeights* const layer = tensor.layer < 0 ? nullptr : &weights_.layers_[tensor.layer - first_layer];
-      if (const absl::Status loaded = LoadTensor(tensor, layer); !loaded.ok()) {
-        return Annotate(loaded, absl::StrFormat("tensor '%s'", tensor.name));
-      }
+      // Queries, keys and values of a layer wait for each other: what follows them comes when they are complete.
+      absl::Status loaded;
+      if (!IsQkv(tensor.role) && !qkv_[0].data.empty()) loaded = PlaceQkv(weights_.layers_[tensor.layer - first_layer].qkv);
+      loaded.Update(LoadTensor(tensor, layer));
+      if (!loaded.ok()) return Annotate(loaded, absl::StrFormat("tensor '%s'", tensor.name));
     }
     if (next_) return InvalidArgument("tensor '%s' is not one of this stage's", next_->name);
     return absl::OkStatus();
@@ -91,6 +95,12 @@ class StageWeights::Loader {
     int64_t rows = 0, cols = 0;
     std::vector<std::byte> data;
   };
+
+  static bool IsQkv(TensorRole role) {
+    using enum TensorRole;
+    return role == kQueryWeight || role == kQueryBias || role == kKeyWeight || role == kKeyBias || role == kValueWeight ||
+           role == kValueBias;
+  }
 
   absl::Status LoadTensor(const DenseTensor& tensor, LayerWeights* layer) {
     using enum TensorRole;
@@ -114,8 +124,27 @@ class StageWeights::Loader {
       case kKeyBias:
         return ReadTensor(tensor, qkv_bias_[1]);
       case kValueBias:
-        RETURN_IF_ERROR(ReadTensor(tensor, qkv_bias_[2]));
-        return PlaceQkv(layer->qkv);
+        return ReadTensor(tensor, qkv_bias_[2]);
+      case kLatentQueryDown:
+        return LoadMatrix(tensor, layer->latent.query_down);
+      case kLatentQueryNorm:
+        return LoadVector(tensor, layer->latent.query_norm);
+      case kLatentQuery:
+        return LoadMatrix(tensor, layer->latent.query);
+      case kLatentDown:
+        return LoadMatrix(tensor, layer->latent.down);
+      case kLatentNorm:
+        return LoadVector(tensor, layer->latent.norm);
+      case kLatentKeyUp:
+        return LoadHeads(tensor, layer->latent.key_up);
+      case kLatentValueUp:
+        return LoadHeads(tensor, layer->latent.value_up);
+      case kLatentKeyAndValueUp:
+        return LoadJoinedHeads(tensor, layer->latent);
+      case kQueryHeadNorm:
+        return LoadVector(tensor, layer->query_norm);
+      case kKeyHeadNorm:
+        return LoadVector(tensor, layer->key_norm);
       case kAttentionOutputWeight:
         return LoadMatrix(tensor, layer->attention_output.weight);
       case kAttentionOutputBias:
@@ -124,10 +153,18 @@ class StageWeights::Loader {
         return LoadVector(tensor, layer->sinks);
       case kFfnNorm:
         return LoadVector(tensor, layer->ffn_norm);
+      case kMlpGate:
+        return LoadMatrix(tensor, layer->mlp_gate);
+      case kMlpUp:
+        return LoadMatrix(tensor, layer->mlp_up);
+      case kMlpDown:
+        return LoadMatrix(tensor, layer->mlp_down);
       case kRouterWeight:
-        return LoadVector(tensor, layer->router);
+        return LoadVector(tensor, layer->router.weight);
       case kRouterBias:
-        return LoadVector(tensor, layer->router_bias);
+        return LoadVector(tensor, layer->router.bias);
+      case kRouterSelectionBias:
+        return LoadVector(tensor, layer->router.selection_bias);
     }
     return Internal("role %d is unknown", static_cast<int>(tensor.role));
   }
@@ -195,6 +232,57 @@ class StageWeights::Loader {
     return absl::OkStatus();
   }
 
+  // A matrix of each head, its rows following those of the head before.
+  absl::Status LoadHeads(const DenseTensor& tensor, HeadMatrices& out) {
+    HostTensor all;
+    RETURN_IF_ERROR(ReadTensor(tensor, all));
+    const int64_t rows = tensor.rows / tensor.heads;
+    ASSIGN_OR_RETURN(const int64_t row_bytes, DenseRowBytes(all.dtype, tensor.cols));
+    return PlaceHeads(all.dtype, tensor.heads, rows, tensor.cols, out, [&](int64_t head) {
+      return std::span<const std::byte>(all.data).subspan(head * rows * row_bytes, rows * row_bytes);
+    });
+  }
+
+  // Of each head the rows that make its keys, then those that make its values. Attention wants the keys' matrix transposed, and
+  // what is transposed is in F32: blocks of a quantised row do not turn into blocks of a column.
+  absl::Status LoadJoinedHeads(const DenseTensor& tensor, LatentWeights& out) {
+    HostTensor all;
+    RETURN_IF_ERROR(ReadTensor(tensor, all));
+    const AttentionConfig& attention = model_->layers[tensor.layer].attention;
+    const int64_t nope = attention.nope_dim(), values = attention.value_dim, rank = tensor.cols;
+    ASSIGN_OR_RETURN(const int64_t row_bytes, DenseRowBytes(all.dtype, rank));
+    const std::span<const std::byte> data(all.data);
+    const auto rows_of = [&](int64_t head, int64_t first, int64_t count) {
+      return data.subspan((head * (nope + values) + first) * row_bytes, count * row_bytes);
+    };
+    std::vector<float> keys(nope * rank), transposed(rank * nope);
+    absl::Status decoded;
+    RETURN_IF_ERROR(PlaceHeads(DType::kF32, tensor.heads, rank, nope, out.key_up, [&](int64_t head) {
+      decoded.Update(DecodeRows(all.dtype, rows_of(head, 0, nope), keys));
+      for (int64_t row = 0; row < nope; ++row) {
+        for (int64_t col = 0; col < rank; ++col) transposed[col * nope + row] = keys[row * rank + col];
+      }
+      return std::as_bytes(std::span(transposed));
+    }));
+    RETURN_IF_ERROR(decoded);
+    return PlaceHeads(all.dtype, tensor.heads, values, rank, out.value_up,
+                      [&](int64_t head) { return rows_of(head, nope, values); });
+  }
+
+  // rows_of(head): the rows of its matrix as GGUF stores them.
+  template <typename RowsOf>
+  absl::Status PlaceHeads(DType dtype, int64_t num_heads, int64_t rows, int64_t cols, HeadMatrices& out, const RowsOf& rows_of) {
+    ASSIGN_OR_RETURN(const TiledLayout layout, TiledLayout::Create(dtype, rows, cols));
+    ASSIGN_OR_RETURN(std::byte* const device, Allocate(num_heads * layout.bytes));
+    std::vector<std::byte> tiled(layout.bytes);
+    for (int64_t head = 0; head < num_heads; ++head) {
+      RETURN_IF_ERROR(TileRows(layout, 0, rows, rows_of(head), tiled));
+      RETURN_IF_ERROR(ops_.Upload(device + head * layout.bytes, tiled));
+    }
+    out = {layout, device, num_heads};
+    return absl::OkStatus();
+  }
+
   // Queries, keys and values of a layer: one matrix and one product where their types agree.
   absl::Status PlaceQkv(std::vector<Projection>& out) {
     out.clear();
@@ -220,7 +308,7 @@ class StageWeights::Loader {
     for (const HostTensor& matrix : matrices) RETURN_IF_ERROR(upload.Append(matrix.data));
     RETURN_IF_ERROR(upload.Finish());
     out.weight = {layout, device};
-    return PlaceVector(biases, out.bias);
+    return biases[0].data.empty() ? absl::OkStatus() : PlaceVector(biases, out.bias);
   }
 
   absl::StatusOr<std::byte*> Allocate(int64_t bytes) {
@@ -234,6 +322,7 @@ class StageWeights::Loader {
   Ops& ops_;
   StageWeights& weights_;
   DenseTensorSource& source_;
+  const ModelConfig* model_ = nullptr;
   std::optional<DenseChunk> next_;
   std::array<HostTensor, 3> qkv_, qkv_bias_;  // of the layer being loaded
 };

@@ -40,14 +40,28 @@ struct Projection {
   const float* bias = nullptr;  // null: none
 };
 
+// Of latent attention.
+struct LatentWeights {
+  TiledMatrix query_down;             // [q_rank, n_embd], where queries are made in two steps
+  const float* query_norm = nullptr;  // [q_rank]
+  TiledMatrix query;                  // [q, q_rank or n_embd]
+  TiledMatrix down;                   // [kv_rank + rotated, n_embd]
+  const float* norm = nullptr;        // [kv_rank]
+  HeadMatrices key_up;                // of a head [kv_rank, nope]
+  HeadMatrices value_up;              // of a head [value_dim, kv_rank]
+};
+
 struct LayerWeights {
   const float* attention_norm = nullptr;
-  std::vector<Projection> qkv;  // one of [q + 2 kv, n_embd], or three where the types of q, k and v differ
+  LatentWeights latent;
+  std::vector<Projection> qkv;        // one of [q + 2 kv, n_embd], or three where the types of q, k and v differ
+  const float* query_norm = nullptr;  // head norms; null: none
+  const float* key_norm = nullptr;
   Projection attention_output;
-  const float* sinks = nullptr;
+  const float* sinks = nullptr;  // null: none
   const float* ffn_norm = nullptr;
-  const float* router = nullptr;       // [num_experts, n_embd]
-  const float* router_bias = nullptr;  // [num_experts]
+  TiledMatrix mlp_gate, mlp_up, mlp_down;  // of a layer with an MLP
+  RouterWeights router;                    // of a layer with experts
 };
 
 class StageWeights {

@@ -200,7 +200,7 @@ std::string DimsToString(const TensorInfo& tensor) {
   return text + "]";
 }
 
-absl::StatusOr<GgufFile> GgufFile::ParseShard(std::span<const std::byte> bytes, std::string path) {
+absl::StatusOr<GgufFile> GgufFile::ParseShard(std::span<const std::byte> bytes, std::string path, bool header_only) {
   GgufFile file;
   file.path_ = std::move(path);
   file.file_bytes_ = bytes.size();
@@ -247,7 +247,7 @@ absl::StatusOr<GgufFile> GgufFile::ParseShard(std::span<const std::byte> bytes, 
     ASSIGN_OR_RETURN(const RawTensor tensor, ReadTensorInfo(cursor));
     tensors.push_back(tensor);
   }
-  RETURN_IF_ERROR(PlaceTensors(bytes, alignment, cursor, tensors));
+  if (!header_only) RETURN_IF_ERROR(PlaceTensors(bytes, alignment, cursor, tensors));
   for (const RawTensor& tensor : tensors) file.tensors_.push_back(tensor.info);
   file.tensors_by_name_ = OrderByName(file.tensors_, kNameOf);
   if (const TensorInfo* twin = FindDuplicate(file.tensors_, file.tensors_by_name_, kNameOf)) {
@@ -325,6 +325,10 @@ absl::StatusOr<GgufFile> GgufFile::Open(const std::string& path) {
 }
 
 absl::StatusOr<GgufFile> GgufFile::Parse(std::span<const std::byte> bytes) { return ParseSplit({&bytes, 1}); }
+
+absl::StatusOr<GgufFile> GgufFile::ParseHeader(std::span<const std::byte> bytes, std::string name) {
+  return ParseShard(bytes, std::move(name), /*header_only=*/true);
+}
 
 absl::StatusOr<GgufFile> GgufFile::ParseSplit(std::span<const std::span<const std::byte>> files) {
   if (files.empty()) return InvalidArgument("gguf: the model has no files");

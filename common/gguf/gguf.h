@@ -82,6 +82,9 @@ class GgufFile {
   // The same for bytes in memory, which stay with the caller and outlive the result. One span per file of the model.
   static absl::StatusOr<GgufFile> Parse(std::span<const std::byte> bytes);
   static absl::StatusOr<GgufFile> ParseSplit(std::span<const std::span<const std::byte>> files);
+  // What comes before the data: metadata, names, shapes and types of tensors, which have no data then. For a model's description
+  // without its numbers, as GgufHeaderOf makes it (gguf_writer.h). Named `name` in errors.
+  static absl::StatusOr<GgufFile> ParseHeader(std::span<const std::byte> bytes, std::string name);
 
   GgufFile(GgufFile&&) = default;
   GgufFile& operator=(GgufFile&&) = default;
@@ -127,7 +130,7 @@ class GgufFile {
  private:
   GgufFile() = default;
   // One file of a model on its own; split.* keys are not looked at.
-  static absl::StatusOr<GgufFile> ParseShard(std::span<const std::byte> bytes, std::string path);
+  static absl::StatusOr<GgufFile> ParseShard(std::span<const std::byte> bytes, std::string path, bool header_only = false);
   // Puts the files of a split model together.
   static absl::StatusOr<GgufFile> Join(std::vector<GgufFile> shards);
 

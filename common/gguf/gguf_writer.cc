@@ -120,6 +120,28 @@ GgufBytes& GgufBytes::Tensor(std::string_view name, std::span<const uint64_t> di
   return Add(type).Add(offset);
 }
 
+std::vector<std::byte> GgufHeaderOf(const GgufFile& file, const std::function<bool(std::string_view key)>& keep) {
+  std::vector<const GgufEntry*> kept;
+  for (const GgufEntry& entry : file.entries()) {
+    if (keep(entry.key)) kept.push_back(&entry);
+  }
+  GgufBytes bytes;
+  bytes.Header(file.tensors().size(), kept.size(), file.version());
+  for (const GgufEntry* const entry : kept) {
+    if (entry->type == GgufType::kArray) {
+      bytes.ArrayKey(entry->key, entry->element_type, entry->count);
+    } else {
+      bytes.Key(entry->key, entry->type);
+    }
+    bytes.Raw(entry->value);
+  }
+  for (const TensorInfo& tensor : file.tensors()) {
+    std::vector<uint64_t> dims(tensor.dims.begin(), tensor.dims.begin() + tensor.num_dims);
+    bytes.Tensor(tensor.name, dims, tensor.dtype, 0);
+  }
+  return std::move(bytes).Take();
+}
+
 GgufWriter::GgufWriter(uint64_t alignment, uint32_t version) : alignment_(alignment), version_(version) {
   if (alignment != kGgufDefaultAlignment) SetUint32("general.alignment", static_cast<uint32_t>(alignment));
 }

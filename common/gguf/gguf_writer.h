@@ -54,6 +54,9 @@ class GgufBytes {
   std::vector<std::byte> bytes_;
 };
 
+// The metadata of `file` that `keep` says, and all its tensors' names, shapes and types: what GgufFile::ParseHeader reads.
+std::vector<std::byte> GgufHeaderOf(const GgufFile& file, const std::function<bool(std::string_view key)>& keep);
+
 class GgufWriter {
  public:
   // Writes the bytes of a tensor from `offset` on, which is a multiple of a fixed chunk (whole blocks, about 1 MiB,

@@ -54,27 +54,39 @@ absl::StatusOr<ExpertLayout> ExpertLayout::Create(DType gate, DType up, DType do
   return layout;
 }
 
-absl::StatusOr<ArenaLayout> ArenaLayout::Create(std::vector<ExpertLayout> layers, int64_t num_experts) {
-  if (layers.empty()) return InvalidArgument("layers is empty, want at least one layer of experts");
+absl::StatusOr<ArenaLayout> ArenaLayout::Create(std::vector<std::optional<ExpertLayout>> layers, int64_t num_experts) {
   if (num_experts < 1 || num_experts > kMaxExperts) {
     return InvalidArgument("num_experts is %d, want 1 to %d", num_experts, kMaxExperts);
   }
   ArenaLayout arena;
   CheckedSize end = 0;
-  for (const ExpertLayout& layer : layers) {
+  for (const std::optional<ExpertLayout>& layer : layers) {
     arena.layer_offsets_.push_back(static_cast<int64_t>(end.value_or(0)));
-    arena.max_record_bytes_ = std::max(arena.max_record_bytes_, layer.bytes);
-    end = end + CheckedSize(layer.bytes) * num_experts;
+    arena.has_experts_.push_back(layer.has_value());
+    arena.layers_.push_back(layer.value_or(ExpertLayout()));
+    if (!layer) continue;
+    arena.max_record_bytes_ = std::max(arena.max_record_bytes_, layer->bytes);
+    end = end + CheckedSize(layer->bytes) * num_experts;
   }
   if (!end.valid()) return InvalidArgument("%d layers of %d experts are too large", layers.size(), num_experts);
-  arena.layers_ = std::move(layers);
+  if (arena.max_record_bytes_ == 0) return InvalidArgument("layers have no experts, want at least one layer of experts");
   arena.num_experts_ = num_experts;
   arena.bytes_ = static_cast<int64_t>(end.value());
   return arena;
 }
 
+int64_t ArenaLayout::NextWithExperts(int64_t layer, int64_t end) const {
+  while (layer < end && !has_experts_[layer]) ++layer;
+  return layer;
+}
+
+int64_t ArenaLayout::num_records(int64_t first, int64_t end) const {
+  return std::count(has_experts_.begin() + first, has_experts_.begin() + end, true) * num_experts_;
+}
+
 absl::StatusOr<int64_t> ArenaLayout::OffsetOf(int64_t layer, int64_t expert) const {
   if (layer < 0 || layer >= num_layers()) return InvalidArgument("layer is %d, want 0 to %d", layer, num_layers() - 1);
+  if (!has_experts_[layer]) return InvalidArgument("layer is %d, which has no experts", layer);
   if (expert < 0 || expert >= num_experts_) {
     return InvalidArgument("expert is %d, want 0 to %d", expert, num_experts_ - 1);
   }

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -46,16 +47,25 @@ struct ExpertLayout {
   }
 };
 
-// The layout of the arena: the experts of a whole model, layer after layer. Layers may differ in type.
+// The experts of a whole model, layer after layer: what the arena holds. Layers may differ in type, and some may have none: those
+// have an entry of no bytes.
 class ArenaLayout {
  public:
   ArenaLayout() = default;
-  // InvalidArgument: no layers, or num_experts not in [1, 1024].
-  static absl::StatusOr<ArenaLayout> Create(std::vector<ExpertLayout> layers, int64_t num_experts);
+  // InvalidArgument: no layer with experts, or num_experts not in [1, 1024].
+  static absl::StatusOr<ArenaLayout> Create(std::vector<std::optional<ExpertLayout>> layers, int64_t num_experts);
 
   int64_t num_layers() const { return static_cast<int64_t>(layers_.size()); }
-  int64_t num_experts() const { return num_experts_; }
+  int64_t num_experts() const { return num_experts_; }  // of each layer that has some
   int64_t bytes() const { return bytes_; }
+  bool HasExperts(int64_t layer) const { return has_experts_[layer]; }
+  // The first layer from `layer` on, below `end`, that has experts; `end` where there is none.
+  int64_t NextWithExperts(int64_t layer, int64_t end) const;
+  int64_t FirstWithExperts() const { return NextWithExperts(0, num_layers()); }
+  // Experts of the layers [first, end) together.
+  int64_t num_records(int64_t first, int64_t end) const;
+  int64_t num_records() const { return num_records(0, num_layers()); }
+  // Of a layer without experts: one of no bytes.
   const ExpertLayout& layer(int64_t layer) const { return layers_[layer]; }
   int64_t max_record_bytes() const { return max_record_bytes_; }
 
@@ -67,6 +77,7 @@ class ArenaLayout {
 
  private:
   std::vector<ExpertLayout> layers_;
+  std::vector<bool> has_experts_;
   std::vector<int64_t> layer_offsets_;
   int64_t num_experts_ = 0;
   int64_t bytes_ = 0;

@@ -211,36 +211,73 @@ constexpr std::string_view kChatTemplate =
     "{%- for m in messages -%}<|start|>{{ m['role'] }}<|message|>{{ m['content'] }}<|end|>{%- endfor -%}"
     "{%- if add_generation_prompt -%}<|start|>assistant<|message|>{%- endif -%}";
 
-void SetMetadata(const MakeModelOptions& options, GgufWriter& writer) {
-  const auto set_count = [&](std::string_view key, int64_t value) {
-    writer.SetUint64("gpt-oss." + std::string(key), static_cast<uint64_t>(value));
-  };
-  const auto set_float = [&](std::string_view key, double value) {
-    writer.SetFloat32("gpt-oss." + std::string(key), static_cast<float>(value));
-  };
-  writer.SetString("general.architecture", "gpt-oss");
-  writer.SetString("general.name", options.name);
-  set_count("block_count", options.layers);
-  set_count("context_length", options.context);
-  set_count("embedding_length", options.n_embd);
-  set_count("feed_forward_length", options.n_ff);
-  set_count("expert_feed_forward_length", options.n_ff);
-  set_count("attention.head_count", options.heads);
-  set_count("attention.head_count_kv", options.kv_heads);
-  set_count("attention.key_length", options.head_dim);
-  set_count("attention.value_length", options.head_dim);
-  set_count("attention.sliding_window", options.sliding_window);
-  set_float("attention.layer_norm_rms_epsilon", 1e-5);
-  set_count("expert_count", options.experts);
-  set_count("expert_used_count", options.top_k);
-  set_count("rope.dimension_count", options.head_dim);
-  set_float("rope.freq_base", options.rope_freq_base);
-  if (options.yarn_factor != 1) {
-    writer.SetString("gpt-oss.rope.scaling.type", "yarn");
-    set_float("rope.scaling.factor", options.yarn_factor);
-    set_count("rope.scaling.original_context_length", options.yarn_original_context);
+// The metadata that a converter would write, of all architectures alike and then of each.
+class MetadataWriter {
+ public:
+  MetadataWriter(const MakeModelOptions& options, GgufWriter& writer) : options_(options), writer_(writer) {}
+
+  void Write() {
+    writer_.SetString("general.architecture", options_.architecture);
+    writer_.SetString("general.name", options_.name);
+    Count("block_count", options_.layers);
+    Count("context_length", options_.context);
+    Count("embedding_length", options_.n_embd);
+    Count("feed_forward_length", gpt_oss() ? options_.n_ff : options_.dense_ff);
+    Count("expert_feed_forward_length", options_.n_ff);
+    Count("attention.head_count", options_.heads);
+    latent() ? Latent() : Grouped();
+    if (gpt_oss()) Count("attention.sliding_window", options_.sliding_window);
+    Float("attention.layer_norm_rms_epsilon", 1e-5);
+    Count("expert_count", options_.experts);
+    Count("expert_used_count", options_.top_k);
+    if (options_.architecture == "glm4moe" || latent()) Gate();
+    Float("rope.freq_base", options_.rope_freq_base);
+    if (options_.yarn_factor == 1) return;
+    writer_.SetString(Key("rope.scaling.type"), "yarn");
+    Float("rope.scaling.factor", options_.yarn_factor);
+    Count("rope.scaling.original_context_length", options_.yarn_original_context);
+    if (latent()) Float("rope.scaling.yarn_log_multiplier", 0.1);
   }
-}
+
+ private:
+  bool gpt_oss() const { return options_.architecture == "gpt-oss"; }
+  bool latent() const { return options_.architecture == "deepseek2"; }
+  int64_t rope_dims() const { return options_.rope_dims > 0 ? options_.rope_dims : options_.head_dim; }
+
+  void Grouped() {
+    Count("attention.head_count_kv", options_.kv_heads);
+    Count("attention.key_length", options_.head_dim);
+    Count("attention.value_length", options_.head_dim);
+    Count("rope.dimension_count", rope_dims());
+  }
+  void Latent() {
+    Count("attention.head_count_kv", 1);
+    Count("attention.key_length", options_.kv_rank + rope_dims());
+    Count("attention.value_length", options_.kv_rank);
+    Count("attention.key_length_mla", options_.head_dim);
+    Count("attention.value_length_mla", options_.value_dim);
+    Count("attention.kv_lora_rank", options_.kv_rank);
+    if (options_.q_rank > 0) Count("attention.q_lora_rank", options_.q_rank);
+    Count("rope.dimension_count", rope_dims());
+  }
+  void Gate() {
+    Count("leading_dense_block_count", options_.dense_layers);
+    Count("expert_shared_count", options_.shared_experts);
+    Count("expert_gating_func", options_.sigmoid ? 2 : 1);
+    writer_.SetBool(Key("expert_weights_norm"), options_.normalise);
+    Float("expert_weights_scale", options_.weight_scale);
+    if (options_.groups == 1) return;
+    Count("expert_group_count", options_.groups);
+    Count("expert_group_used_count", options_.groups_used);
+  }
+
+  std::string Key(std::string_view key) const { return options_.architecture + "." + std::string(key); }
+  void Count(std::string_view key, int64_t value) { writer_.SetUint64(Key(key), static_cast<uint64_t>(value)); }
+  void Float(std::string_view key, double value) { writer_.SetFloat32(Key(key), static_cast<float>(value)); }
+
+  const MakeModelOptions& options_;
+  GgufWriter& writer_;
+};
 
 void SetVocabulary(int64_t size, GgufWriter& writer) {
   const Vocabulary vocabulary = MakeVocabulary(size);
@@ -284,6 +321,12 @@ class TensorMaker {
       case kKeyWeight:
       case kValueWeight:
       case kAttentionOutputWeight:
+      case kLatentQueryDown:
+      case kLatentQuery:
+      case kLatentDown:
+      case kMlpGate:
+      case kMlpUp:
+      case kMlpDown:
         return Matrix(tensor.name, options_.dense_dtype, {tensor.cols, tensor.rows}, unit);
       case kRouterWeight:
         return Normal(tensor.name, {tensor.cols, tensor.rows}, 0, unit);
@@ -295,6 +338,17 @@ class TensorMaker {
       case kOutputNorm:
         // A tied output is as large as the embedding: the norm brings its logits to the same size.
         return Normal(tensor.name, {tensor.cols}, options_.tied_output ? 3 * unit : 1, 0.05 * unit);
+      case kLatentKeyUp:
+      case kLatentValueUp:
+      case kLatentKeyAndValueUp:
+        return Matrix(tensor.name, options_.dense_dtype, {tensor.cols, tensor.rows / tensor.heads, tensor.heads}, unit);
+      case kQueryHeadNorm:
+      case kKeyHeadNorm:
+      case kLatentQueryNorm:
+      case kLatentNorm:
+        return Normal(tensor.name, {tensor.cols}, 1, 0.05);
+      case kRouterSelectionBias:
+        return Normal(tensor.name, {tensor.cols}, 0, 0.05 + 0.1 * options_.router_bias_spread);
       case kAttentionSinks:
         return Normal(tensor.name, {tensor.cols}, 0, 1);
       case kQueryBias:
@@ -307,12 +361,13 @@ class TensorMaker {
   }
 
   absl::Status Experts(const ModelConfig& config, int64_t layer) {
-    const int64_t embd = config.n_embd, ff = config.n_ff, experts = config.num_experts;
+    if (!config.layers[layer].experts) return absl::OkStatus();
+    const int64_t embd = config.n_embd, ff = config.expert.n_ff, experts = config.router.num_experts;
     const auto add = [&](std::string_view kind, int64_t rows, int64_t cols) -> absl::Status {
       const std::string name = absl::StrFormat("blk.%d.ffn_%s_exps", layer, kind);
       RETURN_IF_ERROR(
           Matrix(name + ".weight", options_.expert_dtype, {cols, rows, experts}, 1 / std::sqrt(static_cast<double>(cols))));
-      return Normal(name + ".bias", {rows, experts}, 0, 0.05);
+      return config.expert.bias ? Normal(name + ".bias", {rows, experts}, 0, 0.05) : absl::OkStatus();
     };
     if (options_.merged_gate_up) {
       RETURN_IF_ERROR(add("gate_up", 2 * ff, embd));
@@ -360,6 +415,118 @@ MakeModelOptions MakeModelOptions::GptOss120b() {
   return options;
 }
 
+namespace {
+
+MakeModelOptions Qwen3_30b() {
+  return {.architecture = "qwen3moe",
+          .name = "made-qwen3-30b",
+          .layers = 48,
+          .experts = 128,
+          .top_k = 8,
+          .n_embd = 2048,
+          .n_ff = 768,
+          .heads = 32,
+          .kv_heads = 4,
+          .head_dim = 128,
+          .vocab = 151936,
+          .context = 40960,
+          .rope_freq_base = 1e6,
+          .yarn_factor = 1};
+}
+MakeModelOptions Qwen3_235b() {
+  MakeModelOptions options = Qwen3_30b();
+  options.name = "made-qwen3-235b";
+  options.layers = 94;
+  options.n_embd = 4096, options.n_ff = 1536;
+  options.heads = 64;
+  return options;
+}
+MakeModelOptions DeepseekV2Lite() {
+  return {.architecture = "deepseek2",
+          .name = "made-deepseek-v2-lite",
+          .layers = 27,
+          .experts = 64,
+          .top_k = 6,
+          .n_embd = 2048,
+          .n_ff = 1408,
+          .heads = 16,
+          .head_dim = 192,
+          .vocab = 102400,
+          .context = 163840,
+          .rope_freq_base = 10000,
+          .yarn_factor = 40,
+          .yarn_original_context = 4096,
+          .rope_dims = 64,
+          .dense_layers = 1,
+          .dense_ff = 10944,
+          .shared_experts = 2,
+          .normalise = false,
+          .kv_rank = 512,
+          .value_dim = 128};
+}
+MakeModelOptions DeepseekV3() {
+  MakeModelOptions options = DeepseekV2Lite();
+  options.name = "made-deepseek-v3";
+  options.layers = 61, options.experts = 256, options.top_k = 8;
+  options.n_embd = 7168, options.n_ff = 2048, options.heads = 128, options.vocab = 129280;
+  options.dense_layers = 3, options.dense_ff = 18432, options.shared_experts = 1;
+  options.sigmoid = options.normalise = true;
+  options.weight_scale = 2.5;
+  options.groups = 8, options.groups_used = 4;
+  options.q_rank = 1536;
+  return options;
+}
+MakeModelOptions Glm45Air() {
+  return {.architecture = "glm4moe",
+          .name = "made-glm-4.5-air",
+          .layers = 46,
+          .experts = 128,
+          .top_k = 8,
+          .n_embd = 4096,
+          .n_ff = 1408,
+          .heads = 96,
+          .kv_heads = 8,
+          .head_dim = 128,
+          .vocab = 151552,
+          .context = 131072,
+          .rope_freq_base = 1e6,
+          .yarn_factor = 1,
+          .rope_dims = 64,
+          .dense_layers = 1,
+          .dense_ff = 10944,
+          .shared_experts = 1,
+          .sigmoid = true};
+}
+
+struct NamedShape {
+  const char* name;
+  MakeModelOptions (*options)();
+};
+constexpr NamedShape kShapes[] = {{"20b", MakeModelOptions::GptOss20b},
+                                  {"120b", MakeModelOptions::GptOss120b},
+                                  {"qwen3-30b", Qwen3_30b},
+                                  {"qwen3-235b", Qwen3_235b},
+                                  {"deepseek-v2-lite", DeepseekV2Lite},
+                                  {"deepseek-v3", DeepseekV3},
+                                  {"glm-4.5-air", Glm45Air}};
+
+}  // namespace
+
+std::vector<std::string> MakeModelOptions::Names() {
+  std::vector<std::string> names;
+  for (const NamedShape& shape : kShapes) names.emplace_back(shape.name);
+  return names;
+}
+
+absl::StatusOr<MakeModelOptions> MakeModelOptions::Like(std::string_view name) {
+  std::string known;
+  for (const NamedShape& shape : kShapes) {
+    if (name == shape.name) return shape.options();
+    known += (known.empty() ? "" : ", ") + std::string(shape.name);
+  }
+  return InvalidArgument("there is no shape '%s'; known are %s", name, known);
+}
+
 absl::StatusOr<GgufWriter> MakeModelWriter(const MakeModelOptions& options) {
   RETURN_IF_ERROR(CheckDType("expert_dtype", options.expert_dtype));
   RETURN_IF_ERROR(CheckDType("dense_dtype", options.dense_dtype));
@@ -370,7 +537,7 @@ absl::StatusOr<GgufWriter> MakeModelWriter(const MakeModelOptions& options) {
     return InvalidArgument("router_bias_spread is %g, want 0 to 1000", options.router_bias_spread);
   }
   GgufWriter writer;
-  SetMetadata(options, writer);
+  MetadataWriter(options, writer).Write();
   SetVocabulary(options.vocab, writer);
 
   // Reads the written model back as any model: the checks of a file are the checks of the options.

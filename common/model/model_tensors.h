@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/gguf/gguf.h"
+#include "common/model/expert_layout.h"
 #include "common/model/model_config.h"
 #include "common/status.h"
 
@@ -28,11 +29,11 @@ struct ExpertPart {
   std::span<const std::byte> Of(int64_t expert) const;
 };
 
-// The experts of one layer: out = down * act(gate * x + gate_bias, up * x + up_bias) + down_bias.
+// The experts of one layer that has some: out = down * glu(gate * x + gate_bias, up * x + up_bias) + down_bias.
 struct ExpertTensors {
   ExpertPart gate, up;                       // [n_ff, n_embd]
   ExpertPart down;                           // [n_embd, n_ff]
-  ExpertPart gate_bias, up_bias, down_bias;  // F32 [n_ff], [n_ff], [n_embd]
+  ExpertPart gate_bias, up_bias, down_bias;  // F32 [n_ff], [n_ff], [n_embd]; of no tensor in models without them
 };
 
 // InvalidArgument names the tensor that is missing or of another shape, and what it should be.
@@ -42,7 +43,13 @@ absl::StatusOr<ExpertTensors> ExpertTensorsOf(const ModelConfig& config, const G
 // The tensor of `dense`; for kOutput the token embedding where the file has no output.weight. Errors as above.
 absl::StatusOr<const TensorInfo*> FindDense(const ModelConfig& config, const GgufFile& file, const DenseTensor& dense);
 
-// Whether the file holds every tensor of the model. Errors as above.
+// Whether the file holds every tensor of the model and no other, which would change what is computed. Errors as above.
 absl::Status CheckModelTensors(const ModelConfig& config, const GgufFile& file);
+
+// Device memory that a tensor of this type takes with the worker that has it.
+absl::StatusOr<int64_t> DenseBytes(const ModelConfig& config, const DenseTensor& dense, DType dtype);
+
+// Where the experts of the file's tensors will lie. Errors as above.
+absl::StatusOr<ArenaLayout> ArenaLayoutOf(const GgufFile& file, const ModelConfig& config);
 
 }  // namespace ferry

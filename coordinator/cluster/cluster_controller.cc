@@ -21,43 +21,12 @@ constexpr absl::Duration kLongEpoch = absl::Seconds(30);
 // that for answers.
 constexpr int64_t kMaxMailboxRows = 1024;
 
-internal::v1::ModelShape ShapeOf(const ModelConfig& model, const ArenaLayout& arena) {
-  internal::v1::ModelShape shape;
-  shape.set_architecture(model.architecture);
-  shape.set_num_layers(model.num_layers);
-  shape.set_context_length(model.context_length);
-  shape.set_n_embd(model.n_embd);
-  shape.set_vocab_size(model.vocab_size);
-  shape.set_num_heads(model.num_heads);
-  shape.set_num_kv_heads(model.num_kv_heads);
-  shape.set_head_dim(model.head_dim);
-  shape.set_num_experts(model.num_experts);
-  shape.set_top_k(model.top_k);
-  shape.set_n_ff(model.n_ff);
-  shape.set_sliding_window(model.sliding_window);
-  shape.set_rms_epsilon(model.rms_epsilon);
-  shape.set_swiglu_alpha(model.swiglu_alpha);
-  shape.set_swiglu_limit(model.swiglu_limit);
-  shape.set_rope_freq_base(model.rope.freq_base);
-  shape.set_rope_num_dims(model.rope.num_dims);
-  shape.set_yarn_factor(model.rope.yarn_factor);
-  shape.set_yarn_original_context(model.rope.yarn_original_context);
-  shape.set_yarn_beta_fast(model.rope.yarn_beta_fast);
-  shape.set_yarn_beta_slow(model.rope.yarn_beta_slow);
-  shape.set_rope_attention_factor(model.rope.attention_factor);
-  for (int64_t i = 0; i < arena.num_layers(); ++i) {
-    const ExpertLayout& layer = arena.layer(i);
-    shape.set_expert_bias(layer.has_bias);
-    shape.add_gate_types(static_cast<uint32_t>(layer.gate.dtype));
-    shape.add_up_types(static_cast<uint32_t>(layer.up.dtype));
-    shape.add_down_types(static_cast<uint32_t>(layer.down.dtype));
-  }
-  return shape;
-}
-
 MailboxShape MailboxShapeOf(const ModelConfig& model, const CacheShape& cache) {
   const int64_t rows = std::min(cache.max_batch_tokens, kMaxMailboxRows);
-  return {.n_embd = model.n_embd, .max_rows = rows, .max_entries = rows * model.top_k, .max_experts = model.num_experts};
+  return {.n_embd = model.n_embd,
+          .max_rows = rows,
+          .max_entries = rows * model.router.top_k,
+          .max_experts = model.router.num_experts};
 }
 
 // What clients are told: a fault inside the cluster is no fault of their arguments.
@@ -187,7 +156,7 @@ void ClusterController::FillResponse(const internal::v1::RegisterRequest& reques
   response->set_first_layer(placement.layers.first);
   response->set_end_layer(placement.layers.end);
   response->set_dense_bytes(placement.dense_bytes);
-  *response->mutable_model() = ShapeOf(options_.model, store_->layout());
+  response->set_model(options_.model_header);
   const CacheShape& cache = options_.placement.cache;
   internal::v1::CacheShape* const out = response->mutable_cache();
   out->set_kv_type(static_cast<uint32_t>(cache.key_type));

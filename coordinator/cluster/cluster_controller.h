@@ -31,6 +31,7 @@ namespace ferry {
 
 struct ClusterOptions {
   ModelConfig model;
+  std::string model_header;  // what workers read the model from: common/model/model_header.h
   uint64_t fingerprint = 0;
   Placement placement;
   std::string expert_transport = "auto";  // for workers that say auto

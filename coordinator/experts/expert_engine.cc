@@ -6,8 +6,8 @@
 
 namespace ferry {
 
-ExpertEngine::ExpertEngine(const ExpertStore* store, Ops* ops, const SwigluParams& swiglu, int64_t n_embd, TraceWriter* trace)
-    : store_(*store), ops_(*ops), swiglu_(swiglu), n_embd_(n_embd), trace_(trace) {}
+ExpertEngine::ExpertEngine(const ExpertStore* store, Ops* ops, const GluParams& glu, int64_t n_embd, TraceWriter* trace)
+    : store_(*store), ops_(*ops), glu_(glu), n_embd_(n_embd), trace_(trace) {}
 
 absl::Status ExpertEngine::Compute(const ExpertRequest& request, std::span<float> rows, std::span<float> contributions) {
   const ArenaLayout& arena = store_.layout();
@@ -39,7 +39,7 @@ absl::Status ExpertEngine::Compute(const ExpertRequest& request, std::span<float
   const std::lock_guard lock(mutex_);
   bytes_read_.fetch_add(bytes, std::memory_order_relaxed);
   const absl::Time begin = absl::Now();
-  RETURN_IF_ERROR(ops_.ExpertMlp(arena.layer(request.layer), uses, groups, swiglu_,
+  RETURN_IF_ERROR(ops_.ExpertMlp(arena.layer(request.layer), uses, groups, glu_,
                                  Tensor(rows.data(), DType::kF32, request.num_rows, n_embd_),
                                  Tensor(contributions.data(), DType::kF32, num_entries, n_embd_)));
   if (trace_ != nullptr) trace_->AddEngine(request.layer, static_cast<int64_t>(uses.size()), num_entries, begin, absl::Now());

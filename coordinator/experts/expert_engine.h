@@ -20,7 +20,7 @@ namespace ferry {
 class ExpertEngine {
  public:
   // `ops` is a host backend. `trace`, unless null, gets a span for every computation. All outlive the engine.
-  ExpertEngine(const ExpertStore* store, Ops* ops, const SwigluParams& swiglu, int64_t n_embd, TraceWriter* trace = nullptr);
+  ExpertEngine(const ExpertStore* store, Ops* ops, const GluParams& glu, int64_t n_embd, TraceWriter* trace = nullptr);
 
   // contributions[i] = expert of entry i applied to rows[entry_rows[i]]. First checks all of `request` against the store and the
   // spans: InvalidArgument names the field. Thread-safe.
@@ -34,7 +34,7 @@ class ExpertEngine {
  private:
   const ExpertStore& store_;
   Ops& ops_;
-  const SwigluParams swiglu_;
+  const GluParams glu_;
   const int64_t n_embd_;
   TraceWriter* const trace_;
   std::mutex mutex_;

@@ -22,11 +22,6 @@ struct BiasSource {
   int64_t offset;
 };
 
-absl::StatusOr<ExpertLayout> LayoutOf(const ExpertTensors& tensors, const ModelConfig& config) {
-  return ExpertLayout::Create(tensors.gate.dtype(), tensors.up.dtype(), tensors.down.dtype(), config.n_embd, config.n_ff,
-                              tensors.gate_bias.tensor != nullptr);
-}
-
 absl::Status FillRecord(const ExpertTensors& tensors, const ExpertLayout& layout, int64_t expert, std::span<std::byte> record) {
   const std::array<MatrixSource, 3> matrices = {{{&tensors.gate, &layout.gate, layout.gate_offset},
                                                  {&tensors.up, &layout.up, layout.up_offset},
@@ -66,16 +61,6 @@ void MakeHugePages(ShmArena& arena, int64_t first, int64_t end, ThreadPool& pool
 
 }  // namespace
 
-absl::StatusOr<ArenaLayout> ArenaLayoutOf(const GgufFile& file, const ModelConfig& config) {
-  std::vector<ExpertLayout> layers;
-  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-    ASSIGN_OR_RETURN(const ExpertTensors tensors, ExpertTensorsOf(config, file, layer));
-    ASSIGN_OR_RETURN(const ExpertLayout layout, LayoutOf(tensors, config));
-    layers.push_back(layout);
-  }
-  return ArenaLayout::Create(std::move(layers), config.num_experts);
-}
-
 absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Load(const GgufFile& file, const ModelConfig& config, ThreadPool& pool,
                                                                const std::function<void(const LoadProgress&)>& progress) {
   const absl::Time start = absl::Now();
@@ -87,16 +72,17 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Load(const GgufFile& f
   std::atomic<int> failures = 0;
 
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    if (!config.layers[layer].experts) continue;
     ASSIGN_OR_RETURN(const ExpertTensors tensors, ExpertTensorsOf(config, file, layer));
     const ExpertLayout& layout = store->layout_.layer(layer);
     ASSIGN_OR_RETURN(const int64_t first_offset, store->layout_.OffsetOf(layer, 0));
-    const int64_t end_offset = first_offset + config.num_experts * layout.bytes;
+    const int64_t end_offset = first_offset + config.router.num_experts * layout.bytes;
     const int64_t next_page = end_offset / ShmArena::kHugePage;  // the one that two layers share goes with the later
     MakeHugePages(store->arena_, asked_pages, next_page, pool, failures);
     asked_pages = next_page;
     std::mutex mutex;
     absl::Status failed;
-    pool.ParallelFor(config.num_experts, [&](int64_t expert, int) {
+    pool.ParallelFor(config.router.num_experts, [&](int64_t expert, int) {
       absl::Status status =
           FillRecord(tensors, layout, expert, arena.subspan(first_offset + expert * layout.bytes, layout.bytes));
       for (const ExpertPart* part : {&tensors.gate, &tensors.up, &tensors.down}) file.Release(part->Of(expert));

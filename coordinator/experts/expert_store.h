@@ -49,7 +49,4 @@ class ExpertStore {
   bool huge_pages_ = false;
 };
 
-// The arena's layout, without loading: for `ferry plan` and placement.
-absl::StatusOr<ArenaLayout> ArenaLayoutOf(const GgufFile& file, const ModelConfig& config);
-
 }  // namespace ferry

@@ -11,9 +11,13 @@ inline constexpr double kGpuProductShare =
     0.85;  // rate of dense, grouped and attention products, as a share of the rate of even groups
 inline constexpr double kGpuLayerSeconds = 0.4e-3;  // prefill: small kernels, the download of the histogram, the plan
 
-// FLOPs of a layer's q, k, v and output matrices for one token; a multiplication and its addition are two.
-inline double AttentionMatrixFlops(const ModelConfig& config) {
-  return 4.0 * static_cast<double>(config.n_embd * (config.q_size() + config.kv_size()));
+// Of a layer's dense matrices (attention, MLP), for a token; a product and its addition are two.
+inline double DenseMatrixFlops(const ModelConfig& config, int64_t layer) {
+  double flops = 0;
+  for (const DenseTensor& tensor : DenseTensorsOf(config, layer, layer + 1)) {
+    if (tensor.layer == layer && tensor.is_matrix) flops += 2.0 * static_cast<double>(tensor.rows * tensor.cols);
+  }
+  return flops;
 }
 
 }  // namespace ferry

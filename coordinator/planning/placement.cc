@@ -11,7 +11,6 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
 #include "common/model/model_tensors.h"
-#include "coordinator/experts/expert_store.h"
 #include "kernels/ops.h"
 
 namespace ferry {
@@ -150,7 +149,7 @@ absl::StatusOr<std::vector<ExpertRule>> ApplyOverrides(const ModelConfig& config
               matrix, layer);
         }
       }
-      if (gate == nullptr) continue;
+      if (gate == nullptr || !config.layers[layer].experts) continue;
       if (!gate->host && gate->worker != static_cast<int64_t>(w)) {
         return InvalidArgument("-ot '%s' puts experts of layer %d on gpu%d, but worker %d has that layer: move it with --layers",
                                gate->text, layer, gate->worker, w);
@@ -183,8 +182,15 @@ absl::StatusOr<CacheShape> ShapeCache(const ModelConfig& config, const Placement
     if (type != DType::kF16 && type != DType::kQ8_0 && type != DType::kF32) {
       return InvalidArgument("%s is %s, want f16 or q8_0", flag, NameOf(type));
     }
-    if (type == DType::kQ8_0 && config.head_dim % 32 != 0) {
-      return InvalidArgument("%s q8_0 needs a head size that is a multiple of 32, this model's is %d", flag, config.head_dim);
+    if (config.layers[0].attention.latent() && options.key_type != options.value_type) {
+      return InvalidArgument("-ctk %s with -ctv %s: this model's keys and values are one latent, so they have one type",
+                             NameOf(options.key_type), NameOf(options.value_type));
+    }
+    for (const LayerConfig& layer : config.layers) {
+      const int64_t head_dim = KvLayerOf(layer.attention, type, type, 1).head_dim;
+      if (type == DType::kQ8_0 && head_dim % 32 != 0) {
+        return InvalidArgument("%s q8_0 needs a head size that is a multiple of 32, this model's is %d", flag, head_dim);
+      }
     }
   }
 
@@ -199,16 +205,15 @@ absl::StatusOr<CacheShape> ShapeCache(const ModelConfig& config, const Placement
   shape.micro_batch_tokens = std::min(shape.micro_batch_tokens, shape.max_batch_tokens);
   shape.num_blocks = (total + kKvBlockTokens - 1) / kKvBlockTokens;
   shape.context_per_slot = std::min(config.context_length, total);
-  shape.ring_blocks = (config.sliding_window + shape.micro_batch_tokens + kKvBlockTokens - 1) / kKvBlockTokens;
+  shape.ring_blocks = (config.sliding_window() + shape.micro_batch_tokens + kKvBlockTokens - 1) / kKvBlockTokens;
   return shape;
 }
 
 int64_t KvBytes(const ModelConfig& config, const CacheShape& cache, const LayerRange& layers) {
   int64_t bytes = 0;
   for (int64_t layer = layers.first; layer < layers.end; ++layer) {
-    const int64_t blocks = config.slides(layer) ? cache.num_slots * cache.ring_blocks : cache.num_blocks;
-    bytes += KvPlaneBytes(cache.key_type, blocks, config.num_kv_heads, config.head_dim) +
-             KvPlaneBytes(cache.value_type, blocks, config.num_kv_heads, config.head_dim);
+    const int64_t blocks = config.layers[layer].slides() ? cache.num_slots * cache.ring_blocks : cache.num_blocks;
+    bytes += KvLayerBytes(config.layers[layer].attention, cache.key_type, cache.value_type, blocks);
   }
   return bytes;
 }
@@ -220,11 +225,7 @@ absl::StatusOr<ModelSizes> ModelSizesOf(const GgufFile& file, const ModelConfig&
   sizes.dense_bytes.assign(config.num_layers, 0);
   for (const DenseTensor& tensor : DenseTensorsOf(config, 0, config.num_layers)) {
     ASSIGN_OR_RETURN(const TensorInfo* const info, FindDense(config, file, tensor));
-    int64_t bytes = tensor.rows * tensor.cols * static_cast<int64_t>(sizeof(float));
-    if (tensor.is_matrix) {
-      ASSIGN_OR_RETURN(const TiledLayout layout, TiledLayout::Create(info->dtype, tensor.rows, tensor.cols));
-      bytes = layout.bytes;
-    }
+    ASSIGN_OR_RETURN(const int64_t bytes, DenseBytes(config, tensor, info->dtype));
     if (tensor.layer >= 0) {
       sizes.dense_bytes[tensor.layer] += bytes;
     } else if (tensor.role == TensorRole::kTokenEmbedding) {
@@ -235,7 +236,7 @@ absl::StatusOr<ModelSizes> ModelSizesOf(const GgufFile& file, const ModelConfig&
   }
   ASSIGN_OR_RETURN(const ArenaLayout arena, ArenaLayoutOf(file, config));
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-    sizes.expert_bytes.push_back(arena.layer(layer).bytes * config.num_experts);
+    sizes.expert_bytes.push_back(arena.layer(layer).bytes * arena.num_experts());
   }
   return sizes;
 }
@@ -243,7 +244,7 @@ absl::StatusOr<ModelSizes> ModelSizesOf(const GgufFile& file, const ModelConfig&
 int64_t AutoBatchTokens(const ModelConfig& config, int64_t gpu_bytes, int64_t cache_tokens) {
   if (gpu_bytes <= 0) return kSmallestAutoBatch;
   // The residual in F32, its norm in 16 bits, and a contribution in 16 bits of each chosen expert (worker/stage.cc).
-  const int64_t row_bytes = config.n_embd * (4 + 2 + 2 * config.top_k);
+  const int64_t row_bytes = config.n_embd * (4 + 2 + 2 * config.router.top_k);
   int64_t rows = kLargestAutoBatch;
   while (rows > kSmallestAutoBatch && (rows * row_bytes > gpu_bytes / kActivationShare || rows / 2 >= cache_tokens)) rows /= 2;
   return rows;
@@ -251,11 +252,14 @@ int64_t AutoBatchTokens(const ModelConfig& config, int64_t gpu_bytes, int64_t ca
 
 int64_t AutoMicroBatchTokens(const ModelConfig& config, int64_t gpu_bytes, int64_t parallel) {
   if (gpu_bytes <= 0) return kSmallestAutoMicroBatch;
-  int64_t sliding = 0;
-  for (int64_t layer = 0; layer < config.num_layers; ++layer) sliding += config.slides(layer);
   // Queries, keys and values in F32, queries and what they attended to in 16 bits; and a row of the rings, in F16.
-  const int64_t buffers = (config.q_size() + 2 * config.kv_size()) * 4 + 2 * config.q_size() * 2;
-  const int64_t row_bytes = buffers + sliding * parallel * 2 * config.kv_size() * 2;
+  AttentionWidths widths;
+  int64_t rings = 0;
+  for (const LayerConfig& layer : config.layers) {
+    widths = Widest(widths, AttentionWidthsOf(layer.attention));
+    if (layer.slides()) rings += parallel * 2 * layer.attention.kv_size() * 2;
+  }
+  const int64_t row_bytes = widths.projected * 4 + (widths.query + widths.latent + widths.attended) * 2 + rings;
   int64_t rows = kLargestAutoMicroBatch;
   while (rows > kSmallestAutoMicroBatch && rows * row_bytes > gpu_bytes / kMicroBatchShare) rows /= 2;
   return rows;

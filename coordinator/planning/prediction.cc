@@ -7,6 +7,7 @@
 #include <numbers>
 #include <numeric>
 #include <random>
+#include <tuple>
 #include <utility>
 
 #include "common/expert_plan.h"
@@ -74,18 +75,21 @@ constexpr int64_t kMaxRowsWithoutPlan = 8;
 
 // Scores and weighted values of the rows [first, first + rows) of one sequence.
 double AttentionFlops(const ModelConfig& config, int64_t layer, int64_t first, int64_t rows) {
+  const AttentionConfig& attention = config.layers[layer].attention;
   double keys = static_cast<double>(first) + static_cast<double>(rows) / 2;
-  if (config.slides(layer)) keys = std::min(keys, static_cast<double>(config.sliding_window));
-  return 4.0 * static_cast<double>(config.q_size()) * keys * static_cast<double>(rows);
+  if (attention.window > 0) keys = std::min(keys, static_cast<double>(attention.window));
+  const int64_t numbers = attention.latent() ? attention.num_heads * (attention.latent_dim() + attention.kv_rank)
+                                             : 2 * attention.q_size();  // of a key and a value, all heads together
+  return 2.0 * static_cast<double>(numbers) * keys * static_cast<double>(rows);
 }
 
 // Of the cache, by one row behind `context` tokens.
 double KvBytesRead(const PredictionInput& input, int64_t layer, int64_t context) {
   const CacheShape& cache = input.placement.cache;
-  const int64_t tokens = input.config.slides(layer) ? std::min(context, input.config.sliding_window) : context;
+  const AttentionConfig& attention = input.config.layers[layer].attention;
+  const int64_t tokens = attention.window > 0 ? std::min(context, attention.window) : context;
   const int64_t blocks = (tokens + kKvBlockTokens - 1) / kKvBlockTokens;
-  return static_cast<double>(KvPlaneBytes(cache.key_type, blocks, input.config.num_kv_heads, input.config.head_dim) +
-                             KvPlaneBytes(cache.value_type, blocks, input.config.num_kv_heads, input.config.head_dim));
+  return static_cast<double>(KvLayerBytes(attention, cache.key_type, cache.value_type, blocks));
 }
 
 // One layer of a pass as the worker and the planner go through it.
@@ -103,6 +107,7 @@ class PassPredictor {
       : input_(input),
         layers_(input.placement.workers[worker].layers),
         slots_(input.slots[worker]),
+        num_expert_layers_(input.arena.num_records(layers_.first, layers_.end) / input.arena.num_experts()),
         worker_(input.rates.workers[worker]) {}
 
   // Seconds of a worker's layers for rows [first, first + rows) of a prompt, which it awaited for `waited` seconds.
@@ -111,6 +116,10 @@ class PassPredictor {
     waited_seconds_ = waited;
     for (int64_t layer = layers_.first; layer < layers_.end; ++layer) {
       const double before_routing = SecondsBeforeRouting(layer, first, rows);
+      if (!input_.arena.HasExperts(layer)) {
+        seconds += before_routing;
+        continue;
+      }
       const LayerTraffic traffic = Traffic(layer, first > 0, rows, before_routing, random);
       seconds += LayerSeconds(traffic, before_routing);
       total->activated += traffic.activated;
@@ -132,15 +141,15 @@ class PassPredictor {
     std::iota(by_use.begin(), by_use.end(), 0);
     std::stable_sort(by_use.begin(), by_use.end(), [&](int32_t a, int32_t b) { return probabilities[a] > probabilities[b]; });
 
-    // Experts in slots, and experts copied into slots before the routing is known; most used first.
-    const int64_t num_layers = layers_.end - layers_.first;
-    const bool holds_all = slots_ >= num_layers * input_.arena.num_experts();  // and is filled at load
-    const double kept = static_cast<double>(slots_) / static_cast<double>(num_layers) * (holds_all ? 1 : kKeptShare);
+    // What lies in slots, and what is copied there before the routing is known; most used first.
+    const auto num_layers = static_cast<double>(num_expert_layers_);
+    const bool holds_all = slots_ >= num_expert_layers_ * input_.arena.num_experts();  // and is filled at load
+    const double kept = static_cast<double>(slots_) / num_layers * (holds_all ? 1 : kKeptShare);
     const int64_t num_kept = (later_pass || (holds_all && !input_.cold)) && ships ? static_cast<int64_t>(kept) : 0;
     int64_t room = ships && rows >= kMinRowsAhead ? slots_ - kSlotsInUse : 0;
     // While rows are awaited the link copies for all layers alike.
     const double in_time = waited_seconds_ * worker_.link.Planned() / static_cast<double>(expert.bytes);
-    auto while_waiting = static_cast<int64_t>(std::min(in_time, static_cast<double>(room)) / static_cast<double>(num_layers));
+    auto while_waiting = static_cast<int64_t>(std::min(in_time, static_cast<double>(room)) / num_layers);
     // Of those copied ahead, the first have arrived when the layer is routed.
     auto arrive = static_cast<int64_t>(before_routing * worker_.link.Planned() / static_cast<double>(expert.bytes));
     std::vector<uint32_t> resident(probabilities.size());
@@ -201,7 +210,7 @@ class PassPredictor {
 
   // Of one layer's attention matrices, attention and what comes with them.
   double SecondsBeforeRouting(int64_t layer, int64_t first, int64_t rows) const {
-    const double matrices = AttentionMatrixFlops(input_.config) * static_cast<double>(rows);
+    const double matrices = DenseMatrixFlops(input_.config, layer) * static_cast<double>(rows);
     const double attention = AttentionFlops(input_.config, layer, first, rows);
     if (!input_.gpu) {
       const double host = input_.rates.host.flops_per_second;
@@ -230,6 +239,7 @@ class PassPredictor {
   const PredictionInput& input_;
   const LayerRange layers_;
   const int64_t slots_;
+  const int64_t num_expert_layers_;
   const WorkerRates& worker_;
   double waited_seconds_ = 0;
   double worth_tokens_ = 0;  // fewest tokens worth a copy ahead, by the layer before
@@ -243,7 +253,7 @@ class DecodePredictor {
         layers_(input.placement.workers[worker].layers),
         worker_(input.rates.workers[worker]),
         context_(context),
-        most_kept_(static_cast<double>(input.slots[worker]) / static_cast<double>(layers_.end - layers_.first)) {
+        most_kept_(KeptOf(input, layers_, input.slots[worker])) {
     for (int64_t layer = layers_.first; layer < layers_.end; ++layer) {
       // Of a token's experts, those expected among the i most used: [0, ..., top_k].
       std::vector<double> probabilities = input.routing[layer];
@@ -265,8 +275,9 @@ class DecodePredictor {
     const double operation = worker_.operation_seconds > 0 ? worker_.operation_seconds : kGpuOperationSeconds;
     DecodePrediction result{.seconds_per_token = input_.gpu ? 0 : kCpuDecodeStepSeconds};
     for (int64_t layer = layers_.first; layer < layers_.end; ++layer) {
-      const double hits = Hits(layer, kept);
-      const double misses = std::max(0.0, static_cast<double>(input_.config.top_k) - hits);
+      const bool experts = input_.arena.HasExperts(layer);
+      const double hits = experts ? Hits(layer, kept) : 0;
+      const double misses = experts ? std::max(0.0, static_cast<double>(input_.config.router.top_k) - hits) : 0;
       const double bytes = static_cast<double>(input_.arena.layer(layer).bytes);
       const double dense = static_cast<double>(input_.sizes.dense_bytes[layer]) + KvBytesRead(input_, layer, context_);
       const double output = layer == input_.config.num_layers - 1 ? static_cast<double>(input_.sizes.output_bytes) : 0;
@@ -280,10 +291,13 @@ class DecodePredictor {
         // Most layers miss none where few are missed at all; those that do wait for the host.
         const double missing = 1 - std::exp(-misses);
         const double layer_seconds = kGpuDecodeLayerOperations * operation + dense / device_read + here_seconds;
-        const double apart = layer_seconds / missing;  // from one layer that misses to the next
-        const double trip = kGpuDecodeHostTripSeconds * (filling ? kTripBesideCopies : 1) +
-                            kEngineWakeSeconds * std::exp(-absl::ToDoubleSeconds(kSpinBeforeSleep) / apart);
-        const double host = missing > 0 ? host_seconds / missing + trip : 0;
+        double host = 0;
+        if (missing > 0) {
+          const double apart = layer_seconds / missing;  // from one layer that misses to the next
+          const double trip = kGpuDecodeHostTripSeconds * (filling ? kTripBesideCopies : 1) +
+                              kEngineWakeSeconds * std::exp(-absl::ToDoubleSeconds(kSpinBeforeSleep) / apart);
+          host = host_seconds / missing + trip;
+        }
         result.seconds_per_token +=
             kGpuDecodeLayerOperations * operation + (1 - missing) * here_seconds + missing * std::max(host, here_seconds);
       } else {
@@ -299,10 +313,14 @@ class DecodePredictor {
     double bytes = 0;
     for (int64_t layer = layers_.first; layer < layers_.end; ++layer)
       bytes += static_cast<double>(input_.arena.layer(layer).bytes);
-    return copies / bytes;
+    return bytes > 0 ? copies / bytes : 0;
   }
 
  private:
+  static double KeptOf(const PredictionInput& input, const LayerRange& layers, int64_t slots) {
+    const int64_t records = input.arena.num_records(layers.first, layers.end);
+    return records == 0 ? 0 : static_cast<double>(slots * input.arena.num_experts()) / static_cast<double>(records);
+  }
   double Hits(int64_t layer, double kept) const {
     const std::vector<double>& hits = hits_[layer - layers_.first];
     const double last = static_cast<double>(hits.size() - 1), at = std::min(kept, last), whole = std::floor(at);
@@ -333,7 +351,8 @@ void Finish(const PredictionInput& input, DecodePrediction* result) {
     const auto hand_overs = static_cast<double>(input.rates.workers.size() - 1);
     result->seconds_per_token += kGpuDecodeStepSeconds + kDecodeMessages * message + hand_overs * kGpuDecodeHandOverSeconds;
   }
-  result->resident_share /= static_cast<double>(input.config.num_layers * input.config.top_k);
+  const int64_t expert_layers = input.arena.num_records() / input.arena.num_experts();
+  result->resident_share /= static_cast<double>(expert_layers * input.config.router.top_k);
   if (!input.gpu) result->host_bytes += std::exchange(result->device_bytes, 0);
 }
 
@@ -342,37 +361,48 @@ void Finish(const PredictionInput& input, DecodePrediction* result) {
 absl::StatusOr<std::vector<std::vector<double>>> RoutingProbabilities(const GgufFile& file, const ModelConfig& config) {
   std::mt19937_64 random(kSeed);
   std::normal_distribution<double> normal;
+  const int64_t num_experts = config.router.num_experts, top_k = config.router.top_k;
   std::vector<std::vector<double>> result;
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    if (!config.layers[layer].experts) {
+      result.emplace_back();
+      continue;
+    }
     ASSIGN_OR_RETURN(const std::vector<float> weight, Values(file, config, layer, TensorRole::kRouterWeight));
-    ASSIGN_OR_RETURN(const std::vector<float> bias, Values(file, config, layer, TensorRole::kRouterBias));
     ASSIGN_OR_RETURN(const std::vector<float> norm, Values(file, config, layer, TensorRole::kFfnNorm));
-    std::vector<double> deviation(config.num_experts);
-    for (int64_t e = 0; e < config.num_experts; ++e) {
+    // A bias on the scores, whose slope is at most a quarter in the logit, counts as one on the logits four times as large.
+    std::vector<double> middle(num_experts, 0);
+    for (const auto& [has, role, factor] : {std::tuple{config.router.bias, TensorRole::kRouterBias, 1.0},
+                                            std::tuple{config.router.selection_bias, TensorRole::kRouterSelectionBias, 4.0}}) {
+      if (!has) continue;
+      ASSIGN_OR_RETURN(const std::vector<float> bias, Values(file, config, layer, role));
+      for (int64_t e = 0; e < num_experts; ++e) middle[e] += factor * bias[e];
+    }
+    std::vector<double> deviation(num_experts);
+    for (int64_t e = 0; e < num_experts; ++e) {
       double sum = 0;
       for (int64_t i = 0; i < config.n_embd; ++i) sum += std::pow(double{weight[e * config.n_embd + i]} * norm[i], 2);
       deviation[e] = std::sqrt(sum);
     }
     // What all tokens have in common moves the experts as a bias does.
     const double common = CommonShare(layer);
-    std::vector<double> middle(bias.begin(), bias.end());
-    for (int64_t e = 0; e < config.num_experts; ++e) {
+    for (int64_t e = 0; e < num_experts; ++e) {
       middle[e] += std::sqrt(common) * deviation[e] * normal(random);
       deviation[e] *= std::sqrt(1 - common);
     }
-    if (config.top_k == config.num_experts) {
-      result.emplace_back(config.num_experts, 1.0);
+    if (top_k == num_experts) {
+      result.emplace_back(num_experts, 1.0);
       continue;
     }
-    std::vector<double> chosen(config.num_experts, 0), logits(config.num_experts), sorted;
+    std::vector<double> chosen(num_experts, 0), logits(num_experts), sorted;
     for (int sample = 0; sample < kSamples; ++sample) {
-      for (int64_t e = 0; e < config.num_experts; ++e) logits[e] = middle[e] + deviation[e] * normal(random);
+      for (int64_t e = 0; e < num_experts; ++e) logits[e] = middle[e] + deviation[e] * normal(random);
       // Against the top_k-th best of the others' logits an expert wins with a probability that needs no sampling of its own.
       sorted = logits;
-      std::nth_element(sorted.begin(), sorted.begin() + config.top_k, sorted.end(), std::greater<>());
-      const double next = sorted[config.top_k];
-      const double last = *std::min_element(sorted.begin(), sorted.begin() + config.top_k);
-      for (int64_t e = 0; e < config.num_experts; ++e) {
+      std::nth_element(sorted.begin(), sorted.begin() + top_k, sorted.end(), std::greater<>());
+      const double next = sorted[top_k];
+      const double last = *std::min_element(sorted.begin(), sorted.begin() + top_k);
+      for (int64_t e = 0; e < num_experts; ++e) {
         const double bar = logits[e] >= last ? next : last;
         chosen[e] += 0.5 * std::erfc((bar - middle[e]) / (std::numbers::sqrt2 * std::max(deviation[e], 1e-9))) / kSamples;
       }
@@ -432,7 +462,8 @@ DecodePrediction PredictDecodeAfter(const PredictionInput& input, const PrefillP
   DecodePrediction result;
   for (size_t worker = 0; worker < input.placement.workers.size(); ++worker) {
     const DecodePredictor predictor(input, worker, prefill.tokens);
-    const double came = (prefill.shipped + prefill.resident) / static_cast<double>(input.config.num_layers);
+    const double came = (prefill.shipped + prefill.resident) * static_cast<double>(input.arena.num_experts()) /
+                        static_cast<double>(input.arena.num_records());
     double kept = came <= predictor.most_kept() ? came : kKeptShare * predictor.most_kept();
     DecodePrediction sum;
     for (int64_t token = 0; token < tokens; ++token) {

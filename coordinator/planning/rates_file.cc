@@ -50,7 +50,7 @@ std::string RatesDirectory() {
 }
 
 std::string RatesKey(const std::string& engine, const ArenaLayout& arena, std::span<const RatedWorker> workers) {
-  const ExpertLayout& record = arena.layer(0);
+  const ExpertLayout& record = arena.layer(arena.FirstWithExperts());
   std::string key = absl::StrFormat("%s %s|%s|%s|%d x %d, %d bytes", LineOf("/etc/machine-id"),
                                     LineOf("/proc/sys/kernel/hostname"), LineOf("/proc/cpuinfo", "model name"), engine,
                                     record.gate.rows, record.gate.cols, arena.max_record_bytes());

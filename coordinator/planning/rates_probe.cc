@@ -21,11 +21,13 @@ constexpr int kMessages = 51;                                             // the
 constexpr absl::Duration kBetweenMessages = absl::Milliseconds(2);  // as in decode: threads and cores have fallen asleep by then
 constexpr absl::Duration kPatience = absl::Seconds(10);  // more than the time asked for: the engine's threads may have all cores
 
-// The records of all layers that are laid out as the first.
+const ExpertLayout& FirstLayout(const ExpertStore& store) { return store.layout().layer(store.layout().FirstWithExperts()); }
+
+// The records of all layers that are laid out as the first that has experts.
 std::vector<const std::byte*> RecordsOf(const ExpertStore& store) {
   std::vector<const std::byte*> records;
   for (int64_t layer = 0; layer < store.layout().num_layers(); ++layer) {
-    if (store.layout().layer(layer) != store.layout().layer(0)) continue;
+    if (store.layout().layer(layer) != FirstLayout(store)) continue;
     for (int64_t expert = 0; expert < store.layout().num_experts(); ++expert) {
       if (const auto record = store.Record(layer, expert); record.ok()) records.push_back(record->data());
     }
@@ -93,7 +95,7 @@ absl::StatusOr<double> ProbeMessagesOverGrpc(const ProbedWorker& worker) {
 absl::StatusOr<MachineRates> ProbeRates(Ops& engine, const ExpertStore& store, std::span<const ProbedWorker> workers,
                                         const LinkProbe& probe_link, const MessageProbe& probe_messages) {
   const std::vector<const std::byte*> records = RecordsOf(store);
-  const auto measure_host = [&] { return MeasureExperts(engine, store.layout().layer(0), records, {.time = kHostTime}); };
+  const auto measure_host = [&] { return MeasureExperts(engine, FirstLayout(store), records, {.time = kHostTime}); };
   MachineRates rates;
   ASSIGN_OR_RETURN(rates.host, measure_host());
   rates.host_beside_links = rates.host;

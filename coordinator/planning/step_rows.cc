@@ -22,15 +22,17 @@ double StepCostRows(const ModelConfig& config, const ArenaLayout& arena, const W
   if (worker.slots == 0 || worker.link_bytes_per_second <= 0 || worker.flops_per_second <= 0) {
     return std::numeric_limits<double>::infinity();
   }
-  const auto num_layers = static_cast<double>(worker.layers.end - worker.layers.first);
-  const double kept = kKeptShare * static_cast<double>(worker.slots) / num_layers;
-  const bool holds_all = worker.slots >= (worker.layers.end - worker.layers.first) * arena.num_experts();
+  const int64_t num_records = arena.num_records(worker.layers.first, worker.layers.end);
+  const bool holds_all = worker.slots >= num_records;
+  const double kept_share = holds_all ? 1 : kKeptShare * static_cast<double>(worker.slots) / static_cast<double>(num_records);
+  const double kept = kept_share * static_cast<double>(arena.num_experts());
   const double copied = holds_all ? 0 : std::max(0.0, kActivatedShare * static_cast<double>(arena.num_experts()) - kept);
   double step_seconds = kHandOverSeconds, row_flops = 0;
   for (int64_t layer = worker.layers.first; layer < worker.layers.end; ++layer) {
     const ExpertLayout& expert = arena.layer(layer);
     step_seconds += kGpuLayerSeconds + copied * static_cast<double>(expert.bytes) / (kHostHelps * worker.link_bytes_per_second);
-    row_flops += static_cast<double>(config.top_k * expert.flops_per_token()) + AttentionMatrixFlops(config);
+    row_flops += DenseMatrixFlops(config, layer);
+    if (arena.HasExperts(layer)) row_flops += static_cast<double>(config.router.top_k * expert.flops_per_token());
   }
   return step_seconds * kGpuProductShare * worker.flops_per_second / row_flops;
 }

@@ -25,7 +25,7 @@ inline constexpr int kPanelTiles = 2;  // row tiles a panel product takes at onc
 inline constexpr int kPanelRows = kPanelTiles * kLanes;
 inline constexpr int kAttentionTile = 32;  // positions: kKvBlockTokens of kernels/ops.h
 inline constexpr int kAttentionRows = 16;  // rows of one attention task, at most
-inline constexpr int64_t kMaxHeadDim = 512;
+inline constexpr int64_t kMaxHeadDim = 1024;
 inline constexpr int64_t kMaxHeadGroup = 64;  // query heads of one kv head
 
 // How finely activations are kept. Narrow, for weights of 4 bits: one byte a number. Wide, for weights of 8 bits, where the
@@ -86,14 +86,15 @@ inline constexpr int64_t kPanelScratchBytes = 192 * 1024;
 
 // The up to 16 rows of one sequence, and the query heads of one kv head, against the cache.
 struct AttentionTask {
-  const std::byte* keys = nullptr;  // the layer's planes (kernels/ops.h, KvLayer)
-  const std::byte* values = nullptr;
-  DType key_type = DType::kF16;    // F16 or Q8_0
-  DType value_type = DType::kF16;  // likewise
-  int64_t num_blocks = 0;          // of the planes: where Q8_0's scales begin
+  const std::byte* keys = nullptr;    // the layer's planes (kernels/ops.h, KvLayer)
+  const std::byte* values = nullptr;  // null: of a latent cache, whose values are the first value_dim numbers of its keys
+  DType key_type = DType::kF16;       // F16 or Q8_0
+  DType value_type = DType::kF16;     // likewise
+  int64_t num_blocks = 0;             // of the planes: where Q8_0's scales begin
   int64_t num_kv_heads = 0;
   int64_t kv_head = 0;
   int64_t head_dim = 0;            // a multiple of 16 (Q8_0: of 32), at most kMaxHeadDim
+  int64_t value_dim = 0;           // of values and of what a head gives, a multiple of 16; head_dim unless the cache is latent
   const int32_t* table = nullptr;  // blocks of the sequence; a ring when shorter than the sequence
   int64_t table_size = 0;
   int64_t first_position = 0;
@@ -109,22 +110,26 @@ struct AttentionTask {
   float* scratch = nullptr;      // AttentionScratchBytes, 64-byte aligned, of this thread
 };
 // Bytes of scratch: the tile's keys and values in f32, queries, sums and running maxima of all rows and heads.
-constexpr int64_t AttentionScratchBytes(int64_t head_dim, int64_t group) {
+constexpr int64_t AttentionScratchBytes(int64_t head_dim, int64_t value_dim, int64_t group) {
   const int64_t vectors = kAttentionRows * group;
-  return 4 * (2 * kAttentionTile * head_dim + 2 * vectors * head_dim + 2 * vectors + group * kAttentionTile + 64);
+  return 4 * ((kAttentionTile + vectors) * (head_dim + value_dim) + 2 * vectors + group * kAttentionTile + 96);
 }
+
+// GluParams of kernels/expert_groups.h.
+struct GluNumbers {
+  float alpha, limit, up_offset;
+};
 
 struct CpuKernels {
   const char* name;  // "AVX-512 VNNI"
 
   // One row of `cols` (a multiple of 32) to blocks and poison.
   void (*quantize_row)(Activations kind, const float* x, int64_t cols, std::byte* blocks, float* poison);
-  // h = (clamp(up, -limit, limit) + 1) * g * sigmoid(alpha * g), g = min(gate, limit), over one block of 32; quantised as
+  // h = (clamp(up, -limit, limit) + up_offset) * g * sigmoid(alpha * g), g = min(gate, limit), over one block of 32; quantised as
   // quantize_row does, except that a block that is not finite makes *poison NaN and never clears it.
-  void (*swiglu_block)(Activations kind, const float* gate, const float* up, float alpha, float limit, std::byte* block,
-                       float* poison);
+  void (*glu_block)(Activations kind, const float* gate, const float* up, const GluNumbers& glu, std::byte* block, float* poison);
   // The same without quantising: h [count], a multiple of 16, for experts whose down matrix is of a float type.
-  void (*swiglu)(const float* gate, const float* up, int64_t count, float alpha, float limit, float* h);
+  void (*glu)(const float* gate, const float* up, int64_t count, const GluNumbers& glu, float* h);
   void (*panel_product)(const PanelProduct& product);
   // out[i][j] = w[j] . x[i] + bias[j]; w [num_outputs][cols] f32 row-major, cols a multiple of 32; bias may be null.
   void (*float_product)(const float* w, const float* bias, int64_t num_outputs, int64_t cols, const float* x, int64_t x_stride,

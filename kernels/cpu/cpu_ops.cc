@@ -33,6 +33,7 @@ constexpr int64_t kExpertRows = 256;  // of one expert that wait between the pro
 // Up to this many rows a product is bound by reading the weights, and a thread takes panels in stretches.
 constexpr int64_t kFewRows = 16;
 constexpr int64_t kStretchPanels = 16;
+constexpr int64_t kLatentHeads = 16;  // of one task over a latent cache
 static_assert(kStretchPanels * kFewRows <= kExpertRows);
 
 // A panel of W, rows [32 * panel, ...), ready but for its activations.
@@ -60,23 +61,130 @@ QuantizedRows RowsFrom(QuantizedRows rows, int64_t first_row) {
   return rows;
 }
 
-// The top_k largest of `logits`, ties to the lower id, and the softmax over them. A NaN is never larger than anything, so
-// ids are distinct and in range whatever the numbers are.
-void ChooseExperts(const float* logits, int64_t num_experts, int64_t top_k, int32_t* experts, float* weights) {
-  for (int64_t rank = 0; rank < top_k; ++rank) {
+// The `count` largest of `values` but the ones that `skip` says, best first, ties to the lower id. A NaN is never larger than
+// anything, so ids are distinct and in range whatever the numbers are.
+template <typename T, typename Skip>
+void Largest(const T* values, int64_t num_values, int64_t count, const Skip& skip, int32_t* ids) {
+  for (int64_t rank = 0; rank < count; ++rank) {
     int64_t best = -1;
-    for (int64_t expert = 0; expert < num_experts; ++expert) {
-      if (std::find(experts, experts + rank, static_cast<int32_t>(expert)) != experts + rank) continue;
-      if (best < 0 || logits[expert] > logits[best] || (std::isnan(logits[best]) && !std::isnan(logits[expert]))) {
-        best = expert;
-      }
+    for (int64_t id = 0; id < num_values; ++id) {
+      if (skip(id) || std::find(ids, ids + rank, static_cast<int32_t>(id)) != ids + rank) continue;
+      if (best < 0 || values[id] > values[best] || (std::isnan(values[best]) && !std::isnan(values[id]))) best = id;
     }
-    experts[rank] = static_cast<int32_t>(best);
+    ids[rank] = static_cast<int32_t>(best);
   }
-  double sum = 0;
-  for (int64_t rank = 0; rank < top_k; ++rank) sum += std::exp(static_cast<double>(logits[experts[rank]]) - logits[experts[0]]);
-  for (int64_t rank = 0; rank < top_k; ++rank) {
-    weights[rank] = static_cast<float>(std::exp(static_cast<double>(logits[experts[rank]]) - logits[experts[0]]) / sum);
+}
+
+// The router's arithmetic behind the logits of one row: kernels/ops.h, Route.
+class ExpertChoice {
+ public:
+  ExpertChoice(const RouterConfig& config, const float* selection_bias)
+      : config_(config),
+        selection_bias_(selection_bias),
+        of_logits_(config.score == RouterScore::kSoftmax && config.normalise && selection_bias == nullptr &&
+                   config.groups_used == config.num_groups) {}
+
+  void Choose(const float* logits, int32_t* experts, float* weights) {
+    if (of_logits_) return SoftmaxOfLargest(logits, experts, weights);
+    Score(logits);
+    const auto left_out = [this](int64_t expert) { return !InUse(expert); };
+    Largest(choice_.data(), config_.num_experts, config_.top_k, left_out, experts);
+    double sum = 0;
+    for (int64_t rank = 0; rank < config_.top_k; ++rank) sum += scores_[experts[rank]];
+    const double factor = config_.weight_scale / (config_.normalise ? sum : 1);
+    for (int64_t rank = 0; rank < config_.top_k; ++rank) {
+      weights[rank] = static_cast<float>(scores_[experts[rank]] * factor);
+    }
+  }
+
+ private:
+  // Softmax over all, renormalised over the chosen, is softmax over the chosen.
+  void SoftmaxOfLargest(const float* logits, int32_t* experts, float* weights) const {
+    const int64_t top_k = config_.top_k;
+    Largest(
+        logits, config_.num_experts, top_k, [](int64_t) { return false; }, experts);
+    double sum = 0;
+    for (int64_t rank = 0; rank < top_k; ++rank) sum += std::exp(static_cast<double>(logits[experts[rank]]) - logits[experts[0]]);
+    for (int64_t rank = 0; rank < top_k; ++rank) {
+      weights[rank] = static_cast<float>(std::exp(static_cast<double>(logits[experts[rank]]) - logits[experts[0]]) / sum *
+                                         config_.weight_scale);
+    }
+  }
+
+  void Score(const float* logits) {
+    scores_.resize(config_.num_experts);
+    if (config_.score == RouterScore::kSigmoid) {
+      for (int64_t e = 0; e < config_.num_experts; ++e) scores_[e] = 1 / (1 + std::exp(-static_cast<double>(logits[e])));
+    } else {
+      double largest = -std::numeric_limits<double>::infinity(), sum = 0;
+      for (int64_t e = 0; e < config_.num_experts; ++e) largest = std::max<double>(largest, logits[e]);
+      for (int64_t e = 0; e < config_.num_experts; ++e) sum += scores_[e] = std::exp(logits[e] - largest);
+      for (double& score : scores_) score /= sum;
+    }
+    choice_ = scores_;
+    for (int64_t e = 0; selection_bias_ != nullptr && e < config_.num_experts; ++e) choice_[e] += selection_bias_[e];
+    ChooseGroups();
+  }
+
+  void ChooseGroups() {
+    if (config_.groups_used == config_.num_groups) return;
+    const int64_t size = group_size();
+    worths_.resize(config_.num_groups);
+    for (int64_t group = 0; group < config_.num_groups; ++group) {
+      int32_t best[2] = {0, 0};
+      const int64_t count = std::min(config_.group_best, size);
+      Largest(
+          choice_.data() + group * size, size, count, [](int64_t) { return false; }, best);
+      worths_[group] = 0;
+      for (int64_t i = 0; i < count; ++i) worths_[group] += choice_[group * size + best[i]];
+    }
+    groups_.resize(config_.groups_used);
+    Largest(
+        worths_.data(), config_.num_groups, config_.groups_used, [](int64_t) { return false; }, groups_.data());
+  }
+
+  bool InUse(int64_t expert) const {
+    return config_.groups_used == config_.num_groups ||
+           std::find(groups_.begin(), groups_.end(), static_cast<int32_t>(expert / group_size())) != groups_.end();
+  }
+  int64_t group_size() const { return config_.num_experts / config_.num_groups; }
+
+  const RouterConfig& config_;
+  const float* const selection_bias_;
+  const bool of_logits_;
+  std::vector<double> scores_, choice_, worths_;
+  std::vector<int32_t> groups_;  // the best, of the row in progress
+};
+
+GluNumbers NumbersOf(const GluParams& glu) { return {.alpha = glu.alpha, .limit = glu.limit, .up_offset = glu.up_offset}; }
+
+// Rotates the first dimensions of a head by the angles of a row's position; in place where in is out.
+void Rotate(const RopeConfig& rope, const std::vector<float>& cosines, const std::vector<float>& sines, const float* x,
+            int64_t head_dim, float* out) {
+  const int64_t half = static_cast<int64_t>(cosines.size());
+  if (rope.neighbours) {
+    for (int64_t i = 0; i < half; ++i) {
+      const float a = x[2 * i], b = x[2 * i + 1];
+      out[2 * i] = a * cosines[i] - b * sines[i];
+      out[2 * i + 1] = b * cosines[i] + a * sines[i];
+    }
+  } else {
+    for (int64_t i = 0; i < half; ++i) {
+      const float a = x[i], b = x[i + half];
+      out[i] = a * cosines[i] - b * sines[i];
+      out[i + half] = b * cosines[i] + a * sines[i];
+    }
+  }
+  for (int64_t i = 2 * half; i < head_dim; ++i) out[i] = x[i];
+}
+
+void AnglesOf(const RopeConfig& rope, const std::vector<double>& frequencies, int64_t position, std::vector<float>& cosines,
+              std::vector<float>& sines) {
+  cosines.resize(frequencies.size()), sines.resize(frequencies.size());
+  for (size_t i = 0; i < frequencies.size(); ++i) {
+    const double angle = static_cast<double>(position) * frequencies[i];
+    cosines[i] = static_cast<float>(std::cos(angle) * rope.attention_factor);
+    sines[i] = static_cast<float>(std::sin(angle) * rope.attention_factor);
   }
 }
 
@@ -133,37 +241,31 @@ class CpuOps final : public HostOps {
     return absl::OkStatus();
   }
 
-  absl::Status DoRopeAndStore(const HostBatch& batch, int64_t first_row, const RopeConfig& rope, Tensor qkv, const KvLayer& cache,
-                              Tensor q_out) override {
+  absl::Status DoRopeAndStore(const HostBatch& batch, int64_t first_row, const RopeConfig& rope, const HeadNorms& norms,
+                              Tensor qkv, const KvLayer& cache, Tensor q_out) override {
     const std::vector<double> frequencies = RopeFrequencies(rope);
-    const int64_t half = static_cast<int64_t>(frequencies.size());
     const int64_t head_dim = cache.head_dim, q_size = q_out.cols, kv_size = cache.num_kv_heads * head_dim;
     Run(CeilDiv(qkv.rows, kRowsPerTask), qkv.rows <= kRowsPerTask, [&](int64_t task, int) {
-      std::vector<float> cosines(half), sines(half), rotated(head_dim);
-      const auto rotate = [&](const float* x, float* out) {
-        for (int64_t i = 0; i < half; ++i) {
-          const float a = x[i], b = x[i + half];
-          out[i] = a * cosines[i] - b * sines[i];
-          out[i + half] = b * cosines[i] + a * sines[i];
-        }
-        for (int64_t i = 2 * half; i < head_dim; ++i) out[i] = x[i];
+      std::vector<float> cosines, sines, head_in(head_dim), rotated(head_dim);
+      const auto normed = [&](const float* head, const float* weight) {
+        if (weight == nullptr) return head;
+        kernels_.rms_norm_row(head, weight, head_dim, norms.epsilon, head_in.data());
+        return static_cast<const float*>(head_in.data());
       };
       const int64_t end = std::min(qkv.rows, (task + 1) * kRowsPerTask);
       for (int64_t row = task * kRowsPerTask; row < end; ++row) {
         const int64_t position = batch.position(first_row + row);
-        for (int64_t i = 0; i < half; ++i) {
-          const double angle = static_cast<double>(position) * frequencies[i];
-          cosines[i] = static_cast<float>(std::cos(angle) * rope.attention_factor);
-          sines[i] = static_cast<float>(std::sin(angle) * rope.attention_factor);
-        }
+        AnglesOf(rope, frequencies, position, cosines, sines);
         const float* q = RowOf(qkv, row);
         const float* k = q + q_size;
         const float* v = k + kv_size;
-        for (int64_t at = 0; at < q_size; at += head_dim) rotate(q + at, RowOf(q_out, row) + at);
+        for (int64_t at = 0; at < q_size; at += head_dim) {
+          Rotate(rope, cosines, sines, normed(q + at, norms.query), head_dim, RowOf(q_out, row) + at);
+        }
         const std::vector<int32_t>& table = batch.table(first_row + row, cache);
         for (int64_t head = 0; head < cache.num_kv_heads; ++head) {
           const int64_t to = KvRowAt(cache, table.data(), static_cast<int64_t>(table.size()), head, position);
-          rotate(k + head * head_dim, rotated.data());
+          Rotate(rope, cosines, sines, normed(k + head * head_dim, norms.key), head_dim, rotated.data());
           StoreKey(cache, to, rotated.data());
           StoreValue(cache, to, v + head * head_dim);
         }
@@ -172,10 +274,15 @@ class CpuOps final : public HostOps {
     return absl::OkStatus();
   }
 
-  absl::Status DoAttention(const HostBatch& batch, int64_t first_row, Tensor q, const KvLayer& cache, int64_t window,
-                           const float* sinks, Tensor out) override {
-    const int64_t head_dim = cache.head_dim, group = q.cols / head_dim / cache.num_kv_heads;
-    if (head_dim % 16 != 0 || head_dim > kMaxHeadDim) {
+  absl::Status DoAttention(const HostBatch& batch, int64_t first_row, Tensor q, const KvLayer& cache,
+                           const AttentionParams& params, Tensor out) override {
+    const bool latent = cache.latent_values > 0;
+    const int64_t head_dim = cache.head_dim, value_dim = latent ? cache.latent_values : head_dim;
+    const int64_t heads = q.cols / head_dim;
+    // All heads share a latent: some at a time, so that a task's queries and sums stay in the cache.
+    const int64_t group = latent ? std::min(heads, kLatentHeads) : heads / cache.num_kv_heads;
+    const int64_t groups = CeilDiv(heads, group);
+    if (head_dim % 16 != 0 || value_dim % 16 != 0 || head_dim > kMaxHeadDim) {
       return Unimplemented("head_dim is %d; the cpu backend takes multiples of 16 up to %d", head_dim, kMaxHeadDim);
     }
     if (group > kMaxHeadGroup) {
@@ -192,30 +299,88 @@ class CpuOps final : public HostOps {
       ++stretches.back().count;
     }
     const int64_t num_stretches = static_cast<int64_t>(stretches.size());
-    Run(num_stretches * cache.num_kv_heads, false, [&](int64_t task, int thread) {
+    Run(num_stretches * groups, false, [&](int64_t task, int thread) {
       // Later rows see more: the largest tasks first, so that the last ones to end are small.
-      const Rows& rows = stretches[num_stretches - 1 - task / cache.num_kv_heads];
-      const int64_t kv_head = task % cache.num_kv_heads;
+      const Rows& rows = stretches[num_stretches - 1 - task / groups];
+      const int64_t first_head = task % groups * group, kv_head = latent ? 0 : task % groups;
       const std::vector<int32_t>& table = batch.table(first_row + rows.first, cache);
       AttentionTask t;
       t.keys = cache.keys, t.values = cache.values, t.key_type = cache.key_type, t.value_type = cache.value_type;
       t.num_blocks = cache.num_blocks, t.num_kv_heads = cache.num_kv_heads, t.kv_head = kv_head, t.head_dim = head_dim;
+      t.value_dim = value_dim;
       t.table = table.data(), t.table_size = static_cast<int64_t>(table.size());
       t.first_position = batch.position(first_row + rows.first), t.num_rows = rows.count;
-      t.window = window, t.group = group;
-      t.q = RowOf(q, rows.first) + kv_head * group * head_dim, t.q_stride = q.stride;
-      t.out = RowOf(out, rows.first) + kv_head * group * head_dim, t.out_stride = out.stride;
-      t.sinks = sinks == nullptr ? nullptr : sinks + kv_head * group;
-      t.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)));
-      t.scratch = reinterpret_cast<float*>(threads_[thread].attention.Get(AttentionScratchBytes(head_dim, group)));
+      t.window = params.window, t.group = std::min(group, heads - first_head);
+      t.q = RowOf(q, rows.first) + first_head * head_dim, t.q_stride = q.stride;
+      t.out = RowOf(out, rows.first) + first_head * value_dim, t.out_stride = out.stride;
+      t.sinks = params.sinks == nullptr ? nullptr : params.sinks + first_head;
+      t.scale = static_cast<float>(params.scale);
+      t.scratch = reinterpret_cast<float*>(threads_[thread].attention.Get(AttentionScratchBytes(head_dim, value_dim, group)));
       kernels_.attention(t);
     });
     return absl::OkStatus();
   }
 
-  absl::Status DoRoute(Tensor in, const float* weight, const float* bias, int64_t num_experts, int64_t top_k, int32_t* experts,
+  absl::Status DoStoreLatent(const HostBatch& batch, int64_t first_row, const RopeConfig& rope, const LatentNorm& norm,
+                             Tensor latent, const KvLayer& cache, Tensor q, Tensor q_out) override {
+    const std::vector<double> frequencies = RopeFrequencies(rope);
+    const int64_t dim = cache.head_dim, rank = cache.latent_values, rotated = rope.num_dims;
+    const int64_t num_heads = q_out.cols / dim, q_dim = q.cols / num_heads;
+    ForRows(q.rows, [&](int64_t row) {
+      std::vector<float> cosines, sines, key(dim);
+      const int64_t position = batch.position(first_row + row);
+      AnglesOf(rope, frequencies, position, cosines, sines);
+      for (int64_t head = 0; head < num_heads; ++head) {
+        Rotate(rope, cosines, sines, RowOf(q, row) + (head + 1) * q_dim - rotated, rotated,
+               RowOf(q_out, row) + head * dim + rank);
+      }
+      kernels_.rms_norm_row(RowOf(latent, row), norm.weight, rank, norm.epsilon, key.data());
+      Rotate(rope, cosines, sines, RowOf(latent, row) + rank, rotated, key.data() + rank);
+      const std::vector<int32_t>& table = batch.table(first_row + row, cache);
+      StoreKey(cache, KvRowAt(cache, table.data(), static_cast<int64_t>(table.size()), 0, position), key.data());
+    });
+    return absl::OkStatus();
+  }
+
+  // One region for the panels of all heads. A head's part of a quantised row is whole blocks of it, or else heads go one by one.
+  absl::Status DoMatMulPerHead(Tensor in, const HeadMatrices& weight, Tensor out) override {
+    const int64_t in_cols = in.cols / weight.num_heads, out_cols = out.cols / weight.num_heads;
+    const bool quantized = IsQuantized(weight.layout.dtype);
+    if (quantized && in_cols % kBlock != 0) return HostOps::DoMatMulPerHead(in, weight, out);
+    const Activations kind = ActivationsFor(weight.layout.dtype);
+    QuantizedRows rows;
+    if (quantized) rows = QuantizeRows(kind, in, nullptr);
+    const int64_t panels = NumPanels(weight.layout);
+    const bool small = weight.num_heads * weight.layout.bytes * CeilDiv(in.rows, kFewRows) < kInlineBytes;
+    RunInStretches(weight.num_heads * panels, StretchFor(in.rows), small, [&](int64_t first, int64_t end, int thread) {
+      for (; first < end; ++first) {
+        const int64_t head = first / panels, panel = first % panels;
+        QuantizedRows part = rows;
+        if (quantized) part.blocks += head * in_cols / kBlock * BlockBytes(kind);
+        PanelProduct p = PanelOf(weight.Of(head), panel, nullptr);
+        p.in = &part;
+        p.float_in = RowOf(in, 0) + head * in_cols;
+        p.float_in_stride = in.stride;
+        p.num_rows = in.rows;
+        p.out = RowOf(out, 0) + head * out_cols + panel * kPanelRows;
+        p.out_stride = out.stride;
+        p.scratch = threads_[thread].panel.Get(kPanelScratchBytes);
+        kernels_.panel_product(p);
+      }
+    });
+    return absl::OkStatus();
+  }
+
+  absl::Status DoGlu(Tensor gate, Tensor up, const GluParams& glu, Tensor out) override {
+    ForRows(gate.rows,
+            [&](int64_t row) { kernels_.glu(RowOf(gate, row), RowOf(up, row), gate.cols, NumbersOf(glu), RowOf(out, row)); });
+    return absl::OkStatus();
+  }
+
+  absl::Status DoRoute(Tensor in, const RouterWeights& router, const RouterConfig& config, int32_t* experts,
                        float* weights) override {
     constexpr int64_t kExpertsPerTask = 8;
+    const int64_t num_experts = config.num_experts, top_k = config.top_k;
     float* logits = reinterpret_cast<float*>(logits_.Get(in.rows * num_experts * 4));
     // Few rows: experts are divided, since reading the weights is what takes time. Many: rows are.
     const bool by_rows = in.rows > kRowsPerTask;
@@ -225,19 +390,24 @@ class CpuOps final : public HostOps {
       const int64_t rows = by_rows ? std::min(kRowsPerTask, in.rows - row) : in.rows;
       const int64_t expert = by_rows ? 0 : part * kExpertsPerTask;
       const int64_t count = by_rows ? num_experts : std::min(kExpertsPerTask, num_experts - expert);
-      kernels_.float_product(weight + expert * in.cols, bias == nullptr ? nullptr : bias + expert, count, in.cols, RowOf(in, row),
-                             in.stride, rows, logits + row * num_experts + expert, num_experts);
+      kernels_.float_product(router.weight + expert * in.cols, router.bias == nullptr ? nullptr : router.bias + expert, count,
+                             in.cols, RowOf(in, row), in.stride, rows, logits + row * num_experts + expert, num_experts);
     });
-    for (int64_t row = 0; row < in.rows; ++row) {
-      ChooseExperts(logits + row * num_experts, num_experts, top_k, experts + row * top_k, weights + row * top_k);
-    }
+    Run(CeilDiv(in.rows, kRowsPerTask), in.rows <= kRowsPerTask, [&](int64_t task, int) {
+      ExpertChoice choice(config, router.selection_bias);
+      const int64_t end = std::min(in.rows, (task + 1) * kRowsPerTask);
+      for (int64_t row = task * kRowsPerTask; row < end; ++row) {
+        choice.Choose(logits + row * num_experts, experts + row * top_k, weights + row * top_k);
+      }
+    });
     return absl::OkStatus();
   }
 
   // Two regions: gate, up and the activation function, which leaves the hidden rows quantised; then down. In both, the panels
   // of all experts are one flat list, so that all cores read weights until the last of them, whatever the number of experts.
   absl::Status DoExpertMlp(const ExpertLayout& layout, std::span<const ExpertUse> uses, const ExpertGroups& groups,
-                           const SwigluParams& swiglu, Tensor in, Tensor contributions) override {
+                           const GluParams& params, Tensor in, Tensor contributions) override {
+    const GluNumbers glu = NumbersOf(params);
     std::vector<int64_t> first_hidden(uses.size() + 1, 0);  // of each use, among the hidden rows
     std::vector<uint8_t> needed(in.rows, 0);
     for (size_t u = 0; u < uses.size(); ++u) {
@@ -300,12 +470,12 @@ class CpuOps final : public HostOps {
           const float* g = gate_out + i * kPanelRows;
           const float* v = up_out + i * kPanelRows;
           if (!quantize_hidden) {
-            kernels_.swiglu(g, v, kPanelRows, swiglu.alpha, swiglu.limit, hidden_floats + row * n_ff + panel * kPanelRows);
+            kernels_.glu(g, v, kPanelRows, glu, hidden_floats + row * n_ff + panel * kPanelRows);
             continue;
           }
           float broken = 0;
-          kernels_.swiglu_block(hidden_kind, g, v, swiglu.alpha, swiglu.limit,
-                                hidden.blocks + row * hidden.row_stride + panel * BlockBytes(hidden_kind), &broken);
+          kernels_.glu_block(hidden_kind, g, v, glu, hidden.blocks + row * hidden.row_stride + panel * BlockBytes(hidden_kind),
+                             &broken);
           // Other threads may find this of the same row at once.
           if (broken != 0) std::atomic_ref<float>(hidden.poison[row]).store(broken, std::memory_order_relaxed);
         }

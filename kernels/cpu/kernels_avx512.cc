@@ -404,8 +404,8 @@ void PanelProductAvx512(const PanelProduct& p) {
   }
 }
 
-constexpr CpuKernels kTable = {"AVX-512 VNNI", QuantizeRow, SwigluBlock, Swiglu,   PanelProductAvx512,
-                               FloatProduct,   RmsNormRow,  Attention,   LogSumExp};
+constexpr CpuKernels kTable = {"AVX-512 VNNI", QuantizeRow, GluBlock,  Glu,      PanelProductAvx512,
+                               FloatProduct,   RmsNormRow,  Attention, LogSumExp};
 
 }  // namespace
 

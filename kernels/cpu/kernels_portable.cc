@@ -82,8 +82,8 @@ void PanelProductPortable(const PanelProduct& p) {
   }
 }
 
-constexpr CpuKernels kTable = {"portable",   QuantizeRow, SwigluBlock, Swiglu,   PanelProductPortable,
-                               FloatProduct, RmsNormRow,  Attention,   LogSumExp};
+constexpr CpuKernels kTable = {"portable",   QuantizeRow, GluBlock,  Glu,      PanelProductPortable,
+                               FloatProduct, RmsNormRow,  Attention, LogSumExp};
 
 }  // namespace
 

@@ -86,24 +86,23 @@ void QuantizeRow(Activations kind, const float* x, int64_t cols, std::byte* bloc
   *poison = SumOf(broken);
 }
 
-inline F32x16 SwigluLanes(F32x16 gate, F32x16 up, float alpha, float limit) {
-  const F32x16 one = F32x16::Broadcast(1), most = F32x16::Broadcast(limit);
+inline F32x16 GluLanes(F32x16 gate, F32x16 up, const GluNumbers& glu) {
+  const F32x16 one = F32x16::Broadcast(1), most = F32x16::Broadcast(glu.limit);
   const F32x16 g = Min(most, gate);  // in this order a NaN stays
-  const F32x16 u = Max(F32x16::Broadcast(-limit), Min(most, up));
-  const F32x16 sigmoid = one / (one + Exp(g * F32x16::Broadcast(-alpha)));
-  return (u + one) * (g * sigmoid);
+  const F32x16 u = Max(F32x16::Broadcast(-glu.limit), Min(most, up));
+  const F32x16 sigmoid = one / (one + Exp(g * F32x16::Broadcast(-glu.alpha)));
+  return (u + F32x16::Broadcast(glu.up_offset)) * (g * sigmoid);
 }
 
-void Swiglu(const float* gate, const float* up, int64_t count, float alpha, float limit, float* h) {
+void Glu(const float* gate, const float* up, int64_t count, const GluNumbers& glu, float* h) {
   for (int64_t i = 0; i < count; i += 16) {
-    SwigluLanes(F32x16::Load(gate + i), F32x16::Load(up + i), alpha, limit).Store(h + i);
+    GluLanes(F32x16::Load(gate + i), F32x16::Load(up + i), glu).Store(h + i);
   }
 }
 
-void SwigluBlock(Activations kind, const float* gate, const float* up, float alpha, float limit, std::byte* block,
-                 float* poison) {
-  const F32x16 a = SwigluLanes(F32x16::Load(gate), F32x16::Load(up), alpha, limit);
-  const F32x16 b = SwigluLanes(F32x16::Load(gate + 16), F32x16::Load(up + 16), alpha, limit);
+void GluBlock(Activations kind, const float* gate, const float* up, const GluNumbers& glu, std::byte* block, float* poison) {
+  const F32x16 a = GluLanes(F32x16::Load(gate), F32x16::Load(up), glu);
+  const F32x16 b = GluLanes(F32x16::Load(gate + 16), F32x16::Load(up + 16), glu);
   const float broken = SumOf(Poison(a) + Poison(b));
   if (!(broken == 0)) *poison = kNan;
   QuantizeBlock(kind, a, b, block);
@@ -292,7 +291,7 @@ inline void StoreTile(const PanelProduct& p, int64_t first_row, int64_t num_rows
 
 // ------------------------------------------------------------------------------------------------------------- attention
 
-// One tile of the cache in f32: keys transposed, [head_dim][32 positions], and values [32 positions][head_dim].
+// One tile of the cache in f32: keys transposed, [head_dim][32 positions], and values [32 positions][value_dim].
 struct KvTile {
   float* keys;
   float* values;
@@ -335,7 +334,7 @@ inline void PrefetchTile(const AttentionTask& t, int64_t tile) {
     for (int64_t byte = 0; byte < kAttentionTile * row_bytes; byte += 64) __builtin_prefetch(codes + byte);
   };
   prefetch(t.keys, t.key_type);
-  prefetch(t.values, t.value_type);
+  if (t.values != nullptr) prefetch(t.values, t.value_type);
 }
 
 inline void LoadTile(const AttentionTask& t, int64_t tile, KvTile to) {
@@ -343,11 +342,16 @@ inline void LoadTile(const AttentionTask& t, int64_t tile, KvTile to) {
   F32x16 rows[16];
   for (int64_t half = 0; half < kAttentionTile; half += 16) {
     for (int64_t dim = 0; dim < t.head_dim; dim += 16) {
+      const auto store_values = [&] {
+        for (int i = 0; i < 16; ++i) rows[i].Store(to.values + (half + i) * t.value_dim + dim);
+      };
       LoadKvRows(t, t.keys, t.key_type, first_row + half, dim, rows);
+      if (t.values == nullptr && dim < t.value_dim) store_values();
       Transpose(rows);
       for (int i = 0; i < 16; ++i) rows[i].Store(to.keys + (dim + i) * kAttentionTile + half);
+      if (t.values == nullptr) continue;
       LoadKvRows(t, t.values, t.value_type, first_row + half, dim, rows);
-      for (int i = 0; i < 16; ++i) rows[i].Store(to.values + (half + i) * t.head_dim + dim);
+      store_values();
     }
   }
 }
@@ -411,16 +415,16 @@ constexpr int kHeadBlock = F32x16::kRegisters >= 32 ? 4 : 1;
 // positions, so that a row's result depends neither on the chunk it came in nor on the rows of its task. A sink is a score
 // without a value, with which the running state begins.
 void Attention(const AttentionTask& t) {
-  const int64_t dims = t.head_dim, group = t.group, vectors = t.num_rows * group;
+  const int64_t dims = t.head_dim, value_dims = t.value_dim, group = t.group, vectors = t.num_rows * group;
   float* at = t.scratch;
   const auto take = [&](int64_t count) {
     float* taken = at;
     at += (count + 15) / 16 * 16;
     return taken;
   };
-  const KvTile tile = {take(dims * kAttentionTile), take(dims * kAttentionTile)};
+  const KvTile tile = {take(dims * kAttentionTile), take(value_dims * kAttentionTile)};
   float* q = take(vectors * dims);
-  float* sums = take(vectors * dims);
+  float* sums = take(vectors * value_dims);
   float* largest = take(vectors);
   float* totals = take(vectors);
   float* scores = take(group * kAttentionTile);
@@ -431,8 +435,8 @@ void Attention(const AttentionTask& t) {
   for (int64_t row = 0; row < t.num_rows; ++row) {
     for (int64_t i = 0; i < group * dims; i += 16) {
       (F32x16::Load(t.q + row * t.q_stride + i) * scale).Store(q + row * group * dims + i);
-      F32x16::Zero().Store(sums + row * group * dims + i);
     }
+    for (int64_t i = 0; i < group * value_dims; i += 16) F32x16::Zero().Store(sums + row * group * value_dims + i);
     for (int64_t h = 0; h < group; ++h) {
       largest[row * group + h] = t.sinks == nullptr ? -kInfinity : t.sinks[h];
       totals[row * group + h] = t.sinks == nullptr ? 0 : 1;
@@ -481,15 +485,15 @@ void Attention(const AttentionTask& t) {
         low.Store(s), high.Store(s + 16);
         totals[row * group + head] = totals[row * group + head] * corrections[head] + SumOf(low + high);
       }
-      float* row_sums = sums + row * group * dims;
+      float* row_sums = sums + row * group * value_dims;
       head = 0;
       for (; head + kHeadBlock <= group; head += kHeadBlock) {
-        AddValuesOfHeads<kHeadBlock>(scores + head * kAttentionTile, tile.values, dims, first, end, corrections + head,
-                                     row_sums + head * dims);
+        AddValuesOfHeads<kHeadBlock>(scores + head * kAttentionTile, tile.values, value_dims, first, end, corrections + head,
+                                     row_sums + head * value_dims);
       }
       for (; head < group; ++head) {
-        AddValuesOfHeads<1>(scores + head * kAttentionTile, tile.values, dims, first, end, corrections + head,
-                            row_sums + head * dims);
+        AddValuesOfHeads<1>(scores + head * kAttentionTile, tile.values, value_dims, first, end, corrections + head,
+                            row_sums + head * value_dims);
       }
     }
   }
@@ -498,8 +502,8 @@ void Attention(const AttentionTask& t) {
     for (int64_t h = 0; h < group; ++h) {
       const int64_t vector = row * group + h;
       const F32x16 inverse = F32x16::Broadcast(1.0f / totals[vector]);
-      for (int64_t dim = 0; dim < dims; dim += 16) {
-        (F32x16::Load(sums + vector * dims + dim) * inverse).Store(t.out + row * t.out_stride + h * dims + dim);
+      for (int64_t dim = 0; dim < value_dims; dim += 16) {
+        (F32x16::Load(sums + vector * value_dims + dim) * inverse).Store(t.out + row * t.out_stride + h * value_dims + dim);
       }
     }
   }

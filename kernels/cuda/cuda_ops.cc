@@ -317,18 +317,43 @@ class CudaOps final : public Ops {
     return InvalidArgument("cache.head_dim is %d, want 32, 64 or 128 on CUDA", cache.head_dim);
   }
 
-  absl::Status RopeAndStore(const DeviceBatch& batch, int64_t first_row, const RopeConfig& rope, Tensor qkv, const KvLayer& cache,
-                            Tensor q_out) override {
+  absl::Status CheckModel(const ModelConfig& model) const override {
+    if (model.router.num_groups > kMaxGroups) {
+      return Unimplemented("the model's router has %d groups, CUDA takes up to %d", model.router.num_groups, kMaxGroups);
+    }
+    for (const LayerConfig& layer : model.layers) {
+      if (layer.attention.latent()) {
+        return Unimplemented("%s has latent attention, which runs on --backend cpu and reference, not on CUDA",
+                             model.architecture);
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status StoreLatent(const DeviceBatch&, int64_t, const RopeConfig&, const LatentNorm&, Tensor, const KvLayer&, Tensor,
+                           Tensor) override {
+    return Unimplemented("latent attention runs on the host's backends");
+  }
+  absl::Status MatMulPerHead(Tensor, const HeadMatrices&, Tensor) override {
+    return Unimplemented("latent attention runs on the host's backends");
+  }
+
+  absl::Status RopeAndStore(const DeviceBatch& batch, int64_t first_row, const RopeConfig& rope, const HeadNorms& norms,
+                            Tensor qkv, const KvLayer& cache, Tensor q_out) override {
     RETURN_IF_ERROR(Use());
     const CudaTimeline::Scope span = SpanOf("RopeAndStore");
     ASSIGN_OR_RETURN(const CudaBatch* cuda_batch, CudaBatchOf(batch));
-    RETURN_IF_ERROR(CheckRopeAndStore(batch.host(), first_row, rope, qkv, cache, q_out, activation_dtype_, kKvTypes));
+    RETURN_IF_ERROR(CheckRopeAndStore(batch.host(), first_row, rope, norms, qkv, cache, q_out, activation_dtype_, kKvTypes));
     RETURN_IF_ERROR(CheckKvCache(cache));
     if (qkv.rows == 0) return absl::OkStatus();
     RopeStoreArgs args;
     ASSIGN_OR_RETURN(args.frequencies, FrequenciesOf(rope));
     args.places = cuda_batch->places(first_row, cache.ring);
     args.num_dims = static_cast<int>(rope.num_dims);
+    args.neighbours = rope.neighbours;
+    args.q_norm = norms.query;
+    args.k_norm = norms.key;
+    args.norm_epsilon = static_cast<float>(norms.epsilon);
     args.attention_factor = static_cast<float>(rope.attention_factor);
     args.num_heads = q_out.cols / cache.head_dim;
     args.qkv = RowsOf(qkv);
@@ -337,13 +362,17 @@ class CudaOps final : public Ops {
     return Queued("RopeAndStore", LaunchRopeStore(args, compute_.get()));
   }
 
-  absl::Status Attention(const DeviceBatch& batch, int64_t first_row, Tensor q, const KvLayer& cache, int64_t window,
-                         const float* sinks, Tensor out) override {
+  absl::Status Attention(const DeviceBatch& batch, int64_t first_row, Tensor q, const KvLayer& cache,
+                         const AttentionParams& params, Tensor out) override {
     RETURN_IF_ERROR(Use());
     const CudaTimeline::Scope span = SpanOf("Attention");
     ASSIGN_OR_RETURN(const CudaBatch* cuda_batch, CudaBatchOf(batch));
-    RETURN_IF_ERROR(CheckAttention(batch.host(), first_row, q, cache, window, out, activation_dtype_, kKvTypes));
+    RETURN_IF_ERROR(CheckAttention(batch.host(), first_row, q, cache, params, out, activation_dtype_, kKvTypes));
     RETURN_IF_ERROR(CheckKvCache(cache));
+    const double plain = 1 / std::sqrt(static_cast<double>(cache.head_dim));
+    if (std::abs(params.scale - plain) > 1e-6 * plain) {
+      return Unimplemented("scores times %g, where CUDA takes 1 / sqrt(head_dim) = %g", params.scale, plain);
+    }
     if (q.rows == 0) return absl::OkStatus();
     RETURN_IF_ERROR(CheckVectorRows("q", q));
     RETURN_IF_ERROR(CheckVectorRows("out", out));
@@ -356,8 +385,8 @@ class CudaOps final : public Ops {
       args.out = RowsOf(out.Rows(first - first_row, end - first));
       args.cache = KvOf(cache);
       args.num_heads = q.cols / cache.head_dim;
-      args.window = window;
-      args.sinks = sinks;
+      args.window = params.window;
+      args.sinks = params.sinks;
       args.warpgroups = product_device_.wgmma;
       return args;
     };
@@ -382,7 +411,7 @@ class CudaOps final : public Ops {
         max_position = std::max(max_position, sequences[s].first_position + sequences[s].num_rows - 1);
       }
       const auto bytes_of = [&](int64_t rows) {
-        return DecodeWorkspaceBytes(rows, q.cols / cache.head_dim, cache.head_dim, window, max_position);
+        return DecodeWorkspaceBytes(rows, q.cols / cache.head_dim, cache.head_dim, params.window, max_position);
       };
       const int64_t rows_at_once = std::clamp<int64_t>(kWorkspaceBytes / bytes_of(1), 1, 32768);
       for (int64_t row = first; row < end; row += rows_at_once) {
@@ -396,21 +425,43 @@ class CudaOps final : public Ops {
     return absl::OkStatus();
   }
 
-  absl::Status Route(Tensor in, const float* weight, const float* bias, int64_t num_experts, int64_t top_k, int32_t* experts,
+  absl::Status Glu(Tensor gate, Tensor up, const GluParams& glu, Tensor out) override {
+    RETURN_IF_ERROR(Use());
+    const CudaTimeline::Scope span = SpanOf("Glu");
+    RETURN_IF_ERROR(CheckGlu(gate, up, out, activation_dtype_));
+    const GluArgs args = {.gate = RowsOf(gate),
+                          .up = RowsOf(up),
+                          .out = RowsOf(out),
+                          .alpha = glu.alpha,
+                          .limit = glu.limit,
+                          .up_offset = glu.up_offset};
+    return Queued("Glu", LaunchGlu(args, compute_.get()));
+  }
+
+  absl::Status Route(Tensor in, const RouterWeights& router, const RouterConfig& config, int32_t* experts,
                      float* weights) override {
     RETURN_IF_ERROR(Use());
     const CudaTimeline::Scope span = SpanOf("Route");
-    RETURN_IF_ERROR(CheckRoute(in, weight, num_experts, top_k, experts, weights, activation_dtype_));
+    RETURN_IF_ERROR(CheckRoute(in, router, config, experts, weights, activation_dtype_));
     if (in.rows == 0) return absl::OkStatus();
     RouteArgs args;
     args.in = RowsOf(in);
-    args.weight = weight;
-    args.bias = bias;
-    args.num_experts = num_experts;
-    args.top_k = top_k;
+    args.weight = router.weight;
+    args.bias = router.bias;
+    args.sigmoid = config.score == RouterScore::kSigmoid;
+    args.normalise = config.normalise;
+    args.selection_bias = router.selection_bias;
+    args.num_groups = static_cast<int>(config.num_groups);
+    args.groups_used = static_cast<int>(config.groups_used);
+    args.group_best = static_cast<int>(config.group_best);
+    args.weight_scale = static_cast<float>(config.weight_scale);
+    args.scored = args.sigmoid || !config.normalise || router.selection_bias != nullptr ||
+                  config.groups_used < config.num_groups || config.weight_scale != 1;
+    args.num_experts = config.num_experts;
+    args.top_k = config.top_k;
     args.experts = experts;
     args.weights = weights;
-    ASSIGN_OR_RETURN(args.workspace, workspace_.Reserve(RouteWorkspaceBytes(in.rows, num_experts)));
+    ASSIGN_OR_RETURN(args.workspace, workspace_.Reserve(RouteWorkspaceBytes(in.rows, config.num_experts)));
     return Queued("Route", LaunchRoute(args, compute_.get()));
   }
 
@@ -426,7 +477,7 @@ class CudaOps final : public Ops {
   }
 
   absl::Status ExpertMlp(const ExpertLayout& layout, std::span<const ExpertUse> uses, const ExpertGroups& groups,
-                         const SwigluParams& swiglu, Tensor in, Tensor contributions) override {
+                         const GluParams& glu, Tensor in, Tensor contributions) override {
     RETURN_IF_ERROR(Use());
     const CudaTimeline::Scope span = SpanOf("ExpertMlp");
     RETURN_IF_ERROR(CheckExpertMlp(layout, uses, groups, in, contributions, activation_dtype_, contribution_dtype_));
@@ -471,8 +522,9 @@ class CudaOps final : public Ops {
     args.out_type = contributions.dtype;
     args.out_rows = contributions.rows;
     args.out_stride = contributions.stride;
-    args.alpha = swiglu.alpha;
-    args.limit = swiglu.limit;
+    args.alpha = glu.alpha;
+    args.limit = glu.limit;
+    args.up_offset = glu.up_offset;
     const int64_t wanted = ExpertMlpWorkspaceBytes(args.shape, rows), least = ExpertMlpWorkspaceBytes(args.shape, most);
     args.workspace_bytes = std::min(wanted, std::max(least, workspace_.bytes()));
     ASSIGN_OR_RETURN(args.workspace, workspace_.Reserve(args.workspace_bytes));

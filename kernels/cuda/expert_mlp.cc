@@ -90,6 +90,7 @@ cudaError_t RunBatch(const ProductDevice& device, const ExpertMlpArgs& args, std
   params.out_stride = shape.n_ff;
   params.alpha = args.alpha;
   params.limit = args.limit;
+  params.up_offset = args.up_offset;
   if (const cudaError_t error = LaunchProducts(device, tasks, params, /*fused=*/true, stream); error != cudaSuccess) return error;
 
   params.weight_type = shape.down_type;

@@ -3,9 +3,9 @@
 // The experts of a layer, computed straight from their records (common/model/expert_layout.h) in device memory:
 //
 //   for each use, each entry i in [offsets[group], offsets[group + 1]):
-//     h [n_ff], rounded to in_type     = swiglu(gate in[rows[i]] + gate_bias, up in[rows[i]] + up_bias)
+//     h [n_ff], rounded to in_type     = glu(gate in[rows[i]] + gate_bias, up in[rows[i]] + up_bias)
 //     contributions[outs[i]] [n_embd]  = down h + down_bias
-//   swiglu(g, u) = (clamp(u, -limit, limit) + 1) * min(g, limit) * sigmoid(alpha * min(g, limit))
+//   glu(g, u) = (clamp(u, -limit, limit) + up_offset) * min(g, limit) * sigmoid(alpha * min(g, limit))
 //
 // Two steps a call (one batch of uses): gate, up, biases and SwiGLU into the workspace; down and bias into
 // contributions. A step is one launch for each of the kernels of products.h that its groups' sizes call for. Rows are
@@ -54,7 +54,7 @@ struct ExpertMlpArgs {
   void* contributions = nullptr;  // [out_rows, n_embd]
   DType out_type = DType::kBF16;  // F32, or in_type
   int64_t out_rows = 0, out_stride = 0;
-  float alpha = 1.702f, limit = 7.0f;
+  float alpha = 1.702f, limit = 7.0f, up_offset = 1.0f;
   void* workspace = nullptr;  // device, 256-byte aligned
   int64_t workspace_bytes = 0;
 };

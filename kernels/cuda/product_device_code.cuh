@@ -61,11 +61,11 @@ __device__ inline const float* BiasOf(const ProductParams& params, const Product
   return reinterpret_cast<const float*>(task.weights + matrix.bias);
 }
 
-// (clamp(u, -limit, limit) + 1) * g * sigmoid(alpha * g) with g = min(gate, limit). NaN stays NaN.
-__device__ inline float Swiglu(float gate, float up, float alpha, float limit) {
-  const float g = gate > limit ? limit : gate;
-  const float u = up > limit ? limit : up < -limit ? -limit : up;
-  return __fdividef((u + 1.0f) * g, 1.0f + __expf(-alpha * g));
+// (clamp(u, -limit, limit) + up_offset) * g * sigmoid(alpha * g) with g = min(gate, limit). NaN stays NaN.
+__device__ inline float Glu(float gate, float up, const ProductParams& params) {
+  const float g = gate > params.limit ? params.limit : gate;
+  const float u = up > params.limit ? params.limit : up < -params.limit ? -params.limit : up;
+  return __fdividef((u + params.up_offset) * g, 1.0f + __expf(-params.alpha * g));
 }
 
 __device__ inline void StoreOutput(const ProductParams& params, int64_t row, int column, float value) {

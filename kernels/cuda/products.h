@@ -8,7 +8,8 @@
 //   products_mma.cu    any rows: mma.sync, capability 7.5 and later
 //   products_wgmma.cu  any rows: warpgroup products of capability 9.0a
 //
-// kFused: two matrices of the same shape and type, gate and up; out = swiglu of both products. Otherwise one matrix.
+// kFused: two matrices of the same shape and type, gate and up; out = the gated linear unit of both products. Otherwise one
+// matrix.
 
 #include <cuda_runtime_api.h>
 
@@ -63,7 +64,7 @@ struct ProductParams {
   bool scattered = false;
   bool accumulate = false;
 
-  float alpha = 0, limit = 0;
+  float alpha = 0, limit = 0, up_offset = 0;
 
   // LaunchProductsFew: its weights are there already, and may be on their way to registers before the launch before it ends.
   bool overlaps = false;

@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kTokenTiles == 1 ? kWarpsPe
       totals[m] = total * kSumScale<kType, Act> + biases[m];
     }
     if constexpr (kFused) {
-      StoreOutput(params, out_row, column, Swiglu(totals[0], totals[1], params.alpha, params.limit));
+      StoreOutput(params, out_row, column, Glu(totals[0], totals[1], params));
     } else {
       StoreOutput(params, out_row, column, totals[0]);
     }

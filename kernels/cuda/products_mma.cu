@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, 1) ProductsMmaKernel(const 
         float value = sum[m][t][i] * kSumScale<kType, Act> + (first_bias != nullptr ? first_bias[column] : 0.0f);
         if constexpr (kFused) {
           const float up = sum[1][t][i] * kSumScale<kType, Act> + (second_bias != nullptr ? second_bias[column] : 0.0f);
-          value = Swiglu(value, up, params.alpha, params.limit);
+          value = Glu(value, up, params);
         }
         StoreOutput(params, out_row, column, value);
       }

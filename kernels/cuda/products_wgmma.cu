@@ -404,8 +404,8 @@ __device__ __forceinline__ void Consume(const ProductParams& params, const Produ
   if constexpr (kFused) {
 #pragma unroll
     for (int i = 0; i < kN / 2; i += 4) {
-      sum[i] = Swiglu(sum[i], sum[i + 2], params.alpha, params.limit);
-      sum[i + 1] = Swiglu(sum[i + 1], sum[i + 3], params.alpha, params.limit);
+      sum[i] = Glu(sum[i], sum[i + 2], params);
+      sum[i + 1] = Glu(sum[i + 1], sum[i + 3], params);
     }
   }
   Store<C, kFused, kN>(params, task, rows, tile, first_column, sum, shared + C::kOutAt + warpgroup * C::kOutBytes);

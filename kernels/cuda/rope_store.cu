@@ -7,7 +7,8 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kMaxHeadDim = 256;
-constexpr int kPairs = 4;  // a thread turns four neighbouring pairs: two 16-byte reads in F32
+constexpr int kMaxNormedHeads = 1024;  // of queries and keys together, where heads are normalised
+constexpr int kPairs = 4;              // a thread turns four neighbouring pairs: two 16-byte reads in F32
 
 // cos and sin of position * frequency: whole turns are taken off in double, the rest is below pi, where float is exact
 // to 2^-24 of a turn.
@@ -36,7 +37,7 @@ __device__ inline int8_t Q8Code(float x, float d) {
 // Bound: rows * (q + 2 kv) * sizeof(In) + rows * q * 2 + rows * 2 kv * cache bytes through device memory.
 template <typename In, typename Act>
 __global__ void RopeStoreKernel(RopeStoreArgs args, bool aligned) {
-  __shared__ float cosines[kMaxHeadDim / 2], sines[kMaxHeadDim / 2];
+  __shared__ float cosines[kMaxHeadDim / 2], sines[kMaxHeadDim / 2], factors[kMaxNormedHeads];
   AwaitLaunchesBefore();
   const int row = blockIdx.x;
   const int position = args.places.positions[row];
@@ -46,20 +47,43 @@ __global__ void RopeStoreKernel(RopeStoreArgs args, bool aligned) {
   }
   const int* const table = args.places.tables + args.places.table_starts[row];
   const int64_t block = table[position / kKvBlock % args.places.table_sizes[row]];
-  __syncthreads();
-
   const In* const in = static_cast<const In*>(args.qkv.data) + row * args.qkv.stride;
   Act* const q_out = static_cast<Act*>(args.q_out.data) + row * args.q_out.stride;
   const int num_heads = static_cast<int>(args.num_heads), kv_heads = static_cast<int>(args.cache.num_kv_heads);
-  // Element d of a head after rotation.
-  const auto rotated = [&](const In* head, int d) {
-    const float x = ToFloat(head[d]);
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  if (args.q_norm != nullptr) {  // a warp takes a head
+    for (int head = warp; head < num_heads + kv_heads; head += kThreads / kWarpSize) {
+      float sum = 0.0f;
+      for (int d = lane; d < head_dim; d += kWarpSize) {
+        const float x = ToFloat(in[head * head_dim + d]);
+        sum = fmaf(x, x, sum);
+      }
+      sum = WarpSum(sum);
+      if (lane == 0) factors[head] = 1.0f / sqrtf(sum / static_cast<float>(head_dim) + args.norm_epsilon);
+    }
+  }
+  __syncthreads();
+
+  // Element d of head `index` of the row, queries first, before and after rotation.
+  const auto element = [&](int index, int d) {
+    const float x = ToFloat(in[index * head_dim + d]);
+    if (args.q_norm == nullptr) return x;
+    return x * factors[index] * (index < num_heads ? args.q_norm : args.k_norm)[d];
+  };
+  const auto rotated = [&](int index, int d) {
+    const float x = element(index, d);
     if (d >= args.num_dims) return x;
-    if (d < half) return fmaf(x, cosines[d], -(ToFloat(head[d + half]) * sines[d]));
-    return fmaf(x, cosines[d - half], ToFloat(head[d - half]) * sines[d - half]);
+    if (args.neighbours) {
+      const int pair = d / 2;
+      if (d % 2 == 0) return fmaf(x, cosines[pair], -(element(index, d + 1) * sines[pair]));
+      return fmaf(x, cosines[pair], element(index, d - 1) * sines[pair]);
+    }
+    if (d < half) return fmaf(x, cosines[d], -(element(index, d + half) * sines[d]));
+    return fmaf(x, cosines[d - half], element(index, d - half) * sines[d - half]);
   };
 
-  if (aligned && args.num_dims == head_dim) {  // half is a multiple of four: whole vectors
+  if (aligned && args.num_dims == head_dim && args.q_norm == nullptr &&
+      !args.neighbours) {  // half is a multiple of four: whole vectors
     const int groups = half / kPairs;
     for (int i = threadIdx.x; i < num_heads * groups; i += kThreads) {
       const int offset = i / groups * head_dim, d = i % groups * kPairs;
@@ -76,18 +100,18 @@ __global__ void RopeStoreKernel(RopeStoreArgs args, bool aligned) {
     }
   } else {
     for (int i = threadIdx.x; i < num_heads * head_dim; i += kThreads) {
-      q_out[i] = FromFloat<Act>(rotated(in + i / head_dim * head_dim, i % head_dim));
+      q_out[i] = FromFloat<Act>(rotated(i / head_dim, i % head_dim));
     }
   }
 
   // Keys, then values: a warp stores 32 neighbouring numbers of one head, which Q8_0 quantises together.
   const In* const keys = in + num_heads * head_dim;
-  const int width = kv_heads * head_dim, warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  const int width = kv_heads * head_dim;
   const int64_t scales_offset = args.cache.num_blocks * args.cache.num_kv_heads * kKvBlock * head_dim;
   for (int first = warp * kKvQuant; first < 2 * width; first += kThreads / kWarpSize * kKvQuant) {
     const bool is_key = first < width;
     const int i = (is_key ? first : first - width) + lane, head = i / head_dim, d = i % head_dim;
-    const float x = is_key ? rotated(keys + head * head_dim, d) : ToFloat(keys[width + i]);
+    const float x = is_key ? rotated(num_heads + head, d) : ToFloat(keys[width + i]);
     std::byte* const plane = is_key ? args.cache.keys : args.cache.values;
     const int64_t cache_row = (block * kv_heads + head) * kKvBlock + position % kKvBlock;
     if (args.cache.dtype == DType::kF16) {
@@ -108,7 +132,8 @@ __global__ void RopeStoreKernel(RopeStoreArgs args, bool aligned) {
 cudaError_t LaunchRopeStore(const RopeStoreArgs& args, cudaStream_t stream) {
   if (args.qkv.rows == 0) return cudaSuccess;
   if (args.cache.head_dim < 1 || args.cache.head_dim > kMaxHeadDim || args.cache.head_dim % kKvQuant != 0 || args.num_dims < 0 ||
-      args.num_dims > args.cache.head_dim || args.num_dims % 2 != 0 || args.qkv.cols > 1 << 24 ||
+      args.num_dims > args.cache.head_dim || args.num_dims % 2 != 0 || (args.q_norm == nullptr) != (args.k_norm == nullptr) ||
+      (args.q_norm != nullptr && args.num_heads + args.cache.num_kv_heads > kMaxNormedHeads) || args.qkv.cols > 1 << 24 ||
       (args.cache.dtype != DType::kF16 && args.cache.dtype != DType::kQ8_0)) {
     return cudaErrorInvalidValue;
   }

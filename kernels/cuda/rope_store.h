@@ -31,14 +31,18 @@ struct RopeStoreArgs {
   DevicePlaces places;
   const double* frequencies = nullptr;  // device, [num_dims / 2], radians per position
   int num_dims = 0;                     // even, <= head_dim
-  float attention_factor = 1;           // multiplies cos and sin
+  bool neighbours = false;              // pairs are (2i, 2i + 1) instead of (i, i + num_dims / 2)
+  const float* q_norm = nullptr;        // [head_dim] F32: RMSNorm of each head before it is turned; null: none. Likewise k_norm
+  const float* k_norm = nullptr;
+  float norm_epsilon = 0;
+  float attention_factor = 1;  // multiplies cos and sin
   int64_t num_heads = 0;
   DeviceRows qkv;    // [rows, (num_heads + 2 kv heads) * head_dim], any element type
   DeviceRows q_out;  // [rows, num_heads * head_dim], an activation type
   DeviceKv cache;    // head_dim a multiple of 32, at most 256
 };
 
-// Pair (i, i + num_dims / 2) of a head at position p turns by p * frequencies[i]; the angle is reduced in double, so
+// Pair i of a head at position p turns by p * frequencies[i]; the angle is reduced in double, so
 // that long contexts lose nothing. Two rows of a call must not share a place in the cache.
 cudaError_t LaunchRopeStore(const RopeStoreArgs& args, cudaStream_t stream);
 

@@ -317,6 +317,109 @@ __global__ void ChooseKernel(const float* partials, const float* bias, int32_t* 
   for (int rank = lane; rank < top_k; rank += kWarpSize) weights[row * top_k + rank] /= total;
 }
 
+// What of a router's groups may be chosen from, a bit a group, by the choices of a row in shared memory. A lane takes a group.
+__device__ inline uint32_t GroupsInUse(const float* choice, int num_experts, const RouteArgs& args, int lane) {
+  if (args.groups_used == args.num_groups) return 0xffffffffu;
+  const int size = num_experts / args.num_groups;
+  uint64_t key = 0;
+  if (lane < args.num_groups) {
+    float best = -INFINITY, second = -INFINITY;
+    for (int i = 0; i < size; ++i) {
+      const float value = choice[lane * size + i];
+      if (value > best) {
+        second = best;
+        best = value;
+      } else if (value > second) {
+        second = value;
+      }
+    }
+    key = OrderedKey(args.group_best == 2 && size > 1 ? best + second : best, static_cast<uint32_t>(lane));
+  }
+  uint32_t used = 0;
+  for (int i = 0; i < args.groups_used; ++i) {
+    const uint64_t top = WarpMaxKey(key);
+    if (key == top) key = 0;
+    used |= 1u << IdOfKey(top);
+  }
+  return used;
+}
+
+// The same as ChooseKernel for the routers that RouteArgs describes. Ties and NaN as there.
+// Grid: [ceil(rows / kRowsPerChoice)]. Block: kRowsPerChoice warps. kSlots: scores of a lane.
+// Bound: rows * num_experts * kParts * 4 bytes through L2.
+template <int kSlots>
+__global__ void ChooseScoredKernel(const float* partials, RouteArgs args, int32_t* experts, float* weights, int64_t rows,
+                                   int num_experts, int top_k) {
+  __shared__ float choices[kRowsPerChoice * kMaxExperts];
+  AwaitLaunchesBefore();
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsPerChoice + threadIdx.x / kWarpSize;
+  const int lane = threadIdx.x % kWarpSize;
+  if (row >= rows) return;
+  float* const choice = choices + threadIdx.x / kWarpSize * num_experts;
+  float scores[kSlots], largest = -INFINITY;
+#pragma unroll
+  for (int s = 0; s < kSlots; ++s) {
+    const int expert = s * kWarpSize + lane;
+    scores[s] = -INFINITY;
+    if (expert >= num_experts) continue;
+    float sum = 0.0f;
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) sum += partials[(part * rows + row) * num_experts + expert];
+    scores[s] = args.bias != nullptr ? sum + args.bias[expert] : sum;
+    largest = fmaxf(largest, scores[s]);
+  }
+  largest = WarpMax(largest);
+  float total = 0.0f;
+#pragma unroll
+  for (int s = 0; s < kSlots; ++s) {
+    scores[s] = args.sigmoid ? 1.0f / (1.0f + expf(-scores[s])) : expf(scores[s] - largest);
+    if (s * kWarpSize + lane < num_experts) total += scores[s];
+  }
+  total = WarpSum(total);
+#pragma unroll
+  for (int s = 0; s < kSlots; ++s) {
+    const int expert = s * kWarpSize + lane;
+    if (!args.sigmoid) scores[s] /= total;
+    if (expert < num_experts)
+      choice[expert] = args.selection_bias != nullptr ? scores[s] + args.selection_bias[expert] : scores[s];
+  }
+  __syncwarp();
+  const uint32_t used = GroupsInUse(choice, num_experts, args, lane);
+  const int group_size = num_experts / args.num_groups;
+  uint64_t keys[kSlots];
+#pragma unroll
+  for (int s = 0; s < kSlots; ++s) {
+    const int expert = s * kWarpSize + lane;
+    const bool usable = expert < num_experts && (args.num_groups == 1 || used >> (expert / group_size) & 1);
+    keys[s] = usable ? OrderedKey(choice[expert], static_cast<uint32_t>(expert)) : 0;
+  }
+  float sum = 0.0f;
+  for (int rank = 0; rank < top_k; ++rank) {
+    uint64_t top = 0;
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) top = keys[s] > top ? keys[s] : top;
+    top = WarpMaxKey(top);
+    float score = 0.0f;
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+      if (keys[s] == top) {
+        score = scores[s];
+        keys[s] = 0;
+      }
+    }
+    const int expert = static_cast<int>(IdOfKey(top));
+    score = __shfl_sync(0xffffffffu, score, expert % kWarpSize);
+    sum += score;
+    if (lane == 0) {
+      experts[row * top_k + rank] = expert;
+      weights[row * top_k + rank] = score;
+    }
+  }
+  __syncwarp();
+  const float factor = args.normalise ? args.weight_scale / sum : args.weight_scale;
+  for (int rank = lane; rank < top_k; rank += kWarpSize) weights[row * top_k + rank] *= factor;
+}
+
 // ----------------------------------------------------------------------------------------------------------------
 // grouping
 
@@ -417,7 +520,9 @@ int64_t RouteWorkspaceBytes(int64_t rows, int64_t num_experts) {
 
 cudaError_t LaunchRoute(const RouteArgs& args, cudaStream_t stream) {
   if (args.num_experts < 1 || args.num_experts > kMaxExperts || args.top_k < 1 || args.top_k > args.num_experts ||
-      args.in.cols > 1 << 24) {
+      args.in.cols > 1 << 24 || args.num_groups < 1 || args.num_groups > kMaxGroups || args.num_experts % args.num_groups != 0 ||
+      args.groups_used < 1 || args.groups_used > args.num_groups ||
+      args.top_k > args.groups_used * (args.num_experts / args.num_groups)) {
     return cudaErrorInvalidValue;
   }
   const int num_experts = static_cast<int>(args.num_experts), top_k = static_cast<int>(args.top_k);
@@ -456,6 +561,10 @@ cudaError_t LaunchRoute(const RouteArgs& args, cudaStream_t stream) {
     FERRY_CUDA_RETURN_IF_ERROR(cudaGetLastError());
     FERRY_CUDA_RETURN_IF_ERROR(Grid(CeilDiv(rows, kRowsPerChoice), 1, 1, &grid));
     const auto choose = [&](auto slots) {
+      if (args.scored) {
+        return LaunchOverlapping(ChooseScoredKernel<slots()>, grid, kRowsPerChoice * kWarpSize, stream, partials, args,
+                                 args.experts + first * top_k, args.weights + first * top_k, rows, num_experts, top_k);
+      }
       return LaunchOverlapping(ChooseKernel<slots()>, grid, kRowsPerChoice * kWarpSize, stream, partials, args.bias,
                                args.experts + first * top_k, args.weights + first * top_k, rows, num_experts, top_k);
     };

@@ -6,6 +6,7 @@
 
 namespace ferry::cuda {
 
+inline constexpr int kMaxGroups = 32;         // one a lane of a warp
 inline constexpr int64_t kMaxExperts = 1024;  // a row's logits stay in the registers of one warp
 
 // logits = in W^T + bias in F32; the top_k best, ties to the lower id; weights = softmax over the chosen.
@@ -14,10 +15,18 @@ inline constexpr int64_t kMaxExperts = 1024;  // a row's logits stay in the regi
 //   weights  [rows, top_k], each row sums to 1
 // Products are exact to 2^-24 and sums are F32, in an order that depends on n_embd alone. A NaN logit comes after all
 // numbers, so ids are always in [0, num_experts). 1 <= top_k <= num_experts <= kMaxExperts.
+// That is the plain router. With `scored` scores are the softmax over all experts or, with `sigmoid`, the sigmoid of each logit;
+// the top_k are chosen by score + selection_bias among the groups_used best groups (a group's worth is the sum of its group_best
+// best choices), and weights are their scores, divided by their sum with `normalise`, times weight_scale.
 struct RouteArgs {
   DeviceRows in;
   const float* weight = nullptr;
   const float* bias = nullptr;
+  bool scored = false, sigmoid = false, normalise = true;
+  const float* selection_bias = nullptr;  // [num_experts] or null
+  int num_groups = 1, groups_used = 1;    // at most kMaxGroups
+  int group_best = 2;                     // 1 or 2
+  float weight_scale = 1;
   int64_t num_experts = 0, top_k = 0;
   int32_t* experts = nullptr;
   float* weights = nullptr;

@@ -193,6 +193,21 @@ cudaError_t Gather(const DeviceRows& in, const int32_t* rows, const DeviceRows& 
                            in.rows, rows, static_cast<Word*>(out.data), out.stride / per_word, in.cols / per_word);
 }
 
+// Grid: [rows * ceil(cols / kThreads)]. Block: kThreads, one element each.
+// Bound: the rows' bytes, 8 read and 2 written an element.
+template <typename Act>
+__global__ void GluKernel(GluArgs args) {
+  const int64_t parts = (args.out.cols + kThreads - 1) / kThreads, row = blockIdx.x / parts;
+  const int64_t col = blockIdx.x % parts * kThreads + threadIdx.x;
+  if (col >= args.out.cols) return;
+  const float gate = static_cast<const float*>(args.gate.data)[row * args.gate.stride + col];
+  const float up = static_cast<const float*>(args.up.data)[row * args.up.stride + col];
+  const float g = gate > args.limit ? args.limit : gate;
+  const float u = up > args.limit ? args.limit : up < -args.limit ? -args.limit : up;
+  static_cast<Act*>(args.out.data)[row * args.out.stride + col] =
+      FromFloat<Act>(__fdividef((u + args.up_offset) * g, 1.0f + __expf(-args.alpha * g)));
+}
+
 }  // namespace
 
 cudaError_t LaunchEmbed(const DeviceTiles& table, const int32_t* token_ids, const DeviceRows& x, cudaStream_t stream) {
@@ -219,6 +234,18 @@ cudaError_t LaunchRmsNorm(const DeviceRows& x, const float* weight, float epsilo
                                Aligned4<In>(x), weight, weight_aligned, epsilon, static_cast<Out*>(out.data), out.stride,
                                Aligned4<Out>(out), static_cast<int>(x.cols));
     });
+  });
+}
+
+cudaError_t LaunchGlu(const GluArgs& args, cudaStream_t stream) {
+  if (args.out.rows == 0 || args.out.cols == 0) return cudaSuccess;
+  if (args.out.cols > 1 << 24) return cudaErrorInvalidValue;
+  dim3 grid;
+  FERRY_CUDA_RETURN_IF_ERROR(Grid(args.out.rows * CeilDiv(args.out.cols, kThreads), 1, 1, &grid));
+  return WithActivation(args.out.dtype, [&](auto type) {
+    using Act = decltype(type);
+    GluKernel<Act><<<grid, kThreads, 0, stream>>>(args);
+    return cudaGetLastError();
   });
 }
 

@@ -16,6 +16,14 @@ cudaError_t LaunchEmbed(const DeviceTiles& table, const int32_t* token_ids, cons
 // alone. weight F32 [cols]; x and out of any element type.
 cudaError_t LaunchRmsNorm(const DeviceRows& x, const float* weight, float epsilon, const DeviceRows& out, cudaStream_t stream);
 
+// out = (clamp(up, -limit, limit) + up_offset) * g * sigmoid(alpha * g) with g = min(gate, limit), element by element. gate and
+// up F32 of one shape, out an activation type.
+struct GluArgs {
+  DeviceRows gate, up, out;
+  float alpha = 1, limit = 0, up_offset = 0;
+};
+cudaError_t LaunchGlu(const GluArgs& args, cudaStream_t stream);
+
 // x[t] += sum over rank r, in order, of weights[t, r] * contributions[t * top_k + r]. weights [x.rows, top_k]; x F32.
 cudaError_t LaunchCombine(const DeviceRows& contributions, const float* weights, int64_t top_k, const DeviceRows& x,
                           cudaStream_t stream);

@@ -16,14 +16,17 @@ class ReferenceOps final : public HostOps {
  protected:
   absl::Status DoRmsNorm(Tensor x, const float* weight, double epsilon, Tensor out) override;
   absl::Status DoMatMul(Tensor in, const TiledMatrix& weight, const float* bias, Tensor out, bool accumulate) override;
-  absl::Status DoRopeAndStore(const HostBatch& batch, int64_t first_row, const RopeConfig& rope, Tensor qkv, const KvLayer& cache,
-                              Tensor q_out) override;
-  absl::Status DoAttention(const HostBatch& batch, int64_t first_row, Tensor q, const KvLayer& cache, int64_t window,
-                           const float* sinks, Tensor out) override;
-  absl::Status DoRoute(Tensor in, const float* weight, const float* bias, int64_t num_experts, int64_t top_k, int32_t* experts,
+  absl::Status DoRopeAndStore(const HostBatch& batch, int64_t first_row, const RopeConfig& rope, const HeadNorms& norms,
+                              Tensor qkv, const KvLayer& cache, Tensor q_out) override;
+  absl::Status DoAttention(const HostBatch& batch, int64_t first_row, Tensor q, const KvLayer& cache,
+                           const AttentionParams& params, Tensor out) override;
+  absl::Status DoStoreLatent(const HostBatch& batch, int64_t first_row, const RopeConfig& rope, const LatentNorm& norm,
+                             Tensor latent, const KvLayer& cache, Tensor q, Tensor q_out) override;
+  absl::Status DoGlu(Tensor gate, Tensor up, const GluParams& glu, Tensor out) override;
+  absl::Status DoRoute(Tensor in, const RouterWeights& router, const RouterConfig& config, int32_t* experts,
                        float* weights) override;
   absl::Status DoExpertMlp(const ExpertLayout& layout, std::span<const ExpertUse> uses, const ExpertGroups& groups,
-                           const SwigluParams& swiglu, Tensor in, Tensor contributions) override;
+                           const GluParams& glu, Tensor in, Tensor contributions) override;
   absl::Status DoCombine(Tensor contributions, const float* weights, int64_t top_k, Tensor x) override;
   bool StoresKvInF32() const override { return true; }
 };

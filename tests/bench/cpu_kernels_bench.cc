@@ -23,6 +23,7 @@
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/host_probe.h"
 #include "kernels/ops.h"
+#include "tests/kernels/plain_params.h"
 #include "tests/testing/random_tensors.h"
 
 namespace ferry {
@@ -215,7 +216,7 @@ void BenchAttention(Ops& ops, const Options& options) {
   for (const DType type : {DType::kF16, DType::kQ8_0}) {
     const int64_t bytes = KvPlaneBytes(type, kBlocks, kKvHeads, kHeadDim);
     std::vector<DeviceBuffer> keep;
-    KvLayer cache{nullptr, nullptr, type, type, kBlocks, kKvHeads, kHeadDim, false};
+    KvLayer cache{.key_type = type, .value_type = type, .num_blocks = kBlocks, .num_kv_heads = kKvHeads, .head_dim = kHeadDim};
     for (std::byte** plane : {&cache.keys, &cache.values}) {
       keep.push_back(Check(ops.Allocate(bytes)));
       *plane = keep.back().data();
@@ -230,8 +231,9 @@ void BenchAttention(Ops& ops, const Options& options) {
       Batch batch;
       batch.sequences = {{0, rows, position, table, table}};
       const auto prepared = Check(ops.PrepareBatch(batch));
-      const double seconds = SecondsOf(
-          options, [&] { Check(ops.Attention(*prepared, 0, q.Rows(0, rows), cache, window, nullptr, out.Rows(0, rows))); });
+      const double seconds = SecondsOf(options, [&] {
+        Check(ops.Attention(*prepared, 0, q.Rows(0, rows), cache, PlainAttention(cache, window), out.Rows(0, rows)));
+      });
       std::printf("%-6s %9d %6d %7d %10.1f\n", std::string(NameOf(type)).c_str(), static_cast<int>(position),
                   static_cast<int>(rows), static_cast<int>(window), seconds * 1e6);
     }
@@ -248,7 +250,7 @@ void BenchRows(Ops& ops, const Options& options) {
   const TiledLayout table = Check(TiledLayout::Create(DType::kQ8_0, 201088, kWidth));
   Weights embedding(ops, table.bytes);
   embedding.SetScales(table, 0);
-  KvLayer cache{nullptr, nullptr, DType::kF16, DType::kF16, 32, 8, 64, false};
+  KvLayer cache{.num_blocks = 32, .num_kv_heads = 8, .head_dim = 64};
   for (std::byte** plane : {&cache.keys, &cache.values}) {
     keep.push_back(Check(ops.Allocate(KvPlaneBytes(DType::kF16, 32, 8, 64))));
     *plane = keep.back().data();
@@ -269,9 +271,10 @@ void BenchRows(Ops& ops, const Options& options) {
     report("Embed", [&] { Check(ops.Embed(*prepared, 0, {table, embedding.data()}, x.Rows(0, rows))); });
     report("RmsNorm",
            [&] { Check(ops.RmsNorm(x.Rows(0, rows), static_cast<const float*>(router.data), 1e-5, out.Rows(0, rows))); });
-    report("RopeAndStore", [&] { Check(ops.RopeAndStore(*prepared, 0, rope, qkv.Rows(0, rows), cache, q.Rows(0, rows))); });
+    report("RopeAndStore", [&] { Check(ops.RopeAndStore(*prepared, 0, rope, {}, qkv.Rows(0, rows), cache, q.Rows(0, rows))); });
     report("Route 32 top 4", [&] {
-      Check(ops.Route(x.Rows(0, rows), static_cast<const float*>(router.data), nullptr, 32, 4, experts.data(), weights.data()));
+      Check(ops.Route(x.Rows(0, rows), {.weight = static_cast<const float*>(router.data), .bias = nullptr}, PlainRouter(32, 4),
+                      experts.data(), weights.data()));
     });
     report("Combine 4", [&] { Check(ops.Combine(contributions.Rows(0, rows * 4), weights.data(), 4, x.Rows(0, rows))); });
   }

@@ -42,7 +42,7 @@ absl::StatusOr<std::vector<std::vector<std::span<const std::byte>>>> ExpertsOf(c
   std::vector<std::vector<std::span<const std::byte>>> experts;
   for (int64_t layer = 0; layer < model.num_layers; ++layer) {
     ASSIGN_OR_RETURN(const ExpertTensors tensors, ExpertTensorsOf(model, file, layer));
-    for (int64_t expert = 0; expert < model.num_experts; ++expert) {
+    for (int64_t expert = 0; expert < model.router.num_experts; ++expert) {
       experts.push_back({tensors.gate.Of(expert), tensors.up.Of(expert), tensors.down.Of(expert)});
     }
   }

@@ -62,13 +62,16 @@ void FuzzAssignment(WireInput& input) {
   Require(assignment->heartbeat_interval > absl::ZeroDuration());
   Require(assignment->heartbeat_timeout >= assignment->heartbeat_interval);
   const int64_t blocks = std::max(assignment->kv.num_blocks, assignment->kv.num_slots * assignment->kv.ring_blocks);
-  int64_t kv_bytes = 0;
-  Require(!__builtin_mul_overflow(blocks * kKvBlockTokens, assignment->model.kv_size() * 8 * 1024, &kv_bytes) && kv_bytes > 0);
-  for (const double value :
-       {assignment->model.rms_epsilon, assignment->model.swiglu_alpha, assignment->model.swiglu_limit,
-        assignment->model.rope.freq_base, assignment->model.rope.yarn_factor, assignment->model.rope.yarn_beta_fast,
-        assignment->model.rope.yarn_beta_slow, assignment->model.rope.attention_factor}) {
-    Require(std::isfinite(value));
+  Require(std::isfinite(assignment->model.rms_epsilon));
+  for (const LayerConfig& layer : assignment->model.layers) {
+    int64_t kv_bytes = 0;
+    const int64_t block_bytes = KvLayerBytes(layer.attention, DType::kF32, DType::kF32, 1);
+    Require(!__builtin_mul_overflow(blocks, block_bytes * 1024, &kv_bytes) && kv_bytes > 0);
+    const RopeConfig& rope = layer.attention.rope;
+    for (const double value : {layer.attention.scale, rope.freq_base, rope.yarn_factor, rope.yarn_beta_fast, rope.yarn_beta_slow,
+                               rope.attention_factor}) {
+      Require(std::isfinite(value));
+    }
   }
 }
 

@@ -42,10 +42,12 @@ void ReadEverything(const GgufFile& file, std::span<const std::byte> bytes) {
   const absl::StatusOr<ModelConfig> config = ModelConfig::FromGguf(file);
   if (!config.ok() || !CheckModelTensors(*config, file).ok()) return;
   for (int64_t layer = 0; layer < config->num_layers; ++layer) {
+    if (!config->layers[layer].experts) continue;
     const absl::StatusOr<ExpertTensors> experts = ExpertTensorsOf(*config, file, layer);
     Require(experts.ok());
     for (const ExpertPart& part : {experts->gate, experts->up, experts->down, experts->down_bias}) {
-      const std::span<const std::byte> last = part.Of(config->num_experts - 1);
+      if (part.tensor == nullptr) continue;
+      const std::span<const std::byte> last = part.Of(config->router.num_experts - 1);
       std::vector<float> values(static_cast<size_t>(part.rows * part.cols));
       Require(DecodeRows(part.dtype(), last, values).ok());
     }

@@ -162,12 +162,7 @@ void Cluster(const std::filesystem::path& folder) {
   place.set_heartbeat_timeout_seconds(10);
   place.add_overrides()->set_layer(1);
   place.mutable_overrides(0)->set_place(internal::v1::ExpertOverride::DEVICE);
-  internal::v1::ModelShape& model = *place.mutable_model();
-  DescribeSmallModel(2, &model);
-  model.set_yarn_factor(32);
-  model.set_yarn_beta_fast(32);
-  model.set_yarn_beta_slow(1);
-  model.set_rope_attention_factor(1.34);
+  place.set_model(SmallModelHeader(2));
   DescribeSmallCache(place.mutable_cache());
   Input().Byte(1).Add(place).Write(folder / "assignment");
 

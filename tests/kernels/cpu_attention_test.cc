@@ -4,6 +4,7 @@
 
 #include "kernels/kv_cache_format.h"
 #include "tests/kernels/cpu_backends.h"
+#include "tests/kernels/plain_params.h"
 
 namespace ferry {
 namespace {
@@ -48,7 +49,12 @@ class CpuAttentionTest : public PerIsaTest<AttentionCase> {
   // A cache whose every byte is one of a NaN: what is read without having been written shows.
   KvLayer MakeCache(AlignedBytes& keys, AlignedBytes& values, bool ring = false) const {
     const auto& c = GetParam();
-    KvLayer cache{nullptr, nullptr, c.keys, c.values, kBlocks, c.kv_heads, c.head_dim, ring};
+    KvLayer cache{.key_type = c.keys,
+                  .value_type = c.values,
+                  .num_blocks = kBlocks,
+                  .num_kv_heads = c.kv_heads,
+                  .head_dim = c.head_dim,
+                  .ring = ring};
     const int64_t key_bytes = KvPlaneBytes(c.keys, kBlocks, c.kv_heads, c.head_dim);
     const int64_t value_bytes = KvPlaneBytes(c.values, kBlocks, c.kv_heads, c.head_dim);
     keys = AlignedBytes(key_bytes), values = AlignedBytes(value_bytes);
@@ -81,8 +87,8 @@ class CpuAttentionTest : public PerIsaTest<AttentionCase> {
     GuardedRows out(rows, q_size());
     const auto prepared = ops.PrepareBatch(batch);
     EXPECT_OK(prepared.status());
-    EXPECT_OK(ops.Attention(**prepared, first_row, TensorOf(q, rows, q_size()), cache, GetParam().window,
-                            GetParam().sinks ? sinks.data() : nullptr, out.tensor()));
+    EXPECT_OK(ops.Attention(**prepared, first_row, TensorOf(q, rows, q_size()), cache,
+                            PlainAttention(cache, GetParam().window, GetParam().sinks ? sinks.data() : nullptr), out.tensor()));
     EXPECT_TRUE(out.GuardsIntact());
     return out.Values();
   }
@@ -176,7 +182,7 @@ TEST_P(CpuAttentionTest, StoresRotatedKeysAsTheReferenceDoes) {
     GuardedRows q(21, q_size());
     const auto prepared = backend.PrepareBatch(batch);
     EXPECT_OK(prepared.status());
-    EXPECT_OK(backend.RopeAndStore(**prepared, 0, rope, TensorOf(qkv, 21, q_size() + 2 * kv_size()), cache, q.tensor()));
+    EXPECT_OK(backend.RopeAndStore(**prepared, 0, rope, {}, TensorOf(qkv, 21, q_size() + 2 * kv_size()), cache, q.tensor()));
     EXPECT_TRUE(q.GuardsIntact());
     return q.Values();
   };

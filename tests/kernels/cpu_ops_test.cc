@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "tests/kernels/cpu_backends.h"
+#include "tests/kernels/plain_params.h"
 
 namespace ferry {
 namespace {
@@ -71,8 +72,8 @@ struct Routing {
 Routing RouteOf(Ops& ops, std::vector<float> in, int64_t rows, const std::vector<float>& weight, const float* bias,
                 int64_t num_experts, int64_t top_k) {
   Routing routing{std::vector<int32_t>(rows * top_k), std::vector<float>(rows * top_k)};
-  EXPECT_OK(ops.Route(TensorOf(in, rows, static_cast<int64_t>(in.size()) / rows), weight.data(), bias, num_experts, top_k,
-                      routing.experts.data(), routing.weights.data()));
+  EXPECT_OK(ops.Route(TensorOf(in, rows, static_cast<int64_t>(in.size()) / rows), {.weight = weight.data(), .bias = bias},
+                      PlainRouter(num_experts, top_k), routing.experts.data(), routing.weights.data()));
   return routing;
 }
 

@@ -5,6 +5,7 @@
 
 #include "kernels/kv_cache_format.h"
 #include "tests/kernels/cuda_rig.h"
+#include "tests/kernels/plain_params.h"
 
 namespace ferry {
 namespace {
@@ -84,8 +85,9 @@ class AttentionRig {
     std::vector<float> out(rows_ * width_);
     const auto batch = reference_->PrepareBatch(batch_);
     EXPECT_OK(batch);
-    EXPECT_OK(reference_->Attention(**batch, 0, HostTensor(q_, rows_, width_), host_, case_.window,
-                                    case_.sinks ? sinks_.data() : nullptr, HostTensor(out, rows_, width_)));
+    EXPECT_OK(reference_->Attention(**batch, 0, HostTensor(q_, rows_, width_), host_,
+                                    PlainAttention(host_, case_.window, case_.sinks ? sinks_.data() : nullptr),
+                                    HostTensor(out, rows_, width_)));
     return out;
   }
   // In calls that end at each of `ends`.
@@ -96,8 +98,9 @@ class AttentionRig {
     const DeviceRowsBuffer out(ops_, ops_->activation_dtype(), rows_, width_, /*gap=*/16);
     int64_t first = 0;
     for (const int64_t end : ends) {
-      EXPECT_OK(ops_->Attention(**batch, first, device_q_->tensor().Rows(first, end - first), device_, case_.window,
-                                case_.sinks ? device_sinks_->as<float>() : nullptr, out.tensor().Rows(first, end - first)));
+      EXPECT_OK(ops_->Attention(**batch, first, device_q_->tensor().Rows(first, end - first), device_,
+                                PlainAttention(device_, case_.window, case_.sinks ? device_sinks_->as<float>() : nullptr),
+                                out.tensor().Rows(first, end - first)));
       first = end;
     }
     return out.Read();
@@ -114,8 +117,9 @@ class AttentionRig {
     const auto batch = ops_->PrepareBatch(part);
     EXPECT_OK(batch);
     const DeviceRowsBuffer out(ops_, ops_->activation_dtype(), count, width_);
-    EXPECT_OK(ops_->Attention(**batch, 0, device_q_->tensor().Rows(first, count), device_, case_.window,
-                              case_.sinks ? device_sinks_->as<float>() : nullptr, out.tensor()));
+    EXPECT_OK(ops_->Attention(**batch, 0, device_q_->tensor().Rows(first, count), device_,
+                              PlainAttention(device_, case_.window, case_.sinks ? device_sinks_->as<float>() : nullptr),
+                              out.tensor()));
     return out.Read();
   }
   int64_t rows() const { return rows_; }
@@ -226,13 +230,13 @@ TEST_F(CudaAttentionBitsTest, RefusesRowsThatAreNotAligned) {
   const GuardedBytes plane(ops_, KvPlaneBytes(DType::kF16, 1, 1, 64));
   const KvLayer cache{.keys = plane.data(), .values = plane.data(), .num_blocks = 1, .num_kv_heads = 1, .head_dim = 64};
   const DeviceRowsBuffer q(ops_, act(), 1, 72);
-  EXPECT_THAT(ops_->Attention(*batch, 0, q.tensor().Cols(1, 64), cache, 0, nullptr, q.tensor().Cols(0, 64)),
+  EXPECT_THAT(ops_->Attention(*batch, 0, q.tensor().Cols(1, 64), cache, PlainAttention(cache), q.tensor().Cols(0, 64)),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("q has a stride")));
-  EXPECT_THAT(ops_->Attention(*batch, 0, q.tensor().Cols(0, 64), cache, 0, nullptr, q.tensor().Cols(2, 64)),
+  EXPECT_THAT(ops_->Attention(*batch, 0, q.tensor().Cols(0, 64), cache, PlainAttention(cache), q.tensor().Cols(2, 64)),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("out has a stride")));
   KvLayer in_f32 = cache;
   in_f32.key_type = in_f32.value_type = DType::kF32;
-  EXPECT_THAT(ops_->Attention(*batch, 0, q.tensor().Cols(0, 64), in_f32, 0, nullptr, q.tensor().Cols(0, 64)),
+  EXPECT_THAT(ops_->Attention(*batch, 0, q.tensor().Cols(0, 64), in_f32, PlainAttention(in_f32), q.tensor().Cols(0, 64)),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("cache")));
   KvLayer mixed = cache;
   mixed.value_type = DType::kQ8_0;

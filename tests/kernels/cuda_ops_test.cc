@@ -12,6 +12,7 @@
 #include "absl/time/clock.h"
 #include "kernels/kv_cache_format.h"
 #include "tests/kernels/cuda_rig.h"
+#include "tests/kernels/plain_params.h"
 
 namespace ferry {
 namespace {
@@ -366,9 +367,9 @@ TEST_P(CudaRopeTest, RotatesQueriesAndStoresKeysAndValues) {
   ASSERT_OK_AND_ASSIGN(const auto host_batch, reference_.PrepareBatch(batch));
   // In two calls, as chunks of a layer do it.
   for (const auto& [first, count] : {std::pair<int64_t, int64_t>{0, 11}, {11, 29}}) {
-    ASSERT_OK(ops_->RopeAndStore(*device_batch, first, rope, device_qkv.tensor().Rows(first, count), device_cache,
+    ASSERT_OK(ops_->RopeAndStore(*device_batch, first, rope, {}, device_qkv.tensor().Rows(first, count), device_cache,
                                  q_out.tensor().Rows(first, count)));
-    ASSERT_OK(reference_.RopeAndStore(*host_batch, first, rope, HostTensor(qkv, rows, width).Rows(first, count), cache,
+    ASSERT_OK(reference_.RopeAndStore(*host_batch, first, rope, {}, HostTensor(qkv, rows, width).Rows(first, count), cache,
                                       HostTensor(want_q, rows, q_width).Rows(first, count)));
   }
   // The sines of large angles are exact to a few 2^-24.
@@ -404,9 +405,9 @@ TEST_F(CudaOpsTest, RopeRefusesHeadsItHasNoKernelFor) {
   const GuardedBytes plane(ops_, KvPlaneBytes(DType::kF16, 1, 1, 96));
   const KvLayer cache{.keys = plane.data(), .values = plane.data(), .num_blocks = 1, .num_kv_heads = 1, .head_dim = 96};
   const DeviceRowsBuffer qkv(ops_, DType::kF32, 1, 3 * 96), q(ops_, act(), 1, 96);
-  EXPECT_THAT(ops_->RopeAndStore(*batch, 0, {.num_dims = 96}, qkv.tensor(), cache, q.tensor()),
+  EXPECT_THAT(ops_->RopeAndStore(*batch, 0, {.num_dims = 96}, {}, qkv.tensor(), cache, q.tensor()),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("head_dim is 96")));
-  EXPECT_THAT(ops_->Attention(*batch, 0, q.tensor(), cache, 0, nullptr, q.tensor()),
+  EXPECT_THAT(ops_->Attention(*batch, 0, q.tensor(), cache, PlainAttention(cache), q.tensor()),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("head_dim is 96")));
 }
 
@@ -432,10 +433,11 @@ TEST_P(CudaRouteTest, ChoosesTheExpertsOfTheReference) {
   const GuardedBytes experts(ops_, rows * top_k * 4), weights(ops_, rows * top_k * 4);
   std::vector<int32_t> want_experts(rows * top_k);
   std::vector<float> want_weights(rows * top_k);
-  ASSERT_OK(reference_.Route(HostTensor(in, rows, n_embd), weight.data(), has_bias ? bias.data() : nullptr, num_experts, top_k,
-                             want_experts.data(), want_weights.data()));
-  ASSERT_OK(ops_->Route(device_in.tensor(), device_weight.as<float>(), has_bias ? device_bias.as<float>() : nullptr, num_experts,
-                        top_k, experts.as<int32_t>(), weights.as<float>()));
+  ASSERT_OK(reference_.Route(HostTensor(in, rows, n_embd), {.weight = weight.data(), .bias = has_bias ? bias.data() : nullptr},
+                             PlainRouter(num_experts, top_k), want_experts.data(), want_weights.data()));
+  ASSERT_OK(ops_->Route(device_in.tensor(),
+                        {.weight = device_weight.as<float>(), .bias = has_bias ? device_bias.as<float>() : nullptr},
+                        PlainRouter(num_experts, top_k), experts.as<int32_t>(), weights.as<float>()));
   EXPECT_EQ(experts.ReadAs<int32_t>(), want_experts);
   EXPECT_TRUE(Close(weights.ReadAs<float>(), want_weights, 1e-6, 1e-5));
 }
@@ -454,18 +456,18 @@ TEST_F(CudaOpsTest, ARowIsRoutedTheSameAloneAndAmongOthersAndAsTheReferenceDoes)
     const GuardedBytes device_weight(ops_, BytesOf(weight));
     const GuardedBytes experts(ops_, kRows * kTop * 4), weights(ops_, kRows * kTop * 4), one(ops_, kTop * 4),
         one_weight(ops_, kTop * 4);
-    ASSERT_OK(ops_->Route(device_in.tensor(), device_weight.as<float>(), nullptr, num_experts, kTop, experts.as<int32_t>(),
-                          weights.as<float>()));
+    ASSERT_OK(ops_->Route(device_in.tensor(), {.weight = device_weight.as<float>(), .bias = nullptr},
+                          PlainRouter(num_experts, kTop), experts.as<int32_t>(), weights.as<float>()));
     const std::vector<float> all = weights.ReadAs<float>();
     for (const int64_t row : {0, 77, 299}) {
-      ASSERT_OK(ops_->Route(device_in.tensor().Rows(row, 1), device_weight.as<float>(), nullptr, num_experts, kTop,
-                            one.as<int32_t>(), one_weight.as<float>()));
+      ASSERT_OK(ops_->Route(device_in.tensor().Rows(row, 1), {.weight = device_weight.as<float>(), .bias = nullptr},
+                            PlainRouter(num_experts, kTop), one.as<int32_t>(), one_weight.as<float>()));
       EXPECT_EQ(one_weight.ReadAs<float>(), std::vector<float>(all.begin() + row * kTop, all.begin() + (row + 1) * kTop));
     }
     std::vector<int32_t> want_experts(kRows * kTop);
     std::vector<float> want(kRows * kTop);
-    ASSERT_OK(reference_.Route(HostTensor(in, kRows, kEmbd), weight.data(), nullptr, num_experts, kTop, want_experts.data(),
-                               want.data()));
+    ASSERT_OK(reference_.Route(HostTensor(in, kRows, kEmbd), {.weight = weight.data(), .bias = nullptr},
+                               PlainRouter(num_experts, kTop), want_experts.data(), want.data()));
     EXPECT_EQ(experts.ReadAs<int32_t>(), want_experts);
     EXPECT_TRUE(Close(all, want, 1e-5));  // logits of order 1, off by less than 1e-5: F32, not BF16
   }
@@ -475,7 +477,8 @@ TEST_F(CudaOpsTest, NaNLogitsStillRouteToExperts) {
   const std::vector<float> in(32, std::numeric_limits<float>::quiet_NaN());
   const DeviceRowsBuffer device_in(ops_, act(), in, 1, 32);
   const GuardedBytes weight(ops_, BytesOf(std::vector<float>(40 * 32, 1.0f))), experts(ops_, 3 * 4), weights(ops_, 3 * 4);
-  ASSERT_OK(ops_->Route(device_in.tensor(), weight.as<float>(), nullptr, 40, 3, experts.as<int32_t>(), weights.as<float>()));
+  ASSERT_OK(ops_->Route(device_in.tensor(), {.weight = weight.as<float>(), .bias = nullptr}, PlainRouter(40, 3),
+                        experts.as<int32_t>(), weights.as<float>()));
   EXPECT_EQ(experts.ReadAs<int32_t>(), (std::vector<int32_t>{0, 1, 2}));
 }
 
@@ -723,7 +726,7 @@ TEST_F(CudaOpsTest, NothingIsTouchedWithoutRows) {
   EXPECT_OK(ops_->Embed(*batch, 0, table.matrix, x));
   EXPECT_OK(ops_->RmsNorm(x, &weight, 1e-5, in));
   EXPECT_OK(ops_->MatMul(in, table.matrix, nullptr, Tensor(nullptr, act(), 0, 16), false));
-  EXPECT_OK(ops_->Route(in, &weight, nullptr, 4, 2, nullptr, nullptr));
+  EXPECT_OK(ops_->Route(in, {.weight = &weight, .bias = nullptr}, PlainRouter(4, 2), nullptr, nullptr));
   EXPECT_OK(ops_->GroupByExpert(nullptr, 0, 2, 4, nullptr, nullptr, nullptr));
   EXPECT_OK(ops_->ScatterContributions({}, {}, contributions));
   EXPECT_OK(ops_->Combine(contributions, nullptr, 2, x));

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels/kv_cache_format.h"
+#include "tests/kernels/plain_params.h"
 #include "tests/testing/close.h"
 #include "tests/testing/random_tensors.h"
 #include "tests/testing/status_matchers.h"
@@ -117,7 +118,14 @@ struct Cache {
   Cache(DType dtype, int64_t num_blocks, int64_t num_kv_heads, int64_t head_dim, bool ring = false)
       : keys(KvPlaneBytes(dtype, num_blocks, num_kv_heads, head_dim)),
         values(KvPlaneBytes(dtype, num_blocks, num_kv_heads, head_dim)),
-        layer{keys.data(), values.data(), dtype, dtype, num_blocks, num_kv_heads, head_dim, ring} {}
+        layer{.keys = keys.data(),
+              .values = values.data(),
+              .key_type = dtype,
+              .value_type = dtype,
+              .num_blocks = num_blocks,
+              .num_kv_heads = num_kv_heads,
+              .head_dim = head_dim,
+              .ring = ring} {}
   AlignedBytes keys, values;
   KvLayer layer;
 };
@@ -132,7 +140,7 @@ TEST_F(ReferenceOpsTest, TurnsQueriesAndKeysAndStoresThem) {
   std::vector<float> qkv(2 * 12), q(2 * 4);
   const std::vector<float> second = {1, 0, 0, 0, /*k*/ 0, 1, 0, 0, /*v*/ 5, 6, 7, 8};
   std::copy(second.begin(), second.end(), &qkv[12]);  // the row at position 33
-  ASSERT_OK(ops_.RopeAndStore(*batch, 0, rope, TensorOf(qkv, 2, 12), cache.layer, TensorOf(q, 2, 4)));
+  ASSERT_OK(ops_.RopeAndStore(*batch, 0, rope, {}, TensorOf(qkv, 2, 12), cache.layer, TensorOf(q, 2, 4)));
   EXPECT_TRUE(
       Close(std::vector(q.begin() + 4, q.end()), std::vector<double>{2 * std::cos(33.0), 0, 2 * std::sin(33.0), 0}, kEpsilon));
   std::vector<float> key(4), value(4);
@@ -148,7 +156,7 @@ TEST_F(ReferenceOpsTest, LeavesDimensionsBeyondTheRotatedOnes) {
   const RopeConfig rope = {.freq_base = 10000, .num_dims = 2, .attention_factor = 3};
   ASSERT_OK_AND_ASSIGN(const auto batch, ops_.PrepareBatch({{}, {{0, 1, 1, {0}, {}}}}));
   std::vector<float> qkv(12, 1), q(4);
-  ASSERT_OK(ops_.RopeAndStore(*batch, 0, rope, TensorOf(qkv, 1, 12), cache.layer, TensorOf(q, 1, 4)));
+  ASSERT_OK(ops_.RopeAndStore(*batch, 0, rope, {}, TensorOf(qkv, 1, 12), cache.layer, TensorOf(q, 1, 4)));
   EXPECT_TRUE(
       Close(q, std::vector<double>{3 * (std::cos(1.0) - std::sin(1.0)), 3 * (std::cos(1.0) + std::sin(1.0)), 1, 1}, kEpsilon));
 }
@@ -164,11 +172,12 @@ std::vector<float> Attend(ReferenceOps& ops, Cache& cache, const std::vector<flo
     auto batch = ops.PrepareBatch({{}, {{0, 1, position, cache.layer.ring ? std::vector<int32_t>() : table, table}}});
     std::vector<float> qkv(dim), unused(dim);
     qkv.insert(qkv.end(), kv.begin() + position * 2 * dim, kv.begin() + (position + 1) * 2 * dim);
-    EXPECT_OK(ops.RopeAndStore(**batch, 0, kNoTurn, TensorOf(qkv, 1, 3 * dim), cache.layer, TensorOf(unused, 1, dim)));
+    EXPECT_OK(ops.RopeAndStore(**batch, 0, kNoTurn, {}, TensorOf(qkv, 1, 3 * dim), cache.layer, TensorOf(unused, 1, dim)));
   }
   auto batch = ops.PrepareBatch({{}, {{0, rows, positions - rows, cache.layer.ring ? std::vector<int32_t>() : table, table}}});
   std::vector<float> out(q.size());
-  EXPECT_OK(ops.Attention(**batch, 0, TensorOf(q, rows, cols), cache.layer, window, sinks, TensorOf(out, rows, cols)));
+  EXPECT_OK(ops.Attention(**batch, 0, TensorOf(q, rows, cols), cache.layer, PlainAttention(cache.layer, window, sinks),
+                          TensorOf(out, rows, cols)));
   return out;
 }
 
@@ -220,8 +229,8 @@ TEST_F(ReferenceOpsTest, SharesAKvHeadAmongItsQueryHeads) {
   Cache cache(DType::kF32, 1, 2, 1);
   ASSERT_OK_AND_ASSIGN(const auto batch, ops_.PrepareBatch({{}, {{0, 1, 0, {0}, {}}}}));
   std::vector<float> qkv = {1, 1, 1, 1, /*k*/ 0, 0, /*v*/ 5, 9}, q(4), out(4);
-  ASSERT_OK(ops_.RopeAndStore(*batch, 0, kNoTurn, TensorOf(qkv, 1, 8), cache.layer, TensorOf(q, 1, 4)));
-  ASSERT_OK(ops_.Attention(*batch, 0, TensorOf(q, 1, 4), cache.layer, 0, nullptr, TensorOf(out, 1, 4)));
+  ASSERT_OK(ops_.RopeAndStore(*batch, 0, kNoTurn, {}, TensorOf(qkv, 1, 8), cache.layer, TensorOf(q, 1, 4)));
+  ASSERT_OK(ops_.Attention(*batch, 0, TensorOf(q, 1, 4), cache.layer, PlainAttention(cache.layer), TensorOf(out, 1, 4)));
   EXPECT_THAT(out, ElementsAre(5, 5, 9, 9));
 }
 
@@ -229,8 +238,8 @@ TEST_F(ReferenceOpsTest, KeepsSequencesApart) {
   Cache cache(DType::kF16, 2, 1, 1);
   ASSERT_OK_AND_ASSIGN(const auto batch, ops_.PrepareBatch({{}, {{0, 1, 0, {1}, {}}, {1, 1, 0, {0}, {}}}}));
   std::vector<float> qkv = {1, 0, 3, /*second*/ 1, 0, 4}, q(2), out(2);
-  ASSERT_OK(ops_.RopeAndStore(*batch, 0, kNoTurn, TensorOf(qkv, 2, 3), cache.layer, TensorOf(q, 2, 1)));
-  ASSERT_OK(ops_.Attention(*batch, 0, TensorOf(q, 2, 1), cache.layer, 0, nullptr, TensorOf(out, 2, 1)));
+  ASSERT_OK(ops_.RopeAndStore(*batch, 0, kNoTurn, {}, TensorOf(qkv, 2, 3), cache.layer, TensorOf(q, 2, 1)));
+  ASSERT_OK(ops_.Attention(*batch, 0, TensorOf(q, 2, 1), cache.layer, PlainAttention(cache.layer), TensorOf(out, 2, 1)));
   EXPECT_THAT(out, ElementsAre(3, 4));
 }
 
@@ -240,7 +249,7 @@ TEST_F(ReferenceOpsTest, RefusesACacheThatDoesNotHoldTheRows) {
   const auto store = [&](const KvLayer& layer, BatchSequence sequence) {
     auto batch = ops_.PrepareBatch({{}, {sequence}});
     EXPECT_OK(batch);
-    return ops_.RopeAndStore(**batch, 0, kNoTurn, TensorOf(qkv, 2, 96), layer, TensorOf(q, 2, 32));
+    return ops_.RopeAndStore(**batch, 0, kNoTurn, {}, TensorOf(qkv, 2, 96), layer, TensorOf(q, 2, 32));
   };
   EXPECT_OK(store(cache.layer, {0, 2, 0, {1}, {}}));
   EXPECT_THAT(store(cache.layer, {0, 2, 0, {}, {}}), StatusIs(kInvalid, HasSubstr("blocks of the sequence at row 0 has 0")));
@@ -261,11 +270,11 @@ TEST_F(ReferenceOpsTest, RefusesACacheThatDoesNotHoldTheRows) {
   EXPECT_THAT(store(other, {0, 2, 0, {1}, {}}), StatusIs(kInvalid, HasSubstr("head_dim is 16")));
   // A window of 33 over two rows needs 34 positions at once.
   ASSERT_OK_AND_ASSIGN(const auto batch, ops_.PrepareBatch({{}, {{0, 2, 100, {}, {1}}}}));
-  EXPECT_THAT(ops_.Attention(*batch, 0, TensorOf(q, 2, 32), ring, 33, nullptr, TensorOf(out, 2, 32)),
+  EXPECT_THAT(ops_.Attention(*batch, 0, TensorOf(q, 2, 32), ring, PlainAttention(ring, 33), TensorOf(out, 2, 32)),
               StatusIs(kInvalid, HasSubstr("too few for positions [68, 102)")));
-  EXPECT_THAT(ops_.Attention(*batch, 0, TensorOf(q, 2, 32), ring, -1, nullptr, TensorOf(out, 2, 32)),
+  EXPECT_THAT(ops_.Attention(*batch, 0, TensorOf(q, 2, 32), ring, PlainAttention(ring, -1), TensorOf(out, 2, 32)),
               StatusIs(kInvalid, HasSubstr("window is -1")));
-  EXPECT_THAT(ops_.Attention(*batch, 1, TensorOf(q, 2, 32), ring, 3, nullptr, TensorOf(out, 2, 32)),
+  EXPECT_THAT(ops_.Attention(*batch, 1, TensorOf(q, 2, 32), ring, PlainAttention(ring, 3), TensorOf(out, 2, 32)),
               StatusIs(kInvalid, HasSubstr("rows [1, 3)")));
 }
 
@@ -273,17 +282,17 @@ TEST_F(ReferenceOpsTest, RefusesHeadsThatDoNotDivide) {
   Cache cache(DType::kF32, 1, 2, 4);
   ASSERT_OK_AND_ASSIGN(const auto batch, ops_.PrepareBatch({{}, {{0, 1, 0, {0}, {}}}}));
   std::vector<float> qkv(64), q(64), out(64);
-  EXPECT_THAT(ops_.RopeAndStore(*batch, 0, kNoTurn, TensorOf(qkv, 1, 28), cache.layer, TensorOf(q, 1, 12)),
+  EXPECT_THAT(ops_.RopeAndStore(*batch, 0, kNoTurn, {}, TensorOf(qkv, 1, 28), cache.layer, TensorOf(q, 1, 12)),
               StatusIs(kInvalid, HasSubstr("q_out has 12 columns, want a multiple of 8")));
-  EXPECT_THAT(ops_.RopeAndStore(*batch, 0, kNoTurn, TensorOf(qkv, 1, 28), cache.layer, TensorOf(q, 1, 16)),
+  EXPECT_THAT(ops_.RopeAndStore(*batch, 0, kNoTurn, {}, TensorOf(qkv, 1, 28), cache.layer, TensorOf(q, 1, 16)),
               StatusIs(kInvalid, HasSubstr("qkv is [1, 28], want [1, 32]")));
-  EXPECT_THAT(ops_.Attention(*batch, 0, TensorOf(q, 1, 12), cache.layer, 0, nullptr, TensorOf(out, 1, 12)),
+  EXPECT_THAT(ops_.Attention(*batch, 0, TensorOf(q, 1, 12), cache.layer, PlainAttention(cache.layer), TensorOf(out, 1, 12)),
               StatusIs(kInvalid, HasSubstr("q has 12 columns")));
   RopeConfig rope = {.freq_base = 10000, .num_dims = 6};
-  EXPECT_THAT(ops_.RopeAndStore(*batch, 0, rope, TensorOf(qkv, 1, 32), cache.layer, TensorOf(q, 1, 16)),
+  EXPECT_THAT(ops_.RopeAndStore(*batch, 0, rope, {}, TensorOf(qkv, 1, 32), cache.layer, TensorOf(q, 1, 16)),
               StatusIs(kInvalid, HasSubstr("rope.num_dims is 6, want 0 to 4")));
   rope.num_dims = 3;
-  EXPECT_THAT(ops_.RopeAndStore(*batch, 0, rope, TensorOf(qkv, 1, 32), cache.layer, TensorOf(q, 1, 16)),
+  EXPECT_THAT(ops_.RopeAndStore(*batch, 0, rope, {}, TensorOf(qkv, 1, 32), cache.layer, TensorOf(q, 1, 16)),
               StatusIs(kInvalid, HasSubstr("even")));
 }
 
@@ -295,7 +304,8 @@ TEST_F(ReferenceOpsTest, RoutesToTheBestAndBreaksTiesToTheLowerId) {
   std::vector<float> in = {1, 0}, weight = {1, 3, 3, 0}, weights(2 * 3);
   const std::vector<float> bias = {0, 0, 0, 2};
   std::vector<int32_t> experts(2 * 3);
-  ASSERT_OK(ops_.Route(TensorOf(in, 2, 1), weight.data(), bias.data(), 4, 3, experts.data(), weights.data()));
+  ASSERT_OK(ops_.Route(TensorOf(in, 2, 1), {.weight = weight.data(), .bias = bias.data()}, PlainRouter(4, 3), experts.data(),
+                       weights.data()));
   EXPECT_THAT(experts, ElementsAre(1, 2, 3, 3, 0, 1));
   const double first = 2 + std::exp(-1.0), second = 1 + 2 * std::exp(-2.0);
   EXPECT_TRUE(Close(weights,
@@ -307,7 +317,8 @@ TEST_F(ReferenceOpsTest, RoutesToTheBestAndBreaksTiesToTheLowerId) {
 TEST_F(ReferenceOpsTest, RoutesABrokenRowToExpertsThatExist) {
   std::vector<float> in = {std::numeric_limits<float>::quiet_NaN()}, weight = {1, 2, 3}, weights(2);
   std::vector<int32_t> experts(2);
-  ASSERT_OK(ops_.Route(TensorOf(in, 1, 1), weight.data(), nullptr, 3, 2, experts.data(), weights.data()));
+  ASSERT_OK(ops_.Route(TensorOf(in, 1, 1), {.weight = weight.data(), .bias = nullptr}, PlainRouter(3, 2), experts.data(),
+                       weights.data()));
   EXPECT_THAT(experts, ElementsAre(0, 1));
   EXPECT_TRUE(std::isnan(weights[0]));
 }
@@ -315,14 +326,18 @@ TEST_F(ReferenceOpsTest, RoutesABrokenRowToExpertsThatExist) {
 TEST_F(ReferenceOpsTest, RefusesToRouteOutOfRange) {
   std::vector<float> in(2), weight(8), weights(8);
   std::vector<int32_t> experts(8);
-  EXPECT_THAT(ops_.Route(TensorOf(in, 1, 2), weight.data(), nullptr, 4, 5, experts.data(), weights.data()),
+  EXPECT_THAT(ops_.Route(TensorOf(in, 1, 2), {.weight = weight.data(), .bias = nullptr}, PlainRouter(4, 5), experts.data(),
+                         weights.data()),
               StatusIs(kInvalid, HasSubstr("top_k is 5, want 1 to 4")));
-  EXPECT_THAT(ops_.Route(TensorOf(in, 1, 2), weight.data(), nullptr, 0, 1, experts.data(), weights.data()),
+  EXPECT_THAT(ops_.Route(TensorOf(in, 1, 2), {.weight = weight.data(), .bias = nullptr}, PlainRouter(0, 1), experts.data(),
+                         weights.data()),
               StatusIs(kInvalid, HasSubstr("num_experts is 0")));
-  EXPECT_THAT(ops_.Route(TensorOf(in, 1, 2), nullptr, nullptr, 4, 1, experts.data(), weights.data()),
-              StatusIs(kInvalid, HasSubstr("weight is null")));
-  EXPECT_THAT(ops_.Route(TensorOf(in, 1, 2), weight.data(), nullptr, 4, 1, nullptr, weights.data()),
-              StatusIs(kInvalid, HasSubstr("experts is null")));
+  EXPECT_THAT(
+      ops_.Route(TensorOf(in, 1, 2), {.weight = nullptr, .bias = nullptr}, PlainRouter(4, 1), experts.data(), weights.data()),
+      StatusIs(kInvalid, HasSubstr("weight is null")));
+  EXPECT_THAT(
+      ops_.Route(TensorOf(in, 1, 2), {.weight = weight.data(), .bias = nullptr}, PlainRouter(4, 1), nullptr, weights.data()),
+      StatusIs(kInvalid, HasSubstr("experts is null")));
 }
 
 // An expert whose gate and up read one input each and whose down writes one output: the arithmetic by hand.
@@ -360,7 +375,7 @@ TEST_F(ReferenceOpsTest, ComputesAnExpertAsGptOssDoes) {
   const std::vector<int32_t> offsets = {0, 0, 3}, rows = {2, 0, 1}, outs = {0, 3, 1};
   const ExpertGroups groups = {2, 3, offsets.data(), rows.data(), outs.data()};
   const std::vector<ExpertUse> uses = {{expert.record.data(), 1, 3}};
-  ASSERT_OK(ops_.ExpertMlp(expert.layout, uses, groups, {}, TensorOf(in, 3, 32), TensorOf(contributions, 4, 32)));
+  ASSERT_OK(ops_.ExpertMlp(expert.layout, uses, groups, GptOssGlu(), TensorOf(in, 3, 32), TensorOf(contributions, 4, 32)));
   EXPECT_NEAR(contributions[3 * 32 + 5], HandExpert::Out5(0.5, 2.0), 1e-5);
   EXPECT_NEAR(contributions[1 * 32 + 5], HandExpert::Out5(20, 30), 1e-5);
   EXPECT_NEAR(contributions[1 * 32 + 5], 2 * 8 * 7 / (1 + std::exp(-1.702 * 7)) + 3, 1e-4);
@@ -444,12 +459,14 @@ std::vector<float> Layer(ReferenceOps& ops, int64_t rows, int64_t cut) {
     EXPECT_OK(ops.RmsNorm(part, norm.data(), 1e-5, TensorOf(h, n, kEmbd)));
     EXPECT_OK(
         ops.MatMul(TensorOf(h, n, kEmbd), qkv_weight.matrix, nullptr, TensorOf(qkv, n, qkv_weight.matrix.layout.rows), false));
-    EXPECT_OK(ops.RopeAndStore(**batch, 0, rope, TensorOf(qkv, n, qkv_weight.matrix.layout.rows), cache.layer,
+    EXPECT_OK(ops.RopeAndStore(**batch, 0, rope, {}, TensorOf(qkv, n, qkv_weight.matrix.layout.rows), cache.layer,
                                TensorOf(q, n, kHeads * kDim)));
-    EXPECT_OK(ops.Attention(**batch, 0, TensorOf(q, n, kHeads * kDim), cache.layer, 0, nullptr, TensorOf(a, n, kHeads * kDim)));
+    EXPECT_OK(ops.Attention(**batch, 0, TensorOf(q, n, kHeads * kDim), cache.layer, PlainAttention(cache.layer),
+                            TensorOf(a, n, kHeads * kDim)));
     EXPECT_OK(ops.MatMul(TensorOf(a, n, kHeads * kDim), out_weight.matrix, nullptr, part, true));
     EXPECT_OK(ops.RmsNorm(part, norm.data(), 1e-5, TensorOf(h, n, kEmbd)));
-    EXPECT_OK(ops.Route(TensorOf(h, n, kEmbd), router.data(), nullptr, kExperts, kTopK, experts.data(), weights.data()));
+    EXPECT_OK(ops.Route(TensorOf(h, n, kEmbd), {.weight = router.data(), .bias = nullptr}, PlainRouter(kExperts, kTopK),
+                        experts.data(), weights.data()));
     EXPECT_OK(ops.GroupByExpert(experts.data(), n, kTopK, kExperts, offsets.data(), entry_rows.data(), outs.data()));
     std::vector<ExpertUse> uses;
     for (int32_t expert = 0; expert < kExperts; ++expert) {

@@ -2,34 +2,22 @@
 
 // A model and a cache as a coordinator describes them to a worker, small and right.
 
+#include <functional>
+#include <string>
+
+#include "common/gguf/gguf_writer.h"
+#include "common/model/make_model.h"
+#include "common/model/model_header.h"
 #include "ferry/internal/v1/cluster.pb.h"
 
 namespace ferry {
 
-inline void DescribeSmallModel(int num_layers, internal::v1::ModelShape* model) {
-  model->set_architecture("gpt-oss");
-  model->set_num_layers(num_layers);
-  model->set_context_length(4096);
-  model->set_n_embd(64);
-  model->set_vocab_size(512);
-  model->set_num_heads(4);
-  model->set_num_kv_heads(2);
-  model->set_head_dim(32);
-  model->set_num_experts(8);
-  model->set_top_k(2);
-  model->set_n_ff(64);
-  model->set_sliding_window(128);
-  model->set_rms_epsilon(1e-5);
-  model->set_swiglu_alpha(1.702);
-  model->set_swiglu_limit(7);
-  model->set_rope_freq_base(150000);
-  model->set_rope_num_dims(32);
-  model->set_expert_bias(true);
-  for (int i = 0; i < num_layers; ++i) {
-    model->add_gate_types(39);
-    model->add_up_types(39);
-    model->add_down_types(8);
-  }
+// The header of a gpt-oss of these layers, changed by `change`: 8 experts of 64 x 64, two of each token, 4 heads of 32.
+inline std::string SmallModelHeader(int num_layers, const std::function<void(GgufWriter&)>& change = nullptr) {
+  GgufWriter writer = MakeModelWriter({.layers = num_layers, .expert_dtype = DType::kQ8_0}).value();
+  if (change) change(writer);
+  const std::vector<std::byte> bytes = writer.ToBytes();
+  return ModelHeaderOf(GgufFile::Parse(bytes).value());
 }
 
 inline void DescribeSmallCache(internal::v1::CacheShape* cache) {

@@ -26,7 +26,7 @@ internal::v1::RegisterResponse Good() {
   response.set_heartbeat_interval_seconds(1);
   response.set_heartbeat_timeout_seconds(10);
   response.set_ooae(true);
-  DescribeSmallModel(4, response.mutable_model());
+  response.set_model(SmallModelHeader(4));
   DescribeSmallCache(response.mutable_cache());
   return response;
 }
@@ -47,6 +47,11 @@ TEST(Assignment, HasThePlaceThatTheCoordinatorGave) {
   EXPECT_EQ(assignment.kv.key_type, DType::kF16);
   EXPECT_EQ(assignment.kv.value_type, DType::kQ8_0);
   EXPECT_EQ(assignment.heartbeat_timeout, absl::Seconds(10));
+}
+
+// The model's header with one of the architecture's keys changed.
+std::string WithKey(std::string_view key, uint32_t value) {
+  return SmallModelHeader(4, [&](GgufWriter& writer) { writer.SetUint32("gpt-oss." + std::string(key), value); });
 }
 
 struct Spoilt {
@@ -70,18 +75,30 @@ using R = internal::v1::RegisterResponse;
 INSTANTIATE_TEST_SUITE_P(
     Fields, AssignmentRefuses,
     testing::Values(
-        Spoilt{"Architecture", [](R& r) { r.mutable_model()->set_architecture("qwen3moe"); }, "model.architecture"},
+        Spoilt{"NoModel", [](R& r) { r.set_model("GGUX"); }, "not a GGUF file"},
+        Spoilt{"HugeModel", [](R& r) { r.set_model(std::string(4 << 20, 'x')); }, "model has 4194304 bytes"},
+        Spoilt{
+            "Architecture",
+            [](R& r) { r.set_model(SmallModelHeader(4, [](GgufWriter& w) { w.SetString("general.architecture", "llama"); })); },
+            "general.architecture"},
         Spoilt{"NoLayers", [](R& r) { r.set_first_layer(4); }, "first_layer is 4"},
         Spoilt{"LayersBeyondTheModel", [](R& r) { r.set_end_layer(5); }, "end_layer is 5"},
         Spoilt{"WorkerId", [](R& r) { r.set_worker_id(2); }, "worker_id is 2"},
-        Spoilt{"TopK", [](R& r) { r.mutable_model()->set_top_k(9); }, "model.top_k is 9, want 1 to 8"},
-        Spoilt{"Heads", [](R& r) { r.mutable_model()->set_num_heads(5); }, "model.num_heads is 5"},
-        Spoilt{"Experts", [](R& r) { r.mutable_model()->set_num_experts(5000); }, "model.num_experts"},
-        Spoilt{"TypesOfTooFewLayers", [](R& r) { r.mutable_model()->mutable_up_types()->RemoveLast(); }, "model.up_types has 3"},
-        Spoilt{"TypeOfAnExpert", [](R& r) { r.mutable_model()->set_gate_types(1, 12); }, "Q4_K"},
+        Spoilt{"TopK", [](R& r) { r.set_model(WithKey("expert_used_count", 9)); }, "expert_used_count"},
+        Spoilt{"Heads", [](R& r) { r.set_model(WithKey("attention.head_count", 5)); }, "attention.head_count"},
+        Spoilt{"Experts", [](R& r) { r.set_model(WithKey("expert_count", 5000)); }, "expert_count"},
+        Spoilt{"ATensorLess",
+               [](R& r) { r.set_model(SmallModelHeader(4, [](GgufWriter& w) { w.RemoveTensor("blk.1.attn_k.bias"); })); },
+               "tensor 'blk.1.attn_k.bias' is missing"},
+        Spoilt{"ATensorMore",
+               [](R& r) {
+                 r.set_model(SmallModelHeader(4, [](GgufWriter& w) {
+                   ASSERT_OK(w.AddTensor("blk.1.attn_q_norm.weight", DType::kF32, {32}, std::vector<std::byte>(128)));
+                 }));
+               },
+               "tensor 'blk.1.attn_q_norm.weight' is none"},
         Spoilt{"ValueType", [](R& r) { r.mutable_cache()->set_kv_value_type(2); }, "kv_value_type"},
         Spoilt{"HugeCache", [](R& r) { r.mutable_cache()->set_num_blocks(INT32_MAX); }, "num_blocks"},
-        Spoilt{"YarnFactor", [](R& r) { r.mutable_model()->set_yarn_factor(NAN); }, "yarn_factor"},
         Spoilt{"MailboxRows", [](R& r) { r.set_mailbox_max_rows(UINT64_MAX); }, "mailbox_max_rows"},
         Spoilt{"NoBlocks", [](R& r) { r.mutable_cache()->set_num_blocks(0); }, "cache.num_blocks is 0"},
         Spoilt{"NoRows", [](R& r) { r.mutable_cache()->set_max_batch_tokens(0); }, "cache.max_batch_tokens is 0"},

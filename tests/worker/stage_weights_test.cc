@@ -40,7 +40,8 @@ TEST(StageWeights, MakeOneMatrixOfQueriesKeysAndValues) {
   ASSERT_OK_AND_ASSIGN(const auto weights, StageWeights::Load(ops.get(), Model().config, 1, 2, source));
   const std::vector<Projection>& qkv = weights->layer(1).qkv;
   ASSERT_EQ(qkv.size(), 1u);
-  const int64_t q = Model().config.q_size(), kv = Model().config.kv_size();
+  const AttentionConfig& attention = Model().config.layers[0].attention;
+  const int64_t q = attention.q_size(), kv = attention.kv_size();
   EXPECT_EQ(qkv[0].weight.layout.rows, q + 2 * kv);
   int64_t row = 0;
   for (const char* const name : {"blk.1.attn_q", "blk.1.attn_k", "blk.1.attn_v"}) {
@@ -75,7 +76,7 @@ TEST(StageWeights, KeepQueriesKeysAndValuesApartWhenTheirTypesDiffer) {
   const std::vector<Projection>& qkv = weights->layer(0).qkv;
   ASSERT_EQ(qkv.size(), 3u);
   EXPECT_EQ(qkv[1].weight.layout.dtype, DType::kF32);
-  EXPECT_EQ(qkv[1].weight.layout.rows, Model().config.kv_size());
+  EXPECT_EQ(qkv[1].weight.layout.rows, Model().config.layers[0].attention.kv_size());
   EXPECT_EQ(TiledValue(qkv[1].weight, 5, 6), keys[5 * Model().config.n_embd + 6]);
 }
 

@@ -57,17 +57,10 @@ struct TinyModel {
  private:
   void FillArena() {
     config = ModelConfig::FromGguf(*file).value();
-    std::vector<ExpertLayout> layers;
-    for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-      const ExpertTensors tensors = ExpertTensorsOf(config, *file, layer).value();
-      layers.push_back(ExpertLayout::Create(tensors.gate.dtype(), tensors.up.dtype(), tensors.down.dtype(), config.n_embd,
-                                            config.n_ff, /*has_bias=*/true)
-                           .value());
-    }
-    layout = ArenaLayout::Create(std::move(layers), config.num_experts).value();
+    layout = ArenaLayoutOf(*file, config).value();
     arena = AlignedBytes(layout.bytes());
     for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-      for (int64_t expert = 0; expert < config.num_experts; ++expert) FillRecord(layer, expert);
+      for (int64_t expert = 0; config.layers[layer].experts && expert < layout.num_experts(); ++expert) FillRecord(layer, expert);
     }
   }
   void FillRecord(int64_t layer, int64_t expert) {
@@ -85,6 +78,7 @@ struct TinyModel {
     matrix(record.gate, record.gate_offset, tensors.gate);
     matrix(record.up, record.up_offset, tensors.up);
     matrix(record.down, record.down_offset, tensors.down);
+    if (!record.has_bias) return;
     bias(record.gate_bias_offset, tensors.gate_bias);
     bias(record.up_bias_offset, tensors.up_bias);
     bias(record.down_bias_offset, tensors.down_bias);
@@ -224,15 +218,14 @@ class FakeLink final : public ExpertLink {
                       .num_rows = request.uses[i].tokens});
     }
     for (int64_t i = 0; i < entries; ++i) outs[i] = static_cast<int32_t>(i);
-    return ops_.ExpertMlp(
-        model_.layout.layer(request.layer), uses,
-        {.num_groups = static_cast<int64_t>(uses.size()),
-         .num_entries = entries,
-         .offsets = offsets.data(),
-         .rows = request.entry_rows.data(),
-         .outs = outs.data()},
-        {.alpha = static_cast<float>(model_.config.swiglu_alpha), .limit = static_cast<float>(model_.config.swiglu_limit)},
-        Tensor(rows_.data(), DType::kF32, request.num_rows, n_embd), Tensor(contributions_.data(), DType::kF32, entries, n_embd));
+    return ops_.ExpertMlp(model_.layout.layer(request.layer), uses,
+                          {.num_groups = static_cast<int64_t>(uses.size()),
+                           .num_entries = entries,
+                           .offsets = offsets.data(),
+                           .rows = request.entry_rows.data(),
+                           .outs = outs.data()},
+                          model_.config.expert.glu, Tensor(rows_.data(), DType::kF32, request.num_rows, n_embd),
+                          Tensor(contributions_.data(), DType::kF32, entries, n_embd));
   }
 
   const TinyModel& model_;
@@ -256,7 +249,7 @@ inline StageOptions TinyStageOptions(const TinyModel& model, int64_t first_layer
                  .value_type = DType::kF16,
                  .num_blocks = kTinySlots * kTinyBlocksPerSlot,
                  .num_slots = kTinySlots,
-                 .ring_blocks = (model.config.sliding_window + kMicroBatch + kKvBlockTokens - 1) / kKvBlockTokens},
+                 .ring_blocks = (model.config.sliding_window() + kMicroBatch + kKvBlockTokens - 1) / kKvBlockTokens},
           .max_rows = 256,
           .micro_batch_rows = kMicroBatch};
 }

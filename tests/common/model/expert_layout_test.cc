@@ -103,7 +103,7 @@ TEST(ArenaLayout, GivesRecordsOnlyOfAnArenaThatHoldsThemAll) {
 
 TEST(ArenaLayout, RefusesNoLayersAndTooManyExperts) {
   const ExpertLayout layer = LayoutOf(DType::kF32, 32, 32, false);
-  EXPECT_THAT(ArenaLayout::Create({}, 4), StatusIs(kInvalid, HasSubstr("layers is empty")));
+  EXPECT_THAT(ArenaLayout::Create({}, 4), StatusIs(kInvalid, HasSubstr("layers have no experts")));
   EXPECT_THAT(ArenaLayout::Create({layer}, 0), StatusIs(kInvalid, HasSubstr("num_experts is 0")));
   EXPECT_THAT(ArenaLayout::Create({layer}, 1025), StatusIs(kInvalid, HasSubstr("num_experts is 1025")));
 }

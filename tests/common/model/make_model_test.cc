@@ -43,11 +43,11 @@ TEST(MakeModel, MakesAModelThatLoads) {
     ASSERT_OK_AND_ASSIGN(const GgufFile file, GgufFile::Parse(bytes));
     ASSERT_OK_AND_ASSIGN(const ModelConfig config, ModelConfig::FromGguf(file));
     EXPECT_OK(CheckModelTensors(config, file));
-    EXPECT_EQ(config.num_experts, options.experts);
-    EXPECT_EQ(config.n_ff, options.n_ff);
+    EXPECT_EQ(config.router.num_experts, options.experts);
+    EXPECT_EQ(config.expert.n_ff, options.n_ff);
     EXPECT_EQ(config.vocab_size, options.vocab);
-    EXPECT_EQ(config.sliding_window, options.sliding_window);
-    EXPECT_EQ(config.rope.yarn_factor, options.yarn_factor);
+    EXPECT_EQ(config.sliding_window(), options.sliding_window);
+    EXPECT_EQ(config.layers[0].attention.rope.yarn_factor, options.yarn_factor);
   }
 }
 
@@ -106,7 +106,7 @@ TEST_P(MakeModelTypes, KeepsProjectionsAtUnitVariance) {
 }
 
 TEST(MakeModel, SpreadsTheRouterBiasAsAsked) {
-  const MakeModelOptions options{.layers = 1, .experts = 1024, .router_bias_spread = 1.5};
+  const MakeModelOptions options{.layers = 1, .experts = 512, .router_bias_spread = 1.5};
   ASSERT_OK_AND_ASSIGN(const std::vector<std::byte> bytes, MakeModelBytes(options));
   ASSERT_OK_AND_ASSIGN(const GgufFile file, GgufFile::Parse(bytes));
   EXPECT_NEAR(MomentsOf(*file.FindTensor("blk.0.ffn_gate_inp.bias")).rms, 1.5, 0.15);

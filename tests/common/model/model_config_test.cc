@@ -36,23 +36,23 @@ TEST(ModelConfig, ReadsTheDemoModel) {
   EXPECT_EQ(config.context_length, 4096);
   EXPECT_EQ(config.n_embd, 256);
   EXPECT_EQ(config.vocab_size, 4096);
-  EXPECT_EQ(config.num_heads, 8);
-  EXPECT_EQ(config.num_kv_heads, 2);
-  EXPECT_EQ(config.head_dim, 64);
-  EXPECT_EQ(config.num_experts, 32);
-  EXPECT_EQ(config.top_k, 4);
-  EXPECT_EQ(config.n_ff, 192);
-  EXPECT_EQ(config.sliding_window, 128);
+  EXPECT_EQ(config.layers[0].attention.num_heads, 8);
+  EXPECT_EQ(config.layers[0].attention.num_kv_heads, 2);
+  EXPECT_EQ(config.layers[0].attention.head_dim, 64);
+  EXPECT_EQ(config.router.num_experts, 32);
+  EXPECT_EQ(config.router.top_k, 4);
+  EXPECT_EQ(config.expert.n_ff, 192);
+  EXPECT_EQ(config.sliding_window(), 128);
   EXPECT_FLOAT_EQ(config.rms_epsilon, 1e-5);
-  EXPECT_EQ(config.rope.freq_base, 150000);
-  EXPECT_EQ(config.rope.num_dims, 64);
-  EXPECT_EQ(config.rope.yarn_factor, 32);
-  EXPECT_EQ(config.rope.yarn_original_context, 4096);
-  EXPECT_EQ(config.rope.yarn_beta_fast, 32);
-  EXPECT_EQ(config.rope.yarn_beta_slow, 1);
-  EXPECT_NEAR(config.rope.attention_factor, 1.3465735902799727, 1e-15);
-  EXPECT_TRUE(config.slides(0));
-  EXPECT_FALSE(config.slides(1));
+  EXPECT_EQ(config.layers[0].attention.rope.freq_base, 150000);
+  EXPECT_EQ(config.layers[0].attention.rope.num_dims, 64);
+  EXPECT_EQ(config.layers[0].attention.rope.yarn_factor, 32);
+  EXPECT_EQ(config.layers[0].attention.rope.yarn_original_context, 4096);
+  EXPECT_EQ(config.layers[0].attention.rope.yarn_beta_fast, 32);
+  EXPECT_EQ(config.layers[0].attention.rope.yarn_beta_slow, 1);
+  EXPECT_NEAR(config.layers[0].attention.rope.attention_factor, 1.3465735902799727, 1e-15);
+  EXPECT_TRUE(config.layers[0].slides());
+  EXPECT_FALSE(config.layers[1].slides());
 }
 
 TEST(ModelConfig, KnowsWhatTheFileLeavesOut) {
@@ -74,14 +74,14 @@ TEST(ModelConfig, KnowsWhatTheFileLeavesOut) {
   const std::vector<std::byte> bytes = writer.ToBytes();
   ASSERT_OK_AND_ASSIGN(const GgufFile file, GgufFile::Parse(bytes));
   ASSERT_OK_AND_ASSIGN(const ModelConfig config, ModelConfig::FromGguf(file));
-  EXPECT_EQ(config.num_kv_heads, 2);
-  EXPECT_EQ(config.head_dim, 32);
-  EXPECT_EQ(config.n_ff, 96);
+  EXPECT_EQ(config.layers[0].attention.num_kv_heads, 2);
+  EXPECT_EQ(config.layers[0].attention.head_dim, 32);
+  EXPECT_EQ(config.expert.n_ff, 96);
   EXPECT_EQ(config.vocab_size, 10);
-  EXPECT_EQ(config.rope.num_dims, 32);
-  EXPECT_EQ(config.rope.yarn_factor, 1);
-  EXPECT_EQ(config.rope.attention_factor, 1);
-  EXPECT_FALSE(config.slides(0));
+  EXPECT_EQ(config.layers[0].attention.rope.num_dims, 32);
+  EXPECT_EQ(config.layers[0].attention.rope.yarn_factor, 1);
+  EXPECT_EQ(config.layers[0].attention.rope.attention_factor, 1);
+  EXPECT_FALSE(config.layers[0].slides());
 }
 
 TEST(ModelConfig, PrefersTheWidthOfAnExpert) {
@@ -89,7 +89,7 @@ TEST(ModelConfig, PrefersTheWidthOfAnExpert) {
                          writer.SetUint32("gpt-oss.expert_feed_forward_length", 96);
                          writer.SetUint32("gpt-oss.feed_forward_length", 128);
                        }));
-  EXPECT_EQ(config.n_ff, 96);
+  EXPECT_EQ(config.expert.n_ff, 96);
 }
 
 TEST(ModelConfig, TakesTheVocabularyFromTokensElseFromTheEmbedding) {
@@ -106,7 +106,7 @@ TEST(ModelConfig, TakesAnArrayOfOneValueForAllLayers) {
   ASSERT_OK_AND_ASSIGN(const ModelConfig config, ConfigAfter([](GgufWriter& writer) {
                          writer.SetInt32s("gpt-oss.attention.head_count_kv", std::vector<int32_t>{2, 2});
                        }));
-  EXPECT_EQ(config.num_kv_heads, 2);
+  EXPECT_EQ(config.layers[0].attention.num_kv_heads, 2);
   EXPECT_THAT(ConfigAfter([](GgufWriter& writer) {
                 writer.SetInt32s("gpt-oss.attention.head_count_kv", std::vector<int32_t>{2, 4});
               }),
@@ -197,12 +197,13 @@ TEST(ModelConfig, NamesWhatItDoesNotRun) {
 TEST(ModelConfig, MultipliesTheAttentionFactorOfTheFile) {
   ASSERT_OK_AND_ASSIGN(const ModelConfig config,
                        ConfigAfter([](GgufWriter& writer) { writer.SetFloat32("gpt-oss.rope.scaling.attn_factor", 0.5f); }));
-  EXPECT_NEAR(config.rope.attention_factor, 0.5 * (0.1 * std::log(32) + 1), 1e-12);
+  EXPECT_NEAR(config.layers[0].attention.rope.attention_factor, 0.5 * (0.1 * std::log(32) + 1), 1e-12);
 }
 
 TEST(DenseTensorsOf, DividesAmongStagesWithoutOverlap) {
-  ModelConfig config;
-  config.num_layers = 3;
+  ModelConfig config = {.num_layers = 3, .router = {.bias = true}};
+  const AttentionConfig attention = {.bias = true, .output_bias = true, .sinks = true};
+  config.layers.assign(3, {.attention = attention, .mlp = std::nullopt, .experts = true});
   const auto names = [&](int64_t first, int64_t end) {
     std::vector<std::string> result;
     for (const DenseTensor& tensor : DenseTensorsOf(config, first, end)) result.push_back(tensor.name);

@@ -97,8 +97,9 @@ TEST(ModelTensors, LetsTheEmbeddingServeAsOutput) {
   EXPECT_EQ(tensor->name, "token_embd.weight");
 }
 
-TEST(ModelTensors, IgnoresTensorsItDoesNotUse) {
-  EXPECT_OK(CheckAfter([](GgufWriter& w) { Replace(w, "blk.7.something", DType::kQ6_K, {256}); }));
+TEST(ModelTensors, RefusesTensorsItDoesNotUse) {
+  EXPECT_THAT(CheckAfter([](GgufWriter& w) { Replace(w, "blk.7.something", DType::kQ6_K, {256}); }),
+              StatusIs(StatusCode::kUnimplemented, HasSubstr("tensor 'blk.7.something'")));
 }
 
 TEST(ExpertTensors, AreTheRowsOfEachExpert) {

@@ -27,7 +27,7 @@ class ExpertExchangeTest : public ::testing::Test {
     ASSERT_OK_AND_ASSIGN(pool_, ThreadPool::Create({.num_threads = 1, .pin = false}));
     ASSERT_OK_AND_ASSIGN(store_, ExpertStore::Load(file, config_, *pool_, [](const LoadProgress&) {}));
     ASSERT_OK_AND_ASSIGN(ops_, CreateOps({.kind = "cpu", .num_threads = 2, .pin_threads = false}));
-    engine_ = std::make_unique<ExpertEngine>(store_.get(), ops_.get(), SwigluParams{}, config_.n_embd);
+    engine_ = std::make_unique<ExpertEngine>(store_.get(), ops_.get(), config_.expert.glu, config_.n_embd);
     const PlannerRates rates = {.host_read_bytes_per_second = 1e9, .host_flops_per_second = 1e9};
     ASSERT_OK_AND_ASSIGN(
         exchange_, ExpertExchange::Create(store_.get(), engine_.get(), rates, "ferry-exchange-test-" + std::to_string(getpid())));
@@ -68,7 +68,8 @@ TEST_F(ExpertExchangeTest, ComputesTheSameOverTheMailboxAsByCall) {
   std::vector<float> rows = Rows(2), direct(3 * config_.n_embd);
   ASSERT_OK(exchange_->Compute(WorkerId(0), request, rows, std::span(direct)));
 
-  const MailboxShape shape = {.n_embd = config_.n_embd, .max_rows = 4, .max_entries = 8, .max_experts = config_.num_experts};
+  const MailboxShape shape = {
+      .n_embd = config_.n_embd, .max_rows = 4, .max_entries = 8, .max_experts = config_.router.num_experts};
   ASSERT_OK_AND_ASSIGN(const std::string key, exchange_->OpenMailbox(WorkerId(0), shape));
   ASSERT_OK_AND_ASSIGN(std::vector<UniqueFd> fds,
                        FetchDescriptors(exchange_->socket_name(), key, absl::Now() + absl::Seconds(5)));
@@ -206,7 +207,8 @@ TEST_F(ExpertExchangeTest, ForgetsAPeerThatLeft) {
 }
 
 TEST_F(ExpertExchangeTest, HandsDescriptorsToTheHolderOfTheKeyAlone) {
-  const MailboxShape shape = {.n_embd = config_.n_embd, .max_rows = 4, .max_entries = 8, .max_experts = config_.num_experts};
+  const MailboxShape shape = {
+      .n_embd = config_.n_embd, .max_rows = 4, .max_entries = 8, .max_experts = config_.router.num_experts};
   ASSERT_OK(exchange_->OpenMailbox(WorkerId(0), shape));
   EXPECT_THAT(FetchDescriptors(exchange_->socket_name(), "guess", absl::Now() + absl::Seconds(5)),
               StatusIs(absl::StatusCode::kNotFound));

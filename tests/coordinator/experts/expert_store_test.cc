@@ -38,7 +38,7 @@ TEST_F(ExpertStoreTest, HoldsTheValuesOfTheFile) {
   for (const int64_t layer : {int64_t{0}, config_.num_layers - 1}) {
     ASSERT_OK_AND_ASSIGN(const ExpertTensors tensors, ExpertTensorsOf(config_, *file_, layer));
     const ExpertLayout& layout = store_->layout().layer(layer);
-    for (const int64_t expert : {int64_t{0}, int64_t{17}, config_.num_experts - 1}) {
+    for (const int64_t expert : {int64_t{0}, int64_t{17}, config_.router.num_experts - 1}) {
       ASSERT_OK_AND_ASSIGN(const std::span<const std::byte> record, store_->Record(layer, expert));
       const TiledMatrix down = layout.Down(record.data());
       std::vector<float> values(down.layout.rows * down.layout.cols);
@@ -49,7 +49,7 @@ TEST_F(ExpertStoreTest, HoldsTheValuesOfTheFile) {
         }
       }
       const float* bias = layout.UpBias(record.data());
-      ASSERT_EQ(std::memcmp(bias, tensors.up_bias.Of(expert).data(), config_.n_ff * sizeof(float)), 0);
+      ASSERT_EQ(std::memcmp(bias, tensors.up_bias.Of(expert).data(), config_.expert.n_ff * sizeof(float)), 0);
     }
   }
 }
@@ -68,7 +68,7 @@ TEST_F(ExpertStoreTest, CannotBeWrittenByAPeer) {
 }
 
 TEST_F(ExpertStoreTest, RefusesAnExpertThatIsNotThere) {
-  EXPECT_THAT(store_->Record(0, config_.num_experts), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("expert")));
+  EXPECT_THAT(store_->Record(0, config_.router.num_experts), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("expert")));
   EXPECT_THAT(store_->Record(-1, 0), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("layer")));
 }
 

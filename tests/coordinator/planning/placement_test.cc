@@ -13,8 +13,13 @@ ModelConfig SixLayers() {
   config.architecture = "gpt-oss";
   config.num_layers = 6;
   config.context_length = 131072;
-  config.n_embd = 256, config.vocab_size = 4096, config.num_heads = 8, config.num_kv_heads = 2, config.head_dim = 64;
-  config.num_experts = 32, config.top_k = 4, config.n_ff = 192, config.sliding_window = 128;
+  config.n_embd = 256, config.vocab_size = 4096;
+  config.router = {.num_experts = 32, .top_k = 4};
+  config.expert.n_ff = 192;
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    const AttentionConfig attention = {.num_heads = 8, .num_kv_heads = 2, .head_dim = 64, .window = layer % 2 == 0 ? 128 : 0};
+    config.layers.push_back({.attention = attention, .mlp = std::nullopt, .experts = true});
+  }
   return config;
 }
 

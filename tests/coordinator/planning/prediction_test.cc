@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "common/model/make_model.h"
+#include "common/model/model_tensors.h"
 #include "coordinator/experts/expert_store.h"
 #include "tests/testing/status_matchers.h"
 
@@ -144,8 +145,9 @@ TEST_F(PredictionTest, DecodeReadsTheCacheOfWhatItIsBehind) {
   const double bytes = PredictDecode(SlowLink(128), 1 << 14).device_bytes - PredictDecode(SlowLink(128)).device_bytes;
   double expected = 0;
   for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
-    const int64_t tokens = config_.slides(layer) ? config_.sliding_window : 1 << 14;
-    expected += static_cast<double>(tokens * config_.num_kv_heads * config_.head_dim) * 2 * 2;  // keys and values of two bytes
+    const AttentionConfig& attention = config_.layers[layer].attention;
+    const int64_t tokens = attention.window > 0 ? attention.window : 1 << 14;
+    expected += static_cast<double>(tokens * attention.kv_size()) * 2 * 2;  // keys and values of two bytes
   }
   EXPECT_EQ(bytes, expected);
 }

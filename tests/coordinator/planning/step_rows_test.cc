@@ -13,16 +13,13 @@ ModelConfig Config() {
   ModelConfig config;
   config.num_layers = 12;
   config.n_embd = 2880;
-  config.num_heads = 64;
-  config.num_kv_heads = 8;
-  config.head_dim = 64;
-  config.num_experts = 128;
-  config.top_k = 4;
+  config.router = {.num_experts = 128, .top_k = 4};
+  config.layers.resize(12, {.attention = {.num_heads = 64, .num_kv_heads = 8, .head_dim = 64}, .mlp = {}, .experts = true});
   return config;
 }
 ArenaLayout Arena() {
   const ExpertLayout layer = ExpertLayout::Create(DType::kMXFP4, DType::kMXFP4, DType::kMXFP4, 2880, 2880, true).value();
-  return ArenaLayout::Create(std::vector<ExpertLayout>(12, layer), 128).value();
+  return ArenaLayout::Create(std::vector<std::optional<ExpertLayout>>(12, layer), 128).value();
 }
 double Cost(int64_t slots, double link = 55e9, double flops = 540e12) {
   const WorkerCapacity worker = {.layers = {0, 6}, .slots = slots, .link_bytes_per_second = link, .flops_per_second = flops};

@@ -1,0 +1,15 @@
+#include "common/model/architectures/architectures.h"
+
+namespace ferry {
+
+std::span<const Architecture> Architectures() {
+  static constexpr Architecture kArchitectures[] = {
+      {"deepseek2", ReadDeepseek2},
+      {"glm4moe", ReadGlm4Moe},
+      {"gpt-oss", ReadGptOss},
+      {"qwen3moe", ReadQwen3Moe},
+  };
+  return kArchitectures;
+}
+
+}  // namespace ferry

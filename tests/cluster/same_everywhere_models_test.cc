@@ -1,0 +1,63 @@
+// The rules of same_everywhere_test.cc for every architecture: layers without experts among the workers, latent caches, head
+// norms.
+
+#include <algorithm>
+
+#include "tests/cluster/cluster.h"
+#include "tests/testing/status_matchers.h"
+
+namespace ferry {
+namespace {
+
+constexpr uint32_t kTokens = 12;
+constexpr size_t kPrompt = 130;
+
+ModelOptions Serving(const std::string& name, int workers) {
+  ModelOptions options = DemoModel(workers);
+  options.model = SourcePath("tests/worker/testdata/" + name + ".gguf");
+  return options;
+}
+
+std::vector<uint32_t> Prompt() {
+  std::vector<uint32_t> ids;
+  for (uint32_t i = 0; i < kPrompt; ++i) ids.push_back((i * i * 7 + 3 * i + 11) % 400);
+  return ids;
+}
+
+absl::StatusOr<Completion> Served(const ModelOptions& options) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<Client> client, Client::Connect("", options));
+  return Greedy(*client, Prompt(), kTokens, /*prompt_logprobs=*/true);
+}
+
+class EveryModel : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(EveryModel, GivesTheSameBitsHoweverItIsServed) {
+  ASSERT_OK_AND_ASSIGN(const Completion plain, Served(Serving(GetParam(), 1)));
+  ASSERT_EQ(plain.ids.size(), kTokens);
+
+  ModelOptions two = Serving(GetParam(), 2);
+  two.vram_experts = "200KiB";  // a few slots
+  two.batch = 48;
+  two.micro_batch = 40;
+  ASSERT_OK_AND_ASSIGN(const Completion few_slots, Served(two));
+  EXPECT_TRUE(few_slots == plain);
+
+  // The first worker has a dense layer alone where the model has one.
+  ModelOptions three = Serving(GetParam(), 3);
+  three.layers = "0-0,1-1,2-2";
+  three.vram_experts = "64MiB";
+  three.expert_transport = "grpc";
+  ASSERT_OK_AND_ASSIGN(const Completion all_slots, Served(three));
+  EXPECT_TRUE(all_slots == plain);
+}
+
+INSTANTIATE_TEST_SUITE_P(, EveryModel,
+                         ::testing::Values("qwen3moe-f32", "glm4moe-f32", "deepseek2-lite-f32-old", "deepseek2-v3-f32"),
+                         [](const auto& info) {
+                           std::string name = info.param;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
+
+}  // namespace
+}  // namespace ferry
