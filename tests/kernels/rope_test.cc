@@ -30,6 +30,19 @@ TEST(Rope, YarnKeepsFastPairsAndSlowsSlowOnes) {
   EXPECT_GT(slowed, 0.09);
 }
 
+TEST(Rope, RampsBetweenWholePairsWhereTheModelSaysSo) {
+  RopeConfig config = {.freq_base = 150000, .num_dims = 64, .yarn_factor = 32, .yarn_original_context = 4096};
+  config.yarn_whole_dims = true;
+  const std::vector<double> got = RopeFrequencies(config);
+  config.yarn_factor = 1;
+  const std::vector<double> full = RopeFrequencies(config);
+  // The ends of the test above, 8.0928 and 17.3980, become 8 and 18.
+  EXPECT_DOUBLE_EQ(got[8], full[8]);
+  EXPECT_NEAR(got[9] / full[9], 0.9 + 0.1 / 32, 1e-12);
+  EXPECT_NEAR(got[17] / full[17], 0.1 + 0.9 / 32, 1e-12);
+  EXPECT_DOUBLE_EQ(got[18], full[18] / 32);
+}
+
 TEST(Rope, HoldsTheRampInsideThePairs) {
   // beta_fast so high that the ramp would start below pair 0: it starts there.
   const RopeConfig config = {.freq_base = 10000,

@@ -53,6 +53,19 @@ TEST_F(ExpertCacheTest, GivesTheRecordThatWasFetched) {
   EXPECT_EQ(counters_.shipped(), 4u);
 }
 
+TEST(ExpertCacheSlots, AreCountedByRecordsOfLayersWithExperts) {
+  const auto model =
+      TinyModel::Make({.architecture = "glm4moe", .layers = 3, .yarn_factor = 1, .dense_layers = 2, .sigmoid = true});
+  const std::unique_ptr<Ops> ops = MakeOps();
+  FakeLink link(model.get(), ops.get());
+  EXPECT_EQ(ExpertCache::SlotsIn(int64_t{1} << 30, model->layout, 0, 3), 8);
+  EXPECT_EQ(ExpertCache::SlotsIn(int64_t{1} << 30, model->layout, 0, 2), 0) << "these layers have none";
+  const auto cache = ExpertCache::Create(ops.get(), &link, &model->layout, 0, 3, 8).value();
+  EXPECT_TRUE(cache->HoldsAll());
+  ASSERT_OK_AND_ASSIGN(const ExpertCache::Probe probe, cache->ProbeLink(absl::Milliseconds(1), absl::Now() + absl::Seconds(10)));
+  EXPECT_GT(probe.bytes, 0);
+}
+
 TEST_F(ExpertCacheTest, CopiesWhatIsThereNoSecondTime) {
   Make(2);
   ASSERT_TRUE(Fetch({0, 1}));

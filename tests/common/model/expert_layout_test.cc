@@ -83,6 +83,22 @@ TEST(ArenaLayout, LaysLayersOfDifferentTypesOneAfterTheOther) {
   EXPECT_EQ(*arena.OffsetOf(2, 4), arena.bytes() - small.bytes);
 }
 
+TEST(ArenaLayout, KeepsAnEntryOfNoBytesForALayerWithoutExperts) {
+  const ExpertLayout layer = LayoutOf(DType::kF32, 32, 32, false);
+  ASSERT_OK_AND_ASSIGN(const ArenaLayout arena, ArenaLayout::Create({std::nullopt, layer, std::nullopt, layer}, 3));
+  EXPECT_EQ(arena.num_layers(), 4);
+  EXPECT_EQ(arena.bytes(), 6 * layer.bytes);
+  EXPECT_EQ(arena.layer(0).bytes, 0);
+  EXPECT_FALSE(arena.HasExperts(0));
+  EXPECT_EQ(arena.FirstWithExperts(), 1);
+  EXPECT_EQ(arena.NextWithExperts(2, 4), 3);
+  EXPECT_EQ(arena.NextWithExperts(2, 3), 3) << "none before the end";
+  EXPECT_EQ(arena.num_records(), 6);
+  EXPECT_EQ(arena.num_records(0, 1), 0);
+  EXPECT_EQ(*arena.OffsetOf(3, 0), 3 * layer.bytes);
+  EXPECT_THAT(arena.OffsetOf(2, 0), StatusIs(kInvalid, HasSubstr("layer is 2, which has no experts")));
+}
+
 TEST(ArenaLayout, RefusesALayerOrAnExpertThatIsNotThere) {
   ASSERT_OK_AND_ASSIGN(const ArenaLayout arena, ArenaLayout::Create({LayoutOf(DType::kF32, 32, 32, false)}, 4));
   EXPECT_THAT(arena.OffsetOf(1, 0), StatusIs(kInvalid, HasSubstr("layer is 1, want 0 to 0")));
