@@ -1,4 +1,4 @@
-# Sourced by the scripts: the Debian packages Ferry builds with, and the one function that installs what is missing.
+# Sourced by the scripts: the Debian packages Ferry builds with, and the one function that installs the missing ones.
 
 ferry_build_packages=(
   g++ cmake ninja-build pkg-config ccache mold

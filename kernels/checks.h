@@ -1,7 +1,7 @@
 #pragma once
 
-// Checks of arguments that every backend makes before it computes. Each names the argument and what it should have been:
-// "experts is [4, 8], want [5, 8]". All are InvalidArgument.
+// The argument checks of every backend. Each returns InvalidArgument that names the argument and the right value:
+// "experts is [4, 8], want [5, 8]".
 
 #include <cstdint>
 #include <span>
@@ -27,7 +27,7 @@ absl::Status CheckNotNull(std::string_view name, const void* pointer);
 absl::Status CheckEmbed(const Batch& batch, int64_t first_row, const TiledMatrix& table, const Tensor& x);
 absl::Status CheckRmsNorm(const Tensor& x, const float* weight, double epsilon, const Tensor& out, DType act);
 absl::Status CheckMatMul(const Tensor& in, const TiledMatrix& weight, const Tensor& out, bool accumulate, DType act);
-// `kv_dtypes`: what the backend stores. The first checks all of a cache but its planes.
+// `kv_dtypes`: the types that the backend stores. CheckKvShape checks all of a cache but its planes.
 absl::Status CheckKvShape(const KvLayer& cache, std::initializer_list<DType> kv_dtypes);
 absl::Status CheckRopeAndStore(const Batch& batch, int64_t first_row, const RopeConfig& rope, const HeadNorms& norms,
                                const Tensor& qkv, const KvLayer& cache, const Tensor& q_out, DType act,
@@ -43,7 +43,7 @@ absl::Status CheckRoute(const Tensor& in, const RouterWeights& router, const Rou
                         const float* weights, DType act);
 absl::Status CheckGroupByExpert(const int32_t* experts, int64_t rows, int64_t top_k, int64_t num_experts, const int32_t* offsets,
                                 const int32_t* entry_rows, const int32_t* entry_outs);
-// Shapes alone: the groups are in device memory.
+// Checks shapes only: the groups are in device memory.
 absl::Status CheckExpertMlp(const ExpertLayout& layout, std::span<const ExpertUse> uses, const ExpertGroups& groups,
                             const Tensor& in, const Tensor& contributions, DType act, DType contribution);
 absl::Status CheckScatterContributions(std::span<const float> host_rows, std::span<const int32_t> outs,

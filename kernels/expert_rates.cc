@@ -127,8 +127,8 @@ absl::StatusOr<ExpertRates> MeasureExpertsOn(Ops& ops, const ExpertLayout& layou
 }
 
 absl::StatusOr<double> MeasureOperation(Ops& ops, int64_t cols) {
-  // Behind larger ones on a device, so that all are queued before the first begins: a host that queues slowly is not what is
-  // measured.
+  // On a device larger operations come first, so that all are queued before the first small one begins: otherwise the host's time
+  // to queue would be measured.
   const bool on_host = ops.activation_dtype() == DType::kF32;
   const int64_t rows_before = on_host ? 1 : kRowsBefore, before = on_host ? 0 : kBefore;
   const std::vector<std::byte> zeros(rows_before * cols * sizeof(float));

@@ -1,6 +1,7 @@
 #pragma once
 
-// How fast a backend computes experts, measured with its own kernels on records of the model's own layout: what plans divide by.
+// Measures how fast a backend computes experts, with its own kernels on records of the model's own layout. Plans divide by these
+// rates.
 
 #include <cstddef>
 #include <span>
@@ -12,8 +13,8 @@
 
 namespace ferry {
 
-// As a plan takes them: an expert with n rows takes reading its record, in which its first row is multiplied, and the operations
-// of the other n - 1.
+// The rates in a plan's model of an expert with n rows: its time is that of reading the record, which includes the first row's
+// product, plus that of the operations of the other n - 1 rows.
 struct ExpertRates {
   double read_bytes_per_second = 0;  // of records, one row each
   double flops_per_second = 0;       // many rows an expert; a product and its addition are two
@@ -27,9 +28,9 @@ struct ExpertRatesOptions {
   int64_t many_row_experts = 4;
 };
 
-// `records` lie in the memory of `ops`, and are together larger than the last cache if the read rate is to mean memory. Rates are
-// those that one call in ten exceeds: on a busy machine the median is what others leave, 22 instead of 500 GFLOP/s in one start
-// on two shared cores. InvalidArgument: no records.
+// `records` lie in the memory of `ops`, and are together larger than the last cache if the read rate is to mean memory. A rate
+// is the one that one call in ten exceeds: on a busy machine the median measures the other processes too, 22 instead of 500
+// GFLOP/s in one start on two shared cores. InvalidArgument: no records.
 absl::StatusOr<ExpertRates> MeasureExperts(Ops& ops, const ExpertLayout& layout, std::span<const std::byte* const> records,
                                            const ExpertRatesOptions& options);
 

@@ -1,6 +1,6 @@
 #pragma once
 
-// Who may use the public API, and as what: named keys in a file, of which only salted hashes are kept. Used by every door of the
+// Who may use the public API, and as what: named keys in a file that has only their salted hashes. Used by every door of the
 // API (gRPC, HTTP); no RPC here.
 //
 // A key is "fk-" ID "-" SECRET: ID has 8 hexadecimal digits and finds the entry, SECRET has 256 random bits in 64 such digits.

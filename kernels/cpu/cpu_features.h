@@ -15,7 +15,7 @@ enum class CpuIsa { kPortable, kAvx2, kAvx512 };
 
 std::string_view NameOf(CpuIsa isa);  // "portable", "avx2", "avx512"
 
-// kAvx2 stands for AVX2, FMA, F16C and BMI2; kAvx512 for F, BW, DQ, VL, VBMI and VNNI besides.
+// kAvx2 means AVX2, FMA, F16C and BMI2; kAvx512 means F, BW, DQ, VL, VBMI and VNNI besides.
 bool MachineHas(CpuIsa isa);
 
 // The table for a name of BackendOptions::isa: "auto" is the best that the machine and the build have.

@@ -1,7 +1,7 @@
 #pragma once
 
-// What this machine can do at most, measured: the ceilings that kernels are reported against, in the same run as they are,
-// since a shared machine is not the same machine an hour later.
+// Measures the peak rates of this machine, the ceilings of kernels. Benchmarks measure them in the same run as the kernels, since
+// a shared machine changes within an hour.
 
 #include <cstddef>
 #include <cstdint>
@@ -13,7 +13,7 @@
 namespace ferry {
 
 struct HostProbeOptions {
-  int64_t buffer_bytes = int64_t{1} << 30;  // read and copied; several times the last cache, or that is what is measured
+  int64_t buffer_bytes = int64_t{1} << 30;  // read and copied; several times the last cache, or the cache is measured
   int passes = 64;  // of a millisecond or a few each; the best counts, since what others take from the machine is not its limit
 };
 

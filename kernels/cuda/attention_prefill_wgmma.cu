@@ -10,7 +10,7 @@ constexpr int kTileBytes = kKeys * kHeadDim * 2;
 constexpr int kStages = 8;     // tiles of keys and of values in shared memory: with 4 the loads did not keep up (312 TFLOP/s)
 constexpr int kConsumers = 3;  // warpgroups of 64 (row, query head) pairs
 constexpr int kPairsPerBlock = kConsumers * 64;
-constexpr int kThreads = kConsumers * 128 + 128;  // and a warpgroup of which one warp loads
+constexpr int kThreads = kConsumers * 128 + 128;  // and a warpgroup whose first warp loads
 constexpr int kSharedBytes = 2 * kStages * kTileBytes + 1024;
 
 #if FERRY_HAS_WGMMA

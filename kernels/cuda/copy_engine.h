@@ -1,6 +1,6 @@
 #pragma once
 
-// Host-to-device copies on a queue of their own, and the host memory they may read at full rate.
+// Host-to-device copies on a queue of their own, and the pinned host memory that they read at full rate.
 
 #include <cstddef>
 #include <cstdint>
@@ -17,7 +17,7 @@
 
 namespace ferry::cuda {
 
-// Events that passed and were dropped, to be used again: making one costs a microsecond. Thread-safe.
+// Passed events that nobody uses, for reuse: making one costs a microsecond. Thread-safe.
 class EventPool {
  public:
   absl::StatusOr<StreamEvent> Take();
@@ -31,9 +31,9 @@ class EventPool {
 // Event of ops.h on a CUDA stream.
 class CudaEvent final : public EventState {
  public:
-  // Records `stream` as it stands.
+  // An event that passes when all work queued on `stream` so far is done.
   static absl::StatusOr<Event> Record(std::shared_ptr<EventPool> pool, cudaStream_t stream);
-  // `event` as one of ours; null when it is none or another backend's.
+  // `event` as a CudaEvent; null when it is null or another backend's.
   static const CudaEvent* Of(const Event& event) { return dynamic_cast<const CudaEvent*>(event.get()); }
 
   CudaEvent(std::shared_ptr<EventPool> pool, StreamEvent event) : pool_(std::move(pool)), event_(std::move(event)) {}
@@ -45,8 +45,8 @@ class CudaEvent final : public EventState {
   StreamEvent event_;
 };
 
-// Asks `query` (cudaSuccess, cudaErrorNotReady, or an error, which is returned) until it says success: in a tight loop
-// at first, then asleep in between. True: success; false: `deadline` came before.
+// Polls `query` until it returns cudaSuccess: in a tight loop at first, later with sleeps in between. True: success. False:
+// `deadline` came first. Returns an error other than cudaErrorNotReady as a Status.
 absl::StatusOr<bool> PollUntil(absl::Time deadline, std::string_view what, const std::function<cudaError_t()>& query);
 
 // One thread.
@@ -55,7 +55,7 @@ class CopyEngine {
   // `timeline` gets a span for every copy; it must outlive this.
   static absl::StatusOr<std::unique_ptr<CopyEngine>> Create(int device, std::shared_ptr<EventPool> events,
                                                             CudaTimeline* timeline);
-  ~CopyEngine();  // unpins what is pinned
+  ~CopyEngine();  // unpins all regions
 
   // Page-locks `region` for every device of the process. read_only: its mapping may not be writable (a sealed arena).
   // InvalidArgument: empty, or overlaps a pinned region. FailedPrecondition: the system refuses; ResourceExhausted: the

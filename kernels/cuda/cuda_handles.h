@@ -1,6 +1,6 @@
 #pragma once
 
-// Owners of what the CUDA runtime hands out, and the one place where its errors become a Status. Host code only.
+// Owners of CUDA runtime objects, and the function that turns CUDA errors into a Status. Host code only.
 
 #include <cuda_runtime_api.h>
 
@@ -17,7 +17,7 @@ namespace ferry::cuda {
 // something. Internal: anything else, a fault of a kernel included.
 absl::Status CudaStatus(cudaError_t error, std::string_view what);
 
-// A queue of the device that was current when it was made; it does not wait for the default queue.
+// A queue of the device that was current at Create; it does not wait for the default queue.
 class Stream {
  public:
   static absl::StatusOr<Stream> Create();
@@ -27,14 +27,14 @@ class Stream {
     std::swap(stream_, other.stream_);
     return *this;
   }
-  ~Stream();  // what is queued still runs
+  ~Stream();  // queued work still runs
   cudaStream_t get() const { return stream_; }
 
  private:
   cudaStream_t stream_ = nullptr;
 };
 
-// A moment of a stream, without a clock.
+// A point in a stream, without a time.
 class StreamEvent {
  public:
   static absl::StatusOr<StreamEvent> Create();

@@ -20,13 +20,13 @@ class CudaTimeline {
   CudaTimeline(const CudaTimeline&) = delete;
   ~CudaTimeline();
 
-  // Records from here on. Waits for what is queued on `stream`, since only a moment that host and device both see ties
-  // their clocks together. DeadlineExceeded.
+  // Starts recording. Waits until `stream` has done its queued work, since only an event that host and device both see ties their
+  // clocks together. DeadlineExceeded: it took longer than until `deadline`.
   absl::Status Start(cudaStream_t stream, absl::Time deadline);
-  // Ends it, and takes what has passed; the rest stays for the next time. An error of an event in between is told here.
+  // Ends the recording and returns the finished spans; the others stay for the next call. Returns an error of recording, if any.
   absl::StatusOr<std::vector<TimelineSpan>> Take();
 
-  // What is queued on `stream` during its life is one span.
+  // A span of all work queued on `stream` from construction to destruction.
   class Scope {
    public:
     Scope(CudaTimeline& timeline, const char* name, TimelineSpan::Queue queue, cudaStream_t stream);
@@ -34,7 +34,7 @@ class CudaTimeline {
     ~Scope();
 
    private:
-    CudaTimeline* const timeline_;  // null: nothing is recorded
+    CudaTimeline* const timeline_;  // null: not recording
     const cudaStream_t stream_;
     const char* const name_;
     const TimelineSpan::Queue queue_;
@@ -42,7 +42,7 @@ class CudaTimeline {
   };
 
  private:
-  // A moment that both clocks know. Times are counted from the newest, as the device's differences are 32-bit floats of
+  // An event whose time both clocks know. Times are counted from the newest, as the device's differences are 32-bit floats of
   // milliseconds: a microsecond is lost after 16 s.
   struct Anchor {
     CudaTimeline* timeline;

@@ -1,7 +1,7 @@
 #pragma once
 
 // Device functions that several kernels share: number formats, reductions in a fixed order, and the instructions behind
-// ldmatrix, mma and cp.async with what stands in for them on sm_75.
+// ldmatrix, mma and cp.async with their replacements on sm_75.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

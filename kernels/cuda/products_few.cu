@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kTokenTiles == 1 ? kWarpsPe
     tokens[t] = row < 0 ? nullptr : static_cast<const Act*>(params.in) + row * params.in_stride + q * 32;
   }
 
-  // Where this thread's first output goes and what is added to it: read now, while weights are on their way.
+  // The address of this thread's first output and the value added to it, read now while weights arrive.
   constexpr int kColumns = 16 * kRowTiles, kThreads = kWarps * kWarpSize;
   static_assert(kThreads % kColumns == 0, "a thread has one column");
   const int column = first_tile * 16 + threadIdx.x % kColumns;

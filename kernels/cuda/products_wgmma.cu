@@ -1,7 +1,7 @@
 // Products of any number of rows with the warpgroup instructions of capability 9.0a.
 //
 // Bound: the tensor cores' bf16 rate when tasks have about a hundred rows or more; below, the bytes of the tasks'
-// matrices over the device memory rate. What is reached is set by the decoding of weights, which shares the issue slots
+// matrices over the device memory rate. Decoding the weights limits the rate reached, since it shares the issue slots
 // with everything else: a weight is decoded once for all rows of a tile.
 //
 // A block computes tiles of some rows of a task by some rows of weights, one after another:

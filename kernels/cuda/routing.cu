@@ -208,7 +208,7 @@ constexpr int kF16Cols = 384;                  // columns in shared memory at a 
 
 // For F16 inputs (capability 7.5, without bf16 products): plain F32, every sum over the part's columns in order.
 // Grid: [ceil(rows / 16), ceil(num_experts / 8), kParts]. Block: 128 threads.
-// Bound: 2 * rows * num_experts * cols flops in F32, of which shared memory allows a quarter.
+// Bound: 2 * rows * num_experts * cols flops in F32; shared memory allows a quarter of that rate.
 __global__ void __launch_bounds__(kF16Rows* kF16Experts)
     RouterF16Kernel(const __half* in, int64_t in_stride, bool in_aligned, const float* weight, bool weight_aligned,
                     float* partials, int64_t rows, int num_experts, int cols) {

@@ -1,7 +1,7 @@
 #pragma once
 
-// Page-locked memory between host arrays and a stream: what is handed in is copied here, so that the caller's memory is
-// free at once while the device still reads.
+// Page-locked memory between host arrays and a stream. An operation copies its arguments here, so that the caller can reuse its
+// memory at once while the device still reads.
 
 #include <cstddef>
 #include <cstdint>
@@ -22,14 +22,14 @@ class Staging {
   // `stream` must outlive this.
   static absl::StatusOr<Staging> Create(cudaStream_t stream);
 
-  // Room for `bytes` <= kBufferBytes, 256-byte aligned. Queue what reads it on the stream before the next Reserve;
-  // waits only when the device is kBuffers - 1 whole buffers behind.
+  // Room for `bytes` <= kBufferBytes, 256-byte aligned. The caller queues the work that reads it before the next Reserve. Waits
+  // only when the device is kBuffers - 1 whole buffers behind.
   absl::StatusOr<std::byte*> Reserve(int64_t bytes);
 
  private:
   struct Buffer {
     PinnedBuffer memory;
-    StreamEvent read;      // passes when the device has read what was in it
+    StreamEvent read;      // passes when the device has read the buffer
     bool pending = false;  // `read` was recorded
   };
   cudaStream_t stream_ = nullptr;

@@ -104,7 +104,7 @@ int Main(int argc, char** argv) {
   CLI::App app("Loading of experts against copying them");
   app.add_option("-m,--model", options.model, "GGUF file")->required();
   app.add_option("--threads", options.threads, "0: one per physical core");
-  app.add_option("--repeats", options.repeats, "of which the medians are taken")->check(CLI::Range(1, 100));
+  app.add_option("--repeats", options.repeats, "loads to time; the medians are shown")->check(CLI::Range(1, 100));
   CLI11_PARSE(app, argc, argv);
   const absl::Status status = Run(options);
   if (!status.ok()) std::fprintf(stderr, "%s\n", status.ToString().c_str());

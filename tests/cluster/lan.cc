@@ -48,7 +48,7 @@ absl::StatusOr<std::unique_ptr<Shell>> Shell::Start(int namespaces) {
   if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) return absl::ErrnoToStatus(errno, "socketpair");
   const UniqueFd output(ends[0]);
   UniqueFd input(ends[1]);
-  // A fork into new namespaces. Between it and exec the child does only what is safe beside other threads.
+  // A fork into new namespaces. Between fork and exec the child calls only functions that are safe beside other threads.
   const long pid = ::syscall(SYS_clone, namespaces | SIGCHLD, nullptr, nullptr, nullptr, nullptr);
   if (pid < 0) return absl::ErrnoToStatus(errno, "namespaces cannot be made");
   if (pid == 0) {
@@ -122,7 +122,7 @@ absl::StatusOr<std::unique_ptr<Host>> Lan::AddHost() {
   ASSIGN_OR_RETURN(std::unique_ptr<Shell> shell,
                    Shell::Start(CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS));
   std::unique_ptr<Host> host(new Host(std::move(shell), kNetwork + std::to_string(++num_hosts_)));
-  // What is needed of this machine's /tmp, if Ferry lies there, stays visible in the new one.
+  // If Ferry lies in this machine's /tmp, that part stays visible in the new /tmp.
   std::string mounts =
       "mount --make-rprivate / && mount -t proc proc /proc && mount -t tmpfs tmpfs /dev/shm && mkdir /dev/shm/old && "
       "mount --rbind /tmp /dev/shm/old && mount -t tmpfs tmpfs /tmp";

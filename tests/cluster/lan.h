@@ -15,7 +15,7 @@
 
 namespace ferry {
 
-// A shell that does what is typed, as the first process of new namespaces: they end with it.
+// A shell that runs typed commands as the first process of new namespaces, which end with it.
 class Shell {
  public:
   // `namespaces`: CLONE_NEW... flags. PermissionDenied: this process may not make them.

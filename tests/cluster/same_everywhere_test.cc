@@ -1,4 +1,4 @@
-// The same request gives the same bits, whoever computes which part and whatever travels how.
+// The same request gives the same bits for any division of the work and any transport.
 
 #include <thread>
 

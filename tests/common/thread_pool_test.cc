@@ -112,7 +112,7 @@ TEST(ThreadPool, PinsItsThreadsToUsableCores) {
   });
 }
 
-// Sets the calling thread's mask for as long as it lives.
+// Sets the calling thread's mask, and restores it on destruction.
 class RunOn {
  public:
   explicit RunOn(int cpu) {

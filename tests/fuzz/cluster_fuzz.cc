@@ -1,7 +1,7 @@
 // How a worker and its coordinator come together: what each says of itself, and the dense weights that follow. Each is refused,
 // or is what the side that reads it counts on.
 //
-// Input (wire_input.h): what is fuzzed; messages of that kind.
+// Input (wire_input.h): a byte that chooses the target; messages of that kind.
 
 #include <algorithm>
 #include <cmath>

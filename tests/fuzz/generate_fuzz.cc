@@ -72,7 +72,7 @@ void FuzzGenerate(WireInput& input) {
       if (const std::optional<LogitsRequest> logits = request.LogitsAt(row)) wanted.push_back(*logits);
     }
     internal::v1::StepResponse response = input.Next<internal::v1::StepResponse>();
-    response.set_epoch(1);  // steps_fuzz is about what is not this step's
+    response.set_epoch(1);  // steps_fuzz has the answers to other steps
     response.set_step(step);
     absl::StatusOr<std::vector<LogitsResult>> logits = CheckStepResponse(
         response, {.worker = WorkerId(0), .epoch = 1, .step = step, .wanted = wanted, .vocab_size = vocab_size});

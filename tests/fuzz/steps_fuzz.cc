@@ -1,7 +1,7 @@
 // Steps through the pipeline, as each side reads what the other sends: requests become indices that exist, answers the logits
 // that were asked for, hidden states whole rows in order.
 //
-// Input (wire_input.h): what is fuzzed; messages of that kind.
+// Input (wire_input.h): a byte that chooses the target; messages of that kind.
 
 #include <algorithm>
 #include <vector>

@@ -1,6 +1,6 @@
 // Texts and vocabularies as an attacker would write them.
 //
-// Byte 0 chooses the pre-tokenizer and what is fuzzed. Text: the rest is encoded with a fixed vocabulary; decoding must
+// Byte 0 chooses the pre-tokenizer and the target. Text: the rest is encoded with a fixed vocabulary; decoding must
 // give it back. Vocabulary: lines of tokens and merges become a vocabulary, which must be refused or encode a text.
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 #pragma once
 
-// How a fuzzer of wire messages reads its input. Byte 0 says what is fuzzed; messages follow, each behind its length in two
-// bytes, little-endian, and followed by two more that may move one of its numbers (bend.h); what is missing at the end is 0.
+// How a fuzzer of wire messages reads its input. Byte 0 chooses the target; messages follow, each behind its length in two
+// bytes, little-endian, and followed by two more that may move one of its numbers (bend.h); bytes missing at the end are 0.
 // Corpus files are written the same way (make_corpus.cc), so libFuzzer starts from messages that pass the checks.
 
 #include <google/protobuf/stubs/logging.h>

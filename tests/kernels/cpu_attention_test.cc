@@ -46,7 +46,7 @@ class CpuAttentionTest : public PerIsaTest<AttentionCase> {
   int64_t q_size() const { return GetParam().kv_heads * GetParam().group * GetParam().head_dim; }
   int64_t kv_size() const { return GetParam().kv_heads * GetParam().head_dim; }
 
-  // A cache whose every byte is one of a NaN: what is read without having been written shows.
+  // Every byte of the cache is part of a NaN, so that a read of an unwritten byte shows.
   KvLayer MakeCache(AlignedBytes& keys, AlignedBytes& values, bool ring = false) const {
     const auto& c = GetParam();
     KvLayer cache{.key_type = c.keys,

@@ -1,4 +1,4 @@
-// The rest of the CPU backend: what is chosen at run time, norms, routing, logits.
+// The rest of the CPU backend: the choice at run time, norms, routing, logits.
 
 #include <limits>
 #include <numeric>

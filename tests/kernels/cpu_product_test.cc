@@ -63,7 +63,7 @@ TEST_P(CpuMatMulTest, MatchesReferenceOnTheActivationsItQuantises) {
   }
 }
 
-TEST_P(CpuMatMulTest, StaysWithinOnePercentOfTheExactProductAndMuchNearerWithEightBitWeights) {
+TEST_P(CpuMatMulTest, IsWithinOnePercentAndNearerWithEightBitWeights) {
   const std::unique_ptr<Ops> ops = MakeOps();
   ReferenceOps reference;
   const OwnedTiledMatrix weight = RandomTiledMatrix(dtype(), 128, 1440, 17);
@@ -225,7 +225,7 @@ TEST_P(CpuExpertMlpTest, MatchesReference) {
   }
 }
 
-TEST_P(CpuExpertMlpTest, GivesATokenTheSameBitsAloneAmongOthersAndOnAnyNumberOfThreads) {
+TEST_P(CpuExpertMlpTest, ATokensBitsDependOnNeitherOthersNorThreads) {
   const int64_t tokens = 300;
   const std::vector<float> in = RandomFloats(tokens * kEmbd, 71);
   const std::vector<float> all = Contributions(*MakeOps(2), in, tokens);

@@ -41,7 +41,7 @@ class HostRowsTest : public ::testing::TestWithParam<int64_t> {
   void Begin(bool wanted) {
     EXPECT_OK(rows_->Begin({in_.data(), DType::kF32, GetParam(), kCols}, wanted));
     std::byte any;
-    EXPECT_OK(ops_->Download({&any, 1}, in_.data()));  // of whoever downloads next
+    EXPECT_OK(ops_->Download({&any, 1}, in_.data()));  // the next download
   }
 
   const std::unique_ptr<Ops> ops_ = CreateOps({.kind = "cpu", .num_threads = 1, .pin_threads = false}).value();

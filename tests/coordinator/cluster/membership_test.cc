@@ -67,7 +67,7 @@ TEST_F(MembershipTest, RefusesAPlaceThatCannotSendToItsNeighbourOnAnotherHost) {
   EXPECT_THAT(membership_.Register(far, WorkerId(0)),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("worker 1 listens on 127.0.0.1:1")));
   ASSERT_TRUE(membership_.MarkLost(WorkerId(1), Incarnation(1), "killed"));
-  EXPECT_OK(membership_.Register(far, WorkerId(0))) << "whoever is lost does not count";
+  EXPECT_OK(membership_.Register(far, WorkerId(0))) << "a lost process does not count";
 }
 
 TEST_F(MembershipTest, NobodySendsToTheFirstPlaceSoItsLoopbackWillDo) {

@@ -312,7 +312,7 @@ TEST_F(RequestTest, ReportsTheSeedItDrewItself) {
   EXPECT_EQ(sink_->finish().seed(), 5u);
 }
 
-TEST_F(RequestTest, FillsItsShareOfTheCacheWithoutMaxTokensOrTheContextBehindALongPrompt) {
+TEST_F(RequestTest, WithoutMaxTokensFillsItsShareOrTheContext) {
   proto_.clear_max_tokens();
   ASSERT_OK(Create());
   EXPECT_EQ(request_->reserve_tokens(), 16);

@@ -10,7 +10,7 @@
 namespace ferry {
 namespace {
 
-// A model of 4 layers with 32 experts of which a token takes 4, on a machine that the test makes up.
+// A model of 4 layers with 32 experts, 4 for each token, on a machine that the test makes up.
 class PredictionTest : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -137,8 +137,7 @@ TEST_F(PredictionTest, AWorkerThatAwaitsRowsCopiesMeanwhile) {
   input.rates.host_beside_links = {.read_bytes_per_second = 1, .flops_per_second = 1};  // the host had better not
   const PrefillPrediction prediction = PredictPrefill(input, 1000);
   EXPECT_EQ(prediction.shipped, prediction.activated);
-  EXPECT_LT(prediction.seconds, 0.7 * prediction.bytes_shipped / record_bytes_)
-      << "two links, of which the second starts at once";
+  EXPECT_LT(prediction.seconds, 0.7 * prediction.bytes_shipped / record_bytes_) << "two links, and the second starts at once";
 }
 
 TEST_F(PredictionTest, DecodeReadsTheCacheOfWhatItIsBehind) {

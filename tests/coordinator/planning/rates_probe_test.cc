@@ -35,7 +35,7 @@ class RatesProbeTest : public ::testing::Test {
   std::unique_ptr<Ops> ops_;
 };
 
-TEST_F(RatesProbeTest, MeasuresTheLinksOfAllWorkersWithSlotsAtOnceThenBesideTheHost) {
+TEST_F(RatesProbeTest, MeasuresAllLinksAtOnceThenBesideTheHost) {
   std::atomic<int> running{0}, most{0}, calls{0};
   const auto link = [&](const ProbedWorker& worker, absl::Duration time) -> absl::StatusOr<double> {
     EXPECT_NE(worker.id, WorkerId(1)) << "it has no slots";

@@ -83,7 +83,7 @@ TEST_F(DetokenizerTest, StreamsValidUtf8ThatJoinsToTheWholeText) {
   }
 }
 
-TEST(Utf8, RefusesOverlongFormsSurrogatesAndWhatIsAboveTheLastCodePoint) {
+TEST(Utf8, RefusesOverlongFormsSurrogatesAndTooLargeCodePoints) {
   EXPECT_TRUE(IsValidUtf8("a\u00e9\u65e5\U0001F642\U0010FFFF"));
   for (const char* text : {"\xC0\xAF", "\xE0\x80\xAF", "\xF0\x80\x80\xAF", "\xED\xA0\x80", "\xF4\x90\x80\x80", "\xF5\x80", "\x80",
                            "\xC3", "\xE6\x97"}) {

@@ -45,7 +45,7 @@ TEST(PreTokenizer, Gpt4oKeepsContractionsWithTheirWord) {
   EXPECT_THAT(Pieces("gpt-4o", "we'll DON'T x's"), ElementsAre("we'll", " DON'T", " x's"));
 }
 
-TEST(PreTokenizer, Gpt4oGroupsDigitsByThreeAndPunctuationWithNewlinesAndSlashes) {
+TEST(PreTokenizer, Gpt4oGroupsThreeDigitsAndPunctuationWithNewlines) {
   EXPECT_THAT(Pieces("gpt-4o", "1234567 ?!/\n/x"), ElementsAre("123", "456", "7", " ?!/\n/", "x"));
 }
 
@@ -78,7 +78,7 @@ TEST(PreTokenizer, DeepseekCoderTakesEachDigitAlone) {
   EXPECT_THAT(Pieces("deepseek-coder", "x1 = 23;"), ElementsAre("x", "1", " = ", "2", "3", ";"));
 }
 
-TEST(PreTokenizer, DeepseekV3GroupsDigitsAndKeepsOnePunctuationBeforeLatinLetters) {
+TEST(PreTokenizer, DeepseekV3KeepsOnePunctuationBeforeLatinLetters) {
   EXPECT_THAT(Pieces("deepseek-v3", "f(x)=1234ですね_foo"), ElementsAre("f", "(x", ")=", "123", "4", "ですね", "_foo"));
 }
 
