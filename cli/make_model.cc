@@ -4,10 +4,13 @@
 
 #include <cstdio>
 #include <memory>
+#include <optional>
 
+#include "absl/strings/match.h"
 #include "absl/time/clock.h"
 #include "cli/client.h"
 #include "cli/commands.h"
+#include "common/model/formats/formats.h"
 #include "common/thread_pool.h"
 
 namespace ferry {
@@ -24,12 +27,12 @@ struct Options {
 };
 
 absl::StatusOr<DType> ParseType(const std::string& name) {
-  for (const DType type : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kMXFP4}) {
-    std::string lower(NameOf(type));
-    for (char& c : lower) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-    if (name == lower) return type;
-  }
-  return InvalidArgument("'%s' is not a type of weights: f32, f16, bf16, q8_0, q4_0, mxfp4", name);
+  std::optional<DType> found;
+  ForEachFormat([&]<DType kType>() {
+    if (absl::EqualsIgnoreCase(name, std::string(Format<kType>::kName))) found = kType;
+  });
+  if (found) return *found;
+  return InvalidArgument("'%s' is not a type of weights: %s", name, ComputableTypes());
 }
 
 absl::Status MakeModel(const Options& options) {
@@ -77,7 +80,7 @@ Command AddMakeModel(CLI::App& app) {
   app.add_option("--vocab", options->vocab);
   app.add_option("--context", options->context);
   app.add_option("--sliding-window", options->window);
-  app.add_option("--expert-type", options->expert_type, "mxfp4, q8_0, q4_0")->capture_default_str();
+  app.add_option("--expert-type", options->expert_type, "any type that Ferry computes with: mxfp4, q8_0, q4_0")->capture_default_str();
   app.add_option("--dense-type", options->dense_type, "of attention, embedding and output")->capture_default_str();
   app.add_option("--router-bias-spread", options->bias_spread,
                  "standard deviation of the router's biases: how unevenly experts are used")

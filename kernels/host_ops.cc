@@ -283,6 +283,16 @@ absl::Status HostOps::MatMul(Tensor in, const TiledMatrix& weight, const float* 
   return in.rows == 0 ? absl::OkStatus() : DoMatMul(in, weight, bias, out, accumulate);
 }
 
+absl::Status HostOps::CheckWeights(DType dtype) const {
+  if (const std::optional<DTypeInfo> info = InfoOf(dtype); info && info->computable) return absl::OkStatus();
+  return Unimplemented("type %s; the %s backend takes %s", NameOf(dtype), name(), ComputableTypes());
+}
+
+absl::Status HostOps::CheckExperts(const ExpertLayout& layout) const {
+  for (const TiledLayout* matrix : {&layout.gate, &layout.up, &layout.down}) RETURN_IF_ERROR(CheckWeights(matrix->dtype));
+  return absl::OkStatus();
+}
+
 absl::Status HostOps::CheckKvCache(const KvLayer& cache) const {
   return CheckKvShape(cache, StoresKvInF32() ? kKvTypesWithF32 : kKvTypes);
 }

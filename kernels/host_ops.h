@@ -65,6 +65,8 @@ class HostOps : public Ops {
   absl::Status Embed(const DeviceBatch& batch, int64_t first_row, const TiledMatrix& table, Tensor x) final;
   absl::Status RmsNorm(Tensor x, const float* weight, double epsilon, Tensor out) final;
   absl::Status MatMul(Tensor in, const TiledMatrix& weight, const float* bias, Tensor out, bool accumulate) final;
+  absl::Status CheckWeights(DType dtype) const final;
+  absl::Status CheckExperts(const ExpertLayout& layout) const final;
   absl::Status CheckKvCache(const KvLayer& cache) const final;
   absl::Status CheckModel(const ModelConfig& model) const override;
   absl::Status RopeAndStore(const DeviceBatch& batch, int64_t first_row, const RopeConfig& rope, const HeadNorms& norms,

@@ -37,7 +37,7 @@ absl::StatusOr<int64_t> DenseRowBytes(DType dtype, int64_t cols) {
   if (cols % info->block_elements != 0) {
     return InvalidArgument("has %d columns, want a multiple of %d for %s", cols, info->block_elements, NameOf(dtype));
   }
-  return cols / info->block_elements * info->block_bytes;
+  return info->RowBytes(cols);
 }
 
 absl::Status CheckChunkOf(const DenseTensor& tensor, const DenseChunk& chunk) {

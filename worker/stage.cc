@@ -366,6 +366,11 @@ absl::Status Stage::Allocate() {
   }
   ASSIGN_OR_RETURN(const int64_t num_slots, NumExpertSlots());
   if (num_slots > 0) {
+    for (int64_t layer = options_.first_layer; layer < options_.end_layer; ++layer) {
+      if (const absl::Status taken = ops_.CheckExperts(options_.arena.layer(layer)); !taken.ok()) {
+        return Annotate(taken, absl::StrFormat("tensors 'blk.%d.ffn_*_exps.weight' (--vram-experts 0 leaves them to the CPU)", layer));
+      }
+    }
     ASSIGN_OR_RETURN(cache_,
                      ExpertCache::Create(&ops_, &link_, &options_.arena, options_.first_layer, options_.end_layer, num_slots));
   }

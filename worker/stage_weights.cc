@@ -11,7 +11,7 @@ namespace ferry {
 namespace {
 
 // Writes rows, in whatever pieces they come, into a tiled matrix on the device: each 16 rows are tiled on the host and
-// uploaded, codes and scales apart, since the two planes of a few row tiles are each one straight run of the matrix.
+// uploaded, plane by plane, since each plane of a few row tiles is one straight run of the matrix.
 class TiledUpload {
  public:
   TiledUpload(Ops* ops, const TiledLayout& layout, std::byte* device, int64_t row_bytes)
@@ -53,6 +53,10 @@ class TiledUpload {
     if (layout_.scale_bytes > 0) {
       const int64_t begin = piece.scale_offset(0, 0), end = piece.scale_offset(piece.row_tiles(), 0);
       RETURN_IF_ERROR(ops_.Upload(device_ + layout_.scale_offset(tile, 0), staged.subspan(begin, end - begin)));
+    }
+    if (layout_.row_bytes > 0) {
+      const int64_t begin = piece.row_offset(0), end = piece.row_offset(piece.row_tiles());
+      RETURN_IF_ERROR(ops_.Upload(device_ + layout_.row_offset(tile), staged.subspan(begin, end - begin)));
     }
     next_row_ += num_rows;
     return absl::OkStatus();
@@ -192,6 +196,7 @@ class StageWeights::Loader {
   absl::Status ReadTensor(const DenseTensor& tensor, HostTensor& out) {
     RETURN_IF_ERROR(CheckNext(tensor));
     if (!tensor.is_matrix && next_->dtype != DType::kF32) return InvalidArgument("is of type %s, want F32", NameOf(next_->dtype));
+    if (tensor.is_matrix) RETURN_IF_ERROR(ops_.CheckWeights(next_->dtype));
     out = {.dtype = next_->dtype, .rows = tensor.rows, .cols = tensor.cols, .data = {}};
     return ForEachChunk(tensor, out.dtype, [&](std::span<const std::byte> rows) {
       out.data.insert(out.data.end(), rows.begin(), rows.end());
@@ -202,6 +207,7 @@ class StageWeights::Loader {
   absl::Status LoadMatrix(const DenseTensor& tensor, TiledMatrix& out) {
     RETURN_IF_ERROR(CheckNext(tensor));
     const DType dtype = next_->dtype;
+    RETURN_IF_ERROR(ops_.CheckWeights(dtype));
     ASSIGN_OR_RETURN(const int64_t row_bytes, DenseRowBytes(dtype, tensor.cols));
     ASSIGN_OR_RETURN(const TiledLayout layout, TiledLayout::Create(dtype, tensor.rows, tensor.cols));
     ASSIGN_OR_RETURN(std::byte* const device, Allocate(layout.bytes));

@@ -73,7 +73,9 @@ absl::StatusOr<RawTensor> ReadTensorInfo(Cursor& cursor) {
     return cursor.ErrorAt(dims_offset, "rows of %d elements are not whole blocks of %d, which %s has", tensor.info.cols(),
                           dtype->block_elements, dtype->name);
   }
-  const CheckedSize bytes = CheckedSize(elements.value() / dtype->block_elements) * CheckedSize(dtype->block_bytes);
+  const CheckedSize blocks = CheckedSize(elements.value() / dtype->block_elements);
+  const CheckedSize rows = CheckedSize(elements.value() / static_cast<uint64_t>(tensor.info.cols()));
+  const CheckedSize bytes = blocks * CheckedSize(dtype->block_bytes) + rows * CheckedSize(dtype->row_header_bytes);
   if (!bytes.valid()) return cursor.ErrorAt(dims_offset, "takes 2^63 bytes or more");
   tensor.bytes = bytes.value();
   ASSIGN_OR_RETURN(tensor.data_offset, cursor.Read<uint64_t>("offset"));

@@ -28,7 +28,9 @@ absl::StatusOr<uint64_t> TensorBytes(std::string_view name, DType dtype, const s
     return InvalidArgument("tensor '%s': rows of %d elements are not whole blocks of %s, or a dimension is not positive", name,
                            dims[0], info->name);
   }
-  const CheckedSize bytes = CheckedSize(elements.value() / info->block_elements) * CheckedSize(info->block_bytes);
+  const CheckedSize blocks = CheckedSize(elements.value() / info->block_elements);
+  const CheckedSize rows = CheckedSize(elements.value() / static_cast<uint64_t>(dims[0]));
+  const CheckedSize bytes = blocks * CheckedSize(info->block_bytes) + rows * CheckedSize(info->row_header_bytes);
   if (!bytes.valid()) return InvalidArgument("tensor '%s' takes 2^63 bytes or more", name);
   return bytes.value();
 }
@@ -207,8 +209,11 @@ GgufWriter::Plan GgufWriter::PlanFile(std::string path, std::span<const Entry> e
 
   Plan plan{std::move(path), std::move(header).Take(), {}, 0};
   for (size_t i = 0; i < tensors.size(); ++i) {
-    const uint64_t block_bytes = static_cast<uint64_t>(InfoOf(tensors[i].dtype)->block_bytes);
-    const uint64_t chunk = kChunkBytes / block_bytes * block_bytes;
+    const DTypeInfo info = *InfoOf(tensors[i].dtype);
+    // Whole blocks; of types with a header before each row, whole rows.
+    const uint64_t unit =
+        static_cast<uint64_t>(info.row_header_bytes > 0 ? info.RowBytes(tensors[i].dims[0]) : info.block_bytes);
+    const uint64_t chunk = std::max<uint64_t>(1, kChunkBytes / unit) * unit;
     for (uint64_t offset = 0; offset < tensors[i].bytes; offset += chunk) {
       plan.chunks.push_back(
           {&tensors[i], offset, std::min(chunk, tensors[i].bytes - offset), plan.header.size() + offsets[i] + offset});

@@ -1,84 +1,63 @@
 #include "common/model/decode_rows.h"
 
-#include <cstring>
 #include <optional>
 
 #include "common/checked_size.h"
-#include "common/half.h"
+#include "common/model/formats/formats.h"
 
 namespace ferry {
 namespace {
 
-constexpr size_t kBlock = 32;  // elements of a block of every quantised type here
-
-template <typename T>
-T Load(const std::byte* from) {
-  T value;
-  std::memcpy(&value, from, sizeof(T));
-  return value;
-}
-
-void DecodeQ8_0(const std::byte* block, float* out) {
-  const float d = HalfToFloat(Load<uint16_t>(block));
-  for (size_t i = 0; i < kBlock; ++i) out[i] = d * static_cast<float>(Load<int8_t>(block + 2 + i));
-}
-
-void DecodeQ4_0(const std::byte* block, float* out) {
-  const float d = HalfToFloat(Load<uint16_t>(block));
-  for (size_t i = 0; i < kBlock / 2; ++i) {
-    const int codes = static_cast<int>(block[2 + i]);
-    out[i] = d * static_cast<float>((codes & 15) - 8);
-    out[i + kBlock / 2] = d * static_cast<float>((codes >> 4) - 8);
+// `cols` columns of one row after its header.
+template <typename F>
+void DecodeBlocks(const uint8_t* row, const uint8_t* blocks, int64_t cols, float* out) {
+  Parts<F> parts;
+  for (int64_t col = 0; col < cols; col += F::kUnitCols, blocks += F::kUnitBytes) {
+    F::Move(ToParts(blocks), parts);
+    for (int tile = 0; tile < F::kTiles; ++tile) {
+      ValuesOf<F>(parts.codes[tile], parts.scales[tile / F::kTilesPerScale], row, tile % F::kTilesPerScale,
+                  out + col + tile * kTileCols);
+    }
   }
 }
 
-void DecodeMxfp4(const std::byte* block, float* out) {
-  const float scale = E8M0ToFloat(Load<uint8_t>(block));
-  for (size_t i = 0; i < kBlock / 2; ++i) {
-    const int codes = static_cast<int>(block[1 + i]);
-    out[i] = scale * kFp4Values[codes & 15];
-    out[i + kBlock / 2] = scale * kFp4Values[codes >> 4];
-  }
+// Elements of a type whose block is one element need not come in groups of 32.
+template <typename F>
+void DecodeElements(const uint8_t* from, int64_t count, float* out) {
+  const int64_t whole = count / kTileCols * kTileCols;
+  DecodeBlocks<F>(nullptr, from, whole, out);
+  if (whole == count) return;
+  uint8_t rest[F::kUnitBytes] = {};
+  float values[kTileCols];
+  std::memcpy(rest, from + whole * F::kBlockBytes, static_cast<size_t>((count - whole) * F::kBlockBytes));
+  DecodeBlocks<F>(nullptr, rest, kTileCols, values);
+  std::memcpy(out + whole, values, static_cast<size_t>(count - whole) * sizeof(float));
 }
 
 }  // namespace
 
-absl::Status DecodeRows(DType dtype, std::span<const std::byte> data, std::span<float> out) {
+absl::Status DecodeRows(DType dtype, int64_t cols, std::span<const std::byte> data, std::span<float> out) {
   const std::optional<DTypeInfo> info = InfoOf(dtype);
   if (!info || !info->computable) return Unimplemented("Ferry does not decode %s", NameOf(dtype));
-  const size_t block_elements = static_cast<size_t>(info->block_elements);
-  if (out.size() % block_elements != 0) {
-    return InvalidArgument("%d elements are not whole blocks of %d, which %s has", out.size(), block_elements, info->name);
+  if (cols < 1 || cols % info->block_elements != 0) {
+    return InvalidArgument("%d elements are not whole blocks of %d, which %s has", cols, info->block_elements, info->name);
   }
-  const size_t block_bytes = static_cast<size_t>(info->block_bytes);
-  const CheckedSize bytes = CheckedSize(out.size() / block_elements) * block_bytes;
+  if (out.size() % static_cast<size_t>(cols) != 0) return InvalidArgument("%d elements are not whole rows of %d", out.size(), cols);
+  const CheckedSize bytes = CheckedSize(out.size() / static_cast<size_t>(cols)) * CheckedSize(info->RowBytes(cols));
   if (!bytes.valid() || bytes.value() != data.size()) {
     return InvalidArgument("%d elements of %s do not take %d bytes", out.size(), info->name, data.size());
   }
-  const std::byte* from = data.data();
-  for (size_t i = 0; i < out.size(); i += block_elements, from += block_bytes) {
-    switch (dtype) {
-      case DType::kF32:
-        out[i] = Load<float>(from);
-        break;
-      case DType::kF16:
-        out[i] = HalfToFloat(Load<uint16_t>(from));
-        break;
-      case DType::kBF16:
-        out[i] = BFloat16ToFloat(Load<uint16_t>(from));
-        break;
-      case DType::kQ8_0:
-        DecodeQ8_0(from, &out[i]);
-        break;
-      case DType::kQ4_0:
-        DecodeQ4_0(from, &out[i]);
-        break;
-      case DType::kMXFP4:
-        DecodeMxfp4(from, &out[i]);
-        break;
-      default:
-        return Internal("%s is computable, but has no decoder", info->name);
-    }
+  const auto* row = reinterpret_cast<const uint8_t*>(data.data());
+  const int64_t row_bytes = info->RowBytes(cols);
+  for (size_t at = 0; at < out.size(); at += static_cast<size_t>(cols), row += row_bytes) {
+    WithFormat(dtype, [&]<DType kType>() {
+      using F = Format<kType>;
+      if constexpr (F::kBlockCols < kTileCols) {
+        DecodeElements<F>(row, cols, &out[at]);
+      } else {
+        DecodeBlocks<F>(row, row + F::kRowBytes, cols, &out[at]);
+      }
+    });
   }
   return absl::OkStatus();
 }

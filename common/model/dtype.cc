@@ -3,25 +3,22 @@
 #include <array>
 #include <string>
 
+#include "common/model/formats/formats.h"
+
 namespace ferry {
 
-std::optional<DTypeInfo> InfoOf(DType type) {
+namespace {
+
+// Types that Ferry knows of and does not multiply: their tensors have a size, so that a file with them can be read and described.
+std::optional<DTypeInfo> OtherInfoOf(DType type) {
   switch (type) {
-    //                               name    elements bytes computable
-    case DType::kF32:
-      return DTypeInfo{"F32", 1, 4, true};
-    case DType::kF16:
-      return DTypeInfo{"F16", 1, 2, true};
-    case DType::kQ4_0:
-      return DTypeInfo{"Q4_0", 32, 18, true};
+    //                               name    elements bytes
     case DType::kQ4_1:
       return DTypeInfo{"Q4_1", 32, 20, false};
     case DType::kQ5_0:
       return DTypeInfo{"Q5_0", 32, 22, false};
     case DType::kQ5_1:
       return DTypeInfo{"Q5_1", 32, 24, false};
-    case DType::kQ8_0:
-      return DTypeInfo{"Q8_0", 32, 34, true};
     case DType::kQ8_1:
       return DTypeInfo{"Q8_1", 32, 36, false};
     case DType::kQ2_K:
@@ -64,16 +61,58 @@ std::optional<DTypeInfo> InfoOf(DType type) {
       return DTypeInfo{"F64", 1, 8, false};
     case DType::kIQ1_M:
       return DTypeInfo{"IQ1_M", 256, 56, false};
-    case DType::kBF16:
-      return DTypeInfo{"BF16", 1, 2, true};
     case DType::kTQ1_0:
       return DTypeInfo{"TQ1_0", 256, 54, false};
     case DType::kTQ2_0:
       return DTypeInfo{"TQ2_0", 256, 66, false};
-    case DType::kMXFP4:
-      return DTypeInfo{"MXFP4", 32, 17, true};
+    case DType::kNVFP4:
+      return DTypeInfo{"NVFP4", 64, 36, false};
+    case DType::kQ1_0:
+      return DTypeInfo{"Q1_0", 128, 18, false};
+    case DType::kQ6_0:
+      return DTypeInfo{"Q6_0", 32, 26, false, 0};
+    case DType::kIQ2_K:
+      return DTypeInfo{"IQ2_K", 256, 76, false, 0};
+    case DType::kIQ3_K:
+      return DTypeInfo{"IQ3_K", 256, 110, false, 0};
+    case DType::kIQ4_K:
+      return DTypeInfo{"IQ4_K", 256, 144, false, 0};
+    case DType::kIQ5_K:
+      return DTypeInfo{"IQ5_K", 256, 176, false, 0};
+    case DType::kIQ6_K:
+      return DTypeInfo{"IQ6_K", 256, 212, false, 0};
+    case DType::kIQ4_KS:
+      return DTypeInfo{"IQ4_KS", 256, 136, false, 4};
+    case DType::kIQ2_KS:
+      return DTypeInfo{"IQ2_KS", 256, 70, false, 2};
+    case DType::kIQ4_KSS:
+      return DTypeInfo{"IQ4_KSS", 256, 128, false, 4};
+    case DType::kIQ5_KS:
+      return DTypeInfo{"IQ5_KS", 256, 168, false, 4};
+    case DType::kIQ3_KS:
+      return DTypeInfo{"IQ3_KS", 256, 102, false, 2};
+    case DType::kIQ2_KL:
+      return DTypeInfo{"IQ2_KL", 256, 86, false, 2};
+    default:
+      return std::nullopt;
   }
-  return std::nullopt;
+}
+
+}  // namespace
+
+std::optional<DTypeInfo> InfoOf(DType type) {
+  std::optional<DTypeInfo> info = OtherInfoOf(type);
+  WithFormat(type, [&]<DType kType>() {
+    using F = Format<kType>;
+    info = DTypeInfo{F::kName, F::kBlockCols, F::kBlockBytes, true, F::kRowBytes};
+  });
+  return info;
+}
+
+std::string ComputableTypes() {
+  std::string names;
+  ForEachFormat([&]<DType kType>() { names.append(names.empty() ? "" : ", ").append(Format<kType>::kName); });
+  return names;
 }
 
 std::string_view NameOf(DType type) {

@@ -387,7 +387,7 @@ class TensorMaker {
 absl::Status CheckDType(std::string_view what, DType dtype) {
   const std::optional<DTypeInfo> info = InfoOf(dtype);
   if (info && info->computable) return absl::OkStatus();
-  return InvalidArgument("%s is %s, want MXFP4, Q8_0, Q4_0, F16, BF16 or F32", what, NameOf(dtype));
+  return InvalidArgument("%s is %s, want one of %s", what, NameOf(dtype), ComputableTypes());
 }
 
 }  // namespace

@@ -31,9 +31,8 @@ absl::StatusOr<const TensorInfo*> FindChecked(const GgufFile& file, std::string_
   }
   if (!InfoOf(tensor->dtype)->computable) {
     return Unimplemented(
-        "%s: tensor '%s' is of type %s, which Ferry does not compute with; it takes F32, F16, BF16, "
-        "Q8_0, Q4_0 and MXFP4 (data at byte %d)",
-        file.path(), name, NameOf(tensor->dtype), tensor->file_offset);
+        "%s: tensor '%s' is of type %s, which Ferry does not compute with; it takes %s (data at byte %d)", file.path(), name,
+        NameOf(tensor->dtype), ComputableTypes(), tensor->file_offset);
   }
   return tensor;
 }

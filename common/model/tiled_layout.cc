@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "common/checked_size.h"
-#include "common/half.h"
+#include "common/model/formats/formats.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -15,33 +15,14 @@ namespace {
 
 constexpr int64_t kMaxDimension = int64_t{1} << 31;
 
-// How one type's GGUF block becomes codes and a scale. A block of a float type is 32 elements without a scale.
-struct BlockShape {
-  int64_t code_bytes;
-  int64_t scale_bytes;  // precede the codes in GGUF
-};
+// A type whose GGUF block is one scale and one field of codes, in this order, both kept as they are.
+template <typename F>
+inline constexpr bool kStreams = F::kIsPlain && F::CodeFields::kCount == 1 && F::ScaleFields::kCount <= 1;
 
-constexpr BlockShape ShapeOf(DType type) {
-  switch (type) {
-    case DType::kMXFP4:
-      return {16, 1};
-    case DType::kQ4_0:
-      return {16, 2};
-    case DType::kQ8_0:
-      return {32, 2};
-    case DType::kF16:
-    case DType::kBF16:
-      return {64, 0};
-    case DType::kF32:
-      return {128, 0};
-    default:
-      return {0, 0};
-  }
-}
-
-// Sizes are template arguments, so that a block is a few register moves and no call to memcpy.
+// Tiles such types at the rate of memory. Sizes are template arguments, so that a block is a few register moves and no call to
+// memcpy.
 template <int64_t kCodeBytes, int64_t kScaleBytes>
-struct Tiler {
+struct PlainTiler {
   static constexpr int64_t kBlockBytes = kCodeBytes + kScaleBytes;
 
   static void CopyBlock(const std::byte* block, std::byte* codes, std::byte* scale) {
@@ -90,15 +71,6 @@ struct Tiler {
     }
   }
 
-  static void ZeroRow(int64_t col_blocks, int64_t row_in_tile, std::byte* codes, std::byte* scales) {
-    for (int64_t block = 0; block < col_blocks; ++block) {
-      std::memset(codes + (block * kTileRows + row_in_tile) * kCodeBytes, 0, kCodeBytes);
-      if constexpr (kScaleBytes > 0) {
-        std::memset(scales + (block * kTileRows + row_in_tile) * kScaleBytes, 0, kScaleBytes);
-      }
-    }
-  }
-
   static void Run(const TiledLayout& layout, int64_t first_row, int64_t num_rows, const std::byte* rows, std::byte* matrix) {
     const int64_t col_blocks = layout.col_blocks(), row_bytes = col_blocks * kBlockBytes;
     const int64_t end_row = first_row + num_rows;
@@ -119,149 +91,199 @@ struct Tiler {
       }
     }
 #if defined(__x86_64__)
-    _mm_sfence();  // streamed stores are not ordered by themselves: they come before whatever tells others of them
+    _mm_sfence();  // streamed stores are not ordered by themselves: they come before the flag that tells others of them
 #endif
-    // A call that touches the last tile zeroes its padding rows, so that the matrix has the same bytes however it is cut.
-    if (end_row > (layout.row_tiles() - 1) * kTileRows) {
-      const int64_t tile = layout.row_tiles() - 1;
-      for (int64_t row = layout.rows; row < (tile + 1) * kTileRows; ++row) {
-        ZeroRow(col_blocks, row % kTileRows, matrix + layout.code_offset(tile, 0), matrix + layout.scale_offset(tile, 0));
-      }
-    }
   }
 };
 
-template <typename T>
-T Load(const std::byte* from) {
-  T value;
-  std::memcpy(&value, from, sizeof(T));
-  return value;
+// One row's fields of an entry, from where the fields of 16 rows begin, side by side; and back.
+template <typename FieldList>
+void GatherFields(const uint8_t* entry, int64_t row, uint8_t* part) {
+  for (const int64_t size : FieldList::kSizes) {
+    std::memcpy(part, entry + row * size, static_cast<size_t>(size));
+    entry += kTileRows * size, part += size;
+  }
 }
-
-// The 32 values of one block, at `codes` and `scale`.
-void DecodeBlock(DType type, const std::byte* codes, const std::byte* scale, float* out) {
-  switch (type) {
-    case DType::kMXFP4: {
-      const float factor = E8M0ToFloat(Load<uint8_t>(scale));
-      for (int64_t i = 0; i < 16; ++i) {
-        const uint8_t pair = Load<uint8_t>(codes + i);
-        out[i] = kFp4Values[pair & 0xF] * factor;
-        out[i + 16] = kFp4Values[pair >> 4] * factor;
-      }
-      return;
-    }
-    case DType::kQ4_0: {
-      const float factor = HalfToFloat(Load<uint16_t>(scale));
-      for (int64_t i = 0; i < 16; ++i) {
-        const uint8_t pair = Load<uint8_t>(codes + i);
-        out[i] = static_cast<float>((pair & 0xF) - 8) * factor;
-        out[i + 16] = static_cast<float>((pair >> 4) - 8) * factor;
-      }
-      return;
-    }
-    case DType::kQ8_0: {
-      const float factor = HalfToFloat(Load<uint16_t>(scale));
-      for (int64_t i = 0; i < kTileCols; ++i) out[i] = static_cast<float>(Load<int8_t>(codes + i)) * factor;
-      return;
-    }
-    case DType::kF16:
-      for (int64_t i = 0; i < kTileCols; ++i) out[i] = HalfToFloat(Load<uint16_t>(codes + 2 * i));
-      return;
-    case DType::kBF16:
-      for (int64_t i = 0; i < kTileCols; ++i) out[i] = BFloat16ToFloat(Load<uint16_t>(codes + 2 * i));
-      return;
-    case DType::kF32:
-      std::memcpy(out, codes, kTileCols * sizeof(float));
-      return;
-    default:
-      std::abort();  // TiledLayout::Create makes no other
+template <typename FieldList>
+void ScatterFields(const uint8_t* part, int64_t row, uint8_t* entry) {
+  for (const int64_t size : FieldList::kSizes) {
+    std::memcpy(entry + row * size, part, static_cast<size_t>(size));
+    entry += kTileRows * size, part += size;
   }
 }
 
-const std::byte* CodesOf(const TiledMatrix& matrix, int64_t row, int64_t block) {
-  const TiledLayout& layout = matrix.layout;
-  return matrix.data + layout.code_offset(row / kTileRows, block) + row % kTileRows * layout.code_bytes;
+// Where the entries of one row begin, in bytes from the start of the matrix. A unit: the columns that are tiled at once.
+template <typename F>
+struct RowOfTiles {
+  RowOfTiles(const TiledLayout& layout, int64_t row)
+      : tile(row / kTileRows), row_in_tile(row % kTileRows), codes_at(layout.code_offset(tile, 0)),
+        scales_at(layout.scale_offset(tile, 0)), header_at(layout.row_offset(tile) + row_in_tile * F::kRowBytes) {}
+
+  int64_t CodesAt(int64_t unit, int i) const { return codes_at + (unit * F::kTiles + i) * kTileRows * F::kCodeBytes; }
+  int64_t ScalesAt(int64_t unit, int i) const { return scales_at + (unit * F::kScaleBlocks + i) * kTileRows * F::kScaleBytes; }
+
+  int64_t tile, row_in_tile, codes_at, scales_at, header_at;
+};
+
+template <typename F>
+void TileRow(const TiledLayout& layout, int64_t row, const uint8_t* gguf, uint8_t* matrix) {
+  const RowOfTiles<F> place(layout, row);
+  std::memcpy(matrix + place.header_at, gguf, F::kRowBytes);
+  gguf += F::kRowBytes;
+  Parts<F> parts;
+  for (int64_t unit = 0; unit < layout.cols / F::kUnitCols; ++unit, gguf += F::kUnitBytes) {
+    F::Move(ToParts(gguf), parts);
+    for (int i = 0; i < F::kTiles; ++i) {
+      ScatterFields<typename F::CodeFields>(parts.codes[i], place.row_in_tile, matrix + place.CodesAt(unit, i));
+    }
+    for (int i = 0; i < F::kScaleBlocks; ++i) {
+      ScatterFields<typename F::ScaleFields>(parts.scales[i], place.row_in_tile, matrix + place.ScalesAt(unit, i));
+    }
+  }
 }
-const std::byte* ScaleOf(const TiledMatrix& matrix, int64_t row, int64_t block) {
+
+template <typename F>
+void UntileRow(const TiledLayout& layout, int64_t row, const uint8_t* matrix, uint8_t* gguf) {
+  const RowOfTiles<F> place(layout, row);
+  std::memcpy(gguf, matrix + place.header_at, F::kRowBytes);
+  gguf += F::kRowBytes;
+  Parts<F> parts;
+  for (int64_t unit = 0; unit < layout.cols / F::kUnitCols; ++unit, gguf += F::kUnitBytes) {
+    for (int i = 0; i < F::kTiles; ++i) {
+      GatherFields<typename F::CodeFields>(matrix + place.CodesAt(unit, i), place.row_in_tile, parts.codes[i]);
+    }
+    for (int i = 0; i < F::kScaleBlocks; ++i) {
+      GatherFields<typename F::ScaleFields>(matrix + place.ScalesAt(unit, i), place.row_in_tile, parts.scales[i]);
+    }
+    std::memset(gguf, 0, F::kUnitBytes);
+    F::Move(ToBlock(gguf), parts);
+  }
+}
+
+template <typename F>
+void ZeroRow(const TiledLayout& layout, int64_t row, uint8_t* matrix) {
+  const RowOfTiles<F> place(layout, row);
+  const uint8_t zeros[std::max({F::kCodeBytes, F::kScaleBytes, 1})] = {};
+  std::memset(matrix + place.header_at, 0, F::kRowBytes);
+  for (int64_t unit = 0; unit < layout.cols / F::kUnitCols; ++unit) {
+    for (int i = 0; i < F::kTiles; ++i) {
+      ScatterFields<typename F::CodeFields>(zeros, place.row_in_tile, matrix + place.CodesAt(unit, i));
+    }
+    for (int i = 0; i < F::kScaleBlocks; ++i) {
+      ScatterFields<typename F::ScaleFields>(zeros, place.row_in_tile, matrix + place.ScalesAt(unit, i));
+    }
+  }
+}
+
+template <typename F>
+void TileRowsOf(const TiledLayout& layout, int64_t first_row, int64_t num_rows, const std::byte* gguf, std::byte* matrix) {
+  uint8_t* const to = reinterpret_cast<uint8_t*>(matrix);
+  if constexpr (kStreams<F>) {
+    PlainTiler<F::kCodeBytes, F::kScaleBytes>::Run(layout, first_row, num_rows, gguf, matrix);
+  } else {
+    const uint8_t* const from = reinterpret_cast<const uint8_t*>(gguf);
+    for (int64_t i = 0; i < num_rows; ++i) TileRow<F>(layout, first_row + i, from + i * layout.gguf_row_bytes(), to);
+  }
+  // The rows that pad the last tile are zeroed with it, so that a matrix made in any pieces is the same bytes.
+  if (first_row + num_rows <= (layout.row_tiles() - 1) * kTileRows) return;
+  for (int64_t row = layout.rows; row < layout.row_tiles() * kTileRows; ++row) ZeroRow<F>(layout, row, to);
+}
+
+// The 32 values of block `block` of one row.
+template <typename F>
+void DecodeTile(const TiledMatrix& matrix, int64_t row, int64_t block, float* out) {
   const TiledLayout& layout = matrix.layout;
-  return matrix.data + layout.scale_offset(row / kTileRows, block) + row % kTileRows * layout.scale_bytes;
+  const RowOfTiles<F> place(layout, row);
+  const uint8_t* const data = reinterpret_cast<const uint8_t*>(matrix.data);
+  Parts<F> parts;
+  GatherFields<typename F::CodeFields>(data + place.CodesAt(0, 0) + block * kTileRows * F::kCodeBytes, place.row_in_tile,
+                                       parts.codes[0]);
+  GatherFields<typename F::ScaleFields>(
+      data + place.ScalesAt(0, 0) + block / F::kTilesPerScale * kTileRows * F::kScaleBytes, place.row_in_tile, parts.scales[0]);
+  ValuesOf<F>(parts.codes[0], parts.scales[0], data + place.header_at, static_cast<int>(block % F::kTilesPerScale), out);
+}
+
+absl::Status CheckRows(const TiledLayout& layout, int64_t first_row, int64_t num_rows, size_t gguf_bytes, size_t matrix_bytes) {
+  if (first_row < 0 || num_rows < 0 || first_row > layout.rows || num_rows > layout.rows - first_row) {
+    return InvalidArgument("rows [%d, %d + %d) are not in a matrix of %d rows", first_row, first_row, num_rows, layout.rows);
+  }
+  const CheckedSize wanted = CheckedSize(num_rows) * CheckedSize(layout.gguf_row_bytes());
+  if (wanted.value_or(0) != gguf_bytes) {
+    return InvalidArgument("gguf_rows holds %d bytes, want %d for %d rows of %d %s", gguf_bytes, wanted.value_or(0), num_rows,
+                           layout.cols, NameOf(layout.dtype));
+  }
+  if (matrix_bytes < static_cast<size_t>(layout.bytes)) {
+    return InvalidArgument("matrix holds %d bytes, want %d", matrix_bytes, layout.bytes);
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
 
 absl::StatusOr<TiledLayout> TiledLayout::Create(DType dtype, int64_t rows, int64_t cols) {
-  const BlockShape shape = ShapeOf(dtype);
-  if (shape.code_bytes == 0) {
-    return InvalidArgument("type %s cannot be multiplied; want F32, F16, BF16, Q8_0, Q4_0 or MXFP4", NameOf(dtype));
-  }
   if (rows < 1 || rows >= kMaxDimension) return InvalidArgument("rows is %d, want 1 to 2147483647", rows);
   if (cols < 1 || cols >= kMaxDimension) return InvalidArgument("cols is %d, want 1 to 2147483647", cols);
-  if (cols % kTileCols != 0) return InvalidArgument("cols is %d, want a multiple of %d", cols, kTileCols);
-
   TiledLayout layout;
   layout.dtype = dtype;
   layout.rows = rows;
   layout.cols = cols;
-  layout.code_bytes = shape.code_bytes;
-  layout.scale_bytes = shape.scale_bytes;
-  const CheckedSize block_rows = CheckedSize(layout.row_tiles()) * CheckedSize(layout.col_blocks()) * kTileRows;
-  const CheckedSize scales_offset = (block_rows * shape.code_bytes).AlignedUp(kPlaneAlignment);
-  const CheckedSize bytes = scales_offset + (block_rows * shape.scale_bytes).AlignedUp(kPlaneAlignment);
+  int64_t unit_cols = kTileCols;
+  const bool known = WithFormat(dtype, [&]<DType kType>() {
+    using F = Format<kType>;
+    unit_cols = F::kUnitCols;
+    layout.code_bytes = F::kCodeBytes;
+    layout.scale_bytes = F::kScaleBytes;
+    layout.scale_cols = F::kScaleCols;
+    layout.row_bytes = F::kRowBytes;
+  });
+  if (!known) return InvalidArgument("type %s cannot be multiplied; want one of %s", NameOf(dtype), ComputableTypes());
+  if (cols % unit_cols != 0) return InvalidArgument("cols is %d, want a multiple of %d for %s", cols, unit_cols, NameOf(dtype));
+
+  const CheckedSize tile_rows = CheckedSize(layout.row_tiles()) * CheckedSize(kTileRows);
+  const CheckedSize codes = tile_rows * CheckedSize(layout.col_blocks()) * CheckedSize(layout.code_bytes);
+  const CheckedSize scales = tile_rows * CheckedSize(layout.scale_blocks()) * CheckedSize(layout.scale_bytes);
+  const CheckedSize scales_offset = codes.AlignedUp(kPlaneAlignment);
+  const CheckedSize rows_offset = scales_offset + scales.AlignedUp(kPlaneAlignment);
+  const CheckedSize bytes = rows_offset + (tile_rows * CheckedSize(layout.row_bytes)).AlignedUp(kPlaneAlignment);
   if (!bytes.valid()) return InvalidArgument("a matrix of [%d, %d] %s is too large", rows, cols, NameOf(dtype));
   layout.scales_offset = static_cast<int64_t>(scales_offset.value());
+  layout.rows_offset = static_cast<int64_t>(rows_offset.value());
   layout.bytes = static_cast<int64_t>(bytes.value());
   return layout;
 }
 
 absl::Status TileRows(const TiledLayout& layout, int64_t first_row, int64_t num_rows, std::span<const std::byte> gguf_rows,
                       std::span<std::byte> matrix) {
-  if (first_row < 0 || num_rows < 0 || first_row > layout.rows || num_rows > layout.rows - first_row) {
-    return InvalidArgument("rows [%d, %d + %d) are not in a matrix of %d rows", first_row, first_row, num_rows, layout.rows);
-  }
-  const CheckedSize source_bytes =
-      CheckedSize(num_rows) * CheckedSize(layout.col_blocks()) * CheckedSize(layout.code_bytes + layout.scale_bytes);
-  if (source_bytes.value_or(0) != gguf_rows.size()) {
-    return InvalidArgument("gguf_rows holds %d bytes, want %d for %d rows of %d %s", gguf_rows.size(), source_bytes.value_or(0),
-                           num_rows, layout.cols, NameOf(layout.dtype));
-  }
-  if (matrix.size() < static_cast<size_t>(layout.bytes)) {
-    return InvalidArgument("matrix holds %d bytes, want %d", matrix.size(), layout.bytes);
-  }
+  RETURN_IF_ERROR(CheckRows(layout, first_row, num_rows, gguf_rows.size(), matrix.size()));
   if (num_rows == 0) return absl::OkStatus();
-  const auto run = [&](auto tiler) { tiler.Run(layout, first_row, num_rows, gguf_rows.data(), matrix.data()); };
-  switch (layout.dtype) {
-    case DType::kMXFP4:
-      run(Tiler<16, 1>());
-      break;
-    case DType::kQ4_0:
-      run(Tiler<16, 2>());
-      break;
-    case DType::kQ8_0:
-      run(Tiler<32, 2>());
-      break;
-    case DType::kF16:
-    case DType::kBF16:
-      run(Tiler<64, 0>());
-      break;
-    case DType::kF32:
-      run(Tiler<128, 0>());
-      break;
-    default:
-      return InvalidArgument("type %s cannot be tiled", NameOf(layout.dtype));
-  }
+  WithFormat(layout.dtype,
+             [&]<DType kType>() { TileRowsOf<Format<kType>>(layout, first_row, num_rows, gguf_rows.data(), matrix.data()); });
+  return absl::OkStatus();
+}
+
+absl::Status UntileRows(const TiledLayout& layout, int64_t first_row, int64_t num_rows, std::span<const std::byte> matrix,
+                        std::span<std::byte> gguf_rows) {
+  RETURN_IF_ERROR(CheckRows(layout, first_row, num_rows, gguf_rows.size(), matrix.size()));
+  const auto* const from = reinterpret_cast<const uint8_t*>(matrix.data());
+  auto* const to = reinterpret_cast<uint8_t*>(gguf_rows.data());
+  WithFormat(layout.dtype, [&]<DType kType>() {
+    for (int64_t i = 0; i < num_rows; ++i) UntileRow<Format<kType>>(layout, first_row + i, from, to + i * layout.gguf_row_bytes());
+  });
   return absl::OkStatus();
 }
 
 double TiledValue(const TiledMatrix& matrix, int64_t row, int64_t col) {
-  float block[kTileCols];
-  DecodeBlock(matrix.layout.dtype, CodesOf(matrix, row, col / kTileCols), ScaleOf(matrix, row, col / kTileCols), block);
-  return block[col % kTileCols];
+  float values[kTileCols] = {};
+  WithFormat(matrix.layout.dtype, [&]<DType kType>() { DecodeTile<Format<kType>>(matrix, row, col / kTileCols, values); });
+  return values[col % kTileCols];
 }
 
 void DecodeTiledRow(const TiledMatrix& matrix, int64_t row, float* out) {
-  for (int64_t block = 0; block < matrix.layout.col_blocks(); ++block) {
-    DecodeBlock(matrix.layout.dtype, CodesOf(matrix, row, block), ScaleOf(matrix, row, block), out + block * kTileCols);
-  }
+  WithFormat(matrix.layout.dtype, [&]<DType kType>() {
+    for (int64_t block = 0; block < matrix.layout.col_blocks(); ++block) {
+      DecodeTile<Format<kType>>(matrix, row, block, out + block * kTileCols);
+    }
+  });
 }
 
 }  // namespace ferry

@@ -28,7 +28,7 @@ absl::StatusOr<std::vector<float>> Values(const GgufFile& file, const ModelConfi
     if (tensor.role != role || tensor.layer != layer) continue;
     ASSIGN_OR_RETURN(const TensorInfo* const info, FindDense(config, file, tensor));
     std::vector<float> values(tensor.rows * tensor.cols);
-    RETURN_IF_ERROR(DecodeRows(info->dtype, info->data, values));
+    RETURN_IF_ERROR(DecodeRows(info->dtype, tensor.cols, info->data, values));
     return values;
   }
   return Internal("layer %d has no tensor of the role asked for", layer);

@@ -15,7 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "common/model/dtype.h"
+#include "common/model/formats/formats.h"
 
 namespace ferry {
 
@@ -28,23 +28,34 @@ inline constexpr int kAttentionRows = 16;  // rows of one attention task, at mos
 inline constexpr int64_t kMaxHeadDim = 1024;
 inline constexpr int64_t kMaxHeadGroup = 64;  // query heads of one kv head
 
-// How finely activations are kept. Narrow, for weights of 4 bits: one byte a number. Wide, for weights of 8 bits, where the
-// activations' rounding would be the larger error: a second byte holds 1/128ths of the first one's step. Twice the
-// instructions; docs/measurements/cpu.md says how much accuracy they buy.
-enum class Activations { kNarrow, kWide };
+// How finely activations are kept (common/model/formats/format.h). Narrow, for weights of up to 6 bits: one byte a number. Halves:
+// the same with an offset for each 16 columns, for weights whose scale covers 16. Wide, for weights of 8 bits, where the activations'
+// rounding would be the larger error: a second byte holds 1/128ths of the first one's step. Twice the instructions;
+// docs/measurements/cpu.md says how much accuracy they buy.
+constexpr int kNumActivations = 3;
+// Of a type that is IsQuantized.
 constexpr Activations ActivationsFor(DType weights) {
-  return weights == DType::kQ8_0 ? Activations::kWide : Activations::kNarrow;
+  Activations kind = Activations::kNarrow;
+  WithFormat(weights, [&]<DType kType>() { kind = kActivationsOf<Format<kType>>; });
+  return kind;
+}
+constexpr bool IsQuantized(DType weights) {
+  bool quantized = false;
+  WithFormat(weights, [&]<DType kType>() { quantized = Format<kType>::kInteger; });
+  return quantized;
 }
 constexpr int64_t CodeBytes(Activations kind) { return kind == Activations::kWide ? 64 : 32; }
-constexpr int64_t BlockBytes(Activations kind) { return CodeBytes(kind) + 8; }  // and a scale and an offset
+// With a scale and one or two offsets.
+constexpr int64_t BlockBytes(Activations kind) { return CodeBytes(kind) + (kind == Activations::kHalves ? 12 : 8); }
 
 // Activations as the integer kernels read them: each row in blocks of 32 columns,
 //
 //   blocks   [rows][row_stride bytes], each block BlockBytes(kind) of
-//     codes   i8. Narrow: 32, value = code * scale. Wide: 32 high, then 32 low, value = (128 * high + low) * scale.
+//     codes   i8. Narrow and halves: 32, value = code * scale. Wide: 32 high, then 32 low, value = (128 * high + low) * scale.
 //             High in [-127, 127], low in [-64, 64]
-//     scale   f32. Narrow: max|x| / 127 but at least 2^-60 and at most 2^60; wide: 1/128 of that
-//     offset  i32. Narrow: -128 * (sum of the block's codes); wide: -(sum of 128 * high + low)
+//     scale   f32. Narrow and halves: max|x| / 127 but at least 2^-60 and at most 2^60; wide: 1/128 of that
+//     offset  i32. Narrow: -128 * (sum of the block's codes); wide: -(sum of 128 * high + low); halves: two, each -128 * (sum of
+//             the codes of 16 columns)
 //   poison   [rows]  f32, NaN where the row holds NaN or infinity, which codes cannot show; else 0. Added to every output
 //                    of the row, so that a broken row stays visible
 //
@@ -66,6 +77,7 @@ struct PanelProduct {
   DType dtype = DType::kF32;         // of the weights
   const std::byte* codes = nullptr;  // of the panel's first tile (common/model/tiled_layout.h)
   const std::byte* scales = nullptr;
+  const std::byte* row_headers = nullptr;  // of the panel's first row, or null where the type has none
   int64_t num_outputs = 0;            // in [1, kPanelRows]; tiles = ceil(num_outputs / 16), all of them whole in memory
   int64_t num_blocks = 0;             // column blocks
   const QuantizedRows* in = nullptr;  // quantised types; ActivationsFor(dtype)

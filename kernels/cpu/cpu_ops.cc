@@ -23,8 +23,6 @@ static_assert(kBlock == kTileCols && kLanes == kTileRows && kAttentionTile == kK
 
 constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-bool IsQuantized(DType type) { return type == DType::kMXFP4 || type == DType::kQ4_0 || type == DType::kQ8_0; }
-
 // A region of the pool costs a few microseconds to start and join; what one core reads from the cache in less than that,
 // it does alone.
 constexpr int64_t kInlineBytes = 96 * 1024;
@@ -43,6 +41,7 @@ PanelProduct PanelOf(const TiledMatrix& weight, int64_t panel, const float* bias
   p.dtype = weight.layout.dtype;
   p.codes = weight.data + weight.layout.code_offset(first_tile, 0);
   p.scales = weight.data + weight.layout.scale_offset(first_tile, 0);
+  if (weight.layout.row_bytes > 0) p.row_headers = weight.data + weight.layout.row_offset(first_tile);
   p.num_outputs = std::min<int64_t>(kPanelRows, weight.layout.rows - first_tile * kTileRows);
   p.num_blocks = weight.layout.col_blocks();
   p.bias = bias == nullptr ? nullptr : bias + first_tile * kTileRows;
@@ -418,10 +417,11 @@ class CpuOps final : public HostOps {
     const int64_t num_hidden = first_hidden.back(), n_ff = layout.down.cols;
     if (num_hidden == 0) return absl::OkStatus();
 
-    QuantizedRows inputs[2], hidden;  // inputs by Activations: gate and up may be of different types
+    QuantizedRows inputs[kNumActivations], hidden;  // inputs by Activations: gate and up may be of different types
     for (const DType type : {layout.gate.dtype, layout.up.dtype}) {
+      if (!IsQuantized(type)) continue;
       QuantizedRows& rows = inputs[static_cast<int>(ActivationsFor(type))];
-      if (IsQuantized(type) && rows.blocks == nullptr) rows = QuantizeRows(ActivationsFor(type), in, needed.data());
+      if (rows.blocks == nullptr) rows = QuantizeRows(ActivationsFor(type), in, needed.data());
     }
     const bool quantize_hidden = IsQuantized(layout.down.dtype);
     const Activations hidden_kind = ActivationsFor(layout.down.dtype);
@@ -585,7 +585,7 @@ class CpuOps final : public HostOps {
   const CpuKernels& kernels_;
   const std::unique_ptr<ThreadPool> pool_;
   std::vector<Thread> threads_;          // scratch of each thread of the pool
-  Scratch inputs_[2], hidden_, logits_;  // inputs by Activations
+  Scratch inputs_[kNumActivations], hidden_, logits_;  // inputs by Activations
 };
 
 }  // namespace

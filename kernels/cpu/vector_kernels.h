@@ -60,7 +60,13 @@ inline void QuantizeBlock(Activations kind, F32x16 a, F32x16 b, std::byte* block
   const F32x16 inverse = F32x16::Broadcast(1.0f / bounded);
   const F32x16 low = F32x16::Broadcast(-127.0f), high = F32x16::Broadcast(127.0f);
   const F32x16 steps[2] = {Min(Max(a * inverse, low), high), Min(Max(b * inverse, low), high)};
-  const int32_t sum = StoreRounded(codes, steps[0]) + StoreRounded(codes + 16, steps[1]);
+  const int32_t sums[2] = {StoreRounded(codes, steps[0]), StoreRounded(codes + 16, steps[1])};
+  if (kind == Activations::kHalves) {
+    *scale = bounded;
+    offset[0] = -128 * sums[0], offset[1] = -128 * sums[1];
+    return;
+  }
+  const int32_t sum = sums[0] + sums[1];
   if (kind == Activations::kNarrow) {
     *scale = bounded;
     *offset = -128 * sum;

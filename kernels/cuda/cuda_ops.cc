@@ -20,6 +20,7 @@
 #include "kernels/cuda/expert_mlp.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/logits.h"
+#include "kernels/cuda/products.h"
 #include "kernels/cuda/rope_store.h"
 #include "kernels/cuda/routing.h"
 #include "kernels/cuda/rows.h"
@@ -304,6 +305,18 @@ class CudaOps final : public Ops {
     args.accumulate = accumulate;
     last_ = "MatMul";
     return ProductStatus(TiledGemm(product_device_, args, compute_.get()), "MatMul");
+  }
+
+  absl::Status CheckWeights(DType dtype) const override {
+    if (WithWeightType(dtype, []<DType>() { return cudaSuccess; }) == cudaSuccess) return absl::OkStatus();
+    return Unimplemented("type %s; the CUDA backend takes F32, F16, BF16, Q8_0, Q4_0 and MXFP4", NameOf(dtype));
+  }
+
+  absl::Status CheckExperts(const ExpertLayout& layout) const override {
+    for (const TiledLayout* matrix : {&layout.gate, &layout.up, &layout.down}) RETURN_IF_ERROR(CheckWeights(matrix->dtype));
+    if (layout.gate.dtype == layout.up.dtype) return absl::OkStatus();
+    return Unimplemented("gate in %s beside up in %s; the CUDA backend takes one type for both", NameOf(layout.gate.dtype),
+                         NameOf(layout.up.dtype));
   }
 
   absl::Status CheckKvCache(const KvLayer& cache) const override {

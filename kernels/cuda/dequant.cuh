@@ -15,37 +15,11 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "common/model/dtype.h"
+#include "common/model/formats/formats.h"
 #include "kernels/cuda/device_code.cuh"
 
 namespace ferry::cuda {
 
-// Bytes of one block of 32: its codes, and its scale.
-__host__ __device__ constexpr int CodeBytes(DType type) {
-  switch (type) {
-    case DType::kMXFP4:
-    case DType::kQ4_0:
-      return 16;
-    case DType::kQ8_0:
-      return 32;
-    case DType::kF16:
-    case DType::kBF16:
-      return 64;
-    default:
-      return 128;
-  }
-}
-__host__ __device__ constexpr int ScaleBytes(DType type) {
-  switch (type) {
-    case DType::kMXFP4:
-      return 1;
-    case DType::kQ4_0:
-    case DType::kQ8_0:
-      return 2;
-    default:
-      return 0;
-  }
-}
 template <typename T>
 inline constexpr bool kIsBf16 = std::is_same_v<T, __nv_bfloat16>;
 
@@ -136,8 +110,8 @@ __device__ inline uint32_t ConvertPair(uint32_t bits) {
 template <DType kType, typename Act>
 struct Decoder {
   static constexpr bool kFourBit = kType == DType::kMXFP4 || kType == DType::kQ4_0;
-  static constexpr bool kHasScale = ScaleBytes(kType) > 0;
-  static constexpr int kVectors = CodeBytes(kType) / 16;
+  static constexpr bool kHasScale = Format<kType>::kScaleBytes > 0;
+  static constexpr int kVectors = Format<kType>::kCodeBytes / 16;
 
   // A scale as the decoding wants it. MXFP4: a pair of Act; the rest: scale, and -scale * zero, for a multiply-add.
   struct Scale {
@@ -162,8 +136,8 @@ struct Decoder {
     return out;
   }
   __device__ static uint32_t LoadScaleBits(const std::byte* scale) {
-    if constexpr (ScaleBytes(kType) == 1) return *reinterpret_cast<const uint8_t*>(scale);
-    if constexpr (ScaleBytes(kType) == 2) return *reinterpret_cast<const uint16_t*>(scale);
+    if constexpr (Format<kType>::kScaleBytes == 1) return *reinterpret_cast<const uint8_t*>(scale);
+    if constexpr (Format<kType>::kScaleBytes == 2) return *reinterpret_cast<const uint16_t*>(scale);
     return 0;
   }
 

@@ -50,8 +50,8 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kTokenTiles == 1 ? kWarpsPe
     const ProductMatrix& matrix = m < kRowTiles ? params.first : params.second;
     const int row_tile = min(first_tile + m % kRowTiles, row_tiles - 1);
     const int64_t row = static_cast<int64_t>(row_tile) * col_blocks * 16 + g;  // in units of one block of one row
-    codes[m] = task.weights + matrix.codes + row * CodeBytes(kType);
-    scales[m] = task.weights + matrix.scales + row * ScaleBytes(kType);
+    codes[m] = task.weights + matrix.codes + row * Format<kType>::kCodeBytes;
+    scales[m] = task.weights + matrix.scales + row * Format<kType>::kScaleBytes;
   }
   struct Raw {
     uint4 codes[kTiles][2][Codes::kVectors];
@@ -67,13 +67,13 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, kTokenTiles == 1 ? kWarpsPe
         const int64_t at = static_cast<int64_t>(block) * 16 + 8 * half;
 #pragma unroll
         for (int v = 0; v < Codes::kVectors; ++v) {
-          raw->codes[m][half][v] = valid ? LoadStreaming(codes[m] + at * CodeBytes(kType) + 16 * v) : uint4{0, 0, 0, 0};
+          raw->codes[m][half][v] = valid ? LoadStreaming(codes[m] + at * Format<kType>::kCodeBytes + 16 * v) : uint4{0, 0, 0, 0};
         }
-        raw->scales[m][half] = valid ? Codes::LoadScaleBits(scales[m] + at * ScaleBytes(kType)) : 0;
+        raw->scales[m][half] = valid ? Codes::LoadScaleBits(scales[m] + at * Format<kType>::kScaleBytes) : 0;
       }
     }
   };
-  constexpr bool kAhead = CodeBytes(kType) * kTiles <= 64;  // registers for one more group of codes
+  constexpr bool kAhead = Format<kType>::kCodeBytes * kTiles <= 64;  // registers for one more group of codes
   Raw raw;
   if (kAhead) load(warp, &raw);  // on its way while the rows are looked up
 

@@ -52,8 +52,8 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, 1) ProductsMmaKernel(const 
     const ProductMatrix& matrix = kFused && m == 1 ? params.second : params.first;
     row_tile[m] = kFused ? tile.panel * kWarps + warp : (tile.panel * kWarps + warp) * 2 + m;
     const int64_t row = static_cast<int64_t>(min(row_tile[m], row_tiles - 1)) * col_blocks * 16 + g;
-    codes[m] = task.weights + matrix.codes + row * CodeBytes(kType);
-    scales[m] = task.weights + matrix.scales + row * ScaleBytes(kType);
+    codes[m] = task.weights + matrix.codes + row * Format<kType>::kCodeBytes;
+    scales[m] = task.weights + matrix.scales + row * Format<kType>::kScaleBytes;
   }
 
   struct Raw {
@@ -68,10 +68,10 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, 1) ProductsMmaKernel(const 
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int64_t at = static_cast<int64_t>(block) * 16 + 8 * half;
-        const uint4* source = reinterpret_cast<const uint4*>(codes[m] + at * CodeBytes(kType));
+        const uint4* source = reinterpret_cast<const uint4*>(codes[m] + at * Format<kType>::kCodeBytes);
 #pragma unroll
         for (int v = 0; v < Codes::kVectors; ++v) raw->codes[m][half][v] = valid ? __ldg(source + v) : uint4{0, 0, 0, 0};
-        raw->scales[m][half] = valid ? Codes::LoadScaleBits(scales[m] + at * ScaleBytes(kType)) : 0;
+        raw->scales[m][half] = valid ? Codes::LoadScaleBits(scales[m] + at * Format<kType>::kScaleBytes) : 0;
       }
     }
   };
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize, 1) ProductsMmaKernel(const 
   };
 
   float sum[2][kTokens / 8][4] = {};
-  constexpr bool kAhead = CodeBytes(kType) <= 32;  // registers for one more group of codes
+  constexpr bool kAhead = Format<kType>::kCodeBytes <= 32;  // registers for one more group of codes
   Raw raw;
   stage(0);
   if (kAhead) load(0, &raw);

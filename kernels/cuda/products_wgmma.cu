@@ -38,8 +38,8 @@ struct Config {
 
   // What lies where in shared memory.
   static constexpr int kRows = kTokens * kRowBytes;
-  static constexpr int kSlotCodes = kStageBlocks * 16 * CodeBytes(kType);
-  static constexpr int kSlotScales = kStageBlocks * 16 * ScaleBytes(kType);
+  static constexpr int kSlotCodes = kStageBlocks * 16 * Format<kType>::kCodeBytes;
+  static constexpr int kSlotScales = kStageBlocks * 16 * Format<kType>::kScaleBytes;
   static constexpr int kCodes = kSlots * kSlotCodes, kScales = kSlots * kSlotScales;
   // Finished outputs [row][column] of a warpgroup: 16 bytes more a row than it has spread the banks.
   static constexpr int kOutPitch = 2 * kOutColumns + 16, kOutPitchF32 = 4 * kOutColumns + 16;
@@ -121,8 +121,8 @@ class Producer {
     // Slots are row tiles of weights: the panel's of the first matrix, then of the second. A thread's copies of codes
     // go through the slots in steps.
     const int first_tile = tile.panel * (kFused ? C::kSlots / 2 : C::kSlots);
-    const int64_t tile_codes = static_cast<int64_t>(col_blocks) * 16 * CodeBytes(kType);
-    const int64_t tile_scales = static_cast<int64_t>(col_blocks) * 16 * ScaleBytes(kType);
+    const int64_t tile_codes = static_cast<int64_t>(col_blocks) * 16 * Format<kType>::kCodeBytes;
+    const int64_t tile_scales = static_cast<int64_t>(col_blocks) * 16 * Format<kType>::kScaleBytes;
     const auto slot_tile = [&](int slot) { return min(first_tile + (kFused ? slot % (C::kSlots / 2) : slot), row_tiles - 1); };
     const std::byte* base = task.weights + params_.first.codes + slot_tile(0) * tile_codes;
     const std::byte* pointers[kOffsets ? 1 : kCodePointers] = {};
@@ -272,8 +272,8 @@ __device__ __forceinline__ void Multiply(int stages, const std::byte* shared, in
       for (int half = 0; half < 2; ++half) {
         const int row = (half == 0 ? low : high) + 16 * block;
         uint32_t pairs[4];
-        Codes::Fragment(codes + row * CodeBytes(kType), g, q,
-                        Codes::MakeScale(Codes::LoadScaleBits(scales + row * ScaleBytes(kType))), pairs);
+        Codes::Fragment(codes + row * Format<kType>::kCodeBytes, g, q,
+                        Codes::MakeScale(Codes::LoadScaleBits(scales + row * Format<kType>::kScaleBytes)), pairs);
 #pragma unroll
         for (int i = 0; i < 4; ++i) weights[block][2 * i + half] = pairs[i];
       }

@@ -36,7 +36,7 @@ void ReadEverything(const GgufFile& file, std::span<const std::byte> bytes) {
     Require(file.FindTensor(tensor.name) == &tensor);
     Require(tensor.data.data() >= bytes.data() && tensor.data.data() + tensor.bytes() <= bytes.data() + bytes.size());
     std::vector<float> row(static_cast<size_t>(tensor.cols()));
-    const bool decoded = DecodeRows(tensor.dtype, tensor.data.first(tensor.row_bytes()), row).ok();
+    const bool decoded = DecodeRows(tensor.dtype, tensor.cols(), tensor.data.first(tensor.row_bytes()), row).ok();
     Require(decoded == InfoOf(tensor.dtype)->computable);
   }
   const absl::StatusOr<ModelConfig> config = ModelConfig::FromGguf(file);
@@ -49,7 +49,7 @@ void ReadEverything(const GgufFile& file, std::span<const std::byte> bytes) {
       if (part.tensor == nullptr) continue;
       const std::span<const std::byte> last = part.Of(config->router.num_experts - 1);
       std::vector<float> values(static_cast<size_t>(part.rows * part.cols));
-      Require(DecodeRows(part.dtype(), last, values).ok());
+      Require(DecodeRows(part.dtype(), part.cols, last, values).ok());
     }
   }
 }

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -14,9 +15,9 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-absl::StatusOr<std::vector<float>> Decode(DType dtype, const GgufBytes& data, size_t elements) {
+absl::StatusOr<std::vector<float>> Decode(DType dtype, const GgufBytes& data, int64_t elements) {
   std::vector<float> values(elements);
-  RETURN_IF_ERROR(DecodeRows(dtype, data.bytes(), values));
+  RETURN_IF_ERROR(DecodeRows(dtype, std::max<int64_t>(1, elements), data.bytes(), values));
   return values;
 }
 

@@ -24,7 +24,7 @@ struct Moments {
 };
 Moments MomentsOf(const TensorInfo& tensor) {
   std::vector<float> values(static_cast<size_t>(tensor.rows() * tensor.cols()));
-  EXPECT_OK(DecodeRows(tensor.dtype, tensor.data, values));
+  EXPECT_OK(DecodeRows(tensor.dtype, tensor.cols(), tensor.data, values));
   Moments moments;
   for (const float value : values) {
     moments.mean += value;

@@ -18,7 +18,7 @@ using testing::HasSubstr;
 
 constexpr DType kTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kMXFP4};
 
-int64_t GgufRowBytes(const TiledLayout& layout) { return layout.col_blocks() * (layout.code_bytes + layout.scale_bytes); }
+int64_t GgufRowBytes(const TiledLayout& layout) { return layout.gguf_row_bytes(); }
 
 // What the GGUF format says an element is, written from its definition and not from the tiled one.
 double GgufValue(DType dtype, const std::vector<std::byte>& rows, int64_t cols, int64_t row, int64_t col) {

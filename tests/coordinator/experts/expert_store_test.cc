@@ -42,7 +42,7 @@ TEST_F(ExpertStoreTest, HoldsTheValuesOfTheFile) {
       ASSERT_OK_AND_ASSIGN(const std::span<const std::byte> record, store_->Record(layer, expert));
       const TiledMatrix down = layout.Down(record.data());
       std::vector<float> values(down.layout.rows * down.layout.cols);
-      ASSERT_OK(DecodeRows(tensors.down.dtype(), tensors.down.Of(expert), values));
+      ASSERT_OK(DecodeRows(tensors.down.dtype(), tensors.down.cols, tensors.down.Of(expert), values));
       for (int64_t row = 0; row < down.layout.rows; row += 37) {
         for (int64_t col = 0; col < down.layout.cols; ++col) {
           ASSERT_EQ(TiledValue(down, row, col), values[row * down.layout.cols + col]) << "row " << row << " col " << col;
