@@ -80,7 +80,8 @@ Command AddMakeModel(CLI::App& app) {
   app.add_option("--vocab", options->vocab);
   app.add_option("--context", options->context);
   app.add_option("--sliding-window", options->window);
-  app.add_option("--expert-type", options->expert_type, "any type that Ferry computes with: mxfp4, q8_0, q4_0")->capture_default_str();
+  app.add_option("--expert-type", options->expert_type, "any type that Ferry computes with: mxfp4, q8_0, q4_0")
+      ->capture_default_str();
   app.add_option("--dense-type", options->dense_type, "of attention, embedding and output")->capture_default_str();
   app.add_option("--router-bias-spread", options->bias_spread,
                  "standard deviation of the router's biases: how unevenly experts are used")

@@ -78,8 +78,8 @@ class Ops {
   virtual absl::Status RmsNorm(Tensor x, const float* weight, double epsilon, Tensor out) = 0;
   // out = in W^T + bias (F32 [rows of W], may be null), in: act; out: act or F32. accumulate: out += (F32 only).
   virtual absl::Status MatMul(Tensor in, const TiledMatrix& weight, const float* bias, Tensor out, bool accumulate) = 0;
-  // Whether this backend multiplies (and looks up rows of) weights of that type, and computes such experts. Unimplemented names what
-  // it does not take.
+  // Whether this backend multiplies (and looks up rows of) weights of that type, and computes such experts. Unimplemented names
+  // what it does not take.
   virtual absl::Status CheckWeights(DType dtype) const = 0;
   virtual absl::Status CheckExperts(const ExpertLayout& layout) const = 0;
   // Whether this backend supports a cache of such types and sizes; ignores the plane pointers. InvalidArgument or Unimplemented

@@ -368,7 +368,8 @@ absl::Status Stage::Allocate() {
   if (num_slots > 0) {
     for (int64_t layer = options_.first_layer; layer < options_.end_layer; ++layer) {
       if (const absl::Status taken = ops_.CheckExperts(options_.arena.layer(layer)); !taken.ok()) {
-        return Annotate(taken, absl::StrFormat("tensors 'blk.%d.ffn_*_exps.weight' (--vram-experts 0 leaves them to the CPU)", layer));
+        return Annotate(taken,
+                        absl::StrFormat("tensors 'blk.%d.ffn_*_exps.weight' (--vram-experts 0 leaves them to the CPU)", layer));
       }
     }
     ASSIGN_OR_RETURN(cache_,

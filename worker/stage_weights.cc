@@ -47,6 +47,7 @@ class TiledUpload {
     ASSIGN_OR_RETURN(const TiledLayout piece, TiledLayout::Create(layout_.dtype, num_rows, layout_.cols));
     staging_.resize(piece.bytes);
     RETURN_IF_ERROR(TileRows(piece, 0, num_rows, rows, staging_));
+    RETURN_IF_ERROR(CheckScales(piece, next_row_, staging_));
     const std::span<const std::byte> staged(staging_);
     const int64_t tile = next_row_ / kTileRows;
     RETURN_IF_ERROR(ops_.Upload(device_ + layout_.code_offset(tile, 0), staged.first(piece.code_offset(piece.row_tiles(), 0))));
@@ -207,8 +208,8 @@ class StageWeights::Loader {
   absl::Status LoadMatrix(const DenseTensor& tensor, TiledMatrix& out) {
     RETURN_IF_ERROR(CheckNext(tensor));
     const DType dtype = next_->dtype;
-    RETURN_IF_ERROR(ops_.CheckWeights(dtype));
     ASSIGN_OR_RETURN(const int64_t row_bytes, DenseRowBytes(dtype, tensor.cols));
+    RETURN_IF_ERROR(ops_.CheckWeights(dtype));
     ASSIGN_OR_RETURN(const TiledLayout layout, TiledLayout::Create(dtype, tensor.rows, tensor.cols));
     ASSIGN_OR_RETURN(std::byte* const device, Allocate(layout.bytes));
     TiledUpload upload(&ops_, layout, device, row_bytes);
@@ -264,7 +265,7 @@ class StageWeights::Loader {
     std::vector<float> keys(nope * rank), transposed(rank * nope);
     absl::Status decoded;
     RETURN_IF_ERROR(PlaceHeads(DType::kF32, tensor.heads, rank, nope, out.key_up, [&](int64_t head) {
-      decoded.Update(DecodeRows(all.dtype, rows_of(head, 0, nope), keys));
+      decoded.Update(DecodeRows(all.dtype, rank, rows_of(head, 0, nope), keys));
       for (int64_t row = 0; row < nope; ++row) {
         for (int64_t col = 0; col < rank; ++col) transposed[col * nope + row] = keys[row * rank + col];
       }
@@ -283,6 +284,7 @@ class StageWeights::Loader {
     std::vector<std::byte> tiled(layout.bytes);
     for (int64_t head = 0; head < num_heads; ++head) {
       RETURN_IF_ERROR(TileRows(layout, 0, rows, rows_of(head), tiled));
+      RETURN_IF_ERROR(CheckScales(layout, head * rows, tiled));
       RETURN_IF_ERROR(ops_.Upload(device + head * layout.bytes, tiled));
     }
     out = {layout, device, num_heads};

@@ -20,6 +20,7 @@ using gguf::Printable;
 static_assert(std::endian::native == std::endian::little, "GGUF is read in place, as little-endian");
 
 constexpr uint64_t kMaxTensorNameBytes = 127;  // the format says 64; some tools write longer ones
+constexpr uint32_t kFirstRepacked = 200;       // ik_llama.cpp adds it to a type's id for rows that are interleaved
 constexpr uint32_t kOllamaMxfp4 = 4;           // ggml's Q4_2 once, removed from the format; ollama writes MXFP4 under it
 // More keys or tensors than any model has, few enough that their descriptions fit into memory.
 constexpr uint64_t kMaxCount = uint64_t{1} << 20;
@@ -33,6 +34,22 @@ struct RawTensor {
   uint64_t data_offset;  // as stored: from the start of the data section
   uint64_t bytes;
 };
+
+// The name of a type whose codes walk a trellis, which Ferry does not decode; else empty.
+std::string_view TrellisName(DType type) {
+  switch (type) {
+    case DType::kIQ1_KT:
+      return "IQ1_KT";
+    case DType::kIQ2_KT:
+      return "IQ2_KT";
+    case DType::kIQ3_KT:
+      return "IQ3_KT";
+    case DType::kIQ4_KT:
+      return "IQ4_KT";
+    default:
+      return {};
+  }
+}
 
 // A tensor's description, its size computed; where its data lies is not known yet.
 absl::StatusOr<RawTensor> ReadTensorInfo(Cursor& cursor) {
@@ -67,6 +84,16 @@ absl::StatusOr<RawTensor> ReadTensorInfo(Cursor& cursor) {
                           "unknown tensor type %d (removed from GGUF); ollama's gpt-oss files use it with a different layout: "
                           "take a GGUF file made for llama.cpp",
                           type);
+  }
+  if (const std::optional<DTypeInfo> plain = type >= kFirstRepacked ? InfoOf(DType(type - kFirstRepacked)) : std::nullopt) {
+    return cursor.ErrorAt(type_offset,
+                          "tensor type %d is %s with interleaved rows, a form of ik_llama.cpp's own CPU kernels: take the file "
+                          "without _R4 or _R8 in its name",
+                          type, plain->name);
+  }
+  if (const std::string_view trellis = TrellisName(tensor.info.dtype); !trellis.empty()) {
+    return cursor.ErrorAt(type_offset, "tensor type %d is ik_llama.cpp's %s, a trellis: take a file of its K or KS types instead",
+                          type, trellis);
   }
   if (!dtype) return cursor.ErrorAt(type_offset, "unknown tensor type %d", type);
   if (tensor.info.cols() % dtype->block_elements != 0) {

@@ -211,8 +211,7 @@ GgufWriter::Plan GgufWriter::PlanFile(std::string path, std::span<const Entry> e
   for (size_t i = 0; i < tensors.size(); ++i) {
     const DTypeInfo info = *InfoOf(tensors[i].dtype);
     // Whole blocks; of types with a header before each row, whole rows.
-    const uint64_t unit =
-        static_cast<uint64_t>(info.row_header_bytes > 0 ? info.RowBytes(tensors[i].dims[0]) : info.block_bytes);
+    const uint64_t unit = static_cast<uint64_t>(info.row_header_bytes > 0 ? info.RowBytes(tensors[i].dims[0]) : info.block_bytes);
     const uint64_t chunk = std::max<uint64_t>(1, kChunkBytes / unit) * unit;
     for (uint64_t offset = 0; offset < tensors[i].bytes; offset += chunk) {
       plan.chunks.push_back(

@@ -42,7 +42,8 @@ absl::Status DecodeRows(DType dtype, int64_t cols, std::span<const std::byte> da
   if (cols < 1 || cols % info->block_elements != 0) {
     return InvalidArgument("%d elements are not whole blocks of %d, which %s has", cols, info->block_elements, info->name);
   }
-  if (out.size() % static_cast<size_t>(cols) != 0) return InvalidArgument("%d elements are not whole rows of %d", out.size(), cols);
+  if (out.size() % static_cast<size_t>(cols) != 0)
+    return InvalidArgument("%d elements are not whole rows of %d", out.size(), cols);
   const CheckedSize bytes = CheckedSize(out.size() / static_cast<size_t>(cols)) * CheckedSize(info->RowBytes(cols));
   if (!bytes.valid() || bytes.value() != data.size()) {
     return InvalidArgument("%d elements of %s do not take %d bytes", out.size(), info->name, data.size());

@@ -1,8 +1,8 @@
 #pragma once
 
 // The element types of GGUF tensors: ids, names and block sizes of the whole ggml table, and which of them Ferry computes
-// with. Ids are those of the GGUF format (ggml.h, enum ggml_type); 4, 5 and 31 to 33, 36 to 38 were removed from it. Those from 133
-// on are ik_llama.cpp's.
+// with. Ids are those of the GGUF format (ggml.h, enum ggml_type); 4, 5 and 31 to 33, 36 to 38 were removed from it. Those from
+// 133 on are ik_llama.cpp's.
 
 #include <cstdint>
 #include <optional>
@@ -68,10 +68,10 @@ enum class DType : uint32_t {
 };
 
 struct DTypeInfo {
-  std::string_view name;   // as GGUF tools print it: "MXFP4", "Q8_0"
-  int64_t block_elements;  // elements that share one block
-  int64_t block_bytes;     // bytes of one block
-  bool computable;         // Ferry decodes and multiplies it: it has a format (formats/formats.h)
+  std::string_view name;         // as GGUF tools print it: "MXFP4", "Q8_0"
+  int64_t block_elements;        // elements that share one block
+  int64_t block_bytes;           // bytes of one block
+  bool computable;               // Ferry decodes and multiplies it: it has a format (formats/formats.h)
   int64_t row_header_bytes = 0;  // before the blocks of each row
 
   // Of one row of `cols` elements, whole blocks.

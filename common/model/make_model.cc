@@ -12,6 +12,7 @@
 #include "common/gguf/gguf.h"
 #include "common/half.h"
 #include "common/model/model_config.h"
+#include "common/model/random_blocks.h"
 
 namespace ferry {
 namespace {
@@ -115,7 +116,7 @@ void FillFloats(int mantissa_bits, int exponent_bits, double rms, Random& random
 }
 
 // A matrix of a computable type whose elements have mean about 0 and the given root mean square.
-GgufWriter::Fill RandomMatrix(DType dtype, double rms, uint64_t seed, uint64_t stream) {
+GgufWriter::Fill RandomMatrix(DType dtype, int64_t cols, double rms, uint64_t seed, uint64_t stream) {
   return [=](uint64_t offset, std::span<std::byte> out) {
     Random random = RandomFor(seed, stream, offset);
     switch (dtype) {
@@ -129,8 +130,11 @@ GgufWriter::Fill RandomMatrix(DType dtype, double rms, uint64_t seed, uint64_t s
         return FillFloats<uint16_t>(10, 5, rms, random, out);
       case DType::kBF16:
         return FillFloats<uint16_t>(7, 8, rms, random, out);
+      case DType::kF32:
+        return FillFloats<uint32_t>(23, 8, rms, random, out);
       default:
-        return FillFloats<uint32_t>(23, 8, rms, random, out);  // F32
+        return FillRandomBlocks(
+            dtype, cols, rms, [&] { return random.Next(); }, out);
     }
   };
 }
@@ -301,7 +305,8 @@ class TensorMaker {
   TensorMaker(const MakeModelOptions& options, GgufWriter& writer) : options_(options), writer_(writer) {}
 
   absl::Status Matrix(std::string_view name, DType dtype, std::vector<int64_t> dims, double rms) {
-    return writer_.AddTensor(name, dtype, std::move(dims), RandomMatrix(dtype, rms, options_.seed, stream_++));
+    const int64_t cols = dims[0];
+    return writer_.AddTensor(name, dtype, std::move(dims), RandomMatrix(dtype, cols, rms, options_.seed, stream_++));
   }
   absl::Status Normal(std::string_view name, std::vector<int64_t> dims, double mean, double deviation) {
     return writer_.AddTensor(name, DType::kF32, std::move(dims), NormalVector(mean, deviation, options_.seed, stream_++));

@@ -30,9 +30,8 @@ absl::StatusOr<const TensorInfo*> FindChecked(const GgufFile& file, std::string_
                          NameOf(tensor->dtype), tensor->file_offset);
   }
   if (!InfoOf(tensor->dtype)->computable) {
-    return Unimplemented(
-        "%s: tensor '%s' is of type %s, which Ferry does not compute with; it takes %s (data at byte %d)", file.path(), name,
-        NameOf(tensor->dtype), ComputableTypes(), tensor->file_offset);
+    return Unimplemented("%s: tensor '%s' is of type %s, which Ferry does not compute with; it takes %s (data at byte %d)",
+                         file.path(), name, NameOf(tensor->dtype), ComputableTypes(), tensor->file_offset);
   }
   return tensor;
 }

@@ -1,6 +1,7 @@
 #include "common/model/tiled_layout.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "common/checked_size.h"
@@ -17,7 +18,7 @@ constexpr int64_t kMaxDimension = int64_t{1} << 31;
 
 // A type whose GGUF block is one scale and one field of codes, in this order, both kept as they are.
 template <typename F>
-inline constexpr bool kStreams = F::kIsPlain && F::CodeFields::kCount == 1 && F::ScaleFields::kCount <= 1;
+inline constexpr bool kStreams = F::kIsPlain&& F::CodeFields::kCount == 1 && F::ScaleFields::kCount <= 1;
 
 // Tiles such types at the rate of memory. Sizes are template arguments, so that a block is a few register moves and no call to
 // memcpy.
@@ -116,8 +117,11 @@ void ScatterFields(const uint8_t* part, int64_t row, uint8_t* entry) {
 template <typename F>
 struct RowOfTiles {
   RowOfTiles(const TiledLayout& layout, int64_t row)
-      : tile(row / kTileRows), row_in_tile(row % kTileRows), codes_at(layout.code_offset(tile, 0)),
-        scales_at(layout.scale_offset(tile, 0)), header_at(layout.row_offset(tile) + row_in_tile * F::kRowBytes) {}
+      : tile(row / kTileRows),
+        row_in_tile(row % kTileRows),
+        codes_at(layout.code_offset(tile, 0)),
+        scales_at(layout.scale_offset(tile, 0)),
+        header_at(layout.row_offset(tile) + row_in_tile * F::kRowBytes) {}
 
   int64_t CodesAt(int64_t unit, int i) const { return codes_at + (unit * F::kTiles + i) * kTileRows * F::kCodeBytes; }
   int64_t ScalesAt(int64_t unit, int i) const { return scales_at + (unit * F::kScaleBlocks + i) * kTileRows * F::kScaleBytes; }
@@ -198,9 +202,53 @@ void DecodeTile(const TiledMatrix& matrix, int64_t row, int64_t block, float* ou
   Parts<F> parts;
   GatherFields<typename F::CodeFields>(data + place.CodesAt(0, 0) + block * kTileRows * F::kCodeBytes, place.row_in_tile,
                                        parts.codes[0]);
-  GatherFields<typename F::ScaleFields>(
-      data + place.ScalesAt(0, 0) + block / F::kTilesPerScale * kTileRows * F::kScaleBytes, place.row_in_tile, parts.scales[0]);
+  GatherFields<typename F::ScaleFields>(data + place.ScalesAt(0, 0) + block / F::kTilesPerScale * kTileRows * F::kScaleBytes,
+                                        place.row_in_tile, parts.scales[0]);
   ValuesOf<F>(parts.codes[0], parts.scales[0], data + place.header_at, static_cast<int>(block % F::kTilesPerScale), out);
+}
+
+// The first row of the sixteen of `entry` whose scale is not finite, or kTileRows.
+template <typename F>
+int64_t FirstBrokenScale(const uint8_t* entry) {
+  if constexpr (F::kHalves > 0) {
+    uint16_t halves[F::kHalves * kTileRows];
+    std::memcpy(halves, entry, sizeof(halves));
+    int broken = 0;  // without branches, so that compilers make vectors of it
+    for (const uint16_t half : halves) broken |= (half & 0x7C00) == 0x7C00;
+    if (broken == 0) return kTileRows;
+    for (int64_t i = 0; i < F::kHalves * kTileRows; ++i) {
+      if (!IsFiniteHalf(halves[i])) return i % kTileRows;
+    }
+  } else if constexpr (requires { &F::Finite; }) {
+    for (int64_t row = 0; row < kTileRows; ++row) {
+      uint8_t scales[F::kScaleBytes];
+      GatherFields<typename F::ScaleFields>(entry, row, scales);
+      if (!F::Finite(scales)) return row;
+    }
+  }
+  return kTileRows;
+}
+
+template <typename F>
+absl::Status CheckScalesOf(const TiledLayout& layout, int64_t first_row, const uint8_t* matrix) {
+  if constexpr (F::kScaleBytes > 0) {
+    for (int64_t tile = 0; tile < layout.row_tiles(); ++tile) {
+      for (int64_t block = 0; block < layout.scale_blocks(); ++block) {
+        const int64_t row = FirstBrokenScale<F>(matrix + layout.scale_offset(tile, block));
+        if (row == kTileRows) continue;
+        return InvalidArgument("the scale of row %d, columns %d to %d, is not a finite number",
+                               first_row + tile * kTileRows + row, block * F::kScaleCols, (block + 1) * F::kScaleCols - 1);
+      }
+    }
+  }
+  if constexpr (F::kRowBytes > 0) {
+    for (int64_t row = 0; row < layout.rows; ++row) {
+      const uint8_t* const header = matrix + layout.row_offset(0) + row * F::kRowBytes;
+      const bool finite = F::kRowBytes == 4 ? std::isfinite(LoadAs<float>(header)) : IsFiniteHalf(LoadAs<uint16_t>(header));
+      if (!finite) return InvalidArgument("the scale of row %d is not a finite number", first_row + row);
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckRows(const TiledLayout& layout, int64_t first_row, int64_t num_rows, size_t gguf_bytes, size_t matrix_bytes) {
@@ -267,9 +315,21 @@ absl::Status UntileRows(const TiledLayout& layout, int64_t first_row, int64_t nu
   const auto* const from = reinterpret_cast<const uint8_t*>(matrix.data());
   auto* const to = reinterpret_cast<uint8_t*>(gguf_rows.data());
   WithFormat(layout.dtype, [&]<DType kType>() {
-    for (int64_t i = 0; i < num_rows; ++i) UntileRow<Format<kType>>(layout, first_row + i, from, to + i * layout.gguf_row_bytes());
+    for (int64_t i = 0; i < num_rows; ++i)
+      UntileRow<Format<kType>>(layout, first_row + i, from, to + i * layout.gguf_row_bytes());
   });
   return absl::OkStatus();
+}
+
+absl::Status CheckScales(const TiledLayout& layout, int64_t first_row, std::span<const std::byte> matrix) {
+  if (matrix.size() < static_cast<size_t>(layout.bytes)) {
+    return InvalidArgument("matrix holds %d bytes, want %d", matrix.size(), layout.bytes);
+  }
+  absl::Status status;
+  WithFormat(layout.dtype, [&]<DType kType>() {
+    status = CheckScalesOf<Format<kType>>(layout, first_row, reinterpret_cast<const uint8_t*>(matrix.data()));
+  });
+  return status;
 }
 
 double TiledValue(const TiledMatrix& matrix, int64_t row, int64_t col) {

@@ -3,15 +3,15 @@
 // The one layout of every matrix that Ferry multiplies, experts and dense weights alike, on the CPU and on the GPU.
 //
 // A weight matrix W [rows, cols] (y = W x) is cut into tiles of 16 rows by 32 columns: 16 rows are one AVX-512 register of float
-// sums and one tensor-core fragment, 32 columns are one quantisation block or a part of one. A tile's codes are contiguous, and the
-// tiles of 16 rows follow each other along the columns, so a CPU thread and a TMA copy both read one straight line of memory:
+// sums and one tensor-core fragment, 32 columns are one quantisation block or a part of one. A tile's codes are contiguous, and
+// the tiles of 16 rows follow each other along the columns, so a CPU thread and a TMA copy both read one straight line of memory:
 //
 //   codes   [row_tiles][cols / 32]          { field: [16 rows][field bytes] ... }   code_bytes a row
 //   scales  [row_tiles][cols / scale_cols]  { field: [16 rows][field bytes] ... }   scale_bytes a row; none for float types
 //   rows    [row_tiles]                     [16 rows][row_bytes]                    of types with a scale for a whole row
 //
-// Which fields a type has and what they mean: common/model/formats. No bits are added: the planes of whole tiles take as many bytes
-// as the GGUF rows. The simplest ones, whose block is a scale and one field of codes, as examples:
+// Which fields a type has and what they mean: common/model/formats. No bits are added: the planes of whole tiles take as many
+// bytes as the GGUF rows. The simplest ones, whose block is a scale and one field of codes, as examples:
 //
 //   type   code_bytes  codes of one block of 32                                     scale
 //   MXFP4  16          byte j: element j in bits 0-3, element j+16 in bits 4-7      u8, E8M0: 2^(s-127)
@@ -26,7 +26,7 @@
 #include <span>
 
 #include "common/model/dtype.h"
-#include "common/model/formats/format.h"
+#include "common/model/formats/tile_sizes.h"
 #include "common/status.h"
 
 namespace ferry {
@@ -37,13 +37,13 @@ struct TiledLayout {
   DType dtype = DType::kF32;
   int64_t rows = 0;
   int64_t cols = 0;
-  int64_t code_bytes = 0;             // of one row's 32 columns
-  int64_t scale_bytes = 0;            // of one row's scale_cols columns; 0 without scales
-  int64_t scale_cols = kTileCols;     // columns of one entry of the scale plane: 32 or 256
-  int64_t row_bytes = 0;              // of one row in the plane of rows; 0 without it
-  int64_t scales_offset = 0;          // bytes from the start of the matrix; the codes are at 0
-  int64_t rows_offset = 0;            // likewise
-  int64_t bytes = 0;                  // all planes, a multiple of kPlaneAlignment
+  int64_t code_bytes = 0;          // of one row's 32 columns
+  int64_t scale_bytes = 0;         // of one row's scale_cols columns; 0 without scales
+  int64_t scale_cols = kTileCols;  // columns of one entry of the scale plane: 32 or 256
+  int64_t row_bytes = 0;           // of one row in the plane of rows; 0 without it
+  int64_t scales_offset = 0;       // bytes from the start of the matrix; the codes are at 0
+  int64_t rows_offset = 0;         // likewise
+  int64_t bytes = 0;               // all planes, a multiple of kPlaneAlignment
 
   int64_t row_tiles() const { return (rows + kTileRows - 1) / kTileRows; }
   int64_t col_blocks() const { return cols / kTileCols; }
@@ -80,6 +80,10 @@ absl::Status TileRows(const TiledLayout& layout, int64_t first_row, int64_t num_
 // The opposite: the GGUF rows [first_row, first_row + num_rows) of `matrix`. InvalidArgument: sizes disagree.
 absl::Status UntileRows(const TiledLayout& layout, int64_t first_row, int64_t num_rows, std::span<const std::byte> matrix,
                         std::span<std::byte> gguf_rows);
+
+// Whether every scale in `matrix`, which holds layout.bytes, is a finite number; elements of float types are not looked at.
+// InvalidArgument names the row, counted from first_row, and the columns of the first one that is not. One pass over the scales.
+absl::Status CheckScales(const TiledLayout& layout, int64_t first_row, std::span<const std::byte> matrix);
 
 // One element's value: the plain definition of the layout, for references and tests.
 double TiledValue(const TiledMatrix& matrix, int64_t row, int64_t col);

@@ -27,8 +27,11 @@ absl::Status FillRecord(const ExpertTensors& tensors, const ExpertLayout& layout
                                                  {&tensors.up, &layout.up, layout.up_offset},
                                                  {&tensors.down, &layout.down, layout.down_offset}}};
   for (const MatrixSource& matrix : matrices) {
-    RETURN_IF_ERROR(TileRows(*matrix.layout, 0, matrix.layout->rows, matrix.part->Of(expert),
-                             record.subspan(matrix.offset, matrix.layout->bytes)));
+    const std::span<std::byte> tiles = record.subspan(matrix.offset, matrix.layout->bytes);
+    RETURN_IF_ERROR(TileRows(*matrix.layout, 0, matrix.layout->rows, matrix.part->Of(expert), tiles));
+    if (const absl::Status finite = CheckScales(*matrix.layout, matrix.part->first_row, tiles); !finite.ok()) {
+      return Annotate(finite, absl::StrFormat("tensor '%s', expert %d", matrix.part->tensor->name, expert));
+    }
   }
   if (!layout.has_bias) return absl::OkStatus();
   const std::array<BiasSource, 3> biases = {{{&tensors.gate_bias, layout.gate_bias_offset},

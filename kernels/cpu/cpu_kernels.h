@@ -28,9 +28,9 @@ inline constexpr int kAttentionRows = 16;  // rows of one attention task, at mos
 inline constexpr int64_t kMaxHeadDim = 1024;
 inline constexpr int64_t kMaxHeadGroup = 64;  // query heads of one kv head
 
-// How finely activations are kept (common/model/formats/format.h). Narrow, for weights of up to 6 bits: one byte a number. Halves:
-// the same with an offset for each 16 columns, for weights whose scale covers 16. Wide, for weights of 8 bits, where the activations'
-// rounding would be the larger error: a second byte holds 1/128ths of the first one's step. Twice the instructions;
+// How finely activations are kept (common/model/formats/format.h). Narrow, for weights of up to 6 bits: one byte a number.
+// Halves: the same with an offset for each 16 columns, for weights whose scale covers 16. Wide, for weights of 8 bits, where the
+// activations' rounding would be the larger error: a second byte holds 1/128ths of the first one's step. Twice the instructions;
 // docs/measurements/cpu.md says how much accuracy they buy.
 constexpr int kNumActivations = 3;
 // Of a type that is IsQuantized.
@@ -78,10 +78,10 @@ struct PanelProduct {
   const std::byte* codes = nullptr;  // of the panel's first tile (common/model/tiled_layout.h)
   const std::byte* scales = nullptr;
   const std::byte* row_headers = nullptr;  // of the panel's first row, or null where the type has none
-  int64_t num_outputs = 0;            // in [1, kPanelRows]; tiles = ceil(num_outputs / 16), all of them whole in memory
-  int64_t num_blocks = 0;             // column blocks
-  const QuantizedRows* in = nullptr;  // quantised types; ActivationsFor(dtype)
-  const float* float_in = nullptr;    // F32, F16, BF16: [rows][float_in_stride]
+  int64_t num_outputs = 0;                 // in [1, kPanelRows]; tiles = ceil(num_outputs / 16), all of them whole in memory
+  int64_t num_blocks = 0;                  // column blocks
+  const QuantizedRows* in = nullptr;       // quantised types; ActivationsFor(dtype)
+  const float* float_in = nullptr;         // F32, F16, BF16: [rows][float_in_stride]
   int64_t float_in_stride = 0;
   const int32_t* in_rows = nullptr;
   int64_t num_rows = 0;
@@ -94,6 +94,7 @@ struct PanelProduct {
   const std::byte* next_scales = nullptr;  // ahead; null: what follows in memory
   std::byte* scratch = nullptr;            // kPanelScratchBytes, 64-byte aligned, of this thread
 };
+using ProductFunction = void (*)(const PanelProduct& product);
 inline constexpr int64_t kPanelScratchBytes = 192 * 1024;
 
 // The up to 16 rows of one sequence, and the query heads of one kv head, against the cache.
@@ -150,6 +151,10 @@ struct CpuKernels {
   void (*attention)(const AttentionTask& task);
   float (*log_sum_exp)(const float* x, int64_t count);  // log(sum(exp(x))), count >= 1
 };
+
+// The products of the formats that readers_of_formats.h composes, null for other types and where the build has none.
+ProductFunction FormatProductAvx2(DType type);
+ProductFunction FormatProductAvx512(DType type);
 
 // Null where the build has no such table (another processor family). Whether the machine has it: cpu_features.h.
 const CpuKernels* PortableKernels();

@@ -584,7 +584,7 @@ class CpuOps final : public HostOps {
 
   const CpuKernels& kernels_;
   const std::unique_ptr<ThreadPool> pool_;
-  std::vector<Thread> threads_;          // scratch of each thread of the pool
+  std::vector<Thread> threads_;                        // scratch of each thread of the pool
   Scratch inputs_[kNumActivations], hidden_, logits_;  // inputs by Activations
 };
 

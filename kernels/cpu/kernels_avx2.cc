@@ -218,6 +218,7 @@ void PanelProductAvx2(const PanelProduct& p) {
     case DType::kQ8_0:
       return IntegerProduct<Q8_0>(p);
     default:
+      if (const ProductFunction product = FormatProductAvx2(p.dtype)) return product(p);
       return FloatPanelProduct(p);
   }
 }

@@ -400,6 +400,7 @@ void PanelProductAvx512(const PanelProduct& p) {
     case DType::kQ8_0:
       return IntegerProduct<Q8_0>(p);
     default:
+      if (const ProductFunction product = FormatProductAvx512(p.dtype)) return product(p);
       return FloatPanelProduct(p);
   }
 }

@@ -26,8 +26,8 @@ void GatherFields(const std::byte* entry, int64_t row, uint8_t* part) {
   }
 }
 
-// sum + the product of one block of weights and one of activations. Minima join the sum of the activations of their columns, which
-// is the offset.
+// sum + the product of one block of weights and one of activations. Minima join the sum of the activations of their columns,
+// which is the offset.
 template <typename F>
 float AddBlock(float sum, const IntegerBlock& w, const std::byte* in) {
   constexpr Activations kKind = kActivationsOf<F>;
@@ -83,7 +83,7 @@ void PanelProductPortable(const PanelProduct& p) {
     if constexpr (Format<kType>::kInteger) {
       IntegerProduct<Format<kType>>(p);
     } else {
-      FloatPanelProductOf<kType>(p);
+      FloatPanelProduct(p);
     }
   });
 }

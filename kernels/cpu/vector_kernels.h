@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/product_parts.h"
 
 namespace ferry {
 namespace {
@@ -35,15 +36,6 @@ inline F32x16 Exp(F32x16 x) {
   constexpr float kCoefficients[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
   for (const float coefficient : kCoefficients) sum = Fma(sum, r, F32x16::Broadcast(coefficient));
   return ZeroBelow(AddToExponent(sum, shifted), x, -87.0f);
-}
-
-// Parts of a block of QuantizedRows, which is aligned to 4 bytes.
-inline const int8_t* CodesOf(const std::byte* block) { return reinterpret_cast<const int8_t*>(block); }
-inline const float* ScaleOf(const std::byte* block, Activations kind) {
-  return reinterpret_cast<const float*>(block + CodeBytes(kind));
-}
-inline const int32_t* OffsetOf(const std::byte* block, Activations kind) {
-  return reinterpret_cast<const int32_t*>(block + CodeBytes(kind) + 4);
 }
 
 // NaN where a lane is NaN or infinity, else 0.
@@ -261,38 +253,6 @@ void FloatPanelProduct(const PanelProduct& p) {
   if (p.dtype == DType::kF16) return FloatPanelProductOf<DType::kF16>(p);
   if (p.dtype == DType::kBF16) return FloatPanelProductOf<DType::kBF16>(p);
   FloatPanelProductOf<DType::kF32>(p);
-}
-
-// -------------------------------------------------------------------------------------- integer products, what is shared
-
-// Adds bias and poison to the sums [num_rows][row_stride] of one tile and puts them where they belong. `sums` are in order
-// of output.
-inline void StoreTile(const PanelProduct& p, int64_t first_row, int64_t num_rows, int64_t tile, const float* sums,
-                      int64_t row_stride) {
-  const int64_t first = tile * kLanes;
-  const int64_t outputs = p.num_outputs - first < kLanes ? p.num_outputs - first : kLanes;
-  const uint32_t present = (1u << outputs) - 1;
-  F32x16 bias = F32x16::Zero();
-  if (p.bias != nullptr && present == 0xFFFF) {
-    bias = F32x16::Load(p.bias + first);
-  } else if (p.bias != nullptr) {
-    float lanes[kLanes] = {};
-    for (int64_t i = 0; i < outputs; ++i) lanes[i] = p.bias[first + i];
-    bias = F32x16::Load(lanes);
-  }
-  for (int64_t i = 0; i < num_rows; ++i) {
-    const int64_t row = first_row + i;
-    const int64_t in_row = p.in_rows == nullptr ? row : p.in_rows[row];
-    float* out = p.out + (p.out_rows == nullptr ? row : p.out_rows[row]) * p.out_stride + first;
-    const F32x16 sum = F32x16::Load(sums + i * row_stride) + (bias + F32x16::Broadcast(p.in->poison[in_row]));
-    if (present == 0xFFFF) {
-      (p.accumulate ? F32x16::Load(out) + sum : sum).Store(out);
-    } else {
-      float lanes[kLanes];
-      sum.Store(lanes);
-      for (int64_t j = 0; j < outputs; ++j) out[j] = p.accumulate ? out[j] + lanes[j] : lanes[j];
-    }
-  }
 }
 
 // ------------------------------------------------------------------------------------------------------------- attention

@@ -1,11 +1,13 @@
 // How near the CPU kernels come to the machine: every figure beside the ceiling that the same run measured.
 //
-//   cpu_kernels_bench [--isa auto] [--threads 0] [--only decode,prefill,experts,attention,rows] [--seconds 0.5] [--best]
+//   cpu_kernels_bench [--isa auto] [--threads 0] [--only decode,prefill,formats,experts,attention,rows] [--seconds 0.5] [--best]
 //
 // decode   MatMul of 1 to 8 rows, each call over another matrix, so that weights come from memory: us, GB/s of weights,
 //          share of the read rate
 // prefill  MatMul of 9 to 512 rows: us, GFLOP/s, share of the int8 peak (Q8_0 uses two int8 products for each of its
 //          own, so its limit is one half)
+// formats  every number format, columns of 2048: one row with weights from memory (GB/s, share of the read rate), and 512 rows
+//          (GFLOP/s, share of what Q4_0 reached)
 // experts  ExpertMlp at gpt-oss width (n_embd 2880, n_ff 2880, 32 experts, top 4), 1 to 512 tokens: both shares
 // attention, rows   the rest of a layer: us
 // Times are medians over --seconds of calls; with --best the fastest call, as the ceilings are: for a machine that others use.
@@ -19,6 +21,7 @@
 #include <vector>
 
 #include "CLI/CLI.hpp"
+#include "common/model/formats/formats.h"
 #include "kernels/cpu/cpu_features.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/host_probe.h"
@@ -144,6 +147,49 @@ void BenchPrefill(Ops& ops, const Options& options, const HostRates& rates) {
                   rate / 1e9, 100 * rate / peak, type == DType::kF16 ? " (of f32)" : "");
     }
   }
+}
+
+// A matrix of random weights; 64 of its rows are made and used over and over.
+void FillMatrix(const TiledLayout& layout, std::byte* data) {
+  constexpr int64_t kMadeRows = 64;
+  const std::vector<std::byte> rows = RandomGgufRows(layout.dtype, kMadeRows, layout.cols, /*seed=*/1, 0.02f);
+  for (int64_t row = 0; row < layout.rows; row += kMadeRows) {
+    Check(TileRows(layout, row, kMadeRows, rows, {data, static_cast<size_t>(layout.bytes)}));
+  }
+}
+
+void BenchFormats(Ops& ops, const Options& options, const HostRates& rates) {
+  constexpr int64_t kCols = 2048, kFewBytes = int64_t{64} << 20, kManyRows = 768, kTokens = 512;
+  std::printf("\nformats: W [rows of W, %d]; 512 rows of activations with W [%d, %d]\n%-8s %6s %8s %7s %9s %8s\n",
+              static_cast<int>(kCols), static_cast<int>(kManyRows), static_cast<int>(kCols), "type", "bits", "GB/s", "share",
+              "GFLOP/s", "of Q4_0");
+  std::vector<DeviceBuffer> keep;
+  const Tensor in = Floats(ops, keep, kTokens, kCols, 3), out = Floats(ops, keep, kTokens, kManyRows, 5);
+  double of_q4_0 = 0;
+  const auto measure = [&](DType type) {
+    const int64_t row_bytes = Check(TiledLayout::Create(type, 64, kCols)).gguf_row_bytes();
+    const TiledLayout few = Check(TiledLayout::Create(type, kFewBytes / row_bytes / 64 * 64, kCols));
+    const TiledLayout many = Check(TiledLayout::Create(type, kManyRows, kCols));
+    DeviceBuffer memory = Check(ops.Allocate(few.bytes + many.bytes)), few_out = Check(ops.Allocate(few.rows * 4));
+    FillMatrix(few, memory.data());
+    FillMatrix(many, memory.data() + few.bytes);
+    const Tensor row_out = {few_out.data(), DType::kF32, 1, few.rows};
+    const double few_seconds = SecondsOf(options, [&] {
+      Check(ops.MatMul(in.Rows(0, 1), {few, memory.data()}, nullptr, row_out, false));
+    });
+    const double many_seconds = SecondsOf(options, [&] {
+      Check(ops.MatMul(in, {many, memory.data() + few.bytes}, nullptr, out, false));
+    });
+    const double rate = static_cast<double>(few.bytes) / few_seconds, flops = 2.0 * kTokens * kManyRows * kCols / many_seconds;
+    if (type == DType::kQ4_0) of_q4_0 = flops;
+    std::printf("%-8s %6.3f %8.1f %6.1f%% %9.1f %7.1f%%\n", std::string(NameOf(type)).c_str(),
+                8.0 * static_cast<double>(row_bytes) / kCols, rate / 1e9, 100 * rate / rates.read_bytes_per_second, flops / 1e9,
+                100 * flops / of_q4_0);
+  };
+  for (const DType type : {DType::kQ4_0, DType::kQ8_0, DType::kMXFP4}) measure(type);
+  ForEachFormat([&]<DType kType>() {
+    if (Format<kType>::kInteger && kType != DType::kQ4_0 && kType != DType::kQ8_0 && kType != DType::kMXFP4) measure(kType);
+  });
 }
 
 void BenchExperts(Ops& ops, const Options& options, const HostRates& rates) {
@@ -307,6 +353,7 @@ int Main(int argc, char** argv) {
               rates.bf16_ops_per_second / 1e9, rates.f32_ops_per_second / 1e9);
   if (options.Wants("decode")) BenchDecode(*ops, options, rates);
   if (options.Wants("prefill")) BenchPrefill(*ops, options, rates);
+  if (options.Wants("formats")) BenchFormats(*ops, options, rates);
   if (options.Wants("experts")) BenchExperts(*ops, options, rates);
   if (options.Wants("attention")) BenchAttention(*ops, options);
   if (options.Wants("rows")) BenchRows(*ops, options);

@@ -7,6 +7,7 @@
 #include <numbers>
 
 #include "common/half.h"
+#include "common/model/random_blocks.h"
 
 namespace ferry {
 namespace {
@@ -67,7 +68,7 @@ std::vector<std::byte> RandomGgufRows(DType dtype, int64_t rows, int64_t cols, u
   const TiledLayout layout = Must(TiledLayout::Create(dtype, rows, cols));
   RandomBits random(seed);
   const double unit = rms / CodeRms(dtype);
-  std::vector<std::byte> bytes(rows * layout.col_blocks() * (layout.code_bytes + layout.scale_bytes));
+  std::vector<std::byte> bytes(rows * layout.gguf_row_bytes());
   std::byte* at = bytes.data();
   for (int64_t block = 0; block < rows * layout.col_blocks(); ++block) {
     if (dtype == DType::kMXFP4) {
@@ -91,8 +92,13 @@ std::vector<std::byte> RandomGgufRows(DType dtype, int64_t rows, int64_t cols, u
       case DType::kBF16:
         for (int i = 0; i < 32; ++i) at = Put(at, FloatToBFloat16(static_cast<float>(random.Normal() * rms)));
         break;
-      default:
+      case DType::kF32:
         for (int i = 0; i < 32; ++i) at = Put(at, static_cast<float>(random.Normal() * rms));
+        break;
+      default:
+        FillRandomBlocks(
+            dtype, cols, rms, [&] { return random.Next(); }, bytes);
+        return bytes;
     }
   }
   return bytes;

@@ -114,8 +114,8 @@ TEST(StageWeights, RefuseBytesThatAreMissing) {
 }
 
 TEST(StageWeights, RefuseATypeThatFerryDoesNotComputeWith) {
-  EXPECT_THAT(LoadSpoilt([](DenseChunk& chunk) { chunk.dtype = DType::kQ4_K; }),
-              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("Q4_K")));
+  EXPECT_THAT(LoadSpoilt([](DenseChunk& chunk) { chunk.dtype = DType::kTQ1_0; }),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("TQ1_0")));
   EXPECT_THAT(LoadSpoilt([](DenseChunk& chunk) {
                 if (chunk.name == "blk.0.attn_norm.weight") chunk.dtype = DType::kF16;
               }),

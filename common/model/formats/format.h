@@ -8,15 +8,15 @@
 // run on the host.
 //
 // A GGUF row is a header of kRowBytes (none for most types), then blocks of kBlockCols columns in kBlockBytes bytes. The tiled
-// layout (tiled_layout.h) regroups the bits of 16 such rows into planes of fields, a field being the same few bytes of each of the
-// 16 rows:
+// layout (tiled_layout.h) regroups the bits of 16 such rows into planes of fields, a field being the same few bytes of each of
+// the 16 rows:
 //
 //   codes    one entry for each 32 columns:         the fields kCodeFields, kCodeBytes a row
 //   scales   one entry for each kScaleCols columns: the fields kScaleFields, kScaleBytes a row
 //   rows     one entry for each row:                kRowBytes a row
 //
-// So bit fields of a type are put in one of a few forms, whatever order its GGUF block has, which is what kernels are composed of.
-// Column 4g + k of the 32 is byte k of group g:
+// So bit fields of a type are put in one of a few forms, whatever order its GGUF block has, which is what kernels are composed
+// of. Column 4g + k of the 32 is byte k of group g:
 //
 //   nibbles, 16 bytes   word i (of four bytes) holds group i in the low and group i + 4 in the high half of each byte
 //   pairs, 8 bytes      word i holds group 4i + j in bits 2j, 2j + 1 of each byte
@@ -30,11 +30,9 @@
 
 #include "common/half.h"
 #include "common/model/dtype.h"
+#include "common/model/formats/tile_sizes.h"
 
 namespace ferry {
-
-inline constexpr int64_t kTileRows = 16;
-inline constexpr int64_t kTileCols = 32;
 
 // Bytes of one row in each field of an entry.
 template <int... kBytes>
@@ -44,8 +42,8 @@ struct Fields {
   static constexpr int kTotal = (kBytes + ... + 0);
 };
 
-// How finely activations are kept beside weights of a type (kernels/cpu/cpu_kernels.h). Weights whose scale covers 16 columns need
-// the sum of the activations of each 16.
+// How finely activations are kept beside weights of a type (kernels/cpu/cpu_kernels.h). Weights whose scale covers 16 columns
+// need the sum of the activations of each 16.
 enum class Activations { kNarrow, kHalves, kWide };
 
 // The sizes of a format. kStep: columns that share a scale (32 or 16). kMins: a minimum is subtracted after scaling.
@@ -60,13 +58,13 @@ struct FormatSizes {
   static constexpr int kCodeBytes = CodeFields::kTotal;
   static constexpr int kScaleBytes = ScaleFields::kTotal;
   static constexpr int kRowBytes = kRowHeaderBytes;
-  static constexpr int kTiles = kBlockCols < kTileCols ? 1 : kBlockCols / kTileCols;                 // of one GGUF block
-  static constexpr int kScaleBlocks = kBlockCols < kScaleCols ? 1 : kBlockCols / kScaleCols;         // likewise
+  static constexpr int kTiles = kBlockCols < kTileCols ? 1 : kBlockCols / kTileCols;          // of one GGUF block
+  static constexpr int kScaleBlocks = kBlockCols < kScaleCols ? 1 : kBlockCols / kScaleCols;  // likewise
   static constexpr int kTilesPerScale = kScaleCols / kTileCols;
-  static constexpr int kUnitCols = kBlockCols < kTileCols ? kTileCols : kBlockCols;                  // tiled at once
-  static constexpr int kUnitBytes = kTiles * kCodeBytes + kScaleBlocks * kScaleBytes;                // of those columns
+  static constexpr int kUnitCols = kBlockCols < kTileCols ? kTileCols : kBlockCols;    // tiled at once
+  static constexpr int kUnitBytes = kTiles * kCodeBytes + kScaleBlocks * kScaleBytes;  // of those columns
   static constexpr int kBlockBytes = kUnitBytes * kBlockCols / kUnitCols;
-  static constexpr bool kInteger = true;  // false: a type of floating-point elements, without codes
+  static constexpr bool kInteger = true;   // false: a type of floating-point elements, without codes
   static constexpr bool kIsPlain = false;  // true: the block is its scale fields, then its code fields, as they are
   static constexpr int kStep = 32;
   static constexpr bool kMins = false;
@@ -94,9 +92,9 @@ struct IntegerBlock {
 // Format<type> has the sizes above and
 //   kName                                 as GGUF tools print it
 //   Move(mover, parts)                    which bits of the block are which of the parts: both ways, see ToParts and ToBlock
-//   Block(codes, scales, row, tile, out)  the meaning of 32 columns, the `tile`-th of those that share `scales`; `row` is the header
-//   Values(codes, scales, row, tile, out) only where codes and scales cannot say the value: 32 floats
-//   Finite(scales)                        whether the scale of an entry is a number; kHalves, the count of f16 fields that an
+//   Block(codes, scales, row, tile, out)  the meaning of 32 columns, the `tile`-th of those that share `scales`; `row` is the
+//   header Values(codes, scales, row, tile, out) only where codes and scales cannot say the value: 32 floats Finite(scales)
+//   whether the scale of an entry is a number; kHalves, the count of f16 fields that an
 //                                         entry begins with, says it for those
 //   SetScale(block, scale)                makes a block of random bits one of about that scale and of mean about 0
 template <DType kType>
@@ -105,7 +103,9 @@ struct Format {
 };
 
 template <DType kType>
-inline constexpr bool kHasFormat = !requires { Format<kType>::kUnsupported; };
+inline constexpr bool kHasFormat = !requires {
+  Format<kType>::kUnsupported;
+};
 
 template <typename T>
 inline T LoadAs(const uint8_t* from) {
@@ -160,6 +160,7 @@ inline void UnpackCodes(const uint8_t* form, uint8_t (&codes)[kTileCols]) {
 //   Bytes(at, part, count)      bytes as they are
 //   Codes<bits>(at, shift, part)  32 codes in the bits [shift, shift + bits) of 32 successive bytes
 //   CodesAt<bits>(part, bit_of)   code i in the bits from bit_of(i) on, counted from the start of the block; within one byte
+//   Bits(bit, count, part, to)    `count` bits from bit `bit` of the block to bit `to` of the part; within one byte of each
 class ToParts {
  public:
   explicit ToParts(const uint8_t* block) : block_(block) {}
@@ -179,6 +180,11 @@ class ToParts {
       codes[i] = static_cast<uint8_t>(block_[bit / 8] >> bit % 8 & ((1 << kBits) - 1));
     }
     PackCodes<kBits>(codes, part);
+  }
+
+  void Bits(int bit, int count, uint8_t* part, int to) const {
+    const int bits = block_[bit / 8] >> bit % 8 & ((1 << count) - 1), mask = ((1 << count) - 1) << to % 8;
+    part[to / 8] = static_cast<uint8_t>((part[to / 8] & ~mask) | bits << to % 8);
   }
 
  private:
@@ -206,6 +212,11 @@ class ToBlock {
     }
   }
 
+  void Bits(int bit, int count, const uint8_t* part, int to) const {
+    const int bits = part[to / 8] >> to % 8 & ((1 << count) - 1);
+    block_[bit / 8] = static_cast<uint8_t>(block_[bit / 8] | bits << bit % 8);
+  }
+
  private:
   uint8_t* const block_;
 };
@@ -230,8 +241,8 @@ inline void ValuesOf(const uint8_t* codes, const uint8_t* scales, const uint8_t*
 }
 
 template <typename F>
-inline constexpr Activations kActivationsOf = F::kStep == 16                        ? Activations::kHalves
-                                              : F::kCodeBytes == kTileCols && F::kInteger ? Activations::kWide
-                                                                                          : Activations::kNarrow;
+inline constexpr Activations kActivationsOf = F::kStep == 16                             ? Activations::kHalves
+                                              : F::kCodeBytes == kTileCols&& F::kInteger ? Activations::kWide
+                                                                                         : Activations::kNarrow;
 
 }  // namespace ferry

@@ -385,6 +385,15 @@ TEST(GgufHostile, SaysWhoseTypeFourIs) {
   EXPECT_THAT(Parse(OneTensor({32}, 0, 128, DType(4))), Refuses("tensor 't'", "ollama", "made for llama.cpp"));
 }
 
+TEST(GgufHostile, NamesTheFileToTakeInsteadOfOneOfInterleavedRows) {
+  EXPECT_THAT(Parse(OneTensor({256}, 0, 144, DType(212))), Refuses("tensor 't'", "Q4_K", "without _R4"));
+  EXPECT_THAT(Parse(OneTensor({256}, 0, 144, DType(339))), Refuses("tensor 't'", "IQ4_K", "without _R4"));
+}
+
+TEST(GgufHostile, NamesATrellisType) {
+  EXPECT_THAT(Parse(OneTensor({256}, 0, 144, DType(154))), Refuses("tensor 't'", "IQ3_KT", "take a file"));
+}
+
 TEST(GgufHostile, RefusesRowsThatAreNotWholeBlocks) {
   EXPECT_THAT(Parse(OneTensor({33, 32}, 0, 4096, DType::kQ8_0)), Refuses("tensor 't'", "rows of 33", "Q8_0"));
 }

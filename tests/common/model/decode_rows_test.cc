@@ -100,7 +100,7 @@ TEST(DecodeRows, RefusesSizesThatDisagree) {
 TEST(DecodeRows, RefusesATypeItDoesNotCompute) {
   GgufBytes data;
   data.Zeros(144);
-  EXPECT_THAT(Decode(DType::kQ4_K, data, 256), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("Q4_K")));
+  EXPECT_THAT(Decode(DType::kTQ1_0, data, 256), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("TQ1_0")));
   EXPECT_THAT(Decode(DType(77), data, 256), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("type 77")));
 }
 

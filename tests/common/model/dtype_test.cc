@@ -39,12 +39,15 @@ TEST(DType, KnowsBlocksOfTheFormatsTable) {
   }
 }
 
-TEST(DType, ComputesWithSixOfThem) {
+TEST(DType, ComputesWithTheTypesOfTheList) {
   int computable = 0;
-  for (uint32_t id = 0; id < 64; ++id) computable += InfoOf(DType(id)) && InfoOf(DType(id))->computable;
-  EXPECT_EQ(computable, 6);
-  for (const DType type : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kMXFP4}) {
+  for (uint32_t id = 0; id < 256; ++id) computable += InfoOf(DType(id)) && InfoOf(DType(id))->computable;
+  EXPECT_EQ(computable, 25 + 12);  // of ggml's numbering and of ik_llama.cpp's
+  for (const DType type : {DType::kF32, DType::kMXFP4, DType::kQ4_K, DType::kIQ1_M, DType::kIQ4_KSS}) {
     EXPECT_TRUE(InfoOf(type)->computable) << NameOf(type);
+  }
+  for (const DType type : {DType::kTQ1_0, DType::kQ1_0, DType::kI32, DType::kQ8_K}) {
+    EXPECT_FALSE(InfoOf(type)->computable) << NameOf(type);
   }
 }
 

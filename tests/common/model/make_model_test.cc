@@ -151,7 +151,7 @@ TEST(MakeModel, NamesTheOptionThatIsWrong) {
   EXPECT_THAT(MakeModelBytes({.layers = -1}), StatusIs(StatusCode::kInvalidArgument, HasSubstr("block_count")));
   EXPECT_THAT(MakeModelBytes({.vocab = 100}), StatusIs(StatusCode::kInvalidArgument, HasSubstr("vocab")));
   EXPECT_THAT(MakeModelBytes({.router_bias_spread = -1}), StatusIs(StatusCode::kInvalidArgument, HasSubstr("spread")));
-  EXPECT_THAT(MakeModelBytes({.expert_dtype = DType::kQ4_K}), StatusIs(StatusCode::kInvalidArgument, HasSubstr("Q4_K")));
+  EXPECT_THAT(MakeModelBytes({.expert_dtype = DType::kTQ1_0}), StatusIs(StatusCode::kInvalidArgument, HasSubstr("TQ1_0")));
 }
 
 }  // namespace

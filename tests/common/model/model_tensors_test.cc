@@ -80,10 +80,10 @@ TEST(ModelTensors, NamesATensorOfATypeItDoesNotCompute) {
   options.n_embd = options.n_ff = 256;  // a block of the K types
   EXPECT_THAT(CheckAfter(
                   [](GgufWriter& w) {
-                    Replace(w, "blk.1.ffn_down_exps.weight", DType::kQ4_K, {256, 256, 8});
+                    Replace(w, "blk.1.ffn_down_exps.weight", DType::kTQ1_0, {256, 256, 8});
                   },
                   options),
-              StatusIs(StatusCode::kUnimplemented, AllOf(HasSubstr("blk.1.ffn_down_exps.weight"), HasSubstr("Q4_K"))));
+              StatusIs(StatusCode::kUnimplemented, AllOf(HasSubstr("blk.1.ffn_down_exps.weight"), HasSubstr("TQ1_0"))));
   EXPECT_THAT(CheckAfter([](GgufWriter& w) { Replace(w, "blk.0.attn_norm.weight", DType::kF16, {64}); }),
               StatusIs(StatusCode::kUnimplemented, AllOf(HasSubstr("blk.0.attn_norm.weight"), HasSubstr("wants F32"))));
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/half.h"
+#include "common/model/formats/formats.h"
 #include "tests/testing/random_tensors.h"
 #include "tests/testing/status_matchers.h"
 
@@ -16,9 +17,8 @@ namespace {
 
 using testing::HasSubstr;
 
+// Types whose values are written here a second time; formats_test.cc has values of every type.
 constexpr DType kTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kMXFP4};
-
-int64_t GgufRowBytes(const TiledLayout& layout) { return layout.gguf_row_bytes(); }
 
 // What the GGUF format says an element is, written from its definition and not from the tiled one.
 double GgufValue(DType dtype, const std::vector<std::byte>& rows, int64_t cols, int64_t row, int64_t col) {
@@ -84,8 +84,8 @@ TEST_P(TiledLayoutTest, IsTheSameBytesHoweverTheRowsAreCut) {
   RandomBits random(3);
   for (int64_t row = 0; row < rows;) {
     const int64_t count = std::min(rows - row, 1 + random.Below(40));
-    ASSERT_OK(TileRows(layout, row, count, std::span(gguf).subspan(row * GgufRowBytes(layout), count * GgufRowBytes(layout)),
-                       pieces.span()));
+    ASSERT_OK(TileRows(layout, row, count,
+                       std::span(gguf).subspan(row * layout.gguf_row_bytes(), count * layout.gguf_row_bytes()), pieces.span()));
     row += count;
   }
   EXPECT_EQ(std::memcmp(whole.data(), pieces.data(), layout.bytes), 0);
@@ -141,6 +141,46 @@ TEST(TiledLayout, PlacesCodesAndScalesAsItsPictureSays) {
   EXPECT_EQ(layout.bytes, 9 * 16 * 16 + 256);  // 144 scales on 128 bytes
 }
 
+TEST(TiledLayout, UntilesTheBytesItTiled) {
+  ForEachFormat([]<DType kType>() {
+    SCOPED_TRACE(NameOf(kType));
+    ASSERT_OK_AND_ASSIGN(const TiledLayout layout, TiledLayout::Create(kType, 37, 512));
+    std::vector<std::byte> gguf(37 * layout.gguf_row_bytes()), back(gguf.size());
+    RandomBits random(6);
+    for (std::byte& byte : gguf) byte = static_cast<std::byte>(random.Next());
+    const AlignedBytes memory(layout.bytes);
+    ASSERT_OK(TileRows(layout, 0, 37, gguf, memory.span()));
+    ASSERT_OK(UntileRows(layout, 0, 37, memory.span(), back));
+    EXPECT_TRUE(gguf == back);
+    // Whole tiles take the bytes of the file, and no more than the planes' alignment beside them.
+    ASSERT_OK_AND_ASSIGN(const TiledLayout whole, TiledLayout::Create(kType, 32, 512));
+    EXPECT_EQ(whole.gguf_row_bytes(), InfoOf(kType)->RowBytes(512));
+    EXPECT_LT(whole.bytes - 32 * whole.gguf_row_bytes(), 3 * kPlaneAlignment);
+  });
+}
+
+TEST(TiledLayout, NamesTheRowAndColumnsOfAScaleThatIsNoNumber) {
+  struct Broken {
+    DType dtype;
+    int64_t cols, block_bytes;
+    uint8_t low, high;  // of the block's first two bytes
+  };
+  for (const Broken& broken :
+       {Broken{DType::kQ8_0, 96, 34, 0x00, 0x7C}, {DType::kQ4_0, 96, 18, 0x01, 0xFE}, {DType::kMXFP4, 96, 17, 255, 0}}) {
+    SCOPED_TRACE(NameOf(broken.dtype));
+    std::vector<std::byte> gguf = RandomGgufRows(broken.dtype, 20, broken.cols, /*seed=*/7);
+    ASSERT_OK_AND_ASSIGN(const TiledLayout layout, TiledLayout::Create(broken.dtype, 20, broken.cols));
+    const AlignedBytes memory(layout.bytes);
+    ASSERT_OK(TileRows(layout, 0, 20, gguf, memory.span()));
+    EXPECT_OK(CheckScales(layout, 0, memory.span()));
+    std::byte* const block = &gguf[18 * layout.gguf_row_bytes() + 2 * broken.block_bytes];
+    block[0] = std::byte{broken.low}, block[1] = std::byte{broken.high};
+    ASSERT_OK(TileRows(layout, 0, 20, gguf, memory.span()));
+    EXPECT_THAT(CheckScales(layout, 100, memory.span()),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("row 118, columns 64 to 95")));
+  }
+}
+
 TEST(TiledLayout, RefusesSizesOutOfRange) {
   const auto code = absl::StatusCode::kInvalidArgument;
   EXPECT_THAT(TiledLayout::Create(DType::kF32, 0, 32), StatusIs(code, HasSubstr("rows is 0")));
@@ -151,8 +191,13 @@ TEST(TiledLayout, RefusesSizesOutOfRange) {
               StatusIs(code, HasSubstr("too large")));
 }
 
+TEST(TiledLayout, RefusesColumnsThatAreNoWholeBlocks) {
+  EXPECT_THAT(TiledLayout::Create(DType::kQ4_K, 16, 320),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("cols is 320, want a multiple of 256 for Q4_K")));
+}
+
 TEST(TiledLayout, RefusesATypeFerryDoesNotCompute) {
-  EXPECT_THAT(TiledLayout::Create(DType::kQ4_K, 16, 256), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("Q4_K")));
+  EXPECT_THAT(TiledLayout::Create(DType::kTQ1_0, 16, 256), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("TQ1_0")));
 }
 
 TEST(TiledLayout, RefusesToTileWhatDoesNotFit) {

@@ -1,0 +1,156 @@
+// AVX2: products of every number format that has scales and codes, but for the three of kernels_avx2.cc, which says how the lanes
+// lie and what saturates. A tile is read once for up to kChunkRows rows of activations, whose sums wait in scratch.
+
+#include "kernels/cpu/cpu_kernels.h"
+
+#if !defined(__AVX2__)  // another processor family, or a compiler without the flags
+
+namespace ferry {
+ProductFunction FormatProductAvx2(DType) { return nullptr; }
+}  // namespace ferry
+
+#else
+
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "kernels/cpu/int_simd_avx2.h"
+#include "kernels/cpu/product_parts.h"
+#include "kernels/cpu/readers_of_formats.h"
+
+namespace ferry {
+namespace {
+
+constexpr int64_t kChunkRows = 256;  // rows whose sums wait in scratch: 16 KiB
+constexpr int kPrefetchBytes = 2048;
+
+// How many products of pairs of bytes a 16-bit sum takes: 1, 2 or 4 groups.
+constexpr int DepthOf(int max_byte) {
+  const int pairs = 32767 / (2 * 127 * max_byte);
+  return pairs >= 4 ? 4 : pairs >= 2 ? 2 : 1;
+}
+
+// A tile ready for products: unsigned codes, or sizes beside the signed codes.
+struct Weights {
+  I32x16 codes[kGroups], sizes[kGroups];
+};
+
+inline __m256i HalfOf(const I32x16& a, int half) { return half == 0 ? a.lo : a.hi; }
+inline __m256 HalfOf(const F32x16& a, int half) { return half == 0 ? a.lo : a.hi; }
+
+// sum + the dot products of kCount groups from kFirst on, of one half of the lanes, with activations x.
+template <typename Codes, int kFirst, int kCount>
+inline __m256i AddDots(__m256i sum, const Weights& w, int half, const __m256i (&x)[kGroups]) {
+  constexpr int kDepth = DepthOf(Codes::kMaxByte);
+  const __m256i ones = _mm256_set1_epi16(1);
+  Unroll<kCount / kDepth>([&]<int i>() {
+    __m256i pairs = _mm256_setzero_si256();
+    Unroll<kDepth>([&]<int j>() {
+      constexpr int kGroup = kFirst + i * kDepth + j;
+      const __m256i codes = HalfOf(w.codes[kGroup], half);
+      __m256i products;
+      if constexpr (Codes::kSigned) {
+        products = _mm256_maddubs_epi16(HalfOf(w.sizes[kGroup], half), _mm256_sign_epi8(x[kGroup], codes));
+      } else {
+        products = _mm256_maddubs_epi16(codes, x[kGroup]);
+      }
+      pairs = j == 0 ? products : _mm256_add_epi16(pairs, products);
+    });
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+  });
+  return sum;
+}
+
+// sums [16] += one tile times one block of activations.
+template <typename Kernel>
+inline void AddTile(const Weights& w, const F32x16 (&scale)[2], const F32x16 (&min)[2], const std::byte* in, float* sums) {
+  using Form = typename Kernel::FormOf;
+  using Codes = typename Kernel::Codes;
+  constexpr int kPartGroups = kGroups / Form::kParts;
+  const float* in_scale = ScaleOf(in, Form::kKind);
+  const int32_t* offsets = OffsetOf(in, Form::kKind);
+  const __m256 row_scale = _mm256_set1_ps(*in_scale);
+  __m256i x[kGroups];
+  for (int g = 0; g < kGroups; ++g) {
+    int32_t four;
+    std::memcpy(&four, CodesOf(in) + 4 * g, 4);
+    x[g] = _mm256_set1_epi32(four);
+  }
+  for (int half = 0; half < 2; ++half) {
+    __m256 sum = _mm256_loadu_ps(sums + 8 * half);
+    Unroll<Form::kParts>([&]<int part>() {
+      int32_t start = 0;
+      if constexpr (!Codes::kSigned && Codes::kZero > 0) start = offsets[part] >> OffsetShift(Codes::kZero);
+      const __m256i dots = AddDots<Codes, part * kPartGroups, kPartGroups>(_mm256_set1_epi32(start), w, half, x);
+      sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), _mm256_mul_ps(HalfOf(scale[part], half), row_scale), sum);
+      if constexpr (Form::kMins) {
+        const __m256 of_part = _mm256_set1_ps(static_cast<float>(offsets[part]) * *in_scale);
+        sum = _mm256_fmadd_ps(of_part, HalfOf(min[part], half), sum);
+      }
+    });
+    _mm256_storeu_ps(sums + 8 * half, sum);
+  }
+}
+
+template <DType kType>
+void Product(const PanelProduct& p) {
+  using K = Kernel<kType>;
+  using Form = typename K::FormOf;
+  float* const sums = reinterpret_cast<float*>(p.scratch);  // [kChunkRows][16], lanes transposed
+  const int64_t num_entries = p.num_blocks / K::kTilesPerScale;
+  for (int64_t tile_number = 0; tile_number * kLanes < p.num_outputs; ++tile_number) {
+    const std::byte* codes = p.codes + tile_number * p.num_blocks * K::kTileBytes;
+    const std::byte* entries = p.scales + tile_number * num_entries * K::kEntryBytes;
+    const std::byte* headers = p.row_headers + tile_number * K::kHeaderBytes;
+    for (int64_t first_row = 0; first_row < p.num_rows; first_row += kChunkRows) {
+      const int64_t num_rows = p.num_rows - first_row < kChunkRows ? p.num_rows - first_row : kChunkRows;
+      for (int64_t i = 0; i < num_rows * kLanes; i += 8) _mm256_storeu_ps(sums + i, _mm256_setzero_ps());
+      for (int64_t e = 0; e < num_entries; ++e) {
+        const typename K::Scales scales(entries + e * K::kEntryBytes, headers);
+        Unroll<K::kTilesPerScale>([&]<int t>() {
+          const int64_t block = e * K::kTilesPerScale + t;
+          const std::byte* stored = codes + block * K::kTileBytes;
+          for (int i = 0; i < K::kTileBytes; i += 64) _mm_prefetch(stored + kPrefetchBytes + i, _MM_HINT_T0);
+          Weights w;
+          F32x16 scale[2], min[2];
+          K::Codes::template Read<t>(stored, scales, w.codes);
+          scales.template At<t>(stored, scale, min);
+          if constexpr (K::Codes::kSigned) {
+            for (int g = 0; g < kGroups; ++g) {
+              w.sizes[g] = {_mm256_abs_epi8(w.codes[g].lo), _mm256_abs_epi8(w.codes[g].hi)};
+            }
+          }
+          if constexpr (Form::kMins) {
+            for (int part = 0; part < Form::kParts; ++part) min[part] = min[part] * F32x16::Broadcast(1.0f / 128);
+          }
+          for (int64_t i = 0; i < num_rows; ++i) {
+            const int64_t in_row = p.in_rows == nullptr ? first_row + i : p.in_rows[first_row + i];
+            const std::byte* in = p.in->blocks + in_row * p.in->row_stride + block * BlockBytes(Form::kKind);
+            AddTile<K>(w, scale, min, in, sums + i * kLanes);
+          }
+        });
+      }
+      for (int64_t i = 0; i < num_rows; ++i) {
+        float lanes[kLanes];
+        std::memcpy(lanes, sums + i * kLanes, sizeof(lanes));
+        for (int row = 0; row < kLanes; ++row) sums[i * kLanes + row] = lanes[4 * (row % 4) + row / 4];
+      }
+      StoreTile(p, first_row, num_rows, tile_number, sums, kLanes);
+    }
+  }
+}
+
+}  // namespace
+
+ProductFunction FormatProductAvx2(DType type) {
+  ProductFunction product = nullptr;
+  WithFormat(type, [&]<DType kType>() {
+    if constexpr (requires { typename ReadersOf<kType>::Codes; }) product = Product<kType>;
+  });
+  return product;
+}
+
+}  // namespace ferry
+
+#endif

@@ -1,0 +1,309 @@
+// AVX-512 with VNNI: products of every number format that has scales and codes, but for the three of kernels_avx512.cc, which
+// says how the lanes lie. A format's readers (readers_of_formats.h) give a tile as eight registers of unsigned bytes and its
+// scales.
+//
+// One row of activations: a tile is read and used at once. More: the readers fill a panel of 32 rows in the second-level cache,
+// and one loop for all formats of a form multiplies it. Both add block after block with the same operations: the same bits.
+
+#include "kernels/cpu/cpu_kernels.h"
+
+#if !defined(__AVX512VNNI__)  // another processor family, or a compiler without the flags
+
+namespace ferry {
+ProductFunction FormatProductAvx512(DType) { return nullptr; }
+}  // namespace ferry
+
+#else
+
+#if !defined(__clang__)
+// GCC 12 takes the undefined operand inside its own intrinsics for ours (gcc.gnu.org/PR105593).
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "kernels/cpu/int_simd_avx512.h"
+#include "kernels/cpu/product_parts.h"
+#include "kernels/cpu/readers_of_formats.h"
+
+namespace ferry {
+namespace {
+
+constexpr int kPanelTokens = 6;   // as in kernels_avx512.cc, whose distances and sizes these are
+constexpr int kChunkBlocks = 96;  // whole entries of 256 columns
+constexpr int kChunkRows = 256;
+constexpr int kPrefetchFar = 12288, kPrefetchAgain = 8192, kPrefetchNear = 4096;
+
+constexpr int64_t kPanelCodeBytes = int64_t{kPanelTiles} * kChunkBlocks * kGroups * 64;
+constexpr int64_t kPanelScaleBytes = int64_t{kPanelTiles} * kChunkBlocks * 4 * 64;
+static_assert(kPanelCodeBytes + kPanelScaleBytes + (kChunkRows + kPanelTokens) * kPanelRows * 4 <= kPanelScratchBytes);
+
+inline __m512i BroadcastGroup(const int8_t* codes) {
+  int32_t four;
+  std::memcpy(&four, codes, 4);
+  return _mm512_set1_epi32(four);
+}
+
+inline const std::byte* RowAt(const PanelProduct& p, int64_t row) {
+  const int64_t in_row = p.in_rows == nullptr ? row : p.in_rows[row];
+  return p.in->blocks + in_row * p.in->row_stride;
+}
+
+// The offset of a part of a block, times -zero / 128; 0 without a zero.
+template <typename Kernel>
+inline __m512i StartOf(const int32_t* offset) {
+  if constexpr (Kernel::Codes::kSigned) return _mm512_set1_epi32(*offset);
+  if constexpr (Kernel::Codes::kZero > 0) return _mm512_set1_epi32(*offset >> OffsetShift(Kernel::Codes::kZero));
+  return _mm512_setzero_si512();
+}
+// The sum of a part's activations, times -128 and their scale: what a minimum of 1/128 is multiplied by.
+inline __m512 SumOfPart(const int32_t* offset, const float* scale) {
+  return _mm512_set1_ps(static_cast<float>(*offset) * *scale);
+}
+
+// ----------------------------------------------------------------------------------------------------------------- one row
+
+// One tile of rows, all columns, times one row of activations; sums [16] in order of output.
+template <typename Kernel>
+inline void FusedTile(const std::byte* codes, const std::byte* entries, const std::byte* headers, const std::byte* next,
+                      const std::byte* next_entries, int64_t num_blocks, const std::byte* in, float* sums) {
+  using Form = typename Kernel::FormOf;
+  constexpr int kTileBytes = Kernel::kTileBytes, kTiles = Kernel::kTilesPerScale;
+  const int64_t code_bytes = num_blocks * kTileBytes, num_entries = num_blocks / kTiles;
+  const auto ask_for = [&](int64_t at, int64_t bytes) {
+    const std::byte* ahead = at < code_bytes ? codes + at : next + (at - code_bytes);
+    for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T1);
+  };
+  __m512 acc = _mm512_setzero_ps();
+  for (int64_t e = 0; e < num_entries; ++e) {
+    const int64_t ahead = e + 1 + 1024 / (Kernel::kEntryBytes + 1);
+    const std::byte* next_entry =
+        ahead < num_entries ? entries + ahead * Kernel::kEntryBytes : next_entries + (ahead - num_entries) * Kernel::kEntryBytes;
+    for (int i = 0; i < Kernel::kEntryBytes; i += 64) _mm_prefetch(next_entry + i, _MM_HINT_T0);
+    const typename Kernel::Scales scales(entries + e * Kernel::kEntryBytes, headers);
+    Unroll<kTiles>([&]<int t>() {
+      const int64_t at = (e * kTiles + t) * kTileBytes;
+      ask_for(at + kPrefetchFar, kTileBytes);
+      ask_for(at + kPrefetchAgain, kTileBytes);
+      ask_for(at + kPrefetchNear, kTileBytes);
+      I32x16 w[kGroups];
+      F32x16 scale[2], min[2];
+      Kernel::Codes::template Read<t>(codes + at, scales, w);
+      scales.template At<t>(codes + at, scale, min);
+      const std::byte* block = in + (e * kTiles + t) * BlockBytes(Form::kKind);
+      const int8_t* x = CodesOf(block);
+      const float* in_scale = ScaleOf(block, Form::kKind);
+      const int32_t* offsets = OffsetOf(block, Form::kKind);
+      __m512i dots[2] = {StartOf<Kernel>(offsets), Form::kParts == 2 ? StartOf<Kernel>(offsets + 1) : _mm512_setzero_si512()};
+#pragma GCC unroll 4
+      for (int g = 0; g < kGroups / 2; ++g) {
+        dots[0] = _mm512_dpbusd_epi32(dots[0], w[g].v, BroadcastGroup(x + 4 * g));
+        dots[1] = _mm512_dpbusd_epi32(dots[1], w[4 + g].v, BroadcastGroup(x + 16 + 4 * g));
+      }
+      if constexpr (Form::kParts == 1) dots[0] = _mm512_add_epi32(dots[0], dots[1]);
+      const __m512 row_scale = _mm512_set1_ps(*in_scale);
+#pragma GCC unroll 2
+      for (int part = 0; part < Form::kParts; ++part) {
+        acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[part]), _mm512_mul_ps(scale[part].v, row_scale), acc);
+        if constexpr (Form::kMins) {
+          const __m512 minimum = _mm512_mul_ps(min[part].v, _mm512_set1_ps(1.0f / 128));
+          acc = _mm512_fmadd_ps(SumOfPart(offsets + part, in_scale), minimum, acc);
+        }
+      }
+    });
+  }
+  _mm512_storeu_ps(sums, _mm512_permutexvar_ps(RowOfLane(), acc));
+}
+
+template <typename Kernel>
+void FusedProduct(const PanelProduct& p) {
+  alignas(64) float sums[kLanes];
+  const std::byte* in = RowAt(p, 0);
+  const int64_t code_bytes = p.num_blocks * Kernel::kTileBytes;
+  const int64_t entry_bytes = p.num_blocks / Kernel::kTilesPerScale * Kernel::kEntryBytes;
+  for (int64_t tile = 0; tile * kLanes < p.num_outputs; ++tile) {
+    const std::byte* codes = p.codes + tile * code_bytes;
+    const std::byte* entries = p.scales + tile * entry_bytes;
+    const bool jumps = p.next != nullptr && (tile + 1) * kLanes >= p.num_outputs;
+    FusedTile<Kernel>(codes, entries, p.row_headers + tile * Kernel::kHeaderBytes, jumps ? p.next : codes + code_bytes,
+                      jumps ? p.next_scales : entries + entry_bytes, p.num_blocks, in, sums);
+    StoreTile(p, 0, 1, tile, sums, kLanes);
+  }
+}
+
+// --------------------------------------------------------------------------------------------------------------- many rows
+
+// A stretch of columns of a panel of two tiles, read: codes [block][tile][group][64 bytes], scales [block][tile][vector][16], the
+// minima after the scales and divided by 128. A panel of one tile has it twice.
+template <typename Kernel>
+void ReadPanel(const PanelProduct& p, int64_t first_block, int64_t num_blocks, std::byte* codes, std::byte* scales) {
+  using Form = typename Kernel::FormOf;
+  constexpr int kTiles = Kernel::kTilesPerScale;
+  const int64_t all_entries = p.num_blocks / kTiles, first_entry = first_block / kTiles;
+  for (int tile = 0; tile < kPanelTiles; ++tile) {
+    const int64_t from = tile * kLanes < p.num_outputs ? tile : 0;
+    const std::byte* headers = p.row_headers + from * Kernel::kHeaderBytes;
+    for (int64_t e = 0; e < num_blocks / kTiles; ++e) {
+      const int64_t entry = from * all_entries + first_entry + e;
+      const std::byte* tiles = p.codes + entry * kTiles * Kernel::kTileBytes;
+      const typename Kernel::Scales reader(p.scales + entry * Kernel::kEntryBytes, headers);
+      Unroll<kTiles>([&]<int t>() {
+        const int64_t place = (e * kTiles + t) * kPanelTiles + tile;
+        I32x16 w[kGroups];
+        F32x16 scale[2], min[2];
+        Kernel::Codes::template Read<t>(tiles + t * Kernel::kTileBytes, reader, w);
+        reader.template At<t>(tiles + t * Kernel::kTileBytes, scale, min);
+        for (int g = 0; g < kGroups; ++g) w[g].Store(codes + (place * kGroups + g) * 64);
+        float* vectors = reinterpret_cast<float*>(scales + place * Form::kVectors * 64);
+        for (int part = 0; part < Form::kParts; ++part) {
+          scale[part].Store(vectors + part * kLanes);
+          if constexpr (Form::kMins) (min[part] * F32x16::Broadcast(1.0f / 128)).Store(vectors + (Form::kParts + part) * kLanes);
+        }
+      });
+    }
+  }
+}
+
+// Memory to ask for while a stretch of columns is multiplied: `bytes` (a multiple of 64) with each block.
+struct Ahead {
+  const std::byte* from;
+  int64_t bytes;
+};
+
+// sums [kTokens][32] += panel * rows. Offsets are shifted right by offset_shift to start a sum, which minima do without.
+template <typename Form, int kTokens>
+void PanelBlocks(const std::byte* codes, const std::byte* scales, int64_t num_blocks, int offset_shift,
+                 const std::byte* const* rows, Ahead ahead, float* sums) {
+  constexpr int64_t kBlockBytes = BlockBytes(Form::kKind);
+  constexpr int kPartGroups = kGroups / Form::kParts;
+  __m512 acc[kPanelTiles][kTokens];
+#pragma GCC unroll 8
+  for (int t = 0; t < kTokens; ++t) {
+    acc[0][t] = _mm512_load_ps(sums + t * kPanelRows), acc[1][t] = _mm512_load_ps(sums + t * kPanelRows + kLanes);
+  }
+  for (int64_t block = 0; block < num_blocks; ++block) {
+    for (int64_t i = 0; i < ahead.bytes; i += 64) _mm_prefetch(ahead.from + block * ahead.bytes + i, _MM_HINT_T1);
+    const std::byte* weights = codes + block * kPanelTiles * kGroups * 64;
+    const std::byte* vectors = scales + block * kPanelTiles * Form::kVectors * 64;
+#pragma GCC unroll 2
+    for (int part = 0; part < Form::kParts; ++part) {
+      __m512i dots[kPanelTiles][kTokens];
+#pragma GCC unroll 8
+      for (int t = 0; t < kTokens; ++t) {
+        __m512i start = _mm512_setzero_si512();
+        if constexpr (!Form::kMins) {
+          start = _mm512_set1_epi32(OffsetOf(rows[t] + block * kBlockBytes, Form::kKind)[part] >> offset_shift);
+        }
+        dots[0][t] = dots[1][t] = start;
+      }
+#pragma GCC unroll 8
+      for (int g = part * kPartGroups; g < (part + 1) * kPartGroups; ++g) {
+        const __m512i w0 = _mm512_load_si512(weights + g * 64), w1 = _mm512_load_si512(weights + (kGroups + g) * 64);
+#pragma GCC unroll 8
+        for (int t = 0; t < kTokens; ++t) {
+          const __m512i x = BroadcastGroup(CodesOf(rows[t] + block * kBlockBytes) + 4 * g);
+          dots[0][t] = _mm512_dpbusd_epi32(dots[0][t], w0, x), dots[1][t] = _mm512_dpbusd_epi32(dots[1][t], w1, x);
+        }
+      }
+#pragma GCC unroll 2
+      for (int tile = 0; tile < kPanelTiles; ++tile) {
+        const std::byte* mine = vectors + (tile * Form::kVectors + part) * 64;
+        const __m512 scale = _mm512_load_ps(mine);
+#pragma GCC unroll 8
+        for (int t = 0; t < kTokens; ++t) {
+          const std::byte* in = rows[t] + block * kBlockBytes;
+          const float* in_scale = ScaleOf(in, Form::kKind);
+          const __m512 product = _mm512_mul_ps(scale, _mm512_set1_ps(*in_scale));
+          acc[tile][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[tile][t]), product, acc[tile][t]);
+          if constexpr (Form::kMins) {
+            const __m512 minimum = _mm512_load_ps(mine + Form::kParts * 64);
+            acc[tile][t] = _mm512_fmadd_ps(SumOfPart(OffsetOf(in, Form::kKind) + part, in_scale), minimum, acc[tile][t]);
+          }
+        }
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int t = 0; t < kTokens; ++t) {
+    _mm512_store_ps(sums + t * kPanelRows, acc[0][t]), _mm512_store_ps(sums + t * kPanelRows + kLanes, acc[1][t]);
+  }
+}
+
+// Rows beyond count are any of the others again: their sums are not used.
+template <typename Form>
+void PanelGroup(const std::byte* codes, const std::byte* scales, int64_t num_blocks, int offset_shift,
+                const std::byte* const* rows, int64_t count, Ahead ahead, float* sums) {
+  if (count == 1) return PanelBlocks<Form, 1>(codes, scales, num_blocks, offset_shift, rows, ahead, sums);
+  if (count == 2) return PanelBlocks<Form, 2>(codes, scales, num_blocks, offset_shift, rows, ahead, sums);
+  if (count <= 4) return PanelBlocks<Form, 4>(codes, scales, num_blocks, offset_shift, rows, ahead, sums);
+  PanelBlocks<Form, kPanelTokens>(codes, scales, num_blocks, offset_shift, rows, ahead, sums);
+}
+
+using PanelReader = void (*)(const PanelProduct& p, int64_t first_block, int64_t num_blocks, std::byte* codes, std::byte* scales);
+
+// `panel_bytes` of codes are asked for ahead, little by little: see kernels_avx512.cc.
+template <typename Form>
+void PanelProductOf(const PanelProduct& p, PanelReader read, int offset_shift, int64_t panel_bytes) {
+  std::byte* const codes = p.scratch;
+  std::byte* const scales = codes + kPanelCodeBytes;
+  float* const sums = reinterpret_cast<float*>(scales + kPanelScaleBytes);
+  const __m512i order = RowOfLane();
+  const std::byte* const next = p.next != nullptr ? p.next : p.codes + panel_bytes;
+  const int64_t multiplied_blocks = (p.num_rows + kPanelTokens - 1) / kPanelTokens * p.num_blocks;
+  const int64_t ahead_bytes = (panel_bytes / 64 + multiplied_blocks - 1) / multiplied_blocks * 64;
+  int64_t asked_bytes = 0;
+  for (int64_t first_row = 0; first_row < p.num_rows; first_row += kChunkRows) {
+    const int64_t num_rows = p.num_rows - first_row < kChunkRows ? p.num_rows - first_row : kChunkRows;
+    for (int64_t i = 0; i < num_rows * kPanelTiles; ++i) _mm512_store_ps(sums + i * kLanes, _mm512_setzero_ps());
+    for (int64_t block = 0; block < p.num_blocks; block += kChunkBlocks) {
+      const int64_t num_blocks = p.num_blocks - block < kChunkBlocks ? p.num_blocks - block : kChunkBlocks;
+      // One stretch of columns that serves all rows stays read; otherwise each chunk of rows reads it again.
+      if (first_row == 0 || p.num_blocks > kChunkBlocks) read(p, block, num_blocks, codes, scales);
+      for (int64_t row = 0; row < num_rows; row += kPanelTokens) {
+        const std::byte* rows[kPanelTokens];
+        const int64_t count = num_rows - row < kPanelTokens ? num_rows - row : kPanelTokens;
+        for (int64_t t = 0; t < kPanelTokens; ++t) {
+          rows[t] = RowAt(p, first_row + row + (t < count ? t : count - 1)) + block * BlockBytes(Form::kKind);
+        }
+        const Ahead ahead = {next + asked_bytes, asked_bytes < panel_bytes ? ahead_bytes : 0};
+        asked_bytes += num_blocks * ahead.bytes;
+        float* const group_sums = sums + row * kPanelRows;
+        PanelGroup<Form>(codes, scales, num_blocks, offset_shift, rows, count, ahead, group_sums);
+        if (block + num_blocks < p.num_blocks) continue;
+        for (int64_t i = 0; i < count * kPanelTiles; ++i) {
+          float* const lanes = group_sums + i * kLanes;
+          _mm512_store_ps(lanes, _mm512_permutexvar_ps(order, _mm512_load_ps(lanes)));
+        }
+        for (int tile = 0; tile * kLanes < p.num_outputs; ++tile) {
+          StoreTile(p, first_row + row, count, tile, group_sums + tile * kLanes, kPanelRows);
+        }
+      }
+    }
+  }
+}
+
+template <DType kType>
+void Product(const PanelProduct& p) {
+  using K = Kernel<kType>;
+  if (p.num_rows == 1) return FusedProduct<K>(p);
+  const int shift = K::Codes::kSigned ? 0 : K::Codes::kZero > 0 ? OffsetShift(K::Codes::kZero) : 0;
+  const int64_t tiles = p.num_outputs > kLanes ? 2 : 1;
+  PanelProductOf<typename K::FormOf>(p, ReadPanel<K>, shift, tiles * p.num_blocks * K::kTileBytes);
+}
+
+}  // namespace
+
+ProductFunction FormatProductAvx512(DType type) {
+  ProductFunction product = nullptr;
+  WithFormat(type, [&]<DType kType>() {
+    if constexpr (requires { typename ReadersOf<kType>::Codes; }) product = Product<kType>;
+  });
+  return product;
+}
+
+}  // namespace ferry
+
+#endif

@@ -1,0 +1,324 @@
+#pragma once
+
+// What the fast kernels of number formats are composed of: readers of codes and readers of scales, written once over the lanes of
+// int_simd_*.h (a lane is a row of the tile, a byte of it one of four neighbouring columns). A source of one instruction set
+// includes its int_simd_*.h, then this. The meaning of every field: common/model/formats.
+//
+// A reader of codes fills w[g] with the codes of columns 4g to 4g + 3: unsigned numbers from which kZero is still to be
+// subtracted, or, where kSigned, values that are kSignedBias too large (int_simd_*.h: what an instruction set's product wants).
+// kMaxByte bounds the former, and the size of the latter.
+//
+// A reader of scales is made of an entry of the scale plane (and of the tile's row headers) and then asked for tiles 0 to 7 in
+// turn.
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "common/model/formats/formats.h"
+
+namespace ferry {
+namespace {
+
+constexpr int kGroups = 8;  // of four columns in a tile
+
+// Calls f.operator()<i>() for i from 0 to kCount - 1.
+template <int kCount, typename F>
+inline void Unroll(const F& f) {
+  [&]<int... kIndices>(std::integer_sequence<int, kIndices...>) { (f.template operator()<kIndices>(), ...); }
+  (std::make_integer_sequence<int, kCount>());
+}
+
+// Byte kByte of each lane, as a number.
+template <int kByte>
+inline I32x16 ByteOf(I32x16 a) {
+  const I32x16 shifted = Shift<-8 * kByte>(a);
+  if constexpr (kByte == 3) return shifted;
+  return shifted & I32x16::Broadcast(255);
+}
+template <int kByte>
+inline I32x16 SignedByteOf(I32x16 a) {
+  return ShiftRightSigned<24>(Shift<24 - 8 * kByte>(a));
+}
+// Bits [kAt, kAt + kBits) of each lane.
+template <int kAt, int kBits>
+inline I32x16 BitsOf(I32x16 a) {
+  return Shift<-kAt>(a) & I32x16::Broadcast((1 << kBits) - 1);
+}
+
+// ------------------------------------------------------------------------------------------------------------- codes
+
+inline void ReadNibbles(const std::byte* field, I32x16 (&w)[kGroups]) {
+  const I32x16 nibble = I32x16::BroadcastByte(15);
+  I32x16 words[4];
+  LoadWords(field, words);
+  Unroll<4>([&]<int i>() { w[i] = words[i] & nibble, w[4 + i] = Shift<-4>(words[i]) & nibble; });
+}
+// With other bits above the four.
+inline void ReadLooseNibbles(const std::byte* field, I32x16 (&w)[kGroups]) {
+  I32x16 words[4];
+  LoadWords(field, words);
+  Unroll<4>([&]<int i>() { w[i] = words[i], w[4 + i] = Shift<-4>(words[i]); });
+}
+inline void ReadPairs(const std::byte* field, I32x16 (&w)[kGroups]) {
+  const I32x16 pair = I32x16::BroadcastByte(3);
+  I32x16 words[2];
+  LoadWords(field, words);
+  Unroll<kGroups>([&]<int g>() { w[g] = Shift<-2 * (g % 4)>(words[g / 4]) & pair; });
+}
+// Adds the pairs, or bits, of a field to codes, from bit kAt on.
+template <int kAt>
+inline void AddPairs(const std::byte* field, I32x16 (&w)[kGroups]) {
+  const I32x16 pair = I32x16::BroadcastByte(3 << kAt);
+  I32x16 words[2];
+  LoadWords(field, words);
+  Unroll<kGroups>([&]<int g>() { w[g] = OrAnd(w[g], Shift<kAt - 2 * (g % 4)>(words[g / 4]), pair); });
+}
+template <int kAt>
+inline void AddBits(const std::byte* field, I32x16 (&w)[kGroups]) {
+  const I32x16 bit = I32x16::BroadcastByte(1 << kAt), bits = LoadWord(field);
+  Unroll<kGroups>([&]<int g>() { w[g] = OrAnd(w[g], Shift<kAt - g>(bits), bit); });
+}
+
+// The codes of kBits bits in one of the forms.
+template <int kBits>
+inline void ReadCodes(const std::byte* tile, I32x16 (&w)[kGroups]) {
+  if constexpr (kBits == 2 || kBits == 3) {
+    ReadPairs(tile, w);
+    if constexpr (kBits == 3) AddBits<2>(tile + 8 * kTileRows, w);
+  } else {
+    ReadNibbles(tile, w);
+    if constexpr (kBits == 5) AddBits<4>(tile + 16 * kTileRows, w);
+    if constexpr (kBits == 6) AddPairs<4>(tile + 16 * kTileRows, w);
+  }
+}
+
+// Numbers from 0 to 2^kBits - 1, less kZeroPoint.
+template <int kBits, int kZeroPoint>
+struct PlainCodes {
+  static constexpr bool kSigned = false;
+  static constexpr int kZero = kZeroPoint;
+  static constexpr int kMaxByte = (1 << kBits) - 1;
+
+  template <int kTile, typename Scales>
+  static void Read(const std::byte* tile, const Scales&, I32x16 (&w)[kGroups]) {
+    ReadCodes<kBits>(tile, w);
+  }
+};
+
+// A table's levels, repeated to at least 16 entries, with the bias of this instruction set's products.
+template <const auto& kLevels>
+constexpr auto BiasedLevels() {
+  constexpr size_t kEntries = kLevels.size() < 16 ? 16 : kLevels.size();
+  std::array<int8_t, kEntries> levels{};
+  for (size_t i = 0; i < kEntries; ++i) levels[i] = static_cast<int8_t>(kLevels[i % kLevels.size()] + kSignedBias);
+  return levels;
+}
+
+// Levels of a table; kShift is added where the scales' Shifted<kTile>(half) has a 1.
+template <int kBits, const auto& kLevels, int kLargest, int kShift = 0>
+struct TableCodes {
+  static constexpr bool kSigned = true;
+  static constexpr int kZero = 0;
+  static constexpr int kMaxByte = kLargest;
+
+  template <int kTile, typename Scales>
+  static void Read(const std::byte* tile, const Scales& scales, I32x16 (&w)[kGroups]) {
+    if constexpr (kBits == 4) {
+      ReadLooseNibbles(tile, w);
+    } else {
+      ReadCodes<kBits>(tile, w);
+    }
+    LookUp<kTile>(scales, w);
+  }
+  template <int kTile, typename Scales>
+  static void LookUp(const Scales& scales, I32x16 (&w)[kGroups]) {
+    static constexpr auto kBiased = BiasedLevels<kLevels>();
+    const ByteTable<static_cast<int>(kBiased.size())> table(kBiased.data());
+    Unroll<kGroups>([&]<int g>() { w[g] = table[w[g]]; });
+    if constexpr (kShift > 0) {
+      // The bit of a row, 0 or 1, in each of its bytes and times the shift.
+      Unroll<2>([&]<int half>() {
+        const I32x16 bit = scales.template Shifted<kTile>(half);
+        const I32x16 shift = SpreadByte(bit) & I32x16::BroadcastByte(1);
+        I32x16 times = shift;
+        if constexpr (kShift == 2) times = Shift<1>(shift);
+        if constexpr (kShift == 4) times = Shift<2>(shift);
+        if constexpr (kShift == 5) times = Shift<2>(shift) | shift;
+        Unroll<4>([&]<int g>() { w[4 * half + g] = AddBytes(w[4 * half + g], times); });
+      });
+    }
+  }
+};
+
+// IQ4_KSS: the nibbles are a Gray code of 15 bits above the lowest one of each 16.
+struct GrayCodes {
+  static constexpr bool kSigned = true;
+  static constexpr int kZero = 0;
+  static constexpr int kMaxByte = 128;
+
+  // The table's shift is the lowest bit of the first word.
+  struct ShiftOfWord {
+    I32x16 word;
+    template <int kTile>
+    I32x16 Shifted(int) const {
+      return BitsOf<0, 1>(word);
+    }
+  };
+
+  template <int kTile, typename Scales>
+  static void Read(const std::byte* tile, const Scales&, I32x16 (&w)[kGroups]) {
+    I32x16 words[4];
+    LoadWords(tile, words);
+    Unroll<4>([&]<int i>() {
+      const I32x16 gray = words[i] & I32x16::Broadcast(static_cast<int32_t>(0xFFFEFFFE));
+      w[i] = gray ^ Shift<-1>(gray), w[4 + i] = Shift<-4>(w[i]);
+    });
+    TableCodes<4, kIq4Values, 128, kIq4Shift>::LookUp<kTile>(ShiftOfWord{words[0]}, w);
+  }
+};
+
+// IQ2_KL: five bits stand for two columns, a nibble in eight bytes and a bit in two.
+template <int kShiftRight>
+constexpr std::array<int8_t, 32> Iq2KlLevels() {
+  std::array<int8_t, 32> levels{};
+  for (size_t i = 0; i < levels.size(); ++i) levels[i] = static_cast<int8_t>(kIq2KlPairs[i] >> kShiftRight & 255);
+  return levels;
+}
+struct Iq2KlCodes {
+  static constexpr bool kSigned = true;
+  static constexpr int kZero = 0;
+  static constexpr int kMaxByte = 63;
+  static constexpr std::array<int8_t, 32> kFirst = Iq2KlLevels<0>(), kSecond = Iq2KlLevels<8>();
+
+  template <int kTile, typename Scales>
+  static void Read(const std::byte* tile, const Scales&, I32x16 (&w)[kGroups]) {
+    static constexpr auto kBiasedFirst = BiasedLevels<kFirst>(), kBiasedSecond = BiasedLevels<kSecond>();
+    const ByteTable<32> first(kBiasedFirst.data()), second(kBiasedSecond.data());
+    const I32x16 even = I32x16::Broadcast(0x00FF00FF), odd = I32x16::Broadcast(static_cast<int32_t>(0xFF00FF00));
+    I32x16 nibbles[2];
+    LoadWords(tile, nibbles);
+    const I32x16 bits = LoadShort(tile + 8 * kTileRows);
+    Unroll<kGroups>([&]<int g>() {
+      constexpr int kAt = 8 * (g % 4);
+      const I32x16 left = BitsOf<kAt, 4>(nibbles[g / 4]) | Shift<4>(BitsOf<2 * g, 1>(bits));
+      const I32x16 right = BitsOf<kAt + 4, 4>(nibbles[g / 4]) | Shift<4>(BitsOf<2 * g + 1, 1>(bits));
+      const I32x16 apart = left | Shift<16>(right), index = apart | Shift<8>(apart);
+      w[g] = (first[index] & even) | (second[index] & odd);
+    });
+  }
+};
+
+// ------------------------------------------------------------------------------------------------------------- grids
+
+// Negates the bytes of w[0] and w[1] whose bit of `signs`, eight in the low byte of each lane, is set.
+inline void ApplySigns(I32x16 signs, I32x16* w) {
+  const I32x16 spread = SpreadByte(signs);
+  const I32x16 low = NonZeroBytes(spread & I32x16::Broadcast(0x08040201));
+  const I32x16 high = NonZeroBytes(spread & I32x16::Broadcast(static_cast<int32_t>(0x80402010)));
+  const I32x16 bias = I32x16::BroadcastByte(kSignedBias);
+  w[0] = AddBytes(SubBytes(w[0] ^ low, low), bias);
+  w[1] = AddBytes(SubBytes(w[1] ^ high, high), bias);
+}
+// Eight signs of seven bits: the eighth makes their number even.
+inline I32x16 EvenSignsOf(I32x16 seven) {
+  I32x16 parity = seven ^ Shift<-4>(seven);
+  parity = parity ^ Shift<-2>(parity);
+  parity = (parity ^ Shift<-1>(parity)) & I32x16::Broadcast(1);
+  return seven | Shift<7>(parity);
+}
+
+// A grid of eight numbers, by its two words.
+inline void ReadEight(const uint64_t* grid, I32x16 indices, I32x16* w) {
+  const uint32_t* const words = reinterpret_cast<const uint32_t*>(grid);
+  w[0] = Gather<2>(words, indices), w[1] = Gather<2>(words + 1, indices);
+}
+
+template <int kLargest>
+struct GridCodes {
+  static constexpr bool kSigned = true;
+  static constexpr int kZero = 0;
+  static constexpr int kMaxByte = kLargest;
+};
+
+struct Iq2XxsCodes : GridCodes<43> {
+  template <int kTile, typename Scales>
+  static void Read(const std::byte* tile, const Scales&, I32x16 (&w)[kGroups]) {
+    const I32x16 indices = LoadWord(tile), signs = LoadWord(tile + 4 * kTileRows);
+    Unroll<4>([&]<int i>() {
+      ReadEight(kGridIq2Xxs, ByteOf<i>(indices), w + 2 * i);
+      ApplySigns(EvenSignsOf(BitsOf<7 * i, 7>(signs)), w + 2 * i);
+    });
+  }
+};
+struct Iq2XsCodes : GridCodes<43> {
+  template <int kTile, typename Scales>
+  static void Read(const std::byte* tile, const Scales&, I32x16 (&w)[kGroups]) {
+    const I32x16 words[2] = {LoadWord(tile), LoadWord(tile + 4 * kTileRows)};
+    Unroll<4>([&]<int i>() {
+      ReadEight(kGridIq2Xs, BitsOf<16 * (i % 2), 9>(words[i / 2]), w + 2 * i);
+      ApplySigns(EvenSignsOf(BitsOf<16 * (i % 2) + 9, 7>(words[i / 2])), w + 2 * i);
+    });
+  }
+};
+struct Iq2SCodes : GridCodes<43> {
+  template <int kTile, typename Scales>
+  static void Read(const std::byte* tile, const Scales&, I32x16 (&w)[kGroups]) {
+    const I32x16 low = LoadWord(tile), signs = LoadWord(tile + 4 * kTileRows), high = LoadByte(tile + 8 * kTileRows);
+    Unroll<4>([&]<int i>() {
+      ReadEight(kGridIq2S, ByteOf<i>(low) | Shift<8>(BitsOf<2 * i, 2>(high)), w + 2 * i);
+      ApplySigns(ByteOf<i>(signs), w + 2 * i);
+    });
+  }
+};
+struct Iq3XxsCodes : GridCodes<62> {
+  template <int kTile, typename Scales>
+  static void Read(const std::byte* tile, const Scales&, I32x16 (&w)[kGroups]) {
+    const I32x16 indices[2] = {LoadWord(tile), LoadWord(tile + 4 * kTileRows)}, signs = LoadWord(tile + 8 * kTileRows);
+    Unroll<4>([&]<int i>() {
+      w[2 * i] = Gather<1>(kGridIq3Xxs, ByteOf<2 * i % 4>(indices[i / 2]));
+      w[2 * i + 1] = Gather<1>(kGridIq3Xxs, ByteOf<2 * i % 4 + 1>(indices[i / 2]));
+      ApplySigns(EvenSignsOf(BitsOf<7 * i, 7>(signs)), w + 2 * i);
+    });
+  }
+};
+struct Iq3SCodes : GridCodes<15> {
+  template <int kTile, typename Scales>
+  static void Read(const std::byte* tile, const Scales&, I32x16 (&w)[kGroups]) {
+    const I32x16 low[2] = {LoadWord(tile), LoadWord(tile + 4 * kTileRows)}, signs = LoadWord(tile + 8 * kTileRows);
+    const I32x16 high = LoadByte(tile + 12 * kTileRows), bit = I32x16::Broadcast(256);
+    Unroll<4>([&]<int i>() {
+      w[2 * i] = Gather<1>(kGridIq3S, ByteOf<2 * i % 4>(low[i / 2]) | (Shift<8 - 2 * i>(high) & bit));
+      w[2 * i + 1] = Gather<1>(kGridIq3S, ByteOf<2 * i % 4 + 1>(low[i / 2]) | (Shift<7 - 2 * i>(high) & bit));
+      ApplySigns(ByteOf<i>(signs), w + 2 * i);
+    });
+  }
+};
+
+// Eight times -1, 0 or 1, plus one, or minus one where `down`, the lowest bit of each lane, is set.
+inline void ReadShifted(I32x16 indices, I32x16 down, I32x16* w) {
+  ReadEight(kGridIq1, indices, w);
+  const I32x16 eights = I32x16::BroadcastByte(0xF8), one = I32x16::BroadcastByte(1);
+  const I32x16 step = NonZeroBytes(SpreadByte(down & I32x16::Broadcast(1))) | one;
+  const I32x16 shift = AddBytes(step, I32x16::BroadcastByte(kSignedBias));
+  for (int i = 0; i < 2; ++i) w[i] = AddBytes(Shift<3>(w[i]) & eights, shift);
+}
+struct Iq1SCodes : GridCodes<9> {
+  template <int kTile, typename Scales>
+  static void Read(const std::byte* tile, const Scales&, I32x16 (&w)[kGroups]) {
+    const I32x16 low = LoadWord(tile), word = LoadShort(tile + 4 * kTileRows), down = Shift<-15>(word);
+    Unroll<4>([&]<int i>() { ReadShifted(ByteOf<i>(low) | Shift<8>(BitsOf<3 * i, 3>(word)), down, w + 2 * i); });
+  }
+};
+struct Iq1MCodes : GridCodes<9> {
+  template <int kTile, typename Scales>
+  static void Read(const std::byte* tile, const Scales&, I32x16 (&w)[kGroups]) {
+    const I32x16 low = LoadWord(tile), word = LoadShort(tile + 4 * kTileRows);
+    Unroll<4>(
+        [&]<int i>() { ReadShifted(ByteOf<i>(low) | Shift<8>(BitsOf<4 * i, 3>(word)), Shift<-(4 * i + 3)>(word), w + 2 * i); });
+  }
+};
+
+}  // namespace
+}  // namespace ferry
