@@ -4,6 +4,7 @@
 #include <netdb.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <memory>
@@ -13,9 +14,24 @@
 
 namespace ferry {
 
-std::string ListenAddress::ToString() const { return absl::StrFormat("%s:%d", host, port); }
+constexpr std::string_view kUnix = "unix:";
+constexpr size_t kMaxUnixPath = 100;  // sockaddr_un has room for 107
+
+std::string ListenAddress::ToString() const {
+  return unix_path.empty() ? absl::StrFormat("%s:%d", host, port) : absl::StrFormat("%s%s", kUnix, unix_path);
+}
 
 absl::StatusOr<ListenAddress> ParseListenAddress(const std::string& text, int default_port) {
+  if (text.starts_with(kUnix)) {
+    ListenAddress local{.loopback = true, .unix_path = text.substr(kUnix.size())};
+    const std::string& path = local.unix_path;
+    const bool printable = std::none_of(path.begin(), path.end(), [](unsigned char c) { return c < 0x20 || c == 0x7F; });
+    if (!path.starts_with('/') || path.size() > kMaxUnixPath || !printable) {
+      return InvalidArgument("a Unix socket's path is absolute, printable and of at most %d bytes; this one has %d", kMaxUnixPath,
+                             path.size());
+    }
+    return local;
+  }
   ListenAddress address{.host = text, .port = default_port};
   const size_t bracket = text.rfind(']');
   const size_t colon = text.rfind(':');

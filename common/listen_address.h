@@ -1,6 +1,6 @@
 #pragma once
 
-// HOST:PORT addresses of processes.
+// Addresses as users and workers write them: HOST:PORT, and unix:/PATH on one host.
 
 #include <string>
 
@@ -8,18 +8,20 @@
 
 namespace ferry {
 
-inline constexpr int kCoordinatorPort = 8090;  // the default
+inline constexpr int kCoordinatorPort = 8090;  // of the API, where nothing else is said
+inline constexpr int kClusterPort = 8091;      // of the cluster's own plane
 
 struct ListenAddress {
   std::string host;  // IPv6 in brackets
   int port = 0;
   bool loopback = false;         // reachable from this machine alone
-  bool any = false;              // every interface of the machine (0.0.0.0, [::]); valid for listening, not for connecting
-  std::string ToString() const;  // "host:port"
+  bool any = false;              // every interface of the machine: 0.0.0.0, [::]; to listen on, not to connect to
+  std::string unix_path;         // of a Unix socket, absolute: then there is neither host nor port, and it is loopback
+  std::string ToString() const;  // "host:port", "unix:/path"
 };
 
-// Parses "127.0.0.1:8090", "[::1]:8090", or a host without a port, which gets the default. InvalidArgument: no host, or an
-// invalid port.
+// "127.0.0.1:8090", "[::1]:8090" and "unix:/run/ferry" stay; "0.0.0.0" gets the port; InvalidArgument: no host, a port that is
+// none, or the path of a Unix socket that is not absolute, has control characters or more than 100 bytes.
 absl::StatusOr<ListenAddress> ParseListenAddress(const std::string& text, int default_port);
 
 // The address, without a port, of this machine's interface towards `peer`, at which peer and its network reach this machine.

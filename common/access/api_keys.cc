@@ -157,7 +157,7 @@ absl::Status ApiKeys::ReloadIfChanged() {
   ASSIGN_OR_RETURN(const Version version, VersionOf(path_));
   {
     const std::lock_guard lock(mutex_);
-    if (version == version_) return absl::OkStatus();
+    if (std::exchange(version_, version) == version) return absl::OkStatus();
   }
   std::ostringstream text;
   text << std::ifstream(path_).rdbuf();
@@ -165,7 +165,6 @@ absl::Status ApiKeys::ReloadIfChanged() {
   if (!entries.ok()) return Annotate(entries.status(), path_);
   const std::lock_guard lock(mutex_);
   entries_ = *std::move(entries);
-  version_ = version;
   return absl::OkStatus();
 }
 

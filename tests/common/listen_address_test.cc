@@ -46,5 +46,17 @@ TEST(LocalHostTowards, NamesTheHostThatIsNotKnown) {
               StatusIs(absl::StatusCode::kUnavailable, ::testing::HasSubstr(no_name)));
 }
 
+TEST(ListenAddress, AUnixSocketHasAPathAlone) {
+  ASSERT_OK_AND_ASSIGN(const ListenAddress address, ParseListenAddress("unix:/run/ferry/cluster", 8090));
+  EXPECT_EQ(address.unix_path, "/run/ferry/cluster");
+  EXPECT_TRUE(address.loopback);
+  EXPECT_EQ(address.port, 0);
+  EXPECT_EQ(address.ToString(), "unix:/run/ferry/cluster");
+  for (const std::string& bad :
+       {std::string("unix:"), std::string("unix:relative"), std::string("unix:/a\nb"), "unix:/" + std::string(100, 'x')}) {
+    EXPECT_THAT(ParseListenAddress(bad, 0), StatusIs(absl::StatusCode::kInvalidArgument));
+  }
+}
+
 }  // namespace
 }  // namespace ferry

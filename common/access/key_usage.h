@@ -1,0 +1,43 @@
+#pragma once
+
+// What the requests of each key use, and whether one more may begin: parallel requests, and tokens a minute. Fairness among
+// requests that wait is the scheduler's.
+
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <string>
+
+#include "absl/time/time.h"
+#include "common/access/api_keys.h"
+#include "common/clock.h"
+#include "common/status.h"
+
+namespace ferry {
+
+// Thread-safe. `clock` must outlive it.
+class KeyUsage {
+ public:
+  explicit KeyUsage(const Clock* clock) : clock_(*clock) {}
+
+  // A request begins; End follows exactly when this is OK. ResourceExhausted names the limit, and when to come again.
+  absl::Status Begin(const Principal& principal);
+  // It has ended, and went through `tokens` of prompt and output. They count against the minute's budget now, so the budget may
+  // be exceeded by the requests that run at once, and the next have to wait for as long as that takes to make good.
+  void End(const Principal& principal, int64_t tokens);
+
+ private:
+  struct Key {
+    int64_t running = 0;
+    double budget = 0;  // tokens that may still begin; negative after a large request
+    absl::Time filled = absl::InfinitePast();
+  };
+  // The budget grows by tokens_per_minute a minute, up to that.
+  void FillLocked(const Principal& principal, Key& key);
+
+  const Clock& clock_;
+  std::mutex mutex_;
+  std::map<std::string, Key> keys_;  // by name; those that are in the file or were, so bounded
+};
+
+}  // namespace ferry

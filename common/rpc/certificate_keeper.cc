@@ -1,0 +1,50 @@
+#include "common/rpc/certificate_keeper.h"
+
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "common/escaped.h"
+#include "common/log.h"
+#include "common/tls/cluster_ca.h"
+
+namespace ferry {
+
+CertificateKeeper::CertificateKeeper(std::string folder, Renew renew)
+    : folder_(std::move(folder)), renew_(std::move(renew)), thread_([this] { Run(); }) {}
+
+CertificateKeeper::~CertificateKeeper() {
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  wake_.notify_all();
+  thread_.join();
+}
+
+void CertificateKeeper::Run() {
+  std::unique_lock lock(mutex_);
+  while (!stop_) {
+    lock.unlock();
+    if (const absl::Status status = RenewIfDue(); !status.ok()) {
+      spdlog::warn("this host's certificate could not be renewed: {}", Escaped(status.ToString()));
+    }
+    lock.lock();
+    wake_.wait_for(lock, std::chrono::hours(1), [&] { return stop_; });
+  }
+}
+
+absl::Status CertificateKeeper::RenewIfDue() {
+  ASSIGN_OR_RETURN(const std::string certificate, ReadSmallFile(NodeCertificatePath(folder_)));
+  ASSIGN_OR_RETURN(const absl::Time end, CertificateEnd(certificate));
+  if (end - absl::Now() > kRenewBefore) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const std::string key, ReadSmallFile(NodeKeyPath(folder_)));
+  ASSIGN_OR_RETURN(const std::string ca, ReadSmallFile(CaCertificatePath(folder_)));
+  ASSIGN_OR_RETURN(const NodeRequest request, MakeNodeRequest(key));
+  ASSIGN_OR_RETURN(const std::string renewed, renew_(request.request_pem));
+  ASSIGN_OR_RETURN(const absl::Time new_end, CertificateEnd(renewed));
+  RETURN_IF_ERROR(WriteNodeFiles(folder_, ca, renewed, key));
+  spdlog::info("this host's certificate was renewed and ends at {}", absl::FormatTime(new_end));
+  return absl::OkStatus();
+}
+
+}  // namespace ferry

@@ -1,0 +1,36 @@
+#pragma once
+
+// Renews a host's certificate before it ends. The key stays, so that the certificate's file changes alone.
+
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <thread>
+
+#include "common/status.h"
+
+namespace ferry {
+
+class CertificateKeeper {
+ public:
+  // A certificate, PEM, for a request, PEM. Called from the keeper's thread; may take some seconds.
+  using Renew = std::function<absl::StatusOr<std::string>(const std::string& request_pem)>;
+
+  // Looks at the certificate in `folder` now and every hour; what fails is logged and tried again an hour later.
+  CertificateKeeper(std::string folder, Renew renew);
+  ~CertificateKeeper();
+
+ private:
+  void Run();
+  absl::Status RenewIfDue();
+
+  const std::string folder_;
+  const Renew renew_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  bool stop_ = false;
+  std::thread thread_;
+};
+
+}  // namespace ferry
