@@ -29,20 +29,60 @@ absl::Status BatchScheduler::Enqueue(std::shared_ptr<Generation> generation) {
   if (!runs_at_once && num_queued() >= options_.max_queued) {
     return ResourceExhausted("the queue is full: %d requests are waiting and %d are running", num_queued(), num_running());
   }
+  const GenerationOwner& owner = generation->owner();
+  const auto of_owner = std::count_if(queue_.begin(), queue_.end(), [&](const std::shared_ptr<Generation>& queued) {
+    return queued->owner().name == owner.name;
+  });
+  if (!runs_at_once && owner.max_queued > 0 && of_owner >= owner.max_queued) {
+    return ResourceExhausted("%d requests of %s are waiting, its share of the queue", of_owner, owner.name);
+  }
+  Welcome(owner.name);
   queue_.push_back(std::move(generation));
   Admit();
   return absl::OkStatus();
 }
 
+void BatchScheduler::Welcome(const std::string& owner) {
+  const auto is_here = [&](const std::string& name) {
+    return std::any_of(queue_.begin(), queue_.end(), [&](const auto& queued) { return queued->owner().name == name; }) ||
+           std::any_of(running_.begin(), running_.end(),
+                       [&](const auto& running) { return running->generation->owner().name == name; });
+  };
+  std::erase_if(served_, [&](const auto& entry) { return !is_here(entry.first); });
+  if (served_.contains(owner)) return;
+  const auto least =
+      std::min_element(served_.begin(), served_.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+  const int64_t begin = least == served_.end() ? 0 : least->second;
+  served_[owner] = begin;
+}
+
+size_t BatchScheduler::NextInLine() const {
+  // Of two that were given as much, the one with fewer requests running: whoever has just come waits for one of them at most.
+  const auto rank = [&](const std::shared_ptr<Generation>& queued) {
+    const std::string& name = queued->owner().name;
+    const auto running = std::count_if(running_.begin(), running_.end(),
+                                       [&](const auto& other) { return other->generation->owner().name == name; });
+    return std::pair(served_.at(name), running);
+  };
+  size_t next = 0;
+  for (size_t i = 1; i < queue_.size(); ++i) {
+    if (queue_[i]->owner().name != queue_[next]->owner().name && rank(queue_[i]) < rank(queue_[next])) next = i;
+  }
+  return next;
+}
+
 void BatchScheduler::Admit() {
   while (!queue_.empty() && num_running() < options_.max_running) {
-    Generation& generation = *queue_.front();
+    const auto next = queue_.begin() + static_cast<std::ptrdiff_t>(NextInLine());
+    Generation& generation = **next;
     const std::span<const int32_t> prompt = generation.tokens();
-    absl::StatusOr<KvSlots::Lease> lease = slots_.Acquire(prompt, generation.reserve_tokens(), generation.may_reuse_prefix());
+    absl::StatusOr<KvSlots::Lease> lease =
+        slots_.Acquire(prompt, generation.reserve_tokens(), generation.may_reuse_prefix(), generation.owner().cache_domain);
     if (!lease.ok()) return;  // until a running request ends; those behind it wait too, or a large one would wait for ever
     auto running = std::make_shared<Running>();
-    running->generation = std::move(queue_.front());
-    queue_.pop_front();
+    served_[generation.owner().name] += generation.reserve_tokens();
+    running->generation = std::move(*next);
+    queue_.erase(next);
     running->submitted = lease->cached_tokens;
     running->lease = *std::move(lease);
     running_.push_back(running);

@@ -2,11 +2,14 @@
 
 // Which rows go into the next step: continuous batching at token granularity. No RPC, no threads, no waiting.
 //
-// A request waits in a queue, first in first out, until a slot and all the KV blocks that it may need are free; then it runs. A
+// A request waits in a queue until a slot and all the KV blocks that it may need are free; then it runs. A
 // step takes the next row of every decoding request, and chunks of unfinished prompts, oldest first. While a request decodes,
 // prompts get micro_batch_tokens rows a step, so that a long prompt delays the others' next tokens little. Otherwise prompts get
 // the whole step, since an expert then crosses the link once for more tokens; with several workers they get as many rows as keep
 // all workers busy.
+//
+// Owners share fairly: the next request is the first of the owner whose requests were given the fewest tokens, and of one owner
+// first in first out.
 //
 // Several steps may be in flight. A decoding request is in one of them at most, since its next token depends on the
 // last; the chunks of one prompt follow each other. Workers compute steps in order, so a slot released while a step
@@ -17,9 +20,11 @@
 #include <cstdint>
 #include <deque>
 #include <limits>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "common/clock.h"
@@ -27,6 +32,13 @@
 #include "coordinator/generation/kv_slots.h"
 
 namespace ferry {
+
+// Whose a request is.
+struct GenerationOwner {
+  std::string name;          // requests of one owner share what the owner is given; empty: of nobody in particular
+  std::string cache_domain;  // prefixes are reused among requests of one domain alone
+  int64_t max_queued = 0;    // of its requests that wait; 0: no limit but the queue's
+};
 
 // A request as the scheduler sees it. Only the scheduler's thread calls it; any thread may read the constants.
 class Generation {
@@ -38,7 +50,11 @@ class Generation {
   virtual int64_t reserve_tokens() const = 0;  // prompt and output together, at most
   virtual bool may_reuse_prefix() const = 0;   // false when the whole prompt has to be computed
   virtual absl::Time deadline() const = 0;     // InfiniteFuture: none
-  virtual bool forgets_experts() const = 0;    // its first step begins with empty expert slots
+  virtual const GenerationOwner& owner() const {
+    static const GenerationOwner kNobody;
+    return kNobody;
+  }
+  virtual bool forgets_experts() const = 0;  // its first step begins with empty expert slots
 
   // The prompt and the tokens sampled so far.
   virtual std::span<const int32_t> tokens() const = 0;
@@ -115,6 +131,10 @@ class BatchScheduler {
   };
 
   void Admit();
+  // Of the requests that wait, the index of the one whose turn it is: the first of the owner that was given least.
+  size_t NextInLine() const;
+  // An owner that comes, or comes back, begins with as much as the least served of those that are here.
+  void Welcome(const std::string& owner);
   // Adds up to `max_tokens` of the request's next rows to the step, as far as its logits fit; returns how many.
   int64_t AddRows(const std::shared_ptr<Running>& running, int64_t max_tokens, int64_t* logits_left, StepPlan* step,
                   InFlight* in_flight);
@@ -125,6 +145,7 @@ class BatchScheduler {
   const Clock& clock_;
   KvSlots slots_;
   std::deque<std::shared_ptr<Generation>> queue_;
+  std::map<std::string, int64_t> served_;          // tokens that requests of each owner that is here were given, as reserved
   std::vector<std::shared_ptr<Running>> running_;  // in order of admission
   std::deque<InFlight> in_flight_;
   uint64_t last_step_ = 0;

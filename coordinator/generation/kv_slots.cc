@@ -21,25 +21,27 @@ int64_t KvSlots::Usable(const Slot& slot, std::span<const int32_t> prompt) const
   return in_ring ? common : 0;
 }
 
-absl::StatusOr<KvSlots::Lease> KvSlots::Acquire(std::span<const int32_t> prompt, int64_t reserve_tokens, bool reuse) {
+absl::StatusOr<KvSlots::Lease> KvSlots::Acquire(std::span<const int32_t> prompt, int64_t reserve_tokens, bool reuse,
+                                                const std::string& domain) {
   Slot* best = nullptr;
   int64_t best_usable = 0;
   Slot* oldest = nullptr;  // empty slots count as the oldest
   for (Slot& slot : slots_) {
     if (slot.leased) continue;
-    const int64_t usable = reuse ? Usable(slot, prompt) : 0;
+    const int64_t usable = reuse && slot.domain == domain ? Usable(slot, prompt) : 0;
     if (usable > best_usable) best = &slot, best_usable = usable;
     const auto age = [](const Slot& s) { return s.tokens.empty() ? 0 : s.last_used; };
     if (oldest == nullptr || age(slot) < age(*oldest)) oldest = &slot;
   }
   if (oldest == nullptr) return ResourceExhausted("all %d slots are in use", options_.num_slots);
   Slot& chosen = best != nullptr && best_usable * 10 >= static_cast<int64_t>(prompt.size()) ? *best : *oldest;
-  const int64_t usable = reuse ? Usable(chosen, prompt) : 0;
+  const int64_t usable = reuse && chosen.domain == domain ? Usable(chosen, prompt) : 0;
 
   const int64_t needed = BlocksFor(reserve_tokens);
   if (needed > free_blocks()) {
     return ResourceExhausted("%d KV blocks are needed, %d of %d are free", needed, free_blocks(), options_.num_blocks);
   }
+  chosen.domain = domain;
   chosen.leased = true;  // from here on it is not evicted
   while (static_cast<int64_t>(chosen.blocks.size()) > needed) {
     free_.push_back(chosen.blocks.back());

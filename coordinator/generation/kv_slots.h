@@ -15,6 +15,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "common/ids.h"
@@ -46,7 +47,9 @@ class KvSlots {
   // the slot's usable prefix, but never the whole prompt: its last token is computed again, for its logits. Without `reuse` it
   // reuses nothing. ResourceExhausted: no idle slot, or too few blocks until a running request ends; nothing changes
   // then.
-  absl::StatusOr<Lease> Acquire(std::span<const int32_t> prompt, int64_t reserve_tokens, bool reuse);
+  // A sequence of another `domain` is not reused: whether it is there would tell what others ask.
+  absl::StatusOr<Lease> Acquire(std::span<const int32_t> prompt, int64_t reserve_tokens, bool reuse,
+                                const std::string& domain = "");
   // Whether such a request could ever be placed.
   bool CanEverHold(int64_t reserve_tokens) const { return BlocksFor(reserve_tokens) <= options_.num_blocks; }
 
@@ -62,6 +65,7 @@ class KvSlots {
  private:
   struct Slot {
     bool leased = false;
+    std::string domain;           // whose the sequence is
     std::vector<int32_t> tokens;  // idle: the sequence that it keeps
     std::vector<int32_t> blocks;
     int64_t ring_first = 0;  // positions from here to the sequence's end are in the ring

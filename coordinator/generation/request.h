@@ -61,6 +61,9 @@ class Request final : public Generation {
   int64_t reserve_tokens() const override { return prompt_tokens_ + max_tokens_; }
   bool may_reuse_prefix() const override { return !prompt_logprobs_; }
   absl::Time deadline() const override { return deadline_; }
+  const GenerationOwner& owner() const override { return owner_; }
+  // Before it is submitted.
+  void SetOwner(GenerationOwner owner) { owner_ = std::move(owner); }
   bool forgets_experts() const override { return forget_experts_; }
   std::span<const int32_t> tokens() const override { return tokens_; }
   std::optional<LogitsRequest> LogitsAt(int64_t position) const override;
@@ -80,6 +83,7 @@ class Request final : public Generation {
 
   const Tokenizer& tokenizer_;
   const Clock& clock_;
+  GenerationOwner owner_;
   const bool render_special_;
   Detokenizer detokenizer_;
   StopMatcher stops_;

@@ -23,6 +23,7 @@ class FakeGeneration final : public Generation {
   bool may_reuse_prefix() const override { return !score; }
   absl::Time deadline() const override { return end_by; }
   bool forgets_experts() const override { return forgets; }
+  const GenerationOwner& owner() const override { return whose; }
   std::span<const int32_t> tokens() const override { return tokens_; }
   std::optional<LogitsRequest> LogitsAt(int64_t position) const override {
     if (position < prompt_tokens_ - 1) return score ? std::optional(LogitsRequest{.top_n = 2}) : std::nullopt;
@@ -42,6 +43,7 @@ class FakeGeneration final : public Generation {
   int64_t generated() const { return static_cast<int64_t>(tokens_.size()) - prompt_tokens_; }
 
   bool score = false, forgets = false;
+  GenerationOwner whose;
   int32_t top_n = 4;
   absl::Time end_by = absl::InfiniteFuture();
   bool admitted = false, finished = false;
@@ -112,6 +114,36 @@ TEST_F(BatchSchedulerTest, RunsARequestFromPromptToLastToken) {
   EXPECT_EQ(request->num_logits, 3);
   EXPECT_EQ(scheduler_.num_running(), 0);
   EXPECT_EQ(scheduler_.slots().free_blocks(), 32);
+}
+
+TEST_F(BatchSchedulerTest, AGreedyOwnerDoesNotKeepAnotherWaiting) {
+  const auto add_of = [&](const std::string& owner) {
+    auto generation = Make(4, 2);
+    generation->whose.name = owner;
+    EXPECT_OK(scheduler_.Enqueue(generation));
+    return generation;
+  };
+  std::vector<std::shared_ptr<FakeGeneration>> greedy;
+  for (int i = 0; i < 6; ++i) greedy.push_back(add_of("greedy"));  // 3 run, 3 wait
+  const auto polite = add_of("polite");
+  EXPECT_FALSE(polite->admitted);
+  while (!greedy[0]->finished) RunStep();
+  RunStep();  // who is next is looked at with the next step
+  EXPECT_TRUE(polite->admitted) << "before those of the other that came earlier";
+  RunAll();
+  for (const auto& generation : greedy) EXPECT_TRUE(generation->finished);
+}
+
+TEST_F(BatchSchedulerTest, AnOwnerHasItsShareOfTheQueue) {
+  std::vector<std::shared_ptr<FakeGeneration>> requests;
+  for (int i = 0; i < 6; ++i) {  // 3 run
+    requests.push_back(Make(4, 2));
+    requests.back()->whose = {.name = "greedy", .max_queued = 2};
+    const absl::Status taken = scheduler_.Enqueue(requests.back());
+    EXPECT_EQ(taken.code(), i < 5 ? absl::StatusCode::kOk : absl::StatusCode::kResourceExhausted) << taken;
+  }
+  Add(4, 2);
+  EXPECT_EQ(scheduler_.num_queued(), 3);
 }
 
 TEST_F(BatchSchedulerTest, GivesALonePromptTheWholeStep) {

@@ -176,5 +176,16 @@ TEST(KvSlots, AFreshSequenceHasAFreshRing) {
   EXPECT_EQ(CachedAfter(slots, Tokens(11, 500)), 10);
 }
 
+TEST(KvSlots, ReusesNothingOfAnotherDomain) {
+  KvSlots slots({.num_slots = 1, .num_blocks = 16, .block_tokens = 4});
+  ASSERT_OK_AND_ASSIGN(const KvSlots::Lease first, slots.Acquire(Tokens(8), 12, true, "alice"));
+  slots.Release(first.slot, Tokens(8));
+  ASSERT_OK_AND_ASSIGN(const KvSlots::Lease others, slots.Acquire(Tokens(8), 12, true, "bob"));
+  EXPECT_EQ(others.cached_tokens, 0);
+  slots.Release(others.slot, Tokens(8));
+  ASSERT_OK_AND_ASSIGN(const KvSlots::Lease own, slots.Acquire(Tokens(8), 12, true, "bob"));
+  EXPECT_EQ(own.cached_tokens, 7);
+}
+
 }  // namespace
 }  // namespace ferry
