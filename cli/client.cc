@@ -4,10 +4,12 @@
 
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "common/listen_address.h"
+#include "common/tls/cluster_ca.h"
 
 namespace ferry {
 namespace {
@@ -16,6 +18,8 @@ constexpr int kMaxMessageBytes = 64 << 20;
 constexpr absl::Duration kPoll = absl::Milliseconds(100);
 constexpr absl::Duration kConnectTimeout = absl::Seconds(5);
 // A coordinator whose host has gone says nothing any more, and a request has no deadline of its own.
+// FERRY_API_KEY: sent with every call. FERRY_TLS_CA: PEM file; the connection is TLS, and the server's certificate of this CA.
+constexpr char kApiKeyVariable[] = "FERRY_API_KEY", kTlsCaVariable[] = "FERRY_TLS_CA";
 constexpr int kKeepaliveMs = 10000, kKeepaliveTimeoutMs = 5000;
 
 absl::Status FromGrpc(const grpc::Status& status) {
@@ -24,6 +28,12 @@ absl::Status FromGrpc(const grpc::Status& status) {
 }
 
 std::chrono::system_clock::time_point Deadline(absl::Duration timeout) { return absl::ToChronoTime(absl::Now() + timeout); }
+
+// The key with which this command calls, as `ferry api-key` printed it: from the environment, since others see command lines.
+void AddKey(grpc::ClientContext* context) {
+  const char* const key = std::getenv(kApiKeyVariable);
+  if (key != nullptr && key[0] != '\0') context->AddMetadata("authorization", absl::StrFormat("Bearer %s", key));
+}
 
 // "experts 43 %, 5.1 GB/s, 12 s left" on one line that overwrites itself.
 class ProgressLine {
@@ -72,6 +82,12 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Attach(const std::string& server
   ASSIGN_OR_RETURN(const ListenAddress address, ParseListenAddress(server, kCoordinatorPort));
   std::unique_ptr<Client> client(new Client);
   client->address_ = address.ToString();
+  std::shared_ptr<grpc::ChannelCredentials> credentials = grpc::InsecureChannelCredentials();
+  if (const char* const ca = std::getenv(kTlsCaVariable); ca != nullptr && ca[0] != '\0') {
+    const absl::StatusOr<std::string> pem = ReadSmallFile(ca);
+    RETURN_IF_ERROR(Annotate(pem.status(), kTlsCaVariable));
+    credentials = grpc::SslCredentials({.pem_root_certs = *pem});
+  }
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
   arguments.SetMaxSendMessageSize(kMaxMessageBytes);
@@ -79,8 +95,7 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Attach(const std::string& server
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
-  client->stub_ =
-      proto::Ferry::NewStub(grpc::CreateCustomChannel(client->address_, grpc::InsecureChannelCredentials(), arguments));
+  client->stub_ = proto::Ferry::NewStub(grpc::CreateCustomChannel(client->address_, credentials, arguments));
   return client;
 }
 
@@ -98,6 +113,8 @@ absl::Status Client::WaitUntilServed() {
       last_answer = absl::Now();
       if (info->state() == "serving") return absl::OkStatus();
       line.Draw(*info);
+    } else if (absl::IsUnauthenticated(info.status())) {
+      return absl::UnauthenticatedError(absl::StrFormat("%s; set FERRY_API_KEY", info.status().message()));
     } else if (absl::Now() - last_answer > kConnectTimeout) {
       return Unavailable("no answer from a Ferry coordinator at %s (it listens on loopback unless it was given --listen): %s",
                          address_, info.status().message());
@@ -109,6 +126,7 @@ absl::Status Client::WaitUntilServed() {
 absl::StatusOr<proto::Finish> Client::Generate(const proto::GenerateRequest& request,
                                                const std::function<bool(const proto::GenerateResponse&)>& on_message) {
   grpc::ClientContext context;
+  AddKey(&context);
   {
     const std::lock_guard lock(mutex_);
     running_ = &context;
@@ -131,6 +149,7 @@ absl::StatusOr<proto::Finish> Client::Generate(const proto::GenerateRequest& req
 
 absl::StatusOr<proto::GetModelInfoResponse> Client::ModelInfo() {
   grpc::ClientContext context;
+  AddKey(&context);
   context.set_deadline(Deadline(absl::Seconds(10)));
   proto::GetModelInfoResponse response;
   RETURN_IF_ERROR(FromGrpc(stub_->GetModelInfo(&context, {}, &response)));
@@ -139,6 +158,7 @@ absl::StatusOr<proto::GetModelInfoResponse> Client::ModelInfo() {
 
 absl::StatusOr<proto::GetServerInfoResponse> Client::ServerInfo(absl::Duration timeout) {
   grpc::ClientContext context;
+  AddKey(&context);
   context.set_deadline(Deadline(timeout));
   proto::GetServerInfoResponse response;
   RETURN_IF_ERROR(FromGrpc(stub_->GetServerInfo(&context, {}, &response)));

@@ -22,6 +22,10 @@ Command AddStatus(CLI::App& app);
 Command AddTokenize(CLI::App& app);
 Command AddDetokenize(CLI::App& app);
 Command AddMakeModel(CLI::App& app);
+Command AddClusterInit(CLI::App& app);
+Command AddClusterToken(CLI::App& app);
+Command AddJoin(CLI::App& app);
+Command AddApiKey(CLI::App& app);
 
 // The flags and defaults in one text behind the options of each `--help`.
 std::string Examples(std::initializer_list<const char*> lines);

@@ -64,6 +64,10 @@ int main(int argc, char** argv) {
   add("tokenize", "text to token ids, from a file alone", ferry::AddTokenize);
   add("detokenize", "token ids to text, from a file alone", ferry::AddDetokenize);
   add("make-model", "write a model of any gpt-oss shape with random weights, for benchmarks", ferry::AddMakeModel);
+  add("cluster-init", "make the certificates of a cluster of several hosts", ferry::AddClusterInit);
+  add("cluster-token", "a one-time token for a host that joins the cluster", ferry::AddClusterToken);
+  add("api-key", "make a key for the API", ferry::AddApiKey);
+  add("join", "fetch this host's certificate with a token", ferry::AddJoin);
 
   const auto named = [&](const auto& command) { return command.first->get_name() == argv[1]; };
   if (argc > 1 && argv[1][0] != '-' && std::none_of(commands.begin(), commands.end(), named)) {

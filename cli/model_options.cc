@@ -125,8 +125,8 @@ absl::StatusOr<PlacementOptions> ModelOptions::Placement(int num_workers, int64_
   return options;
 }
 
-std::vector<std::string> ModelOptions::CoordinatorArguments(int num_workers, int64_t gpu_bytes,
-                                                            const std::string& port_file) const {
+std::vector<std::string> ModelOptions::CoordinatorArguments(int num_workers, int64_t gpu_bytes, const std::string& port_file,
+                                                            const std::string& cluster_socket) const {
   std::vector<std::string> arguments = {"-m",
                                         model,
                                         "--workers",
@@ -135,6 +135,8 @@ std::vector<std::string> ModelOptions::CoordinatorArguments(int num_workers, int
                                         listen + ":" + std::to_string(port),
                                         "--port-file",
                                         port_file,
+                                        "--cluster-socket",
+                                        cluster_socket,
                                         "--parallel",
                                         std::to_string(parallel),
                                         "--cache-type-k",
@@ -154,6 +156,12 @@ std::vector<std::string> ModelOptions::CoordinatorArguments(int num_workers, int
     if (given) arguments.insert(arguments.end(), {flag, value});
   };
   add("--trace", trace, !trace.empty());
+  add("--tls-cert", tls_cert, !tls_cert.empty());
+  add("--tls-key", tls_key, !tls_key.empty());
+  add("--api-keys", api_keys, !api_keys.empty());
+  if (insecure) arguments.push_back("--insecure");
+  add("--cluster-listen", cluster_listen, !cluster_listen.empty());
+  add("--cluster-certs", cluster_certs, !cluster_certs.empty());
   add("--layers", layers, !layers.empty());
   for (const std::string& rule : overrides) add("--override-tensor", rule, true);
   if (probe) arguments.push_back("--probe");

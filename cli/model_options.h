@@ -32,8 +32,11 @@ struct ModelOptions {
   std::string backend = "auto", isa = "auto";
   std::string listen = "127.0.0.1";
   int port = 0;
-  double step_timeout = 0;  // 0: the coordinator's default
-  std::string trace;        // file for a timeline
+  std::string tls_cert, tls_key, api_keys;  // of the API (coordinator/options.h)
+  bool insecure = false;
+  std::string cluster_listen, cluster_certs;  // for workers of other hosts; empty: there are none, or the coordinator's default
+  double step_timeout = 0;                    // 0: the coordinator's default
+  std::string trace;                          // file for a timeline
   bool probe = false;
   std::string log_level = "warn";
 
@@ -46,7 +49,8 @@ struct ModelOptions {
   static int64_t GpuBytes(const std::vector<std::string>& devices);
   // `gpu_bytes`: the result of GpuBytes; it decides the rows of a step.
   absl::StatusOr<PlacementOptions> Placement(int num_workers, int64_t gpu_bytes) const;
-  std::vector<std::string> CoordinatorArguments(int num_workers, int64_t gpu_bytes, const std::string& port_file) const;
+  std::vector<std::string> CoordinatorArguments(int num_workers, int64_t gpu_bytes, const std::string& port_file,
+                                                const std::string& cluster_socket) const;
   std::vector<std::string> WorkerArguments(int worker, const std::string& device, const std::string& coordinator) const;
 };
 

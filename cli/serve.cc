@@ -32,8 +32,8 @@ absl::Status Serve(ServeOptions options) {
   });
   ASSIGN_OR_RETURN(const std::unique_ptr<Supervisor> supervisor, Supervisor::Start(options.model));
   spdlog::info("coordinator at {}", supervisor->address());
-  if (options.model.coordinator_only && listen.loopback) {
-    spdlog::warn("only this host reaches {}: for workers of other hosts, start with --listen ADDRESS", listen.host);
+  if (options.model.coordinator_only && options.model.cluster_listen.empty()) {
+    spdlog::warn("only workers of this host can come: for those of other hosts, start with --cluster-listen ADDRESS");
   }
   while (!stop) {
     RETURN_IF_ERROR(supervisor->Health());
@@ -56,9 +56,18 @@ Command AddServe(CLI::App& app) {
   app.add_option("--listen", options->model.listen,
                  "ADDR or ADDR:PORT of the API (0.0.0.0: every interface); connections are not encrypted")
       ->capture_default_str();
-  app.add_flag("--coordinator-only", options->model.coordinator_only,
-               "start no workers here; other hosts start them with `ferry-worker --coordinator ADDR`, as many as --workers says");
-  app.add_option("--drain-seconds", options->drain_seconds, "seconds that running requests get after Ctrl-C")
+  app.add_flag(
+      "--coordinator-only", options->model.coordinator_only,
+      "start no workers here: they come from other hosts with `ferry-worker --coordinator ADDR`; --workers says how many");
+  app.add_option("--tls-cert", options->model.tls_cert, "PEM file of the API's certificate chain");
+  app.add_option("--tls-key", options->model.tls_key, "PEM file of its key");
+  app.add_option("--api-keys", options->model.api_keys, "file of the keys that may use the API (`ferry api-key` makes them)");
+  app.add_flag("--insecure", options->model.insecure, "let everybody who reaches --listen use the API without a key");
+  app.add_option("--cluster-listen", options->model.cluster_listen,
+                 "ADDR or ADDR:PORT where workers of other hosts come in, known by certificates (port 8091)");
+  app.add_option("--cluster-certs", options->model.cluster_certs,
+                 "folder with the certificates that `ferry cluster-init` makes (default: ~/.config/ferry/cluster)");
+  app.add_option("--drain-seconds", options->drain_seconds, "how long running requests may go on after Ctrl-C")
       ->capture_default_str();
   app.footer(Examples({"ferry serve -m model.gguf                        one worker per GPU, port 8090",
                        "ferry serve -m model.gguf --gpus 0,2 -c 32768    two GPUs, 32k tokens of context",

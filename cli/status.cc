@@ -36,8 +36,8 @@ void Print(const proto::GetServerInfoResponse& info) {
               static_cast<unsigned long long>(info.generated_tokens_total()));
   std::printf("KV cache  %u of %u blocks free\n", info.kv_blocks_free(), info.kv_blocks_total());
   for (const proto::WorkerInfo& worker : info.workers()) {
-    std::printf("worker %u  %-8s layers %u-%u  %s  %s\n", worker.worker_id(), worker.state().c_str(), worker.first_layer(),
-                worker.end_layer() - 1, worker.device().c_str(), worker.address().c_str());
+    std::printf("worker %u  %-8s layers %u-%u  %s\n", worker.worker_id(), worker.state().c_str(), worker.first_layer(),
+                worker.end_layer() - 1, worker.device().c_str());
     std::printf("          dense %s, KV %s, %u expert slots (%s) over %s", HumanBytes(worker.dense_bytes()).c_str(),
                 HumanBytes(worker.kv_bytes()).c_str(), worker.expert_slots(), HumanBytes(worker.expert_slot_bytes()).c_str(),
                 worker.expert_transport().c_str());

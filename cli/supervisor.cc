@@ -123,15 +123,15 @@ class ProcessSupervisor final : public Supervisor {
 
  private:
   void Main(const ModelOptions& options, const std::vector<std::string>& devices) {
-    const std::filesystem::path port_file = directory_ / "port";
+    const std::filesystem::path port_file = directory_ / "port", socket = directory_ / "cluster";
     coordinator_ = {.arguments = options.CoordinatorArguments(
                         options.coordinator_only ? std::max(options.workers, 1) : static_cast<int>(devices.size()),
-                        ModelOptions::GpuBytes(devices), port_file),
+                        ModelOptions::GpuBytes(devices), port_file, socket),
                     .what = "the coordinator"};
     coordinator_.pid = Spawn(coordinator_binary_, coordinator_.arguments);
     while (!stop_) {
       if (!Reap()) break;
-      if (workers_.empty() && address().empty()) LookForAddress(options, devices, port_file);
+      if (workers_.empty() && address().empty()) LookForAddress(options, devices, port_file, socket);
       for (Child& worker : workers_) {
         if (worker.pid < 0 && absl::Now() >= worker.start_again) Start(worker);
       }
@@ -141,7 +141,7 @@ class ProcessSupervisor final : public Supervisor {
   }
 
   void LookForAddress(const ModelOptions& options, const std::vector<std::string>& devices,
-                      const std::filesystem::path& port_file) {
+                      const std::filesystem::path& port_file, const std::filesystem::path& socket) {
     std::ifstream file(port_file);
     int port = 0;
     if (!(file >> port) || port == 0) return;
@@ -149,7 +149,7 @@ class ProcessSupervisor final : public Supervisor {
     const std::string address = local + ":" + std::to_string(port);
     if (!options.coordinator_only) {
       for (size_t i = 0; i < devices.size(); ++i) {
-        workers_.push_back({.arguments = options.WorkerArguments(static_cast<int>(i), devices[i], address),
+        workers_.push_back({.arguments = options.WorkerArguments(static_cast<int>(i), devices[i], "unix:" + socket.string()),
                             .what = "worker " + std::to_string(i)});
       }
     }

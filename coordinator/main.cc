@@ -19,6 +19,8 @@
 #include "common/clock.h"
 #include "common/listen_address.h"
 #include "common/log.h"
+#include "common/rpc/acceptor.h"
+#include "common/tls/cluster_ca.h"
 #include "coordinator/options.h"
 #include "coordinator/server.h"
 
@@ -57,6 +59,17 @@ void AddFlags(CLI::App& app, Flags* flags) {
          "HOST or HOST:PORT to serve on; connections are not encrypted, so another address than loopback must be given here")
       ->capture_default_str();
   app.add_option("--port", flags->port, "port to serve on; 0: any free one (see --port-file)");
+  app.add_option("--tls-cert", options.tls_cert, "PEM file of the API's certificate chain; a new one is in use within a minute");
+  app.add_option("--tls-key", options.tls_key, "PEM file of its key");
+  app.add_option("--api-keys", options.api_keys,
+                 "file of the keys that may use the API (`ferry api-key`); read again when it changes");
+  app.add_flag("--insecure", options.insecure, "let everybody who reaches --listen use the API without a key");
+  app.add_option("--cluster-socket", options.cluster_socket,
+                 "Unix socket where workers of this host come in, in a folder of mode 0700; default: in a folder of its own");
+  app.add_option("--cluster-listen", options.cluster_listen,
+                 "HOST or HOST:PORT where workers of other hosts come in, by certificates (port 8091); default: nowhere");
+  app.add_option("--cluster-certs", options.cluster_certs, "folder with the certificates that `ferry cluster-init` makes")
+      ->capture_default_str();
   app.add_option("--port-file", options.port_file, "write the port in use to this file");
   app.add_option("--workers", placement.num_workers, "worker processes to wait for; each takes a range of layers")
       ->capture_default_str();
@@ -174,10 +187,12 @@ int Fail(const absl::Status& status) {
 int Run(const CoordinatorOptions& options) {
   using namespace std::chrono_literals;
   static StopSignal stop;  // its thread outlives this function
+  RaiseDescriptorLimit();
   absl::StatusOr<std::unique_ptr<Server>> started = Server::Start(options);
   if (!started.ok()) return Fail(started.status());
   Server& server = **started;
-  spdlog::info("listening on {}, not serving yet", server.address());
+  spdlog::info("listening on {}, not serving yet; workers of this host: --coordinator {}", server.address(),
+               server.cluster_address());
   if (!options.port_file.empty()) {
     if (const absl::Status status = WritePortFile(options.port_file, server.port()); !status.ok()) return Fail(status);
   }
@@ -214,6 +229,7 @@ int main(int argc, char** argv) {
       "ferry-coordinator: owns the model, its experts and the API of a Ferry cluster. Usually started by `ferry "
       "serve`."};
   ferry::Flags flags;
+  flags.options.cluster_certs = ferry::DefaultClusterFolder();
   ferry::AddFlags(app, &flags);
   std::vector<std::string> arguments = ferry::ExpandShortFlags(argc, argv);
   std::reverse(arguments.begin(), arguments.end());  // as CLI11 takes them

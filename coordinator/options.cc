@@ -28,7 +28,25 @@ absl::Status CheckPositive(const char* flag, absl::Duration value) {
 
 absl::Status CheckOptions(const CoordinatorOptions& options) {
   if (options.model.empty()) return InvalidArgument("-m is missing: the GGUF file of the model");
-  RETURN_IF_ERROR(ParseListenAddress(options.listen, 0).status());
+  ASSIGN_OR_RETURN(const ListenAddress listen, ParseListenAddress(options.listen, 0));
+  if (!listen.unix_path.empty()) return InvalidArgument("--listen is %s, want HOST or HOST:PORT", options.listen);
+  if (options.tls_cert.empty() != options.tls_key.empty()) return InvalidArgument("--tls-cert and --tls-key go together");
+  if (!listen.loopback && options.api_keys.empty() && !options.insecure) {
+    return InvalidArgument(
+        "others reach --listen %s: give --api-keys FILE (`ferry api-key` makes keys), or --insecure if everybody may use it",
+        options.listen);
+  }
+  if (!options.cluster_socket.empty()) {
+    RETURN_IF_ERROR(Annotate(ParseListenAddress("unix:" + options.cluster_socket, 0).status(), "--cluster-socket"));
+  }
+  if (!options.cluster_listen.empty()) {
+    const absl::StatusOr<ListenAddress> cluster = ParseListenAddress(options.cluster_listen, kClusterPort);
+    RETURN_IF_ERROR(Annotate(cluster.status(), "--cluster-listen"));
+    if (!cluster->unix_path.empty()) return InvalidArgument("--cluster-listen is a Unix socket, want HOST:PORT");
+    if (options.cluster_certs.empty()) {
+      return InvalidArgument("--cluster-listen needs --cluster-certs: workers of other hosts are known by certificates");
+    }
+  }
   if (options.placement.num_workers < 1) return InvalidArgument("--workers is %d, want 1 or more", options.placement.num_workers);
   if (options.threads < 0) return InvalidArgument("--threads is %d, want 0 or more", options.threads);
   RETURN_IF_ERROR(CheckOneOf<2>("--backend", options.backend, {"cpu", "reference"}));

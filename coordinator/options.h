@@ -13,6 +13,12 @@ namespace ferry {
 struct CoordinatorOptions {
   std::string model;                      // -m
   std::string listen = "127.0.0.1:8090";  // --listen, --port; port 0: any free one
+  std::string tls_cert, tls_key;          // --tls-cert --tls-key: PEM files of the API; empty: it is not encrypted
+  std::string api_keys;                   // --api-keys: file of keys (common/access/api_keys.h); empty: nobody needs one
+  bool insecure = false;                  // --insecure: others may reach --listen although nobody needs a key
+  std::string cluster_socket;             // --cluster-socket: Unix socket for workers of this host; empty: in a folder of its own
+  std::string cluster_listen;             // --cluster-listen: HOST:PORT for workers of other hosts; empty: there are none
+  std::string cluster_certs;              // --cluster-certs: folder of certificates for them (common/tls/cluster_ca.h)
   std::string port_file;                  // --port-file: the port in use is written here once it is
   PlacementOptions placement;             // --workers --layers -ot -c -b -ub -np -ctk -ctv
   bool ooae = true;                       // --no-ooae: every expert of a layer is shipped

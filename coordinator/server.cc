@@ -2,13 +2,18 @@
 
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/resource_quota.h>
 #include <grpcpp/security/server_credentials.h>
+#include <grpcpp/security/tls_certificate_provider.h>
+#include <grpcpp/security/tls_credentials_options.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <mutex>
 #include <random>
@@ -16,15 +21,20 @@
 #include <utility>
 #include <vector>
 
+#include "common/access/api_keys.h"
 #include "common/gguf/gguf.h"
 #include "common/listen_address.h"
 #include "common/log.h"
 #include "common/model/model_header.h"
 #include "common/model/model_tensors.h"
+#include "common/rpc/acceptor.h"
+#include "common/rpc/certificate_keeper.h"
+#include "common/rpc/node_identity.h"
 #include "common/thread_pool.h"
 #include "coordinator/cluster/channels.h"
 #include "coordinator/cluster/cluster_controller.h"
 #include "coordinator/cluster/cluster_service.h"
+#include "coordinator/cluster/enrollment_service.h"
 #include "coordinator/cluster/model_fingerprint.h"
 #include "coordinator/experts/expert_engine.h"
 #include "coordinator/experts/expert_exchange.h"
@@ -40,6 +50,17 @@ namespace {
 
 constexpr char kVersion[] = "0.1.0";
 constexpr absl::Duration kWorkerShutdownTimeout = absl::Seconds(2);
+constexpr AcceptorOptions kClusterConnections = {.max_connections = 512, .max_of_one_peer = 512};
+constexpr int kClusterStreams = 64;  // calls of one worker at once: heartbeats, weights and experts
+constexpr int kHandshakeTimeoutMs = 10000;
+// Of the public API; docs/operations.md has them all in a table.
+constexpr int kMaxPublicMessageBytes = 4 << 20;
+constexpr size_t kClientBytes = size_t{256} << 20;
+constexpr int kClientStreams = 128;
+constexpr int kIdleConnectionMs = 10 * 60 * 1000, kKeepaliveMs = 60000, kKeepaliveTimeoutMs = 20000;
+constexpr int kTextThreads = 2;
+constexpr size_t kMaxWaitingTexts = 256;
+constexpr unsigned kCertificateRefreshSeconds = 30;
 constexpr double kGiga = 1e9;
 constexpr int64_t kSmallestProbe = int64_t{16} << 20, kLargestProbe = int64_t{256} << 20;
 // Of the int8 dot products that a machine can do, about what expert products with many rows reach: until those are measured.
@@ -101,8 +122,12 @@ class ServerImpl final : public Server {
 
   const std::string& address() const override { return address_; }
   int port() const override { return port_; }
+  std::string cluster_address() const override { return cluster_acceptor_->address().ToString(); }
 
   absl::Status Listen() {
+    if (!options_.cluster_listen.empty()) {
+      ASSIGN_OR_RETURN(identity_, NodeIdentity::Open(options_.cluster_certs));
+    }
     RETURN_IF_ERROR(CheckModelTensors(model_, file_));
     ASSIGN_OR_RETURN(arena_layout_, ArenaLayoutOf(file_, model_));
     ASSIGN_OR_RETURN(const ModelSizes sizes, ModelSizesOf(file_, model_));
@@ -140,9 +165,14 @@ class ServerImpl final : public Server {
                        .heartbeat_timeout = options_.heartbeat_timeout,
                        .step_timeout = options_.step_timeout,
                        .trace = trace_.get(),
-                       .before_first_epoch = [this](const auto& workers) { FindRates(workers); }},
+                       .before_first_epoch = [this](const auto& workers) { FindRates(workers); },
+                       .identity = identity_.get()},
         loop_.get(), Clock::Real(), [this](bool serving) { SetServing(serving); });
-    text_pool_ = std::make_unique<TaskPool>(1);
+    if (!options_.api_keys.empty()) {
+      ASSIGN_OR_RETURN(keys_, ApiKeys::Load(options_.api_keys));
+      spdlog::info("{} API keys", keys_->size());
+    }
+    text_pool_ = std::make_unique<TaskPool>(kTextThreads, kMaxWaitingTexts);
     // One request at a time of each worker; the engine computes them one after the other.
     expert_pool_ = std::make_unique<TaskPool>(static_cast<int>(options_.placement.num_workers));
     cluster_service_ = std::make_unique<ClusterService>(controller_.get(), &file_, &model_, expert_pool_.get());
@@ -156,8 +186,10 @@ class ServerImpl final : public Server {
                                        .vocab_size = model_.vocab_size,
                                        .max_token_bytes = LongestToken(*tokenizer_)},
                             .model_info = ModelInfo(cache),
-                            .server_info = [this] { return ServerInfo(); }});
-    return StartGrpc();
+                            .server_info = [this] { return ServerInfo(); },
+                            .keys = keys_.get()});
+    RETURN_IF_ERROR(StartClusterPlane());
+    return StartPublicDoor();
   }
 
   absl::Status Load() override {
@@ -204,7 +236,7 @@ class ServerImpl final : public Server {
   }
 
   void Drain() override {
-    if (grpc_server_ == nullptr || std::exchange(drained_, true)) return;
+    if (std::exchange(drained_, true) || cluster_server_ == nullptr) return;
     loop_->StopAdmitting(Unavailable("the coordinator is draining"));
     const GenerationStats stats = loop_->stats();
     if (stats.running + stats.queued > 0) {
@@ -213,19 +245,27 @@ class ServerImpl final : public Server {
     if (!loop_->WaitUntilIdle(Clock::Real()->Now() + options_.drain_timeout)) {
       spdlog::warn("the drain timeout is over: ending what still runs");
     }
-    const std::vector<std::string> addresses = controller_->LiveAddresses();
+    const std::vector<PipelineWorker> workers = controller_->LiveWorkers();
     controller_->Stop(Unavailable("the coordinator is ending"));
     std::vector<std::thread> threads;
-    for (const std::string& address : addresses) {
-      threads.emplace_back([&address] {
-        const absl::Status status = ShutdownWorker(address, kWorkerShutdownTimeout);
-        if (!status.ok()) spdlog::warn("the worker at {} did not end: {}", address, status.ToString());
+    for (const PipelineWorker& worker : workers) {
+      threads.emplace_back([this, &worker] {
+        const absl::Status status = ShutdownWorker(worker, identity_.get(), kWorkerShutdownTimeout);
+        if (!status.ok()) spdlog::warn("worker {} did not end: {}", worker.id.value(), status.ToString());
       });
     }
     for (std::thread& thread : threads) thread.join();
     if (trace_ != nullptr) trace_->Close();  // no step follows, and giving back the arena takes seconds
-    grpc_server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(2));
-    grpc_server_->Wait();
+    for (Acceptor* const acceptor : {acceptor_.get(), cluster_acceptor_.get(), remote_acceptor_.get()}) {
+      if (acceptor != nullptr) acceptor->Stop();
+    }
+    for (grpc::Server* const server : {grpc_server_.get(), cluster_server_.get()}) {
+      if (server == nullptr) continue;
+      server->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(2));
+      server->Wait();
+    }
+    std::error_code ignored;
+    if (!own_folder_.empty()) std::filesystem::remove_all(own_folder_, ignored);
   }
 
  private:
@@ -268,24 +308,26 @@ class ServerImpl final : public Server {
 
   // The workers are there and nothing runs yet: what an earlier start kept, or a probe. Without rates serving goes on with a
   // guess.
-  void FindRates(const std::vector<v1::WorkerInfo>& infos) {
+  void FindRates(const std::vector<RegisteredWorker>& workers) {
     if (AllByHand()) return;
     std::vector<RatedWorker> rated;
     std::vector<ProbedWorker> probed;
-    for (const v1::WorkerInfo& info : infos) {
+    for (const RegisteredWorker& worker : workers) {
+      const v1::WorkerInfo& info = worker.info;
       const bool has_slots = info.expert_slots() > 0;
       rated.push_back({.device = info.device(), .transport = info.expert_transport(), .has_slots = has_slots});
       probed.push_back({.id = WorkerId(static_cast<int32_t>(info.worker_id())),
-                        .incarnation = Incarnation(info.incarnation()),
-                        .address = info.address(),
+                        .incarnation = worker.incarnation,
+                        .address = worker.address,
                         .has_slots = has_slots,
                         .shares_memory = info.expert_transport() == "shm",
+                        .identity = identity_.get(),
                         .own = RatesOf(info)});
     }
     const std::string directory = RatesDirectory(), key = RatesKey(engine_->name(), store_->layout(), rated);
     absl::StatusOr<MachineRates> rates = NotFound("--probe");
     if (!options_.probe) rates = ReadRates(directory, key, absl::Now());
-    const bool kept = rates.ok() && rates->workers.size() == infos.size();
+    const bool kept = rates.ok() && rates->workers.size() == workers.size();
     if (!kept) {
       if (absl::IsDataLoss(rates.status())) spdlog::warn("rates are measured anew: {}", rates.status().ToString());
       rates = ProbeRates(*ops_, *store_, probed, ProbeLinkOverGrpc, ProbeMessagesOverGrpc);
@@ -311,30 +353,100 @@ class ServerImpl final : public Server {
     rates_kept_ = kept;
   }
 
-  absl::Status StartGrpc() {
+  // Where workers come in: those of this host by a Unix socket, those of others by TLS.
+  absl::Status StartClusterPlane() {
+    std::string socket = options_.cluster_socket;
+    if (socket.empty()) {
+      const char* const runtime = std::getenv("XDG_RUNTIME_DIR");
+      std::error_code error;
+      const std::string temporary = std::filesystem::temp_directory_path(error);
+      ASSIGN_OR_RETURN(own_folder_, MakePrivateFolder(runtime != nullptr && runtime[0] == '/' ? runtime
+                                                      : error                                 ? "/tmp"
+                                                                                              : temporary));
+      socket = own_folder_ + "/cluster";
+    }
+    ASSIGN_OR_RETURN(const ListenAddress local, ParseListenAddress("unix:" + socket, 0));
+    ASSIGN_OR_RETURN(cluster_acceptor_, Acceptor::Listen(local, kClusterConnections));
+    grpc::ServerBuilder builder;
+    cluster_acceptor_->AddTo(builder, grpc::InsecureServerCredentials());
+    if (!options_.cluster_listen.empty()) {
+      ASSIGN_OR_RETURN(const ListenAddress remote, ParseListenAddress(options_.cluster_listen, kClusterPort));
+      ASSIGN_OR_RETURN(remote_acceptor_, Acceptor::Listen(remote, kClusterConnections));
+      remote_acceptor_->AddTo(builder, identity_->ForServer(/*admits_strangers=*/true));
+      spdlog::info("workers of other hosts: --coordinator {}", remote_acceptor_->address().ToString());
+    }
+    // Workers ask whether this host is still there.
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5000);
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kClusterStreams);
+    builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, kHandshakeTimeoutMs);
+    builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
+    builder.SetMaxSendMessageSize(kMaxMessageBytes);
+    builder.RegisterService(cluster_service_.get());
+    if (identity_ != nullptr) {
+      enrollment_ = std::make_unique<EnrollmentService>(options_.cluster_certs);
+      builder.RegisterService(enrollment_.get());
+      keeper_ = std::make_unique<CertificateKeeper>(options_.cluster_certs, [this](const std::string& request_pem) {
+        return IssueNodeCertificate(options_.cluster_certs, request_pem, NodeRole::kCoordinator);
+      });
+    }
+    cluster_server_ = builder.BuildAndStart();
+    if (cluster_server_ == nullptr) return Internal("the cluster's server does not start");
+    cluster_acceptor_->Start();
+    if (remote_acceptor_ != nullptr) remote_acceptor_->Start();
+    return absl::OkStatus();
+  }
+
+  // What one client, or all of them, may take of this process.
+  static void BoundClients(grpc::ServerBuilder& builder) {
+    grpc::ResourceQuota quota("api");
+    quota.Resize(kClientBytes);
+    builder.SetResourceQuota(quota);
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kClientStreams);
+    builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, kHandshakeTimeoutMs);
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, kIdleConnectionMs);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
+    // A compressed message would count by what it was before it is unpacked.
+    builder.AddChannelArgument(GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET, 1 << GRPC_COMPRESS_NONE);
+    builder.AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0);
+  }
+
+  absl::Status StartPublicDoor() {
     ASSIGN_OR_RETURN(const ListenAddress listen, ParseListenAddress(options_.listen, 0));
-    if (!listen.loopback) {
-      spdlog::warn("listening on {}: the connections are not encrypted and everybody who reaches it may use it",
-                   listen.ToString());
+    if (!listen.loopback && options_.tls_cert.empty()) {
+      spdlog::warn(
+          "listening on {}: the connections are not encrypted{}", listen.ToString(),
+          options_.api_keys.empty() ? " and everybody who reaches it may use it" : "; --tls-cert and --tls-key encrypt them");
     }
     grpc::EnableDefaultHealthCheckService(true);
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     grpc::ServerBuilder builder;
-    builder.AddListeningPort(listen.ToString(), grpc::InsecureServerCredentials(), &port_);
-    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // a second server on the port is an error, not a rival
+    ASSIGN_OR_RETURN(acceptor_, Acceptor::Listen(listen, {}));
+    std::shared_ptr<grpc::ServerCredentials> credentials = grpc::InsecureServerCredentials();
+    if (!options_.tls_cert.empty()) {
+      RETURN_IF_ERROR(Annotate(ReadSmallFile(options_.tls_cert).status(), "--tls-cert"));
+      RETURN_IF_ERROR(Annotate(ReadSmallFile(options_.tls_key).status(), "--tls-key"));
+      grpc::experimental::TlsServerCredentialsOptions tls(std::make_shared<grpc::experimental::FileWatcherCertificateProvider>(
+          options_.tls_key, options_.tls_cert, kCertificateRefreshSeconds));
+      tls.watch_identity_key_cert_pairs();
+      tls.set_cert_request_type(GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE);
+      credentials = grpc::experimental::TlsServerCredentials(tls);
+    }
+    acceptor_->AddTo(builder, credentials);
+    BoundClients(builder);
     // Clients ask whether this host is still there while they wait for a long prefill (cli/client.cc).
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5000);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
-    builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
+    builder.SetMaxReceiveMessageSize(kMaxPublicMessageBytes);
     builder.SetMaxSendMessageSize(kMaxMessageBytes);
     builder.RegisterService(ferry_service_.get());
-    builder.RegisterService(cluster_service_.get());
     grpc_server_ = builder.BuildAndStart();
-    if (grpc_server_ == nullptr || port_ == 0) {
-      return FailedPrecondition("cannot listen on %s: is another server there?", listen.ToString());
-    }
+    if (grpc_server_ == nullptr) return Internal("the API's server does not start");
     SetServing(false);
-    address_ = ListenAddress{.host = listen.host, .port = port_}.ToString();
+    port_ = acceptor_->address().port;
+    address_ = acceptor_->address().ToString();
+    acceptor_->Start();
     return absl::OkStatus();
   }
 
@@ -365,7 +477,7 @@ class ServerImpl final : public Server {
     info.set_version(kVersion);
     info.set_state(controller_->state());
     info.set_uptime_seconds(absl::ToDoubleSeconds(Clock::Real()->Now() - started_));
-    for (v1::WorkerInfo& worker : controller_->Workers()) *info.add_workers() = std::move(worker);
+    for (RegisteredWorker& worker : controller_->Workers()) *info.add_workers() = std::move(worker.info);
     const GenerationStats stats = loop_->stats();
     info.set_running_requests(stats.running);
     info.set_queued_requests(stats.queued);
@@ -407,6 +519,7 @@ class ServerImpl final : public Server {
   const ModelConfig model_;
   const std::unique_ptr<Tokenizer> tokenizer_;
   const absl::Time started_ = Clock::Real()->Now();
+  std::unique_ptr<NodeIdentity> identity_;  // null: no workers of other hosts
   ArenaLayout arena_layout_;
   std::unique_ptr<TraceWriter> trace_;  // null: no trace is written
   mutable std::mutex info_mutex_;
@@ -420,9 +533,14 @@ class ServerImpl final : public Server {
   std::unique_ptr<GenerationLoop> loop_;
   std::unique_ptr<ClusterController> controller_;
   std::unique_ptr<ClusterService> cluster_service_;
+  std::unique_ptr<ApiKeys> keys_;                  // null: nobody needs one
+  std::unique_ptr<EnrollmentService> enrollment_;  // null, as the next, without workers of other hosts
+  std::unique_ptr<CertificateKeeper> keeper_;
   std::unique_ptr<FerryService> ferry_service_;
   std::unique_ptr<TaskPool> text_pool_, expert_pool_;  // their tasks use all of the above
-  std::unique_ptr<grpc::Server> grpc_server_;
+  std::unique_ptr<grpc::Server> grpc_server_, cluster_server_;
+  std::unique_ptr<Acceptor> acceptor_, cluster_acceptor_, remote_acceptor_;  // the last is null without workers of other hosts
+  std::string own_folder_;                                                   // of the cluster's socket; empty: it was said where
   std::string address_;
   int port_ = 0;
   bool drained_ = false;

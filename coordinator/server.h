@@ -21,6 +21,8 @@ class Server {
   // "127.0.0.1:8090", with the port in use.
   virtual const std::string& address() const = 0;
   virtual int port() const = 0;
+  // "unix:/...": where workers of this host come in.
+  virtual std::string cluster_address() const = 0;
 
   // Fills the expert store, then admits workers. Takes as long as reading the model; logs the progress once a second.
   virtual absl::Status Load() = 0;

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "common/escaped.h"
 #include "common/grpc_status.h"
 #include "common/log.h"
 
@@ -51,7 +52,7 @@ absl::StatusOr<internal::v1::RegisterResponse> Agent::Register(internal::v1::Clu
                    std::string(status.message()));
     }
     if (status.message() != last_message) {
-      spdlog::debug("registering: {}", status.ToString());
+      spdlog::info("waiting for a place: {}", Escaped(std::string(status.message())));
       last_message = std::string(status.message());
     }
     for (absl::Time until = absl::Now() + kRegisterPause; absl::Now() < until; absl::SleepFor(absl::Milliseconds(50))) {

@@ -12,6 +12,8 @@
 
 #include "common/exit_codes.h"
 #include "common/log.h"
+#include "common/rpc/acceptor.h"
+#include "common/tls/cluster_ca.h"
 #include "worker/worker_process.h"
 
 namespace ferry {
@@ -49,11 +51,17 @@ int Main(int argc, char** argv) {
   CLI::App app{
       "Computes a range of layers for a ferry-coordinator. `ferry serve` starts workers by itself; start one by hand "
       "to let another host take part."};
-  app.add_option("--coordinator", options.coordinator, "HOST or HOST:PORT of the coordinator")->required();
   app.add_option(
-         "--listen", options.listen,
-         "ADDR or ADDR:PORT where the coordinator and other workers reach this one (port 0: any; 0.0.0.0: every interface); "
-         "only this option makes the worker listen on another address than loopback, since the link is not encrypted")
+         "--coordinator", options.coordinator,
+         "unix:PATH of a coordinator of this host, as it says at its start, or HOST or HOST:PORT of another host's (port 8091)")
+      ->required();
+  app.add_option(
+      "--listen", options.listen,
+      "ADDR or ADDR:PORT where the coordinator and other workers reach this one (port 0: any; 0.0.0.0: every interface); "
+      "default: a socket beside the coordinator's, or 127.0.0.1");
+  options.cluster_certs = DefaultClusterFolder();
+  app.add_option("--cluster-certs", options.cluster_certs,
+                 "folder with this host's certificates, for a coordinator of another host")
       ->capture_default_str();
   app.add_option("--backend", options.backend.kind, "auto (a GPU if there is one), cpu, cuda or reference")
       ->check(CLI::IsMember({"auto", "cpu", "cuda", "reference"}))
@@ -92,6 +100,7 @@ int Main(int argc, char** argv) {
     return kExitCannotRun;
   }
   options.vram_experts = *vram;
+  RaiseDescriptorLimit();
   HandleSignals();
   std::thread([] {  // also while it loads, when nobody looks
     while (asked_to_end == 0) std::this_thread::sleep_for(std::chrono::milliseconds(100));

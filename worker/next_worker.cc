@@ -40,7 +40,7 @@ absl::StatusOr<std::unique_ptr<ActivationRing>> MapOffered(const internal::v1::S
 
 absl::StatusOr<std::unique_ptr<ActivationSink>> ConnectNextWorker(const std::string& address, Incarnation next, uint64_t epoch,
                                                                   const StageLinkOptions& options, absl::Time deadline) {
-  std::shared_ptr<grpc::Channel> channel = ConnectTo(address, Keepalive::kOn);
+  std::shared_ptr<grpc::Channel> channel = ConnectTo(address, NodeRole::kWorker, options.identity, Keepalive::kOn);
   if (!channel->WaitForConnected(absl::ToChronoTime(deadline))) {
     return Unavailable("the next worker does not answer at %s", address);
   }

@@ -18,12 +18,15 @@
 
 namespace ferry {
 
+class NodeIdentity;  // common/rpc/node_identity.h
+
 // What this worker's links to its two neighbours are made of.
 struct StageLinkOptions {
   Ops* ops = nullptr;
   int64_t n_embd = 0;
-  int64_t max_rows = 0;       // of a step
-  bool share_memory = false;  // with workers of the same host
+  int64_t max_rows = 0;                    // of a step
+  bool share_memory = false;               // with workers of the same host
+  const NodeIdentity* identity = nullptr;  // towards workers of other hosts
 };
 
 // Connects to the worker at `address` for one epoch. When sharing memory fails on one host, logs the reason and uses gRPC.

@@ -8,6 +8,7 @@
 #include "absl/time/clock.h"
 #include "common/grpc_status.h"
 #include "ferry/internal/v1/worker.grpc.pb.h"
+#include "proto/stream_metadata.h"
 
 namespace ferry {
 namespace {
@@ -16,7 +17,7 @@ namespace {
 class PushStream final : public grpc::ClientWriteReactor<internal::v1::Activations> {
  public:
   PushStream(internal::v1::Worker::Stub& stub, Incarnation next) {
-    context_.AddMetadata(kNextIncarnationKey, std::to_string(next.value()));
+    context_.AddMetadata(kIncarnationKey, std::to_string(next.value()));
     stub.async()->PushActivations(&context_, &response_, this);
     AddHold();  // writes start outside of this class's callbacks
     StartCall();

@@ -11,10 +11,6 @@
 
 namespace ferry {
 
-// Metadata key of PushActivations. Its value is the decimal incarnation of the next worker; a worker of another incarnation
-// answers ABORTED.
-inline constexpr char kNextIncarnationKey[] = "ferry-incarnation";
-
 std::unique_ptr<ActivationSink> MakeGrpcSink(std::shared_ptr<grpc::Channel> channel, Incarnation next, int64_t n_embd,
                                              uint64_t epoch);
 

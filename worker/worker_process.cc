@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 #include <mutex>
@@ -17,6 +18,10 @@
 #include "common/host_id.h"
 #include "common/listen_address.h"
 #include "common/log.h"
+#include "common/rpc/acceptor.h"
+#include "common/rpc/certificate_keeper.h"
+#include "common/rpc/join_cluster.h"
+#include "common/rpc/node_identity.h"
 #include "worker/agent.h"
 #include "worker/assignment.h"
 #include "worker/channel.h"
@@ -98,27 +103,33 @@ class Ending {
 struct Server {
   std::string address;
   std::unique_ptr<grpc::Server> server;
+  std::unique_ptr<Acceptor> acceptor;
 };
-absl::StatusOr<Server> Listen(const ListenAddress& listen, const ListenAddress& coordinator, WorkerService* service) {
+// Where this worker listens unless it is said: beside the coordinator's socket, or on loopback.
+ListenAddress DefaultListen(const ListenAddress& coordinator) {
+  if (coordinator.unix_path.empty()) return {.host = "127.0.0.1", .port = 0, .loopback = true};
+  const std::filesystem::path folder = std::filesystem::path(coordinator.unix_path).parent_path();
+  return {.loopback = true, .unix_path = (folder / absl::StrFormat("worker-%d", getpid())).string()};
+}
+
+absl::StatusOr<Server> Listen(const ListenAddress& listen, const ListenAddress& coordinator, const NodeIdentity* identity,
+                              WorkerService* service) {
   // Others are told an address that leads here. On every interface, that is the one on the coordinator's network.
   std::string host = listen.host;
-  if (listen.any) {
+  if (listen.any && coordinator.unix_path.empty()) {
     ASSIGN_OR_RETURN(host, LocalHostTowards(coordinator));
   }
   grpc::ServerBuilder builder;
   ConfigureServer(builder);
-  int port = 0;
-  builder.AddListeningPort(listen.ToString(), grpc::InsecureServerCredentials(), &port);
-  builder.RegisterService(service);
   Server result;
+  const bool local = !listen.unix_path.empty();
+  ASSIGN_OR_RETURN(result.acceptor, Acceptor::Listen(listen, kWorkerConnections));
+  result.acceptor->AddTo(builder, local ? grpc::InsecureServerCredentials() : identity->ForServer(/*admits_strangers=*/false));
+  builder.RegisterService(service);
   result.server = builder.BuildAndStart();
-  if (result.server == nullptr || port == 0) {
-    return Unavailable("cannot listen on %s: is that an address of this host, and the port free?", listen.ToString());
-  }
-  if (!listen.loopback) {
-    spdlog::warn("listening on {}, which others can reach: the link is not encrypted", listen.ToString());
-  }
-  result.address = absl::StrFormat("%s:%d", host, port);
+  if (result.server == nullptr) return Internal("this worker's server does not start");
+  result.acceptor->Start();
+  result.address = local ? listen.ToString() : absl::StrFormat("%s:%d", host, result.acceptor->address().port);
   spdlog::info("listening on {}", result.address);
   return result;
 }
@@ -209,17 +220,30 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
                        const std::function<void()>& on_ending) {
   const Incarnation incarnation = RandomIncarnation();
   Ending ending(on_ending);
-  ASSIGN_OR_RETURN(const ListenAddress coordinator, AddressOf("--coordinator", options.coordinator, kCoordinatorPort));
-  ASSIGN_OR_RETURN(const ListenAddress listen, AddressOf("--listen", options.listen, /*default_port=*/0));
+  ASSIGN_OR_RETURN(const ListenAddress coordinator, AddressOf("--coordinator", options.coordinator, kClusterPort));
+  ListenAddress listen = DefaultListen(coordinator);
+  if (!options.listen.empty()) {
+    ASSIGN_OR_RETURN(listen, AddressOf("--listen", options.listen, /*default_port=*/0));
+  }
+  std::unique_ptr<NodeIdentity> identity;
+  if (coordinator.unix_path.empty() || listen.unix_path.empty()) {
+    ASSIGN_OR_RETURN(identity, NodeIdentity::Open(options.cluster_certs));
+  }
   ASSIGN_OR_RETURN(const std::unique_ptr<Ops> ops, CreateOps(options.backend));
   spdlog::info("computing on {}", ops->name());
 
   // Reachable before it registers: the coordinator may call as soon as it knows the address.
   WorkerService service(incarnation, [&ending] { ending.End(absl::OkStatus()); });
-  ASSIGN_OR_RETURN(const Server server, Listen(listen, coordinator, &service));
+  ASSIGN_OR_RETURN(const Server server, Listen(listen, coordinator, identity.get(), &service));
 
-  const std::shared_ptr<grpc::Channel> channel = ConnectTo(coordinator.ToString(), Keepalive::kOff);
+  const std::shared_ptr<grpc::Channel> channel =
+      ConnectTo(coordinator.ToString(), NodeRole::kCoordinator, identity.get(), Keepalive::kOff);
   const std::unique_ptr<internal::v1::Cluster::Stub> cluster = internal::v1::Cluster::NewStub(channel);
+  std::unique_ptr<CertificateKeeper> keeper;
+  if (identity != nullptr && coordinator.unix_path.empty()) {
+    keeper = std::make_unique<CertificateKeeper>(
+        identity->folder(), [channel](const std::string& request_pem) { return RenewCertificate(channel, request_pem); });
+  }
   const auto cancelled = [&] { return ending.ended() || asked_to_end(); };
   ASSIGN_OR_RETURN(const internal::v1::RegisterResponse response,
                    Agent::Register(cluster.get(), MakeRegisterRequest(options, server.address, incarnation, *ops),
@@ -294,7 +318,8 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
                  {.ops = ops.get(),
                   .n_embd = assignment.model.n_embd,
                   .max_rows = assignment.max_rows,
-                  .share_memory = assignment.expert_transport == "shm"});
+                  .share_memory = assignment.expert_transport == "shm",
+                  .identity = identity.get()});
   {
     const std::lock_guard lock(report.mutex);
     report.runner = &runner;
@@ -317,6 +342,7 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
     const std::lock_guard lock(report.mutex);
     report.runner = nullptr;
   }
+  server.acceptor->Stop();
   server.server->Shutdown(absl::ToChronoTime(absl::Now() + kServerDrain));
   return why;
 }

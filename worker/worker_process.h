@@ -23,8 +23,9 @@ absl::StatusOr<VramExperts> ParseVramExperts(const std::string& text);
 
 // Every flag of ferry-worker.
 struct WorkerOptions {
-  std::string coordinator;             // HOST or HOST:PORT
-  std::string listen = "127.0.0.1:0";  // where other processes reach this worker; port 0: any free port
+  std::string coordinator;    // unix:PATH, HOST or HOST:PORT
+  std::string listen;         // where other processes reach this worker; empty: beside the coordinator's socket, or 127.0.0.1
+  std::string cluster_certs;  // folder of certificates (common/tls/cluster_ca.h), for everything but Unix sockets
   BackendOptions backend;
   VramExperts vram_experts;
   std::string expert_transport = "auto";  // auto, shm, grpc

@@ -4,9 +4,13 @@
 #include <string>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/numbers.h"
 #include "absl/time/clock.h"
+#include "common/escaped.h"
 #include "common/grpc_status.h"
 #include "common/log.h"
+#include "common/rpc/node_identity.h"
 #include "proto/stream_metadata.h"
 #include "worker/stage_link_grpc.h"
 
@@ -17,6 +21,8 @@ constexpr absl::Duration kBeginEpochTimeout = absl::Seconds(9);  // when the cal
 constexpr absl::Duration kConnectTimeout = absl::Seconds(4);
 constexpr absl::Duration kCutOffPatience = absl::Seconds(1);
 constexpr double kLongestProbeSeconds = 5;
+constexpr uint64_t kMaxEpoch = uint64_t{1} << 32;             // far more than a cluster lives to see
+constexpr int kMaxStepStreams = 4;                            // the epoch's, and those of earlier ones that have not ended yet
 constexpr absl::Duration kProbePatience = absl::Seconds(10);  // beyond the probe's own time, when the caller names no deadline
 
 absl::Time DeadlineOf(const grpc::ServerContext& context, absl::Duration otherwise) {
@@ -71,11 +77,32 @@ absl::Status WorkerService::CheckIncarnation(uint64_t meant) const {
   return Aborted("incarnation is %d, want %d: another worker was meant", meant, incarnation_.value());
 }
 
+absl::Status WorkerService::CheckCoordinator(const grpc::ServerContext& context, uint64_t meant) const {
+  const NodeCaller caller = CallerOf(context);
+  if (caller != NodeCaller::kLocal && caller != NodeCaller::kCoordinator) {
+    return absl::PermissionDeniedError("a worker takes this from its coordinator alone");
+  }
+  return CheckIncarnation(meant);
+}
+
+uint64_t WorkerService::IncarnationOf(const grpc::ServerContext& context) {
+  const auto meant = context.client_metadata().find(kIncarnationKey);
+  uint64_t value = 0;
+  if (meant != context.client_metadata().end()) {
+    const absl::string_view digits(meant->second.data(), meant->second.size());
+    if (!absl::SimpleAtoi(digits, &value)) return 0;
+  }
+  return value;
+}
+
 grpc::Status WorkerService::BeginEpoch(grpc::ServerContext* context, const internal::v1::BeginEpochRequest* request,
                                        internal::v1::BeginEpochResponse* response) {
   const auto begin = [&]() -> absl::Status {
     ASSIGN_OR_RETURN(const Attached attached, Get());
-    RETURN_IF_ERROR(CheckIncarnation(request->incarnation()));
+    RETURN_IF_ERROR(CheckCoordinator(*context, request->incarnation()));
+    if (request->epoch() < 1 || request->epoch() > kMaxEpoch) {
+      return InvalidArgument("epoch is %d, want 1 to %d", request->epoch(), kMaxEpoch);
+    }
     const absl::Time deadline = DeadlineOf(*context, kBeginEpochTimeout);
     std::unique_ptr<ActivationSink> sink;
     if (!request->next_address().empty()) {
@@ -88,7 +115,7 @@ grpc::Status WorkerService::BeginEpoch(grpc::ServerContext* context, const inter
     return absl::OkStatus();
   };
   const absl::Status begun = begin();
-  spdlog::info("epoch {}: {}", request->epoch(), begun.ok() ? "begun" : begun.ToString());
+  spdlog::info("epoch {}: {}", request->epoch(), begun.ok() ? "begun" : Escaped(begun.ToString()));
   return ToGrpcStatus(begun);
 }
 
@@ -96,6 +123,13 @@ grpc::Status WorkerService::RunSteps(grpc::ServerContext* context,
                                      grpc::ServerReaderWriter<internal::v1::StepResponse, internal::v1::StepRequest>* stream) {
   const absl::StatusOr<Attached> attached = Get();
   if (!attached.ok()) return ToGrpcStatus(attached.status());
+  if (const absl::Status allowed = CheckCoordinator(*context, IncarnationOf(*context)); !allowed.ok()) {
+    return ToGrpcStatus(allowed);
+  }
+  const absl::Cleanup closed = [this] { --step_streams_; };
+  if (++step_streams_ > kMaxStepStreams) {
+    return ToGrpcStatus(ResourceExhausted("%d streams of steps are open", kMaxStepStreams));
+  }
   const auto answers = std::make_shared<AnswerWriter>(stream);
   const auto key = context->client_metadata().find(kStepRingsKey);
   const bool has_key = key != context->client_metadata().end();
@@ -116,9 +150,7 @@ grpc::Status WorkerService::PushActivations(grpc::ServerContext* context, grpc::
                                             internal::v1::PushActivationsResponse*) {
   const absl::StatusOr<Attached> attached = Get();
   if (!attached.ok()) return ToGrpcStatus(attached.status());
-  const auto meant = context->client_metadata().find(kNextIncarnationKey);
-  if (meant == context->client_metadata().end() ||
-      std::string(meant->second.data(), meant->second.size()) != std::to_string(incarnation_.value())) {
+  if (CallerOf(*context) == NodeCaller::kStranger || IncarnationOf(*context) != incarnation_.value()) {
     return ToGrpcStatus(Aborted("these hidden states are meant for another worker"));
   }
   internal::v1::Activations message;
@@ -140,10 +172,11 @@ grpc::Status WorkerService::PushActivations(grpc::ServerContext* context, grpc::
   return grpc::Status::OK;
 }
 
-grpc::Status WorkerService::ShareActivations(grpc::ServerContext*, const internal::v1::ShareActivationsRequest* request,
+grpc::Status WorkerService::ShareActivations(grpc::ServerContext* context, const internal::v1::ShareActivationsRequest* request,
                                              internal::v1::ShareActivationsResponse* response) {
   const auto share = [&]() -> absl::Status {
     ASSIGN_OR_RETURN(const Attached attached, Get());
+    if (CallerOf(*context) == NodeCaller::kStranger) return absl::PermissionDeniedError("another worker may ask this");
     RETURN_IF_ERROR(CheckIncarnation(request->incarnation()));
     ASSIGN_OR_RETURN(*response, sharer_.Share(*request, attached.links, attached.runner));
     return absl::OkStatus();
@@ -155,7 +188,7 @@ grpc::Status WorkerService::ProbeLink(grpc::ServerContext* context, const intern
                                       internal::v1::ProbeLinkResponse* response) {
   const auto probe = [&]() -> absl::Status {
     ASSIGN_OR_RETURN(const Attached attached, Get());
-    RETURN_IF_ERROR(CheckIncarnation(request->incarnation()));
+    RETURN_IF_ERROR(CheckCoordinator(*context, request->incarnation()));
     if (!(request->seconds() > 0 && request->seconds() <= kLongestProbeSeconds)) {  // NaN fails as well
       return InvalidArgument("seconds is %g, want above 0 and at most %g", request->seconds(), kLongestProbeSeconds);
     }
@@ -169,12 +202,16 @@ grpc::Status WorkerService::ProbeLink(grpc::ServerContext* context, const intern
   return ToGrpcStatus(probe());
 }
 
-grpc::Status WorkerService::Ping(grpc::ServerContext*, const internal::v1::PingRequest* request, internal::v1::PingResponse*) {
-  return ToGrpcStatus(CheckIncarnation(request->incarnation()));
+grpc::Status WorkerService::Ping(grpc::ServerContext* context, const internal::v1::PingRequest* request,
+                                 internal::v1::PingResponse*) {
+  return ToGrpcStatus(CheckCoordinator(*context, request->incarnation()));
 }
 
-grpc::Status WorkerService::Shutdown(grpc::ServerContext*, const internal::v1::ShutdownRequest*,
+grpc::Status WorkerService::Shutdown(grpc::ServerContext* context, const internal::v1::ShutdownRequest*,
                                      internal::v1::ShutdownResponse*) {
+  if (const absl::Status allowed = CheckCoordinator(*context, IncarnationOf(*context)); !allowed.ok()) {
+    return ToGrpcStatus(allowed);
+  }
   on_shutdown_();
   return grpc::Status::OK;
 }

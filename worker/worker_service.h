@@ -1,8 +1,9 @@
 #pragma once
 
-// The gRPC service of worker.proto. It translates and decides nothing. Until Attach it answers every call but Shutdown with
-// FAILED_PRECONDITION.
+// worker.proto over gRPC: translates, and decides nothing but who may call. Until a runner is attached, everything but Shutdown
+// is refused with FAILED_PRECONDITION.
 
+#include <atomic>
 #include <condition_variable>
 #include <functional>
 #include <mutex>
@@ -47,12 +48,17 @@ class WorkerService final : public internal::v1::Worker::Service {
     StageLinkOptions links;
   };
   absl::StatusOr<Attached> Get() const;
+  // Ok: the coordinator of this worker calls; PermissionDenied, Aborted.
+  absl::Status CheckCoordinator(const grpc::ServerContext& context, uint64_t meant) const;
   absl::Status CheckIncarnation(uint64_t meant) const;
+  // What a stream says before its first message; 0: nothing.
+  static uint64_t IncarnationOf(const grpc::ServerContext& context);
 
   const Incarnation incarnation_;
   const std::function<void()> on_shutdown_;
   ActivationSharer sharer_;
   StepSharer step_sharer_;
+  std::atomic<int> step_streams_{0};  // that are open
   mutable std::mutex mutex_;
   Attached attached_;  // guarded by mutex_
 };

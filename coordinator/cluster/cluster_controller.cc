@@ -4,7 +4,9 @@
 #include <utility>
 
 #include "common/host_id.h"
+#include "common/listen_address.h"
 #include "common/log.h"
+#include "common/rpc/acceptor.h"
 #include "coordinator/cluster/registration.h"
 #include "coordinator/planning/step_rows.h"
 
@@ -109,7 +111,12 @@ absl::Status ClusterController::Register(const internal::v1::RegisterRequest& re
   ASSIGN_OR_RETURN(const Registration registration, CheckRegistration(request, {.model_fingerprint = options_.fingerprint,
                                                                                 .host = HostId(),
                                                                                 .expert_transport = options_.expert_transport}));
+  if (!registration.info.loopback && options_.identity == nullptr) {
+    return InvalidArgument("address is %s, but this coordinator has no certificates for workers of other hosts: --cluster-certs",
+                           request.address());
+  }
   const std::string& transport = registration.expert_transport;
+  LoseTheGone();
   ASSIGN_OR_RETURN(const WorkerId worker, membership_.Register(registration.info, registration.wanted));
   const LayerRange& layers = options_.placement.workers[worker.value()].layers;
   ExchangePeer peer = {.worker = worker,
@@ -243,6 +250,18 @@ void ClusterController::ExpireHeartbeats() {
   }
 }
 
+void ClusterController::LoseTheGone() {
+  for (const Member& member : membership_.Members()) {
+    if (member.state != MemberState::kLoading && member.state != MemberState::kReady) continue;
+    const absl::StatusOr<ListenAddress> address = ParseListenAddress(member.info.address, 0);
+    if (!address.ok() || !NobodyListens(*address)) continue;
+    if (!membership_.MarkLost(member.id, member.info.incarnation, "its process is gone")) continue;
+    spdlog::error("worker {} is lost: its process is gone", member.id.value());
+    exchange_->RemovePeer(member.id);
+    wake_.notify_all();
+  }
+}
+
 void ClusterController::RemovePeer(WorkerId worker, Incarnation lost) {
   const std::lock_guard register_lock(register_mutex_);
   if (membership_.Members()[worker.value()].info.incarnation == lost) exchange_->RemovePeer(worker);
@@ -261,7 +280,9 @@ void ClusterController::TryBeginEpoch() {
                              .vocab_size = options_.model.vocab_size,
                              .max_steps_in_flight = options_.max_steps_in_flight,
                              .step_timeout = options_.step_timeout,
-                             .trace = options_.trace};
+                             .trace = options_.trace,
+                             .identity = options_.identity,
+                             .on_step = [this](uint64_t step) { exchange_->NoteStep(step); }};
   for (const Member& member : membership_.Members()) {
     options.workers.push_back({.id = member.id, .incarnation = member.info.incarnation, .address = member.info.address});
   }
@@ -337,18 +358,16 @@ std::string ClusterController::state() const {
   return has_served_ ? "degraded" : "loading";
 }
 
-std::vector<v1::WorkerInfo> ClusterController::Workers() const {
-  std::vector<v1::WorkerInfo> workers;
+std::vector<RegisteredWorker> ClusterController::Workers() const {
+  std::vector<RegisteredWorker> workers;
   for (const Member& member : membership_.Members()) {
     const LayerRange& layers = options_.placement.workers[member.id.value()].layers;
     v1::WorkerInfo info;
     info.set_worker_id(member.id.value());
-    info.set_address(member.info.address);
     info.set_device(member.info.device);
     info.set_first_layer(layers.first);
     info.set_end_layer(layers.end);
     info.set_state(NameOf(member.state));
-    info.set_incarnation(member.info.incarnation.value());
     info.set_pid(member.info.pid);
     {
       const std::lock_guard lock(mutex_);
@@ -365,17 +384,18 @@ std::vector<v1::WorkerInfo> ClusterController::Workers() const {
       info.set_operation_seconds(report.heartbeat.operation_seconds());
       *info.mutable_experts() = report.heartbeat.experts();
     }
-    workers.push_back(std::move(info));
+    workers.push_back({.info = std::move(info), .incarnation = member.info.incarnation, .address = member.info.address});
   }
   return workers;
 }
 
-std::vector<std::string> ClusterController::LiveAddresses() const {
-  std::vector<std::string> addresses;
+std::vector<PipelineWorker> ClusterController::LiveWorkers() const {
+  std::vector<PipelineWorker> workers;
   for (const Member& member : membership_.Members()) {
-    if (member.state == MemberState::kLoading || member.state == MemberState::kReady) addresses.push_back(member.info.address);
+    if (member.state != MemberState::kLoading && member.state != MemberState::kReady) continue;
+    workers.push_back({.id = member.id, .incarnation = member.info.incarnation, .address = member.info.address});
   }
-  return addresses;
+  return workers;
 }
 
 }  // namespace ferry

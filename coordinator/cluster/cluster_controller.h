@@ -29,6 +29,13 @@
 
 namespace ferry {
 
+// A process that has a place: what clients are told, and what they are not.
+struct RegisteredWorker {
+  v1::WorkerInfo info;
+  Incarnation incarnation;
+  std::string address;
+};
+
 struct ClusterOptions {
   ModelConfig model;
   std::string model_header;  // what workers read the model from: common/model/model_header.h
@@ -39,9 +46,10 @@ struct ClusterOptions {
   int max_steps_in_flight = 0;
   absl::Duration heartbeat_interval, heartbeat_timeout, step_timeout;
   TraceWriter* trace = nullptr;  // null: no trace is written
-  // Called from the controller's thread when all workers are ready for the first time, before they serve, for measurements that
-  // need an idle cluster. May take some seconds. Null: no measurement.
-  std::function<void(const std::vector<v1::WorkerInfo>&)> before_first_epoch;
+  // Called from the controller's thread when all workers are ready for the first time, before they serve: what has to be
+  // measured while nothing runs. May take some seconds. Null: nothing.
+  std::function<void(const std::vector<RegisteredWorker>&)> before_first_epoch;
+  const NodeIdentity* identity = nullptr;  // towards workers of other hosts; null: none are taken in
 };
 
 class ClusterController {
@@ -67,9 +75,9 @@ class ClusterController {
 
   // "loading" before the first epoch, "serving" in one, "degraded" between two.
   std::string state() const;
-  std::vector<v1::WorkerInfo> Workers() const;
-  // Addresses of the processes that have a place now.
-  std::vector<std::string> LiveAddresses() const;
+  std::vector<RegisteredWorker> Workers() const;  // one a place
+  // The processes that have a place now.
+  std::vector<PipelineWorker> LiveWorkers() const;
   std::string Describe() const { return membership_.Describe(); }
 
  private:
@@ -84,6 +92,8 @@ class ClusterController {
   void TryBeginEpoch();
   double StepCost() const;
   void EndEpoch(const PipelineFailure& failure);
+  // Declares lost whose process is gone, without waiting for the heartbeats that do not come. Under register_mutex_.
+  void LoseTheGone();
   // Ends the expert exchange with a lost process, unless another has taken its place meanwhile.
   void RemovePeer(WorkerId worker, Incarnation lost);
   bool StopRequested() const;

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "common/grpc_status.h"
+#include "common/rpc/node_identity.h"
 #include "coordinator/cluster/dense_tensor_stream.h"
 #include "coordinator/experts/expert_messages.h"
 
@@ -51,6 +52,12 @@ grpc::ServerWriteReactor<Message>* Refuse(const absl::Status& status) {
   return new StreamWriter<Message>([status](Message*) -> absl::StatusOr<bool> { return status; });
 }
 
+// A caller of another host without a certificate may do nothing here.
+absl::Status CheckCaller(const grpc::CallbackServerContext& context) {
+  if (CallerOf(context) != NodeCaller::kStranger) return absl::OkStatus();
+  return absl::UnauthenticatedError("this needs a certificate of the cluster: `ferry join` fetches one");
+}
+
 absl::Status NotOpen() { return Unavailable("the coordinator is loading the experts"); }
 
 }  // namespace
@@ -63,17 +70,20 @@ void ClusterService::Open(const ExpertStore* store, ExpertExchange* exchange) {
 grpc::ServerUnaryReactor* ClusterService::Register(grpc::CallbackServerContext* context,
                                                    const internal::v1::RegisterRequest* request,
                                                    internal::v1::RegisterResponse* response) {
-  return Finish(context, controller_.Register(*request, response));
+  const absl::Status allowed = CheckCaller(*context);
+  return Finish(context, allowed.ok() ? controller_.Register(*request, response) : allowed);
 }
 
 grpc::ServerUnaryReactor* ClusterService::Heartbeat(grpc::CallbackServerContext* context,
                                                     const internal::v1::HeartbeatRequest* request,
                                                     internal::v1::HeartbeatResponse* response) {
-  return Finish(context, controller_.Heartbeat(*request, response));
+  const absl::Status allowed = CheckCaller(*context);
+  return Finish(context, allowed.ok() ? controller_.Heartbeat(*request, response) : allowed);
 }
 
 grpc::ServerWriteReactor<internal::v1::TensorChunk>* ClusterService::StreamDenseTensors(
-    grpc::CallbackServerContext*, const internal::v1::StreamDenseTensorsRequest* request) {
+    grpc::CallbackServerContext* context, const internal::v1::StreamDenseTensorsRequest* request) {
+  if (const absl::Status allowed = CheckCaller(*context); !allowed.ok()) return Refuse<internal::v1::TensorChunk>(allowed);
   const WorkerId worker(static_cast<int32_t>(request->worker_id()));
   const absl::StatusOr<LayerRange> layers = controller_.LayersOf(worker, Incarnation(request->incarnation()));
   if (!layers.ok()) return Refuse<internal::v1::TensorChunk>(layers.status());
@@ -88,6 +98,7 @@ grpc::ServerWriteReactor<internal::v1::TensorChunk>* ClusterService::StreamDense
 grpc::ServerUnaryReactor* ClusterService::PlanExperts(grpc::CallbackServerContext* context,
                                                       const internal::v1::ExpertRequest* request,
                                                       internal::v1::ExpertPlan* response) {
+  if (const absl::Status allowed = CheckCaller(*context); !allowed.ok()) return Finish(context, allowed);
   ExpertExchange* const exchange = exchange_;
   if (exchange == nullptr) return Finish(context, NotOpen());
   const absl::StatusOr<ExpertRequest> converted = ExpertRequestFromProto(*request, ExpertRequestKind::kPlan);
@@ -98,7 +109,8 @@ grpc::ServerUnaryReactor* ClusterService::PlanExperts(grpc::CallbackServerContex
 }
 
 grpc::ServerWriteReactor<internal::v1::ExpertRecordChunk>* ClusterService::FetchExperts(
-    grpc::CallbackServerContext*, const internal::v1::ExpertRequest* request) {
+    grpc::CallbackServerContext* context, const internal::v1::ExpertRequest* request) {
+  if (const absl::Status allowed = CheckCaller(*context); !allowed.ok()) return Refuse<internal::v1::ExpertRecordChunk>(allowed);
   ExpertExchange* const exchange = exchange_;
   if (exchange == nullptr) return Refuse<internal::v1::ExpertRecordChunk>(NotOpen());
   absl::StatusOr<ExpertRequest> converted = ExpertRequestFromProto(*request, ExpertRequestKind::kPlan);
@@ -114,6 +126,7 @@ grpc::ServerWriteReactor<internal::v1::ExpertRecordChunk>* ClusterService::Fetch
 grpc::ServerUnaryReactor* ClusterService::ComputeExperts(grpc::CallbackServerContext* context,
                                                          const internal::v1::ComputeExpertsRequest* request,
                                                          internal::v1::ComputeExpertsResponse* response) {
+  if (const absl::Status allowed = CheckCaller(*context); !allowed.ok()) return Finish(context, allowed);
   ExpertExchange* const exchange = exchange_;
   if (exchange == nullptr) return Finish(context, NotOpen());
   grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();

@@ -35,7 +35,7 @@ absl::StatusOr<WorkerId> Membership::Register(const MemberInfo& info, std::optio
       return Aborted("incarnation %d of worker %d was lost (%s): start again with another", info.incarnation.value(),
                      member.id.value(), member.lost_because);
     }
-    return member.id;
+    return Aborted("incarnation %d is worker %d already: start again with another", info.incarnation.value(), member.id.value());
   }
   if (wanted) {
     place = &members_[wanted->value()];
@@ -49,10 +49,10 @@ absl::StatusOr<WorkerId> Membership::Register(const MemberInfo& info, std::optio
     return FailedPrecondition("the cluster has its %d workers already; a place is free again when one of them is lost",
                               options_.num_workers);
   }
-  RETURN_IF_ERROR(CheckNeighboursLocked(place->id, info));
   if (place->state == MemberState::kLoading || place->state == MemberState::kReady) {
-    LoseLocked(*place, "another process took its place");
+    return Unavailable("worker %d is still there: its place is free once it is lost", place->id.value());
   }
+  RETURN_IF_ERROR(CheckNeighboursLocked(place->id, info));
   *place = {.id = place->id, .state = MemberState::kLoading, .info = info, .last_heard = clock_.Now()};
   return place->id;
 }

@@ -60,11 +60,10 @@ class Membership {
 
   int num_workers() const { return options_.num_workers; }
 
-  // Gives the process a place: the wanted one, else the first never taken, else the first lost. A wanted place is taken
-  // over from the process that has it: only a supervisor names a place, and it knows that the earlier process is
-  // gone. The same incarnation again gets its place again. FailedPrecondition: all places are taken; InvalidArgument:
-  // no incarnation, no such place, or a neighbour on another host that cannot send to it, or to which it cannot send;
-  // Aborted: this incarnation was lost.
+  // Gives the process a place: the wanted one, else the first never taken, else the first lost. A place that a process has is
+  // never taken from it: it has to be lost first. FailedPrecondition: all places are taken; Unavailable: the wanted one is taken;
+  // InvalidArgument: no incarnation, no such place, or a neighbour on another host that cannot send to it, or to which it cannot
+  // send; Aborted: this incarnation has or had a place.
   absl::StatusOr<WorkerId> Register(const MemberInfo& info, std::optional<WorkerId> wanted);
 
   // Aborted: not the process that has the place, or one that was lost. InvalidArgument: no such place.

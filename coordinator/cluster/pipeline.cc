@@ -52,7 +52,7 @@ class GrpcPipeline final : public Pipeline {
     std::vector<Rings> rings(options_.workers.size());
     for (size_t i = options_.workers.size(); i-- > 0;) {
       const PipelineWorker& worker = options_.workers[i];
-      const std::shared_ptr<grpc::Channel> channel = CreateFerryChannel(worker.address);
+      const std::shared_ptr<grpc::Channel> channel = ConnectWorker(worker.address, options_.identity);
       stubs[i] = internal::v1::Worker::NewStub(channel);
       internal::v1::BeginEpochRequest request;
       request.set_epoch(options_.epoch);
@@ -105,6 +105,7 @@ class GrpcPipeline final : public Pipeline {
       }
       if (pending_.empty()) oldest_since_ = clock_.Now();
       pending_.push_back(std::move(pending));
+      if (options_.on_step) options_.on_step(last_step_);
       for (internal::v1::StepRequest& request : requests) {
         request.set_epoch(options_.epoch);
         request.set_step(last_step_);
@@ -186,6 +187,7 @@ class GrpcPipeline final : public Pipeline {
     ~Stream() override { StopReading(); }
 
     void Start() {
+      context_.AddMetadata(kIncarnationKey, std::to_string(pipeline_.options_.workers[index_].incarnation.value()));
       if (rings_.steps != nullptr) context_.AddMetadata(kStepRingsKey, rings_.key);
       stub_->async()->RunSteps(&context_, this);
       AddHold();  // writes start outside of this class's callbacks
@@ -380,12 +382,14 @@ absl::StatusOr<std::unique_ptr<Pipeline>> Pipeline::Begin(const PipelineOptions&
   return pipeline;
 }
 
-absl::Status ShutdownWorker(const std::string& address, absl::Duration timeout) {
-  const std::unique_ptr<internal::v1::Worker::Stub> stub = internal::v1::Worker::NewStub(CreateFerryChannel(address));
+absl::Status ShutdownWorker(const PipelineWorker& worker, const NodeIdentity* identity, absl::Duration timeout) {
+  const std::unique_ptr<internal::v1::Worker::Stub> stub = internal::v1::Worker::NewStub(ConnectWorker(worker.address, identity));
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+  context.AddMetadata(kIncarnationKey, std::to_string(worker.incarnation.value()));
+  const internal::v1::ShutdownRequest request;
   internal::v1::ShutdownResponse response;
-  return FromGrpcStatus(stub->Shutdown(&context, internal::v1::ShutdownRequest(), &response));
+  return FromGrpcStatus(stub->Shutdown(&context, request, &response));
 }
 
 }  // namespace ferry

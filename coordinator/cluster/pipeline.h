@@ -22,6 +22,8 @@
 
 namespace ferry {
 
+class NodeIdentity;  // common/rpc/node_identity.h
+
 struct PipelineWorker {
   WorkerId id;
   Incarnation incarnation;
@@ -36,7 +38,9 @@ struct PipelineOptions {
   double step_cost_rows = std::numeric_limits<double>::infinity();  // StepCostRows of the slowest worker (step_rows.h)
   absl::Duration begin_timeout = absl::Seconds(10);
   absl::Duration step_timeout = absl::Seconds(120);
-  TraceWriter* trace = nullptr;  // gets the spans of every step; null: workers record none
+  TraceWriter* trace = nullptr;                // where every step's spans go; null: none are asked for
+  const NodeIdentity* identity = nullptr;      // for workers of other hosts; null: there are none
+  std::function<void(uint64_t)> on_step = {};  // called with a step's number before any worker is sent it
 };
 
 // How a pipeline ended.
@@ -60,7 +64,7 @@ class Pipeline : public StepExecutor {
   virtual void CheckTimeout() = 0;
 };
 
-// Asks the process at `address` to end, for an orderly stop of the cluster.
-absl::Status ShutdownWorker(const std::string& address, absl::Duration timeout);
+// Asks a worker's process to end, for an orderly stop of the cluster.
+absl::Status ShutdownWorker(const PipelineWorker& worker, const NodeIdentity* identity, absl::Duration timeout);
 
 }  // namespace ferry

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "common/escaped.h"
 #include "common/listen_address.h"
 
 namespace ferry {
@@ -12,8 +13,10 @@ namespace {
 absl::Status CheckText(const char* field, const std::string& text) {
   if (text.size() > kMaxReportText)
     return InvalidArgument("%s has %d bytes, want at most %d", field, text.size(), kMaxReportText);
-  const bool printable = std::none_of(text.begin(), text.end(), [](unsigned char c) { return c < 0x20 || c == 0x7F; });
-  return printable ? absl::OkStatus() : InvalidArgument("%s holds a control character", field);
+  if (const std::string escaped = Escaped(text, kMaxReportText); escaped != text) {
+    return InvalidArgument("%s is no printable text: '%s'", field, escaped);
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckRate(const char* field, double value, double most) {
@@ -22,6 +25,9 @@ absl::Status CheckRate(const char* field, double value, double most) {
 }
 
 constexpr double kMaxLinkRate = 1e15;  // a petabyte a second: far above any link, and no sum of such overflows
+
+constexpr double kMaxRate = 1e18;  // likewise, of operations
+constexpr double kMaxOperationSeconds = 60;
 
 }  // namespace
 
@@ -37,7 +43,8 @@ absl::StatusOr<Registration> CheckRegistration(const internal::v1::RegisterReque
   if (request.address().empty()) return InvalidArgument("address is empty: where the worker listens");
   const absl::StatusOr<ListenAddress> address = ParseListenAddress(request.address(), 0);
   if (!address.ok()) return Annotate(address.status(), "address");
-  if (address->port == 0) return InvalidArgument("address is '%s', want HOST:PORT", request.address());
+  if (address->unix_path.empty() && address->port == 0)
+    return InvalidArgument("address is '%s', want HOST:PORT", request.address());
   if (address->any) {
     return InvalidArgument("address is %s, on which one can listen, but which leads nowhere: say one of the worker's own",
                            request.address());
@@ -80,6 +87,9 @@ absl::Status CheckHeartbeat(const internal::v1::HeartbeatRequest& request) {
     return InvalidArgument("expert_slots is %d, want at most %d", request.expert_slots(), std::numeric_limits<int32_t>::max());
   }
   RETURN_IF_ERROR(CheckRate("link_bytes_per_second", request.link_bytes_per_second(), kMaxLinkRate));
+  RETURN_IF_ERROR(CheckRate("expert_flops_per_second", request.expert_flops_per_second(), kMaxRate));
+  RETURN_IF_ERROR(CheckRate("expert_read_bytes_per_second", request.expert_read_bytes_per_second(), kMaxRate));
+  RETURN_IF_ERROR(CheckRate("operation_seconds", request.operation_seconds(), kMaxOperationSeconds));
   return CheckRate("load_progress", request.load_progress(), 1);
 }
 

@@ -115,6 +115,7 @@ void ExpertExchange::RemovePeer(WorkerId worker) {
 
 void ExpertExchange::BeginEpoch() {
   const std::lock_guard lock(mutex_);
+  newest_step_ = 0;
   for (auto& [worker, peer] : peers_) peer->last_step = 0;
 }
 
@@ -134,6 +135,9 @@ absl::Status ExpertExchange::Admit(Peer& peer, const ExpertRequest& request) {
   if (request.layer < info.first_layer || request.layer >= info.end_layer) {
     return InvalidArgument("layer is %d, want one of worker %d's layers, %d to %d", request.layer, info.worker.value(),
                            info.first_layer, info.end_layer - 1);
+  }
+  if (const uint64_t newest = newest_step_; request.step > newest) {
+    return Aborted("step %d has not begun: the newest is %d", request.step, newest);
   }
   const std::lock_guard lock(mutex_);
   if (request.step < peer.last_step) return Aborted("step %d is over: the newest is %d", request.step, peer.last_step);

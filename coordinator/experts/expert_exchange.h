@@ -3,6 +3,7 @@
 // Answers workers' requests about experts, over shared memory and over gRPC: plan, compute, fetch. Each shared-memory worker has
 // a mailbox and a thread here. A request of an earlier incarnation of a worker gets Aborted.
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -50,6 +51,8 @@ class ExpertExchange {
   absl::StatusOr<std::string> OpenMailbox(WorkerId worker, const MailboxShape& shape);
   void RemovePeer(WorkerId worker);  // and its mailbox
   void BeginEpoch();                 // steps are numbered from 1 again
+  // The newest step of the epoch that workers were sent. One beyond it is refused: it would make the real ones "over".
+  void NoteStep(uint64_t step) { newest_step_ = step; }
 
   // The three requests, for gRPC callers. Thread-safe. Aborted: an earlier incarnation or step. InvalidArgument names the field,
   // also when the worker does not own the layer.
@@ -72,6 +75,7 @@ class ExpertExchange {
   const ExpertStore& store_;
   ExpertEngine& engine_;
   std::unique_ptr<DescriptorServer> descriptors_;
+  std::atomic<uint64_t> newest_step_{UINT64_MAX};  // before the first epoch nothing is known
   std::mutex mutex_;
   PlannerRates rates_;                     // the host's
   std::vector<double> links_beside_host_;  // by worker; 0 or missing: not measured

@@ -1,15 +1,21 @@
 #include "coordinator/generation/ferry_service.h"
 
-#include <deque>
-#include <mutex>
+#include <malloc.h>
+
 #include <optional>
 #include <random>
 #include <utility>
 
+#include "common/escaped.h"
 #include "common/grpc_status.h"
+#include "common/log.h"
+#include "coordinator/generation/generate_stream.h"
+#include "coordinator/generation/wire_bounds.h"
 
 namespace ferry {
 namespace {
+
+constexpr absl::Duration kWatchInterval = absl::Milliseconds(500);
 
 grpc::ServerUnaryReactor* Finish(grpc::CallbackServerContext* context, const absl::Status& status) {
   grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
@@ -29,144 +35,197 @@ uint64_t RandomSeed() {
   return uint64_t{random()} << 32 | random();
 }
 
-// The stream of one Generate call. Messages are queued here while an earlier one is on its way, so the generation never
-// waits for its client; the queue is bounded by the request's context. Lives until gRPC and the generation have both
-// let go of it.
-class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateResponse>, public GenerationSink {
- public:
-  explicit GenerateStream(GenerationLoop* loop) : loop_(*loop) {}
+template <typename Message>
+absl::Status Parse(const grpc::ByteBuffer& bytes, Message* message) {
+  grpc::Slice slice;
+  if (!bytes.Valid() || !bytes.DumpToSingleSlice(&slice).ok()) return InvalidArgument("the message is malformed");
+  const std::string_view text(reinterpret_cast<const char*>(slice.begin()), slice.size());
+  RETURN_IF_ERROR(CheckWireBounds(text, *Message::descriptor(), kMaxRequestFields));
+  if (!message->ParseFromArray(text.data(), static_cast<int>(text.size()))) return InvalidArgument("the message is malformed");
+  return absl::OkStatus();
+}
 
-  void HoldForCall(std::shared_ptr<GenerateStream> self) { self_ = std::move(self); }
-  // Hands the request to the loop, unless the call was cancelled already.
-  void Submit(std::shared_ptr<Generation> generation) {
-    {
-      const std::lock_guard lock(mutex_);
-      if (cancelled_) return;
-      generation_ = generation;
-    }
-    loop_.Submit(std::move(generation));
-  }
+template <typename Message>
+absl::Status Serialize(const Message& message, grpc::ByteBuffer* bytes) {
+  bool own = false;
+  return FromGrpcStatus(grpc::SerializationTraits<Message>::Serialize(message, bytes, &own));
+}
 
-  void Send(v1::GenerateResponse response) override {
-    const std::lock_guard lock(mutex_);
-    if (finished_) return;
-    queue_.push_back(std::move(response));
-    if (queue_.size() == 1) StartWrite(&queue_.front());
-  }
-  void Close(const absl::Status& status) override {
-    const std::lock_guard lock(mutex_);
-    if (!end_) end_ = status;
-    FinishIfDone();
-  }
+// Whoever calls when there are no keys.
+Principal Anybody() { return {.name = "-", .role = Role::kAdmin, .shares_cache = true}; }
 
-  void OnWriteDone(bool ok) override {
-    const std::lock_guard lock(mutex_);
-    queue_.pop_front();
-    if (!ok) {
-      // The client is gone; OnCancel follows and tells the loop.
-      queue_.clear();
-      if (!end_) end_ = Cancelled("the client is gone");
-    }
-    if (!queue_.empty()) {
-      StartWrite(&queue_.front());
-    } else {
-      FinishIfDone();
-    }
-  }
-  void OnCancel() override {
-    std::shared_ptr<Generation> generation;
-    {
-      const std::lock_guard lock(mutex_);
-      cancelled_ = true;
-      generation = generation_;
-      while (queue_.size() > 1) queue_.pop_back();  // the front one is on its way
-      if (!end_) end_ = Cancelled("the call was cancelled");
-      FinishIfDone();
-    }
-    if (generation != nullptr) loop_.Cancel(std::move(generation));
-  }
-  void OnDone() override {
-    std::shared_ptr<Generation> generation;  // holds this stream as its sink: let go of it outside the lock
-    const std::shared_ptr<GenerateStream> self = std::move(self_);
-    const std::lock_guard lock(mutex_);
-    generation = std::move(generation_);
-  }
-
- private:
-  void FinishIfDone() {
-    if (finished_ || !end_ || !queue_.empty()) return;
-    finished_ = true;
-    Finish(ToGrpcStatus(*end_));
-  }
-
-  GenerationLoop& loop_;
-  std::shared_ptr<GenerateStream> self_;  // while gRPC uses it
-  std::mutex mutex_;
-  std::shared_ptr<Generation> generation_;
-  std::deque<v1::GenerateResponse> queue_;  // the front one is being written
-  std::optional<absl::Status> end_;         // what the call ends with, once the queue is empty
-  bool cancelled_ = false;
-  bool finished_ = false;
-};
+// Keys are kept apart in the cache, unless both say otherwise.
+GenerationOwner OwnerOf(const Principal& caller) {
+  return {.name = caller.name, .cache_domain = caller.shares_cache ? "" : caller.name, .max_queued = caller.max_queued};
+}
 
 }  // namespace
 
-grpc::ServerWriteReactor<v1::GenerateResponse>* FerryService::Generate(grpc::CallbackServerContext* context,
-                                                                       const v1::GenerateRequest* request) {
-  const auto stream = std::make_shared<GenerateStream>(parts_.loop);
+FerryService::FerryService(Parts parts)
+    : parts_(std::move(parts)), usage_(std::make_shared<KeyUsage>(parts_.clock)), watch_([this] { Watch(); }) {}
+
+FerryService::~FerryService() {
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  wake_.notify_all();
+  watch_.join();
+}
+
+// Ends the calls of clients that do not read, and gives memory back to the system once nothing runs: what a burst needed would
+// stay with the process otherwise.
+void FerryService::Watch() {
+  bool busy = false;
+  std::unique_lock lock(mutex_);
+  while (!stop_) {
+    wake_.wait_for(lock, absl::ToChronoMilliseconds(kWatchInterval), [&] { return stop_; });
+    std::erase_if(streams_, [](const std::weak_ptr<GenerateStream>& stream) { return stream.expired(); });
+    std::vector<std::weak_ptr<GenerateStream>> streams = streams_;
+    lock.unlock();
+    const absl::Time before = parts_.clock->Now() - parts_.reader_patience;
+    for (const std::weak_ptr<GenerateStream>& stream : streams) {
+      if (const std::shared_ptr<GenerateStream> open = stream.lock()) open->GiveUpSlowReader(before);
+    }
+    const bool idle = streams.empty() && *open_calls_ == 0;
+    if (idle && std::exchange(busy, false)) ::malloc_trim(0);
+    busy = busy || !idle;
+    lock.lock();
+  }
+}
+
+absl::StatusOr<Principal> FerryService::CallerOf(const grpc::CallbackServerContext& context) {
+  if (parts_.keys == nullptr) return Anybody();
+  if (const absl::Status status = parts_.keys->ReloadIfChanged(); !status.ok()) {
+    spdlog::warn("the API keys stay as they were: {}", Escaped(status.ToString()));
+  }
+  const auto header = context.client_metadata().find("authorization");
+  if (header == context.client_metadata().end()) {
+    return absl::UnauthenticatedError("this server wants an API key: metadata 'authorization: Bearer KEY'");
+  }
+  return parts_.keys->Authenticate(BearerToken(std::string_view(header->second.data(), header->second.size())));
+}
+
+absl::Status FerryService::CheckGenerate(const Principal& caller, const grpc::ByteBuffer& message,
+                                         v1::GenerateRequest* request) const {
+  RETURN_IF_ERROR(Parse(message, request));
+  if (request->forget_experts() && caller.role != Role::kAdmin) {
+    return absl::PermissionDeniedError("forget_experts empties everybody's expert slots: it needs a key of the role admin");
+  }
+  return absl::OkStatus();
+}
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* FerryService::Generate(grpc::CallbackServerContext* context,
+                                                                   const grpc::ByteBuffer* message) {
+  const auto stream = std::make_shared<GenerateStream>(GenerateStream::Options{.loop = parts_.loop,
+                                                                               .clock = parts_.clock,
+                                                                               .max_unsent_bytes = parts_.max_unsent_bytes,
+                                                                               .usage = usage_,
+                                                                               .open_calls = open_calls_},
+                                                       context);
   stream->HoldForCall(stream);
+  const auto refuse = [&](const absl::Status& status) {
+    stream->Close(status);
+    return stream.get();
+  };
+  if (*open_calls_ > parts_.max_open_calls) return refuse(ResourceExhausted("%d calls are open", parts_.max_open_calls));
+  const absl::StatusOr<Principal> caller = CallerOf(*context);
+  if (!caller.ok()) return refuse(caller.status());
+  const absl::Status begun = usage_->Begin(*caller);
+  stream->SetCaller(*caller, begun.ok());
+  if (!begun.ok()) return refuse(begun);
+  const auto request = std::make_shared<v1::GenerateRequest>();
+  if (const absl::Status status = CheckGenerate(*caller, *message, request.get()); !status.ok()) return refuse(status);
+  {
+    const std::lock_guard lock(mutex_);
+    streams_.push_back(stream);
+  }
   const absl::Time deadline = DeadlineOf(*context, *parts_.clock);
-  // `request` lives as long as the call, and the call until the stream has finished; but a cancelled call may finish
-  // before this task begins, so the task has its own copy.
-  parts_.pool->Post([this, stream, deadline, request = std::make_shared<v1::GenerateRequest>(*request)] {
+  const bool taken = parts_.pool->TryPost([this, stream, deadline, request, caller = *caller] {
+    if (stream->cancelled()) return;
     absl::StatusOr<std::shared_ptr<Request>> generation =
         Request::Create(*request, parts_.tokenizer, parts_.limits, RandomSeed(), deadline, parts_.clock, stream);
     if (generation.ok()) {
+      (*generation)->SetOwner(OwnerOf(caller));
       stream->Submit(*std::move(generation));
     } else {
       stream->Close(generation.status());
     }
   });
+  if (!taken) return refuse(ResourceExhausted("too many texts wait to be tokenized"));
   return stream.get();
 }
 
-grpc::ServerUnaryReactor* FerryService::Tokenize(grpc::CallbackServerContext* context, const v1::TokenizeRequest* request,
-                                                 v1::TokenizeResponse* response) {
+grpc::ServerUnaryReactor* FerryService::Tokenize(grpc::CallbackServerContext* context, const grpc::ByteBuffer* message,
+                                                 grpc::ByteBuffer* response) {
+  if (const absl::StatusOr<Principal> caller = CallerOf(*context); !caller.ok()) return Finish(context, caller.status());
+  const auto request = std::make_shared<v1::TokenizeRequest>();
+  if (const absl::Status status = Parse(*message, request.get()); !status.ok()) return Finish(context, status);
   grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-  parts_.pool->Post([this, reactor, request, response] {
+  const bool taken = parts_.pool->TryPost([this, context, reactor, request, response] {
+    if (context->IsCancelled()) {
+      reactor->Finish(grpc::Status::CANCELLED);
+      return;
+    }
     const EncodeOptions options = {.add_bos = request->has_add_bos() ? request->add_bos() : parts_.tokenizer->adds_bos(),
                                    .parse_special = request->has_parse_special() ? request->parse_special() : true};
     const absl::StatusOr<std::vector<int32_t>> ids = parts_.tokenizer->Encode(request->text(), options);
-    if (ids.ok()) response->mutable_ids()->Add(ids->begin(), ids->end());
-    reactor->Finish(ToGrpcStatus(ids.status()));
+    absl::Status status = ids.status();
+    if (status.ok()) {
+      v1::TokenizeResponse answer;
+      answer.mutable_ids()->Add(ids->begin(), ids->end());
+      status = Serialize(answer, response);
+    }
+    reactor->Finish(ToGrpcStatus(status));
   });
+  if (!taken) reactor->Finish(ToGrpcStatus(ResourceExhausted("too many texts wait to be tokenized")));
   return reactor;
 }
 
-grpc::ServerUnaryReactor* FerryService::Detokenize(grpc::CallbackServerContext* context, const v1::DetokenizeRequest* request,
-                                                   v1::DetokenizeResponse* response) {
+grpc::ServerUnaryReactor* FerryService::Detokenize(grpc::CallbackServerContext* context, const grpc::ByteBuffer* message,
+                                                   grpc::ByteBuffer* response) {
+  if (const absl::StatusOr<Principal> caller = CallerOf(*context); !caller.ok()) return Finish(context, caller.status());
+  v1::DetokenizeRequest request;
+  if (const absl::Status status = Parse(*message, &request); !status.ok()) return Finish(context, status);
   std::vector<int32_t> ids;
-  ids.reserve(request->ids_size());
-  for (const uint32_t id : request->ids()) {
+  ids.reserve(request.ids_size());
+  for (const uint32_t id : request.ids()) {
     if (id >= static_cast<uint32_t>(parts_.tokenizer->vocab_size())) {
       return Finish(context, InvalidArgument("ids[%d] is %d, want 0 to %d", ids.size(), id, parts_.tokenizer->vocab_size() - 1));
     }
     ids.push_back(static_cast<int32_t>(id));
   }
-  absl::StatusOr<std::string> text = parts_.tokenizer->Decode(ids, request->render_special());
-  if (text.ok()) response->set_text(*std::move(text));
-  return Finish(context, text.status());
+  const absl::StatusOr<std::string> text = parts_.tokenizer->Decode(ids, request.render_special());
+  if (!text.ok()) return Finish(context, text.status());
+  v1::DetokenizeResponse answer;
+  answer.set_text(*text);
+  return Finish(context, Serialize(answer, response));
 }
 
 grpc::ServerUnaryReactor* FerryService::GetModelInfo(grpc::CallbackServerContext* context, const v1::GetModelInfoRequest*,
                                                      v1::GetModelInfoResponse* response) {
-  *response = parts_.model_info;
-  return Finish(context, absl::OkStatus());
+  const absl::Status allowed = CallerOf(*context).status();
+  if (allowed.ok()) *response = parts_.model_info;
+  return Finish(context, allowed);
 }
 
 grpc::ServerUnaryReactor* FerryService::GetServerInfo(grpc::CallbackServerContext* context, const v1::GetServerInfoRequest*,
                                                       v1::GetServerInfoResponse* response) {
-  *response = parts_.server_info();
+  const absl::StatusOr<Principal> caller = CallerOf(*context);
+  if (!caller.ok()) return Finish(context, caller.status());
+  v1::GetServerInfoResponse info = parts_.server_info();
+  if (caller->role == Role::kAdmin) {
+    *response = std::move(info);
+  } else {
+    response->set_version(info.version());
+    response->set_state(info.state());
+    response->set_state_reason(info.state_reason());
+    response->set_uptime_seconds(info.uptime_seconds());
+    response->set_load_progress(info.load_progress());
+    response->set_running_requests(info.running_requests());
+    response->set_queued_requests(info.queued_requests());
+    response->set_max_parallel(info.max_parallel());
+  }
   return Finish(context, absl::OkStatus());
 }
 

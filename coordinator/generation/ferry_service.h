@@ -1,10 +1,22 @@
 #pragma once
 
-// The gRPC service of generate.proto. It translates and decides nothing.
+// The gRPC service of generate.proto. It checks who calls and what a message holds, translates, and decides nothing else.
+//
+// Bounds: a message has at most kMaxRequestFields fields (wire_bounds.h) before it is parsed; so many calls are open at once as
+// max_open_calls says; an answer that its client does not read is given up after max_unsent_bytes or reader_patience, and the
+// call ends CANCELLED; a call that is cancelled before its text is tokenized is not tokenized.
 
+#include <atomic>
+#include <condition_variable>
 #include <functional>
 #include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
 
+#include "common/access/api_keys.h"
+#include "common/access/key_usage.h"
 #include "common/clock.h"
 #include "coordinator/generation/generation_loop.h"
 #include "coordinator/generation/request.h"
@@ -14,7 +26,16 @@
 
 namespace ferry {
 
-class FerryService final : public v1::Ferry::CallbackService {
+inline constexpr int kMaxRequestFields = 65536;
+
+class GenerateStream;
+
+// Messages come in as bytes, so that they are looked at before they are parsed.
+using RawFerryService = v1::Ferry::WithRawCallbackMethod_Generate<
+    v1::Ferry::WithRawCallbackMethod_Tokenize<v1::Ferry::WithRawCallbackMethod_Detokenize<
+        v1::Ferry::WithCallbackMethod_GetModelInfo<v1::Ferry::WithCallbackMethod_GetServerInfo<v1::Ferry::Service>>>>>;
+
+class FerryService final : public RawFerryService {
  public:
   struct Parts {  // all borrowed
     GenerationLoop* loop = nullptr;
@@ -24,22 +45,41 @@ class FerryService final : public v1::Ferry::CallbackService {
     RequestLimits limits;
     v1::GetModelInfoResponse model_info;
     std::function<v1::GetServerInfoResponse()> server_info;  // thread-safe
+    ApiKeys* keys = nullptr;                                 // null: everybody may do everything
+    int max_open_calls = 1024;
+    int64_t max_unsent_bytes = 8 << 20;
+    absl::Duration reader_patience = absl::Minutes(1);
   };
-  explicit FerryService(Parts parts) : parts_(std::move(parts)) {}
+  explicit FerryService(Parts parts);
+  ~FerryService() override;
 
-  grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(grpc::CallbackServerContext* context,
-                                                           const v1::GenerateRequest* request) override;
-  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context, const v1::TokenizeRequest* request,
-                                     v1::TokenizeResponse* response) override;
-  grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context, const v1::DetokenizeRequest* request,
-                                       v1::DetokenizeResponse* response) override;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
+                                                       const grpc::ByteBuffer* request) override;
+  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                     grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                       grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* GetModelInfo(grpc::CallbackServerContext* context, const v1::GetModelInfoRequest* request,
                                          v1::GetModelInfoResponse* response) override;
+  // Users are told whether it serves and how many requests it has; admins also what runs where.
   grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context, const v1::GetServerInfoRequest* request,
                                           v1::GetServerInfoResponse* response) override;
 
  private:
+  // Who calls. Unauthenticated: no key, or one that is unknown.
+  absl::StatusOr<Principal> CallerOf(const grpc::CallbackServerContext& context);
+  // What is wrong with a Generate call before anything of it is done.
+  absl::Status CheckGenerate(const Principal& caller, const grpc::ByteBuffer& message, v1::GenerateRequest* request) const;
+  void Watch();
+
   const Parts parts_;
+  const std::shared_ptr<KeyUsage> usage_;
+  const std::shared_ptr<std::atomic<int>> open_calls_ = std::make_shared<std::atomic<int>>(0);
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  bool stop_ = false;                                   // guarded by mutex_, as streams_
+  std::vector<std::weak_ptr<GenerateStream>> streams_;  // those that have ended are taken out now and then
+  std::thread watch_;                                   // looks for clients that do not read
 };
 
 }  // namespace ferry

@@ -4,6 +4,7 @@
 // for one.
 
 #include <condition_variable>
+#include <cstdint>
 #include <deque>
 #include <functional>
 #include <mutex>
@@ -14,7 +15,8 @@ namespace ferry {
 
 class TaskPool {
  public:
-  explicit TaskPool(int num_threads) {
+  // At most `max_waiting` tasks wait for a thread, as far as TryPost goes.
+  explicit TaskPool(int num_threads, size_t max_waiting = SIZE_MAX) : max_waiting_(max_waiting) {
     for (int i = 0; i < num_threads; ++i) threads_.emplace_back([this] { Run(); });
   }
   // Runs all posted tasks, then ends.
@@ -37,6 +39,16 @@ class TaskPool {
     }
     wake_.notify_one();
   }
+  // False, and nothing is done, when max_waiting tasks wait already.
+  bool TryPost(std::function<void()> task) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (tasks_.size() >= max_waiting_) return false;
+      tasks_.push_back(std::move(task));
+    }
+    wake_.notify_one();
+    return true;
+  }
 
  private:
   void Run() {
@@ -52,6 +64,7 @@ class TaskPool {
     }
   }
 
+  const size_t max_waiting_;
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<std::function<void()>> tasks_;

@@ -61,7 +61,8 @@ absl::StatusOr<std::vector<double>> AllLinks(std::span<const ProbedWorker> worke
 }  // namespace
 
 absl::StatusOr<double> ProbeLinkOverGrpc(const ProbedWorker& worker, absl::Duration time) {
-  const std::unique_ptr<internal::v1::Worker::Stub> stub = internal::v1::Worker::NewStub(CreateFerryChannel(worker.address));
+  const std::unique_ptr<internal::v1::Worker::Stub> stub =
+      internal::v1::Worker::NewStub(ConnectWorker(worker.address, worker.identity));
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + time + kPatience));
   internal::v1::ProbeLinkRequest request;
@@ -75,7 +76,8 @@ absl::StatusOr<double> ProbeLinkOverGrpc(const ProbedWorker& worker, absl::Durat
 }
 
 absl::StatusOr<double> ProbeMessagesOverGrpc(const ProbedWorker& worker) {
-  const std::unique_ptr<internal::v1::Worker::Stub> stub = internal::v1::Worker::NewStub(CreateFerryChannel(worker.address));
+  const std::unique_ptr<internal::v1::Worker::Stub> stub =
+      internal::v1::Worker::NewStub(ConnectWorker(worker.address, worker.identity));
   std::vector<double> seconds;
   for (int i = 0; i < kMessages; ++i) {  // the first connects
     absl::SleepFor(kBetweenMessages);

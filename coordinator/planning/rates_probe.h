@@ -17,13 +17,16 @@
 
 namespace ferry {
 
+class NodeIdentity;  // common/rpc/node_identity.h
+
 struct ProbedWorker {
   WorkerId id;
   Incarnation incarnation;
   std::string address;
   bool has_slots = false;
-  bool shares_memory = false;  // with the coordinator: steps come through memory, not messages
-  WorkerRates own;             // measured by the worker at its start: link alone, experts on its device
+  bool shares_memory = false;              // with the coordinator: its steps are no messages
+  const NodeIdentity* identity = nullptr;  // for a worker of another host
+  WorkerRates own;                         // what it measured at its start: link alone, experts on its device
 };
 
 // Has a worker copy records into its slots for about `time`; returns bytes a second. Waits for some seconds at most.

@@ -17,6 +17,7 @@ using ::testing::Not;
 constexpr absl::Duration kStartTimeout = absl::Seconds(60);
 constexpr absl::Duration kKeepalive = absl::Seconds(30);  // 15 s, and what a busy machine adds
 const std::string kServe = std::string("./ferry serve -m ") + kDemoModel + " --coordinator-only --workers 2";
+const std::string kCerts = " --cluster-certs /tmp/certs";  // every host has a /tmp of its own
 
 class Hosts : public ::testing::Test {
  protected:
@@ -35,11 +36,26 @@ class Hosts : public ::testing::Test {
   }
   // A coordinator for two workers.
   void ServeOnHead() {
-    ASSERT_OK_AND_ASSIGN(const Command serve, head_->Start(kServe + " --listen " + head_->address()));
+    ASSERT_OK(head_->Run("./ferry cluster-init" + kCerts, kStartTimeout));
+    ASSERT_OK_AND_ASSIGN(const Command serve, head_->Start(kServe + kCerts + " --insecure --listen " + head_->address() +
+                                                           " --cluster-listen " + head_->address()));
     coordinator_ = std::make_unique<Command>(serve);
     ASSERT_TRUE(EventuallySays(serve, "coordinator at")) << serve.err();
+    for (Host* const host : {near_.get(), far_.get()}) ASSERT_OK(Join(*host));
   }
-  std::string Worker() const { return "./ferry-worker --backend cpu --coordinator " + head_->address(); }
+  // Gives a host its certificate.
+  absl::Status Join(Host& host) {
+    ASSIGN_OR_RETURN(std::string token, head_->Run("./ferry cluster-token" + kCerts, kStartTimeout));
+    while (token.ends_with('\n')) token.pop_back();
+    return host.Run("./ferry join " + head_->address() + kCerts + " --token " + token, kStartTimeout).status();
+  }
+  std::string Worker() const { return "./ferry-worker --backend cpu --coordinator " + head_->address() + kCerts; }
+  // For a worker on the coordinator's own host, which has said where its socket is.
+  std::string WorkerOnHead() const {
+    const std::string said = coordinator_->err();
+    const size_t begin = said.find("unix:"), end = said.find('\n', begin);
+    return "./ferry-worker --backend cpu --coordinator " + said.substr(begin, end - begin);
+  }
   absl::StatusOr<Command> StartWorker(Host& host, int place) {
     return host.Start(absl::StrFormat("%s --listen %s --worker-id %d", Worker(), host.address(), place));
   }
@@ -93,6 +109,7 @@ TEST_F(Hosts, AHostThatLosesPowerEndsItsRequestsAndAnotherTakesItsPlace) {
   EXPECT_THAT(request.err(), AllOf(HasSubstr("UNAVAILABLE"), HasSubstr("worker 1")));
   EXPECT_LT(absl::Now() - off, absl::Seconds(2));
   ASSERT_OK_AND_ASSIGN(far_, lan_->AddHost());
+  ASSERT_OK(Join(*far_));
   ASSERT_OK(StartWorker(*far_, 1));
   EXPECT_OK(Complete(FromServer()));
 }
@@ -143,16 +160,35 @@ TEST_F(Hosts, AWorkerThatOthersCannotReachIsToldWhatToDo) {
   // The place before this one is taken on another host, which has to send hidden states here.
   ASSERT_OK(StartWorker(*near_, 0));
   ASSERT_TRUE(EventuallySays(*coordinator_, "worker 0 registered"));
-  EXPECT_THAT(head_->Run(Worker() + " --worker-id 1", kStartTimeout),
+  EXPECT_THAT(head_->Run(WorkerOnHead() + " --worker-id 1", kStartTimeout),
               cannot_run(AllOf(HasSubstr("worker 0 on another host"), HasSubstr("start this one with --listen"))));
 }
 
 TEST_F(Hosts, ACoordinatorOnLoopbackSaysThatItIs) {
   ASSERT_OK_AND_ASSIGN(const Command serve, head_->Start(kServe));
-  EXPECT_TRUE(EventuallySays(serve, "for workers of other hosts, start with --listen"));
+  EXPECT_TRUE(EventuallySays(serve, "for those of other hosts, start with --cluster-listen"));
   EXPECT_THAT(near_->Run(Worker() + " --connect-patience 1 --listen " + near_->address(), kStartTimeout),
-              StatusIs(absl::StatusCode::kInternal, HasSubstr("it listens on loopback unless it was given --listen")));
+              StatusIs(absl::StatusCode::kInternal, HasSubstr("no certificates of a cluster")));
   EXPECT_THAT(desk_->Run("./ferry status " + FromServer(), kStartTimeout), StatusIs(absl::StatusCode::kInternal));
+}
+
+TEST_F(Hosts, AHostOfAnotherClusterDoesNotComeIn) {
+  ServeOnHead();
+  ASSERT_OK(far_->Run("./ferry cluster-init --cluster-certs /tmp/own", kStartTimeout));
+  EXPECT_THAT(far_->Run("./ferry-worker --backend cpu --connect-patience 1 --cluster-certs /tmp/own --coordinator " +
+                            head_->address() + " --listen " + far_->address(),
+                        kStartTimeout),
+              StatusIs(absl::StatusCode::kInternal, HasSubstr("exit code 1")));
+  EXPECT_EQ(coordinator_->err().find("registered"), std::string::npos);
+}
+
+TEST_F(Hosts, ATokenIsGoodForOneHost) {
+  ServeOnHead();
+  ASSERT_OK_AND_ASSIGN(std::string token, head_->Run("./ferry cluster-token" + kCerts, kStartTimeout));
+  while (token.ends_with('\n')) token.pop_back();
+  const std::string join = "./ferry join " + head_->address() + " --cluster-certs /tmp/again --token " + token;
+  EXPECT_OK(desk_->Run(join, kStartTimeout));
+  EXPECT_THAT(near_->Run(join, kStartTimeout), StatusIs(absl::StatusCode::kInternal, HasSubstr("was used")));
 }
 
 TEST_F(Hosts, WorkersThatCannotReachEachOtherEndTheirRequestsAndMayMeetAgain) {

@@ -20,6 +20,7 @@
 #include "common/shm/message_ring.h"
 #include "ferry/internal/v1/worker.grpc.pb.h"
 #include "proto/stream_metadata.h"
+#include "tests/testing/socket_folder.h"
 #include "tests/testing/status_matchers.h"
 
 namespace ferry {
@@ -31,11 +32,9 @@ class FakeWorker final : public internal::v1::Worker::Service {
 
   explicit FakeWorker(Handler handler, bool offers_rings = false) : handler_(std::move(handler)), offers_rings_(offers_rings) {
     grpc::ServerBuilder builder;
-    int port = 0;
-    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+    builder.AddListeningPort(folder_.address(), grpc::InsecureServerCredentials());
     builder.RegisterService(this);
     server_ = builder.BuildAndStart();
-    address_ = "127.0.0.1:" + std::to_string(port);
   }
   ~FakeWorker() override {
     Kill();
@@ -59,7 +58,7 @@ class FakeWorker final : public internal::v1::Worker::Service {
     return response;
   }
 
-  const std::string& address() const { return address_; }
+  std::string address() const { return folder_.address(); }
   // Ends all calls at once, as a process that dies does.
   void Kill() {
     if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now());
@@ -151,6 +150,7 @@ class FakeWorker final : public internal::v1::Worker::Service {
     through_rings_.join();
   }
 
+  const SocketFolder folder_;
   const Handler handler_;
   const bool offers_rings_;
   std::atomic<int> steps_by_stream_ = 0;
@@ -159,7 +159,6 @@ class FakeWorker final : public internal::v1::Worker::Service {
   std::string rings_key_;  // guarded by mutex_
   std::thread through_rings_;
   std::unique_ptr<grpc::Server> server_;
-  std::string address_;
   std::mutex mutex_;
   std::vector<internal::v1::StepRequest> steps_;
   std::vector<internal::v1::BeginEpochRequest> epochs_;

@@ -20,8 +20,11 @@
 namespace ferry {
 namespace {
 
+using ::testing::AllOf;
+using ::testing::Contains;
 using ::testing::HasSubstr;
 using ::testing::IsSupersetOf;
+using ::testing::Not;
 using ::testing::SizeIs;
 
 constexpr int64_t kVocab = 4096;  // of the demo model
@@ -128,7 +131,8 @@ class ServerTest : public ::testing::Test {
   }
   // A worker that registers and says that it is ready.
   void Join(FakeWorker& worker) {
-    const std::unique_ptr<internal::v1::Cluster::Stub> stub = internal::v1::Cluster::NewStub(channel_);
+    const std::unique_ptr<internal::v1::Cluster::Stub> stub =
+        internal::v1::Cluster::NewStub(grpc::CreateChannel(server_->cluster_address(), grpc::InsecureChannelCredentials()));
     grpc::ClientContext register_context, heartbeat_context;
     internal::v1::RegisterRequest request;
     request.set_incarnation(5);
@@ -171,7 +175,7 @@ TEST_F(ServerTest, DescribesItsServicesToWhomeverAsks) {
   for (const std::string& list : ValuesOf(Reflect(channel_, kListServices, "*"), kListed)) {
     for (const std::string& service : ValuesOf(list, 1)) services.push_back(ValuesOf(service, 1).at(0));
   }
-  EXPECT_THAT(services, IsSupersetOf({"ferry.v1.Ferry", "ferry.internal.v1.Cluster", "grpc.health.v1.Health"}));
+  EXPECT_THAT(services, AllOf(IsSupersetOf({"ferry.v1.Ferry", "grpc.health.v1.Health"}), Not(Contains(HasSubstr("internal")))));
 
   const std::vector<std::string> answer = ValuesOf(Reflect(channel_, kFileOfSymbol, "ferry.v1.Ferry"), kFiles);
   ASSERT_THAT(answer, SizeIs(1));
@@ -216,6 +220,43 @@ TEST_F(ServerTest, ServesThenDrainsAndEndsItsWorkers) {
   draining.get();
   EXPECT_TRUE(worker.asked_to_end());
   EXPECT_EQ(Generate(1, &text).error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
+TEST_F(ServerTest, TheApiKnowsNothingOfTheCluster) {
+  ASSERT_OK(Start());
+  const std::unique_ptr<internal::v1::Cluster::Stub> stub = internal::v1::Cluster::NewStub(channel_);
+  grpc::ClientContext context;
+  internal::v1::RegisterResponse response;
+  EXPECT_EQ(stub->Register(&context, {}, &response).error_code(), grpc::StatusCode::UNIMPLEMENTED);
+}
+
+TEST_F(ServerTest, RefusesCompressedMessages) {
+  ASSERT_OK(Start());
+  grpc::ClientContext context;
+  context.set_compression_algorithm(GRPC_COMPRESS_GZIP);
+  v1::TokenizeRequest request;
+  request.set_text(std::string(1 << 20, 'a'));
+  v1::TokenizeResponse response;
+  const grpc::Status status = v1::Ferry::NewStub(channel_)->Tokenize(&context, request, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNIMPLEMENTED) << status.error_message();
+}
+
+TEST_F(ServerTest, RefusesMessagesOverFourMebibytes) {
+  ASSERT_OK(Start());
+  grpc::ClientContext context;
+  v1::TokenizeRequest request;
+  request.set_text(std::string((4 << 20) + 1, 'a'));
+  v1::TokenizeResponse response;
+  EXPECT_EQ(v1::Ferry::NewStub(channel_)->Tokenize(&context, request, &response).error_code(),
+            grpc::StatusCode::RESOURCE_EXHAUSTED);
+}
+
+TEST_F(ServerTest, OthersNeedKeysUnlessItIsSaidThatTheyDoNot) {
+  options_.listen = "0.0.0.0:0";
+  options_.model = SourcePath("models/demo-moe.gguf");
+  EXPECT_THAT(Server::Start(options_), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("--api-keys")));
+  options_.insecure = true;
+  EXPECT_OK(Server::Start(options_).status());
 }
 
 TEST_F(ServerTest, TwoServersDoNotShareAPort) {

@@ -13,6 +13,7 @@
 #include "common/grpc_status.h"
 #include "common/shm/descriptor_socket.h"
 #include "common/shm/shm_arena.h"
+#include "tests/testing/socket_folder.h"
 #include "tests/worker/tiny_model.h"
 #include "worker/channel.h"
 
@@ -42,10 +43,10 @@ class FakeCluster final : public internal::v1::Cluster::Service {
   FakeCluster() {
     grpc::ServerBuilder builder;
     ConfigureServer(builder);
-    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
+    builder.AddListeningPort(folder_.address(), grpc::InsecureServerCredentials());
     builder.RegisterService(this);
     server_ = builder.BuildAndStart();
-    stub_ = internal::v1::Cluster::NewStub(ConnectTo(absl::StrFormat("127.0.0.1:%d", port_), Keepalive::kOff));
+    stub_ = internal::v1::Cluster::NewStub(ConnectTo(folder_.address(), NodeRole::kCoordinator, nullptr, Keepalive::kOff));
   }
   ~FakeCluster() override { server_->Shutdown(absl::ToChronoTime(absl::Now())); }
   internal::v1::Cluster::StubInterface* stub() { return stub_.get(); }
@@ -106,7 +107,7 @@ class FakeCluster final : public internal::v1::Cluster::Service {
   std::atomic<bool> short_answer{false};
 
  private:
-  int port_ = 0;
+  const SocketFolder folder_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<internal::v1::Cluster::Stub> stub_;
 };

@@ -13,6 +13,7 @@
 #include "common/shm/message_ring.h"
 #include "proto/stream_metadata.h"
 #include "tests/worker/send_rows.h"
+#include "tests/testing/socket_folder.h"
 #include "tests/worker/tiny_model.h"
 #include "worker/agent.h"
 #include "worker/channel.h"
@@ -30,6 +31,14 @@ const TinyModel& Model() {
   return *model;
 }
 
+template <typename Condition>
+bool Eventually(const Condition& condition) {
+  for (const absl::Time end = Soon(); absl::Now() < end; absl::SleepFor(absl::Milliseconds(5))) {
+    if (condition()) return true;
+  }
+  return false;
+}
+
 // A worker process without a process: layers [first, end) behind a real server.
 class ServedWorker {
  public:
@@ -44,18 +53,18 @@ class ServedWorker {
     }
     grpc::ServerBuilder builder;
     ConfigureServer(builder);
-    int port = 0;
-    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+    builder.AddListeningPort(folder_.address(), grpc::InsecureServerCredentials());
     builder.RegisterService(&service_);
     server_ = builder.BuildAndStart();
-    address_ = absl::StrFormat("127.0.0.1:%d", port);
-    stub_ = internal::v1::Worker::NewStub(ConnectTo(address_, Keepalive::kOff));
+    address_ = folder_.address();
+    stub_ = internal::v1::Worker::NewStub(ConnectTo(address_, NodeRole::kWorker, nullptr, Keepalive::kOff));
   }
   ~ServedWorker() { server_->Shutdown(absl::ToChronoTime(absl::Now())); }
 
   internal::v1::Worker::Stub& stub() { return *stub_; }
   const std::string& address() const { return address_; }
   bool shut_down() const { return shut_down_; }
+  uint64_t incarnation() const { return incarnation_; }
 
   // Begins an epoch as a coordinator on `host` does.
   internal::v1::BeginEpochResponse BeginEpochFrom(const std::string& host, uint64_t epoch) {
@@ -92,6 +101,7 @@ class ServedWorker {
   std::unique_ptr<StepRunner> runner_;
   std::atomic<bool> shut_down_{false};
   WorkerService service_;
+  const SocketFolder folder_;
   std::string address_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<internal::v1::Worker::Stub> stub_;
@@ -116,6 +126,7 @@ class Stream {
  public:
   explicit Stream(ServedWorker& worker, const std::string& rings_key = "") {
     context_.set_deadline(absl::ToChronoTime(Soon()));
+    context_.AddMetadata(kIncarnationKey, std::to_string(worker.incarnation()));
     if (!rings_key.empty()) context_.AddMetadata(kStepRingsKey, rings_key);
     stream_ = worker.stub().RunSteps(&context_);
   }
@@ -412,8 +423,55 @@ TEST(WorkerService, ShutsDownWhenAsked) {
   ServedWorker worker(1, 0, 4);
   grpc::ClientContext context;
   internal::v1::ShutdownResponse response;
-  EXPECT_OK(FromGrpcStatus(worker.stub().Shutdown(&context, internal::v1::ShutdownRequest(), &response)));
+  EXPECT_FALSE(worker.stub().Shutdown(&context, internal::v1::ShutdownRequest(), &response).ok());
+  EXPECT_FALSE(worker.shut_down()) << "it was not said who is meant";
+  grpc::ClientContext meant;
+  meant.AddMetadata(kIncarnationKey, "1");
+  EXPECT_OK(FromGrpcStatus(worker.stub().Shutdown(&meant, internal::v1::ShutdownRequest(), &response)));
   EXPECT_TRUE(worker.shut_down());
+}
+
+TEST(WorkerService, ObeysOnlyWhomItsIncarnationWasTold) {
+  ServedWorker worker(7, 0, 4);
+  const auto aborted = StatusIs(absl::StatusCode::kAborted);
+  const auto call = [&](auto method, auto request, auto response) {
+    request.set_incarnation(8);
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(Soon()));
+    return FromGrpcStatus((worker.stub().*method)(&context, request, &response));
+  };
+  using Stub = internal::v1::Worker::Stub;
+  EXPECT_THAT(call(&Stub::BeginEpoch, internal::v1::BeginEpochRequest(), internal::v1::BeginEpochResponse()), aborted);
+  EXPECT_THAT(call(&Stub::Ping, internal::v1::PingRequest(), internal::v1::PingResponse()), aborted);
+  EXPECT_THAT(call(&Stub::ProbeLink, internal::v1::ProbeLinkRequest(), internal::v1::ProbeLinkResponse()), aborted);
+  EXPECT_FALSE(worker.shut_down());
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(Soon()));
+  const auto stream = worker.stub().RunSteps(&context);  // names no incarnation
+  EXPECT_THAT(FromGrpcStatus(stream->Finish()), aborted);
+}
+
+TEST(WorkerService, RefusesAnEpochAfterWhichNoneCouldBegin) {
+  ServedWorker worker(7, 0, 4);
+  for (const uint64_t epoch : {uint64_t{0}, UINT64_MAX}) {
+    grpc::ClientContext context;
+    internal::v1::BeginEpochRequest request;
+    request.set_incarnation(7);
+    request.set_epoch(epoch);
+    internal::v1::BeginEpochResponse response;
+    EXPECT_THAT(FromGrpcStatus(worker.stub().BeginEpoch(&context, request, &response)),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("epoch")));
+  }
+}
+
+TEST(WorkerService, RefusesStreamsWithoutNumber) {
+  ServedWorker worker(7, 0, 4);
+  std::vector<std::unique_ptr<Stream>> open;
+  for (int i = 0; i < 4; ++i) open.push_back(std::make_unique<Stream>(worker));
+  EXPECT_TRUE(Eventually([&] {  // the first four may be slow to arrive
+    Stream another(worker);
+    return another.End().code() == absl::StatusCode::kResourceExhausted;
+  }));
 }
 
 // ------------------------------------------------------------------------------------------------------------------ agent
@@ -424,10 +482,10 @@ class FakeCoordinator final : public internal::v1::Cluster::Service {
   ~FakeCoordinator() override { Stop(); }
   void Start() {
     grpc::ServerBuilder builder;
-    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
+    builder.AddListeningPort(folder_.address(), grpc::InsecureServerCredentials());
     builder.RegisterService(this);
     server_ = builder.BuildAndStart();
-    stub_ = internal::v1::Cluster::NewStub(ConnectTo(absl::StrFormat("127.0.0.1:%d", port_), Keepalive::kOff));
+    stub_ = internal::v1::Cluster::NewStub(ConnectTo(folder_.address(), NodeRole::kCoordinator, nullptr, Keepalive::kOff));
   }
   void Stop() {
     if (server_ != nullptr) server_->Shutdown(absl::ToChronoTime(absl::Now()));
@@ -453,18 +511,10 @@ class FakeCoordinator final : public internal::v1::Cluster::Service {
   std::atomic<bool> full{false}, refuse{false};
 
  private:
-  int port_ = 0;
+  const SocketFolder folder_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<internal::v1::Cluster::Stub> stub_;
 };
-
-template <typename Condition>
-bool Eventually(const Condition& condition) {
-  for (const absl::Time end = Soon(); absl::Now() < end; absl::SleepFor(absl::Milliseconds(5))) {
-    if (condition()) return true;
-  }
-  return false;
-}
 
 TEST(Agent, WaitsForACoordinatorThatIsStillLoading) {
   FakeCoordinator coordinator;

@@ -168,7 +168,7 @@ TEST_F(ClusterControllerTest, HasTimeForMeasurementsOnceBeforeItServes) {
   EXPECT_FALSE(served_when_measured_);
   processes_[1]->Kill();
   ASSERT_TRUE(Eventually([&] { return !serving_; }));
-  ASSERT_TRUE(Eventually([&] { return controller_->Workers()[1].state() == "lost"; }));
+  ASSERT_TRUE(Eventually([&] { return controller_->Workers()[1].info.state() == "lost"; }));
   AddProcess();
   ASSERT_OK(Register(2));
   ASSERT_TRUE(Eventually([&] {
@@ -194,7 +194,7 @@ TEST_F(ClusterControllerTest, TellsAWorkerItsPartOfTheModel) {
   EXPECT_EQ(response.overrides(0).place(), internal::v1::ExpertOverride::HOST);
 }
 
-TEST_F(ClusterControllerTest, ChoosesSharedMemoryOnTheSameHostAndGrpcElsewhere) {
+TEST_F(ClusterControllerTest, ChoosesSharedMemoryAndWithoutCertificatesNoOtherHost) {
   internal::v1::RegisterRequest request = RequestOf(0);
   request.set_expert_transport("auto");
   internal::v1::RegisterResponse response;
@@ -205,8 +205,8 @@ TEST_F(ClusterControllerTest, ChoosesSharedMemoryOnTheSameHostAndGrpcElsewhere) 
   request.set_expert_transport("auto");
   request.set_host("another");
   request.set_address("10.0.0.2:4711");
-  ASSERT_OK(controller_->Register(request, &response));
-  EXPECT_EQ(response.expert_transport(), "grpc");
+  EXPECT_THAT(controller_->Register(request, &response),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("no certificates for workers of other hosts")));
 }
 
 TEST_F(ClusterControllerTest, RefusesWhatDoesNotFit) {
@@ -265,7 +265,7 @@ TEST_F(ClusterControllerTest, AWorkerThatDiesEndsAllRequestsAfterHealthIsDown) {
     EXPECT_FALSE(request->served_at_end());
   }
   EXPECT_LT(absl::Now() - killed, absl::Seconds(2));
-  EXPECT_TRUE(Eventually([&] { return controller_->Workers()[1].state() == "lost"; }));
+  EXPECT_TRUE(Eventually([&] { return controller_->Workers()[1].info.state() == "lost"; }));
   EXPECT_EQ(controller_->state(), "degraded");
   EXPECT_THAT(Beat(1, 1), StatusIs(absl::StatusCode::kAborted)) << "a lost process stays lost";
 }
@@ -274,7 +274,7 @@ TEST_F(ClusterControllerTest, ServesAgainWhenThePlaceIsTaken) {
   Serve();
   processes_[1]->Kill();
   ASSERT_TRUE(Eventually([&] { return !serving_; }));
-  ASSERT_TRUE(Eventually([&] { return controller_->Workers()[1].state() == "lost"; }));
+  ASSERT_TRUE(Eventually([&] { return controller_->Workers()[1].info.state() == "lost"; }));
   AddProcess();
   ASSERT_OK_AND_ASSIGN(const internal::v1::RegisterResponse response, Register(2));
   EXPECT_EQ(response.worker_id(), 1u);
@@ -324,15 +324,29 @@ TEST_F(ClusterControllerTest, AStepOverItsTimeBeginsANewEpochWithTheSameWorkers)
   }));
 }
 
-TEST_F(ClusterControllerTest, ARestartedProcessReplacesTheOneBefore) {
+TEST_F(ClusterControllerTest, NobodyTakesThePlaceOfAProcessThatIsThere) {
   Serve();
   AddProcess();
   internal::v1::RegisterRequest request = RequestOf(2);
   request.set_wanted_worker_id(0);
   internal::v1::RegisterResponse response;
+  EXPECT_THAT(controller_->Register(request, &response), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("still there")));
+  EXPECT_THAT(Register(0), StatusIs(absl::StatusCode::kAborted)) << "nor does its own incarnation";
+  EXPECT_OK(Beat(0, 0));
+  EXPECT_TRUE(serving_);
+}
+
+TEST_F(ClusterControllerTest, ARestartedProcessNeedNotWaitUntilTheOneBeforeIsMissed) {
+  ASSERT_OK(Register(0));  // it loads: no stream tells that it is gone
+  ASSERT_OK(Register(1));
+  processes_[0]->Kill();
+  AddProcess();
+  internal::v1::RegisterRequest request = RequestOf(2);
+  request.set_wanted_worker_id(0);
+  internal::v1::RegisterResponse response;
   ASSERT_OK(controller_->Register(request, &response));
-  EXPECT_TRUE(Eventually([&] { return !serving_; })) << "the epoch had the process before";
-  EXPECT_THAT(Beat(0, 0), StatusIs(absl::StatusCode::kAborted));
+  EXPECT_EQ(response.worker_id(), 0u);
+  EXPECT_THAT(Beat(0, 0, "loading"), StatusIs(absl::StatusCode::kAborted));
 }
 
 TEST_F(ClusterControllerTest, StopEndsRequestsAndTakesNobodyIn) {

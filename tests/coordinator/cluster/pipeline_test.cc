@@ -323,7 +323,8 @@ TEST_F(PipelineTest, EndsWithStepsInFlight) {
 
 TEST_F(PipelineTest, AsksAWorkerToEnd) {
   AddEcho();
-  EXPECT_OK(ShutdownWorker(workers_[0]->address(), absl::Seconds(5)));
+  EXPECT_OK(ShutdownWorker({.id = WorkerId(0), .incarnation = Incarnation(100), .address = workers_[0]->address()}, nullptr,
+                           absl::Seconds(5)));
   EXPECT_TRUE(workers_[0]->asked_to_end());
 }
 

@@ -35,6 +35,15 @@ TEST(CheckRegistration, TakesAWorkerAtItsWord) {
   EXPECT_EQ(registration.link_bytes_per_second, 1e10);
 }
 
+TEST(CheckRegistration, AUnixSocketIsOfTheSameHost) {
+  internal::v1::RegisterRequest request = Good();
+  request.set_address("unix:/run/ferry/worker-1");
+  ASSERT_OK_AND_ASSIGN(const Registration registration, CheckRegistration(request, Rules()));
+  EXPECT_TRUE(registration.info.loopback);
+  request.set_host("there");
+  EXPECT_THAT(CheckRegistration(request, Rules()), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("--listen")));
+}
+
 TEST(CheckRegistration, ChoosesSharedMemoryOnOneHostAlone) {
   EXPECT_EQ(CheckRegistration(Good(), Rules())->expert_transport, "shm");
   internal::v1::RegisterRequest request = Good();
@@ -68,7 +77,10 @@ INSTANTIATE_TEST_SUITE_P(
         BadRegistration{"EveryInterface", [](R& r) { r.set_address("0.0.0.0:80"); }, "leads nowhere"},
         BadRegistration{"LoopbackElsewhere", [](R& r) { r.set_host("there"); }, "--listen"},
         BadRegistration{"LongDevice", [](R& r) { r.set_device(std::string(300, 'x')); }, "device has 300 bytes"},
-        BadRegistration{"EscapeSequence", [](R& r) { r.set_device("\x1b[2J"); }, "device holds a control character"},
+        BadRegistration{"EscapeSequence", [](R& r) { r.set_device("\x1b[2J"); }, "device is no printable text"},
+        BadRegistration{"C1EscapeSequence", [](R& r) { r.set_device("GPU \u009b2J"); }, "'GPU \\u009b2J'"},
+        BadRegistration{"DirectionOfWriting", [](R& r) { r.set_device("\u202egnp"); }, "device is no printable text"},
+        BadRegistration{"NoUtf8", [](R& r) { r.set_host("\xff"); }, "host is no printable text"},
         BadRegistration{"NoRate", [](R& r) { r.set_link_bytes_per_second(kNan); }, "link_bytes_per_second"},
         BadRegistration{"EndlessRate", [](R& r) { r.set_link_bytes_per_second(kInfinity); }, "link_bytes_per_second"},
         BadRegistration{"Transport", [](R& r) { r.set_expert_transport("pigeon"); }, "want auto, shm or grpc"},
@@ -96,6 +108,9 @@ TEST(CheckHeartbeat, RefusesWhatIsNoStateOrNumber) {
   refused([](auto& bad) { bad.set_link_bytes_per_second(-1); }, "link_bytes_per_second is -1");
   refused([](auto& bad) { bad.set_link_bytes_per_second(kNan); }, "link_bytes_per_second is nan");
   refused([](auto& bad) { bad.set_expert_slots(1u << 31); }, "expert_slots");
+  refused([](auto& bad) { bad.set_expert_flops_per_second(kNan); }, "expert_flops_per_second");
+  refused([](auto& bad) { bad.set_expert_read_bytes_per_second(-kInfinity); }, "expert_read_bytes_per_second");
+  refused([](auto& bad) { bad.set_operation_seconds(kInfinity); }, "operation_seconds");
 }
 
 }  // namespace

@@ -99,6 +99,18 @@ TEST_F(ExpertExchangeTest, RefusesAnotherIncarnation) {
   EXPECT_THAT(exchange_->Compute(WorkerId(0), request, rows, std::span(out)), StatusIs(absl::StatusCode::kAborted));
 }
 
+TEST_F(ExpertExchangeTest, RefusesAStepThatNobodyWasSent) {
+  ExpertRequest request = TwoRows();
+  std::vector<float> rows = Rows(2), out(3 * config_.n_embd);
+  exchange_->BeginEpoch();
+  exchange_->NoteStep(1);
+  request.step = UINT64_MAX;
+  EXPECT_THAT(exchange_->Compute(WorkerId(0), request, rows, std::span(out)),
+              StatusIs(absl::StatusCode::kAborted, HasSubstr("has not begun")));
+  request.step = 1;
+  EXPECT_OK(exchange_->Compute(WorkerId(0), request, rows, std::span(out))) << "what was refused is no step";
+}
+
 TEST_F(ExpertExchangeTest, RefusesAStepThatIsOverUntilANewEpochBegins) {
   ExpertRequest request = TwoRows();
   std::vector<float> rows = Rows(2), out(3 * config_.n_embd);
@@ -108,6 +120,7 @@ TEST_F(ExpertExchangeTest, RefusesAStepThatIsOverUntilANewEpochBegins) {
   EXPECT_THAT(exchange_->Compute(WorkerId(0), request, rows, std::span(out)),
               StatusIs(absl::StatusCode::kAborted, HasSubstr("step 8 is over")));
   exchange_->BeginEpoch();
+  exchange_->NoteStep(8);
   EXPECT_OK(exchange_->Compute(WorkerId(0), request, rows, std::span(out)));
 }
 

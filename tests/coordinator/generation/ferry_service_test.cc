@@ -1,10 +1,14 @@
 #include "coordinator/generation/ferry_service.h"
 
 #include <grpcpp/grpcpp.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <condition_variable>
 #include <deque>
+#include <filesystem>
+#include <fstream>
 
 #include "absl/time/clock.h"
 #include "tests/coordinator/text/tiny_vocabulary.h"
@@ -87,30 +91,37 @@ class FerryServiceTest : public ::testing::Test {
     ASSERT_OK_AND_ASSIGN(tokenizer_, Tokenizer::Create(data));
     v1::GetModelInfoResponse model_info;
     model_info.set_name("alphabet");
-    service_ = std::make_unique<FerryService>(
-        FerryService::Parts{.loop = &loop_,
-                            .tokenizer = tokenizer_.get(),
-                            .clock = Clock::Real(),
-                            .pool = &pool_,
-                            .limits = {.context_tokens = 4096, .share_tokens = 1024, .vocab_size = kVocab, .max_token_bytes = 10},
-                            .model_info = model_info,
-                            .server_info = [this] {
-                              v1::GetServerInfoResponse info;
-                              info.set_running_requests(loop_.stats().running);
-                              return info;
-                            }});
+    FerryService::Parts parts = {
+        .loop = &loop_,
+        .tokenizer = tokenizer_.get(),
+        .clock = Clock::Real(),
+        .pool = &pool_,
+        .limits = {.context_tokens = 4096, .share_tokens = 1024, .vocab_size = kVocab, .max_token_bytes = 10},
+        .model_info = model_info,
+        .server_info = [this] {
+          v1::GetServerInfoResponse info;
+          info.set_running_requests(loop_.stats().running);
+          info.add_workers()->set_device("a device");
+          return info;
+        }};
+    Change(parts);
+    service_ = std::make_unique<FerryService>(std::move(parts));
     grpc::ServerBuilder builder;
     int port = 0;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
     builder.RegisterService(service_.get());
     server_ = builder.BuildAndStart();
-    stub_ = v1::Ferry::NewStub(grpc::CreateChannel("127.0.0.1:" + std::to_string(port), grpc::InsecureChannelCredentials()));
+    address_ = "127.0.0.1:" + std::to_string(port);
+    stub_ = v1::Ferry::NewStub(grpc::CreateChannel(address_, grpc::InsecureChannelCredentials()));
     loop_.Attach(&model_);
   }
   void TearDown() override {
     loop_.Suspend(Unavailable("end of test"));
     server_->Shutdown();
   }
+
+  // What a test wants otherwise.
+  virtual void Change(FerryService::Parts&) {}
 
   static v1::GenerateRequest Greedy(const std::string& text, uint32_t max_tokens) {
     v1::GenerateRequest request;
@@ -124,8 +135,9 @@ class FerryServiceTest : public ::testing::Test {
     std::optional<v1::Finish> finish;
     grpc::Status status;
   };
-  Answer Generate(const v1::GenerateRequest& request, absl::Duration deadline = absl::Seconds(60)) {
+  Answer Generate(const v1::GenerateRequest& request, absl::Duration deadline = absl::Seconds(60), const std::string& key = "") {
     grpc::ClientContext context;
+    if (!key.empty()) context.AddMetadata("authorization", "Bearer " + key);
     context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(deadline));
     const auto stream = stub_->Generate(&context, request);
     Answer answer;
@@ -163,6 +175,7 @@ class FerryServiceTest : public ::testing::Test {
   std::unique_ptr<FerryService> service_;
   TaskPool pool_{1};  // its tasks use the service
   std::unique_ptr<grpc::Server> server_;
+  std::string address_;
   std::unique_ptr<v1::Ferry::Stub> stub_;
 };
 
@@ -284,6 +297,140 @@ TEST_F(FerryServiceTest, TokenizesAndDetokenizes) {
   const grpc::Status status = stub_->Detokenize(&refused_context, back, &text);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_THAT(status.error_message(), testing::HasSubstr("ids[3]"));
+}
+
+TEST_F(FerryServiceTest, RefusesAMessageOfTooManyFieldsBeforeItIsParsed) {
+  v1::GenerateRequest request = Greedy("abc", 5);
+  for (int i = 0; i < kMaxRequestFields; ++i) request.add_stop("");
+  const Answer answer = Generate(request);
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(answer.status.error_message(), testing::HasSubstr("fields"));
+}
+
+class SlowReaderTest : public FerryServiceTest {
+ protected:
+  void Change(FerryService::Parts& parts) override { parts.reader_patience = absl::Milliseconds(300); }
+};
+
+TEST_F(SlowReaderTest, AClientThatDoesNotReadLosesItsStream) {
+  grpc::ClientContext context;
+  v1::GenerateRequest request = Greedy("abc", 3000);
+  request.set_logprobs(20);
+  // A connection that holds little of what nobody reads.
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 16384);
+  const auto stub = v1::Ferry::NewStub(grpc::CreateCustomChannel(address_, grpc::InsecureChannelCredentials(), arguments));
+  const auto stream = stub->Generate(&context, request);
+  ASSERT_TRUE(EventuallyRunning(1));
+  EXPECT_TRUE(EventuallyIdle());  // nobody has read, so it is given up, or it is finished and its answer waits
+  absl::SleepFor(absl::Seconds(2));
+  v1::GenerateResponse response;
+  while (stream->Read(&response)) {
+  }
+  EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
+}
+
+class FewCallsTest : public FerryServiceTest {
+ protected:
+  void Change(FerryService::Parts& parts) override { parts.max_open_calls = 2; }
+};
+
+TEST_F(FewCallsTest, CallsAreBoundedWhateverTheyWaitFor) {
+  model_.Hang(true);
+  grpc::ClientContext first, second;
+  const auto one = stub_->Generate(&first, Greedy("abc", 5)), two = stub_->Generate(&second, Greedy("abc", 5));
+  ASSERT_TRUE(EventuallyRunning(2));
+  const Answer third = Generate(Greedy("abc", 5));
+  EXPECT_EQ(third.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(third.status.error_message(), testing::HasSubstr("calls are open"));
+  first.TryCancel();
+  second.TryCancel();
+  EXPECT_EQ(one->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  EXPECT_EQ(two->Finish().error_code(), grpc::StatusCode::CANCELLED);
+}
+
+class KeysTest : public FerryServiceTest {
+ protected:
+  void Change(FerryService::Parts& parts) override {
+    user_ = MakeApiKey("alice", Role::kUser).value();
+    admin_ = MakeApiKey("ops", Role::kAdmin).value();
+    Write(user_.line + " parallel=1\n" + admin_.line + "\n");
+    keys_ = ApiKeys::Load(file_).value();
+    parts.keys = keys_.get();
+  }
+  void TearDown() override {
+    FerryServiceTest::TearDown();
+    std::filesystem::remove(file_);
+  }
+  void Write(const std::string& text) {
+    std::ofstream(file_) << text;
+    ASSERT_EQ(::chmod(file_.c_str(), 0600), 0);
+  }
+  v1::GetServerInfoResponse ServerInfo(const std::string& key) {
+    grpc::ClientContext context;
+    context.AddMetadata("authorization", "Bearer " + key);
+    v1::GetServerInfoResponse info;
+    EXPECT_TRUE(stub_->GetServerInfo(&context, {}, &info).ok());
+    return info;
+  }
+
+  const std::string file_ = testing::TempDir() + "/service_keys_" + std::to_string(::getpid());
+  NewApiKey user_, admin_;
+  std::unique_ptr<ApiKeys> keys_;
+};
+
+TEST_F(KeysTest, NobodyIsServedWithoutAKey) {
+  EXPECT_EQ(Generate(Greedy("abc", 2)).status.error_code(), grpc::StatusCode::UNAUTHENTICATED);
+  EXPECT_EQ(Generate(Greedy("abc", 2), absl::Seconds(60), "fk-wrong").status.error_code(), grpc::StatusCode::UNAUTHENTICATED);
+  const auto refused = [&](const grpc::Status& status) {
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAUTHENTICATED) << status.error_message();
+  };
+  grpc::ClientContext contexts[4];
+  v1::TokenizeResponse ids;
+  v1::DetokenizeResponse text;
+  v1::GetModelInfoResponse model;
+  v1::GetServerInfoResponse server;
+  refused(stub_->Tokenize(&contexts[0], {}, &ids));
+  refused(stub_->Detokenize(&contexts[1], {}, &text));
+  refused(stub_->GetModelInfo(&contexts[2], {}, &model));
+  refused(stub_->GetServerInfo(&contexts[3], {}, &server));
+  EXPECT_EQ(Generate(Greedy("abc", 2), absl::Seconds(60), user_.key).text, "de");
+}
+
+TEST_F(KeysTest, OnlyAdminsEmptyExpertSlotsAndSeeWorkers) {
+  v1::GenerateRequest request = Greedy("abc", 2);
+  request.set_forget_experts(true);
+  EXPECT_EQ(Generate(request, absl::Seconds(60), user_.key).status.error_code(), grpc::StatusCode::PERMISSION_DENIED);
+  EXPECT_EQ(Generate(request, absl::Seconds(60), admin_.key).text, "de");
+  EXPECT_EQ(ServerInfo(user_.key).workers_size(), 0);
+  EXPECT_EQ(ServerInfo(admin_.key).workers_size(), 1);
+}
+
+TEST_F(KeysTest, AKeyHasSoManyRequestsAtOnceAsItsLineSays) {
+  model_.Hang(true);
+  grpc::ClientContext context;
+  context.AddMetadata("authorization", "Bearer " + user_.key);
+  const auto stream = stub_->Generate(&context, Greedy("abc", 5));
+  ASSERT_TRUE(EventuallyRunning(1));
+  const Answer second = Generate(Greedy("abc", 2), absl::Seconds(60), user_.key);
+  EXPECT_EQ(second.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(second.status.error_message(), testing::HasSubstr("alice"));
+  context.TryCancel();
+  EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  model_.Hang(false);
+  bool served = false;  // the server hears of the end a little later
+  for (int i = 0; i < 1000 && !served; ++i) {
+    served = Generate(Greedy("abc", 2), absl::Seconds(60), user_.key).status.ok();
+    if (!served) absl::SleepFor(absl::Milliseconds(5));
+  }
+  EXPECT_TRUE(served);
+}
+
+TEST_F(KeysTest, AKeyThatIsTakenOutOfTheFileIsRefusedAtOnce) {
+  ASSERT_TRUE(Generate(Greedy("abc", 2), absl::Seconds(60), user_.key).status.ok());
+  Write(admin_.line + "\n");
+  EXPECT_EQ(Generate(Greedy("abc", 2), absl::Seconds(60), user_.key).status.error_code(), grpc::StatusCode::UNAUTHENTICATED);
 }
 
 TEST_F(FerryServiceTest, DescribesModelAndServer) {

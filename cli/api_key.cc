@@ -1,0 +1,44 @@
+// `ferry api-key`: a key for the API, its hash for the server's file.
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <memory>
+
+#include "cli/commands.h"
+#include "common/access/api_keys.h"
+#include "common/unique_fd.h"
+
+namespace ferry {
+namespace {
+
+struct ApiKeyOptions {
+  std::string name, file;
+  bool admin = false;
+};
+
+absl::Status MakeKey(const ApiKeyOptions& options) {
+  ASSIGN_OR_RETURN(const NewApiKey made, MakeApiKey(options.name, options.admin ? Role::kAdmin : Role::kUser));
+  const UniqueFd file(::open(options.file.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600));
+  const std::string line = made.line + "\n";
+  if (!file.valid() || ::write(file.get(), line.data(), line.size()) != static_cast<ssize_t>(line.size())) {
+    return absl::ErrnoToStatus(errno, options.file);
+  }
+  std::printf("%s\n", made.key.c_str());
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+Command AddApiKey(CLI::App& app) {
+  auto options = std::make_shared<ApiKeyOptions>();
+  app.add_option("name", options->name, "whose key it is, as the server's log names it")->required();
+  app.add_option("--file", options->file, "the file that `ferry serve --api-keys` reads; a line is added")->required();
+  app.add_flag("--admin", options->admin, "for an operator: `ferry status` in full, measurements that empty expert slots");
+  app.footer(Examples({"ferry api-key alice --file keys                  prints the key, which nobody can read again",
+                       "FERRY_API_KEY=fk-... ferry generate --server 192.0.2.1 -p Hello"}));
+  return [options] { return MakeKey(*options); };
+}
+
+}  // namespace ferry

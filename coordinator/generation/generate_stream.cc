@@ -1,0 +1,147 @@
+#include "coordinator/generation/generate_stream.h"
+
+#include <utility>
+
+#include "common/escaped.h"
+#include "common/grpc_status.h"
+#include "common/log.h"
+#include "ferry/v1/generate.grpc.pb.h"
+
+namespace ferry {
+
+GenerateStream::GenerateStream(Options options, grpc::CallbackServerContext* context)
+    : options_(std::move(options)), begun_(options_.clock->Now()), peer_(context->peer()), context_(context), progress_(begun_) {
+  ++*options_.open_calls;
+}
+
+void GenerateStream::SetCaller(const Principal& caller, bool counted) {
+  const std::lock_guard lock(mutex_);
+  caller_ = caller;
+  counted_ = counted;
+}
+
+void GenerateStream::Submit(std::shared_ptr<Generation> generation) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (cancelled_) return;
+    prompt_tokens_ = generation->prompt_tokens();
+    generation_ = generation;
+  }
+  options_.loop->Submit(std::move(generation));
+}
+
+bool GenerateStream::cancelled() const {
+  const std::lock_guard lock(mutex_);
+  return cancelled_;
+}
+
+void GenerateStream::Send(v1::GenerateResponse response) {
+  grpc::ByteBuffer bytes;
+  bool own = false;
+  const grpc::Status serialized = grpc::SerializationTraits<v1::GenerateResponse>::Serialize(response, &bytes, &own);
+  bool too_slow = false;
+  {
+    const std::lock_guard lock(mutex_);
+    if (finished_ || end_) return;
+    generated_tokens_ += response.token_ids_size();
+    if (response.has_finish()) finish_ = response.finish();
+    if (!serialized.ok()) {
+      end_ = FromGrpcStatus(serialized);
+      FinishIfDoneLocked();
+      return;
+    }
+    queued_bytes_ += static_cast<int64_t>(bytes.Length());
+    queue_.push_back(std::move(bytes));
+    if (queue_.size() == 1) WriteFrontLocked();
+    too_slow = queued_bytes_ > options_.max_unsent_bytes;
+  }
+  if (too_slow) TryCancel();
+}
+
+void GenerateStream::Close(const absl::Status& status) {
+  const std::lock_guard lock(mutex_);
+  if (!end_) end_ = status;
+  FinishIfDoneLocked();
+}
+
+void GenerateStream::GiveUpSlowReader(absl::Time before) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (finished_ || queue_.empty() || progress_ >= before) return;
+  }
+  TryCancel();
+}
+
+void GenerateStream::OnWriteDone(bool ok) {
+  const std::lock_guard lock(mutex_);
+  queued_bytes_ -= static_cast<int64_t>(queue_.front().Length());
+  queue_.pop_front();
+  if (!ok) {
+    // The client is gone; OnCancel follows and tells the loop.
+    queue_.clear();
+    queued_bytes_ = 0;
+    if (!end_) end_ = Cancelled("the client is gone");
+  }
+  if (!queue_.empty()) {
+    WriteFrontLocked();
+  } else {
+    FinishIfDoneLocked();
+  }
+}
+
+void GenerateStream::OnCancel() {
+  std::shared_ptr<Generation> generation;
+  {
+    const std::lock_guard lock(mutex_);
+    cancelled_ = true;
+    generation = generation_;
+    while (queue_.size() > 1) {  // the front one is on its way
+      queued_bytes_ -= static_cast<int64_t>(queue_.back().Length());
+      queue_.pop_back();
+    }
+    if (!end_) end_ = Cancelled("the call was cancelled");
+    FinishIfDoneLocked();
+  }
+  if (generation != nullptr) options_.loop->Cancel(std::move(generation));
+}
+
+void GenerateStream::OnDone() {
+  {
+    const std::lock_guard lock(context_mutex_);
+    context_ = nullptr;
+  }
+  std::shared_ptr<Generation> generation;  // holds this stream as its sink: let go of it outside the lock
+  const std::shared_ptr<GenerateStream> self = std::move(self_);
+  const std::lock_guard lock(mutex_);
+  generation = std::move(generation_);
+  if (counted_) options_.usage->End(caller_, prompt_tokens_ + generated_tokens_);
+  Audit();
+}
+
+void GenerateStream::FinishIfDoneLocked() {
+  if (finished_ || !end_ || !queue_.empty()) return;
+  finished_ = true;
+  Finish(ToGrpcStatus(*end_));
+}
+
+void GenerateStream::WriteFrontLocked() {
+  progress_ = options_.clock->Now();
+  StartWrite(&queue_.front());
+}
+
+void GenerateStream::TryCancel() {
+  const std::lock_guard lock(context_mutex_);
+  if (context_ != nullptr) context_->TryCancel();
+}
+
+// One line a request: who, how much, how long, and how it ended; nothing of what was said.
+void GenerateStream::Audit() const {
+  spdlog::info(
+      "audit: key={} peer={} prompt={} cached={} generated={} queue={:.3f}s prefill={:.3f}s decode={:.3f}s total={:.3f}s "
+      "outcome={}",
+      caller_.name, Escaped(peer_), prompt_tokens_, finish_.cached_prompt_tokens(), generated_tokens_, finish_.queue_seconds(),
+      finish_.prefill_seconds(), finish_.decode_seconds(), absl::ToDoubleSeconds(options_.clock->Now() - begun_),
+      absl::StatusCodeToString(end_ ? end_->code() : absl::StatusCode::kUnknown));
+}
+
+}  // namespace ferry

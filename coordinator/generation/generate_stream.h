@@ -1,0 +1,79 @@
+#pragma once
+
+// The stream of one Generate call: answers wait here while an earlier one is on its way, so the generation never waits for its
+// client. What waits is bounded in bytes, and in time by GiveUpSlowReader. Lives until gRPC and the generation have both let go
+// of it.
+
+#include <grpcpp/grpcpp.h>
+
+#include <atomic>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+
+#include "common/access/key_usage.h"
+#include "common/clock.h"
+#include "coordinator/generation/generation_loop.h"
+#include "coordinator/generation/request.h"
+
+namespace ferry {
+
+class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, public GenerationSink {
+ public:
+  struct Options {
+    GenerationLoop* loop = nullptr;
+    const Clock* clock = nullptr;
+    int64_t max_unsent_bytes = 0;
+    std::shared_ptr<KeyUsage> usage;               // told of the end, when the call was `counted`
+    std::shared_ptr<std::atomic<int>> open_calls;  // counts this one
+  };
+  GenerateStream(Options options, grpc::CallbackServerContext* context);
+  ~GenerateStream() override { --*options_.open_calls; }
+
+  void HoldForCall(std::shared_ptr<GenerateStream> self) { self_ = std::move(self); }
+  // Who calls, once that is known; `counted`: KeyUsage::Begin has succeeded.
+  void SetCaller(const Principal& caller, bool counted);
+  // Hands the request to the loop, unless the call was cancelled already.
+  void Submit(std::shared_ptr<Generation> generation);
+  bool cancelled() const;
+
+  void Send(v1::GenerateResponse response) override;
+  void Close(const absl::Status& status) override;
+  // Ends the call when its client has taken nothing of what waits since `before`.
+  void GiveUpSlowReader(absl::Time before);
+
+  void OnWriteDone(bool ok) override;
+  void OnCancel() override;
+  void OnDone() override;
+
+ private:
+  void FinishIfDoneLocked();
+  void WriteFrontLocked();
+  // Makes gRPC end the call, which OnCancel then hears. Without mutex_: gRPC may call back from within.
+  void TryCancel();
+  void Audit() const;
+
+  const Options options_;
+  const absl::Time begun_;
+  const std::string peer_;
+  std::shared_ptr<GenerateStream> self_;  // while gRPC uses it
+  std::mutex context_mutex_;
+  grpc::CallbackServerContext* context_;  // guarded by context_mutex_; null once gRPC is done with it
+
+  mutable std::mutex mutex_;
+  Principal caller_;
+  bool counted_ = false;
+  std::shared_ptr<Generation> generation_;
+  std::deque<grpc::ByteBuffer> queue_;  // the front one is being written
+  int64_t queued_bytes_ = 0;
+  absl::Time progress_;              // when the client last took something, or the queue began
+  std::optional<absl::Status> end_;  // what the call ends with, once the queue is empty
+  bool cancelled_ = false;
+  bool finished_ = false;
+  int64_t prompt_tokens_ = 0, generated_tokens_ = 0;
+  v1::Finish finish_;
+};
+
+}  // namespace ferry

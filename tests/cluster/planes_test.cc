@@ -1,0 +1,116 @@
+// Who may take part in a cluster on one host: its own user's processes, each in a place of its own.
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <thread>
+
+#include "absl/time/clock.h"
+#include "tests/cluster/cluster.h"
+#include "tests/testing/status_matchers.h"
+
+namespace ferry {
+namespace {
+
+using ::testing::HasSubstr;
+
+std::string Programs() { return std::filesystem::read_symlink("/proc/self/exe").parent_path(); }
+
+// What a shell command printed, and its exit code.
+struct Output {
+  std::string text;
+  int code = -1;
+};
+Output Execute(const std::string& command) {
+  Output output;
+  FILE* const pipe = ::popen((command + " 2>&1").c_str(), "r");
+  char buffer[4096];
+  for (size_t size; (size = ::fread(buffer, 1, sizeof(buffer), pipe)) > 0;) output.text.append(buffer, size);
+  const int status = ::pclose(pipe);
+  output.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  return output;
+}
+
+// The sockets where coordinators of this host take workers in.
+std::set<std::string> ClusterSockets() {
+  std::set<std::string> sockets;
+  std::ifstream file("/proc/net/unix");
+  std::string line;
+  while (std::getline(file, line)) {
+    const size_t path = line.find('/');
+    if (path != std::string::npos && line.ends_with("/cluster")) sockets.insert(line.substr(path));
+  }
+  return sockets;
+}
+
+class Planes : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const std::set<std::string> before = ClusterSockets();
+    ASSERT_OK_AND_ASSIGN(client_, Client::Connect("", DemoModel(2)));
+    for (const std::string& socket : ClusterSockets()) {
+      if (!before.contains(socket)) socket_ = socket;
+    }
+    ASSERT_FALSE(socket_.empty());
+    ASSERT_OK_AND_ASSIGN(expected_, Greedy(*client_, SomePrompt(30), 12));
+  }
+  // Completions one after the other until `attack` has ended; each has to be what it was before.
+  Output During(const std::string& attack) {
+    std::atomic<bool> ended{false};
+    Output output;
+    std::thread attacker([&] {
+      output = Execute(attack);
+      ended = true;
+    });
+    int served = 0;
+    for (; !ended || served < 20; ++served) {
+      const absl::StatusOr<Completion> completion = Greedy(*client_, SomePrompt(30), 12);
+      EXPECT_OK(completion.status());
+      if (!completion.ok() || completion->ids != expected_.ids) {
+        ADD_FAILURE() << "request " << served << " went wrong";
+        break;
+      }
+    }
+    attacker.join();
+    return output;
+  }
+  std::string Worker() const {
+    return Programs() + "/ferry-worker --backend cpu --worker-id 0 --connect-patience 1 --coordinator unix:" + socket_;
+  }
+
+  std::unique_ptr<Client> client_;
+  std::string socket_;
+  Completion expected_;
+};
+
+TEST_F(Planes, AnotherUserDoesNotBecomeAWorker) {
+  if (::geteuid() != 0) GTEST_SKIP() << "only root can become another user";
+  const std::string as_nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups ";
+  if (Execute(as_nobody + Programs() + "/ferry --version").code != 0) GTEST_SKIP() << "another user cannot run the programs here";
+  const Output attack = During(as_nobody + Worker());
+  EXPECT_NE(attack.code, 0);
+  EXPECT_EQ(attack.text.find("layers"), std::string::npos) << attack.text;
+}
+
+TEST_F(Planes, NobodyTakesThePlaceOfAWorkerThatIsThere) {
+  const Output attack = During("timeout 5 " + Worker());
+  EXPECT_EQ(attack.code, 124) << "it waits until it is told to end: " << attack.text;
+  EXPECT_THAT(attack.text, HasSubstr("worker 0 is still there"));
+}
+
+TEST_F(Planes, ClientsAreNotToldHowToReachWorkers) {
+  ASSERT_OK_AND_ASSIGN(const proto::GetServerInfoResponse info, client_->ServerInfo());
+  ASSERT_EQ(info.workers_size(), 2);
+  for (const proto::WorkerInfo& worker : info.workers()) {
+    EXPECT_EQ(worker.address(), "");
+    EXPECT_EQ(worker.incarnation(), 0u);
+  }
+}
+
+}  // namespace
+}  // namespace ferry
