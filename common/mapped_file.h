@@ -1,20 +1,26 @@
 #pragma once
 
 // A regular file mapped read-only into memory.
+//
+// The mapping is live: who writes into the file changes what is read here, and who cuts it takes pages away. So whoever has read
+// something asks CheckUnchanged before that is used. A page that the file no longer has reads as zeros from then on, instead of
+// ending the process with SIGBUS, and CheckUnchanged says so.
 
 #include <cstddef>
 #include <span>
 #include <string>
 
+#include "absl/time/time.h"
 #include "common/status.h"
+#include "common/unique_fd.h"
 
 namespace ferry {
 
-// Owns the mapping; move-only. Moving the owner does not move the bytes. The file must not shrink while it is
-// mapped: the kernel answers a read past the new end with SIGBUS.
+// Owns the mapping and the open file; move-only. The bytes stay where they are when the owner moves.
 class MappedFile {
  public:
-  // InvalidArgument: not a regular file, or empty. NotFound, PermissionDenied, ...: the system's error.
+  // InvalidArgument: not a regular file, or empty. NotFound, PermissionDenied, ...: what the system said. ResourceExhausted: too
+  // many open files.
   static absl::StatusOr<MappedFile> Open(const std::string& path);
 
   MappedFile(MappedFile&& other) noexcept;
@@ -24,6 +30,10 @@ class MappedFile {
   const std::string& path() const { return path_; }
   std::span<const std::byte> bytes() const { return bytes_; }
 
+  // OK: the file is what it was when it was opened: of the same size, not written since, and no page was missing. It may have
+  // been renamed or deleted, which takes nothing away. FailedPrecondition says what happened. Thread-safe.
+  absl::Status CheckUnchanged() const;
+
   // Whether `part` lies in this mapping.
   bool Contains(std::span<const std::byte> part) const;
   // Asks the kernel to read `part` ahead. `part` lies in this mapping.
@@ -32,11 +42,15 @@ class MappedFile {
   void Release(std::span<const std::byte> part) const;
 
  private:
-  MappedFile(std::string path, std::span<const std::byte> bytes) : path_(std::move(path)), bytes_(bytes) {}
+  MappedFile(std::string path, std::span<const std::byte> bytes, UniqueFd descriptor, absl::Time written, int guard)
+      : path_(std::move(path)), bytes_(bytes), descriptor_(std::move(descriptor)), written_(written), guard_(guard) {}
   void Unmap();
 
   std::string path_;
   std::span<const std::byte> bytes_;
+  UniqueFd descriptor_;
+  absl::Time written_;  // last, when it was opened
+  int guard_ = -1;      // its place among the mappings whose missing pages are replaced; -1: none was free
 };
 
 }  // namespace ferry

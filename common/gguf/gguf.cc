@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <filesystem>
 #include <numeric>
 #include <optional>
 #include <utility>
@@ -336,9 +337,21 @@ absl::StatusOr<GgufFile> GgufFile::Open(const std::string& path) {
   };
   ASSIGN_OR_RETURN(GgufFile file, open_shard(path));
   ASSIGN_OR_RETURN(const int64_t count, file.GetIntOr("split.count", 1, 1, 99999));
+  for (const char* const sibling : {"split.no", "split.tensors.count"}) {
+    if (!file.Has("split.count") && file.Has(sibling)) {
+      return InvalidArgument("%s: key 'split.count' is missing, though '%s' is there", path, sibling);
+    }
+  }
   const std::optional<SplitName> name = ParseSplitName(path);
   if (count == 1 && (!name || name->count == 1)) return file;
   if (!name || name->count != count) {
+    std::error_code not_a_link;
+    const std::string target = std::filesystem::read_symlink(path, not_a_link).string();
+    if (!not_a_link) {
+      return InvalidArgument(
+          "%s is a link to one of the %d files of a split model, whose names say where the others are: name %s", path, count,
+          target);
+    }
     return InvalidArgument("%s: key 'split.count' is %d, but the file is not named NAME-00001-of-%05d.gguf", path, count, count);
   }
   std::vector<GgufFile> shards;
@@ -375,6 +388,17 @@ const GgufEntry* GgufFile::FindEntry(std::string_view key) const { return FindBy
 
 const TensorInfo* GgufFile::FindTensor(std::string_view name) const {
   return FindByName(tensors_, tensors_by_name_, name, kNameOf);
+}
+
+std::vector<std::string> GgufFile::paths() const {
+  std::vector<std::string> paths;
+  for (const MappedFile& mapping : mappings_) paths.push_back(mapping.path());
+  return paths;
+}
+
+absl::Status GgufFile::CheckUnchanged() const {
+  for (const MappedFile& mapping : mappings_) RETURN_IF_ERROR(mapping.CheckUnchanged());
+  return absl::OkStatus();
 }
 
 void GgufFile::Prefetch(std::span<const std::byte> part) const {

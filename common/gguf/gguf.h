@@ -95,6 +95,12 @@ class GgufFile {
   int num_shards() const { return num_shards_; }
   uint64_t file_bytes() const { return file_bytes_; }  // of all shards
 
+  // The paths of all opened files; empty when parsed from memory.
+  std::vector<std::string> paths() const;
+  // Returns the errors of MappedFile::CheckUnchanged for every file. Call it between reading data and using it: every access to
+  // tensors and metadata reads the files.
+  absl::Status CheckUnchanged() const;
+
   // Metadata in file order; for a split model, that of the first file.
   const std::vector<GgufEntry>& entries() const { return entries_; }
   const GgufEntry* FindEntry(std::string_view key) const;

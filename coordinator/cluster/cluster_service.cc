@@ -4,8 +4,8 @@
 #include <utility>
 
 #include "common/grpc_status.h"
+#include "common/log.h"
 #include "common/rpc/node_identity.h"
-#include "coordinator/cluster/dense_tensor_stream.h"
 #include "coordinator/experts/expert_messages.h"
 
 namespace ferry {
@@ -87,11 +87,16 @@ grpc::ServerWriteReactor<internal::v1::TensorChunk>* ClusterService::StreamDense
   const WorkerId worker(static_cast<int32_t>(request->worker_id()));
   const absl::StatusOr<LayerRange> layers = controller_.LayersOf(worker, Incarnation(request->incarnation()));
   if (!layers.ok()) return Refuse<internal::v1::TensorChunk>(layers.status());
-  absl::StatusOr<DenseTensorStream> stream = DenseTensorStream::Create(&file_, model_, layers->first, layers->end);
-  if (!stream.ok()) return Refuse<internal::v1::TensorChunk>(stream.status());
+  absl::StatusOr<DenseTensorStream> stream = DenseTensorStream::Create(&file_, &sent_chunks_, model_, layers->first, layers->end);
+  if (!stream.ok()) {
+    spdlog::error("worker {} is refused: {}", worker.value(), std::string(stream.status().message()));
+    return Refuse<internal::v1::TensorChunk>(stream.status());
+  }
   return new StreamWriter<internal::v1::TensorChunk>(
-      [stream = *std::move(stream)](internal::v1::TensorChunk* chunk) mutable -> absl::StatusOr<bool> {
-        return stream.Next(chunk);
+      [worker, stream = *std::move(stream)](internal::v1::TensorChunk* chunk) mutable {
+        absl::StatusOr<bool> more = stream.Next(chunk);
+        if (!more.ok()) spdlog::error("worker {} is refused: {}", worker.value(), std::string(more.status().message()));
+        return more;
       });
 }
 

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "coordinator/cluster/cluster_controller.h"
+#include "coordinator/cluster/dense_tensor_stream.h"
 #include "coordinator/experts/expert_exchange.h"
 #include "coordinator/experts/expert_store.h"
 #include "coordinator/generation/task_pool.h"
@@ -41,6 +42,7 @@ class ClusterService final : public internal::v1::Cluster::CallbackService {
   const GgufFile& file_;
   const ModelConfig& model_;
   TaskPool& pool_;
+  SentChunks sent_chunks_;
   std::atomic<const ExpertStore*> store_{nullptr};
   std::atomic<ExpertExchange*> exchange_{nullptr};
 };

@@ -97,6 +97,7 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Load(const GgufFile& f
     RETURN_IF_ERROR(failed);
     progress({.bytes_done = end_offset, .bytes_total = store->layout_.bytes()});
   }
+  RETURN_IF_ERROR(file.CheckUnchanged());
   store->huge_pages_ = failures < kHugePageFailures;
   RETURN_IF_ERROR(store->arena_.Seal());
   pool.ParallelFor((store->layout_.bytes() + kTouchBytes - 1) / kTouchBytes,

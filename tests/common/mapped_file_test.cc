@@ -1,6 +1,8 @@
 #include "common/mapped_file.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <type_traits>
@@ -65,6 +67,35 @@ TEST_F(MappedFileTest, ReadsReleasedPagesAgain) {
 TEST(MappedFile, SaysWhyAFileCannotBeMapped) {
   EXPECT_THAT(MappedFile::Open("/no/such/file"), StatusIs(absl::StatusCode::kNotFound, testing::HasSubstr("/no/such")));
   EXPECT_THAT(MappedFile::Open("/dev/zero"), StatusIs(absl::StatusCode::kInvalidArgument));
+}
+
+TEST_F(MappedFileTest, SaysThatItWasWritten) {
+  ASSERT_OK_AND_ASSIGN(const MappedFile file, MappedFile::Open(path_));
+  EXPECT_OK(file.CheckUnchanged());
+  const timespec later[2] = {{.tv_sec = 0, .tv_nsec = UTIME_OMIT}, {.tv_sec = 1, .tv_nsec = 0}};
+  ASSERT_EQ(::utimensat(AT_FDCWD, path_.c_str(), later, 0), 0);
+  EXPECT_THAT(file.CheckUnchanged(), StatusIs(absl::StatusCode::kFailedPrecondition, testing::HasSubstr("was written at")));
+}
+
+TEST_F(MappedFileTest, ReadsZerosWhereTheFileWasCutAndSaysSo) {
+  ASSERT_OK_AND_ASSIGN(const MappedFile file, MappedFile::Open(path_));
+  ASSERT_EQ(::truncate(path_.c_str(), 100), 0);
+  EXPECT_EQ(file.bytes()[kBytes - 1], std::byte{0});
+  EXPECT_EQ(file.bytes()[0], std::byte{'x'});
+  EXPECT_THAT(file.CheckUnchanged(),
+              StatusIs(absl::StatusCode::kFailedPrecondition, testing::HasSubstr("10240 bytes and has 100")));
+  const std::string whole(kBytes, 'x');
+  const int descriptor = ::open(path_.c_str(), O_WRONLY);
+  ASSERT_EQ(::write(descriptor, whole.data(), whole.size()), static_cast<ssize_t>(kBytes));
+  ::close(descriptor);
+  EXPECT_FALSE(file.CheckUnchanged().ok()) << "it has its size again, but not what was read";
+}
+
+TEST_F(MappedFileTest, StaysTheSameWhenItIsDeleted) {
+  ASSERT_OK_AND_ASSIGN(const MappedFile file, MappedFile::Open(path_));
+  ASSERT_EQ(::unlink(path_.c_str()), 0);
+  EXPECT_OK(file.CheckUnchanged());
+  EXPECT_EQ(file.bytes()[kBytes - 1], std::byte{'x'});
 }
 
 }  // namespace

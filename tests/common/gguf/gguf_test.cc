@@ -468,6 +468,21 @@ class GgufFiles : public testing::Test {
   std::filesystem::path folder_;
 };
 
+TEST_F(GgufFiles, SaysWhatToNameInsteadOfALinkToASplitModel) {
+  WriteSplitModel();
+  std::filesystem::create_symlink("m-00001-of-00003.gguf", Path("link.gguf"));
+  EXPECT_THAT(GgufFile::Open(Path("link.gguf")),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("is a link to one of the 3 files of a split model")));
+}
+
+TEST_F(GgufFiles, ASplitModelsCountIsNotOptional) {
+  GgufWriter writer;
+  writer.SetUint16("split.no", 0);
+  ASSERT_OK(writer.WriteFile(Path("part.gguf")));
+  EXPECT_THAT(GgufFile::Open(Path("part.gguf")),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("key 'split.count' is missing")));
+}
+
 TEST_F(GgufFiles, OpensASplitModelByAnyOfItsFiles) {
   WriteSplitModel();
   ASSERT_OK_AND_ASSIGN(const std::vector<std::byte> whole_bytes, MakeModelBytes({.layers = 3}));
