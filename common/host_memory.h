@@ -13,8 +13,8 @@ struct HostMemory {
   std::string limited_by;  // "MemAvailable", "the memory limit of cgroup /ferry.slice"
 };
 
-// Reads /proc/meminfo and the limits of the process's cgroup and those above it (v2; v1's own limit). Page cache that can be
-// dropped counts as available. On a machine that has none of these files the limit is infinite.
+// Reads /proc/meminfo and the limits of the process's cgroup and those above it. Page cache that can be dropped counts as
+// available. On a machine that has none of these files the limit is infinite.
 HostMemory ReadHostMemory();
 
 }  // namespace ferry

@@ -9,16 +9,17 @@
 #include <cstdlib>
 #include <fstream>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <thread>
 
+#include "common/cgroup_limits.h"
 #include "common/shm/futex.h"
 
 namespace ferry {
 namespace {
 
-constexpr int kMaxThreads = 1024;
 constexpr size_t kCacheLine = 64;
 
 // Hardware threads this process may run on.
@@ -54,10 +55,9 @@ std::vector<int> ParseCpuList(const std::string& text) {
 
 // Whole cores' worth of time that a container's quota allows, or a large number without one.
 int CoresOfQuota() {
-  std::ifstream file("/sys/fs/cgroup/cpu.max");  // "200000 100000", "max 100000"
-  double quota = 0, period = 0;
-  if (!(file >> quota >> period) || quota <= 0 || period <= 0) return kMaxThreads;
-  return static_cast<int>(std::clamp(std::ceil(quota / period), 1.0, static_cast<double>(kMaxThreads)));
+  const std::optional<double> cores = CgroupLimits().Cores();
+  if (!cores) return kMaxThreads;
+  return static_cast<int>(std::clamp(std::ceil(*cores), 1.0, static_cast<double>(kMaxThreads)));
 }
 
 // Hardware threads of `cpu`'s core, itself among them.
@@ -243,6 +243,13 @@ std::vector<int> UsablePhysicalCores() {
   return cores;
 }
 
+int DefaultThreads() { return std::clamp(static_cast<int>(UsablePhysicalCores().size()), 1, CoresOfQuota()); }
+
+int MaxUsefulThreads() {
+  constexpr int kFew = 16, kPerCpu = 4;
+  return std::max(kFew, kPerCpu * static_cast<int>(UsableCpus().size()));
+}
+
 absl::StatusOr<std::unique_ptr<ThreadPool>> ThreadPool::Create(const ThreadPoolOptions& options) {
   if (options.num_threads < 0 || options.num_threads > kMaxThreads) {
     return InvalidArgument("num_threads is %d, want 0 to %d", options.num_threads, kMaxThreads);
@@ -250,9 +257,15 @@ absl::StatusOr<std::unique_ptr<ThreadPool>> ThreadPool::Create(const ThreadPoolO
   if (options.spin < absl::ZeroDuration()) {
     return InvalidArgument("spin is %s, want 0 or more", absl::FormatDuration(options.spin));
   }
+  // Threads that spin for each other's results take turns on too few cores: with hundreds a start takes minutes.
+  const int most = MaxUsefulThreads();
+  if (options.num_threads > most) {
+    return InvalidArgument("%d threads are too many for the %d hardware threads that this process may use: want at most %d",
+                           options.num_threads, UsableCpus().size(), most);
+  }
   const std::vector<int> cores = UsablePhysicalCores();
   int num_threads = options.num_threads;
-  if (num_threads == 0) num_threads = std::clamp(static_cast<int>(cores.size()), 1, CoresOfQuota());
+  if (num_threads == 0) num_threads = DefaultThreads();
   auto pool = std::make_unique<ThreadPoolImpl>(num_threads, options.spin);
   RETURN_IF_ERROR(pool->Start(options.pin ? cores : std::vector<int>()));
   return std::unique_ptr<ThreadPool>(std::move(pool));

@@ -18,14 +18,18 @@
 
 namespace ferry {
 
+inline constexpr int kMaxThreads = 1024;  // of one pool
+
 struct ThreadPoolOptions {
-  int num_threads = 0;  // 0: one per physical core this process may run on
+  int num_threads = 0;  // 0: DefaultThreads()
   bool pin = true;      // thread i to the i-th of those cores
   absl::Duration spin = kSpinBeforeSleep;
 };
 
 class ThreadPool {
  public:
+  // InvalidArgument: a number out of range, or far more threads than this process may use. ResourceExhausted: they cannot be
+  // started.
   static absl::StatusOr<std::unique_ptr<ThreadPool>> Create(const ThreadPoolOptions& options);
   virtual ~ThreadPool() = default;
 
@@ -39,5 +43,10 @@ class ThreadPool {
 
 // Physical cores (one hardware thread of each) that this process may use, by the kernel's topology files.
 std::vector<int> UsablePhysicalCores();
+
+// How many threads 0 stands for: one a usable physical core, and no more than the CPU quota of the process's cgroups allows.
+int DefaultThreads();
+// What ThreadPool::Create accepts at most on this machine.
+int MaxUsefulThreads();
 
 }  // namespace ferry

@@ -153,6 +153,10 @@ TEST(ThreadPool, UsesOneThreadPerPhysicalCoreUnlessTold) {
 TEST(ThreadPool, RefusesNumbersOutOfRange) {
   const auto code = absl::StatusCode::kInvalidArgument;
   EXPECT_THAT(ThreadPool::Create({.num_threads = -1}), StatusIs(code, testing::HasSubstr("num_threads is -1")));
+  if (MaxUsefulThreads() < kMaxThreads) {
+    EXPECT_THAT(ThreadPool::Create({.num_threads = MaxUsefulThreads() + 1}),
+                StatusIs(code, testing::HasSubstr("are too many for the")));
+  }
   EXPECT_THAT(ThreadPool::Create({.num_threads = 5000}), StatusIs(code, testing::HasSubstr("num_threads is 5000")));
   EXPECT_THAT(ThreadPool::Create({.num_threads = 1, .spin = -absl::Microseconds(1)}), StatusIs(code, testing::HasSubstr("spin")));
 }

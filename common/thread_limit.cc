@@ -1,0 +1,58 @@
+#include "common/thread_limit.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <atomic>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "common/cgroup_limits.h"
+
+namespace ferry {
+namespace {
+
+// gRPC has more threads on larger machines.
+int ByCores(int with_two) { return with_two + std::clamp(static_cast<int>(std::thread::hardware_concurrency()) / 2 - 1, 0, 16); }
+
+// "the cgroup /ferry.slice allows 20 processes and threads, and 12 are running"
+std::string WhatLimits(int count) {
+  for (const CgroupLimit& limit : CgroupLimits().Processes()) {
+    if (limit.limit - limit.used < count) {
+      return absl::StrFormat("the cgroup %s allows %d processes and threads, and %d are running (pids.max)", limit.group,
+                             limit.limit, limit.used);
+    }
+  }
+  rlimit user;
+  if (::getrlimit(RLIMIT_NPROC, &user) == 0 && user.rlim_cur != RLIM_INFINITY) {
+    return absl::StrFormat("this user may have %d processes and threads (ulimit -u)", user.rlim_cur);
+  }
+  return "the system has no more";
+}
+
+}  // namespace
+
+int CoordinatorThreads() { return ByCores(24); }
+int WorkerThreads() { return ByCores(17); }
+int ClientThreads() { return ByCores(9); }
+
+absl::Status CheckThreadsCanStart(int count) {
+  std::atomic<bool> end{false};
+  std::vector<std::jthread> threads;
+  threads.reserve(static_cast<size_t>(std::max(count, 0)));
+  std::string refused;
+  try {
+    for (int i = 0; i < count; ++i) threads.emplace_back([&end] { end.wait(false); });
+  } catch (const std::system_error& error) {
+    refused =
+        absl::StrFormat("%d more threads are needed, and only %d can be started: %s", count, threads.size(), WhatLimits(count));
+  }
+  end = true;
+  end.notify_all();
+  threads.clear();
+  return refused.empty() ? absl::OkStatus() : absl::ResourceExhaustedError(refused);
+}
+
+}  // namespace ferry
