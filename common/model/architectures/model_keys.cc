@@ -63,6 +63,16 @@ absl::StatusOr<int64_t> ModelKeys::UniformInt(std::string_view key, int64_t min,
   return values[0];
 }
 
+absl::StatusOr<double> ModelKeys::Float(std::string_view key, double min, double max) const {
+  const GgufEntry* const entry = file_.FindEntry(Name(key));
+  const bool integer = entry != nullptr &&
+                       (entry->type <= GgufType::kInt32 || entry->type == GgufType::kUint64 || entry->type == GgufType::kInt64);
+  if (!integer) return file_.GetFloat(Name(key), min, max);
+  const auto bound = [](double limit) { return static_cast<int64_t>(std::clamp(limit, -9e18, 9e18)); };
+  ASSIGN_OR_RETURN(const int64_t value, file_.GetInt(Name(key), bound(std::ceil(min)), bound(std::floor(max))));
+  return static_cast<double>(value);
+}
+
 absl::Status ModelKeys::Error(std::string_view key, std::string_view what) const {
   const GgufEntry* const entry = file_.FindEntry(Name(key));
   if (entry == nullptr) return InvalidArgument("%s: key '%s' %s", file_.path(), Name(key), what);
@@ -148,6 +158,16 @@ absl::StatusOr<RopeConfig> ReadRope(const ModelKeys& keys, int64_t head_dim) {
   }
   ASSIGN_OR_RETURN(rope.attention_factor, keys.FloatOr("rope.scaling.attn_factor", 1, 1e-3, 1e3));
 
+  // Without its type nobody would read the rest, and a model that was trained with YaRN would run without it.
+  if (!keys.Has("rope.scaling.type")) {
+    for (const char* const sibling :
+         {"rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.attn_factor",
+          "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_log_multiplier"}) {
+      if (!keys.Has(sibling)) continue;
+      return keys.Error("rope.scaling.type",
+                        absl::StrFormat("is missing, though '%s' is there: want none or yarn", keys.Name(sibling)));
+    }
+  }
   ASSIGN_OR_RETURN(const std::string_view scaling, keys.StringOr("rope.scaling.type", "none"));
   if (scaling == "none") return rope;
   if (scaling != "yarn") {

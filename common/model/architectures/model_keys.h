@@ -26,9 +26,10 @@ class ModelKeys {
   }
   // An integer for the whole model, or an array with the same one for every layer.
   absl::StatusOr<int64_t> UniformInt(std::string_view key, int64_t min, int64_t max) const;
-  absl::StatusOr<double> Float(std::string_view key, double min, double max) const { return file_.GetFloat(Name(key), min, max); }
+  // A float, or the integer that some converters write in its place.
+  absl::StatusOr<double> Float(std::string_view key, double min, double max) const;
   absl::StatusOr<double> FloatOr(std::string_view key, double absent, double min, double max) const {
-    return file_.GetFloatOr(Name(key), absent, min, max);
+    return Has(key) ? Float(key, min, max) : absent;
   }
   absl::StatusOr<bool> BoolOr(std::string_view key, bool absent) const { return file_.GetBoolOr(Name(key), absent); }
   absl::StatusOr<std::string_view> StringOr(std::string_view key, std::string_view absent) const {

@@ -120,11 +120,22 @@ TEST(ModelConfig, NamesTheKeyThatIsMissing) {
   for (const char* key :
        {"general.architecture", "gpt-oss.block_count", "gpt-oss.context_length", "gpt-oss.embedding_length",
         "gpt-oss.attention.head_count", "gpt-oss.attention.sliding_window", "gpt-oss.attention.layer_norm_rms_epsilon",
-        "gpt-oss.expert_count", "gpt-oss.expert_used_count", "gpt-oss.rope.freq_base", "gpt-oss.rope.scaling.factor",
-        "gpt-oss.rope.scaling.original_context_length"}) {
+        "gpt-oss.expert_count", "gpt-oss.expert_used_count", "gpt-oss.rope.freq_base", "gpt-oss.rope.scaling.type",
+        "gpt-oss.rope.scaling.factor", "gpt-oss.rope.scaling.original_context_length"}) {
     EXPECT_THAT(ConfigAfter([&](GgufWriter& writer) { writer.Remove(key); }),
                 StatusIs(StatusCode::kInvalidArgument, HasSubstr(absl::StrFormat("key '%s' is missing", key))));
   }
+}
+
+TEST(ModelConfig, TakesAnIntegerWhereAFloatIsMeant) {
+  ASSERT_OK_AND_ASSIGN(const ModelConfig config, ConfigAfter([](GgufWriter& writer) {
+                         writer.SetUint32("gpt-oss.rope.freq_base", 10000);
+                         writer.SetInt32("gpt-oss.rope.scaling.factor", 4);
+                       }));
+  EXPECT_EQ(config.rope.freq_base, 10000);
+  EXPECT_EQ(config.rope.yarn_factor, 4);
+  EXPECT_THAT(ConfigAfter([](GgufWriter& writer) { writer.SetUint32("gpt-oss.rope.freq_base", 0); }),
+              StatusIs(StatusCode::kInvalidArgument, HasSubstr("rope.freq_base")));
 }
 
 TEST(ModelConfig, RefusesNumbersOutOfRange) {
