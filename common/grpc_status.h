@@ -10,8 +10,11 @@
 
 namespace ferry {
 
+// gRPC itself gives some errors without a message, such as a request that cannot be parsed: a person gets one.
 inline absl::Status FromGrpcStatus(const grpc::Status& status) {
-  return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
+  const auto code = static_cast<absl::StatusCode>(status.error_code());
+  if (status.ok() || !status.error_message().empty()) return absl::Status(code, status.error_message());
+  return absl::Status(code, absl::StrFormat("the other side answered %s and gave no reason", absl::StatusCodeToString(code)));
 }
 
 inline grpc::Status ToGrpcStatus(const absl::Status& status) {

@@ -43,6 +43,7 @@
 #include "coordinator/generation/generation_loop.h"
 #include "coordinator/planning/rates_file.h"
 #include "coordinator/planning/rates_probe.h"
+#include "coordinator/text/utf8.h"
 #include "kernels/cpu/host_probe.h"
 
 namespace ferry {
@@ -458,8 +459,8 @@ class ServerImpl final : public Server {
 
   v1::GetModelInfoResponse ModelInfo(const CacheShape& cache) const {
     v1::GetModelInfoResponse info;
-    info.set_name(model_.name);
-    info.set_architecture(model_.architecture);
+    info.set_name(WithReplacements(model_.name));
+    info.set_architecture(WithReplacements(model_.architecture));
     info.set_num_layers(model_.num_layers);
     info.set_n_embd(model_.n_embd);
     info.set_num_experts(model_.router.num_experts);

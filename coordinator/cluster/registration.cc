@@ -5,6 +5,7 @@
 
 #include "common/escaped.h"
 #include "common/listen_address.h"
+#include "coordinator/text/utf8.h"
 
 namespace ferry {
 namespace {
@@ -13,6 +14,7 @@ namespace {
 absl::Status CheckText(const char* field, const std::string& text) {
   if (text.size() > kMaxReportText)
     return InvalidArgument("%s has %d bytes, want at most %d", field, text.size(), kMaxReportText);
+  if (!IsValidUtf8(text)) return InvalidArgument("%s is not UTF-8", field);
   if (const std::string escaped = Escaped(text, kMaxReportText); escaped != text) {
     return InvalidArgument("%s is no printable text: '%s'", field, escaped);
   }

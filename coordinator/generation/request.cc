@@ -125,6 +125,10 @@ absl::StatusOr<std::shared_ptr<Request>> Request::Create(const v1::GenerateReque
   result->vocab_size_ = limits.vocab_size;
   result->ignore_eos_ = request.ignore_eos();
   result->stop_token_ids_.assign(request.stop_token_ids().begin(), request.stop_token_ids().end());
+  // A special token that is not rendered never comes by as text.
+  for (const std::string& stop : request.stop()) {
+    if (const std::optional<int32_t> special = tokenizer->FindSpecial(stop)) result->stop_token_ids_.push_back(*special);
+  }
   result->logprobs_ = request.has_logprobs();
   result->forget_experts_ = request.forget_experts();
   if (request.has_prompt_logprobs()) result->prompt_logprobs_ = static_cast<int32_t>(request.prompt_logprobs());

@@ -72,4 +72,10 @@ void AppendWithReplacements(std::string_view text, std::string* out) {
   }
 }
 
+std::string WithReplacements(std::string_view text) {
+  std::string result;
+  AppendWithReplacements(text, &result);
+  return result;
+}
+
 }  // namespace ferry

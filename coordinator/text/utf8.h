@@ -32,6 +32,9 @@ void AppendUtf8(char32_t code_point, std::string* text);
 // bytes.decode("utf-8", "replace") does. An incomplete character at the end is ill-formed too.
 void AppendWithReplacements(std::string_view text, std::string* out);
 
+// The same as a new text, for fields that must be UTF-8.
+std::string WithReplacements(std::string_view text);
+
 inline constexpr std::string_view kReplacementCharacter = "\xEF\xBF\xBD";  // U+FFFD
 
 }  // namespace ferry

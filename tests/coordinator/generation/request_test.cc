@@ -194,6 +194,29 @@ TEST_F(RequestTest, StopsAtAStopTokenEvenWithIgnoreEos) {
   EXPECT_EQ(sink_->text(), "a");
 }
 
+TEST_F(RequestTest, ASpecialTokenAsAStopStringEndsItWhetherOrNotItIsRendered) {
+  for (const bool rendered : {false, true}) {
+    proto_.clear_stop();
+    proto_.add_stop("<|bos|>");
+    proto_.set_ignore_eos(true);
+    proto_.set_render_special(rendered);
+    ASSERT_OK(Create());
+    EXPECT_TRUE(Generate({'a', kEnd, kBos})) << rendered;
+    EXPECT_EQ(sink_->finish().reason(), v1::Finish::STOP);
+    EXPECT_EQ(sink_->text(), rendered ? "a<|return|>" : "a") << "a stop string is not part of the text";
+  }
+}
+
+TEST_F(RequestTest, BytesThatAreNoUtf8AreReplacedInAPromptAndRefusedInAStopString) {
+  proto_.set_text("h\xe9llo");
+  EXPECT_OK(Create());
+  v1::GenerateRequest read;
+  ASSERT_TRUE(read.ParseFromString(proto_.SerializeAsString())) << "they pass over the wire";
+  EXPECT_EQ(read.text(), "h\xe9llo");
+  proto_.add_stop("\xff");
+  EXPECT_THAT(Create(), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("stop[0] is not UTF-8")));
+}
+
 TEST_F(RequestTest, StopsAtAStringAcrossTokensAndDoesNotShowIt) {
   proto_.add_stop("END");
   ASSERT_OK(Create());
