@@ -3,21 +3,21 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <numeric>
 #include <string>
 #include <utility>
 
-#include "common/shm/futex.h"
 #include "kernels/checks.h"
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/compute_queue.h"
 #include "kernels/cuda/copy_engine.h"
 #include "kernels/cuda/cuda_batch.h"
 #include "kernels/cuda/cuda_handles.h"
 #include "kernels/cuda/cuda_timeline.h"
 #include "kernels/cuda/expert_mlp.h"
+#include "kernels/cuda/host_transfers.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/logits.h"
 #include "kernels/cuda/products.h"
@@ -38,11 +38,6 @@ constexpr int64_t kWorkspaceBytes = int64_t{192} << 20;
 // A sequence with more rows than this goes through the prefill kernel. It depends on the sequence's rows in the batch
 // and not on those of a call, so that cutting a layer into chunks leaves the bits alone.
 constexpr int64_t kMaxDecodeRows = 8;
-// To the host by a kernel: 6 us a way less than by the copy engine (docs/measurements/decode_gpu.md), until the bytes themselves
-// take as long.
-constexpr int64_t kMaxKernelDownload = 256 << 10;  // queued
-constexpr absl::Duration kLookForFaults = absl::Microseconds(100);
-constexpr int64_t kMaxToldBytes = 16 << 10;  // awaited: one block copies them
 constexpr std::initializer_list<DType> kKvTypes = {DType::kF16, DType::kQ8_0};
 
 DeviceRows RowsOf(const Tensor& tensor) { return {tensor.data, tensor.dtype, tensor.rows, tensor.cols, tensor.stride}; }
@@ -96,17 +91,9 @@ class CudaOps final : public Ops {
     ops->activation_dtype_ = has_bf16 ? DType::kBF16 : DType::kF16;
     ops->contribution_dtype_ = has_bf16 ? DType::kBF16 : DType::kF32;
     RETURN_IF_ERROR(ops->Use());
-    ASSIGN_OR_RETURN(ops->compute_, Stream::Create());
+    ASSIGN_OR_RETURN(ops->compute_, ComputeQueue::Create(ops->name_, &ops->timeline_));
     ASSIGN_OR_RETURN(ops->copies_, CopyEngine::Create(device, ops->events_, &ops->timeline_));
-    ASSIGN_OR_RETURN(ops->staging_, Staging::Create(ops->compute_.get()));
-    for (PinnedBuffer& half : ops->downloads_) {
-      ASSIGN_OR_RETURN(half, PinnedBuffer::Allocate(Staging::kBufferBytes));
-    }
-    ASSIGN_OR_RETURN(ops->signal_, PinnedBuffer::Allocate(sizeof(uint32_t)));
-    std::memset(ops->signal_.data(), 0, sizeof(uint32_t));
-    for (StreamEvent& event : ops->downloaded_) {
-      ASSIGN_OR_RETURN(event, StreamEvent::Create());
-    }
+    ASSIGN_OR_RETURN(ops->transfers_, HostTransfers::Create(&ops->compute_, ops->copies_.get()));
     ASSIGN_OR_RETURN(ops->workspace_, Workspace::Create(kWorkspaceBytes));
     return ops;
   }
@@ -138,69 +125,20 @@ class CudaOps final : public Ops {
 
   absl::Status Upload(void* dst, std::span<const std::byte> host_src) override {
     RETURN_IF_ERROR(Use());
-    const CudaTimeline::Scope span = SpanOf("Upload");
-    if (host_src.empty()) return absl::OkStatus();
-    RETURN_IF_ERROR(CheckNotNull("dst", dst));
-    for (size_t first = 0; first < host_src.size(); first += Staging::kBufferBytes) {
-      const auto part = host_src.subspan(first, std::min<size_t>(Staging::kBufferBytes, host_src.size() - first));
-      ASSIGN_OR_RETURN(std::byte * staged, staging_.Reserve(static_cast<int64_t>(part.size())));
-      std::memcpy(staged, part.data(), part.size());
-      RETURN_IF_ERROR(Queued(
-          "Upload", LaunchCopy(static_cast<std::byte*>(dst) + first, staged, static_cast<int64_t>(part.size()), compute_.get())));
-    }
-    return absl::OkStatus();
+    return transfers_->Upload(dst, host_src);
   }
-
   absl::Status Download(std::span<std::byte> host_dst, const void* src) override {
     RETURN_IF_ERROR(Use());
-    const CudaTimeline::Scope span = SpanOf("Download");
-    if (host_dst.empty()) return absl::OkStatus();
-    RETURN_IF_ERROR(CheckNotNull("src", src));
-    if (static_cast<int64_t>(host_dst.size()) <= kMaxToldBytes) return DownloadTold(host_dst, src);
-    // Two buffers in turn: the host empties one while the device fills the other.
-    std::span<std::byte> waiting;
-    int turn = 0;
-    for (size_t first = 0; first < host_dst.size() || !waiting.empty(); turn ^= 1) {
-      std::span<std::byte> part;
-      if (first < host_dst.size()) {
-        part = host_dst.subspan(first, std::min<size_t>(Staging::kBufferBytes, host_dst.size() - first));
-        RETURN_IF_ERROR(Queued("Download", cudaMemcpyAsync(downloads_[turn].data(), static_cast<const std::byte*>(src) + first,
-                                                           part.size(), cudaMemcpyDeviceToHost, compute_.get())));
-        RETURN_IF_ERROR(Queued("Download", cudaEventRecord(downloaded_[turn].get(), compute_.get())));
-        first += part.size();
-      }
-      if (!waiting.empty()) {
-        RETURN_IF_ERROR(Seen("Download", cudaEventSynchronize(downloaded_[turn ^ 1].get())));
-        std::memcpy(waiting.data(), downloads_[turn ^ 1].data(), waiting.size());
-      }
-      waiting = part;
-    }
-    return absl::OkStatus();
+    return transfers_->Download(host_dst, src);
   }
-
-  // By a kernel, since the copy engine's queue is full of experts.
   absl::Status UploadAsync(void* dst, std::span<const std::byte> host_src) override {
     RETURN_IF_ERROR(Use());
-    ASSIGN_OR_RETURN(const bool pinned, copies_->InPinned("host_src", host_src));
-    if (!pinned || !copies_->kernels_reach_pinned()) return Upload(dst, host_src);
-    const CudaTimeline::Scope span = SpanOf("UploadAsync");
-    RETURN_IF_ERROR(CheckNotNull("dst", dst));
-    return Queued("UploadAsync", LaunchCopy(dst, host_src.data(), static_cast<int64_t>(host_src.size()), compute_.get()));
+    return transfers_->UploadAsync(dst, host_src);
   }
-
   absl::Status DownloadAsync(std::span<std::byte> host_dst, const void* src) override {
     RETURN_IF_ERROR(Use());
-    ASSIGN_OR_RETURN(const bool pinned, copies_->InPinned("host_dst", host_dst));
-    if (!pinned) return Download(host_dst, src);
-    const CudaTimeline::Scope span = SpanOf("DownloadAsync");
-    RETURN_IF_ERROR(CheckNotNull("src", src));
-    if (static_cast<int64_t>(host_dst.size()) <= kMaxKernelDownload && copies_->kernels_reach_pinned()) {
-      return Queued("DownloadAsync", LaunchCopy(host_dst.data(), src, static_cast<int64_t>(host_dst.size()), compute_.get()));
-    }
-    return Queued("DownloadAsync",
-                  cudaMemcpyAsync(host_dst.data(), src, host_dst.size(), cudaMemcpyDeviceToHost, compute_.get()));
+    return transfers_->DownloadAsync(host_dst, src);
   }
-
   absl::Status PinHost(std::span<const std::byte> region, bool read_only) override {
     RETURN_IF_ERROR(Use());
     return copies_->Pin(region, read_only);
@@ -223,7 +161,7 @@ class CudaOps final : public Ops {
     RETURN_IF_ERROR(CheckEvent("event", event));
     if (event == nullptr) return absl::OkStatus();
     const CudaTimeline::Scope span = SpanOf(kWaitSpan);
-    return Seen("ComputeAfter", cudaStreamWaitEvent(compute_.get(), CudaEvent::Of(event)->get(), 0));
+    return compute_.Seen("ComputeAfter", cudaStreamWaitEvent(compute_.get(), CudaEvent::Of(event)->get(), 0));
   }
   bool Passed(const Event& event) override {
     const CudaEvent* cuda_event = CudaEvent::Of(event);
@@ -237,12 +175,12 @@ class CudaOps final : public Ops {
     RETURN_IF_ERROR(Use());
     RETURN_IF_ERROR(CheckEvent("event", event));
     if (event == nullptr) return absl::OkStatus();
-    return Await("Wait", deadline, [&] { return cudaEventQuery(CudaEvent::Of(event)->get()); });
+    return compute_.Await("Wait", deadline, [&] { return cudaEventQuery(CudaEvent::Of(event)->get()); });
   }
   absl::Status Synchronize(absl::Time deadline) override {
     RETURN_IF_ERROR(Use());
     for (const cudaStream_t stream : {compute_.get(), copies_->stream()}) {
-      RETURN_IF_ERROR(Await("Synchronize", deadline, [&] { return cudaStreamQuery(stream); }));
+      RETURN_IF_ERROR(compute_.Await("Synchronize", deadline, [&] { return cudaStreamQuery(stream); }));
     }
     return absl::OkStatus();
   }
@@ -303,7 +241,7 @@ class CudaOps final : public Ops {
     args.out_type = out.dtype;
     args.out_stride = out.stride;
     args.accumulate = accumulate;
-    last_ = "MatMul";
+    compute_.SetLast("MatMul");
     return ProductStatus(TiledGemm(product_device_, args, compute_.get()), "MatMul");
   }
 
@@ -541,7 +479,7 @@ class CudaOps final : public Ops {
     const int64_t wanted = ExpertMlpWorkspaceBytes(args.shape, rows), least = ExpertMlpWorkspaceBytes(args.shape, most);
     args.workspace_bytes = std::min(wanted, std::max(least, workspace_.bytes()));
     ASSIGN_OR_RETURN(args.workspace, workspace_.Reserve(args.workspace_bytes));
-    last_ = "ExpertMlp";
+    compute_.SetLast("ExpertMlp");
     return ProductStatus(cuda::ExpertMlp(product_device_, args, compute_.get()), "ExpertMlp");
   }
 
@@ -558,7 +496,7 @@ class CudaOps final : public Ops {
     for (int64_t first = 0; first < static_cast<int64_t>(outs.size()); first += rows_at_once) {
       const int64_t count = std::min(rows_at_once, static_cast<int64_t>(outs.size()) - first);
       const int64_t outs_offset = AlignUp(count * cols * 4, 16);
-      ASSIGN_OR_RETURN(std::byte * staged, staging_.Reserve(outs_offset + count * 4));
+      ASSIGN_OR_RETURN(std::byte * staged, transfers_->Stage(outs_offset + count * 4));
       std::memcpy(staged, host_rows.data() + first * cols, count * cols * 4);
       std::memcpy(staged + outs_offset, outs.data() + first, count * 4);
       RETURN_IF_ERROR(Queued("ScatterContributions", LaunchScatterRows(reinterpret_cast<const float*>(staged),
@@ -571,13 +509,12 @@ class CudaOps final : public Ops {
   absl::Status ScatterContributionsAsync(std::span<const float> host_rows, std::span<const int32_t> outs,
                                          Tensor contributions) override {
     RETURN_IF_ERROR(Use());
-    const bool pinned =
-        copies_->kernels_reach_pinned() && copies_->InPinned("host_rows", std::as_bytes(host_rows)).value_or(false);
     const auto outs_bytes = static_cast<int64_t>(outs.size_bytes());
-    if (!pinned || outs_bytes > Staging::kBufferBytes) return ScatterContributions(host_rows, outs, contributions);
+    if (!transfers_->KernelsReach(std::as_bytes(host_rows)) || outs_bytes > Staging::kBufferBytes)
+      return ScatterContributions(host_rows, outs, contributions);
     const CudaTimeline::Scope span = SpanOf("ScatterContributions");
     RETURN_IF_ERROR(CheckScatterContributions(host_rows, outs, contributions, contribution_dtype_));
-    ASSIGN_OR_RETURN(std::byte * staged, staging_.Reserve(outs_bytes));
+    ASSIGN_OR_RETURN(std::byte * staged, transfers_->Stage(outs_bytes));
     std::memcpy(staged, outs.data(), outs_bytes);
     return Queued("ScatterContributions",
                   LaunchScatterRows(host_rows.data(), reinterpret_cast<const int32_t*>(staged), static_cast<int64_t>(outs.size()),
@@ -599,7 +536,7 @@ class CudaOps final : public Ops {
     constexpr int64_t kRowsAtOnce = Staging::kBufferBytes / 4;
     for (int64_t first = 0; first < out.rows; first += kRowsAtOnce) {
       const int64_t count = std::min(kRowsAtOnce, out.rows - first);
-      ASSIGN_OR_RETURN(std::byte * staged, staging_.Reserve(count * 4));
+      ASSIGN_OR_RETURN(std::byte * staged, transfers_->Stage(count * 4));
       std::memcpy(staged, host_rows.data() + first, count * 4);
       RETURN_IF_ERROR(Queued("GatherRows", LaunchGatherRows(RowsOf(in), reinterpret_cast<const int32_t*>(staged),
                                                             RowsOf(out.Rows(first, count)), compute_.get())));
@@ -612,57 +549,18 @@ class CudaOps final : public Ops {
     RETURN_IF_ERROR(CheckReadLogits(logits, requests));
     std::vector<LogitsResult> results(requests.size());
     const int64_t rows = logits.rows, cols = logits.cols;
-    // Rows that want more than the device sorts come over whole.
-    const auto device_top = [&](int64_t row) {
-      return requests[row].top_n >= cols || requests[row].top_n > kMaxTopLogits ? 0 : requests[row].top_n;
-    };
     int64_t max_top = 0;
-    for (int64_t row = 0; row < rows; ++row) max_top = std::max<int64_t>(max_top, device_top(row));
+    for (const LogitsRequest& request : requests) max_top = std::max<int64_t>(max_top, DeviceTop(request, cols));
     const int64_t per_row = static_cast<int64_t>(sizeof(RowSummary)) + max_top * static_cast<int64_t>(sizeof(RankedLogit));
     const int64_t search_per_row = SummarizeWorkspaceBytes(1, cols, max_top);
     const int64_t rows_at_once = std::clamp<int64_t>(kWorkspaceBytes / (per_row + search_per_row + 64), 1,
                                                      Staging::kBufferBytes / static_cast<int64_t>(sizeof(RowRequest)));
     for (int64_t first = 0; first < rows; first += rows_at_once) {
       const int64_t count = std::min(rows_at_once, rows - first);
-      ASSIGN_OR_RETURN(std::byte * staged, staging_.Reserve(count * static_cast<int64_t>(sizeof(RowRequest))));
-      auto* const staged_requests = reinterpret_cast<RowRequest*>(staged);
-      for (int64_t i = 0; i < count; ++i) {
-        staged_requests[i] = {static_cast<int32_t>(first + i), static_cast<int32_t>(device_top(first + i)),
-                              requests[first + i].target};
-      }
-      const int64_t best_offset = AlignUp(count * static_cast<int64_t>(sizeof(RowSummary)), 16);
-      const int64_t results_bytes = AlignUp(best_offset + count * max_top * static_cast<int64_t>(sizeof(RankedLogit)), 256);
-      ASSIGN_OR_RETURN(std::byte * workspace, workspace_.Reserve(results_bytes + SummarizeWorkspaceBytes(count, cols, max_top)));
-      SummarizeArgs args;
-      args.logits = RowsOf(logits);
-      args.requests = staged_requests;
-      args.num_requests = count;
-      args.max_top = max_top;
-      args.summaries = reinterpret_cast<RowSummary*>(workspace);
-      args.best = reinterpret_cast<RankedLogit*>(workspace + best_offset);
-      args.workspace = workspace + results_bytes;
-      {
-        const CudaTimeline::Scope span = SpanOf("ReadLogits");
-        RETURN_IF_ERROR(Queued("ReadLogits", LaunchSummarize(args, compute_.get())));
-      }
-      std::vector<std::byte> read(best_offset + count * max_top * sizeof(RankedLogit));
-      RETURN_IF_ERROR(Download(read, workspace));
-      for (int64_t i = 0; i < count; ++i) {
-        LogitsResult& result = results[first + i];
-        RowSummary summary;
-        std::memcpy(&summary, read.data() + i * sizeof(RowSummary), sizeof(summary));
-        result.log_sum_exp = summary.log_sum_exp;
-        result.target_logit = summary.target_logit;
-        for (int64_t n = 0; n < device_top(first + i); ++n) {
-          RankedLogit ranked;
-          std::memcpy(&ranked, read.data() + best_offset + (i * max_top + n) * sizeof(RankedLogit), sizeof(ranked));
-          result.ids.push_back(ranked.id);
-          result.logits.push_back(ranked.logit);
-        }
-      }
+      RETURN_IF_ERROR(Summarize(logits, requests, first, count, max_top, results));
     }
     for (int64_t row = 0; row < rows; ++row) {
-      if (requests[row].top_n == 0 || device_top(row) != 0) continue;
+      if (requests[row].top_n == 0 || DeviceTop(requests[row], cols) != 0) continue;
       std::vector<float> values(cols);
       RETURN_IF_ERROR(Download(std::as_writable_bytes(std::span(values)), logits.Rows(row, 1).data));
       if (requests[row].top_n >= cols) {
@@ -680,49 +578,8 @@ class CudaOps final : public Ops {
   // Kernels and memory belong to the device that is current in the calling thread.
   absl::Status Use() { return CudaStatus(cudaSetDevice(device_), absl::StrFormat("using GPU %d", device_)); }
 
-  // A span of the timeline for as long as it lives.
-  CudaTimeline::Scope SpanOf(const char* op) {
-    return CudaTimeline::Scope(timeline_, op, TimelineSpan::Queue::kCompute, compute_.get());
-  }
-
-  // A few kilobytes, which the kernel that brings them announces: the host looks at a word in its own memory instead of asking
-  // the driver.
-  absl::Status DownloadTold(std::span<std::byte> host_dst, const void* src) {
-    const auto bytes = static_cast<int64_t>(host_dst.size());
-    auto* const signal = reinterpret_cast<uint32_t*>(signal_.data());
-    const uint32_t value = ++num_told_;
-    RETURN_IF_ERROR(Queued("Download", LaunchCopyAndTell(downloads_[0].data(), src, bytes, signal, value, compute_.get())));
-    const std::atomic_ref<uint32_t> told(*signal);
-    const auto came = [&] { return told.load(std::memory_order_acquire) == value; };
-    while (!SpinUntil(kLookForFaults, came)) {
-      // A fault ends the queue without a word.
-      const cudaError_t error = cudaStreamQuery(compute_.get());
-      if (error == cudaErrorNotReady) {
-        cudaGetLastError();
-        continue;
-      }
-      RETURN_IF_ERROR(Seen("Download", error));
-      if (!came()) return Internal("%s: Download has passed and said nothing", name_);
-    }
-    std::memcpy(host_dst.data(), downloads_[0].data(), host_dst.size());
-    return absl::OkStatus();
-  }
-
-  // The status of queueing `op`, or of a fault that an earlier operation left behind.
-  absl::Status Queued(const char* op, cudaError_t error) {
-    const absl::Status status = Seen(op, error);
-    if (status.ok()) last_ = op;
-    return status;
-  }
-  absl::Status Seen(const char* op, cudaError_t error) {
-    if (error == cudaSuccess) return absl::OkStatus();
-    return CudaStatus(error, absl::StrFormat("%s: %s, after %s was queued", name_, op, last_));
-  }
-  absl::Status Await(const char* op, absl::Time deadline, const std::function<cudaError_t()>& query) {
-    ASSIGN_OR_RETURN(const bool passed,
-                     PollUntil(deadline, absl::StrFormat("%s: %s, after %s was queued", name_, op, last_), query));
-    return passed ? absl::OkStatus() : DeadlineExceeded("%s: %s has not passed in time, after %s was queued", name_, op, last_);
-  }
+  CudaTimeline::Scope SpanOf(const char* op) { return compute_.SpanOf(op); }
+  absl::Status Queued(const char* op, cudaError_t error) { return compute_.Queued(op, error); }
 
   // The frequencies of a RopeConfig on the device; a model has one or two.
   absl::StatusOr<const double*> FrequenciesOf(const RopeConfig& rope) {
@@ -736,6 +593,54 @@ class CudaOps final : public Ops {
     made.values = std::move(wanted);
     frequencies_.push_back(std::move(made));
     return reinterpret_cast<const double*>(frequencies_.back().memory.data());
+  }
+
+  // How many of a row's best logits the device finds. 0: none wanted, or more than it sorts, and the whole row is downloaded.
+  static int32_t DeviceTop(const LogitsRequest& request, int64_t cols) {
+    return request.top_n >= cols || request.top_n > kMaxTopLogits ? 0 : request.top_n;
+  }
+
+  // Fills the results of rows [first, first + count) of `logits`, apart from those whose rows are downloaded.
+  absl::Status Summarize(Tensor logits, std::span<const LogitsRequest> requests, int64_t first, int64_t count, int64_t max_top,
+                         std::vector<LogitsResult>& results) {
+    const int64_t cols = logits.cols;
+    ASSIGN_OR_RETURN(std::byte * staged, transfers_->Stage(count * static_cast<int64_t>(sizeof(RowRequest))));
+    auto* const staged_requests = reinterpret_cast<RowRequest*>(staged);
+    for (int64_t i = 0; i < count; ++i) {
+      const LogitsRequest& request = requests[first + i];
+      staged_requests[i] = {static_cast<int32_t>(first + i), DeviceTop(request, cols), request.target};
+    }
+    const int64_t best_offset = AlignUp(count * static_cast<int64_t>(sizeof(RowSummary)), 16);
+    const int64_t results_bytes = AlignUp(best_offset + count * max_top * static_cast<int64_t>(sizeof(RankedLogit)), 256);
+    ASSIGN_OR_RETURN(std::byte * workspace, workspace_.Reserve(results_bytes + SummarizeWorkspaceBytes(count, cols, max_top)));
+    SummarizeArgs args;
+    args.logits = RowsOf(logits);
+    args.requests = staged_requests;
+    args.num_requests = count;
+    args.max_top = max_top;
+    args.summaries = reinterpret_cast<RowSummary*>(workspace);
+    args.best = reinterpret_cast<RankedLogit*>(workspace + best_offset);
+    args.workspace = workspace + results_bytes;
+    {
+      const CudaTimeline::Scope span = SpanOf("ReadLogits");
+      RETURN_IF_ERROR(Queued("ReadLogits", LaunchSummarize(args, compute_.get())));
+    }
+    std::vector<std::byte> read(best_offset + count * max_top * sizeof(RankedLogit));
+    RETURN_IF_ERROR(Download(read, workspace));
+    for (int64_t i = 0; i < count; ++i) {
+      LogitsResult& result = results[first + i];
+      RowSummary summary;
+      std::memcpy(&summary, read.data() + i * sizeof(RowSummary), sizeof(summary));
+      result.log_sum_exp = summary.log_sum_exp;
+      result.target_logit = summary.target_logit;
+      for (int64_t n = 0; n < DeviceTop(requests[first + i], cols); ++n) {
+        RankedLogit ranked;
+        std::memcpy(&ranked, read.data() + best_offset + (i * max_top + n) * sizeof(RankedLogit), sizeof(ranked));
+        result.ids.push_back(ranked.id);
+        result.logits.push_back(ranked.logit);
+      }
+    }
+    return absl::OkStatus();
   }
 
   static void KeepBest(const std::vector<float>& values, int32_t top_n, LogitsResult* result) {
@@ -761,17 +666,12 @@ class CudaOps final : public Ops {
   std::string name_;
   DType activation_dtype_ = DType::kBF16, contribution_dtype_ = DType::kBF16;
   ProductDevice product_device_;
-  const char* last_ = "nothing";  // operation queued last
   std::shared_ptr<EventPool> events_ = std::make_shared<EventPool>();
   std::shared_ptr<BatchMemoryPool> batch_memory_ = std::make_shared<BatchMemoryPool>();
   CudaTimeline timeline_;
-  Stream compute_;
+  ComputeQueue compute_;
   std::unique_ptr<CopyEngine> copies_;
-  Staging staging_;
-  PinnedBuffer downloads_[2];
-  StreamEvent downloaded_[2];
-  PinnedBuffer signal_;  // one word: the number of the last small download that has come
-  uint32_t num_told_ = 0;
+  std::unique_ptr<HostTransfers> transfers_;
   Workspace workspace_;
   std::vector<Frequencies> frequencies_;
 };

@@ -44,26 +44,22 @@ const char* Check(const ProductDevice& device, const ExpertMlpArgs& args) {
   return nullptr;
 }
 
-// Launches the tasks of `params`, each with the kernel for its number of rows.
-cudaError_t LaunchProducts(const ProductDevice& device, const std::vector<ProductTask>& tasks, ProductParams params, bool fused,
-                           cudaStream_t stream) {
-  params.num_tasks = 0;
-  for (const ProductTask& task : tasks) {
-    if (task.rows <= device.few_rows_expert) params.tasks[params.num_tasks++] = task;
+// Launches the tasks, each with the kernel for its number of rows: one launch for each kernel.
+cudaError_t LaunchTasks(const ProductDevice& device, const std::vector<ProductTask>& tasks, ProductParams params, bool fused,
+                        cudaStream_t stream) {
+  for (const ProductKernel kernel : {ProductKernel::kFew, ProductKernel::kMma, ProductKernel::kWgmma}) {
+    params.num_tasks = 0;
+    for (const ProductTask& task : tasks) {
+      if (ChooseExpertProduct(device, params.act_type, task.rows).kernel == kernel) params.tasks[params.num_tasks++] = task;
+    }
+    if (params.num_tasks == 0) continue;
+    if (kernel != ProductKernel::kFew) {  // large tiles first, so that the last ones are small
+      std::stable_sort(params.tasks, params.tasks + params.num_tasks,
+                       [](const ProductTask& a, const ProductTask& b) { return a.rows > b.rows; });
+    }
+    if (const cudaError_t error = LaunchProducts(device, kernel, params, fused, stream); error != cudaSuccess) return error;
   }
-  if (params.num_tasks > 0) {
-    if (const cudaError_t error = LaunchProductsFew(params, fused, stream); error != cudaSuccess) return error;
-  }
-  params.num_tasks = 0;
-  for (const ProductTask& task : tasks) {
-    if (task.rows > device.few_rows_expert) params.tasks[params.num_tasks++] = task;
-  }
-  if (params.num_tasks == 0) return cudaSuccess;
-  // Large tiles first, so that what is left at the end is small.
-  std::stable_sort(params.tasks, params.tasks + params.num_tasks,
-                   [](const ProductTask& a, const ProductTask& b) { return a.rows > b.rows; });
-  if (device.wgmma && params.act_type == DType::kBF16) return LaunchProductsWgmma(device, params, fused, stream);
-  return LaunchProductsMma(params, fused, stream);
+  return cudaSuccess;
 }
 
 // The uses of one batch: they fit the workspace and a launch's table.
@@ -91,7 +87,7 @@ cudaError_t RunBatch(const ProductDevice& device, const ExpertMlpArgs& args, std
   params.alpha = args.alpha;
   params.limit = args.limit;
   params.up_offset = args.up_offset;
-  if (const cudaError_t error = LaunchProducts(device, tasks, params, /*fused=*/true, stream); error != cudaSuccess) return error;
+  if (const cudaError_t error = LaunchTasks(device, tasks, params, /*fused=*/true, stream); error != cudaSuccess) return error;
 
   params.weight_type = shape.down_type;
   params.first = {shape.down_codes, shape.down_scales, shape.has_bias ? shape.down_bias : -1};
@@ -108,7 +104,7 @@ cudaError_t RunBatch(const ProductDevice& device, const ExpertMlpArgs& args, std
   params.scatter = args.outs;
   params.scattered = true;
   params.overlaps = true;
-  return LaunchProducts(device, tasks, params, /*fused=*/false, stream);
+  return LaunchTasks(device, tasks, params, /*fused=*/false, stream);
 }
 
 }  // namespace

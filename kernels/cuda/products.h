@@ -1,8 +1,8 @@
 #pragma once
 
-// The kernels behind tiled_gemm.h and expert_mlp.h, which differ in nothing but this description: a list of tasks (an
-// expert each, or one dense matrix), each multiplying its own rows by its own weights. Internal; arguments are checked
-// by the callers.
+// The kernels behind tiled_gemm.h and expert_mlp.h, and the description of their work: a list of tasks (an expert each, or one
+// dense matrix), each multiplying its own rows by its own weights. product_config.h chooses the kernel. Internal; callers check
+// the arguments.
 //
 //   products_few.cu    at most kFewTaskRows rows: every warp streams its weights once, and only rows are shared
 //   products_mma.cu    any rows: mma.sync, capability 7.5 and later
@@ -17,6 +17,7 @@
 #include <cstdint>
 
 #include "common/model/dtype.h"
+#include "kernels/cuda/product_config.h"
 #include "kernels/cuda/product_device.h"
 
 namespace ferry::cuda {
@@ -66,20 +67,23 @@ struct ProductParams {
 
   float alpha = 0, limit = 0, up_offset = 0;
 
-  // LaunchProductsFew: its weights are there already, and may be on their way to registers before the launch before it ends.
+  // LaunchProductsFew: the weights are in place, so the kernel may load them before the previous launch has ended.
   bool overlaps = false;
 };
 static_assert(sizeof(ProductParams) <= 4096, "the parameters of a launch");
 
-// Queue the tasks of `params`. fused: see above.
+// Queues the tasks of `params`, all with one kernel. cudaErrorInvalidValue: it has no code for the weight type.
+cudaError_t LaunchProducts(const ProductDevice& device, ProductKernel kernel, const ProductParams& params, bool fused,
+                           cudaStream_t stream);
+// The same with the named kernel.
 cudaError_t LaunchProductsFew(const ProductParams& params, bool fused, cudaStream_t stream);
 cudaError_t LaunchProductsMma(ProductParams params, bool fused, cudaStream_t stream);
 cudaError_t LaunchProductsWgmma(const ProductDevice& device, ProductParams params, bool fused, cudaStream_t stream);
 
-// Lets the kernels use the shared memory they need on the current device. usable: whether this build has them for it.
+// Lets the kernels use the shared memory that they need on the current device. usable: whether this build has code for it.
 cudaError_t PrepareProductsWgmma(bool* usable);
 
-// Tells the tasks' places among tiles of at most `token_tile` rows and `panel_rows` rows of weights.
+// Sets the tasks' places among tiles of at most `token_tile` rows and `panel_rows` rows of weights.
 inline void AssignTiles(ProductParams* params, int token_tile, int panel_rows) {
   const int panels = (params->n + panel_rows - 1) / panel_rows;
   int32_t tiles = 0;

@@ -144,28 +144,30 @@ __global__ void ScatterKernel(const float* rows, bool aligned, const int32_t* ou
   Store4(out + target * out_stride + col, cols - col, out_aligned, v);
 }
 
-// Grid: as many as keep the link busy. Block: kThreads, a Word each in turn; the last bytes by the first threads.
-// Bound: bytes over the link, 54 GB/s: 64 KB in flight at 1.2 us a read.
+// This thread's words of a copy: those from `first` on in steps of `step`, then such bytes of the rest.
 template <typename Word>
-__global__ void CopyKernel(std::byte* dst, const std::byte* src, int64_t bytes) {
-  AwaitLaunchesBefore();
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, step = int64_t{gridDim.x} * kThreads;
+__device__ void CopyWords(std::byte* dst, const std::byte* src, int64_t bytes, int64_t first, int64_t step) {
   const int64_t words = bytes / static_cast<int64_t>(sizeof(Word));
   for (int64_t i = first; i < words; i += step) reinterpret_cast<Word*>(dst)[i] = reinterpret_cast<const Word*>(src)[i];
   for (int64_t i = words * static_cast<int64_t>(sizeof(Word)) + first; i < bytes; i += step) dst[i] = src[i];
 }
 
-constexpr int kTellThreads = 1024;
-
-// A copy to the host, then the news of it. Grid: one block, since the news comes after all of it.
-// Bound: one way across the link.
+// Grid: as many as keep the link busy. Block: kThreads, a Word each in turn; the last bytes by the first threads.
+// Bound: bytes over the link, 54 GB/s: 64 KB in flight at 1.2 us a read.
 template <typename Word>
-__global__ void CopyAndTellKernel(std::byte* dst, const std::byte* src, int64_t bytes, uint32_t* signal, uint32_t value) {
+__global__ void CopyKernel(std::byte* dst, const std::byte* src, int64_t bytes) {
   AwaitLaunchesBefore();
-  const int64_t words = bytes / static_cast<int64_t>(sizeof(Word));
-  for (int64_t i = threadIdx.x; i < words; i += kTellThreads)
-    reinterpret_cast<Word*>(dst)[i] = reinterpret_cast<const Word*>(src)[i];
-  for (int64_t i = words * static_cast<int64_t>(sizeof(Word)) + threadIdx.x; i < bytes; i += kTellThreads) dst[i] = src[i];
+  CopyWords<Word>(dst, src, bytes, static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, int64_t{gridDim.x} * kThreads);
+}
+
+constexpr int kSignalThreads = 1024;
+
+// A copy to the host, then a signal that it has arrived. Grid: one block, since the signal comes after all of the copy.
+// Bound: one transfer across the link.
+template <typename Word>
+__global__ void CopyAndSignalKernel(std::byte* dst, const std::byte* src, int64_t bytes, uint32_t* signal, uint32_t value) {
+  AwaitLaunchesBefore();
+  CopyWords<Word>(dst, src, bytes, threadIdx.x, kSignalThreads);
   __threadfence_system();
   __syncthreads();
   if (threadIdx.x == 0) *static_cast<volatile uint32_t*>(signal) = value;
@@ -303,9 +305,10 @@ cudaError_t LaunchCopy(void* dst, const void* src, int64_t bytes, cudaStream_t s
   });
 }
 
-cudaError_t LaunchCopyAndTell(void* dst, const void* src, int64_t bytes, uint32_t* signal, uint32_t value, cudaStream_t stream) {
+cudaError_t LaunchCopyAndSignal(void* dst, const void* src, int64_t bytes, uint32_t* signal, uint32_t value,
+                                cudaStream_t stream) {
   return WithWord(dst, src, [&](auto word) {
-    return LaunchOverlapping(CopyAndTellKernel<decltype(word)>, dim3(1), kTellThreads, stream, static_cast<std::byte*>(dst),
+    return LaunchOverlapping(CopyAndSignalKernel<decltype(word)>, dim3(1), kSignalThreads, stream, static_cast<std::byte*>(dst),
                              static_cast<const std::byte*>(src), bytes, signal, value);
   });
 }

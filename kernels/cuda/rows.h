@@ -41,7 +41,7 @@ cudaError_t LaunchScatterRows(const float* rows, const int32_t* outs, int64_t nu
 // order in which all streams queued them, so that a table of some kilobytes would wait for every expert queued before it (10 ms
 // for 38 of them, measured), and with it the compute stream; and a few kilobytes are with the host 6 us sooner.
 cudaError_t LaunchCopy(void* dst, const void* src, int64_t bytes, cudaStream_t stream);
-// The same for a few kilobytes, to host memory that is pinned; then *signal, in such memory too, becomes `value`.
-cudaError_t LaunchCopyAndTell(void* dst, const void* src, int64_t bytes, uint32_t* signal, uint32_t value, cudaStream_t stream);
+// Copies a few kilobytes to pinned host memory, then sets *signal, which is pinned host memory too, to `value`.
+cudaError_t LaunchCopyAndSignal(void* dst, const void* src, int64_t bytes, uint32_t* signal, uint32_t value, cudaStream_t stream);
 
 }  // namespace ferry::cuda

@@ -48,14 +48,8 @@ const char* TiledGemm(const ProductDevice& device, const TiledGemmArgs& args, cu
   params.out_stride = args.out_stride;
   params.accumulate = args.accumulate;
   params.overlaps = true;
-  cudaError_t error;
-  if (args.m <= device.few_rows_dense) {
-    error = LaunchProductsFew(params, /*fused=*/false, stream);
-  } else if (device.wgmma && args.act_type == DType::kBF16) {
-    error = LaunchProductsWgmma(device, params, /*fused=*/false, stream);
-  } else {
-    error = LaunchProductsMma(params, /*fused=*/false, stream);
-  }
+  const ProductConfig config = ChooseDenseProduct(device, args.act_type, args.m);
+  const cudaError_t error = LaunchProducts(device, config.kernel, params, /*fused=*/false, stream);
   if (error == cudaErrorInvalidValue) return "argument weight_type: want MXFP4, Q8_0, Q4_0, BF16, F16 or F32";
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
