@@ -1,6 +1,7 @@
 #pragma once
 
-// Conclusions from the plan of one layer for the next.
+// How a layer's experts are placed on devices and on the host: the user's rules, the thresholds that both the runtime and its
+// predictions use, and conclusions from the plan of one layer for the next.
 
 #include <algorithm>
 #include <cstdint>
@@ -10,6 +11,16 @@
 #include "common/shm/expert_mailbox.h"
 
 namespace ferry {
+
+// Where a layer's experts may be computed, by -ot.
+enum class ExpertRule { kAny, kHost, kDevice };
+
+// Steps of at most this many rows (decode) are placed without asking the planner.
+inline constexpr int64_t kMaxRowsWithoutPlan = 8;
+// Copies before a layer's routing is known (worker/expert_forecast.h): in steps of at least kMinRowsToForecast rows, of experts
+// that the step uses with at least this probability.
+inline constexpr int64_t kMinRowsToForecast = 9;
+inline constexpr double kCertainUse = 0.9;
 
 // The fewest tokens with which the plan sent an expert that had not arrived to the worker's device; 0 when it left none to the
 // host. `places`: one for each of `uses`. In the next layer, an expert that expects fewer tokens is not worth a copy before the

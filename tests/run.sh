@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a bare Debian 12 to passed tests: installs what is missing, builds, runs every test. Tests that need a GPU are skipped
+# From a bare Debian 12 to passed tests: installs missing packages, builds, runs every test. Tests that need a GPU are skipped
 # without one and say so.
 #
 #   tests/run.sh             everything: release tests, sanitizer tests, a minute of each fuzzer
@@ -17,12 +17,11 @@ asan_too_slow='Golden.*'
 asan_cluster='SameEverywhere.OverGrpcWithSlots:SameEverywhere.AmongEightOthers:Faults.AKilledWorker*:Faults.ACancelled*:Faults.BadRequests*'
 # Under the thread sanitizer: what has threads.
 tsan_coordinator='GenerationLoop*:ClusterController*:Membership*:ExpertExchange*:Pipeline*:FerryService*:Server*'
-tsan_worker='*Link*:StepRunner*:ActivationQueue*:ActivationRing*:*TwoWorkers*:Loopback*:CopyAhead*:CutHostShare*:WorkerService*:Agent*:Heartbeat*:ExpertCache*'
+tsan_worker='*Link*:StepRunner*:ActivationQueue*:ActivationRing*:*TwoWorkers*:Loopback*:ExpertForecast*:HostChunks*:WorkerService*:Agent*:Heartbeat*:ExpertCache*'
 
 ferry_install "${ferry_build_packages[@]}" "${ferry_test_packages[@]}"
 
-# check NAME COMMAND…: runs it. Of one that fails, what says why is shown once more at the end, where whoever reads the last lines of a
-# long log finds it.
+# check NAME COMMAND…: runs the command. If it fails, its last lines are shown again at the end of the log, where a reader looks first.
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 failed=()

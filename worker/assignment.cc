@@ -38,23 +38,23 @@ absl::Status CheckCache(const internal::v1::CacheShape& cache, const ModelConfig
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<LayerRule>> RulesFromProto(const internal::v1::RegisterResponse& response) {
-  std::vector<LayerRule> rules(response.end_layer() - response.first_layer(), LayerRule::kAny);
+absl::StatusOr<std::vector<ExpertRule>> RulesFromProto(const internal::v1::RegisterResponse& response) {
+  std::vector<ExpertRule> rules(response.end_layer() - response.first_layer(), ExpertRule::kAny);
   for (const internal::v1::ExpertOverride& rule : response.overrides()) {
     if (rule.layer() < response.first_layer() || rule.layer() >= response.end_layer()) {
       return InvalidArgument("overrides.layer is %d, want %d to %d", rule.layer(), response.first_layer(),
                              response.end_layer() - 1);
     }
-    LayerRule& out = rules[rule.layer() - response.first_layer()];
+    ExpertRule& out = rules[rule.layer() - response.first_layer()];
     switch (rule.place()) {
       case internal::v1::ExpertOverride::ANY:
-        out = LayerRule::kAny;
+        out = ExpertRule::kAny;
         break;
       case internal::v1::ExpertOverride::HOST:
-        out = LayerRule::kHost;
+        out = ExpertRule::kHost;
         break;
       case internal::v1::ExpertOverride::DEVICE:
-        out = LayerRule::kDevice;
+        out = ExpertRule::kDevice;
         break;
       default:
         return InvalidArgument("overrides.place is %d, which is none", static_cast<int>(rule.place()));

@@ -7,12 +7,12 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "common/expert_plan.h"
 #include "common/model/expert_layout.h"
 #include "common/model/model_config.h"
 #include "common/shm/expert_mailbox.h"
 #include "common/status.h"
 #include "ferry/internal/v1/cluster.pb.h"
-#include "worker/expert_forward.h"
 #include "worker/kv_cache.h"
 
 namespace ferry {
@@ -31,7 +31,7 @@ struct Assignment {
   MailboxShape mailbox;
   absl::Duration heartbeat_interval, heartbeat_timeout;
   bool ooae = true;
-  std::vector<LayerRule> rules;  // one a layer of this worker
+  std::vector<ExpertRule> rules;  // one a layer of this worker
   uint64_t model_fingerprint = 0;
   int64_t dense_bytes = 0;  // 0: not known
 };

@@ -1,73 +1,114 @@
 #include "worker/copy_ahead.h"
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
+#include <optional>
+#include <utility>
 
 namespace ferry {
 namespace {
 
-// Whether what was learnt from a pass of `learnt` rows says something about one of `rows`, whose experts have other shares.
-bool AlikeInSize(int64_t rows, int64_t learnt) { return learnt > 0 && rows >= learnt / 2 && rows <= learnt * 2; }
+// Copies queued while rows are awaited: 3 ms of PCIe 5, since the engine's threads may keep this thread from its queue that long.
+constexpr int64_t kMaxWhileWaiting = 12;
 
 }  // namespace
 
-CopyAhead::CopyAhead(int64_t first_layer, int64_t end_layer, int64_t num_experts)
-    : first_layer_(first_layer), num_experts_(num_experts), layers_(end_layer - first_layer) {}
-
-void CopyAhead::Learn(int64_t layer, int64_t rows, std::span<const int32_t> tokens) {
-  if (rows < kMinRows) return;
-  Layer& learnt = layers_[layer - first_layer_];
-  learnt.tokens.resize(num_experts_);
-  learnt.rows = learnt.rows / 2 + static_cast<double>(rows);
-  int64_t used = 0;
-  for (int64_t i = 0; i < num_experts_; ++i) {
-    learnt.tokens[i] = learnt.tokens[i] / 2 + tokens[i];
-    used += tokens[i] > 0;
-  }
-  last_rows_ = rows;
-  last_coverage_ = static_cast<double>(used) / static_cast<double>(num_experts_);
+void CopyAhead::BeginStep(int64_t rows) {
+  Plan(arena_.NextWithExperts(first_layer_, end_layer_), rows);
+  waiting_ = {.rows = rows};
 }
 
-CopyAhead::Candidates CopyAhead::For(int64_t layer, int64_t rows, int64_t min_tokens) const {
-  Candidates candidates;
-  if (rows < kMinRows) return candidates;
-  const Layer& learnt = layers_[layer - first_layer_];
-  std::vector<double> unused(num_experts_, 1);  // the probability that no row uses it; orders even experts near certainty
-  if (learnt.rows > 0) {
-    for (int64_t i = 0; i < num_experts_; ++i) {
-      // Half a token more than was seen: an expert that was never used may be.
-      const double share = std::min(1.0, (learnt.tokens[i] + 0.5) / (learnt.rows + 1));
-      const bool worth = share * static_cast<double>(rows) >= static_cast<double>(min_tokens);
-      unused[i] = worth ? std::pow(1 - share, static_cast<double>(rows)) : 1;
+void CopyAhead::Plan(int64_t layer, int64_t rows) {
+  next_ = {};
+  if (layer >= end_layer_) return;
+  next_.layer = layer;
+  switch (mode_of_(layer, rows)) {
+    case ExpertMode::kHost:
+    case ExpertMode::kResidentElseHost:
+      break;
+    case ExpertMode::kPlanned:
+      next_.candidates = forecast_.For(layer, rows, forecast_.worth_tokens(rows));
+      break;
+    case ExpertMode::kShipActivated:
+      next_.candidates = forecast_.For(layer, rows, 0);
+      break;
+    case ExpertMode::kShipAll:
+      next_.candidates.experts.resize(num_experts_);
+      std::iota(next_.candidates.experts.begin(), next_.candidates.experts.end(), 0);
+      next_.candidates.num_certain = num_experts_;
+      break;
+  }
+  // All certain experts are copied, so neighbours may go together, unless there are too few slots for all of them.
+  if (cache_.JoinsRecordsOf(layer) && next_.candidates.num_certain <= cache_.num_slots()) {
+    std::sort(next_.candidates.experts.begin(), next_.candidates.experts.begin() + next_.candidates.num_certain);
+  }
+}
+
+absl::Status CopyAhead::Start(absl::Time deadline) {
+  for (; next_.next < next_.candidates.experts.size(); ++next_.next) {
+    const bool certain = static_cast<int64_t>(next_.next) < next_.candidates.num_certain;
+    if (!certain && static_cast<int64_t>(next_.speculative.size()) >= forecast_.budget()) break;
+    const int32_t expert = next_.candidates.experts[next_.next];
+    const ExpertId id{static_cast<int32_t>(next_.layer), expert};
+    const bool was_here = cache_.Contains(id);
+    ASSIGN_OR_RETURN(const bool fetched, cache_.Fetch(id, ExpertCache::Purpose::kThisStep, deadline));
+    if (!fetched) break;
+    cache_.Pin(id);
+    next_.pinned.push_back(expert);
+    if (!certain && !was_here) next_.speculative.push_back(expert);
+  }
+  return cache_.StartReadyCopies();
+}
+
+void CopyAhead::EndLayer() {
+  if (next_.layer < 0) return;
+  const int32_t layer = static_cast<int32_t>(next_.layer);
+  int64_t arrived = 0;
+  for (const int32_t expert : next_.speculative) arrived += cache_.Arrived({layer, expert});
+  forecast_.LearnGap(static_cast<int64_t>(next_.speculative.size()), arrived);
+  for (const int32_t expert : next_.pinned) cache_.Unpin({layer, expert});
+  next_ = {};
+}
+
+// First the certain experts that the last plan would have copied. Then the other certain ones, which the host would compute
+// otherwise, and the likely ones: the link is idle anyway.
+void CopyAhead::PlanWaiting() {
+  waiting_.planned = true;
+  const int64_t worth = forecast_.worth_tokens(waiting_.rows);
+  for (const auto& [min_tokens, certain] : {std::pair(worth, true), std::pair(int64_t{0}, true), std::pair(int64_t{0}, false)}) {
+    for (int64_t layer = first_layer_; layer < end_layer_; ++layer) {
+      if (!arena_.HasExperts(layer)) continue;
+      const ExpertMode mode = mode_of_(layer, waiting_.rows);
+      if (mode == ExpertMode::kHost || mode == ExpertMode::kResidentElseHost) continue;
+      ExpertForecast::Candidates candidates = forecast_.For(layer, waiting_.rows, min_tokens);
+      if (certain) candidates.experts.resize(candidates.num_certain);
+      for (const int32_t expert : candidates.experts) waiting_.candidates.push_back({static_cast<int32_t>(layer), expert});
     }
-  } else if (AlikeInSize(rows, last_rows_)) {
-    std::fill(unused.begin(), unused.end(), 1 - last_coverage_);
   }
-  for (int32_t i = 0; i < num_experts_; ++i) {
-    if (unused[i] <= 1 - kLikely) candidates.experts.push_back(i);
-    candidates.num_certain += unused[i] <= 1 - kCertain;
-  }
-  std::stable_sort(candidates.experts.begin(), candidates.experts.end(),
-                   [&](int32_t a, int32_t b) { return unused[a] < unused[b]; });
-  return candidates;
 }
 
-void CopyAhead::LearnPlan(int64_t rows, int64_t worth_tokens) {
-  planned_rows_ = rows;
-  worth_tokens_ = worth_tokens;
+absl::StatusOr<bool> CopyAhead::CopyWhileWaiting(absl::Time deadline) {
+  RETURN_IF_ERROR(cache_.StartReadyCopies());
+  if (!waiting_.planned) PlanWaiting();
+  for (; waiting_.next < waiting_.candidates.size(); ++waiting_.next) {
+    if (cache_.num_coming() >= kMaxWhileWaiting) {
+      RETURN_IF_ERROR(cache_.StartReadyCopies());
+      return true;
+    }
+    const ExpertId id = waiting_.candidates[waiting_.next];
+    if (cache_.Contains(id)) continue;
+    // Not pinned: pinned slots of later layers would leave none to the first. An expert evicts only a colder one.
+    const std::optional<double> victim_heat = cache_.HeatOfVictim();
+    if (!victim_heat || cache_.Heat(id) <= *victim_heat) continue;
+    RETURN_IF_ERROR(cache_.Fetch(id, ExpertCache::Purpose::kThisStep, deadline).status());
+  }
+  RETURN_IF_ERROR(cache_.StartReadyCopies());
+  return cache_.num_coming() > 0;
 }
 
-int64_t CopyAhead::worth_tokens(int64_t rows) const { return AlikeInSize(rows, planned_rows_) ? worth_tokens_ : 0; }
-
-void CopyAhead::LearnGap(int64_t started, int64_t arrived) {
-  if (started == 0) return;
-  // All had come and the link stood idle after them: it may take twice as many. Otherwise what had come, and the one under way.
-  if (arrived >= started) {
-    if (started >= budget_) budget_ = std::min<int64_t>(budget_ * 2, num_experts_);
-  } else {
-    budget_ = arrived + 1;
-  }
+void CopyAhead::Recover() {
+  next_ = {};
+  waiting_ = {};
 }
 
 }  // namespace ferry

@@ -1,60 +1,84 @@
 #pragma once
 
-// Which experts of a layer are worth copying before the layer is routed. Pure bookkeeping: no device, no clock.
+// Copies records into slots before their layer is routed: for the next layer while this one is computed, and for all layers of a
+// step while its rows have not arrived. ExpertForecast says which experts are worth it.
 //
-// An expert that took a share s of the rows so far is used by a step of n rows with probability 1 - (1 - s)^n. Experts above
-// kCertain are copied as far as slots allow, since few of these copies are wasted. Experts above kLikely are copied only while
-// the link would be idle, between the last copy of one layer and the routing of the next; their number follows how many arrived
-// in that gap before. Experts with fewer rows than recent plans found worth a copy are left to the host, which needs work while
-// the link copies. For a layer without a history, the coverage of the layer before it decides.
+// One thread: the compute thread.
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
+
+#include "absl/time/time.h"
+#include "common/model/expert_layout.h"
+#include "common/status.h"
+#include "worker/expert_cache.h"
+#include "worker/expert_forecast.h"
+#include "worker/expert_policy.h"
 
 namespace ferry {
 
 class CopyAhead {
  public:
-  static constexpr double kCertain = 0.9;
-  static constexpr double kLikely = 0.4;
-  static constexpr int64_t kMinRows = 9;  // smaller steps route first: few experts are used and none is certain
+  using ModeOf = std::function<ExpertMode(int64_t layer, int64_t rows)>;
 
-  CopyAhead(int64_t first_layer, int64_t end_layer, int64_t num_experts);
+  // For layers [first_layer, end_layer). `cache` and `arena` outlive this.
+  CopyAhead(ExpertCache* cache, const ArenaLayout* arena, int64_t first_layer, int64_t end_layer, int64_t num_experts,
+            ModeOf mode_of)
+      : cache_(*cache),
+        arena_(*arena),
+        first_layer_(first_layer),
+        end_layer_(end_layer),
+        num_experts_(num_experts),
+        mode_of_(std::move(mode_of)),
+        forecast_(first_layer, end_layer, num_experts) {}
 
-  // Records the routing of a layer: how many of `rows` rows went to each expert.
-  void Learn(int64_t layer, int64_t rows, std::span<const int32_t> tokens);
+  // A step of so many rows begins; the next layer is the first one with experts.
+  void BeginStep(int64_t rows);
+  // `layer` is the next one that is routed, for `rows` rows: chooses the experts that Start copies. None past the last layer.
+  void Plan(int64_t layer, int64_t rows);
+  // Starts as many of these copies as slots allow, and pins them until EndLayer.
+  absl::Status Start(absl::Time deadline);
+  // The planned layer is routed: unpins its experts, so that the layer itself pins those it uses.
+  void EndLayer();
 
-  struct Candidates {
-    std::vector<int32_t> experts;  // most likely first, ties to the lower id
-    int64_t num_certain = 0;       // this many at the front are above kCertain, the rest above kLikely
-  };
-  // The experts that can expect at least `min_tokens` of `rows` rows. Empty without a history, or for fewer than kMinRows rows.
-  Candidates For(int64_t layer, int64_t rows, int64_t min_tokens) const;
+  // While the rows of the step that began are awaited and the link is idle: starts copies for its layers, a few at a time, so
+  // that a record needed at once does not queue behind many. False: no more to copy.
+  absl::StatusOr<bool> CopyWhileWaiting(absl::Time deadline);
 
-  // Records what TokensWorthACopy (common/expert_plan.h) says of a layer's plan.
-  void LearnPlan(int64_t rows, int64_t worth_tokens);
-  // The fewest tokens worth a copy, by the last plan of a step of about that many rows; 0: unknown.
-  int64_t worth_tokens(int64_t rows) const;
+  // The forecast learns from each layer's routing and from each plan (expert_forecast.h).
+  void LearnRouting(int64_t layer, int64_t rows, std::span<const int32_t> tokens) { forecast_.Learn(layer, rows, tokens); }
+  void LearnPlan(int64_t rows, int64_t worth_tokens) { forecast_.LearnPlan(rows, worth_tokens); }
 
-  // How many merely likely experts to start at once.
-  int64_t budget() const { return budget_; }
-  // Records a gap: `started` merely likely experts were asked for, and `arrived` of them were in their slots at the routing.
-  void LearnGap(int64_t started, int64_t arrived);
+  // After a failed step, together with ExpertCache::Recover.
+  void Recover();
 
  private:
-  struct Layer {
-    double rows = 0;             // a sum that each step halves first, so that recent steps weigh most
-    std::vector<double> tokens;  // the same sum of each expert's rows
+  // Copies for the next layer.
+  struct NextLayer {
+    int64_t layer = -1;
+    ExpertForecast::Candidates candidates;
+    size_t next = 0;                   // the first candidate not asked for
+    std::vector<int32_t> pinned;       // by this class
+    std::vector<int32_t> speculative;  // of these: asked for though merely likely
   };
-  const int64_t first_layer_;
-  const int64_t num_experts_;
-  std::vector<Layer> layers_;
-  int64_t last_rows_ = 0;     // rows of the last routing recorded
-  double last_coverage_ = 0;  // the share of experts that it used
-  int64_t budget_ = 2;
-  int64_t planned_rows_ = 0;  // rows of the last plan recorded
-  int64_t worth_tokens_ = 0;
+  // Copies for all layers of a step whose rows are awaited.
+  struct Waiting {
+    int64_t rows = 0;
+    bool planned = false;
+    std::vector<ExpertId> candidates;  // in the order in which they are copied
+    size_t next = 0;
+  };
+  void PlanWaiting();
+
+  ExpertCache& cache_;
+  const ArenaLayout& arena_;
+  const int64_t first_layer_, end_layer_, num_experts_;
+  const ModeOf mode_of_;
+  ExpertForecast forecast_;
+  NextLayer next_;
+  Waiting waiting_;
 };
 
 }  // namespace ferry

@@ -7,7 +7,7 @@
 
 #include "common/ids.h"
 #include "ferry/internal/v1/cluster.grpc.pb.h"
-#include "worker/stage_weights.h"
+#include "worker/dense_chunk.h"
 
 namespace ferry {
 

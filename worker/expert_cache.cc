@@ -11,7 +11,6 @@ namespace ferry {
 namespace {
 
 constexpr double kHalfLifeSteps = 64;
-constexpr size_t kProbeAhead = 2;  // records asked for, and copies queued, while one runs
 constexpr int64_t kFillAhead = 8;  // bounds what a remote link has to hold, not the copy queue
 
 double Decay(uint64_t steps) { return std::exp2(-static_cast<double>(steps) / kHalfLifeSteps); }
@@ -54,74 +53,6 @@ ExpertCache::~ExpertCache() {
     }
     link_.ReleaseRecord(copy.id);
   }
-}
-
-absl::StatusOr<ExpertCache::Probe> ExpertCache::ProbeLink(absl::Duration time, absl::Time deadline) {
-  while (!asked_.empty()) RETURN_IF_ERROR(WaitForRecord(deadline));
-  while (!copying_.empty()) RETURN_IF_ERROR(WaitForOldestCopy(deadline));
-  no_counters_.Clear();
-
-  struct Record {
-    ExpertId id;
-    Slot* slot = nullptr;
-    Event done;
-  };
-  std::deque<Record> asked, copying;
-  const auto finish_first = [&]() -> absl::Status {
-    RETURN_IF_ERROR(ops_.Wait(copying.front().done, deadline));
-    link_.ReleaseRecord(copying.front().id);
-    copying.pop_front();
-    return absl::OkStatus();
-  };
-  const auto is_under_way = [&](ExpertId id) {
-    const auto same = [&](const Record& record) { return record.id == id; };
-    return std::any_of(asked.begin(), asked.end(), same) || std::any_of(copying.begin(), copying.end(), same);
-  };
-  Probe probe;
-  const auto run = [&]() -> absl::Status {
-    const int64_t num_records = arena_.num_records(first_layer_, end_layer_);
-    absl::Time start = absl::InfinitePast();  // set after the first copy, which warms up the path between here and there
-    for (int64_t i = 0; start == absl::InfinitePast() || probe.bytes == 0 || absl::Now() < start + time;) {
-      while (asked.size() < kProbeAhead) {
-        Slot& slot = slots_[i % num_slots()];
-        const ExpertId id = slot.state == State::kFilled ? slot.id : IdAt(i % num_records);
-        if (is_under_way(id)) break;
-        RETURN_IF_ERROR(link_.AskRecord(step_, id));
-        asked.push_back({.id = id, .slot = &slot, .done = nullptr});
-        ++i;
-      }
-      if (asked.empty()) {  // so few experts that all of them are being copied
-        RETURN_IF_ERROR(finish_first());
-        continue;
-      }
-      Record& next = asked.front();
-      // It may wait for the host memory of copies that still run.
-      while (!link_.RecordHere(next.id) && !copying.empty()) RETURN_IF_ERROR(finish_first());
-      ASSIGN_OR_RETURN(const std::span<const std::byte> record, link_.WaitRecord(next.id, deadline));
-      ASSIGN_OR_RETURN(next.done, ops_.CopyAsync(next.slot->data, record,
-                                                 {&next.slot->used, next.slot->used == nullptr ? size_t{0} : size_t{1}}));
-      if (next.slot->state == State::kFilled) next.slot->arrived = next.done;
-      next.slot->used = nullptr;
-      copying.push_back(next);
-      asked.pop_front();
-      if (start == absl::InfinitePast()) {
-        RETURN_IF_ERROR(finish_first());
-        start = absl::Now();
-        continue;
-      }
-      probe.bytes += static_cast<int64_t>(record.size());
-      while (copying.size() > kProbeAhead) RETURN_IF_ERROR(finish_first());
-    }
-    while (!copying.empty()) RETURN_IF_ERROR(finish_first());
-    probe.seconds = absl::ToDoubleSeconds(absl::Now() - start);
-    return absl::OkStatus();
-  };
-  const absl::Status status = run();
-  for (const Record& record : asked) link_.ReleaseRecord(record.id);
-  // After an error a copy may still read its record: it is the destructor's, and the next probe's, to wait for.
-  for (Record& record : copying) copying_.push_back({record.id, std::move(record.done)});
-  RETURN_IF_ERROR(status);
-  return probe;
 }
 
 std::vector<const std::byte*> ExpertCache::SlotMemory() const {

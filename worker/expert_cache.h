@@ -50,12 +50,12 @@ class ExpertCache {
   // Between steps: copies records into slots for about `time` and measures the rate from host memory to device. A filled slot
   // gets its own expert's record again; an empty slot gets some record and stays empty. DeadlineExceeded: a record did not
   // arrive, or a copy did not end.
-  struct Probe {
+  struct Measurement {
     int64_t bytes = 0;
     double seconds = 0;
     double rate() const { return seconds > 0 ? static_cast<double>(bytes) / seconds : 0; }
   };
-  absl::StatusOr<Probe> ProbeLink(absl::Duration time, absl::Time deadline);
+  absl::StatusOr<Measurement> MeasureLink(absl::Duration time, absl::Time deadline);
   // The device memory of every slot, empty or filled.
   std::vector<const std::byte*> SlotMemory() const;
 
@@ -142,6 +142,8 @@ class ExpertCache {
     ExpertId id;
     Event done;
   };
+
+  class LinkRun;  // of MeasureLink
 
   ExpertCache(Ops* ops, ExpertLink* link, const ArenaLayout* arena, int64_t first_layer, int64_t end_layer)
       : ops_(*ops), link_(*link), arena_(*arena), first_layer_(first_layer), end_layer_(end_layer) {}

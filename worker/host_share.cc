@@ -1,83 +1,69 @@
 #include "worker/host_share.h"
 
-#include <algorithm>
-#include <utility>
+#include "absl/time/clock.h"
+#include "common/log.h"
 
 namespace ferry {
-namespace {
 
-// A chunk that grows. Rows are numbered as they come and put in order at the end.
-class ChunkBuilder {
- public:
-  ChunkBuilder(int64_t num_rows, int64_t max_rows, int64_t max_entries)
-      : max_rows_(max_rows), max_entries_(max_entries), index_of_row_(num_rows, -1) {}
+absl::StatusOr<std::unique_ptr<HostShare>> HostShare::Create(Ops* ops, ExpertLink* link, const ArenaLayout* arena,
+                                                             int64_t n_embd) {
+  std::unique_ptr<HostShare> share(new HostShare(ops, link, arena));
+  ASSIGN_OR_RETURN(share->rows_, HostRows::Create(ops, n_embd));
+  return share;
+}
 
-  bool empty() const { return chunk_.uses.empty(); }
+absl::Status HostShare::BeginLayer(Tensor in, bool likely) {
+  in_ = in;
+  chunks_.clear();
+  next_chunk_ = 0;
+  return rows_->Begin(in, likely);
+}
 
-  // How many of the first entries fit: each takes an entry, and a row if it is not here yet.
-  int64_t Fits(std::span<const int32_t> rows) const {
-    int64_t new_rows = 0, count = 0;
-    for (const int32_t row : rows) {
-      new_rows += index_of_row_[row] < 0;
-      if (static_cast<int64_t>(chunk_.rows.size()) + new_rows > max_rows_ ||
-          static_cast<int64_t>(chunk_.outs.size()) + count + 1 > max_entries_) {
-        break;
-      }
-      ++count;
-    }
-    return count;
+absl::Status HostShare::Start(const StepContext& context, int64_t layer, std::span<const int32_t> experts,
+                              const HostGroups& groups) {
+  chunks_ = CutIntoChunks(experts, groups, link_.max_rows(), link_.max_entries());
+  return chunks_.empty() ? absl::OkStatus() : StartChunk(context, layer);
+}
+
+absl::Status HostShare::StartChunk(const StepContext& context, int64_t layer) {
+  const StepTrace::Scope span(*context.trace, "rows to the host", layer);
+  const HostChunk& chunk = chunks_[next_chunk_];
+  RETURN_IF_ERROR(rows_->Read(in_, chunk.rows, link_.HostRows(static_cast<int64_t>(chunk.rows.size()))));
+  RETURN_IF_ERROR(link_.StartCompute({.step = context.step,
+                                      .layer = static_cast<int32_t>(layer),
+                                      .num_rows = static_cast<int32_t>(chunk.rows.size()),
+                                      .uses = chunk.uses,
+                                      .entry_rows = chunk.entry_rows}));
+  running_ = true;
+  context.counters->set_host_bytes_read(context.counters->host_bytes_read() + chunk.uses.size() * arena_.layer(layer).bytes);
+  return absl::OkStatus();
+}
+
+absl::Status HostShare::Finish(const StepContext& context, int64_t layer, Tensor contributions) {
+  for (; next_chunk_ < chunks_.size(); ++next_chunk_) {
+    if (!running_) RETURN_IF_ERROR(StartChunk(context, layer));
+    const StepTrace::Scope span(*context.trace, "host's share", layer);
+    const absl::Time before = absl::Now();
+    const absl::StatusOr<std::span<const float>> results = link_.FinishCompute(context.deadline);
+    running_ = false;
+    RETURN_IF_ERROR(Annotate(results.status(), absl::StrFormat("experts of layer %d on the host", layer)));
+    context.counters->set_host_wait_seconds(context.counters->host_wait_seconds() + absl::ToDoubleSeconds(absl::Now() - before));
+    // The device may read the last chunk's results in place. The host overwrites them at the next request, which the next layer
+    // makes only after it has waited for its routing, and so for this.
+    const bool last = next_chunk_ + 1 == chunks_.size();
+    const std::vector<int32_t>& outs = chunks_[next_chunk_].outs;
+    RETURN_IF_ERROR(last ? ops_.ScatterContributionsAsync(*results, outs, contributions)
+                         : ops_.ScatterContributions(*results, outs, contributions));
   }
+  return absl::OkStatus();
+}
 
-  void Add(int32_t expert, std::span<const int32_t> rows, std::span<const int32_t> outs) {
-    chunk_.uses.push_back({.expert = expert, .tokens = static_cast<int32_t>(rows.size())});
-    for (const int32_t row : rows) {
-      if (index_of_row_[row] < 0) {
-        index_of_row_[row] = static_cast<int32_t>(chunk_.rows.size());
-        chunk_.rows.push_back(row);
-      }
-      chunk_.entry_rows.push_back(row);
-    }
-    chunk_.outs.insert(chunk_.outs.end(), outs.begin(), outs.end());
-  }
-
-  HostChunk Take() {
-    std::sort(chunk_.rows.begin(), chunk_.rows.end());
-    for (size_t i = 0; i < chunk_.rows.size(); ++i) index_of_row_[chunk_.rows[i]] = static_cast<int32_t>(i);
-    for (int32_t& row : chunk_.entry_rows) row = index_of_row_[row];
-    for (const int32_t row : chunk_.rows) index_of_row_[row] = -1;
-    return std::exchange(chunk_, {});
-  }
-
- private:
-  const int64_t max_rows_, max_entries_;
-  std::vector<int32_t> index_of_row_;  // -1: not in this chunk
-  HostChunk chunk_;
-};
-
-}  // namespace
-
-std::vector<HostChunk> CutHostShare(std::span<const int32_t> experts, const HostGroups& groups, int64_t max_rows,
-                                    int64_t max_entries) {
-  const int32_t num_rows = groups.rows.empty() ? 0 : *std::max_element(groups.rows.begin(), groups.rows.end()) + 1;
-  std::vector<HostChunk> chunks;
-  ChunkBuilder builder(num_rows, max_rows, max_entries);
-  for (const int32_t expert : experts) {
-    std::span<const int32_t> rows =
-        groups.rows.subspan(groups.offsets[expert], groups.offsets[expert + 1] - groups.offsets[expert]);
-    std::span<const int32_t> outs = groups.outs.subspan(groups.offsets[expert], rows.size());
-    while (!rows.empty()) {
-      int64_t fits = builder.Fits(rows);
-      if (fits < static_cast<int64_t>(rows.size()) && !builder.empty()) {
-        chunks.push_back(builder.Take());
-        fits = builder.Fits(rows);
-      }
-      builder.Add(expert, rows.first(fits), outs.first(fits));
-      rows = rows.subspan(fits);
-      outs = outs.subspan(fits);
-    }
-  }
-  if (!builder.empty()) chunks.push_back(builder.Take());
-  return chunks;
+void HostShare::Recover() {
+  if (!running_) return;
+  // The mailbox takes the next request only after this one's answer.
+  const auto late = link_.FinishCompute(absl::Now() + absl::Seconds(2));
+  if (!late.ok()) spdlog::warn("the host's share of a failed step: {}", late.status().ToString());
+  running_ = false;
 }
 
 }  // namespace ferry

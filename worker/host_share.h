@@ -1,32 +1,57 @@
 #pragma once
 
-// Cuts the experts that the coordinator computes for a layer into requests that fit the expert link. Requests are cut between
-// experts, so that the coordinator reads each expert once; only an expert larger than a whole request is cut by rows.
+// The host's share of a layer: the experts that the coordinator computes while this worker's device computes the others. The link
+// takes one request at a time; the share is cut into as many as it needs.
+//
+//   BeginLayer -> Start -> (the device's share) -> Finish
+//
+// One thread: the compute thread.
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
-#include "common/shm/expert_mailbox.h"
+#include "common/model/expert_layout.h"
+#include "common/status.h"
+#include "kernels/ops.h"
+#include "worker/expert_link.h"
+#include "worker/host_chunks.h"
+#include "worker/host_rows.h"
+#include "worker/step_context.h"
 
 namespace ferry {
 
-// The assignments of all rows of a step, grouped by expert, on the host: entries [offsets[e], offsets[e+1]) are expert e's.
-struct HostGroups {
-  std::span<const int32_t> offsets;  // [num_experts + 1]
-  std::span<const int32_t> rows;     // [entries] row of the step
-  std::span<const int32_t> outs;     // [entries] row of the contributions
-};
+class HostShare {
+ public:
+  // All outlive this. ResourceExhausted: the device is full.
+  static absl::StatusOr<std::unique_ptr<HostShare>> Create(Ops* ops, ExpertLink* link, const ArenaLayout* arena, int64_t n_embd);
+  // Device memory that Create allocates.
+  static int64_t BytesOf(const Ops& ops, int64_t n_embd) { return HostRows::BytesOf(ops, n_embd); }
 
-struct HostChunk {
-  std::vector<ActivatedExpert> uses;  // ids increasing
-  std::vector<int32_t> rows;          // rows of the step that go along, increasing
-  std::vector<int32_t> entry_rows;    // index into `rows` of each entry
-  std::vector<int32_t> outs;          // where each entry's contribution goes
-};
+  // Begins a layer with input `in` (act [rows, n_embd]), without a share. If a share is `likely`, the rows of a small step are
+  // downloaded with the caller's next Ops::Download.
+  absl::Status BeginLayer(Tensor in, bool likely);
+  // Sends the rows of `experts` (ids increasing) to the host, which begins to compute. Errors of the link.
+  absl::Status Start(const StepContext& context, int64_t layer, std::span<const int32_t> experts, const HostGroups& groups);
+  // Waits for the host, sends further requests if the share has more, and scatters the results into `contributions`. Without a
+  // share it does nothing. Errors of the link.
+  absl::Status Finish(const StepContext& context, int64_t layer, Tensor contributions);
+  // After a failed step: waits for a running request, for at most two seconds.
+  void Recover();
 
-// `experts`: those to compute on the host, increasing. max_rows and max_entries are at least 1.
-std::vector<HostChunk> CutHostShare(std::span<const int32_t> experts, const HostGroups& groups, int64_t max_rows,
-                                    int64_t max_entries);
+ private:
+  HostShare(Ops* ops, ExpertLink* link, const ArenaLayout* arena) : ops_(*ops), link_(*link), arena_(*arena) {}
+  absl::Status StartChunk(const StepContext& context, int64_t layer);
+
+  Ops& ops_;
+  ExpertLink& link_;
+  const ArenaLayout& arena_;
+  std::unique_ptr<HostRows> rows_;
+  Tensor in_;  // of the layer
+  std::vector<HostChunk> chunks_;
+  size_t next_chunk_ = 0;  // the first one not finished
+  bool running_ = false;   // the host computes chunks_[next_chunk_]
+};
 
 }  // namespace ferry

@@ -84,8 +84,8 @@ int Main(int argc, char** argv) {
   app.add_option("--force-division", options.force_division,
                  "for tests and measurements: where to compute activated experts: auto (as planned), host or ship")
       ->transform(CLI::CheckedTransformer(
-          std::map<std::string, ForceDivision>{
-              {"auto", ForceDivision::kAuto}, {"host", ForceDivision::kHost}, {"ship", ForceDivision::kShip}},
+          std::map<std::string, ExpertRule>{
+              {"auto", ExpertRule::kAny}, {"host", ExpertRule::kHost}, {"ship", ExpertRule::kDevice}},
           CLI::ignore_case));
   app.add_option("--connect-patience", options.connect_patience_seconds,
                  "seconds to wait for a coordinator that cannot be reached")

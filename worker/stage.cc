@@ -15,7 +15,7 @@ constexpr int64_t kLogitsRows = 64;          // rows through the output matrix a
 constexpr int64_t kMinMemoryLeft = 1 << 30;  // of the device, by automatic slots: for the backend's own use and for others
 constexpr int64_t kMinRowsToTime = 32;       // decode is too quick to be timed always: 3 us an operation of 5 to 30
 constexpr absl::Duration kLookAtCopies = absl::Microseconds(100);  // less than two records take on any link
-constexpr absl::Duration kProbePatience = absl::Seconds(60);       // for a remote link's first records
+constexpr absl::Duration kLinkPatience = absl::Seconds(60);        // for a remote link's first records
 constexpr absl::Duration kFillPatience = absl::Seconds(60);        // for one expert
 
 // Bytes of the stage's own buffers, in the order of its members.
@@ -51,7 +51,7 @@ BufferSizes SizesOf(const Ops& ops, const StageOptions& options) {
 }  // namespace
 
 // A step on its way: what every part of the forward pass needs.
-struct Stage::Pass {
+struct Stage::StepState {
   const StageStep& step;
   const absl::Time deadline;
   ActivationSource* const source;
@@ -77,37 +77,37 @@ struct Stage::Pass {
 
 // ------------------------------------------------------------------------------------------------------------ the forward pass
 
-absl::Status Stage::Forward(Pass& pass) {
-  if (pass.step.forget_experts) RETURN_IF_ERROR(experts_->Forget(pass.deadline));
-  RETURN_IF_ERROR(experts_->BeginStep(pass.experts, pass.x.rows));
+absl::Status Stage::Forward(StepState& state) {
+  if (state.step.forget_experts) RETURN_IF_ERROR(experts_->Forget(state.deadline));
+  RETURN_IF_ERROR(experts_->BeginStep(state.experts, state.x.rows));
   for (int64_t layer = options_.first_layer; layer < options_.end_layer; ++layer) {
-    for (int64_t row = 0; row < pass.x.rows; row += options_.micro_batch_rows) {
-      const int64_t num_rows = std::min(options_.micro_batch_rows, pass.x.rows - row);
-      if (layer == options_.first_layer) RETURN_IF_ERROR(EnsureRows(pass, row + num_rows));
-      const StepTrace::Scope span(pass.trace, "attention", layer);
-      RETURN_IF_ERROR(Attention(pass, layer, row, num_rows));
+    for (int64_t row = 0; row < state.x.rows; row += options_.micro_batch_rows) {
+      const int64_t num_rows = std::min(options_.micro_batch_rows, state.x.rows - row);
+      if (layer == options_.first_layer) RETURN_IF_ERROR(EnsureRows(state, row + num_rows));
+      const StepTrace::Scope span(state.trace, "attention", layer);
+      RETURN_IF_ERROR(Attention(state, layer, row, num_rows));
     }
-    RETURN_IF_ERROR(FeedForward(pass, layer));
-    GiveBackUploaded(pass);
-    RETURN_IF_ERROR(pass.Check());
+    RETURN_IF_ERROR(FeedForward(state, layer));
+    GiveBackUploaded(state);
+    RETURN_IF_ERROR(state.Check());
   }
-  return options_.last() ? ReadLogits(pass) : SendRows(pass);
+  return options_.last() ? ReadLogits(state) : SendRows(state);
 }
 
-absl::Status Stage::Attention(Pass& pass, int64_t layer, int64_t first_row, int64_t num_rows) {
+absl::Status Stage::Attention(StepState& state, int64_t layer, int64_t first_row, int64_t num_rows) {
   const ModelConfig& model = options_.model;
   const AttentionConfig& attention = model.layers[layer].attention;
   const LayerWeights& weights = weights_->layer(layer);
-  const Tensor x = pass.x.Rows(first_row, num_rows), normed = pass.normed.Rows(first_row, num_rows);
+  const Tensor x = state.x.Rows(first_row, num_rows), normed = state.normed.Rows(first_row, num_rows);
   const Tensor attended(attended_.data(), ops_.activation_dtype(), num_rows, attention.out_size());
 
   RETURN_IF_ERROR(ops_.RmsNorm(x, weights.attention_norm, model.rms_epsilon, normed));
-  RETURN_IF_ERROR(attention.latent() ? LatentAttention(pass, layer, first_row, normed, attended)
-                                     : GroupedAttention(pass, layer, first_row, normed, attended));
+  RETURN_IF_ERROR(attention.latent() ? LatentAttention(state, layer, first_row, normed, attended)
+                                     : GroupedAttention(state, layer, first_row, normed, attended));
   return ops_.MatMul(attended, weights.attention_output.weight, weights.attention_output.bias, x, /*accumulate=*/true);
 }
 
-absl::Status Stage::GroupedAttention(Pass& pass, int64_t layer, int64_t first_row, Tensor normed, Tensor attended) {
+absl::Status Stage::GroupedAttention(StepState& state, int64_t layer, int64_t first_row, Tensor normed, Tensor attended) {
   const AttentionConfig& attention = options_.model.layers[layer].attention;
   const LayerWeights& weights = weights_->layer(layer);
   const KvLayer& kv = kv_->layer(layer);
@@ -120,14 +120,14 @@ absl::Status Stage::GroupedAttention(Pass& pass, int64_t layer, int64_t first_ro
     first_col += cols;
   }
   const HeadNorms norms = {.query = weights.query_norm, .key = weights.key_norm, .epsilon = options_.model.rms_epsilon};
-  RETURN_IF_ERROR(ops_.RopeAndStore(*pass.batch, first_row, attention.rope, norms, qkv, kv, query));
+  RETURN_IF_ERROR(ops_.RopeAndStore(*state.batch, first_row, attention.rope, norms, qkv, kv, query));
   const AttentionParams params = {.scale = attention.scale, .window = attention.window, .sinks = weights.sinks};
-  return ops_.Attention(*pass.batch, first_row, query, kv, params, attended);
+  return ops_.Attention(*state.batch, first_row, query, kv, params, attended);
 }
 
 // Absorbed: what would make a head's keys and values from a token's latent is applied to the query and to the weighted sum of
 // latents, so that the latents themselves are keys and values of all heads.
-absl::Status Stage::LatentAttention(Pass& pass, int64_t layer, int64_t first_row, Tensor normed, Tensor attended) {
+absl::Status Stage::LatentAttention(StepState& state, int64_t layer, int64_t first_row, Tensor normed, Tensor attended) {
   const AttentionConfig& attention = options_.model.layers[layer].attention;
   const LatentWeights& weights = weights_->layer(layer).latent;
   const KvLayer& kv = kv_->layer(layer);
@@ -152,25 +152,25 @@ absl::Status Stage::LatentAttention(Pass& pass, int64_t layer, int64_t first_row
   RETURN_IF_ERROR(ops_.MatMul(query_from, weights.query, nullptr, query, /*accumulate=*/false));
   RETURN_IF_ERROR(ops_.MatMul(normed, weights.down, nullptr, latent, /*accumulate=*/false));
   const LatentNorm norm = {.weight = weights.norm, .epsilon = options_.model.rms_epsilon};
-  RETURN_IF_ERROR(ops_.StoreLatent(*pass.batch, first_row, attention.rope, norm, latent, kv, query, absorbed));
+  RETURN_IF_ERROR(ops_.StoreLatent(*state.batch, first_row, attention.rope, norm, latent, kv, query, absorbed));
   RETURN_IF_ERROR(ops_.MatMulPerHead(query, weights.key_up, absorbed));
-  RETURN_IF_ERROR(ops_.Attention(*pass.batch, first_row, absorbed, kv, {.scale = attention.scale}, summed));
+  RETURN_IF_ERROR(ops_.Attention(*state.batch, first_row, absorbed, kv, {.scale = attention.scale}, summed));
   return ops_.MatMulPerHead(summed, weights.value_up, attended);
 }
 
-absl::Status Stage::FeedForward(Pass& pass, int64_t layer) {
+absl::Status Stage::FeedForward(StepState& state, int64_t layer) {
   const LayerConfig& parts = options_.model.layers[layer];
   const LayerWeights& weights = weights_->layer(layer);
-  RETURN_IF_ERROR(ops_.RmsNorm(pass.x, weights.ffn_norm, options_.model.rms_epsilon, pass.normed));
+  RETURN_IF_ERROR(ops_.RmsNorm(state.x, weights.ffn_norm, options_.model.rms_epsilon, state.normed));
   if (parts.mlp) {
-    const StepTrace::Scope span(pass.trace, "mlp", layer);
-    for (int64_t row = 0; row < pass.x.rows; row += options_.micro_batch_rows) {
-      const int64_t num_rows = std::min(options_.micro_batch_rows, pass.x.rows - row);
-      RETURN_IF_ERROR(Mlp(*parts.mlp, weights, pass.normed.Rows(row, num_rows), pass.x.Rows(row, num_rows)));
+    const StepTrace::Scope span(state.trace, "mlp", layer);
+    for (int64_t row = 0; row < state.x.rows; row += options_.micro_batch_rows) {
+      const int64_t num_rows = std::min(options_.micro_batch_rows, state.x.rows - row);
+      RETURN_IF_ERROR(Mlp(*parts.mlp, weights, state.normed.Rows(row, num_rows), state.x.Rows(row, num_rows)));
     }
   }
   if (!parts.experts) return absl::OkStatus();
-  return experts_->Run(pass.experts, layer, weights.router, pass.normed, pass.x);
+  return experts_->Run(state.experts, layer, weights.router, state.normed, state.x);
 }
 
 absl::Status Stage::Mlp(const MlpConfig& mlp, const LayerWeights& weights, Tensor in, Tensor x) {
@@ -184,72 +184,72 @@ absl::Status Stage::Mlp(const MlpConfig& mlp, const LayerWeights& weights, Tenso
 }
 
 // The rows of x below end_row: embedded, or received from the previous stage.
-absl::Status Stage::EnsureRows(Pass& pass, int64_t end_row) {
+absl::Status Stage::EnsureRows(StepState& state, int64_t end_row) {
   if (options_.first()) {
-    if (pass.rows_here == 0) pass.started = absl::Now();
-    const int64_t num_rows = end_row - pass.rows_here;
-    RETURN_IF_ERROR(ops_.Embed(*pass.batch, pass.rows_here, weights_->embedding(), pass.x.Rows(pass.rows_here, num_rows)));
-    pass.rows_here = end_row;
+    if (state.rows_here == 0) state.started = absl::Now();
+    const int64_t num_rows = end_row - state.rows_here;
+    RETURN_IF_ERROR(ops_.Embed(*state.batch, state.rows_here, weights_->embedding(), state.x.Rows(state.rows_here, num_rows)));
+    state.rows_here = end_row;
     return absl::OkStatus();
   }
-  const StepTrace::Scope span(pass.trace, "receive rows", -1);
-  while (pass.rows_here < end_row) {
+  const StepTrace::Scope span(state.trace, "receive rows", -1);
+  while (state.rows_here < end_row) {
     const absl::Time before = absl::Now();
-    ASSIGN_OR_RETURN(ActivationChunk chunk, NextChunk(pass));
-    if (pass.rows_here == 0) {
-      pass.started = absl::Now();
+    ASSIGN_OR_RETURN(ActivationChunk chunk, NextChunk(state));
+    if (state.rows_here == 0) {
+      state.started = absl::Now();
     } else {
-      pass.waited += absl::Now() - before;
+      state.waited += absl::Now() - before;
     }
-    const int64_t num_rows = static_cast<int64_t>(chunk.values.size()) / pass.x.cols;
-    if (num_rows > pass.x.rows - pass.rows_here) {
-      return InvalidArgument("%d hidden states came from row %d on, want at most %d", num_rows, pass.rows_here,
-                             pass.x.rows - pass.rows_here);
+    const int64_t num_rows = static_cast<int64_t>(chunk.values.size()) / state.x.cols;
+    if (num_rows > state.x.rows - state.rows_here) {
+      return InvalidArgument("%d hidden states came from row %d on, want at most %d", num_rows, state.rows_here,
+                             state.x.rows - state.rows_here);
     }
-    RETURN_IF_ERROR(ops_.UploadAsync(pass.x.Rows(pass.rows_here, num_rows).data, std::as_bytes(chunk.values)));
+    RETURN_IF_ERROR(ops_.UploadAsync(state.x.Rows(state.rows_here, num_rows).data, std::as_bytes(chunk.values)));
     ASSIGN_OR_RETURN(Event uploaded, ops_.MarkCompute());
-    pass.uploading.emplace_back(std::move(chunk), std::move(uploaded));
-    pass.rows_here += num_rows;
+    state.uploading.emplace_back(std::move(chunk), std::move(uploaded));
+    state.rows_here += num_rows;
   }
   return absl::OkStatus();
 }
 
 // While the previous stage computes, this one's link is free for its experts. Memory that has been read is given back meanwhile,
 // since the previous stage may be waiting for it.
-absl::StatusOr<ActivationChunk> Stage::NextChunk(Pass& pass) {
+absl::StatusOr<ActivationChunk> Stage::NextChunk(StepState& state) {
   while (true) {
-    ASSIGN_OR_RETURN(const bool copying, experts_->CopyWhileWaiting(pass.experts));
-    GiveBackUploaded(pass);
-    const bool look = copying || !pass.uploading.empty();
-    const absl::Time until = look ? std::min(pass.deadline, absl::Now() + kLookAtCopies) : pass.deadline;
-    absl::StatusOr<ActivationChunk> chunk = pass.source->Next(pass.step.step, pass.rows_here, until);
-    if (until == pass.deadline || !absl::IsDeadlineExceeded(chunk.status())) return chunk;
-    RETURN_IF_ERROR(pass.Check());
+    ASSIGN_OR_RETURN(const bool copying, experts_->CopyWhileWaiting(state.experts));
+    GiveBackUploaded(state);
+    const bool look = copying || !state.uploading.empty();
+    const absl::Time until = look ? std::min(state.deadline, absl::Now() + kLookAtCopies) : state.deadline;
+    absl::StatusOr<ActivationChunk> chunk = state.source->Next(state.step.step, state.rows_here, until);
+    if (until == state.deadline || !absl::IsDeadlineExceeded(chunk.status())) return chunk;
+    RETURN_IF_ERROR(state.Check());
   }
 }
 
-void Stage::GiveBackUploaded(Pass& pass) {
-  while (!pass.uploading.empty() && ops_.Passed(pass.uploading.front().second)) pass.uploading.pop_front();
+void Stage::GiveBackUploaded(StepState& state) {
+  while (!state.uploading.empty() && ops_.Passed(state.uploading.front().second)) state.uploading.pop_front();
 }
 
-absl::Status Stage::SendRows(Pass& pass) {
-  const StepTrace::Scope span(pass.trace, "send rows", -1);
-  for (int64_t first = 0; first < pass.x.rows;) {
-    ASSIGN_OR_RETURN(const std::span<float> rows, pass.sink->Reserve(pass.x.rows - first, pass.deadline));
-    const int64_t num_rows = static_cast<int64_t>(rows.size()) / pass.x.cols;
-    RETURN_IF_ERROR(ops_.DownloadAsync(std::as_writable_bytes(rows), pass.x.Rows(first, num_rows).data));
+absl::Status Stage::SendRows(StepState& state) {
+  const StepTrace::Scope span(state.trace, "send rows", -1);
+  for (int64_t first = 0; first < state.x.rows;) {
+    ASSIGN_OR_RETURN(const std::span<float> rows, state.sink->Reserve(state.x.rows - first, state.deadline));
+    const int64_t num_rows = static_cast<int64_t>(rows.size()) / state.x.cols;
+    RETURN_IF_ERROR(ops_.DownloadAsync(std::as_writable_bytes(rows), state.x.Rows(first, num_rows).data));
     ASSIGN_OR_RETURN(const Event downloaded, ops_.MarkCompute());
-    RETURN_IF_ERROR(ops_.Wait(downloaded, pass.deadline));
-    RETURN_IF_ERROR(pass.sink->Send(pass.step.step, first, pass.deadline));
+    RETURN_IF_ERROR(ops_.Wait(downloaded, state.deadline));
+    RETURN_IF_ERROR(state.sink->Send(state.step.step, first, state.deadline));
     first += num_rows;
   }
   return absl::OkStatus();
 }
 
 // Only the rows whose logits are wanted go through the output matrix.
-absl::Status Stage::ReadLogits(Pass& pass) {
-  const StepTrace::Scope span(pass.trace, "logits", -1);
-  const std::vector<WantedLogits>& wanted = pass.step.logits;
+absl::Status Stage::ReadLogits(StepState& state) {
+  const StepTrace::Scope span(state.trace, "logits", -1);
+  const std::vector<WantedLogits>& wanted = state.step.logits;
   const int64_t rows_at_once = std::min(kLogitsRows, options_.max_rows);
   for (size_t first = 0; first < wanted.size(); first += rows_at_once) {
     const int64_t num_rows = std::min<int64_t>(rows_at_once, wanted.size() - first);
@@ -259,18 +259,18 @@ absl::Status Stage::ReadLogits(Pass& pass) {
       rows.push_back(static_cast<int32_t>(wanted[first + i].row));
       requests.push_back({.top_n = wanted[first + i].top_n, .target = wanted[first + i].target});
     }
-    const Tensor gathered(gathered_.data(), DType::kF32, num_rows, pass.x.cols);
-    const Tensor normed = pass.normed.Rows(0, num_rows);
+    const Tensor gathered(gathered_.data(), DType::kF32, num_rows, state.x.cols);
+    const Tensor normed = state.normed.Rows(0, num_rows);
     const Tensor logits(logits_.data(), DType::kF32, num_rows, options_.model.vocab_size);
-    RETURN_IF_ERROR(ops_.GatherRows(pass.x, rows, gathered));
+    RETURN_IF_ERROR(ops_.GatherRows(state.x, rows, gathered));
     RETURN_IF_ERROR(ops_.RmsNorm(gathered, weights_->output_norm(), options_.model.rms_epsilon, normed));
     RETURN_IF_ERROR(ops_.MatMul(normed, weights_->output(), nullptr, logits, /*accumulate=*/false));
     ASSIGN_OR_RETURN(std::vector<LogitsResult> results, ops_.ReadLogits(logits, requests));
-    std::move(results.begin(), results.end(), std::back_inserter(pass.result.logits));
-    RETURN_IF_ERROR(pass.Check());
+    std::move(results.begin(), results.end(), std::back_inserter(state.result.logits));
+    RETURN_IF_ERROR(state.Check());
   }
   // Without logits nothing above waited for the device, and the step is over only when its computation is.
-  return wanted.empty() ? ops_.Synchronize(pass.deadline) : absl::OkStatus();
+  return wanted.empty() ? ops_.Synchronize(state.deadline) : absl::OkStatus();
 }
 
 // --------------------------------------------------------------------------------------------------------------------- a step
@@ -295,22 +295,22 @@ absl::StatusOr<StageResult> Stage::Run(const StageStep& step, absl::Time deadlin
   StageResult result;
   StepTrace trace(step.trace);
   const bool timed = step.trace || step.num_rows() >= kMinRowsToTime;
-  Pass pass = {.step = step,
-               .deadline = deadline,
-               .source = source,
-               .sink = sink,
-               .stop = stop,
-               .result = result,
-               .trace = trace,
-               .experts = {.step = step.step, .deadline = deadline, .counters = &result.experts, .trace = &trace},
-               .batch = nullptr,
-               .x = {residual_.data(), DType::kF32, step.num_rows(), options_.model.n_embd},
-               .normed = {normed_.data(), ops_.activation_dtype(), step.num_rows(), options_.model.n_embd},
-               .started = absl::Now()};
+  StepState state = {.step = step,
+                     .deadline = deadline,
+                     .source = source,
+                     .sink = sink,
+                     .stop = stop,
+                     .result = result,
+                     .trace = trace,
+                     .experts = {.step = step.step, .deadline = deadline, .counters = &result.experts, .trace = &trace},
+                     .batch = nullptr,
+                     .x = {residual_.data(), DType::kF32, step.num_rows(), options_.model.n_embd},
+                     .normed = {normed_.data(), ops_.activation_dtype(), step.num_rows(), options_.model.n_embd},
+                     .started = absl::Now()};
   const auto run = [&]() -> absl::Status {
     if (timed) RETURN_IF_ERROR(ops_.StartTimeline(deadline));
-    ASSIGN_OR_RETURN(pass.batch, ops_.PrepareBatch(MakeBatch(step)));
-    return Forward(pass);
+    ASSIGN_OR_RETURN(state.batch, ops_.PrepareBatch(MakeBatch(step)));
+    return Forward(state);
   };
   const absl::Status status = run();
   if (!status.ok()) experts_->Recover();
@@ -318,9 +318,9 @@ absl::StatusOr<StageResult> Stage::Run(const StageStep& step, absl::Time deadlin
   const absl::StatusOr<std::vector<TimelineSpan>> timeline = ops_.TakeTimeline();
   RETURN_IF_ERROR(status);
   RETURN_IF_ERROR(timeline.status());
-  const absl::Duration took = absl::Now() - pass.started;
+  const absl::Duration took = absl::Now() - state.started;
   result.seconds = absl::ToDoubleSeconds(took);
-  result.busy_seconds = absl::ToDoubleSeconds(took - pass.waited);
+  result.busy_seconds = absl::ToDoubleSeconds(took - state.waited);
   result.experts.set_compute_seconds(result.busy_seconds);
   if (timed) CountTimeline(*timeline, result.busy_seconds, &result.experts);
   trace.AddDevice(*timeline);
@@ -412,18 +412,18 @@ absl::StatusOr<int64_t> Stage::NumExpertSlots() const {
   return ExpertCache::SlotsIn(bytes, options_.arena, options_.first_layer, options_.end_layer);
 }
 
-absl::StatusOr<ExpertCache::Probe> Stage::ProbeLink(absl::Duration time) {
-  if (cache_ == nullptr) return ExpertCache::Probe();
-  return cache_->ProbeLink(time, absl::Now() + time + kProbePatience);
+absl::StatusOr<ExpertCache::Measurement> Stage::MeasureLink(absl::Duration time) {
+  if (cache_ == nullptr) return ExpertCache::Measurement();
+  return cache_->MeasureLink(time, absl::Now() + time + kLinkPatience);
 }
 
-absl::StatusOr<ExpertRates> Stage::ProbeExperts() {
+absl::StatusOr<ExpertRates> Stage::MeasureExperts() {
   const int64_t layer = options_.arena.NextWithExperts(options_.first_layer, options_.end_layer);
   if (layer == options_.end_layer) return ExpertRates();
   const ExpertLayout& expert = options_.arena.layer(layer);
   // Enough rows and experts to fill a large GPU with work.
   const ExpertRatesOptions how = {.time = absl::Milliseconds(30), .many_rows = 128, .many_row_experts = 32};
-  if (cache_ != nullptr) return MeasureExperts(ops_, expert, cache_->SlotMemory(), how);
+  if (cache_ != nullptr) return ferry::MeasureExperts(ops_, expert, cache_->SlotMemory(), how);
   // On the host's cores experts are the engine's, which the coordinator measures.
   if (ops_.activation_dtype() == DType::kF32) return ExpertRates();
   return MeasureExpertsOn(ops_, expert, how);

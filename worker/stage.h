@@ -74,9 +74,9 @@ class Stage {
                                   const std::stop_token& stop);
 
   // Between steps: measures for about `time` how fast records are copied into slots, whose contents stay. Zeros without slots.
-  absl::StatusOr<ExpertCache::Probe> ProbeLink(absl::Duration time);
-  // After ProbeLink: measures how fast this device computes the experts in the slots' memory. Zeros without slots.
-  absl::StatusOr<ExpertRates> ProbeExperts();
+  absl::StatusOr<ExpertCache::Measurement> MeasureLink(absl::Duration time);
+  // After MeasureLink: measures how fast this device computes the experts in the slots' memory. Zeros without slots.
+  absl::StatusOr<ExpertRates> MeasureExperts();
   // Before the first step: copies all experts that may be computed here into slots, if there is a slot for each, so that steps
   // ship none. Calls `go_on` with the progress; false ends the copying. Returns how many experts were copied: all, or 0.
   absl::StatusOr<int64_t> FillSlots(const std::function<bool(int64_t done, int64_t all)>& go_on);
@@ -88,7 +88,7 @@ class Stage {
   const ExpertCache* expert_cache() const { return cache_.get(); }  // null without slots
 
  private:
-  struct Pass;  // one step on its way through
+  struct StepState;  // of the step in progress
 
   Stage(Ops* ops, const StageOptions& options, ExpertLink* link) : ops_(*ops), options_(options), link_(*link) {}
 
@@ -97,17 +97,17 @@ class Stage {
   absl::StatusOr<int64_t> NumExpertSlots() const;
   Batch MakeBatch(const StageStep& step) const;
 
-  absl::Status Forward(Pass& pass);
-  absl::Status EnsureRows(Pass& pass, int64_t end_row);
-  absl::StatusOr<ActivationChunk> NextChunk(Pass& pass);
-  absl::Status Attention(Pass& pass, int64_t layer, int64_t first_row, int64_t num_rows);
-  absl::Status GroupedAttention(Pass& pass, int64_t layer, int64_t first_row, Tensor normed, Tensor attended);
-  absl::Status LatentAttention(Pass& pass, int64_t layer, int64_t first_row, Tensor normed, Tensor attended);
-  absl::Status FeedForward(Pass& pass, int64_t layer);
+  absl::Status Forward(StepState& state);
+  absl::Status EnsureRows(StepState& state, int64_t end_row);
+  absl::StatusOr<ActivationChunk> NextChunk(StepState& state);
+  absl::Status Attention(StepState& state, int64_t layer, int64_t first_row, int64_t num_rows);
+  absl::Status GroupedAttention(StepState& state, int64_t layer, int64_t first_row, Tensor normed, Tensor attended);
+  absl::Status LatentAttention(StepState& state, int64_t layer, int64_t first_row, Tensor normed, Tensor attended);
+  absl::Status FeedForward(StepState& state, int64_t layer);
   absl::Status Mlp(const MlpConfig& mlp, const LayerWeights& weights, Tensor in, Tensor x);
-  void GiveBackUploaded(Pass& pass);
-  absl::Status SendRows(Pass& pass);
-  absl::Status ReadLogits(Pass& pass);
+  void GiveBackUploaded(StepState& state);
+  absl::Status SendRows(StepState& state);
+  absl::Status ReadLogits(StepState& state);
 
   Ops& ops_;
   const StageOptions options_;

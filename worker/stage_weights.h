@@ -7,32 +7,14 @@
 
 #include <cstdint>
 #include <memory>
-#include <optional>
-#include <string>
 #include <vector>
 
 #include "common/model/model_config.h"
 #include "common/status.h"
 #include "kernels/ops.h"
+#include "worker/dense_chunk.h"
 
 namespace ferry {
-
-// Some rows of a tensor.
-struct DenseChunk {
-  std::string name;
-  DType dtype = DType::kF32;
-  int64_t rows = 0, cols = 0;  // of the whole tensor; a vector has one row
-  int64_t first_row = 0, num_rows = 0;
-  std::span<const std::byte> data;  // the rows as GGUF stores them; valid until the next call of Next
-};
-
-// Where dense weights come from: the coordinator's stream, or a file in tests.
-class DenseTensorSource {
- public:
-  virtual ~DenseTensorSource() = default;
-  // The next chunk, or nullopt at the end. Tensors come in the order of DenseTensorsOf, a tensor's chunks in order of rows.
-  virtual absl::StatusOr<std::optional<DenseChunk>> Next() = 0;
-};
 
 // A weight matrix and its bias in device memory.
 struct Projection {

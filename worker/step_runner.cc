@@ -130,15 +130,15 @@ absl::Status StepRunner::ReceiveFrom(uint64_t epoch, std::unique_ptr<ActivationS
   return absl::OkStatus();
 }
 
-absl::StatusOr<ExpertCache::Probe> StepRunner::ProbeLink(absl::Duration time, absl::Time deadline) {
+absl::StatusOr<ExpertCache::Measurement> StepRunner::MeasureLink(absl::Duration time, absl::Time deadline) {
   std::unique_lock lock(mutex_);
-  if (epoch_ != 0) return FailedPrecondition("epoch %d lasts: the link is probed before", epoch_);
-  if (probe_ != nullptr) return FailedPrecondition("another probe of the link runs");
-  const auto job = std::make_shared<ProbeJob>(ProbeJob{.time = time, .result = std::nullopt});
-  probe_ = job;
+  if (epoch_ != 0) return FailedPrecondition("epoch %d is current: the link is measured between epochs", epoch_);
+  if (link_job_ != nullptr) return FailedPrecondition("another measurement of the link runs");
+  const auto job = std::make_shared<LinkJob>(LinkJob{.time = time, .result = std::nullopt});
+  link_job_ = job;
   Call();
   if (!changed_.wait_until(lock, absl::ToChronoTime(deadline), [&] { return job->result.has_value() || ending_; })) {
-    return DeadlineExceeded("the probe of the link takes longer than it may");
+    return DeadlineExceeded("measuring the link takes too long");
   }
   if (!job->result) return Aborted("the worker is ending");
   return *job->result;
@@ -179,15 +179,15 @@ void StepRunner::Loop() {
   while (true) {
     while (!HasCall()) AwaitCall(lock);
     if (ending_) return;
-    if (probe_ != nullptr) {
-      const std::shared_ptr<ProbeJob> job = probe_;
+    if (link_job_ != nullptr) {
+      const std::shared_ptr<LinkJob> job = link_job_;
       running_ = true;
       lock.unlock();
-      absl::StatusOr<ExpertCache::Probe> probe = stage_.ProbeLink(job->time);
+      absl::StatusOr<ExpertCache::Measurement> measured = stage_.MeasureLink(job->time);
       lock.lock();
       running_ = false;
-      job->result = std::move(probe);
-      probe_ = nullptr;
+      job->result = std::move(measured);
+      link_job_ = nullptr;
       changed_.notify_all();
       continue;
     }

@@ -48,7 +48,7 @@ class StepRunner {
 
   // Measures the link on the compute thread. FailedPrecondition: there is a current epoch, or another measurement runs.
   // DeadlineExceeded: it did not end in time; the compute thread starts nothing else before it has.
-  absl::StatusOr<ExpertCache::Probe> ProbeLink(absl::Duration time, absl::Time deadline);
+  absl::StatusOr<ExpertCache::Measurement> MeasureLink(absl::Duration time, absl::Time deadline);
 
   // Queues a step. Calls `answer` once, from the compute thread or from within this call.
   void Submit(internal::v1::StepRequest request, Answer answer);
@@ -63,14 +63,14 @@ class StepRunner {
     absl::Time deadline;
   };
   // Shared by the compute thread and a caller that may have given up.
-  struct ProbeJob {
+  struct LinkJob {
     absl::Duration time;
-    std::optional<absl::StatusOr<ExpertCache::Probe>> result;
+    std::optional<absl::StatusOr<ExpertCache::Measurement>> result;
   };
 
   void Loop();
   // All of these with the lock held.
-  bool HasCall() const { return ending_ || probe_ != nullptr || !queue_.empty(); }
+  bool HasCall() const { return ending_ || link_job_ != nullptr || !queue_.empty(); }
   void Call() {
     called_.store(true, std::memory_order_relaxed);
     changed_.notify_all();
@@ -95,7 +95,7 @@ class StepRunner {
   std::unique_ptr<ActivationSink> sink_;      // likewise; null: last stage
   std::stop_source stop_;
   std::deque<Queued> queue_;
-  std::shared_ptr<ProbeJob> probe_;  // queued or running
+  std::shared_ptr<LinkJob> link_job_;  // queued or running
   v1::ExpertCounters counters_;
   std::atomic<bool> called_ = false;  // Call() since the compute thread last found nothing to do; read without the lock
   PacedWait wait_;                    // the compute thread's wait for Call()

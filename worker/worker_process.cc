@@ -181,7 +181,7 @@ struct DeviceRates {
   double operation_seconds = 0;
 };
 DeviceRates MeasureOwn(Stage& stage, Ops& ops, int64_t n_embd) {
-  const absl::StatusOr<ExpertRates> experts = stage.ProbeExperts();
+  const absl::StatusOr<ExpertRates> experts = stage.MeasureExperts();
   if (!experts.ok()) spdlog::warn("this device's expert products could not be measured: {}", experts.status().ToString());
   const absl::StatusOr<double> operation = MeasureOperation(ops, n_embd);
   if (!operation.ok()) spdlog::warn("this device's small operations could not be measured: {}", operation.status().ToString());
@@ -298,7 +298,7 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
       });
   ASSIGN_OR_RETURN(const std::unique_ptr<Stage> stage, Stage::Create(ops.get(), stage_options, *source, link.get()));
   const ExpertCache* const cache = stage->expert_cache();
-  ASSIGN_OR_RETURN(const ExpertCache::Probe link_probe, stage->ProbeLink(kLinkProbeTime));
+  ASSIGN_OR_RETURN(const ExpertCache::Measurement link_probe, stage->MeasureLink(kLinkProbeTime));
   const double link_rate = link_probe.rate();
   // A CPU's are the host's.
   const DeviceRates own_rates = has_gpu ? MeasureOwn(*stage, *ops, assignment.model.n_embd) : DeviceRates();

@@ -7,9 +7,9 @@
 #include <optional>
 #include <string>
 
+#include "common/expert_plan.h"
 #include "common/status.h"
 #include "kernels/ops.h"
-#include "worker/expert_forward.h"
 
 namespace ferry {
 
@@ -30,7 +30,7 @@ struct WorkerOptions {
   VramExperts vram_experts;
   std::string expert_transport = "auto";  // auto, shm, grpc
   std::optional<uint32_t> wanted_worker_id;
-  ForceDivision force_division = ForceDivision::kAuto;
+  ExpertRule force_division = ExpertRule::kAny;
   double connect_patience_seconds = 60;  // how long to wait at start for a coordinator that cannot be reached
   std::string log_level = "info";
 };

@@ -193,10 +193,10 @@ grpc::Status WorkerService::ProbeLink(grpc::ServerContext* context, const intern
       return InvalidArgument("seconds is %g, want above 0 and at most %g", request->seconds(), kLongestProbeSeconds);
     }
     const absl::Duration time = absl::Seconds(request->seconds());
-    ASSIGN_OR_RETURN(const ExpertCache::Probe probe,
-                     attached.runner->ProbeLink(time, DeadlineOf(*context, time + kProbePatience)));
-    response->set_bytes(static_cast<uint64_t>(probe.bytes));
-    response->set_seconds(probe.seconds);
+    ASSIGN_OR_RETURN(const ExpertCache::Measurement link,
+                     attached.runner->MeasureLink(time, DeadlineOf(*context, time + kProbePatience)));
+    response->set_bytes(static_cast<uint64_t>(link.bytes));
+    response->set_seconds(link.seconds);
     return absl::OkStatus();
   };
   return ToGrpcStatus(probe());

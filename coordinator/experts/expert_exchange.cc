@@ -145,7 +145,7 @@ absl::Status ExpertExchange::Admit(Peer& peer, const ExpertRequest& request) {
   return absl::OkStatus();
 }
 
-std::vector<ExpertPlace> ExpertExchange::Divide(Peer& peer, const ExpertRequest& request) {
+std::vector<ExpertPlace> ExpertExchange::PlanFor(Peer& peer, const ExpertRequest& request) {
   const ExpertLayout& layout = store_.layout().layer(request.layer);
   PlannerInput input = {.uses = request.uses,
                         .bytes_per_expert = static_cast<double>(layout.bytes),
@@ -167,7 +167,7 @@ std::vector<ExpertPlace> ExpertExchange::Divide(Peer& peer, const ExpertRequest&
     input.host_allowed = peer.info.overrides[request.layer] != ExpertPlace::kShip;
     input.ship_allowed = peer.info.overrides[request.layer] != ExpertPlace::kHost;
   }
-  return DivideExperts(input).places;
+  return PlanExperts(input).places;
 }
 
 absl::StatusOr<std::vector<ExpertPlace>> ExpertExchange::Plan(WorkerId worker, const ExpertRequest& request) {
@@ -177,7 +177,7 @@ absl::StatusOr<std::vector<ExpertPlace>> ExpertExchange::Plan(WorkerId worker, c
       .n_embd = 1, .max_rows = INT32_MAX, .max_entries = INT32_MAX, .max_experts = store_.layout().num_experts()};
   RETURN_IF_ERROR(CheckExpertRequest(request, shape, store_.layout().num_layers()));
   RETURN_IF_ERROR(Admit(*peer, request));
-  return Divide(*peer, request);
+  return PlanFor(*peer, request);
 }
 
 absl::Status ExpertExchange::Compute(WorkerId worker, const ExpertRequest& request, std::span<float> rows,
@@ -203,7 +203,7 @@ void ExpertExchange::Serve(Peer& peer) {
     absl::Status status = Admit(peer, *request);
     std::vector<ExpertPlace> places;
     if (status.ok() && request->kind == ExpertRequestKind::kPlan) {
-      places = Divide(peer, *request);
+      places = PlanFor(peer, *request);
     } else if (status.ok()) {
       status = engine_.Compute(*request, peer.mailbox->rows(), peer.mailbox->contributions());
     }

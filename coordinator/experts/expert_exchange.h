@@ -70,7 +70,7 @@ class ExpertExchange {
   void Serve(Peer& peer);
   // Refuses another incarnation than the peer's, a step that is over, and a layer that the peer does not own.
   absl::Status Admit(Peer& peer, const ExpertRequest& request);
-  std::vector<ExpertPlace> Divide(Peer& peer, const ExpertRequest& request);
+  std::vector<ExpertPlace> PlanFor(Peer& peer, const ExpertRequest& request);
 
   const ExpertStore& store_;
   ExpertEngine& engine_;

@@ -18,15 +18,15 @@ bool RatesKnown(const PlannerRates& rates) { return rates.link_bytes_per_second 
 
 }  // namespace
 
-ExpertDivision DivideExperts(const PlannerInput& input) {
-  ExpertDivision division;
-  division.places.assign(input.uses.size(), ExpertPlace::kHost);
+ExpertPlan PlanExperts(const PlannerInput& input) {
+  ExpertPlan plan;
+  plan.places.assign(input.uses.size(), ExpertPlace::kHost);
 
-  // The experts that are not resident, heaviest first; ties to the lower id, so that equal inputs give equal divisions.
+  // The experts that are not resident, heaviest first; ties to the lower id, so that equal inputs give equal plans.
   std::vector<size_t> absent;
   for (size_t i = 0; i < input.uses.size(); ++i) {
     if (input.uses[i].resident == 1) {
-      division.places[i] = ExpertPlace::kResident;
+      plan.places[i] = ExpertPlace::kResident;
     } else {
       absent.push_back(i);
     }
@@ -58,18 +58,18 @@ ExpertDivision DivideExperts(const PlannerInput& input) {
   }
   for (size_t rank = 0; rank < absent.size(); ++rank) {
     const bool coming = input.uses[absent[rank]].resident == kComing;
-    if (rank < num_shipped) division.places[absent[rank]] = coming ? ExpertPlace::kResident : ExpertPlace::kShip;
+    if (rank < num_shipped) plan.places[absent[rank]] = coming ? ExpertPlace::kResident : ExpertPlace::kShip;
   }
 
   if (input.rates.link_bytes_per_second > 0) {
-    division.link_seconds = static_cast<double>(num_shipped) * input.bytes_per_expert / input.rates.link_bytes_per_second;
+    plan.link_seconds = static_cast<double>(num_shipped) * input.bytes_per_expert / input.rates.link_bytes_per_second;
   }
   if (HostRatesKnown(input.rates)) {
     for (size_t rank = num_shipped; rank < absent.size(); ++rank) {
-      division.host_seconds += HostSeconds(input, input.uses[absent[rank]].tokens);
+      plan.host_seconds += HostSeconds(input, input.uses[absent[rank]].tokens);
     }
   }
-  return division;
+  return plan;
 }
 
 }  // namespace ferry

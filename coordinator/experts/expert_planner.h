@@ -4,11 +4,11 @@
 //
 // An expert whose copy is running costs the link as much as one that nobody has asked for, so the planner divides both alike. An
 // expert with few tokens then goes to the host though its copy has begun, which tells the worker to copy less before it knows the
-// routing (worker/copy_ahead.h).
+// routing (worker/expert_forecast.h).
 //
 // Shipping an expert costs bytes / link rate whatever its tokens; computing it on the host costs reading it (bytes / host read
-// rate, at one row) and multiplying the other rows ((tokens - 1) * flops / host flop rate). Both run at once, so the best
-// division makes them end at the same time. It goes through the experts in order of tokens per byte, ships the heavy ones and
+// rate, at one row) and multiplying the other rows ((tokens - 1) * flops / host flop rate). Both run at once, so the best plan
+// makes them end at the same time. It goes through the experts in order of tokens per byte, ships the heavy ones and
 // leaves the light ones to the host.
 
 #include <cstdint>
@@ -37,7 +37,7 @@ struct PlannerInput {
   bool ship_all = false;     // --no-ooae: every expert that is not resident is shipped
 };
 
-struct ExpertDivision {
+struct ExpertPlan {
   std::vector<ExpertPlace> places;  // one a use
   double link_seconds = 0;          // predicted time of the copies; 0 when the rate is unknown
   double host_seconds = 0;          // predicted time of the host's share; likewise
@@ -45,6 +45,6 @@ struct ExpertDivision {
 
 // Everything goes to the host when neither host nor shipping is allowed, or when the host is not allowed but nothing can be
 // shipped.
-ExpertDivision DivideExperts(const PlannerInput& input);
+ExpertPlan PlanExperts(const PlannerInput& input);
 
 }  // namespace ferry

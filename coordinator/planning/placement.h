@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "common/expert_plan.h"
 #include "common/gguf/gguf.h"
 #include "common/model/dtype.h"
 #include "common/model/model_config.h"
@@ -41,9 +42,6 @@ struct LayerRange {
   int64_t first = 0, end = 0;
   bool operator==(const LayerRange&) const = default;
 };
-
-// Where -ot puts a layer's experts.
-enum class ExpertRule { kAny, kHost, kDevice };
 
 struct WorkerPlacement {
   LayerRange layers;

@@ -63,15 +63,10 @@ constexpr double kCpuDenseShare = 0.5;                 // two int8 products for 
 constexpr double kCpuAttentionShare = 0.15;            // scores and values in F32
 constexpr double kCpuDecodeLayerSeconds = 0.05e-3;
 constexpr double kCpuDecodeStepSeconds = 0.25e-3;
-constexpr double kPassSeconds = 1e-3;  // of a step, and a worker in its way: messages, batch, logits
-// What a later pass of the same prompt, or the first token behind it, finds of as many experts as there are slots.
+constexpr double kStepSeconds = 1e-3;  // of a step, and a worker in its way: messages, batch, logits
+// The share of the slots whose experts a later step of the same prompt, or the first token behind it, uses.
 constexpr double kKeptShare = 0.8;
-// As worker/copy_ahead.h: experts used with more than this probability are copied before their layer is routed.
-constexpr double kCertain = 0.9;
-constexpr int64_t kMinRowsAhead = 9;
-constexpr int64_t kSlotsInUse = 2;  // of those computed and arriving, which cannot be had for the next layer
-// As worker/expert_forward.h: steps so small are not planned.
-constexpr int64_t kMaxRowsWithoutPlan = 8;
+constexpr int64_t kSlotsInUse = 2;  // of those computed and arriving, which the next layer cannot use
 
 // Scores and weighted values of the rows [first, first + rows) of one sequence.
 double AttentionFlops(const ModelConfig& config, int64_t layer, int64_t first, int64_t rows) {
@@ -92,7 +87,7 @@ double KvBytesRead(const PredictionInput& input, int64_t layer, int64_t context)
   return static_cast<double>(KvLayerBytes(attention, cache.key_type, cache.value_type, blocks));
 }
 
-// One layer of a pass as the worker and the planner go through it.
+// One layer of a step as the worker and the planner go through it.
 struct LayerTraffic {
   double activated = 0, resident = 0, shipped = 0, on_host = 0;
   double waiting_bytes = 0, ahead_bytes = 0, later_bytes = 0;  // over the link: before rows come, before and after routing
@@ -101,9 +96,9 @@ struct LayerTraffic {
   double device_flops = 0;  // of experts
 };
 
-class PassPredictor {
+class StepPredictor {
  public:
-  PassPredictor(const PredictionInput& input, size_t worker)
+  StepPredictor(const PredictionInput& input, size_t worker)
       : input_(input),
         layers_(input.placement.workers[worker].layers),
         slots_(input.slots[worker]),
@@ -112,7 +107,7 @@ class PassPredictor {
 
   // Seconds of a worker's layers for rows [first, first + rows) of a prompt, which it awaited for `waited` seconds.
   double Seconds(int64_t first, int64_t rows, double waited, std::mt19937_64& random, PrefillPrediction* total) {
-    double seconds = kPassSeconds;
+    double seconds = kStepSeconds;
     waited_seconds_ = waited;
     for (int64_t layer = layers_.first; layer < layers_.end; ++layer) {
       const double before_routing = SecondsBeforeRouting(layer, first, rows);
@@ -132,83 +127,99 @@ class PassPredictor {
   }
 
  private:
-  LayerTraffic Traffic(int64_t layer, bool later_pass, int64_t rows, double before_routing, std::mt19937_64& random) {
-    const ExpertLayout& expert = input_.arena.layer(layer);
-    const ExpertRule rule = input_.placement.expert_rules[layer];
+  // What slots hold of a layer's experts when it is routed.
+  struct Slots {
+    std::vector<uint32_t> resident;  // ActivatedExpert::resident of each expert
+    std::vector<bool> copied;        // in this step
+    double waiting_bytes = 0, ahead_bytes = 0;
+  };
+  Slots SlotsAtRouting(int64_t layer, bool later_step, int64_t rows, double before_routing) const {
     const std::vector<double>& probabilities = input_.routing[layer];
-    const bool ships = slots_ > 0 && rule != ExpertRule::kHost;
+    const double record_bytes = static_cast<double>(input_.arena.layer(layer).bytes);
+    const bool ships = slots_ > 0 && input_.placement.expert_rules[layer] != ExpertRule::kHost;
     std::vector<int32_t> by_use(probabilities.size());
     std::iota(by_use.begin(), by_use.end(), 0);
     std::stable_sort(by_use.begin(), by_use.end(), [&](int32_t a, int32_t b) { return probabilities[a] > probabilities[b]; });
 
-    // What lies in slots, and what is copied there before the routing is known; most used first.
     const auto num_layers = static_cast<double>(num_expert_layers_);
     const bool holds_all = slots_ >= num_expert_layers_ * input_.arena.num_experts();  // and is filled at load
     const double kept = static_cast<double>(slots_) / num_layers * (holds_all ? 1 : kKeptShare);
-    const int64_t num_kept = (later_pass || (holds_all && !input_.cold)) && ships ? static_cast<int64_t>(kept) : 0;
-    int64_t room = ships && rows >= kMinRowsAhead ? slots_ - kSlotsInUse : 0;
+    const int64_t num_kept = (later_step || (holds_all && !input_.cold)) && ships ? static_cast<int64_t>(kept) : 0;
+    int64_t room = ships && rows >= kMinRowsToForecast ? slots_ - kSlotsInUse : 0;
     // While rows are awaited the link copies for all layers alike.
-    const double in_time = waited_seconds_ * worker_.link.Planned() / static_cast<double>(expert.bytes);
+    const double in_time = waited_seconds_ * worker_.link.Planned() / record_bytes;
     auto while_waiting = static_cast<int64_t>(std::min(in_time, static_cast<double>(room)) / num_layers);
-    // Of those copied ahead, the first have arrived when the layer is routed.
-    auto arrive = static_cast<int64_t>(before_routing * worker_.link.Planned() / static_cast<double>(expert.bytes));
-    std::vector<uint32_t> resident(probabilities.size());
-    LayerTraffic traffic;
-    std::vector<bool> copied(probabilities.size());  // before the layer is routed
+    // The first of those copied ahead have arrived when the layer is routed.
+    auto arrive = static_cast<int64_t>(before_routing * worker_.link.Planned() / record_bytes);
+    Slots slots{.resident = std::vector<uint32_t>(probabilities.size()), .copied = std::vector<bool>(probabilities.size())};
     for (size_t rank = 0; rank < by_use.size(); ++rank) {
       const int32_t e = by_use[rank];
       const double used = 1 - std::pow(1 - std::min(probabilities[e], 1.0), static_cast<double>(rows));
+      const bool worth = used > kCertainUse && probabilities[e] * static_cast<double>(rows) >= worth_tokens_;
       if (static_cast<int64_t>(rank) < num_kept) {
-        resident[e] = 1;
-      } else if (while_waiting > 0 && used > kCertain) {
-        resident[e] = 1;
-        copied[e] = true;
-        traffic.waiting_bytes += static_cast<double>(expert.bytes);
+        slots.resident[e] = 1;
+      } else if (while_waiting > 0 && used > kCertainUse) {
+        slots.resident[e] = 1;
+        slots.copied[e] = true;
+        slots.waiting_bytes += record_bytes;
         --while_waiting;
-      } else if (room > 0 &&
-                 ((used > kCertain && probabilities[e] * static_cast<double>(rows) >= worth_tokens_) || !input_.ooae)) {
-        copied[e] = true;
-        resident[e] = arrive-- > 0 ? 1 : kComing;
-        traffic.ahead_bytes += static_cast<double>(expert.bytes);
+      } else if (room > 0 && (worth || !input_.ooae)) {
+        slots.copied[e] = true;
+        slots.resident[e] = arrive-- > 0 ? 1 : kComing;
+        slots.ahead_bytes += record_bytes;
         --room;
       }
     }
+    return slots;
+  }
+
+  PlannerInput PlannerInputOf(int64_t layer, int64_t rows, std::span<const ActivatedExpert> uses) const {
+    const ExpertLayout& expert = input_.arena.layer(layer);
+    const ExpertRule rule = input_.placement.expert_rules[layer];
+    return {.uses = uses,
+            .bytes_per_expert = static_cast<double>(expert.bytes),
+            .flops_per_token = static_cast<double>(expert.flops_per_token()),
+            .num_slots = slots_,
+            .rates = {.link_bytes_per_second = worker_.link.Planned(),
+                      .host_read_bytes_per_second = input_.rates.host_beside_links.read_bytes_per_second,
+                      .host_flops_per_second = input_.rates.host_beside_links.flops_per_second},
+            .host_allowed = rule != ExpertRule::kDevice,
+            .ship_allowed = rule != ExpertRule::kHost && rows > kMaxRowsWithoutPlan,
+            .ship_all = !input_.ooae};
+  }
+
+  LayerTraffic Traffic(int64_t layer, bool later_step, int64_t rows, double before_routing, std::mt19937_64& random) {
+    const Slots slots = SlotsAtRouting(layer, later_step, rows, before_routing);
+    const std::vector<double>& probabilities = input_.routing[layer];
     std::vector<ActivatedExpert> uses;
     for (int32_t e = 0; e < static_cast<int32_t>(probabilities.size()); ++e) {
       const int64_t tokens = std::binomial_distribution<int64_t>(rows, std::min(probabilities[e], 1.0))(random);
       if (tokens == 0) continue;
-      uses.push_back({.expert = e, .tokens = static_cast<int32_t>(tokens), .resident = resident[e]});
+      uses.push_back({.expert = e, .tokens = static_cast<int32_t>(tokens), .resident = slots.resident[e]});
     }
-    PlannerInput plan = {.uses = uses,
-                         .bytes_per_expert = static_cast<double>(expert.bytes),
-                         .flops_per_token = static_cast<double>(expert.flops_per_token()),
-                         .num_slots = slots_,
-                         .rates = {.link_bytes_per_second = worker_.link.Planned(),
-                                   .host_read_bytes_per_second = input_.rates.host_beside_links.read_bytes_per_second,
-                                   .host_flops_per_second = input_.rates.host_beside_links.flops_per_second},
-                         .host_allowed = rule != ExpertRule::kDevice,
-                         .ship_allowed = rule != ExpertRule::kHost && rows > kMaxRowsWithoutPlan,
-                         .ship_all = !input_.ooae};
-    const ExpertDivision division = DivideExperts(plan);
-    traffic.activated = static_cast<double>(uses.size());
-    traffic.host_seconds = division.host_seconds;
+    const PlannerInput input = PlannerInputOf(layer, rows, uses);
+    const ExpertPlan plan = PlanExperts(input);
+    LayerTraffic traffic = {.activated = static_cast<double>(uses.size()),
+                            .waiting_bytes = slots.waiting_bytes,
+                            .ahead_bytes = slots.ahead_bytes,
+                            .host_seconds = plan.host_seconds};
     for (size_t i = 0; i < uses.size(); ++i) {
       const int32_t e = uses[i].expert;
-      if (division.places[i] == ExpertPlace::kHost) {
+      if (plan.places[i] == ExpertPlace::kHost) {
         traffic.on_host += 1;
         traffic.host_entries += uses[i].tokens;
         continue;
       }
-      traffic.device_flops += static_cast<double>(uses[i].tokens) * plan.flops_per_token;
-      const bool shipped = copied[e] || division.places[i] == ExpertPlace::kShip;
+      traffic.device_flops += static_cast<double>(uses[i].tokens) * input.flops_per_token;
+      const bool shipped = slots.copied[e] || plan.places[i] == ExpertPlace::kShip;
       (shipped ? traffic.shipped : traffic.resident) += 1;
-      if (shipped && !copied[e]) traffic.later_bytes += plan.bytes_per_expert;
+      if (shipped && !slots.copied[e]) traffic.later_bytes += input.bytes_per_expert;
     }
-    worth_tokens_ = static_cast<double>(TokensWorthACopy(uses, division.places));
+    worth_tokens_ = static_cast<double>(TokensWorthACopy(uses, plan.places));
     return traffic;
   }
 
-  // Of one layer's attention matrices, attention and what comes with them.
+  // Seconds of one layer's attention matrices, its attention and the small operations beside them.
   double SecondsBeforeRouting(int64_t layer, int64_t first, int64_t rows) const {
     const double matrices = DenseMatrixFlops(input_.config, layer) * static_cast<double>(rows);
     const double attention = AttentionFlops(input_.config, layer, first, rows);
@@ -229,7 +240,7 @@ class PassPredictor {
     }
     double host = traffic.host_seconds > 0 ? traffic.host_seconds + kGpuHostTripSeconds : 0;
     if (traffic.device_flops == 0) host += traffic.host_entries * kGpuHostEntrySeconds;
-    // The link runs on from layer to layer as long as something was certain enough to be copied ahead.
+    // The link runs on from layer to layer while there are experts certain enough to be copied ahead.
     return std::max(link_seconds,
                     before_routing + std::max({host, traffic.device_flops / ProductRate(), traffic.later_bytes / link}));
   }
@@ -431,17 +442,17 @@ PrefillPrediction PredictPrefill(const PredictionInput& input, int64_t tokens) {
                           .flops_per_second = rates.experts.flops_per_second});
   }
   const double step_cost = StepCostRows(input.config, input.arena, capacities);
-  const int64_t pass_tokens = std::clamp<int64_t>(input.placement.cache.max_batch_tokens, 1,
-                                                  std::max<int64_t>(StepRows(tokens, num_workers, step_cost), 1));
-  result.step_rows = std::min(pass_tokens, tokens);
-  std::vector<double> free_at(num_workers);  // passes follow each other through the workers
-  for (int64_t first = 0; first < tokens; first += pass_tokens) {
+  const int64_t step_rows = std::clamp<int64_t>(input.placement.cache.max_batch_tokens, 1,
+                                                std::max<int64_t>(StepRows(tokens, num_workers, step_cost), 1));
+  result.step_rows = std::min(step_rows, tokens);
+  std::vector<double> free_at(num_workers);  // steps follow each other through the workers
+  for (int64_t first = 0; first < tokens; first += step_rows) {
     double through = 0;
     for (size_t worker = 0; worker < free_at.size(); ++worker) {
       const double begin = std::max(through, free_at[worker]);
       through = free_at[worker] =
-          begin + PassPredictor(input, worker)
-                      .Seconds(first, std::min(pass_tokens, tokens - first), begin - free_at[worker], random, &result);
+          begin + StepPredictor(input, worker)
+                      .Seconds(first, std::min(step_rows, tokens - first), begin - free_at[worker], random, &result);
     }
   }
   result.seconds = free_at.back();

@@ -1,7 +1,7 @@
 // The exchanges of experts over both links: what a worker may write into the coordinator's memory or send it, and what it takes
 // back. Whatever passes the checks names experts, rows and places that exist.
 //
-// Input (wire_input.h): what is fuzzed; then for the mailbox raw words and for gRPC messages of that kind.
+// Input (wire_input.h): a byte that chooses the target; then for the mailbox raw words and for gRPC messages of that kind.
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -18,7 +18,7 @@
 #include "coordinator/experts/expert_planner.h"
 #include "tests/fuzz/wire_input.h"
 #include "worker/expert_answers.h"
-#include "worker/host_share.h"
+#include "worker/host_chunks.h"
 #include "worker/record_assembler.h"
 
 namespace ferry {
@@ -56,13 +56,13 @@ void FuzzPlanner(const ExpertRequest& request, uint8_t knobs) {
       .link_bytes_per_second = knobs & 4 ? 1e9 : 0, .host_read_bytes_per_second = 1e10, .host_flops_per_second = 1e11};
   planner.host_allowed = knobs & 8;
   planner.ship_allowed = knobs & 16;
-  const ExpertDivision division = DivideExperts(planner);
-  Require(CheckPlaces(division.places, request.uses, request.layer).ok());
-  const absl::StatusOr<std::vector<ExpertPlace>> sent = PlacesFromProto(ToProto(division.places));
-  Require(sent.ok() && *sent == division.places);
+  const ExpertPlan plan = PlanExperts(planner);
+  Require(CheckPlaces(plan.places, request.uses, request.layer).ok());
+  const absl::StatusOr<std::vector<ExpertPlace>> sent = PlacesFromProto(ToProto(plan.places));
+  Require(sent.ok() && *sent == plan.places);
 }
 
-// A mailbox of which the other side writes every byte.
+// A mailbox whose other side writes every byte.
 struct Mailbox {
   Mailbox() {
     coordinator = *ExpertMailbox::Create(kShape);
@@ -186,7 +186,7 @@ void FuzzHostShare(WireInput& input) {
   }
   std::vector<int> times(outs.size());
   const MailboxShape shape = {.n_embd = 1, .max_rows = max_rows, .max_entries = max_entries, .max_experts = kShape.max_experts};
-  for (const HostChunk& chunk : CutHostShare(experts, {offsets, rows, outs}, max_rows, max_entries)) {
+  for (const HostChunk& chunk : CutIntoChunks(experts, {offsets, rows, outs}, max_rows, max_entries)) {
     for (const int32_t out : chunk.outs) ++times[out];
     const ExpertRequest request = {.kind = ExpertRequestKind::kCompute,
                                    .num_rows = static_cast<int32_t>(chunk.rows.size()),

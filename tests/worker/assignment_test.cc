@@ -42,7 +42,7 @@ TEST(Assignment, HasThePlaceThatTheCoordinatorGave) {
   EXPECT_EQ(assignment.arena.num_layers(), 4);
   EXPECT_EQ(assignment.arena.layer(0).down.dtype, DType::kQ8_0);
   EXPECT_TRUE(assignment.arena.layer(0).has_bias);
-  EXPECT_THAT(assignment.rules, ElementsAre(LayerRule::kAny, LayerRule::kHost));
+  EXPECT_THAT(assignment.rules, ElementsAre(ExpertRule::kAny, ExpertRule::kHost));
   EXPECT_EQ(assignment.mailbox, (MailboxShape{.n_embd = 64, .max_rows = 64, .max_entries = 128, .max_experts = 8}));
   EXPECT_EQ(assignment.kv.key_type, DType::kF16);
   EXPECT_EQ(assignment.kv.value_type, DType::kQ8_0);

@@ -62,8 +62,9 @@ TEST(ExpertCacheSlots, AreCountedByRecordsOfLayersWithExperts) {
   EXPECT_EQ(ExpertCache::SlotsIn(int64_t{1} << 30, model->layout, 0, 2), 0) << "these layers have none";
   const auto cache = ExpertCache::Create(ops.get(), &link, &model->layout, 0, 3, 8).value();
   EXPECT_TRUE(cache->HoldsAll());
-  ASSERT_OK_AND_ASSIGN(const ExpertCache::Probe probe, cache->ProbeLink(absl::Milliseconds(1), absl::Now() + absl::Seconds(10)));
-  EXPECT_GT(probe.bytes, 0);
+  ASSERT_OK_AND_ASSIGN(const ExpertCache::Measurement measured,
+                       cache->MeasureLink(absl::Milliseconds(1), absl::Now() + absl::Seconds(10)));
+  EXPECT_GT(measured.bytes, 0);
 }
 
 TEST_F(ExpertCacheTest, CopiesWhatIsThereNoSecondTime) {
@@ -90,7 +91,7 @@ TEST_F(ExpertCacheTest, CopiesNeighboursAtOnce) {
   EXPECT_EQ(counters_.shipped(), 5u);
 }
 
-TEST_F(ExpertCacheTest, CopiesNeighboursIntoSlotsSideBySideOnlyWhereNothingHotterMakesWay) {
+TEST_F(ExpertCacheTest, JoinsNeighboursOnlyWhereNothingHotterMakesWay) {
   Make(3);
   for (const ExpertId id : {ExpertId{0, 0}, ExpertId{1, 0}, ExpertId{2, 0}}) {
     ASSERT_TRUE(Fetch(id));
@@ -148,7 +149,7 @@ TEST_F(ExpertCacheTest, GivesUpTheLayerThatComesLastAmongEquals) {
   }
   cache_->BeginStep(2, &counters_);
   cache_->BeginLayer(1);
-  cache_->AddHeat({0, 0});  // used in this step already, which must not make it look hotter than what is still to come
+  cache_->AddHeat({0, 0});  // used in this step, which must not make it look hotter than experts of later layers
   ASSERT_TRUE(Fetch({1, 5}));
   EXPECT_FALSE(cache_->Contains({0, 0}));
   EXPECT_TRUE(cache_->Contains({1, 0}));
@@ -209,13 +210,14 @@ TEST_F(ExpertCacheTest, ForgetsWhatIsFilledComingOrAskedFor) {
   EXPECT_EQ(Use({3, 1}), Expected({3, 1}));
 }
 
-TEST_F(ExpertCacheTest, ProbesTheLinkOverFilledAndEmptySlots) {
+TEST_F(ExpertCacheTest, MeasuresTheLinkOverFilledAndEmptySlots) {
   Make(5);
   for (int32_t expert = 0; expert < 3; ++expert) ASSERT_TRUE(Fetch({3, expert}));
   Use({3, 1});
-  ASSERT_OK_AND_ASSIGN(const ExpertCache::Probe probe, cache_->ProbeLink(absl::Milliseconds(5), absl::Now() + absl::Seconds(5)));
-  EXPECT_GT(probe.bytes, 0);
-  EXPECT_GT(probe.rate(), 0);
+  ASSERT_OK_AND_ASSIGN(const ExpertCache::Measurement link,
+                       cache_->MeasureLink(absl::Milliseconds(5), absl::Now() + absl::Seconds(5)));
+  EXPECT_GT(link.bytes, 0);
+  EXPECT_GT(link.rate(), 0);
   EXPECT_TRUE(link_.held.empty()) << "all records were given back";
   for (int32_t expert = 0; expert < 3; ++expert) EXPECT_EQ(Use({3, expert}), Expected({3, expert})) << "expert " << expert;
   EXPECT_FALSE(cache_->Contains({0, 3})) << "what went over an empty slot is not there";
@@ -223,16 +225,16 @@ TEST_F(ExpertCacheTest, ProbesTheLinkOverFilledAndEmptySlots) {
   EXPECT_EQ(Use({0, 3}), Expected({0, 3}));
 }
 
-TEST_F(ExpertCacheTest, ProbesALinkThatHoldsOneRecordWithOneSlot) {
+TEST_F(ExpertCacheTest, MeasuresALinkThatHoldsOneRecordWithOneSlot) {
   link_.max_records_here = 1;
   Make(1);
-  EXPECT_OK(cache_->ProbeLink(absl::Milliseconds(2), absl::Now() + absl::Seconds(5)));
+  EXPECT_OK(cache_->MeasureLink(absl::Milliseconds(2), absl::Now() + absl::Seconds(5)));
 }
 
-TEST_F(ExpertCacheTest, GivesUpAProbeWhoseRecordsDoNotCome) {
+TEST_F(ExpertCacheTest, GivesUpAMeasurementWhoseRecordsDoNotCome) {
   Make(2);
   link_.max_records_here = 0;
-  EXPECT_THAT(cache_->ProbeLink(absl::Milliseconds(2), absl::Now()), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_THAT(cache_->MeasureLink(absl::Milliseconds(2), absl::Now()), StatusIs(absl::StatusCode::kDeadlineExceeded));
   EXPECT_TRUE(link_.held.empty());
 }
 

@@ -1,81 +1,106 @@
 #include "worker/host_share.h"
 
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-
-#include <set>
+#include "tests/worker/tiny_model.h"
 
 namespace ferry {
 namespace {
 
-using testing::ElementsAre;
-using testing::SizeIs;
+class HostShareTest : public testing::Test {
+ protected:
+  static constexpr int64_t kRows = 5, kTopK = 2, kLayer = 1;
 
-// Four rows, two ranks, four experts: 0 has rows 0 1, 1 has none, 2 has rows 0 2 3, 3 has rows 1 2 3.
-struct Groups {
-  std::vector<int32_t> offsets = {0, 2, 2, 5, 8};
-  std::vector<int32_t> rows = {0, 1, 0, 2, 3, 1, 2, 3};
-  std::vector<int32_t> outs = {0, 2, 1, 4, 6, 3, 5, 7};
-  HostGroups view() const { return {offsets, rows, outs}; }
+  static const TinyModel& Model() {
+    static const auto* const model = TinyModel::Make().release();
+    return *model;
+  }
+  void SetUp() override {
+    n_embd_ = Model().config.n_embd;
+    in_ = RandomFloats(kRows * n_embd_, 5);
+    ASSERT_OK_AND_ASSIGN(share_, HostShare::Create(ops_.get(), &link_, &Model().layout, n_embd_));
+  }
+  Tensor In() { return Tensor(in_.data(), DType::kF32, kRows, n_embd_); }
+  Tensor ContributionsIn(std::vector<float>& memory) {
+    memory.assign(kRows * kTopK * n_embd_, 0);
+    return Tensor(memory.data(), DType::kF32, kRows * kTopK, n_embd_);
+  }
+  StepContext Context() {
+    return {.step = 1, .deadline = absl::Now() + absl::Seconds(20), .counters = &counters_, .trace = &trace_};
+  }
+  // Rows 0, 2, 4 go to expert 0 and rows 1, 3 to expert 3.
+  HostGroups Groups() const { return {.offsets = offsets_, .rows = rows_, .outs = outs_}; }
+
+  // Contributions of both experts, computed by the host.
+  std::vector<float> Share() {
+    std::vector<float> contributions;
+    const Tensor out = ContributionsIn(contributions);
+    EXPECT_OK(share_->BeginLayer(In(), /*likely=*/true));
+    EXPECT_OK(share_->Start(Context(), kLayer, std::vector<int32_t>{0, 3}, Groups()));
+    EXPECT_OK(share_->Finish(Context(), kLayer, out));
+    return contributions;
+  }
+  // The same, computed by the device.
+  std::vector<float> OnDevice() {
+    std::vector<float> contributions;
+    const Tensor out = ContributionsIn(contributions);
+    std::vector<ExpertUse> uses;
+    for (const int32_t expert : {0, 3}) {
+      uses.push_back({.record = Model().Record(kLayer, expert).data(),
+                      .group = expert,
+                      .num_rows = offsets_[expert + 1] - offsets_[expert]});
+    }
+    const ExpertGroups groups = {.num_groups = 8,
+                                 .num_entries = static_cast<int64_t>(rows_.size()),
+                                 .offsets = offsets_.data(),
+                                 .rows = rows_.data(),
+                                 .outs = outs_.data()};
+    EXPECT_OK(ops_->ExpertMlp(Model().layout.layer(kLayer), uses, groups, Model().config.expert.glu, In(), out));
+    return contributions;
+  }
+
+  std::unique_ptr<Ops> ops_ = MakeOps(), host_ops_ = MakeOps();
+  FakeLink link_{&Model(), host_ops_.get()};
+  v1::ExpertCounters counters_;
+  StepTrace trace_{false};
+  std::unique_ptr<HostShare> share_;
+  int64_t n_embd_ = 0;
+  std::vector<float> in_;
+  const std::vector<int32_t> offsets_ = {0, 3, 3, 3, 5, 5, 5, 5, 5}, rows_ = {0, 2, 4, 1, 3}, outs_ = {0, 4, 8, 2, 6};
 };
 
-TEST(CutHostShare, MakesOneRequestOfWhatFits) {
-  const Groups groups;
-  const std::vector<HostChunk> chunks = CutHostShare(std::vector<int32_t>{0, 3}, groups.view(), 4, 8);
-  ASSERT_THAT(chunks, SizeIs(1));
-  EXPECT_THAT(chunks[0].uses, ElementsAre(ActivatedExpert{.expert = 0, .tokens = 2}, ActivatedExpert{.expert = 3, .tokens = 3}));
-  EXPECT_THAT(chunks[0].rows, ElementsAre(0, 1, 2, 3));
-  EXPECT_THAT(chunks[0].entry_rows, ElementsAre(0, 1, 1, 2, 3));
-  EXPECT_THAT(chunks[0].outs, ElementsAre(0, 2, 3, 5, 7));
+TEST_F(HostShareTest, GivesTheBitsThatTheDeviceWouldGive) {
+  EXPECT_EQ(Share(), OnDevice());
+  EXPECT_EQ(link_.num_computes, 1);
 }
 
-TEST(CutHostShare, SendsOnlyTheRowsThatAreUsed) {
-  const Groups groups;
-  const std::vector<HostChunk> chunks = CutHostShare(std::vector<int32_t>{2}, groups.view(), 4, 8);
-  ASSERT_THAT(chunks, SizeIs(1));
-  EXPECT_THAT(chunks[0].rows, ElementsAre(0, 2, 3));
-  EXPECT_THAT(chunks[0].entry_rows, ElementsAre(0, 1, 2));
+TEST_F(HostShareTest, SendsAsManyRequestsAsTheLinkNeeds) {
+  link_.row_capacity = 2;
+  EXPECT_EQ(Share(), OnDevice());
+  EXPECT_EQ(link_.num_computes, 3) << "three rows of expert 0 in two requests, then expert 3";
 }
 
-TEST(CutHostShare, CutsBetweenExperts) {
-  const Groups groups;
-  const std::vector<HostChunk> chunks = CutHostShare(std::vector<int32_t>{0, 2, 3}, groups.view(), 4, 5);
-  ASSERT_THAT(chunks, SizeIs(2));
-  EXPECT_THAT(chunks[0].uses, SizeIs(2));
-  EXPECT_THAT(chunks[1].uses, ElementsAre(ActivatedExpert{.expert = 3, .tokens = 3}));
+TEST_F(HostShareTest, DoesNothingWithoutAShare) {
+  std::vector<float> contributions;
+  const Tensor out = ContributionsIn(contributions);
+  ASSERT_OK(share_->BeginLayer(In(), /*likely=*/false));
+  EXPECT_OK(share_->Finish(Context(), kLayer, out));
+  EXPECT_EQ(link_.num_computes, 0);
 }
 
-TEST(CutHostShare, CutsAnExpertByRowsOnlyWhenItIsLargerThanARequest) {
-  const Groups groups;
-  const std::vector<HostChunk> chunks = CutHostShare(std::vector<int32_t>{0, 2}, groups.view(), 4, 2);
-  ASSERT_THAT(chunks, SizeIs(3));
-  EXPECT_THAT(chunks[0].uses, ElementsAre(ActivatedExpert{.expert = 0, .tokens = 2}));
-  EXPECT_THAT(chunks[1].uses, ElementsAre(ActivatedExpert{.expert = 2, .tokens = 2}));
-  EXPECT_THAT(chunks[2].uses, ElementsAre(ActivatedExpert{.expert = 2, .tokens = 1}));
+TEST_F(HostShareTest, CanBeginAnewAfterAStepThatFailed) {
+  ASSERT_OK(share_->BeginLayer(In(), /*likely=*/true));
+  ASSERT_OK(share_->Start(Context(), kLayer, std::vector<int32_t>{0}, Groups()));
+  share_->Recover();
+  EXPECT_EQ(Share(), OnDevice());
 }
 
-TEST(CutHostShare, CoversEveryEntryOnceWhateverTheCapacities) {
-  const Groups groups;
-  for (int64_t max_rows = 1; max_rows <= 5; ++max_rows) {
-    for (int64_t max_entries = 1; max_entries <= 9; ++max_entries) {
-      std::multiset<int32_t> outs;
-      for (const HostChunk& chunk : CutHostShare(std::vector<int32_t>{0, 2, 3}, groups.view(), max_rows, max_entries)) {
-        EXPECT_LE(static_cast<int64_t>(chunk.rows.size()), max_rows);
-        EXPECT_LE(static_cast<int64_t>(chunk.outs.size()), max_entries);
-        EXPECT_EQ(chunk.outs.size(), chunk.entry_rows.size());
-        for (size_t i = 0; i < chunk.outs.size(); ++i) {
-          EXPECT_EQ(chunk.rows[chunk.entry_rows[i]], chunk.outs[i] / 2) << "an out is row * top_k + rank";
-        }
-        outs.insert(chunk.outs.begin(), chunk.outs.end());
-      }
-      EXPECT_EQ(outs, (std::multiset<int32_t>{0, 1, 2, 3, 4, 5, 6, 7}));
-    }
-  }
-}
-
-TEST(CutHostShare, IsEmptyWithoutExperts) {
-  const Groups groups;
-  EXPECT_THAT(CutHostShare({}, groups.view(), 4, 8), SizeIs(0));
+TEST_F(HostShareTest, NamesTheLayerOfAnError) {
+  link_.fail_compute = Unavailable("gone");
+  std::vector<float> contributions;
+  const Tensor out = ContributionsIn(contributions);
+  ASSERT_OK(share_->BeginLayer(In(), /*likely=*/true));
+  ASSERT_OK(share_->Start(Context(), kLayer, std::vector<int32_t>{0, 3}, Groups()));
+  EXPECT_THAT(share_->Finish(Context(), kLayer, out),
+              StatusIs(absl::StatusCode::kUnavailable, testing::HasSubstr("experts of layer 1 on the host")));
 }
 
 }  // namespace

@@ -30,7 +30,7 @@ INSTANTIATE_TEST_SUITE_P(Backends, StageOnBackend, testing::Values("cpu", "refer
 TEST_P(StageOnBackend, GivesTheSameLogitsWhereverTheExpertsAreComputed) {
   const std::vector<float> expected = Expected(100, GetParam());
   for (const int64_t slots : {1, 3, 8, 32}) {
-    for (const ForceDivision force : {ForceDivision::kAuto, ForceDivision::kHost, ForceDivision::kShip}) {
+    for (const ExpertRule force : {ExpertRule::kAny, ExpertRule::kHost, ExpertRule::kDevice}) {
       TinyPipeline pipeline(
           &Model(), 1,
           [&](StageOptions& options) {
@@ -139,7 +139,7 @@ TEST(Stage, ReadsEachExpertOnceAPassOnTheHost) {
 TEST(Stage, CopiesEachExpertAtMostOnceAPass) {
   TinyPipeline pipeline(&Model(), 1, [](StageOptions& options) {
     options.expert_slot_bytes = Slots(3);
-    options.experts.force = ForceDivision::kShip;
+    options.experts.force = ExpertRule::kDevice;
   });
   ASSERT_OK(pipeline.Prompt(Tokens(Model(), 100)));
   const std::set<ExpertId> distinct(pipeline.link().asked.begin(), pipeline.link().asked.end());
@@ -150,7 +150,7 @@ TEST(Stage, CopiesEachExpertAtMostOnceAPass) {
 TEST(Stage, CopiesNothingASecondTimeWhenAllExpertsHaveSlots) {
   TinyPipeline pipeline(&Model(), 1, [](StageOptions& options) {
     options.expert_slot_bytes = Slots(32);
-    options.experts.force = ForceDivision::kShip;
+    options.experts.force = ExpertRule::kDevice;
   });
   ASSERT_OK(pipeline.Prompt(Tokens(Model(), 100)));
   ASSERT_OK(pipeline.Prompt(Tokens(Model(), 100), 256, /*slot=*/1));
@@ -161,7 +161,7 @@ TEST(Stage, CopiesNothingASecondTimeWhenAllExpertsHaveSlots) {
 TEST(Stage, FindsNothingResidentAfterItsExpertsWereForgotten) {
   TinyPipeline pipeline(&Model(), 1, [](StageOptions& options) {
     options.expert_slot_bytes = Slots(32);
-    options.experts.force = ForceDivision::kShip;
+    options.experts.force = ExpertRule::kDevice;
   });
   ASSERT_OK_AND_ASSIGN(const std::vector<float> expected, pipeline.Prompt(Tokens(Model(), 100)));
   ASSERT_OK_AND_ASSIGN(const auto logits,
@@ -175,7 +175,7 @@ TEST(Stage, ShipsNothingOnceItsSlotsAreFilled) {
   TinyPipeline pipeline(&Model(), 1, [](StageOptions& options) { options.expert_slot_bytes = Slots(32); });
   ASSERT_OK_AND_ASSIGN(const int64_t filled, pipeline.stage(0).FillSlots([](int64_t, int64_t all) { return all == 32; }));
   EXPECT_EQ(filled, 32);
-  ASSERT_OK(pipeline.stage(0).ProbeLink(absl::Milliseconds(1)));
+  ASSERT_OK(pipeline.stage(0).MeasureLink(absl::Milliseconds(1)));
   ASSERT_OK_AND_ASSIGN(const std::vector<float> logits, pipeline.Prompt(Tokens(Model(), 100)));
   EXPECT_EQ(pipeline.counters()[0].resident(), pipeline.counters()[0].activated());
   EXPECT_EQ(pipeline.counters()[0].copies(), 0u);
@@ -191,7 +191,7 @@ TEST(Stage, FillsNoSlotsThatCannotHoldAll) {
 TEST(Stage, FillsNoSlotsForLayersThatARuleKeepsOnTheHost) {
   TinyPipeline pipeline(&Model(), 1, [](StageOptions& options) {
     options.expert_slot_bytes = Slots(24);
-    options.experts.rules = {LayerRule::kAny, LayerRule::kHost, LayerRule::kAny, LayerRule::kAny};
+    options.experts.rules = {ExpertRule::kAny, ExpertRule::kHost, ExpertRule::kAny, ExpertRule::kAny};
   });
   EXPECT_EQ(pipeline.stage(0).FillSlots([](int64_t, int64_t) { return true; }).value(), 24);
   for (const ExpertId id : pipeline.link().asked) EXPECT_NE(id.layer, 1);
@@ -199,13 +199,13 @@ TEST(Stage, FillsNoSlotsForLayersThatARuleKeepsOnTheHost) {
 
 TEST(Stage, MeasuresItsOwnProducts) {
   TinyPipeline pipeline(&Model(), 1, [](StageOptions& options) { options.expert_slot_bytes = Slots(6); });
-  ASSERT_OK(pipeline.stage(0).ProbeLink(absl::Milliseconds(1)));
-  ASSERT_OK_AND_ASSIGN(const ExpertRates rates, pipeline.stage(0).ProbeExperts());
+  ASSERT_OK(pipeline.stage(0).MeasureLink(absl::Milliseconds(1)));
+  ASSERT_OK_AND_ASSIGN(const ExpertRates rates, pipeline.stage(0).MeasureExperts());
   EXPECT_GT(rates.flops_per_second, 0);
   EXPECT_GT(rates.read_bytes_per_second, 0);
   TinyPipeline without(&Model(), 1);
-  EXPECT_EQ(without.stage(0).ProbeExperts().value(), ExpertRates());
-  EXPECT_EQ(without.stage(0).ProbeLink(absl::Milliseconds(1))->bytes, 0);
+  EXPECT_EQ(without.stage(0).MeasureExperts().value(), ExpertRates());
+  EXPECT_EQ(without.stage(0).MeasureLink(absl::Milliseconds(1))->bytes, 0);
 }
 
 TEST(Stage, CountsEveryActivatedExpertInOnePlace) {
@@ -255,7 +255,7 @@ TEST(Stage, CopiesALayerAheadOfItsRoutingOnceItKnowsWhatIsUsed) {
 TEST(Stage, CopiesForAllItsLayersWhileItWaitsForRows) {
   TinyPipeline pipeline(&Model(), 2, [](StageOptions& options) {
     options.expert_slot_bytes = Slots(16);
-    options.experts.force = ForceDivision::kShip;
+    options.experts.force = ExpertRule::kDevice;
   });
   ASSERT_OK_AND_ASSIGN(const std::vector<float> expected, pipeline.Prompt(Tokens(Model(), 100)));
   pipeline.link().asked.clear();
@@ -279,7 +279,7 @@ TEST(Stage, CopiesForAllItsLayersWhileItWaitsForRows) {
 TEST(Stage, PushesOutNothingHotterWhileItWaitsForRows) {
   TinyPipeline pipeline(&Model(), 2, [](StageOptions& options) {
     options.expert_slot_bytes = Slots(6);
-    options.experts.force = ForceDivision::kShip;
+    options.experts.force = ExpertRule::kDevice;
   });
   for (int i = 0; i < 3; ++i) ASSERT_OK(pipeline.Prompt(Tokens(Model(), 100), 256, i));
   const uint64_t bytes = pipeline.counters().back().bytes_shipped();
@@ -292,7 +292,7 @@ TEST(Stage, PushesOutNothingHotterWhileItWaitsForRows) {
 TEST(Stage, NeverShipsWhatARuleKeepsOnTheHost) {
   TinyPipeline pipeline(&Model(), 1, [](StageOptions& options) {
     options.expert_slot_bytes = Slots(8);
-    options.experts.rules = {LayerRule::kAny, LayerRule::kHost, LayerRule::kDevice, LayerRule::kAny};
+    options.experts.rules = {ExpertRule::kAny, ExpertRule::kHost, ExpertRule::kDevice, ExpertRule::kAny};
   });
   ASSERT_OK_AND_ASSIGN(const std::vector<float> logits, pipeline.Prompt(Tokens(Model(), 100), /*rows_a_step=*/33));
   EXPECT_EQ(logits, Expected(100));
@@ -303,7 +303,7 @@ TEST(Stage, NeverShipsWhatARuleKeepsOnTheHost) {
 TEST(Stage, WorksThroughALinkThatHoldsFewRecordsAtOnce) {
   TinyPipeline pipeline(&Model(), 1, [](StageOptions& options) {
     options.expert_slot_bytes = Slots(7);
-    options.experts.force = ForceDivision::kShip;
+    options.experts.force = ExpertRule::kDevice;
   });
   pipeline.link().max_records_here = 2;
   ASSERT_OK_AND_ASSIGN(const std::vector<float> logits, pipeline.Prompt(Tokens(Model(), 100), /*rows_a_step=*/40));
@@ -314,7 +314,7 @@ TEST(Stage, GoesOnAfterAStepThatFailed) {
   for (const bool ship : {false, true}) {
     TinyPipeline pipeline(&Model(), 1, [&](StageOptions& options) {
       if (ship) options.expert_slot_bytes = Slots(4);
-      if (ship) options.experts.force = ForceDivision::kShip;
+      if (ship) options.experts.force = ExpertRule::kDevice;
     });
     (ship ? pipeline.link().fail_record : pipeline.link().fail_compute) = DataLoss("spoilt");
     EXPECT_THAT(pipeline.Prompt(Tokens(Model(), 100)), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("spoilt")));
@@ -363,7 +363,7 @@ TEST(Stage, RefusesWhatNeedsSlotsWithoutThem) {
               }),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("at least 3")));
   EXPECT_THAT(CreateWith([](StageOptions& options) {
-                options.experts.rules = {LayerRule::kAny, LayerRule::kDevice};
+                options.experts.rules = {ExpertRule::kAny, ExpertRule::kDevice};
               }),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("--vram-experts")));
 }

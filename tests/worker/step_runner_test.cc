@@ -56,27 +56,27 @@ internal::v1::StepRequest Request(uint64_t epoch, uint64_t step, double timeout 
 absl::StatusCode CodeOf(const internal::v1::StepResponse& response) { return static_cast<absl::StatusCode>(response.code()); }
 absl::Time Soon() { return absl::Now() + absl::Seconds(60); }
 
-TEST(StepRunner, ProbesTheLinkBetweenEpochsAlone) {
+TEST(StepRunner, MeasuresTheLinkBetweenEpochsAlone) {
   Worker worker(0, 4, /*num_slots=*/4);
-  ASSERT_OK_AND_ASSIGN(const ExpertCache::Probe probe, worker.runner->ProbeLink(absl::Milliseconds(1), Soon()));
-  EXPECT_GT(probe.bytes, 0);
+  ASSERT_OK_AND_ASSIGN(const ExpertCache::Measurement link, worker.runner->MeasureLink(absl::Milliseconds(1), Soon()));
+  EXPECT_GT(link.bytes, 0);
   ASSERT_OK(worker.runner->BeginEpoch(3, nullptr, Soon()));
-  EXPECT_THAT(worker.runner->ProbeLink(absl::Milliseconds(1), Soon()),
-              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("epoch 3 lasts")));
+  EXPECT_THAT(worker.runner->MeasureLink(absl::Milliseconds(1), Soon()),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("epoch 3 is current")));
   EXPECT_EQ(CodeOf(worker.Submit(Request(3, 1)).get()), absl::StatusCode::kOk);
 }
 
-TEST(StepRunner, ProbesNothingWithoutSlots) {
+TEST(StepRunner, MeasuresNothingWithoutSlots) {
   Worker worker(0, 4);
-  EXPECT_EQ(worker.runner->ProbeLink(absl::Milliseconds(1), Soon())->bytes, 0);
+  EXPECT_EQ(worker.runner->MeasureLink(absl::Milliseconds(1), Soon())->bytes, 0);
 }
 
-TEST(StepRunner, GivesUpAProbeThatTakesTooLong) {
+TEST(StepRunner, GivesUpAMeasurementThatTakesTooLong) {
   Worker worker(0, 4, /*num_slots=*/4);
-  EXPECT_THAT(worker.runner->ProbeLink(absl::Seconds(1), absl::Now()), StatusIs(absl::StatusCode::kDeadlineExceeded));
-  EXPECT_THAT(worker.runner->ProbeLink(absl::Milliseconds(1), Soon()),
-              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("another probe")));
-  ASSERT_OK(worker.runner->BeginEpoch(1, nullptr, Soon())) << "it waits for the probe";
+  EXPECT_THAT(worker.runner->MeasureLink(absl::Seconds(1), absl::Now()), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_THAT(worker.runner->MeasureLink(absl::Milliseconds(1), Soon()),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("another measurement")));
+  ASSERT_OK(worker.runner->BeginEpoch(1, nullptr, Soon())) << "it waits for the measurement";
 }
 
 TEST(StepRunner, AnswersStepsInOrder) {

@@ -38,7 +38,7 @@ TEST(StepTrace, AStepThatIsTracedTellsWhatItsThreadAndItsQueuesDid) {
   static const auto* const model = TinyModel::Make().release();
   TinyPipeline pipeline(model, 1, [](StageOptions& options) {
     options.expert_slot_bytes = 3 * model->layout.max_record_bytes();
-    options.experts.force = ForceDivision::kShip;
+    options.experts.force = ExpertRule::kDevice;
   });
   pipeline.Trace();
   ASSERT_OK(pipeline.Prompt(Tokens(*model, 40)));
