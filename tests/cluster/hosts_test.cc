@@ -191,7 +191,7 @@ TEST_F(Hosts, ATokenIsGoodForOneHost) {
   EXPECT_THAT(near_->Run(join, kStartTimeout), StatusIs(absl::StatusCode::kInternal, HasSubstr("was used")));
 }
 
-TEST_F(Hosts, WorkersThatCannotReachEachOtherEndTheirRequestsAndMayMeetAgain) {
+TEST_F(Hosts, WorkersThatLoseEachOtherEndRequestsAndMayMeetAgain) {
   StartAll();
   ASSERT_OK_AND_ASSIGN(const Command request, LongCompletion());
   ASSERT_OK(near_->Run("ip route add blackhole " + far_->address() + "/32", kStartTimeout));

@@ -207,7 +207,7 @@ TEST_F(RequestTest, ASpecialTokenAsAStopStringEndsItWhetherOrNotItIsRendered) {
   }
 }
 
-TEST_F(RequestTest, BytesThatAreNoUtf8AreReplacedInAPromptAndRefusedInAStopString) {
+TEST_F(RequestTest, ReplacesBadUtf8InAPromptAndRefusesItInAStopString) {
   proto_.set_text("h\xe9llo");
   EXPECT_OK(Create());
   v1::GenerateRequest read;
