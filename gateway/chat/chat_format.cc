@@ -1,5 +1,6 @@
 #include "gateway/chat/chat_format.h"
 
+#include "gateway/chat/family_templates.h"
 #include "gateway/chat/template_format.h"
 #include "gateway/harmony/harmony_format.h"
 
@@ -16,13 +17,13 @@ absl::StatusOr<std::unique_ptr<ChatFormat>> MakeChatFormat(const ChatModel& mode
   const std::optional<HarmonyTokens> harmony = HarmonyTokens::Find(*model.special_tokens);
   const bool writes_harmony = model.chat_template.empty() || model.chat_template.find("<|channel|>") != std::string::npos;
   if (harmony && writes_harmony) return std::make_unique<HarmonyFormat>(*harmony);
-  if (model.chat_template.empty()) {
-    return NotFound(
-        "the model file has no chat template, and there is none for the architecture '%s': give one with "
-        "--chat-template-file",
-        model.architecture);
-  }
-  return TemplateFormat::Create(model, model.chat_template);
+  if (!model.chat_template.empty()) return TemplateFormat::Create(model, model.chat_template);
+  const std::optional<std::string> family = FamilyTemplate(model.architecture, *model.special_tokens);
+  if (family) return TemplateFormat::Create(model, *family);
+  return NotFound(
+      "the model file has no chat template, and there is none for the architecture '%s': give one with "
+      "--chat-template-file",
+      model.architecture);
 }
 
 }  // namespace ferry
