@@ -8,6 +8,7 @@
 
 #include "cli/commands.h"
 #include "common/access/api_keys.h"
+#include "common/command_line.h"
 #include "common/unique_fd.h"
 
 namespace ferry {
@@ -33,9 +34,9 @@ absl::Status MakeKey(const ApiKeyOptions& options) {
 
 Command AddApiKey(CLI::App& app) {
   auto options = std::make_shared<ApiKeyOptions>();
-  app.add_option("name", options->name, "whose key it is, as the server's log names it")->required();
-  app.add_option("--file", options->file, "the file that `ferry serve --api-keys` reads; a line is added")->required();
-  app.add_flag("--admin", options->admin, "for an operator: `ferry status` in full, measurements that empty expert slots");
+  AddText(app, "name", options->name, "whose key it is, as the server's log names it")->required();
+  AddText(app, "--file", options->file, "the file that `ferry serve --api-keys` reads; a line is added")->required();
+  AddSwitch(app, "--admin", options->admin, "for an operator: `ferry status` in full, measurements that empty expert slots");
   app.footer(Examples({"ferry api-key alice --file keys                  prints the key, which nobody can read again",
                        "FERRY_API_KEY=fk-... ferry generate --server 192.0.2.1 -p Hello"}));
   return [options] { return MakeKey(*options); };

@@ -8,11 +8,12 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
-#include "absl/strings/numbers.h"
-#include "absl/strings/str_split.h"
 #include "cli/client.h"
 #include "cli/commands.h"
 #include "cli/predicted_model.h"
+#include "cli/prompt.h"
+#include "common/command_line.h"
+#include "common/program.h"
 #include "coordinator/planning/layer_costs.h"
 
 namespace ferry {
@@ -25,7 +26,7 @@ struct BenchOptions {
   int64_t generate = 32;
   int repetitions = 3;
   bool sweep = false, json = false, cold = false;
-  uint64_t seed = 1;
+  std::optional<uint64_t> seed = 1;  // none: random
 };
 
 struct Run {
@@ -59,25 +60,15 @@ struct Predictions {
   }
 };
 
-absl::StatusOr<std::vector<int64_t>> ParseLengths(const std::string& text) {
-  std::vector<int64_t> lengths;
-  for (const absl::string_view part : absl::StrSplit(text, ',')) {
-    int64_t value = 0;
-    if (!absl::SimpleAtoi(part, &value) || value < 1)
-      return InvalidArgument("-p has '%s', want prompt lengths such as 512,2048", part);
-    lengths.push_back(value);
-  }
-  return lengths;
-}
-
 class Bench {
  public:
-  Bench(const BenchOptions& options, Client* client, int64_t vocab) : options_(options), client_(*client), vocab_(vocab) {}
+  Bench(const BenchOptions& options, Client* client, int64_t vocab)
+      : options_(options), client_(*client), vocab_(vocab), seed_(options.seed ? *options.seed : std::random_device()()) {}
 
   // One prompt of `length` new tokens behind `cached`, then a generation from there.
   absl::StatusOr<Run> Measure(std::vector<uint32_t>& tokens, int64_t length, int repetition) {
     Run run{.prompt = length, .n_kv = static_cast<int64_t>(tokens.size())};
-    std::mt19937_64 random(options_.seed * 1000003 + static_cast<uint64_t>(repetition) * 7919 + tokens.size());
+    std::mt19937_64 random(seed_ * 1000003 + static_cast<uint64_t>(repetition) * 7919 + tokens.size());
     for (int64_t i = 0; i < length; ++i) tokens.push_back(static_cast<uint32_t>(random() % static_cast<uint64_t>(vocab_)));
     ASSIGN_OR_RETURN(const proto::Finish prefill, Generate(tokens, 0, options_.cold));
     run.prefill_seconds = prefill.prefill_seconds();
@@ -106,6 +97,7 @@ class Bench {
   const BenchOptions& options_;
   Client& client_;
   const int64_t vocab_;
+  const uint64_t seed_;
 };
 
 Run Median(std::vector<Run> runs) {
@@ -258,10 +250,11 @@ void PrintJson(const Run& run, const Limits& limits, const Predictions& predicti
                     {"bytes_shipped", prefill.bytes_shipped},
                     {"s_tg", 1 / PredictedDecode(input, prefill, run.generated, cold).seconds_per_token}};
   }
-  std::printf("%s\n", line.dump().c_str());
+  std::printf("%s\n", line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
 }
 
 absl::Status RunBench(BenchOptions options) {
+  RETURN_IF_ERROR(options.model.CheckOutputs({}));
   ASSIGN_OR_RETURN(const std::vector<int64_t> lengths, ParseLengths(options.prompts));
   const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
   if (options.model.context == 0 && options.server.empty()) options.model.context = longest + options.generate + 64;
@@ -302,14 +295,14 @@ absl::Status RunBench(BenchOptions options) {
                   static_cast<long long>(run.generated), static_cast<long long>(run.n_kv), run.prefill_seconds,
                   run.prefill_rate(), run.decode_seconds, run.decode_rate());
     }
-    std::fflush(stdout);
+    return FlushOutput();
   };
   if (options.sweep) {
     // As llama-sweep-bench: the context fills up in steps of the first length.
     std::vector<uint32_t> tokens;
     while (static_cast<int64_t>(tokens.size()) + lengths.front() + options.generate < model.context_length()) {
       ASSIGN_OR_RETURN(const Run run, bench.Measure(tokens, lengths.front(), 0));
-      report(run);
+      RETURN_IF_ERROR(report(run));
     }
   } else {
     std::vector<uint32_t> warm_up;
@@ -321,7 +314,7 @@ absl::Status RunBench(BenchOptions options) {
         ASSIGN_OR_RETURN(const Run run, bench.Measure(tokens, length, repetition));
         runs.push_back(run);
       }
-      report(Median(std::move(runs)));
+      RETURN_IF_ERROR(report(Median(std::move(runs))));
     }
   }
   if (!options.json) {
@@ -331,7 +324,7 @@ absl::Status RunBench(BenchOptions options) {
       PrintPlan(run, predictions, options.cold);
     }
   }
-  return absl::OkStatus();
+  return client->Close();
 }
 
 }  // namespace
@@ -339,18 +332,15 @@ absl::Status RunBench(BenchOptions options) {
 Command AddBench(CLI::App& app) {
   auto options = std::make_shared<BenchOptions>();
   options->model.AddTo(app, /*model_required=*/false);
-  app.add_option("--server", options->server, "measure the coordinator at this address instead of starting one");
-  app.add_option("-p,--n-prompt", options->prompts, "prompt lengths: 512,2048")->capture_default_str();
-  app.add_option("-n,--n-gen", options->generate, "tokens to generate behind each prompt")
-      ->check(CLI::Range(0, 100000))
-      ->capture_default_str();
-  app.add_option("-r,--repetitions", options->repetitions, "runs of each length; the median is shown")
-      ->check(CLI::Range(1, 100))
-      ->capture_default_str();
-  app.add_flag("--sweep", options->sweep, "fill the context (-c) in steps of the first length");
-  app.add_flag("--cold", options->cold, "empty the workers' expert slots before every prompt");
-  app.add_option("--seed", options->seed, "seed of the random prompts")->capture_default_str();
-  app.add_flag("--json", options->json, "print one JSON object a line instead of the table");
+  AddText(app, "--server", options->server, "measure the coordinator at this address instead of starting one");
+  AddText(app, "-p,--n-prompt", options->prompts, "prompt lengths: 512,2048 (default 512)");
+  AddInteger(app, "-n,--n-gen", options->generate, {.max = 100000}, "tokens to generate behind each prompt (default 32)");
+  AddInteger(app, "-r,--repetitions", options->repetitions, {.min = 1, .max = 100},
+             "runs of each length; the median is shown (default 3)");
+  AddSwitch(app, "--sweep", options->sweep, "fill the context (-c) in steps of the first length");
+  AddSwitch(app, "--cold", options->cold, "empty the workers' expert slots before every prompt");
+  AddSeed(app, "--seed", options->seed, "seed of the random prompts (default 1; -1: a random one)");
+  AddSwitch(app, "--json", options->json, "one JSON object a line instead of the table");
   app.footer(Examples({"ferry bench -m model.gguf -p 512,2048,4096 -n 64", "ferry bench -m model.gguf -c 16384 -p 1024 --sweep",
                        "ferry bench -m model.gguf -p 2048 --vram-experts 4GiB --cold"}));
   return [options]() -> absl::Status {

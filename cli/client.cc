@@ -6,9 +6,13 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "cli/late_word.h"
+#include "common/grpc_status.h"
 #include "common/listen_address.h"
+#include "common/thread_limit.h"
 #include "common/tls/cluster_ca.h"
 
 namespace ferry {
@@ -17,15 +21,14 @@ namespace {
 constexpr int kMaxMessageBytes = 64 << 20;
 constexpr absl::Duration kPoll = absl::Milliseconds(100);
 constexpr absl::Duration kConnectTimeout = absl::Seconds(5);
+constexpr absl::Duration kFirstWord = absl::Seconds(1);  // of a wait
+constexpr absl::Duration kSayAgain = absl::Seconds(10);
+constexpr absl::Duration kStallPatience = absl::Seconds(20);  // heartbeats come every second
+constexpr absl::Duration kEndPatience = absl::Seconds(5);     // of a command, with its own server
 // A coordinator whose host has gone says nothing any more, and a request has no deadline of its own.
 // FERRY_API_KEY: sent with every call. FERRY_TLS_CA: PEM file; the connection is TLS, and the server's certificate of this CA.
 constexpr char kApiKeyVariable[] = "FERRY_API_KEY", kTlsCaVariable[] = "FERRY_TLS_CA";
 constexpr int kKeepaliveMs = 10000, kKeepaliveTimeoutMs = 5000;
-
-absl::Status FromGrpc(const grpc::Status& status) {
-  if (status.ok()) return absl::OkStatus();
-  return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
-}
 
 std::chrono::system_clock::time_point Deadline(absl::Duration timeout) { return absl::ToChronoTime(absl::Now() + timeout); }
 
@@ -35,34 +38,75 @@ void AddKey(grpc::ClientContext* context) {
   if (key != nullptr && key[0] != '\0') context->AddMetadata("authorization", absl::StrFormat("Bearer %s", key));
 }
 
-// "experts 43 %, 5.1 GB/s, 12 s left" on one line that overwrites itself.
-class ProgressLine {
+// "loading, 43 % of 1.5 GiB of experts; 1 of 2 workers ready"
+std::string DescribeState(const proto::GetServerInfoResponse& info) {
+  int ready = 0;
+  for (const proto::WorkerInfo& worker : info.workers()) ready += worker.state() == "ready" ? 1 : 0;
+  std::string text = info.state();
+  if (info.load_progress() > 0 && info.load_progress() < 1) {
+    absl::StrAppendFormat(&text, ", %.0f %% of %s of experts", 100 * info.load_progress(), HumanBytes(info.arena_bytes()));
+  }
+  absl::StrAppendFormat(&text, "; %d of %d workers ready", ready, info.workers_size());
+  if (!info.state_reason().empty()) text += "; " + info.state_reason();
+  return text;
+}
+
+// What a wait says on standard error: one line that overwrites itself on a terminal; elsewhere one after a moment and then one
+// now and then.
+class WaitLine {
  public:
-  ProgressLine() : terminal_(isatty(STDERR_FILENO) != 0), started_(absl::Now()) {}
-  ~ProgressLine() {
+  explicit WaitLine(std::string address)
+      : terminal_(isatty(STDERR_FILENO) != 0), started_(absl::Now()), address_(std::move(address)) {}
+  ~WaitLine() {
     if (drawn_) std::fprintf(stderr, "\r\033[K");
   }
+
   void Draw(const proto::GetServerInfoResponse& info) {
-    if (!terminal_) return;
-    const double progress = info.load_progress();
-    int ready = 0;
-    for (const proto::WorkerInfo& worker : info.workers()) ready += worker.state() == "ready" ? 1 : 0;
-    std::string line = absl::StrFormat("loading experts %3.0f %% of %s", 100 * progress, HumanBytes(info.arena_bytes()));
-    const double elapsed = absl::ToDoubleSeconds(absl::Now() - started_);
+    std::string text = DescribeState(info);
+    const double progress = info.load_progress(), elapsed = absl::ToDoubleSeconds(absl::Now() - started_);
     if (progress > 0.02 && progress < 1 && elapsed > 0.5) {
-      absl::StrAppendFormat(&line, ", %s, %.0f s left", HumanRate(progress * info.arena_bytes() / elapsed),
+      absl::StrAppendFormat(&text, ", %s, %.0f s left", HumanRate(progress * info.arena_bytes() / elapsed),
                             elapsed * (1 - progress) / progress);
     }
-    absl::StrAppendFormat(&line, "; %d of %d workers ready", ready, info.workers_size());
-    std::fprintf(stderr, "\r\033[K%s", line.c_str());
-    std::fflush(stderr);
-    drawn_ = true;
+    Say(text);
+  }
+  void Say(const std::string& text) {
+    if (terminal_) {
+      std::fprintf(stderr, "\r\033[K%s", text.c_str());
+      std::fflush(stderr);
+      drawn_ = true;
+    } else if (absl::Now() >= next_) {
+      std::fprintf(stderr, "waiting for the coordinator at %s: %s\n", address_.c_str(), text.c_str());
+      next_ = absl::Now() + kSayAgain;
+    }
   }
 
  private:
   const bool terminal_;
   const absl::Time started_;
+  const std::string address_;
+  absl::Time next_ = started_ + kFirstWord;
   bool drawn_ = false;
+};
+
+// For how long nothing of a coordinator has changed that shows that it gets on.
+class StallWatch {
+ public:
+  absl::Duration For(const proto::GetServerInfoResponse& info, absl::Time now) {
+    answered_ = now;
+    std::string seen = absl::StrCat(info.state(), info.load_progress(), "/", info.arena_bytes());
+    // A worker that loads gets on, though its progress may take long to show: it is heard of, or it is lost.
+    for (const proto::WorkerInfo& worker : info.workers()) {
+      absl::StrAppend(&seen, " ", worker.state(), worker.incarnation(), "/", worker.dense_bytes(), "/", worker.resident_bytes());
+    }
+    if (seen != seen_) seen_ = std::move(seen), changed_ = now;
+    return now - changed_;
+  }
+  absl::Duration ForSilence(absl::Time now) const { return now - answered_; }
+
+ private:
+  std::string seen_;
+  absl::Time changed_ = absl::Now(), answered_ = changed_;
 };
 
 }  // namespace
@@ -80,6 +124,8 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const std::string& serve
 
 absl::StatusOr<std::unique_ptr<Client>> Client::Attach(const std::string& server) {
   ASSIGN_OR_RETURN(const ListenAddress address, ParseListenAddress(server, kCoordinatorPort));
+  RETURN_IF_ERROR(CheckDescriptorsAllowed());
+  RETURN_IF_ERROR(CheckThreadsCanStart(ClientThreads()));
   std::unique_ptr<Client> client(new Client);
   client->address_ = address.ToString();
   std::shared_ptr<grpc::ChannelCredentials> credentials = grpc::InsecureChannelCredentials();
@@ -99,25 +145,38 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Attach(const std::string& server
   return client;
 }
 
-Client::~Client() {
-  if (supervisor_ != nullptr) supervisor_->Stop(absl::Seconds(3));
+Client::~Client() { Close().IgnoreError(); }
+
+absl::Status Client::Close() {
+  if (supervisor_ == nullptr) return absl::OkStatus();
+  const absl::Status status = supervisor_->Stop(kEndPatience);
+  supervisor_.reset();
+  return status;
 }
 
 absl::Status Client::WaitUntilServed() {
-  ProgressLine line;
-  absl::Time last_answer = absl::Now();
+  WaitLine line(address_);
+  StallWatch stall;
   while (true) {
     if (supervisor_ != nullptr) RETURN_IF_ERROR(supervisor_->Health());
-    const absl::StatusOr<proto::GetServerInfoResponse> info = ServerInfo(absl::Seconds(2));
+    const absl::StatusOr<proto::GetServerInfoResponse> info = ServerInfo(absl::Seconds(1));
+    const absl::Time now = absl::Now();
     if (info.ok()) {
-      last_answer = absl::Now();
       if (info->state() == "serving") return absl::OkStatus();
       line.Draw(*info);
+      // An own server ends by itself when it cannot go on; another one is waited for as long as it gets on.
+      if (supervisor_ == nullptr && stall.For(*info, now) > kStallPatience) {
+        return Unavailable("the coordinator at %s does not serve, and nothing there has changed for %s: %s", address_,
+                           absl::FormatDuration(kStallPatience), DescribeState(*info));
+      }
     } else if (absl::IsUnauthenticated(info.status())) {
       return absl::UnauthenticatedError(absl::StrFormat("%s; set FERRY_API_KEY", info.status().message()));
-    } else if (absl::Now() - last_answer > kConnectTimeout) {
-      return Unavailable("no answer from a Ferry coordinator at %s (it listens on loopback unless it was given --listen): %s",
-                         address_, info.status().message());
+    } else {
+      line.Say("no answer yet");
+      if (stall.ForSilence(now) > kConnectTimeout) {
+        return Unavailable("no answer from a Ferry coordinator at %s (it listens on loopback unless it was given --listen): %s",
+                           address_, info.status().message());
+      }
     }
     absl::SleepFor(kPoll);
   }
@@ -143,25 +202,27 @@ absl::StatusOr<proto::Finish> Client::Generate(const proto::GenerateRequest& req
     const std::lock_guard lock(mutex_);
     running_ = nullptr;
   }
-  RETURN_IF_ERROR(FromGrpc(status));
+  RETURN_IF_ERROR(FromGrpcStatus(status));
   return finish;
 }
 
 absl::StatusOr<proto::GetModelInfoResponse> Client::ModelInfo() {
+  const LateWord word("waiting for an answer from " + address_);
   grpc::ClientContext context;
   AddKey(&context);
   context.set_deadline(Deadline(absl::Seconds(10)));
   proto::GetModelInfoResponse response;
-  RETURN_IF_ERROR(FromGrpc(stub_->GetModelInfo(&context, {}, &response)));
+  RETURN_IF_ERROR(FromGrpcStatus(stub_->GetModelInfo(&context, {}, &response)));
   return response;
 }
 
 absl::StatusOr<proto::GetServerInfoResponse> Client::ServerInfo(absl::Duration timeout) {
+  const LateWord word("waiting for an answer from " + address_);
   grpc::ClientContext context;
   AddKey(&context);
   context.set_deadline(Deadline(timeout));
   proto::GetServerInfoResponse response;
-  RETURN_IF_ERROR(FromGrpc(stub_->GetServerInfo(&context, {}, &response)));
+  RETURN_IF_ERROR(FromGrpcStatus(stub_->GetServerInfo(&context, {}, &response)));
   return response;
 }
 

@@ -21,6 +21,8 @@ class Client {
   // `server` empty: starts an own server for `options`. Waits until the model is served, with progress on standard error
   // when it is a terminal. Errors: the server's, or Unavailable when no server answers at `server`.
   static absl::StatusOr<std::unique_ptr<Client>> Connect(const std::string& server, const ModelOptions& options);
+  // Ends an own server; an error: it did not complete what it was asked to write. The destructor does the same without a word.
+  absl::Status Close();
   // Connects to a running server in any state, without waiting for it to serve.
   static absl::StatusOr<std::unique_ptr<Client>> Attach(const std::string& server);
   ~Client();

@@ -5,6 +5,7 @@
 
 #include "absl/time/clock.h"
 #include "cli/commands.h"
+#include "common/command_line.h"
 #include "common/escaped.h"
 #include "common/rpc/join_cluster.h"
 #include "common/tls/cluster_ca.h"
@@ -21,7 +22,7 @@ struct ClusterOptions {
 };
 
 void AddFolder(CLI::App& app, ClusterOptions* options) {
-  app.add_option("--cluster-certs", options->folder, "folder of the certificates")->capture_default_str();
+  AddText(app, "--cluster-certs", options->folder, "folder of the certificates (default " + options->folder + ")");
 }
 
 absl::Status Init(const ClusterOptions& options) {
@@ -59,17 +60,16 @@ Command AddClusterInit(CLI::App& app) {
 Command AddClusterToken(CLI::App& app) {
   auto options = std::make_shared<ClusterOptions>();
   AddFolder(app, options.get());
-  app.add_option("--valid-minutes", options->valid_minutes, "how long a host may use it; it is good once")
-      ->check(CLI::Range(0.1, 60.0 * 24 * 7))
-      ->capture_default_str();
+  AddDecimal(app, "--valid-minutes", options->valid_minutes, 0.1, 60.0 * 24 * 7,
+             "how long a host may use it (default 60); it is good once");
   app.footer(Examples({"ferry cluster-token                              on the coordinator's host, for one host that joins"}));
   return [options] { return Token(*options); };
 }
 
 Command AddJoin(CLI::App& app) {
   auto options = std::make_shared<ClusterOptions>();
-  app.add_option("coordinator", options->coordinator, "HOST or HOST:PORT of its --cluster-listen (port 8091)")->required();
-  app.add_option("--token", options->token, "what `ferry cluster-token` printed")->required();
+  AddText(app, "coordinator", options->coordinator, "HOST or HOST:PORT of its --cluster-listen (port 8091)")->required();
+  AddText(app, "--token", options->token, "what `ferry cluster-token` printed")->required();
   AddFolder(app, options.get());
   app.footer(Examples({"ferry join 192.0.2.1 --token fj-...               on a host that is to have a worker"}));
   return [options] { return Join(*options); };

@@ -1,7 +1,5 @@
 // `ferry generate`: continues a prompt; the completion goes to standard output as it comes.
 
-#include <unistd.h>
-
 #include <cstdio>
 #include <memory>
 
@@ -11,6 +9,8 @@
 #include "cli/interrupt.h"
 #include "cli/prompt.h"
 #include "cli/sampling_options.h"
+#include "common/command_line.h"
+#include "common/program.h"
 
 namespace ferry {
 namespace {
@@ -23,7 +23,7 @@ struct GenerateOptions {
   SamplingOptions sampling;
   std::string server;
   bool show_experts = false;
-  bool special = false;
+  bool special = false, no_special = false;
 };
 
 void ShowWorkers(Client& client, const proto::Finish& finish) {
@@ -52,15 +52,17 @@ double Rate(double count, double seconds) { return seconds > 0 ? count / seconds
 
 absl::Status Generate(const GenerateOptions& options) {
   proto::GenerateRequest request;
+  RETURN_IF_ERROR(options.model.CheckOutputs({options.prompt.file.value_or(""), options.prompt.ids_file.value_or("")}));
   RETURN_IF_ERROR(options.prompt.Fill(request));
-  options.sampling.Fill(request);
+  RETURN_IF_ERROR(options.sampling.Fill(request));
   if (options.special) request.set_render_special(true);
+  if (options.no_special) request.set_parse_special(false);
 
   std::mutex mutex;
   Client* running = nullptr;
   InterruptHandler interrupt([&] {
     const std::lock_guard lock(mutex);
-    if (running == nullptr) _exit(130);  // still loading
+    if (running == nullptr) ExitInterrupted();  // still loading
     running->Cancel();
   });
   ASSIGN_OR_RETURN(const std::unique_ptr<Client> client, Client::Connect(options.server, options.model));
@@ -70,14 +72,14 @@ absl::Status Generate(const GenerateOptions& options) {
   }
   const absl::StatusOr<proto::Finish> finish = client->Generate(request, [](const proto::GenerateResponse& response) {
     std::fwrite(response.text().data(), 1, response.text().size(), stdout);
-    std::fflush(stdout);
-    return true;
+    return FlushOutput().ok();  // a reader that has gone needs no more
   });
   {
     const std::lock_guard lock(mutex);
     running = nullptr;
   }
   std::fputc('\n', stdout);
+  RETURN_IF_ERROR(FlushOutput());
   RETURN_IF_ERROR(finish.status());
   const uint32_t computed = finish->prompt_tokens() - finish->cached_prompt_tokens();
   std::fprintf(stderr, "\nprompt %u tokens (%u cached) in %.3f s, %.1f t/s; generated %u in %.3f s, %.1f t/s; seed %llu\n",
@@ -86,7 +88,7 @@ absl::Status Generate(const GenerateOptions& options) {
                Rate(finish->generated_tokens() > 0 ? finish->generated_tokens() - 1 : 0, finish->decode_seconds()),
                static_cast<unsigned long long>(finish->seed()));
   if (options.show_experts) ShowWorkers(*client, *finish);
-  return absl::OkStatus();
+  return client->Close();
 }
 
 }  // namespace
@@ -96,9 +98,10 @@ Command AddGenerate(CLI::App& app) {
   options->model.AddTo(app, /*model_required=*/false);
   options->prompt.AddTo(app);
   options->sampling.AddTo(app);
-  app.add_option("--server", options->server, "use the coordinator at this address instead of starting one");
-  app.add_flag("--show-experts", options->show_experts, "print at the end where experts were computed");
-  app.add_flag("--special", options->special, "show special tokens");
+  AddText(app, "--server", options->server, "use the coordinator at this address instead of starting one");
+  AddSwitch(app, "--show-experts", options->show_experts, "print at the end where experts were computed");
+  AddSwitch(app, "--special", options->special, "show special tokens");
+  AddSwitch(app, "--no-parse-special", options->no_special, "read special tokens in the prompt as plain text");
   app.footer(Examples({"ferry generate -m model.gguf -p \"Once upon a time\" -n 100 --temp 0.8",
                        "ferry generate --server 127.0.0.1:8090 -f question.txt"}));
   return [options]() -> absl::Status {

@@ -7,6 +7,7 @@
 
 #include "cli/client.h"
 #include "cli/commands.h"
+#include "common/command_line.h"
 #include "common/gguf/gguf.h"
 #include "common/model/model_config.h"
 #include "common/model/model_tensors.h"
@@ -137,9 +138,9 @@ absl::Status Inspect(const InspectOptions& options) {
 
 Command AddInspect(CLI::App& app) {
   auto options = std::make_shared<InspectOptions>();
-  app.add_option("-m,--model,model", options->model, "GGUF file, or any file of a split model")->required();
-  app.add_flag("--json", options->json, "print JSON");
-  app.add_flag("--tensors", options->tensors, "list every tensor");
+  AddText(app, "-m,--model,model", options->model, "GGUF file, or any file of a split model")->required();
+  AddSwitch(app, "--json", options->json, "print JSON");
+  AddSwitch(app, "--tensors", options->tensors, "list every tensor");
   return [options] { return Inspect(*options); };
 }
 

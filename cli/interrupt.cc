@@ -7,6 +7,8 @@
 #include <atomic>
 #include <thread>
 
+#include "common/signal_cleanup.h"
+
 namespace ferry {
 namespace {
 sigset_t Signals() {
@@ -14,6 +16,7 @@ sigset_t Signals() {
   sigemptyset(&set);
   sigaddset(&set, SIGINT);
   sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGHUP);
   return set;
 }
 }  // namespace
@@ -24,6 +27,11 @@ struct InterruptHandler::State {
   std::thread thread;
 };
 
+void ExitInterrupted() {
+  RemoveRegisteredPaths();
+  _exit(130);  // the children die with us
+}
+
 InterruptHandler::InterruptHandler(std::function<void()> on_first) : state_(std::make_shared<State>()) {
   const sigset_t set = Signals();
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
@@ -31,7 +39,7 @@ InterruptHandler::InterruptHandler(std::function<void()> on_first) : state_(std:
     while (!state->stop) {
       const timespec poll = {.tv_sec = 0, .tv_nsec = 50'000'000};
       if (sigtimedwait(&set, nullptr, &poll) < 0) continue;
-      if (state->interrupted.exchange(true)) _exit(130);  // the children die with us
+      if (state->interrupted.exchange(true)) ExitInterrupted();
       on_first();
     }
   });

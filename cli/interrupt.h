@@ -1,6 +1,7 @@
 #pragma once
 
-// Ctrl-C and SIGTERM as an ordinary event: the first calls a function on a thread of its own, a second one ends the process.
+// Ctrl-C, SIGTERM and SIGHUP as an ordinary event: the first calls a function on a thread of its own, a second one ends the
+// process.
 
 #include <functional>
 #include <memory>
@@ -9,7 +10,7 @@ namespace ferry {
 
 class InterruptHandler {
  public:
-  // Blocks SIGINT and SIGTERM for the whole process: make it before other threads. One at a time.
+  // Blocks the signals for the whole process: make it before other threads. One at a time.
   explicit InterruptHandler(std::function<void()> on_first);
   ~InterruptHandler();
   bool interrupted() const;
@@ -18,5 +19,8 @@ class InterruptHandler {
   struct State;
   std::shared_ptr<State> state_;
 };
+
+// Ends the process at once with code 130, without destructors, and leaves no temporary files.
+[[noreturn]] void ExitInterrupted();
 
 }  // namespace ferry

@@ -1,29 +1,17 @@
 // `ferry`: one binary, its commands are the files beside this one.
 
 #include <CLI/CLI.hpp>
-#include <algorithm>
 #include <cstdio>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "cli/commands.h"
+#include "common/command_line.h"
 #include "common/log.h"
+#include "common/program.h"
 
 namespace {
-
-// Users of llama.cpp write these with one dash; the parser knows one-letter flags alone that way.
-std::vector<std::string> WithLongFlags(int argc, char** argv) {
-  std::vector<std::string> arguments;
-  for (int i = argc - 1; i > 0; --i) {  // the parser takes them last first
-    std::string argument = argv[i];
-    for (const char* flag : {"-ot", "-np", "-ub", "-ctk", "-ctv"}) {
-      if (argument == flag) argument = "-" + argument;
-    }
-    arguments.push_back(std::move(argument));
-  }
-  return arguments;
-}
 
 // What a server said keeps the name by which docs/operations.md has it; a wrong command line needs none.
 std::string CodeOf(const absl::Status& status) {
@@ -38,9 +26,7 @@ int ExitCode(const absl::Status& status) {
   return absl::IsInvalidArgument(status) ? 2 : 1;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int Main(int argc, char** argv) {
   CLI::App app(
       "Ferry runs mixture-of-experts language models that do not fit in GPU memory: experts stay in host memory, and only\n"
       "those that a batch activates are ferried to a GPU.",
@@ -69,22 +55,21 @@ int main(int argc, char** argv) {
   add("api-key", "make a key for the API", ferry::AddApiKey);
   add("join", "fetch this host's certificate with a token", ferry::AddJoin);
 
-  const auto named = [&](const auto& command) { return command.first->get_name() == argv[1]; };
-  if (argc > 1 && argv[1][0] != '-' && std::none_of(commands.begin(), commands.end(), named)) {
-    std::fprintf(stderr, "error: '%s' is not a command of ferry; `ferry --help` lists them\n", argv[1]);
-    return 2;
-  }
-  try {
-    app.parse(WithLongFlags(argc, argv));
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error, std::cout, std::cerr) == 0 ? 0 : 2;
-  }
+  if (const std::optional<int> code = ferry::ParseCommandLine(app, argc, argv)) return *code;
   ferry::InitLog("ferry", "info");
   for (const auto& [command, run] : commands) {
     if (!command->parsed()) continue;
-    const absl::Status status = run();
-    if (!status.ok()) std::fprintf(stderr, "error: %s%s\n", CodeOf(status).c_str(), std::string(status.message()).c_str());
+    absl::Status status = run();
+    if (status.ok()) status = ferry::FlushOutput();
+    if (!status.ok() && !ferry::OutputReaderIsGone())
+      std::fprintf(stderr, "error: %s%s\n", CodeOf(status).c_str(), std::string(status.message()).c_str());
     return ExitCode(status);
   }
   return 2;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return ferry::RunProgram("ferry", [&] { return Main(argc, argv); });
 }

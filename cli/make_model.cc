@@ -5,11 +5,13 @@
 #include <cstdio>
 #include <memory>
 #include <optional>
+#include <random>
 
 #include "absl/strings/match.h"
 #include "absl/time/clock.h"
 #include "cli/client.h"
 #include "cli/commands.h"
+#include "common/command_line.h"
 #include "common/model/formats/formats.h"
 #include "common/thread_pool.h"
 
@@ -23,7 +25,8 @@ struct Options {
   int64_t layers = 0, experts = 0, top_k = 0, n_embd = 0, n_ff = 0, heads = 0, kv_heads = 0, head_dim = 0, vocab = 0, context = 0,
           window = -1;
   double bias_spread = 0;
-  uint64_t seed = 1;
+  bool force = false;
+  std::optional<uint64_t> seed = 1;  // none: random
 };
 
 absl::StatusOr<DType> ParseType(const std::string& name) {
@@ -49,11 +52,11 @@ absl::Status MakeModel(const Options& options) {
   take(model.context, options.context);
   if (options.window >= 0) model.sliding_window = options.window;
   model.router_bias_spread = options.bias_spread;
-  model.seed = options.seed;
+  model.seed = options.seed ? *options.seed : std::random_device()();
   ASSIGN_OR_RETURN(model.expert_dtype, ParseType(options.expert_type));
   ASSIGN_OR_RETURN(model.dense_dtype, ParseType(options.dense_type));
   const absl::Time start = absl::Now();
-  RETURN_IF_ERROR(MakeModelFile(model, options.path, {.num_threads = static_cast<int>(UsablePhysicalCores().size())}));
+  RETURN_IF_ERROR(MakeModelFile(model, options.path, {.num_threads = DefaultThreads(), .force = options.force}));
   ASSIGN_OR_RETURN(const GgufFile file, GgufFile::Open(options.path));
   const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
   std::fprintf(stderr, "%s: %s in %.1f s, %s\n", options.path.c_str(), HumanBytes(file.file_bytes()).c_str(), seconds,
@@ -65,28 +68,32 @@ absl::Status MakeModel(const Options& options) {
 
 Command AddMakeModel(CLI::App& app) {
   auto options = std::make_shared<Options>();
-  app.add_option("path", options->path, "file to write")->required();
-  app.add_option("--like", options->like,
-                 "start from a published model's shape (20b and 120b are gpt-oss's) instead of a tiny one")
-      ->check(CLI::IsMember(MakeModelOptions::Names()));
-  app.add_option("--layers", options->layers);
-  app.add_option("--experts", options->experts);
-  app.add_option("--top-k", options->top_k);
-  app.add_option("--n-embd", options->n_embd);
-  app.add_option("--n-ff", options->n_ff);
-  app.add_option("--heads", options->heads);
-  app.add_option("--kv-heads", options->kv_heads);
-  app.add_option("--head-dim", options->head_dim);
-  app.add_option("--vocab", options->vocab);
-  app.add_option("--context", options->context);
-  app.add_option("--sliding-window", options->window);
-  app.add_option("--expert-type", options->expert_type, "any type that Ferry computes with: mxfp4, q8_0, q4_0")
-      ->capture_default_str();
-  app.add_option("--dense-type", options->dense_type, "of attention, embedding and output")->capture_default_str();
-  app.add_option("--router-bias-spread", options->bias_spread,
-                 "standard deviation of the router's biases: how unevenly experts are used")
-      ->capture_default_str();
-  app.add_option("--seed", options->seed)->capture_default_str();
+  AddText(app, "path", options->path, "file to write")->required();
+  std::vector<const char*> published;
+  static const std::vector<std::string> names = MakeModelOptions::Names();
+  for (const std::string& name : names) published.push_back(name.c_str());
+  AddChoice(app, "--like", options->like, published,
+            "start from a published model's shape (20b and 120b are gpt-oss's) instead of a tiny one");
+  const auto dimension = [&](const char* flag, int64_t& target, const char* what) {
+    AddInteger(app, flag, target, {.min = 1, .max = 1 << 24, .units = true}, what);
+  };
+  dimension("--layers", options->layers, "layers");
+  dimension("--experts", options->experts, "experts of a layer");
+  dimension("--top-k", options->top_k, "experts that a token uses");
+  dimension("--n-embd", options->n_embd, "width of the hidden states");
+  dimension("--n-ff", options->n_ff, "width inside an expert");
+  dimension("--heads", options->heads, "attention heads");
+  dimension("--kv-heads", options->kv_heads, "heads of keys and values");
+  dimension("--head-dim", options->head_dim, "width of a head");
+  dimension("--vocab", options->vocab, "tokens of the vocabulary");
+  dimension("--context", options->context, "tokens of the context");
+  AddInteger(app, "--sliding-window", options->window, {.max = 1 << 24, .units = true}, "tokens that sliding layers see; 0: all");
+  AddText(app, "--expert-type", options->expert_type, "any type that Ferry computes with: mxfp4, q8_0, q4_0 (default mxfp4)");
+  AddText(app, "--dense-type", options->dense_type, "of attention, embedding and output (default q8_0)");
+  AddDecimal(app, "--router-bias-spread", options->bias_spread, 0, 1000,
+             "standard deviation: how unevenly experts are used (default 0)");
+  AddSwitch(app, "--force", options->force, "replace the file if it exists");
+  AddSeed(app, "--seed", options->seed, "of the weights (default 1; -1: a random one)");
   app.footer(Examples({"ferry make-model bench.gguf --like 20b --layers 4 --router-bias-spread 1.5"}));
   return [options] { return MakeModel(*options); };
 }

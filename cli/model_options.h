@@ -36,25 +36,28 @@ struct ModelOptions {
   bool insecure = false;
   std::string cluster_listen, cluster_certs;  // for workers of other hosts; empty: there are none, or the coordinator's default
   double step_timeout = 0;                    // 0: the coordinator's default
+  double drain_seconds = 30;                  // that running requests get when the coordinator is asked to end
   std::string trace;                          // file for a timeline
-  bool probe = false;
+  bool force = false;                         // which may replace a file
+  bool probe = false, keep_rates = false;
   std::string log_level = "warn";
 
-  void AddTo(CLI::App& app, bool model_required);
+  // Adds the rows of ModelFlags(); those of a server that others use too where `serve` is set.
+  void AddTo(CLI::App& app, bool model_required, bool serve = false);
 
   // Devices of the workers this command starts: "cuda:0", "cpu". InvalidArgument: --gpus and --workers disagree, or name
   // what the machine does not have.
   absl::StatusOr<std::vector<std::string>> Devices() const;
   // Memory of the smallest GPU among `devices`; 0: no GPU.
   static int64_t GpuBytes(const std::vector<std::string>& devices);
+  // Returns the errors of CheckOutput for the file of --trace. `inputs`: files that the command reads beside the model; empty
+  // names count as none.
+  absl::Status CheckOutputs(std::vector<std::string> inputs) const;
   // `gpu_bytes`: the result of GpuBytes; it decides the rows of a step.
   absl::StatusOr<PlacementOptions> Placement(int num_workers, int64_t gpu_bytes) const;
   std::vector<std::string> CoordinatorArguments(int num_workers, int64_t gpu_bytes, const std::string& port_file,
                                                 const std::string& cluster_socket) const;
   std::vector<std::string> WorkerArguments(int worker, const std::string& device, const std::string& coordinator) const;
 };
-
-// "f16", "q8_0" and their upper-case forms. InvalidArgument names the flag.
-absl::StatusOr<DType> ParseKvType(const std::string& flag, const std::string& name);
 
 }  // namespace ferry

@@ -4,14 +4,16 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
-#include "absl/strings/numbers.h"
-#include "absl/strings/str_split.h"
 #include "cli/client.h"
 #include "cli/commands.h"
 #include "cli/predicted_model.h"
+#include "cli/prompt.h"
+#include "common/command_line.h"
 
 namespace ferry {
 namespace {
+
+constexpr double kMaxRate = 1e18;  // bytes or operations a second
 
 struct PlanOptions {
   ModelOptions model;
@@ -60,6 +62,7 @@ void PrintPlacement(const ModelConfig& config, const ModelSizes& sizes, const Ar
 }
 
 absl::Status Plan(const PlanOptions& options) {
+  ASSIGN_OR_RETURN(const std::vector<int64_t> lengths, ParseLengths(options.prompts));
   ASSIGN_OR_RETURN(const std::vector<std::string> devices, options.model.Devices());
   ASSIGN_OR_RETURN(const std::unique_ptr<PredictedModel> model,
                    PredictedModel::Open(options.model, static_cast<int>(devices.size()), ModelOptions::GpuBytes(devices)));
@@ -89,10 +92,7 @@ absl::Status Plan(const PlanOptions& options) {
     }
     std::printf("predicted, with nothing resident at the start of a prompt:\n");
   }
-  for (const absl::string_view part : absl::StrSplit(options.prompts, ',')) {
-    int64_t tokens = 0;
-    if (!absl::SimpleAtoi(part, &tokens) || tokens < 1)
-      return InvalidArgument("-p has '%s', want prompt lengths such as 512,2048", part);
+  for (const int64_t tokens : lengths) {
     const PrefillPrediction prefill = PredictPrefill(input, tokens);
     if (options.json) {
       prefills.push_back({{"tokens", tokens},
@@ -127,7 +127,7 @@ absl::Status Plan(const PlanOptions& options) {
   const nlohmann::json result = {{"workers", workers},           {"arena_bytes", arena.bytes()},
                                  {"prefill", prefills},          {"decode_tokens_per_second", 1 / decode.seconds_per_token},
                                  {"rates_source", found.source}, {"rates", RatesJson(found.rates)}};
-  std::printf("%s\n", result.dump(2).c_str());
+  std::printf("%s\n", result.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
   return absl::OkStatus();
 }
 
@@ -136,13 +136,13 @@ absl::Status Plan(const PlanOptions& options) {
 Command AddPlan(CLI::App& app) {
   auto options = std::make_shared<PlanOptions>();
   options->model.AddTo(app, /*model_required=*/true);
-  app.add_option("-p,--n-prompt", options->prompts, "prompt lengths to predict for")->capture_default_str();
-  app.add_flag("--json", options->json, "as JSON");
+  AddText(app, "-p,--n-prompt", options->prompts, "prompt lengths to predict for (default " + options->prompts + ")");
+  AddSwitch(app, "--json", options->json, "as JSON");
   const char* const rates = "Rates (where not given: kept by a start on this machine, or measured now)";
-  app.add_option("--host-read-rate", options->host_read, "bytes/s of experts read by the host")->group(rates);
-  app.add_option("--host-flops", options->host_flops, "FLOP/s of expert products on the host")->group(rates);
-  app.add_option("--link-rate", options->link, "bytes/s from host to GPU")->group(rates);
-  app.add_option("--gpu-flops", options->gpu_flops, "FLOP/s of products on the GPU")->group(rates);
+  AddDecimal(app, "--host-read-rate", options->host_read, 0, kMaxRate, "bytes/s of experts read by the host")->group(rates);
+  AddDecimal(app, "--host-flops", options->host_flops, 0, kMaxRate, "FLOP/s of expert products on the host")->group(rates);
+  AddDecimal(app, "--link-rate", options->link, 0, kMaxRate, "bytes/s from host to GPU")->group(rates);
+  AddDecimal(app, "--gpu-flops", options->gpu_flops, 0, kMaxRate, "FLOP/s of products on the GPU")->group(rates);
   return [options] { return Plan(*options); };
 }
 

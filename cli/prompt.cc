@@ -1,56 +1,94 @@
 #include "cli/prompt.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
-#include <fstream>
-#include <iostream>
-#include <iterator>
+#include <cerrno>
+#include <cstring>
+#include <limits>
+#include <vector>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
+#include "cli/late_word.h"
+#include "common/command_line.h"
+#include "common/number.h"
+#include "common/unique_fd.h"
 
 namespace ferry {
+namespace {
+
+constexpr size_t kMaxTextBytes = size_t{60} << 20;  // a message to the coordinator holds 64 MiB
+constexpr int64_t kMaxLength = int64_t{1} << 30;    // tokens: no context is longer
+
+}  // namespace
 
 void PromptOptions::AddTo(CLI::App& app) {
   const char* const group = "Prompt";
-  app.add_option("-p,--prompt", text, "the text")->group(group);
-  app.add_option("-f,--file", file, "file with the text; -: standard input")->group(group);
-  app.add_option("--ids", ids_file, "file with token ids instead of text")->group(group);
-  app.add_flag("--no-bos", no_bos, "do not add the beginning-of-text token that the model file asks for")->group(group);
+  AddText(app, "-p,--prompt", text, "the text")->group(group);
+  AddText(app, "-f,--file", file, "file with the text; -: standard input")->group(group);
+  AddText(app, "--ids", ids_file, "file with token ids instead of text")->group(group);
+  AddSwitch(app, "--no-bos", no_bos, "do not add the beginning-of-text token that the model file asks for")->group(group);
 }
 
 absl::Status PromptOptions::Fill(ferry::v1::GenerateRequest& request) const {
-  const int given = !text.empty() + !file.empty() + !ids_file.empty();
+  const int given = text.has_value() + file.has_value() + ids_file.has_value();
   if (given > 1) return InvalidArgument("-p, -f and --ids say the prompt: give one of them");
   if (no_bos) request.set_add_bos(false);
-  if (!ids_file.empty()) {
-    ASSIGN_OR_RETURN(const std::string content, ReadAll(ids_file));
+  if (ids_file) {
+    ASSIGN_OR_RETURN(const std::string content, ReadAll(*ids_file));
     ASSIGN_OR_RETURN(const std::vector<uint32_t> ids, ParseIds(content));
     request.mutable_tokens()->mutable_ids()->Add(ids.begin(), ids.end());
     return absl::OkStatus();
   }
-  if (!text.empty()) {
-    request.set_text(text);
+  if (text) {
+    request.set_text(*text);
     return absl::OkStatus();
   }
-  if (file.empty() && isatty(STDIN_FILENO) != 0) return InvalidArgument("no prompt: give -p TEXT, -f FILE or --ids FILE");
-  ASSIGN_OR_RETURN(*request.mutable_text(), ReadAll(file.empty() ? "-" : file));
+  if (!file && isatty(STDIN_FILENO) != 0) return InvalidArgument("no prompt: give -p TEXT, -f FILE or --ids FILE");
+  ASSIGN_OR_RETURN(*request.mutable_text(), ReadAll(file.value_or("-")));
   return absl::OkStatus();
 }
 
 absl::StatusOr<std::string> ReadAll(const std::string& path) {
-  if (path == "-") return std::string(std::istreambuf_iterator<char>(std::cin), {});
-  std::ifstream stream(path, std::ios::binary);
-  if (!stream) return NotFound("cannot read '%s'", path);
-  return std::string(std::istreambuf_iterator<char>(stream), {});
+  const bool standard_input = path == "-";
+  const std::string name = standard_input ? "standard input" : "'" + path + "'";
+  const auto failed = [&](int error) -> absl::Status {
+    if (error == ENOENT) return NotFound("cannot read %s: %s", name, std::strerror(error));
+    return FailedPrecondition("cannot read %s: %s", name, std::strerror(error));
+  };
+  // A pipe may have nobody at its other end yet.
+  const LateWord word("reading " + name + " to its end");
+  const UniqueFd file(standard_input ? ::fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 3) : ::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!file.valid()) return failed(errno);
+  std::string text;
+  std::vector<char> buffer(size_t{1} << 16);
+  while (true) {
+    const ssize_t got = ::read(file.get(), buffer.data(), buffer.size());
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return failed(errno);
+    if (got == 0) return text;
+    text.append(buffer.data(), static_cast<size_t>(got));
+    if (text.size() > kMaxTextBytes)
+      return InvalidArgument("%s has more than %d bytes, which no context holds", name, kMaxTextBytes);
+  }
+}
+
+absl::StatusOr<std::vector<int64_t>> ParseLengths(const std::string& text) {
+  std::vector<int64_t> lengths;
+  for (const absl::string_view part : absl::StrSplit(text, ',')) {
+    const absl::StatusOr<int64_t> length = ParseInteger({part.data(), part.size()}, 1, kMaxLength, /*units=*/true);
+    if (!length.ok()) return InvalidArgument("-p has '%s', want prompt lengths such as 512,2048", part.substr(0, 40));
+    lengths.push_back(*length);
+  }
+  return lengths;
 }
 
 absl::StatusOr<std::vector<uint32_t>> ParseIds(const std::string& text) {
   std::vector<uint32_t> ids;
   for (const absl::string_view word : absl::StrSplit(text, absl::ByAnyChar(" ,\t\r\n[]"), absl::SkipEmpty())) {
-    uint32_t id = 0;
-    if (!absl::SimpleAtoi(word, &id)) return InvalidArgument("'%s' is not a token id", word.substr(0, 40));
-    ids.push_back(id);
+    const absl::StatusOr<uint64_t> id = ParseUnsigned({word.data(), word.size()}, std::numeric_limits<uint32_t>::max());
+    if (!id.ok()) return InvalidArgument("'%s' is not a token id", word.substr(0, 40));
+    ids.push_back(static_cast<uint32_t>(*id));
   }
   return ids;
 }

@@ -3,6 +3,7 @@
 // A command's prompt: -p TEXT, -f FILE, --ids FILE, or standard input.
 
 #include <CLI/CLI.hpp>
+#include <optional>
 #include <string>
 
 #include "common/status.h"
@@ -11,7 +12,7 @@
 namespace ferry {
 
 struct PromptOptions {
-  std::string text, file, ids_file;
+  std::optional<std::string> text, file, ids_file;  // an empty text is a prompt too
   bool no_bos = false;
 
   void AddTo(CLI::App& app);
@@ -19,8 +20,11 @@ struct PromptOptions {
   absl::Status Fill(ferry::v1::GenerateRequest& request) const;
 };
 
-// A whole file; "-": standard input. NotFound names it.
+// A whole file; "-": standard input. NotFound, or FailedPrecondition, names it: it is not there, or a folder, or cannot be read.
+// InvalidArgument: it is larger than any prompt.
 absl::StatusOr<std::string> ReadAll(const std::string& path);
+// Prompt lengths: "512,2048", "4k". InvalidArgument: anything else.
+absl::StatusOr<std::vector<int64_t>> ParseLengths(const std::string& text);
 // Numbers separated by spaces, commas, new lines or brackets.
 absl::StatusOr<std::vector<uint32_t>> ParseIds(const std::string& text);
 

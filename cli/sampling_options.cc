@@ -1,25 +1,33 @@
 #include "cli/sampling_options.h"
 
+#include <limits>
+
+#include "common/command_line.h"
+#include "common/number.h"
+
 namespace ferry {
 
 void SamplingOptions::AddTo(CLI::App& app) {
   const char* const group = "Sampling";
-  app.add_option("-n,--predict", max_tokens, "tokens to generate; -1: to the end of the context (default)")->group(group);
-  app.add_option("--temp,--temperature", temperature, "0: always the most likely token (default 0.8)")->group(group);
-  app.add_option("--top-k", top_k, "sample from the k most likely tokens; 0: all (default 40)")->group(group);
-  app.add_option("--top-p", top_p, "sample from the most likely tokens whose probabilities add up to p (default 0.95)")
-      ->group(group);
-  app.add_option("--min-p", min_p, "sample from tokens with at least this share of the best one's probability (default 0.05)")
-      ->group(group);
-  app.add_option("--repeat-penalty", repetition_penalty, "penalty of tokens that occurred (default 1: none)")->group(group);
-  app.add_option("--frequency-penalty", frequency_penalty, "penalty for each occurrence of a token (default 0)")->group(group);
-  app.add_option("--presence-penalty", presence_penalty, "penalty of a token that occurred (default 0)")->group(group);
-  app.add_option("-s,--seed", seed, "the same seed and request give the same tokens (default: random)")->group(group);
-  app.add_option("--stop", stop, "text that ends the completion; may be given several times")->group(group);
-  app.add_flag("--ignore-eos", ignore_eos, "go on past the end-of-text token")->group(group);
+  const auto add = [&](CLI::Option* option) { option->group(group); };
+  add(AddInteger(app, "-n,--predict", max_tokens, {.min = -1, .units = true},
+                 "tokens to generate; -1: to the end of the context (default)"));
+  add(AddDecimal(app, "--temp,--temperature", temperature, 0, 100, "0: always the most likely token (default 0.8)"));
+  add(AddInteger(app, "--top-k", top_k, {.automatic = 0}, "sample from the k most likely tokens; 0 or -1: all (default 40)"));
+  add(AddDecimal(app, "--top-p", top_p, 0, 1,
+                 "sample from the most likely tokens whose probabilities add up to p (default 0.95)"));
+  add(AddDecimal(app, "--min-p", min_p, 0, 1,
+                 "sample from tokens with at least this share of the best one's probability (default 0.05)"));
+  add(AddDecimal(app, "--repeat-penalty", repetition_penalty, 0, 10, "penalty of tokens that occurred (default 1: none)"));
+  add(AddDecimal(app, "--frequency-penalty", frequency_penalty, -2, 2, "penalty for each occurrence of a token (default 0)"));
+  add(AddDecimal(app, "--presence-penalty", presence_penalty, -2, 2, "for having occurred (default 0)"));
+  add(AddSeed(app, "-s,--seed", seed, "makes the same request give the same tokens (default, or -1: random)"));
+  add(AddTexts(app, "--stop", stop, "text that ends the completion, special tokens too; may be given several times"));
+  add(AddTexts(app, "--stop-token", stop_tokens, "id of a token that ends the completion; may be given several times"));
+  add(AddSwitch(app, "--ignore-eos", ignore_eos, "go on past the end-of-text token"));
 }
 
-void SamplingOptions::Fill(ferry::v1::GenerateRequest& request) const {
+absl::Status SamplingOptions::Fill(ferry::v1::GenerateRequest& request) const {
   ferry::v1::Sampling& sampling = *request.mutable_sampling();
   if (temperature) sampling.set_temperature(*temperature);
   if (top_k) sampling.set_top_k(*top_k);
@@ -31,7 +39,13 @@ void SamplingOptions::Fill(ferry::v1::GenerateRequest& request) const {
   if (seed) sampling.set_seed(*seed);
   if (max_tokens && *max_tokens >= 0) request.set_max_tokens(static_cast<uint32_t>(*max_tokens));
   for (const std::string& text : stop) request.add_stop(text);
+  for (const std::string& token : stop_tokens) {
+    const absl::StatusOr<uint64_t> id = ParseUnsigned(token, std::numeric_limits<uint32_t>::max());
+    if (!id.ok()) return Annotate(id.status(), "--stop-token");
+    request.add_stop_token_ids(static_cast<uint32_t>(*id));
+  }
   if (ignore_eos) request.set_ignore_eos(true);
+  return absl::OkStatus();
 }
 
 }  // namespace ferry

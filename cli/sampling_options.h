@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "common/status.h"
 #include "ferry/v1/generate.pb.h"
 
 namespace ferry {
@@ -16,12 +17,13 @@ struct SamplingOptions {
   std::optional<float> temperature, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty;
   std::optional<uint32_t> top_k;
   std::optional<uint64_t> seed;
-  std::optional<int64_t> max_tokens;  // -1: to the end of the context
-  std::vector<std::string> stop;
+  std::optional<int64_t> max_tokens;           // -1: to the end of the context
+  std::vector<std::string> stop, stop_tokens;  // the latter: ids
   bool ignore_eos = false;
 
   void AddTo(CLI::App& app);
-  void Fill(ferry::v1::GenerateRequest& request) const;
+  // InvalidArgument: a stop token is no id.
+  absl::Status Fill(ferry::v1::GenerateRequest& request) const;
 };
 
 }  // namespace ferry

@@ -8,6 +8,7 @@
 #include "cli/client.h"
 #include "cli/commands.h"
 #include "cli/prompt.h"
+#include "common/command_line.h"
 
 namespace ferry {
 namespace {
@@ -22,6 +23,7 @@ struct ScoreOptions {
 
 absl::Status Score(const ScoreOptions& options) {
   proto::GenerateRequest request;
+  RETURN_IF_ERROR(options.model.CheckOutputs({options.prompt.file.value_or(""), options.prompt.ids_file.value_or("")}));
   RETURN_IF_ERROR(options.prompt.Fill(request));
   request.set_max_tokens(0);
   request.set_prompt_logprobs(options.top);
@@ -49,7 +51,7 @@ absl::Status Score(const ScoreOptions& options) {
   } else {
     std::printf("%lld tokens, perplexity %.4f\n", static_cast<long long>(count), perplexity);
   }
-  return absl::OkStatus();
+  return client->Close();
 }
 
 }  // namespace
@@ -58,9 +60,9 @@ Command AddScore(CLI::App& app) {
   auto options = std::make_shared<ScoreOptions>();
   options->model.AddTo(app, /*model_required=*/false);
   options->prompt.AddTo(app);
-  app.add_option("--server", options->server, "use the coordinator at this address instead of starting one");
-  app.add_option("--top", options->top, "with --json: also this many best tokens at each position")->check(CLI::Range(0, 20));
-  app.add_flag("--json", options->json, "print {\"logprobs\": [...], \"perplexity\": x}");
+  AddText(app, "--server", options->server, "use the coordinator at this address instead of starting one");
+  AddInteger(app, "--top", options->top, {.max = 20}, "with --json: also this many best tokens at each position");
+  AddSwitch(app, "--json", options->json, "print {\"logprobs\": [...], \"perplexity\": x}");
   app.footer(Examples({"ferry score -m model.gguf -f chapter.txt", "ferry score -m model.gguf --ids ids.txt --json"}));
   return [options]() -> absl::Status {
     if (options->server.empty() == options->model.model.empty())

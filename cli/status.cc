@@ -8,6 +8,8 @@
 #include "cli/commands.h"
 #include "cli/interrupt.h"
 #include "cli/predicted_model.h"
+#include "common/command_line.h"
+#include "common/program.h"
 
 namespace ferry {
 namespace {
@@ -62,7 +64,7 @@ absl::Status Status(const StatusOptions& options) {
     ASSIGN_OR_RETURN(const proto::GetServerInfoResponse info, client->ServerInfo());
     if (options.live) std::printf("\033[H\033[2J");
     Print(info);
-    std::fflush(stdout);
+    RETURN_IF_ERROR(FlushOutput());
     if (options.live) absl::SleepFor(absl::Seconds(1));
   } while (options.live);
   return absl::OkStatus();
@@ -72,8 +74,8 @@ absl::Status Status(const StatusOptions& options) {
 
 Command AddStatus(CLI::App& app) {
   auto options = std::make_shared<StatusOptions>();
-  app.add_option("--server", options->server, "address of the coordinator")->capture_default_str();
-  app.add_flag("--live", options->live, "refresh every second until Ctrl-C");
+  AddText(app, "--server", options->server, "address of the coordinator (default " + options->server + ")");
+  AddSwitch(app, "--live", options->live, "refresh every second until Ctrl-C");
   return [options] { return Status(*options); };
 }
 

@@ -12,18 +12,24 @@
 #include <filesystem>
 #include <fstream>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
 #include "absl/time/clock.h"
+#include "cli/temporary_folder.h"
 #include "common/exit_codes.h"
 #include "common/log.h"
+#include "common/thread_limit.h"
+#include "common/thread_pool.h"
 
 namespace ferry {
 namespace {
 
 constexpr absl::Duration kPoll = absl::Milliseconds(20);
 constexpr absl::Duration kListenTimeout = absl::Seconds(30);
+constexpr absl::Duration kTracePatience = absl::Minutes(1);  // to complete one, when nothing else is waited for
+constexpr absl::Duration kFirstWord = absl::Milliseconds(1500);
 // A worker that keeps dying is started again after 0, 1, 2, 4, ... 30 s; one that ran for a minute starts afresh.
 constexpr absl::Duration kMaxBackoff = absl::Seconds(30);
 constexpr absl::Duration kSteady = absl::Minutes(1);
@@ -40,7 +46,8 @@ absl::StatusOr<std::string> Beside(const char* name) {
   return path.string();
 }
 
-// The child's standard output goes to standard error, so that results stay alone on ours.
+// The child's standard output goes to standard error, so that results stay alone on ours. -1 and errno: there can be no more
+// processes.
 pid_t Spawn(const std::string& binary, const std::vector<std::string>& arguments) {
   std::vector<char*> argv = {const_cast<char*>(binary.c_str())};
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
@@ -51,6 +58,7 @@ pid_t Spawn(const std::string& binary, const std::vector<std::string>& arguments
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (getppid() != parent) _exit(1);  // it died before the request above
   setpgid(0, 0);                      // a Ctrl-C at the terminal is ours to pass on, as a drain
+  for (const int signal : {SIGPIPE, SIGXFSZ}) ::signal(signal, SIG_DFL);  // what this process ignores, others need not
   sigset_t none;
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, nullptr);
@@ -79,22 +87,28 @@ struct Child {
 
 class ProcessSupervisor final : public Supervisor {
  public:
-  ProcessSupervisor(std::string coordinator_binary, std::string worker_binary, std::filesystem::path directory)
+  ProcessSupervisor(std::string coordinator_binary, std::string worker_binary, std::unique_ptr<TemporaryFolder> folder)
       : coordinator_binary_(std::move(coordinator_binary)),
         worker_binary_(std::move(worker_binary)),
-        directory_(std::move(directory)) {}
+        folder_(std::move(folder)),
+        port_file_(folder_->File("port")),
+        socket_(folder_->File("cluster")) {}
 
   ~ProcessSupervisor() override {
-    if (thread_.joinable()) Stop(absl::Seconds(2));
-    std::error_code ignored;
-    std::filesystem::remove_all(directory_, ignored);
+    if (thread_.joinable()) Stop(absl::Seconds(2)).IgnoreError();
   }
 
   // Everything is forked from one thread that lives as long as this: the death signal follows the thread, not the process.
   absl::Status Run(const ModelOptions& options, const std::vector<std::string>& devices) {
+    trace_ = options.trace;
     thread_ = std::thread([this, options, devices] { Main(options, devices); });
-    const absl::Time deadline = absl::Now() + kListenTimeout;
-    while (absl::Now() < deadline) {
+    const absl::Time start = absl::Now();
+    bool said = false;
+    while (absl::Now() < start + kListenTimeout) {
+      if (!said && absl::Now() > start + kFirstWord) {
+        spdlog::info("the coordinator opens {}", options.model);
+        said = true;
+      }
       {
         const std::lock_guard lock(mutex_);
         if (!address_.empty()) return absl::OkStatus();
@@ -112,55 +126,75 @@ class ProcessSupervisor final : public Supervisor {
     return health_;
   }
 
-  void Stop(absl::Duration grace) override {
+  absl::Status Stop(absl::Duration grace) override {
     {
       const std::lock_guard lock(mutex_);
-      grace_ = grace;
+      grace_ = trace_.empty() ? grace : std::max(grace, kTracePatience);
     }
     stop_ = true;
     if (thread_.joinable()) thread_.join();
+    if (trace_.empty() || !coordinator_end_) return absl::OkStatus();
+    if (WIFEXITED(*coordinator_end_) && WEXITSTATUS(*coordinator_end_) == 0) return absl::OkStatus();
+    return DataLoss("--trace %s was not completed: the coordinator %s", trace_, HowItEnded(*coordinator_end_));
   }
 
  private:
   void Main(const ModelOptions& options, const std::vector<std::string>& devices) {
-    const std::filesystem::path port_file = directory_ / "port", socket = directory_ / "cluster";
     coordinator_ = {.arguments = options.CoordinatorArguments(
                         options.coordinator_only ? std::max(options.workers, 1) : static_cast<int>(devices.size()),
-                        ModelOptions::GpuBytes(devices), port_file, socket),
+                        ModelOptions::GpuBytes(devices), port_file_, socket_),
                     .what = "the coordinator"};
     coordinator_.pid = Spawn(coordinator_binary_, coordinator_.arguments);
+    if (coordinator_.pid < 0) {
+      CannotStart(coordinator_);
+      return;
+    }
     while (!stop_) {
       if (!Reap()) break;
-      if (workers_.empty() && address().empty()) LookForAddress(options, devices, port_file, socket);
+      if (workers_.empty() && address().empty()) LookForAddress(options, devices);
       for (Child& worker : workers_) {
-        if (worker.pid < 0 && absl::Now() >= worker.start_again) Start(worker);
+        if (worker.pid < 0 && absl::Now() >= worker.start_again && !Start(worker)) {
+          EndAll();
+          return;
+        }
       }
       absl::SleepFor(kPoll);
     }
     EndAll();
   }
 
-  void LookForAddress(const ModelOptions& options, const std::vector<std::string>& devices,
-                      const std::filesystem::path& port_file, const std::filesystem::path& socket) {
-    std::ifstream file(port_file);
+  void CannotStart(const Child& child) {
+    const std::string reason = std::strerror(errno);
+    const std::lock_guard lock(mutex_);
+    health_ = ResourceExhausted(
+        "%s cannot be started: %s; raise the limit of processes and threads (ulimit -u, pids.max of the cgroup)", child.what,
+        reason);
+  }
+
+  void LookForAddress(const ModelOptions& options, const std::vector<std::string>& devices) {
+    std::ifstream file(port_file_);
     int port = 0;
     if (!(file >> port) || port == 0) return;
     const std::string local = options.listen == "0.0.0.0" ? "127.0.0.1" : options.listen == "[::]" ? "[::1]" : options.listen;
     const std::string address = local + ":" + std::to_string(port);
     if (!options.coordinator_only) {
       for (size_t i = 0; i < devices.size(); ++i) {
-        workers_.push_back({.arguments = options.WorkerArguments(static_cast<int>(i), devices[i], "unix:" + socket.string()),
+        workers_.push_back({.arguments = options.WorkerArguments(static_cast<int>(i), devices[i], "unix:" + socket_),
                             .what = "worker " + std::to_string(i)});
       }
     }
+    unlink(port_file_.c_str());  // it has served
     const std::lock_guard lock(mutex_);
     address_ = address;
   }
 
-  void Start(Child& worker) {
+  // False: it cannot be started, and health_ says so.
+  bool Start(Child& worker) {
     worker.pid = Spawn(worker_binary_, worker.arguments);
+    if (worker.pid < 0) CannotStart(worker);
     worker.started = absl::Now();
     ++worker.starts;
+    return worker.pid >= 0;
   }
 
   // False when the coordinator is gone, or a worker will not run.
@@ -190,7 +224,10 @@ class ProcessSupervisor final : public Supervisor {
     if (waitpid(coordinator_.pid, &status, WNOHANG) != coordinator_.pid) return true;
     coordinator_.pid = -1;
     const std::lock_guard lock(mutex_);
-    health_ = Unavailable("the coordinator %s", HowItEnded(status));
+    // A command line or a model that the coordinator refused is the user's to mend: no matter for a second try.
+    const bool cannot_run = WIFEXITED(status) && WEXITSTATUS(status) == kExitCannotRun;
+    health_ = cannot_run ? FailedPrecondition("the coordinator cannot run as it was told to; its own words are above")
+                         : Unavailable("the coordinator %s; its own words are above", HowItEnded(status));
     return false;
   }
 
@@ -202,29 +239,35 @@ class ProcessSupervisor final : public Supervisor {
     }
     const absl::Time deadline = absl::Now() + grace;
     if (coordinator_.pid > 0) kill(coordinator_.pid, SIGTERM);  // it drains and tells the workers
-    WaitFor(coordinator_, deadline);
+    if (coordinator_.pid > 0) coordinator_end_ = WaitFor(coordinator_, deadline);
     for (Child& worker : workers_) {
       if (worker.pid > 0) kill(worker.pid, SIGTERM);
     }
     for (Child& worker : workers_) WaitFor(worker, std::max(deadline, absl::Now() + absl::Seconds(1)));
   }
 
-  static void WaitFor(Child& child, absl::Time deadline) {
-    while (child.pid > 0 && waitpid(child.pid, nullptr, WNOHANG) == 0) {
+  // How it ended; it is killed at the deadline.
+  static int WaitFor(Child& child, absl::Time deadline) {
+    int status = 0;
+    while (child.pid > 0 && waitpid(child.pid, &status, WNOHANG) == 0) {
       if (absl::Now() > deadline) {
         kill(child.pid, SIGKILL);
-        waitpid(child.pid, nullptr, 0);
+        waitpid(child.pid, &status, 0);
         break;
       }
       absl::SleepFor(kPoll);
     }
     child.pid = -1;
+    return status;
   }
 
   const std::string coordinator_binary_, worker_binary_;
-  const std::filesystem::path directory_;
-  Child coordinator_;           // of the thread alone
-  std::vector<Child> workers_;  // of the thread alone
+  const std::unique_ptr<TemporaryFolder> folder_;
+  const std::string port_file_, socket_;
+  std::string trace_;                   // empty: none was asked for
+  std::optional<int> coordinator_end_;  // as waitpid says it; of the thread, and of others once it has ended
+  Child coordinator_;                   // of the thread alone
+  std::vector<Child> workers_;          // of the thread alone
   std::thread thread_;
   std::atomic<bool> stop_{false};
   std::mutex mutex_;
@@ -241,11 +284,17 @@ absl::StatusOr<std::unique_ptr<Supervisor>> Supervisor::Start(const ModelOptions
     ASSIGN_OR_RETURN(devices, options.Devices());
   }
   RETURN_IF_ERROR(options.Placement(1, 0).status());  // what the coordinator would refuse, said before it starts
+  if (options.threads > MaxUsefulThreads()) {
+    return InvalidArgument("-t is %d, want at most %d on this machine", options.threads, MaxUsefulThreads());
+  }
+  const int pool = options.threads > 0 ? options.threads : DefaultThreads();
+  RETURN_IF_ERROR(CheckDescriptorsAllowed());
+  RETURN_IF_ERROR(CheckThreadsCanStart(ClientThreads() + CoordinatorThreads() + pool +
+                                       static_cast<int>(devices.size()) * (WorkerThreads() + pool)));
   ASSIGN_OR_RETURN(std::string coordinator, Beside("ferry-coordinator"));
   ASSIGN_OR_RETURN(std::string worker, Beside("ferry-worker"));
-  std::string directory = (std::filesystem::temp_directory_path() / "ferry-XXXXXX").string();
-  if (mkdtemp(directory.data()) == nullptr) return Internal("cannot make a folder as %s: %s", directory, std::strerror(errno));
-  auto supervisor = std::make_unique<ProcessSupervisor>(coordinator, worker, directory);
+  ASSIGN_OR_RETURN(std::unique_ptr<TemporaryFolder> folder, TemporaryFolder::Create());
+  auto supervisor = std::make_unique<ProcessSupervisor>(coordinator, worker, std::move(folder));
   RETURN_IF_ERROR(supervisor->Run(options, devices));
   return supervisor;
 }

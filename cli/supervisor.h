@@ -15,15 +15,17 @@ namespace ferry {
 class Supervisor {
  public:
   // Returns as soon as the coordinator listens; callers ask it over the network whether it serves. Starts the binaries beside
-  // this one. Errors: a binary is missing, or the coordinator ended before it listened (its messages are on stderr).
+  // this one. Errors: a binary is missing, a process cannot be started, or the coordinator ended before it listened (its messages
+  // are on stderr).
   static absl::StatusOr<std::unique_ptr<Supervisor>> Start(const ModelOptions& options);
   virtual ~Supervisor() = default;  // kills the remaining children
 
   virtual const std::string& address() const = 0;  // of the coordinator
   // OK while the coordinator runs; otherwise the reason of its end.
   virtual absl::Status Health() = 0;
-  // Asks the coordinator to drain, then ends everything; at most `grace`.
-  virtual void Stop(absl::Duration grace) = 0;
+  // Asks the coordinator to drain, then ends everything; at most `grace`. An error, where a trace was asked for: the coordinator
+  // did not complete it.
+  virtual absl::Status Stop(absl::Duration grace) = 0;
 };
 
 }  // namespace ferry

@@ -5,6 +5,7 @@
 
 #include "cli/commands.h"
 #include "cli/prompt.h"
+#include "common/command_line.h"
 #include "common/gguf/gguf.h"
 #include "coordinator/text/tokenizer.h"
 
@@ -12,7 +13,8 @@ namespace ferry {
 namespace {
 
 struct TokenizeOptions {
-  std::string model, text, file;
+  std::string model;
+  std::optional<std::string> text, file;  // an empty text is one too
   bool ids = false, no_bos = false, no_special = false;
 };
 
@@ -22,9 +24,9 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> OpenTokenizer(const std::string& mode
 }
 
 absl::StatusOr<std::string> TextOf(const TokenizeOptions& options) {
-  if (!options.text.empty() && !options.file.empty()) return InvalidArgument("-p and -f both say the text: give one of them");
-  if (!options.text.empty()) return options.text;
-  return ReadAll(options.file.empty() ? "-" : options.file);
+  if (options.text && options.file) return InvalidArgument("-p and -f both say the text: give one of them");
+  if (options.text) return *options.text;
+  return ReadAll(options.file.value_or("-"));
 }
 
 absl::Status Tokenize(const TokenizeOptions& options) {
@@ -59,21 +61,21 @@ absl::Status Detokenize(const TokenizeOptions& options) {
 
 Command AddTokenize(CLI::App& app) {
   auto options = std::make_shared<TokenizeOptions>();
-  app.add_option("-m,--model", options->model, "GGUF file; one that holds a vocabulary alone will do")->required();
-  app.add_option("-p,--prompt", options->text, "the text");
-  app.add_option("-f,--file", options->file, "file with the text; default or -: standard input");
-  app.add_flag("--ids", options->ids, "print only the ids, on one line");
-  app.add_flag("--no-bos", options->no_bos, "do not begin with the beginning-of-text token");
-  app.add_flag("--no-parse-special", options->no_special, "read special tokens in the text as plain text");
+  AddText(app, "-m,--model", options->model, "GGUF file; one that holds a vocabulary alone will do")->required();
+  AddText(app, "-p,--prompt", options->text, "the text");
+  AddText(app, "-f,--file", options->file, "file with the text; default or -: standard input");
+  AddSwitch(app, "--ids", options->ids, "print only the ids, on one line");
+  AddSwitch(app, "--no-bos", options->no_bos, "do not begin with the beginning-of-text token");
+  AddSwitch(app, "--no-parse-special", options->no_special, "read special tokens in the text as plain text");
   return [options] { return Tokenize(*options); };
 }
 
 Command AddDetokenize(CLI::App& app) {
   auto options = std::make_shared<TokenizeOptions>();
-  app.add_option("-m,--model", options->model, "GGUF file; one that holds a vocabulary alone will do")->required();
-  app.add_option("-p,--ids", options->text, "the ids, separated by spaces or commas");
-  app.add_option("-f,--file", options->file, "file with the ids; default or -: standard input");
-  app.add_flag("--no-special", options->no_special, "omit special tokens");
+  AddText(app, "-m,--model", options->model, "GGUF file; one that holds a vocabulary alone will do")->required();
+  AddText(app, "-p,--ids", options->text, "the ids, separated by spaces or commas");
+  AddText(app, "-f,--file", options->file, "file with the ids; default or -: standard input");
+  AddSwitch(app, "--no-special", options->no_special, "omit special tokens");
   return [options] { return Detokenize(*options); };
 }
 

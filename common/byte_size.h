@@ -9,8 +9,8 @@
 
 namespace ferry {
 
-// Parses "4GiB", "512MiB", "16k", "1000000": a number and a power of 1024, in upper or lower case. InvalidArgument: any other
-// text, or a size above 2^63 - 1.
+// Parses "4GiB", "512MiB", "16k", "1000000", "2GB": a whole number and a unit, in upper or lower case. KiB and k are 1024, kB is
+// 1000. InvalidArgument: any other text, or a size above 2^63 - 1.
 absl::StatusOr<int64_t> ParseByteSize(const std::string& text);
 
 }  // namespace ferry

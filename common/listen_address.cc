@@ -32,6 +32,15 @@ absl::StatusOr<ListenAddress> ParseListenAddress(const std::string& text, int de
     }
     return local;
   }
+  for (const std::string_view scheme : {"http://", "https://", "grpc://", "dns:", "ipv4:", "ipv6:"}) {
+    if (text.starts_with(scheme)) {
+      return InvalidArgument("'%s' begins with %s: say HOST or HOST:PORT alone, as in 127.0.0.1:8090", text, scheme);
+    }
+  }
+  if (std::any_of(text.begin(), text.end(), [](unsigned char c) { return c <= ' ' || c >= 0x7f || c == '/'; })) {
+    return InvalidArgument("'%s' is no address: want HOST or HOST:PORT, without spaces, slashes and other letters than ASCII",
+                           text);
+  }
   ListenAddress address{.host = text, .port = default_port};
   const size_t bracket = text.rfind(']');
   const size_t colon = text.rfind(':');

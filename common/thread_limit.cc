@@ -34,6 +34,14 @@ std::string WhatLimits(int count) {
 
 }  // namespace
 
+absl::Status CheckDescriptorsAllowed() {
+  constexpr rlim_t kLeast = 32;
+  rlimit files;
+  if (::getrlimit(RLIMIT_NOFILE, &files) != 0 || files.rlim_cur >= kLeast) return absl::OkStatus();
+  return ResourceExhausted("this process may have %d files open, and needs %d: raise the limit (ulimit -n)", files.rlim_cur,
+                           kLeast);
+}
+
 int CoordinatorThreads() { return ByCores(24); }
 int WorkerThreads() { return ByCores(17); }
 int ClientThreads() { return ByCores(9); }

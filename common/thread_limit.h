@@ -16,4 +16,7 @@ int ClientThreads();
 // Starts `count` threads that do nothing and ends them. ResourceExhausted: so many more cannot be started now; names the limit.
 absl::Status CheckThreadsCanStart(int count);
 
+// ResourceExhausted: the process may open fewer files than gRPC and a model need at least (ulimit -n).
+absl::Status CheckDescriptorsAllowed();
+
 }  // namespace ferry

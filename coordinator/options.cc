@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "absl/strings/match.h"
 #include "common/listen_address.h"
 #include "common/status.h"
 
@@ -25,6 +26,13 @@ absl::Status CheckPositive(const char* flag, absl::Duration value) {
 }
 
 }  // namespace
+
+absl::StatusOr<DType> ParseKvType(const std::string& flag, const std::string& name) {
+  if (absl::EqualsIgnoreCase(name, "f16")) return DType::kF16;
+  if (absl::EqualsIgnoreCase(name, "q8_0")) return DType::kQ8_0;
+  if (absl::EqualsIgnoreCase(name, "f32")) return DType::kF32;
+  return InvalidArgument("%s is '%s', want f16, q8_0 or, for the reference kernels, f32", flag, name);
+}
 
 absl::Status CheckOptions(const CoordinatorOptions& options) {
   if (options.model.empty()) return InvalidArgument("-m is missing: the GGUF file of the model");

@@ -3,6 +3,7 @@
 // The options of a coordinator, read once from its command line.
 
 #include <string>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "common/status.h"
@@ -35,10 +36,17 @@ struct CoordinatorOptions {
   absl::Duration drain_timeout = absl::Seconds(30);
   double host_read_bytes_per_second = 0;  // --host-read-rate, --host-flops: 0: probed
   double host_flops_per_second = 0;
-  std::string trace;   // --trace: a Chrome trace is written here; empty: none
-  bool probe = false;  // --probe: rates are measured although an earlier start kept some
+  std::string trace;        // --trace: a Chrome trace is written here; empty: none
+  bool force = false;       // --force: existing files may be replaced by the trace and the port file
+  bool keep_rates = false;  // --keep-rates: although the machine was busy when they were measured
+  bool probe = false;       // --probe: rates are measured although an earlier start kept some
   std::string log_level = "info";
 };
+
+// The values of -ctk and -ctv; f32 is for the reference kernels.
+inline const std::vector<const char*> kKvTypes = {"f16", "q8_0", "f32"};
+// Parses "f16" or "Q8_0". InvalidArgument names the flag.
+absl::StatusOr<DType> ParseKvType(const std::string& flag, const std::string& name);
 
 // Checks the options that do not depend on the model. InvalidArgument names the flag.
 absl::Status CheckOptions(const CoordinatorOptions& options);

@@ -119,7 +119,7 @@ class ServerImpl final : public Server {
  public:
   ServerImpl(const CoordinatorOptions& options, GgufFile file, ModelConfig model, std::unique_ptr<Tokenizer> tokenizer)
       : options_(options), file_(std::move(file)), model_(std::move(model)), tokenizer_(std::move(tokenizer)) {}
-  ~ServerImpl() override { Drain(); }
+  ~ServerImpl() override { Drain().IgnoreError(); }
 
   const std::string& address() const override { return address_; }
   int port() const override { return port_; }
@@ -141,7 +141,7 @@ class ServerImpl final : public Server {
                  cache.micro_batch_tokens);
 
     if (!options_.trace.empty()) {
-      ASSIGN_OR_RETURN(trace_, TraceWriter::Create(options_.trace));
+      ASSIGN_OR_RETURN(trace_, TraceWriter::Create(options_.trace, {.force = options_.force, .inputs = file_.paths()}));
     }
     loop_ = std::make_unique<GenerationLoop>(BatchSchedulerOptions{.max_batch_tokens = cache.max_batch_tokens,
                                                                    .micro_batch_tokens = cache.micro_batch_tokens,
@@ -236,8 +236,8 @@ class ServerImpl final : public Server {
     return DeadlineExceeded("the cluster is not complete: %s", controller_->Describe());
   }
 
-  void Drain() override {
-    if (std::exchange(drained_, true) || cluster_server_ == nullptr) return;
+  absl::Status Drain() override {
+    if (std::exchange(drained_, true) || cluster_server_ == nullptr) return drain_status_;
     loop_->StopAdmitting(Unavailable("the coordinator is draining"));
     const GenerationStats stats = loop_->stats();
     if (stats.running + stats.queued > 0) {
@@ -248,15 +248,15 @@ class ServerImpl final : public Server {
     }
     const std::vector<PipelineWorker> workers = controller_->LiveWorkers();
     controller_->Stop(Unavailable("the coordinator is ending"));
-    std::vector<std::thread> threads;
+    std::vector<std::jthread> threads;
     for (const PipelineWorker& worker : workers) {
       threads.emplace_back([this, &worker] {
         const absl::Status status = ShutdownWorker(worker, identity_.get(), kWorkerShutdownTimeout);
         if (!status.ok()) spdlog::warn("worker {} did not end: {}", worker.id.value(), status.ToString());
       });
     }
-    for (std::thread& thread : threads) thread.join();
-    if (trace_ != nullptr) trace_->Close();  // no step follows, and giving back the arena takes seconds
+    threads.clear();
+    if (trace_ != nullptr) drain_status_ = trace_->Close();  // no step follows, and giving back the arena takes seconds
     for (Acceptor* const acceptor : {acceptor_.get(), cluster_acceptor_.get(), remote_acceptor_.get()}) {
       if (acceptor != nullptr) acceptor->Stop();
     }
@@ -267,6 +267,7 @@ class ServerImpl final : public Server {
     }
     std::error_code ignored;
     if (!own_folder_.empty()) std::filesystem::remove_all(own_folder_, ignored);
+    return drain_status_;
   }
 
  private:
@@ -336,9 +337,10 @@ class ServerImpl final : public Server {
         spdlog::warn("this machine's rates could not be measured: {}", rates.status().ToString());
         return;
       }
-      if (const absl::Status written = WriteRates(directory, key, *rates); !written.ok()) {
-        spdlog::warn("the rates are not kept for the next start: {}", std::string(written.message()));
-      }
+      absl::Status keep = absl::OkStatus();
+      if (!rates->disturbed.empty() && !options_.keep_rates) keep = FailedPrecondition("%s", rates->disturbed);
+      if (keep.ok()) keep = WriteRates(directory, key, *rates);
+      if (!keep.ok()) spdlog::warn("the rates are used, but not kept for the next start: {}", std::string(keep.message()));
     }
     rates->host = UnlessByHand(rates->host);
     rates->host_beside_links = UnlessByHand(rates->host_beside_links);
@@ -545,6 +547,7 @@ class ServerImpl final : public Server {
   std::string address_;
   int port_ = 0;
   bool drained_ = false;
+  absl::Status drain_status_;
 };
 
 }  // namespace

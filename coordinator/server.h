@@ -28,8 +28,9 @@ class Server {
   virtual absl::Status Load() = 0;
   // After Load: until the first epoch. DeadlineExceeded says which workers are missing.
   virtual absl::Status WaitUntilServing(absl::Time deadline) = 0;
-  // Refuses new requests, finishes accepted ones within drain_timeout, ends the workers, and stops listening. Idempotent.
-  virtual void Drain() = 0;
+  // Refuses new requests, finishes accepted ones within drain_timeout, ends the workers, and stops listening. Idempotent. Errors:
+  // the trace could not be written.
+  virtual absl::Status Drain() = 0;
 };
 
 }  // namespace ferry

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "common/log.h"
 
 namespace ferry {
 namespace {
@@ -24,20 +25,33 @@ const char* RowName(internal::v1::TraceSpan::Track track) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<TraceWriter>> TraceWriter::Create(const std::string& path) {
-  std::ofstream file(path, std::ios::trunc);
-  file << "[\n";
-  if (!file.flush()) return FailedPrecondition("--trace %s cannot be written", path);
+absl::StatusOr<std::unique_ptr<TraceWriter>> TraceWriter::Create(const std::string& path, OutputFileOptions options) {
+  options.flag = "--trace";
+  ASSIGN_OR_RETURN(std::unique_ptr<OutputFile> file, OutputFile::Create(path, std::move(options)));
+  RETURN_IF_ERROR(file->Append("[\n"));
   return std::unique_ptr<TraceWriter>(new TraceWriter(std::move(file)));
 }
 
-void TraceWriter::Close() {
+absl::Status TraceWriter::Close() {
   const std::lock_guard lock(mutex_);
-  if (std::exchange(closed_, true)) return;
+  if (std::exchange(closed_, true)) return status_;
   // The format has no comma behind the last event, and no event is known to be it before now.
-  file_ << R"({"name":"end","ph":"i","s":"g","pid":0,"tid":0,"ts":)" << absl::StrFormat("%.3f", Microseconds(absl::Now()))
-        << "}\n]\n";
-  file_.close();
+  absl::StrAppendFormat(&buffer_,
+                        R"({"name":"end","ph":"i","s":"g","pid":0,"tid":0,"ts":%.3f})"
+                        "\n]\n",
+                        Microseconds(absl::Now()));
+  FlushLocked();
+  if (status_.ok()) status_ = file_->Commit();
+  file_.reset();
+  return status_;
+}
+
+void TraceWriter::FlushLocked() {
+  if (status_.ok()) {
+    status_ = file_->Append(buffer_);
+    if (!status_.ok()) spdlog::error("the trace ends here, and no file will be kept: {}", std::string(status_.message()));
+  }
+  buffer_.clear();
 }
 
 void TraceWriter::AddStep(uint64_t epoch, uint64_t step, int64_t rows, absl::Time begin, absl::Time end) {
@@ -48,7 +62,7 @@ void TraceWriter::AddStep(uint64_t epoch, uint64_t step, int64_t rows, absl::Tim
   WriteLocked("b", name, kCoordinator, kStepsRow, begin, absl::ZeroDuration(), id,
               {{"epoch", static_cast<int64_t>(epoch)}, {"step", static_cast<int64_t>(step)}, {"rows", rows}});
   WriteLocked("e", name, kCoordinator, kStepsRow, end, absl::ZeroDuration(), id, {});
-  if (!closed_) file_.flush();
+  if (!closed_) FlushLocked();
 }
 
 void TraceWriter::AddEngine(int64_t layer, int64_t experts, int64_t rows, absl::Time begin, absl::Time end) {
@@ -71,8 +85,9 @@ void TraceWriter::AddWorker(WorkerId worker, const google::protobuf::RepeatedPtr
 void TraceWriter::NameLocked(int process, int row, const std::string& process_name, const std::string& row_name) {
   if (closed_ || !named_.emplace(process, row).second) return;
   for (const auto& [what, name] : {std::pair("process_name", process_name), std::pair("thread_name", row_name)}) {
-    file_ << nlohmann::json{{"name", what}, {"ph", "M"}, {"pid", process}, {"tid", row}, {"args", {{"name", name}}}}.dump()
-          << ",\n";
+    buffer_ += nlohmann::json{{"name", what}, {"ph", "M"}, {"pid", process}, {"tid", row}, {"args", {{"name", name}}}}.dump(
+                   -1, ' ', false, nlohmann::json::error_handler_t::replace) +
+               ",\n";
   }
 }
 
@@ -87,7 +102,7 @@ void TraceWriter::WriteLocked(const char* phase, const std::string& name, int pr
     event["cat"] = "step";
   }
   for (const auto& [key, value] : arguments) event["args"][key] = value;
-  file_ << event.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << ",\n";
+  buffer_ += event.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + ",\n";
 }
 
 }  // namespace ferry

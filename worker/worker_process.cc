@@ -211,7 +211,7 @@ absl::Status FillSlots(Stage& stage, const std::function<bool()>& cancelled) {
 }  // namespace
 
 absl::StatusOr<VramExperts> ParseVramExperts(const std::string& text) {
-  if (text == "auto") return VramExperts{};
+  if (text == "auto" || text == "-1") return VramExperts{};
   ASSIGN_OR_RETURN(const int64_t bytes, ParseByteSize(text));
   return VramExperts{.automatic = false, .bytes = bytes};
 }

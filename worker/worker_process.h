@@ -18,7 +18,7 @@ struct VramExperts {
   bool automatic = true;  // on a GPU: all memory left; on a CPU: none
   int64_t bytes = 0;      // unless automatic
 };
-// "4GiB", "512MiB", "1000000", "auto", "0". InvalidArgument: anything else.
+// "4GiB", "512MiB", "1000000", "0", and "auto" or "-1". InvalidArgument: anything else.
 absl::StatusOr<VramExperts> ParseVramExperts(const std::string& text);
 
 // Every flag of ferry-worker.

@@ -1,17 +1,14 @@
 #include "common/gguf/gguf_writer.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
-#include <cerrno>
 #include <memory>
 #include <mutex>
 #include <thread>
 #include <utility>
 
 #include "common/checked_size.h"
+#include "common/output_file.h"
 
 namespace ferry {
 namespace {
@@ -34,59 +31,6 @@ absl::StatusOr<uint64_t> TensorBytes(std::string_view name, DType dtype, const s
   if (!bytes.valid()) return InvalidArgument("tensor '%s' takes 2^63 bytes or more", name);
   return bytes.value();
 }
-
-// A file that is written under a temporary name and takes its real one by Commit; without it, it is removed.
-class OutputFile {
- public:
-  static absl::StatusOr<std::unique_ptr<OutputFile>> Create(const std::string& path, uint64_t bytes) {
-    std::unique_ptr<OutputFile> file(new OutputFile(path));
-    file->descriptor_ = ::open(file->temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    if (file->descriptor_ < 0) return file->ErrnoStatus(errno, "cannot be created");
-    // Takes the room at once, so that a full disk is noticed before minutes of work; not all file systems can.
-    if (::fallocate(file->descriptor_, 0, 0, static_cast<off_t>(bytes)) != 0) {
-      if (errno == ENOSPC) return ResourceExhausted("%s: no room on the disk for %d bytes", path, bytes);
-      if (::ftruncate(file->descriptor_, static_cast<off_t>(bytes)) != 0) {
-        return file->ErrnoStatus(errno, "cannot grow");
-      }
-    }
-    return file;
-  }
-  OutputFile(const OutputFile&) = delete;
-  OutputFile& operator=(const OutputFile&) = delete;
-  ~OutputFile() {
-    if (descriptor_ < 0) return;
-    ::close(descriptor_);
-    ::unlink(temporary_.c_str());
-  }
-
-  // Safe from several threads, for disjoint parts.
-  absl::Status WriteAt(uint64_t offset, std::span<const std::byte> bytes) {
-    while (!bytes.empty()) {
-      const ssize_t written = ::pwrite(descriptor_, bytes.data(), bytes.size(), static_cast<off_t>(offset));
-      if (written < 0 && errno == EINTR) continue;
-      if (written < 0 && errno == ENOSPC) return ResourceExhausted("%s: the disk is full", path_);
-      if (written < 0) return ErrnoStatus(errno, "cannot be written");
-      offset += static_cast<uint64_t>(written);
-      bytes = bytes.subspan(static_cast<size_t>(written));
-    }
-    return absl::OkStatus();
-  }
-
-  absl::Status Commit() {
-    const bool closed = ::close(std::exchange(descriptor_, -1)) == 0;
-    if (closed && ::rename(temporary_.c_str(), path_.c_str()) == 0) return absl::OkStatus();
-    const absl::Status status = ErrnoStatus(errno, "cannot be completed");
-    ::unlink(temporary_.c_str());
-    return status;
-  }
-
- private:
-  explicit OutputFile(std::string path) : path_(std::move(path)), temporary_(path_ + ".part") {}
-  absl::Status ErrnoStatus(int error, const char* what) const { return Annotate(absl::ErrnoToStatus(error, what), path_); }
-
-  const std::string path_, temporary_;
-  int descriptor_ = -1;
-};
 
 }  // namespace
 
@@ -274,9 +218,12 @@ absl::Status GgufWriter::WriteFile(const std::string& path, const FileOptions& o
   }
   uint64_t bytes_total = 0, bytes_done = 0;
   for (const Plan& plan : plans) bytes_total += plan.bytes;
+  const OutputFileOptions output = {.force = options.force};
+  for (const Plan& plan : plans) RETURN_IF_ERROR(CheckOutput(plan.path, output));
 
   for (const Plan& plan : plans) {
-    ASSIGN_OR_RETURN(const std::unique_ptr<OutputFile> file, OutputFile::Create(plan.path, plan.bytes));
+    ASSIGN_OR_RETURN(const std::unique_ptr<OutputFile> file, OutputFile::Create(plan.path, output));
+    RETURN_IF_ERROR(file->Reserve(plan.bytes));
     RETURN_IF_ERROR(file->WriteAt(0, plan.header));
     bytes_done += plan.header.size();
 

@@ -66,6 +66,7 @@ class GgufWriter {
   struct FileOptions {
     int num_threads = 1;
     int num_shards = 1;  // more than 1: a split model of at most that many files
+    bool force = false;  // existing files may be replaced
     // Called now and then, from one thread at a time.
     std::function<void(uint64_t bytes_done, uint64_t bytes_total)> progress = nullptr;
   };
@@ -101,8 +102,8 @@ class GgufWriter {
   // The whole file in memory.
   std::vector<std::byte> ToBytes() const;
   // Writes a temporary file beside `path` and renames it to `path` when complete. With num_shards > 1, `path` is NAME.gguf and
-  // the files are NAME-00001-of-0000N.gguf. Uses about 1 MiB of memory a thread. ResourceExhausted: the disk is full. Other
-  // errors: the system's, with the path.
+  // the files are NAME-00001-of-0000N.gguf. Uses about 1 MiB of memory a thread. ResourceExhausted: the disk is full.
+  // FailedPrecondition: the errors of CheckOutput (common/output_file.h), or the system's.
   absl::Status WriteFile(const std::string& path, const FileOptions& options) const;
   absl::Status WriteFile(const std::string& path) const { return WriteFile(path, FileOptions()); }
 

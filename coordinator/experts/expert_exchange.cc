@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -98,7 +99,11 @@ absl::StatusOr<std::string> ExpertExchange::OpenMailbox(WorkerId worker, const M
   peer->key = RandomDescriptorKey();
   descriptors_->Offer(peer->key, {store_.arena().fd(), peer->mailbox->fd()});
   // The thread holds the peer by a plain pointer: ~Peer joins it.
-  peer->thread = std::thread([this, raw = peer.get()] { Serve(*raw); });
+  try {
+    peer->thread = std::thread([this, raw = peer.get()] { Serve(*raw); });
+  } catch (const std::system_error& error) {
+    return ResourceExhausted("the thread of a worker's mailbox cannot be started: %s", error.what());
+  }
   return peer->key;
 }
 

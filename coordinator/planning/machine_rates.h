@@ -39,6 +39,7 @@ struct MachineRates {
   ExpertRates host_beside_links;  // while all links run; equal to `host` without links
   std::vector<WorkerRates> workers;
   absl::Time measured = absl::InfinitePast();  // InfinitePast: given by hand
+  std::string disturbed;                       // why later starts must not use these rates; empty: they may
   bool operator==(const MachineRates&) const = default;
 };
 

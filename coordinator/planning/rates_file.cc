@@ -1,7 +1,5 @@
 #include "coordinator/planning/rates_file.h"
 
-#include <unistd.h>
-
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
@@ -9,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <system_error>
 
+#include "common/output_file.h"
 #include "xxhash.h"
 
 namespace ferry {
@@ -109,18 +108,12 @@ absl::Status WriteRates(const std::string& directory, const std::string& key, co
                                {"host_beside_links", ToJson(rates.host_beside_links)},
                                {"workers", workers}};
   const std::string path = RatesPath(directory, key);
-  const std::string temporary = absl::StrFormat("%s.%d", path, getpid());
   std::error_code error;
   std::filesystem::create_directories(directory, error);
-  {
-    std::ofstream file(temporary);
-    // Other encodings than UTF-8 in a device's or a host's name are replaced: the key then never matches, which is no error.
-    file << json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << '\n';
-    if (!file.flush()) return FailedPrecondition("cannot write %s", temporary);
-  }
-  std::filesystem::rename(temporary, path, error);
-  if (error) return FailedPrecondition("cannot write %s: %s", path, error.message());
-  return absl::OkStatus();
+  ASSIGN_OR_RETURN(const std::unique_ptr<OutputFile> file, OutputFile::Create(path, {.force = true}));
+  // Other encodings than UTF-8 in a device's or a host's name are replaced: the key then never matches, which is no error.
+  RETURN_IF_ERROR(file->Append(json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n"));
+  return file->Commit();
 }
 
 }  // namespace ferry

@@ -9,6 +9,7 @@
 #include "absl/time/clock.h"
 #include "common/grpc_status.h"
 #include "coordinator/cluster/channels.h"
+#include "coordinator/planning/probe_disturbance.h"
 #include "ferry/internal/v1/worker.grpc.pb.h"
 
 namespace ferry {
@@ -99,7 +100,16 @@ absl::StatusOr<MachineRates> ProbeRates(Ops& engine, const ExpertStore& store, s
   const std::vector<const std::byte*> records = RecordsOf(store);
   const auto measure_host = [&] { return MeasureExperts(engine, FirstLayout(store), records, {.time = kHostTime}); };
   MachineRates rates;
+  const absl::StatusOr<ProcessorTime> before = ReadProcessorTime();
+  const absl::Time start = absl::Now();
   ASSIGN_OR_RETURN(rates.host, measure_host());
+  ASSIGN_OR_RETURN(const ExpertRates again, measure_host());
+  // Only while the workers had nothing to do: they are other processes too.
+  const absl::StatusOr<ProcessorTime> after = ReadProcessorTime();
+  rates.disturbed = Disagreement(rates.host, again);
+  if (rates.disturbed.empty() && before.ok() && after.ok()) {
+    rates.disturbed = OthersAtWork(*before, *after, absl::ToDoubleSeconds(absl::Now() - start));
+  }
   rates.host_beside_links = rates.host;
   for (const ProbedWorker& worker : workers) {
     rates.workers.push_back(worker.own);

@@ -37,8 +37,9 @@ absl::StatusOr<double> ProbeLinkOverGrpc(const ProbedWorker& worker, absl::Durat
 using MessageProbe = std::function<absl::StatusOr<double>(const ProbedWorker&)>;
 absl::StatusOr<double> ProbeMessagesOverGrpc(const ProbedWorker& worker);
 
-// Call it between epochs, while `engine` is idle. Takes about half a second without slots, 1.3 s with. Workers without slots keep
-// link rates of 0. Errors: those of the probes, with the name of the worker.
+// Call it between epochs, while `engine` is idle. Measures the host twice and looks at the load by other programs; disturbed
+// measurements set MachineRates::disturbed. Takes about 0.8 s without slots, 1.6 s with. Workers without slots keep link rates of
+// 0. Errors: those of the probes, with the name of the worker.
 absl::StatusOr<MachineRates> ProbeRates(Ops& engine, const ExpertStore& store, std::span<const ProbedWorker> workers,
                                         const LinkProbe& probe_link, const MessageProbe& probe_messages);
 

@@ -1,16 +1,11 @@
 // The binary itself: what goes to which stream, and exit codes.
 
-#include <sys/wait.h>
-
-#include <array>
-#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "cli/prompt.h"
-#include "tests/testing/own_cache.h"
-#include "tests/testing/source_path.h"
+#include "tests/cli/run_ferry.h"
 #include "tests/testing/status_matchers.h"
 
 namespace ferry {
@@ -18,30 +13,6 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-
-const std::string kDemoModel = SourcePath("models/demo-moe.gguf");
-
-struct Output {
-  int exit_code = -1;
-  std::string out, err;
-};
-
-// Runs `ferry`, which lies beside this test, through the shell.
-Output Ferry(const std::string& arguments) {
-  static const OwnCache cache;
-  const std::string binary = std::filesystem::read_symlink("/proc/self/exe").parent_path() / "ferry";
-  const std::string err_file = ::testing::TempDir() + "/ferry-stderr-" + std::to_string(getpid());
-  FILE* const pipe = popen((binary + " " + arguments + " 2>" + err_file).c_str(), "r");
-  Output output;
-  std::array<char, 4096> buffer;
-  for (size_t n; (n = fread(buffer.data(), 1, buffer.size(), pipe)) > 0;) output.out.append(buffer.data(), n);
-  const int status = pclose(pipe);
-  output.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-  std::ifstream err(err_file);
-  output.err.assign(std::istreambuf_iterator<char>(err), {});
-  std::filesystem::remove(err_file);
-  return output;
-}
 
 TEST(CommandLine, TokenizesAndBackFromAFileAlone) {
   const Output ids = Ferry(std::string("tokenize -m ") + kDemoModel + " --ids --no-bos -p 'Hello, world!'");
@@ -99,6 +70,43 @@ TEST(CommandLine, SaysWhatIsWrongAndExitsWithTwo) {
   wrong(std::string("generate -m ") + kDemoModel + " -p x -ctk q4_0", "q4_0");
 }
 
+TEST(CommandLine, ANumberOutOfRangeIsRefusedByEveryCommand) {
+  const std::string model = std::string(" -m ") + kDemoModel + " ";
+  for (const std::string arguments :
+       {"generate" + model + "-p x -c -5", "generate" + model + "-p x -b -3", "generate" + model + "-p x -t -5",
+        "generate" + model + "-p x -n 4294967296", "generate" + model + "-p x -n 0x10", "generate" + model + "-p x -s -2",
+        "generate" + model + "-p x --temp nan", "generate" + model + "-p x --top-k -2", "serve" + model + "--port 65536",
+        "serve" + model + "--drain-seconds -1", "serve" + model + "--vram-experts 4QiB", "score" + model + "-p x --top 21",
+        "bench" + model + "-r 0", "bench" + model + "-p 512,-1", "plan" + model + "-p 0", "plan" + model + "--link-rate inf",
+        "plan" + model + "--gpus 0x0 --backend cpu", std::string("make-model /nonexistent/m.gguf --layers -5"),
+        std::string("make-model /nonexistent/m.gguf --heads 1e3")}) {
+    const Output output = Ferry(arguments);
+    EXPECT_EQ(output.exit_code, 2) << arguments;
+    EXPECT_EQ(output.out, "") << arguments;
+    EXPECT_THAT(output.err, HasSubstr("want ")) << arguments;
+  }
+}
+
+TEST(CommandLine, TextArrivesAsItWasTyped) {
+  const auto ids = [](const std::string& text) {
+    return Ferry(std::string("tokenize --ids --no-bos -m ") + kDemoModel + " -p '" + text + "'").out;
+  };
+  for (const char* text : {"-np", "-ub", "-ot", "-ctk", "-ctv", "--ids", "[a,b]"}) {
+    const Output back = Ferry(std::string("detokenize -m ") + kDemoModel + " -p '" + ids(text) + "'");
+    EXPECT_EQ(back.out, text);
+  }
+  EXPECT_EQ(ids(""), "\n") << "an empty text is not standard input";
+}
+
+TEST(CommandLine, ABracketedStopStringIsOneText) {
+  const std::string generate =
+      std::string("generate --backend cpu -n 12 --temp 0 -p 'Once upon a time there was a' -m ") + kDemoModel;
+  const std::string whole = Ferry(generate).out;
+  ASSERT_THAT(whole, HasSubstr("whole"));
+  EXPECT_EQ(Ferry(generate + " --stop '[whole]' --stop '[talk,whole]'").out, whole);
+  EXPECT_EQ(Ferry(generate + " --stop whole").out, whole.substr(0, whole.find("whole")) + "\n");
+}
+
 TEST(CommandLine, FailsWithOneWhenAFileIsNotThere) {
   const Output output = Ferry("inspect -m /nonexistent.gguf");
   EXPECT_EQ(output.exit_code, 1);
@@ -117,7 +125,7 @@ TEST(CommandLine, EndsAtOnceWhenAWorkerCannotRunAsTold) {
 
 TEST(CommandLine, BenchSaysWhatPlanPredicts) {
   const Output bench =
-      Ferry(std::string("bench --json --cold --backend cpu --vram-experts 4MiB -p 64 -n 4 -r 1 -m ") + kDemoModel);
+      Ferry(std::string("bench --json --cold --keep-rates --backend cpu --vram-experts 4MiB -p 64 -n 4 -r 1 -m ") + kDemoModel);
   ASSERT_EQ(bench.exit_code, 0) << bench.err;
   const nlohmann::json measured = nlohmann::json::parse(bench.out);
   EXPECT_EQ(measured["prefill"]["resident"], 0) << "--cold";

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "coordinator/options.h"
 #include "kernels/ops.h"
 #include "tests/testing/status_matchers.h"
 
@@ -46,17 +47,17 @@ TEST(ModelOptions, WorkersOnCpusHoldNoExpertsUnlessTold) {
 TEST(ModelOptions, PassesOnWhatIsGivenAndNothingElse) {
   ModelOptions options;
   options.model = "m.gguf";
-  EXPECT_THAT(options.CoordinatorArguments(2, 0, "port"), Not(Contains("--ctx-size")));
-  EXPECT_THAT(options.CoordinatorArguments(2, 0, "port"), Not(Contains("--probe")));
+  EXPECT_THAT(options.CoordinatorArguments(2, 0, "port", "socket"), Not(Contains("--ctx-size")));
+  EXPECT_THAT(options.CoordinatorArguments(2, 0, "port", "socket"), Not(Contains("--probe")));
   options.context = 8192;
   options.overrides = {"exps=cpu", "x=gpu0"};
   options.probe = true;
-  const std::vector<std::string> arguments = options.CoordinatorArguments(2, 0, "port");
+  const std::vector<std::string> arguments = options.CoordinatorArguments(2, 0, "port", "socket");
   EXPECT_THAT(arguments, Contains("--ctx-size"));
   EXPECT_THAT(arguments, Contains("--probe"));
   EXPECT_EQ(std::count(arguments.begin(), arguments.end(), "--override-tensor"), 2);
   EXPECT_THAT(arguments, Not(Contains("--gpu-memory")));
-  EXPECT_THAT(options.CoordinatorArguments(2, int64_t{80} << 30, "port"), Contains("--gpu-memory"));
+  EXPECT_THAT(options.CoordinatorArguments(2, int64_t{80} << 30, "port", "socket"), Contains("--gpu-memory"));
 }
 
 TEST(ModelOptions, KnowsNoGpuMemoryOfCpuWorkers) {

@@ -29,8 +29,15 @@ TEST(ListenAddress, KnowsWhoCanReachIt) {
   EXPECT_FALSE(ParseListenAddress("10.0.0.0", 1)->any);
 }
 
+TEST(ListenAddress, SaysThatASchemeIsTooMuch) {
+  EXPECT_THAT(
+      ParseListenAddress("http://127.0.0.1:8090", 1),
+      StatusIs(absl::StatusCode::kInvalidArgument, testing::HasSubstr("begins with http://: say HOST or HOST:PORT alone")));
+}
+
 TEST(ListenAddress, RefusesWhatIsNone) {
-  for (const char* text : {"", ":80", "host:", "host:x", "host:65536", "host:-1", "::1", "host:1x"}) {
+  for (const char* text : {"", ":80", "host:", "host:x", "host:65536", "host:-1", "::1", "host:1x", "http://host:1",
+                           "https://host", "a b", "host/path", "h\xff", "host\n"}) {
     EXPECT_THAT(ParseListenAddress(text, 1), StatusIs(absl::StatusCode::kInvalidArgument)) << text;
   }
 }

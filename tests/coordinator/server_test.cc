@@ -215,7 +215,7 @@ TEST_F(ServerTest, ServesThenDrainsAndEndsItsWorkers) {
   std::string long_text;
   auto running = std::async(std::launch::async, [&] { return Generate(100, &long_text); });
   while (worker.steps().size() < 10) absl::SleepFor(absl::Milliseconds(1));
-  auto draining = std::async(std::launch::async, [&] { server_->Drain(); });
+  auto draining = std::async(std::launch::async, [&] { EXPECT_OK(server_->Drain()); });
   EXPECT_TRUE(running.get().ok()) << "what runs is finished";
   draining.get();
   EXPECT_TRUE(worker.asked_to_end());

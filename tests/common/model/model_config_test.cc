@@ -132,8 +132,8 @@ TEST(ModelConfig, TakesAnIntegerWhereAFloatIsMeant) {
                          writer.SetUint32("gpt-oss.rope.freq_base", 10000);
                          writer.SetInt32("gpt-oss.rope.scaling.factor", 4);
                        }));
-  EXPECT_EQ(config.rope.freq_base, 10000);
-  EXPECT_EQ(config.rope.yarn_factor, 4);
+  EXPECT_EQ(config.layers[0].attention.rope.freq_base, 10000);
+  EXPECT_EQ(config.layers[0].attention.rope.yarn_factor, 4);
   EXPECT_THAT(ConfigAfter([](GgufWriter& writer) { writer.SetUint32("gpt-oss.rope.freq_base", 0); }),
               StatusIs(StatusCode::kInvalidArgument, HasSubstr("rope.freq_base")));
 }

@@ -1,0 +1,194 @@
+#include "cli/model_flags.h"
+
+#include "common/byte_size.h"
+#include "common/command_line.h"
+#include "common/log.h"
+#include "common/thread_pool.h"
+#include "coordinator/options.h"
+
+namespace ferry {
+namespace {
+
+constexpr char kNoGroup[] = "", kWhere[] = "What runs where", kSizes[] = "Sizes", kHow[] = "How", kServer[] = "Server";
+constexpr int64_t kMaxTokens = int64_t{1} << 30;
+constexpr double kMaxSeconds = 7 * 86400;
+
+// Which process is told.
+struct To {
+  const char* flag = nullptr;
+  bool coordinator = false, worker = false;
+};
+To Here() { return {}; }
+To Coordinator(const char* flag) { return {flag, true, false}; }
+To Worker(const char* flag) { return {flag, false, true}; }
+To Both(const char* flag) { return {flag, true, true}; }
+
+ModelFlag Row(const char* names, const char* group, To to, std::function<CLI::Option*(CLI::App&, ModelOptions&)> add,
+              std::function<std::vector<std::string>(const ModelOptions&)> values) {
+  return {.names = names,
+          .group = group,
+          .serve_only = false,
+          .told = to.flag,
+          .coordinator = to.coordinator,
+          .worker = to.worker,
+          .add = std::move(add),
+          .values = std::move(values)};
+}
+
+ModelFlag ServeOnly(ModelFlag flag) {
+  flag.serve_only = true;
+  return flag;
+}
+
+std::string WithDefault(const std::string& help, const std::string& value) { return help + " (default " + value + ")"; }
+
+// The child is told what differs from `unset`, which stands for its own default.
+template <typename T>
+ModelFlag Integer(const char* names, const char* group, To to, T ModelOptions::*field, IntegerRange range, const char* help,
+                  T unset = 0) {
+  return Row(
+      names, group, to, [=](CLI::App& app, ModelOptions& options) { return AddInteger(app, names, options.*field, range, help); },
+      [=](const ModelOptions& options) -> std::vector<std::string> {
+        if (options.*field == unset) return {};
+        return {std::to_string(options.*field)};
+      });
+}
+
+ModelFlag Seconds(const char* names, const char* group, To to, double ModelOptions::*field, double min, const char* help,
+                  double unset) {
+  return Row(
+      names, group, to,
+      [=](CLI::App& app, ModelOptions& options) { return AddDecimal(app, names, options.*field, min, kMaxSeconds, help); },
+      [=](const ModelOptions& options) -> std::vector<std::string> {
+        if (options.*field == unset) return {};
+        return {absl::StrFormat("%.17g", options.*field)};
+      });
+}
+
+// An empty text stands for a flag that is not given, so none can be typed.
+ModelFlag Text(const char* names, const char* group, To to, std::string ModelOptions::*field, const char* help) {
+  return Row(
+      names, group, to,
+      [=](CLI::App& app, ModelOptions& options) {
+        return command_line::AddValue(app, names, "TEXT", help, [&target = options.*field](const std::string& text) {
+          target = text;
+          return text.empty() ? InvalidArgument("empty, want a text") : absl::OkStatus();
+        });
+      },
+      [=](const ModelOptions& options) -> std::vector<std::string> {
+        if ((options.*field).empty()) return {};
+        return {options.*field};
+      });
+}
+
+ModelFlag Choice(const char* names, const char* group, To to, std::string ModelOptions::*field,
+                 const std::vector<const char*>& choices, const char* help) {
+  return Row(
+      names, group, to,
+      [=](CLI::App& app, ModelOptions& options) {
+        return AddChoice(app, names, options.*field, choices, WithDefault(help, options.*field));
+      },
+      [=](const ModelOptions& options) { return std::vector<std::string>{options.*field}; });
+}
+
+ModelFlag Switch(const char* names, const char* group, To to, bool ModelOptions::*field, bool told_when, const char* help) {
+  ModelFlag flag = Row(
+      names, group, to, [=](CLI::App& app, ModelOptions& options) { return AddSwitch(app, names, options.*field, help); },
+      [=](const ModelOptions& options) -> std::vector<std::string> {
+        if (options.*field != told_when) return {};
+        return {""};
+      });
+  flag.is_switch = true;
+  return flag;
+}
+
+CLI::Option* AddVramExperts(CLI::App& app, ModelOptions& options) {
+  return command_line::AddValue(app, "--vram-experts", "SIZE",
+                                "memory of a worker that holds experts: 4GiB, auto, 0 (default: auto on GPUs)",
+                                [&options](const std::string& text) -> absl::Status {
+                                  options.vram_experts = text == "-1" ? "auto" : text;
+                                  return options.vram_experts == "auto" ? absl::OkStatus() : ParseByteSize(text).status();
+                                });
+}
+
+std::vector<ModelFlag> Table() {
+  const IntegerRange tokens = {.min = 0, .max = kMaxTokens, .automatic = 0, .units = true};
+  const IntegerRange rows = {.min = 0, .max = 65536, .automatic = 0, .units = true};
+  using M = ModelOptions;
+  return {
+      Text("-m,--model", kNoGroup, Coordinator("--model"), &M::model, "GGUF file of the model, or any file of a split model"),
+      Integer("--workers", kWhere, Here(), &M::workers, {.min = 1, .max = 64, .automatic = 0},
+              "worker processes; default: one per GPU, or one on a machine without GPUs"),
+      Text("--gpus", kWhere, Here(), &M::gpus, "GPUs to use, one worker each: 0,1,3"),
+      Text("--layers", kWhere, Coordinator("--layers"), &M::layers, "layers of each worker: 0-9,10-23 (default: even by bytes)"),
+      Row(
+          "--override-tensor,--ot", kWhere, Coordinator("--override-tensor"),
+          [](CLI::App& app, ModelOptions& options) {
+            return AddTexts(app, "--override-tensor,--ot", options.overrides,
+                            "REGEX=cpu or REGEX=gpuN: where the experts that match are computed");
+          },
+          [](const ModelOptions& options) { return options.overrides; }),
+      Row("--vram-experts", kWhere, Worker("--vram-experts"), AddVramExperts,
+          [](const ModelOptions& options) -> std::vector<std::string> {
+            if (options.vram_experts.empty()) return {};
+            return {options.vram_experts};
+          }),
+      Switch("--ooae,!--no-ooae", kWhere, Coordinator("--no-ooae"), &M::ooae, /*told_when=*/false,
+             "ferry only the experts that a batch activates (default), or all of a layer"),
+      Choice("--expert-transport", kWhere, Both("--expert-transport"), &M::expert_transport, {"auto", "shm", "grpc"},
+             "how experts reach the workers"),
+      Integer("-c,--ctx-size", kSizes, Coordinator("--ctx-size"), &M::context, tokens,
+              "tokens in the KV cache, all requests together (default: 4096 per request)"),
+      Integer("-b,--batch-size", kSizes, Coordinator("--batch-size"), &M::batch, rows,
+              "tokens that go through the model in one pass; on GPUs each expert is moved once a pass\n"
+              "(default: 2048 on CPUs; on GPUs up to 16384, as their memory allows)"),
+      Integer("--ubatch-size,--ub", kSizes, Coordinator("--ubatch-size"), &M::micro_batch, rows,
+              "tokens of one attention chunk inside a pass (default: 512, on GPUs up to 4096\nas their memory allows)"),
+      Integer("--parallel,--np", kSizes, Coordinator("--parallel"), &M::parallel, {.min = 1, .max = 256, .automatic = 4},
+              "requests at once (default 4)", /*unset=*/-1),
+      Choice("--cache-type-k,--ctk", kSizes, Coordinator("--cache-type-k"), &M::key_type, kKvTypes,
+             "type of the KV cache's keys"),
+      Choice("--cache-type-v,--ctv", kSizes, Coordinator("--cache-type-v"), &M::value_type, kKvTypes, "type of its values"),
+      Integer("-t,--threads", kHow, Both("--threads"), &M::threads, {.min = 0, .max = kMaxThreads, .automatic = 0},
+              "threads of each process (default: physical cores)"),
+      Choice("--backend", kHow, Here(), &M::backend, {"auto", "cpu", "cuda", "reference"}, "kernels of the workers"),
+      Choice("--isa", kHow, Both("--isa"), &M::isa, {"auto", "avx512", "avx2", "portable"}, "instruction set of the CPU kernels"),
+      Seconds("--step-timeout", kHow, Coordinator("--step-timeout"), &M::step_timeout, 1e-3,
+              "seconds after which a step that does not end fails its requests (default 120)", /*unset=*/0),
+      Text("--trace", kHow, Coordinator("--trace"), &M::trace,
+           "file for a timeline of every step on every queue, which ui.perfetto.dev opens"),
+      Switch("--force", kHow, Coordinator("--force"), &M::force, /*told_when=*/true, "replace the file of --trace if it exists"),
+      Switch("--probe", kHow, Coordinator("--probe"), &M::probe, /*told_when=*/true,
+             "measure this machine's rates anew instead of using what an earlier start kept"),
+      Switch("--keep-rates", kHow, Coordinator("--keep-rates"), &M::keep_rates, /*told_when=*/true,
+             "keep the rates for the next start although the machine was busy when they were measured"),
+      Choice("--log-level", kHow, Both("--log-level"), &M::log_level, kLogLevels, "of the processes it starts"),
+      ServeOnly(Integer("--port", kServer, Here(), &M::port, {.min = 0, .max = 65535}, "port of the API; 0: any free one", -1)),
+      ServeOnly(Text("--listen", kServer, Here(), &M::listen,
+                     "ADDR or ADDR:PORT of the API (0.0.0.0: every interface); anything but loopback is not encrypted yet")),
+      ServeOnly(Switch("--coordinator-only", kServer, Here(), &M::coordinator_only, /*told_when=*/true,
+                       "start no workers here: they come from other hosts with `ferry-worker --coordinator ADDR`; --workers "
+                       "says how many")),
+      ServeOnly(Text("--tls-cert", kServer, Coordinator("--tls-cert"), &M::tls_cert, "PEM file of the API's certificate chain")),
+      ServeOnly(Text("--tls-key", kServer, Coordinator("--tls-key"), &M::tls_key, "PEM file of its key")),
+      ServeOnly(Text("--api-keys", kServer, Coordinator("--api-keys"), &M::api_keys,
+                     "file of the keys that may use the API (`ferry api-key` makes them)")),
+      ServeOnly(Switch("--insecure", kServer, Coordinator("--insecure"), &M::insecure, /*told_when=*/true,
+                       "let everybody who reaches --listen use the API without a key")),
+      ServeOnly(Text("--cluster-listen", kServer, Coordinator("--cluster-listen"), &M::cluster_listen,
+                     "ADDR or ADDR:PORT where workers of other hosts come in, known by certificates (port 8091)")),
+      ServeOnly(Text("--cluster-certs", kServer, Coordinator("--cluster-certs"), &M::cluster_certs,
+                     "folder with the certificates that `ferry cluster-init` makes (default: ~/.config/ferry/cluster)")),
+      ServeOnly(Seconds("--drain-seconds", kServer, Coordinator("--drain-timeout"), &M::drain_seconds, 0,
+                        "how long running requests may go on after Ctrl-C (default 30)", /*unset=*/-1)),
+  };
+}
+
+}  // namespace
+
+std::span<const ModelFlag> ModelFlags() {
+  static const std::vector<ModelFlag>* const table = new std::vector<ModelFlag>(Table());
+  return *table;
+}
+
+}  // namespace ferry

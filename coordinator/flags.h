@@ -1,0 +1,27 @@
+#pragma once
+
+// The command line of ferry-coordinator.
+
+#include <CLI/CLI.hpp>
+#include <string>
+
+#include "common/status.h"
+#include "coordinator/options.h"
+
+namespace ferry {
+
+class CoordinatorFlags {
+ public:
+  // Adds every flag; this outlives the parse.
+  void AddTo(CLI::App& app);
+  // What was typed, checked as far as it can be without the model. InvalidArgument names the flag.
+  absl::StatusOr<CoordinatorOptions> Options() const;
+
+ private:
+  CoordinatorOptions options_;
+  int port_ = -1;  // not given
+  double heartbeat_interval_ = 1, heartbeat_timeout_ = 10, step_timeout_ = 120, load_timeout_ = 1800, drain_timeout_ = 30;
+  std::string key_type_ = "f16", value_type_ = "f16";
+};
+
+}  // namespace ferry

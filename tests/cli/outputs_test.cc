@@ -1,0 +1,128 @@
+// Results that cannot be written, and results that would be written over something.
+
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <nlohmann/json.hpp>
+
+#include "common/command_line.h"
+#include "tests/cli/run_ferry.h"
+#include "tests/testing/status_matchers.h"
+
+namespace ferry {
+namespace {
+
+using ::testing::HasSubstr;
+
+const std::string kModel = " -m " + kDemoModel + " ";
+const std::string kGenerate = "generate --backend cpu --temp 0 -p Once -n 4" + kModel;
+
+// Every command that prints a result, and help.
+const char* const kPrinting[] = {"tokenize -p hello --ids -m MODEL",
+                                 "tokenize -p hello -m MODEL",
+                                 "detokenize -p '39 489' -m MODEL",
+                                 "inspect --json -m MODEL",
+                                 "inspect -m MODEL",
+                                 "inspect --tensors -m MODEL",
+                                 "plan --json --backend cpu -m MODEL",
+                                 "plan --backend cpu -m MODEL",
+                                 "generate --backend cpu -p Once -n 4 -m MODEL",
+                                 "score --backend cpu -p 'Once upon' -m MODEL",
+                                 "bench --json --backend cpu -p 8 -n 1 -r 1 -m MODEL",
+                                 "--help",
+                                 "generate --help",
+                                 "--version"};
+
+std::string WithModel(std::string arguments) {
+  const size_t at = arguments.find("MODEL");
+  return at == std::string::npos ? arguments : arguments.replace(at, 5, kDemoModel);
+}
+
+TEST(Outputs, AResultThatCannotBeWrittenIsCodeOneWithTheReason) {
+  for (const char* arguments : kPrinting) {
+    const Output output = Ferry(WithModel(arguments) + " >/dev/full </dev/null");
+    EXPECT_EQ(output.exit_code, 1) << arguments;
+    EXPECT_THAT(output.err, HasSubstr("standard output could not be written: No space left on device")) << arguments;
+  }
+}
+
+TEST(Outputs, AClosedStandardOutputIsNoFileThatIsOpenedLater) {
+  const Output output = Ferry("inspect" + kModel + ">&-");
+  EXPECT_EQ(output.exit_code, 1);
+  EXPECT_THAT(output.err, HasSubstr("standard output could not be written: Bad file descriptor"));
+}
+
+TEST(Outputs, AReaderThatHasGoneEndsTheCommandWithoutAWord) {
+  const Output output = Ferry("generate --backend cpu -p Once -n 3000 --ignore-eos" + kModel + " </dev/null | head -c 5");
+  EXPECT_EQ(output.out.size(), 5u);
+  EXPECT_EQ(output.err.find("error"), std::string::npos) << output.err;
+}
+
+TEST(Outputs, ATraceIsWholeOrNotThereAndSaysSo) {
+  const TestFolder folder;
+  const std::string trace = folder.File("t.json");
+  ASSERT_EQ(Ferry(kGenerate + "--trace " + trace).exit_code, 0);
+  EXPECT_TRUE(nlohmann::json::parse(std::ifstream(trace)).is_array());
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder.path()), {}), 1) << "no other file stays";
+
+  // A file size limit of 8 KiB for the shell and all that it starts stands for a disk that fills up.
+  const Output cut = Ferry(kGenerate + "--ignore-eos -n 200 --trace " + folder.File("cut.json"), "ulimit -f 8;");
+  EXPECT_EQ(cut.exit_code, 1);
+  EXPECT_THAT(cut.err, HasSubstr("--trace " + folder.File("cut.json")));
+  EXPECT_FALSE(std::filesystem::exists(folder.File("cut.json")));
+}
+
+TEST(Outputs, NoFileIsReplacedUnlessForced) {
+  const TestFolder folder;
+  const std::string file = folder.File("kept");
+  std::ofstream(file) << "kept";
+  for (const std::string& arguments : {kGenerate + "--trace " + file, "make-model " + file}) {
+    const Output output = Ferry(arguments);
+    EXPECT_EQ(output.exit_code, 1) << arguments;
+    EXPECT_THAT(output.err, HasSubstr("--force")) << arguments;
+    EXPECT_EQ(std::filesystem::file_size(file), 4u) << arguments;
+  }
+  EXPECT_EQ(Ferry("make-model --force " + file).exit_code, 0);
+  EXPECT_EQ(Ferry(kGenerate + "--force --trace " + file).exit_code, 0);
+  EXPECT_TRUE(nlohmann::json::parse(std::ifstream(file)).is_array());
+}
+
+TEST(Outputs, NoInputIsReplacedByWhateverName) {
+  const TestFolder folder;
+  const std::string model = folder.File("m.gguf"), prompt = folder.File("p.txt");
+  std::filesystem::copy_file(kDemoModel, model);
+  std::filesystem::create_hard_link(model, folder.File("hard.gguf"));
+  std::filesystem::create_symlink(model, folder.File("soft.gguf"));
+  std::ofstream(prompt) << "Once upon";
+  const auto size = std::filesystem::file_size(model);
+  const std::string run = "generate --backend cpu -n 2 --force -f " + prompt + " -m " + model + " --trace ";
+  for (const std::string& trace : {model, folder.File("hard.gguf"), folder.File("soft.gguf"), prompt}) {
+    const Output output = Ferry(run + trace);
+    EXPECT_EQ(output.exit_code, 1) << trace;
+    EXPECT_THAT(output.err, HasSubstr("which is read")) << trace;
+  }
+  EXPECT_EQ(std::filesystem::file_size(model), size);
+  EXPECT_EQ(std::filesystem::file_size(prompt), 9u);
+}
+
+TEST(Outputs, WhatIsNoFileIsNeverReplaced) {
+  const TestFolder folder;
+  const std::string pipe = folder.File("pipe"), link = folder.File("link"), target = folder.File("target");
+  ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+  std::ofstream(target) << "kept";
+  std::filesystem::create_symlink(target, link);
+  for (const std::string& path : {std::string("/dev/null"), pipe, link, folder.path().string()}) {
+    for (const std::string& arguments : {"make-model --force " + path, kGenerate + "--force --trace " + path}) {
+      const Output output = Ferry(arguments);
+      EXPECT_EQ(output.exit_code, 1) << arguments;
+      EXPECT_THAT(output.err, HasSubstr(path + " is a ")) << arguments;
+    }
+  }
+  EXPECT_TRUE(std::filesystem::is_fifo(pipe));
+  EXPECT_TRUE(std::filesystem::is_symlink(link));
+  EXPECT_EQ(std::filesystem::file_size(target), 4u);
+  EXPECT_TRUE(std::filesystem::is_character_file("/dev/null"));
+}
+
+}  // namespace
+}  // namespace ferry

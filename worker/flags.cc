@@ -1,0 +1,55 @@
+#include "worker/flags.h"
+
+#include "common/command_line.h"
+#include "common/log.h"
+#include "common/thread_pool.h"
+#include "common/tls/cluster_ca.h"
+
+namespace ferry {
+
+void AddWorkerFlags(CLI::App& app, WorkerOptions& options) {
+  AddText(app, "--coordinator", options.coordinator,
+          "unix:PATH of a coordinator of this host, as it says at its start, or HOST or HOST:PORT of another host's (port 8091)")
+      ->required();
+  options.cluster_certs = DefaultClusterFolder();
+  AddText(app, "--cluster-certs", options.cluster_certs,
+          "folder with this host's certificates, for a coordinator of another host (default " + options.cluster_certs + ")");
+  AddText(app, "--listen", options.listen,
+          "ADDR or ADDR:PORT where the coordinator and other workers reach this one (port 0: any; 0.0.0.0: every interface); "
+          "default: a socket beside the coordinator's, or 127.0.0.1");
+  AddChoice(app, "--backend", options.backend.kind, {"auto", "cpu", "cuda", "reference"},
+            "kernels (default auto: those of a GPU if there is one)");
+  AddInteger(app, "--device", options.backend.device, {.max = 1023}, "which GPU (default 0)");
+  AddInteger(app, "-t,--threads", options.backend.num_threads, {.max = kMaxThreads, .automatic = 0},
+             "CPU threads; 0, the default: one a physical core");
+  AddSwitch(app, "--pin,!--no-pin", options.backend.pin_threads, "keep each thread on a core of its own (default)");
+  AddChoice(app, "--isa", options.backend.isa, {"auto", "avx512", "avx2", "portable"}, "CPU instructions (default auto)");
+  command_line::AddValue(
+      app, "--vram-experts", "SIZE",
+      "device memory for experts: 4GiB; 0: none, the host computes them; auto, the default: what is left on a GPU, none without",
+      [&options](const std::string& text) -> absl::Status {
+        ASSIGN_OR_RETURN(options.vram_experts, ParseVramExperts(text));
+        return absl::OkStatus();
+      });
+  AddChoice(app, "--expert-transport", options.expert_transport, {"auto", "shm", "grpc"},
+            "how experts come: shm on the same host, grpc, or auto, the default: shm where possible");
+  AddInteger(app, "--worker-id", options.wanted_worker_id, {.max = 1023},
+             "the place in the pipeline to ask for; default: a free one");
+  command_line::AddValue(
+      app, "--force-division", "auto|host|ship",
+      "for tests and measurements: where activated experts are computed, whatever is planned (default auto)",
+      [&options](const std::string& text) -> absl::Status {
+        for (const auto& [name, division] : {std::pair("auto", ExpertRule::kAny), std::pair("host", ExpertRule::kHost),
+                                             std::pair("ship", ExpertRule::kDevice)}) {
+          if (text != name) continue;
+          options.force_division = division;
+          return absl::OkStatus();
+        }
+        return InvalidArgument("'%s', want auto, host or ship", text);
+      });
+  AddDecimal(app, "--connect-patience", options.connect_patience_seconds, 0, 86400,
+             "seconds to wait for a coordinator that cannot be reached (default 60)");
+  AddChoice(app, "--log-level", options.log_level, kLogLevels, "(default info)");
+}
+
+}  // namespace ferry
