@@ -41,6 +41,7 @@
 #include "coordinator/experts/expert_store.h"
 #include "coordinator/generation/ferry_service.h"
 #include "coordinator/generation/generation_loop.h"
+#include "coordinator/generation/vocabulary_service.h"
 #include "coordinator/planning/rates_file.h"
 #include "coordinator/planning/rates_probe.h"
 #include "coordinator/text/utf8.h"
@@ -177,6 +178,7 @@ class ServerImpl final : public Server {
     // One request at a time of each worker; the engine computes them one after the other.
     expert_pool_ = std::make_unique<TaskPool>(static_cast<int>(options_.placement.num_workers));
     cluster_service_ = std::make_unique<ClusterService>(controller_.get(), &file_, &model_, expert_pool_.get());
+    vocabulary_service_ = std::make_unique<VocabularyService>(tokenizer_.get(), text_pool_.get(), keys_.get());
     ferry_service_ = std::make_unique<FerryService>(
         FerryService::Parts{.loop = loop_.get(),
                             .tokenizer = tokenizer_.get(),
@@ -444,6 +446,7 @@ class ServerImpl final : public Server {
     builder.SetMaxReceiveMessageSize(kMaxPublicMessageBytes);
     builder.SetMaxSendMessageSize(kMaxMessageBytes);
     builder.RegisterService(ferry_service_.get());
+    builder.RegisterService(vocabulary_service_.get());
     grpc_server_ = builder.BuildAndStart();
     if (grpc_server_ == nullptr) return Internal("the API's server does not start");
     SetServing(false);
@@ -540,6 +543,7 @@ class ServerImpl final : public Server {
   std::unique_ptr<EnrollmentService> enrollment_;  // null, as the next, without workers of other hosts
   std::unique_ptr<CertificateKeeper> keeper_;
   std::unique_ptr<FerryService> ferry_service_;
+  std::unique_ptr<VocabularyService> vocabulary_service_;
   std::unique_ptr<TaskPool> text_pool_, expert_pool_;  // their tasks use all of the above
   std::unique_ptr<grpc::Server> grpc_server_, cluster_server_;
   std::unique_ptr<Acceptor> acceptor_, cluster_acceptor_, remote_acceptor_;  // the last is null without workers of other hosts
