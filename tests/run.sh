@@ -37,6 +37,16 @@ cmake --build --preset release
 ferry_say "release: tests"
 check "release tests" ctest --test-dir build/release --output-on-failure
 
+# The official clients of OpenAI and Anthropic, where pip finds them.
+clients=build/clients
+ferry_say "official clients"
+if [ -x "$clients/bin/python" ] || { python3 -m venv "$clients" && timeout 120 "$clients/bin/pip" install -q openai anthropic; }; then
+  check "official clients" "$clients/bin/python" tests/gateway/official_clients.py build/release/bin
+else
+  rm -rf "$clients"
+  ferry_say "skipped: pip or the packages openai and anthropic cannot be had here"
+fi
+
 # Programs under a sanitizer cost minutes to build on two cores, so each builds only what it is run on. gRPC, Protobuf and
 # Abseil come uninstrumented from Debian; what the thread sanitizer misunderstands of them is in tests/tsan.supp.
 if [ "$what" = all ]; then
@@ -45,8 +55,8 @@ if [ "$what" = all ]; then
 
   ferry_say "address and undefined-behaviour sanitizers"
   cmake --preset asan >/dev/null
-  cmake --build --preset asan --target common_tests kernels_tests coordinator_tests constraint_tests worker_tests cluster_tests
-  for tests in common_tests kernels_tests coordinator_tests constraint_tests worker_tests; do
+  cmake --build --preset asan --target common_tests kernels_tests coordinator_tests constraint_tests worker_tests gateway_tests cluster_tests
+  for tests in common_tests kernels_tests coordinator_tests constraint_tests worker_tests gateway_tests; do
     check "asan $tests" "build/asan/bin/$tests" --gtest_brief=1 --gtest_filter="-$asan_too_slow"
   done
   # What coordinator and workers report goes into files: their exit codes are not the test's.
@@ -59,11 +69,12 @@ if [ "$what" = all ]; then
 
   ferry_say "thread sanitizer"
   cmake --preset tsan >/dev/null
-  cmake --build --preset tsan --target common_tests kernels_tests coordinator_tests worker_tests
+  cmake --build --preset tsan --target common_tests kernels_tests coordinator_tests worker_tests gateway_tests
   check "tsan common_tests" build/tsan/bin/common_tests --gtest_brief=1
   check "tsan kernels_tests" build/tsan/bin/kernels_tests --gtest_brief=1 --gtest_filter='*Thread*:*Concurrent*:*Async*'
   check "tsan coordinator_tests" build/tsan/bin/coordinator_tests --gtest_brief=1 --gtest_filter="$tsan_coordinator"
   check "tsan worker_tests" build/tsan/bin/worker_tests --gtest_brief=1 --gtest_filter="$tsan_worker"
+  check "tsan gateway_tests" build/tsan/bin/gateway_tests --gtest_brief=1 --gtest_filter='HttpServer*'
 
   ferry_say "fuzzing: $fuzz_seconds s each, from the kept corpus"
   cmake --preset fuzz >/dev/null

@@ -1,0 +1,177 @@
+#include "gateway/engine_client.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <condition_variable>
+#include <mutex>
+#include <unordered_set>
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "common/grpc_status.h"
+#include "common/listen_address.h"
+#include "ferry/v1/generate.grpc.pb.h"
+#include "ferry/v1/vocabulary.grpc.pb.h"
+
+namespace ferry {
+namespace {
+
+constexpr int kMaxMessageBytes = 64 << 20;
+constexpr absl::Duration kUnaryTimeout = absl::Seconds(20);  // a megabyte of text is tokenized in less than a second
+// A coordinator whose host has gone says nothing any more.
+constexpr int kKeepaliveMs = 10000, kKeepaliveTimeoutMs = 5000;
+constexpr int kMaxReconnectMs = 1000;
+
+// Calls that have not ended. Cancel may come from any thread while a call ends on another.
+class Calls {
+ public:
+  // False: the client is shut down.
+  bool Add(grpc::ClientContext* context) {
+    const std::lock_guard lock(mutex_);
+    if (closed_) return false;
+    contexts_.insert(context);
+    return true;
+  }
+  void Remove(grpc::ClientContext* context) {
+    const std::lock_guard lock(mutex_);
+    contexts_.erase(context);
+    if (contexts_.empty()) empty_.notify_all();
+  }
+  void Close() {
+    std::unique_lock lock(mutex_);
+    closed_ = true;
+    for (grpc::ClientContext* const context : contexts_) context->TryCancel();
+    empty_.wait(lock, [this] { return contexts_.empty(); });
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable empty_;
+  std::unordered_set<grpc::ClientContext*> contexts_;
+  bool closed_ = false;
+};
+
+// Owns itself through self_ while gRPC uses it.
+class StreamCall final : public grpc::ClientReadReactor<v1::GenerateResponse>, public GenerateCall {
+ public:
+  StreamCall(v1::GenerateRequest request, Engine::OnMessage on_message, Engine::OnEnd on_end, Calls* calls)
+      : request_(std::move(request)), on_message_(std::move(on_message)), on_end_(std::move(on_end)), calls_(*calls) {}
+
+  void Start(std::shared_ptr<StreamCall> self, v1::Ferry::Stub& stub) {
+    if (!calls_.Add(&context_)) {
+      const Engine::OnEnd on_end = std::exchange(on_end_, nullptr);
+      on_message_ = nullptr;
+      return on_end(Cancelled("the gateway is ending"));
+    }
+    self_ = std::move(self);
+    stub.async()->Generate(&context_, &request_, this);
+    StartRead(&response_);
+    StartCall();
+  }
+  void Cancel() override { context_.TryCancel(); }
+
+  void OnReadDone(bool ok) override {
+    if (!ok) return;
+    on_message_(response_);
+    StartRead(&response_);
+  }
+  void OnDone(const grpc::Status& status) override {
+    const std::shared_ptr<StreamCall> self = std::move(self_);
+    on_end_(FromGrpcStatus(status));
+    on_message_ = nullptr;  // they hold what waits for the answer
+    on_end_ = nullptr;
+    calls_.Remove(&context_);
+  }
+
+ private:
+  const v1::GenerateRequest request_;
+  Engine::OnMessage on_message_;
+  Engine::OnEnd on_end_;
+  Calls& calls_;
+  grpc::ClientContext context_;
+  v1::GenerateResponse response_;
+  std::shared_ptr<StreamCall> self_;
+};
+
+template <typename Request, typename Response>
+struct UnaryCall {
+  grpc::ClientContext context;
+  Request request;
+  Response response;
+  Engine::OnAnswer<Response> on_answer;
+};
+
+class GrpcEngineClient final : public EngineClient {
+ public:
+  explicit GrpcEngineClient(const std::shared_ptr<grpc::Channel>& channel)
+      : stub_(v1::Ferry::NewStub(channel)), vocabulary_(v1::Vocabulary::NewStub(channel)) {}
+  ~GrpcEngineClient() override { Shutdown(); }
+
+  void Shutdown() override { calls_.Close(); }
+
+  std::shared_ptr<GenerateCall> Generate(v1::GenerateRequest request, OnMessage on_message, OnEnd on_end) override {
+    const auto call = std::make_shared<StreamCall>(std::move(request), std::move(on_message), std::move(on_end), &calls_);
+    call->Start(call, *stub_);
+    return call;
+  }
+  void Tokenize(v1::TokenizeRequest request, OnAnswer<v1::TokenizeResponse> on_answer) override {
+    Unary(std::move(request), std::move(on_answer), [this](auto&&... args) { stub_->async()->Tokenize(args...); });
+  }
+  void Detokenize(v1::DetokenizeRequest request, OnAnswer<v1::DetokenizeResponse> on_answer) override {
+    Unary(std::move(request), std::move(on_answer), [this](auto&&... args) { stub_->async()->Detokenize(args...); });
+  }
+  void TokenizePieces(v1::TokenizePiecesRequest request, OnAnswer<v1::TokenizePiecesResponse> on_answer) override {
+    Unary(std::move(request), std::move(on_answer), [this](auto&&... args) { vocabulary_->async()->TokenizePieces(args...); });
+  }
+  void GetVocabulary(OnAnswer<v1::GetVocabularyResponse> on_answer) override {
+    Unary(v1::GetVocabularyRequest(), std::move(on_answer),
+          [this](auto&&... args) { vocabulary_->async()->GetVocabulary(args...); });
+  }
+  void GetModelInfo(OnAnswer<v1::GetModelInfoResponse> on_answer) override {
+    Unary(v1::GetModelInfoRequest(), std::move(on_answer), [this](auto&&... args) { stub_->async()->GetModelInfo(args...); });
+  }
+  void GetServerInfo(OnAnswer<v1::GetServerInfoResponse> on_answer) override {
+    Unary(v1::GetServerInfoRequest(), std::move(on_answer), [this](auto&&... args) { stub_->async()->GetServerInfo(args...); });
+  }
+
+ private:
+  template <typename Request, typename Response, typename Start>
+  void Unary(Request request, OnAnswer<Response> on_answer, const Start& start) {
+    auto call = std::make_shared<UnaryCall<Request, Response>>();
+    if (!calls_.Add(&call->context)) return on_answer(Cancelled("the gateway is ending"));
+    call->request = std::move(request);
+    call->on_answer = std::move(on_answer);
+    call->context.set_deadline(absl::ToChronoTime(absl::Now() + kUnaryTimeout));
+    start(&call->context, &call->request, &call->response, [this, call](grpc::Status status) {
+      if (status.ok()) {
+        call->on_answer(std::move(call->response));
+      } else {
+        call->on_answer(FromGrpcStatus(status));
+      }
+      call->on_answer = nullptr;
+      calls_.Remove(&call->context);
+    });
+  }
+
+  const std::unique_ptr<v1::Ferry::Stub> stub_;
+  const std::unique_ptr<v1::Vocabulary::Stub> vocabulary_;
+  Calls calls_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<EngineClient>> EngineClient::Create(const std::string& text) {
+  ASSIGN_OR_RETURN(const ListenAddress address, ParseListenAddress(text, kCoordinatorPort));
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
+  arguments.SetMaxSendMessageSize(kMaxMessageBytes);
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kMaxReconnectMs);
+  return std::make_unique<GrpcEngineClient>(
+      grpc::CreateCustomChannel(address.ToString(), grpc::InsecureChannelCredentials(), arguments));
+}
+
+}  // namespace ferry

@@ -1,0 +1,126 @@
+// ferry-gateway: flags into one Options struct, then Gateway. Ends with 0 after a drain and with 2 when it cannot run as it was
+// told.
+
+#include <pthread.h>
+#include <signal.h>
+#include <time.h>
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <fstream>
+#include <string>
+
+#include "absl/time/clock.h"
+#include "common/exit_codes.h"
+#include "common/http_port.h"
+#include "common/listen_address.h"
+#include "common/log.h"
+#include "gateway/access.h"
+#include "gateway/gateway.h"
+
+namespace ferry {
+namespace {
+
+struct Flags {
+  GatewayOptions options;
+  std::string port_file, key_file, template_file, log_level = "info";
+  double drain_seconds = 30;
+};
+
+void AddFlags(CLI::App& app, Flags* flags) {
+  app.add_option("--listen", flags->options.listen,
+                 "HOST or HOST:PORT for HTTP; port 0: any free one; other than loopback must be said here and is not encrypted")
+      ->capture_default_str();
+  app.add_option("--coordinator", flags->options.coordinator, "HOST:PORT of the coordinator's API")->capture_default_str();
+  app.add_option("--api-key-file", flags->key_file,
+                 "file of the keys that requests need, one a line as common/access/api_keys.h has them; default: no keys");
+  app.add_option("--chat-template-file", flags->template_file, "Jinja template of conversations, in place of the model file's");
+  app.add_option("--port-file", flags->port_file, "write the port in use to this file");
+  app.add_option("--drain-timeout", flags->drain_seconds, "seconds that running requests get after SIGTERM or SIGINT")
+      ->capture_default_str();
+  app.add_option("--log-level", flags->log_level, "trace, debug, info, warn, error, off")->capture_default_str();
+}
+
+// Who waits for the file sees it whole or not at all.
+absl::Status WritePortFile(const std::string& path, int port) {
+  const std::string temporary = path + ".new";
+  std::ofstream(temporary) << port << '\n';
+  std::error_code error;
+  std::filesystem::rename(temporary, path, error);
+  if (error) return FailedPrecondition("cannot write --port-file %s: %s", path, error.message());
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> ReadTemplate(const std::string& path) {
+  constexpr size_t kMaxBytes = size_t{1} << 20;
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return NotFound("--chat-template-file %s cannot be read", path);
+  std::string text(kMaxBytes + 1, '\0');
+  file.read(text.data(), static_cast<std::streamsize>(text.size()));
+  text.resize(static_cast<size_t>(file.gcount()));
+  if (text.empty() || text.size() > kMaxBytes) {
+    return InvalidArgument("--chat-template-file %s is empty or has more than %d bytes", path, kMaxBytes);
+  }
+  return text;
+}
+
+int CannotRun(const absl::Status& status) {
+  spdlog::error("{}", std::string(status.message()));
+  return kExitCannotRun;
+}
+
+int Run(Flags flags) {
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (const int signal : {SIGTERM, SIGINT}) sigaddset(&signals, signal);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);  // before there are threads
+  signal(SIGPIPE, SIG_IGN);
+
+  const absl::StatusOr<ListenAddress> listen = ParseListenAddress(flags.options.listen, kHttpPort);
+  if (!listen.ok()) return CannotRun(listen.status());
+  flags.options.listen = listen->ToString();
+  if (!flags.template_file.empty()) {
+    absl::StatusOr<std::string> chat_template = ReadTemplate(flags.template_file);
+    if (!chat_template.ok()) return CannotRun(chat_template.status());
+    flags.options.chat_template = *std::move(chat_template);
+  }
+  if (!flags.key_file.empty()) {
+    absl::StatusOr<std::unique_ptr<ApiKeys>> keys = ApiKeys::Load(flags.key_file);
+    if (!keys.ok()) return CannotRun(Annotate(keys.status(), "--api-key-file"));
+    const auto access = std::make_shared<KeyedAccess>(*std::move(keys), Clock::Real());
+    flags.options.access = [access](const HttpRequest& request) { return access->Check(request); };
+  }
+  const absl::StatusOr<std::unique_ptr<Gateway>> gateway = Gateway::Start(flags.options);
+  if (!gateway.ok()) return CannotRun(gateway.status());
+  if (!listen->loopback) {
+    spdlog::warn("listening on {}: the connections are not encrypted{}", listen->host,
+                 flags.key_file.empty() ? " and everybody who reaches it may use it" : "");
+  }
+  if (!flags.port_file.empty()) {
+    if (const absl::Status written = WritePortFile(flags.port_file, (*gateway)->port()); !written.ok()) return CannotRun(written);
+  }
+  spdlog::info("HTTP at http://{}:{}/v1", listen->any ? "127.0.0.1" : listen->host, (*gateway)->port());
+  int got = 0;
+  sigwait(&signals, &got);
+  pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);  // a second one ends it at once
+  (*gateway)->Drain(absl::Now() + absl::Seconds(flags.drain_seconds));
+  return 0;
+}
+
+}  // namespace
+}  // namespace ferry
+
+int main(int argc, char** argv) {
+  CLI::App app{
+      "ferry-gateway: serves a Ferry coordinator over HTTP, as OpenAI's and llama.cpp's clients ask. Usually started by `ferry "
+      "serve`."};
+  ferry::Flags flags;
+  ferry::AddFlags(app, &flags);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : ferry::kExitCannotRun;
+  }
+  ferry::InitLog("gateway", flags.log_level);
+  return ferry::Run(flags);
+}

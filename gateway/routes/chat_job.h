@@ -1,0 +1,36 @@
+#pragma once
+
+// From a conversation to its answers: renders it, has it tokenized, runs the generations.
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "gateway/chat_model.h"
+#include "gateway/routes/chat_answer.h"
+#include "gateway/routes/routes.h"
+
+namespace ferry {
+
+// A request of any chat API, translated.
+struct ChatPlan {
+  ChatRequest chat;
+  v1::GenerateRequest generation;  // all but the prompt
+  ChatAnswerOptions answer;
+  int64_t n = 1;
+  ApiForm form = ApiForm::kOpenAi;
+};
+
+// Renders and tokenizes; calls `use` on a thread that must not wait, or answers the exchange with the error.
+struct PreparedChat {
+  ChatModels::Loaded model;
+  ChatPrompt prompt;
+  std::vector<uint32_t> ids;
+};
+void PrepareChat(const RouteParts& parts, ChatRequest chat, ApiForm form, const std::shared_ptr<Exchange>& exchange,
+                 std::function<void(PreparedChat, const ChatRequest&)> use);
+
+using MakeChatWriter = std::function<std::unique_ptr<ChatWriter>(const Model& model, uint64_t prompt_tokens)>;
+void RunChat(const RouteParts& parts, ChatPlan plan, MakeChatWriter make_writer, const std::shared_ptr<Exchange>& exchange);
+
+}  // namespace ferry

@@ -1,0 +1,32 @@
+// /v1/chat/completions, and /apply-template, which says what the model would be given.
+
+#include <utility>
+
+#include "gateway/routes/chat_completions.h"
+
+namespace ferry {
+
+void AddChatRoutes(const RouteParts& parts, Router& router) {
+  router.Add("POST", "/v1/chat/completions",
+             [parts](HttpRequest request, const std::shared_ptr<Exchange>& exchange) -> absl::Status {
+               ASSIGN_OR_RETURN(const Json body, ParseJsonObject(request.body));
+               ASSIGN_OR_RETURN(ChatCompletion completion, ChatCompletionOf(body));
+               RunChat(
+                   parts, std::move(completion.plan),
+                   [shape = completion.shape](const Model& model, uint64_t) {
+                     return NewChatCompletionWriter(shape, NewIdentity("chatcmpl-", model->info.name()), model);
+                   },
+                   exchange);
+               return absl::OkStatus();
+             });
+  router.Add("POST", "/apply-template", [parts](HttpRequest request, const std::shared_ptr<Exchange>& exchange) -> absl::Status {
+    ASSIGN_OR_RETURN(const Json body, ParseJsonObject(request.body));
+    ASSIGN_OR_RETURN(ChatRequest chat, ChatRequestOf(JsonFields(body)));
+    PrepareChat(parts, std::move(chat), ApiForm::kOpenAi, exchange, [exchange](const PreparedChat& prepared, const ChatRequest&) {
+      exchange->Respond({.body = Dump({{"prompt", prepared.prompt.Text()}, {"tokens", prepared.ids}})});
+    });
+    return absl::OkStatus();
+  });
+}
+
+}  // namespace ferry

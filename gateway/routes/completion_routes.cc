@@ -1,0 +1,66 @@
+// /v1/completions: asks the engine for the text of ids that are echoed, then runs the generations.
+
+#include <utility>
+
+#include "gateway/routes/completions.h"
+#include "gateway/routes/routes.h"
+
+namespace ferry {
+namespace {
+
+// A request on its way to its generations; each step begins in a callback of the engine.
+class CompletionStart : public std::enable_shared_from_this<CompletionStart> {
+ public:
+  CompletionStart(const RouteParts& parts, CompletionRequest request, std::shared_ptr<Exchange> exchange)
+      : parts_(parts), request_(std::move(request)), exchange_(std::move(exchange)) {}
+
+  void Start() {
+    parts_.models->Get([self = shared_from_this()](const absl::StatusOr<Model>& model) {
+      if (!model.ok()) return self->Fail(model.status());
+      self->model_ = *model;
+      self->EchoNext();
+    });
+  }
+
+ private:
+  void Fail(const absl::Status& status) { exchange_->Respond(ErrorResponse(ApiForm::kOpenAi, status)); }
+
+  void EchoNext() {
+    while (request_.echo && request_.echoed.size() < request_.prompts.size()) {
+      const v1::GenerateRequest& prompt = request_.prompts[request_.echoed.size()];
+      if (!prompt.has_text()) return EchoIds(prompt.tokens());
+      request_.echoed.push_back(prompt.text());
+    }
+    RunGenerations(*parts_.engine, GenerationsOf(request_),
+                   NewCompletionWriter(request_, NewIdentity("cmpl-", model_->info.name()), model_), ApiForm::kOpenAi,
+                   *parts_.metrics, exchange_);
+  }
+  void EchoIds(const v1::TokenIds& tokens) {
+    v1::DetokenizeRequest detokenize;
+    *detokenize.mutable_ids() = tokens.ids();
+    detokenize.set_render_special(true);
+    parts_.engine->Detokenize(std::move(detokenize), [self = shared_from_this()](absl::StatusOr<v1::DetokenizeResponse> answer) {
+      if (!answer.ok()) return self->Fail(answer.status());
+      self->request_.echoed.push_back(std::move(*answer->mutable_text()));
+      self->EchoNext();
+    });
+  }
+
+  const RouteParts parts_;
+  CompletionRequest request_;
+  const std::shared_ptr<Exchange> exchange_;
+  Model model_;
+};
+
+}  // namespace
+
+void AddCompletionRoutes(const RouteParts& parts, Router& router) {
+  router.Add("POST", "/v1/completions", [parts](HttpRequest request, const std::shared_ptr<Exchange>& exchange) -> absl::Status {
+    ASSIGN_OR_RETURN(const Json body, ParseJsonObject(request.body));
+    ASSIGN_OR_RETURN(CompletionRequest completion, CompletionRequestOf(body));
+    std::make_shared<CompletionStart>(parts, std::move(completion), exchange)->Start();
+    return absl::OkStatus();
+  });
+}
+
+}  // namespace ferry

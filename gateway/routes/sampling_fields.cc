@@ -1,0 +1,150 @@
+#include "gateway/routes/sampling_fields.h"
+
+#include <charconv>
+
+namespace ferry {
+namespace {
+
+constexpr int64_t kMaxInt32 = INT32_MAX;
+
+// What asks for nothing: a field with this value may be there although Ferry does not support it.
+bool AsksNothing(const Json& value) {
+  if (value.is_null() || value == false || value == "" || (value.is_structured() && value.empty())) return true;
+  return value.is_number() && value == 0;
+}
+
+absl::Status RefuseUnsupported(const JsonFields& fields) {
+  // Fields of llama-server, vLLM and OpenAI that change the output.
+  constexpr const char* kUnsupported[] = {"grammar",
+                                          "json_schema",
+                                          "guided_json",
+                                          "guided_regex",
+                                          "guided_choice",
+                                          "guided_grammar",
+                                          "structured_outputs",
+                                          "suffix",
+                                          "mirostat",
+                                          "dry_multiplier",
+                                          "xtc_probability",
+                                          "dynatemp_range",
+                                          "use_beam_search",
+                                          "min_tokens",
+                                          "bad_words",
+                                          "allowed_token_ids",
+                                          "lora",
+                                          "input_prefix",
+                                          "input_suffix",
+                                          "input_extra",
+                                          "t_max_predict_ms",
+                                          "prompt_embeds",
+                                          "top_a",
+                                          "thinking_token_budget"};
+  for (const char* const name : kUnsupported) {
+    if (const Json* const value = fields.Find(name); value != nullptr && !AsksNothing(*value)) {
+      return FieldError(fields.PathOf(name), fields.PathOf(name) + " is not supported");
+    }
+  }
+  for (const char* const name : {"typical_p", "tfs_z"}) {  // 1 is off
+    if (const Json* const value = fields.Find(name); value != nullptr && *value != 1) {
+      return FieldError(fields.PathOf(name), fields.PathOf(name) + " is not supported");
+    }
+  }
+  if (const Json* const sigma = fields.Find("top_n_sigma"); sigma != nullptr && !(sigma->is_number() && *sigma <= 0)) {
+    return FieldError(fields.PathOf("top_n_sigma"), fields.PathOf("top_n_sigma") + " is not supported");
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<uint32_t> TokenIdOf(const JsonFields& fields, std::string_view text) {
+  uint32_t id = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), id);
+  if (error != std::errc() || end != text.data() + text.size()) {
+    return FieldError(fields.PathOf("logit_bias"),
+                      absl::StrFormat("%s has the key '%s', want token ids", fields.PathOf("logit_bias"), text.substr(0, 40)));
+  }
+  return id;
+}
+
+// {"123": -100, ...}, or llama-server's [[123, -100], ...].
+absl::Status ReadLogitBias(const JsonFields& fields, v1::Sampling* sampling) {
+  const Json* const bias = fields.Find("logit_bias");
+  if (bias == nullptr) return absl::OkStatus();
+  const auto add = [&](uint32_t id, const Json& value) -> absl::Status {
+    const double number = value.is_number() ? value.get<double>() : NAN;
+    if (!(number >= -100 && number <= 100)) {
+      return FieldError(fields.PathOf("logit_bias"),
+                        absl::StrFormat("%s of token %d is not a number from -100 to 100", fields.PathOf("logit_bias"), id));
+    }
+    (*sampling->mutable_logit_bias())[id] = static_cast<float>(number);
+    return absl::OkStatus();
+  };
+  if (bias->is_object()) {
+    for (const auto& [key, value] : bias->items()) {
+      ASSIGN_OR_RETURN(const uint32_t id, TokenIdOf(fields, key));
+      RETURN_IF_ERROR(add(id, value));
+    }
+    return absl::OkStatus();
+  }
+  if (bias->is_array()) {
+    for (const Json& pair : *bias) {
+      const bool right = pair.is_array() && pair.size() == 2 && pair[0].is_number_unsigned() && pair[0] <= UINT32_MAX;
+      if (!right)
+        return FieldError(fields.PathOf("logit_bias"),
+                          fields.PathOf("logit_bias") + " has a pair that is not [token id, number]");
+      RETURN_IF_ERROR(add(pair[0].get<uint32_t>(), pair[1]));
+    }
+    return absl::OkStatus();
+  }
+  return FieldError(fields.PathOf("logit_bias"), fields.PathOf("logit_bias") + " is " + DescribeType(*bias) + ", want an object");
+}
+
+absl::Status ReadNumbers(const JsonFields& fields, v1::Sampling* sampling) {
+  ASSIGN_OR_RETURN(const auto temperature, fields.Number("temperature", 0, 100));
+  if (temperature) sampling->set_temperature(static_cast<float>(*temperature));
+  ASSIGN_OR_RETURN(const auto top_p, fields.Number("top_p", 0, 1));
+  // 0 is what llama-server's and OpenAI's clients send for "the best one alone".
+  if (top_p) sampling->set_top_p(std::max(static_cast<float>(*top_p), 1e-6f));
+  ASSIGN_OR_RETURN(const auto top_k, fields.Integer("top_k", -1, kMaxInt32));
+  if (top_k) sampling->set_top_k(static_cast<uint32_t>(std::max<int64_t>(*top_k, 0)));
+  ASSIGN_OR_RETURN(const auto min_p, fields.Number("min_p", 0, 1));
+  if (min_p) sampling->set_min_p(static_cast<float>(*min_p));
+  ASSIGN_OR_RETURN(const auto frequency, fields.Number("frequency_penalty", -2, 2));
+  if (frequency) sampling->set_frequency_penalty(static_cast<float>(*frequency));
+  ASSIGN_OR_RETURN(const auto presence, fields.Number("presence_penalty", -2, 2));
+  if (presence) sampling->set_presence_penalty(static_cast<float>(*presence));
+  for (const char* const name : {"repeat_penalty", "repetition_penalty"}) {
+    ASSIGN_OR_RETURN(const auto penalty, fields.Number(name, 1e-3, 10));
+    if (penalty) sampling->set_repetition_penalty(static_cast<float>(*penalty));
+  }
+  ASSIGN_OR_RETURN(const auto seed, fields.Integer("seed", INT64_MIN, INT64_MAX));
+  if (seed && *seed >= 0) sampling->set_seed(static_cast<uint64_t>(*seed));  // below 0: any
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status ReadSamplingFields(const JsonFields& fields, v1::GenerateRequest* request) {
+  RETURN_IF_ERROR(RefuseUnsupported(fields));
+  RETURN_IF_ERROR(ReadNumbers(fields, request->mutable_sampling()));
+  RETURN_IF_ERROR(ReadLogitBias(fields, request->mutable_sampling()));
+  ASSIGN_OR_RETURN(const std::vector<std::string> stops, fields.Strings("stop", kMaxStops));
+  for (const std::string& stop : stops) {
+    if (stop.empty()) return FieldError(fields.PathOf("stop"), fields.PathOf("stop") + " has an empty string");
+    request->add_stop(stop);
+  }
+  ASSIGN_OR_RETURN(const auto ignore_eos, fields.Bool("ignore_eos"));
+  if (ignore_eos) request->set_ignore_eos(*ignore_eos);
+  return absl::OkStatus();
+}
+
+absl::Status ReadMaxTokens(const JsonFields& fields, std::initializer_list<const char*> names, v1::GenerateRequest* request) {
+  for (const char* const name : names) {
+    ASSIGN_OR_RETURN(const auto tokens, fields.Integer(name, -1, kMaxInt32));
+    if (!tokens) continue;
+    if (*tokens >= 0) request->set_max_tokens(static_cast<uint32_t>(*tokens));
+    break;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace ferry

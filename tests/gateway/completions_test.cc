@@ -1,0 +1,225 @@
+#include "gateway/routes/completions.h"
+
+#include "gateway/routes/sampling_fields.h"
+#include "tests/testing/status_matchers.h"
+
+namespace ferry {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::SizeIs;
+
+// A token a byte, and one that is no whole character.
+constexpr uint32_t kHalf = 256;
+Model SomeModel() {
+  v1::GetVocabularyResponse vocabulary;
+  for (int byte = 0; byte < 256; ++byte) vocabulary.add_tokens(std::string(1, static_cast<char>(byte)));
+  vocabulary.add_tokens("\xE2\x82");
+  auto model = std::make_shared<ServedModel>();
+  model->tokens = TokenBytes(vocabulary);
+  return model;
+}
+
+const AnswerIdentity kIdentity = {.id = "cmpl-1", .model = "demo", .created = 7};
+
+v1::GenerateResponse Message(const std::string& text, int tokens = 1) {
+  v1::GenerateResponse message;
+  message.set_text(text);
+  for (int i = 0; i < tokens; ++i) message.add_token_ids(5);
+  return message;
+}
+v1::GenerateResponse Last(const std::string& text, v1::Finish::Reason reason, uint32_t generated) {
+  v1::GenerateResponse message = Message(text);
+  v1::Finish* const finish = message.mutable_finish();
+  finish->set_reason(reason);
+  finish->set_prompt_tokens(10);
+  finish->set_cached_prompt_tokens(4);
+  finish->set_generated_tokens(generated);
+  finish->set_decode_seconds(2);
+  return message;
+}
+void AddLogprob(uint32_t id, float logprob, google::protobuf::RepeatedPtrField<v1::PositionLogprobs>* to) {
+  v1::PositionLogprobs* const position = to->Add();
+  position->set_id(id);
+  position->set_logprob(logprob);
+  v1::TokenLogprob* const top = position->add_top();
+  top->set_id(id);
+  top->set_logprob(logprob);
+}
+// The JSON of each event of a stream; "[DONE]" as a string.
+std::vector<Json> EventsOf(const std::string& stream) {
+  std::vector<Json> events;
+  for (size_t at = 0; at < stream.size();) {
+    const size_t end = stream.find("\n\n", at);
+    EXPECT_EQ(stream.substr(at, 6), "data: ");
+    const std::string data = stream.substr(at + 6, end - at - 6);
+    events.push_back(data == "[DONE]" ? Json(data) : Json::parse(data));
+    at = end + 2;
+  }
+  return events;
+}
+
+TEST(Completions, TakesPromptsInEveryForm) {
+  const auto prompts = [](const Json& prompt) { return CompletionRequestOf({{"prompt", prompt}})->prompts; };
+  EXPECT_EQ(prompts("hi")[0].text(), "hi");
+  EXPECT_THAT(prompts({1, 2})[0].tokens().ids(), ElementsAre(1, 2));
+  EXPECT_THAT(prompts({"a", "b"}), SizeIs(2));
+  EXPECT_THAT(prompts(Json::array({{1, 2}, {3}}))[1].tokens().ids(), ElementsAre(3));
+}
+
+TEST(Completions, LeavesOutWhatWasNotGiven) {
+  const v1::GenerateRequest request = CompletionRequestOf({{"prompt", "x"}, {"user", "me"}, {"made_up", {1}}})->prompts[0];
+  EXPECT_EQ(request.max_tokens(), kDefaultCompletionTokens);
+  EXPECT_FALSE(request.sampling().has_temperature());
+  EXPECT_FALSE(request.has_logprobs());
+  EXPECT_FALSE(CompletionRequestOf({{"prompt", "x"}, {"max_tokens", -1}})->prompts[0].has_max_tokens());
+}
+
+TEST(Completions, PassesSamplingOn) {
+  const v1::GenerateRequest request =
+      CompletionRequestOf(Json::parse(R"({"prompt": "x", "temperature": 0, "top_p": 0.5, "top_k": -1,
+      "min_p": 0.1, "repeat_penalty": 1.1, "frequency_penalty": -1, "presence_penalty": 2, "seed": 9, "logit_bias": {"7": -100},
+      "stop": ["a", "b"], "max_tokens": 3, "ignore_eos": true})"))
+          ->prompts[0];
+  EXPECT_EQ(request.sampling().temperature(), 0);
+  EXPECT_EQ(request.sampling().top_p(), 0.5f);
+  EXPECT_EQ(request.sampling().top_k(), 0u);
+  EXPECT_EQ(request.sampling().min_p(), 0.1f);
+  EXPECT_EQ(request.sampling().repetition_penalty(), 1.1f);
+  EXPECT_EQ(request.sampling().seed(), 9u);
+  EXPECT_EQ(request.sampling().logit_bias().at(7), -100);
+  EXPECT_THAT(request.stop(), ElementsAre("a", "b"));
+  EXPECT_EQ(request.max_tokens(), 3u);
+  EXPECT_TRUE(request.ignore_eos());
+}
+
+TEST(Completions, RefusesByName) {
+  const auto refused = [](const char* body, const char* field) {
+    const absl::StatusOr<CompletionRequest> request = CompletionRequestOf(Json::parse(body));
+    EXPECT_THAT(request, StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(field))) << body;
+    EXPECT_EQ(FieldOf(request.status()), field) << body;
+  };
+  refused(R"({})", "prompt");
+  refused(R"({"prompt": 5})", "prompt");
+  refused(R"({"prompt": ["a", 5]})", "prompt[1]");
+  refused(R"({"prompt": [1, -5]})", "prompt");
+  refused(R"({"prompt": "x", "temperature": "hot"})", "temperature");
+  refused(R"({"prompt": "x", "temperature": -0.1})", "temperature");
+  refused(R"({"prompt": "x", "top_p": 1.5})", "top_p");
+  refused(R"({"prompt": "x", "max_tokens": 1.5})", "max_tokens");
+  refused(R"({"prompt": "x", "max_tokens": 99999999999})", "max_tokens");
+  refused(R"({"prompt": "x", "n": 0})", "n");
+  refused(R"({"prompt": ["x", "y"], "n": 100})", "n");
+  refused(R"({"prompt": "x", "best_of": 3})", "best_of");
+  refused(R"({"prompt": "x", "logprobs": 21})", "logprobs");
+  refused(R"({"prompt": "x", "stop": [1]})", "stop");
+  refused(R"({"prompt": "x", "stop": ""})", "stop");
+  refused(R"({"prompt": "x", "logit_bias": {"word": 1}})", "logit_bias");
+  refused(R"({"prompt": "x", "logit_bias": {"5": 101}})", "logit_bias");
+  refused(R"({"prompt": "x", "suffix": "end"})", "suffix");
+  refused(R"({"prompt": "x", "grammar": "root ::= x"})", "grammar");
+  refused(R"({"prompt": "x", "mirostat": 2})", "mirostat");
+  refused(R"({"prompt": "x", "response_format": {"type": "json_object"}})", "response_format");
+  refused(R"({"prompt": "x", "stream": "yes"})", "stream");
+}
+
+TEST(Completions, TakesUnsupportedFieldsThatAskForNothing) {
+  EXPECT_OK(CompletionRequestOf(Json::parse(R"({"prompt": "x", "suffix": null, "grammar": "", "mirostat": 0, "typical_p": 1.0,
+      "dry_multiplier": 0.0, "best_of": 1, "response_format": {"type": "text"}, "top_n_sigma": -1})")));
+}
+
+TEST(Completions, GivesEachOfSeveralItsOwnSeed) {
+  const CompletionRequest request = *CompletionRequestOf({{"prompt", {"a", "b"}}, {"n", 2}, {"seed", 5}});
+  const std::vector<v1::GenerateRequest> generations = GenerationsOf(request);
+  ASSERT_THAT(generations, SizeIs(4));
+  EXPECT_EQ(generations[1].text(), "a");
+  EXPECT_EQ(generations[1].sampling().seed(), 6u);
+  EXPECT_EQ(generations[2].text(), "b");
+  EXPECT_EQ(generations[2].sampling().seed(), 5u);
+}
+
+TEST(Completions, AnswersWhole) {
+  const CompletionRequest request = *CompletionRequestOf({{"prompt", "x"}, {"n", 2}});
+  const auto writer = NewCompletionWriter(request, kIdentity, SomeModel());
+  EXPECT_EQ(writer->OnMessage(1, Message("c")), "");
+  EXPECT_EQ(writer->OnMessage(0, Message("a")), "");
+  EXPECT_EQ(writer->OnMessage(0, Last("b", v1::Finish::STOP, 2)), "");
+  EXPECT_EQ(writer->OnMessage(1, Last("d", v1::Finish::LENGTH, 3)), "");
+  const Json answer = Json::parse(writer->End());
+  EXPECT_EQ(answer["object"], "text_completion");
+  EXPECT_EQ(answer["model"], "demo");
+  EXPECT_EQ(answer["choices"][0]["text"], "ab");
+  EXPECT_EQ(answer["choices"][0]["finish_reason"], "stop");
+  EXPECT_EQ(answer["choices"][1]["text"], "cd");
+  EXPECT_EQ(answer["choices"][1]["finish_reason"], "length");
+  EXPECT_EQ(answer["usage"]["prompt_tokens"], 10) << "one prompt";
+  EXPECT_EQ(answer["usage"]["completion_tokens"], 5);
+  EXPECT_EQ(answer["usage"]["prompt_tokens_details"]["cached_tokens"], 4);
+}
+
+TEST(Completions, StreamsChunksUsageAndDone) {
+  const CompletionRequest request =
+      *CompletionRequestOf({{"prompt", "x"}, {"stream", true}, {"stream_options", {{"include_usage", true}}}});
+  const auto writer = NewCompletionWriter(request, kIdentity, SomeModel());
+  std::string stream = writer->OnMessage(0, Message("a"));
+  stream += writer->OnMessage(0, Message(""));  // held back for a stop string, or half a character
+  stream += writer->OnMessage(0, Last("b", v1::Finish::LENGTH, 3));
+  stream += writer->End();
+  const std::vector<Json> events = EventsOf(stream);
+  ASSERT_THAT(events, SizeIs(4));
+  EXPECT_EQ(events[0]["choices"][0]["text"], "a");
+  EXPECT_EQ(events[0]["choices"][0]["finish_reason"], nullptr);
+  EXPECT_EQ(events[1]["choices"][0]["text"], "b");
+  EXPECT_EQ(events[1]["choices"][0]["finish_reason"], "length");
+  EXPECT_EQ(events[1]["timings"]["predicted_per_second"], 1.5);
+  EXPECT_TRUE(events[2]["choices"].empty());
+  EXPECT_EQ(events[2]["usage"]["total_tokens"], 13);
+  EXPECT_EQ(events[3], "[DONE]");
+}
+
+TEST(Completions, GivesLogprobsWithOffsets) {
+  const CompletionRequest request = *CompletionRequestOf({{"prompt", "x"}, {"logprobs", 1}});
+  EXPECT_EQ(request.prompts[0].logprobs(), 1u);
+  const auto writer = NewCompletionWriter(request, kIdentity, SomeModel());
+  v1::GenerateResponse message = Last("ab", v1::Finish::STOP, 2);
+  AddLogprob('a', -1, message.mutable_logprobs());
+  AddLogprob('b', -2, message.mutable_logprobs());
+  writer->OnMessage(0, message);
+  const Json logprobs = Json::parse(writer->End())["choices"][0]["logprobs"];
+  EXPECT_EQ(logprobs["tokens"], Json({"a", "b"}));
+  EXPECT_EQ(logprobs["token_logprobs"], Json({-1.0, -2.0}));
+  EXPECT_EQ(logprobs["text_offset"], Json({0, 1}));
+  EXPECT_EQ(logprobs["top_logprobs"][1]["b"], -2.0);
+}
+
+TEST(Completions, EchoesThePromptWithItsLogprobs) {
+  CompletionRequest request = *CompletionRequestOf({{"prompt", "xyz"}, {"echo", true}, {"logprobs", 0}, {"max_tokens", 0}});
+  EXPECT_TRUE(request.prompts[0].has_prompt_logprobs());
+  request.echoed = {"xyz"};
+  const auto writer = NewCompletionWriter(request, kIdentity, SomeModel());
+  v1::GenerateResponse first, second = Last("", v1::Finish::LENGTH, 0);
+  second.clear_token_ids();
+  AddLogprob('y', -1, first.mutable_prompt_logprobs());  // the prompt's come in pieces
+  AddLogprob('z', -2, second.mutable_prompt_logprobs());
+  writer->OnMessage(0, first);
+  writer->OnMessage(0, second);
+  const Json choice = Json::parse(writer->End())["choices"][0];
+  EXPECT_EQ(choice["text"], "xyz");
+  EXPECT_EQ(choice["logprobs"]["tokens"], Json({"x", "y", "z"}));
+  EXPECT_EQ(choice["logprobs"]["token_logprobs"], Json({nullptr, -1.0, -2.0}));
+  EXPECT_EQ(choice["logprobs"]["text_offset"], Json({0, 1, 2}));
+}
+
+TEST(Completions, WritesTokensThatAreNoWholeCharacters) {
+  const CompletionRequest request = *CompletionRequestOf({{"prompt", "x"}, {"logprobs", 0}, {"stream", true}});
+  const auto writer = NewCompletionWriter(request, kIdentity, SomeModel());
+  v1::GenerateResponse message = Message("");
+  AddLogprob(kHalf, -1, message.mutable_logprobs());
+  EXPECT_THAT(writer->OnMessage(0, message), HasSubstr("\xEF\xBF\xBD"));
+}
+
+TEST(Completions, IdsDiffer) { EXPECT_NE(RandomId("cmpl-"), RandomId("cmpl-")); }
+
+}  // namespace
+}  // namespace ferry

@@ -1,0 +1,275 @@
+// The whole gateway in front of a coordinator that a test scripts.
+
+#include "gateway/gateway.h"
+
+#include <thread>
+
+#include "gateway/json/json.h"
+#include "tests/gateway/fake_coordinator.h"
+#include "tests/gateway/http_client.h"
+#include "tests/testing/status_matchers.h"
+
+namespace ferry {
+namespace {
+
+using ::testing::HasSubstr;
+
+class GatewayTest : public ::testing::Test {
+ protected:
+  void SetUp() override { Start({}); }
+  void Start(GatewayOptions options) {
+    gateway_.reset();
+    options.listen = "127.0.0.1:0";
+    if (options.coordinator == GatewayOptions().coordinator) options.coordinator = coordinator_.address();
+    absl::StatusOr<std::unique_ptr<Gateway>> started = Gateway::Start(options);
+    ASSERT_OK(started);
+    gateway_ = *std::move(started);
+  }
+  HttpClient Connect() { return HttpClient(gateway_->port()); }
+  std::string Ask(const std::string& request) {
+    HttpClient client = Connect();
+    client.Send(request);
+    return client.ReadAnswer();
+  }
+  Json AskJson(const std::string& request, int want = 200) {
+    const std::string answer = Ask(request);
+    EXPECT_EQ(StatusOfAnswer(answer), want) << answer;
+    return Json::parse(BodyOf(answer), nullptr, /*allow_exceptions=*/false);
+  }
+  bool Eventually(const std::function<bool()>& condition) {
+    const absl::Time deadline = absl::Now() + absl::Seconds(20);
+    while (!condition() && absl::Now() < deadline) absl::SleepFor(absl::Milliseconds(5));
+    return condition();
+  }
+
+  FakeCoordinator coordinator_;
+  std::unique_ptr<Gateway> gateway_;
+};
+
+TEST_F(GatewayTest, SaysWhetherItIsWell) {
+  EXPECT_EQ(AskJson(Get("/health"))["status"], "ok");
+  coordinator_.SetInfo([](auto& info) { info.set_state("loading"); });
+  const std::string loading = Ask(Get("/health"));
+  EXPECT_EQ(StatusOfAnswer(loading), 503);
+  EXPECT_THAT(loading, HasSubstr("Retry-After: "));
+  coordinator_.SetInfo([](auto& info) { info.set_state("degraded"), info.set_state_reason("worker 1 is lost"); });
+  EXPECT_THAT(Ask(Get("/health")), HasSubstr("worker 1 is lost"));
+}
+
+TEST_F(GatewayTest, DescribesModelAndServer) {
+  EXPECT_EQ(AskJson(Get("/v1/models"))["data"][0]["id"], "fake");
+  EXPECT_EQ(AskJson(Get("/v1/models/fake"))["max_model_len"], 4096);
+  EXPECT_EQ(AskJson(Get("/v1/models/other"), 404)["error"]["param"], "model");
+  coordinator_.SetInfo([](auto& info) { info.set_running_requests(1); });
+  EXPECT_EQ(AskJson(Get("/props"))["total_slots"], 2);
+  const Json slots = AskJson(Get("/slots"));
+  ASSERT_EQ(slots.size(), 2u);
+  EXPECT_TRUE(slots[0]["is_processing"]);
+  EXPECT_FALSE(slots[1]["is_processing"]);
+}
+
+TEST_F(GatewayTest, TokenizesAndDetokenizes) {
+  EXPECT_EQ(AskJson(Post("/tokenize", R"({"content": "ab"})"))["tokens"], Json({97, 98}));
+  EXPECT_EQ(AskJson(Post("/tokenize", R"({"prompt": "ab"})"))["count"], 2);
+  EXPECT_EQ(AskJson(Post("/detokenize", R"({"tokens": [97, 98]})"))["content"], "ab");
+  EXPECT_EQ(AskJson(Post("/detokenize", R"({"tokens": [200]})"), 400)["error"]["param"], "ids[0]");
+  EXPECT_EQ(AskJson(Post("/tokenize", "{}"), 400)["error"]["param"], "content");
+}
+
+TEST_F(GatewayTest, CompletesAPrompt) {
+  coordinator_.SetScript(FakeCoordinator::Says({"once", " upon"}));
+  const Json answer = AskJson(Post("/v1/completions", R"({"prompt": "Say", "temperature": 0})"));
+  EXPECT_EQ(answer["choices"][0]["text"], "once upon");
+  EXPECT_EQ(answer["model"], "fake");
+  ASSERT_EQ(coordinator_.requests().size(), 1u);
+  EXPECT_EQ(coordinator_.requests()[0].text(), "Say");
+}
+
+TEST_F(GatewayTest, StreamsACompletion) {
+  coordinator_.SetScript(FakeCoordinator::Says({"once", " upon"}));
+  HttpClient client = Connect();
+  client.Send(Post("/v1/completions", R"({"prompt": "Say", "stream": true})"));
+  const std::string answer = client.ReadUntilHas("0\r\n\r\n");
+  EXPECT_THAT(answer, HasSubstr("text/event-stream"));
+  EXPECT_LT(answer.find("once"), answer.find("upon"));
+  EXPECT_THAT(answer, HasSubstr("data: [DONE]"));
+}
+
+TEST_F(GatewayTest, EchoesIdsAsText) {
+  const Json answer = AskJson(Post("/v1/completions", R"({"prompt": [[97], [98]], "echo": true, "n": 2})"));
+  ASSERT_EQ(answer["choices"].size(), 4u);
+  EXPECT_EQ(answer["choices"][1]["text"], "ahello");
+  EXPECT_EQ(answer["choices"][2]["text"], "bhello");
+}
+
+// A template that says who speaks, and nothing else.
+constexpr char kTemplate[] =
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}{% if add_generation_prompt "
+    "%}<assistant>{% endif %}";
+
+class ChatTest : public GatewayTest {
+ protected:
+  void SetUp() override {
+    coordinator_.SetModel("fake", kTemplate);
+    coordinator_.SetScript([](const v1::GenerateRequest&, const auto& write) {
+      for (const char* const piece : {"Hel", "lo", "!"}) write(FakeCoordinator::Saying(piece));
+      v1::GenerateResponse last;
+      last.mutable_finish()->set_reason(v1::Finish::STOP);
+      write(last);
+      return grpc::Status::OK;
+    });
+    GatewayTest::SetUp();
+  }
+  // The prompt of the only request, a byte a token.
+  std::string Prompt() {
+    std::string text;
+    const std::vector<v1::GenerateRequest> requests = coordinator_.requests();
+    for (const uint32_t id : requests.at(0).tokens().ids()) text.push_back(static_cast<char>(id));
+    return text;
+  }
+};
+
+TEST_F(ChatTest, AnswersInEveryApi) {
+  const std::string messages = R"("messages": [{"role": "user", "content": "hi"}])";
+  const Json chat = AskJson(Post("/v1/chat/completions", "{" + messages + "}"));
+  EXPECT_EQ(chat["choices"][0]["message"]["content"], "Hello!");
+  EXPECT_EQ(chat["model"], "fake");
+  EXPECT_EQ(Prompt(), "<user>hi<assistant>");
+  EXPECT_EQ(AskJson(Post("/v1/messages", "{\"max_tokens\": 9, " + messages + "}"))["content"][0]["text"], "Hello!");
+  EXPECT_EQ(AskJson(Post("/v1/responses", R"({"input": "hi"})"))["output"][0]["content"][0]["text"], "Hello!");
+  EXPECT_EQ(AskJson(Post("/v1/messages/count_tokens", "{" + messages + "}"))["input_tokens"], 19);
+  EXPECT_EQ(AskJson(Post("/apply-template", "{" + messages + "}"))["prompt"], "<user>hi<assistant>");
+}
+
+TEST_F(ChatTest, StreamsInEveryApi) {
+  const auto stream = [&](const std::string& path, const std::string& body) {
+    HttpClient client = Connect();
+    client.Send(Post(path, body));
+    return std::string(client.ReadUntilHas("0\r\n\r\n"));
+  };
+  EXPECT_THAT(stream("/v1/chat/completions", R"({"stream": true, "messages": [{"role": "user", "content": "hi"}]})"),
+              HasSubstr("data: [DONE]"));
+  EXPECT_THAT(stream("/v1/messages", R"({"stream": true, "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]})"),
+              HasSubstr("event: message_stop"));
+  EXPECT_THAT(stream("/v1/responses", R"({"stream": true, "input": "hi"})"), HasSubstr("event: response.completed"));
+}
+
+TEST_F(ChatTest, AStopStringEndsTheGeneration) {
+  const Json answer = AskJson(Post("/v1/chat/completions", R"({"stop": "lo", "messages": [{"role": "user", "content": "hi"}]})"));
+  EXPECT_EQ(answer["choices"][0]["message"]["content"], "Hel");
+  EXPECT_EQ(answer["choices"][0]["finish_reason"], "stop");
+  EXPECT_EQ(answer["usage"]["completion_tokens"], 5);
+}
+
+TEST_F(ChatTest, ATemplateOfTheGatewaysOwnComesFirst) {
+  Start({.chat_template = "{{ messages[0].content }}?"});
+  EXPECT_EQ(AskJson(Post("/apply-template", R"({"messages": [{"role": "user", "content": "hi"}]})"))["prompt"], "hi?");
+}
+
+TEST_F(ChatTest, RefusesInTheFormOfTheApi) {
+  EXPECT_EQ(AskJson(Post("/v1/messages", "{}"), 400)["error"]["type"], "invalid_request_error");
+  EXPECT_EQ(AskJson(Post("/v1/messages", "{}"), 400)["type"], "error");
+  EXPECT_EQ(AskJson(Post("/v1/responses", "{}"), 400)["error"]["param"], "input");
+  EXPECT_EQ(AskJson(Post("/v1/chat/completions", R"({"messages": [{"role": "user", "content": 5}]})"), 400)["error"]["param"],
+            "messages[0].content");
+  EXPECT_EQ(AskJson(Post("/v1/chat/completions", R"({"messages": [5]})"), 400)["error"]["param"], "messages[0]");
+}
+
+TEST_F(GatewayTest, SaysThatAModelWithoutATemplateCannotChat) {
+  const std::string answer = Ask(Post("/v1/chat/completions", R"({"messages": [{"role": "user", "content": "hi"}]})"));
+  EXPECT_EQ(StatusOfAnswer(answer), 400);
+  EXPECT_THAT(answer, HasSubstr("chat template"));
+}
+
+TEST_F(GatewayTest, CancelsWhenTheClientLeaves) {
+  coordinator_.SetScript(FakeCoordinator::GoesOn());
+  for (const char* const stream : {"true", "false"}) {
+    const int before = coordinator_.cancelled();
+    HttpClient client = Connect();
+    client.Send(Post("/v1/completions", std::string(R"({"prompt": "x", "stream": )") + stream + "}"));
+    ASSERT_TRUE(Eventually([&] { return coordinator_.requests().size() > static_cast<size_t>(before); }));
+    client.Close();
+    EXPECT_TRUE(Eventually([&] { return coordinator_.cancelled() > before; })) << stream;
+  }
+}
+
+TEST_F(GatewayTest, GivesTheEnginesErrorsTheRightStatus) {
+  const auto expect = [&](grpc::StatusCode code, const std::string& message, int status, const char* text) {
+    coordinator_.SetScript(FakeCoordinator::Fails(code, message));
+    for (const char* const stream : {"true", "false"}) {
+      const std::string answer = Ask(Post("/v1/completions", std::string(R"({"prompt": "x", "stream": )") + stream + "}"));
+      EXPECT_EQ(StatusOfAnswer(answer), status) << answer;
+      EXPECT_THAT(answer, HasSubstr(text));
+    }
+  };
+  expect(grpc::StatusCode::INVALID_ARGUMENT, "top_p is 7, want (0, 1]", 400, R"("param":"top_p")");
+  expect(grpc::StatusCode::RESOURCE_EXHAUSTED, "queue is full", 429, "Retry-After: ");
+  expect(grpc::StatusCode::UNAVAILABLE, "worker 1 is lost", 503, "worker 1 is lost");
+  expect(grpc::StatusCode::DEADLINE_EXCEEDED, "step 5", 504, "step 5");
+  expect(grpc::StatusCode::INTERNAL, "secret pointer", 500, "log says why");
+}
+
+TEST_F(GatewayTest, AnErrorBehindTheFirstTokenEndsTheStream) {
+  coordinator_.SetScript([](const v1::GenerateRequest&, const auto& write) {
+    v1::GenerateResponse message;
+    message.add_token_ids(1);
+    message.set_text("half");
+    write(message);
+    return grpc::Status(grpc::StatusCode::UNAVAILABLE, "worker 1 is lost");
+  });
+  HttpClient client = Connect();
+  client.Send(Post("/v1/completions", R"({"prompt": "x", "stream": true})"));
+  const std::string answer = client.ReadUntilHas("0\r\n\r\n");
+  EXPECT_THAT(answer, HasSubstr("half"));
+  EXPECT_THAT(answer, HasSubstr("worker 1 is lost"));
+  EXPECT_THAT(answer, ::testing::Not(HasSubstr("[DONE]")));
+}
+
+TEST_F(GatewayTest, AnswersWhileNoCoordinatorIsThere) {
+  Start({.coordinator = "127.0.0.1:1"});
+  EXPECT_EQ(StatusOfAnswer(Ask(Get("/health"))), 503);
+  EXPECT_EQ(StatusOfAnswer(Ask(Get("/v1/models"))), 503);
+  EXPECT_EQ(StatusOfAnswer(Ask(Post("/v1/completions", R"({"prompt": "x"})"))), 503);
+}
+
+TEST_F(GatewayTest, NamesRoutesThatAreNotThereAndMethodsThatAreNotTheirs) {
+  EXPECT_EQ(StatusOfAnswer(Ask(Get("/nothing"))), 404);
+  EXPECT_EQ(StatusOfAnswer(Ask(Get("/v1/../health"))), 404);
+  EXPECT_EQ(StatusOfAnswer(Ask(Get("//health"))), 404);
+  EXPECT_EQ(StatusOfAnswer(Ask(Get("/%68ealth"))), 404);
+  const std::string answer = Ask(Get("/v1/completions"));
+  EXPECT_EQ(StatusOfAnswer(answer), 405);
+  EXPECT_THAT(answer, HasSubstr("Allow: POST"));
+  EXPECT_THAT(Ask(Post("/v1/messages/nothing", "{}")), HasSubstr(R"("type":"error")")) << "in Anthropic's form";
+}
+
+TEST_F(GatewayTest, EveryRouteButHealthAsksWhoComes) {
+  Start({.access = [](const HttpRequest&) { return absl::UnauthenticatedError("no key"); }});
+  for (const std::string& request :
+       {Get("/v1/models"), Get("/props"), Get("/slots"), Get("/metrics"), Get("/nothing"), Get("/"),
+        Post("/v1/completions", "{}"), Post("/tokenize", "{}"), Get("/health/"), Get("/health?x/../v1/models")}) {
+    const bool open = request.starts_with("GET /health?");
+    EXPECT_EQ(StatusOfAnswer(Ask(request)), open ? 200 : 401) << request;
+  }
+  EXPECT_EQ(StatusOfAnswer(Ask(Get("/health"))), 200);
+}
+
+TEST_F(GatewayTest, RefusesWhatIsNoJson) {
+  EXPECT_EQ(StatusOfAnswer(Ask(Post("/v1/completions", "{"))), 400);
+  EXPECT_EQ(StatusOfAnswer(Ask(Post("/v1/completions", std::string(1'000'000, '[')))), 400);
+  EXPECT_EQ(StatusOfAnswer(Ask(Post("/v1/completions", "{\"prompt\": \"\xff\"}"))), 400);
+  EXPECT_EQ(StatusOfAnswer(Ask(Post("/v1/completions", "{\"prompt\": \"x\", \"max_tokens\": 1e400}"))), 400);
+}
+
+TEST_F(GatewayTest, ServesManyStreamsAtOnce) {
+  coordinator_.SetScript(FakeCoordinator::Says({"a", "b", "c"}));
+  std::vector<HttpClient> clients;
+  for (int i = 0; i < 100; ++i) {
+    clients.push_back(Connect());
+    ASSERT_TRUE(clients.back().Send(Post("/v1/completions", R"({"prompt": "x", "stream": true})")));
+  }
+  for (HttpClient& client : clients) EXPECT_THAT(client.ReadUntilHas("0\r\n\r\n"), HasSubstr("[DONE]"));
+}
+
+}  // namespace
+}  // namespace ferry

@@ -1,0 +1,176 @@
+"""The official Python clients of OpenAI and Anthropic against ferry-gateway in front of a scripted coordinator.
+
+    official_clients.py BIN_DIR
+
+Needs the packages openai and anthropic; tests/run.sh makes a virtual environment with them.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+import anthropic
+import openai
+
+WEATHER = {
+    "name": "get_weather",
+    "description": "The weather of a city",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+OPENAI_TOOL = {"type": "function", "function": WEATHER}
+ANTHROPIC_TOOL = {"name": "get_weather", "description": "The weather", "input_schema": WEATHER["parameters"]}
+RESPONSES_TOOL = {"type": "function", **WEATHER}
+HELLO = "Hello there, friend."
+
+
+def chat(client):
+    asked = [{"role": "user", "content": "Say hello."}]
+    answer = client.chat.completions.create(model="any", messages=asked)
+    assert answer.choices[0].message.content == HELLO, answer
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage.prompt_tokens > 0 and answer.usage.completion_tokens > 0
+    stopped = client.chat.completions.create(model="any", messages=asked, stop="there", n=2)
+    assert [choice.message.content for choice in stopped.choices] == ["Hello ", "Hello "], stopped
+    cut = client.chat.completions.create(model="any", messages=asked, max_completion_tokens=2)
+    assert cut.choices[0].finish_reason == "length"
+
+
+def chat_stream(client):
+    chunks = list(
+        client.chat.completions.create(
+            model="any",
+            messages=[{"role": "user", "content": "Say hello."}],
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == HELLO
+    assert chunks[-1].usage.completion_tokens == len(HELLO), chunks[-1]
+
+
+def chat_tools(client):
+    messages = [{"role": "user", "content": "What is the weather in Paris?"}]
+    first = client.chat.completions.create(model="any", messages=messages, tools=[OPENAI_TOOL])
+    call = first.choices[0].message.tool_calls[0]
+    assert first.choices[0].finish_reason == "tool_calls"
+    assert call.function.name == "get_weather" and json.loads(call.function.arguments) == {"city": "Paris"}
+    messages += [first.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
+    second = client.chat.completions.create(model="any", messages=messages, tools=[OPENAI_TOOL])
+    assert second.choices[0].message.content == HELLO
+    with client.chat.completions.stream(model="any", messages=messages[:1], tools=[OPENAI_TOOL]) as stream:
+        final = stream.get_final_completion()
+    assert json.loads(final.choices[0].message.tool_calls[0].function.arguments) == {"city": "Paris"}
+
+
+def completions(client):
+    assert client.completions.create(model="any", prompt="x", max_tokens=100).choices[0].text == HELLO
+    assert client.models.list().data[0].id == "scripted"
+
+
+def refusals(client):
+    for wrong, field in ({"temperature": 200}, "temperature"), ({"tool_choice": "required"}, "tool_choice"):
+        try:
+            client.chat.completions.create(model="any", messages=[{"role": "user", "content": "x"}], **wrong)
+        except openai.BadRequestError as error:
+            assert error.param == field, error
+        else:
+            raise AssertionError(f"{wrong} was not refused")
+
+
+def responses(client):
+    answer = client.responses.create(model="any", input="Say hello.", instructions="Be kind.")
+    assert answer.output_text == HELLO and answer.status == "completed", answer
+    with client.responses.stream(model="any", input="What is the weather?", tools=[RESPONSES_TOOL]) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_response()
+    assert kinds[0] == "response.created" and kinds[-1] == "response.completed", kinds
+    call = [item for item in final.output if item.type == "function_call"][0]
+    assert json.loads(call.arguments) == {"city": "Paris"}
+    history = [{"role": "user", "content": "What is the weather?"}, *[i.to_dict() for i in final.output]]
+    history.append({"type": "function_call_output", "call_id": call.call_id, "output": "sunny"})
+    assert client.responses.create(model="any", input=history, tools=[RESPONSES_TOOL]).output_text == HELLO
+
+
+async def cancel(base_url):
+    client = openai.AsyncOpenAI(base_url=base_url, api_key="none")
+    stream = await client.chat.completions.create(
+        model="any", messages=[{"role": "user", "content": "Talk forever."}], stream=True
+    )
+    seen = 0
+    async for _ in stream:
+        seen += 1
+        if seen == 5:
+            break
+    await stream.close()
+    answers = await asyncio.gather(
+        *[client.chat.completions.create(model="any", messages=[{"role": "user", "content": "hi"}]) for _ in range(20)]
+    )
+    assert all(answer.choices[0].message.content == HELLO for answer in answers)
+
+
+def messages(client):
+    asked = [{"role": "user", "content": "Say hello."}]
+    answer = client.messages.create(model="any", max_tokens=100, messages=asked, system="Be kind.")
+    assert answer.content[0].text == HELLO and answer.stop_reason == "end_turn", answer
+    with client.messages.stream(model="any", max_tokens=100, messages=asked) as stream:
+        assert "".join(stream.text_stream) == HELLO
+    assert client.messages.count_tokens(model="any", messages=asked).input_tokens > 5
+    asked = [{"role": "user", "content": "What is the weather?"}]
+    with client.messages.stream(model="any", max_tokens=100, messages=asked, tools=[ANTHROPIC_TOOL]) as stream:
+        first = stream.get_final_message()
+    use = [block for block in first.content if block.type == "tool_use"][0]
+    assert use.input == {"city": "Paris"} and first.stop_reason == "tool_use", first
+    asked.append({"role": "assistant", "content": first.content})
+    asked.append({"role": "user", "content": [{"type": "tool_result", "tool_use_id": use.id, "content": "sunny"}]})
+    second = client.messages.create(model="any", max_tokens=100, messages=asked, tools=[ANTHROPIC_TOOL])
+    assert second.content[0].text == HELLO
+    try:
+        client.messages.create(model="any", max_tokens=0, messages=asked)
+    except anthropic.BadRequestError as error:
+        assert "max_tokens" in str(error)
+    else:
+        raise AssertionError("max_tokens 0 was not refused")
+
+
+def wait_for_line(path):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if os.path.exists(path) and open(path).read().endswith("\n"):
+            return open(path).read().strip()
+        time.sleep(0.05)
+    raise TimeoutError(path)
+
+
+def main():
+    programs = sys.argv[1]
+    with tempfile.TemporaryDirectory() as folder:
+        coordinator_file, port_file = os.path.join(folder, "coordinator"), os.path.join(folder, "port")
+        coordinator = subprocess.Popen([os.path.join(programs, "scripted_coordinator"), coordinator_file], stdin=subprocess.PIPE)
+        address = wait_for_line(coordinator_file)
+        gateway = subprocess.Popen(
+            [os.path.join(programs, "ferry-gateway"), "--listen", "127.0.0.1:0", "--coordinator", address,
+             "--port-file", port_file, "--log-level", "warn"]
+        )
+        try:
+            root = "http://127.0.0.1:" + wait_for_line(port_file)
+            client = openai.OpenAI(base_url=root + "/v1", api_key="none", max_retries=0, timeout=60)
+            for test in chat, chat_stream, chat_tools, completions, refusals, responses:
+                test(client)
+                print("ok: openai", test.__name__)
+            asyncio.run(cancel(root + "/v1"))
+            print("ok: openai, many at once and one that leaves")
+            messages(anthropic.Anthropic(base_url=root, api_key="none", max_retries=0, timeout=60))
+            print("ok: anthropic messages")
+        finally:
+            gateway.terminate()
+            coordinator.stdin.close()
+            gateway.wait(timeout=60)
+            coordinator.wait(timeout=60)
+
+
+main()
