@@ -9,7 +9,7 @@ namespace ferry::constraint {
 namespace {
 
 constexpr size_t kMaxExpressions = 2'000'000;
-constexpr size_t kMaxRules = 20'000;
+constexpr size_t kMaxRules = 8'000;
 
 bool IsNullable(const Grammar& grammar, ExprId id, const std::vector<bool>& rules) {
   const Expr& expr = grammar.expr(id);

@@ -154,6 +154,7 @@ absl::StatusOr<int32_t> DfaBuilder::EmitProduct(const Expr& expr, int32_t then) 
 }
 
 absl::StatusOr<int32_t> DfaBuilder::Emit(ExprId id, int32_t then) {
+  if (--budget_.work < 0) return TooLarge("parts");  // a repetition of nothing makes no states
   const Expr& expr = grammar_.expr(id);
   switch (expr.kind) {
     case Expr::Kind::kEmpty:

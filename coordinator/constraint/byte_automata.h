@@ -34,7 +34,7 @@ struct Dfa {
 struct CompileBudget {
   int64_t nfa_states = 1'000'000;
   int64_t dfa_states = 60'000;
-  int64_t work = 30'000'000;  // members of sets of states that were looked at
+  int64_t work = 30'000'000;  // expressions, and members of sets of states, that were looked at
 };
 
 class DfaBuilder {

@@ -100,17 +100,7 @@ std::string JsonEscape(uint32_t c) {
 
 }  // namespace
 
-CodePointSet::CodePointSet(std::initializer_list<CodePointRange> ranges) : ranges_(ranges) { Normalise(); }
-
-void CodePointSet::Add(uint32_t first, uint32_t last) {
-  ranges_.push_back({first, last});
-  Normalise();
-}
-
-void CodePointSet::Add(const CodePointSet& other) {
-  ranges_.insert(ranges_.end(), other.ranges_.begin(), other.ranges_.end());
-  Normalise();
-}
+CodePointSet::CodePointSet(std::vector<CodePointRange> ranges) : ranges_(std::move(ranges)) { Normalise(); }
 
 void CodePointSet::Normalise() {
   std::sort(ranges_.begin(), ranges_.end(), [](const auto& a, const auto& b) { return a.first < b.first; });

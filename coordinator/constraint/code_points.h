@@ -19,10 +19,9 @@ struct CodePointRange {
 class CodePointSet {
  public:
   CodePointSet() = default;
-  CodePointSet(std::initializer_list<CodePointRange> ranges);
-  void Add(uint32_t first, uint32_t last);
-  void Add(const CodePointSet& other);
-  CodePointSet Complement() const;  // within [0, kMaxCodePoint]
+  CodePointSet(std::initializer_list<CodePointRange> ranges) : CodePointSet(std::vector<CodePointRange>(ranges)) {}
+  explicit CodePointSet(std::vector<CodePointRange> ranges);  // in any order; they may overlap
+  CodePointSet Complement() const;                            // within [0, kMaxCodePoint]
   CodePointSet Intersect(const CodePointSet& other) const;
   bool Contains(uint32_t code_point) const;
   const std::vector<CodePointRange>& ranges() const { return ranges_; }  // ascending, apart

@@ -14,6 +14,7 @@ namespace ferry::constraint {
 namespace {
 
 constexpr int kMaxGroupDepth = 100;
+constexpr int kMaxQuantifiers = 8;  // of one item: each is a level of nesting, as a group is
 
 bool IsNameCharacter(char c) {
   return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '_';
@@ -91,7 +92,7 @@ class Parser {
     while (!in_.AtEnd() && !in_.Looks("|") && !in_.Looks(")") && !in_.Looks("\n") && !in_.Looks("\r")) {
       ASSIGN_OR_RETURN(ExprId part, Item(depth));
       Space(depth > 0);
-      while (true) {
+      for (int quantifiers = 0;; ++quantifiers) {
         int32_t min = 0, max = kUnbounded;
         if (in_.Take('+')) {
           min = 1;
@@ -103,7 +104,7 @@ class Parser {
         } else if (!in_.Take('*')) {
           break;
         }
-        if (++quantifiers_ > kMaxQuantifiers) return InvalidArgument("more than %d quantifiers", kMaxQuantifiers);
+        if (quantifiers == kMaxQuantifiers) return InvalidArgument("more than %d quantifiers of one item", kMaxQuantifiers);
         part = grammar_.Repeat(part, min, max);
         Space(depth > 0);
       }
@@ -170,7 +171,7 @@ class Parser {
 
   absl::StatusOr<ExprId> Class() {
     const bool negated = in_.Take('^');
-    CodePointSet set;
+    std::vector<CodePointRange> ranges;
     while (!in_.Take(']')) {
       if (in_.AtEnd()) return InvalidArgument("a class has no end");
       ASSIGN_OR_RETURN(const uint32_t first, Character());
@@ -182,8 +183,9 @@ class Parser {
         RETURN_IF_ERROR(CheckCharacter(last));
         if (last < first) return InvalidArgument("a range ends before it begins");
       }
-      set.Add(first, last);
+      ranges.push_back({first, last});
     }
+    const CodePointSet set(std::move(ranges));
     return OneOf(&grammar_, negated ? set.Complement() : set, TextForm::kPlain);
   }
 
@@ -192,12 +194,10 @@ class Parser {
     return absl::OkStatus();
   }
 
-  static constexpr int kMaxQuantifiers = 10000;
   const std::string_view text_;
   Utf8Cursor in_;
   Grammar grammar_;
   std::map<std::string, RuleId> rules_;
-  int quantifiers_ = 0;
 };
 
 }  // namespace

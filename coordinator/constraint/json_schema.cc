@@ -18,6 +18,7 @@ namespace {
 
 constexpr int kMaxDepth = 64;
 constexpr int kMaxSubschemas = 20'000;
+constexpr int64_t kMaxMergedValues = 1'000'000;  // merging copies them
 constexpr int64_t kMaxItems = 10'000;
 
 const std::set<std::string> kTypes = {"null", "boolean", "object", "array", "number", "string", "integer"};
@@ -32,6 +33,15 @@ bool HasType(const Json& value, const std::set<std::string>& types) {
   if (value.is_array()) return types.contains("array");
   if (value.is_object()) return types.contains("object");
   return types.contains("number") || (types.contains("integer") && value.is_number_integer());
+}
+
+// It and all within it.
+int64_t NumValues(const Json& value) {
+  int64_t count = 1;
+  if (value.is_structured()) {
+    for (const Json& part : value) count += NumValues(part);
+  }
+  return count;
 }
 
 class SchemaCompiler {
@@ -111,6 +121,8 @@ class SchemaCompiler {
     if (depth > kMaxDepth)
       return InvalidArgument("%s: nested deeper than %d, or an allOf that contains itself", pointer, kMaxDepth);
     if (++subschemas_ > kMaxSubschemas) return InvalidArgument("%s: more than %d subschemas", pointer, kMaxSubschemas);
+    merged_values_ += NumValues(schema);
+    if (merged_values_ > kMaxMergedValues) return InvalidArgument("%s: what allOf and $ref merge is too large", pointer);
     RETURN_IF_ERROR(CheckKeywords(schema, pointer));
     if (schema.is_boolean()) return schema.get<bool>() ? Json::object() : Json{{"enum", Json::array()}};
     Json rest = Json::object();
@@ -434,6 +446,7 @@ class SchemaCompiler {
   std::map<std::string, RuleId> rules_;  // by $ref
   std::deque<Pending> left_;
   int subschemas_ = 0;
+  int64_t merged_values_ = 0;
 };
 
 }  // namespace

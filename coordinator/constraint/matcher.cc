@@ -21,6 +21,7 @@ Matcher::Matcher(std::shared_ptr<const CompiledGrammar> grammar)
 
 absl::StatusOr<const TokenMask*> Matcher::Mask() {
   KeepSmall();
+  pushdown_.StartWork();
   auto it = masks_.find(position_);
   if (it == masks_.end()) {
     if (masks_.size() >= max_masks_) masks_.clear();

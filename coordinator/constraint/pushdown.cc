@@ -11,6 +11,7 @@ constexpr Position kUnknown = -2;
 // Readings of one text at once, and where-to-go-ons of one frame. A schema needs a few; only an ambiguous grammar has more.
 constexpr size_t kMaxConfigurations = 4096;
 constexpr size_t kMaxPositions = 200'000;
+constexpr int64_t kMaxWork = 4'000'000;  // about a second
 
 }  // namespace
 
@@ -60,7 +61,7 @@ Position Pushdown::Intern(std::vector<Configuration> configurations, bool can_en
 // Follows every end of a rule to its callers, then every call to its rule; what has bytes to read stays. Of `left_behind`
 // only what it ends and calls.
 Position Pushdown::Close(std::vector<Configuration> kernel, const Configuration* left_behind) {
-  if (positions_.size() >= kMaxPositions) overflowed_ = true;
+  if (positions_.size() >= kMaxPositions || work_ >= kMaxWork) overflowed_ = true;
   std::set<Configuration> seen;
   bool can_end = false;
   std::vector<Configuration> left = std::move(kernel);
@@ -74,6 +75,7 @@ Position Pushdown::Close(std::vector<Configuration> kernel, const Configuration*
     const Configuration c = left.back();
     left.pop_back();
     if (seen.size() >= kMaxConfigurations) overflowed_ = true;
+    ++work_;
     if (overflowed_ || !seen.insert(c).second) continue;
     follow_end(c);
   }
@@ -100,6 +102,7 @@ Position Pushdown::Close(std::vector<Configuration> kernel, const Configuration*
   while (!calls.empty()) {
     auto [rule, frame] = std::move(calls.begin()->second);
     calls.erase(calls.begin());
+    work_ += static_cast<int64_t>(frame.size());
     std::sort(frame.begin(), frame.end());
     frame.erase(std::unique(frame.begin(), frame.end()), frame.end());
     if (frame.size() > kMaxConfigurations) {
@@ -131,6 +134,7 @@ Position Pushdown::Advance(Position position, uint8_t byte) {
 Position Pushdown::Leave(Configuration configuration) {
   const uint64_t key = uint64_t{static_cast<uint32_t>(configuration.state)} << 32 | static_cast<uint32_t>(configuration.frame);
   const auto it = leaves_.find(key);
+  ++work_;
   if (it != leaves_.end()) return it->second;
   const Position position = Close({}, &configuration);
   leaves_.emplace(key, position);

@@ -48,9 +48,11 @@ class Pushdown {
 
   const Automaton& automaton() const { return automaton_; }
   size_t num_positions() const { return positions_.size(); }
-  // An ambiguous grammar had more readings at once, or more positions since Forget, than the bounds allow: some were dropped,
-  // and with them texts that the grammar has.
+  // An ambiguous grammar had more readings at once, more positions since Forget, or more of both since StartWork than the bounds
+  // allow: some were dropped, and with them texts that the grammar has.
   bool overflowed() const { return overflowed_; }
+  // From here on the bound on work counts anew.
+  void StartWork() { work_ = 0; }
   // Forgets everything but `position`; its new number.
   Position Forget(Position position);
 
@@ -77,6 +79,7 @@ class Pushdown {
   std::unordered_map<Frame, FrameId, Hash> frame_ids_;
   std::unordered_map<uint64_t, Position> leaves_;
   Position start_ = 0;
+  int64_t work_ = 0;  // configurations and frames that were looked at
   bool overflowed_ = false;
 };
 

@@ -210,7 +210,7 @@ class Parser {
 
   absl::StatusOr<CodePointSet> Class() {
     const bool negated = in_.Take('^');
-    CodePointSet set;
+    std::vector<CodePointRange> ranges;
     while (true) {
       if (in_.AtEnd()) return At("a class has no end");
       if (in_.Take(']')) break;
@@ -222,11 +222,12 @@ class Parser {
         ASSIGN_OR_RETURN(const CodePointSet last, ClassMember());
         if (last.ranges().size() != 1 || last.ranges()[0].first != last.ranges()[0].last) return At("a range ends with a class");
         if (last.ranges()[0].first < first.ranges()[0].first) return At("a range ends before it begins");
-        set.Add(first.ranges()[0].first, last.ranges()[0].first);
+        ranges.push_back({first.ranges()[0].first, last.ranges()[0].first});
       } else {
-        set.Add(first);
+        ranges.insert(ranges.end(), first.ranges().begin(), first.ranges().end());
       }
     }
+    const CodePointSet set(std::move(ranges));
     return negated ? set.Complement() : set;
   }
 

@@ -53,9 +53,19 @@ TEST(Gbnf, WhatIsWrongIsNamedWithItsLine) {
       {"root ::= root \"a\" | \"b\"", "left recursion"},
       {"root ::= e root \"a\" | \"b\"\ne ::= \"c\"?", "left recursion"},
       {"root ::= \"a\" root", "no text satisfies it"},
+      {"root ::= \"a\"*********", "more than 8 quantifiers"},
   };
   for (const auto& [grammar, message] : cases) {
     EXPECT_THAT(CompileAutomaton(Gbnf(grammar)), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(message))) << grammar;
+  }
+}
+
+TEST(Gbnf, AGrammarThatExplodesIsRefused) {
+  std::string nothing = "\"\"", rules = "root ::= r0\n";
+  for (int i = 0; i < 20; ++i) nothing = "(" + nothing + "){9999}";
+  for (int i = 0; i < 9000; ++i) rules += absl::StrFormat("r%d ::= r%d\n", i, i + 1);
+  for (const std::string& grammar : {"root ::= \"a\" " + nothing, rules + "r9000 ::= \"a\""}) {
+    EXPECT_THAT(CompileAutomaton(Gbnf(grammar)), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("too large")));
   }
 }
 

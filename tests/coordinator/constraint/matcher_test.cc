@@ -139,5 +139,18 @@ TEST(Matcher, AnAmbiguousGrammarStaysPolynomial) {
   EXPECT_FALSE(matcher->MustEnd());
 }
 
+TEST(Matcher, AGrammarOfTooManyReadingsFailsInsteadOfStalling) {
+  std::string grammar = "root ::= s\ns ::= \"d\"";
+  for (int i = 0; i < 3000; ++i) grammar += absl::StrFormat(" | s%d \"%d\"", i, i);
+  for (int i = 0; i < 3000; ++i) grammar += absl::StrFormat("\ns%d ::= [a-z]+ s | [a-z] [a-z]", i);
+  const std::unique_ptr<Matcher> matcher = Match(Gbnf(grammar));
+  absl::Status status;
+  for (int i = 0; i < 3 && status.ok(); ++i) {
+    status = matcher->Mask().status();
+    if (status.ok()) status = matcher->Accept('a');
+  }
+  EXPECT_THAT(status, StatusIs(absl::StatusCode::kResourceExhausted));
+}
+
 }  // namespace
 }  // namespace ferry::constraint
