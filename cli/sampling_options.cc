@@ -1,11 +1,22 @@
 #include "cli/sampling_options.h"
 
+#include <fstream>
+#include <iterator>
 #include <limits>
 
 #include "common/command_line.h"
 #include "common/number.h"
 
 namespace ferry {
+namespace {
+
+absl::StatusOr<std::string> TextOf(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return InvalidArgument("cannot read the file %s", path);
+  return std::string(std::istreambuf_iterator<char>(file), {});
+}
+
+}  // namespace
 
 void SamplingOptions::AddTo(CLI::App& app) {
   const char* const group = "Sampling";
@@ -25,6 +36,11 @@ void SamplingOptions::AddTo(CLI::App& app) {
   add(AddTexts(app, "--stop", stop, "text that ends the completion, special tokens too; may be given several times"));
   add(AddTexts(app, "--stop-token", stop_tokens, "id of a token that ends the completion; may be given several times"));
   add(AddSwitch(app, "--ignore-eos", ignore_eos, "go on past the end-of-text token"));
+  const auto form = [&](CLI::Option* option) { option->group("Form of the output, at most one"); };
+  form(AddText(app, "-j,--json-schema", json_schema, "the output is JSON of this schema: its text, or a file"));
+  form(AddText(app, "--grammar", gbnf, "the output is of this GBNF grammar"));
+  form(AddText(app, "--grammar-file", gbnf_file, "the output is of the GBNF grammar in this file"));
+  form(AddText(app, "--regex", regex, "the whole output matches this regular expression"));
 }
 
 absl::Status SamplingOptions::Fill(ferry::v1::GenerateRequest& request) const {
@@ -45,6 +61,25 @@ absl::Status SamplingOptions::Fill(ferry::v1::GenerateRequest& request) const {
     request.add_stop_token_ids(static_cast<uint32_t>(*id));
   }
   if (ignore_eos) request.set_ignore_eos(true);
+  return FillConstraint(request);
+}
+
+absl::Status SamplingOptions::FillConstraint(ferry::v1::GenerateRequest& request) const {
+  if (json_schema.has_value() + gbnf.has_value() + gbnf_file.has_value() + regex.has_value() > 1) {
+    return InvalidArgument("give one of --json-schema, --grammar, --grammar-file and --regex");
+  }
+  if (gbnf) request.mutable_constraint()->set_gbnf(*gbnf);
+  if (regex) request.mutable_constraint()->set_regex(*regex);
+  if (gbnf_file) {
+    ASSIGN_OR_RETURN(*request.mutable_constraint()->mutable_gbnf(), TextOf(*gbnf_file));
+  }
+  if (json_schema) {
+    // The text of a schema that says anything begins with a brace.
+    const size_t first = json_schema->find_first_not_of(" \t\r\n");
+    const bool is_text = first != std::string::npos && (*json_schema)[first] == '{';
+    ASSIGN_OR_RETURN(*request.mutable_constraint()->mutable_json_schema(),
+                     is_text ? absl::StatusOr<std::string>(*json_schema) : TextOf(*json_schema));
+  }
   return absl::OkStatus();
 }
 

@@ -20,10 +20,14 @@ struct SamplingOptions {
   std::optional<int64_t> max_tokens;           // -1: to the end of the context
   std::vector<std::string> stop, stop_tokens;  // the latter: ids
   bool ignore_eos = false;
+  std::optional<std::string> json_schema, gbnf, gbnf_file, regex;  // the form of the output; at most one
 
   void AddTo(CLI::App& app);
-  // InvalidArgument: a stop token is no id.
+  // InvalidArgument: a stop token is no id, the output has two forms, or a file cannot be read.
   absl::Status Fill(ferry::v1::GenerateRequest& request) const;
+
+ private:
+  absl::Status FillConstraint(ferry::v1::GenerateRequest& request) const;
 };
 
 }  // namespace ferry

@@ -62,7 +62,11 @@ GenerationOwner OwnerOf(const Principal& caller) {
 }  // namespace
 
 FerryService::FerryService(Parts parts)
-    : parts_(std::move(parts)), usage_(std::make_shared<KeyUsage>(parts_.clock)), watch_([this] { Watch(); }) {}
+    : parts_(std::move(parts)),
+      tokens_(parts_.tokenizer),
+      constraints_(&tokens_),
+      usage_(std::make_shared<KeyUsage>(parts_.clock)),
+      watch_([this] { Watch(); }) {}
 
 FerryService::~FerryService() {
   {
@@ -144,7 +148,7 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* FerryService::Generate(grpc::Callbac
   const bool taken = parts_.pool->TryPost([this, stream, deadline, request, caller = *caller] {
     if (stream->cancelled()) return;
     absl::StatusOr<std::shared_ptr<Request>> generation =
-        Request::Create(*request, parts_.tokenizer, parts_.limits, RandomSeed(), deadline, parts_.clock, stream);
+        Request::Create(*request, parts_.tokenizer, parts_.limits, RandomSeed(), deadline, parts_.clock, stream, &constraints_);
     if (generation.ok()) {
       (*generation)->SetOwner(OwnerOf(caller));
       stream->Submit(*std::move(generation));

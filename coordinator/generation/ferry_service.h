@@ -18,6 +18,7 @@
 #include "common/access/api_keys.h"
 #include "common/access/key_usage.h"
 #include "common/clock.h"
+#include "coordinator/constraint/constraint.h"
 #include "coordinator/generation/generation_loop.h"
 #include "coordinator/generation/request.h"
 #include "coordinator/generation/task_pool.h"
@@ -73,6 +74,8 @@ class FerryService final : public RawFerryService {
   void Watch();
 
   const Parts parts_;
+  const TokenizerTokens tokens_;
+  constraint::ConstraintCompiler constraints_;
   const std::shared_ptr<KeyUsage> usage_;
   const std::shared_ptr<std::atomic<int>> open_calls_ = std::make_shared<std::atomic<int>>(0);
   std::mutex mutex_;

@@ -89,7 +89,8 @@ absl::StatusOr<std::vector<Candidate>> BestOf(const LogitsResult& row, int32_t c
 
 absl::StatusOr<std::shared_ptr<Request>> Request::Create(const v1::GenerateRequest& request, const Tokenizer* tokenizer,
                                                          const RequestLimits& limits, uint64_t fallback_seed, absl::Time deadline,
-                                                         const Clock* clock, std::shared_ptr<GenerationSink> sink) {
+                                                         const Clock* clock, std::shared_ptr<GenerationSink> sink,
+                                                         constraint::ConstraintCompiler* constraints) {
   ASSIGN_OR_RETURN(const SamplingParams params, SamplingParamsOf(request, limits.vocab_size));
   ASSIGN_OR_RETURN(StopMatcher stops, StopsOf(request));
   for (const uint32_t id : request.stop_token_ids()) {
@@ -115,6 +116,10 @@ absl::StatusOr<std::shared_ptr<Request>> Request::Create(const v1::GenerateReque
     return InvalidArgument("prompt has %d tokens and the context %d: no room for output", prompt_tokens, limits.context_tokens);
   }
 
+  std::unique_ptr<OutputConstraint> constraint;
+  if (request.has_constraint()) {
+    ASSIGN_OR_RETURN(constraint, OutputConstraint::Create(request.constraint(), limits.vocab_size, constraints));
+  }
   ASSIGN_OR_RETURN(Sampler sampler, Sampler::Create(params, static_cast<int32_t>(limits.vocab_size), prompt, fallback_seed));
   std::shared_ptr<Request> result(new Request(tokenizer, request.render_special(), std::move(stops), std::move(sampler), clock));
   result->sink_ = std::move(sink);
@@ -129,6 +134,7 @@ absl::StatusOr<std::shared_ptr<Request>> Request::Create(const v1::GenerateReque
   for (const std::string& stop : request.stop()) {
     if (const std::optional<int32_t> special = tokenizer->FindSpecial(stop)) result->stop_token_ids_.push_back(*special);
   }
+  result->constraint_ = std::move(constraint);
   result->logprobs_ = request.has_logprobs();
   result->forget_experts_ = request.forget_experts();
   if (request.has_prompt_logprobs()) result->prompt_logprobs_ = static_cast<int32_t>(request.prompt_logprobs());
@@ -152,7 +158,8 @@ std::optional<LogitsRequest> Request::LogitsAt(int64_t position) const {
     return LogitsRequest{.top_n = *prompt_logprobs_, .target = tokens_[position + 1]};
   }
   if (max_tokens_ == 0) return std::nullopt;
-  return LogitsRequest{.top_n = sampler_.candidates_needed(), .target = -1};
+  const int32_t top_n = constraint_ != nullptr ? static_cast<int32_t>(vocab_size_) : sampler_.candidates_needed();
+  return LogitsRequest{.top_n = top_n, .target = -1};
 }
 
 void Request::OnAdmitted(int64_t cached_tokens) {
@@ -226,10 +233,15 @@ absl::Status Request::OnPromptRow(int64_t position, const LogitsResult& row, v1:
   return absl::OkStatus();
 }
 
+absl::StatusOr<SampledToken> Request::Sample(const LogitsResult& row) {
+  const LogitsRow logits = row.ids.empty() ? LogitsRow::Whole(row.logits) : LogitsRow::Best(row.ids, row.logits, row.log_sum_exp);
+  if (constraint_ == nullptr || !constraint_->active()) return sampler_.Sample(logits);
+  ASSIGN_OR_RETURN(const std::vector<uint64_t> allowed, constraint_->Allowed(tokenizer_.eos_ids(), stop_token_ids_));
+  return sampler_.Sample(logits, allowed);
+}
+
 absl::StatusOr<bool> Request::OnSampledRow(const LogitsResult& row, v1::GenerateResponse* response) {
-  ASSIGN_OR_RETURN(
-      const SampledToken sampled,
-      sampler_.Sample(row.ids.empty() ? LogitsRow::Whole(row.logits) : LogitsRow::Best(row.ids, row.logits, row.log_sum_exp)));
+  ASSIGN_OR_RETURN(const SampledToken sampled, Sample(row));
   sampler_.Accept(sampled.id);
   tokens_.push_back(sampled.id);
   response->add_token_ids(sampled.id);
@@ -243,15 +255,20 @@ absl::StatusOr<bool> Request::OnSampledRow(const LogitsResult& row, v1::Generate
       top->set_logprob(static_cast<float>(best.logprob));
     }
   }
-  const bool end_token = (!ignore_eos_ && tokenizer_.EndsGeneration(sampled.id)) ||
+  const bool heeds_eos = !ignore_eos_ || (constraint_ != nullptr && constraint_->active());
+  const bool end_token = (heeds_eos && tokenizer_.EndsGeneration(sampled.id)) ||
                          std::find(stop_token_ids_.begin(), stop_token_ids_.end(), sampled.id) != stop_token_ids_.end();
+  bool complete = false;
+  if (constraint_ != nullptr && !end_token) {
+    ASSIGN_OR_RETURN(complete, constraint_->Accept(sampled.id));
+  }
   std::string piece;
   if (!end_token || render_special_) piece = detokenizer_.Push(sampled.id);
-  if (end_token) piece += detokenizer_.Flush();
+  if (end_token || complete) piece += detokenizer_.Flush();
   const StopMatcher::Result shown = stops_.Push(piece);
   response->mutable_text()->append(shown.text);
-  if (end_token && !shown.stop) response->mutable_text()->append(stops_.Flush());
-  return end_token || shown.stop.has_value();
+  if ((end_token || complete) && !shown.stop) response->mutable_text()->append(stops_.Flush());
+  return end_token || complete || shown.stop.has_value();
 }
 
 void Request::FillFinish(v1::Finish::Reason reason, v1::Finish* finish) const {

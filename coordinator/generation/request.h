@@ -19,7 +19,9 @@
 #include "absl/time/time.h"
 #include "common/clock.h"
 #include "common/status.h"
+#include "coordinator/constraint/constraint.h"
 #include "coordinator/generation/batch_scheduler.h"
+#include "coordinator/generation/output_constraint.h"
 #include "coordinator/generation/sampler.h"
 #include "coordinator/generation/stop_matcher.h"
 #include "coordinator/text/detokenizer.h"
@@ -52,10 +54,12 @@ inline constexpr uint32_t kMaxLogprobsOfRequest = 20;
 class Request final : public Generation {
  public:
   // Checks everything of `request`, tokenizes, and prepares. InvalidArgument names the field and the allowed range.
-  // `fallback_seed` is used when the request names none. `tokenizer` and `clock` must outlive the result.
+  // `fallback_seed` is used when the request names none. `tokenizer` and `clock` must outlive the result. `constraints` compiles
+  // for the vocabulary of `tokenizer`.
   static absl::StatusOr<std::shared_ptr<Request>> Create(const v1::GenerateRequest& request, const Tokenizer* tokenizer,
                                                          const RequestLimits& limits, uint64_t fallback_seed, absl::Time deadline,
-                                                         const Clock* clock, std::shared_ptr<GenerationSink> sink);
+                                                         const Clock* clock, std::shared_ptr<GenerationSink> sink,
+                                                         constraint::ConstraintCompiler* constraints);
 
   int64_t prompt_tokens() const override { return prompt_tokens_; }
   int64_t reserve_tokens() const override { return prompt_tokens_ + max_tokens_; }
@@ -77,6 +81,7 @@ class Request final : public Generation {
  private:
   Request(const Tokenizer* tokenizer, bool render_special, StopMatcher stops, Sampler sampler, const Clock* clock);
   absl::Status OnPromptRow(int64_t position, const LogitsResult& logits, v1::GenerateResponse* response) const;
+  absl::StatusOr<SampledToken> Sample(const LogitsResult& row);
   // Appends the next token; whether it ends the generation.
   absl::StatusOr<bool> OnSampledRow(const LogitsResult& logits, v1::GenerateResponse* response);
   void FillFinish(v1::Finish::Reason reason, v1::Finish* finish) const;
@@ -96,6 +101,7 @@ class Request final : public Generation {
   int64_t vocab_size_ = 0;
   bool ignore_eos_ = false;
   std::vector<int32_t> stop_token_ids_;
+  std::unique_ptr<OutputConstraint> constraint_;  // null: none
   bool logprobs_ = false;
   bool forget_experts_ = false;
   std::optional<int32_t> prompt_logprobs_;  // how many of the best

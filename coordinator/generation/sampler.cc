@@ -102,6 +102,23 @@ size_t CutToTopP(std::vector<Candidate>* candidates, double top_p, double total,
   return sorted;
 }
 
+// The `count` best of the tokens that a mask allows, in any order but with the best one first when it is the only one.
+std::vector<Candidate> BestAllowed(std::span<const float> logits, std::span<const uint64_t> allowed, int32_t count) {
+  std::vector<Candidate> candidates;
+  const size_t words = std::min(allowed.size(), (logits.size() + 63) / 64);
+  for (size_t word = 0; word < words; ++word) {
+    for (uint64_t left = allowed[word]; left != 0; left &= left - 1) {
+      const size_t id = 64 * word + static_cast<size_t>(std::countr_zero(left));
+      if (id < logits.size()) candidates.push_back({static_cast<int32_t>(id), logits[id]});
+    }
+  }
+  if (candidates.size() > static_cast<size_t>(count)) {
+    std::nth_element(candidates.begin(), candidates.begin() + (count - 1), candidates.end(), IsBetter);
+    candidates.resize(count);
+  }
+  return candidates;
+}
+
 }  // namespace
 
 absl::Status CheckSamplingParams(const SamplingParams& params, int32_t vocab_size) {
@@ -286,19 +303,20 @@ absl::Status Sampler::CheckBest(const LogitsRow& row) const {
   return CheckFinite(row.logits);
 }
 
-absl::StatusOr<SampledToken> Sampler::Sample(const LogitsRow& row) const {
+absl::StatusOr<SampledToken> Sampler::Sample(const LogitsRow& row, std::span<const uint64_t> allowed) const {
   if (row.ids.empty()) {
     if (row.logits.size() != static_cast<size_t>(vocab_size_)) {
       return InvalidArgument("the row has %d logits, want %d", row.logits.size(), vocab_size_);
     }
-    return SampleWhole(row.logits);
+    return SampleWhole(row.logits, allowed);
   }
   RETURN_IF_ERROR(CheckBest(row));
   if (row.ids.size() == static_cast<size_t>(vocab_size_)) {
     std::vector<float> logits(row.logits.size());
     for (size_t i = 0; i < logits.size(); ++i) logits[row.ids[i]] = row.logits[i];
-    return SampleWhole(logits);
+    return SampleWhole(logits, allowed);
   }
+  if (!allowed.empty()) return InvalidArgument("the row has %d of %d logits, want all under a mask", row.ids.size(), vocab_size_);
   std::vector<Candidate> candidates;
   for (size_t i = 0; i < row.ids.size(); ++i) candidates.push_back({row.ids[i], row.logits[i]});
   std::sort(candidates.begin(), candidates.end(), IsBetter);
@@ -307,7 +325,7 @@ absl::StatusOr<SampledToken> Sampler::Sample(const LogitsRow& row) const {
   return WithLogprobs({.id = id, .logit = row.logits[place]}, candidates, row.log_sum_exp);
 }
 
-absl::StatusOr<SampledToken> Sampler::SampleWhole(std::span<const float> logits) const {
+absl::StatusOr<SampledToken> Sampler::SampleWhole(std::span<const float> logits, std::span<const uint64_t> allowed) const {
   RETURN_IF_ERROR(CheckFinite(logits));
   std::vector<float> changed;
   if (ChangesLogits()) {
@@ -316,7 +334,10 @@ absl::StatusOr<SampledToken> Sampler::SampleWhole(std::span<const float> logits)
   }
   const std::span<const float> effective = changed.empty() ? logits : std::span<const float>(changed);
   std::vector<Candidate> candidates;
-  if (NumChosenAmong() == vocab_size_) {
+  if (!allowed.empty()) {
+    candidates = BestAllowed(effective, allowed, NumChosenAmong());
+    if (candidates.empty()) return FailedPrecondition("the mask allows none of the %d tokens", vocab_size_);
+  } else if (NumChosenAmong() == vocab_size_) {
     // All of them, and no need to sort them.
     candidates.resize(vocab_size_);
     for (int32_t id = 0; id < vocab_size_; ++id) candidates[id] = {id, effective[id]};

@@ -8,6 +8,7 @@
 //      multiplied; frequency penalty: minus penalty x count in the output; presence penalty: minus penalty for every
 //      token of the output (as in vLLM)
 //   2. logit_bias is added
+//      a mask, if there is one, leaves the tokens that it allows
 //   3. temperature 0: the best token. Otherwise
 //   4. top_k: the k best stay
 //   5. probabilities are the softmax of (logit / temperature) over what stayed
@@ -94,7 +95,9 @@ class Sampler {
   // asking again gives the same answer. Internal: a logit is not finite. InvalidArgument: the row has another number of
   // logits than vocab_size, or, when it is the best ones, fewer than candidates_needed(), ids that repeat or are out of
   // range, or a log_sum_exp that is not finite.
-  absl::StatusOr<SampledToken> Sample(const LogitsRow& row) const;
+  // `allowed`: one bit for each token from id 0, the lowest bit first; tokens beyond it are not allowed. Empty: all are. A row
+  // that is sampled with a mask has all logits. FailedPrecondition: the mask allows no token.
+  absl::StatusOr<SampledToken> Sample(const LogitsRow& row, std::span<const uint64_t> allowed = {}) const;
   // `id` was appended to the output (what Sample gave, or what the caller forces). It must be in [0, vocab_size).
   void Accept(int32_t id);
 
@@ -110,7 +113,7 @@ class Sampler {
   // The token among `candidates`, the best NumChosenAmong() in any order. Greedy: there is one.
   int32_t Choose(std::vector<Candidate> candidates) const;
   absl::Status CheckBest(const LogitsRow& row) const;
-  absl::StatusOr<SampledToken> SampleWhole(std::span<const float> logits) const;
+  absl::StatusOr<SampledToken> SampleWhole(std::span<const float> logits, std::span<const uint64_t> allowed) const;
   SampledToken WithLogprobs(const Candidate& chosen, std::span<const Candidate> best, double log_sum_exp) const;
 
   SamplingParams params_;

@@ -52,8 +52,11 @@ void FuzzGenerate(WireInput& input) {
   const int64_t vocab_size = tokenizer.vocab_size() + input.Byte() % 3;  // padded, as models' often are
   const RequestLimits limits = {.context_tokens = 40, .share_tokens = 12, .vocab_size = vocab_size, .max_token_bytes = 8};
   const auto sink = std::make_shared<CheckingSink>();
-  const absl::StatusOr<std::shared_ptr<Request>> made = Request::Create(
-      input.Next<v1::GenerateRequest>(), &tokenizer, limits, /*fallback_seed=*/1, absl::InfiniteFuture(), Clock::Real(), sink);
+  static const TokenizerTokens tokens(&tokenizer);
+  static constraint::ConstraintCompiler constraints(&tokens);
+  const absl::StatusOr<std::shared_ptr<Request>> made =
+      Request::Create(input.Next<v1::GenerateRequest>(), &tokenizer, limits, /*fallback_seed=*/1, absl::InfiniteFuture(),
+                      Clock::Real(), sink, &constraints);
   if (!made.ok()) {
     Require(!made.status().message().empty());
     return;

@@ -51,6 +51,8 @@ class RequestTest : public ::testing::Test {
     data.eos = kEnd;
     data.add_bos = true;
     ASSERT_OK_AND_ASSIGN(tokenizer_, Tokenizer::Create(data));
+    tokens_ = std::make_unique<TokenizerTokens>(tokenizer_.get());
+    constraints_ = std::make_unique<constraint::ConstraintCompiler>(tokens_.get());
     proto_.set_text("hello");
     proto_.mutable_sampling()->set_temperature(0);
     proto_.set_max_tokens(8);
@@ -59,7 +61,7 @@ class RequestTest : public ::testing::Test {
   absl::Status Create() {
     sink_ = std::make_shared<RecordingSink>();
     absl::StatusOr<std::shared_ptr<Request>> request =
-        Request::Create(proto_, tokenizer_.get(), limits_, /*fallback_seed=*/5, deadline_, &clock_, sink_);
+        Request::Create(proto_, tokenizer_.get(), limits_, /*fallback_seed=*/5, deadline_, &clock_, sink_, constraints_.get());
     if (request.ok()) request_ = *std::move(request);
     return request.status();
   }
@@ -103,6 +105,8 @@ class RequestTest : public ::testing::Test {
   }
 
   std::unique_ptr<Tokenizer> tokenizer_;
+  std::unique_ptr<TokenizerTokens> tokens_;
+  std::unique_ptr<constraint::ConstraintCompiler> constraints_;
   RequestLimits limits_ = {.context_tokens = 32, .share_tokens = 16, .vocab_size = kVocab, .max_token_bytes = 10};
   FakeClock clock_;
   absl::Time deadline_ = absl::InfiniteFuture();
@@ -395,6 +399,55 @@ INSTANTIATE_TEST_SUITE_P(
                                                                                                 for (int i = 0; i < 17; ++i)
                                                                                                   r.add_stop("x");
                                                                                               }}));
+
+TEST_F(RequestTest, AConstraintOutweighsTheBestLogit) {
+  proto_.mutable_constraint()->set_regex("a[0-9]b");
+  ASSERT_OK(Create());
+  EXPECT_EQ(request_->LogitsAt(request_->prompt_tokens() - 1)->top_n, kVocab);
+  EXPECT_TRUE(Generate({'z', '7', 'z'}));  // what does not fit is not drawn
+  EXPECT_EQ(sink_->text(), "a7b");
+  EXPECT_EQ(sink_->finish().reason(), v1::Finish::STOP);
+  ASSERT_OK(sink_->status);
+}
+
+TEST_F(RequestTest, AnEndTokenComesWhenTheOutputIsComplete) {
+  proto_.mutable_constraint()->set_regex("ab*");
+  proto_.set_ignore_eos(true);
+  ASSERT_OK(Create());
+  EXPECT_TRUE(Generate({kEnd, 'b', kEnd}));
+  EXPECT_EQ(sink_->text(), "ab");
+  EXPECT_THAT(sink_->ids(), ElementsAre('a', 'b', kEnd));
+}
+
+TEST_F(RequestTest, AConstraintMayBeginBehindTokens) {
+  proto_.mutable_constraint()->mutable_choice()->add_texts("yes");
+  proto_.mutable_constraint()->add_start_after('!');
+  proto_.mutable_constraint()->add_start_after(kBos);
+  ASSERT_OK(Create());
+  EXPECT_TRUE(Generate({'x', '!', kBos, 'x', 'x', 'x'}));
+  EXPECT_EQ(sink_->text(), "x!yes");
+}
+
+TEST_F(RequestTest, AConstraintThatIsNotSupportedIsRefusedAtOnce) {
+  const auto refused = [&](const char* message) {
+    EXPECT_THAT(Create(), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(message)));
+  };
+  proto_.mutable_constraint();
+  refused("constraint has no kind");
+  proto_.mutable_constraint()->set_json_schema(R"({"properties":{"a":{"multipleOf":2}}})");
+  refused("constraint: json_schema: #/properties/a/multipleOf: the keyword multipleOf is not supported");
+  proto_.mutable_constraint()->set_regex("(?=a)");
+  refused("look-around");
+  proto_.mutable_constraint()->set_gbnf("root ::= x");
+  refused("gbnf: the rule x is used but not defined");
+  proto_.mutable_constraint()->mutable_choice();
+  refused("choice: it has 0 texts");
+  proto_.mutable_constraint()->set_json_object(false);
+  refused("json_object is false");
+  proto_.mutable_constraint()->set_json_object(true);
+  proto_.mutable_constraint()->add_start_after(kVocab);
+  refused("start_after has 259");
+}
 
 }  // namespace
 }  // namespace ferry
