@@ -2,12 +2,14 @@
 
 #include <cstdio>
 #include <memory>
+#include <optional>
 
 #include "absl/time/clock.h"
 #include "cli/client.h"
 #include "cli/commands.h"
+#include "cli/gateway_process.h"
 #include "cli/interrupt.h"
-#include "cli/supervisor.h"
+#include "common/http_port.h"
 #include "common/listen_address.h"
 #include "common/log.h"
 
@@ -17,17 +19,44 @@ namespace {
 // What the coordinator takes to end beside the drain: it tells the workers and closes its connections.
 constexpr absl::Duration kEnding = absl::Seconds(10);
 
-absl::Status Serve(ModelOptions options) {
+struct HttpOptions {
+  int port = kHttpPort;  // 0: off
+  std::string listen = "127.0.0.1";
+  std::string chat_template_file;
+  bool given = false;  // on the command line: a port that is taken ends `serve`
+};
+
+// The gateway calls the coordinator without a key and without TLS: where the API wants them there is no HTTP yet.
+absl::StatusOr<std::optional<GatewayProcess>> GatewayOf(const HttpOptions& http, const ModelOptions& model) {
+  if (http.port == 0) return std::nullopt;
+  if (!model.api_keys.empty() || !model.tls_cert.empty()) {
+    if (http.given) return InvalidArgument("HTTP is not supported together with --api-keys or --tls-cert: --http-port 0");
+    spdlog::warn("no HTTP: it is not supported together with --api-keys or --tls-cert");
+    return std::nullopt;
+  }
+  ASSIGN_OR_RETURN(const ListenAddress listen, ParseListenAddress(http.listen, http.port));
+  GatewayProcess gateway = {.arguments = {"--listen", listen.ToString(), "--drain-timeout", std::to_string(model.drain_seconds),
+                                          "--log-level", model.log_level},
+                            .required = http.given};
+  if (!http.chat_template_file.empty()) {
+    gateway.arguments.insert(gateway.arguments.end(), {"--chat-template-file", http.chat_template_file});
+  }
+  return gateway;
+}
+
+absl::Status Serve(ModelOptions options, const HttpOptions& http) {
   ASSIGN_OR_RETURN(const ListenAddress listen, ParseListenAddress(options.listen, options.port));
   RETURN_IF_ERROR(options.CheckOutputs({}));
   options.listen = listen.host;
   options.port = listen.port;
+  ASSIGN_OR_RETURN(const std::optional<GatewayProcess> gateway, GatewayOf(http, options));
   std::atomic<bool> stop{false};
   InterruptHandler interrupt([&] {
     spdlog::info("draining: running requests may finish; Ctrl-C again ends at once");
     stop = true;
   });
-  ASSIGN_OR_RETURN(const std::unique_ptr<Supervisor> supervisor, Supervisor::Start(options));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Supervisor> supervisor,
+                   gateway ? StartWithGateway(options, *gateway) : Supervisor::Start(options));
   spdlog::info("coordinator at {}", supervisor->address());
   if (options.coordinator_only && options.cluster_listen.empty()) {
     spdlog::warn("only workers of this host can come: for those of other hosts, start with --cluster-listen ADDRESS");
@@ -46,10 +75,22 @@ Command AddServe(CLI::App& app) {
   options->port = kCoordinatorPort;
   options->log_level = "info";
   options->AddTo(app, /*model_required=*/true, /*serve=*/true);
+  auto http = std::make_shared<HttpOptions>();
+  const std::vector<CLI::Option*> flags = {
+      app.add_option("--http-port", http->port, "port of HTTP, as OpenAI's and llama.cpp's clients ask; 0: none")
+          ->check(CLI::Range(0, 65535))
+          ->capture_default_str(),
+      app.add_option("--http-listen", http->listen, "ADDR or ADDR:PORT of HTTP; connections are not encrypted")
+          ->capture_default_str(),
+      app.add_option("--chat-template-file", http->chat_template_file,
+                     "Jinja template of conversations, in place of the model file's")};
   app.footer(Examples({"ferry serve -m model.gguf                        one worker per GPU, port 8090",
                        "ferry serve -m model.gguf --gpus 0,2 -c 32768    two GPUs, 32k tokens of context",
                        "ferry status                                     what runs where"}));
-  return [options] { return Serve(*options); };
+  return [options, http, flags] {
+    for (const CLI::Option* const flag : flags) http->given = http->given || flag->count() > 0;
+    return Serve(*options, *http);
+  };
 }
 
 }  // namespace ferry

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "absl/time/clock.h"
+#include "cli/gateway_process.h"
 #include "cli/temporary_folder.h"
 #include "common/exit_codes.h"
 #include "common/log.h"
@@ -87,9 +88,12 @@ struct Child {
 
 class ProcessSupervisor final : public Supervisor {
  public:
-  ProcessSupervisor(std::string coordinator_binary, std::string worker_binary, std::unique_ptr<TemporaryFolder> folder)
+  ProcessSupervisor(std::string coordinator_binary, std::string worker_binary, std::string gateway_binary,
+                    std::optional<GatewayProcess> gateway, std::unique_ptr<TemporaryFolder> folder)
       : coordinator_binary_(std::move(coordinator_binary)),
         worker_binary_(std::move(worker_binary)),
+        gateway_binary_(std::move(gateway_binary)),
+        wanted_gateway_(std::move(gateway)),
         folder_(std::move(folder)),
         port_file_(folder_->File("port")),
         socket_(folder_->File("cluster")) {}
@@ -153,10 +157,14 @@ class ProcessSupervisor final : public Supervisor {
       if (!Reap()) break;
       if (workers_.empty() && address().empty()) LookForAddress(options, devices);
       for (Child& worker : workers_) {
-        if (worker.pid < 0 && absl::Now() >= worker.start_again && !Start(worker)) {
+        if (worker.pid < 0 && absl::Now() >= worker.start_again && !Start(worker, worker_binary_)) {
           EndAll();
           return;
         }
+      }
+      if (gateway_ && gateway_->pid < 0 && absl::Now() >= gateway_->start_again && !Start(*gateway_, gateway_binary_)) {
+        EndAll();
+        return;
       }
       absl::SleepFor(kPoll);
     }
@@ -183,18 +191,22 @@ class ProcessSupervisor final : public Supervisor {
                             .what = "worker " + std::to_string(i)});
       }
     }
+    if (wanted_gateway_) {
+      gateway_ = Child{.arguments = wanted_gateway_->arguments, .what = "the HTTP gateway"};
+      gateway_->arguments.insert(gateway_->arguments.end(), {"--coordinator", address});
+    }
     unlink(port_file_.c_str());  // it has served
     const std::lock_guard lock(mutex_);
     address_ = address;
   }
 
   // False: it cannot be started, and health_ says so.
-  bool Start(Child& worker) {
-    worker.pid = Spawn(worker_binary_, worker.arguments);
-    if (worker.pid < 0) CannotStart(worker);
-    worker.started = absl::Now();
-    ++worker.starts;
-    return worker.pid >= 0;
+  bool Start(Child& child, const std::string& binary) {
+    child.pid = Spawn(binary, child.arguments);
+    if (child.pid < 0) CannotStart(child);
+    child.started = absl::Now();
+    ++child.starts;
+    return child.pid >= 0;
   }
 
   // False when the coordinator is gone, or a worker will not run.
@@ -216,11 +228,9 @@ class ProcessSupervisor final : public Supervisor {
         health_ = Unavailable("%s keeps ending: it %s; its own words are above", worker.what, HowItEnded(status));
         return false;
       }
-      worker.start_again = absl::Now() + worker.backoff;
-      spdlog::warn("{} {}; starting it again{}", worker.what, HowItEnded(status),
-                   worker.backoff > absl::ZeroDuration() ? " in " + absl::FormatDuration(worker.backoff) : "");
-      worker.backoff = std::min(std::max(worker.backoff * 2, absl::Seconds(1)), kMaxBackoff);
+      StartAgainLater(worker, status);
     }
+    if (!ReapGateway()) return false;
     if (waitpid(coordinator_.pid, &status, WNOHANG) != coordinator_.pid) return true;
     coordinator_.pid = -1;
     const std::lock_guard lock(mutex_);
@@ -231,6 +241,33 @@ class ProcessSupervisor final : public Supervisor {
     return false;
   }
 
+  static void StartAgainLater(Child& child, int status) {
+    child.start_again = absl::Now() + child.backoff;
+    spdlog::warn("{} {}; starting it again{}", child.what, HowItEnded(status),
+                 child.backoff > absl::ZeroDuration() ? " in " + absl::FormatDuration(child.backoff) : "");
+    child.backoff = std::min(std::max(child.backoff * 2, absl::Seconds(1)), kMaxBackoff);
+  }
+
+  // False when it cannot run and was asked for. However often it ends, the coordinator goes on.
+  bool ReapGateway() {
+    int status = 0;
+    if (!gateway_ || gateway_->pid < 0 || waitpid(gateway_->pid, &status, WNOHANG) != gateway_->pid) return true;
+    gateway_->pid = -1;
+    if (gateway_->starts == 1 && WIFEXITED(status) && WEXITSTATUS(status) == kExitCannotRun) {
+      gateway_.reset();
+      if (!wanted_gateway_->required) {
+        spdlog::warn("going on without HTTP, for the reason above; --http-port chooses another port, 0 none");
+        return true;
+      }
+      const std::lock_guard lock(mutex_);
+      health_ = FailedPrecondition("the HTTP gateway cannot run as it was told to; its own words are above");
+      return false;
+    }
+    if (absl::Now() - gateway_->started > kSteady) gateway_->backoff = absl::ZeroDuration();
+    StartAgainLater(*gateway_, status);
+    return true;
+  }
+
   void EndAll() {
     absl::Duration grace;
     {
@@ -238,8 +275,10 @@ class ProcessSupervisor final : public Supervisor {
       grace = grace_;
     }
     const absl::Time deadline = absl::Now() + grace;
-    if (coordinator_.pid > 0) kill(coordinator_.pid, SIGTERM);  // it drains and tells the workers
+    if (gateway_ && gateway_->pid > 0) kill(gateway_->pid, SIGTERM);  // it answers what is under way, while
+    if (coordinator_.pid > 0) kill(coordinator_.pid, SIGTERM);        // the coordinator drains and tells the workers
     if (coordinator_.pid > 0) coordinator_end_ = WaitFor(coordinator_, deadline);
+    if (gateway_) WaitFor(*gateway_, std::max(deadline, absl::Now() + absl::Seconds(1)));
     for (Child& worker : workers_) {
       if (worker.pid > 0) kill(worker.pid, SIGTERM);
     }
@@ -261,13 +300,15 @@ class ProcessSupervisor final : public Supervisor {
     return status;
   }
 
-  const std::string coordinator_binary_, worker_binary_;
+  const std::string coordinator_binary_, worker_binary_, gateway_binary_;
+  const std::optional<GatewayProcess> wanted_gateway_;
   const std::unique_ptr<TemporaryFolder> folder_;
   const std::string port_file_, socket_;
   std::string trace_;                   // empty: none was asked for
   std::optional<int> coordinator_end_;  // as waitpid says it; of the thread, and of others once it has ended
   Child coordinator_;                   // of the thread alone
   std::vector<Child> workers_;          // of the thread alone
+  std::optional<Child> gateway_;        // of the thread alone, once the coordinator's address is known
   std::thread thread_;
   std::atomic<bool> stop_{false};
   std::mutex mutex_;
@@ -276,9 +317,7 @@ class ProcessSupervisor final : public Supervisor {
   absl::Duration grace_ = absl::Seconds(2);
 };
 
-}  // namespace
-
-absl::StatusOr<std::unique_ptr<Supervisor>> Supervisor::Start(const ModelOptions& options) {
+absl::StatusOr<std::unique_ptr<Supervisor>> StartProcesses(const ModelOptions& options, std::optional<GatewayProcess> gateway) {
   std::vector<std::string> devices;
   if (!options.coordinator_only) {
     ASSIGN_OR_RETURN(devices, options.Devices());
@@ -293,10 +332,25 @@ absl::StatusOr<std::unique_ptr<Supervisor>> Supervisor::Start(const ModelOptions
                                        static_cast<int>(devices.size()) * (WorkerThreads() + pool)));
   ASSIGN_OR_RETURN(std::string coordinator, Beside("ferry-coordinator"));
   ASSIGN_OR_RETURN(std::string worker, Beside("ferry-worker"));
+  std::string gateway_binary;
+  if (gateway) {
+    ASSIGN_OR_RETURN(gateway_binary, Beside("ferry-gateway"));
+  }
   ASSIGN_OR_RETURN(std::unique_ptr<TemporaryFolder> folder, TemporaryFolder::Create());
-  auto supervisor = std::make_unique<ProcessSupervisor>(coordinator, worker, std::move(folder));
+  auto supervisor =
+      std::make_unique<ProcessSupervisor>(coordinator, worker, gateway_binary, std::move(gateway), std::move(folder));
   RETURN_IF_ERROR(supervisor->Run(options, devices));
   return supervisor;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Supervisor>> Supervisor::Start(const ModelOptions& options) {
+  return StartProcesses(options, std::nullopt);
+}
+
+absl::StatusOr<std::unique_ptr<Supervisor>> StartWithGateway(const ModelOptions& options, const GatewayProcess& gateway) {
+  return StartProcesses(options, gateway);
 }
 
 }  // namespace ferry

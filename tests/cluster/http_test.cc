@@ -1,0 +1,138 @@
+// `ferry serve` with its HTTP gateway, the real one in front of real workers.
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <sys/socket.h>
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "cli/gateway_process.h"
+#include "common/unique_fd.h"
+#include "tests/cluster/cluster.h"
+#include "tests/gateway/http_client.h"
+#include "tests/testing/status_matchers.h"
+
+namespace ferry {
+namespace {
+
+using ::testing::HasSubstr;
+
+// A socket that listens on a port of its own, and the port.
+struct TakenPort {
+  UniqueFd socket;
+  int port = 0;
+};
+TakenPort TakePort() {
+  TakenPort taken = {.socket = UniqueFd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0))};
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t length = sizeof(address);
+  ::bind(taken.socket.get(), reinterpret_cast<const sockaddr*>(&address), length);
+  ::listen(taken.socket.get(), 1);
+  ::getsockname(taken.socket.get(), reinterpret_cast<sockaddr*>(&address), &length);
+  taken.port = ntohs(address.sin_port);
+  return taken;
+}
+int FreePort() { return TakePort().port; }
+
+GatewayProcess GatewayOn(int port, bool required) {
+  return {.arguments = {"--listen", "127.0.0.1:" + std::to_string(port), "--log-level", "warn"}, .required = required};
+}
+
+std::string Ask(int port, const std::string& request) {
+  HttpClient client(port);
+  return client.connected() && client.Send(request) ? client.ReadAnswer() : "";
+}
+bool ServesOn(int port) {
+  return Eventually(absl::Seconds(60), [&] { return StatusOfAnswer(Ask(port, Get("/health"))) == 200; });
+}
+
+// The child of this process that runs ferry-gateway.
+pid_t GatewayPid() {
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task")) {
+    std::ifstream children(entry.path() / "children");
+    for (pid_t pid; children >> pid;) {
+      std::string name;
+      std::ifstream("/proc/" + std::to_string(pid) + "/comm") >> name;
+      if (name == "ferry-gateway") return pid;
+    }
+  }
+  return -1;
+}
+
+TEST(Http, SaysWhatGrpcSays) {
+  const int port = FreePort();
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Supervisor> supervisor, StartWithGateway(DemoModel(1), GatewayOn(port, true)));
+  ASSERT_TRUE(ServesOn(port));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Attach(supervisor->address()));
+  const GoldenContinuation golden = GoldenContinuations().at(0);
+  ASSERT_OK_AND_ASSIGN(const Completion want, Greedy(*client, golden.prompt, 24));
+  const nlohmann::json body = {
+      {"prompt", golden.prompt}, {"max_tokens", 24}, {"temperature", 0}, {"ignore_eos", true}, {"logprobs", 0}};
+  const std::string answer = Ask(port, Post("/v1/completions", body.dump()));
+  ASSERT_EQ(StatusOfAnswer(answer), 200) << answer;
+  const nlohmann::json completion = nlohmann::json::parse(BodyOf(answer));
+  EXPECT_EQ(completion["choices"][0]["text"], want.text);
+  EXPECT_EQ(completion["usage"]["completion_tokens"], 24);
+  const nlohmann::json logprobs = completion["choices"][0]["logprobs"]["token_logprobs"];
+  ASSERT_EQ(logprobs.size(), want.logprobs.size());
+  for (size_t i = 0; i < want.logprobs.size(); ++i) EXPECT_NEAR(logprobs[i], want.logprobs[i], 1e-6);
+}
+
+TEST(Http, AKilledGatewayComesBackAndTheModelStays) {
+  const int port = FreePort();
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Supervisor> supervisor, StartWithGateway(DemoModel(1), GatewayOn(port, true)));
+  ASSERT_TRUE(ServesOn(port));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Attach(supervisor->address()));
+  ASSERT_OK_AND_ASSIGN(const proto::GetServerInfoResponse before, client->ServerInfo());
+  const pid_t gateway = GatewayPid();
+  ASSERT_GT(gateway, 0);
+  ASSERT_EQ(kill(gateway, SIGKILL), 0);
+  EXPECT_TRUE(Eventually(absl::Seconds(30), [&] { return GatewayPid() > 0 && GatewayPid() != gateway; }));
+  EXPECT_TRUE(ServesOn(port));
+  ASSERT_OK_AND_ASSIGN(const proto::GetServerInfoResponse after, client->ServerInfo());
+  EXPECT_EQ(after.pid(), before.pid());
+  EXPECT_OK(supervisor->Health());
+}
+
+TEST(Http, AClientThatLeavesFreesItsPlace) {
+  const int port = FreePort();
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Supervisor> supervisor, StartWithGateway(DemoModel(1), GatewayOn(port, true)));
+  ASSERT_TRUE(ServesOn(port));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Attach(supervisor->address()));
+  const auto running = [&] {
+    const absl::StatusOr<proto::GetServerInfoResponse> info = client->ServerInfo();
+    return info.ok() ? static_cast<int>(info->running_requests()) : -1;
+  };
+  HttpClient http(port);
+  http.Send(Post("/v1/completions", R"({"prompt": "Once", "max_tokens": 4000, "ignore_eos": true, "stream": true})"));
+  http.ReadUntilHas("data: ");
+  EXPECT_EQ(running(), 1);
+  http.Close();
+  EXPECT_TRUE(Eventually(absl::Seconds(10), [&] { return running() == 0; }));
+}
+
+TEST(Http, APortThatIsTakenEndsWhoAskedForItAndNobodyElse) {
+  const TakenPort taken = TakePort();
+  {
+    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Supervisor> asked, StartWithGateway(DemoModel(1), GatewayOn(taken.port, true)));
+    EXPECT_TRUE(Eventually(absl::Seconds(60), [&] { return !asked->Health().ok(); }));
+    EXPECT_THAT(asked->Health(), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("gateway")));
+  }
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Supervisor> by_default,
+                       StartWithGateway(DemoModel(1), GatewayOn(taken.port, false)));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Attach(by_default->address()));
+  EXPECT_TRUE(Eventually(absl::Seconds(60), [&] {
+    const absl::StatusOr<proto::GetServerInfoResponse> info = client->ServerInfo();
+    return info.ok() && info->state() == "serving";
+  }));
+  EXPECT_OK(by_default->Health());
+  EXPECT_EQ(GatewayPid(), -1);
+}
+
+}  // namespace
+}  // namespace ferry
