@@ -37,6 +37,7 @@ TokenMask Matcher::Compute() {
   const std::vector<Pushdown::Configuration> configurations = pushdown_.Configurations(position_);
   for (const Pushdown::Configuration& configuration : configurations) {
     const std::shared_ptr<const InsideTokens> inside = grammar_->Inside(configuration.state);
+    if (pushdown_.overflowed()) break;  // Mask fails
     mask.Allow(inside->mask);
     for (const InsideTokens::Exit& exit : inside->exits) {
       const Position outside = pushdown_.Leave({exit.state, configuration.frame});

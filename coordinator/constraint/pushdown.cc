@@ -11,7 +11,7 @@ constexpr Position kUnknown = -2;
 // Readings of one text at once, and where-to-go-ons of one frame. A schema needs a few; only an ambiguous grammar has more.
 constexpr size_t kMaxConfigurations = 4096;
 constexpr size_t kMaxPositions = 200'000;
-constexpr int64_t kMaxWork = 4'000'000;  // about a second
+constexpr int64_t kMaxWork = 1'000'000;  // about a second
 
 }  // namespace
 
@@ -62,6 +62,7 @@ Position Pushdown::Intern(std::vector<Configuration> configurations, bool can_en
 // only what it ends and calls.
 Position Pushdown::Close(std::vector<Configuration> kernel, const Configuration* left_behind) {
   if (positions_.size() >= kMaxPositions || work_ >= kMaxWork) overflowed_ = true;
+  if (overflowed_) return Intern({}, false);
   std::set<Configuration> seen;
   bool can_end = false;
   std::vector<Configuration> left = std::move(kernel);
@@ -99,10 +100,10 @@ Position Pushdown::Close(std::vector<Configuration> kernel, const Configuration*
     if (automaton_.HasBytes(c.state)) result.push_back(c);
   };
   for (const Configuration& c : seen) keep(c);
-  while (!calls.empty()) {
+  while (!calls.empty() && work_ < kMaxWork) {
     auto [rule, frame] = std::move(calls.begin()->second);
     calls.erase(calls.begin());
-    work_ += static_cast<int64_t>(frame.size());
+    work_ += 1 + static_cast<int64_t>(frame.size());
     std::sort(frame.begin(), frame.end());
     frame.erase(std::unique(frame.begin(), frame.end()), frame.end());
     if (frame.size() > kMaxConfigurations) {
@@ -113,6 +114,7 @@ Position Pushdown::Close(std::vector<Configuration> kernel, const Configuration*
     keep(entered);
     follow_calls(entered);
   }
+  if (!calls.empty()) overflowed_ = true;
   std::sort(result.begin(), result.end());
   result.erase(std::unique(result.begin(), result.end()), result.end());
   return Intern(std::move(result), can_end);

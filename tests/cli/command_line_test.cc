@@ -72,7 +72,7 @@ TEST(CommandLine, SaysWhatIsWrongAndExitsWithTwo) {
 
 TEST(CommandLine, ANumberOutOfRangeIsRefusedByEveryCommand) {
   const std::string model = std::string(" -m ") + kDemoModel + " ";
-  for (const std::string arguments :
+  for (const std::string& arguments :
        {"generate" + model + "-p x -c -5", "generate" + model + "-p x -b -3", "generate" + model + "-p x -t -5",
         "generate" + model + "-p x -n 4294967296", "generate" + model + "-p x -n 0x10", "generate" + model + "-p x -s -2",
         "generate" + model + "-p x --temp nan", "generate" + model + "-p x --top-k -2", "serve" + model + "--port 65536",

@@ -35,10 +35,10 @@ TEST(Endings, AFolderForTemporaryFilesThatIsNoneIsSaid) {
 }
 
 TEST(Endings, AFolderWhereAFileIsReadIsSaid) {
-  for (const std::string arguments :
+  for (const char* const arguments :
        {"generate --backend cpu -n 3 -f /tmp", "generate --backend cpu -n 3 --ids /tmp", "tokenize -f /tmp", "detokenize -f /tmp",
         "score --backend cpu -f /tmp", "score --backend cpu --ids /tmp"}) {
-    const Output output = Ferry(arguments + kModel);
+    const Output output = Ferry(std::string(arguments) + kModel);
     EXPECT_EQ(output.exit_code, 1) << arguments;
     EXPECT_THAT(output.err, HasSubstr("cannot read '/tmp': Is a directory")) << arguments;
   }
@@ -47,7 +47,7 @@ TEST(Endings, AFolderWhereAFileIsReadIsSaid) {
 
 TEST(Endings, TooFewDescriptorsAreSaid) {
   for (const int descriptors : {4, 8, 12, 16}) {
-    const Output output = Ferry(kGenerate, absl::StrFormat("ulimit -n %d; timeout 60", descriptors));
+    const Output output = Ferry(kGenerate, absl::StrFormat("bash -c 'ulimit -n %d; exec timeout 60 \"$@\"' run", descriptors));
     EXPECT_THAT(output.exit_code, AnyOf(1, 2)) << descriptors << ": " << output.err;
     EXPECT_THAT(output.err, HasSubstr("raise the limit (ulimit -n)")) << descriptors;
   }

@@ -77,7 +77,7 @@ TEST(ModelFlags, EachFlagIsPassedToTheProcessThatNeedsIt) {
     const ModelOptions options = Parse(typed);
     if (flag.told == nullptr) continue;
     EXPECT_TRUE(flag.coordinator || flag.worker) << flag.names;
-    if (flag.coordinator) EXPECT_TRUE(Tells(options.CoordinatorArguments(2, 0, "port", "socket"), flag)) << flag.names;
+    if (flag.coordinator) EXPECT_TRUE(Tells(options.CoordinatorArguments(2, 0, "port", "/tmp/socket"), flag)) << flag.names;
     if (flag.worker) EXPECT_TRUE(Tells(options.WorkerArguments(0, "cpu", "a:1"), flag)) << flag.names;
   }
 }
@@ -93,12 +93,12 @@ TEST(ModelFlags, TheChildrenTakeWhatTheyAreTold) {
   CLI::App coordinator_app("", "ferry-coordinator");
   CoordinatorFlags flags;
   flags.AddTo(coordinator_app);
-  ASSERT_OK(ParseArguments(coordinator_app, options.CoordinatorArguments(2, int64_t{80} << 30, "port", "socket")));
+  ASSERT_OK(ParseArguments(coordinator_app, options.CoordinatorArguments(2, int64_t{80} << 30, "port", "/tmp/socket")));
   ASSERT_OK_AND_ASSIGN(const CoordinatorOptions coordinator, flags.Options());
   EXPECT_EQ(coordinator.model, "m.gguf");
   EXPECT_EQ(coordinator.listen, "127.0.0.2:1234");
   EXPECT_EQ(coordinator.port_file, "port");
-  EXPECT_EQ(coordinator.cluster_socket, "socket");
+  EXPECT_EQ(coordinator.cluster_socket, "/tmp/socket");
   EXPECT_EQ(coordinator.tls_cert, "cert.pem");
   EXPECT_EQ(coordinator.tls_key, "key.pem");
   EXPECT_EQ(coordinator.api_keys, "keys");

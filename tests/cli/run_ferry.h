@@ -2,6 +2,7 @@
 
 // Runs `ferry`, which lies beside the tests, through the shell.
 
+#include <gtest/gtest.h>
 #include <sys/wait.h>
 #include <unistd.h>
 

@@ -114,7 +114,9 @@ TEST(ParseVramExperts, ReadsSizes) {
   EXPECT_EQ(ParseVramExperts("123")->bytes, 123);
   EXPECT_EQ(ParseVramExperts("4GiB")->bytes, int64_t{4} << 30);
   EXPECT_EQ(ParseVramExperts("512m")->bytes, int64_t{512} << 20);
-  for (const char* const bad : {"", "GiB", "-1", "4GB", "1.5GiB", "99999999999GiB", "4 GiB", "auto "}) {
+  EXPECT_EQ(ParseVramExperts("4GB")->bytes, 4000000000);
+  EXPECT_TRUE(ParseVramExperts("-1")->automatic);
+  for (const char* const bad : {"", "GiB", "-2", "1.5GiB", "99999999999GiB", "4 GiB", "auto "}) {
     EXPECT_THAT(ParseVramExperts(bad), StatusIs(absl::StatusCode::kInvalidArgument)) << bad;
   }
 }

@@ -80,7 +80,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadRegistration{"EscapeSequence", [](R& r) { r.set_device("\x1b[2J"); }, "device is no printable text"},
         BadRegistration{"C1EscapeSequence", [](R& r) { r.set_device("GPU \u009b2J"); }, "'GPU \\u009b2J'"},
         BadRegistration{"DirectionOfWriting", [](R& r) { r.set_device("\u202egnp"); }, "device is no printable text"},
-        BadRegistration{"NoUtf8", [](R& r) { r.set_host("\xff"); }, "host is no printable text"},
+        BadRegistration{"NoUtf8", [](R& r) { r.set_host("\xff"); }, "host is not UTF-8"},
         BadRegistration{"NoRate", [](R& r) { r.set_link_bytes_per_second(kNan); }, "link_bytes_per_second"},
         BadRegistration{"EndlessRate", [](R& r) { r.set_link_bytes_per_second(kInfinity); }, "link_bytes_per_second"},
         BadRegistration{"Transport", [](R& r) { r.set_expert_transport("pigeon"); }, "want auto, shm or grpc"},
