@@ -37,7 +37,8 @@ class PassCopiesTest : public testing::Test {
     std::vector<int32_t> computed;
     EXPECT_OK(copies_->Start(Soon()));
     while (!copies_->done()) {
-      for (const int32_t expert : copies_->NextReady(Soon()).value()) {
+      const std::vector<int32_t> ready = copies_->NextReady(Soon()).value();
+      for (const int32_t expert : ready) {
         EXPECT_OK(cache_->Acquire({0, expert}, Soon()));
         cache_->Release({0, expert}, ops_->MarkCompute().value());
         computed.push_back(expert);
