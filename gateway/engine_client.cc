@@ -32,9 +32,9 @@ class Calls {
     contexts_.insert(context);
     return true;
   }
-  void Remove(grpc::ClientContext* context) {
+  void Remove(const grpc::ClientContext* context) {
     const std::lock_guard lock(mutex_);
-    contexts_.erase(context);
+    contexts_.erase(const_cast<grpc::ClientContext*>(context));
     if (contexts_.empty()) empty_.notify_all();
   }
   void Close() {
@@ -58,17 +58,20 @@ class StreamCall final : public grpc::ClientReadReactor<v1::GenerateResponse>, p
       : request_(std::move(request)), on_message_(std::move(on_message)), on_end_(std::move(on_end)), calls_(*calls) {}
 
   void Start(std::shared_ptr<StreamCall> self, v1::Ferry::Stub& stub) {
-    if (!calls_.Add(&context_)) {
+    if (!calls_.Add(context_.get())) {
       const Engine::OnEnd on_end = std::exchange(on_end_, nullptr);
       on_message_ = nullptr;
       return on_end(Cancelled("the gateway is ending"));
     }
     self_ = std::move(self);
-    stub.async()->Generate(&context_, &request_, this);
+    stub.async()->Generate(context_.get(), &request_, this);
     StartRead(&response_);
     StartCall();
   }
-  void Cancel() override { context_.TryCancel(); }
+  void Cancel() override {
+    const std::lock_guard lock(mutex_);
+    if (context_ != nullptr) context_->TryCancel();
+  }
 
   void OnReadDone(bool ok) override {
     if (!ok) return;
@@ -80,7 +83,12 @@ class StreamCall final : public grpc::ClientReadReactor<v1::GenerateResponse>, p
     on_end_(FromGrpcStatus(status));
     on_message_ = nullptr;  // they hold what waits for the answer
     on_end_ = nullptr;
-    calls_.Remove(&context_);
+    const grpc::ClientContext* const context = context_.get();
+    {
+      const std::lock_guard lock(mutex_);
+      context_.reset();  // before Remove: once all are removed, gRPC itself may end
+    }
+    calls_.Remove(context);
   }
 
  private:
@@ -88,14 +96,15 @@ class StreamCall final : public grpc::ClientReadReactor<v1::GenerateResponse>, p
   Engine::OnMessage on_message_;
   Engine::OnEnd on_end_;
   Calls& calls_;
-  grpc::ClientContext context_;
+  std::mutex mutex_;
+  std::unique_ptr<grpc::ClientContext> context_ = std::make_unique<grpc::ClientContext>();  // null: the call has ended
   v1::GenerateResponse response_;
   std::shared_ptr<StreamCall> self_;
 };
 
 template <typename Request, typename Response>
 struct UnaryCall {
-  grpc::ClientContext context;
+  std::unique_ptr<grpc::ClientContext> context = std::make_unique<grpc::ClientContext>();
   Request request;
   Response response;
   Engine::OnAnswer<Response> on_answer;
@@ -138,18 +147,20 @@ class GrpcEngineClient final : public EngineClient {
   template <typename Request, typename Response, typename Start>
   void Unary(Request request, OnAnswer<Response> on_answer, const Start& start) {
     auto call = std::make_shared<UnaryCall<Request, Response>>();
-    if (!calls_.Add(&call->context)) return on_answer(Cancelled("the gateway is ending"));
+    if (!calls_.Add(call->context.get())) return on_answer(Cancelled("the gateway is ending"));
     call->request = std::move(request);
     call->on_answer = std::move(on_answer);
-    call->context.set_deadline(absl::ToChronoTime(absl::Now() + kUnaryTimeout));
-    start(&call->context, &call->request, &call->response, [this, call](grpc::Status status) {
+    call->context->set_deadline(absl::ToChronoTime(absl::Now() + kUnaryTimeout));
+    start(call->context.get(), &call->request, &call->response, [this, call](grpc::Status status) {
       if (status.ok()) {
         call->on_answer(std::move(call->response));
       } else {
         call->on_answer(FromGrpcStatus(status));
       }
       call->on_answer = nullptr;
-      calls_.Remove(&call->context);
+      const grpc::ClientContext* const context = call->context.get();
+      call->context.reset();  // before Remove: once all are removed, gRPC itself may end
+      calls_.Remove(context);
     });
   }
 

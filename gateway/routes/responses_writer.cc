@@ -110,7 +110,8 @@ class ResponsesWriter final : public ChatWriter {
 
   std::string Begin() {
     if (std::exchange(begun_, true)) return {};
-    return Event("response.created", {{"response", Response()}}) + Event("response.in_progress", {{"response", Response()}});
+    std::string stream = Event("response.created", {{"response", Response()}});
+    return stream += Event("response.in_progress", {{"response", Response()}});
   }
 
   std::string Open(Item kind, const OutputEvent& call) {
