@@ -19,7 +19,7 @@ if("${FERRY_SANITIZE}" STREQUAL "address+undefined")
   add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=address,undefined;-fno-sanitize-recover=undefined;-fno-omit-frame-pointer>")
   add_link_options(-fsanitize=address,undefined)
 elseif("${FERRY_SANITIZE}" STREQUAL "thread")
-  add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=thread;-fno-omit-frame-pointer>")
+  add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=thread;-fno-omit-frame-pointer;-Wno-tsan>")
   add_link_options(-fsanitize=thread)
 elseif("${FERRY_SANITIZE}" STREQUAL "fuzz")  # coverage counters for libFuzzer everywhere; its main only in the fuzzers
   add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=fuzzer-no-link,address,undefined;-fno-sanitize-recover=undefined>")
