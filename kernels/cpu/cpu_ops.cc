@@ -3,14 +3,13 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstring>
-#include <limits>
 #include <utility>
 #include <vector>
 
 #include "common/thread_pool.h"
 #include "kernels/cpu/cpu_features.h"
 #include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/expert_choice.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/host_ops.h"
 #include "kernels/kv_cache_format.h"
@@ -59,101 +58,6 @@ QuantizedRows RowsFrom(QuantizedRows rows, int64_t first_row) {
   rows.poison += first_row;
   return rows;
 }
-
-// The `count` largest of `values` but the ones that `skip` says, best first, ties to the lower id. A NaN is never larger than
-// anything, so ids are distinct and in range whatever the numbers are.
-template <typename T, typename Skip>
-void Largest(const T* values, int64_t num_values, int64_t count, const Skip& skip, int32_t* ids) {
-  for (int64_t rank = 0; rank < count; ++rank) {
-    int64_t best = -1;
-    for (int64_t id = 0; id < num_values; ++id) {
-      if (skip(id) || std::find(ids, ids + rank, static_cast<int32_t>(id)) != ids + rank) continue;
-      if (best < 0 || values[id] > values[best] || (std::isnan(values[best]) && !std::isnan(values[id]))) best = id;
-    }
-    ids[rank] = static_cast<int32_t>(best);
-  }
-}
-
-// The router's arithmetic behind the logits of one row: kernels/ops.h, Route.
-class ExpertChoice {
- public:
-  ExpertChoice(const RouterConfig& config, const float* selection_bias)
-      : config_(config),
-        selection_bias_(selection_bias),
-        of_logits_(config.score == RouterScore::kSoftmax && config.normalise && selection_bias == nullptr &&
-                   config.groups_used == config.num_groups) {}
-
-  void Choose(const float* logits, int32_t* experts, float* weights) {
-    if (of_logits_) return SoftmaxOfLargest(logits, experts, weights);
-    Score(logits);
-    const auto left_out = [this](int64_t expert) { return !InUse(expert); };
-    Largest(choice_.data(), config_.num_experts, config_.top_k, left_out, experts);
-    double sum = 0;
-    for (int64_t rank = 0; rank < config_.top_k; ++rank) sum += scores_[experts[rank]];
-    const double factor = config_.weight_scale / (config_.normalise ? sum : 1);
-    for (int64_t rank = 0; rank < config_.top_k; ++rank) {
-      weights[rank] = static_cast<float>(scores_[experts[rank]] * factor);
-    }
-  }
-
- private:
-  // Softmax over all, renormalised over the chosen, is softmax over the chosen.
-  void SoftmaxOfLargest(const float* logits, int32_t* experts, float* weights) const {
-    const int64_t top_k = config_.top_k;
-    Largest(
-        logits, config_.num_experts, top_k, [](int64_t) { return false; }, experts);
-    double sum = 0;
-    for (int64_t rank = 0; rank < top_k; ++rank) sum += std::exp(static_cast<double>(logits[experts[rank]]) - logits[experts[0]]);
-    for (int64_t rank = 0; rank < top_k; ++rank) {
-      weights[rank] = static_cast<float>(std::exp(static_cast<double>(logits[experts[rank]]) - logits[experts[0]]) / sum *
-                                         config_.weight_scale);
-    }
-  }
-
-  void Score(const float* logits) {
-    scores_.resize(config_.num_experts);
-    if (config_.score == RouterScore::kSigmoid) {
-      for (int64_t e = 0; e < config_.num_experts; ++e) scores_[e] = 1 / (1 + std::exp(-static_cast<double>(logits[e])));
-    } else {
-      double largest = -std::numeric_limits<double>::infinity(), sum = 0;
-      for (int64_t e = 0; e < config_.num_experts; ++e) largest = std::max<double>(largest, logits[e]);
-      for (int64_t e = 0; e < config_.num_experts; ++e) sum += scores_[e] = std::exp(logits[e] - largest);
-      for (double& score : scores_) score /= sum;
-    }
-    choice_ = scores_;
-    for (int64_t e = 0; selection_bias_ != nullptr && e < config_.num_experts; ++e) choice_[e] += selection_bias_[e];
-    ChooseGroups();
-  }
-
-  void ChooseGroups() {
-    if (config_.groups_used == config_.num_groups) return;
-    const int64_t size = group_size();
-    worths_.resize(config_.num_groups);
-    for (int64_t group = 0; group < config_.num_groups; ++group) {
-      int32_t best[2] = {0, 0};
-      const int64_t count = std::min(config_.group_best, size);
-      Largest(
-          choice_.data() + group * size, size, count, [](int64_t) { return false; }, best);
-      worths_[group] = 0;
-      for (int64_t i = 0; i < count; ++i) worths_[group] += choice_[group * size + best[i]];
-    }
-    groups_.resize(config_.groups_used);
-    Largest(
-        worths_.data(), config_.num_groups, config_.groups_used, [](int64_t) { return false; }, groups_.data());
-  }
-
-  bool InUse(int64_t expert) const {
-    return config_.groups_used == config_.num_groups ||
-           std::find(groups_.begin(), groups_.end(), static_cast<int32_t>(expert / group_size())) != groups_.end();
-  }
-  int64_t group_size() const { return config_.num_experts / config_.num_groups; }
-
-  const RouterConfig& config_;
-  const float* const selection_bias_;
-  const bool of_logits_;
-  std::vector<double> scores_, choice_, worths_;
-  std::vector<int32_t> groups_;  // the best, of the row in progress
-};
 
 GluNumbers NumbersOf(const GluParams& glu) { return {.alpha = glu.alpha, .limit = glu.limit, .up_offset = glu.up_offset}; }
 
@@ -406,8 +310,10 @@ class CpuOps final : public HostOps {
   // of all experts are one flat list, so that all cores read weights until the last of them, whatever the number of experts.
   absl::Status DoExpertMlp(const ExpertLayout& layout, std::span<const ExpertUse> uses, const ExpertGroups& groups,
                            const GluParams& params, Tensor in, Tensor contributions) override {
-    const GluNumbers glu = NumbersOf(params);
-    std::vector<int64_t> first_hidden(uses.size() + 1, 0);  // of each use, among the hidden rows
+    ExpertCall call{
+        .layout = layout, .uses = uses, .groups = groups, .glu = NumbersOf(params), .in = in, .contributions = contributions};
+    std::vector<int64_t>& first_hidden = call.first_hidden;
+    first_hidden.assign(uses.size() + 1, 0);
     std::vector<uint8_t> needed(in.rows, 0);
     for (size_t u = 0; u < uses.size(); ++u) {
       first_hidden[u + 1] = first_hidden[u] + uses[u].num_rows;
@@ -417,20 +323,16 @@ class CpuOps final : public HostOps {
     const int64_t num_hidden = first_hidden.back(), n_ff = layout.down.cols;
     if (num_hidden == 0) return absl::OkStatus();
 
-    QuantizedRows inputs[kNumActivations], hidden;  // inputs by Activations: gate and up may be of different types
     for (const DType type : {layout.gate.dtype, layout.up.dtype}) {
       if (!IsQuantized(type)) continue;
-      QuantizedRows& rows = inputs[static_cast<int>(ActivationsFor(type))];
+      QuantizedRows& rows = call.inputs[static_cast<int>(ActivationsFor(type))];
       if (rows.blocks == nullptr) rows = QuantizeRows(ActivationsFor(type), in, needed.data());
     }
-    const bool quantize_hidden = IsQuantized(layout.down.dtype);
-    const Activations hidden_kind = ActivationsFor(layout.down.dtype);
-    float* hidden_floats = nullptr;
-    if (quantize_hidden) {
-      hidden = TakeQuantizedRows(hidden_, hidden_kind, num_hidden, n_ff);
-      std::fill_n(hidden.poison, num_hidden, 0.0f);
+    if (IsQuantized(layout.down.dtype)) {
+      call.hidden = TakeQuantizedRows(hidden_, ActivationsFor(layout.down.dtype), num_hidden, n_ff);
+      std::fill_n(call.hidden.poison, num_hidden, 0.0f);
     } else {
-      hidden_floats = reinterpret_cast<float*>(hidden_.Get(num_hidden * n_ff * 4));
+      call.hidden_floats = reinterpret_cast<float*>(hidden_.Get(num_hidden * n_ff * 4));
     }
 
     const int64_t num_uses = static_cast<int64_t>(uses.size());
@@ -438,75 +340,16 @@ class CpuOps final : public HostOps {
     int64_t most_rows = 0;
     for (const ExpertUse& use : uses) most_rows = std::max(most_rows, use.num_rows);
     const bool small = layout.bytes * num_uses * CeilDiv(most_rows, kFewRows) < kInlineBytes;
-
-    // Gate, up and activation of panels [first_panel, first_panel + num_panels) of use u.
-    const auto fill_hidden = [&](int64_t u, int64_t first_panel, int64_t num_panels, int thread) {
-      const std::byte* record = uses[u].record;
-      Thread& mine = threads_[thread];
-      // Outputs [panel][row][32], of gate and of up.
-      float* gate_out = reinterpret_cast<float*>(mine.products.Get(2 * kExpertRows * kPanelRows * 4));
-      float* up_out = gate_out + kExpertRows * kPanelRows;
-      for (int64_t first = 0; first < uses[u].num_rows; first += kExpertRows) {
-        const int64_t count = std::min(kExpertRows, uses[u].num_rows - first);
-        const auto multiply = [&](const TiledMatrix& weight, const float* bias, const TiledMatrix& next_weight,
-                                  int64_t next_panel, float* out) {
-          for (int64_t i = 0; i < num_panels; ++i) {
-            PanelProduct p = PanelOf(weight, first_panel + i, bias);
-            p.in = &inputs[static_cast<int>(ActivationsFor(weight.layout.dtype))];
-            p.float_in = RowOf(in, 0), p.float_in_stride = in.stride;
-            p.in_rows = groups.rows + groups.offsets[uses[u].group] + first;
-            p.num_rows = count;
-            p.out = out + i * count * kPanelRows, p.out_stride = kPanelRows;
-            if (i + 1 == num_panels) SetNext(p, next_weight, next_panel);
-            p.scratch = mine.panel.Get(kPanelScratchBytes);
-            kernels_.panel_product(p);
-          }
-        };
-        const TiledMatrix gate = layout.Gate(record), up = layout.Up(record);
-        multiply(gate, layout.GateBias(record), up, first_panel, gate_out);
-        multiply(up, layout.UpBias(record), gate, first_panel + num_panels, up_out);
-        for (int64_t i = 0; i < num_panels * count; ++i) {
-          const int64_t panel = first_panel + i / count, row = first_hidden[u] + first + i % count;
-          const float* g = gate_out + i * kPanelRows;
-          const float* v = up_out + i * kPanelRows;
-          if (!quantize_hidden) {
-            kernels_.glu(g, v, kPanelRows, glu, hidden_floats + row * n_ff + panel * kPanelRows);
-            continue;
-          }
-          float broken = 0;
-          kernels_.glu_block(hidden_kind, g, v, glu, hidden.blocks + row * hidden.row_stride + panel * BlockBytes(hidden_kind),
-                             &broken);
-          // Other threads may find this of the same row at once.
-          if (broken != 0) std::atomic_ref<float>(hidden.poison[row]).store(broken, std::memory_order_relaxed);
-        }
-      }
-    };
-    const auto multiply_down = [&](int64_t u, int64_t panel, int thread) {
-      const std::byte* record = uses[u].record;
-      const QuantizedRows rows = quantize_hidden ? RowsFrom(hidden, first_hidden[u]) : hidden;
-      PanelProduct p = PanelOf(layout.Down(record), panel, layout.DownBias(record));
-      p.in = &rows;
-      p.float_in = quantize_hidden ? nullptr : hidden_floats + first_hidden[u] * n_ff;
-      p.float_in_stride = n_ff;
-      p.num_rows = uses[u].num_rows;
-      p.out = RowOf(contributions, 0) + panel * kPanelRows, p.out_stride = contributions.stride;
-      p.out_rows = groups.outs + groups.offsets[uses[u].group];
-      // The next expert's matrix begins elsewhere.
-      if (panel + 1 == embd_panels && u + 1 < num_uses) SetNext(p, layout.Down(uses[u + 1].record), 0);
-      p.scratch = threads_[thread].panel.Get(kPanelScratchBytes);
-      kernels_.panel_product(p);
-    };
-
     const int64_t stretch = StretchFor(most_rows);
     RunInStretches(num_uses * ff_panels, stretch, small, [&](int64_t first, int64_t end, int thread) {
       while (first < end) {
         const int64_t panel = first % ff_panels, count = std::min(end - first, ff_panels - panel);
-        fill_hidden(first / ff_panels, panel, count, thread);
+        FillHidden(call, first / ff_panels, panel, count, thread);
         first += count;
       }
     });
     RunInStretches(num_uses * embd_panels, stretch, small, [&](int64_t first, int64_t end, int thread) {
-      for (; first < end; ++first) multiply_down(first / embd_panels, first % embd_panels, thread);
+      for (; first < end; ++first) MultiplyDown(call, first / embd_panels, first % embd_panels, thread);
     });
     return absl::OkStatus();
   }
@@ -518,6 +361,101 @@ class CpuOps final : public HostOps {
   }
 
  private:
+  // A call of DoExpertMlp, and the rows between its two products: the activated gate and up of every entry.
+  struct ExpertCall {
+    const ExpertLayout& layout;
+    const std::span<const ExpertUse> uses;
+    const ExpertGroups& groups;
+    const GluNumbers glu;
+    const Tensor in, contributions;
+    std::vector<int64_t> first_hidden = {};      // the first hidden row of each use
+    QuantizedRows inputs[kNumActivations] = {};  // by Activations: gate and up may be of different types
+    QuantizedRows hidden = {};                   // when the down matrix is quantised
+    float* hidden_floats = nullptr;              // otherwise: [hidden rows, n_ff]
+  };
+
+  // Panels [first, first + count) of one matrix; the thread multiplies panel `next` of `next_weight` after them.
+  struct Panels {
+    const TiledMatrix& weight;
+    const float* bias;
+    int64_t first, count;
+    const TiledMatrix& next_weight;
+    int64_t next;
+  };
+
+  // Multiplies entries [first_row, first_row + num_rows) of use u by the panels, into `out` [panel][row][32].
+  void MultiplyPanels(const ExpertCall& call, int64_t u, int64_t first_row, int64_t num_rows, const Panels& panels, float* out,
+                      int thread) {
+    for (int64_t i = 0; i < panels.count; ++i) {
+      PanelProduct p = PanelOf(panels.weight, panels.first + i, panels.bias);
+      p.in = &call.inputs[static_cast<int>(ActivationsFor(panels.weight.layout.dtype))];
+      p.float_in = RowOf(call.in, 0), p.float_in_stride = call.in.stride;
+      p.in_rows = call.groups.rows + call.groups.offsets[call.uses[u].group] + first_row;
+      p.num_rows = num_rows;
+      p.out = out + i * num_rows * kPanelRows, p.out_stride = kPanelRows;
+      if (i + 1 == panels.count) SetNext(p, panels.next_weight, panels.next);
+      p.scratch = threads_[thread].panel.Get(kPanelScratchBytes);
+      kernels_.panel_product(p);
+    }
+  }
+
+  // Gate, up and activation of panels [first_panel, first_panel + num_panels) of use u.
+  void FillHidden(const ExpertCall& call, int64_t u, int64_t first_panel, int64_t num_panels, int thread) {
+    const ExpertLayout& layout = call.layout;
+    const std::byte* const record = call.uses[u].record;
+    const TiledMatrix gate = layout.Gate(record), up = layout.Up(record);
+    // Outputs [panel][row][32], of gate and of up.
+    float* const gate_out = reinterpret_cast<float*>(threads_[thread].products.Get(2 * kExpertRows * kPanelRows * 4));
+    float* const up_out = gate_out + kExpertRows * kPanelRows;
+    for (int64_t first = 0; first < call.uses[u].num_rows; first += kExpertRows) {
+      const int64_t count = std::min(kExpertRows, call.uses[u].num_rows - first);
+      MultiplyPanels(call, u, first, count, {gate, layout.GateBias(record), first_panel, num_panels, up, first_panel}, gate_out,
+                     thread);
+      MultiplyPanels(call, u, first, count, {up, layout.UpBias(record), first_panel, num_panels, gate, first_panel + num_panels},
+                     up_out, thread);
+      for (int64_t i = 0; i < num_panels * count; ++i) {
+        ActivateBlock(call, call.first_hidden[u] + first + i % count, first_panel + i / count, gate_out + i * kPanelRows,
+                      up_out + i * kPanelRows);
+      }
+    }
+  }
+
+  // Block `panel` of a hidden row, from 32 outputs of gate and of up.
+  void ActivateBlock(const ExpertCall& call, int64_t row, int64_t panel, const float* gate, const float* up) {
+    if (call.hidden_floats != nullptr) {
+      float* const out = call.hidden_floats + row * call.layout.down.cols + panel * kPanelRows;
+      kernels_.glu(gate, up, kPanelRows, call.glu, out);
+      return;
+    }
+    const Activations kind = ActivationsFor(call.layout.down.dtype);
+    std::byte* const block = call.hidden.blocks + row * call.hidden.row_stride + panel * BlockBytes(kind);
+    float broken = 0;
+    kernels_.glu_block(kind, gate, up, call.glu, block, &broken);
+    // Other threads may do the same for the same row at once.
+    if (broken != 0) std::atomic_ref<float>(call.hidden.poison[row]).store(broken, std::memory_order_relaxed);
+  }
+
+  // The contributions of use u in the columns of `panel`.
+  void MultiplyDown(const ExpertCall& call, int64_t u, int64_t panel, int thread) {
+    const ExpertLayout& layout = call.layout;
+    const bool quantized = call.hidden_floats == nullptr;
+    const QuantizedRows rows = quantized ? RowsFrom(call.hidden, call.first_hidden[u]) : call.hidden;
+    const std::byte* const record = call.uses[u].record;
+    PanelProduct p = PanelOf(layout.Down(record), panel, layout.DownBias(record));
+    p.in = &rows;
+    p.float_in = quantized ? nullptr : call.hidden_floats + call.first_hidden[u] * layout.down.cols;
+    p.float_in_stride = layout.down.cols;
+    p.num_rows = call.uses[u].num_rows;
+    p.out = RowOf(call.contributions, 0) + panel * kPanelRows, p.out_stride = call.contributions.stride;
+    p.out_rows = call.groups.outs + call.groups.offsets[call.uses[u].group];
+    // The next expert's matrix begins elsewhere.
+    if (panel + 1 == NumPanels(layout.down) && u + 1 < static_cast<int64_t>(call.uses.size())) {
+      SetNext(p, layout.Down(call.uses[u + 1].record), 0);
+    }
+    p.scratch = threads_[thread].panel.Get(kPanelScratchBytes);
+    kernels_.panel_product(p);
+  }
+
   struct alignas(64) Thread {
     Scratch panel, products, attention;
     std::atomic<int64_t> first_left = 0;  // of this thread's part in RunInStretches

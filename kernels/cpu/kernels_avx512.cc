@@ -252,6 +252,26 @@ struct Ahead {
   int64_t bytes;
 };
 
+// dots[tile][t] += eight groups of one block's weights, [tile][group][64 bytes], times their codes of each row.
+template <int kTiles, int kTokens>
+[[gnu::always_inline]] inline void MultiplyBlock(const std::byte* weights, const std::byte* const* rows, int64_t first_code,
+                                                 __m512i (&dots)[kTiles][kTokens]) {
+#pragma GCC unroll 8
+  for (int g = 0; g < kGroups; ++g) {
+    __m512i w[kTiles];
+#pragma GCC unroll 2
+    for (int tile = 0; tile < kTiles; ++tile) {
+      w[tile] = _mm512_load_si512(weights + (tile * kGroups + g) * 64);
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < kTokens; ++t) {
+      const __m512i x = BroadcastGroup(CodesOf(rows[t] + first_code) + 4 * g);
+#pragma GCC unroll 2
+      for (int tile = 0; tile < kTiles; ++tile) dots[tile][t] = _mm512_dpbusd_epi32(dots[tile][t], w[tile], x);
+    }
+  }
+}
+
 // sums [kTokens][kTiles * 16] += panel * rows.
 template <typename Type, int kTiles, int kTokens>
 void PanelBlocks(const std::byte* codes, const std::byte* scales, int64_t num_blocks, const std::byte* const* rows, Ahead ahead,
@@ -278,20 +298,7 @@ void PanelBlocks(const std::byte* codes, const std::byte* scales, int64_t num_bl
     for (int part = 0; part < kParts; ++part) {
       // Unknown to the compiler, which would otherwise keep the first part's weights in registers that it does not have.
       asm("" : "+r"(weights));
-#pragma GCC unroll 8
-      for (int g = 0; g < kGroups; ++g) {
-        __m512i w[kTiles];
-#pragma GCC unroll 2
-        for (int tile = 0; tile < kTiles; ++tile) {
-          w[tile] = _mm512_load_si512(weights + (tile * kGroups + g) * 64);
-        }
-#pragma GCC unroll 8
-        for (int t = 0; t < kTokens; ++t) {
-          const __m512i x = BroadcastGroup(CodesOf(rows[t] + block * kBlockBytes) + part * kBlock + 4 * g);
-#pragma GCC unroll 2
-          for (int tile = 0; tile < kTiles; ++tile) dots[tile][t] = _mm512_dpbusd_epi32(dots[tile][t], w[tile], x);
-        }
-      }
+      MultiplyBlock<kTiles, kTokens>(weights, rows, block * kBlockBytes + part * kBlock, dots);
       if (part + 1 == kParts) break;
 #pragma GCC unroll 8
       for (int t = 0; t < kTokens; ++t) {

@@ -377,10 +377,20 @@ inline void AddValuesOfHeads(const float* weights, const float* values, int64_t 
 // Query heads taken together: 2 * kHeads sums for the scores, 4 * kHeads for the values.
 constexpr int kHeadBlock = F32x16::kRegisters >= 32 ? 4 : 1;
 
-// The softmax is kept running over tiles (largest score so far, sum of weights, weighted values), tile after tile of absolute
-// positions, so that a row's result depends neither on the chunk it came in nor on the rows of its task. A sink is a score
-// without a value, with which the running state begins.
-void Attention(const AttentionTask& t) {
+// The running state of a task's softmax, in the task's scratch. A vector is one query head of one row: row * group + head.
+struct AttentionState {
+  KvTile tile;     // the one in progress
+  float* q;        // [vectors][head_dim], scaled
+  float* sums;     // [vectors][value_dim], weighted values
+  float* largest;  // [vectors], score so far
+  float* totals;   // [vectors], sum of weights
+  float* scores;   // [group][32], of the row in progress
+  float bases[kMaxHeadGroup] = {}, corrections[kMaxHeadGroup] = {};
+  static_assert(kMaxHeadGroup % 16 == 0);
+};
+
+// A sink is a score without a value, with which the running state begins.
+inline AttentionState BeginAttention(const AttentionTask& t) {
   const int64_t dims = t.head_dim, value_dims = t.value_dim, group = t.group, vectors = t.num_rows * group;
   float* at = t.scratch;
   const auto take = [&](int64_t count) {
@@ -388,91 +398,113 @@ void Attention(const AttentionTask& t) {
     at += (count + 15) / 16 * 16;
     return taken;
   };
-  const KvTile tile = {take(dims * kAttentionTile), take(value_dims * kAttentionTile)};
-  float* q = take(vectors * dims);
-  float* sums = take(vectors * value_dims);
-  float* largest = take(vectors);
-  float* totals = take(vectors);
-  float* scores = take(group * kAttentionTile);
-  float bases[kMaxHeadGroup], corrections[kMaxHeadGroup] = {};
-  static_assert(kMaxHeadGroup % 16 == 0);
-
+  AttentionState state;
+  state.tile.keys = take(dims * kAttentionTile);
+  state.tile.values = take(value_dims * kAttentionTile);
+  state.q = take(vectors * dims);
+  state.sums = take(vectors * value_dims);
+  state.largest = take(vectors);
+  state.totals = take(vectors);
+  state.scores = take(group * kAttentionTile);
   const F32x16 scale = F32x16::Broadcast(t.scale);
   for (int64_t row = 0; row < t.num_rows; ++row) {
     for (int64_t i = 0; i < group * dims; i += 16) {
-      (F32x16::Load(t.q + row * t.q_stride + i) * scale).Store(q + row * group * dims + i);
+      (F32x16::Load(t.q + row * t.q_stride + i) * scale).Store(state.q + row * group * dims + i);
     }
-    for (int64_t i = 0; i < group * value_dims; i += 16) F32x16::Zero().Store(sums + row * group * value_dims + i);
+    for (int64_t i = 0; i < group * value_dims; i += 16) F32x16::Zero().Store(state.sums + row * group * value_dims + i);
     for (int64_t h = 0; h < group; ++h) {
-      largest[row * group + h] = t.sinks == nullptr ? -kInfinity : t.sinks[h];
-      totals[row * group + h] = t.sinks == nullptr ? 0 : 1;
+      state.largest[row * group + h] = t.sinks == nullptr ? -kInfinity : t.sinks[h];
+      state.totals[row * group + h] = t.sinks == nullptr ? 0 : 1;
     }
   }
+  return state;
+}
 
+// Turns the scores of one row into weights, and updates the row's largest scores and totals. Bit i of `seen`: the row sees
+// position i of the tile. Leaves in state.corrections the factors of the weights before this tile.
+inline void UpdateSoftmax(AttentionState& state, int64_t row, int64_t group, uint32_t seen) {
+  const F32x16 nothing = F32x16::Broadcast(-kInfinity);
+  for (int64_t head = 0; head < group; ++head) {
+    float* s = state.scores + head * kAttentionTile;
+    const F32x16 low = Select(seen, F32x16::Load(s), nothing), high = Select(seen >> 16, F32x16::Load(s + 16), nothing);
+    low.Store(s), high.Store(s + 16);
+    float& running = state.largest[row * group + head];
+    const float tile_largest = MaxOf(Max(low, high));
+    const float now = tile_largest > running ? tile_largest : running;
+    // With minus infinity alone so far, weights are 0; the base 0 avoids infinity minus itself.
+    state.bases[head] = now == -kInfinity ? 0 : now;
+    state.corrections[head] = running - state.bases[head];
+    running = now;
+  }
+  for (int64_t head = 0; head < group; head += 16) {
+    Exp(F32x16::Load(state.corrections + head)).Store(state.corrections + head);
+  }
+  for (int64_t head = 0; head < group; ++head) {
+    float* s = state.scores + head * kAttentionTile;
+    const F32x16 base = F32x16::Broadcast(state.bases[head]);
+    const F32x16 low = Exp(F32x16::Load(s) - base), high = Exp(F32x16::Load(s + 16) - base);
+    low.Store(s), high.Store(s + 16);
+    float& total = state.totals[row * group + head];
+    total = total * state.corrections[head] + SumOf(low + high);
+  }
+}
+
+// Adds positions [first, end) of the tile in progress to one row.
+inline void AttendTile(const AttentionTask& t, AttentionState& state, int64_t row, int64_t first, int64_t end) {
+  const int64_t dims = t.head_dim, value_dims = t.value_dim, group = t.group;
+  const float* const q = state.q + row * group * dims;
+  int64_t head = 0;
+  for (; head + kHeadBlock <= group; head += kHeadBlock) {
+    Scores<kHeadBlock>(q + head * dims, dims, state.tile.keys, state.scores + head * kAttentionTile);
+  }
+  for (; head < group; ++head) Scores<1>(q + head * dims, dims, state.tile.keys, state.scores + head * kAttentionTile);
+
+  UpdateSoftmax(state, row, group, static_cast<uint32_t>(((uint64_t{1} << end) - 1) & ~((uint64_t{1} << first) - 1)));
+  float* const sums = state.sums + row * group * value_dims;
+  head = 0;
+  for (; head + kHeadBlock <= group; head += kHeadBlock) {
+    AddValuesOfHeads<kHeadBlock>(state.scores + head * kAttentionTile, state.tile.values, value_dims, first, end,
+                                 state.corrections + head, sums + head * value_dims);
+  }
+  for (; head < group; ++head) {
+    AddValuesOfHeads<1>(state.scores + head * kAttentionTile, state.tile.values, value_dims, first, end, state.corrections + head,
+                        sums + head * value_dims);
+  }
+}
+
+inline void EndAttention(const AttentionTask& t, const AttentionState& state) {
+  const int64_t dims = t.value_dim, group = t.group;
+  for (int64_t row = 0; row < t.num_rows; ++row) {
+    for (int64_t h = 0; h < group; ++h) {
+      const int64_t vector = row * group + h;
+      const F32x16 inverse = F32x16::Broadcast(1.0f / state.totals[vector]);
+      for (int64_t dim = 0; dim < dims; dim += 16) {
+        (F32x16::Load(state.sums + vector * dims + dim) * inverse).Store(t.out + row * t.out_stride + h * dims + dim);
+      }
+    }
+  }
+}
+
+// The softmax runs over tiles of absolute positions (largest score so far, sum of weights, weighted values), so that a row's
+// result depends neither on the chunk it came in nor on the rows of its task.
+void Attention(const AttentionTask& t) {
+  AttentionState state = BeginAttention(t);
   const auto first_seen = [&](int64_t position) {
     return t.window > 0 && position - t.window + 1 > 0 ? position - t.window + 1 : 0;
   };
   const int64_t last_position = t.first_position + t.num_rows - 1;
   for (int64_t number = first_seen(t.first_position) / kAttentionTile; number <= last_position / kAttentionTile; ++number) {
-    LoadTile(t, number, tile);
+    LoadTile(t, number, state.tile);
     if (number < last_position / kAttentionTile) PrefetchTile(t, number + 1);
     const int64_t tile_position = number * kAttentionTile;
     for (int64_t row = 0; row < t.num_rows; ++row) {
       const int64_t position = t.first_position + row;
       const int64_t first = first_seen(position) > tile_position ? first_seen(position) - tile_position : 0;
       const int64_t end = position + 1 - tile_position < kAttentionTile ? position + 1 - tile_position : kAttentionTile;
-      if (first >= end) continue;  // nothing of this tile is seen by this row
-      const uint32_t seen = static_cast<uint32_t>(((uint64_t{1} << end) - 1) & ~((uint64_t{1} << first) - 1));
-      const float* row_q = q + row * group * dims;
-      int64_t head = 0;
-      for (; head + kHeadBlock <= group; head += kHeadBlock) {
-        Scores<kHeadBlock>(row_q + head * dims, dims, tile.keys, scores + head * kAttentionTile);
-      }
-      for (; head < group; ++head) Scores<1>(row_q + head * dims, dims, tile.keys, scores + head * kAttentionTile);
-
-      const F32x16 nothing = F32x16::Broadcast(-kInfinity);
-      for (head = 0; head < group; ++head) {
-        float* s = scores + head * kAttentionTile;
-        const F32x16 low = Select(seen, F32x16::Load(s), nothing), high = Select(seen >> 16, F32x16::Load(s + 16), nothing);
-        low.Store(s), high.Store(s + 16);
-        float& running = largest[row * group + head];
-        const float tile_largest = MaxOf(Max(low, high));
-        const float now = tile_largest > running ? tile_largest : running;
-        // Nothing but minus infinity so far: weights are 0, and infinity minus itself is not to be formed.
-        bases[head] = now == -kInfinity ? 0 : now;
-        corrections[head] = running - bases[head];
-        running = now;
-      }
-      for (head = 0; head < group; head += 16) Exp(F32x16::Load(corrections + head)).Store(corrections + head);
-      for (head = 0; head < group; ++head) {
-        float* s = scores + head * kAttentionTile;
-        const F32x16 base = F32x16::Broadcast(bases[head]);
-        const F32x16 low = Exp(F32x16::Load(s) - base), high = Exp(F32x16::Load(s + 16) - base);
-        low.Store(s), high.Store(s + 16);
-        totals[row * group + head] = totals[row * group + head] * corrections[head] + SumOf(low + high);
-      }
-      float* row_sums = sums + row * group * value_dims;
-      head = 0;
-      for (; head + kHeadBlock <= group; head += kHeadBlock) {
-        AddValuesOfHeads<kHeadBlock>(scores + head * kAttentionTile, tile.values, value_dims, first, end, corrections + head,
-                                     row_sums + head * value_dims);
-      }
-      for (; head < group; ++head) {
-        AddValuesOfHeads<1>(scores + head * kAttentionTile, tile.values, value_dims, first, end, corrections + head,
-                            row_sums + head * value_dims);
-      }
+      if (first < end) AttendTile(t, state, row, first, end);  // otherwise the row sees no position of this tile
     }
   }
-
-  for (int64_t row = 0; row < t.num_rows; ++row) {
-    for (int64_t h = 0; h < group; ++h) {
-      const int64_t vector = row * group + h;
-      const F32x16 inverse = F32x16::Broadcast(1.0f / totals[vector]);
-      for (int64_t dim = 0; dim < value_dims; dim += 16) {
-        (F32x16::Load(sums + vector * value_dims + dim) * inverse).Store(t.out + row * t.out_stride + h * value_dims + dim);
-      }
-    }
-  }
+  EndAttention(t, state);
 }
 
 }  // namespace
