@@ -29,7 +29,7 @@ __device__ inline KvPlane PlaneOf(const std::byte* plane, int64_t num_blocks, in
           num_kv_heads * kHeadBytes, num_kv_heads * kHeadScales};
 }
 
-// The cache blocks of kKeys positions, and where the next ones stand in the sequence's table.
+// The cache blocks of kKeys positions, and the place of the next ones in the sequence's table.
 template <int kKeys>
 struct TableWalk {
   const int32_t* table;

@@ -5,21 +5,24 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <numeric>
 #include <string>
 #include <utility>
 
 #include "kernels/checks.h"
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/batch_attention.h"
 #include "kernels/cuda/compute_queue.h"
 #include "kernels/cuda/copy_engine.h"
 #include "kernels/cuda/cuda_batch.h"
+#include "kernels/cuda/cuda_devices.h"
 #include "kernels/cuda/cuda_handles.h"
 #include "kernels/cuda/cuda_timeline.h"
+#include "kernels/cuda/device_views.h"
 #include "kernels/cuda/expert_mlp.h"
+#include "kernels/cuda/grouping.h"
 #include "kernels/cuda/host_transfers.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/logits.h"
+#include "kernels/cuda/logits_reader.h"
 #include "kernels/cuda/products.h"
 #include "kernels/cuda/rope_store.h"
 #include "kernels/cuda/routing.h"
@@ -32,22 +35,7 @@ namespace ferry {
 namespace cuda {
 namespace {
 
-// Enough for every operation of the models Ferry runs; what could need more works through its rows in parts of this
-// size.
-constexpr int64_t kWorkspaceBytes = int64_t{192} << 20;
-// A sequence with more rows than this goes through the prefill kernel. It depends on the sequence's rows in the batch
-// and not on those of a call, so that cutting a layer into chunks leaves the bits alone.
-constexpr int64_t kMaxDecodeRows = 8;
 constexpr std::initializer_list<DType> kKvTypes = {DType::kF16, DType::kQ8_0};
-
-DeviceRows RowsOf(const Tensor& tensor) { return {tensor.data, tensor.dtype, tensor.rows, tensor.cols, tensor.stride}; }
-DeviceTiles TilesOf(const TiledMatrix& matrix) {
-  const TiledLayout& layout = matrix.layout;
-  return {matrix.data, layout.dtype, layout.rows, layout.cols, layout.code_bytes, layout.scale_bytes, layout.scales_offset};
-}
-DeviceKv KvOf(const KvLayer& cache) {
-  return {cache.keys, cache.values, cache.key_type, cache.num_blocks, cache.num_kv_heads, cache.head_dim};
-}
 
 // Text of a product's launcher as a Status.
 absl::Status ProductStatus(const char* error, std::string_view what) {
@@ -166,7 +154,7 @@ class CudaOps final : public Ops {
   bool Passed(const Event& event) override {
     const CudaEvent* cuda_event = CudaEvent::Of(event);
     if (cuda_event == nullptr) return true;
-    // A fault counts as passed: who waits would wait forever, and the next call reports it.
+    // A fault counts as passed, since a waiter would wait forever; the next call reports it.
     const cudaError_t error = cudaEventQuery(cuda_event->get());
     if (error == cudaErrorNotReady) cudaGetLastError();
     return error != cudaErrorNotReady;
@@ -327,53 +315,14 @@ class CudaOps final : public Ops {
     if (q.rows == 0) return absl::OkStatus();
     RETURN_IF_ERROR(CheckVectorRows("q", q));
     RETURN_IF_ERROR(CheckVectorRows("out", out));
-
-    const std::vector<BatchSequence>& sequences = batch.host().sequences;
-    const int64_t end_row = first_row + q.rows;
-    const auto args_of = [&](int64_t first, int64_t end) {
-      AttentionArgs args;
-      args.q = RowsOf(q.Rows(first - first_row, end - first));
-      args.out = RowsOf(out.Rows(first - first_row, end - first));
-      args.cache = KvOf(cache);
-      args.num_heads = q.cols / cache.head_dim;
-      args.window = params.window;
-      args.sinks = params.sinks;
-      args.warpgroups = product_device_.wgmma;
-      return args;
-    };
-    // Neighbouring sequences of few rows share a launch; every other one has its own.
-    for (size_t s = 0; s < sequences.size(); ++s) {
-      const int64_t first = std::max(first_row, sequences[s].first_row);
-      int64_t end = std::min(end_row, sequences[s].first_row + sequences[s].num_rows);
-      if (first >= end) continue;
-      if (sequences[s].num_rows > kMaxDecodeRows) {
-        const auto& table = cache.ring ? sequences[s].ring_blocks : sequences[s].blocks;
-        RETURN_IF_ERROR(
-            Queued("Attention (prefill)",
-                   LaunchAttentionPrefill(args_of(first, end), sequences[s].first_position + first - sequences[s].first_row,
-                                          cuda_batch->table(static_cast<int64_t>(s), cache.ring),
-                                          static_cast<int64_t>(table.size()), compute_.get())));
-        continue;
-      }
-      int64_t max_position = sequences[s].first_position + sequences[s].num_rows - 1;
-      while (s + 1 < sequences.size() && sequences[s + 1].num_rows <= kMaxDecodeRows && sequences[s + 1].first_row < end_row) {
-        ++s;
-        end = std::min(end_row, sequences[s].first_row + sequences[s].num_rows);
-        max_position = std::max(max_position, sequences[s].first_position + sequences[s].num_rows - 1);
-      }
-      const auto bytes_of = [&](int64_t rows) {
-        return DecodeWorkspaceBytes(rows, q.cols / cache.head_dim, cache.head_dim, params.window, max_position);
-      };
-      const int64_t rows_at_once = std::clamp<int64_t>(kWorkspaceBytes / bytes_of(1), 1, 32768);
-      for (int64_t row = first; row < end; row += rows_at_once) {
-        const int64_t row_end = std::min(end, row + rows_at_once);
-        ASSIGN_OR_RETURN(std::byte * workspace, workspace_.Reserve(bytes_of(row_end - row)));
-        RETURN_IF_ERROR(
-            Queued("Attention (decode)", LaunchAttentionDecode(args_of(row, row_end), cuda_batch->places(row, cache.ring),
-                                                               max_position, workspace, compute_.get())));
-      }
-    }
-    return absl::OkStatus();
+    return QueueAttention({.batch = *cuda_batch,
+                           .first_row = first_row,
+                           .q = q,
+                           .cache = cache,
+                           .params = params,
+                           .out = out,
+                           .warpgroups = product_device_.wgmma},
+                          compute_, workspace_);
   }
 
   absl::Status Glu(Tensor gate, Tensor up, const GluParams& glu, Tensor out) override {
@@ -547,29 +496,7 @@ class CudaOps final : public Ops {
   absl::StatusOr<std::vector<LogitsResult>> ReadLogits(Tensor logits, std::span<const LogitsRequest> requests) override {
     RETURN_IF_ERROR(Use());
     RETURN_IF_ERROR(CheckReadLogits(logits, requests));
-    std::vector<LogitsResult> results(requests.size());
-    const int64_t rows = logits.rows, cols = logits.cols;
-    int64_t max_top = 0;
-    for (const LogitsRequest& request : requests) max_top = std::max<int64_t>(max_top, DeviceTop(request, cols));
-    const int64_t per_row = static_cast<int64_t>(sizeof(RowSummary)) + max_top * static_cast<int64_t>(sizeof(RankedLogit));
-    const int64_t search_per_row = SummarizeWorkspaceBytes(1, cols, max_top);
-    const int64_t rows_at_once = std::clamp<int64_t>(kWorkspaceBytes / (per_row + search_per_row + 64), 1,
-                                                     Staging::kBufferBytes / static_cast<int64_t>(sizeof(RowRequest)));
-    for (int64_t first = 0; first < rows; first += rows_at_once) {
-      const int64_t count = std::min(rows_at_once, rows - first);
-      RETURN_IF_ERROR(Summarize(logits, requests, first, count, max_top, results));
-    }
-    for (int64_t row = 0; row < rows; ++row) {
-      if (requests[row].top_n == 0 || DeviceTop(requests[row], cols) != 0) continue;
-      std::vector<float> values(cols);
-      RETURN_IF_ERROR(Download(std::as_writable_bytes(std::span(values)), logits.Rows(row, 1).data));
-      if (requests[row].top_n >= cols) {
-        results[row].logits = std::move(values);
-      } else {
-        KeepBest(values, requests[row].top_n, &results[row]);
-      }
-    }
-    return results;
+    return LogitsReader(compute_, *transfers_, workspace_).Read(logits, requests);
   }
 
  private:
@@ -595,68 +522,6 @@ class CudaOps final : public Ops {
     return reinterpret_cast<const double*>(frequencies_.back().memory.data());
   }
 
-  // How many of a row's best logits the device finds. 0: none wanted, or more than it sorts, and the whole row is downloaded.
-  static int32_t DeviceTop(const LogitsRequest& request, int64_t cols) {
-    return request.top_n >= cols || request.top_n > kMaxTopLogits ? 0 : request.top_n;
-  }
-
-  // Fills the results of rows [first, first + count) of `logits`, apart from those whose rows are downloaded.
-  absl::Status Summarize(Tensor logits, std::span<const LogitsRequest> requests, int64_t first, int64_t count, int64_t max_top,
-                         std::vector<LogitsResult>& results) {
-    const int64_t cols = logits.cols;
-    ASSIGN_OR_RETURN(std::byte * staged, transfers_->Stage(count * static_cast<int64_t>(sizeof(RowRequest))));
-    auto* const staged_requests = reinterpret_cast<RowRequest*>(staged);
-    for (int64_t i = 0; i < count; ++i) {
-      const LogitsRequest& request = requests[first + i];
-      staged_requests[i] = {static_cast<int32_t>(first + i), DeviceTop(request, cols), request.target};
-    }
-    const int64_t best_offset = AlignUp(count * static_cast<int64_t>(sizeof(RowSummary)), 16);
-    const int64_t results_bytes = AlignUp(best_offset + count * max_top * static_cast<int64_t>(sizeof(RankedLogit)), 256);
-    ASSIGN_OR_RETURN(std::byte * workspace, workspace_.Reserve(results_bytes + SummarizeWorkspaceBytes(count, cols, max_top)));
-    SummarizeArgs args;
-    args.logits = RowsOf(logits);
-    args.requests = staged_requests;
-    args.num_requests = count;
-    args.max_top = max_top;
-    args.summaries = reinterpret_cast<RowSummary*>(workspace);
-    args.best = reinterpret_cast<RankedLogit*>(workspace + best_offset);
-    args.workspace = workspace + results_bytes;
-    {
-      const CudaTimeline::Scope span = SpanOf("ReadLogits");
-      RETURN_IF_ERROR(Queued("ReadLogits", LaunchSummarize(args, compute_.get())));
-    }
-    std::vector<std::byte> read(best_offset + count * max_top * sizeof(RankedLogit));
-    RETURN_IF_ERROR(Download(read, workspace));
-    for (int64_t i = 0; i < count; ++i) {
-      LogitsResult& result = results[first + i];
-      RowSummary summary;
-      std::memcpy(&summary, read.data() + i * sizeof(RowSummary), sizeof(summary));
-      result.log_sum_exp = summary.log_sum_exp;
-      result.target_logit = summary.target_logit;
-      for (int64_t n = 0; n < DeviceTop(requests[first + i], cols); ++n) {
-        RankedLogit ranked;
-        std::memcpy(&ranked, read.data() + best_offset + (i * max_top + n) * sizeof(RankedLogit), sizeof(ranked));
-        result.ids.push_back(ranked.id);
-        result.logits.push_back(ranked.logit);
-      }
-    }
-    return absl::OkStatus();
-  }
-
-  static void KeepBest(const std::vector<float>& values, int32_t top_n, LogitsResult* result) {
-    std::vector<int32_t> ids(values.size());
-    std::iota(ids.begin(), ids.end(), 0);
-    const auto better = [&](int32_t a, int32_t b) {
-      const bool a_nan = std::isnan(values[a]), b_nan = std::isnan(values[b]);
-      if (a_nan != b_nan) return b_nan;
-      return a_nan || values[a] == values[b] ? a < b : values[a] > values[b];
-    };
-    std::partial_sort(ids.begin(), ids.begin() + top_n, ids.end(), better);
-    ids.resize(top_n);
-    for (const int32_t id : ids) result->logits.push_back(values[id]);
-    result->ids = std::move(ids);
-  }
-
   struct Frequencies {
     std::vector<double> values;
     DeviceMemory memory;
@@ -678,32 +543,6 @@ class CudaOps final : public Ops {
 
 }  // namespace
 }  // namespace cuda
-
-absl::Status CheckCudaGpu(std::string_view name, int major, int minor) {
-  if (major > 7 || (major == 7 && minor >= 5)) return absl::OkStatus();
-  return FailedPrecondition("%s has compute capability %d.%d, Ferry needs 7.5 or newer: choose another GPU or the cpu backend",
-                            name, major, minor);
-}
-
-int NumCudaDevices() {
-  int count = 0, usable = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
-  cudaGetLastError();
-  for (int device = 0; device < count; ++device) {
-    int major = 0, minor = 0;
-    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) continue;
-    if (cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess) continue;
-    if (CheckCudaGpu("", major, minor).ok()) ++usable;
-  }
-  return usable;
-}
-
-int64_t CudaDeviceBytes(int device) {
-  cudaDeviceProp properties;
-  const bool known = device >= 0 && cudaGetDeviceProperties(&properties, device) == cudaSuccess;
-  cudaGetLastError();
-  return known ? static_cast<int64_t>(properties.totalGlobalMem) : 0;
-}
 
 absl::StatusOr<std::unique_ptr<Ops>> CreateCudaOps(const BackendOptions& options) {
   int count = 0;

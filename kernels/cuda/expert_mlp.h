@@ -59,8 +59,8 @@ struct ExpertMlpArgs {
   int64_t workspace_bytes = 0;
 };
 
-// Bytes of workspace for uses whose num_rows sum to `rows`. A smaller workspace is enough as long as the largest single
-// use fits: the call then runs in several batches.
+// Bytes of workspace for uses whose num_rows sum to `rows`. A smaller workspace is enough if the largest single use
+// fits: the call then runs in several batches.
 int64_t ExpertMlpWorkspaceBytes(const ExpertShape& shape, int64_t rows);
 
 // Queues the experts on `stream`. An entry whose `outs` lies outside out_rows writes nothing; one whose `rows` lies

@@ -7,7 +7,7 @@
 
 namespace ferry::cuda {
 
-inline constexpr int64_t kMaxTopLogits = 2048;  // sorted in shared memory; who wants more takes the whole row
+inline constexpr int64_t kMaxTopLogits = 2048;  // sorted in shared memory; for more, the whole row is downloaded
 
 struct RowRequest {
   int32_t row = 0;      // of the logits

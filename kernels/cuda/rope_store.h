@@ -19,7 +19,7 @@ struct DeviceKv {
   int64_t num_kv_heads = 0, head_dim = 0;
 };
 
-// Where the rows of a batch stand. All device memory; entries of rows from the call's first one on.
+// Positions and block tables of a batch's rows. All device memory; entries of rows from the call's first one on.
 struct DevicePlaces {
   const int32_t* positions = nullptr;     // [rows]
   const int32_t* table_starts = nullptr;  // [rows] index in `tables` of the block table of the row's sequence

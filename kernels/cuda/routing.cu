@@ -5,14 +5,11 @@
 namespace ferry::cuda {
 namespace {
 
-// ------------------------------------------------------------------------------------------------------------------
-// router
-
 // Every dot product is cut into so many parts, whatever the rows: a single row then spreads over enough blocks. Partial
 // sums are [part][row][expert].
 constexpr int kParts = 8;
-constexpr int64_t kRowsPerPass = 4096;  // bounds the workspace: 16 MiB for 128 experts
-constexpr int kStep = 32;               // columns in shared memory at a time
+constexpr int64_t kRowsAtOnce = 4096;  // bounds the workspace: 16 MiB for 128 experts
+constexpr int kStep = 32;              // columns in shared memory at a time
 
 // Columns of one part: whole steps.
 __host__ __device__ constexpr int64_t PartCols(int64_t cols) { return (cols + kStep * kParts - 1) / (kStep * kParts) * kStep; }
@@ -36,6 +33,62 @@ __device__ inline uint32_t PackBf16(__nv_bfloat16 low, __nv_bfloat16 high) {
 
 constexpr int kManyRows = 128;     // of a block: 32 a warp, in four groups of warps
 constexpr int kStepRowBytes = 80;  // of a row of 32 BF16 numbers in shared memory: eight rows start in different banks
+
+// Adds the products of one step: 32 rows, two tiles of 16, by 32 experts, four tiles of 8. The bases are shared addresses of
+// this lane's first operands.
+template <int kExperts>
+__device__ __forceinline__ void MultiplyStep(uint32_t a_base, uint32_t b_base, float (&sums)[2][4][4]) {
+#pragma unroll
+  for (int k = 0; k < kStep / 16; ++k) {
+    uint32_t rows_a[2][4];
+    LoadMatrix4(rows_a[0], a_base + k * 32);
+    LoadMatrix4(rows_a[1], a_base + k * 32 + 16 * kStepRowBytes);
+#pragma unroll
+    for (int part = 0; part < 3; ++part) {
+#pragma unroll
+      for (int pair = 0; pair < 2; ++pair) {
+        uint32_t weights[4];
+        LoadMatrix4(weights, b_base + part * kExperts * kStepRowBytes + pair * 16 * kStepRowBytes + k * 32);
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          MmaBf16(sums[r][2 * pair], rows_a[r], weights[0], weights[1]);
+          MmaBf16(sums[r][2 * pair + 1], rows_a[r], weights[2], weights[3]);
+        }
+      }
+    }
+  }
+}
+
+// Writes four columns of a line of split weights at byte `at` of the three parts: low, middle, high.
+template <int kBytes>
+__device__ __forceinline__ void StoreSplit(const float (&weights)[4], int at, unsigned char (&parts)[3][kBytes]) {
+  Split split[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) split[i] = SplitOf(weights[i]);
+  *reinterpret_cast<uint2*>(parts[0] + at) = uint2{PackBf16(split[0].low, split[1].low), PackBf16(split[2].low, split[3].low)};
+  *reinterpret_cast<uint2*>(parts[1] + at) =
+      uint2{PackBf16(split[0].middle, split[1].middle), PackBf16(split[2].middle, split[3].middle)};
+  *reinterpret_cast<uint2*>(parts[2] + at) =
+      uint2{PackBf16(split[0].high, split[1].high), PackBf16(split[2].high, split[3].high)};
+}
+
+// Writes the sums of a warp, 32 rows by 32 experts, to partials [rows][num_experts].
+__device__ __forceinline__ void StoreSums(const float (&sums)[2][4][4], float* partials, int64_t first_row, int64_t rows,
+                                          int first_expert, int num_experts) {
+  const int lane = threadIdx.x % kWarpSize;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+#pragma unroll
+    for (int t = 0; t < 4; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int64_t row = first_row + r * 16 + i / 2 * 8 + lane / 4;
+        const int expert = first_expert + t * 8 + lane % 4 * 2 + i % 2;
+        if (row < rows && expert < num_experts) partials[row * num_experts + expert] = sums[r][t][i];
+      }
+    }
+  }
+}
 
 // One part of the products of 128 rows and 32 * kExpertWarps experts. Each sum takes its columns 16 at a time in
 // order, of each 16 first the low parts of the weights, then the middle, then the high: RouterFewKernel does the
@@ -81,15 +134,7 @@ __global__ void __launch_bounds__(128 * kExpertWarps)
     }
 #pragma unroll
     for (int l = 0; l < kWeightLoads; ++l) {
-      Split split[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) split[i] = SplitOf(next_weight[l][i]);
-      const int at = (l * (kThreads / 8) + line) * kStepRowBytes + c * 2;
-      *reinterpret_cast<uint2*>(b[0] + at) = uint2{PackBf16(split[0].low, split[1].low), PackBf16(split[2].low, split[3].low)};
-      *reinterpret_cast<uint2*>(b[1] + at) =
-          uint2{PackBf16(split[0].middle, split[1].middle), PackBf16(split[2].middle, split[3].middle)};
-      *reinterpret_cast<uint2*>(b[2] + at) =
-          uint2{PackBf16(split[0].high, split[1].high), PackBf16(split[2].high, split[3].high)};
+      StoreSplit(next_weight[l], (l * (kThreads / 8) + line) * kStepRowBytes + c * 2, b);
     }
   };
 
@@ -101,39 +146,11 @@ __global__ void __launch_bounds__(128 * kExpertWarps)
     store();
     __syncthreads();
     if (col + kStep < end_col) load(col + kStep);
-#pragma unroll
-    for (int k = 0; k < kStep / 16; ++k) {
-      uint32_t rows_a[2][4];
-      LoadMatrix4(rows_a[0], a_base + k * 32);
-      LoadMatrix4(rows_a[1], a_base + k * 32 + 16 * kStepRowBytes);
-#pragma unroll
-      for (int part = 0; part < 3; ++part) {
-#pragma unroll
-        for (int pair = 0; pair < 2; ++pair) {
-          uint32_t weights[4];
-          LoadMatrix4(weights, b_base + part * kExperts * kStepRowBytes + pair * 16 * kStepRowBytes + k * 32);
-#pragma unroll
-          for (int r = 0; r < 2; ++r) {
-            MmaBf16(sums[r][2 * pair], rows_a[r], weights[0], weights[1]);
-            MmaBf16(sums[r][2 * pair + 1], rows_a[r], weights[2], weights[3]);
-          }
-        }
-      }
-    }
+    MultiplyStep<kExperts>(a_base, b_base, sums);
     __syncthreads();
   }
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-#pragma unroll
-    for (int t = 0; t < 4; ++t) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int64_t row = first_row + row_warp * 32 + r * 16 + i / 2 * 8 + lane / 4;
-        const int expert = first_expert + expert_warp * 32 + t * 8 + lane % 4 * 2 + i % 2;
-        if (row < rows && expert < num_experts) partials[(blockIdx.z * rows + row) * num_experts + expert] = sums[r][t][i];
-      }
-    }
-  }
+  StoreSums(sums, partials + blockIdx.z * rows * num_experts, first_row + row_warp * 32, rows, first_expert + expert_warp * 32,
+            num_experts);
 }
 
 constexpr int kMaxFewRows = 64;  // calls with more rows go through RouterKernel
@@ -263,6 +280,34 @@ __device__ inline uint64_t WarpMaxKey(uint64_t key) {
   return key;
 }
 
+// Takes the best key of a warp's rows: clears it in the lane that holds it, and returns its value to all lanes.
+template <int kSlots>
+__device__ __forceinline__ float TakeBest(uint64_t (&keys)[kSlots], const float (&values)[kSlots], int* expert) {
+  uint64_t top = 0;
+#pragma unroll
+  for (int s = 0; s < kSlots; ++s) top = keys[s] > top ? keys[s] : top;
+  top = WarpMaxKey(top);
+  float value = 0.0f;
+#pragma unroll
+  for (int s = 0; s < kSlots; ++s) {
+    if (keys[s] == top) {
+      value = values[s];
+      keys[s] = 0;
+    }
+  }
+  *expert = static_cast<int>(IdOfKey(top));
+  return __shfl_sync(0xffffffffu, value, *expert % kWarpSize);
+}
+
+// Adds the parts in order.
+__device__ __forceinline__ float LogitOf(const float* partials, const float* bias, int64_t rows, int num_experts, int64_t row,
+                                         int expert) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) sum += partials[(part * rows + row) * num_experts + expert];
+  return bias != nullptr ? sum + bias[expert] : sum;
+}
+
 // Adds the parts in order, then picks the best logit top_k times. A key holds value and id, so ties go to the lower
 // id and every pick is a valid id; the lane that held the pick clears it. The softmax runs over the picks in their
 // order.
@@ -283,28 +328,13 @@ __global__ void ChooseKernel(const float* partials, const float* bias, int32_t* 
     keys[s] = 0;
     logits[s] = 0.0f;
     if (expert >= num_experts) continue;
-    float sum = 0.0f;
-#pragma unroll
-    for (int part = 0; part < kParts; ++part) sum += partials[(part * rows + row) * num_experts + expert];
-    logits[s] = bias != nullptr ? sum + bias[expert] : sum;
+    logits[s] = LogitOf(partials, bias, rows, num_experts, row, expert);
     keys[s] = OrderedKey(logits[s], static_cast<uint32_t>(expert));
   }
   float best = 0.0f, total = 0.0f;
   for (int rank = 0; rank < top_k; ++rank) {
-    uint64_t top = 0;
-#pragma unroll
-    for (int s = 0; s < kSlots; ++s) top = keys[s] > top ? keys[s] : top;
-    top = WarpMaxKey(top);
-    float logit = 0.0f;
-#pragma unroll
-    for (int s = 0; s < kSlots; ++s) {
-      if (keys[s] == top) {
-        logit = logits[s];
-        keys[s] = 0;
-      }
-    }
-    const int expert = static_cast<int>(IdOfKey(top));
-    logit = __shfl_sync(0xffffffffu, logit, expert % kWarpSize);
+    int expert;
+    const float logit = TakeBest(keys, logits, &expert);
     if (rank == 0) best = logit;
     const float weight = expf(logit - best);
     total += weight;
@@ -317,7 +347,7 @@ __global__ void ChooseKernel(const float* partials, const float* bias, int32_t* 
   for (int rank = lane; rank < top_k; rank += kWarpSize) weights[row * top_k + rank] /= total;
 }
 
-// What of a router's groups may be chosen from, a bit a group, by the choices of a row in shared memory. A lane takes a group.
+// The groups that a row's experts come from, a bit a group. `choice` is in shared memory; a lane takes a group.
 __device__ inline uint32_t GroupsInUse(const float* choice, int num_experts, const RouteArgs& args, int lane) {
   if (args.groups_used == args.num_groups) return 0xffffffffu;
   const int size = num_experts / args.num_groups;
@@ -362,10 +392,7 @@ __global__ void ChooseScoredKernel(const float* partials, RouteArgs args, int32_
     const int expert = s * kWarpSize + lane;
     scores[s] = -INFINITY;
     if (expert >= num_experts) continue;
-    float sum = 0.0f;
-#pragma unroll
-    for (int part = 0; part < kParts; ++part) sum += partials[(part * rows + row) * num_experts + expert];
-    scores[s] = args.bias != nullptr ? sum + args.bias[expert] : sum;
+    scores[s] = LogitOf(partials, args.bias, rows, num_experts, row, expert);
     largest = fmaxf(largest, scores[s]);
   }
   largest = WarpMax(largest);
@@ -395,20 +422,8 @@ __global__ void ChooseScoredKernel(const float* partials, RouteArgs args, int32_
   }
   float sum = 0.0f;
   for (int rank = 0; rank < top_k; ++rank) {
-    uint64_t top = 0;
-#pragma unroll
-    for (int s = 0; s < kSlots; ++s) top = keys[s] > top ? keys[s] : top;
-    top = WarpMaxKey(top);
-    float score = 0.0f;
-#pragma unroll
-    for (int s = 0; s < kSlots; ++s) {
-      if (keys[s] == top) {
-        score = scores[s];
-        keys[s] = 0;
-      }
-    }
-    const int expert = static_cast<int>(IdOfKey(top));
-    score = __shfl_sync(0xffffffffu, score, expert % kWarpSize);
+    int expert;
+    const float score = TakeBest(keys, scores, &expert);
     sum += score;
     if (lane == 0) {
       experts[row * top_k + rank] = expert;
@@ -420,102 +435,57 @@ __global__ void ChooseScoredKernel(const float* partials, RouteArgs args, int32_
   for (int rank = lane; rank < top_k; rank += kWarpSize) weights[row * top_k + rank] *= factor;
 }
 
-// ----------------------------------------------------------------------------------------------------------------
-// grouping
-
-constexpr int kGroupThreads = 512;
-constexpr int kGroupWarps = kGroupThreads / kWarpSize;
-
-// Counts of a chunk of kGroupThreads assignments for each expert.
-// Grid: [chunks]. Block: kGroupThreads. counts [expert][chunk].
-// Bound: the assignments' bytes, 4 each.
-__global__ void CountKernel(const int32_t* experts, int64_t assignments, int num_experts, int32_t* counts) {
-  __shared__ int32_t histogram[kMaxExperts];
-  for (int e = threadIdx.x; e < num_experts; e += kGroupThreads) histogram[e] = 0;
-  __syncthreads();
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kGroupThreads + threadIdx.x;
-  const uint32_t expert = i < assignments ? static_cast<uint32_t>(experts[i]) : UINT32_MAX;
-  if (expert < static_cast<uint32_t>(num_experts)) atomicAdd(&histogram[expert], 1);
-  __syncthreads();
-  for (int e = threadIdx.x; e < num_experts; e += kGroupThreads) {
-    counts[static_cast<int64_t>(e) * gridDim.x + blockIdx.x] = histogram[e];
+// Partial sums of rows [first, first + rows).
+cudaError_t LaunchRouter(const RouteArgs& args, int64_t first, int64_t rows, cudaStream_t stream) {
+  const int num_experts = static_cast<int>(args.num_experts), cols = static_cast<int>(args.in.cols);
+  const bool weight_aligned = RowsAligned4<float>(args.weight, cols);
+  float* const partials = static_cast<float*>(args.workspace);
+  dim3 grid;
+  if (args.in.dtype == DType::kF16) {
+    const auto* const in = static_cast<const __half*>(args.in.data) + first * args.in.stride;
+    FERRY_CUDA_RETURN_IF_ERROR(Grid(CeilDiv(rows, kF16Rows), CeilDiv(num_experts, kF16Experts), kParts, &grid));
+    RouterF16Kernel<<<grid, kF16Rows * kF16Experts, 0, stream>>>(in, args.in.stride, RowsAligned4<__half>(in, args.in.stride),
+                                                                 args.weight, weight_aligned, partials, rows, num_experts, cols);
+    return cudaGetLastError();
   }
+  if (args.in.dtype != DType::kBF16) return cudaErrorInvalidValue;
+  const auto* const in = static_cast<const __nv_bfloat16*>(args.in.data) + first * args.in.stride;
+  const bool in_aligned = RowsAligned4<__nv_bfloat16>(in, args.in.stride);
+  if (rows <= kMaxFewRows) {
+    FERRY_CUDA_RETURN_IF_ERROR(Grid(CeilDiv(rows, 16), CeilDiv(num_experts, 8 * kFewWarps), kParts, &grid));
+    const auto kernel = in_aligned && weight_aligned ? RouterFewKernel<true> : RouterFewKernel<false>;
+    return LaunchOverlapping(kernel, grid, kFewWarps * kWarpSize, stream, in, args.in.stride, args.weight, partials, rows,
+                             num_experts, cols);
+  }
+  const int expert_warps = num_experts <= 32 ? 1 : 2;
+  FERRY_CUDA_RETURN_IF_ERROR(Grid(CeilDiv(rows, kManyRows), CeilDiv(num_experts, 32 * expert_warps), kParts, &grid));
+  const auto kernel = expert_warps == 1 ? RouterKernel<1> : RouterKernel<2>;
+  kernel<<<grid, 128 * expert_warps, 0, stream>>>(in, args.in.stride, in_aligned, args.weight, weight_aligned, partials, rows,
+                                                  num_experts, cols);
+  return cudaGetLastError();
 }
 
-// Turns an expert's counts into how many of its entries earlier chunks hold; totals [expert].
-// Grid: [num_experts]. Block: one warp.
-// Bound: num_experts * chunks * 8 bytes.
-__global__ void PrefixKernel(int32_t* counts, int64_t chunks, int32_t* totals) {
-  int32_t* const own = counts + blockIdx.x * chunks;
-  int32_t before = 0;
-  for (int64_t first = 0; first < chunks; first += kWarpSize) {
-    const int64_t chunk = first + threadIdx.x;
-    const int32_t count = chunk < chunks ? own[chunk] : 0, inclusive = WarpInclusiveScan(count);
-    if (chunk < chunks) own[chunk] = before + inclusive - count;
-    before += __shfl_sync(0xffffffffu, inclusive, kWarpSize - 1);
+// The choice from those sums. kSlots: logits of a lane.
+template <int kSlots>
+cudaError_t LaunchChoice(const RouteArgs& args, int64_t first, int64_t rows, cudaStream_t stream) {
+  const int num_experts = static_cast<int>(args.num_experts), top_k = static_cast<int>(args.top_k);
+  const float* const partials = static_cast<const float*>(args.workspace);
+  int32_t* const experts = args.experts + first * top_k;
+  float* const weights = args.weights + first * top_k;
+  dim3 grid;
+  FERRY_CUDA_RETURN_IF_ERROR(Grid(CeilDiv(rows, kRowsPerChoice), 1, 1, &grid));
+  if (args.scored) {
+    return LaunchOverlapping(ChooseScoredKernel<kSlots>, grid, kRowsPerChoice * kWarpSize, stream, partials, args, experts,
+                             weights, rows, num_experts, top_k);
   }
-  if (threadIdx.x == 0) totals[blockIdx.x] = before;
-}
-
-// Writes a chunk's entries at their places, and the first chunk the offsets. An entry's place among those of its
-// expert: after what earlier chunks, then earlier warps, then earlier lanes hold, so the order is that of the
-// assignments.
-// Grid: [chunks]. Block: kGroupThreads. befores [expert][chunk] and totals [expert] as PrefixKernel leaves them;
-// both null when there is one chunk, which then counts for itself.
-// Bound: the assignments' bytes, 12 each.
-__global__ void __launch_bounds__(kGroupThreads)
-    WriteKernel(const int32_t* experts, int64_t assignments, int top_k, int num_experts, const int32_t* befores,
-                const int32_t* totals, int32_t* offsets, int32_t* entry_rows, int32_t* entry_outs) {
-  static_assert(kMaxExperts <= 2 * kGroupThreads);  // the scan takes two experts a thread
-  __shared__ uint16_t of_warp[kGroupWarps][kMaxExperts];
-  __shared__ int32_t starts[kMaxExperts], warp_sums[kWarpSize];
-  AwaitLaunchesBefore();
-  const int thread = threadIdx.x, warp = thread / kWarpSize, lane = thread % kWarpSize;
-  for (int i = thread; i < kGroupWarps * num_experts; i += kGroupThreads) of_warp[i / num_experts][i % num_experts] = 0;
-  if (thread < kWarpSize) warp_sums[thread] = 0;
-  __syncthreads();
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kGroupThreads + thread;
-  const uint32_t expert = i < assignments ? static_cast<uint32_t>(experts[i]) : UINT32_MAX;
-  const bool valid = expert < static_cast<uint32_t>(num_experts);
-  const uint32_t peers = __match_any_sync(0xffffffffu, expert), earlier = peers & ((1u << lane) - 1);
-  if (valid && earlier == 0) of_warp[warp][expert] = static_cast<uint16_t>(__popc(peers));
-  __syncthreads();
-
-  const auto total_of = [&](int e) {
-    if (e >= num_experts) return 0;
-    if (totals != nullptr) return static_cast<int>(totals[e]);
-    int total = 0;
-    for (int w = 0; w < kGroupWarps; ++w) total += of_warp[w][e];
-    return total;
-  };
-  const int first = total_of(2 * thread), second = total_of(2 * thread + 1);
-  int inclusive = WarpInclusiveScan(first + second);
-  if (lane == kWarpSize - 1) warp_sums[warp] = inclusive;
-  __syncthreads();
-  if (warp == 0) warp_sums[lane] = WarpInclusiveScan(warp_sums[lane]);
-  __syncthreads();
-  if (warp > 0) inclusive += warp_sums[warp - 1];
-  const int start = inclusive - first - second;
-  if (2 * thread < num_experts) starts[2 * thread] = start;
-  if (2 * thread + 1 < num_experts) starts[2 * thread + 1] = start + first;
-  if (blockIdx.x == 0) {
-    if (thread == 0) offsets[0] = 0;
-    if (2 * thread < num_experts) offsets[2 * thread + 1] = start + first;
-    if (2 * thread + 1 < num_experts) offsets[2 * thread + 2] = inclusive;
-  }
-  __syncthreads();
-  if (!valid) return;
-  int place = starts[expert] + __popc(earlier);
-  if (befores != nullptr) place += befores[static_cast<int64_t>(expert) * gridDim.x + blockIdx.x];
-  for (int w = 0; w < warp; ++w) place += of_warp[w][expert];
-  entry_rows[place] = static_cast<int32_t>(i / top_k);
-  entry_outs[place] = static_cast<int32_t>(i);
+  return LaunchOverlapping(ChooseKernel<kSlots>, grid, kRowsPerChoice * kWarpSize, stream, partials, args.bias, experts, weights,
+                           rows, num_experts, top_k);
 }
 
 }  // namespace
 
 int64_t RouteWorkspaceBytes(int64_t rows, int64_t num_experts) {
-  return kParts * (rows < kRowsPerPass ? rows : kRowsPerPass) * num_experts * 4;
+  return kParts * (rows < kRowsAtOnce ? rows : kRowsAtOnce) * num_experts * 4;
 }
 
 cudaError_t LaunchRoute(const RouteArgs& args, cudaStream_t stream) {
@@ -525,85 +495,16 @@ cudaError_t LaunchRoute(const RouteArgs& args, cudaStream_t stream) {
       args.top_k > args.groups_used * (args.num_experts / args.num_groups)) {
     return cudaErrorInvalidValue;
   }
-  const int num_experts = static_cast<int>(args.num_experts), top_k = static_cast<int>(args.top_k);
-  const int cols = static_cast<int>(args.in.cols);
-  float* const partials = static_cast<float*>(args.workspace);
-  for (int64_t first = 0; first < args.in.rows; first += kRowsPerPass) {
-    const int64_t rows = args.in.rows - first < kRowsPerPass ? args.in.rows - first : kRowsPerPass;
-    const bool weight_aligned = RowsAligned4<float>(args.weight, cols);
-    dim3 grid;
-    if (args.in.dtype == DType::kF16) {
-      const auto* const in = static_cast<const __half*>(args.in.data) + first * args.in.stride;
-      FERRY_CUDA_RETURN_IF_ERROR(Grid(CeilDiv(rows, kF16Rows), CeilDiv(num_experts, kF16Experts), kParts, &grid));
-      RouterF16Kernel<<<grid, kF16Rows * kF16Experts, 0, stream>>>(in, args.in.stride, RowsAligned4<__half>(in, args.in.stride),
-                                                                   args.weight, weight_aligned, partials, rows, num_experts,
-                                                                   cols);
-    } else if (args.in.dtype != DType::kBF16) {
-      return cudaErrorInvalidValue;
-    } else {
-      const auto* const in = static_cast<const __nv_bfloat16*>(args.in.data) + first * args.in.stride;
-      const bool in_aligned = RowsAligned4<__nv_bfloat16>(in, args.in.stride);
-      if (rows <= kMaxFewRows) {
-        FERRY_CUDA_RETURN_IF_ERROR(Grid(CeilDiv(rows, 16), CeilDiv(num_experts, 8 * kFewWarps), kParts, &grid));
-        const auto kernel = in_aligned && weight_aligned ? RouterFewKernel<true> : RouterFewKernel<false>;
-        FERRY_CUDA_RETURN_IF_ERROR(LaunchOverlapping(kernel, grid, kFewWarps * kWarpSize, stream, in, args.in.stride, args.weight,
-                                                     partials, rows, num_experts, cols));
-      } else if (num_experts <= 32) {
-        FERRY_CUDA_RETURN_IF_ERROR(Grid(CeilDiv(rows, kManyRows), 1, kParts, &grid));
-        RouterKernel<1><<<grid, 128, 0, stream>>>(in, args.in.stride, in_aligned, args.weight, weight_aligned, partials, rows,
-                                                  num_experts, cols);
-      } else {
-        FERRY_CUDA_RETURN_IF_ERROR(Grid(CeilDiv(rows, kManyRows), CeilDiv(num_experts, 64), kParts, &grid));
-        RouterKernel<2><<<grid, 256, 0, stream>>>(in, args.in.stride, in_aligned, args.weight, weight_aligned, partials, rows,
-                                                  num_experts, cols);
-      }
-    }
-    FERRY_CUDA_RETURN_IF_ERROR(cudaGetLastError());
-    FERRY_CUDA_RETURN_IF_ERROR(Grid(CeilDiv(rows, kRowsPerChoice), 1, 1, &grid));
-    const auto choose = [&](auto slots) {
-      if (args.scored) {
-        return LaunchOverlapping(ChooseScoredKernel<slots()>, grid, kRowsPerChoice * kWarpSize, stream, partials, args,
-                                 args.experts + first * top_k, args.weights + first * top_k, rows, num_experts, top_k);
-      }
-      return LaunchOverlapping(ChooseKernel<slots()>, grid, kRowsPerChoice * kWarpSize, stream, partials, args.bias,
-                               args.experts + first * top_k, args.weights + first * top_k, rows, num_experts, top_k);
-    };
-    if (num_experts <= 32) {
-      FERRY_CUDA_RETURN_IF_ERROR(choose(std::integral_constant<int, 1>{}));
-    } else if (num_experts <= 128) {
-      FERRY_CUDA_RETURN_IF_ERROR(choose(std::integral_constant<int, 4>{}));
-    } else if (num_experts <= 512) {
-      FERRY_CUDA_RETURN_IF_ERROR(choose(std::integral_constant<int, 16>{}));
-    } else {
-      FERRY_CUDA_RETURN_IF_ERROR(choose(std::integral_constant<int, 32>{}));
-    }
+  for (int64_t first = 0; first < args.in.rows; first += kRowsAtOnce) {
+    const int64_t rows = args.in.rows - first < kRowsAtOnce ? args.in.rows - first : kRowsAtOnce;
+    FERRY_CUDA_RETURN_IF_ERROR(LaunchRouter(args, first, rows, stream));
+    const auto launch_choice = args.num_experts <= 32    ? LaunchChoice<1>
+                               : args.num_experts <= 128 ? LaunchChoice<4>
+                               : args.num_experts <= 512 ? LaunchChoice<16>
+                                                         : LaunchChoice<32>;
+    FERRY_CUDA_RETURN_IF_ERROR(launch_choice(args, first, rows, stream));
   }
   return cudaSuccess;
-}
-
-int64_t GroupWorkspaceBytes(int64_t rows, int64_t top_k, int64_t num_experts) {
-  return (CeilDiv(rows * top_k, kGroupThreads) + 1) * num_experts * 4;
-}
-
-cudaError_t LaunchGroupByExpert(const int32_t* experts, int64_t rows, int64_t top_k, int64_t num_experts, int32_t* offsets,
-                                int32_t* entry_rows, int32_t* entry_outs, void* workspace, cudaStream_t stream) {
-  if (rows == 0) return cudaSuccess;
-  if (num_experts < 1 || num_experts > kMaxExperts || top_k < 1 || rows > 0x7fffffff / top_k) return cudaErrorInvalidValue;
-  const int64_t assignments = rows * top_k, chunks = CeilDiv(assignments, kGroupThreads);
-  const int count = static_cast<int>(num_experts);
-  int32_t *counts = nullptr, *totals = nullptr;
-  dim3 grid;
-  FERRY_CUDA_RETURN_IF_ERROR(Grid(chunks, 1, 1, &grid));
-  if (chunks > 1) {
-    counts = static_cast<int32_t*>(workspace);
-    totals = counts + chunks * num_experts;
-    CountKernel<<<grid, kGroupThreads, 0, stream>>>(experts, assignments, count, counts);
-    FERRY_CUDA_RETURN_IF_ERROR(cudaGetLastError());
-    PrefixKernel<<<count, kWarpSize, 0, stream>>>(counts, chunks, totals);
-    FERRY_CUDA_RETURN_IF_ERROR(cudaGetLastError());
-  }
-  return LaunchOverlapping(WriteKernel, grid, kGroupThreads, stream, experts, assignments, static_cast<int>(top_k), count, counts,
-                           totals, offsets, entry_rows, entry_outs);
 }
 
 }  // namespace ferry::cuda

@@ -1,13 +1,13 @@
 #pragma once
 
-// The router: which experts a token goes to, and the tokens of each expert.
+// The router: which experts a token goes to.
 
+#include "kernels/cuda/grouping.h"
 #include "kernels/cuda/launch.h"
 
 namespace ferry::cuda {
 
-inline constexpr int kMaxGroups = 32;         // one a lane of a warp
-inline constexpr int64_t kMaxExperts = 1024;  // a row's logits stay in the registers of one warp
+inline constexpr int kMaxGroups = 32;  // one a lane of a warp
 
 // logits = in W^T + bias in F32; the top_k best, ties to the lower id; weights = softmax over the chosen.
 //   in       [rows, n_embd] an activation type        weight  [num_experts, n_embd] F32, row-major
@@ -34,12 +34,5 @@ struct RouteArgs {
 };
 cudaError_t LaunchRoute(const RouteArgs& args, cudaStream_t stream);
 int64_t RouteWorkspaceBytes(int64_t rows, int64_t num_experts);
-
-// Groups rows * top_k assignments by expert, stable in the order of (row, rank): offsets [num_experts + 1], entry_rows
-// and entry_outs [rows * top_k]. An id outside [0, num_experts) is left out. num_experts <= kMaxExperts. workspace:
-// GroupWorkspaceBytes(...), 16-byte aligned.
-cudaError_t LaunchGroupByExpert(const int32_t* experts, int64_t rows, int64_t top_k, int64_t num_experts, int32_t* offsets,
-                                int32_t* entry_rows, int32_t* entry_outs, void* workspace, cudaStream_t stream);
-int64_t GroupWorkspaceBytes(int64_t rows, int64_t top_k, int64_t num_experts);
 
 }  // namespace ferry::cuda

@@ -38,6 +38,10 @@ class Staging {
   int64_t used_ = 0;
 };
 
+// Enough for every operation of the models Ferry runs; an operation that could need more goes through its rows in parts of this
+// size.
+inline constexpr int64_t kWorkspaceBytes = int64_t{192} << 20;
+
 // Device memory for the inner results of one operation. All operations share it, one after the other in the stream's
 // order; it grows when one needs more, which waits for the device, and never shrinks.
 class Workspace {

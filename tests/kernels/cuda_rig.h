@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "common/half.h"
+#include "kernels/cuda/cuda_devices.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/ops.h"
 #include "kernels/reference/reference_ops.h"
