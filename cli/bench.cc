@@ -1,5 +1,5 @@
-// `ferry bench`: prefill and decode rates in the table of llama-sweep-bench, and under it what was moved and which share of the
-// machine's limits was reached. The limits are what the processes probed at their start, in the same run.
+// `ferry bench`: prefill and decode rates in the table of llama-sweep-bench, and under it the bytes moved and the share of the
+// machine's limits that was reached. The limits are what the processes probed at their start, in the same run.
 
 #include <algorithm>
 #include <cmath>
@@ -149,11 +149,11 @@ std::string Share(double value, double limit) {
 
 double SharePercent(double part, double whole) { return whole > 0 ? 100 * part / whole : 0; }
 
-// "plan says 512.3 t/s, 4 % above what was measured"
+// "plan says 512.3 t/s, 4 % above the measured rate"
 std::string Compare(double predicted, double measured) {
   if (measured <= 0) return "";
   const double off = 100 * (predicted / measured - 1);
-  return absl::StrFormat("plan says %.1f t/s, %.0f %% %s what was measured", predicted, std::abs(off),
+  return absl::StrFormat("plan says %.1f t/s, %.0f %% %s the measured rate", predicted, std::abs(off),
                          off < 0 ? "below" : "above");
 }
 

@@ -164,7 +164,7 @@ absl::Status Client::WaitUntilServed() {
     if (info.ok()) {
       if (info->state() == "serving") return absl::OkStatus();
       line.Draw(*info);
-      // An own server ends by itself when it cannot go on; another one is waited for as long as it gets on.
+      // A server of ours ends by itself when it cannot go on. For another one this waits while its work advances.
       if (supervisor_ == nullptr && stall.For(*info, now) > kStallPatience) {
         return Unavailable("the coordinator at %s does not serve, and nothing there has changed for %s: %s", address_,
                            absl::FormatDuration(kStallPatience), DescribeState(*info));

@@ -72,7 +72,7 @@ absl::Status Generate(const GenerateOptions& options) {
   }
   const absl::StatusOr<proto::Finish> finish = client->Generate(request, [](const proto::GenerateResponse& response) {
     std::fwrite(response.text().data(), 1, response.text().size(), stdout);
-    return FlushOutput().ok();  // a reader that has gone needs no more
+    return FlushOutput().ok();  // a reader that has gone reads nothing else
   });
   {
     const std::lock_guard lock(mutex);

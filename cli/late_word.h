@@ -1,6 +1,6 @@
 #pragma once
 
-// Says on standard error what is waited for, if the wait takes longer than a moment: nobody looks at an empty screen.
+// Names a wait on standard error if it takes longer than a moment, so that the screen does not stay empty.
 
 #include <condition_variable>
 #include <mutex>

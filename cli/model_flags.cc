@@ -42,7 +42,7 @@ ModelFlag ServeOnly(ModelFlag flag) {
 
 std::string WithDefault(const std::string& help, const std::string& value) { return help + " (default " + value + ")"; }
 
-// The child is told what differs from `unset`, which stands for its own default.
+// The child is told every value but `unset`, which leaves the child its own default.
 template <typename T>
 ModelFlag Integer(const char* names, const char* group, To to, T ModelOptions::*field, IntegerRange range, const char* help,
                   T unset = 0) {
@@ -65,7 +65,7 @@ ModelFlag Seconds(const char* names, const char* group, To to, double ModelOptio
       });
 }
 
-// An empty text stands for a flag that is not given, so none can be typed.
+// An empty text means that the flag is not given, so a user cannot type one.
 ModelFlag Text(const char* names, const char* group, To to, std::string ModelOptions::*field, const char* help) {
   return Row(
       names, group, to,
@@ -174,7 +174,7 @@ std::vector<ModelFlag> Table() {
       ServeOnly(Text("--api-keys", kServer, Coordinator("--api-keys"), &M::api_keys,
                      "file of the keys that may use the API (`ferry api-key` makes them)")),
       ServeOnly(Switch("--insecure", kServer, Coordinator("--insecure"), &M::insecure, /*told_when=*/true,
-                       "let everybody who reaches --listen use the API without a key")),
+                       "let anybody who reaches --listen use the API without a key")),
       ServeOnly(Text("--cluster-listen", kServer, Coordinator("--cluster-listen"), &M::cluster_listen,
                      "ADDR or ADDR:PORT where workers of other hosts come in, known by certificates (port 8091)")),
       ServeOnly(Text("--cluster-certs", kServer, Coordinator("--cluster-certs"), &M::cluster_certs,

@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kMaxGpu = 1023;
 
-// Every typed flag of which `told` (a member of ModelFlag) says that the process gets it.
+// Appends every typed flag that the process gets: `told` is the member of ModelFlag that says so.
 void AppendFlags(const ModelOptions& options, bool ModelFlag::*told, std::vector<std::string>* arguments) {
   for (const ModelFlag& flag : ModelFlags()) {
     if (!(flag.*told)) continue;
@@ -99,7 +99,7 @@ absl::StatusOr<PlacementOptions> ModelOptions::Placement(int num_workers, int64_
 
 std::vector<std::string> ModelOptions::CoordinatorArguments(int num_workers, int64_t gpu_bytes, const std::string& port_file,
                                                             const std::string& cluster_socket) const {
-  // What this process finds out, and then what was typed.
+  // First the values that this process finds out, then the typed ones.
   std::vector<std::string> arguments = {"--workers",        std::to_string(num_workers),
                                         "--listen",         listen + ":" + std::to_string(port),
                                         "--port-file",      port_file,

@@ -47,8 +47,8 @@ absl::StatusOr<std::string> Beside(const char* name) {
   return path.string();
 }
 
-// The child's standard output goes to standard error, so that results stay alone on ours. -1 and errno: there can be no more
-// processes.
+// The child's standard output goes to standard error, so that ours holds results alone. -1 and errno: the system refuses
+// another process.
 pid_t Spawn(const std::string& binary, const std::vector<std::string>& arguments) {
   std::vector<char*> argv = {const_cast<char*>(binary.c_str())};
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
@@ -102,7 +102,7 @@ class ProcessSupervisor final : public Supervisor {
     if (thread_.joinable()) Stop(absl::Seconds(2)).IgnoreError();
   }
 
-  // Everything is forked from one thread that lives as long as this: the death signal follows the thread, not the process.
+  // One thread, which lives until this ends, forks every process: the death signal follows the thread, not the process.
   absl::Status Run(const ModelOptions& options, const std::vector<std::string>& devices) {
     trace_ = options.trace;
     thread_ = std::thread([this, options, devices] { Main(options, devices); });
@@ -275,7 +275,7 @@ class ProcessSupervisor final : public Supervisor {
       grace = grace_;
     }
     const absl::Time deadline = absl::Now() + grace;
-    if (gateway_ && gateway_->pid > 0) kill(gateway_->pid, SIGTERM);  // it answers what is under way, while
+    if (gateway_ && gateway_->pid > 0) kill(gateway_->pid, SIGTERM);  // it answers its open requests, while
     if (coordinator_.pid > 0) kill(coordinator_.pid, SIGTERM);        // the coordinator drains and tells the workers
     if (coordinator_.pid > 0) coordinator_end_ = WaitFor(coordinator_, deadline);
     if (gateway_) WaitFor(*gateway_, std::max(deadline, absl::Now() + absl::Seconds(1)));

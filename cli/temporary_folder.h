@@ -29,7 +29,7 @@ class TemporaryFolder {
   TemporaryFolder(std::filesystem::path path, UniqueFd lock) : path_(std::move(path)), lock_(std::move(lock)), removed_(path_) {}
 
   const std::filesystem::path path_;
-  const UniqueFd lock_;  // on the folder, for as long as this process lives
+  const UniqueFd lock_;  // on the folder, until this process ends
   const RemovedOnSignal removed_;
   std::vector<std::unique_ptr<RemovedOnSignal>> files_;
 };

@@ -16,7 +16,7 @@ std::string FirstName(const std::string& names) {
   return first.starts_with('!') ? first.substr(1) : first;
 }
 
-// An option of `app` by what was typed without its dashes; null: there is none.
+// An option of `app` by its typed name without dashes; null: there is none.
 CLI::Option* Find(CLI::App& app, const std::string& name, bool one_letter) {
   for (CLI::Option* const option : app.get_options()) {
     if (one_letter ? option->check_sname(name) : option->check_lname(name)) return option;
@@ -206,7 +206,7 @@ absl::Status ParseArguments(CLI::App& app, const std::vector<std::string>& argum
   try {
     app.parse(plain);
   } catch (const CLI::Success&) {
-    throw;  // help and version: for who prints them
+    throw;  // help and version: the caller prints them
   } catch (const CLI::ParseError& error) {
     return InvalidArgument("%s", error.what());
   }

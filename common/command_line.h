@@ -1,6 +1,6 @@
 #pragma once
 
-// Command lines of all of Ferry's programs. CLI11 keeps the flags and writes the help; what is typed is read here, because CLI11
+// Command lines of all of Ferry's programs. CLI11 keeps the flags and writes the help; values are read here, because CLI11
 // splits "[a,b]", reads numbers in other bases, lets them wrap, and takes "-xyz" for "-x yz".
 //
 //  - A value arrives byte for byte. The argument behind a flag that takes a value is its value, whatever it begins with.
@@ -74,7 +74,7 @@ CLI::Option* AddSwitch(CLI::App& app, const std::string& names, bool& target, co
 // Reads argv into the flags of `app` and of the subcommand that it names. An exit code when the program is to end now: 0 after
 // help or version on standard output, 2 after a message on standard error.
 std::optional<int> ParseCommandLine(CLI::App& app, int argc, const char* const* argv);
-// The same for arguments without the program's name. InvalidArgument: what is wrong. OK: the flags are set.
+// The same for arguments without the program's name. InvalidArgument names the argument. OK: the flags are set.
 absl::Status ParseArguments(CLI::App& app, const std::vector<std::string>& arguments);
 
 }  // namespace ferry

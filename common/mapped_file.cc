@@ -61,7 +61,7 @@ void ReplaceMissingPage(int signal, siginfo_t* info, void* context) {
     guard.lost_pages = true;
     return;
   }
-  // Not ours: what was there before ends the process, as the read is repeated.
+  // Not ours: the handler set before ends the process when the read is repeated.
   ::sigaction(signal, &before_guards, nullptr);
 }
 

@@ -2,9 +2,9 @@
 
 // A regular file mapped read-only into memory.
 //
-// The mapping is live: who writes into the file changes what is read here, and who cuts it takes pages away. So whoever has read
-// something asks CheckUnchanged before that is used. A page that the file no longer has reads as zeros from then on, instead of
-// ending the process with SIGBUS, and CheckUnchanged says so.
+// The mapping is live: a writer to the file changes the bytes read here, and a truncation takes pages away. So a reader calls
+// CheckUnchanged before it uses the bytes it has read. A page that the file no longer has reads as zeros from then on, instead
+// of ending the process with SIGBUS, and CheckUnchanged says so.
 
 #include <cstddef>
 #include <span>

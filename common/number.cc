@@ -11,7 +11,7 @@ constexpr size_t kMaxShown = 40;  // of a text that is no number
 
 std::string Shown(std::string_view text) { return std::string(text.substr(0, kMaxShown)); }
 
-// The power of two that a unit stands for; -1: it is none.
+// The power of two of a unit; -1: there is no such unit.
 int ShiftOf(char unit) {
   switch (unit) {
     case 'k':

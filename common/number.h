@@ -1,6 +1,6 @@
 #pragma once
 
-// Numbers as people type them. Every number of a command line goes through here: what is typed is taken exactly, or refused.
+// Numbers as people type them. Every number of a command line goes through here: it is taken exactly, or refused.
 
 #include <cstdint>
 #include <string>

@@ -39,7 +39,7 @@ class OutputFile {
   absl::Status Reserve(uint64_t bytes);
   // Safe from several threads for disjoint parts. ResourceExhausted: the disk is full. Other errors: what the system said.
   absl::Status WriteAt(uint64_t offset, std::span<const std::byte> bytes);
-  // Behind what was appended before; from one thread at a time.
+  // Behind the texts appended before; from one thread at a time.
   absl::Status Append(std::string_view text);
   // Checks `path` again, since something may have come there meanwhile.
   absl::Status Commit();

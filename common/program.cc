@@ -42,7 +42,7 @@ int RunGuarded(const char* name, const std::function<int()>& body) {
     const bool threads = error.code() == std::errc::resource_unavailable_try_again;
     std::fprintf(
         stderr, "error: %s: %s%s\n", name, error.what(),
-        threads ? ": no more threads can be started; raise the limit of processes (ulimit -u, pids.max of the cgroup)" : "");
+        threads ? ": the system refuses another thread; raise the limit of processes (ulimit -u, pids.max of the cgroup)" : "");
   } catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s: %s\n", name, error.what());
   }

@@ -10,15 +10,15 @@
 namespace ferry {
 
 // Runs `body` and returns the program's exit code, which is `body`'s except where
-//  - `body` throws: the exception is said on standard error, the code is 1;
+//  - `body` throws: the exception goes to standard error, the code is 1;
 //  - standard output could not be written: the reason is said, the code is 1. A reader that has gone (| head) ends the process by
-//    SIGPIPE as it does other tools, unless whoever started the program ignores that signal.
+//    SIGPIPE as it does other tools, unless the parent process left that signal ignored.
 // Before `body`: descriptors 0 to 2 are open (a closed one fails when it is used, instead of being taken by the next file),
 // writing into a closed pipe or beyond a file size limit is an error and no signal, and signals that end the process remove what
 // common/signal_cleanup.h has registered.
 int RunProgram(const char* name, const std::function<int()>& body);
 
-// Writes out what was printed so far. An error: standard output takes no more, so that there is no use in going on.
+// Writes out everything printed so far. An error: standard output is closed or full, and the program should end.
 absl::Status FlushOutput();
 // Whether the reader of standard output has gone: nobody needs to be told.
 bool OutputReaderIsGone();

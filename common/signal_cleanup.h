@@ -20,11 +20,11 @@ class RemovedOnSignal {
   int slot_ = -1;
 };
 
-// Handles every signal that would end the process, unless it is ignored: removes what is registered, and lets the signal end the
-// process as it would have. Once, before other threads exist.
+// Handles every signal that would end the process, unless it is ignored: removes the registered paths, and lets the signal end
+// the process as it would have. Once, before other threads exist.
 void InstallSignalCleanup();
 
-// Removes what is registered, for who is about to call _exit. Async-signal-safe.
+// Removes the registered paths. For a caller that is about to call _exit. Async-signal-safe.
 void RemoveRegisteredPaths();
 
 }  // namespace ferry

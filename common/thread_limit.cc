@@ -29,7 +29,7 @@ std::string WhatLimits(int count) {
   if (::getrlimit(RLIMIT_NPROC, &user) == 0 && user.rlim_cur != RLIM_INFINITY) {
     return absl::StrFormat("this user may have %d processes and threads (ulimit -u)", user.rlim_cur);
   }
-  return "the system has no more";
+  return "the system refuses another";
 }
 
 }  // namespace

@@ -44,7 +44,7 @@ class ThreadPool {
 // Physical cores (one hardware thread of each) that this process may use, by the kernel's topology files.
 std::vector<int> UsablePhysicalCores();
 
-// How many threads 0 stands for: one a usable physical core, and no more than the CPU quota of the process's cgroups allows.
+// The number of threads that 0 chooses: one a usable physical core, limited by the CPU quota of the process's cgroups.
 int DefaultThreads();
 // What ThreadPool::Create accepts at most on this machine.
 int MaxUsefulThreads();

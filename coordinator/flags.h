@@ -14,7 +14,7 @@ class CoordinatorFlags {
  public:
   // Adds every flag; this outlives the parse.
   void AddTo(CLI::App& app);
-  // What was typed, checked as far as it can be without the model. InvalidArgument names the flag.
+  // The typed options, checked as far as possible without the model. InvalidArgument names the flag.
   absl::StatusOr<CoordinatorOptions> Options() const;
 
  private:

@@ -27,7 +27,7 @@
 namespace ferry {
 namespace {
 
-// Who waits for the file sees all of it or none.
+// A reader that waits for the file sees all of it or none.
 absl::Status WritePortFile(const CoordinatorOptions& options, int port) {
   ASSIGN_OR_RETURN(
       const std::unique_ptr<OutputFile> file,

@@ -422,7 +422,7 @@ class ServerImpl final : public Server {
     if (!listen.loopback && options_.tls_cert.empty()) {
       spdlog::warn(
           "listening on {}: the connections are not encrypted{}", listen.ToString(),
-          options_.api_keys.empty() ? " and everybody who reaches it may use it" : "; --tls-cert and --tls-key encrypt them");
+          options_.api_keys.empty() ? " and anybody who reaches it may use it" : "; --tls-cert and --tls-key encrypt them");
     }
     grpc::EnableDefaultHealthCheckService(true);
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();

@@ -24,7 +24,7 @@ class Server {
   // "unix:/...": where workers of this host come in.
   virtual std::string cluster_address() const = 0;
 
-  // Fills the expert store, then admits workers. Takes as long as reading the model; logs the progress once a second.
+  // Fills the expert store, then admits workers. Takes the time of reading the model; logs the progress once a second.
   virtual absl::Status Load() = 0;
   // After Load: until the first epoch. DeadlineExceeded says which workers are missing.
   virtual absl::Status WaitUntilServing(absl::Time deadline) = 0;

@@ -47,7 +47,7 @@ class TraceWriter {
   // phase: X, a span of its row; b and e, the ends of one that may overlap others, paired by id.
   void WriteLocked(const char* phase, const std::string& name, int process, int row, absl::Time at, absl::Duration duration,
                    uint64_t id, const Arguments& arguments);
-  // Hands what is buffered to the file; the first failure is logged and ends the writing.
+  // Hands the buffered spans to the file; the first failure is logged and ends the writing.
   void FlushLocked();
   void NameLocked(int process, int row, const std::string& process_name, const std::string& row_name);
   double Microseconds(absl::Time time) const { return absl::ToDoubleMicroseconds(time - origin_); }

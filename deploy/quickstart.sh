@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a bare Debian 12 to generated text: installs what is missing, builds, starts a coordinator and two workers on the
+# From a bare Debian 12 to generated text: installs the missing packages, builds, starts a coordinator and two workers on the
 # bundled model, streams a completion, says which experts went where, asks once more over HTTP, and stops everything.
 #
 #   deploy/quickstart.sh ["a prompt"]

@@ -15,7 +15,7 @@ enum class ApiForm {
   kAnthropic,  // {"type": "error", "error": {"type", "message"}}
 };
 
-// By the path of a request: /v1/messages and what is below it is Anthropic's.
+// By the path of a request: /v1/messages and the paths below it are Anthropic's.
 ApiForm FormOf(std::string_view path);
 
 // 400 for InvalidArgument, 401, 403, 404, 429 for a full queue, 503 while no model is served or the gateway ends, 504 for a

@@ -41,7 +41,7 @@ void AddFlags(CLI::App& app, Flags* flags) {
   app.add_option("--log-level", flags->log_level, "trace, debug, info, warn, error, off")->capture_default_str();
 }
 
-// Who waits for the file sees it whole or not at all.
+// A reader that waits for the file sees all of it or none.
 absl::Status WritePortFile(const std::string& path, int port) {
   const std::string temporary = path + ".new";
   std::ofstream(temporary) << port << '\n';
@@ -94,7 +94,7 @@ int Run(Flags flags) {
   if (!gateway.ok()) return CannotRun(gateway.status());
   if (!listen->loopback) {
     spdlog::warn("listening on {}: the connections are not encrypted{}", listen->host,
-                 flags.key_file.empty() ? " and everybody who reaches it may use it" : "");
+                 flags.key_file.empty() ? " and anybody who reaches it may use it" : "");
   }
   if (!flags.port_file.empty()) {
     if (const absl::Status written = WritePortFile(flags.port_file, (*gateway)->port()); !written.ok()) return CannotRun(written);

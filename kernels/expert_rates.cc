@@ -155,7 +155,7 @@ absl::StatusOr<double> MeasureOperation(Ops& ops, int64_t cols) {
       *fastest = std::min(*fastest, absl::ToDoubleSeconds(absl::Now() - start));
     }
   }
-  if (with <= without) return Internal("%d operations more took no more time: this machine is too busy", kOperations);
+  if (with <= without) return Internal("%d additional operations took no additional time: this machine is too busy", kOperations);
   return (with - without) / kOperations;
 }
 

@@ -21,7 +21,7 @@ class HostTimeline {
     return std::exchange(spans_, {});
   }
 
-  // Lasts as long as what it names.
+  // The span lasts from construction to destruction.
   class Scope {
    public:
     Scope(HostTimeline& timeline, const char* name, TimelineSpan::Queue queue = TimelineSpan::Queue::kCompute)

@@ -41,7 +41,7 @@ struct AttentionParams {
   const float* sinks = nullptr;  // F32 [heads], which join the softmax's denominator; null: none
 };
 
-// What is stored of latent attention: RMSNorm of a token's latent vector, F32 [kv_rank].
+// The stored vector of latent attention: RMSNorm of a token's latent vector, F32 [kv_rank].
 struct LatentNorm {
   const float* weight = nullptr;
   double epsilon = 0;

@@ -1,6 +1,6 @@
 #pragma once
 
-// What is read off a row of logits.
+// What sampling reads from a row of logits.
 
 #include <cstdint>
 #include <vector>

@@ -19,7 +19,7 @@ namespace ferry {
 
 class Agent {
  public:
-  // Asks for a place until the coordinator gives one, and waits as long as the coordinator says that it is not ready. Other
+  // Asks for a place until the coordinator gives one, and waits while the coordinator says that it is not ready. Other
   // answers are final. Unavailable: it could not be reached for `patience`. Cancelled: `cancelled` returned true.
   static absl::StatusOr<internal::v1::RegisterResponse> Register(internal::v1::Cluster::StubInterface* cluster,
                                                                  const internal::v1::RegisterRequest& request,

@@ -44,7 +44,7 @@ class CopyAhead {
   void EndLayer();
 
   // While the rows of the step that began are awaited and the link is idle: starts copies for its layers, a few at a time, so
-  // that a record needed at once does not queue behind many. False: no more to copy.
+  // that a record needed at once does not queue behind many. False: nothing is left to copy.
   absl::StatusOr<bool> CopyWhileWaiting(absl::Time deadline);
 
   // The forecast learns from each layer's routing and from each plan (expert_forecast.h).

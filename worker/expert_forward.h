@@ -54,7 +54,7 @@ class ExpertForward {
   // A step of so many rows begins; its rows may not have arrived. Starts copies for its first layer.
   absl::Status BeginStep(const StepContext& context, int64_t rows);
   // Between BeginStep and the arrival of the rows, while the link is idle: copies experts that the step will probably use. False:
-  // no more to copy.
+  // nothing is left to copy.
   absl::StatusOr<bool> CopyWhileWaiting(const StepContext& context);
   // x += the experts of `layer` applied to `in`. in: act [rows, n_embd], x: F32 [rows, n_embd].
   absl::Status Run(const StepContext& context, int64_t layer, const RouterWeights& router, Tensor in, Tensor x);

@@ -24,13 +24,13 @@ void AddWorkerFlags(CLI::App& app, WorkerOptions& options) {
              "CPU threads; 0, the default: one a physical core");
   AddSwitch(app, "--pin,!--no-pin", options.backend.pin_threads, "keep each thread on a core of its own (default)");
   AddChoice(app, "--isa", options.backend.isa, {"auto", "avx512", "avx2", "portable"}, "CPU instructions (default auto)");
-  command_line::AddValue(
-      app, "--vram-experts", "SIZE",
-      "device memory for experts: 4GiB; 0: none, the host computes them; auto, the default: what is left on a GPU, none without",
-      [&options](const std::string& text) -> absl::Status {
-        ASSIGN_OR_RETURN(options.vram_experts, ParseVramExperts(text));
-        return absl::OkStatus();
-      });
+  command_line::AddValue(app, "--vram-experts", "SIZE",
+                         "device memory for experts: 4GiB; 0: none, the host computes them; auto, the default: all that is left "
+                         "on a GPU, none without",
+                         [&options](const std::string& text) -> absl::Status {
+                           ASSIGN_OR_RETURN(options.vram_experts, ParseVramExperts(text));
+                           return absl::OkStatus();
+                         });
   AddChoice(app, "--expert-transport", options.expert_transport, {"auto", "shm", "grpc"},
             "how experts come: shm on the same host, grpc, or auto, the default: shm where possible");
   AddInteger(app, "--worker-id", options.wanted_worker_id, {.max = 1023},

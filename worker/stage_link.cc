@@ -21,7 +21,7 @@ int64_t RowsOfAMessage(int64_t n_embd) {
 
 absl::Status CheckNextChunk(uint64_t step, int64_t first_row, uint64_t next_step, int64_t next_first_row,
                             const std::string& error) {
-  if (next_step > step) return Internal("step %d has no more hidden states: those of step %d came", step, next_step);
+  if (next_step > step) return Internal("step %d lacks hidden states: those of step %d came", step, next_step);
   if (!error.empty()) return Aborted("step %d failed before this worker: %s", step, error);
   if (next_first_row == first_row) return absl::OkStatus();
   return Internal("hidden states of step %d begin at row %d, want %d", step, next_first_row, first_row);

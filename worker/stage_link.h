@@ -100,7 +100,7 @@ class ActivationQueue final : public ActivationSource {
   mutable std::mutex mutex_;  // guards what follows
   std::condition_variable changed_;
   uint64_t epoch_ = 0;
-  std::string broken_;  // not empty: why no more rows come in this epoch
+  std::string broken_;  // not empty: why this epoch's rows have ended
   std::deque<Item> items_;
   int64_t rows_held_ = 0;
   int64_t failures_held_ = 0;

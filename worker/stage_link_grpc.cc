@@ -62,7 +62,7 @@ class PushStream final : public grpc::ClientWriteReactor<internal::v1::Activatio
   }
 
  private:
-  // Why the stream takes no more.
+  // The reason why the stream has ended.
   absl::Status End(std::unique_lock<std::mutex>& lock) {
     broken_ = true;
     lock.unlock();

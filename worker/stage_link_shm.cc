@@ -8,7 +8,7 @@
 namespace ferry {
 namespace {
 
-// A ring whose slots are pinned as long as this lives.
+// A ring whose slots are pinned until this is destroyed.
 class PinnedRing {
  public:
   PinnedRing(std::unique_ptr<ActivationRing> ring, Ops* ops) : ring_(std::move(ring)), ops_(*ops) {}

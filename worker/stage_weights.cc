@@ -251,7 +251,7 @@ class StageWeights::Loader {
   }
 
   // Of each head the rows that make its keys, then those that make its values. Attention wants the keys' matrix transposed, and
-  // what is transposed is in F32: blocks of a quantised row do not turn into blocks of a column.
+  // a transposed matrix is in F32: blocks of a quantised row do not turn into blocks of a column.
   absl::Status LoadJoinedHeads(const DenseTensor& tensor, LatentWeights& out) {
     HostTensor all;
     RETURN_IF_ERROR(ReadTensor(tensor, all));

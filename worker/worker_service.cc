@@ -45,7 +45,7 @@ class AnswerWriter {
     --expected_;
     changed_.notify_all();
   }
-  // The caller sends no more steps: the last answers still go out, unless it is gone.
+  // The caller has sent its last step: the last answers still go out, unless it is gone.
   void Close(const grpc::ServerContext& context) {
     std::unique_lock lock(mutex_);
     while (expected_ > 0 && !context.IsCancelled()) changed_.wait_for(lock, std::chrono::milliseconds(100));

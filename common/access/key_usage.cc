@@ -20,7 +20,7 @@ absl::Status KeyUsage::Begin(const Principal& principal) {
   const std::lock_guard lock(mutex_);
   Key& key = keys_[principal.name];
   if (principal.max_parallel > 0 && key.running >= principal.max_parallel) {
-    return ResourceExhausted("the key %s has %d requests at once, and may have no more", principal.name, key.running);
+    return ResourceExhausted("the key %s has %d requests at once, its limit", principal.name, key.running);
   }
   if (principal.tokens_per_minute > 0) {
     FillLocked(principal, key);

@@ -22,8 +22,8 @@ class KeyUsage {
 
   // A request begins; End follows exactly when this is OK. ResourceExhausted names the limit, and when to come again.
   absl::Status Begin(const Principal& principal);
-  // It has ended, and went through `tokens` of prompt and output. They count against the minute's budget now, so the budget may
-  // be exceeded by the requests that run at once, and the next have to wait for as long as that takes to make good.
+  // The request has ended, after `tokens` of prompt and output. They count against the minute's budget only now: requests that
+  // run at once may exceed it, and later ones wait until the excess has been made good.
   void End(const Principal& principal, int64_t tokens);
 
  private:

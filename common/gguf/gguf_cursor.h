@@ -30,7 +30,7 @@ T Load(const std::byte* from) {
   return value;
 }
 
-// Walks a file front to back. Every read is checked against the bytes left; errors say what was being read and where.
+// Walks a file front to back. Every read is checked against the bytes left; errors name the item and its place.
 class Cursor {
  public:
   Cursor(std::span<const std::byte> bytes, std::string_view path) : bytes_(bytes), path_(path) {}

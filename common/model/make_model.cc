@@ -50,7 +50,7 @@ Random RandomFor(uint64_t seed, uint64_t stream, uint64_t offset) {
   return Random(Random(Random(seed).Next() ^ stream).Next() ^ offset);
 }
 
-// Two neighbouring powers of two, drawn so that the root mean square of their values is what was asked for.
+// Two neighbouring powers of two, drawn so that their values have the wanted root mean square.
 class PowerOfTwoMix {
  public:
   explicit PowerOfTwoMix(double rms) : low_(static_cast<int>(std::floor(std::log2(rms)))) {

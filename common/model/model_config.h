@@ -1,7 +1,7 @@
 #pragma once
 
-// The hyper-parameters of a model that the engine computes with, layer by layer. The readers of architectures read them from a GGUF
-// file and check them. No other code reads a hyper-parameter's metadata key or compares the name of an architecture.
+// The hyper-parameters of a model that the engine computes with, layer by layer. The readers of architectures read them from a
+// GGUF file and check them. No other code reads a hyper-parameter's metadata key or compares the name of an architecture.
 
 #include <cstdint>
 #include <limits>
@@ -39,7 +39,7 @@ struct AttentionConfig {
   AttentionKind kind = AttentionKind::kGrouped;
   int64_t num_heads = 0;
   int64_t num_kv_heads = 0;  // latent: 1
-  int64_t head_dim = 0;      // of a query; latent: what is not rotated, then what is
+  int64_t head_dim = 0;      // of a query; latent: the dimensions without rotation, then the rotated ones
   // Of latent attention alone.
   int64_t value_dim = 0;          // of a head
   int64_t q_rank = 0;             // queries are made in two steps through so many numbers; 0: in one
@@ -65,7 +65,7 @@ struct AttentionConfig {
 // Numbers of a row that attention keeps on its way, besides the residual stream.
 struct AttentionWidths {
   int64_t projected = 0;  // F32: queries, keys and values; latent: the latent and what queries are made from
-  int64_t query = 0;      // activations, as these: what is multiplied with the cache
+  int64_t query = 0;      // activations, as these: the factor of the cache's keys
   int64_t latent = 0;     // latent attention: queries, what they are made from, sums of latents
   int64_t attended = 0;
 };

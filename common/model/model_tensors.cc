@@ -56,7 +56,7 @@ std::span<const std::byte> ExpertPart::Of(int64_t expert) const {
 
 absl::StatusOr<ExpertTensors> ExpertTensorsOf(const ModelConfig& config, const GgufFile& file, int64_t layer) {
   const int64_t embd = config.n_embd, ff = config.expert.n_ff, experts = config.router.num_experts;
-  // One tensor for all experts, of which each of `parts` takes `part_rows` rows of every expert; and their biases.
+  // One tensor for all experts, and their biases. Each of `parts` takes `part_rows` rows of every expert.
   struct Part {
     ExpertPart* weight;
     ExpertPart* bias;

@@ -43,7 +43,8 @@ absl::StatusOr<ExpertTensors> ExpertTensorsOf(const ModelConfig& config, const G
 // The tensor of `dense`; for kOutput the token embedding where the file has no output.weight. Errors as above.
 absl::StatusOr<const TensorInfo*> FindDense(const ModelConfig& config, const GgufFile& file, const DenseTensor& dense);
 
-// Whether the file holds every tensor of the model and no other, which would change what is computed. Errors as above.
+// Whether the file holds every tensor of the model and no other: a tensor that Ferry ignores would change the results. Errors
+// as above.
 absl::Status CheckModelTensors(const ModelConfig& config, const GgufFile& file);
 
 // Device memory that a tensor of this type takes with the worker that has it.

@@ -123,7 +123,7 @@ class AcceptorImpl final : public Acceptor {
   }
 
  private:
-  // A connection that gRPC has now. Its descriptor belongs to gRPC: it is open as long as it has the same inode.
+  // A connection that gRPC has now. Its descriptor belongs to gRPC, and is open while it has the same inode.
   struct Connection {
     int fd;
     ino_t inode;

@@ -57,7 +57,7 @@ absl::StatusOr<std::string> FetchCa(const ListenAddress& server, const std::stri
     const absl::StatusOr<std::string> found = CertificateFingerprint(pem);
     if (found.ok() && *found == fingerprint) return pem;
   }
-  return absl::PermissionDeniedError("who listens at " + server.ToString() + " is not of the cluster that made the token");
+  return absl::PermissionDeniedError("the server at " + server.ToString() + " is not of the cluster that made the token");
 }
 
 }  // namespace

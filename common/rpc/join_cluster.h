@@ -14,8 +14,8 @@ namespace ferry {
 
 // Makes a key here, has the coordinator sign it, and writes the files of `folder` (common/tls/cluster_ca.h). The coordinator is
 // known by the CA's fingerprint in the token, the host by the token's secret. InvalidArgument: an address or a token that is
-// none; PermissionDenied: who listens there is another cluster; Unauthenticated: the token is unknown, was used, or is over;
-// Unavailable, DeadlineExceeded: nobody answers.
+// none; PermissionDenied: the server there belongs to another cluster; Unauthenticated: the token is unknown, was used, or is
+// over; Unavailable, DeadlineExceeded: nobody answers.
 absl::Status JoinCluster(const std::string& coordinator, const std::string& token, const std::string& folder,
                          absl::Time deadline);
 

@@ -25,17 +25,17 @@ class NodeIdentity {
   static absl::StatusOr<std::unique_ptr<NodeIdentity>> Open(const std::string& folder);
   virtual ~NodeIdentity() = default;
   virtual const std::string& folder() const = 0;
-  // Requires a certificate of every caller, unless `admits_strangers`: then CallerOf tells who has none.
+  // Requires a certificate of every caller, unless `admits_strangers`: then CallerOf gives kStranger for a caller without one.
   virtual std::shared_ptr<grpc::ServerCredentials> ForServer(bool admits_strangers) const = 0;
   virtual std::shared_ptr<grpc::ChannelCredentials> ForChannel() const = 0;
 };
 
-// A channel to a process of the cluster, `role` of which its certificate has to say. A TCP address without `identity` gives a
+// A channel to a process of the cluster, whose certificate must name `role`. A TCP address without `identity` gives a
 // channel on which every call fails with InvalidArgument.
 std::shared_ptr<grpc::Channel> ConnectNode(const std::string& address, NodeRole role, const NodeIdentity* identity,
                                            grpc::ChannelArguments arguments);
 
-// Who calls: a process of this host and user, by a Unix socket, or what the caller's certificate says.
+// The caller: a process of this host and user, by a Unix socket, or the role in the caller's certificate.
 enum class NodeCaller { kLocal, kCoordinator, kWorker, kStranger };
 NodeCaller CallerOf(const grpc::ServerContextBase& context);
 

@@ -206,7 +206,8 @@ absl::StatusOr<std::vector<UniqueFd>> FetchDescriptors(const std::string& name, 
     absl::SleepFor(absl::Milliseconds(1));
   }
   // An abstract name belongs to the process that took it first.
-  if (!IsOwnUser(socket.get())) return absl::PermissionDeniedError("who hands out descriptors is another user");
+  if (!IsOwnUser(socket.get()))
+    return absl::PermissionDeniedError("the process that hands out descriptors belongs to another user");
   if (::send(socket.get(), key.data(), key.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(key.size())) {
     return Unavailable("'%s' hung up", name);
   }

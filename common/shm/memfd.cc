@@ -72,7 +72,7 @@ absl::StatusOr<Memfd> AdoptMemfd(int fd, int64_t bytes) {
     return InvalidArgument("descriptor %d holds %d bytes, want at least %d", fd, about.st_size, bytes);
   }
   if (about.st_size - bytes >= kHugePage) {
-    return InvalidArgument("descriptor %d holds %d bytes, want %d and no more than fill a page", fd, about.st_size, bytes);
+    return InvalidArgument("descriptor %d holds %d bytes, want %d and less than a page beyond them", fd, about.st_size, bytes);
   }
   memfd.bytes = about.st_size;
   memfd.huge_pages = system.f_type == HUGETLBFS_MAGIC;

@@ -200,7 +200,7 @@ class GrpcPipeline final : public Pipeline {
       StopReading();
       Release();
     }
-    // Writes start under the lock: the hold is released under it too, and the call lives at least as long as the hold.
+    // Writes start under the lock. The hold is released under it too, and keeps the call alive until then.
     void Send(internal::v1::StepRequest request) {
       if (rings_.steps != nullptr) {
         const absl::Status sent = rings_.steps->Write(request.SerializeAsString(), absl::Now() + kRoomPatience);

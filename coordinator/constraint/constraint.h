@@ -31,7 +31,7 @@ struct ConstraintSpec {
 inline constexpr size_t kMaxChoices = 10'000;
 inline constexpr size_t kMaxChoiceBytes = 256 * 1024;  // together
 
-// InvalidArgument names what is wrong or not supported; see json_schema.h, regex.h and gbnf.h.
+// InvalidArgument names the fault, or the feature that is not supported; see json_schema.h, regex.h and gbnf.h.
 absl::StatusOr<Grammar> ParseConstraint(const ConstraintSpec& spec);
 
 // Compiles constraints for one vocabulary and keeps the last ones, which requests often share. Thread-safe.

@@ -12,7 +12,7 @@ namespace ferry::constraint {
 
 inline constexpr size_t kMaxGbnfBytes = 256 * 1024;
 
-// InvalidArgument names the line and what is wrong there: bad syntax, a rule that is not defined or defined twice, no rule
+// InvalidArgument names the line and the fault: bad syntax, a rule that is not defined or defined twice, no rule
 // `root`, groups nested deeper than 100, a repetition of more than kMaxRepetition, token references (<[42]>, <name>), which
 // are not supported.
 absl::StatusOr<Grammar> ParseGbnf(std::string_view text);

@@ -21,7 +21,7 @@ class Matcher {
   Matcher(const Matcher&) = delete;
   Matcher& operator=(const Matcher&) = delete;
 
-  // Tokens of which every byte may follow, such that the text can be completed behind them by bytes. End tokens are not
+  // Tokens that may follow: every byte of one is allowed, and bytes behind it can complete the text. End tokens are not
   // in it: they are allowed exactly when CanEnd(). Valid until the next call of a method that is not const.
   // ResourceExhausted: the grammar is so ambiguous that its readings exceed a bound (no JSON schema is).
   absl::StatusOr<const TokenMask*> Mask();

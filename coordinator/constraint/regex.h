@@ -1,7 +1,7 @@
 #pragma once
 
-// Regular expressions as an expression over bytes. Syntax: that of ECMAScript (and, where they agree, of PCRE and Python)
-// without what is not regular: literals, `.`, classes, \d \w \s and their complements, escapes (\n \t \xHH \uHHHH \u{H}),
+// Regular expressions as an expression over bytes. Syntax: that of ECMAScript (and, where they agree, of PCRE and Python),
+// limited to regular languages: literals, `.`, classes, \d \w \s and their complements, escapes (\n \t \xHH \uHHHH \u{H}),
 // groups (also named ones), alternation, * + ? {m} {m,} {m,n}, lazy or not. ^ and $ may begin and end an alternative of
 // the whole pattern. \d and \w are ASCII.
 

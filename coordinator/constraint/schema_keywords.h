@@ -16,8 +16,8 @@ absl::Status CheckKeywords(const Json& schema, const std::string& pointer);
 // Whether a keyword restricts values at all (title does not).
 bool Restricts(const std::string& keyword);
 
-// A schema that accepts what both accept. Both are objects without $ref and allOf. InvalidArgument names a keyword of which
-// there is no simple merge.
+// A schema that accepts what both accept. Both are objects without $ref and allOf. InvalidArgument names a keyword without a
+// simple merge.
 absl::StatusOr<Json> MergeSchemas(const Json& a, const Json& b, const std::string& pointer);
 
 }  // namespace ferry::constraint

@@ -3,7 +3,7 @@
 // Which tokens may follow a text: masks over a vocabulary, computed when first asked for.
 //
 // A token that stays within the rule that is being read depends on that rule's state alone, whatever lies on the stack:
-// the mask of such tokens is computed once a state and shared by everybody who uses the grammar. A token that leaves the
+// the mask of such tokens is computed once a state and shared by all users of the grammar. A token that leaves the
 // rule is tested against the stack, and only from where it leaves.
 
 #include <cstdint>
@@ -62,7 +62,7 @@ class CompiledGrammar {
   const std::shared_ptr<const TokenTrie> trie_;
   const size_t max_cached_;
   mutable absl::Mutex mutex_;
-  // Emptied when full: what is in use comes back at once.
+  // Emptied when full: the states in use come back at once.
   mutable std::unordered_map<StateId, std::shared_ptr<const InsideTokens>> inside_ ABSL_GUARDED_BY(mutex_);
 };
 

@@ -57,7 +57,8 @@ void BatchScheduler::Welcome(const std::string& owner) {
 }
 
 size_t BatchScheduler::NextInLine() const {
-  // Of two that were given as much, the one with fewer requests running: whoever has just come waits for one of them at most.
+  // Of two callers with the same share, the one with fewer requests running goes first: a caller that has just come waits for
+  // one request of the other at most.
   const auto rank = [&](const std::shared_ptr<Generation>& queued) {
     const std::string& name = queued->owner().name;
     const auto running = std::count_if(running_.begin(), running_.end(),

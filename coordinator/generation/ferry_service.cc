@@ -51,7 +51,7 @@ absl::Status Serialize(const Message& message, grpc::ByteBuffer* bytes) {
   return FromGrpcStatus(grpc::SerializationTraits<Message>::Serialize(message, bytes, &own));
 }
 
-// Whoever calls when there are no keys.
+// Any caller when there are no keys.
 Principal Anybody() { return {.name = "-", .role = Role::kAdmin, .shares_cache = true}; }
 
 // Keys are kept apart in the cache, unless both say otherwise.

@@ -1,6 +1,6 @@
 #pragma once
 
-// The gRPC service of generate.proto. It checks who calls and what a message holds, translates, and decides nothing else.
+// The gRPC service of generate.proto. It checks the caller and the message, translates, and decides nothing else.
 //
 // Bounds: a message has at most kMaxRequestFields fields (wire_bounds.h) before it is parsed; so many calls are open at once as
 // max_open_calls says; an answer that its client does not read is given up after max_unsent_bytes or reader_patience, and the
@@ -67,9 +67,9 @@ class FerryService final : public RawFerryService {
                                           v1::GetServerInfoResponse* response) override;
 
  private:
-  // Who calls. Unauthenticated: no key, or one that is unknown.
+  // The caller. Unauthenticated: no key, or one that is unknown.
   absl::StatusOr<Principal> CallerOf(const grpc::CallbackServerContext& context);
-  // What is wrong with a Generate call before anything of it is done.
+  // Checks a Generate call before any of its work.
   absl::Status CheckGenerate(const Principal& caller, const grpc::ByteBuffer& message, v1::GenerateRequest* request) const;
   void Watch();
 

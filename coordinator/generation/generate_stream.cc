@@ -134,7 +134,7 @@ void GenerateStream::TryCancel() {
   if (context_ != nullptr) context_->TryCancel();
 }
 
-// One line a request: who, how much, how long, and how it ended; nothing of what was said.
+// One line a request: caller, tokens, time, and how it ended; nothing of its texts.
 void GenerateStream::Audit() const {
   spdlog::info(
       "audit: key={} peer={} prompt={} cached={} generated={} queue={:.3f}s prefill={:.3f}s decode={:.3f}s total={:.3f}s "

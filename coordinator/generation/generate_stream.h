@@ -33,7 +33,7 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, 
   ~GenerateStream() override { --*options_.open_calls; }
 
   void HoldForCall(std::shared_ptr<GenerateStream> self) { self_ = std::move(self); }
-  // Who calls, once that is known; `counted`: KeyUsage::Begin has succeeded.
+  // Names the caller, once it is known; `counted`: KeyUsage::Begin has succeeded.
   void SetCaller(const Principal& caller, bool counted);
   // Hands the request to the loop, unless the call was cancelled already.
   void Submit(std::shared_ptr<Generation> generation);

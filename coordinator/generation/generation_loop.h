@@ -40,7 +40,7 @@ class GenerationLoop {
 
   // Accepts a request. Its sink gets all results, a refusal too.
   void Submit(std::shared_ptr<Generation> generation);
-  // Drops a request: calls it no more, and frees its slot before it makes the next step.
+  // Drops a request: does not call it again, and frees its slot before the next step is made.
   void Cancel(std::shared_ptr<Generation> generation);
 
   // `executor` must stay until Suspend.

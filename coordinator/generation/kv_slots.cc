@@ -72,7 +72,8 @@ void KvSlots::Release(SlotId id, std::span<const int32_t> written) {
   slot.leased = false;
   slot.last_used = ++uses_;
   slot.tokens.assign(written.begin(), written.end());
-  // What was there before the lease began at its cached tokens may reach less far back than the ring's size.
+  // The ring's older rows may be missing: the lease began at its cached tokens, and rows before them may reach less far back
+  // than the ring's size.
   slot.ring_first = std::max(slot.ring_first, static_cast<int64_t>(written.size()) - options_.ring_tokens);
   const int64_t kept = BlocksFor(static_cast<int64_t>(written.size()));
   while (static_cast<int64_t>(slot.blocks.size()) > kept) {

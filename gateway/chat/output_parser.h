@@ -47,7 +47,7 @@ class OutputParser {
   // The next tokens of the output, and what they tell. Text that may be the beginning of a tag is held back.
   virtual std::vector<OutputEvent> Feed(std::span<const OutputToken> tokens) = 0;
 
-  // The output has ended, by a stop token or by its length: what was held back, and the end of a call that is open.
+  // The output has ended, by a stop token or by its length. Returns the text held back, and the end of an open call.
   // Neither method is called after this.
   virtual std::vector<OutputEvent> Finish() = 0;
 };

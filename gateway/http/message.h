@@ -16,7 +16,7 @@ struct HttpHeader {
 
 struct HttpRequest {
   std::string method;               // as sent: methods have a case
-  std::string path;                 // as sent, up to the '?'; nothing is decoded, so a route matches what was written
+  std::string path;                 // as sent, up to the '?'; nothing is decoded, so a route matches the path as written
   std::string query;                // behind the '?'
   std::vector<HttpHeader> headers;  // names in lower case
   std::string body;

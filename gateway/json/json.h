@@ -24,7 +24,7 @@ absl::StatusOr<Json> ParseJson(std::string_view text);
 // The same, and it has to be an object.
 absl::StatusOr<Json> ParseJsonObject(std::string_view text);
 
-// Never throws: what is not UTF-8 becomes U+FFFD.
+// Never throws: bytes that are not UTF-8 become U+FFFD.
 std::string Dump(const Json& json);
 
 // An InvalidArgument about one field of a request, which FieldOf gives back.

@@ -9,7 +9,7 @@
 namespace ferry {
 namespace {
 
-// Backslash, quote and line break are written with a backslash; what is no UTF-8 was replaced by the coordinator.
+// Backslash, quote and line break are written with a backslash; the coordinator has replaced bytes that are not UTF-8.
 std::string Quoted(const std::string& value) {
   std::string text = "\"";
   for (const char c : value) {

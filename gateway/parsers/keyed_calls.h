@@ -48,7 +48,7 @@ class KeyedCalls final : public CallSyntax {
   const Json tools_;
   State state_ = State::kOutside;
   std::string opened_by_;  // the tag, for text that turns out to be no call
-  std::string text_;       // what is being read
+  std::string text_;       // of the part in progress
   std::string name_, key_;
   int num_arguments_ = 0;
 };

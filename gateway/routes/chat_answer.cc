@@ -60,7 +60,7 @@ class ChatAnswer final : public AnswerWriter {
     Answer& answer = answers_[index];
     if (answer.ended) return {};
     if (event.kind == OutputEvent::Kind::kContent) return OnContent(index, event);
-    // What was held back of the content for a stop string comes before what follows it.
+    // Content held back for a stop string comes before the text that follows it.
     std::string stream = FlushContent(index);
     if (event.kind == OutputEvent::Kind::kToolCallStart) answer.calls = true;
     stream += writer_->OnEvent(index, event);

@@ -96,7 +96,7 @@ class LogprobsJson {
     offset_ += piece.size();
   }
   bool empty() const { return tokens_.empty(); }
-  // What was added since the last call.
+  // The text added since the last call.
   Json Take() {
     return {{"tokens", std::exchange(tokens_, Json::array())},
             {"token_logprobs", std::exchange(logprobs_, Json::array())},

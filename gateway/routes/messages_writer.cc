@@ -90,7 +90,7 @@ class MessagesWriter final : public ChatWriter {
     return {{"stop_reason", finish_ ? Json(ReasonName(*finish_)) : Json()},
             {"stop_sequence", finish_ && finish_->matched_stop ? Json(*finish_->matched_stop) : Json()}};
   }
-  // Anthropic's input_tokens leaves out what was read from the cache.
+  // Anthropic's input_tokens leaves out the tokens read from the cache.
   Json Usage() const {
     const uint64_t cached = finish_ ? finish_->cached_tokens : 0;
     return {{"input_tokens", prompt_tokens_ - std::min(prompt_tokens_, cached)},
@@ -124,7 +124,7 @@ class MessagesWriter final : public ChatWriter {
   std::string Close() {
     if (open_.empty()) return {};
     if (open_ == "tool_use") {
-      // Arguments that are no JSON object are still delivered: the client says to the model what is wrong with them.
+      // Arguments that are no JSON object are still delivered: the client tells the model about the fault.
       Json input = Json::parse(arguments_, nullptr, /*allow_exceptions=*/false);
       blocks_.back()["input"] = input.is_object() ? std::move(input) : Json{{"invalid_arguments", arguments_}};
       if (arguments_.empty()) blocks_.back()["input"] = Json::object();

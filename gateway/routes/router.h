@@ -1,7 +1,7 @@
 #pragma once
 
-// Which handler answers which request. Whoever is not let in learns nothing, not even which routes there are; /health alone is
-// open.
+// Which handler answers which request. A client without access learns nothing, not even which routes there are; only /health
+// is open.
 
 #include <functional>
 #include <memory>
@@ -22,7 +22,7 @@ class Router final : public HttpService {
 
   explicit Router(AccessCheck access) : access_(std::move(access)) {}
 
-  // `path` with a '*' at its end stands for every path that begins so and goes on. Before the first request.
+  // A `path` that ends in '*' matches every longer path that begins so. Before the first request.
   void Add(std::string method, std::string path, Handler handler);
 
   std::optional<HttpResponse> Refuse(const HttpRequest& head) override;

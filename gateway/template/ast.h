@@ -49,7 +49,7 @@ struct Expression {
 struct Statement;
 using Block = std::vector<std::unique_ptr<const Statement>>;
 
-// What is assigned to: one name, one attribute of a namespace, or several names that a value is unpacked into.
+// The target of an assignment: one name, one attribute of a namespace, or several names that a value is unpacked into.
 struct Target {
   std::vector<std::string> names;
   bool unpack = false;

@@ -54,7 +54,7 @@ class Budget {
   size_t taken_ = 0;
 };
 
-// Counts a level of nesting for as long as it lives.
+// Counts a level of nesting from construction to destruction.
 class DepthGuard {
  public:
   explicit DepthGuard(int* depth) : depth_(*depth) { ++depth_; }

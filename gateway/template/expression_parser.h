@@ -34,7 +34,7 @@ class TokenStream {
   bool TakeOperator(std::string_view op) { return TakeIf(AtOperator(op)); }
   bool TakeName(std::string_view name) { return TakeIf(AtName(name)); }
   absl::Status ExpectName(std::string_view name);
-  // InvalidArgument: the line, the current token, and what is `wanted` instead.
+  // InvalidArgument: the line, the current token, and `wanted` in its place.
   absl::Status Unexpected(std::string_view wanted) const;
 
  private:

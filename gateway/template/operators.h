@@ -27,7 +27,7 @@ absl::StatusOr<int64_t> Length(const Value& value);
 absl::StatusOr<Value> Subscript(Heap& heap, const Value& container, const Value& key);
 // object.name, methods first; undefined where there is none.
 absl::StatusOr<Value> Attribute(Heap& heap, const Value& object, std::string_view name);
-// container[begin:end:step]; none for what is not given.
+// container[begin:end:step]; none for an index that is not given.
 absl::StatusOr<Value> Slice(Heap& heap, const Value& container, const Value& begin, const Value& end, const Value& step);
 // A path of names and indices with dots between them, as filters take it: "function.name".
 absl::StatusOr<Value> AttributePath(Heap& heap, Value value, const Value& path);

@@ -11,7 +11,7 @@ namespace ferry::jinja {
 
 inline constexpr int kMaxTreeDepth = 160;  // of expressions and blocks within one another
 
-// InvalidArgument names the line and what is wrong with it: syntax, a statement, filter or test that is not known,
+// InvalidArgument names the line and the fault: syntax, a statement, filter or test that is not known,
 // nesting deeper than kMaxTreeDepth.
 absl::StatusOr<ParsedTemplate> Parse(std::string_view source);
 

@@ -42,7 +42,7 @@ struct ParsedTemplate;  // ast.h
 // Immutable; Render may be called from any thread.
 class Template {
  public:
-  // InvalidArgument names the line and what is wrong with it.
+  // InvalidArgument names the line and the fault.
   static absl::StatusOr<std::unique_ptr<Template>> Parse(std::string_view source);
   ~Template();
 

@@ -1,4 +1,4 @@
-// The tests of chat templates: what may stand behind "is".
+// The tests of chat templates: the words that may follow "is".
 
 #include <algorithm>
 #include <array>

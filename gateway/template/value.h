@@ -91,7 +91,7 @@ class Dict {
   const Value* Find(const Value& key) const;  // null: there is none
   const Value* Find(std::string_view key) const;
   void Set(const Value& key, Value value);  // CanBeKey
-  // What was there.
+  // Returns the removed value.
   std::optional<Value> Remove(const Value& key);
 
  private:

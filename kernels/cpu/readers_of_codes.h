@@ -179,7 +179,7 @@ struct GrayCodes {
   }
 };
 
-// IQ2_KL: five bits stand for two columns, a nibble in eight bytes and a bit in two.
+// IQ2_KL: five bits encode two columns, a nibble in eight bytes and a bit in two.
 template <int kShiftRight>
 constexpr std::array<int8_t, 32> Iq2KlLevels() {
   std::array<int8_t, 32> levels{};

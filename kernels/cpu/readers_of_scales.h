@@ -30,7 +30,7 @@ struct HalfScalesAndMins {
     scale[0] = d, min[0] = m;
   }
 };
-// Two E4M3 bytes. As halves of an f16 they are 2^-8 of what they stand for, and codes beside them are doubled.
+// Two E4M3 bytes. As halves of an f16 they are 2^-8 of their values, and codes beside them are doubled.
 struct E4M3Scales {
   I32x16 both;
   E4M3Scales(const std::byte* entry, const std::byte*) : both(LoadShort(entry)) {}

@@ -222,7 +222,7 @@ absl::Status ReferenceOps::DoRoute(Tensor in, const RouterWeights& router, const
     for (const double logit : logits) sum += std::exp(logit - largest);
     for (int64_t expert = 0; expert < num_experts; ++expert) {
       scores[expert] = softmax ? std::exp(logits[expert] - largest) / sum : Sigmoid(logits[expert]);
-      // Logits stand in the order of their softmax, without its rounding.
+      // Logits have the order of their softmax, without its rounding.
       const bool by_logit = softmax && router.selection_bias == nullptr && (config.num_groups == 1 || config.group_best == 1);
       choice[expert] = by_logit ? logits[expert] : scores[expert];
       if (router.selection_bias != nullptr) choice[expert] += router.selection_bias[expert];

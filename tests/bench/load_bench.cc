@@ -3,8 +3,8 @@
 //   load_bench -m MODEL.gguf [--threads 0] [--repeats 5]
 //
 // load         ExpertStore::Load: a new mapping of the file, a new arena, tiles written
-// copy, new    memcpy of the same bytes, expert by expert, from a new mapping into a new arena: what the first touch of pages
-//              costs is in it, and nobody who fills an arena can do without that
+// copy, new    memcpy of the same bytes, expert by expert, from a new mapping into a new arena: the cost of the first touch of
+//              pages is in it, which every filling of an arena pays
 // copy, again  the same once more, with all pages of both in place: memcpy alone
 // Taken in turns, medians. The file is read once before, so that it comes from the page cache; it must fit there beside two
 // arenas.

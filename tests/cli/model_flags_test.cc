@@ -1,4 +1,4 @@
-// The table of flags, row by row: what is typed for `ferry serve` reaches the process that needs it.
+// The table of flags, row by row: a flag typed for `ferry serve` reaches the process that needs it.
 
 #include "cli/model_flags.h"
 
@@ -50,7 +50,7 @@ std::string LongName(const ModelFlag& flag) {
   return names.substr(at, names.find(',', at) - at);
 }
 
-// What is typed for this flag alone.
+// The arguments for this flag alone.
 std::vector<std::string> Typed(const ModelFlag& flag) {
   if (flag.is_switch) return {std::string(flag.names).find("!--no-") == std::string::npos ? LongName(flag) : flag.told};
   const auto value = kTyped.find(flag.names);

@@ -67,7 +67,7 @@ TEST(Outputs, ATraceIsWholeOrNotThereAndSaysSo) {
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder.path()), {}), 1) << "no other file stays";
 }
 
-// A file system of 100 KiB, for as long as this lives.
+// A file system of 100 KiB, until this is destroyed.
 class SmallDisk {
  public:
   explicit SmallDisk(const std::string& folder) : folder_(folder) {

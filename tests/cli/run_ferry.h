@@ -29,7 +29,7 @@ struct Output {
   std::string out, err;
 };
 
-// `before` stands in front of the program's name: variables, `timeout 5`. What `arguments` do not redirect is caught.
+// `before` goes in front of the program's name: variables, `timeout 5`. Output that `arguments` do not redirect is caught.
 inline Output Ferry(const std::string& arguments, const std::string& before = "") {
   static const OwnCache cache;
   const std::string err_file = ::testing::TempDir() + "/ferry-stderr-" + std::to_string(getpid());

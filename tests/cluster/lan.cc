@@ -65,7 +65,7 @@ Shell::~Shell() { Kill(); }
 absl::Status Shell::Type(const std::string& line) {
   const std::string text = line + "\n";
   if (::send(input_.get(), text.data(), text.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(text.size())) return absl::OkStatus();
-  return absl::ErrnoToStatus(errno, "the shell takes no more");
+  return absl::ErrnoToStatus(errno, "the shell does not read");
 }
 
 void Shell::Kill() {

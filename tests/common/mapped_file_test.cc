@@ -88,7 +88,7 @@ TEST_F(MappedFileTest, ReadsZerosWhereTheFileWasCutAndSaysSo) {
   const int descriptor = ::open(path_.c_str(), O_WRONLY);
   ASSERT_EQ(::write(descriptor, whole.data(), whole.size()), static_cast<ssize_t>(kBytes));
   ::close(descriptor);
-  EXPECT_FALSE(file.CheckUnchanged().ok()) << "it has its size again, but not what was read";
+  EXPECT_FALSE(file.CheckUnchanged().ok()) << "it has its size again, but other bytes";
 }
 
 TEST_F(MappedFileTest, StaysTheSameWhenItIsDeleted) {

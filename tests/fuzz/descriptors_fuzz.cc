@@ -1,5 +1,5 @@
-// The socket over which shared memory is handed out, both ends: whatever a peer says, with whatever descriptors beside it,
-// nothing is given away without the key, nothing stays open, and who behaves is served.
+// The socket over which shared memory is handed out, both ends: whatever bytes and descriptors a peer sends, nothing is
+// given away without the key, nothing stays open, and a correct caller is served.
 //
 // Input (wire_input.h): which end is fuzzed; then for a server the messages of one caller, for a caller the messages of its
 // server. A message is how many descriptors, which, and a piece.
@@ -89,7 +89,7 @@ std::vector<Message> ReadMessages(WireInput& input) {
   return messages;
 }
 
-// One caller of a server that has something for who knows the key.
+// One caller of a server that has descriptors for a caller with the key.
 void FuzzServer(WireInput& input) {
   static DescriptorServer* const server = DescriptorServer::Listen(NameOf("server")).value().release();
   static const UniqueFd* const offered = new UniqueFd(MakeMemfd(4096, F_SEAL_SHRINK));
@@ -100,7 +100,7 @@ void FuzzServer(WireInput& input) {
     Require(caller.valid());
     bool sent = true;
     for (const Message& message : messages) sent = sent && SendRaw(caller.get(), message.bytes, message.fds);
-    ::shutdown(caller.get(), SHUT_WR);  // who has sent nothing is not waited for
+    ::shutdown(caller.get(), SHUT_WR);  // so the server does not wait for a caller that has sent nothing
     size_t answers = 0, fds = 0;
     for (int i = 0; i < 3; ++i) {  // one may be the error of what the server left unread
       const RawMessage answer = ReceiveRaw(caller.get());

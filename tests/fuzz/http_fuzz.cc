@@ -1,7 +1,7 @@
 // What any client may send to the gateway: heads of requests, and bodies of every route that translates JSON. Each is refused
 // with a reason, or becomes requests that the engine could be sent, and answers that are JSON in UTF-8.
 //
-// Input: a byte that says what is fuzzed, then the head or the body.
+// Input: a byte that chooses the target, then the head or the body.
 
 #include <iterator>
 #include <memory>

@@ -102,7 +102,7 @@ TEST_F(GatewayTest, EchoesIdsAsText) {
   EXPECT_EQ(answer["choices"][2]["text"], "bhello");
 }
 
-// A template that says who speaks, and nothing else.
+// A template that writes the roles, and nothing else.
 constexpr char kTemplate[] =
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}{% if add_generation_prompt "
     "%}<assistant>{% endif %}";

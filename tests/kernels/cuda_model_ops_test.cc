@@ -74,7 +74,7 @@ TEST_P(CudaRouterTest, ChoosesAndWeighsAsTheReferenceDoes) {
   const RouterCase c = GetParam();
   constexpr int64_t kRows = 37, kEmbd = 256;
   RandomBits random(61);
-  // Exact sums, as in cuda_ops_test.cc; the bias keeps scores of one logit apart.
+  // Exact sums, as in cuda_routing_test.cc; the bias keeps scores of one logit apart.
   std::vector<float> in(kRows * kEmbd), weight(c.num_experts * kEmbd), bias(c.num_experts);
   for (float& value : in) value = static_cast<float>(random.Below(9) - 4) / 8;
   for (float& value : weight) value = static_cast<float>(random.Below(9) - 4) / 32;

@@ -15,7 +15,7 @@
 
 namespace ferry {
 
-// Memory on 4 KiB, so that it may stand for device memory or an arena; zeroed.
+// Memory on 4 KiB, so that it may take the place of device memory or an arena; zeroed.
 class AlignedBytes {
  public:
   explicit AlignedBytes(int64_t bytes = 0);

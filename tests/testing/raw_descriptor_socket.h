@@ -15,7 +15,7 @@
 
 namespace ferry {
 
-inline constexpr size_t kMostRawDescriptors = 253;  // SCM_MAX_FD: the kernel takes no more in a message
+inline constexpr size_t kMostRawDescriptors = 253;  // SCM_MAX_FD: the kernel's limit for a message
 
 inline std::pair<sockaddr_un, socklen_t> RawAddress(const std::string& name) {
   sockaddr_un address = {};

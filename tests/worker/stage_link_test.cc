@@ -115,7 +115,7 @@ TEST_F(ActivationQueueTest, HoldsABoundedNumberOfFailures) {
   absl::Status status;
   for (uint64_t step = 2; step < 10'000 && status.ok(); ++step) status = queue_.PushFailure(7, step, "lost");
   EXPECT_THAT(status, StatusIs(absl::StatusCode::kResourceExhausted));
-  // Who goes on to a later step makes room for those before it.
+  // A reader that goes on to a later step makes room for those before it.
   EXPECT_THAT(queue_.Next(50, 0, absl::InfinitePast()), StatusIs(absl::StatusCode::kAborted));
   EXPECT_OK(queue_.PushFailure(7, 10'001, "lost"));
 }

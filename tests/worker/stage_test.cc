@@ -273,7 +273,7 @@ TEST(Stage, CopiesForAllItsLayersWhileItWaitsForRows) {
                        pipeline.Run({{.forget_experts = true, .slot = 1, .position = 0, .tokens = Tokens(Model(), 100)}}));
   EXPECT_GT(before_rows, 2) << "of the last layer, whose rows were not there yet";
   EXPECT_EQ(logits[0], expected);
-  EXPECT_EQ(pipeline.counters().back().resident(), 0u) << "what was copied for this step counts as shipped";
+  EXPECT_EQ(pipeline.counters().back().resident(), 0u) << "experts copied for this step count as shipped";
 }
 
 TEST(Stage, PushesOutNothingHotterWhileItWaitsForRows) {

@@ -12,8 +12,8 @@
 #include "common/shm/descriptor_socket.h"
 #include "common/shm/message_ring.h"
 #include "proto/stream_metadata.h"
-#include "tests/worker/send_rows.h"
 #include "tests/testing/socket_folder.h"
+#include "tests/worker/send_rows.h"
 #include "tests/worker/tiny_model.h"
 #include "worker/agent.h"
 #include "worker/channel.h"
@@ -424,7 +424,7 @@ TEST(WorkerService, ShutsDownWhenAsked) {
   grpc::ClientContext context;
   internal::v1::ShutdownResponse response;
   EXPECT_FALSE(worker.stub().Shutdown(&context, internal::v1::ShutdownRequest(), &response).ok());
-  EXPECT_FALSE(worker.shut_down()) << "it was not said who is meant";
+  EXPECT_FALSE(worker.shut_down()) << "the request names no worker";
   grpc::ClientContext meant;
   meant.AddMetadata(kIncarnationKey, "1");
   EXPECT_OK(FromGrpcStatus(worker.stub().Shutdown(&meant, internal::v1::ShutdownRequest(), &response)));

@@ -78,8 +78,8 @@ struct Parts {
   uint8_t scales[F::kScaleBlocks][F::kScaleBytes > 0 ? F::kScaleBytes : 1];
 };
 
-// One row's 32 columns as whole numbers: column i stands for codes[i] * scale[i / 16] - min[i / 16], each operation rounded to
-// f32. Both halves have the same scale where kStep is 32.
+// One row's 32 columns as whole numbers: the value of column i is codes[i] * scale[i / 16] - min[i / 16], each operation rounded
+// to f32. Both halves have the same scale where kStep is 32.
 struct IntegerBlock {
   int8_t codes[kTileCols];
   float scale[2];
@@ -225,7 +225,7 @@ class ToBlock {
 
 inline bool IsFiniteHalf(uint16_t half) { return (half & 0x7C00) != 0x7C00; }
 
-// The 32 values that parts of one row stand for.
+// The 32 values that parts of one row encode.
 template <typename F>
 inline void ValuesOf(const uint8_t* codes, const uint8_t* scales, const uint8_t* row, int tile, float* out) {
   if constexpr (requires { &F::Values; }) {

@@ -292,7 +292,7 @@ struct Format<DType::kIQ3_KS> : FormatSizes<256, Fields<8, 4>, Fields<2, 4>, 256
   }
 };
 
-// An index of five bits stands for two neighbouring columns. Code fields: sixteen nibbles, element 2j in the low and 2j + 1 in
+// An index of five bits encodes two neighbouring columns. Code fields: sixteen nibbles, element 2j in the low and 2j + 1 in
 // the high half of byte j, then their fifth bits, element j in bit j. Scale fields: high pairs of the scales, their nibbles.
 template <>
 struct Format<DType::kIQ2_KL> : FormatSizes<256, Fields<8, 2>, Fields<2, 4>, 256, 2> {

@@ -3,7 +3,7 @@
 
     python3 common/model/formats/make_grids.py > common/model/formats/iq_grids.inc
 
-The grids are part of the format: which vectors an index stands for. They come from ggml (github.com/ggml-org/llama.cpp, MIT licence,
+The grids are part of the format: they give the vector of an index. They come from ggml (github.com/ggml-org/llama.cpp, MIT licence,
 copyright the ggml authors), which generated them; this file's layout and its packing are ours.
 """
 

@@ -35,7 +35,7 @@ TEST(KeyUsage, ABudgetOfTokensGrowsAgainByTheMinute) {
   clock.Advance(absl::Hours(10));
   ASSERT_OK(usage.Begin(alice));
   usage.End(alice, 601);
-  EXPECT_FALSE(usage.Begin(alice).ok()) << "a long rest earns no more than a minute's";
+  EXPECT_FALSE(usage.Begin(alice).ok()) << "a long rest earns at most a minute's budget";
 }
 
 TEST(KeyUsage, WithoutLimitsNothingIsRefused) {

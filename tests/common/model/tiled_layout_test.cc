@@ -77,7 +77,7 @@ TEST_P(TiledLayoutTest, IsTheSameBytesHoweverTheRowsAreCut) {
   const std::vector<std::byte> gguf = RandomGgufRows(dtype, rows, cols, /*seed=*/2);
   ASSERT_OK_AND_ASSIGN(const TiledLayout layout, TiledLayout::Create(dtype, rows, cols));
   const AlignedBytes whole(layout.bytes), pieces(layout.bytes);
-  // What was there before shows through wherever a byte is not written.
+  // The old bytes show wherever a byte is not written.
   std::memset(whole.data(), 0xA5, layout.bytes);
   std::memset(pieces.data(), 0xA5, layout.bytes);
   ASSERT_OK(TileRows(layout, 0, rows, gguf, whole.span()));
@@ -152,7 +152,7 @@ TEST(TiledLayout, UntilesTheBytesItTiled) {
     ASSERT_OK(TileRows(layout, 0, 37, gguf, memory.span()));
     ASSERT_OK(UntileRows(layout, 0, 37, memory.span(), back));
     EXPECT_TRUE(gguf == back);
-    // Whole tiles take the bytes of the file, and no more than the planes' alignment beside them.
+    // Whole tiles take the bytes of the file, and at most the planes' alignment beside them.
     ASSERT_OK_AND_ASSIGN(const TiledLayout whole, TiledLayout::Create(kType, 32, 512));
     EXPECT_EQ(whole.gguf_row_bytes(), InfoOf(kType)->RowBytes(512));
     EXPECT_LT(whole.bytes - 32 * whole.gguf_row_bytes(), 3 * kPlaneAlignment);

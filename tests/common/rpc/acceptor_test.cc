@@ -186,7 +186,7 @@ TEST_F(AcceptorTest, TellsWhetherTheProcessAtAnAddressIsGone) {
   const ListenAddress address = acceptor_->address();
   acceptor_->Stop();
   EXPECT_TRUE(NobodyListens(address));
-  EXPECT_FALSE(NobodyListens(*ParseListenAddress("no.such.host.invalid:1", 0))) << "who knows";
+  EXPECT_FALSE(NobodyListens(*ParseListenAddress("no.such.host.invalid:1", 0))) << "the name may exist elsewhere";
 }
 
 }  // namespace

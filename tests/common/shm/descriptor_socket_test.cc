@@ -148,7 +148,7 @@ TEST_F(HostileCallers, CannotLeaveDescriptorsBehind) {
     const UniqueFd write_end(ends[1]);
     const UniqueFd caller = CallRaw(server_->name());
     ASSERT_TRUE(SendRaw(caller.get(), "key", std::vector<int>(16, write_end.get())));
-    EXPECT_EQ(ReceiveRaw(caller.get()).fds.size(), 1u) << "who has the key is served";
+    EXPECT_EQ(ReceiveRaw(caller.get()).fds.size(), 1u) << "a caller with the key is served";
   }
   char byte;
   EXPECT_EQ(::read(read_end.get(), &byte, 1), 0) << "no copy of the other end is open";

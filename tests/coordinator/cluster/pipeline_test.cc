@@ -339,7 +339,7 @@ TEST_F(PipelineTest, StepsOfWorkersOfThisHostGoThroughSharedMemory) {
   }
   EXPECT_EQ(workers_[0]->steps().size(), 50u);
   EXPECT_EQ(workers_[0]->steps_by_stream(), 0);
-  EXPECT_EQ(workers_[1]->steps_by_stream(), 50) << "who offers no rings";
+  EXPECT_EQ(workers_[1]->steps_by_stream(), 50) << "a worker that offers no rings";
   EXPECT_FALSE(HasFailed());
 }
 

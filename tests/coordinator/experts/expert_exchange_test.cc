@@ -108,7 +108,7 @@ TEST_F(ExpertExchangeTest, RefusesAStepThatNobodyWasSent) {
   EXPECT_THAT(exchange_->Compute(WorkerId(0), request, rows, std::span(out)),
               StatusIs(absl::StatusCode::kAborted, HasSubstr("has not begun")));
   request.step = 1;
-  EXPECT_OK(exchange_->Compute(WorkerId(0), request, rows, std::span(out))) << "what was refused is no step";
+  EXPECT_OK(exchange_->Compute(WorkerId(0), request, rows, std::span(out))) << "a refused request is no step";
 }
 
 TEST_F(ExpertExchangeTest, RefusesAStepThatIsOverUntilANewEpochBegins) {
@@ -190,7 +190,7 @@ TEST_F(ExpertExchangeTest, SharesTheHostAmongWorkersThatAreAtDifferentSteps) {
   ExpertRequest request = {
       .kind = ExpertRequestKind::kPlan, .incarnation = kIncarnation, .step = 1, .layer = 0, .num_rows = 500, .uses = {}};
   for (int32_t expert = 0; expert < 8; ++expert) request.uses.push_back({.expert = expert, .tokens = 10});
-  // Copying an expert takes as long as computing it on the host.
+  // Copying an expert takes the same time as computing it on the host.
   exchange_->SetRates({.host_read_bytes_per_second = 1e9, .host_flops_per_second = 1e15}, {1e9, 1e9});
   const auto on_host = [&] {
     const std::vector<ExpertPlace> places = exchange_->Plan(WorkerId(0), request).value();

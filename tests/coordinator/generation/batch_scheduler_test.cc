@@ -128,7 +128,7 @@ TEST_F(BatchSchedulerTest, AGreedyOwnerDoesNotKeepAnotherWaiting) {
   const auto polite = add_of("polite");
   EXPECT_FALSE(polite->admitted);
   while (!greedy[0]->finished) RunStep();
-  RunStep();  // who is next is looked at with the next step
+  RunStep();  // the next step chooses the next request
   EXPECT_TRUE(polite->admitted) << "before those of the other that came earlier";
   RunAll();
   for (const auto& generation : greedy) EXPECT_TRUE(generation->finished);

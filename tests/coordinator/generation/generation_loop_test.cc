@@ -173,7 +173,7 @@ TEST_F(GenerationLoopTest, SuspendEndsEveryRequestAndAttachServesAgain) {
     EXPECT_THAT(request->WaitForEnd().value(), StatusIs(absl::StatusCode::kDeadlineExceeded));
     EXPECT_THAT(Submit(4, 4)->WaitForEnd().value(),
                 StatusIs(absl::StatusCode::kUnavailable, testing::HasSubstr("worker 1 hangs")))
-        << "who comes later had no deadline to miss";
+        << "a later request had no deadline to miss";
   }
   FakeExecutor executor;
   loop_.Attach(&executor);
