@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "common/checked_size.h"
 #include "common/model/formats/formats.h"
@@ -193,6 +194,12 @@ void TileRowsOf(const TiledLayout& layout, int64_t first_row, int64_t num_rows, 
   for (int64_t row = layout.rows; row < layout.row_tiles() * kTileRows; ++row) ZeroRow<F>(layout, row, to);
 }
 
+// The same matrix with the columns that pad its last tile.
+TiledLayout Padded(TiledLayout layout) {
+  layout.cols = layout.padded_cols();
+  return layout;
+}
+
 // The 32 values of block `block` of one row.
 template <typename F>
 void DecodeTile(const TiledMatrix& matrix, int64_t row, int64_t block, float* out) {
@@ -275,17 +282,17 @@ absl::StatusOr<TiledLayout> TiledLayout::Create(DType dtype, int64_t rows, int64
   layout.dtype = dtype;
   layout.rows = rows;
   layout.cols = cols;
-  int64_t unit_cols = kTileCols;
+  int64_t block_cols = kTileCols;
   const bool known = WithFormat(dtype, [&]<DType kType>() {
     using F = Format<kType>;
-    unit_cols = F::kUnitCols;
+    block_cols = F::kBlockCols;
     layout.code_bytes = F::kCodeBytes;
     layout.scale_bytes = F::kScaleBytes;
     layout.scale_cols = F::kScaleCols;
     layout.row_bytes = F::kRowBytes;
   });
   if (!known) return InvalidArgument("type %s cannot be multiplied; want one of %s", NameOf(dtype), ComputableTypes());
-  if (cols % unit_cols != 0) return InvalidArgument("cols is %d, want a multiple of %d for %s", cols, unit_cols, NameOf(dtype));
+  if (cols % block_cols != 0) return InvalidArgument("cols is %d, want a multiple of %d for %s", cols, block_cols, NameOf(dtype));
 
   const CheckedSize tile_rows = CheckedSize(layout.row_tiles()) * CheckedSize(kTileRows);
   const CheckedSize codes = tile_rows * CheckedSize(layout.col_blocks()) * CheckedSize(layout.code_bytes);
@@ -304,6 +311,13 @@ absl::Status TileRows(const TiledLayout& layout, int64_t first_row, int64_t num_
                       std::span<std::byte> matrix) {
   RETURN_IF_ERROR(CheckRows(layout, first_row, num_rows, gguf_rows.size(), matrix.size()));
   if (num_rows == 0) return absl::OkStatus();
+  if (const TiledLayout padded = Padded(layout); padded.cols != layout.cols) {
+    std::vector<std::byte> rows(static_cast<size_t>(num_rows * padded.gguf_row_bytes()));
+    for (int64_t row = 0; row < num_rows; ++row) {
+      std::memcpy(&rows[row * padded.gguf_row_bytes()], &gguf_rows[row * layout.gguf_row_bytes()], layout.gguf_row_bytes());
+    }
+    return TileRows(padded, first_row, num_rows, rows, matrix);
+  }
   WithFormat(layout.dtype,
              [&]<DType kType>() { TileRowsOf<Format<kType>>(layout, first_row, num_rows, gguf_rows.data(), matrix.data()); });
   return absl::OkStatus();
@@ -312,6 +326,14 @@ absl::Status TileRows(const TiledLayout& layout, int64_t first_row, int64_t num_
 absl::Status UntileRows(const TiledLayout& layout, int64_t first_row, int64_t num_rows, std::span<const std::byte> matrix,
                         std::span<std::byte> gguf_rows) {
   RETURN_IF_ERROR(CheckRows(layout, first_row, num_rows, gguf_rows.size(), matrix.size()));
+  if (const TiledLayout padded = Padded(layout); padded.cols != layout.cols) {
+    std::vector<std::byte> rows(static_cast<size_t>(num_rows * padded.gguf_row_bytes()));
+    RETURN_IF_ERROR(UntileRows(padded, first_row, num_rows, matrix, rows));
+    for (int64_t row = 0; row < num_rows; ++row) {
+      std::memcpy(&gguf_rows[row * layout.gguf_row_bytes()], &rows[row * padded.gguf_row_bytes()], layout.gguf_row_bytes());
+    }
+    return absl::OkStatus();
+  }
   const auto* const from = reinterpret_cast<const uint8_t*>(matrix.data());
   auto* const to = reinterpret_cast<uint8_t*>(gguf_rows.data());
   WithFormat(layout.dtype, [&]<DType kType>() {
@@ -340,9 +362,12 @@ double TiledValue(const TiledMatrix& matrix, int64_t row, int64_t col) {
 
 void DecodeTiledRow(const TiledMatrix& matrix, int64_t row, float* out) {
   WithFormat(matrix.layout.dtype, [&]<DType kType>() {
-    for (int64_t block = 0; block < matrix.layout.col_blocks(); ++block) {
-      DecodeTile<Format<kType>>(matrix, row, block, out + block * kTileCols);
-    }
+    const int64_t whole = matrix.layout.cols / kTileCols, rest = matrix.layout.cols % kTileCols;
+    for (int64_t block = 0; block < whole; ++block) DecodeTile<Format<kType>>(matrix, row, block, out + block * kTileCols);
+    if (rest == 0) return;
+    float values[kTileCols];
+    DecodeTile<Format<kType>>(matrix, row, whole, values);
+    std::copy_n(values, rest, out + whole * kTileCols);
   });
 }
 

@@ -19,7 +19,8 @@
 //   Q8_0   32          byte j: element j, signed; value = code * scale              f16
 //   F16, BF16  64, F32 128   the elements in order                                  -
 //
-// Rows beyond `rows` (up to a multiple of 16) are zeros. Each plane starts on 128 bytes.
+// Rows beyond `rows` (up to a multiple of 16) are zeros, and so are the columns beyond `cols` (up to a multiple of 32), which
+// types of single elements may have. Each plane starts on 128 bytes.
 
 #include <cstddef>
 #include <cstdint>
@@ -46,10 +47,11 @@ struct TiledLayout {
   int64_t bytes = 0;               // all planes, a multiple of kPlaneAlignment
 
   int64_t row_tiles() const { return (rows + kTileRows - 1) / kTileRows; }
-  int64_t col_blocks() const { return cols / kTileCols; }
+  int64_t col_blocks() const { return (cols + kTileCols - 1) / kTileCols; }
+  int64_t padded_cols() const { return col_blocks() * kTileCols; }
   int64_t scale_blocks() const { return cols / scale_cols; }
   int64_t tile_code_bytes() const { return kTileRows * code_bytes; }
-  int64_t gguf_row_bytes() const { return row_bytes + col_blocks() * code_bytes + scale_blocks() * scale_bytes; }
+  int64_t gguf_row_bytes() const { return row_bytes + cols * code_bytes / kTileCols + scale_blocks() * scale_bytes; }
   int64_t code_offset(int64_t row_tile, int64_t col_block) const {
     return (row_tile * col_blocks() + col_block) * tile_code_bytes();
   }
@@ -58,8 +60,8 @@ struct TiledLayout {
   }
   int64_t row_offset(int64_t row_tile) const { return rows_offset + row_tile * kTileRows * row_bytes; }
 
-  // InvalidArgument: rows or cols not in [1, 2^31), cols not a multiple of 32 or of the type's block, or a type Ferry does not
-  // compute with.
+  // InvalidArgument: rows or cols not in [1, 2^31), cols not a multiple of the type's block, or a type Ferry does not compute
+  // with.
   static absl::StatusOr<TiledLayout> Create(DType dtype, int64_t rows, int64_t cols);
 
   bool operator==(const TiledLayout&) const = default;

@@ -110,6 +110,7 @@ class CpuOps final : public HostOps {
 
   absl::Status DoMatMul(Tensor in, const TiledMatrix& weight, const float* bias, Tensor out, bool accumulate) override {
     const bool quantized = IsQuantized(weight.layout.dtype);
+    if (in.cols % kBlock != 0) in = PaddedRows(in, weight.layout.padded_cols());
     QuantizedRows rows;
     if (quantized) rows = QuantizeRows(ActivationsFor(weight.layout.dtype), in, nullptr);
     const int64_t panels = NumPanels(weight.layout);
@@ -249,7 +250,8 @@ class CpuOps final : public HostOps {
   absl::Status DoMatMulPerHead(Tensor in, const HeadMatrices& weight, Tensor out) override {
     const int64_t in_cols = in.cols / weight.num_heads, out_cols = out.cols / weight.num_heads;
     const bool quantized = IsQuantized(weight.layout.dtype);
-    if (quantized && in_cols % kBlock != 0) return HostOps::DoMatMulPerHead(in, weight, out);
+    const bool whole_blocks = (quantized ? in_cols : weight.layout.cols) % kBlock == 0;
+    if (!whole_blocks) return HostOps::DoMatMulPerHead(in, weight, out);
     const Activations kind = ActivationsFor(weight.layout.dtype);
     QuantizedRows rows;
     if (quantized) rows = QuantizeRows(kind, in, nullptr);
@@ -320,7 +322,7 @@ class CpuOps final : public HostOps {
       const int32_t* rows = groups.rows + groups.offsets[uses[u].group];
       for (int64_t i = 0; i < uses[u].num_rows; ++i) needed[rows[i]] = 1;
     }
-    const int64_t num_hidden = first_hidden.back(), n_ff = layout.down.cols;
+    const int64_t num_hidden = first_hidden.back(), n_ff = layout.down.padded_cols();
     if (num_hidden == 0) return absl::OkStatus();
 
     for (const DType type : {layout.gate.dtype, layout.up.dtype}) {
@@ -371,7 +373,7 @@ class CpuOps final : public HostOps {
     std::vector<int64_t> first_hidden = {};      // the first hidden row of each use
     QuantizedRows inputs[kNumActivations] = {};  // by Activations: gate and up may be of different types
     QuantizedRows hidden = {};                   // when the down matrix is quantised
-    float* hidden_floats = nullptr;              // otherwise: [hidden rows, n_ff]
+    float* hidden_floats = nullptr;              // otherwise: [hidden rows, n_ff as padded], zeros beyond n_ff
   };
 
   // Panels [first, first + count) of one matrix; the thread multiplies panel `next` of `next_weight` after them.
@@ -423,8 +425,10 @@ class CpuOps final : public HostOps {
   // Block `panel` of a hidden row, from 32 outputs of gate and of up.
   void ActivateBlock(const ExpertCall& call, int64_t row, int64_t panel, const float* gate, const float* up) {
     if (call.hidden_floats != nullptr) {
-      float* const out = call.hidden_floats + row * call.layout.down.cols + panel * kPanelRows;
-      kernels_.glu(gate, up, kPanelRows, call.glu, out);
+      float* const out = call.hidden_floats + row * call.layout.down.padded_cols() + panel * kPanelRows;
+      const int64_t count = std::min<int64_t>(kPanelRows, call.layout.down.cols - panel * kPanelRows);
+      kernels_.glu(gate, up, count, call.glu, out);
+      std::fill(out + count, out + kPanelRows, 0.0f);
       return;
     }
     const Activations kind = ActivationsFor(call.layout.down.dtype);
@@ -443,8 +447,8 @@ class CpuOps final : public HostOps {
     const std::byte* const record = call.uses[u].record;
     PanelProduct p = PanelOf(layout.Down(record), panel, layout.DownBias(record));
     p.in = &rows;
-    p.float_in = quantized ? nullptr : call.hidden_floats + call.first_hidden[u] * layout.down.cols;
-    p.float_in_stride = layout.down.cols;
+    p.float_in = quantized ? nullptr : call.hidden_floats + call.first_hidden[u] * layout.down.padded_cols();
+    p.float_in_stride = layout.down.padded_cols();
     p.num_rows = call.uses[u].num_rows;
     p.out = RowOf(call.contributions, 0) + panel * kPanelRows, p.out_stride = call.contributions.stride;
     p.out_rows = call.groups.outs + call.groups.offsets[call.uses[u].group];
@@ -520,10 +524,20 @@ class CpuOps final : public HostOps {
     return rows;
   }
 
+  // Rows of `in` with zeros behind them up to `cols`, valid until the next call.
+  Tensor PaddedRows(Tensor in, int64_t cols) {
+    const Tensor padded(padded_.Get(in.rows * cols * 4), DType::kF32, in.rows, cols);
+    ForRows(in.rows, [&](int64_t row) {
+      std::copy_n(RowOf(in, row), in.cols, RowOf(padded, row));
+      std::fill(RowOf(padded, row) + in.cols, RowOf(padded, row) + cols, 0.0f);
+    });
+    return padded;
+  }
+
   const CpuKernels& kernels_;
   const std::unique_ptr<ThreadPool> pool_;
-  std::vector<Thread> threads_;                        // scratch of each thread of the pool
-  Scratch inputs_[kNumActivations], hidden_, logits_;  // inputs by Activations
+  std::vector<Thread> threads_;                                 // scratch of each thread of the pool
+  Scratch inputs_[kNumActivations], hidden_, logits_, padded_;  // inputs by Activations
 };
 
 }  // namespace

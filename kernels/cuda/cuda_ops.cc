@@ -261,6 +261,10 @@ class CudaOps final : public Ops {
       return Unimplemented("the model's router has %d groups, CUDA takes up to %d", model.router.num_groups, kMaxGroups);
     }
     for (const LayerConfig& layer : model.layers) {
+      for (const int64_t n_ff : {layer.mlp ? layer.mlp->n_ff : 0, layer.experts ? model.expert.n_ff : 0}) {
+        if (n_ff % kTileCols == 0) continue;
+        return Unimplemented("the model has MLPs or experts %d wide, CUDA takes multiples of %d", n_ff, kTileCols);
+      }
       if (layer.attention.latent()) {
         return Unimplemented("%s has latent attention, which runs on --backend cpu and reference, not on CUDA",
                              model.architecture);

@@ -52,7 +52,9 @@ TEST_P(CpuMatMulTest, MatchesReferenceOnTheActivationsItQuantises) {
   const std::unique_ptr<Ops> ops = MakeOps();
   ReferenceOps reference;
   const float parts = dtype() == DType::kQ8_0 ? 128 : 1;
-  for (const auto& [rows, cols, tokens] : kShapes) {
+  std::vector<Shape> shapes(std::begin(kShapes), std::end(kShapes));
+  if (!quantized()) shapes.insert(shapes.end(), {{33, 48, 1}, {64, 16, 19}, {17, 101, 70}});  // columns that are no whole tile
+  for (const auto& [rows, cols, tokens] : shapes) {
     SCOPED_TRACE(testing::Message() << "rows " << rows << " cols " << cols << " tokens " << tokens);
     const OwnedTiledMatrix weight = RandomTiledMatrix(dtype(), rows, cols, 7, 1 / std::sqrt(static_cast<float>(cols)));
     const std::vector<float> in = RandomFloats(tokens * cols, 11), bias = RandomFloats(rows, 13);
@@ -222,6 +224,26 @@ TEST_P(CpuExpertMlpTest, MatchesReference) {
     const std::vector<float> got = Contributions(*ops, in, tokens), want = Contributions(reference, in, tokens);
     // Two quantisations of activations, 0.5 % each on normal numbers.
     EXPECT_LE(RelativeRmsError(std::span<const float>(got), std::span<const float>(want)), all_exact ? 2e-6 : 0.015);
+  }
+}
+
+TEST_P(CpuExpertMlpTest, TakesExpertsNarrowerThanATile) {
+  const bool whole_blocks = GetParam().down != DType::kF32;
+  if (whole_blocks) GTEST_SKIP() << "rows of the down matrix are whole blocks";
+  for (const int64_t n_ff : {16, 80}) {
+    SCOPED_TRACE(n_ff);
+    ASSERT_OK_AND_ASSIGN(layout_,
+                         ExpertLayout::Create(GetParam().gate, GetParam().up, GetParam().down, kEmbd, n_ff, GetParam().has_bias));
+    records_.clear();
+    for (uint64_t expert = 0; expert < kExperts; ++expert) records_.push_back(RandomExpertRecord(layout_, 61 + expert));
+    ReferenceOps reference;
+    const std::unique_ptr<Ops> ops = MakeOps();
+    const std::vector<float> in = RandomFloats(70 * kEmbd, 67), got = Contributions(*ops, in, 70);
+    const std::vector<float> want = Contributions(reference, in, 70);
+    const bool exact = GetParam().gate == DType::kF32;
+    EXPECT_LE(RelativeRmsError(std::span<const float>(got), std::span<const float>(want)), exact ? 2e-6 : 0.015);
+    const std::vector<float> first(in.begin(), in.begin() + kEmbd);
+    EXPECT_TRUE(SameBits(Contributions(*ops, first, 1), {got.begin(), got.begin() + kTopK * kEmbd}));
   }
 }
 

@@ -7,7 +7,7 @@
 namespace ferry {
 namespace {
 
-constexpr int64_t kMaxHeads = 4096, kMaxHeadDim = 1024, kMaxRank = 1 << 16, kWidthMultiple = 32;
+constexpr int64_t kMaxHeads = 4096, kMaxHeadDim = 1024, kMaxRank = 1 << 16, kWidthMultiple = 16;  // numbers in a register
 
 absl::StatusOr<AttentionConfig> ReadLatentAttention(const ModelKeys& keys) {
   AttentionConfig attention;

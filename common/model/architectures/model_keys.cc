@@ -15,7 +15,8 @@ constexpr int64_t kMaxExperts = 512;  // the gate kernels hold a token's logits 
 constexpr int64_t kMaxTopK = 16;
 constexpr int64_t kMaxVocabulary = 1 << 24;
 constexpr int64_t kMaxContext = int64_t{1} << 31;
-constexpr int64_t kWidthMultiple = 32;  // elements of a quantised block
+constexpr int64_t kWidthMultiple = 32;       // elements of a quantised block
+constexpr int64_t kInnerWidthMultiple = 16;  // of widths inside a layer: what a register of floats holds
 
 absl::StatusOr<int64_t> VocabularySize(const ModelKeys& keys) {
   const GgufFile& file = keys.file();
@@ -187,7 +188,7 @@ absl::Status ReadExperts(const ModelKeys& keys, ModelConfig* config) {
   ASSIGN_OR_RETURN(router.top_k, keys.Int("expert_used_count", 1, std::min(router.num_experts, kMaxTopK)));
   const std::string_view n_ff_key = keys.Has("expert_feed_forward_length") ? "expert_feed_forward_length" : "feed_forward_length";
   ASSIGN_OR_RETURN(config->expert.n_ff, keys.UniformInt(n_ff_key, 1, kMaxWidth));
-  return keys.CheckMultiple(n_ff_key, config->expert.n_ff, kWidthMultiple);
+  return keys.CheckMultiple(n_ff_key, config->expert.n_ff, kInnerWidthMultiple);
 }
 
 absl::Status ReadGate(const ModelKeys& keys, RouterScore absent, RouterConfig* router) {
@@ -230,7 +231,7 @@ absl::Status ReadLayersWithDenseOnes(const ModelKeys& keys, const AttentionConfi
   LayerConfig dense = {.attention = attention, .mlp = MlpConfig(), .experts = false};
   if (num_dense > 0) {
     ASSIGN_OR_RETURN(dense.mlp->n_ff, keys.UniformInt("feed_forward_length", 1, kMaxWidth));
-    RETURN_IF_ERROR(keys.CheckMultiple("feed_forward_length", dense.mlp->n_ff, kWidthMultiple));
+    RETURN_IF_ERROR(keys.CheckMultiple("feed_forward_length", dense.mlp->n_ff, kInnerWidthMultiple));
   }
   LayerConfig experts = {.attention = attention, .mlp = std::nullopt, .experts = true};
   if (num_shared > 0) {

@@ -112,7 +112,7 @@ TEST(Architectures, RefuseByKeyWhatTheyDoNotKnow) {
   EXPECT_THAT(refused("glm4moe", "expert_gating_func", 4), StatusIs(kUnknown, HasSubstr("glm4moe.expert_gating_func")));
   EXPECT_THAT(refused("deepseek2", "expert_group_count", 3), StatusIs(kInvalid, HasSubstr("deepseek2.expert_group_count")));
   EXPECT_THAT(refused("deepseek2", "expert_group_used_count", 5), StatusIs(kInvalid, HasSubstr("expert_group_used_count")));
-  EXPECT_THAT(refused("deepseek2", "attention.kv_lora_rank", 48),
+  EXPECT_THAT(refused("deepseek2", "attention.kv_lora_rank", 40),
               StatusIs(kInvalid, HasSubstr("deepseek2.attention.kv_lora_rank")));
   EXPECT_THAT(refused("qwen3moe", "expert_used_count", 17), StatusIs(kInvalid, HasSubstr("qwen3moe.expert_used_count")));
   EXPECT_THAT(refused("qwen3moe", "expert_count", 513), StatusIs(kInvalid, HasSubstr("qwen3moe.expert_count")));

@@ -67,9 +67,9 @@ TEST(ExpertLayout, IsTheSizeOfAGptOssExpert) {
 TEST(ExpertLayout, NamesTheMatrixItRefuses) {
   EXPECT_THAT(ExpertLayout::Create(DType::kF32, DType::kTQ1_0, DType::kF32, 256, 256, false),
               StatusIs(kInvalid, HasSubstr("up: type TQ1_0")));
-  EXPECT_THAT(ExpertLayout::Create(DType::kF32, DType::kF32, DType::kF32, 64, 33, false),
+  EXPECT_THAT(ExpertLayout::Create(DType::kF32, DType::kF32, DType::kQ8_0, 64, 33, false),
               StatusIs(kInvalid, HasSubstr("down: cols is 33")));
-  EXPECT_THAT(ExpertLayout::Create(DType::kF32, DType::kF32, DType::kF32, 33, 64, false),
+  EXPECT_THAT(ExpertLayout::Create(DType::kQ8_0, DType::kF32, DType::kF32, 33, 64, false),
               StatusIs(kInvalid, HasSubstr("gate: cols is 33")));
 }
 
