@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -253,54 +254,33 @@ void PrintJson(const Run& run, const Limits& limits, const Predictions& predicti
   std::printf("%s\n", line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
 }
 
-absl::Status RunBench(BenchOptions options) {
-  RETURN_IF_ERROR(options.model.CheckOutputs({}));
-  ASSIGN_OR_RETURN(const std::vector<int64_t> lengths, ParseLengths(options.prompts));
-  const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
-  if (options.model.context == 0 && options.server.empty()) options.model.context = longest + options.generate + 64;
-  options.model.parallel = 1;
-  ASSIGN_OR_RETURN(const std::unique_ptr<Client> client, Client::Connect(options.server, options.model));
-  ASSIGN_OR_RETURN(const proto::GetModelInfoResponse model, client->ModelInfo());
-  ASSIGN_OR_RETURN(const proto::GetServerInfoResponse info, client->ServerInfo());
-  ASSIGN_OR_RETURN(const Predictions predictions, PredictionsFor(options, info));
-  const Limits limits = LimitsOf(info, predictions);
-  Bench bench(options, client.get(), model.vocab_size());
-
-  if (!options.json) {
-    const MachineRates& rates = predictions.found.rates;
-    std::fprintf(stderr, "%s; host reads %s, int8 dot products %.0f Gop/s; link %s; rates %s\n", info.engine().c_str(),
-                 HumanRate(limits.host_read).c_str(), limits.host_flops / 1e9,
-                 limits.link > 0 ? HumanRate(limits.link).c_str() : "none", predictions.found.source.c_str());
-    std::fprintf(stderr, "experts on the host: %s and %.0f GFLOP/s alone, %s and %.0f beside the links",
-                 HumanRate(rates.host.read_bytes_per_second).c_str(), rates.host.flops_per_second / 1e9,
-                 HumanRate(rates.host_beside_links.read_bytes_per_second).c_str(),
-                 rates.host_beside_links.flops_per_second / 1e9);
-    for (const WorkerRates& worker : rates.workers) {
-      if (worker.link.alone > 0)
-        std::fprintf(stderr, "; a link %s alone, %s with the others, %s beside the host", HumanRate(worker.link.alone).c_str(),
-                     HumanRate(worker.link.together).c_str(), HumanRate(worker.link.beside_host).c_str());
-    }
-    std::fprintf(stderr, "\n");
-    std::printf("|%6s | %6s | %6s | %8s | %8s | %8s | %8s |\n", "PP", "TG", "N_KV", "T_PP s", "S_PP t/s", "T_TG s", "S_TG t/s");
-    std::printf("|%6s-|-%6s-|-%6s-|-%8s-|-%8s-|-%8s-|-%8s-|\n", "------", "------", "------", "--------", "--------", "--------",
-                "--------");
+// The line on standard error about the machine, and the head of the table.
+void PrintHead(const proto::GetServerInfoResponse& info, const Limits& limits, const Predictions& predictions) {
+  const MachineRates& rates = predictions.found.rates;
+  std::fprintf(stderr, "%s; host reads %s, int8 dot products %.0f Gop/s; link %s; rates %s\n", info.engine().c_str(),
+               HumanRate(limits.host_read).c_str(), limits.host_flops / 1e9,
+               limits.link > 0 ? HumanRate(limits.link).c_str() : "none", predictions.found.source.c_str());
+  std::fprintf(stderr, "experts on the host: %s and %.0f GFLOP/s alone, %s and %.0f beside the links",
+               HumanRate(rates.host.read_bytes_per_second).c_str(), rates.host.flops_per_second / 1e9,
+               HumanRate(rates.host_beside_links.read_bytes_per_second).c_str(), rates.host_beside_links.flops_per_second / 1e9);
+  for (const WorkerRates& worker : rates.workers) {
+    if (worker.link.alone > 0)
+      std::fprintf(stderr, "; a link %s alone, %s with the others, %s beside the host", HumanRate(worker.link.alone).c_str(),
+                   HumanRate(worker.link.together).c_str(), HumanRate(worker.link.beside_host).c_str());
   }
-  std::vector<Run> rows;
-  const auto report = [&](const Run& run) {
-    rows.push_back(run);
-    if (options.json) {
-      PrintJson(run, limits, predictions, options.cold);
-    } else {
-      std::printf("|%6lld | %6lld | %6lld | %8.3f | %8.2f | %8.3f | %8.2f |\n", static_cast<long long>(run.prompt),
-                  static_cast<long long>(run.generated), static_cast<long long>(run.n_kv), run.prefill_seconds,
-                  run.prefill_rate(), run.decode_seconds, run.decode_rate());
-    }
-    return FlushOutput();
-  };
+  std::fprintf(stderr, "\n");
+  std::printf("|%6s | %6s | %6s | %8s | %8s | %8s | %8s |\n", "PP", "TG", "N_KV", "T_PP s", "S_PP t/s", "T_TG s", "S_TG t/s");
+  std::printf("|%6s-|-%6s-|-%6s-|-%8s-|-%8s-|-%8s-|-%8s-|\n", "------", "------", "------", "--------", "--------", "--------",
+              "--------");
+}
+
+// Measures every length, and calls report(run) after each, until it fails. `context`: tokens of the KV cache.
+absl::Status MeasureAll(const BenchOptions& options, const std::vector<int64_t>& lengths, int64_t context, Bench& bench,
+                        const std::function<absl::Status(const Run&)>& report) {
   if (options.sweep) {
     // As llama-sweep-bench: the context fills up in steps of the first length.
     std::vector<uint32_t> tokens;
-    while (static_cast<int64_t>(tokens.size()) + lengths.front() + options.generate < model.context_length()) {
+    while (static_cast<int64_t>(tokens.size()) + lengths.front() + options.generate < context) {
       ASSIGN_OR_RETURN(const Run run, bench.Measure(tokens, lengths.front(), 0));
       RETURN_IF_ERROR(report(run));
     }
@@ -317,6 +297,36 @@ absl::Status RunBench(BenchOptions options) {
       RETURN_IF_ERROR(report(Median(std::move(runs))));
     }
   }
+  return absl::OkStatus();
+}
+
+absl::Status RunBench(BenchOptions options) {
+  RETURN_IF_ERROR(options.model.CheckOutputs({}));
+  ASSIGN_OR_RETURN(const std::vector<int64_t> lengths, ParseLengths(options.prompts));
+  const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
+  if (options.model.context == 0 && options.server.empty()) options.model.context = longest + options.generate + 64;
+  options.model.parallel = 1;
+  ASSIGN_OR_RETURN(const std::unique_ptr<Client> client, Client::Connect(options.server, options.model));
+  ASSIGN_OR_RETURN(const proto::GetModelInfoResponse model, client->ModelInfo());
+  ASSIGN_OR_RETURN(const proto::GetServerInfoResponse info, client->ServerInfo());
+  ASSIGN_OR_RETURN(const Predictions predictions, PredictionsFor(options, info));
+  const Limits limits = LimitsOf(info, predictions);
+  Bench bench(options, client.get(), model.vocab_size());
+
+  if (!options.json) PrintHead(info, limits, predictions);
+  std::vector<Run> rows;
+  const auto report = [&](const Run& run) {
+    rows.push_back(run);
+    if (options.json) {
+      PrintJson(run, limits, predictions, options.cold);
+    } else {
+      std::printf("|%6lld | %6lld | %6lld | %8.3f | %8.2f | %8.3f | %8.2f |\n", static_cast<long long>(run.prompt),
+                  static_cast<long long>(run.generated), static_cast<long long>(run.n_kv), run.prefill_seconds,
+                  run.prefill_rate(), run.decode_seconds, run.decode_rate());
+    }
+    return FlushOutput();
+  };
+  RETURN_IF_ERROR(MeasureAll(options, lengths, model.context_length(), bench, report));
   if (!options.json) {
     std::printf("\n");
     for (const Run& run : rows) {

@@ -111,7 +111,31 @@ CLI::Option* AddVramExperts(CLI::App& app, ModelOptions& options) {
                                 });
 }
 
-std::vector<ModelFlag> Table() {
+std::vector<ModelFlag> ServerTable() {
+  using M = ModelOptions;
+  return {
+      ServeOnly(Integer("--port", kServer, Here(), &M::port, {.min = 0, .max = 65535}, "port of the API; 0: any free one", -1)),
+      ServeOnly(Text("--listen", kServer, Here(), &M::listen,
+                     "ADDR or ADDR:PORT of the API (0.0.0.0: every interface); anything but loopback is not encrypted yet")),
+      ServeOnly(Switch("--coordinator-only", kServer, Here(), &M::coordinator_only, /*told_when=*/true,
+                       "start no workers here: they come from other hosts with `ferry-worker --coordinator ADDR`; --workers "
+                       "says how many")),
+      ServeOnly(Text("--tls-cert", kServer, Coordinator("--tls-cert"), &M::tls_cert, "PEM file of the API's certificate chain")),
+      ServeOnly(Text("--tls-key", kServer, Coordinator("--tls-key"), &M::tls_key, "PEM file of its key")),
+      ServeOnly(Text("--api-keys", kServer, Coordinator("--api-keys"), &M::api_keys,
+                     "file of the keys that may use the API (`ferry api-key` makes them)")),
+      ServeOnly(Switch("--insecure", kServer, Coordinator("--insecure"), &M::insecure, /*told_when=*/true,
+                       "let anybody who reaches --listen use the API without a key")),
+      ServeOnly(Text("--cluster-listen", kServer, Coordinator("--cluster-listen"), &M::cluster_listen,
+                     "ADDR or ADDR:PORT where workers of other hosts come in, known by certificates (port 8091)")),
+      ServeOnly(Text("--cluster-certs", kServer, Coordinator("--cluster-certs"), &M::cluster_certs,
+                     "folder with the certificates that `ferry cluster-init` makes (default: ~/.config/ferry/cluster)")),
+      ServeOnly(Seconds("--drain-seconds", kServer, Coordinator("--drain-timeout"), &M::drain_seconds, 0,
+                        "how long running requests may go on after Ctrl-C (default 30)", /*unset=*/-1)),
+  };
+}
+
+std::vector<ModelFlag> ModelTable() {
   const IntegerRange tokens = {.min = 0, .max = kMaxTokens, .automatic = 0, .units = true};
   const IntegerRange rows = {.min = 0, .max = 65536, .automatic = 0, .units = true};
   using M = ModelOptions;
@@ -163,31 +187,17 @@ std::vector<ModelFlag> Table() {
       Switch("--keep-rates", kHow, Coordinator("--keep-rates"), &M::keep_rates, /*told_when=*/true,
              "keep the rates for the next start although the machine was busy when they were measured"),
       Choice("--log-level", kHow, Both("--log-level"), &M::log_level, kLogLevels, "of the processes it starts"),
-      ServeOnly(Integer("--port", kServer, Here(), &M::port, {.min = 0, .max = 65535}, "port of the API; 0: any free one", -1)),
-      ServeOnly(Text("--listen", kServer, Here(), &M::listen,
-                     "ADDR or ADDR:PORT of the API (0.0.0.0: every interface); anything but loopback is not encrypted yet")),
-      ServeOnly(Switch("--coordinator-only", kServer, Here(), &M::coordinator_only, /*told_when=*/true,
-                       "start no workers here: they come from other hosts with `ferry-worker --coordinator ADDR`; --workers "
-                       "says how many")),
-      ServeOnly(Text("--tls-cert", kServer, Coordinator("--tls-cert"), &M::tls_cert, "PEM file of the API's certificate chain")),
-      ServeOnly(Text("--tls-key", kServer, Coordinator("--tls-key"), &M::tls_key, "PEM file of its key")),
-      ServeOnly(Text("--api-keys", kServer, Coordinator("--api-keys"), &M::api_keys,
-                     "file of the keys that may use the API (`ferry api-key` makes them)")),
-      ServeOnly(Switch("--insecure", kServer, Coordinator("--insecure"), &M::insecure, /*told_when=*/true,
-                       "let anybody who reaches --listen use the API without a key")),
-      ServeOnly(Text("--cluster-listen", kServer, Coordinator("--cluster-listen"), &M::cluster_listen,
-                     "ADDR or ADDR:PORT where workers of other hosts come in, known by certificates (port 8091)")),
-      ServeOnly(Text("--cluster-certs", kServer, Coordinator("--cluster-certs"), &M::cluster_certs,
-                     "folder with the certificates that `ferry cluster-init` makes (default: ~/.config/ferry/cluster)")),
-      ServeOnly(Seconds("--drain-seconds", kServer, Coordinator("--drain-timeout"), &M::drain_seconds, 0,
-                        "how long running requests may go on after Ctrl-C (default 30)", /*unset=*/-1)),
   };
 }
 
 }  // namespace
 
 std::span<const ModelFlag> ModelFlags() {
-  static const std::vector<ModelFlag>* const table = new std::vector<ModelFlag>(Table());
+  static const std::vector<ModelFlag>* const table = [] {
+    auto* flags = new std::vector<ModelFlag>(ModelTable());
+    for (ModelFlag& flag : ServerTable()) flags->push_back(std::move(flag));
+    return flags;
+  }();
   return *table;
 }
 

@@ -61,6 +61,44 @@ void PrintPlacement(const ModelConfig& config, const ModelSizes& sizes, const Ar
   std::printf("a pass takes up to %lld tokens (-b)\n", static_cast<long long>(placement.cache.max_batch_tokens));
 }
 
+void PrintRates(const FoundRates& found, const PredictionInput& input, bool gpu) {
+  const MachineRates& rates = input.rates;
+  std::printf("\nrates, %s:\n", found.source.c_str());
+  std::printf("  host: experts read at %s and multiplied at %.0f GFLOP/s, %s and %.0f beside the links\n",
+              HumanRate(rates.host.read_bytes_per_second).c_str(), rates.host.flops_per_second / 1e9,
+              HumanRate(rates.host_beside_links.read_bytes_per_second).c_str(), rates.host_beside_links.flops_per_second / 1e9);
+  for (size_t w = 0; w < rates.workers.size(); ++w) {
+    const WorkerRates& worker = rates.workers[w];
+    std::printf("  worker %zu: %lld expert slots", w, static_cast<long long>(input.slots[w]));
+    if (worker.link.alone > 0) std::printf(", link %s", HumanRate(worker.link.alone).c_str());
+    if (worker.link.beside_host > 0) std::printf(", %s beside the host", HumanRate(worker.link.beside_host).c_str());
+    if (gpu)
+      std::printf(", experts at %.0f TFLOP/s%s", worker.experts.flops_per_second / 1e12,
+                  found.rates.workers[w].experts.flops_per_second > 0 ? "" : " (assumed)");
+    std::printf("\n");
+  }
+}
+
+void PrintPrefill(const PrefillPrediction& prefill, int64_t tokens) {
+  std::printf("  prefill of %6lld tokens: %8.0f t/s (%.0f experts active: %.0f shipped, %.0f on the host)",
+              static_cast<long long>(tokens), prefill.tokens_per_second(), prefill.activated, prefill.shipped, prefill.on_host);
+  if (prefill.step_rows < tokens) std::printf(", in steps of %lld", static_cast<long long>(prefill.step_rows));
+  std::printf("\n");
+}
+
+nlohmann::json WorkersJson(const Placement& placement, const std::vector<std::string>& devices) {
+  nlohmann::json workers = nlohmann::json::array();
+  for (size_t w = 0; w < placement.workers.size(); ++w) {
+    const WorkerPlacement& worker = placement.workers[w];
+    workers.push_back({{"device", devices[w]},
+                       {"first_layer", worker.layers.first},
+                       {"last_layer", worker.layers.end - 1},
+                       {"dense_bytes", worker.dense_bytes},
+                       {"kv_bytes", worker.kv_bytes}});
+  }
+  return workers;
+}
+
 absl::Status Plan(const PlanOptions& options) {
   ASSIGN_OR_RETURN(const std::vector<int64_t> lengths, ParseLengths(options.prompts));
   ASSIGN_OR_RETURN(const std::vector<std::string> devices, options.model.Devices());
@@ -71,25 +109,11 @@ absl::Status Plan(const PlanOptions& options) {
   const bool gpu = devices[0].starts_with("cuda");
   ASSIGN_OR_RETURN(const FoundRates found, Rates(options, *model, devices));
   const PredictionInput input = model->Input(found.rates, found.slots, gpu);
-  const MachineRates& rates = input.rates;
   const DecodePrediction decode = PredictDecode(input);
   nlohmann::json prefills = nlohmann::json::array();
   if (!options.json) {
     PrintPlacement(model->config(), model->sizes(), arena, placement, devices);
-    std::printf("\nrates, %s:\n", found.source.c_str());
-    std::printf("  host: experts read at %s and multiplied at %.0f GFLOP/s, %s and %.0f beside the links\n",
-                HumanRate(rates.host.read_bytes_per_second).c_str(), rates.host.flops_per_second / 1e9,
-                HumanRate(rates.host_beside_links.read_bytes_per_second).c_str(), rates.host_beside_links.flops_per_second / 1e9);
-    for (size_t w = 0; w < rates.workers.size(); ++w) {
-      const WorkerRates& worker = rates.workers[w];
-      std::printf("  worker %zu: %lld expert slots", w, static_cast<long long>(input.slots[w]));
-      if (worker.link.alone > 0) std::printf(", link %s", HumanRate(worker.link.alone).c_str());
-      if (worker.link.beside_host > 0) std::printf(", %s beside the host", HumanRate(worker.link.beside_host).c_str());
-      if (gpu)
-        std::printf(", experts at %.0f TFLOP/s%s", worker.experts.flops_per_second / 1e12,
-                    found.rates.workers[w].experts.flops_per_second > 0 ? "" : " (assumed)");
-      std::printf("\n");
-    }
+    PrintRates(found, input, gpu);
     std::printf("predicted, with nothing resident at the start of a prompt:\n");
   }
   for (const int64_t tokens : lengths) {
@@ -103,11 +127,7 @@ absl::Status Plan(const PlanOptions& options) {
                           {"on_host", prefill.on_host},
                           {"bytes_shipped", prefill.bytes_shipped}});
     } else {
-      std::printf("  prefill of %6lld tokens: %8.0f t/s (%.0f experts active: %.0f shipped, %.0f on the host)",
-                  static_cast<long long>(tokens), prefill.tokens_per_second(), prefill.activated, prefill.shipped,
-                  prefill.on_host);
-      if (prefill.step_rows < tokens) std::printf(", in steps of %lld", static_cast<long long>(prefill.step_rows));
-      std::printf("\n");
+      PrintPrefill(prefill, tokens);
     }
   }
   if (!options.json) {
@@ -115,18 +135,12 @@ absl::Status Plan(const PlanOptions& options) {
                 1 / decode.seconds_per_token, HumanBytes(decode.host_bytes).c_str(), 100 * decode.resident_share);
     return absl::OkStatus();
   }
-  nlohmann::json workers = nlohmann::json::array();
-  for (size_t w = 0; w < placement.workers.size(); ++w) {
-    const WorkerPlacement& worker = placement.workers[w];
-    workers.push_back({{"device", devices[w]},
-                       {"first_layer", worker.layers.first},
-                       {"last_layer", worker.layers.end - 1},
-                       {"dense_bytes", worker.dense_bytes},
-                       {"kv_bytes", worker.kv_bytes}});
-  }
-  const nlohmann::json result = {{"workers", workers},           {"arena_bytes", arena.bytes()},
-                                 {"prefill", prefills},          {"decode_tokens_per_second", 1 / decode.seconds_per_token},
-                                 {"rates_source", found.source}, {"rates", RatesJson(found.rates)}};
+  const nlohmann::json result = {{"workers", WorkersJson(placement, devices)},
+                                 {"arena_bytes", arena.bytes()},
+                                 {"prefill", prefills},
+                                 {"decode_tokens_per_second", 1 / decode.seconds_per_token},
+                                 {"rates_source", found.source},
+                                 {"rates", RatesJson(found.rates)}};
   std::printf("%s\n", result.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
   return absl::OkStatus();
 }

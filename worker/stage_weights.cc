@@ -107,6 +107,30 @@ class StageWeights::Loader {
            role == kValueBias;
   }
 
+  absl::Status LoadLatent(const DenseTensor& tensor, LatentWeights& latent) {
+    using enum TensorRole;
+    switch (tensor.role) {
+      case kLatentQueryDown:
+        return LoadMatrix(tensor, latent.query_down);
+      case kLatentQueryNorm:
+        return LoadVector(tensor, latent.query_norm);
+      case kLatentQuery:
+        return LoadMatrix(tensor, latent.query);
+      case kLatentDown:
+        return LoadMatrix(tensor, latent.down);
+      case kLatentNorm:
+        return LoadVector(tensor, latent.norm);
+      case kLatentKeyUp:
+        return LoadHeads(tensor, latent.key_up);
+      case kLatentValueUp:
+        return LoadHeads(tensor, latent.value_up);
+      case kLatentKeyAndValueUp:
+        return LoadJoinedHeads(tensor, latent);
+      default:
+        return Internal("role %d is no tensor of latent attention", static_cast<int>(tensor.role));
+    }
+  }
+
   absl::Status LoadTensor(const DenseTensor& tensor, LayerWeights* layer) {
     using enum TensorRole;
     switch (tensor.role) {
@@ -131,21 +155,14 @@ class StageWeights::Loader {
       case kValueBias:
         return ReadTensor(tensor, qkv_bias_[2]);
       case kLatentQueryDown:
-        return LoadMatrix(tensor, layer->latent.query_down);
       case kLatentQueryNorm:
-        return LoadVector(tensor, layer->latent.query_norm);
       case kLatentQuery:
-        return LoadMatrix(tensor, layer->latent.query);
       case kLatentDown:
-        return LoadMatrix(tensor, layer->latent.down);
       case kLatentNorm:
-        return LoadVector(tensor, layer->latent.norm);
       case kLatentKeyUp:
-        return LoadHeads(tensor, layer->latent.key_up);
       case kLatentValueUp:
-        return LoadHeads(tensor, layer->latent.value_up);
       case kLatentKeyAndValueUp:
-        return LoadJoinedHeads(tensor, layer->latent);
+        return LoadLatent(tensor, layer->latent);
       case kQueryHeadNorm:
         return LoadVector(tensor, layer->query_norm);
       case kKeyHeadNorm:

@@ -64,71 +64,108 @@ absl::StatusOr<ModelConfig> ModelConfig::FromGguf(const GgufFile& file) {
                        KnownArchitectures(), at);
 }
 
-std::vector<DenseTensor> DenseTensorsOf(const ModelConfig& config, int64_t first_layer, int64_t end_layer) {
-  using enum TensorRole;
-  const int64_t embd = config.n_embd, experts = config.router.num_experts;
-  constexpr bool kMatrix = true, kF32 = false;
-  std::vector<DenseTensor> tensors;
-  if (first_layer == 0) tensors.push_back({kTokenEmbedding, -1, "token_embd.weight", config.vocab_size, embd, kMatrix});
-  for (int64_t layer = first_layer; layer < end_layer; ++layer) {
-    const auto add = [&](TensorRole role, std::string_view name, int64_t rows, int64_t cols, bool is_matrix) {
-      tensors.push_back({role, layer, absl::StrFormat("blk.%d.%s", layer, name), rows, cols, is_matrix});
-    };
-    const LayerConfig& parts = config.layers[layer];
-    const AttentionConfig& attention = parts.attention;
-    const int64_t q = attention.q_size(), kv = attention.kv_size();
-    add(kAttentionNorm, "attn_norm.weight", 1, embd, kF32);
+namespace {
+
+constexpr bool kMatrix = true, kF32 = false;  // DenseTensor::is_matrix
+
+// Appends the dense tensors of one layer.
+class LayerTensors {
+ public:
+  LayerTensors(const ModelConfig& config, int64_t layer, std::vector<DenseTensor>* out)
+      : config_(config), layer_(layer), parts_(config.layers[layer]), embd_(config.n_embd), out_(*out) {}
+
+  void AddAll() {
+    const AttentionConfig& attention = parts_.attention;
+    Add(TensorRole::kAttentionNorm, "attn_norm.weight", 1, embd_, kF32);
     if (attention.latent()) {
-      const int64_t heads = attention.num_heads, rank = attention.kv_rank, value = attention.value_dim;
-      const auto add_heads = [&](TensorRole role, std::string_view name, int64_t rows, int64_t cols) {
-        add(role, name, heads * rows, cols, kMatrix);
-        tensors.back().heads = heads;
-      };
-      if (attention.q_rank > 0) {
-        add(kLatentQueryDown, "attn_q_a.weight", attention.q_rank, embd, kMatrix);
-        add(kLatentQueryNorm, "attn_q_a_norm.weight", 1, attention.q_rank, kF32);
-        add(kLatentQuery, "attn_q_b.weight", q, attention.q_rank, kMatrix);
-      } else {
-        add(kLatentQuery, "attn_q.weight", q, embd, kMatrix);
-      }
-      add(kLatentDown, "attn_kv_a_mqa.weight", attention.latent_dim(), embd, kMatrix);
-      add(kLatentNorm, "attn_kv_a_norm.weight", 1, rank, kF32);
-      if (attention.joined_key_value) {
-        add_heads(kLatentKeyAndValueUp, "attn_kv_b.weight", attention.nope_dim() + value, rank);
-      } else {
-        add_heads(kLatentKeyUp, "attn_k_b.weight", rank, attention.nope_dim());
-        add_heads(kLatentValueUp, "attn_v_b.weight", value, rank);
-      }
+      AddLatentAttention();
     } else {
-      add(kQueryWeight, "attn_q.weight", q, embd, kMatrix);
-      if (attention.bias) add(kQueryBias, "attn_q.bias", 1, q, kF32);
-      add(kKeyWeight, "attn_k.weight", kv, embd, kMatrix);
-      if (attention.bias) add(kKeyBias, "attn_k.bias", 1, kv, kF32);
-      add(kValueWeight, "attn_v.weight", kv, embd, kMatrix);
-      if (attention.bias) add(kValueBias, "attn_v.bias", 1, kv, kF32);
+      AddQueryKeyValue();
     }
     if (attention.head_norms) {
-      add(kQueryHeadNorm, "attn_q_norm.weight", 1, attention.head_dim, kF32);
-      add(kKeyHeadNorm, "attn_k_norm.weight", 1, attention.head_dim, kF32);
+      Add(TensorRole::kQueryHeadNorm, "attn_q_norm.weight", 1, attention.head_dim, kF32);
+      Add(TensorRole::kKeyHeadNorm, "attn_k_norm.weight", 1, attention.head_dim, kF32);
     }
-    add(kAttentionOutputWeight, "attn_output.weight", embd, attention.out_size(), kMatrix);
-    if (attention.output_bias) add(kAttentionOutputBias, "attn_output.bias", 1, embd, kF32);
-    if (attention.sinks) add(kAttentionSinks, "attn_sinks.weight", 1, attention.num_heads, kF32);
-    add(kFfnNorm, config.ffn_norm + ".weight", 1, embd, kF32);
-    if (parts.mlp) {
-      const std::string_view end = parts.experts ? "_shexp.weight" : ".weight";
-      add(kMlpGate, absl::StrFormat("ffn_gate%s", end), parts.mlp->n_ff, embd, kMatrix);
-      add(kMlpUp, absl::StrFormat("ffn_up%s", end), parts.mlp->n_ff, embd, kMatrix);
-      add(kMlpDown, absl::StrFormat("ffn_down%s", end), embd, parts.mlp->n_ff, kMatrix);
-    }
-    if (!parts.experts) continue;
-    add(kRouterWeight, "ffn_gate_inp.weight", experts, embd, kF32);
-    if (config.router.bias) add(kRouterBias, "ffn_gate_inp.bias", 1, experts, kF32);
-    if (config.router.selection_bias) add(kRouterSelectionBias, "exp_probs_b.bias", 1, experts, kF32);
+    Add(TensorRole::kAttentionOutputWeight, "attn_output.weight", embd_, attention.out_size(), kMatrix);
+    if (attention.output_bias) Add(TensorRole::kAttentionOutputBias, "attn_output.bias", 1, embd_, kF32);
+    if (attention.sinks) Add(TensorRole::kAttentionSinks, "attn_sinks.weight", 1, attention.num_heads, kF32);
+    Add(TensorRole::kFfnNorm, config_.ffn_norm + ".weight", 1, embd_, kF32);
+    if (parts_.mlp) AddMlp();
+    if (parts_.experts) AddRouter();
   }
+
+ private:
+  void Add(TensorRole role, std::string_view name, int64_t rows, int64_t cols, bool is_matrix) {
+    out_.push_back({role, layer_, absl::StrFormat("blk.%d.%s", layer_, name), rows, cols, is_matrix});
+  }
+  // A matrix of `rows` rows for each head.
+  void AddHeads(TensorRole role, std::string_view name, int64_t rows, int64_t cols) {
+    Add(role, name, parts_.attention.num_heads * rows, cols, kMatrix);
+    out_.back().heads = parts_.attention.num_heads;
+  }
+
+  void AddQueryKeyValue() {
+    const AttentionConfig& attention = parts_.attention;
+    const int64_t q = attention.q_size(), kv = attention.kv_size();
+    Add(TensorRole::kQueryWeight, "attn_q.weight", q, embd_, kMatrix);
+    if (attention.bias) Add(TensorRole::kQueryBias, "attn_q.bias", 1, q, kF32);
+    Add(TensorRole::kKeyWeight, "attn_k.weight", kv, embd_, kMatrix);
+    if (attention.bias) Add(TensorRole::kKeyBias, "attn_k.bias", 1, kv, kF32);
+    Add(TensorRole::kValueWeight, "attn_v.weight", kv, embd_, kMatrix);
+    if (attention.bias) Add(TensorRole::kValueBias, "attn_v.bias", 1, kv, kF32);
+  }
+
+  void AddLatentAttention() {
+    const AttentionConfig& attention = parts_.attention;
+    const int64_t rank = attention.kv_rank;
+    if (attention.q_rank > 0) {
+      Add(TensorRole::kLatentQueryDown, "attn_q_a.weight", attention.q_rank, embd_, kMatrix);
+      Add(TensorRole::kLatentQueryNorm, "attn_q_a_norm.weight", 1, attention.q_rank, kF32);
+      Add(TensorRole::kLatentQuery, "attn_q_b.weight", attention.q_size(), attention.q_rank, kMatrix);
+    } else {
+      Add(TensorRole::kLatentQuery, "attn_q.weight", attention.q_size(), embd_, kMatrix);
+    }
+    Add(TensorRole::kLatentDown, "attn_kv_a_mqa.weight", attention.latent_dim(), embd_, kMatrix);
+    Add(TensorRole::kLatentNorm, "attn_kv_a_norm.weight", 1, rank, kF32);
+    if (attention.joined_key_value) {
+      AddHeads(TensorRole::kLatentKeyAndValueUp, "attn_kv_b.weight", attention.nope_dim() + attention.value_dim, rank);
+    } else {
+      AddHeads(TensorRole::kLatentKeyUp, "attn_k_b.weight", rank, attention.nope_dim());
+      AddHeads(TensorRole::kLatentValueUp, "attn_v_b.weight", attention.value_dim, rank);
+    }
+  }
+
+  void AddMlp() {
+    const std::string_view end = parts_.experts ? "_shexp.weight" : ".weight";
+    Add(TensorRole::kMlpGate, absl::StrFormat("ffn_gate%s", end), parts_.mlp->n_ff, embd_, kMatrix);
+    Add(TensorRole::kMlpUp, absl::StrFormat("ffn_up%s", end), parts_.mlp->n_ff, embd_, kMatrix);
+    Add(TensorRole::kMlpDown, absl::StrFormat("ffn_down%s", end), embd_, parts_.mlp->n_ff, kMatrix);
+  }
+
+  void AddRouter() {
+    const int64_t experts = config_.router.num_experts;
+    Add(TensorRole::kRouterWeight, "ffn_gate_inp.weight", experts, embd_, kF32);
+    if (config_.router.bias) Add(TensorRole::kRouterBias, "ffn_gate_inp.bias", 1, experts, kF32);
+    if (config_.router.selection_bias) Add(TensorRole::kRouterSelectionBias, "exp_probs_b.bias", 1, experts, kF32);
+  }
+
+  const ModelConfig& config_;
+  const int64_t layer_;
+  const LayerConfig& parts_;
+  const int64_t embd_;
+  std::vector<DenseTensor>& out_;
+};
+
+}  // namespace
+
+std::vector<DenseTensor> DenseTensorsOf(const ModelConfig& config, int64_t first_layer, int64_t end_layer) {
+  using enum TensorRole;
+  std::vector<DenseTensor> tensors;
+  if (first_layer == 0) tensors.push_back({kTokenEmbedding, -1, "token_embd.weight", config.vocab_size, config.n_embd, kMatrix});
+  for (int64_t layer = first_layer; layer < end_layer; ++layer) LayerTensors(config, layer, &tensors).AddAll();
   if (end_layer == config.num_layers) {
-    tensors.push_back({kOutputNorm, -1, "output_norm.weight", 1, embd, kF32});
-    tensors.push_back({kOutput, -1, "output.weight", config.vocab_size, embd, kMatrix});
+    tensors.push_back({kOutputNorm, -1, "output_norm.weight", 1, config.n_embd, kF32});
+    tensors.push_back({kOutput, -1, "output.weight", config.vocab_size, config.n_embd, kMatrix});
   }
   return tensors;
 }

@@ -55,6 +55,17 @@ constexpr std::string_view kEndNames[] = {
 };
 constexpr std::string_view kMessageEndName = "<|end|>";  // ends a generation only where no <|return|> exists
 
+// The bytes that token `id` adds to a text.
+absl::StatusOr<std::string> BytesOf(const std::string& text, TokenType type, size_t id) {
+  if (type == TokenType::kByte) {
+    const std::optional<uint8_t> byte = ParseByteToken(text);
+    if (byte) return std::string(1, static_cast<char>(*byte));
+    return InvalidArgument("tokenizer.ggml.tokens[%d] is \"%s\", want a byte token such as \"<0x0A>\"", id, Shown(text));
+  }
+  // A text outside the alphabet is kept as it is; no merge reaches it.
+  return IsLiteral(type) ? text : BytesOfAlphabet(text).value_or(text);
+}
+
 }  // namespace
 
 absl::StatusOr<VocabularyData> VocabularyData::FromGguf(const GgufFile& file) {
@@ -118,7 +129,6 @@ absl::Status Vocabulary::ReadTokens(const VocabularyData& data) {
   types_.assign(num_tokens, TokenType::kNormal);
   offsets_.assign(1, 0);
   for (size_t id = 0; id < num_tokens; ++id) {
-    const std::string& text = data.tokens[id];
     if (!data.token_types.empty()) {
       const int64_t type = data.token_types[id];
       if (type < 0 || type > static_cast<int32_t>(TokenType::kByte)) {
@@ -126,17 +136,7 @@ absl::Status Vocabulary::ReadTokens(const VocabularyData& data) {
       }
       types_[id] = static_cast<TokenType>(type);
     }
-    std::string bytes = text;
-    if (types_[id] == TokenType::kByte) {
-      const std::optional<uint8_t> byte = ParseByteToken(text);
-      if (!byte) {
-        return InvalidArgument("tokenizer.ggml.tokens[%d] is \"%s\", want a byte token such as \"<0x0A>\"", id, Shown(text));
-      }
-      bytes.assign(1, static_cast<char>(*byte));
-    } else if (!IsLiteral(types_[id])) {
-      // A text outside the alphabet is kept as it is; no merge reaches it.
-      bytes = BytesOfAlphabet(text).value_or(text);
-    }
+    ASSIGN_OR_RETURN(const std::string bytes, BytesOf(data.tokens[id], types_[id], id));
     if (arena_.size() + bytes.size() > kMaxTokenBytes) {
       return InvalidArgument("tokenizer.ggml.tokens holds more than %d bytes", kMaxTokenBytes);
     }
@@ -144,7 +144,11 @@ absl::Status Vocabulary::ReadTokens(const VocabularyData& data) {
     offsets_.push_back(static_cast<uint32_t>(arena_.size()));
   }
 
-  by_bytes_.reserve(num_tokens);
+  return IndexTokens();
+}
+
+absl::Status Vocabulary::IndexTokens() {
+  by_bytes_.reserve(size());
   const auto add_all = [&](auto&& wanted) {
     for (int32_t id = 0; id < size(); ++id) {
       const std::string_view bytes = Bytes(id);

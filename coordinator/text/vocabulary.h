@@ -85,6 +85,7 @@ class Vocabulary {
  private:
   Vocabulary() = default;
   absl::Status ReadTokens(const VocabularyData& data);
+  absl::Status IndexTokens();
   absl::Status ReadMerges(const VocabularyData& data);
   absl::Status ReadSpecialIds(const VocabularyData& data);
 

@@ -178,18 +178,26 @@ std::vector<int32_t> ScatteredTable(int64_t blocks, uint64_t seed) {
   return table;
 }
 
-void BenchAttention(Bench& bench) {
-  constexpr int64_t kMaxPosition = 131072, kBlocks = kMaxPosition / kKvBlock, kMaxRows = 16384;
+// Buffers for attention over a cache of 131072 positions whose blocks are scattered.
+struct AttentionBench {
+  static constexpr int64_t kMaxPosition = 131072, kBlocks = kMaxPosition / kKvBlock, kMaxRows = 16384;
+  Bench& bench;
   const DeviceMemory keys = Random(kMaxPosition * kKvHeads * kHeadDim, DType::kF16, 10);
   const DeviceMemory values = Random(kMaxPosition * kKvHeads * kHeadDim, DType::kF16, 11);
   const DeviceMemory table = Uploaded(ScatteredTable(kBlocks, 12));
   const DeviceMemory q = Random(kMaxRows * kHeads * kHeadDim, kAct, 13), out = Bytes(kMaxRows * kHeads * kHeadDim * 2);
   const DeviceMemory sinks = Random(kHeads, DType::kF32, 14);
-  ProductDevice device;
-  if (const char* error = QueryProductDevice(0, &device); error != nullptr) Must(Internal("%s", error));
-  const auto args_of = [&](int64_t rows, int64_t window, DType cache) {
+  const bool warpgroups = HasWarpgroups();
+
+  static bool HasWarpgroups() {
+    ProductDevice device;
+    if (const char* error = QueryProductDevice(0, &device); error != nullptr) Must(Internal("%s", error));
+    return device.wgmma;
+  }
+
+  AttentionArgs ArgsOf(int64_t rows, int64_t window, DType cache) const {
     AttentionArgs args;
-    args.warpgroups = device.wgmma;
+    args.warpgroups = warpgroups;
     args.q = RowsIn(q, kAct, rows, kHeads * kHeadDim);
     args.out = RowsIn(out, kAct, rows, kHeads * kHeadDim);
     // As Q8_0 the random bytes are codes and scales of any size: wrong numbers, the right traffic.
@@ -198,30 +206,23 @@ void BenchAttention(Bench& bench) {
     args.window = window;
     args.sinks = AsFloat(sinks);
     return args;
-  };
-  const auto prefill = [&](const std::string& name, int64_t rows, int64_t first, int64_t window, DType cache = DType::kF16) {
+  }
+
+  void Prefill(const std::string& name, int64_t rows, int64_t first, int64_t window, DType cache = DType::kF16) const {
     double pairs = 0;
     for (int64_t p = first; p < first + rows; ++p) pairs += static_cast<double>(window > 0 ? std::min(p + 1, window) : p + 1);
-    for (const bool warpgroups : {true, false}) {
-      AttentionArgs args = args_of(rows, window, cache);
-      if (args.warpgroups != warpgroups && (warpgroups || cache != DType::kF16)) continue;
-      args.warpgroups = warpgroups;
-      bench.Flops("attention prefill, " + name + (warpgroups ? "" : " (mma)"), 4.0 * kHeads * kHeadDim * pairs,
+    for (const bool by_warpgroups : {true, false}) {
+      AttentionArgs args = ArgsOf(rows, window, cache);
+      if (args.warpgroups != by_warpgroups && (by_warpgroups || cache != DType::kF16)) continue;
+      args.warpgroups = by_warpgroups;
+      bench.Flops("attention prefill, " + name + (by_warpgroups ? "" : " (mma)"), 4.0 * kHeads * kHeadDim * pairs,
                   [&, args, first](cudaStream_t stream) {
                     return LaunchAttentionPrefill(args, first, reinterpret_cast<const int32_t*>(table.data()), kBlocks, stream);
                   });
     }
-  };
-  prefill("rows 0-310", 310, 0, 0);
-  prefill("rows 0-4096", 4096, 0, 0);
-  prefill("rows 0-16384", 16384, 0, 0);
-  prefill("rows 28672-32768", 4096, 28672, 0);
-  prefill("rows 0-4096, Q8_0 cache", 4096, 0, 0, DType::kQ8_0);
-  prefill("window 128, rows 0-310", 310, 0, 128);
-  prefill("window 128, rows 0-4096", 4096, 0, 128);
-  prefill("window 128, rows 0-16384", 16384, 0, 128);
+  }
 
-  const auto decode = [&](const std::string& name, int64_t rows, int64_t position, int64_t window, DType cache = DType::kF16) {
+  void Decode(const std::string& name, int64_t rows, int64_t position, int64_t window, DType cache = DType::kF16) const {
     const DeviceMemory positions = Uploaded(std::vector<int32_t>(rows, static_cast<int32_t>(position)));
     std::vector<int32_t> starts(rows);  // every row its own blocks, so that rows do not share the cache's lines
     for (int64_t i = 0; i < rows; ++i) starts[i] = static_cast<int32_t>(i * (position / kKvBlock + 1));
@@ -234,16 +235,28 @@ void BenchAttention(Bench& bench) {
                               reinterpret_cast<const int32_t*>(device_starts.data()),
                               reinterpret_cast<const int32_t*>(sizes.data()), reinterpret_cast<const int32_t*>(table.data())};
     bench.Memory("attention decode, " + name, bytes, [&, rows, position, window, cache](cudaStream_t stream) {
-      return LaunchAttentionDecode(args_of(rows, window, cache), places, position, workspace.data(), stream);
+      return LaunchAttentionDecode(ArgsOf(rows, window, cache), places, position, workspace.data(), stream);
     });
-  };
-  decode("1 row at 1000", 1, 999, 0);
-  decode("1 row at 4096", 1, 4095, 0);
-  decode("1 row at 32768", 1, 32767, 0);
-  decode("1 row at 131072", 1, 131071, 0);
-  decode("16 rows at 8192", 16, 8191, 0);
-  decode("16 rows at 8192, Q8_0", 16, 8191, 0, DType::kQ8_0);
-  decode("1 row, window 128", 1, 4095, 128);
+  }
+};
+
+void BenchAttention(Bench& bench) {
+  const AttentionBench attention{bench};
+  attention.Prefill("rows 0-310", 310, 0, 0);
+  attention.Prefill("rows 0-4096", 4096, 0, 0);
+  attention.Prefill("rows 0-16384", 16384, 0, 0);
+  attention.Prefill("rows 28672-32768", 4096, 28672, 0);
+  attention.Prefill("rows 0-4096, Q8_0 cache", 4096, 0, 0, DType::kQ8_0);
+  attention.Prefill("window 128, rows 0-310", 310, 0, 128);
+  attention.Prefill("window 128, rows 0-4096", 4096, 0, 128);
+  attention.Prefill("window 128, rows 0-16384", 16384, 0, 128);
+  attention.Decode("1 row at 1000", 1, 999, 0);
+  attention.Decode("1 row at 4096", 1, 4095, 0);
+  attention.Decode("1 row at 32768", 1, 32767, 0);
+  attention.Decode("1 row at 131072", 1, 131071, 0);
+  attention.Decode("16 rows at 8192", 16, 8191, 0);
+  attention.Decode("16 rows at 8192, Q8_0", 16, 8191, 0, DType::kQ8_0);
+  attention.Decode("1 row, window 128", 1, 4095, 128);
 }
 
 void BenchRope(Bench& bench) {
@@ -330,58 +343,55 @@ void BenchLogits(Bench& bench) {
   }
 }
 
-// What the host and the link do, through the Ops interface, by the wall clock.
-void BenchQueues(Bench& bench) {
-  if (!bench.Wanted("queues")) return;
-  auto created = CreateCudaOps({});
-  Must(created.status());
-  Ops& ops = **created;
-  const auto seconds = [&](int repeats, const std::function<absl::Status()>& body) {
-    Must(body());
-    Must(ops.Synchronize(absl::Now() + absl::Seconds(60)));
-    const auto start = std::chrono::steady_clock::now();
-    for (int i = 0; i < repeats; ++i) Must(body());
-    const double queued = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    Must(ops.Synchronize(absl::Now() + absl::Seconds(60)));
-    const double done = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    return std::pair(queued / repeats, done / repeats);
-  };
-  auto memory = ops.Allocate(int64_t{64} << 20);
-  Must(memory.status());
+// Seconds of a call until it returns, and until the device has done its work.
+std::pair<double, double> SecondsOf(Ops& ops, int repeats, const std::function<absl::Status()>& body) {
+  Must(body());
+  Must(ops.Synchronize(absl::Now() + absl::Seconds(60)));
+  const auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < repeats; ++i) Must(body());
+  const double queued = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  Must(ops.Synchronize(absl::Now() + absl::Seconds(60)));
+  const double done = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return std::pair(queued / repeats, done / repeats);
+}
+
+void BenchTransfers(Ops& ops, std::byte* memory) {
   constexpr int64_t kRecord = 13234176;  // one expert of gpt-oss
   const AlignedBytes host(16 * kRecord);
   Must(ops.PinHost(host.span(), false));
   int64_t next = 0;
-  const auto [copy_queued, copy_done] = seconds(128, [&] {
+  const auto [copy_queued, copy_done] = SecondsOf(ops, 128, [&] {
     const auto record = std::span<const std::byte>(host.span()).subspan(next++ % 16 * kRecord, kRecord);
-    return ops.CopyAsync(memory->data() + next % 4 * kRecord, record, {}).status();
+    return ops.CopyAsync(memory + next % 4 * kRecord, record, {}).status();
   });
   std::printf("\nCopyAsync of one 13.2 MB record: %.1f us to queue, %.1f GB/s\n", copy_queued * 1e6, kRecord / copy_done / 1e9);
   ops.UnpinHost(host.span());
   const std::vector<std::byte> pageable(32 << 20);
-  const auto [upload_queued, upload_done] = seconds(8, [&] { return ops.Upload(memory->data(), pageable); });
+  const auto [upload_queued, upload_done] = SecondsOf(ops, 8, [&] { return ops.Upload(memory, pageable); });
   std::printf("Upload of 32 MiB: %.1f GB/s\n", 32.0 * 1048576 / upload_done / 1e9);
   std::vector<std::byte> back(32 << 20);
-  const auto [download_queued, download_done] = seconds(8, [&] { return ops.Download(back, memory->data()); });
+  const auto [download_queued, download_done] = SecondsOf(ops, 8, [&] { return ops.Download(back, memory); });
   std::printf("Download of 32 MiB: %.1f GB/s\n", 32.0 * 1048576 / download_done / 1e9);
   std::vector<std::byte> few(64);
-  const auto [few_queued, few_done] = seconds(200, [&] { return ops.Download(few, memory->data()); });
+  const auto [few_queued, few_done] = SecondsOf(ops, 200, [&] { return ops.Download(few, memory); });
   std::printf("Download of 64 bytes: %.1f us\n", few_done * 1e6);
-  const Tensor x(memory->data(), DType::kF32, 1, kEmbd), out(memory->data() + (1 << 20), ops.activation_dtype(), 1, kEmbd);
+}
+
+void BenchLaunches(Ops& ops, std::byte* memory) {
+  const Tensor x(memory, DType::kF32, 1, kEmbd), out(memory + (1 << 20), ops.activation_dtype(), 1, kEmbd);
   const auto [op_queued, op_done] =
-      seconds(1000, [&] { return ops.RmsNorm(x, reinterpret_cast<const float*>(memory->data() + (2 << 20)), 1e-5, out); });
+      SecondsOf(ops, 1000, [&] { return ops.RmsNorm(x, reinterpret_cast<const float*>(memory + (2 << 20)), 1e-5, out); });
   std::printf("RmsNorm of one row: %.2f us to queue, %.2f us done\n", op_queued * 1e6, op_done * 1e6);
   const Stream stream = *Stream::Create();
-  const auto [raw_queued, raw_done] = seconds(1000, [&] {
-    return CudaStatus(
-        LaunchRmsNorm({x.data, x.dtype, 1, kEmbd, kEmbd}, reinterpret_cast<const float*>(memory->data() + (2 << 20)), 1e-5f,
-                      {out.data, out.dtype, 1, kEmbd, kEmbd}, stream.get()),
-        "bench");
+  const auto [raw_queued, raw_done] = SecondsOf(ops, 1000, [&] {
+    return CudaStatus(LaunchRmsNorm({x.data, x.dtype, 1, kEmbd, kEmbd}, reinterpret_cast<const float*>(memory + (2 << 20)), 1e-5f,
+                                    {out.data, out.dtype, 1, kEmbd, kEmbd}, stream.get()),
+                      "bench");
   });
   std::printf("its launch alone: %.2f us to queue\n", raw_queued * 1e6);
-  const auto [device_queued, device_done] = seconds(1000, [&] { return CudaStatus(cudaSetDevice(0), "bench"); });
+  const auto [device_queued, device_done] = SecondsOf(ops, 1000, [&] { return CudaStatus(cudaSetDevice(0), "bench"); });
   std::printf("cudaSetDevice alone: %.2f us\n", device_queued * 1e6);
-  const auto [batch_queued, batch_done] = seconds(200, [&] {
+  const auto [batch_queued, batch_done] = SecondsOf(ops, 200, [&] {
     Batch batch{
         .token_ids = {1},
         .sequences = {
@@ -392,10 +402,22 @@ void BenchQueues(Bench& bench) {
   const std::vector<float> rows(300 * kEmbd, 1.0f);
   std::vector<int32_t> outs(300);
   for (int i = 0; i < 300; ++i) outs[i] = i;
-  const Tensor contributions(memory->data(), ops.contribution_dtype(), 300, kEmbd);
-  const auto [scatter_queued, scatter_done] = seconds(50, [&] { return ops.ScatterContributions(rows, outs, contributions); });
+  const Tensor contributions(memory, ops.contribution_dtype(), 300, kEmbd);
+  const auto [scatter_queued, scatter_done] =
+      SecondsOf(ops, 50, [&] { return ops.ScatterContributions(rows, outs, contributions); });
   std::printf("ScatterContributions of 300 rows: %.1f us to queue, %.1f us done (%.1f GB/s)\n", scatter_queued * 1e6,
               scatter_done * 1e6, 300.0 * kEmbd * 4 / scatter_done / 1e9);
+}
+
+// The work of the host and of the link, through the Ops interface, by the wall clock.
+void BenchQueues(Bench& bench) {
+  if (!bench.Wanted("queues")) return;
+  auto created = CreateCudaOps({});
+  Must(created.status());
+  auto memory = (*created)->Allocate(int64_t{64} << 20);
+  Must(memory.status());
+  BenchTransfers(**created, memory->data());
+  BenchLaunches(**created, memory->data());
 }
 
 }  // namespace

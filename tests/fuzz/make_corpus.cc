@@ -112,7 +112,7 @@ void Generate(const std::filesystem::path& folder) {
   Input().Byte(0).Add(request).Add(whole).Write(folder / "penalties");
 }
 
-void Cluster(const std::filesystem::path& folder) {
+void Registrations(const std::filesystem::path& folder) {
   internal::v1::RegisterRequest request;
   request.set_incarnation(11);
   request.set_host("here");
@@ -147,7 +147,9 @@ void Cluster(const std::filesystem::path& folder) {
       .Add(other_beat)
       .Write(folder / "two_workers");
   Input().Byte(0).Byte(0).Add(request).Byte(0xF1).Add(beat).Byte(0).Add(request).Write(folder / "a_worker_that_expires");
+}
 
+void Assignment(const std::filesystem::path& folder) {
   internal::v1::RegisterResponse place;
   place.set_worker_id(1);
   place.set_num_workers(2);
@@ -165,7 +167,9 @@ void Cluster(const std::filesystem::path& folder) {
   place.set_model(SmallModelHeader(2));
   DescribeSmallCache(place.mutable_cache());
   Input().Byte(1).Add(place).Write(folder / "assignment");
+}
 
+void DenseChunks(const std::filesystem::path& folder) {
   const auto chunk = [](const char* name, uint64_t rows, uint64_t first_row, uint64_t num_rows, uint32_t dtype,
                         size_t row_bytes) {
     internal::v1::TensorChunk chunk;
@@ -187,7 +191,13 @@ void Cluster(const std::filesystem::path& folder) {
       .Write(folder / "dense_chunks");
 }
 
-void Experts(const std::filesystem::path& folder) {
+void Cluster(const std::filesystem::path& folder) {
+  Registrations(folder);
+  Assignment(folder);
+  DenseChunks(folder);
+}
+
+void Mailboxes(const std::filesystem::path& folder) {
   // Words of the mailbox's control block, uses and entry rows (common/shm/expert_mailbox.cc): a request of kind, layer, num_rows,
   // num_uses, num_entries and its number; where they lie in words is the fuzzer's to vary.
   const auto at = [](Input& input, int word, const std::vector<uint32_t>& words) -> Input& {
@@ -209,7 +219,9 @@ void Experts(const std::filesystem::path& folder) {
   spoilt.Byte(0).Byte(2);
   at(spoilt, 64, {9, 4, 2, 0x64616221});
   spoilt.Write(folder / "mailbox_error");
+}
 
+void ExpertRequests(const std::filesystem::path& folder) {
   internal::v1::ComputeExpertsRequest compute;
   internal::v1::ExpertRequest& experts = *compute.mutable_request();
   experts.set_worker_id(1);
@@ -229,7 +241,9 @@ void Experts(const std::filesystem::path& folder) {
   compute.set_rows(Floats({1, 2, 3, 4, 5, 6, 7, 8}));
   for (const uint32_t row : {0, 1, 1}) compute.add_entry_rows(row);
   Input().Byte(2).Add(compute).Write(folder / "compute");
+}
 
+void ExpertAnswers(const std::filesystem::path& folder) {
   internal::v1::ExpertPlan plan;
   plan.add_places(internal::v1::ExpertPlan::RESIDENT);
   plan.add_places(internal::v1::ExpertPlan::SHIP);
@@ -247,7 +261,12 @@ void Experts(const std::filesystem::path& folder) {
   last.set_data(record.substr(60));
   last.set_xxh3(XXH3_64bits(record.data(), record.size()));
   Input().Byte(3).Add(plan).Add(contributions).Add(chunk).Add(last).Write(folder / "answers");
+}
 
+void Experts(const std::filesystem::path& folder) {
+  Mailboxes(folder);
+  ExpertRequests(folder);
+  ExpertAnswers(folder);
   Input share;
   share.Byte(4).Byte(3).Byte(4);
   for (const int value : {2, 0, 5, 0, 3, 1, 2, 9, 7, 0, 1, 2, 3, 4, 5, 6, 4, 9, 8, 7, 6}) share.Byte(value);
@@ -265,7 +284,7 @@ void Descriptors(const std::filesystem::path& folder) {
   Input().Byte(1).Byte(0).Byte(0).Piece(std::string(1, '\0')).Write(folder / "server_with_nothing");
 }
 
-void Steps(const std::filesystem::path& folder) {
+void StepRequests(const std::filesystem::path& folder) {
   internal::v1::StepRequest request;
   request.set_epoch(1);
   request.set_step(1);
@@ -289,7 +308,9 @@ void Steps(const std::filesystem::path& folder) {
   sequence->add_token_ids(1);
   sequence->add_blocks(3);
   Input().Byte(0).Byte(0).Add(request).Write(folder / "request");
+}
 
+void StepResponses(const std::filesystem::path& folder) {
   internal::v1::StepResponse response;
   response.set_epoch(3);
   response.set_step(4);
@@ -308,7 +329,11 @@ void Steps(const std::filesystem::path& folder) {
   response.set_code(8);
   response.set_message("out of memory");
   Input().Byte(1).Byte(0).Add(response).Write(folder / "response_with_error");
+}
 
+void Steps(const std::filesystem::path& folder) {
+  StepRequests(folder);
+  StepResponses(folder);
   const auto rows = [](uint64_t step, uint32_t first_row, uint32_t num_rows) {
     internal::v1::Activations message;
     message.set_epoch(1);
