@@ -1,5 +1,7 @@
 #include "common/host_memory.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
@@ -50,6 +52,12 @@ HostMemory ReadHostMemory() {
   }
   for (const CgroupLimit& group : CgroupLimits().Memory()) Narrow(memory, group);
   return memory;
+}
+
+int64_t ResidentBytes() {
+  int64_t all_pages = 0, resident_pages = 0;
+  std::ifstream("/proc/self/statm") >> all_pages >> resident_pages;
+  return resident_pages * sysconf(_SC_PAGESIZE);
 }
 
 }  // namespace ferry

@@ -14,7 +14,6 @@
 #include <atomic>
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <mutex>
 #include <random>
 #include <thread>
@@ -23,15 +22,16 @@
 
 #include "common/access/api_keys.h"
 #include "common/gguf/gguf.h"
+#include "common/host_memory.h"
 #include "common/listen_address.h"
 #include "common/log.h"
 #include "common/model/model_header.h"
 #include "common/model/model_tensors.h"
 #include "common/rpc/acceptor.h"
 #include "common/rpc/certificate_keeper.h"
+#include "common/rpc/channels.h"
 #include "common/rpc/node_identity.h"
 #include "common/thread_pool.h"
-#include "coordinator/cluster/channels.h"
 #include "coordinator/cluster/cluster_controller.h"
 #include "coordinator/cluster/cluster_service.h"
 #include "coordinator/cluster/enrollment_service.h"
@@ -67,12 +67,6 @@ constexpr double kGiga = 1e9;
 constexpr int64_t kSmallestProbe = int64_t{16} << 20, kLargestProbe = int64_t{256} << 20;
 // Of the int8 dot products that a machine can do, about what expert products with many rows reach: until those are measured.
 constexpr double kProductShare = 0.5;
-
-int64_t ResidentBytes() {
-  int64_t pages = 0, resident_pages = 0;
-  std::ifstream("/proc/self/statm") >> pages >> resident_pages;
-  return resident_pages * sysconf(_SC_PAGESIZE);
-}
 
 std::string SocketName() {
   std::random_device random;

@@ -4,6 +4,8 @@
 #include <string>
 #include <tuple>
 
+#include "common/model/limits.h"
+
 namespace ferry {
 namespace {
 
@@ -300,7 +302,7 @@ absl::Status CheckRoute(const Tensor& in, const RouterWeights& router, const Rou
   RETURN_IF_ERROR(CheckTensor("in", in));
   RETURN_IF_ERROR(CheckDType("in", in.dtype, {act}));
   RETURN_IF_ERROR(CheckNotNull("weight", router.weight));
-  RETURN_IF_ERROR(CheckInRange("num_experts", config.num_experts, 1, 1024));
+  RETURN_IF_ERROR(CheckInRange("num_experts", config.num_experts, 1, kMaxExperts));
   RETURN_IF_ERROR(CheckInRange("num_groups", config.num_groups, 1, config.num_experts));
   if (config.num_experts % config.num_groups != 0) {
     return InvalidArgument("num_groups is %d, want a divisor of the %d experts", config.num_groups, config.num_experts);
@@ -316,7 +318,7 @@ absl::Status CheckRoute(const Tensor& in, const RouterWeights& router, const Rou
 absl::Status CheckGroupByExpert(const int32_t* experts, int64_t rows, int64_t top_k, int64_t num_experts, const int32_t* offsets,
                                 const int32_t* entry_rows, const int32_t* entry_outs) {
   RETURN_IF_ERROR(CheckInRange("rows", rows, 0, INT32_MAX));
-  RETURN_IF_ERROR(CheckInRange("num_experts", num_experts, 1, 1024));
+  RETURN_IF_ERROR(CheckInRange("num_experts", num_experts, 1, kMaxExperts));
   RETURN_IF_ERROR(CheckInRange("top_k", top_k, 1, num_experts));
   RETURN_IF_ERROR(CheckInRange("rows * top_k", rows * top_k, 0, INT32_MAX));
   if (rows == 0) return absl::OkStatus();
@@ -373,7 +375,7 @@ absl::Status CheckScatterContributions(std::span<const float> host_rows, std::sp
 }
 
 absl::Status CheckCombine(const Tensor& contributions, const float* weights, int64_t top_k, const Tensor& x, DType contribution) {
-  RETURN_IF_ERROR(CheckInRange("top_k", top_k, 1, 1024));
+  RETURN_IF_ERROR(CheckInRange("top_k", top_k, 1, kMaxExperts));
   RETURN_IF_ERROR(CheckTensor("x", x));
   RETURN_IF_ERROR(CheckDType("x", x.dtype, {DType::kF32}));
   RETURN_IF_ERROR(CheckShape("contributions", contributions, x.rows * top_k, x.cols));

@@ -20,7 +20,7 @@
 namespace ferry {
 namespace {
 
-constexpr int64_t kMaxMessageBytes = int64_t{32} << 20;  // half of what a channel takes (channel.h)
+constexpr int64_t kMaxCallBytes = int64_t{32} << 20;  // half of a channel's limit (common/rpc/channels.h)
 constexpr absl::Duration kFetchTimeout = absl::Seconds(60);
 constexpr int kMaxFetchAttempts = 3;
 
@@ -29,8 +29,8 @@ class GrpcLink final : public ExpertLink {
   GrpcLink(const GrpcLinkOptions& options, internal::v1::Cluster::StubInterface* cluster, Ops* ops)
       : options_(options), cluster_(*cluster), ops_(*ops) {
     const int64_t row_bytes = options.n_embd * static_cast<int64_t>(sizeof(float));
-    max_rows_ = std::max<int64_t>(1, std::min(options.max_rows, kMaxMessageBytes / row_bytes));
-    max_entries_ = std::max<int64_t>(1, std::min(options.max_entries, kMaxMessageBytes / row_bytes));
+    max_rows_ = std::max<int64_t>(1, std::min(options.max_rows, kMaxCallBytes / row_bytes));
+    max_entries_ = std::max<int64_t>(1, std::min(options.max_entries, kMaxCallBytes / row_bytes));
     if (!options.records) return;
     record_bytes_ = options.arena.max_record_bytes();
     staging_.reset(new (std::align_val_t{kRecordAlignment}) std::byte[record_bytes_ * options.num_buffers]);

@@ -6,9 +6,9 @@
 #include "common/grpc_status.h"
 #include "common/host_id.h"
 #include "common/log.h"
+#include "common/rpc/channels.h"
 #include "common/shm/descriptor_socket.h"
 #include "worker/activation_ring.h"
-#include "worker/channel.h"
 #include "worker/stage_link_grpc.h"
 #include "worker/stage_link_shm.h"
 
@@ -40,7 +40,8 @@ absl::StatusOr<std::unique_ptr<ActivationRing>> MapOffered(const internal::v1::S
 
 absl::StatusOr<std::unique_ptr<ActivationSink>> ConnectNextWorker(const std::string& address, Incarnation next, uint64_t epoch,
                                                                   const StageLinkOptions& options, absl::Time deadline) {
-  std::shared_ptr<grpc::Channel> channel = ConnectTo(address, NodeRole::kWorker, options.identity, Keepalive::kOn);
+  std::shared_ptr<grpc::Channel> channel =
+      ConnectPeer(address, NodeRole::kWorker, options.identity, {.keepalive = true, .quick_reconnects = true});
   if (!channel->WaitForConnected(absl::ToChronoTime(deadline))) {
     return Unavailable("the next worker does not answer at %s", address);
   }

@@ -6,7 +6,6 @@
 #include <atomic>
 #include <condition_variable>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 #include <mutex>
 #include <random>
@@ -16,17 +15,19 @@
 #include "common/byte_size.h"
 #include "common/grpc_status.h"
 #include "common/host_id.h"
+#include "common/host_memory.h"
 #include "common/listen_address.h"
 #include "common/log.h"
 #include "common/rpc/acceptor.h"
 #include "common/rpc/certificate_keeper.h"
+#include "common/rpc/channels.h"
 #include "common/rpc/join_cluster.h"
 #include "common/rpc/node_identity.h"
 #include "worker/agent.h"
 #include "worker/assignment.h"
-#include "worker/channel.h"
 #include "worker/dense_stream.h"
 #include "worker/expert_link.h"
+#include "worker/server_limits.h"
 #include "worker/stage.h"
 #include "worker/step_runner.h"
 #include "worker/worker_service.h"
@@ -44,12 +45,6 @@ Incarnation RandomIncarnation() {
   uint64_t value = 0;
   while (value == 0) value = uint64_t{random()} << 32 | random();
   return Incarnation(value);
-}
-
-int64_t ResidentBytes() {
-  int64_t total_pages = 0, resident_pages = 0;
-  std::ifstream("/proc/self/statm") >> total_pages >> resident_pages;
-  return resident_pages * sysconf(_SC_PAGESIZE);
 }
 
 absl::StatusOr<ListenAddress> AddressOf(const char* flag, const std::string& text, int default_port) {
@@ -120,7 +115,7 @@ absl::StatusOr<Server> Listen(const ListenAddress& listen, const ListenAddress& 
     ASSIGN_OR_RETURN(host, LocalHostTowards(coordinator));
   }
   grpc::ServerBuilder builder;
-  ConfigureServer(builder);
+  SetServerLimits(builder);
   Server result;
   const bool local = !listen.unix_path.empty();
   ASSIGN_OR_RETURN(result.acceptor, Acceptor::Listen(listen, kWorkerConnections));
@@ -237,7 +232,7 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
   ASSIGN_OR_RETURN(const Server server, Listen(listen, coordinator, identity.get(), &service));
 
   const std::shared_ptr<grpc::Channel> channel =
-      ConnectTo(coordinator.ToString(), NodeRole::kCoordinator, identity.get(), Keepalive::kOff);
+      ConnectPeer(coordinator.ToString(), NodeRole::kCoordinator, identity.get(), {.quick_reconnects = true});
   const std::unique_ptr<internal::v1::Cluster::Stub> cluster = internal::v1::Cluster::NewStub(channel);
   std::unique_ptr<CertificateKeeper> keeper;
   if (identity != nullptr && coordinator.unix_path.empty()) {

@@ -4,11 +4,10 @@
 #include <utility>
 
 #include "common/checked_size.h"
+#include "common/model/limits.h"
 
 namespace ferry {
 namespace {
-
-constexpr int64_t kMaxExperts = 1024;
 
 // Lays regions one after the other and remembers an overflow until the end.
 class RecordBuilder {

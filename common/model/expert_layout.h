@@ -52,7 +52,7 @@ struct ExpertLayout {
 class ArenaLayout {
  public:
   ArenaLayout() = default;
-  // InvalidArgument: no layer with experts, or num_experts not in [1, 1024].
+  // InvalidArgument: no layer with experts, or num_experts not in [1, kMaxExperts].
   static absl::StatusOr<ArenaLayout> Create(std::vector<std::optional<ExpertLayout>> layers, int64_t num_experts);
 
   int64_t num_layers() const { return static_cast<int64_t>(layers_.size()); }

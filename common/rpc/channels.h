@@ -1,6 +1,7 @@
 #pragma once
 
-// How the coordinator reaches its workers, in one place.
+// Channels between the processes of a cluster: one message limit, no proxy, and no connection shared with another channel, whose
+// back-off after a failure would delay this one.
 
 #include <grpcpp/channel.h>
 
@@ -11,10 +12,18 @@
 
 namespace ferry {
 
-inline constexpr int kMaxMessageBytes = 64 << 20;
+inline constexpr int kMaxMessageBytes = 64 << 20;  // of every server and channel of Ferry
 
-// A channel to the worker at `address` with Ferry's message limit: no proxy, and no connection shared with another channel, whose
-// back-off after a failure would delay this one. `identity`: for workers of other hosts; may be null.
-std::shared_ptr<grpc::Channel> ConnectWorker(const std::string& address, const NodeIdentity* identity);
+// A side that hears nothing for so long asks whether its peer is there, and then waits so long for the answer.
+inline constexpr int kPeerKeepaliveMs = 10000, kPeerKeepaliveTimeoutMs = 5000;
+
+struct ChannelOptions {
+  bool keepalive = false;         // asks a silent peer. Only towards workers: their servers allow frequent pings
+  bool quick_reconnects = false;  // tries again within a second: the peer may be about to start
+};
+
+// A channel to the process of the cluster at `address`. `identity`: for processes of other hosts; may be null.
+std::shared_ptr<grpc::Channel> ConnectPeer(const std::string& address, NodeRole role, const NodeIdentity* identity,
+                                           const ChannelOptions& options);
 
 }  // namespace ferry

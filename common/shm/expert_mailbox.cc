@@ -12,6 +12,7 @@
 
 #include "absl/time/clock.h"
 #include "common/checked_size.h"
+#include "common/model/limits.h"
 #include "common/shm/futex.h"
 #include "common/shm/memfd.h"
 #include "common/shm/paced_wait.h"
@@ -63,7 +64,7 @@ absl::StatusOr<Regions> RegionsOf(const MailboxShape& shape) {
   RETURN_IF_ERROR(check("n_embd", shape.n_embd, 1 << 20));
   RETURN_IF_ERROR(check("max_rows", shape.max_rows, 1 << 24));
   RETURN_IF_ERROR(check("max_entries", shape.max_entries, 1 << 26));
-  RETURN_IF_ERROR(check("max_experts", shape.max_experts, 1024));
+  RETURN_IF_ERROR(check("max_experts", shape.max_experts, kMaxExperts));
   Regions regions;
   CheckedSize end = sizeof(Control);
   const auto add = [&end](CheckedSize bytes, int64_t alignment) {

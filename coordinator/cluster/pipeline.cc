@@ -17,9 +17,9 @@
 #include "common/grpc_status.h"
 #include "common/host_id.h"
 #include "common/log.h"
+#include "common/rpc/channels.h"
 #include "common/shm/descriptor_socket.h"
 #include "common/shm/message_ring.h"
-#include "coordinator/cluster/channels.h"
 #include "coordinator/cluster/step_answer.h"
 #include "ferry/internal/v1/worker.grpc.pb.h"
 #include "proto/expert_counters.h"
@@ -52,7 +52,7 @@ class GrpcPipeline final : public Pipeline {
     std::vector<Rings> rings(options_.workers.size());
     for (size_t i = options_.workers.size(); i-- > 0;) {
       const PipelineWorker& worker = options_.workers[i];
-      const std::shared_ptr<grpc::Channel> channel = ConnectWorker(worker.address, options_.identity);
+      const std::shared_ptr<grpc::Channel> channel = ConnectPeer(worker.address, NodeRole::kWorker, options_.identity, {});
       stubs[i] = internal::v1::Worker::NewStub(channel);
       internal::v1::BeginEpochRequest request;
       request.set_epoch(options_.epoch);
@@ -383,7 +383,8 @@ absl::StatusOr<std::unique_ptr<Pipeline>> Pipeline::Begin(const PipelineOptions&
 }
 
 absl::Status ShutdownWorker(const PipelineWorker& worker, const NodeIdentity* identity, absl::Duration timeout) {
-  const std::unique_ptr<internal::v1::Worker::Stub> stub = internal::v1::Worker::NewStub(ConnectWorker(worker.address, identity));
+  const std::unique_ptr<internal::v1::Worker::Stub> stub =
+      internal::v1::Worker::NewStub(ConnectPeer(worker.address, NodeRole::kWorker, identity, {}));
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
   context.AddMetadata(kIncarnationKey, std::to_string(worker.incarnation.value()));

@@ -8,7 +8,7 @@
 
 #include "absl/time/clock.h"
 #include "common/grpc_status.h"
-#include "coordinator/cluster/channels.h"
+#include "common/rpc/channels.h"
 #include "coordinator/planning/probe_disturbance.h"
 #include "ferry/internal/v1/worker.grpc.pb.h"
 
@@ -63,7 +63,7 @@ absl::StatusOr<std::vector<double>> AllLinks(std::span<const ProbedWorker> worke
 
 absl::StatusOr<double> ProbeLinkOverGrpc(const ProbedWorker& worker, absl::Duration time) {
   const std::unique_ptr<internal::v1::Worker::Stub> stub =
-      internal::v1::Worker::NewStub(ConnectWorker(worker.address, worker.identity));
+      internal::v1::Worker::NewStub(ConnectPeer(worker.address, NodeRole::kWorker, worker.identity, {}));
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + time + kPatience));
   internal::v1::ProbeLinkRequest request;
@@ -78,7 +78,7 @@ absl::StatusOr<double> ProbeLinkOverGrpc(const ProbedWorker& worker, absl::Durat
 
 absl::StatusOr<double> ProbeMessagesOverGrpc(const ProbedWorker& worker) {
   const std::unique_ptr<internal::v1::Worker::Stub> stub =
-      internal::v1::Worker::NewStub(ConnectWorker(worker.address, worker.identity));
+      internal::v1::Worker::NewStub(ConnectPeer(worker.address, NodeRole::kWorker, worker.identity, {}));
   std::vector<double> seconds;
   for (int i = 0; i < kMessages; ++i) {  // the first connects
     absl::SleepFor(kBetweenMessages);

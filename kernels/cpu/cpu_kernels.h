@@ -16,6 +16,7 @@
 #include <cstdint>
 
 #include "common/model/formats/formats.h"
+#include "common/model/limits.h"
 
 namespace ferry {
 
@@ -23,9 +24,8 @@ inline constexpr int kBlock = 32;      // columns that share a scale: kTileCols 
 inline constexpr int kLanes = 16;      // rows of a tile: kTileRows
 inline constexpr int kPanelTiles = 2;  // row tiles a panel product takes at once; 32 rows are one block of the next matrix
 inline constexpr int kPanelRows = kPanelTiles * kLanes;
-inline constexpr int kAttentionTile = 32;  // positions: kKvBlockTokens of kernels/ops.h
-inline constexpr int kAttentionRows = 16;  // rows of one attention task, at most
-inline constexpr int64_t kMaxHeadDim = 1024;
+inline constexpr int kAttentionTile = 32;     // positions: kKvBlockTokens of kernels/ops.h
+inline constexpr int kAttentionRows = 16;     // rows of one attention task, at most
 inline constexpr int64_t kMaxHeadGroup = 64;  // query heads of one kv head
 
 // How finely activations are kept (common/model/formats/format.h). Narrow, for weights of up to 6 bits: one byte a number.
@@ -106,7 +106,7 @@ struct AttentionTask {
   int64_t num_blocks = 0;             // of the planes: where Q8_0's scales begin
   int64_t num_kv_heads = 0;
   int64_t kv_head = 0;
-  int64_t head_dim = 0;            // a multiple of 16 (Q8_0: of 32), at most kMaxHeadDim
+  int64_t head_dim = 0;            // a multiple of 16 (Q8_0: of 32), at most kMaxLatentHeadDim
   int64_t value_dim = 0;           // of values and of what a head gives, a multiple of 16; head_dim unless the cache is latent
   const int32_t* table = nullptr;  // blocks of the sequence; a ring when shorter than the sequence
   int64_t table_size = 0;

@@ -186,8 +186,8 @@ class CpuOps final : public HostOps {
     // All heads share a latent: some at a time, so that a task's queries and sums stay in the cache.
     const int64_t group = latent ? std::min(heads, kLatentHeads) : heads / cache.num_kv_heads;
     const int64_t groups = CeilDiv(heads, group);
-    if (head_dim % 16 != 0 || value_dim % 16 != 0 || head_dim > kMaxHeadDim) {
-      return Unimplemented("head_dim is %d; the cpu backend takes multiples of 16 up to %d", head_dim, kMaxHeadDim);
+    if (head_dim % 16 != 0 || value_dim % 16 != 0 || head_dim > kMaxLatentHeadDim) {
+      return Unimplemented("head_dim is %d; the cpu backend takes multiples of 16 up to %d", head_dim, kMaxLatentHeadDim);
     }
     if (group > kMaxHeadGroup) {
       return Unimplemented("%d query heads share a kv head; the cpu backend takes up to %d", group, kMaxHeadGroup);

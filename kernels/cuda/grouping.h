@@ -2,11 +2,10 @@
 
 // The tokens of each expert, from the experts of each token.
 
+#include "common/model/limits.h"
 #include "kernels/cuda/launch.h"
 
 namespace ferry::cuda {
-
-inline constexpr int64_t kMaxExperts = 1024;  // of a row, the router's logits stay in the registers of one warp
 
 // Groups rows * top_k assignments by expert, stable in the order of (row, rank): offsets [num_experts + 1], entry_rows
 // and entry_outs [rows * top_k]. An id outside [0, num_experts) is left out. num_experts <= kMaxExperts. workspace:

@@ -1,3 +1,4 @@
+#include "common/model/limits.h"
 #include "kernels/cuda/device_code.cuh"
 #include "kernels/cuda/overlapping_launch.cuh"
 #include "kernels/cuda/rope_store.h"
@@ -6,7 +7,6 @@ namespace ferry::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kMaxHeadDim = 256;
 constexpr int kMaxNormedHeads = 1024;  // of queries and keys together, where heads are normalised
 constexpr int kPairs = 4;              // a thread turns four neighbouring pairs: two 16-byte reads in F32
 

@@ -270,6 +270,7 @@ __global__ void __launch_bounds__(kF16Rows* kF16Experts)
 }
 
 constexpr int kRowsPerChoice = 4;  // warps of a block, one row each
+static_assert(kMaxExperts <= 32 * kWarpSize, "a lane keeps up to 32 logits of a row in registers");
 
 __device__ inline uint64_t WarpMaxKey(uint64_t key) {
 #pragma unroll

@@ -2,7 +2,7 @@
 
 // The router: which experts a token goes to.
 
-#include "kernels/cuda/grouping.h"
+#include "common/model/limits.h"
 #include "kernels/cuda/launch.h"
 
 namespace ferry::cuda {

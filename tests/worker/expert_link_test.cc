@@ -15,7 +15,7 @@
 #include "common/shm/shm_arena.h"
 #include "tests/testing/socket_folder.h"
 #include "tests/worker/tiny_model.h"
-#include "worker/channel.h"
+#include "worker/server_limits.h"
 
 namespace ferry {
 namespace {
@@ -42,11 +42,12 @@ class FakeCluster final : public internal::v1::Cluster::Service {
  public:
   FakeCluster() {
     grpc::ServerBuilder builder;
-    ConfigureServer(builder);
+    SetServerLimits(builder);
     builder.AddListeningPort(folder_.address(), grpc::InsecureServerCredentials());
     builder.RegisterService(this);
     server_ = builder.BuildAndStart();
-    stub_ = internal::v1::Cluster::NewStub(ConnectTo(folder_.address(), NodeRole::kCoordinator, nullptr, Keepalive::kOff));
+    stub_ = internal::v1::Cluster::NewStub(
+        ConnectPeer(folder_.address(), NodeRole::kCoordinator, nullptr, {.quick_reconnects = true}));
   }
   ~FakeCluster() override { server_->Shutdown(absl::ToChronoTime(absl::Now())); }
   internal::v1::Cluster::StubInterface* stub() { return stub_.get(); }

@@ -16,8 +16,8 @@
 #include "tests/worker/send_rows.h"
 #include "tests/worker/tiny_model.h"
 #include "worker/agent.h"
-#include "worker/channel.h"
 #include "worker/next_worker.h"
+#include "worker/server_limits.h"
 
 namespace ferry {
 namespace {
@@ -52,12 +52,12 @@ class ServedWorker {
                       {.ops = ops_.get(), .n_embd = Model().config.n_embd, .max_rows = 256, .share_memory = share_memory});
     }
     grpc::ServerBuilder builder;
-    ConfigureServer(builder);
+    SetServerLimits(builder);
     builder.AddListeningPort(folder_.address(), grpc::InsecureServerCredentials());
     builder.RegisterService(&service_);
     server_ = builder.BuildAndStart();
     address_ = folder_.address();
-    stub_ = internal::v1::Worker::NewStub(ConnectTo(address_, NodeRole::kWorker, nullptr, Keepalive::kOff));
+    stub_ = internal::v1::Worker::NewStub(ConnectPeer(address_, NodeRole::kWorker, nullptr, {.quick_reconnects = true}));
   }
   ~ServedWorker() { server_->Shutdown(absl::ToChronoTime(absl::Now())); }
 
@@ -485,7 +485,8 @@ class FakeCoordinator final : public internal::v1::Cluster::Service {
     builder.AddListeningPort(folder_.address(), grpc::InsecureServerCredentials());
     builder.RegisterService(this);
     server_ = builder.BuildAndStart();
-    stub_ = internal::v1::Cluster::NewStub(ConnectTo(folder_.address(), NodeRole::kCoordinator, nullptr, Keepalive::kOff));
+    stub_ = internal::v1::Cluster::NewStub(
+        ConnectPeer(folder_.address(), NodeRole::kCoordinator, nullptr, {.quick_reconnects = true}));
   }
   void Stop() {
     if (server_ != nullptr) server_->Shutdown(absl::ToChronoTime(absl::Now()));

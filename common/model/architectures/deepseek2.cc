@@ -3,11 +3,10 @@
 #include <cmath>
 
 #include "common/model/architectures/architectures.h"
+#include "common/model/limits.h"
 
 namespace ferry {
 namespace {
-
-constexpr int64_t kMaxHeads = 4096, kMaxHeadDim = 1024, kMaxRank = 1 << 16, kWidthMultiple = 16;  // numbers in a register
 
 absl::StatusOr<AttentionConfig> ReadLatentAttention(const ModelKeys& keys) {
   AttentionConfig attention;
@@ -18,21 +17,21 @@ absl::StatusOr<AttentionConfig> ReadLatentAttention(const ModelKeys& keys) {
   const bool apart = keys.Has("attention.key_length_mla");
   const std::string_view key = apart ? "attention.key_length_mla" : "attention.key_length";
   const std::string_view value = apart ? "attention.value_length_mla" : "attention.value_length";
-  ASSIGN_OR_RETURN(attention.head_dim, keys.Int(key, 4, kMaxHeadDim));
-  ASSIGN_OR_RETURN(attention.value_dim, keys.Int(value, 1, kMaxHeadDim));
-  ASSIGN_OR_RETURN(attention.kv_rank, keys.Int("attention.kv_lora_rank", 1, kMaxRank));
-  RETURN_IF_ERROR(keys.CheckMultiple("attention.kv_lora_rank", attention.kv_rank, kWidthMultiple));
-  ASSIGN_OR_RETURN(attention.q_rank, keys.IntOr("attention.q_lora_rank", 0, 0, kMaxRank));
-  RETURN_IF_ERROR(keys.CheckMultiple("attention.q_lora_rank", attention.q_rank, kWidthMultiple));
+  ASSIGN_OR_RETURN(attention.head_dim, keys.Int(key, 4, kMaxLatentHeadDim));
+  ASSIGN_OR_RETURN(attention.value_dim, keys.Int(value, 1, kMaxLatentHeadDim));
+  ASSIGN_OR_RETURN(attention.kv_rank, keys.Int("attention.kv_lora_rank", 1, kMaxLatentRank));
+  RETURN_IF_ERROR(keys.CheckMultiple("attention.kv_lora_rank", attention.kv_rank, kInnerWidthMultiple));
+  ASSIGN_OR_RETURN(attention.q_rank, keys.IntOr("attention.q_lora_rank", 0, 0, kMaxLatentRank));
+  RETURN_IF_ERROR(keys.CheckMultiple("attention.q_lora_rank", attention.q_rank, kInnerWidthMultiple));
   attention.joined_key_value = !apart && !HasTensor(keys, 0, "attn_k_b.weight");
 
   ASSIGN_OR_RETURN(const int64_t rotated, keys.Int("rope.dimension_count", 2, attention.head_dim - 1));
   ASSIGN_OR_RETURN(attention.rope, ReadRope(keys, rotated));
   RETURN_IF_ERROR(keys.CheckMultiple("rope.dimension_count", rotated, 16));
-  RETURN_IF_ERROR(keys.CheckMultiple(key, attention.nope_dim(), kWidthMultiple));
-  if (attention.out_size() % kWidthMultiple != 0) {
+  RETURN_IF_ERROR(keys.CheckMultiple(key, attention.nope_dim(), kInnerWidthMultiple));
+  if (attention.out_size() % kInnerWidthMultiple != 0) {
     return keys.Error(value, absl::StrFormat("is %d for %d heads, want a product that is a multiple of %d", attention.value_dim,
-                                             attention.num_heads, kWidthMultiple));
+                                             attention.num_heads, kInnerWidthMultiple));
   }
   attention.rope.neighbours = true;
   attention.rope.yarn_whole_dims = true;

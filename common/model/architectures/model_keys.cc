@@ -3,20 +3,10 @@
 #include <algorithm>
 #include <cmath>
 
+#include "common/model/limits.h"
+
 namespace ferry {
 namespace {
-
-// Bounds of what Ferry runs: far above any known model, and small enough that products of two of them stay below 2^63.
-constexpr int64_t kMaxLayers = 1024;
-constexpr int64_t kMaxWidth = 1 << 20;  // n_embd, n_ff
-constexpr int64_t kMaxHeads = 4096;
-constexpr int64_t kMaxHeadDim = 256;  // the attention kernels hold a head in registers
-constexpr int64_t kMaxExperts = 512;  // the gate kernels hold a token's logits in one warp
-constexpr int64_t kMaxTopK = 16;
-constexpr int64_t kMaxVocabulary = 1 << 24;
-constexpr int64_t kMaxContext = int64_t{1} << 31;
-constexpr int64_t kWidthMultiple = 32;       // elements of a quantised block
-constexpr int64_t kInnerWidthMultiple = 16;  // of widths inside a layer: what a register of floats holds
 
 absl::StatusOr<int64_t> VocabularySize(const ModelKeys& keys) {
   const GgufFile& file = keys.file();
@@ -227,7 +217,7 @@ absl::Status ReadGate(const ModelKeys& keys, RouterScore absent, RouterConfig* r
 
 absl::Status ReadLayersWithDenseOnes(const ModelKeys& keys, const AttentionConfig& attention, ModelConfig* config) {
   ASSIGN_OR_RETURN(const int64_t num_dense, keys.IntOr("leading_dense_block_count", 0, 0, config->num_layers - 1));
-  ASSIGN_OR_RETURN(const int64_t num_shared, keys.IntOr("expert_shared_count", 0, 0, 1024));
+  ASSIGN_OR_RETURN(const int64_t num_shared, keys.IntOr("expert_shared_count", 0, 0, kMaxExperts));
   LayerConfig dense = {.attention = attention, .mlp = MlpConfig(), .experts = false};
   if (num_dense > 0) {
     ASSIGN_OR_RETURN(dense.mlp->n_ff, keys.UniformInt("feed_forward_length", 1, kMaxWidth));
