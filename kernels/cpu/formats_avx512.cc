@@ -15,42 +15,17 @@ ProductFunction FormatProductAvx512(DType) { return nullptr; }
 
 #else
 
-#if !defined(__clang__)
-// GCC 12 takes the undefined operand inside its own intrinsics for ours (gcc.gnu.org/PR105593).
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-
-#include <immintrin.h>
-
-#include <cstring>
-
 #include "kernels/cpu/int_simd_avx512.h"
+#include "kernels/cpu/panels_avx512.h"
 #include "kernels/cpu/product_parts.h"
 #include "kernels/cpu/readers_of_formats.h"
 
 namespace ferry {
 namespace {
 
-constexpr int kPanelTokens = 6;   // as in kernels_avx512.cc, whose distances and sizes these are
-constexpr int kChunkBlocks = 96;  // whole entries of 256 columns
-constexpr int kChunkRows = 256;
-constexpr int kPrefetchFar = 12288, kPrefetchAgain = 8192, kPrefetchNear = 4096;
-
 constexpr int64_t kPanelCodeBytes = int64_t{kPanelTiles} * kChunkBlocks * kGroups * 64;
 constexpr int64_t kPanelScaleBytes = int64_t{kPanelTiles} * kChunkBlocks * 4 * 64;
 static_assert(kPanelCodeBytes + kPanelScaleBytes + (kChunkRows + kPanelTokens) * kPanelRows * 4 <= kPanelScratchBytes);
-
-inline __m512i BroadcastGroup(const int8_t* codes) {
-  int32_t four;
-  std::memcpy(&four, codes, 4);
-  return _mm512_set1_epi32(four);
-}
-
-inline const std::byte* RowAt(const PanelProduct& p, int64_t row) {
-  const int64_t in_row = p.in_rows == nullptr ? row : p.in_rows[row];
-  return p.in->blocks + in_row * p.in->row_stride;
-}
 
 // The offset of a part of a block, times -zero / 128; 0 without a zero.
 template <typename Kernel>

@@ -28,7 +28,6 @@ const CpuKernels* Avx2Kernels() { return nullptr; }
 namespace ferry {
 namespace {
 
-constexpr int kGroups = 8;           // of four columns in a block
 constexpr int64_t kChunkRows = 256;  // rows whose sums wait in scratch: 16 KiB
 constexpr int kPrefetchBytes = 2048;
 

@@ -21,32 +21,14 @@ const CpuKernels* Avx512Kernels() { return nullptr; }
 
 #else
 
-#if !defined(__clang__)
-// GCC 12 takes the undefined operand inside its own intrinsics for ours (gcc.gnu.org/PR105593).
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-
-#include <immintrin.h>
-
-#include <cstring>
-
+#include "kernels/cpu/panels_avx512.h"
 #include "kernels/cpu/simd_avx512.h"
 #include "kernels/cpu/vector_kernels.h"
 
 namespace ferry {
 namespace {
 
-constexpr int kGroups = 8;        // of four columns in a block
-constexpr int kFusedRows = 16;    // 8 weights and a float sum for each row, integer sums in passing: 28 registers
-constexpr int kPanelTokens = 6;   // 12 integer + 12 float sums, 2 weights; measured against 1 x 12 and 4 x 3
-constexpr int kChunkBlocks = 96;  // columns of a panel decoded at once: 2 tiles x 96 x 576 bytes = 108 KiB
-constexpr int kChunkRows = 256;   // rows whose sums wait in scratch: 32 KiB
-// How far ahead weights are asked for while few rows use them, each line more than once: the processor seems to drop requests
-// while its few miss buffers are busy, since a faster loop with one request a line reads slower. All into the second-level cache.
-// The nearest is for one row, whose reads come fastest; with more rows it costs more than it brings. Best of several distances on
-// Zen 4 (docs/tried.md).
-constexpr int kPrefetchFar = 12288, kPrefetchAgain = 8192, kPrefetchNear = 4096;
+constexpr int kFusedRows = 16;  // 8 weights and a float sum for each row, integer sums in passing: 28 registers
 
 constexpr int64_t kPanelCodeBytes = int64_t{kPanelTiles} * kChunkBlocks * kGroups * 64;
 constexpr int64_t kPanelScaleBytes = int64_t{kPanelTiles} * kChunkBlocks * 64;
@@ -149,18 +131,6 @@ struct Q8_0 : HalfScales {
     }
   }
 };
-
-inline __m512i BroadcastGroup(const int8_t* codes) {
-  int32_t four;
-  std::memcpy(&four, codes, 4);
-  return _mm512_set1_epi32(four);
-}
-
-// One row of quantised activations: its blocks.
-inline const std::byte* RowAt(const PanelProduct& p, int64_t row) {
-  const int64_t in_row = p.in_rows == nullptr ? row : p.in_rows[row];
-  return p.in->blocks + in_row * p.in->row_stride;
-}
 
 // ------------------------------------------------------------------------------------------------------ few rows: fused
 

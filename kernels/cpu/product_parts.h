@@ -1,7 +1,7 @@
 #pragma once
 
-// What every integer product has in common: the parts of a block of activations, and where a tile's sums go. A source of one
-// instruction set includes its simd_*.h, then this.
+// What every integer product has in common: the rows of activations, the parts of their blocks, and where a tile's sums go. A
+// source of one instruction set includes its simd_*.h, then this.
 
 #include <cstddef>
 #include <cstdint>
@@ -10,6 +10,14 @@
 
 namespace ferry {
 namespace {
+
+constexpr int kGroups = 8;  // of four columns in a tile
+
+// The blocks of one row of quantised activations.
+inline const std::byte* RowAt(const PanelProduct& p, int64_t row) {
+  const int64_t in_row = p.in_rows == nullptr ? row : p.in_rows[row];
+  return p.in->blocks + in_row * p.in->row_stride;
+}
 
 // Parts of a block of QuantizedRows, which is aligned to 4 bytes.
 inline const int8_t* CodesOf(const std::byte* block) { return reinterpret_cast<const int8_t*>(block); }

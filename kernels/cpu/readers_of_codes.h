@@ -17,11 +17,10 @@
 #include <utility>
 
 #include "common/model/formats/formats.h"
+#include "kernels/cpu/product_parts.h"
 
 namespace ferry {
 namespace {
-
-constexpr int kGroups = 8;  // of four columns in a tile
 
 // Calls f.operator()<i>() for i from 0 to kCount - 1.
 template <int kCount, typename F>

@@ -118,11 +118,12 @@ struct Iq4XsScales {
   }
 };
 
+inline I32x16 OddOf(I32x16 n) { return Shift<1>(n) | I32x16::Broadcast(1); }  // 2n + 1
 // The scale (2n + 1) times kEighths / 8 of d.
 template <int kEighths>
 inline F32x16 OddTimes(F32x16 d, I32x16 n) {
   const F32x16 part = d * F32x16::Broadcast(static_cast<float>(kEighths) / 8);
-  return Times(part, Shift<1>(n) | I32x16::Broadcast(1));
+  return Times(part, OddOf(n));
 }
 // IQ3_S: eight nibbles.
 struct Iq3SScales {
@@ -134,6 +135,11 @@ struct Iq3SScales {
     scale[0] = OddTimes<8>(d, BitsOf<4 * kTile, 4>(nibbles));
   }
 };
+// The nibble of a half of tile kTile, of sixteen in two words.
+template <int kTile, int kHalf>
+inline I32x16 NibbleOf(const I32x16 (&nibbles)[2]) {
+  return BitsOf<8 * (kTile % 4) + 4 * kHalf, 4>(nibbles[kTile / 4]);
+}
 // IQ2_XS, IQ2_S: sixteen nibbles.
 struct Iq2Scales {
   F32x16 d;
@@ -143,8 +149,8 @@ struct Iq2Scales {
   }
   template <int kTile>
   void At(const std::byte*, F32x16 (&scale)[2], F32x16 (&)[2]) const {
-    scale[0] = OddTimes<1>(d, BitsOf<8 * (kTile % 4), 4>(nibbles[kTile / 4]));
-    scale[1] = OddTimes<1>(d, BitsOf<8 * (kTile % 4) + 4, 4>(nibbles[kTile / 4]));
+    scale[0] = OddTimes<1>(d, NibbleOf<kTile, 0>(nibbles));
+    scale[1] = OddTimes<1>(d, NibbleOf<kTile, 1>(nibbles));
   }
 };
 // IQ2_XXS, IQ3_XXS: the top four bits of the word of signs, kSignsAt bytes into a row's codes.
@@ -204,8 +210,8 @@ struct Iq2KScales : ShiftedSixteenths {
   template <int kTile>
   void At(const std::byte*, F32x16 (&scale)[2], F32x16 (&)[2]) const {
     const I32x16 zero = I32x16::Broadcast(-8);
-    scale[0] = Times(d, BitsOf<8 * (kTile % 4), 4>(nibbles[kTile / 4]) + zero);
-    scale[1] = Times(d, BitsOf<8 * (kTile % 4) + 4, 4>(nibbles[kTile / 4]) + zero);
+    scale[0] = Times(d, NibbleOf<kTile, 0>(nibbles) + zero);
+    scale[1] = Times(d, NibbleOf<kTile, 1>(nibbles) + zero);
   }
 };
 struct Iq3KScales : ShiftedSixteenths {
@@ -218,13 +224,12 @@ struct Iq3KScales : ShiftedSixteenths {
   template <int kTile>
   void At(const std::byte*, F32x16 (&scale)[2], F32x16 (&)[2]) const {
     Unroll<2>([&]<int half>() {
-      const I32x16 size = OddTimesBits(BitsOf<8 * (kTile % 4) + 4 * half, 4>(nibbles[kTile / 4]));
+      const I32x16 size = OddOf(NibbleOf<kTile, half>(nibbles));
       // Negated by two's complement where the bit is set.
       const I32x16 mask = ShiftRightSigned<31>(Shift<31 - (2 * kTile + half)>(negative));
       scale[half] = Times(d, (size ^ mask) + BitsOf<2 * kTile + half, 1>(negative));
     });
   }
-  static I32x16 OddTimesBits(I32x16 n) { return Shift<1>(n) | I32x16::Broadcast(1); }
 };
 // IQ4_K, IQ5_K: nibbles, and high pairs in a word, less 32.
 struct Iq4KScales : ShiftedSixteenths {
@@ -237,7 +242,7 @@ struct Iq4KScales : ShiftedSixteenths {
   template <int kTile>
   void At(const std::byte*, F32x16 (&scale)[2], F32x16 (&)[2]) const {
     Unroll<2>([&]<int half>() {
-      const I32x16 low = BitsOf<8 * (kTile % 4) + 4 * half, 4>(nibbles[kTile / 4]);
+      const I32x16 low = NibbleOf<kTile, half>(nibbles);
       const I32x16 six = low | Shift<4>(BitsOf<2 * (2 * kTile + half), 2>(high));
       scale[half] = Times(d, six + I32x16::Broadcast(-32));
     });

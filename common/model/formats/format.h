@@ -93,9 +93,11 @@ struct IntegerBlock {
 //   kName                                 as GGUF tools print it
 //   Move(mover, parts)                    which bits of the block are which of the parts: both ways, see ToParts and ToBlock
 //   Block(codes, scales, row, tile, out)  the meaning of 32 columns, the `tile`-th of those that share `scales`; `row` is the
-//   header Values(codes, scales, row, tile, out) only where codes and scales cannot say the value: 32 floats Finite(scales)
-//   whether the scale of an entry is a number; kHalves, the count of f16 fields that an
-//                                         entry begins with, says it for those
+//                                         header of the row
+// and some have
+//   Values(codes, scales, row, tile, out) where codes and scales cannot say the value: 32 floats
+//   Finite(scales)                        whether the scale of an entry is a number; other types have kHalves, the count of f16
+//                                         fields that an entry begins with
 //   SetScale(block, scale)                makes a block of random bits one of about that scale and of mean about 0
 template <DType kType>
 struct Format {

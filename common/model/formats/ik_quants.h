@@ -31,7 +31,19 @@ inline int SplitSixteenth(const uint8_t* low, const uint8_t* high, int i) {
   return ((low[i / 2] >> (4 * (i % 2)) & 15) | (high[i / 4] >> (2 * (i % 4)) & 3) << 4) - 32;
 }
 
-// Scale fields of the K types: d, the bits of extra, then what each has.
+// Column i has level code_at(i) of the table, shifted where bit i / 16 of `extra` is set.
+template <size_t kLevels, typename CodeAt>
+inline void SetLevels(const std::array<int8_t, kLevels>& levels, int shift, int extra, const CodeAt& code_at, IntegerBlock& out) {
+  for (int i = 0; i < kTileCols; ++i) {
+    out.codes[i] = static_cast<int8_t>(levels[code_at(i)] + (extra >> (i / 16) & 1) * shift);
+  }
+}
+// The bits of a tile's two halves of 16 columns in the extra of a K type.
+inline int ExtraOfTile(const uint8_t* scales, int tile) { return LoadAs<uint16_t>(scales + 2) >> (2 * tile); }
+// The bits of both halves from the one bit that a KS, KSS or KL type has for 32 columns.
+inline int ExtraOfBit(int bit) { return (bit & 1) * 3; }
+
+// Scale fields of the K types: d, the bits of extra, then those of each type.
 template <>
 struct Format<DType::kIQ2_K> : FormatSizes<256, Fields<8>, Fields<2, 2, 4, 4>> {
   static constexpr std::string_view kName = "IQ2_K";
@@ -46,13 +58,9 @@ struct Format<DType::kIQ2_K> : FormatSizes<256, Fields<8>, Fields<2, 2, 4, 4>> {
     for (int tile = 0; tile < kTiles; ++tile) MovePairs(move, 12, tile, parts.codes[tile]);
   }
   static void Block(const uint8_t* codes, const uint8_t* scales, const uint8_t*, int tile, IntegerBlock& out) {
-    const int extra = LoadAs<uint16_t>(scales + 2) >> (2 * tile);
-    for (int i = 0; i < kTileCols; ++i) {
-      out.codes[i] = static_cast<int8_t>(kIq2Values[PairAt(codes, i)] + (extra >> (i / 16) & 1) * kIq2Shift);
-    }
-    for (int half = 0; half < 2; ++half) {
-      out.scale[half] = HalfAt(scales) * static_cast<float>((scales[4 + tile] >> (4 * half) & 15) - 8);
-    }
+    const auto code_at = [&](int i) { return PairAt(codes, i); };
+    SetLevels(kIq2Values, kIq2Shift, ExtraOfTile(scales, tile), code_at, out);
+    SetHalves(scales, out, [&](int half) { return (scales[4 + tile] >> (4 * half) & 15) - 8; });
   }
 };
 
@@ -73,15 +81,13 @@ struct Format<DType::kIQ3_K> : FormatSizes<256, Fields<8, 4>, Fields<2, 2, 2, 4,
     }
   }
   static void Block(const uint8_t* codes, const uint8_t* scales, const uint8_t*, int tile, IntegerBlock& out) {
-    const int extra = LoadAs<uint16_t>(scales + 2) >> (2 * tile), negative = LoadAs<uint16_t>(scales + 4) >> (2 * tile);
-    for (int i = 0; i < kTileCols; ++i) {
-      const int code = PairAt(codes, i) | BitAt(codes + 8, i) << 2;
-      out.codes[i] = static_cast<int8_t>(kIq3Values[code] + (extra >> (i / 16) & 1) * kIq3Shift);
-    }
-    for (int half = 0; half < 2; ++half) {
+    const auto code_at = [&](int i) { return PairAt(codes, i) | BitAt(codes + 8, i) << 2; };
+    SetLevels(kIq3Values, kIq3Shift, ExtraOfTile(scales, tile), code_at, out);
+    const int negative = LoadAs<uint16_t>(scales + 4) >> (2 * tile);
+    SetHalves(scales, out, [&](int half) {
       const int size = 2 * (scales[6 + tile] >> (4 * half) & 15) + 1;
-      out.scale[half] = HalfAt(scales) * static_cast<float>(negative >> half & 1 ? -size : size);
-    }
+      return negative >> half & 1 ? -size : size;
+    });
   }
 };
 
@@ -98,13 +104,9 @@ struct Format<DType::kIQ4_K> : FormatSizes<256, Fields<16>, Fields<2, 2, 4, 4, 4
     for (int tile = 0; tile < kTiles; ++tile) move.Bytes(16 + 16 * tile, parts.codes[tile], 16);
   }
   static void Block(const uint8_t* codes, const uint8_t* scales, const uint8_t*, int tile, IntegerBlock& out) {
-    const int extra = LoadAs<uint16_t>(scales + 2) >> (2 * tile);
-    for (int i = 0; i < kTileCols; ++i) {
-      out.codes[i] = static_cast<int8_t>(kIq4Values[NibbleAt(codes, i)] + (extra >> (i / 16) & 1) * kIq4Shift);
-    }
-    for (int half = 0; half < 2; ++half) {
-      out.scale[half] = HalfAt(scales) * static_cast<float>(SplitSixteenth(scales + 8, scales + 4, 2 * tile + half));
-    }
+    const auto code_at = [&](int i) { return NibbleAt(codes, i); };
+    SetLevels(kIq4Values, kIq4Shift, ExtraOfTile(scales, tile), code_at, out);
+    SetHalves(scales, out, [&](int half) { return SplitSixteenth(scales + 8, scales + 4, 2 * tile + half); });
   }
 };
 
@@ -124,14 +126,9 @@ struct Format<DType::kIQ5_K> : FormatSizes<256, Fields<16, 4>, Fields<2, 2, 4, 4
     }
   }
   static void Block(const uint8_t* codes, const uint8_t* scales, const uint8_t*, int tile, IntegerBlock& out) {
-    const int extra = LoadAs<uint16_t>(scales + 2) >> (2 * tile);
-    for (int i = 0; i < kTileCols; ++i) {
-      const int code = NibbleAt(codes, i) | BitAt(codes + 16, i) << 4;
-      out.codes[i] = static_cast<int8_t>(kIq5Values[code] + (extra >> (i / 16) & 1) * kIq5Shift);
-    }
-    for (int half = 0; half < 2; ++half) {
-      out.scale[half] = HalfAt(scales) * static_cast<float>(SplitSixteenth(scales + 8, scales + 4, 2 * tile + half));
-    }
+    const auto code_at = [&](int i) { return NibbleAt(codes, i) | BitAt(codes + 16, i) << 4; };
+    SetLevels(kIq5Values, kIq5Shift, ExtraOfTile(scales, tile), code_at, out);
+    SetHalves(scales, out, [&](int half) { return SplitSixteenth(scales + 8, scales + 4, 2 * tile + half); });
   }
 };
 
@@ -157,14 +154,12 @@ struct Format<DType::kIQ6_K> : FormatSizes<256, Fields<16, 8>, Fields<2, 2, 4, 4
   }
   // Levels rounded to whole numbers, as fast kernels have them: at most half a 127th of the largest one away.
   static void Block(const uint8_t* codes, const uint8_t* scales, const uint8_t*, int tile, IntegerBlock& out) {
-    const int extra = LoadAs<uint16_t>(scales + 2) >> (2 * tile);
-    for (int i = 0; i < kTileCols; ++i) {
-      out.codes[i] = static_cast<int8_t>(kIq6Values[CodeAt(codes, i)] + (extra >> (i / 16) & 1) * kIq6Shift);
-    }
+    const auto code_at = [&](int i) { return CodeAt(codes, i); };
+    SetLevels(kIq6Values, kIq6Shift, ExtraOfTile(scales, tile), code_at, out);
     for (int half = 0; half < 2; ++half) out.scale[half] = ScaleAt(scales, 2 * tile + half);
   }
   static void Values(const uint8_t* codes, const uint8_t* scales, const uint8_t*, int tile, float* out) {
-    const int extra = LoadAs<uint16_t>(scales + 2) >> (2 * tile);
+    const int extra = ExtraOfTile(scales, tile);
     for (int i = 0; i < kTileCols; ++i) {
       const float code = static_cast<float>(CodeAt(codes, i));
       const float level = -127.0f + code * (6.2568f + code * (-0.11218f + code * 0.0011972f));
@@ -193,8 +188,8 @@ struct Format<DType::kIQ4_KS> : FormatSizes<256, Fields<16>, Fields<4, 4>, 256, 
     for (int tile = 0; tile < kTiles; ++tile) move.Bytes(8 + 16 * tile, parts.codes[tile], 16);
   }
   static void Block(const uint8_t* codes, const uint8_t* scales, const uint8_t* row, int tile, IntegerBlock& out) {
-    const int shift = (scales[tile] & 1) * kIq4Shift;
-    for (int i = 0; i < kTileCols; ++i) out.codes[i] = static_cast<int8_t>(kIq4Values[NibbleAt(codes, i)] + shift);
+    const auto code_at = [&](int i) { return NibbleAt(codes, i); };
+    SetLevels(kIq4Values, kIq4Shift, ExtraOfBit(scales[tile]), code_at, out);
     ByteScales::Set(row, scales[tile], out);
   }
 };
@@ -217,9 +212,8 @@ struct Format<DType::kIQ4_KSS> : FormatSizes<256, Fields<16>, Fields<>, 256, 4> 
       StoreAs(nibbles + 2 * i, static_cast<uint16_t>(gray ^ gray >> 1));
       byte |= (word & 1) << i;
     }
-    for (int i = 0; i < kTileCols; ++i) {
-      out.codes[i] = static_cast<int8_t>(kIq4Values[NibbleAt(nibbles, i)] + (byte & 1) * kIq4Shift);
-    }
+    const auto code_at = [&](int i) { return NibbleAt(nibbles, i); };
+    SetLevels(kIq4Values, kIq4Shift, ExtraOfBit(byte), code_at, out);
     ByteScales::Set(row, byte, out);
   }
 };
@@ -238,10 +232,8 @@ struct Format<DType::kIQ5_KS> : FormatSizes<256, Fields<16, 4>, Fields<4, 4>, 25
     }
   }
   static void Block(const uint8_t* codes, const uint8_t* scales, const uint8_t* row, int tile, IntegerBlock& out) {
-    const int shift = (scales[tile] & 1) * kIq5Shift;
-    for (int i = 0; i < kTileCols; ++i) {
-      out.codes[i] = static_cast<int8_t>(kIq5Values[NibbleAt(codes, i) | BitAt(codes + 16, i) << 4] + shift);
-    }
+    const auto code_at = [&](int i) { return NibbleAt(codes, i) | BitAt(codes + 16, i) << 4; };
+    SetLevels(kIq5Values, kIq5Shift, ExtraOfBit(scales[tile]), code_at, out);
     ByteScales::Set(row, scales[tile], out);
   }
 };
@@ -260,8 +252,8 @@ struct Format<DType::kIQ2_KS> : FormatSizes<256, Fields<8>, Fields<2, 4>, 256, 2
   }
   static void Block(const uint8_t* codes, const uint8_t* scales, const uint8_t* row, int tile, IntegerBlock& out) {
     const int extra = LoadAs<uint16_t>(scales) >> tile;
-    for (int i = 0; i < kTileCols; ++i)
-      out.codes[i] = static_cast<int8_t>(kIq2Values[PairAt(codes, i)] + (extra & 1) * kIq2Shift);
+    const auto code_at = [&](int i) { return PairAt(codes, i); };
+    SetLevels(kIq2Values, kIq2Shift, ExtraOfBit(extra), code_at, out);
     const int scale = (scales[2 + tile / 2] >> (4 * (tile % 2)) & 15) | (extra >> 8 & 1) << 4;
     out.SetScale(HalfAt(row) * static_cast<float>(scale - 16));
   }
@@ -284,9 +276,8 @@ struct Format<DType::kIQ3_KS> : FormatSizes<256, Fields<8, 4>, Fields<2, 4>, 256
   }
   static void Block(const uint8_t* codes, const uint8_t* scales, const uint8_t* row, int tile, IntegerBlock& out) {
     const int extra = LoadAs<uint16_t>(scales) >> tile;
-    for (int i = 0; i < kTileCols; ++i) {
-      out.codes[i] = static_cast<int8_t>(kIq3Values[PairAt(codes, i) | BitAt(codes + 8, i) << 2] + (extra >> 8 & 1) * kIq3Shift);
-    }
+    const auto code_at = [&](int i) { return PairAt(codes, i) | BitAt(codes + 8, i) << 2; };
+    SetLevels(kIq3Values, kIq3Shift, ExtraOfBit(extra >> 8), code_at, out);
     const int scale = (scales[2 + tile % 4] >> (4 * (tile / 4)) & 15) | (extra & 1) << 4;
     out.SetScale(HalfAt(row) * static_cast<float>(scale - 16));
   }

@@ -33,6 +33,16 @@ inline int PackedMin(const uint8_t* packed, int i) {
 
 // Scale fields: d, dmin, and the twelve bytes as three words.
 using ScalesAndMins = Fields<2, 2, 4, 4, 4>;
+inline void SetScaleAndMin(const uint8_t* scales, int tile, IntegerBlock& out) {
+  out.SetScale(HalfAt(scales) * static_cast<float>(PackedScale(scales + 4, tile)));
+  out.SetMin(HalfAt(scales + 2) * static_cast<float>(PackedMin(scales + 4, tile)));
+}
+
+// The f16 at `d` times a whole number for each 16 columns.
+template <typename NumberOf>
+inline void SetHalves(const uint8_t* d, IntegerBlock& out, const NumberOf& number_of) {
+  for (int half = 0; half < 2; ++half) out.scale[half] = HalfAt(d) * static_cast<float>(number_of(half));
+}
 
 template <>
 struct Format<DType::kQ4_K> : FormatSizes<256, Fields<16>, ScalesAndMins> {
@@ -50,8 +60,7 @@ struct Format<DType::kQ4_K> : FormatSizes<256, Fields<16>, ScalesAndMins> {
   }
   static void Block(const uint8_t* codes, const uint8_t* scales, const uint8_t*, int tile, IntegerBlock& out) {
     for (int i = 0; i < kTileCols; ++i) out.codes[i] = static_cast<int8_t>(NibbleAt(codes, i));
-    out.SetScale(HalfAt(scales) * static_cast<float>(PackedScale(scales + 4, tile)));
-    out.SetMin(HalfAt(scales + 2) * static_cast<float>(PackedMin(scales + 4, tile)));
+    SetScaleAndMin(scales, tile, out);
   }
 };
 
@@ -74,8 +83,7 @@ struct Format<DType::kQ5_K> : FormatSizes<256, Fields<16, 4>, ScalesAndMins> {
   }
   static void Block(const uint8_t* codes, const uint8_t* scales, const uint8_t*, int tile, IntegerBlock& out) {
     for (int i = 0; i < kTileCols; ++i) out.codes[i] = static_cast<int8_t>(NibbleAt(codes, i) | BitAt(codes + 16, i) << 4);
-    out.SetScale(HalfAt(scales) * static_cast<float>(PackedScale(scales + 4, tile)));
-    out.SetMin(HalfAt(scales + 2) * static_cast<float>(PackedMin(scales + 4, tile)));
+    SetScaleAndMin(scales, tile, out);
   }
 };
 
@@ -102,9 +110,7 @@ struct Format<DType::kQ6_K> : FormatSizes<256, Fields<16, 8>, Fields<2, 4, 4, 4,
     for (int i = 0; i < kTileCols; ++i) {
       out.codes[i] = static_cast<int8_t>((NibbleAt(codes, i) | PairAt(codes + 16, i) << 4) - 32);
     }
-    for (int half = 0; half < 2; ++half) {
-      out.scale[half] = HalfAt(scales) * static_cast<float>(static_cast<int8_t>(scales[2 + 2 * tile + half]));
-    }
+    SetHalves(scales, out, [&](int half) { return static_cast<int8_t>(scales[2 + 2 * tile + half]); });
   }
 };
 
@@ -133,9 +139,7 @@ struct Format<DType::kQ3_K> : FormatSizes<256, Fields<8, 4>, Fields<2, 4, 4, 4>>
   }
   static void Block(const uint8_t* codes, const uint8_t* scales, const uint8_t*, int tile, IntegerBlock& out) {
     for (int i = 0; i < kTileCols; ++i) out.codes[i] = static_cast<int8_t>((PairAt(codes, i) | BitAt(codes + 8, i) << 2) - 4);
-    for (int half = 0; half < 2; ++half) {
-      out.scale[half] = HalfAt(scales) * static_cast<float>(PackedSixteenth(scales + 2, 2 * tile + half) - 32);
-    }
+    SetHalves(scales, out, [&](int half) { return PackedSixteenth(scales + 2, 2 * tile + half) - 32; });
   }
 };
 
