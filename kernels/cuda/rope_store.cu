@@ -32,6 +32,56 @@ __device__ inline int8_t Q8Code(float x, float d) {
   return static_cast<int8_t>(fminf(fmaxf(rintf(__fdiv_rn(x, d)), -127.0f), 127.0f));
 }
 
+// 1 / RMS of each head of a row, queries first, then keys. A warp takes a head.
+template <typename In>
+__device__ __forceinline__ void NormFactors(const In* in, int num_heads, int head_dim, float epsilon, float* factors) {
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  for (int head = warp; head < num_heads; head += kThreads / kWarpSize) {
+    float sum = 0.0f;
+    for (int d = lane; d < head_dim; d += kWarpSize) {
+      const float x = ToFloat(in[head * head_dim + d]);
+      sum = fmaf(x, x, sum);
+    }
+    sum = WarpSum(sum);
+    if (lane == 0) factors[head] = 1.0f / sqrtf(sum / static_cast<float>(head_dim) + epsilon);
+  }
+}
+
+// Turns whole heads of queries without norms, whose halves are multiples of four and aligned.
+template <typename In, typename Act>
+__device__ __forceinline__ void RotateVectors(const In* in, int num_heads, int head_dim, const float* cosines, const float* sines,
+                                              Act* out) {
+  const int half = head_dim / 2, groups = half / kPairs;
+  for (int i = threadIdx.x; i < num_heads * groups; i += kThreads) {
+    const int offset = i / groups * head_dim, d = i % groups * kPairs;
+    float low[4], high[4], out_low[4], out_high[4];
+    Load4(in + offset + d, 4, true, low);
+    Load4(in + offset + d + half, 4, true, high);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      out_low[j] = fmaf(low[j], cosines[d + j], -(high[j] * sines[d + j]));
+      out_high[j] = fmaf(high[j], cosines[d + j], low[j] * sines[d + j]);
+    }
+    Store4(out + offset + d, 4, true, out_low);
+    Store4(out + offset + d + half, 4, true, out_high);
+  }
+}
+
+// Stores number `d` of a row of the cache. The lanes of a warp store 32 neighbours, which Q8_0 quantises together.
+__device__ __forceinline__ void StoreInCache(const DeviceKv& cache, bool is_key, int64_t cache_row, int d, float x) {
+  std::byte* const plane = is_key ? cache.keys : cache.values;
+  const int64_t at = cache_row * static_cast<int>(cache.head_dim) + d;
+  if (cache.dtype == DType::kF16) {
+    reinterpret_cast<__half*>(plane)[at] = __float2half_rn(x);
+    return;
+  }
+  const bool has_nan = __any_sync(0xffffffffu, isnan(x));
+  const __half scale = Q8Scale(WarpMax(fabsf(x)), has_nan);
+  reinterpret_cast<int8_t*>(plane)[at] = Q8Code(x, __half2float(scale));
+  const int64_t scales_offset = cache.num_blocks * cache.num_kv_heads * kKvBlock * static_cast<int>(cache.head_dim);
+  if (threadIdx.x % kWarpSize == 0) reinterpret_cast<__half*>(plane + scales_offset)[at / kKvQuant] = scale;
+}
+
 // Grid: [rows]. Block: kThreads. First the row's cosines and sines; then q, four pairs a thread; then k and v, where
 // a warp takes 32 neighbours, which Q8_0 puts under one scale.
 // Bound: rows * (q + 2 kv) * sizeof(In) + rows * q * 2 + rows * 2 kv * cache bytes through device memory.
@@ -51,17 +101,7 @@ __global__ void RopeStoreKernel(RopeStoreArgs args, bool aligned) {
   Act* const q_out = static_cast<Act*>(args.q_out.data) + row * args.q_out.stride;
   const int num_heads = static_cast<int>(args.num_heads), kv_heads = static_cast<int>(args.cache.num_kv_heads);
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
-  if (args.q_norm != nullptr) {  // a warp takes a head
-    for (int head = warp; head < num_heads + kv_heads; head += kThreads / kWarpSize) {
-      float sum = 0.0f;
-      for (int d = lane; d < head_dim; d += kWarpSize) {
-        const float x = ToFloat(in[head * head_dim + d]);
-        sum = fmaf(x, x, sum);
-      }
-      sum = WarpSum(sum);
-      if (lane == 0) factors[head] = 1.0f / sqrtf(sum / static_cast<float>(head_dim) + args.norm_epsilon);
-    }
-  }
+  if (args.q_norm != nullptr) NormFactors(in, num_heads + kv_heads, head_dim, args.norm_epsilon, factors);
   __syncthreads();
 
   // Element d of head `index` of the row, queries first, before and after rotation.
@@ -82,48 +122,23 @@ __global__ void RopeStoreKernel(RopeStoreArgs args, bool aligned) {
     return fmaf(x, cosines[d - half], element(index, d - half) * sines[d - half]);
   };
 
-  if (aligned && args.num_dims == head_dim && args.q_norm == nullptr &&
-      !args.neighbours) {  // half is a multiple of four: whole vectors
-    const int groups = half / kPairs;
-    for (int i = threadIdx.x; i < num_heads * groups; i += kThreads) {
-      const int offset = i / groups * head_dim, d = i % groups * kPairs;
-      float low[4], high[4], out_low[4], out_high[4];
-      Load4(in + offset + d, 4, true, low);
-      Load4(in + offset + d + half, 4, true, high);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        out_low[j] = fmaf(low[j], cosines[d + j], -(high[j] * sines[d + j]));
-        out_high[j] = fmaf(high[j], cosines[d + j], low[j] * sines[d + j]);
-      }
-      Store4(q_out + offset + d, 4, true, out_low);
-      Store4(q_out + offset + d + half, 4, true, out_high);
-    }
+  // Half of head_dim is a multiple of four.
+  if (aligned && args.num_dims == head_dim && args.q_norm == nullptr && !args.neighbours) {
+    RotateVectors(in, num_heads, head_dim, cosines, sines, q_out);
   } else {
     for (int i = threadIdx.x; i < num_heads * head_dim; i += kThreads) {
       q_out[i] = FromFloat<Act>(rotated(i / head_dim, i % head_dim));
     }
   }
 
-  // Keys, then values: a warp stores 32 neighbouring numbers of one head, which Q8_0 quantises together.
+  // Keys, then values: a warp stores 32 neighbouring numbers of one head.
   const In* const keys = in + num_heads * head_dim;
   const int width = kv_heads * head_dim;
-  const int64_t scales_offset = args.cache.num_blocks * args.cache.num_kv_heads * kKvBlock * head_dim;
   for (int first = warp * kKvQuant; first < 2 * width; first += kThreads / kWarpSize * kKvQuant) {
     const bool is_key = first < width;
     const int i = (is_key ? first : first - width) + lane, head = i / head_dim, d = i % head_dim;
     const float x = is_key ? rotated(num_heads + head, d) : ToFloat(keys[width + i]);
-    std::byte* const plane = is_key ? args.cache.keys : args.cache.values;
-    const int64_t cache_row = (block * kv_heads + head) * kKvBlock + position % kKvBlock;
-    if (args.cache.dtype == DType::kF16) {
-      reinterpret_cast<__half*>(plane)[cache_row * head_dim + d] = __float2half_rn(x);
-    } else {
-      const bool has_nan = __any_sync(0xffffffffu, isnan(x));
-      const __half scale = Q8Scale(WarpMax(fabsf(x)), has_nan);
-      reinterpret_cast<int8_t*>(plane)[cache_row * head_dim + d] = Q8Code(x, __half2float(scale));
-      if (lane == 0) {
-        reinterpret_cast<__half*>(plane + scales_offset)[(cache_row * head_dim + d) / kKvQuant] = scale;
-      }
-    }
+    StoreInCache(args.cache, is_key, (block * kv_heads + head) * kKvBlock + position % kKvBlock, d, x);
   }
 }
 
