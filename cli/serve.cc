@@ -9,6 +9,8 @@
 #include "cli/commands.h"
 #include "cli/gateway_process.h"
 #include "cli/interrupt.h"
+#include "cli/service_manager.h"
+#include "common/clock.h"
 #include "common/http_port.h"
 #include "common/listen_address.h"
 #include "common/log.h"
@@ -44,6 +46,23 @@ absl::StatusOr<std::optional<GatewayProcess>> GatewayOf(const HttpOptions& http,
   return gateway;
 }
 
+// Until `stop`, or until the coordinator ends. A service manager hears that all is alive while the coordinator answers.
+absl::Status Attend(Supervisor& supervisor, const std::atomic<bool>& stop) {
+  const ServiceManager manager;
+  manager.Notify("READY=1\nSTATUS=the coordinator listens at " + supervisor.address());
+  absl::Time next_beat = Clock::Real()->Now();
+  while (!stop) {
+    RETURN_IF_ERROR(supervisor.Health());
+    if (const absl::Time now = Clock::Real()->Now(); now >= next_beat && supervisor.Silence() < manager.watchdog() / 2) {
+      manager.Notify("WATCHDOG=1");
+      next_beat = now + manager.watchdog() / 4;
+    }
+    absl::SleepFor(absl::Milliseconds(100));
+  }
+  manager.Notify("STOPPING=1");
+  return absl::OkStatus();
+}
+
 absl::Status Serve(ModelOptions options, const HttpOptions& http) {
   ASSIGN_OR_RETURN(const ListenAddress listen, ParseListenAddress(options.listen, options.port));
   RETURN_IF_ERROR(options.CheckOutputs({}));
@@ -61,10 +80,7 @@ absl::Status Serve(ModelOptions options, const HttpOptions& http) {
   if (options.coordinator_only && options.cluster_listen.empty()) {
     spdlog::warn("only workers of this host can come: for those of other hosts, start with --cluster-listen ADDRESS");
   }
-  while (!stop) {
-    RETURN_IF_ERROR(supervisor->Health());
-    absl::SleepFor(absl::Milliseconds(100));
-  }
+  RETURN_IF_ERROR(Attend(*supervisor, stop));
   return supervisor->Stop(absl::Seconds(options.drain_seconds) + kEnding);
 }
 

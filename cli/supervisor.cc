@@ -17,8 +17,11 @@
 #include <vector>
 
 #include "absl/time/clock.h"
+#include "cli/cluster_watch.h"
 #include "cli/gateway_process.h"
+#include "cli/restart_pause.h"
 #include "cli/temporary_folder.h"
+#include "common/clock.h"
 #include "common/exit_codes.h"
 #include "common/log.h"
 #include "common/thread_limit.h"
@@ -31,11 +34,9 @@ constexpr absl::Duration kPoll = absl::Milliseconds(20);
 constexpr absl::Duration kListenTimeout = absl::Seconds(30);
 constexpr absl::Duration kTracePatience = absl::Minutes(1);  // to complete one, when nothing else is waited for
 constexpr absl::Duration kFirstWord = absl::Milliseconds(1500);
-// A worker that keeps dying is started again after 0, 1, 2, 4, ... 30 s; one that ran for a minute starts afresh.
-constexpr absl::Duration kMaxBackoff = absl::Seconds(30);
-constexpr absl::Duration kSteady = absl::Minutes(1);
-// A worker that dies so often in a row, each time within kSteady, will not run at all: the supervisor reports that.
-constexpr int kHopeless = 5;
+// For a worker that the coordinator declared lost to end by itself. One that is stopped does not, nor one that hangs in its
+// driver.
+constexpr absl::Duration kLostGrace = absl::Seconds(1);
 
 absl::StatusOr<std::string> Beside(const char* name) {
   std::error_code error;
@@ -66,7 +67,7 @@ pid_t Spawn(const std::string& binary, const std::vector<std::string>& arguments
   dup2(STDERR_FILENO, STDOUT_FILENO);
   execv(argv[0], argv.data());
   std::fprintf(stderr, "error: cannot run %s: %s\n", argv[0], std::strerror(errno));
-  _exit(127);
+  _exit(kExitNoProgram);
 }
 
 std::string HowItEnded(int status) {
@@ -81,10 +82,27 @@ struct Child {
   pid_t pid = -1;
   absl::Time started;
   absl::Time start_again = absl::InfinitePast();
-  absl::Duration backoff;
-  int quick_deaths = 0;  // in a row
+  RestartPause pause;
   int starts = 0;
+  std::optional<absl::Time> kill_at;  // it was told to end by then
 };
+
+// Why no further start of a child that ended so can help; empty: one may.
+std::string WhyForGood(const Child& child, int status) {
+  switch (WIFEXITED(status) ? WEXITSTATUS(status) : 0) {
+    case kExitCannotRun:
+      return "cannot run as it was told to";
+    case kExitLacksMemory:
+      // Later on, it may be memory that the process before it still holds.
+      return child.starts == 1 ? "lacks memory" : "";
+    case kExitModelChanged:
+      return "cannot load the model, whose file was changed: start anew with it";
+    case kExitNoProgram:
+      return "cannot be executed: install all of Ferry's programs again";
+    default:
+      return "";
+  }
+}
 
 class ProcessSupervisor final : public Supervisor {
  public:
@@ -130,6 +148,11 @@ class ProcessSupervisor final : public Supervisor {
     return health_;
   }
 
+  absl::Duration Silence() const override {
+    const std::lock_guard lock(mutex_);
+    return watch_ == nullptr ? absl::ZeroDuration() : watch_->Silence();
+  }
+
   absl::Status Stop(absl::Duration grace) override {
     {
       const std::lock_guard lock(mutex_);
@@ -157,6 +180,7 @@ class ProcessSupervisor final : public Supervisor {
       if (!Reap()) break;
       if (workers_.empty() && address().empty()) LookForAddress(options, devices);
       for (Child& worker : workers_) {
+        if (worker.pid > 0 && watch_ != nullptr && watch_->IsLost(worker.pid)) EndTheLost(worker);
         if (worker.pid < 0 && absl::Now() >= worker.start_again && !Start(worker, worker_binary_)) {
           EndAll();
           return;
@@ -197,7 +221,20 @@ class ProcessSupervisor final : public Supervisor {
     }
     unlink(port_file_.c_str());  // it has served
     const std::lock_guard lock(mutex_);
+    watch_ = std::make_unique<ClusterWatch>(socket_);
     address_ = address;
+  }
+
+  // Reap starts it again.
+  static void EndTheLost(Child& worker) {
+    const absl::Time now = Clock::Real()->Now();
+    if (!worker.kill_at) {
+      spdlog::warn("{} is lost to the coordinator: ending it", worker.what);
+      worker.kill_at = now + kLostGrace;
+      kill(worker.pid, SIGTERM);
+    } else if (now >= *worker.kill_at) {
+      kill(worker.pid, SIGKILL);
+    }
   }
 
   // False: it cannot be started, and health_ says so.
@@ -205,27 +242,20 @@ class ProcessSupervisor final : public Supervisor {
     child.pid = Spawn(binary, child.arguments);
     if (child.pid < 0) CannotStart(child);
     child.started = absl::Now();
+    child.kill_at.reset();
     ++child.starts;
     return child.pid >= 0;
   }
 
-  // False when the coordinator is gone, or a worker will not run.
+  // False when the coordinator is gone, or a worker cannot be started again.
   bool Reap() {
     int status = 0;
     for (Child& worker : workers_) {
       if (worker.pid < 0 || waitpid(worker.pid, &status, WNOHANG) != worker.pid) continue;
       worker.pid = -1;
-      if (absl::Now() - worker.started > kSteady) worker.backoff = absl::ZeroDuration(), worker.quick_deaths = 0;
-      // Later on, what does not fit may be memory that the process before it still holds.
-      const bool cannot_run = worker.starts == 1 && WIFEXITED(status) && WEXITSTATUS(status) == kExitCannotRun;
-      if (cannot_run) {
+      if (const std::string why = WhyForGood(worker, status); !why.empty()) {
         const std::lock_guard lock(mutex_);
-        health_ = FailedPrecondition("%s cannot run as it was told to; its own words are above", worker.what);
-        return false;
-      }
-      if (++worker.quick_deaths >= kHopeless) {
-        const std::lock_guard lock(mutex_);
-        health_ = Unavailable("%s keeps ending: it %s; its own words are above", worker.what, HowItEnded(status));
+        health_ = FailedPrecondition("%s %s; its own words are above", worker.what, why);
         return false;
       }
       StartAgainLater(worker, status);
@@ -242,10 +272,10 @@ class ProcessSupervisor final : public Supervisor {
   }
 
   static void StartAgainLater(Child& child, int status) {
-    child.start_again = absl::Now() + child.backoff;
+    const absl::Duration pause = child.pause.After(absl::Now() - child.started);
+    child.start_again = absl::Now() + pause;
     spdlog::warn("{} {}; starting it again{}", child.what, HowItEnded(status),
-                 child.backoff > absl::ZeroDuration() ? " in " + absl::FormatDuration(child.backoff) : "");
-    child.backoff = std::min(std::max(child.backoff * 2, absl::Seconds(1)), kMaxBackoff);
+                 pause > absl::ZeroDuration() ? " in " + absl::FormatDuration(pause) : "");
   }
 
   // False when it cannot run and was asked for. However often it ends, the coordinator goes on.
@@ -263,7 +293,6 @@ class ProcessSupervisor final : public Supervisor {
       health_ = FailedPrecondition("the HTTP gateway cannot run as it was told to; its own words are above");
       return false;
     }
-    if (absl::Now() - gateway_->started > kSteady) gateway_->backoff = absl::ZeroDuration();
     StartAgainLater(*gateway_, status);
     return true;
   }
@@ -311,8 +340,9 @@ class ProcessSupervisor final : public Supervisor {
   std::optional<Child> gateway_;        // of the thread alone, once the coordinator's address is known
   std::thread thread_;
   std::atomic<bool> stop_{false};
-  std::mutex mutex_;
-  std::string address_;  // written once under mutex_, before Run returns
+  mutable std::mutex mutex_;
+  std::unique_ptr<ClusterWatch> watch_;  // null until the coordinator listens; written as address_ is
+  std::string address_;                  // written once under mutex_, before Run returns
   absl::Status health_;
   absl::Duration grace_ = absl::Seconds(2);
 };

@@ -1,7 +1,9 @@
 #pragma once
 
-// Starts one coordinator and its workers as child processes and keeps them running: a worker that dies is started again, a
-// coordinator that dies ends everything. Children die with this process, whatever kills it (PR_SET_PDEATHSIG).
+// Starts one coordinator and its workers as child processes and keeps them running. A worker that dies is started again, after a
+// pause that grows when it keeps dying; one that the coordinator declares lost is ended, and so started again. A coordinator that
+// dies ends everything, and so does a worker whose end says that another start cannot help (common/exit_codes.h). Children die
+// with this process, whatever kills it (PR_SET_PDEATHSIG).
 
 #include <memory>
 #include <string>
@@ -23,6 +25,8 @@ class Supervisor {
   virtual const std::string& address() const = 0;  // of the coordinator
   // OK while the coordinator runs; otherwise the reason of its end.
   virtual absl::Status Health() = 0;
+  // How long the coordinator has not answered this process; far below a second while all is well.
+  virtual absl::Duration Silence() const = 0;
   // Asks the coordinator to drain, then ends everything; at most `grace`. An error, where a trace was asked for: the coordinator
   // did not complete it.
   virtual absl::Status Stop(absl::Duration grace) = 0;

@@ -35,7 +35,7 @@ class DenseStream final : public DenseTensorSource {
     if (ended_) return std::nullopt;
     if (!stream_->Read(&chunk_)) {
       ended_ = true;
-      RETURN_IF_ERROR(Annotate(FromGrpcStatus(stream_->Finish()), "StreamDenseTensors"));
+      RETURN_IF_ERROR(Annotate(FromGrpcStatus(stream_->Finish()), kDenseStreamCall));
       return std::nullopt;
     }
     ASSIGN_OR_RETURN(const DenseChunk chunk, DenseChunkFromProto(chunk_));

@@ -11,6 +11,9 @@
 
 namespace ferry {
 
+// The call's name, which stands in the errors of the coordinator that the source returns.
+inline constexpr char kDenseStreamCall[] = "StreamDenseTensors";
+
 // `cluster` outlives the source. `progress`, unless null, is called after each chunk with the bytes received so far. Errors of
 // Next: DataLoss when a chunk is damaged, otherwise the status that the stream ended with.
 std::unique_ptr<DenseTensorSource> OpenDenseStream(internal::v1::Cluster::StubInterface* cluster, uint32_t worker_id,

@@ -9,12 +9,14 @@
 #include <cstdlib>
 #include <thread>
 
+#include "absl/strings/match.h"
 #include "common/command_line.h"
 #include "common/exit_codes.h"
 #include "common/log.h"
 #include "common/program.h"
 #include "common/rpc/acceptor.h"
 #include "common/thread_limit.h"
+#include "worker/dense_stream.h"
 #include "worker/flags.h"
 #include "worker/worker_process.h"
 
@@ -40,10 +42,13 @@ void ExitLatest(int seconds, int code) {
   }).detach();
 }
 
-// Whether another start with the same flags would end the same way: a supervisor need not try.
-bool IsForGood(const absl::Status& status) {
-  return absl::IsInvalidArgument(status) || absl::IsFailedPrecondition(status) || absl::IsUnimplemented(status) ||
-         absl::IsResourceExhausted(status);
+int ExitCodeOf(const absl::Status& status) {
+  if (status.ok() || absl::IsCancelled(status)) return 0;
+  if (absl::IsResourceExhausted(status)) return kExitLacksMemory;
+  // The coordinator refuses to send weights for one reason alone.
+  const bool of_weights = absl::StrContains(status.message(), kDenseStreamCall);
+  if (absl::IsFailedPrecondition(status)) return of_weights ? kExitModelChanged : kExitCannotRun;
+  return absl::IsInvalidArgument(status) || absl::IsUnimplemented(status) ? kExitCannotRun : 1;
 }
 
 int Main(int argc, char** argv) {
@@ -69,9 +74,9 @@ int Main(int argc, char** argv) {
       .detach();
   const absl::Status status = RunWorker(
       options, [] { return asked_to_end != 0; }, [] { ExitLatest(/*seconds=*/3, /*code=*/1); });
-  if (status.ok() || absl::IsCancelled(status)) return 0;
-  spdlog::error("{}", status.ToString());
-  return IsForGood(status) ? kExitCannotRun : 1;
+  const int code = ExitCodeOf(status);
+  if (code != 0) spdlog::error("{}", status.ToString());
+  return code;
 }
 
 }  // namespace

@@ -212,6 +212,18 @@ absl::StatusOr<LayerRange> ClusterController::LayersOf(WorkerId worker, Incarnat
   return options_.placement.workers[worker.value()].layers;
 }
 
+void ClusterController::ListMembers(internal::v1::ListMembersResponse* response) const {
+  const std::string here = HostId();
+  for (const Member& member : membership_.Members()) {
+    internal::v1::ClusterMember* const out = response->add_members();
+    out->set_worker_id(static_cast<uint32_t>(member.id.value()));
+    out->set_state(NameOf(member.state));
+    out->set_pid(member.info.pid);
+    out->set_same_host(member.info.host == here);
+    out->set_lost_because(member.lost_because);
+  }
+}
+
 // -------------------------------------------------------------------------------------------------------------------
 // epochs
 

@@ -72,6 +72,7 @@ class ClusterController {
   absl::Status Register(const internal::v1::RegisterRequest& request, internal::v1::RegisterResponse* response);
   absl::Status Heartbeat(const internal::v1::HeartbeatRequest& request, internal::v1::HeartbeatResponse* response);
   absl::StatusOr<LayerRange> LayersOf(WorkerId worker, Incarnation incarnation) const;
+  void ListMembers(internal::v1::ListMembersResponse* response) const;
 
   // "loading" before the first epoch, "serving" in one, "degraded" between two.
   std::string state() const;

@@ -81,6 +81,16 @@ grpc::ServerUnaryReactor* ClusterService::Heartbeat(grpc::CallbackServerContext*
   return Finish(context, allowed.ok() ? controller_.Heartbeat(*request, response) : allowed);
 }
 
+grpc::ServerUnaryReactor* ClusterService::ListMembers(grpc::CallbackServerContext* context,
+                                                      const internal::v1::ListMembersRequest*,
+                                                      internal::v1::ListMembersResponse* response) {
+  if (CallerOf(*context) != NodeCaller::kLocal) {
+    return Finish(context, absl::PermissionDeniedError("only a process of the coordinator's host may ask this"));
+  }
+  controller_.ListMembers(response);
+  return Finish(context, absl::OkStatus());
+}
+
 grpc::ServerWriteReactor<internal::v1::TensorChunk>* ClusterService::StreamDenseTensors(
     grpc::CallbackServerContext* context, const internal::v1::StreamDenseTensorsRequest* request) {
   if (const absl::Status allowed = CheckCaller(*context); !allowed.ok()) return Refuse<internal::v1::TensorChunk>(allowed);

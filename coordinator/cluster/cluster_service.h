@@ -29,6 +29,8 @@ class ClusterService final : public internal::v1::Cluster::CallbackService {
       grpc::CallbackServerContext* context, const internal::v1::StreamDenseTensorsRequest* request) override;
   grpc::ServerUnaryReactor* Heartbeat(grpc::CallbackServerContext* context, const internal::v1::HeartbeatRequest* request,
                                       internal::v1::HeartbeatResponse* response) override;
+  grpc::ServerUnaryReactor* ListMembers(grpc::CallbackServerContext* context, const internal::v1::ListMembersRequest* request,
+                                        internal::v1::ListMembersResponse* response) override;
   grpc::ServerUnaryReactor* PlanExperts(grpc::CallbackServerContext* context, const internal::v1::ExpertRequest* request,
                                         internal::v1::ExpertPlan* response) override;
   grpc::ServerWriteReactor<internal::v1::ExpertRecordChunk>* FetchExperts(grpc::CallbackServerContext* context,

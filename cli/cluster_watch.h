@@ -1,0 +1,44 @@
+#pragma once
+
+// What the coordinator of this host says of its workers, asked several times a second on the cluster's own plane. The supervisor
+// needs it for what a parent does not see: that a child hangs, and that the coordinator does.
+//
+// The coordinator is asked because it alone decides who is lost. The API would need a key where there are keys, and a child's
+// exit tells nothing of one that is stopped.
+
+#include <sys/types.h>
+
+#include <condition_variable>
+#include <mutex>
+#include <set>
+#include <string>
+#include <thread>
+
+#include "absl/time/time.h"
+#include "common/clock.h"
+
+namespace ferry {
+
+class ClusterWatch {
+ public:
+  // `socket`: of the cluster's plane (ferry-coordinator --cluster-socket). Asks from now on, on a thread of its own.
+  explicit ClusterWatch(const std::string& socket);
+  ~ClusterWatch();
+
+  // Whether the coordinator declared the process lost, by its last answer.
+  bool IsLost(pid_t worker) const;
+  // How long it is since the coordinator last answered, or since the start.
+  absl::Duration Silence() const;
+
+ private:
+  void Run(const std::string& socket);
+
+  mutable std::mutex mutex_;
+  std::condition_variable wake_;
+  bool stop_ = false;
+  std::set<pid_t> lost_;
+  absl::Time last_answer_;
+  std::thread thread_;
+};
+
+}  // namespace ferry
