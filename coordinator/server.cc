@@ -45,7 +45,7 @@
 #include "coordinator/planning/rates_file.h"
 #include "coordinator/planning/rates_probe.h"
 #include "coordinator/text/utf8.h"
-#include "kernels/cpu/host_probe.h"
+#include "kernels/cpu/cpu_peaks.h"
 
 namespace ferry {
 namespace {
@@ -283,7 +283,7 @@ class ServerImpl final : public Server {
     if (AllByHand()) return {};
     // A small model's experts stay in the cache, and are read at its rate.
     const int64_t buffer_bytes = std::clamp(store_->layout().bytes(), kSmallestProbe, kLargestProbe) / 4096 * 4096;
-    const absl::StatusOr<HostRates> measured = ProbeHost(pool, IsaNamed(options_.isa), {.buffer_bytes = buffer_bytes});
+    const absl::StatusOr<CpuPeaks> measured = MeasureCpuPeaks(pool, IsaNamed(options_.isa), {.buffer_bytes = buffer_bytes});
     if (!measured.ok()) {
       spdlog::warn("the host's peaks could not be measured: {}", measured.status().ToString());
       return {};

@@ -24,7 +24,7 @@
 #include "common/model/formats/formats.h"
 #include "kernels/cpu/cpu_features.h"
 #include "kernels/cpu/cpu_ops.h"
-#include "kernels/cpu/host_probe.h"
+#include "kernels/cpu/cpu_peaks.h"
 #include "kernels/ops.h"
 #include "tests/kernels/plain_params.h"
 #include "tests/testing/random_tensors.h"
@@ -104,7 +104,7 @@ Tensor Floats(Ops& ops, std::vector<DeviceBuffer>& keep, int64_t rows, int64_t c
 constexpr DType kTypes[] = {DType::kMXFP4, DType::kQ8_0, DType::kQ4_0};
 constexpr int64_t kWidth = 2880;
 
-void BenchDecode(Ops& ops, const Options& options, const HostRates& rates) {
+void BenchDecode(Ops& ops, const Options& options, const CpuPeaks& rates) {
   std::printf("\ndecode: rows x W^T, W [rows of W, %d]\n%-6s %8s %4s %10s %8s %7s\n", static_cast<int>(kWidth), "type", "rows",
               "m", "us", "GB/s", "share");
   for (const DType type : {DType::kMXFP4, DType::kQ8_0, DType::kQ4_0, DType::kF16}) {
@@ -127,7 +127,7 @@ void BenchDecode(Ops& ops, const Options& options, const HostRates& rates) {
   }
 }
 
-void BenchPrefill(Ops& ops, const Options& options, const HostRates& rates) {
+void BenchPrefill(Ops& ops, const Options& options, const CpuPeaks& rates) {
   constexpr int64_t kRows = 1024;
   std::printf("\nprefill: m rows x W^T, W [%d, %d]\n%-6s %4s %10s %9s %7s\n", static_cast<int>(kRows), static_cast<int>(kWidth),
               "type", "m", "us", "GFLOP/s", "share");
@@ -158,7 +158,7 @@ void FillMatrix(const TiledLayout& layout, std::byte* data) {
   }
 }
 
-void BenchFormats(Ops& ops, const Options& options, const HostRates& rates) {
+void BenchFormats(Ops& ops, const Options& options, const CpuPeaks& rates) {
   constexpr int64_t kCols = 2048, kFewBytes = int64_t{64} << 20, kManyRows = 768, kTokens = 512;
   std::printf("\nformats: W [rows of W, %d]; 512 rows of activations with W [%d, %d]\n%-8s %6s %8s %7s %9s %8s\n",
               static_cast<int>(kCols), static_cast<int>(kManyRows), static_cast<int>(kCols), "type", "bits", "GB/s", "share",
@@ -192,7 +192,7 @@ void BenchFormats(Ops& ops, const Options& options, const HostRates& rates) {
   });
 }
 
-void BenchExperts(Ops& ops, const Options& options, const HostRates& rates) {
+void BenchExperts(Ops& ops, const Options& options, const CpuPeaks& rates) {
   constexpr int64_t kExperts = 32, kTopK = 4;
   std::printf("\nexperts: n_embd %d, n_ff %d, %d experts, top %d\n%-6s %6s %8s %10s %8s %7s %9s %7s\n", static_cast<int>(kWidth),
               static_cast<int>(kWidth), static_cast<int>(kExperts), static_cast<int>(kTopK), "type", "tokens", "experts", "us",
@@ -347,7 +347,7 @@ int Main(int argc, char** argv) {
   ThreadPoolOptions pool_options;
   pool_options.num_threads = options.threads;
   const std::unique_ptr<ThreadPool> pool = Check(ThreadPool::Create(pool_options));
-  const HostRates rates = Check(ProbeHost(*pool, isa, {}));
+  const CpuPeaks rates = Check(MeasureCpuPeaks(*pool, isa, {}));
   std::printf("%s\nceilings: read %.1f GB/s, copy %.1f GB/s, int8 %.0f, bf16 %.0f, f32 %.0f Gop/s\n", ops->name().c_str(),
               rates.read_bytes_per_second / 1e9, rates.copy_bytes_per_second / 1e9, rates.int8_ops_per_second / 1e9,
               rates.bf16_ops_per_second / 1e9, rates.f32_ops_per_second / 1e9);

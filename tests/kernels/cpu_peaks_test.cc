@@ -1,11 +1,11 @@
-#include "kernels/cpu/host_probe.h"
+#include "kernels/cpu/cpu_peaks.h"
 
 #include "tests/kernels/cpu_backends.h"
 
 namespace ferry {
 namespace {
 
-class HostProbeTest : public PerIsaTest<IsaCase> {
+class CpuPeaksTest : public PerIsaTest<IsaCase> {
  protected:
   static std::unique_ptr<ThreadPool> MakePool() {
     ThreadPoolOptions options;
@@ -14,9 +14,9 @@ class HostProbeTest : public PerIsaTest<IsaCase> {
   }
 };
 
-TEST_P(HostProbeTest, MeasuresWhatTheInstructionSetOffers) {
+TEST_P(CpuPeaksTest, MeasuresWhatTheInstructionSetOffers) {
   const std::unique_ptr<ThreadPool> pool = MakePool();
-  ASSERT_OK_AND_ASSIGN(const HostRates rates, ProbeHost(*pool, isa(), {.buffer_bytes = 1 << 20, .passes = 2}));
+  ASSERT_OK_AND_ASSIGN(const CpuPeaks rates, MeasureCpuPeaks(*pool, isa(), {.buffer_bytes = 1 << 20, .repetitions = 2}));
   EXPECT_EQ(rates.num_threads, 2);
   EXPECT_EQ(rates.isa, isa());
   // Bounds no machine reaches, so that a loop the compiler has emptied is noticed.
@@ -30,15 +30,15 @@ TEST_P(HostProbeTest, MeasuresWhatTheInstructionSetOffers) {
   EXPECT_LT(rates.int8_ops_per_second, 2 * 2e12);
 }
 
-TEST_P(HostProbeTest, RefusesSizesThatAreNotPositive) {
+TEST_P(CpuPeaksTest, RefusesSizesThatAreNotPositive) {
   const std::unique_ptr<ThreadPool> pool = MakePool();
-  EXPECT_THAT(ProbeHost(*pool, isa(), {.buffer_bytes = 0}),
+  EXPECT_THAT(MeasureCpuPeaks(*pool, isa(), {.buffer_bytes = 0}),
               StatusIs(absl::StatusCode::kInvalidArgument, testing::HasSubstr("buffer_bytes")));
-  EXPECT_THAT(ProbeHost(*pool, isa(), {.buffer_bytes = 1 << 20, .passes = 0}),
-              StatusIs(absl::StatusCode::kInvalidArgument, testing::HasSubstr("passes")));
+  EXPECT_THAT(MeasureCpuPeaks(*pool, isa(), {.buffer_bytes = 1 << 20, .repetitions = 0}),
+              StatusIs(absl::StatusCode::kInvalidArgument, testing::HasSubstr("repetitions")));
 }
 
-INSTANTIATE_TEST_SUITE_P(Cpu, HostProbeTest, testing::ValuesIn(EachIsa()), NameOfCase);
+INSTANTIATE_TEST_SUITE_P(Cpu, CpuPeaksTest, testing::ValuesIn(EachIsa()), NameOfCase);
 
 }  // namespace
 }  // namespace ferry

@@ -1,9 +1,9 @@
-#include "kernels/cpu/host_probe.h"
+#include "kernels/cpu/cpu_peaks.h"
 
 #if !defined(__AVX2__)
 
 namespace ferry {
-const ProbeLoops* Avx2ProbeLoops() { return nullptr; }
+const PeakLoops* Avx2PeakLoops() { return nullptr; }
 }  // namespace ferry
 
 #else
@@ -15,7 +15,7 @@ namespace {
 
 constexpr int kChains = 10;  // of sixteen registers
 
-// See host_probe_avx512.cc.
+// See cpu_peaks_avx512.cc.
 template <typename Vector>
 void Hide(Vector& value) {
   asm volatile("" : "+x"(value));
@@ -63,11 +63,11 @@ int64_t F32Fmas(int64_t iterations) {
   return int64_t{kChains} * 8 * 2;
 }
 
-constexpr ProbeLoops kLoops = {Read, Int8Dots, nullptr, F32Fmas};
+constexpr PeakLoops kLoops = {Read, Int8Dots, nullptr, F32Fmas};
 
 }  // namespace
 
-const ProbeLoops* Avx2ProbeLoops() { return &kLoops; }
+const PeakLoops* Avx2PeakLoops() { return &kLoops; }
 
 }  // namespace ferry
 

@@ -12,13 +12,14 @@
 
 namespace ferry {
 
-struct HostProbeOptions {
+struct CpuPeaksOptions {
   int64_t buffer_bytes = int64_t{1} << 30;  // read and copied; several times the last cache, or the cache is measured
-  int passes = 64;  // of a millisecond or a few each; the best counts, since what others take from the machine is not its limit
+  // Of a millisecond or a few each. The best counts, since the load of others is no limit of the machine.
+  int repetitions = 64;
 };
 
 // Rates with all threads of a pool at once. A product and its addition count as two operations.
-struct HostRates {
+struct CpuPeaks {
   int num_threads = 0;
   CpuIsa isa = CpuIsa::kPortable;
   double read_bytes_per_second = 0;  // straight lines, one for each thread, nothing but loads
@@ -30,18 +31,18 @@ struct HostRates {
 
 // Takes about a second. ResourceExhausted: no memory for the buffer; FailedPrecondition: the machine lacks `isa`.
 // InvalidArgument: sizes that are not positive.
-absl::StatusOr<HostRates> ProbeHost(ThreadPool& pool, CpuIsa isa, const HostProbeOptions& options);
+absl::StatusOr<CpuPeaks> MeasureCpuPeaks(ThreadPool& pool, CpuIsa isa, const CpuPeaksOptions& options);
 
 // The loops of one instruction set, in files of their own (cpu_kernels.h says why). Each arithmetic loop runs `iterations`
 // times and returns how many operations one iteration holds; null where there is no such instruction.
-struct ProbeLoops {
+struct PeakLoops {
   void (*read)(const std::byte* data, int64_t bytes);  // a multiple of 256
   int64_t (*int8_dots)(int64_t iterations);
   int64_t (*bf16_dots)(int64_t iterations);
   int64_t (*f32_fmas)(int64_t iterations);
 };
-const ProbeLoops* PortableProbeLoops();
-const ProbeLoops* Avx2ProbeLoops();
-const ProbeLoops* Avx512ProbeLoops();
+const PeakLoops* PortablePeakLoops();
+const PeakLoops* Avx2PeakLoops();
+const PeakLoops* Avx512PeakLoops();
 
 }  // namespace ferry

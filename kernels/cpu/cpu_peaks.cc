@@ -1,4 +1,4 @@
-#include "kernels/cpu/host_probe.h"
+#include "kernels/cpu/cpu_peaks.h"
 
 #include <sys/mman.h>
 
@@ -32,66 +32,66 @@ class Mapping {
   int64_t bytes_;
 };
 
-// Seconds of the fastest of `passes` calls of body(pass, thread) on all threads at once.
+// Seconds of the fastest of `repetitions` calls of body(repetition, thread) on all threads at once.
 template <typename Body>
-double BestSeconds(ThreadPool& pool, int passes, const Body& body) {
+double BestSeconds(ThreadPool& pool, int repetitions, const Body& body) {
   double best = 1e30;
-  for (int pass = 0; pass < passes; ++pass) {
+  for (int repetition = 0; repetition < repetitions; ++repetition) {
     const double start = Seconds();
-    pool.ParallelFor(pool.num_threads(), [&](int64_t task, int) { body(pass, task); });
+    pool.ParallelFor(pool.num_threads(), [&](int64_t task, int) { body(repetition, task); });
     best = std::min(best, Seconds() - start);
   }
   return best;
 }
 
-double BestOpsPerSecond(ThreadPool& pool, int passes, int64_t (*loop)(int64_t iterations)) {
+double BestOpsPerSecond(ThreadPool& pool, int repetitions, int64_t (*loop)(int64_t iterations)) {
   if (loop == nullptr) return 0;
   constexpr int64_t kIterations = 300'000;  // a millisecond or a few: past the wake-up of threads
   const int64_t ops = loop(1);
-  const double seconds = BestSeconds(pool, passes, [&](int, int64_t) { loop(kIterations); });
+  const double seconds = BestSeconds(pool, repetitions, [&](int, int64_t) { loop(kIterations); });
   return static_cast<double>(ops) * kIterations * pool.num_threads() / seconds;
 }
 
 }  // namespace
 
-absl::StatusOr<HostRates> ProbeHost(ThreadPool& pool, CpuIsa isa, const HostProbeOptions& options) {
-  const ProbeLoops* loops = isa == CpuIsa::kAvx512 ? Avx512ProbeLoops()
-                            : isa == CpuIsa::kAvx2 ? Avx2ProbeLoops()
-                                                   : PortableProbeLoops();
+absl::StatusOr<CpuPeaks> MeasureCpuPeaks(ThreadPool& pool, CpuIsa isa, const CpuPeaksOptions& options) {
+  const PeakLoops* loops = isa == CpuIsa::kAvx512 ? Avx512PeakLoops()
+                           : isa == CpuIsa::kAvx2 ? Avx2PeakLoops()
+                                                  : PortablePeakLoops();
   if (loops == nullptr || !MachineHas(isa)) return FailedPrecondition("this machine or build lacks %s", NameOf(isa));
   const int64_t threads = pool.num_threads();
-  // The buffer is slices, one for each pass in turn, so that a pass is short and yet finds nothing in the caches; a thread's
-  // part of a slice is contiguous.
+  // The buffer is slices, one for each repetition in turn, so that a repetition is short and yet finds nothing in the caches; a
+  // thread's part of a slice is contiguous.
   constexpr int64_t kPartBytes = int64_t{16} << 20;
   const int64_t part = std::min(kPartBytes, options.buffer_bytes / (2 * threads) / 4096 * 4096);
   if (part <= 0) return InvalidArgument("buffer_bytes is %d, want at least %d", options.buffer_bytes, 8192 * threads);
-  if (options.passes <= 0) return InvalidArgument("passes is %d, want 1 or more", options.passes);
+  if (options.repetitions <= 0) return InvalidArgument("repetitions is %d, want 1 or more", options.repetitions);
   const int64_t slices = options.buffer_bytes / (part * threads);
   const auto part_of = [&](std::byte* data, int64_t slice, int64_t thread) {
     return data + (thread * slices + slice % slices) * part;
   };
 
   const Mapping buffer(slices * part * threads);
-  if (buffer.data() == nullptr) return ResourceExhausted("no memory for a probe of %d bytes", slices * part * threads);
+  if (buffer.data() == nullptr) return ResourceExhausted("no memory for a buffer of %d bytes", slices * part * threads);
   // Each thread's pages are touched by it first, and so lie on its node.
   pool.ParallelFor(threads, [&](int64_t thread, int) {
     std::memset(part_of(buffer.data(), 0, thread), static_cast<int>(thread + 1), static_cast<size_t>(slices * part));
   });
 
-  HostRates rates;
+  CpuPeaks rates;
   rates.num_threads = pool.num_threads();
   rates.isa = isa;
   const double slice_bytes = static_cast<double>(part * threads);
-  rates.read_bytes_per_second = slice_bytes / BestSeconds(pool, options.passes, [&](int pass, int64_t thread) {
-                                  loops->read(part_of(buffer.data(), pass, thread), part);
+  rates.read_bytes_per_second = slice_bytes / BestSeconds(pool, options.repetitions, [&](int repetition, int64_t thread) {
+                                  loops->read(part_of(buffer.data(), repetition, thread), part);
                                 });
-  rates.copy_bytes_per_second = slice_bytes / BestSeconds(pool, options.passes, [&](int pass, int64_t thread) {
-                                  std::memcpy(part_of(buffer.data(), 2 * pass + 1, thread),
-                                              part_of(buffer.data(), 2 * pass, thread), static_cast<size_t>(part));
+  rates.copy_bytes_per_second = slice_bytes / BestSeconds(pool, options.repetitions, [&](int repetition, int64_t thread) {
+                                  std::memcpy(part_of(buffer.data(), 2 * repetition + 1, thread),
+                                              part_of(buffer.data(), 2 * repetition, thread), static_cast<size_t>(part));
                                 });
-  rates.int8_ops_per_second = BestOpsPerSecond(pool, options.passes, loops->int8_dots);
-  rates.bf16_ops_per_second = BestOpsPerSecond(pool, options.passes, loops->bf16_dots);
-  rates.f32_ops_per_second = BestOpsPerSecond(pool, options.passes, loops->f32_fmas);
+  rates.int8_ops_per_second = BestOpsPerSecond(pool, options.repetitions, loops->int8_dots);
+  rates.bf16_ops_per_second = BestOpsPerSecond(pool, options.repetitions, loops->bf16_dots);
+  rates.f32_ops_per_second = BestOpsPerSecond(pool, options.repetitions, loops->f32_fmas);
   return rates;
 }
 

@@ -1,6 +1,6 @@
 #include <cstring>
 
-#include "kernels/cpu/host_probe.h"
+#include "kernels/cpu/cpu_peaks.h"
 
 namespace ferry {
 namespace {
@@ -29,10 +29,10 @@ int64_t F32Fmas(int64_t iterations) {
   return 32 * 2;
 }
 
-constexpr ProbeLoops kLoops = {Read, nullptr, nullptr, F32Fmas};
+constexpr PeakLoops kLoops = {Read, nullptr, nullptr, F32Fmas};
 
 }  // namespace
 
-const ProbeLoops* PortableProbeLoops() { return &kLoops; }
+const PeakLoops* PortablePeakLoops() { return &kLoops; }
 
 }  // namespace ferry

@@ -1,9 +1,9 @@
-#include "kernels/cpu/host_probe.h"
+#include "kernels/cpu/cpu_peaks.h"
 
 #if !defined(__AVX512VNNI__)
 
 namespace ferry {
-const ProbeLoops* Avx512ProbeLoops() { return nullptr; }
+const PeakLoops* Avx512PeakLoops() { return nullptr; }
 }  // namespace ferry
 
 #else
@@ -80,12 +80,12 @@ __attribute__((target("avx512bf16"))) int64_t Bf16Dots(int64_t iterations) {
   return int64_t{kChains} * 32 * 2;
 }
 
-constexpr ProbeLoops kLoops = {Read, Int8Dots, Bf16Dots, F32Fmas};
-constexpr ProbeLoops kLoopsWithoutBf16 = {Read, Int8Dots, nullptr, F32Fmas};
+constexpr PeakLoops kLoops = {Read, Int8Dots, Bf16Dots, F32Fmas};
+constexpr PeakLoops kLoopsWithoutBf16 = {Read, Int8Dots, nullptr, F32Fmas};
 
 }  // namespace
 
-const ProbeLoops* Avx512ProbeLoops() { return __builtin_cpu_supports("avx512bf16") ? &kLoops : &kLoopsWithoutBf16; }
+const PeakLoops* Avx512PeakLoops() { return __builtin_cpu_supports("avx512bf16") ? &kLoops : &kLoopsWithoutBf16; }
 
 }  // namespace ferry
 
