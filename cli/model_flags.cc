@@ -164,10 +164,10 @@ std::vector<ModelFlag> ModelTable() {
       Integer("-c,--ctx-size", kSizes, Coordinator("--ctx-size"), &M::context, tokens,
               "tokens in the KV cache, all requests together (default: 4096 per request)"),
       Integer("-b,--batch-size", kSizes, Coordinator("--batch-size"), &M::batch, rows,
-              "tokens that go through the model in one pass; on GPUs each expert is moved once a pass\n"
+              "tokens that go through the model in one step; on GPUs each expert is moved once a step\n"
               "(default: 2048 on CPUs; on GPUs up to 16384, as their memory allows)"),
       Integer("--ubatch-size,--ub", kSizes, Coordinator("--ubatch-size"), &M::micro_batch, rows,
-              "tokens of one attention chunk inside a pass (default: 512, on GPUs up to 4096\nas their memory allows)"),
+              "tokens of one attention chunk inside a step (default: 512, on GPUs up to 4096\nas their memory allows)"),
       Integer("--parallel,--np", kSizes, Coordinator("--parallel"), &M::parallel, {.min = 1, .max = 256, .automatic = 4},
               "requests at once (default 4)", /*unset=*/-1),
       Choice("--cache-type-k,--ctk", kSizes, Coordinator("--cache-type-k"), &M::key_type, kKvTypes,

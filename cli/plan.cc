@@ -58,7 +58,7 @@ void PrintPlacement(const ModelConfig& config, const ModelSizes& sizes, const Ar
   std::printf("KV cache: %lld tokens in blocks of %lld for all requests; %lld requests at once\n",
               static_cast<long long>(placement.cache.num_blocks * kKvBlockTokens), static_cast<long long>(kKvBlockTokens),
               static_cast<long long>(placement.cache.num_slots));
-  std::printf("a pass takes up to %lld tokens (-b)\n", static_cast<long long>(placement.cache.max_batch_tokens));
+  std::printf("a step takes up to %lld tokens (-b)\n", static_cast<long long>(placement.cache.max_batch_tokens));
 }
 
 void PrintRates(const FoundRates& found, const PredictionInput& input, bool gpu) {
