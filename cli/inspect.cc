@@ -1,5 +1,6 @@
 // `ferry inspect`: what a model file holds.
 
+#include <algorithm>
 #include <cstdio>
 #include <map>
 #include <memory>
@@ -25,11 +26,19 @@ std::string Text(std::string_view text) { return std::string(text); }
 
 const char* AttentionName(const LayerConfig& layer) {
   if (layer.attention.latent()) return "latent";
+  if (layer.attention.delta()) return "delta";
   return layer.slides() ? "sliding" : "full";
 }
 
+// Of the first layer with keys and values.
+const AttentionConfig& ToldAttention(const ModelConfig& config) {
+  const auto with_keys =
+      std::find_if(config.layers.begin(), config.layers.end(), [](const LayerConfig& layer) { return !layer.attention.delta(); });
+  return with_keys == config.layers.end() ? config.layers[0].attention : with_keys->attention;
+}
+
 nlohmann::json Describe(const GgufFile& file, const ModelConfig& config, const ModelSizes& sizes, const ArenaLayout& arena) {
-  const AttentionConfig& attention = config.layers[0].attention;
+  const AttentionConfig& attention = ToldAttention(config);
   nlohmann::json types = nlohmann::json::object();
   for (const TensorInfo& tensor : file.tensors()) {
     nlohmann::json& row = types[Text(NameOf(tensor.dtype))];
@@ -85,7 +94,7 @@ nlohmann::json Describe(const GgufFile& file, const ModelConfig& config, const M
 void Print(const GgufFile& file, const ModelConfig& config, const ModelSizes& sizes, const ArenaLayout& arena) {
   std::printf("%s: GGUF %u, %d file%s, %s, %zu tensors\n", file.path().c_str(), file.version(), file.num_shards(),
               file.num_shards() == 1 ? "" : "s", HumanBytes(file.file_bytes()).c_str(), file.tensors().size());
-  const AttentionConfig& attention = config.layers[0].attention;
+  const AttentionConfig& attention = ToldAttention(config);
   std::printf("%s %s: %lld layers, n_embd %lld, %lld/%lld heads of %lld, vocabulary %lld, context %lld, sliding window %lld\n",
               config.architecture.c_str(), config.name.c_str(), static_cast<long long>(config.num_layers),
               static_cast<long long>(config.n_embd), static_cast<long long>(attention.num_heads),

@@ -147,7 +147,8 @@ class ServerImpl final : public Server {
                                                                              .num_blocks = cache.num_blocks,
                                                                              .block_tokens = kKvBlockTokens,
                                                                              .window = model_.sliding_window(),
-                                                                             .ring_tokens = cache.ring_blocks * kKvBlockTokens}},
+                                                                             .ring_tokens = cache.ring_blocks * kKvBlockTokens,
+                                                                             .states = model_.keeps_states()}},
                                              Clock::Real(), "the model is being loaded");
     controller_ = std::make_unique<ClusterController>(
         ClusterOptions{.model = model_,

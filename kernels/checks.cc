@@ -288,6 +288,46 @@ absl::Status CheckMatMulPerHead(const Tensor& in, const HeadMatrices& weight, co
   return CheckShape("out", out, in.rows, out.cols);
 }
 
+absl::Status CheckGatedDelta(const Batch& batch, int64_t first_row, const AttentionConfig& net, const DeltaInputs& inputs,
+                             const DeltaWeights& weights, const DeltaStates& states, const Tensor& out, DType act) {
+  if (!net.delta()) return InvalidArgument("net is no gated delta net");
+  RETURN_IF_ERROR(CheckInRange("net.num_kv_heads", net.num_kv_heads, 1, 1 << 16));
+  RETURN_IF_ERROR(CheckInRange("net.num_heads", net.num_heads, net.num_kv_heads, 1 << 16));
+  if (net.num_heads % net.num_kv_heads != 0) {
+    return InvalidArgument("net.num_heads is %d, want a multiple of the %d key heads", net.num_heads, net.num_kv_heads);
+  }
+  RETURN_IF_ERROR(CheckInRange("net.head_dim", net.head_dim, kDeltaColumns, 1 << 10));
+  if (net.head_dim % kDeltaColumns != 0) {
+    return InvalidArgument("net.head_dim is %d, want a multiple of %d", net.head_dim, kDeltaColumns);
+  }
+  RETURN_IF_ERROR(CheckInRange("net.conv_taps", net.conv_taps, 2, kMaxConvTaps));
+  RETURN_IF_ERROR(CheckShape("out", out, out.rows, net.q_size()));
+  RETURN_IF_ERROR(CheckDType("out", out.dtype, {act}));
+  for (const auto& [name, tensor, cols] :
+       {std::tuple{"mixed", &inputs.mixed, net.conv_channels()}, std::tuple{"gate", &inputs.gate, net.q_size()},
+        std::tuple{"beta", &inputs.beta, net.num_heads}, std::tuple{"alpha", &inputs.alpha, net.num_heads}}) {
+    RETURN_IF_ERROR(CheckShape(name, *tensor, out.rows, cols));
+    RETURN_IF_ERROR(CheckDType(name, tensor->dtype, {DType::kF32}));
+  }
+  for (const auto& [name, vector] : {std::pair{"conv", weights.conv}, std::pair{"time_bias", weights.time_bias},
+                                     std::pair{"decay", weights.decay}, std::pair{"norm", weights.norm}}) {
+    RETURN_IF_ERROR(CheckNotNull(name, vector));
+  }
+  if (!(weights.epsilon >= 0)) return InvalidArgument("epsilon is %g, want 0 or more", weights.epsilon);
+  RETURN_IF_ERROR(CheckNotNull("states", states.data));
+  RETURN_IF_ERROR(CheckRowsInBatch(batch, first_row, out.rows));
+  return ForEachSegment(batch, first_row, out.rows, [&](const Segment& segment) {
+    return CheckInRange("slot", segment.sequence.slot, 0, states.num_slots - 1);
+  });
+}
+
+absl::Status CheckMultiplyBySigmoid(const Tensor& gate, const Tensor& x, DType act) {
+  RETURN_IF_ERROR(CheckTensor("x", x));
+  RETURN_IF_ERROR(CheckDType("x", x.dtype, {act}));
+  RETURN_IF_ERROR(CheckShape("gate", gate, x.rows, gate.cols == 1 ? 1 : x.cols));
+  return CheckDType("gate", gate.dtype, {DType::kF32});
+}
+
 absl::Status CheckGlu(const Tensor& gate, const Tensor& up, const Tensor& out, DType act) {
   RETURN_IF_ERROR(CheckTensor("gate", gate));
   RETURN_IF_ERROR(CheckDType("gate", gate.dtype, {DType::kF32}));

@@ -38,6 +38,9 @@ absl::Status CheckStoreLatent(const Batch& batch, int64_t first_row, const RopeC
                               const Tensor& latent, const KvLayer& cache, const Tensor& q, const Tensor& q_out, DType act,
                               std::initializer_list<DType> kv_dtypes);
 absl::Status CheckMatMulPerHead(const Tensor& in, const HeadMatrices& weight, const Tensor& out, DType act);
+absl::Status CheckGatedDelta(const Batch& batch, int64_t first_row, const AttentionConfig& net, const DeltaInputs& inputs,
+                             const DeltaWeights& weights, const DeltaStates& states, const Tensor& out, DType act);
+absl::Status CheckMultiplyBySigmoid(const Tensor& gate, const Tensor& x, DType act);
 absl::Status CheckGlu(const Tensor& gate, const Tensor& up, const Tensor& out, DType act);
 absl::Status CheckRoute(const Tensor& in, const RouterWeights& router, const RouterConfig& config, const int32_t* experts,
                         const float* weights, DType act);

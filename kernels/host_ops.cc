@@ -332,6 +332,20 @@ absl::Status HostOps::MatMulPerHead(Tensor in, const HeadMatrices& weight, Tenso
   return in.rows == 0 ? absl::OkStatus() : DoMatMulPerHead(in, weight, out);
 }
 
+absl::Status HostOps::GatedDelta(const DeviceBatch& batch, int64_t first_row, const AttentionConfig& net,
+                                 const DeltaInputs& inputs, const DeltaWeights& weights, const DeltaStates& states, Tensor out) {
+  const HostTimeline::Scope span(timeline_, "GatedDelta");
+  ASSIGN_OR_RETURN(const HostBatch* host_batch, HostBatchOf(batch));
+  RETURN_IF_ERROR(CheckGatedDelta(batch.host(), first_row, net, inputs, weights, states, out, DType::kF32));
+  return out.rows == 0 ? absl::OkStatus() : DoGatedDelta(*host_batch, first_row, net, inputs, weights, states, out);
+}
+
+absl::Status HostOps::MultiplyBySigmoid(Tensor gate, Tensor x) {
+  const HostTimeline::Scope span(timeline_, "MultiplyBySigmoid");
+  RETURN_IF_ERROR(CheckMultiplyBySigmoid(gate, x, DType::kF32));
+  return x.rows == 0 ? absl::OkStatus() : DoMultiplyBySigmoid(gate, x);
+}
+
 absl::Status HostOps::Glu(Tensor gate, Tensor up, const GluParams& glu, Tensor out) {
   const HostTimeline::Scope span(timeline_, "Glu");
   RETURN_IF_ERROR(CheckGlu(gate, up, out, DType::kF32));

@@ -76,6 +76,9 @@ class HostOps : public Ops {
   absl::Status StoreLatent(const DeviceBatch& batch, int64_t first_row, const RopeConfig& rope, const LatentNorm& norm,
                            Tensor latent, const KvLayer& cache, Tensor q, Tensor q_out) final;
   absl::Status MatMulPerHead(Tensor in, const HeadMatrices& weight, Tensor out) final;
+  absl::Status GatedDelta(const DeviceBatch& batch, int64_t first_row, const AttentionConfig& net, const DeltaInputs& inputs,
+                          const DeltaWeights& weights, const DeltaStates& states, Tensor out) final;
+  absl::Status MultiplyBySigmoid(Tensor gate, Tensor x) final;
   absl::Status Glu(Tensor gate, Tensor up, const GluParams& glu, Tensor out) final;
   absl::Status Route(Tensor in, const RouterWeights& router, const RouterConfig& config, int32_t* experts, float* weights) final;
   // InvalidArgument also: an expert id is out of range.
@@ -101,6 +104,10 @@ class HostOps : public Ops {
   virtual absl::Status DoStoreLatent(const HostBatch& batch, int64_t first_row, const RopeConfig& rope, const LatentNorm& norm,
                                      Tensor latent, const KvLayer& cache, Tensor q, Tensor q_out) = 0;
   virtual absl::Status DoMatMulPerHead(Tensor in, const HeadMatrices& weight, Tensor out);
+  virtual absl::Status DoGatedDelta(const HostBatch& batch, int64_t first_row, const AttentionConfig& net,
+                                    const DeltaInputs& inputs, const DeltaWeights& weights, const DeltaStates& states,
+                                    Tensor out) = 0;
+  virtual absl::Status DoMultiplyBySigmoid(Tensor gate, Tensor x) = 0;
   virtual absl::Status DoGlu(Tensor gate, Tensor up, const GluParams& glu, Tensor out) = 0;
   virtual absl::Status DoRoute(Tensor in, const RouterWeights& router, const RouterConfig& config, int32_t* experts,
                                float* weights) = 0;

@@ -9,6 +9,7 @@
 
 #include "common/model/dtype.h"
 #include "common/model/model_config.h"
+#include "kernels/gated_delta.h"
 
 namespace ferry {
 
@@ -32,7 +33,13 @@ struct KvLayer {
 int64_t KvPlaneBytes(DType dtype, int64_t num_blocks, int64_t num_kv_heads, int64_t head_dim);
 // A layer's cache without its planes, and what both of them take.
 KvLayer KvLayerOf(const AttentionConfig& attention, DType key_type, DType value_type, int64_t num_blocks);
+// 0 of a gated delta net, which has states instead.
 int64_t KvLayerBytes(const AttentionConfig& attention, DType key_type, DType value_type, int64_t num_blocks);
+// What a gated delta net keeps of each slot (kernels/gated_delta.h); 0 of other layers.
+int64_t DeltaStateNumbers(const AttentionConfig& attention);
+inline int64_t DeltaStateBytes(const AttentionConfig& attention) {
+  return DeltaStateNumbers(attention) * static_cast<int64_t>(sizeof(float));
+}
 
 // What attention computes beside its shapes.
 struct AttentionParams {
@@ -61,6 +68,7 @@ struct BatchSequence {
   int64_t first_position = 0;
   std::vector<int32_t> blocks;       // block table of full layers: at least ceil(end position / kKvBlockTokens) blocks
   std::vector<int32_t> ring_blocks;  // block table of sliding layers
+  int32_t slot = 0;                  // of the states of gated delta nets
 };
 
 struct Batch {

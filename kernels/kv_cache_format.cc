@@ -26,9 +26,15 @@ KvLayer KvLayerOf(const AttentionConfig& attention, DType key_type, DType value_
 }
 
 int64_t KvLayerBytes(const AttentionConfig& attention, DType key_type, DType value_type, int64_t num_blocks) {
+  if (attention.delta()) return 0;
   const KvLayer layer = KvLayerOf(attention, key_type, value_type, num_blocks);
   const int64_t keys = KvPlaneBytes(key_type, num_blocks, layer.num_kv_heads, layer.head_dim);
   return layer.latent_values > 0 ? keys : keys + KvPlaneBytes(value_type, num_blocks, layer.num_kv_heads, layer.head_dim);
+}
+
+int64_t DeltaStateNumbers(const AttentionConfig& attention) {
+  if (!attention.delta()) return 0;
+  return (attention.conv_taps - 1) * attention.conv_channels() + attention.q_size() * attention.head_dim;
 }
 
 }  // namespace ferry

@@ -27,6 +27,7 @@
 #include "common/status.h"
 #include "kernels/device_memory.h"
 #include "kernels/expert_groups.h"
+#include "kernels/gated_delta.h"
 #include "kernels/head_matrices.h"
 #include "kernels/kv_batch.h"
 #include "kernels/logits_request.h"
@@ -104,6 +105,13 @@ class Ops {
   // For each head h: out_h = in_h W_h^T. in and out are act; each divides its columns evenly among the heads. Reads and writes
   // the first columns of each part, as many as W_h has columns and rows. The others stay.
   virtual absl::Status MatMulPerHead(Tensor in, const HeadMatrices& weight, Tensor out) = 0;
+  // The gated delta net of kernels/gated_delta.h. Advances the state of each row's sequence, which is that of its slot; a
+  // sequence begins at position 0 with zeros. out: act [rows, heads * head_dim].
+  virtual absl::Status GatedDelta(const DeviceBatch& batch, int64_t first_row, const AttentionConfig& net,
+                                  const DeltaInputs& inputs, const DeltaWeights& weights, const DeltaStates& states,
+                                  Tensor out) = 0;
+  // x *= sigmoid(gate). gate: F32, an element of x each, or one column, a row of x each. x: act.
+  virtual absl::Status MultiplyBySigmoid(Tensor gate, Tensor x) = 0;
   // out = glu(gate, up), element by element. gate, up: F32 of one shape; out: act.
   virtual absl::Status Glu(Tensor gate, Tensor up, const GluParams& glu, Tensor out) = 0;
 

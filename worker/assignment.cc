@@ -34,6 +34,8 @@ absl::Status CheckCache(const internal::v1::CacheShape& cache, const ModelConfig
   for (const LayerConfig& layer : model.layers) {
     const auto block_bytes = static_cast<double>(KvLayerBytes(layer.attention, DType::kF32, DType::kF32, 1));
     RETURN_IF_ERROR(CheckRange("cache.num_blocks * the model's heads", blocks * block_bytes, 0, 1e13));
+    const double states = static_cast<double>(cache.num_slots()) * static_cast<double>(DeltaStateBytes(layer.attention));
+    RETURN_IF_ERROR(CheckRange("cache.num_slots * the model's states", states, 0, 1e13));
   }
   return absl::OkStatus();
 }

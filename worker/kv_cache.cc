@@ -17,6 +17,7 @@ int64_t KvCache::BytesOf(const ModelConfig& model, int64_t first_layer, int64_t 
   for (int64_t layer = first_layer; layer < end_layer; ++layer) {
     const int64_t blocks = BlocksOf(model, layer, shape);
     bytes += KvLayerBytes(model.layers[layer].attention, shape.key_type, shape.value_type, blocks);
+    bytes += shape.num_slots * DeltaStateBytes(model.layers[layer].attention);
   }
   return bytes;
 }
@@ -37,6 +38,16 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(Ops* ops, const ModelCo
   cache->first_layer_ = first_layer;
   cache->ring_blocks_ = window > 0 ? shape.ring_blocks : 0;
   for (int64_t layer = first_layer; layer < end_layer; ++layer) {
+    DeltaStates& states = cache->states_.emplace_back();
+    if (model.layers[layer].attention.delta()) {
+      const int64_t bytes = shape.num_slots * DeltaStateBytes(model.layers[layer].attention);
+      ASSIGN_OR_RETURN(DeviceBuffer buffer, ops->Allocate(bytes));
+      states = {.data = buffer.as<float>(), .num_slots = shape.num_slots};
+      cache->layers_.emplace_back();
+      cache->bytes_ += bytes;
+      cache->buffers_.push_back(std::move(buffer));
+      continue;
+    }
     const int64_t blocks = BlocksOf(model, layer, shape);
     KvLayer planes = KvLayerOf(model.layers[layer].attention, shape.key_type, shape.value_type, blocks);
     RETURN_IF_ERROR(Annotate(ops->CheckKvCache(planes), "KV cache"));

@@ -4,7 +4,7 @@
 //
 // A full layer has num_blocks blocks, which the coordinator gives to sequences (StepSequence.blocks). A sliding layer has a
 // ring of ring_blocks blocks for each slot. The ring holds the window and one micro-batch, so that the rows of a micro-batch do
-// not overwrite keys that its first row still sees.
+// not overwrite keys that its first row still sees. A gated delta net has a state of fixed size for each slot instead.
 
 #include <cstdint>
 #include <memory>
@@ -33,6 +33,7 @@ class KvCache {
   static int64_t BytesOf(const ModelConfig& model, int64_t first_layer, int64_t end_layer, const KvCacheShape& shape);
 
   const KvLayer& layer(int64_t layer) const { return layers_[layer - first_layer_]; }
+  const DeltaStates& states(int64_t layer) const { return states_[layer - first_layer_]; }  // of a gated delta net
   // The blocks of a slot's ring, for BatchSequence.ring_blocks; empty without a sliding window.
   std::vector<int32_t> RingOf(int32_t slot) const;
   int64_t bytes() const { return bytes_; }
@@ -44,6 +45,7 @@ class KvCache {
   int64_t ring_blocks_ = 0;
   int64_t bytes_ = 0;
   std::vector<KvLayer> layers_;
+  std::vector<DeltaStates> states_;
   std::vector<DeviceBuffer> buffers_;
 };
 

@@ -11,6 +11,7 @@
 namespace ferry {
 namespace {
 
+constexpr int64_t kNoState = -1;             // of a slot: nobody knows what its states are
 constexpr int64_t kLogitsRows = 64;          // rows through the output matrix at once: bounds the logits' buffer
 constexpr int64_t kMinMemoryLeft = 1 << 30;  // of the device, by automatic slots: for the backend's own use and for others
 constexpr int64_t kMinRowsToTime = 32;       // decode is too quick to be timed always: 3 us an operation of 5 to 30
@@ -30,11 +31,13 @@ BufferSizes SizesOf(const Ops& ops, const StageOptions& options) {
   const int64_t micro = std::min(options.micro_batch_rows, options.max_rows);
   const int64_t logits_rows = options.last() ? std::min(kLogitsRows, options.max_rows) : 0;
   AttentionWidths widths;
-  int64_t n_ff = 0;  // the widest of any layer here
+  int64_t n_ff = 0, gate_up = 0;  // the widest of any layer here
   for (int64_t layer = options.first_layer; layer < options.end_layer; ++layer) {
     const LayerConfig& parts = model.layers[layer];
     widths = Widest(widths, AttentionWidthsOf(parts.attention));
-    if (parts.mlp) n_ff = std::max(n_ff, parts.mlp->n_ff);
+    if (!parts.mlp) continue;
+    n_ff = std::max(n_ff, parts.mlp->n_ff);
+    gate_up = std::max(gate_up, 2 * parts.mlp->n_ff + (parts.mlp->gated ? 1 : 0));
   }
   return {.residual = options.max_rows * model.n_embd * f32,
           .normed = options.max_rows * model.n_embd * act,
@@ -42,7 +45,7 @@ BufferSizes SizesOf(const Ops& ops, const StageOptions& options) {
           .query = micro * widths.query * act,
           .latent = micro * widths.latent * act,
           .attended = micro * widths.attended * act,
-          .gate_up = micro * 2 * n_ff * f32,
+          .gate_up = micro * gate_up * f32,
           .hidden = micro * n_ff * act,
           .gathered = logits_rows * model.n_embd * f32,
           .logits = logits_rows * model.vocab_size * f32};
@@ -102,8 +105,9 @@ absl::Status Stage::Attention(StepState& state, int64_t layer, int64_t first_row
   const Tensor attended(attended_.data(), ops_.activation_dtype(), num_rows, attention.out_size());
 
   RETURN_IF_ERROR(ops_.RmsNorm(x, weights.attention_norm, model.rms_epsilon, normed));
-  RETURN_IF_ERROR(attention.latent() ? LatentAttention(state, layer, first_row, normed, attended)
-                                     : GroupedAttention(state, layer, first_row, normed, attended));
+  RETURN_IF_ERROR(attention.delta()    ? GatedDelta(state, layer, first_row, normed, attended)
+                  : attention.latent() ? LatentAttention(state, layer, first_row, normed, attended)
+                                       : GroupedAttention(state, layer, first_row, normed, attended));
   return ops_.MatMul(attended, weights.attention_output.weight, weights.attention_output.bias, x, /*accumulate=*/true);
 }
 
@@ -122,7 +126,33 @@ absl::Status Stage::GroupedAttention(StepState& state, int64_t layer, int64_t fi
   const HeadNorms norms = {.query = weights.query_norm, .key = weights.key_norm, .epsilon = options_.model.rms_epsilon};
   RETURN_IF_ERROR(ops_.RopeAndStore(*state.batch, first_row, attention.rope, norms, qkv, kv, query));
   const AttentionParams params = {.scale = attention.scale, .window = attention.window, .sinks = weights.sinks};
-  return ops_.Attention(*state.batch, first_row, query, kv, params, attended);
+  RETURN_IF_ERROR(ops_.Attention(*state.batch, first_row, query, kv, params, attended));
+  if (!attention.output_gate) return absl::OkStatus();
+  const Tensor gate(qkv_.as<float>() + qkv.rows * qkv.cols, DType::kF32, qkv.rows, attention.q_size());
+  RETURN_IF_ERROR(ops_.MatMul(normed, weights.output_gate, nullptr, gate, /*accumulate=*/false));
+  return ops_.MultiplyBySigmoid(gate, attended);
+}
+
+absl::Status Stage::GatedDelta(StepState& state, int64_t layer, int64_t first_row, Tensor normed, Tensor attended) {
+  const AttentionConfig& net = options_.model.layers[layer].attention;
+  const DeltaLayerWeights& weights = weights_->layer(layer).delta;
+  float* next = qkv_.as<float>();
+  const auto project = [&](const TiledMatrix& weight, Tensor& out) {
+    out = Tensor(next, DType::kF32, normed.rows, weight.layout.rows);
+    next += out.rows * out.cols;
+    return ops_.MatMul(normed, weight, nullptr, out, /*accumulate=*/false);
+  };
+  DeltaInputs inputs;
+  RETURN_IF_ERROR(project(weights.mixed, inputs.mixed));
+  RETURN_IF_ERROR(project(weights.gate, inputs.gate));
+  RETURN_IF_ERROR(project(weights.beta, inputs.beta));
+  RETURN_IF_ERROR(project(weights.alpha, inputs.alpha));
+  const DeltaWeights vectors = {.conv = weights.conv,
+                                .time_bias = weights.time_bias,
+                                .decay = weights.decay,
+                                .norm = weights.norm,
+                                .epsilon = options_.model.rms_epsilon};
+  return ops_.GatedDelta(*state.batch, first_row, net, inputs, vectors, kv_->states(layer), attended);
 }
 
 // Absorbed: what would make a head's keys and values from a token's latent is applied to the query and to the weighted sum of
@@ -180,6 +210,11 @@ absl::Status Stage::Mlp(const MlpConfig& mlp, const LayerWeights& weights, Tenso
   RETURN_IF_ERROR(ops_.MatMul(in, weights.mlp_gate, nullptr, gate, /*accumulate=*/false));
   RETURN_IF_ERROR(ops_.MatMul(in, weights.mlp_up, nullptr, up, /*accumulate=*/false));
   RETURN_IF_ERROR(ops_.Glu(gate, up, mlp.glu, hidden));
+  if (mlp.gated) {  // before the last product, which is linear
+    const Tensor output_gate(gate_up_.as<float>() + gate_up.rows * gate_up.cols, DType::kF32, in.rows, 1);
+    RETURN_IF_ERROR(ops_.MatMul(in, weights.mlp_output_gate, nullptr, output_gate, /*accumulate=*/false));
+    RETURN_IF_ERROR(ops_.MultiplyBySigmoid(output_gate, hidden));
+  }
   return ops_.MatMul(hidden, weights.mlp_down, nullptr, x, /*accumulate=*/true);
 }
 
@@ -282,10 +317,33 @@ Batch Stage::MakeBatch(const StageStep& step) const {
                                .num_rows = sequence.num_rows,
                                .first_position = sequence.first_position,
                                .blocks = sequence.blocks,
-                               .ring_blocks = kv_->RingOf(sequence.slot)});
+                               .ring_blocks = kv_->RingOf(sequence.slot),
+                               .slot = sequence.slot});
     batch.token_ids.insert(batch.token_ids.end(), sequence.token_ids.begin(), sequence.token_ids.end());
   }
   return batch;
+}
+
+// From here on nobody knows what a slot of the step holds, until KeepStates.
+absl::Status Stage::TakeStates(const StageStep& step) {
+  if (state_positions_.empty()) return absl::OkStatus();
+  for (const StageSequence& sequence : step.sequences) {
+    const int64_t kept = state_positions_[sequence.slot];
+    if (sequence.first_position == 0 || sequence.first_position == kept) continue;
+    return FailedPrecondition(
+        "slot %d has %s, so its sequence cannot go on at token %d: the model keeps a state that only goes forward", sequence.slot,
+        kept == kNoState ? std::string("no state") : absl::StrFormat("the state behind %d tokens", kept),
+        sequence.first_position);
+  }
+  for (const StageSequence& sequence : step.sequences) state_positions_[sequence.slot] = kNoState;
+  return absl::OkStatus();
+}
+
+void Stage::KeepStates(const StageStep& step) {
+  if (state_positions_.empty()) return;
+  for (const StageSequence& sequence : step.sequences) {
+    state_positions_[sequence.slot] = sequence.first_position + sequence.num_rows;
+  }
 }
 
 absl::StatusOr<StageResult> Stage::Run(const StageStep& step, absl::Time deadline, ActivationSource* source, ActivationSink* sink,
@@ -308,9 +366,12 @@ absl::StatusOr<StageResult> Stage::Run(const StageStep& step, absl::Time deadlin
                      .normed = {normed_.data(), ops_.activation_dtype(), step.num_rows(), options_.model.n_embd},
                      .started = absl::Now()};
   const auto run = [&]() -> absl::Status {
+    RETURN_IF_ERROR(TakeStates(step));
     if (timed) RETURN_IF_ERROR(ops_.StartTimeline(deadline));
     ASSIGN_OR_RETURN(state.batch, ops_.PrepareBatch(MakeBatch(step)));
-    return Forward(state);
+    RETURN_IF_ERROR(Forward(state));
+    KeepStates(step);
+    return absl::OkStatus();
   };
   const absl::Status status = run();
   if (!status.ok()) experts_->Recover();
@@ -351,6 +412,9 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(Ops* ops, const StageOption
 absl::Status Stage::Allocate() {
   ASSIGN_OR_RETURN(kv_, KvCache::Create(&ops_, options_.model, options_.first_layer, options_.end_layer, options_.kv,
                                         std::min(options_.micro_batch_rows, options_.max_rows)));
+  for (int64_t layer = options_.first_layer; layer < options_.end_layer; ++layer) {
+    if (options_.model.layers[layer].attention.delta()) state_positions_.assign(options_.kv.num_slots, kNoState);
+  }
   const BufferSizes sizes = SizesOf(ops_, options_);
   ASSIGN_OR_RETURN(residual_, ops_.Allocate(sizes.residual));
   ASSIGN_OR_RETURN(normed_, ops_.Allocate(sizes.normed));

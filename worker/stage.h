@@ -70,6 +70,8 @@ class Stage {
   // Runs one step, from token ids (first stage) or `source`, to logits (last stage) or `sink`; the first stage takes a null
   // source, the last a null sink. DeadlineExceeded: the step's time was over. Aborted: `stop` was requested, or the step failed
   // in an earlier stage. After any error the stage can run other steps.
+  // FailedPrecondition: the model has gated delta nets, and a sequence neither begins at position 0 nor goes on where its slot's
+  // states are.
   absl::StatusOr<StageResult> Run(const StageStep& step, absl::Time deadline, ActivationSource* source, ActivationSink* sink,
                                   const std::stop_token& stop);
 
@@ -96,6 +98,8 @@ class Stage {
   absl::Status Allocate();
   absl::StatusOr<int64_t> NumExpertSlots() const;
   Batch MakeBatch(const StageStep& step) const;
+  absl::Status TakeStates(const StageStep& step);
+  void KeepStates(const StageStep& step);
 
   absl::Status Forward(StepState& state);
   absl::Status EnsureRows(StepState& state, int64_t end_row);
@@ -103,6 +107,7 @@ class Stage {
   absl::Status Attention(StepState& state, int64_t layer, int64_t first_row, int64_t num_rows);
   absl::Status GroupedAttention(StepState& state, int64_t layer, int64_t first_row, Tensor normed, Tensor attended);
   absl::Status LatentAttention(StepState& state, int64_t layer, int64_t first_row, Tensor normed, Tensor attended);
+  absl::Status GatedDelta(StepState& state, int64_t layer, int64_t first_row, Tensor normed, Tensor attended);
   absl::Status FeedForward(StepState& state, int64_t layer);
   absl::Status Mlp(const MlpConfig& mlp, const LayerWeights& weights, Tensor in, Tensor x);
   void GiveBackUploaded(StepState& state);
@@ -116,6 +121,7 @@ class Stage {
   std::unique_ptr<KvCache> kv_;
   std::unique_ptr<ExpertCache> cache_;
   std::unique_ptr<ExpertForward> experts_;
+  std::vector<int64_t> state_positions_;  // tokens behind each slot's states; kNoState: unknown. Empty without gated delta nets
 
   DeviceBuffer residual_;  // F32 [max_rows, n_embd]
   DeviceBuffer normed_;    // act [max_rows, n_embd]
@@ -124,7 +130,7 @@ class Stage {
   DeviceBuffer query_;     // act
   DeviceBuffer latent_;    // act
   DeviceBuffer attended_;  // act
-  DeviceBuffer gate_up_;   // F32 [micro_batch_rows, 2 n_ff] of an MLP
+  DeviceBuffer gate_up_;   // F32 [micro_batch_rows, 2 n_ff] of an MLP, and a number a row of one that is gated
   DeviceBuffer hidden_;    // act [micro_batch_rows, n_ff] of an MLP
   DeviceBuffer gathered_;  // F32 [kLogitsRows, n_embd], last stage
   DeviceBuffer logits_;    // F32 [kLogitsRows, vocab], last stage

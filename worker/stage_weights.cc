@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
+#include <initializer_list>
 #include <utility>
 
 #include "common/model/decode_rows.h"
@@ -131,6 +133,34 @@ class StageWeights::Loader {
     }
   }
 
+  absl::Status LoadDelta(const DenseTensor& tensor, DeltaLayerWeights& delta) {
+    using enum TensorRole;
+    switch (tensor.role) {
+      case kDeltaMixed:
+        return LoadMatrix(tensor, delta.mixed);
+      case kDeltaGate:
+        return LoadMatrix(tensor, delta.gate);
+      case kDeltaInput:
+        return LoadDeltaInput(tensor, delta);
+      case kDeltaBeta:
+        return LoadMatrix(tensor, delta.beta);
+      case kDeltaAlpha:
+        return LoadMatrix(tensor, delta.alpha);
+      case kDeltaBetaAndAlpha:
+        return LoadBetaAndAlpha(tensor, delta);
+      case kDeltaConv:
+        return LoadConv(tensor, delta.conv);
+      case kDeltaTimeBias:
+        return LoadVector(tensor, delta.time_bias);
+      case kDeltaDecay:
+        return LoadVector(tensor, delta.decay);
+      case kDeltaNorm:
+        return LoadVector(tensor, delta.norm);
+      default:
+        return Internal("role %d is no tensor of a gated delta net", static_cast<int>(tensor.role));
+    }
+  }
+
   absl::Status LoadTensor(const DenseTensor& tensor, LayerWeights* layer) {
     using enum TensorRole;
     switch (tensor.role) {
@@ -143,7 +173,7 @@ class StageWeights::Loader {
       case kAttentionNorm:
         return LoadVector(tensor, layer->attention_norm);
       case kQueryWeight:
-        return ReadTensor(tensor, qkv_[0]);
+        return ReadQueries(tensor, layer->output_gate);
       case kKeyWeight:
         return ReadTensor(tensor, qkv_[1]);
       case kValueWeight:
@@ -163,6 +193,17 @@ class StageWeights::Loader {
       case kLatentValueUp:
       case kLatentKeyAndValueUp:
         return LoadLatent(tensor, layer->latent);
+      case kDeltaMixed:
+      case kDeltaGate:
+      case kDeltaInput:
+      case kDeltaBeta:
+      case kDeltaAlpha:
+      case kDeltaBetaAndAlpha:
+      case kDeltaConv:
+      case kDeltaTimeBias:
+      case kDeltaDecay:
+      case kDeltaNorm:
+        return LoadDelta(tensor, layer->delta);
       case kQueryHeadNorm:
         return LoadVector(tensor, layer->query_norm);
       case kKeyHeadNorm:
@@ -181,6 +222,8 @@ class StageWeights::Loader {
         return LoadMatrix(tensor, layer->mlp_up);
       case kMlpDown:
         return LoadMatrix(tensor, layer->mlp_down);
+      case kMlpOutputGate:
+        return LoadMatrix(tensor, layer->mlp_output_gate);
       case kRouterWeight:
         return LoadVector(tensor, layer->router.weight);
       case kRouterBias:
@@ -254,6 +297,75 @@ class StageWeights::Loader {
     }
     out = reinterpret_cast<const float*>(device);
     return absl::OkStatus();
+  }
+
+  // Stretches of rows, `count` at `first` and then every `step` rows `times` times, that a matrix is made of.
+  struct RowStretch {
+    int64_t first, count, step = 0, times = 1;
+  };
+  static absl::StatusOr<HostTensor> PickRows(const HostTensor& from, std::initializer_list<RowStretch> stretches) {
+    ASSIGN_OR_RETURN(const int64_t row_bytes, DenseRowBytes(from.dtype, from.cols));
+    HostTensor picked = {.dtype = from.dtype, .rows = 0, .cols = from.cols, .data = {}};
+    for (const RowStretch& stretch : stretches) {
+      for (int64_t i = 0; i < stretch.times; ++i) {
+        const auto begin = from.data.begin() + (stretch.first + i * stretch.step) * row_bytes;
+        picked.data.insert(picked.data.end(), begin, begin + stretch.count * row_bytes);
+        picked.rows += stretch.count;
+      }
+    }
+    return picked;
+  }
+  absl::Status PlacePicked(const HostTensor& from, std::initializer_list<RowStretch> stretches, TiledMatrix& out) {
+    ASSIGN_OR_RETURN(const HostTensor picked, PickRows(from, stretches));
+    const HostTensor no_bias;
+    Projection placed;
+    RETURN_IF_ERROR(PlaceProjection({&picked, 1}, {&no_bias, 1}, placed));
+    out = placed.weight;
+    return absl::OkStatus();
+  }
+
+  // The queries' rows wait for keys and values. The gates' rows, which lie between them, become a matrix of their own.
+  absl::Status ReadQueries(const DenseTensor& tensor, TiledMatrix& gate) {
+    const AttentionConfig& attention = model_->layers[tensor.layer].attention;
+    if (!attention.output_gate) return ReadTensor(tensor, qkv_[0]);
+    HostTensor all;
+    RETURN_IF_ERROR(ReadTensor(tensor, all));
+    const int64_t dim = attention.head_dim, heads = attention.num_heads;
+    ASSIGN_OR_RETURN(qkv_[0], PickRows(all, {{0, dim, 2 * dim, heads}}));
+    return PlacePicked(all, {{dim, dim, 2 * dim, heads}}, gate);
+  }
+
+  // Of each key head d rows of query, d of key, and d for each of its value heads of values and of gates.
+  absl::Status LoadDeltaInput(const DenseTensor& tensor, DeltaLayerWeights& out) {
+    HostTensor all;
+    RETURN_IF_ERROR(ReadTensor(tensor, all));
+    const AttentionConfig& net = model_->layers[tensor.layer].attention;
+    const int64_t dim = net.head_dim, heads = net.num_kv_heads, values = net.q_size() / heads, group = 2 * (dim + values);
+    RETURN_IF_ERROR(
+        PlacePicked(all, {{0, dim, group, heads}, {dim, dim, group, heads}, {2 * dim, values, group, heads}}, out.mixed));
+    return PlacePicked(all, {{2 * dim + values, values, group, heads}}, out.gate);
+  }
+  absl::Status LoadBetaAndAlpha(const DenseTensor& tensor, DeltaLayerWeights& out) {
+    HostTensor all;
+    RETURN_IF_ERROR(ReadTensor(tensor, all));
+    const AttentionConfig& net = model_->layers[tensor.layer].attention;
+    const int64_t heads = net.num_kv_heads, values = net.num_heads / heads;
+    RETURN_IF_ERROR(PlacePicked(all, {{0, values, 2 * values, heads}}, out.beta));
+    return PlacePicked(all, {{values, values, 2 * values, heads}}, out.alpha);
+  }
+  // A row a channel in the file, a row a tap here.
+  absl::Status LoadConv(const DenseTensor& tensor, const float*& out) {
+    HostTensor values;
+    RETURN_IF_ERROR(ReadTensor(tensor, values));
+    std::vector<std::byte> turned(values.data.size());
+    for (int64_t channel = 0; channel < tensor.rows; ++channel) {
+      for (int64_t tap = 0; tap < tensor.cols; ++tap) {
+        std::memcpy(&turned[(tap * tensor.rows + channel) * sizeof(float)],
+                    &values.data[(channel * tensor.cols + tap) * sizeof(float)], sizeof(float));
+      }
+    }
+    values.data = std::move(turned);
+    return PlaceVector({&values, 1}, out);
   }
 
   // A matrix of each head, its rows following those of the head before.

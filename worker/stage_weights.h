@@ -33,16 +33,30 @@ struct LatentWeights {
   HeadMatrices value_up;              // of a head [value_dim, kv_rank]
 };
 
+// Of a gated delta net. Whatever the file's order, value heads come one after the other, and so do queries and keys of key heads.
+struct DeltaLayerWeights {
+  TiledMatrix mixed;                 // [conv_channels, n_embd]
+  TiledMatrix gate;                  // [heads * head_dim, n_embd]
+  TiledMatrix beta, alpha;           // [heads, n_embd]
+  const float* conv = nullptr;       // [conv_taps, conv_channels]
+  const float* time_bias = nullptr;  // [heads]
+  const float* decay = nullptr;      // [heads]
+  const float* norm = nullptr;       // [head_dim]
+};
+
 struct LayerWeights {
   const float* attention_norm = nullptr;
   LatentWeights latent;
+  DeltaLayerWeights delta;
   std::vector<Projection> qkv;        // one of [q + 2 kv, n_embd], or three where the types of q, k and v differ
   const float* query_norm = nullptr;  // head norms; null: none
   const float* key_norm = nullptr;
+  TiledMatrix output_gate;  // [q, n_embd], of attention whose output is gated
   Projection attention_output;
   const float* sinks = nullptr;  // null: none
   const float* ffn_norm = nullptr;
   TiledMatrix mlp_gate, mlp_up, mlp_down;  // of a layer with an MLP
+  TiledMatrix mlp_output_gate;             // [1, n_embd], of an MLP that is gated
   RouterWeights router;                    // of a layer with experts
 };
 

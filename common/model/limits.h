@@ -19,6 +19,7 @@ inline constexpr int64_t kMaxHeads = 4096;
 inline constexpr int64_t kMaxHeadDim = 256;         // the attention kernels hold a head in registers
 inline constexpr int64_t kMaxLatentHeadDim = 1024;  // latent attention: of a query, and of a row of the cache on CPUs
 inline constexpr int64_t kMaxLatentRank = 1 << 16;
+inline constexpr int64_t kMaxConvTaps = 16;  // of a gated delta net's convolution
 
 inline constexpr int64_t kMaxExperts = 1024;  // of a layer: the routing kernels hold a row's logits in one warp
 inline constexpr int64_t kMaxTopK = 16;       // experts of one token

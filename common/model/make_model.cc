@@ -235,6 +235,7 @@ class MetadataWriter {
     Count("expert_count", options_.experts);
     Count("expert_used_count", options_.top_k);
     if (options_.architecture == "glm4moe" || latent()) Gate();
+    if (hybrid()) Delta();
     Float("rope.freq_base", options_.rope_freq_base);
     if (options_.yarn_factor == 1) return;
     writer_.SetString(Key("rope.scaling.type"), "yarn");
@@ -246,6 +247,7 @@ class MetadataWriter {
  private:
   bool gpt_oss() const { return options_.architecture == "gpt-oss"; }
   bool latent() const { return options_.architecture == "deepseek2"; }
+  bool hybrid() const { return options_.architecture == "qwen3next" || options_.architecture == "qwen35moe"; }
   int64_t rope_dims() const { return options_.rope_dims > 0 ? options_.rope_dims : options_.head_dim; }
 
   void Grouped() {
@@ -263,6 +265,15 @@ class MetadataWriter {
     Count("attention.kv_lora_rank", options_.kv_rank);
     if (options_.q_rank > 0) Count("attention.q_lora_rank", options_.q_rank);
     Count("rope.dimension_count", rope_dims());
+  }
+  void Delta() {
+    Count("full_attention_interval", options_.full_interval);
+    Count("expert_shared_feed_forward_length", options_.n_ff * std::max<int64_t>(1, options_.shared_experts));
+    Count("ssm.conv_kernel", 4);
+    Count("ssm.state_size", options_.delta_dim);
+    Count("ssm.group_count", options_.delta_key_heads);
+    Count("ssm.time_step_rank", options_.delta_heads);
+    Count("ssm.inner_size", options_.delta_heads * options_.delta_dim);
   }
   void Gate() {
     Count("leading_dense_block_count", options_.dense_layers);
@@ -332,6 +343,13 @@ class TensorMaker {
       case kMlpGate:
       case kMlpUp:
       case kMlpDown:
+      case kMlpOutputGate:
+      case kDeltaMixed:
+      case kDeltaGate:
+      case kDeltaInput:
+      case kDeltaBeta:
+      case kDeltaAlpha:
+      case kDeltaBetaAndAlpha:
         return Matrix(tensor.name, options_.dense_dtype, {tensor.cols, tensor.rows}, unit);
       case kRouterWeight:
         return Normal(tensor.name, {tensor.cols, tensor.rows}, 0, unit);
@@ -351,6 +369,14 @@ class TensorMaker {
       case kKeyHeadNorm:
       case kLatentQueryNorm:
       case kLatentNorm:
+        return Normal(tensor.name, {tensor.cols}, 1, 0.05);
+      case kDeltaConv:
+        return Normal(tensor.name, {tensor.cols, tensor.rows}, 0, unit);
+      case kDeltaTimeBias:
+        return Normal(tensor.name, {tensor.cols}, -2, 1);
+      case kDeltaDecay:
+        return Normal(tensor.name, {tensor.cols}, -1, 0.1);
+      case kDeltaNorm:
         return Normal(tensor.name, {tensor.cols}, 1, 0.05);
       case kRouterSelectionBias:
         return Normal(tensor.name, {tensor.cols}, 0, 0.05 + 0.1 * options_.router_bias_spread);
@@ -396,141 +422,6 @@ absl::Status CheckDType(std::string_view what, DType dtype) {
 }
 
 }  // namespace
-
-MakeModelOptions MakeModelOptions::GptOss20b() {
-  MakeModelOptions options;
-  options.name = "made-gpt-oss-20b";
-  options.layers = 24;
-  options.experts = 32;
-  options.top_k = 4;
-  options.n_embd = options.n_ff = 2880;
-  options.heads = 64;
-  options.kv_heads = 8;
-  options.head_dim = 64;
-  options.vocab = 201088;
-  options.context = 131072;
-  return options;
-}
-
-MakeModelOptions MakeModelOptions::GptOss120b() {
-  MakeModelOptions options = GptOss20b();
-  options.name = "made-gpt-oss-120b";
-  options.layers = 36;
-  options.experts = 128;
-  return options;
-}
-
-namespace {
-
-MakeModelOptions Qwen3_30b() {
-  return {.architecture = "qwen3moe",
-          .name = "made-qwen3-30b",
-          .layers = 48,
-          .experts = 128,
-          .top_k = 8,
-          .n_embd = 2048,
-          .n_ff = 768,
-          .heads = 32,
-          .kv_heads = 4,
-          .head_dim = 128,
-          .vocab = 151936,
-          .context = 40960,
-          .rope_freq_base = 1e6,
-          .yarn_factor = 1};
-}
-MakeModelOptions Qwen3_235b() {
-  MakeModelOptions options = Qwen3_30b();
-  options.name = "made-qwen3-235b";
-  options.layers = 94;
-  options.n_embd = 4096, options.n_ff = 1536;
-  options.heads = 64;
-  return options;
-}
-MakeModelOptions DeepseekV2Lite() {
-  return {.architecture = "deepseek2",
-          .name = "made-deepseek-v2-lite",
-          .layers = 27,
-          .experts = 64,
-          .top_k = 6,
-          .n_embd = 2048,
-          .n_ff = 1408,
-          .heads = 16,
-          .head_dim = 192,
-          .vocab = 102400,
-          .context = 163840,
-          .rope_freq_base = 10000,
-          .yarn_factor = 40,
-          .yarn_original_context = 4096,
-          .rope_dims = 64,
-          .dense_layers = 1,
-          .dense_ff = 10944,
-          .shared_experts = 2,
-          .normalise = false,
-          .kv_rank = 512,
-          .value_dim = 128};
-}
-MakeModelOptions DeepseekV3() {
-  MakeModelOptions options = DeepseekV2Lite();
-  options.name = "made-deepseek-v3";
-  options.layers = 61, options.experts = 256, options.top_k = 8;
-  options.n_embd = 7168, options.n_ff = 2048, options.heads = 128, options.vocab = 129280;
-  options.dense_layers = 3, options.dense_ff = 18432, options.shared_experts = 1;
-  options.sigmoid = options.normalise = true;
-  options.weight_scale = 2.5;
-  options.groups = 8, options.groups_used = 4;
-  options.q_rank = 1536;
-  return options;
-}
-MakeModelOptions Glm45Air() {
-  return {.architecture = "glm4moe",
-          .name = "made-glm-4.5-air",
-          .layers = 46,
-          .experts = 128,
-          .top_k = 8,
-          .n_embd = 4096,
-          .n_ff = 1408,
-          .heads = 96,
-          .kv_heads = 8,
-          .head_dim = 128,
-          .vocab = 151552,
-          .context = 131072,
-          .rope_freq_base = 1e6,
-          .yarn_factor = 1,
-          .rope_dims = 64,
-          .dense_layers = 1,
-          .dense_ff = 10944,
-          .shared_experts = 1,
-          .sigmoid = true};
-}
-
-struct NamedShape {
-  const char* name;
-  MakeModelOptions (*options)();
-};
-constexpr NamedShape kShapes[] = {{"20b", MakeModelOptions::GptOss20b},
-                                  {"120b", MakeModelOptions::GptOss120b},
-                                  {"qwen3-30b", Qwen3_30b},
-                                  {"qwen3-235b", Qwen3_235b},
-                                  {"deepseek-v2-lite", DeepseekV2Lite},
-                                  {"deepseek-v3", DeepseekV3},
-                                  {"glm-4.5-air", Glm45Air}};
-
-}  // namespace
-
-std::vector<std::string> MakeModelOptions::Names() {
-  std::vector<std::string> names;
-  for (const NamedShape& shape : kShapes) names.emplace_back(shape.name);
-  return names;
-}
-
-absl::StatusOr<MakeModelOptions> MakeModelOptions::Like(std::string_view name) {
-  std::string known;
-  for (const NamedShape& shape : kShapes) {
-    if (name == shape.name) return shape.options();
-    known += (known.empty() ? "" : ", ") + std::string(shape.name);
-  }
-  return InvalidArgument("there is no shape '%s'; known are %s", name, known);
-}
 
 absl::StatusOr<GgufWriter> MakeModelWriter(const MakeModelOptions& options) {
   RETURN_IF_ERROR(CheckDType("expert_dtype", options.expert_dtype));

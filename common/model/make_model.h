@@ -21,7 +21,7 @@ namespace ferry {
 
 // Defaults: a model for unit tests, about 400 KB.
 struct MakeModelOptions {
-  std::string architecture = "gpt-oss";  // or qwen3moe, glm4moe, deepseek2
+  std::string architecture = "gpt-oss";  // or qwen3moe, glm4moe, deepseek2, qwen3next, qwen35moe
   std::string name = "made";
   int64_t layers = 2;
   int64_t experts = 8;
@@ -42,8 +42,11 @@ struct MakeModelOptions {
   int64_t dense_layers = 0;  // the first ones, with an MLP of dense_ff
   int64_t dense_ff = 128;
   int64_t shared_experts = 0;  // of every other layer
-  bool sigmoid = false;        // the router's scores, with a bias for choosing; softmax otherwise
-  bool normalise = true;       // the weights of a token's experts
+  // Of qwen3next and qwen35moe: every so many layers one has full attention, the others are gated delta nets.
+  int64_t full_interval = 4;
+  int64_t delta_key_heads = 2, delta_heads = 4, delta_dim = 32;
+  bool sigmoid = false;   // the router's scores, with a bias for choosing; softmax otherwise
+  bool normalise = true;  // the weights of a token's experts
   double weight_scale = 1;
   int64_t groups = 1, groups_used = 1;
   int64_t q_rank = 0, kv_rank = 64, value_dim = 32;  // of latent attention
@@ -58,7 +61,7 @@ struct MakeModelOptions {
   static MakeModelOptions GptOss20b();
   static MakeModelOptions GptOss120b();
   // Shapes by the names that `ferry make-model --like` takes: 20b, 120b, qwen3-30b, qwen3-235b, deepseek-v2-lite, deepseek-v3,
-  // glm-4.5-air. InvalidArgument lists them.
+  // glm-4.5-air, qwen3.6-35b. InvalidArgument lists them.
   static absl::StatusOr<MakeModelOptions> Like(std::string_view name);
   static std::vector<std::string> Names();
 };

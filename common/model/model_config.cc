@@ -22,15 +22,20 @@ int64_t ModelConfig::sliding_window() const {
   return widest;
 }
 
+bool ModelConfig::keeps_states() const {
+  return std::any_of(layers.begin(), layers.end(), [](const LayerConfig& layer) { return layer.attention.delta(); });
+}
+
 AttentionWidths AttentionWidthsOf(const AttentionConfig& attention) {
+  const int64_t q = attention.q_size();
+  if (attention.delta()) return {.projected = attention.conv_channels() + q + 2 * attention.num_heads, .attended = q};
   if (!attention.latent()) {
-    const int64_t q = attention.q_size();
-    return {.projected = q + 2 * attention.kv_size(), .query = q, .attended = q};
+    return {.projected = q + 2 * attention.kv_size() + (attention.output_gate ? q : 0), .query = q, .attended = q};
   }
   const int64_t heads = attention.num_heads;
   return {.projected = attention.latent_dim() + attention.q_rank,
           .query = heads * attention.latent_dim(),
-          .latent = attention.q_size() + attention.q_rank + heads * attention.kv_rank,
+          .latent = q + attention.q_rank + heads * attention.kv_rank,
           .attended = attention.out_size()};
 }
 
@@ -77,7 +82,9 @@ class LayerTensors {
   void AddAll() {
     const AttentionConfig& attention = parts_.attention;
     Add(TensorRole::kAttentionNorm, "attn_norm.weight", 1, embd_, kF32);
-    if (attention.latent()) {
+    if (attention.delta()) {
+      AddGatedDelta();
+    } else if (attention.latent()) {
       AddLatentAttention();
     } else {
       AddQueryKeyValue();
@@ -86,7 +93,8 @@ class LayerTensors {
       Add(TensorRole::kQueryHeadNorm, "attn_q_norm.weight", 1, attention.head_dim, kF32);
       Add(TensorRole::kKeyHeadNorm, "attn_k_norm.weight", 1, attention.head_dim, kF32);
     }
-    Add(TensorRole::kAttentionOutputWeight, "attn_output.weight", embd_, attention.out_size(), kMatrix);
+    const std::string_view output = attention.delta() ? "ssm_out.weight" : "attn_output.weight";
+    Add(TensorRole::kAttentionOutputWeight, output, embd_, attention.out_size(), kMatrix);
     if (attention.output_bias) Add(TensorRole::kAttentionOutputBias, "attn_output.bias", 1, embd_, kF32);
     if (attention.sinks) Add(TensorRole::kAttentionSinks, "attn_sinks.weight", 1, attention.num_heads, kF32);
     Add(TensorRole::kFfnNorm, config_.ffn_norm + ".weight", 1, embd_, kF32);
@@ -107,7 +115,7 @@ class LayerTensors {
   void AddQueryKeyValue() {
     const AttentionConfig& attention = parts_.attention;
     const int64_t q = attention.q_size(), kv = attention.kv_size();
-    Add(TensorRole::kQueryWeight, "attn_q.weight", q, embd_, kMatrix);
+    Add(TensorRole::kQueryWeight, "attn_q.weight", attention.output_gate ? 2 * q : q, embd_, kMatrix);
     if (attention.bias) Add(TensorRole::kQueryBias, "attn_q.bias", 1, q, kF32);
     Add(TensorRole::kKeyWeight, "attn_k.weight", kv, embd_, kMatrix);
     if (attention.bias) Add(TensorRole::kKeyBias, "attn_k.bias", 1, kv, kF32);
@@ -135,11 +143,33 @@ class LayerTensors {
     }
   }
 
+  void AddGatedDelta() {
+    const AttentionConfig& net = parts_.attention;
+    const int64_t heads = net.num_heads, channels = net.conv_channels();
+    if (net.joined_input) {
+      Add(TensorRole::kDeltaInput, "ssm_in.weight", channels + net.q_size(), embd_, kMatrix);
+    } else {
+      Add(TensorRole::kDeltaMixed, "attn_qkv.weight", channels, embd_, kMatrix);
+      Add(TensorRole::kDeltaGate, "attn_gate.weight", net.q_size(), embd_, kMatrix);
+    }
+    if (net.joined_decay) {
+      Add(TensorRole::kDeltaBetaAndAlpha, "ssm_ba.weight", 2 * heads, embd_, kMatrix);
+    } else {
+      Add(TensorRole::kDeltaBeta, "ssm_beta.weight", heads, embd_, kMatrix);
+      Add(TensorRole::kDeltaAlpha, "ssm_alpha.weight", heads, embd_, kMatrix);
+    }
+    Add(TensorRole::kDeltaConv, "ssm_conv1d.weight", channels, net.conv_taps, kF32);
+    Add(TensorRole::kDeltaTimeBias, "ssm_dt.bias", 1, heads, kF32);
+    Add(TensorRole::kDeltaDecay, "ssm_a", 1, heads, kF32);
+    Add(TensorRole::kDeltaNorm, "ssm_norm.weight", 1, net.head_dim, kF32);
+  }
+
   void AddMlp() {
     const std::string_view end = parts_.experts ? "_shexp.weight" : ".weight";
     Add(TensorRole::kMlpGate, absl::StrFormat("ffn_gate%s", end), parts_.mlp->n_ff, embd_, kMatrix);
     Add(TensorRole::kMlpUp, absl::StrFormat("ffn_up%s", end), parts_.mlp->n_ff, embd_, kMatrix);
     Add(TensorRole::kMlpDown, absl::StrFormat("ffn_down%s", end), embd_, parts_.mlp->n_ff, kMatrix);
+    if (parts_.mlp->gated) Add(TensorRole::kMlpOutputGate, "ffn_gate_inp_shexp.weight", 1, embd_, kMatrix);
   }
 
   void AddRouter() {

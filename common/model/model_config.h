@@ -31,40 +31,51 @@ struct RopeConfig {
 };
 
 enum class AttentionKind {
-  kGrouped,  // query head h reads key and value head h / (num_heads / num_kv_heads)
-  kLatent,   // all heads read one latent vector a token (multi-head latent attention, arXiv:2405.04434)
+  kGrouped,     // query head h reads key and value head h / (num_heads / num_kv_heads)
+  kLatent,      // all heads read one latent vector a token (multi-head latent attention, arXiv:2405.04434)
+  kGatedDelta,  // a state of fixed size in place of keys and values: kernels/gated_delta.h
 };
 
 struct AttentionConfig {
   AttentionKind kind = AttentionKind::kGrouped;
-  int64_t num_heads = 0;
-  int64_t num_kv_heads = 0;  // latent: 1
-  int64_t head_dim = 0;      // of a query; latent: the dimensions without rotation, then the rotated ones
+  int64_t num_heads = 0;     // gated delta: of values
+  int64_t num_kv_heads = 0;  // latent: 1; gated delta: of queries and of keys, a divisor of num_heads
+  int64_t head_dim = 0;  // of a query; latent: the dimensions without rotation, then the rotated ones; gated delta: of values too
   // Of latent attention alone.
   int64_t value_dim = 0;          // of a head
   int64_t q_rank = 0;             // queries are made in two steps through so many numbers; 0: in one
   int64_t kv_rank = 0;            // numbers of a token that keys and values of all heads are made from
   bool joined_key_value = false;  // the file has the matrices for keys and values in one
-  int64_t window = 0;             // tokens a row sees, itself included; 0: all
-  double scale = 1;               // of scores
-  bool bias = false;              // of queries, keys and values
+  // Of a gated delta net alone.
+  int64_t conv_taps = 0;      // tokens that the convolution sees, the present one included
+  bool tiled_heads = false;   // value head h has key head h % num_kv_heads; otherwise h / (num_heads / num_kv_heads)
+  bool joined_input = false;  // the file has queries, keys, values and gates in one matrix: of each key head all, then the next
+  bool joined_decay = false;  // likewise beta and alpha
+  // Of the others.
+  int64_t window = 0;  // tokens a row sees, itself included; 0: all
+  double scale = 1;    // of scores
+  bool bias = false;   // of queries, keys and values
   bool output_bias = false;
-  bool sinks = false;       // a score without a value for each head
-  bool head_norms = false;  // RMSNorm of each head of queries and keys before the rotation
+  bool sinks = false;        // a score without a value for each head
+  bool head_norms = false;   // RMSNorm of each head of queries and keys before the rotation
+  bool output_gate = false;  // what heads give is multiplied with a sigmoid, whose rows follow a head's query in the file
   RopeConfig rope;
 
   bool latent() const { return kind == AttentionKind::kLatent; }
+  bool delta() const { return kind == AttentionKind::kGatedDelta; }
   int64_t q_size() const { return num_heads * head_dim; }
   int64_t kv_size() const { return num_kv_heads * head_dim; }
   int64_t nope_dim() const { return head_dim - rope.num_dims; }   // latent: of a query, not rotated
   int64_t latent_dim() const { return kv_rank + rope.num_dims; }  // latent: of a token in the cache
   int64_t out_size() const { return num_heads * (latent() ? value_dim : head_dim); }
+  int64_t conv_channels() const { return 2 * kv_size() + q_size(); }  // gated delta: queries, keys, values
+  int64_t key_head(int64_t head) const { return tiled_heads ? head % num_kv_heads : head / (num_heads / num_kv_heads); }
   bool operator==(const AttentionConfig&) const = default;
 };
 
 // Numbers of a row that attention keeps on its way, besides the residual stream.
 struct AttentionWidths {
-  int64_t projected = 0;  // F32: queries, keys and values; latent: the latent and what queries are made from
+  int64_t projected = 0;  // F32: all that is made of a row; latent: the latent and what queries are made from
   int64_t query = 0;      // activations, as these: the factor of the cache's keys
   int64_t latent = 0;     // latent attention: queries, what they are made from, sums of latents
   int64_t attended = 0;
@@ -85,6 +96,7 @@ struct GluConfig {
 struct MlpConfig {
   int64_t n_ff = 0;
   bool bias = false;
+  bool gated = false;  // out is multiplied with sigmoid(w . x)
   GluConfig glu;
   bool operator==(const MlpConfig&) const = default;
 };
@@ -134,6 +146,8 @@ struct ModelConfig {
   const LayerConfig& layer(int64_t layer) const { return layers[layer]; }
   // The widest window; 0: no layer slides.
   int64_t sliding_window() const;
+  // Whether a sequence has a state that no position before its end can be read from.
+  bool keeps_states() const;
 
   // Reads and checks the hyper-parameters. InvalidArgument names the key that is missing, of the wrong type or out of
   // range and what would be right; Unimplemented names an architecture that Ferry does not run, or a key that would change what
@@ -147,7 +161,7 @@ enum class TensorRole {
   kOutputNorm,      // [n_embd]
   kOutput,          // [vocab, n_embd]; absent: the token embedding serves
   kAttentionNorm,
-  kQueryWeight,
+  kQueryWeight,  // with an output gate: of each head its query's rows, then its gate's
   kQueryBias,
   kKeyWeight,
   kKeyBias,
@@ -163,13 +177,24 @@ enum class TensorRole {
   kLatentKeyUp,          // [heads * kv_rank, nope]: from a query to what it is for the latent
   kLatentValueUp,        // [heads * value_dim, kv_rank]
   kLatentKeyAndValueUp,  // [heads * (nope + value_dim), kv_rank]: of each head keys, then values
+  kDeltaMixed,           // [conv_channels, n_embd]
+  kDeltaGate,            // [heads * head_dim, n_embd]
+  kDeltaInput,           // the two before in one, of each key head queries, keys, then values and gates of its value heads
+  kDeltaBeta,            // [heads, n_embd]
+  kDeltaAlpha,           // likewise
+  kDeltaBetaAndAlpha,    // the two before in one, of each key head those of its value heads
+  kDeltaConv,            // [conv_channels, conv_taps]
+  kDeltaTimeBias,        // [heads]
+  kDeltaDecay,           // [heads]
+  kDeltaNorm,            // [head_dim]
   kAttentionOutputWeight,
   kAttentionOutputBias,
   kAttentionSinks,
   kFfnNorm,
   kMlpGate,  // [n_ff, n_embd]
   kMlpUp,
-  kMlpDown,  // [n_embd, n_ff]
+  kMlpDown,        // [n_embd, n_ff]
+  kMlpOutputGate,  // [1, n_embd]
   kRouterWeight,
   kRouterBias,
   kRouterSelectionBias,

@@ -46,6 +46,17 @@ bool IsUnused(const ModelConfig& config, std::string_view name) {
          layer < config.num_layers + config.num_unused_layers;
 }
 
+// Rows of the matrices that a worker makes of a tensor (worker/stage_weights.cc).
+std::vector<int64_t> MatrixRows(const ModelConfig& config, const DenseTensor& dense) {
+  if (dense.layer < 0) return {dense.rows};
+  const AttentionConfig& attention = config.layers[dense.layer].attention;
+  if (dense.role == TensorRole::kDeltaInput) return {attention.conv_channels(), attention.q_size()};
+  const bool halves =
+      dense.role == TensorRole::kDeltaBetaAndAlpha || (dense.role == TensorRole::kQueryWeight && attention.output_gate);
+  if (halves) return {dense.rows / 2, dense.rows / 2};
+  return {dense.rows / dense.heads};
+}
+
 }  // namespace
 
 std::span<const std::byte> ExpertPart::Of(int64_t expert) const {
@@ -104,8 +115,12 @@ absl::StatusOr<const TensorInfo*> FindDense(const ModelConfig& config, const Ggu
 absl::StatusOr<int64_t> DenseBytes(const ModelConfig& config, const DenseTensor& dense, DType dtype) {
   if (!dense.is_matrix) return dense.rows * dense.cols * static_cast<int64_t>(sizeof(float));
   if (dense.role != TensorRole::kLatentKeyAndValueUp) {
-    ASSIGN_OR_RETURN(const TiledLayout layout, TiledLayout::Create(dtype, dense.rows / dense.heads, dense.cols));
-    return dense.heads * layout.bytes;
+    int64_t bytes = 0;
+    for (const int64_t rows : MatrixRows(config, dense)) {
+      ASSIGN_OR_RETURN(const TiledLayout layout, TiledLayout::Create(dtype, rows, dense.cols));
+      bytes += dense.heads * layout.bytes;
+    }
+    return bytes;
   }
   // Its keys are transposed, which is in F32 (worker/stage_weights.cc).
   const AttentionConfig& attention = config.layers[dense.layer].attention;

@@ -16,6 +16,7 @@ void KvSlots::Clear() {
 int64_t KvSlots::Usable(const Slot& slot, std::span<const int32_t> prompt) const {
   const auto differ = std::mismatch(slot.tokens.begin(), slot.tokens.end(), prompt.begin(), prompt.end());
   const int64_t common = std::min<int64_t>(differ.first - slot.tokens.begin(), static_cast<int64_t>(prompt.size()) - 1);
+  if (options_.states && common < static_cast<int64_t>(slot.tokens.size())) return 0;
   // A shorter prefix needs earlier positions of the ring, so if this one is gone all are.
   const bool in_ring = options_.window == 0 || std::max<int64_t>(0, common - options_.window + 1) >= slot.ring_first;
   return in_ring ? common : 0;

@@ -11,6 +11,9 @@
 // sliding layer sees window - 1 positions before it. So a sequence can go on from P only while all of [P - window + 1,
 // P) are in the ring.
 //
+// A state (of gated delta nets) limits it further: it is the state behind all tokens of the kept sequence, so a request either
+// continues that whole sequence or begins anew.
+//
 // A pure state machine; one thread.
 
 #include <cstdint>
@@ -29,6 +32,7 @@ struct KvSlotsOptions {
   int64_t block_tokens = 32;
   int64_t window = 0;       // 0: no layer slides
   int64_t ring_tokens = 0;  // of one slot in a sliding layer
+  bool states = false;      // the model keeps states
 };
 
 class KvSlots {

@@ -187,6 +187,7 @@ absl::StatusOr<CacheShape> ShapeCache(const ModelConfig& config, const Placement
                              NameOf(options.key_type), NameOf(options.value_type));
     }
     for (const LayerConfig& layer : config.layers) {
+      if (layer.attention.delta()) continue;
       const int64_t head_dim = KvLayerOf(layer.attention, type, type, 1).head_dim;
       if (type == DType::kQ8_0 && head_dim % 32 != 0) {
         return InvalidArgument("%s q8_0 needs a head size that is a multiple of 32, this model's is %d", flag, head_dim);
@@ -214,6 +215,7 @@ int64_t KvBytes(const ModelConfig& config, const CacheShape& cache, const LayerR
   for (int64_t layer = layers.first; layer < layers.end; ++layer) {
     const int64_t blocks = config.layers[layer].slides() ? cache.num_slots * cache.ring_blocks : cache.num_blocks;
     bytes += KvLayerBytes(config.layers[layer].attention, cache.key_type, cache.value_type, blocks);
+    bytes += cache.num_slots * DeltaStateBytes(config.layers[layer].attention);
   }
   return bytes;
 }

@@ -71,6 +71,8 @@ constexpr int64_t kSlotsInUse = 2;  // of those computed and arriving, which the
 // Scores and weighted values of the rows [first, first + rows) of one sequence.
 double AttentionFlops(const ModelConfig& config, int64_t layer, int64_t first, int64_t rows) {
   const AttentionConfig& attention = config.layers[layer].attention;
+  // Each row reads the state, replaces it and multiplies it with a query.
+  if (attention.delta()) return 6.0 * static_cast<double>(attention.q_size() * attention.head_dim * rows);
   double keys = static_cast<double>(first) + static_cast<double>(rows) / 2;
   if (attention.window > 0) keys = std::min(keys, static_cast<double>(attention.window));
   const int64_t numbers = attention.latent() ? attention.num_heads * (attention.latent_dim() + attention.kv_rank)
@@ -82,6 +84,7 @@ double AttentionFlops(const ModelConfig& config, int64_t layer, int64_t first, i
 double KvBytesRead(const PredictionInput& input, int64_t layer, int64_t context) {
   const CacheShape& cache = input.placement.cache;
   const AttentionConfig& attention = input.config.layers[layer].attention;
+  if (attention.delta()) return 2.0 * static_cast<double>(DeltaStateBytes(attention));  // read and written
   const int64_t tokens = attention.window > 0 ? std::min(context, attention.window) : context;
   const int64_t blocks = (tokens + kKvBlockTokens - 1) / kKvBlockTokens;
   return static_cast<double>(KvLayerBytes(attention, cache.key_type, cache.value_type, blocks));

@@ -128,6 +128,23 @@ constexpr int64_t AttentionScratchBytes(int64_t head_dim, int64_t value_dim, int
   return 4 * ((kAttentionTile + vectors) * (head_dim + value_dim) + 2 * vectors + group * kAttentionTile + 96);
 }
 
+// Rows of one sequence through the state S of one value head of a gated delta net (kernels/gated_delta.h), whose columns are
+// independent of each other: a row's sums go over the key elements in four interleaved parts.
+struct DeltaTask {
+  float* state = nullptr;  // [head_dim / 16][head_dim][16]
+  int64_t head_dim = 0;    // a multiple of 16
+  int64_t num_rows = 0;
+  const float* q = nullptr;  // [num_rows][stride], at this head; likewise k and v
+  const float* k = nullptr;
+  const float* v = nullptr;
+  int64_t stride = 0;
+  const float* decay = nullptr;  // [num_rows][gate_stride]
+  const float* share = nullptr;  // likewise
+  int64_t gate_stride = 0;
+  float* out = nullptr;  // [num_rows][out_stride]: S' q
+  int64_t out_stride = 0;
+};
+
 // GluParams of kernels/expert_groups.h.
 struct GluNumbers {
   float alpha, limit, up_offset;
@@ -150,6 +167,7 @@ struct CpuKernels {
   void (*rms_norm_row)(const float* x, const float* weight, int64_t cols, double epsilon, float* out);  // any cols
   void (*attention)(const AttentionTask& task);
   float (*log_sum_exp)(const float* x, int64_t count);  // log(sum(exp(x))), count >= 1
+  void (*delta)(const DeltaTask& task);
 };
 
 // The products of the formats that readers_of_formats.h composes, null for other types and where the build has none.

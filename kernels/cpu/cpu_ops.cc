@@ -10,6 +10,8 @@
 #include "kernels/cpu/cpu_features.h"
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/expert_choice.h"
+#include "kernels/cpu/gated_delta.h"
+#include "kernels/cpu/rotation.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/host_ops.h"
 #include "kernels/kv_cache_format.h"
@@ -60,36 +62,6 @@ QuantizedRows RowsFrom(QuantizedRows rows, int64_t first_row) {
 }
 
 GluNumbers NumbersOf(const GluParams& glu) { return {.alpha = glu.alpha, .limit = glu.limit, .up_offset = glu.up_offset}; }
-
-// Rotates the first dimensions of a head by the angles of a row's position; in place where in is out.
-void Rotate(const RopeConfig& rope, const std::vector<float>& cosines, const std::vector<float>& sines, const float* x,
-            int64_t head_dim, float* out) {
-  const int64_t half = static_cast<int64_t>(cosines.size());
-  if (rope.neighbours) {
-    for (int64_t i = 0; i < half; ++i) {
-      const float a = x[2 * i], b = x[2 * i + 1];
-      out[2 * i] = a * cosines[i] - b * sines[i];
-      out[2 * i + 1] = b * cosines[i] + a * sines[i];
-    }
-  } else {
-    for (int64_t i = 0; i < half; ++i) {
-      const float a = x[i], b = x[i + half];
-      out[i] = a * cosines[i] - b * sines[i];
-      out[i + half] = b * cosines[i] + a * sines[i];
-    }
-  }
-  for (int64_t i = 2 * half; i < head_dim; ++i) out[i] = x[i];
-}
-
-void AnglesOf(const RopeConfig& rope, const std::vector<double>& frequencies, int64_t position, std::vector<float>& cosines,
-              std::vector<float>& sines) {
-  cosines.resize(frequencies.size()), sines.resize(frequencies.size());
-  for (size_t i = 0; i < frequencies.size(); ++i) {
-    const double angle = static_cast<double>(position) * frequencies[i];
-    cosines[i] = static_cast<float>(std::cos(angle) * rope.attention_factor);
-    sines[i] = static_cast<float>(std::sin(angle) * rope.attention_factor);
-  }
-}
 
 class CpuOps final : public HostOps {
  public:
@@ -192,20 +164,11 @@ class CpuOps final : public HostOps {
     if (group > kMaxHeadGroup) {
       return Unimplemented("%d query heads share a kv head; the cpu backend takes up to %d", group, kMaxHeadGroup);
     }
-    struct Rows {
-      int64_t first = 0, count = 0;
-    };
-    std::vector<Rows> stretches;  // of one sequence each, at most kAttentionRows
-    for (int64_t row = 0; row < q.rows; ++row) {
-      const bool extends = !stretches.empty() && stretches.back().count < kAttentionRows &&
-                           &batch.sequence(first_row + row) == &batch.sequence(first_row + row - 1);
-      if (!extends) stretches.push_back({row, 0});
-      ++stretches.back().count;
-    }
+    const std::vector<Stretch> stretches = StretchesOf(batch, first_row, q.rows, kAttentionRows);
     const int64_t num_stretches = static_cast<int64_t>(stretches.size());
     Run(num_stretches * groups, false, [&](int64_t task, int thread) {
       // Later rows see more: the largest tasks first, so that the last ones to end are small.
-      const Rows& rows = stretches[num_stretches - 1 - task / groups];
+      const Stretch& rows = stretches[num_stretches - 1 - task / groups];
       const int64_t first_head = task % groups * group, kv_head = latent ? 0 : task % groups;
       const std::vector<int32_t>& table = batch.table(first_row + rows.first, cache);
       AttentionTask t;
@@ -272,6 +235,73 @@ class CpuOps final : public HostOps {
         p.scratch = threads_[thread].panel.Get(kPanelScratchBytes);
         kernels_.panel_product(p);
       }
+    });
+    return absl::OkStatus();
+  }
+
+  // Rows before the recurrence, then each head's recurrence over the rows of each sequence, then rows after it.
+  absl::Status DoGatedDelta(const HostBatch& batch, int64_t first_row, const AttentionConfig& net, const DeltaInputs& inputs,
+                            const DeltaWeights& weights, const DeltaStates& states, Tensor out) override {
+    const int64_t channels = net.conv_channels(), heads = net.num_heads, dim = net.head_dim, before = net.conv_taps - 1;
+    const int64_t numbers = DeltaStateNumbers(net);
+    const DeltaRows rows(kernels_, net, weights);
+    float* const mixed = reinterpret_cast<float*>(delta_.Get(out.rows * (channels + 2 * heads) * 4));
+    float* const decay = mixed + out.rows * channels;
+    float* const share = decay + out.rows * heads;
+    const std::vector<Stretch> stretches = StretchesOf(batch, first_row, out.rows, out.rows);
+    const auto kept_of = [&](const Stretch& stretch) {
+      return states.data + batch.sequence(first_row + stretch.first).slot * numbers;
+    };
+    std::vector<const Stretch*> stretch_of(out.rows);
+    for (const Stretch& stretch : stretches) {
+      if (batch.position(first_row + stretch.first) == 0) std::fill_n(kept_of(stretch), numbers, 0.0f);
+      for (int64_t i = 0; i < stretch.count; ++i) stretch_of[stretch.first + i] = &stretch;
+    }
+    ForRows(out.rows, [&](int64_t row) {
+      const Stretch& stretch = *stretch_of[row];
+      const float* taps[kMaxConvTaps];
+      for (int64_t tap = 0; tap <= before; ++tap) {
+        const int64_t at = row - stretch.first - before + tap;  // below 0: of an earlier call
+        taps[tap] = at >= 0 ? RowOf(inputs.mixed, stretch.first + at) : kept_of(stretch) + (before + at) * channels;
+      }
+      rows.Before(taps, mixed + row * channels);
+      rows.Gates(RowOf(inputs.alpha, row), RowOf(inputs.beta, row), decay + row * heads, share + row * heads);
+    });
+    const int64_t tasks = static_cast<int64_t>(stretches.size()) * heads;
+    Run(tasks, tasks * dim * dim * 4 < kInlineBytes, [&](int64_t task, int) {
+      const Stretch& stretch = stretches[task / heads];
+      const int64_t head = task % heads, key = net.key_head(head) * dim;
+      const float* const first = mixed + stretch.first * channels;
+      kernels_.delta({.state = kept_of(stretch) + before * channels + head * dim * dim,
+                      .head_dim = dim,
+                      .num_rows = stretch.count,
+                      .q = first + key,
+                      .k = first + net.kv_size() + key,
+                      .v = first + 2 * net.kv_size() + head * dim,
+                      .stride = channels,
+                      .decay = decay + stretch.first * heads + head,
+                      .share = share + stretch.first * heads + head,
+                      .gate_stride = heads,
+                      .out = RowOf(out, stretch.first) + head * dim,
+                      .out_stride = out.stride});
+    });
+    ForRows(out.rows, [&](int64_t row) { rows.After(RowOf(inputs.gate, row), RowOf(out, row)); });
+    for (const Stretch& stretch : stretches) {
+      float* const kept = kept_of(stretch);
+      for (int64_t i = 0; i < before; ++i) {
+        const int64_t at = stretch.count - before + i;
+        std::copy_n(at >= 0 ? RowOf(inputs.mixed, stretch.first + at) : kept + (before + at) * channels, channels,
+                    kept + i * channels);
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status DoMultiplyBySigmoid(Tensor gate, Tensor x) override {
+    ForRows(x.rows, [&](int64_t row) {
+      float* const out = RowOf(x, row);
+      const float* const of = RowOf(gate, row);
+      for (int64_t i = 0; i < x.cols; ++i) out[i] /= 1 + std::exp(-of[gate.cols == 1 ? 0 : i]);
     });
     return absl::OkStatus();
   }
@@ -363,6 +393,21 @@ class CpuOps final : public HostOps {
   }
 
  private:
+  // Rows of a call that follow each other in one sequence.
+  struct Stretch {
+    int64_t first = 0, count = 0;
+  };
+  static std::vector<Stretch> StretchesOf(const HostBatch& batch, int64_t first_row, int64_t num_rows, int64_t longest) {
+    std::vector<Stretch> stretches;
+    for (int64_t row = 0; row < num_rows; ++row) {
+      const bool extends = !stretches.empty() && stretches.back().count < longest &&
+                           &batch.sequence(first_row + row) == &batch.sequence(first_row + row - 1);
+      if (!extends) stretches.push_back({row, 0});
+      ++stretches.back().count;
+    }
+    return stretches;
+  }
+
   // A call of DoExpertMlp, and the rows between its two products: the activated gate and up of every entry.
   struct ExpertCall {
     const ExpertLayout& layout;
@@ -536,8 +581,8 @@ class CpuOps final : public HostOps {
 
   const CpuKernels& kernels_;
   const std::unique_ptr<ThreadPool> pool_;
-  std::vector<Thread> threads_;                                 // scratch of each thread of the pool
-  Scratch inputs_[kNumActivations], hidden_, logits_, padded_;  // inputs by Activations
+  std::vector<Thread> threads_;                                         // scratch of each thread of the pool
+  Scratch inputs_[kNumActivations], hidden_, logits_, padded_, delta_;  // inputs by Activations
 };
 
 }  // namespace

@@ -222,8 +222,8 @@ void PanelProductAvx2(const PanelProduct& p) {
   }
 }
 
-constexpr CpuKernels kTable = {"AVX2",       QuantizeRow, GluBlock,  Glu,      PanelProductAvx2,
-                               FloatProduct, RmsNormRow,  Attention, LogSumExp};
+constexpr CpuKernels kTable = {"AVX2",       QuantizeRow, GluBlock,  Glu,       PanelProductAvx2,
+                               FloatProduct, RmsNormRow,  Attention, LogSumExp, Delta};
 
 }  // namespace
 

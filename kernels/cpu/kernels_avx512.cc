@@ -382,8 +382,8 @@ void PanelProductAvx512(const PanelProduct& p) {
   }
 }
 
-constexpr CpuKernels kTable = {"AVX-512 VNNI", QuantizeRow, GluBlock,  Glu,      PanelProductAvx512,
-                               FloatProduct,   RmsNormRow,  Attention, LogSumExp};
+constexpr CpuKernels kTable = {"AVX-512 VNNI", QuantizeRow, GluBlock,  Glu,       PanelProductAvx512,
+                               FloatProduct,   RmsNormRow,  Attention, LogSumExp, Delta};
 
 }  // namespace
 

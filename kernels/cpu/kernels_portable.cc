@@ -88,8 +88,8 @@ void PanelProductPortable(const PanelProduct& p) {
   });
 }
 
-constexpr CpuKernels kTable = {"portable",   QuantizeRow, GluBlock,  Glu,      PanelProductPortable,
-                               FloatProduct, RmsNormRow,  Attention, LogSumExp};
+constexpr CpuKernels kTable = {"portable",   QuantizeRow, GluBlock,  Glu,       PanelProductPortable,
+                               FloatProduct, RmsNormRow,  Attention, LogSumExp, Delta};
 
 }  // namespace
 

@@ -123,6 +123,37 @@ void RmsNormRow(const float* x, const float* weight, int64_t cols, double epsilo
   for (int64_t i = whole; i < cols; ++i) out[i] = x[i] * factor * weight[i];
 }
 
+void Delta(const DeltaTask& t) {
+  constexpr int64_t kParts = 4;  // sums side by side, so that an addition need not wait for the one before it
+  for (int64_t block = 0; block < t.head_dim / kLanes; ++block) {
+    float* const state = t.state + block * t.head_dim * kLanes;
+    for (int64_t row = 0; row < t.num_rows; ++row) {
+      const float* const q = t.q + row * t.stride;
+      const float* const k = t.k + row * t.stride;
+      const F32x16 decay = F32x16::Broadcast(t.decay[row * t.gate_stride]);
+      F32x16 removed[kParts] = {F32x16::Zero(), F32x16::Zero(), F32x16::Zero(), F32x16::Zero()};
+      for (int64_t i = 0; i < t.head_dim; i += kParts) {
+        for (int64_t part = 0; part < kParts; ++part) {
+          removed[part] = Fma(F32x16::Broadcast(k[i + part]), F32x16::Load(state + (i + part) * kLanes), removed[part]);
+        }
+      }
+      const F32x16 old = ((removed[0] + removed[1]) + (removed[2] + removed[3])) * decay;
+      const F32x16 v = F32x16::Load(t.v + row * t.stride + block * kLanes);
+      const F32x16 error = F32x16::Broadcast(t.share[row * t.gate_stride]) * (v - old);
+      F32x16 sums[kParts] = {F32x16::Zero(), F32x16::Zero(), F32x16::Zero(), F32x16::Zero()};
+      for (int64_t i = 0; i < t.head_dim; i += kParts) {
+        for (int64_t part = 0; part < kParts; ++part) {
+          float* const at = state + (i + part) * kLanes;
+          const F32x16 next = Fma(F32x16::Broadcast(k[i + part]), error, F32x16::Load(at) * decay);
+          next.Store(at);
+          sums[part] = Fma(F32x16::Broadcast(q[i + part]), next, sums[part]);
+        }
+      }
+      ((sums[0] + sums[1]) + (sums[2] + sums[3])).Store(t.out + row * t.out_stride + block * kLanes);
+    }
+  }
+}
+
 float LogSumExp(const float* x, int64_t count) {
   const int64_t whole = count / 16 * 16;
   F32x16 most = F32x16::Broadcast(-kInfinity);

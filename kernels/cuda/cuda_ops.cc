@@ -261,13 +261,17 @@ class CudaOps final : public Ops {
       return Unimplemented("the model's router has %d groups, CUDA takes up to %d", model.router.num_groups, kMaxGroups);
     }
     for (const LayerConfig& layer : model.layers) {
-      for (const int64_t n_ff : {layer.mlp ? layer.mlp->n_ff : 0, layer.experts ? model.expert.n_ff : 0}) {
-        if (n_ff % kTileCols == 0) continue;
-        return Unimplemented("the model has MLPs or experts %d wide, CUDA takes multiples of %d", n_ff, kTileCols);
+      if (layer.attention.delta() || layer.attention.output_gate || (layer.mlp && layer.mlp->gated)) {
+        return Unimplemented("%s has gated delta nets, which run on --backend cpu and reference, not on CUDA",
+                             model.architecture);
       }
       if (layer.attention.latent()) {
         return Unimplemented("%s has latent attention, which runs on --backend cpu and reference, not on CUDA",
                              model.architecture);
+      }
+      for (const int64_t n_ff : {layer.mlp ? layer.mlp->n_ff : 0, layer.experts ? model.expert.n_ff : 0}) {
+        if (n_ff % kTileCols == 0) continue;
+        return Unimplemented("the model has MLPs or experts %d wide, CUDA takes multiples of %d", n_ff, kTileCols);
       }
     }
     return absl::OkStatus();
@@ -279,6 +283,14 @@ class CudaOps final : public Ops {
   }
   absl::Status MatMulPerHead(Tensor, const HeadMatrices&, Tensor) override {
     return Unimplemented("latent attention runs on the host's backends");
+  }
+
+  absl::Status GatedDelta(const DeviceBatch&, int64_t, const AttentionConfig&, const DeltaInputs&, const DeltaWeights&,
+                          const DeltaStates&, Tensor) override {
+    return Unimplemented("gated delta nets run on the host's backends");
+  }
+  absl::Status MultiplyBySigmoid(Tensor, Tensor) override {
+    return Unimplemented("gates of whole outputs run on the host's backends");
   }
 
   absl::Status RopeAndStore(const DeviceBatch& batch, int64_t first_row, const RopeConfig& rope, const HeadNorms& norms,

@@ -22,6 +22,9 @@ class ReferenceOps final : public HostOps {
                            const AttentionParams& params, Tensor out) override;
   absl::Status DoStoreLatent(const HostBatch& batch, int64_t first_row, const RopeConfig& rope, const LatentNorm& norm,
                              Tensor latent, const KvLayer& cache, Tensor q, Tensor q_out) override;
+  absl::Status DoGatedDelta(const HostBatch& batch, int64_t first_row, const AttentionConfig& net, const DeltaInputs& inputs,
+                            const DeltaWeights& weights, const DeltaStates& states, Tensor out) override;
+  absl::Status DoMultiplyBySigmoid(Tensor gate, Tensor x) override;
   absl::Status DoGlu(Tensor gate, Tensor up, const GluParams& glu, Tensor out) override;
   absl::Status DoRoute(Tensor in, const RouterWeights& router, const RouterConfig& config, int32_t* experts,
                        float* weights) override;

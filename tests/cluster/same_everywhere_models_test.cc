@@ -1,5 +1,5 @@
 // The rules of same_everywhere_test.cc for every architecture: layers without experts among the workers, latent caches, head
-// norms.
+// norms, states of delta nets.
 
 #include <algorithm>
 
@@ -29,22 +29,25 @@ absl::StatusOr<Completion> Served(const ModelOptions& options) {
   return Greedy(*client, Prompt(), kTokens, /*prompt_logprobs=*/true);
 }
 
-class EveryModel : public ::testing::TestWithParam<const char*> {};
+struct Model {
+  const char* name;
+  const char* layers_of_three;  // workers; the first one has a dense layer alone where the model has one
+};
+class EveryModel : public ::testing::TestWithParam<Model> {};
 
 TEST_P(EveryModel, GivesTheSameBitsHoweverItIsServed) {
-  ASSERT_OK_AND_ASSIGN(const Completion plain, Served(Serving(GetParam(), 1)));
+  ASSERT_OK_AND_ASSIGN(const Completion plain, Served(Serving(GetParam().name, 1)));
   ASSERT_EQ(plain.ids.size(), kTokens);
 
-  ModelOptions two = Serving(GetParam(), 2);
+  ModelOptions two = Serving(GetParam().name, 2);
   two.vram_experts = "200KiB";  // a few slots
   two.batch = 48;
   two.micro_batch = 40;
   ASSERT_OK_AND_ASSIGN(const Completion few_slots, Served(two));
   EXPECT_TRUE(few_slots == plain);
 
-  // The first worker has a dense layer alone where the model has one.
-  ModelOptions three = Serving(GetParam(), 3);
-  three.layers = "0-0,1-1,2-2";
+  ModelOptions three = Serving(GetParam().name, 3);
+  three.layers = GetParam().layers_of_three;
   three.vram_experts = "64MiB";
   three.expert_transport = "grpc";
   ASSERT_OK_AND_ASSIGN(const Completion all_slots, Served(three));
@@ -52,9 +55,11 @@ TEST_P(EveryModel, GivesTheSameBitsHoweverItIsServed) {
 }
 
 INSTANTIATE_TEST_SUITE_P(, EveryModel,
-                         ::testing::Values("qwen3moe-f32", "glm4moe-f32", "deepseek2-lite-f32-old", "deepseek2-v3-f32"),
+                         ::testing::Values(Model{"qwen3moe-f32", "0-0,1-1,2-2"}, Model{"glm4moe-f32", "0-0,1-1,2-2"},
+                                           Model{"deepseek2-lite-f32-old", "0-0,1-1,2-2"},
+                                           Model{"deepseek2-v3-f32", "0-0,1-1,2-2"}, Model{"qwen3next-f32", "0-0,1-2,3-4"}),
                          [](const auto& info) {
-                           std::string name = info.param;
+                           std::string name = info.param.name;
                            std::replace(name.begin(), name.end(), '-', '_');
                            return name;
                          });

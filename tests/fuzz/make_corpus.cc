@@ -1,6 +1,8 @@
-// Writes the first inputs of the wire's fuzzers, messages that pass every check, into corpus/NAME:
+// Writes the first inputs of the wire's fuzzers, messages that pass every check, and small models for the GGUF fuzzer into
+// corpus/NAME:
 //   build/fuzz/bin/make_corpus tests/fuzz/corpus
-// To be run again when a message gets a field that the checks want; what the fuzzers found since then lies beside these.
+// To be run again when a message gets a field that the checks want, or an architecture is added; what the fuzzers found since
+// then lies beside these.
 
 #include <xxhash.h>
 
@@ -10,6 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "common/model/architectures/architectures.h"
+#include "common/model/make_model.h"
 #include "ferry/internal/v1/cluster.pb.h"
 #include "ferry/internal/v1/worker.pb.h"
 #include "ferry/v1/generate.pb.h"
@@ -364,6 +368,42 @@ void Steps(const std::filesystem::path& folder) {
       .Write(folder / "activations");
 }
 
+// A model of each architecture, as small as its parts allow.
+void Models(const std::filesystem::path& folder) {
+  for (const Architecture& architecture : Architectures()) {
+    MakeModelOptions options = {.architecture = std::string(architecture.name),
+                                .layers = 2,
+                                .experts = 4,
+                                .n_embd = 32,
+                                .n_ff = 32,
+                                .heads = 2,
+                                .kv_heads = 1,
+                                .head_dim = 48,
+                                .vocab = 261,
+                                .yarn_original_context = 64,
+                                .rope_dims = 16,
+                                .dense_layers = 1,
+                                .dense_ff = 32,
+                                .shared_experts = 1,
+                                .full_interval = 2,
+                                .delta_key_heads = 1,
+                                .delta_heads = 2,
+                                .delta_dim = 16,
+                                .sigmoid = true,
+                                .groups = 2,
+                                .groups_used = 1,
+                                .q_rank = 32,
+                                .kv_rank = 32,
+                                .value_dim = 16,
+                                .expert_dtype = DType::kQ4_0,
+                                .tied_output = true};
+    const std::vector<std::byte> bytes = MakeModelBytes(options).value();
+    std::filesystem::create_directories(folder);
+    std::ofstream(folder / ("model_" + options.architecture), std::ios::binary)
+        .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+  }
+}
+
 }  // namespace
 }  // namespace ferry
 
@@ -378,4 +418,5 @@ int main(int argc, char** argv) {
   ferry::Descriptors(corpus / "descriptors");
   ferry::Experts(corpus / "experts");
   ferry::Steps(corpus / "steps");
+  ferry::Models(corpus / "gguf");
 }

@@ -13,12 +13,14 @@
 namespace ferry {
 namespace {
 
-constexpr const char* kBundled[] = {"qwen3moe-f32", "glm4moe-f32", "deepseek2-lite-f32-old", "deepseek2-v3-f32"};
+constexpr const char* kBundled[] = {"qwen3moe-f32", "glm4moe-f32", "deepseek2-lite-f32-old", "deepseek2-v3-f32", "qwen3next-f32"};
 constexpr const char* kShared[] = {"qwen3moe-q4k",         "qwen3moe-iq4xs",         "glm4moe-f32-nextn",
                                    "glm4moe-q4k",          "glm4moe-iq4xs",          "deepseek2-lite-27l",
                                    "deepseek2-lite-f32",   "deepseek2-lite-q4k",     "deepseek2-lite-iq4xs-old",
                                    "deepseek2-v3-f32-old", "deepseek2-v3-f32-three", "deepseek2-v3-q4k",
-                                   "deepseek2-v3-iq4xs"};
+                                   "deepseek2-v3-iq4xs",   "qwen3next-f32-old",      "qwen3next-f32-nextn",
+                                   "qwen3next-q4k",        "qwen35moe-f32",          "qwen35moe-f32-nextn",
+                                   "qwen35moe-q4k"};
 
 // Path of the file without its ending; empty where it is not here.
 std::string PathOf(const std::string& name) {

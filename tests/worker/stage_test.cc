@@ -375,6 +375,58 @@ TEST(Stage, RefusesMoreMemoryThanThereIsBeforeItAllocates) {
               StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("more workers")));
 }
 
+// Three gated delta nets before a layer of full attention.
+const TinyModel& HybridModel() {
+  static const auto* const model = [] {
+    MakeModelOptions options = TinyModel::Options();
+    options.architecture = "qwen35moe";
+    options.yarn_factor = 1;
+    options.rope_dims = 16;
+    return TinyModel::Make(options).release();
+  }();
+  return *model;
+}
+
+TEST(StageWithStates, GivesTheSameLogitsHoweverAPromptIsCutOrDivided) {
+  const std::vector<int32_t> tokens = Tokens(HybridModel(), 170);
+  TinyPipeline whole(&HybridModel(), 1);
+  ASSERT_OK_AND_ASSIGN(const std::vector<float> expected, whole.Prompt(tokens));
+  for (const int64_t rows_a_step : {1, 7, 25, 64, 169}) {
+    TinyPipeline pipeline(&HybridModel(), rows_a_step % 2 == 0 ? 3 : 1);
+    ASSERT_OK_AND_ASSIGN(const std::vector<float> logits, pipeline.Prompt(tokens, rows_a_step));
+    EXPECT_EQ(logits, expected) << rows_a_step << " rows a step";
+  }
+}
+
+TEST(StageWithStates, GivesASequenceTheSameLogitsAmongOthers) {
+  const std::vector<int32_t> tokens = Tokens(HybridModel(), 40);
+  TinyPipeline alone(&HybridModel(), 1);
+  ASSERT_OK_AND_ASSIGN(const std::vector<float> expected, alone.Prompt(tokens));
+  TinyPipeline pipeline(&HybridModel(), 2);
+  ASSERT_OK(pipeline.Run({{.slot = 1, .tokens = {tokens.begin(), tokens.begin() + 15}}}));
+  ASSERT_OK_AND_ASSIGN(const auto logits,
+                       pipeline.Run({{.slot = 0, .tokens = Tokens(HybridModel(), 30, 2)},
+                                     {.slot = 1, .position = 15, .tokens = {tokens.begin() + 15, tokens.end()}},
+                                     {.slot = 3, .tokens = Tokens(HybridModel(), 9, 3)}}));
+  EXPECT_EQ(logits[1], expected);
+}
+
+TEST(StageWithStates, GoesOnOnlyWhereItsStateIs) {
+  constexpr absl::StatusCode kWrongState = absl::StatusCode::kFailedPrecondition;
+  TinyPipeline pipeline(&HybridModel(), 1);
+  const std::vector<int32_t> tokens = Tokens(HybridModel(), 20);
+  EXPECT_THAT(pipeline.Run({{.position = 5, .tokens = tokens}}), StatusIs(kWrongState, HasSubstr("slot 0 has no state")));
+  ASSERT_OK(pipeline.Prompt(tokens));
+  EXPECT_THAT(pipeline.Run({{.position = 19, .tokens = tokens}}), StatusIs(kWrongState, HasSubstr("behind 20 tokens")));
+  ASSERT_OK(pipeline.Run({{.position = 20, .tokens = tokens}}));
+  // A step that failed leaves nobody knows what.
+  pipeline.link().fail_compute = Unavailable("the host is away");
+  EXPECT_THAT(pipeline.Run({{.position = 40, .tokens = tokens}}), StatusIs(absl::StatusCode::kUnavailable));
+  pipeline.link().fail_compute = absl::OkStatus();
+  EXPECT_THAT(pipeline.Run({{.position = 40, .tokens = tokens}}), StatusIs(kWrongState, HasSubstr("no state")));
+  EXPECT_OK(pipeline.Prompt(tokens));
+}
+
 TEST(Stage, RefusesARingThatIsShorterThanWindowAndMicroBatch) {
   EXPECT_THAT(CreateWith([](StageOptions& options) { options.kv.ring_blocks = 1; }),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("ring_blocks is 1, want at least 2")));

@@ -20,6 +20,8 @@ std::span<const Architecture> Architectures();
 absl::StatusOr<ModelConfig> ReadDeepseek2(const ModelKeys& keys);
 absl::StatusOr<ModelConfig> ReadGlm4Moe(const ModelKeys& keys);
 absl::StatusOr<ModelConfig> ReadGptOss(const ModelKeys& keys);
+absl::StatusOr<ModelConfig> ReadQwen35Moe(const ModelKeys& keys);
 absl::StatusOr<ModelConfig> ReadQwen3Moe(const ModelKeys& keys);
+absl::StatusOr<ModelConfig> ReadQwen3Next(const ModelKeys& keys);
 
 }  // namespace ferry

@@ -28,6 +28,7 @@ MakeModelOptions Small(const std::string& architecture) {
     options.q_rank = 96, options.sigmoid = true, options.groups = 4, options.groups_used = 2;
     options.yarn_factor = 40;
   }
+  if (architecture.starts_with("qwen3next") || architecture == "qwen35moe") options.rope_dims = 16, options.full_interval = 3;
   return options;
 }
 
@@ -89,8 +90,32 @@ TEST(Architectures, Deepseek2ScalesScoresByYarn) {
   EXPECT_EQ(config.router.groups_used, 2);
 }
 
+TEST(Architectures, Qwen3NextHasDeltaNetsBesideGatedAttention) {
+  ASSERT_OK_AND_ASSIGN(const ModelConfig config, ConfigOf("qwen3next"));
+  EXPECT_TRUE(config.keeps_states());
+  const AttentionConfig &net = config.layers[1].attention, &full = config.layers[2].attention;
+  EXPECT_TRUE(config.layers[0].attention.delta() && net.delta() && !full.delta());
+  EXPECT_TRUE(full.output_gate && full.head_norms && !net.output_gate);
+  EXPECT_EQ(full.rope.num_dims, 16);
+  EXPECT_EQ(net.conv_channels(), 2 * 2 * 32 + 4 * 32);
+  EXPECT_EQ(net.key_head(3), 1);
+  EXPECT_EQ(net.key_head(2), 1);
+  EXPECT_TRUE(config.layers[1].mlp->gated && config.layers[1].experts);
+  ASSERT_OK_AND_ASSIGN(const ModelConfig tiled, ConfigOf("qwen35moe"));
+  EXPECT_EQ(tiled.layers[1].attention.key_head(2), 0);
+}
+
+TEST(Architectures, AnArraySaysWhichLayersKeepStates) {
+  const auto with_array = [](std::vector<bool> kinds) {
+    return ConfigOf("qwen35moe", [&](GgufWriter& writer) { writer.SetBools("qwen35moe.attention.recurrent_layers", kinds); });
+  };
+  EXPECT_THAT(with_array({true, true}), StatusIs(kInvalid, HasSubstr("is not an array of 3 bools, one a layer")));
+  EXPECT_THAT(with_array({true, false, true}), StatusIs(kInvalid, HasSubstr("'blk.1.attn_q.weight' is missing")));
+  EXPECT_OK(with_array({true, true, false}));
+}
+
 TEST(Architectures, WorkersReadWhatTheCoordinatorRead) {
-  for (const char* architecture : {"gpt-oss", "qwen3moe", "glm4moe", "deepseek2"}) {
+  for (const char* architecture : {"gpt-oss", "qwen3moe", "glm4moe", "deepseek2", "qwen3next", "qwen35moe"}) {
     ASSERT_OK_AND_ASSIGN(const std::vector<std::byte> bytes, MakeModelBytes(Small(architecture)));
     ASSERT_OK_AND_ASSIGN(const GgufFile file, GgufFile::Parse(bytes));
     ASSERT_OK_AND_ASSIGN(const ModelConfig config, ModelConfig::FromGguf(file));
@@ -114,6 +139,8 @@ TEST(Architectures, RefuseByKeyWhatTheyDoNotKnow) {
   EXPECT_THAT(refused("deepseek2", "expert_group_used_count", 5), StatusIs(kInvalid, HasSubstr("expert_group_used_count")));
   EXPECT_THAT(refused("deepseek2", "attention.kv_lora_rank", 40),
               StatusIs(kInvalid, HasSubstr("deepseek2.attention.kv_lora_rank")));
+  EXPECT_THAT(refused("qwen3next", "ssm.time_step_rank", 5), StatusIs(kInvalid, HasSubstr("qwen3next.ssm.time_step_rank")));
+  EXPECT_THAT(refused("qwen3next", "ssm.inner_size", 64), StatusIs(kInvalid, HasSubstr("qwen3next.ssm.inner_size")));
   EXPECT_THAT(refused("qwen3moe", "expert_used_count", 17), StatusIs(kInvalid, HasSubstr("qwen3moe.expert_used_count")));
   EXPECT_THAT(refused("qwen3moe", "expert_count", 1025), StatusIs(kInvalid, HasSubstr("qwen3moe.expert_count")));
   EXPECT_THAT(ConfigOf("qwen3moe", [](GgufWriter& writer) { writer.SetFloat32("qwen3moe.logit_scale", 0.5f); }),

@@ -176,6 +176,22 @@ TEST(KvSlots, AFreshSequenceHasAFreshRing) {
   EXPECT_EQ(CachedAfter(slots, Tokens(11, 500)), 10);
 }
 
+TEST(KvSlots, AStateGoesOnAtItsEndOnly) {
+  KvSlotsOptions options = Small(1, 20);
+  options.states = true;
+  KvSlots slots(options);
+  const auto cached = [&](const std::vector<int32_t>& prompt, const std::vector<int32_t>& kept) {
+    KvSlots::Lease lease = slots.Acquire(prompt, 40, true).value();
+    slots.Release(lease.slot, kept);
+    return lease.cached_tokens;
+  };
+  EXPECT_EQ(cached(Tokens(10), Tokens(14)), 0);
+  EXPECT_EQ(cached(Tokens(20), Tokens(20)), 14) << "the whole sequence that was kept";
+  EXPECT_EQ(cached(Tokens(20), Tokens(20)), 0) << "its last token would be computed again, on a state that has it";
+  EXPECT_EQ(cached(Branch(12, 30), Branch(12, 30)), 0);
+  EXPECT_EQ(cached(Branch(12, 31), Branch(12, 31)), 30);
+}
+
 TEST(KvSlots, ReusesNothingOfAnotherDomain) {
   KvSlots slots({.num_slots = 1, .num_blocks = 16, .block_tokens = 4});
   ASSERT_OK_AND_ASSIGN(const KvSlots::Lease first, slots.Acquire(Tokens(8), 12, true, "alice"));

@@ -45,6 +45,20 @@ TEST(Placement, GivesEveryWorkerAnEvenShareOfTheBytes) {
   EXPECT_EQ(Ranges(three), (std::vector<LayerRange>{{0, 2}, {2, 4}, {4, 6}}));
 }
 
+TEST(Placement, CountsTheStatesOfDeltaNetsForEachSlot) {
+  ModelConfig config = SixLayers();
+  AttentionConfig net = {.kind = AttentionKind::kGatedDelta, .num_heads = 4, .num_kv_heads = 2, .head_dim = 32};
+  net.conv_taps = 4;
+  for (LayerConfig& layer : config.layers) layer.attention = net;
+  EXPECT_TRUE(config.keeps_states());
+  const int64_t numbers = 3 * (2 * 2 + 4) * 32 + 4 * 32 * 32;
+  for (const int64_t slots : {1, 5}) {
+    ASSERT_OK_AND_ASSIGN(const Placement placement,
+                         PlanPlacement(config, EvenSizes(), {.num_workers = 2, .context_tokens = 4096, .parallel = slots}));
+    EXPECT_EQ(placement.workers[0].kv_bytes, 3 * slots * numbers * 4);
+  }
+}
+
 TEST(Placement, GivesEveryWorkerALayer) {
   ASSERT_OK_AND_ASSIGN(const Placement six, Plan({.num_workers = 6}));
   for (size_t w = 0; w < 6; ++w)
