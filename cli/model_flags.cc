@@ -130,6 +130,10 @@ std::vector<ModelFlag> ServerTable() {
                      "ADDR or ADDR:PORT where workers of other hosts come in, known by certificates (port 8091)")),
       ServeOnly(Text("--cluster-certs", kServer, Coordinator("--cluster-certs"), &M::cluster_certs,
                      "folder with the certificates that `ferry cluster-init` makes (default: ~/.config/ferry/cluster)")),
+      ServeOnly(Choice("--resume", kServer, Coordinator("--resume"), &M::resume, {"on", "off"},
+                       "whether requests wait when a worker is lost, and go on with the next one")),
+      ServeOnly(Seconds("--resume-patience", kServer, Coordinator("--resume-patience"), &M::resume_patience, 1e-3,
+                        "seconds that they wait before they end UNAVAILABLE (default 30)", /*unset=*/0)),
       ServeOnly(Seconds("--drain-seconds", kServer, Coordinator("--drain-timeout"), &M::drain_seconds, 0,
                         "how long running requests may go on after Ctrl-C (default 30)", /*unset=*/-1)),
   };

@@ -37,6 +37,8 @@ struct ModelOptions {
   std::string cluster_listen, cluster_certs;  // for workers of other hosts; empty: there are none, or the coordinator's default
   double step_timeout = 0;                    // 0: the coordinator's default
   double drain_seconds = 30;                  // that running requests get when the coordinator is asked to end
+  std::string resume = "on";                  // on, off: whether requests go on after a worker is lost
+  double resume_patience = 0;                 // seconds; 0: the coordinator's default
   std::string trace;                          // file for a timeline
   bool force = false;                         // which may replace a file
   bool probe = false, keep_rates = false;

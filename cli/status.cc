@@ -33,8 +33,10 @@ void Print(const proto::GetServerInfoResponse& info) {
               HumanRate(found.rates.host.read_bytes_per_second).c_str(), found.rates.host.flops_per_second / 1e9,
               HumanRate(found.rates.host_beside_links.read_bytes_per_second).c_str(),
               found.rates.host_beside_links.flops_per_second / 1e9, found.source.c_str());
-  std::printf("requests  %u running of %u, %u queued; %llu prompt and %llu generated tokens so far\n", info.running_requests(),
-              info.max_parallel(), info.queued_requests(), static_cast<unsigned long long>(info.prompt_tokens_total()),
+  std::printf("requests  %u running of %u, %u queued, %llu resumed; %llu prompt and %llu generated tokens so far\n",
+              info.running_requests(), info.max_parallel(), info.queued_requests(),
+              static_cast<unsigned long long>(info.resumed_requests_total()),
+              static_cast<unsigned long long>(info.prompt_tokens_total()),
               static_cast<unsigned long long>(info.generated_tokens_total()));
   std::printf("KV cache  %u of %u blocks free\n", info.kv_blocks_free(), info.kv_blocks_total());
   for (const proto::WorkerInfo& worker : info.workers()) {

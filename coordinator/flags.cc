@@ -74,6 +74,10 @@ void CoordinatorFlags::AddTo(CLI::App& app) {
              "seconds until all workers must be ready for the first time (default 1800)");
   AddDecimal(app, "--drain-timeout", drain_timeout_, 0, kMaxSeconds,
              "seconds that running requests get after SIGTERM or SIGINT (default 30)");
+  AddChoice(app, "--resume", resume_, {"on", "off"},
+            "whether requests go on when a worker is lost and another takes its place (default on)");
+  AddDecimal(app, "--resume-patience", resume_patience_, 1e-3, kMaxSeconds,
+             "seconds that requests wait for it before they end UNAVAILABLE (default 30)");
   AddDecimal(app, "--host-read-rate", options_.host_read_bytes_per_second, 0, kMaxRate,
              "bytes per second this host reads experts at; 0: measured at start");
   AddDecimal(app, "--host-flops", options_.host_flops_per_second, 0, kMaxRate,
@@ -98,6 +102,8 @@ absl::StatusOr<CoordinatorOptions> CoordinatorFlags::Options() const {
   options.step_timeout = absl::Seconds(step_timeout_);
   options.load_timeout = absl::Seconds(load_timeout_);
   options.drain_timeout = absl::Seconds(drain_timeout_);
+  options.resume = resume_ == "on";
+  options.resume_patience = absl::Seconds(resume_patience_);
   RETURN_IF_ERROR(CheckOptions(options));
   return options;
 }

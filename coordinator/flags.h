@@ -21,6 +21,8 @@ class CoordinatorFlags {
   CoordinatorOptions options_;
   int port_ = -1;  // not given
   double heartbeat_interval_ = 1, heartbeat_timeout_ = 10, step_timeout_ = 120, load_timeout_ = 1800, drain_timeout_ = 30;
+  double resume_patience_ = 30;
+  std::string resume_ = "on";
   std::string key_type_ = "f16", value_type_ = "f16";
 };
 

@@ -34,7 +34,9 @@ struct CoordinatorOptions {
   absl::Duration step_timeout = absl::Seconds(120);
   absl::Duration load_timeout = absl::Minutes(30);  // until all workers are ready for the first time
   absl::Duration drain_timeout = absl::Seconds(30);
-  double host_read_bytes_per_second = 0;  // --host-read-rate, --host-flops: 0: probed
+  bool resume = true;                                  // --resume: requests go on when a lost worker's place is taken again
+  absl::Duration resume_patience = absl::Seconds(30);  // --resume-patience: if that happens within this time
+  double host_read_bytes_per_second = 0;               // --host-read-rate, --host-flops: 0: probed
   double host_flops_per_second = 0;
   std::string trace;        // --trace: a Chrome trace is written here; empty: none
   bool force = false;       // --force: existing files may be replaced by the trace and the port file

@@ -138,18 +138,20 @@ class ServerImpl final : public Server {
     if (!options_.trace.empty()) {
       ASSIGN_OR_RETURN(trace_, TraceWriter::Create(options_.trace, {.force = options_.force, .inputs = file_.paths()}));
     }
-    loop_ = std::make_unique<GenerationLoop>(BatchSchedulerOptions{.max_batch_tokens = cache.max_batch_tokens,
-                                                                   .micro_batch_tokens = cache.micro_batch_tokens,
-                                                                   .max_running = cache.num_slots,
-                                                                   .max_queued = options_.max_queued,
-                                                                   .vocab_size = model_.vocab_size,
-                                                                   .slots = {.num_slots = cache.num_slots,
-                                                                             .num_blocks = cache.num_blocks,
-                                                                             .block_tokens = kKvBlockTokens,
-                                                                             .window = model_.sliding_window(),
-                                                                             .ring_tokens = cache.ring_blocks * kKvBlockTokens,
-                                                                             .states = model_.keeps_states()}},
-                                             Clock::Real(), "the model is being loaded");
+    loop_ = std::make_unique<GenerationLoop>(
+        BatchSchedulerOptions{.max_batch_tokens = cache.max_batch_tokens,
+                              .micro_batch_tokens = cache.micro_batch_tokens,
+                              .max_running = cache.num_slots,
+                              .max_queued = options_.max_queued,
+                              .vocab_size = model_.vocab_size,
+                              .slots = {.num_slots = cache.num_slots,
+                                        .num_blocks = cache.num_blocks,
+                                        .block_tokens = kKvBlockTokens,
+                                        .window = model_.sliding_window(),
+                                        .ring_tokens = cache.ring_blocks * kKvBlockTokens,
+                                        .states = model_.keeps_states()},
+                              .resume_patience = options_.resume ? options_.resume_patience : absl::ZeroDuration()},
+        Clock::Real(), "the model is being loaded");
     controller_ = std::make_unique<ClusterController>(
         ClusterOptions{.model = model_,
                        .model_header = ModelHeaderOf(file_),
@@ -487,6 +489,7 @@ class ServerImpl final : public Server {
     info.set_kv_blocks_free(stats.kv_blocks_free);
     info.set_prompt_tokens_total(stats.prompt_tokens);
     info.set_generated_tokens_total(stats.generated_tokens);
+    info.set_resumed_requests_total(stats.resumed);
     info.set_resident_bytes(ResidentBytes());
     info.set_pid(getpid());
     const std::lock_guard lock(info_mutex_);

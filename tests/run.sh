@@ -14,7 +14,7 @@ fuzz_seconds=${FERRY_FUZZ_SECONDS:-60}
 # Under the address sanitizer: what only computes, for minutes, with code that other tests run too.
 asan_too_slow='Golden.*'
 # Real processes, all of them built with it: a request over each transport, and a worker that is killed.
-asan_cluster='SameEverywhere.OverGrpcWithSlots:SameEverywhere.AmongEightOthers:Faults.AKilledWorker*:Faults.ACancelled*:Faults.BadRequests*'
+asan_cluster='SameEverywhere.OverGrpcWithSlots:SameEverywhere.AmongEightOthers:Faults.WithoutResume*:Faults.ACancelled*:Faults.BadRequests*'
 # Under the thread sanitizer: what has threads.
 tsan_coordinator='GenerationLoop*:ClusterController*:Membership*:ExpertExchange*:Pipeline*:FerryService*:Server*'
 tsan_worker='*Link*:StepRunner*:ActivationQueue*:ActivationRing*:*TwoWorkers*:Loopback*:ExpertForecast*:HostChunks*:WorkerService*:Agent*:Heartbeat*:ExpertCache*'

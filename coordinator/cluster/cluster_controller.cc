@@ -338,19 +338,27 @@ double ClusterController::StepCost() const {
 
 void ClusterController::EndEpoch(const PipelineFailure& failure) {
   set_serving_(false);
+  bool another_may_come = false;
   {
     const std::lock_guard lock(mutex_);
     serving_ = false;
+    another_may_come = has_served_ && !stop_;
   }
-  loop_.Suspend(ForClients(failure.status));
+  if (another_may_come) {
+    loop_.Hold(ForClients(failure.status));
+  } else {
+    loop_.Suspend(ForClients(failure.status));
+  }
   membership_.EndEpoch();
   if (failure.lost && failure.suspect) {
     const std::string because(failure.status.message());
     if (membership_.MarkLost(*failure.suspect, failure.incarnation, because)) RemovePeer(*failure.suspect, failure.incarnation);
   }
   pipeline_.reset();
+  // A worker that keeps dying is not started at once by its supervisor, and requests wait: that is pause enough.
   const absl::Time now = clock_.Now();
-  pause_ = now - epoch_began_ >= kLongEpoch ? kFirstPause : std::min(2 * pause_, kLongestPause);
+  const bool worker_lost = !membership_.AllReady();
+  pause_ = worker_lost || now - epoch_began_ >= kLongEpoch ? kFirstPause : std::min(2 * pause_, kLongestPause);
   next_attempt_ = now + pause_;
   const bool stopping = StopRequested();
   spdlog::log(stopping ? spdlog::level::info : spdlog::level::err, "the epoch ended: {}", std::string(failure.status.message()));

@@ -4,10 +4,11 @@
 // place is taken again. Membership keeps the states and Pipeline runs the steps. The controller orders these events:
 //
 //   epoch begins   every worker agrees -> the generation loop gets the pipeline -> health says SERVING
-//   epoch ends     health says NOT_SERVING -> every request ends -> the pipeline is closed -> the lost worker's place is free
+//   epoch ends     health says NOT_SERVING -> requests are held or end -> the pipeline is closed -> the lost worker's place is
+//   free
 //
-// When a step fails or takes too long and no worker is lost, a new epoch begins with the same workers. After epochs that ended
-// soon, the next begins after a growing pause.
+// When a step fails or takes too long and no worker is lost, a new epoch begins with the same workers; after such epochs that ended
+// soon, after a growing pause.
 
 #include <condition_variable>
 #include <functional>
@@ -63,7 +64,7 @@ class ClusterController {
   void Open(const ExpertStore* store, ExpertExchange* exchange);
   // The progress that the answer to a worker before Open has.
   void SetLoadProgress(double fraction);
-  // Ends the current epoch, if any, and its requests with `status`. No other begins. Idempotent.
+  // Ends the current epoch, if any, and all requests with `status`. No other begins. Idempotent.
   void Stop(const absl::Status& status);
   // Waits for the first epoch to begin; false when it has not by `deadline`.
   bool WaitUntilServing(absl::Time deadline);

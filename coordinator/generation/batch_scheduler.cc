@@ -10,6 +10,8 @@ namespace {
 
 // What a row of logits costs beside its ids and values, in units of one logit.
 constexpr int64_t kRowOverhead = 8;
+// Of steps, without a further row of a request in between: once may have been a device that has been replaced since.
+constexpr int kMaxFailures = 2;
 
 }  // namespace
 
@@ -25,26 +27,29 @@ absl::Status BatchScheduler::Enqueue(std::shared_ptr<Generation> generation) {
   if (generation->deadline() <= clock_.Now()) return DeadlineExceeded("the deadline passed before the request was queued");
   // A request that can run at once needs no place in the queue.
   Admit();
-  const bool runs_at_once = queue_.empty() && num_running() < options_.max_running;
-  if (!runs_at_once && num_queued() >= options_.max_queued) {
-    return ResourceExhausted("the queue is full: %d requests are waiting and %d are running", num_queued(), num_running());
+  const bool runs_at_once = lost_.ok() && queue_.empty() && num_running() < options_.max_running;
+  const auto held = std::count_if(queue_.begin(), queue_.end(), [](const Waiting& queued) { return queued.past.ran; });
+  if (!runs_at_once && num_queued() - held >= options_.max_queued) {
+    return ResourceExhausted("the queue is full: %d requests are waiting and %d are running", num_queued() - held,
+                             num_running() + held);
   }
   const GenerationOwner& owner = generation->owner();
-  const auto of_owner = std::count_if(queue_.begin(), queue_.end(), [&](const std::shared_ptr<Generation>& queued) {
-    return queued->owner().name == owner.name;
+  const auto of_owner = std::count_if(queue_.begin(), queue_.end(), [&](const Waiting& queued) {
+    return !queued.past.ran && queued.generation->owner().name == owner.name;
   });
   if (!runs_at_once && owner.max_queued > 0 && of_owner >= owner.max_queued) {
     return ResourceExhausted("%d requests of %s are waiting, its share of the queue", of_owner, owner.name);
   }
   Welcome(owner.name);
-  queue_.push_back(std::move(generation));
+  queue_.push_back({.generation = std::move(generation), .past = {.patience_ends = clock_.Now() + options_.resume_patience}});
   Admit();
   return absl::OkStatus();
 }
 
 void BatchScheduler::Welcome(const std::string& owner) {
   const auto is_here = [&](const std::string& name) {
-    return std::any_of(queue_.begin(), queue_.end(), [&](const auto& queued) { return queued->owner().name == name; }) ||
+    return std::any_of(queue_.begin(), queue_.end(),
+                       [&](const auto& queued) { return queued.generation->owner().name == name; }) ||
            std::any_of(running_.begin(), running_.end(),
                        [&](const auto& running) { return running->generation->owner().name == name; });
   };
@@ -57,37 +62,46 @@ void BatchScheduler::Welcome(const std::string& owner) {
 }
 
 size_t BatchScheduler::NextInLine() const {
+  if (queue_.front().past.ran) return 0;  // all of them had room at once before, and have again
   // Of two callers with the same share, the one with fewer requests running goes first: a caller that has just come waits for
   // one request of the other at most.
-  const auto rank = [&](const std::shared_ptr<Generation>& queued) {
-    const std::string& name = queued->owner().name;
+  const auto rank = [&](const Waiting& queued) {
+    const std::string& name = queued.generation->owner().name;
     const auto running = std::count_if(running_.begin(), running_.end(),
                                        [&](const auto& other) { return other->generation->owner().name == name; });
     return std::pair(served_.at(name), running);
   };
   size_t next = 0;
   for (size_t i = 1; i < queue_.size(); ++i) {
-    if (queue_[i]->owner().name != queue_[next]->owner().name && rank(queue_[i]) < rank(queue_[next])) next = i;
+    const bool same_owner = queue_[i].generation->owner().name == queue_[next].generation->owner().name;
+    if (!same_owner && rank(queue_[i]) < rank(queue_[next])) next = i;
   }
   return next;
 }
 
 void BatchScheduler::Admit() {
-  while (!queue_.empty() && num_running() < options_.max_running) {
+  while (lost_.ok() && !queue_.empty() && num_running() < options_.max_running) {
     const auto next = queue_.begin() + static_cast<std::ptrdiff_t>(NextInLine());
-    Generation& generation = **next;
-    const std::span<const int32_t> prompt = generation.tokens();
+    Generation& generation = *next->generation;
+    const std::span<const int32_t> tokens = generation.tokens();
     absl::StatusOr<KvSlots::Lease> lease =
-        slots_.Acquire(prompt, generation.reserve_tokens(), generation.may_reuse_prefix(), generation.owner().cache_domain);
+        slots_.Acquire(tokens, generation.reserve_tokens(), generation.may_reuse_prefix(), generation.owner().cache_domain);
     if (!lease.ok()) return;  // until a running request ends; those behind it wait too, or a large one would wait for ever
     auto running = std::make_shared<Running>();
-    served_[generation.owner().name] += generation.reserve_tokens();
-    running->generation = std::move(*next);
+    running->generation = std::move(next->generation);
+    running->past = next->past;
+    running->known_tokens = static_cast<int64_t>(tokens.size());
     queue_.erase(next);
     running->submitted = lease->cached_tokens;
     running->lease = *std::move(lease);
     running_.push_back(running);
-    running->generation->OnAdmitted(running->lease.cached_tokens);
+    if (running->past.ran) {
+      ++num_resumed_;
+      generation.OnResumed();
+    } else {
+      served_[generation.owner().name] += generation.reserve_tokens();
+      generation.OnAdmitted(running->lease.cached_tokens);
+    }
   }
 }
 
@@ -101,7 +115,7 @@ void BatchScheduler::RemoveEnded() {
 }
 
 void BatchScheduler::Cancel(const Generation* generation) {
-  std::erase_if(queue_, [&](const std::shared_ptr<Generation>& queued) { return queued.get() == generation; });
+  std::erase_if(queue_, [&](const Waiting& queued) { return queued.generation.get() == generation; });
   for (const std::shared_ptr<Running>& running : running_) {
     if (running->generation.get() == generation) End(*running);
   }
@@ -110,9 +124,14 @@ void BatchScheduler::Cancel(const Generation* generation) {
 
 void BatchScheduler::ExpireDeadlines() {
   const absl::Time now = clock_.Now();
-  std::erase_if(queue_, [&](const std::shared_ptr<Generation>& queued) {
-    if (queued->deadline() > now) return false;
-    queued->OnFailed(DeadlineExceeded("the deadline passed in the queue"));
+  std::erase_if(queue_, [&](const Waiting& queued) {
+    if (queued.generation->deadline() <= now) {
+      queued.generation->OnFailed(DeadlineExceeded("the deadline passed in the queue"));
+      return true;
+    }
+    if (lost_.ok() || queued.past.patience_ends > now) return false;
+    queued.generation->OnFailed(Unavailable("%s; waited %s for the cluster to serve again", lost_.message(),
+                                            absl::FormatDuration(options_.resume_patience)));
     return true;
   });
   for (const std::shared_ptr<Running>& running : running_) {
@@ -126,7 +145,10 @@ void BatchScheduler::ExpireDeadlines() {
 
 absl::Time BatchScheduler::NextDeadline() const {
   absl::Time next = absl::InfiniteFuture();
-  for (const std::shared_ptr<Generation>& queued : queue_) next = std::min(next, queued->deadline());
+  for (const Waiting& queued : queue_) {
+    next = std::min(next, queued.generation->deadline());
+    if (!lost_.ok()) next = std::min(next, queued.past.patience_ends);
+  }
   for (const std::shared_ptr<Running>& running : running_) next = std::min(next, running->generation->deadline());
   return next;
 }
@@ -157,7 +179,7 @@ int64_t BatchScheduler::AddRows(const std::shared_ptr<Running>& running, int64_t
   in_flight->parts.push_back(
       {.running = running, .first_position = first, .num_tokens = num_tokens, .num_logits = static_cast<int64_t>(logits.size())});
   step->sequences.push_back({.slot = running->lease.slot,
-                             .decoding = first >= generation.prompt_tokens(),
+                             .decoding = first >= running->known_tokens,
                              .first_position = first,
                              .token_ids = {tokens.begin() + first, tokens.begin() + end},
                              .blocks = {running->lease.blocks.begin(), running->lease.blocks.begin() + num_blocks},
@@ -180,9 +202,9 @@ std::optional<StepPlan> BatchScheduler::NextStep(int max_in_flight, double step_
   bool anyone_decodes = false;
   int64_t rows_of_prompts = 0;  // in all their steps, so that these come out equal
   for (const std::shared_ptr<Running>& running : running_) {
-    if (running->submitted < running->generation->prompt_tokens()) {
+    if (running->submitted < running->known_tokens) {
       prompts.push_back(running);
-      rows_of_prompts += running->generation->prompt_tokens() - running->lease.cached_tokens;
+      rows_of_prompts += running->known_tokens - running->lease.cached_tokens;
       continue;
     }
     anyone_decodes = true;
@@ -196,7 +218,7 @@ std::optional<StepPlan> BatchScheduler::NextStep(int max_in_flight, double step_
   int64_t prompt_rows = std::min(rows_left, StepRows(rows_of_prompts, max_in_flight, step_cost_rows));
   if (anyone_decodes) prompt_rows = std::min(prompt_rows, options_.micro_batch_tokens);
   const auto add_prompt = [&](const std::shared_ptr<Running>& running) {
-    const int64_t in_prompt_left = running->generation->prompt_tokens() - running->submitted;
+    const int64_t in_prompt_left = running->known_tokens - running->submitted;
     const int64_t wanted = std::min({in_prompt_left, prompt_rows, rows_left});
     if (wanted == 0) return;
     const int64_t added = AddRows(running, wanted, &logits_left, &step, &in_flight);
@@ -225,6 +247,7 @@ void BatchScheduler::OnStepDone(StepId id, StepOutcome outcome) {
     const std::span<LogitsResult> logits = std::span(outcome.logits).subspan(next_logits, part.num_logits);
     next_logits += part.num_logits;
     if (part.running->ended) continue;
+    part.running->rows_done = part.first_position + part.num_tokens;
     if (part.running->generation->OnRows(part.first_position, part.num_tokens, logits, outcome.experts)) End(*part.running);
   }
   RemoveEnded();
@@ -236,7 +259,38 @@ void BatchScheduler::FailAll(const absl::Status& status) {
   const auto running = std::exchange(running_, {});
   const auto queue = std::exchange(queue_, {});
   for (const std::shared_ptr<Running>& each : running) each->generation->OnFailed(status);
-  for (const std::shared_ptr<Generation>& each : queue) each->OnFailed(status);
+  for (const Waiting& each : queue) each.generation->OnFailed(status);
+}
+
+void BatchScheduler::LoseCaches(const absl::Status& status) {
+  in_flight_.clear();
+  slots_.Clear();
+  lost_ = status;
+  const auto running = std::exchange(running_, {});
+  auto queue = std::exchange(queue_, {});
+  const absl::Time patience_ends = clock_.Now() + options_.resume_patience;
+  for (const std::shared_ptr<Running>& each : running) {
+    Past past = each->past;
+    const bool got_on = each->rows_done > past.rows_done;
+    if (got_on || !past.ran) past.patience_ends = patience_ends;
+    if (got_on) past.failures = 0;
+    if (absl::IsInternal(status)) ++past.failures;
+    past.rows_done = std::max(past.rows_done, each->rows_done);
+    past.ran = true;
+    Hold(std::move(each->generation), past, status);
+  }
+  for (Waiting& each : queue) {
+    if (!each.past.ran) each.past.patience_ends = patience_ends;
+    Hold(std::move(each.generation), each.past, status);
+  }
+}
+
+void BatchScheduler::Hold(std::shared_ptr<Generation> generation, const Past& past, const absl::Status& status) {
+  if (Holds(*generation) && past.failures < kMaxFailures) {
+    queue_.push_back({.generation = std::move(generation), .past = past});
+  } else {
+    generation->OnFailed(status);
+  }
 }
 
 }  // namespace ferry

@@ -8,6 +8,9 @@
 // the whole step, since an expert then crosses the link once for more tokens; with several workers they get as many rows as keep
 // all workers busy.
 //
+// When the cluster loses its caches, requests that ran are held: they wait ahead of all others, and once the caches are back they
+// run again from their first row to their last known token, and then go on. Sampled tokens stay; only rows are computed again.
+//
 // Owners share fairly: the next request is the first of the owner whose requests were given the fewest tokens, and of one owner
 // first in first out.
 //
@@ -54,15 +57,19 @@ class Generation {
     static const GenerationOwner kNobody;
     return kNobody;
   }
-  virtual bool forgets_experts() const = 0;  // its first step begins with empty expert slots
+  virtual bool forgets_experts() const = 0;      // its first step begins with empty expert slots
+  virtual bool resumes() const { return true; }  // goes on after the caches were lost; otherwise that ends it
 
   // The prompt and the tokens sampled so far.
   virtual std::span<const int32_t> tokens() const = 0;
   // Which logits the request wants from the row of the token at `position`, which predicts the next token. The scheduler asks for
-  // the last token's row once that token is known.
+  // the last token's row once that token is known, and of a request that runs again also for rows that it had results of: it
+  // wants nothing of them.
   virtual std::optional<LogitsRequest> LogitsAt(int64_t position) const = 0;
 
   virtual void OnAdmitted(int64_t cached_tokens) = 0;
+  // It runs again after its caches were lost.
+  virtual void OnResumed() {}
   // The model has computed rows [first_position, first_position + num_tokens); `logits` are those that LogitsAt asked for, in
   // order. After the row of the last token, either tokens() has grown, or the call returns true: the request is finished.
   virtual bool OnRows(int64_t first_position, int64_t num_tokens, std::span<LogitsResult> logits,
@@ -81,6 +88,9 @@ struct BatchSchedulerOptions {
   int64_t max_logits = 8 << 20;
   int64_t vocab_size = 0;
   KvSlotsOptions slots;
+  // How long requests wait for caches that were lost, counted from the loss after which they got no further row; zero: not at
+  // all.
+  absl::Duration resume_patience;
 };
 
 class BatchScheduler {
@@ -103,17 +113,43 @@ class BatchScheduler {
   std::optional<StepPlan> NextStep(int max_in_flight, double step_cost_rows = std::numeric_limits<double>::infinity());
   // Steps end in order. A step that was forgotten by FailAll is ignored.
   void OnStepDone(StepId id, StepOutcome outcome);
-  // The cluster has lost its caches: ends all requests, queued ones too, and forgets all sequences and steps in flight.
+  // Ends all requests, queued ones too, and forgets all sequences and steps in flight.
   void FailAll(const absl::Status& status);
+  // The cluster has lost its caches, for the reason `status`: forgets all sequences and steps in flight, and holds the requests,
+  // also those that come, until CachesReturned. Ends with `status` those that do not resume. An Internal status is a step's own
+  // failure: it also ends those that ran and got no further row since the one before, since they may be the reason. Ends with
+  // Unavailable those whose patience is over.
+  void LoseCaches(const absl::Status& status);
+  // NextStep plans again.
+  void CachesReturned() { lost_ = absl::OkStatus(); }
+  // Whether a request may be enqueued and held while the caches are lost.
+  bool Holds(const Generation& generation) const {
+    return options_.resume_patience > absl::ZeroDuration() && generation.resumes();
+  }
 
+  int64_t num_resumed() const { return num_resumed_; }  // how often requests ran again
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
   int64_t num_queued() const { return static_cast<int64_t>(queue_.size()); }
   int num_in_flight() const { return static_cast<int>(in_flight_.size()); }
   const KvSlots& slots() const { return slots_; }
 
  private:
+  // What a request went through before it runs.
+  struct Past {
+    bool ran = false;          // and was stopped by a loss of the caches
+    int64_t rows_done = 0;     // the first rows, of which it had results
+    int failures = 0;          // Internal ones, without a further row in between
+    absl::Time patience_ends;  // while the caches are lost
+  };
+  struct Waiting {
+    std::shared_ptr<Generation> generation;
+    Past past;
+  };
   struct Running {
     std::shared_ptr<Generation> generation;
+    Past past;
+    int64_t known_tokens = 0;  // when it was admitted: their rows are computed as those of a prompt
+    int64_t rows_done = 0;     // the first rows, of which it has results
     KvSlots::Lease lease;
     int64_t submitted = 0;  // rows put into steps, or cached
     bool begun = false;     // a step has rows of it
@@ -131,6 +167,8 @@ class BatchScheduler {
   };
 
   void Admit();
+  // The request's next turn, or its end.
+  void Hold(std::shared_ptr<Generation> generation, const Past& past, const absl::Status& status);
   // Of the requests that wait, the index of the one whose turn it is: the first of the owner that was given least.
   size_t NextInLine() const;
   // An owner that comes, or comes back, begins with as much as the least served of those that are here.
@@ -144,12 +182,14 @@ class BatchScheduler {
   const BatchSchedulerOptions options_;
   const Clock& clock_;
   KvSlots slots_;
-  std::deque<std::shared_ptr<Generation>> queue_;
+  std::deque<Waiting> queue_;                      // those that ran are in front
   std::map<std::string, int64_t> served_;          // tokens that requests of each owner that is here were given, as reserved
   std::vector<std::shared_ptr<Running>> running_;  // in order of admission
   std::deque<InFlight> in_flight_;
   uint64_t last_step_ = 0;
   uint64_t last_turn_ = 0;
+  absl::Status lost_;  // why the caches are lost; OK: they are there
+  int64_t num_resumed_ = 0;
 };
 
 }  // namespace ferry

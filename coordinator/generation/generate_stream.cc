@@ -138,10 +138,10 @@ void GenerateStream::TryCancel() {
 void GenerateStream::Audit() const {
   spdlog::info(
       "audit: key={} peer={} prompt={} cached={} generated={} queue={:.3f}s prefill={:.3f}s decode={:.3f}s total={:.3f}s "
-      "outcome={}",
+      "resumed={} outcome={}",
       caller_.name, Escaped(peer_), prompt_tokens_, finish_.cached_prompt_tokens(), generated_tokens_, finish_.queue_seconds(),
       finish_.prefill_seconds(), finish_.decode_seconds(), absl::ToDoubleSeconds(options_.clock->Now() - begun_),
-      absl::StatusCodeToString(end_ ? end_->code() : absl::StatusCode::kUnknown));
+      finish_.resumed(), absl::StatusCodeToString(end_ ? end_->code() : absl::StatusCode::kUnknown));
 }
 
 }  // namespace ferry

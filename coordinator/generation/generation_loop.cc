@@ -41,7 +41,8 @@ void GenerationLoop::Post(Task task) {
 void GenerationLoop::Submit(std::shared_ptr<Generation> generation) {
   Post([this, generation = std::move(generation)] {
     absl::Status status = refusing_;
-    if (status.ok() && executor_ == nullptr) status = suspended_;
+    const bool held = holds_ && scheduler_.Holds(*generation);
+    if (status.ok() && executor_ == nullptr && !held) status = suspended_;
     if (status.ok()) status = scheduler_.Enqueue(generation);
     if (!status.ok()) generation->OnFailed(status);
   });
@@ -52,15 +53,27 @@ void GenerationLoop::Cancel(std::shared_ptr<Generation> generation) {
 }
 
 void GenerationLoop::Attach(StepExecutor* executor) {
-  Post([this, executor] { executor_ = executor; });
+  Post([this, executor] {
+    executor_ = executor;
+    scheduler_.CachesReturned();
+  });
+}
+
+void GenerationLoop::Hold(const absl::Status& status) {
+  Detach(status, /*holds=*/true, [&] { scheduler_.LoseCaches(status); });
 }
 
 void GenerationLoop::Suspend(const absl::Status& status) {
+  Detach(status, /*holds=*/false, [&] { scheduler_.FailAll(status); });
+}
+
+void GenerationLoop::Detach(const absl::Status& status, bool holds, const std::function<void()>& then) {
   std::promise<void> done;
   Post([&] {
     executor_ = nullptr;
     suspended_ = Unavailable("no model is served now: %s", status.message());
-    scheduler_.FailAll(status);
+    holds_ = holds;
+    then();
     done.set_value();
   });
   done.get_future().wait();
@@ -99,7 +112,8 @@ void GenerationLoop::PublishStats() {
             .kv_blocks_total = scheduler_.slots().num_blocks(),
             .kv_blocks_free = scheduler_.slots().free_blocks(),
             .prompt_tokens = prompt_tokens_,
-            .generated_tokens = generated_tokens_};
+            .generated_tokens = generated_tokens_,
+            .resumed = scheduler_.num_resumed()};
   changed_.notify_all();
 }
 

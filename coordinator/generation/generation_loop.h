@@ -1,10 +1,11 @@
 #pragma once
 
 // The thread that runs the scheduler: accepts requests, sends steps to the executor, and passes results to requests. Other
-// threads post to its inbox and do not wait for it, except in Suspend and WaitUntilIdle.
+// threads post to its inbox and do not wait for it, except in Hold, Suspend and WaitUntilIdle.
 //
-// It serves while it has an executor. Suspend takes the executor away and ends every request with a status. Until the next
-// Attach, the loop refuses new requests with Unavailable and that status's message.
+// It serves while it has an executor. Hold takes the executor away and keeps the requests, also those that come, for the next
+// one, as far as their patience goes (batch_scheduler.h). Suspend takes it away and ends every request with a status. Until the
+// next Attach, the loop refuses new requests that it does not hold with Unavailable and that status's message.
 
 #include <atomic>
 #include <condition_variable>
@@ -27,8 +28,9 @@ struct GenerationStats {
   int64_t queued = 0;
   int64_t kv_blocks_total = 0;
   int64_t kv_blocks_free = 0;    // not reserved by a running request
-  int64_t prompt_tokens = 0;     // rows of prompts that were computed, since the start
+  int64_t prompt_tokens = 0;     // rows of prompts that were computed, and of requests that went on, since the start
   int64_t generated_tokens = 0;  // rows of decoding
+  int64_t resumed = 0;           // how often requests went on after a Hold
 };
 
 class GenerationLoop {
@@ -43,8 +45,10 @@ class GenerationLoop {
   // Drops a request: does not call it again, and frees its slot before the next step is made.
   void Cancel(std::shared_ptr<Generation> generation);
 
-  // `executor` must stay until Suspend.
+  // `executor` must stay until Hold or Suspend.
   void Attach(StepExecutor* executor);
+  // The executor has failed with `status` and lost all caches; waits until it is no longer used.
+  void Hold(const absl::Status& status);
   // Ends every request with `status` and waits until the executor is no longer used.
   void Suspend(const absl::Status& status);
   // Refuses new requests with `status` from now on; accepted ones go on.
@@ -60,12 +64,15 @@ class GenerationLoop {
   void Run();
   void PublishStats();
   void SendSteps();
+  // Gives the executor up on the loop's thread, does `then` there, and waits for it.
+  void Detach(const absl::Status& status, bool holds, const std::function<void()>& then);
 
   const Clock& clock_;
   // Of the loop's thread.
   BatchScheduler scheduler_;
   StepExecutor* executor_ = nullptr;
   absl::Status suspended_;  // why there is no executor
+  bool holds_ = false;      // without an executor: requests may wait for the next
   absl::Status refusing_;   // not OK: StopAdmitting
   int64_t prompt_tokens_ = 0, generated_tokens_ = 0;
 

@@ -137,6 +137,7 @@ absl::StatusOr<std::shared_ptr<Request>> Request::Create(const v1::GenerateReque
   result->constraint_ = std::move(constraint);
   result->logprobs_ = request.has_logprobs();
   result->forget_experts_ = request.forget_experts();
+  result->resumes_ = !request.has_resume() || request.resume();
   if (request.has_prompt_logprobs()) result->prompt_logprobs_ = static_cast<int32_t>(request.prompt_logprobs());
   return result;
 }
@@ -153,6 +154,7 @@ Request::Request(const Tokenizer* tokenizer, bool render_special, StopMatcher st
       prompt_done_(queued_) {}
 
 std::optional<LogitsRequest> Request::LogitsAt(int64_t position) const {
+  if (position < rows_done_) return std::nullopt;
   if (position < prompt_tokens_ - 1) {
     if (!prompt_logprobs_) return std::nullopt;
     return LogitsRequest{.top_n = *prompt_logprobs_, .target = tokens_[position + 1]};
@@ -176,7 +178,7 @@ bool Request::OnRows(int64_t first_position, int64_t num_tokens, std::span<Logit
   bool last_row_done = false;
   for (int64_t position = first_position; position < first_position + num_tokens; ++position) {
     const bool last = position == static_cast<int64_t>(tokens_.size()) - 1;
-    if (position == prompt_tokens_ - 1) prompt_done_ = clock_.Now();
+    if (position == prompt_tokens_ - 1 && position >= rows_done_) prompt_done_ = clock_.Now();
     if (LogitsAt(position)) {
       if (next >= logits.size()) {
         OnFailed(Internal("the logits of position %d are missing", position));
@@ -196,6 +198,7 @@ bool Request::OnRows(int64_t first_position, int64_t num_tokens, std::span<Logit
         return true;
       }
     }
+    rows_done_ = std::max(rows_done_, position + 1);
     if (last) {
       last_row_done = true;
       break;
@@ -282,6 +285,7 @@ void Request::FillFinish(v1::Finish::Reason reason, v1::Finish* finish) const {
   finish->set_prefill_seconds(absl::ToDoubleSeconds(prompt_done_ - admitted_));
   finish->set_decode_seconds(absl::ToDoubleSeconds(now - prompt_done_));
   *finish->mutable_experts() = experts_;
+  finish->set_resumed(resumed_);
 }
 
 void Request::OnFailed(const absl::Status& status) { sink_->Close(status); }

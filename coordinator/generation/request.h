@@ -63,15 +63,17 @@ class Request final : public Generation {
 
   int64_t prompt_tokens() const override { return prompt_tokens_; }
   int64_t reserve_tokens() const override { return prompt_tokens_ + max_tokens_; }
-  bool may_reuse_prefix() const override { return !prompt_logprobs_; }
+  bool may_reuse_prefix() const override { return !prompt_logprobs_ || rows_done_ >= prompt_tokens_; }
   absl::Time deadline() const override { return deadline_; }
   const GenerationOwner& owner() const override { return owner_; }
   // Before it is submitted.
   void SetOwner(GenerationOwner owner) { owner_ = std::move(owner); }
   bool forgets_experts() const override { return forget_experts_; }
+  bool resumes() const override { return resumes_; }
   std::span<const int32_t> tokens() const override { return tokens_; }
   std::optional<LogitsRequest> LogitsAt(int64_t position) const override;
   void OnAdmitted(int64_t cached_tokens) override;
+  void OnResumed() override { ++resumed_; }
   bool OnRows(int64_t first_position, int64_t num_tokens, std::span<LogitsResult> logits,
               const v1::ExpertCounters& experts) override;
   void OnFailed(const absl::Status& status) override;
@@ -104,8 +106,11 @@ class Request final : public Generation {
   std::unique_ptr<OutputConstraint> constraint_;  // null: none
   bool logprobs_ = false;
   bool forget_experts_ = false;
+  bool resumes_ = true;
   std::optional<int32_t> prompt_logprobs_;  // how many of the best
 
+  int64_t rows_done_ = 0;  // whose results were taken: of the first rows, which may be computed again
+  uint32_t resumed_ = 0;
   int64_t cached_tokens_ = 0;
   absl::Time queued_, admitted_, prompt_done_;
   v1::ExpertCounters experts_;

@@ -95,6 +95,8 @@ void WriteServer(const v1::GetServerInfoResponse& server, TextWriter& writer) {
                 static_cast<double>(server.prompt_tokens_total()));
   writer.Metric("generation_tokens_total", "counter", "Generated tokens since the coordinator started.",
                 static_cast<double>(server.generated_tokens_total()));
+  writer.Metric("requests_resumed_total", "counter", "How often requests went on after a worker was lost.",
+                static_cast<double>(server.resumed_requests_total()));
   writer.Metric("uptime_seconds", "gauge", "Age of the coordinator.", server.uptime_seconds());
   writer.Metric("experts_arena_bytes", "gauge", "Experts in the host's memory.", static_cast<double>(server.arena_bytes()));
   writer.Metric("coordinator_resident_memory_bytes", "gauge", "Memory of the coordinator's process.",

@@ -37,6 +37,8 @@ const std::map<std::string, std::string> kTyped = {
     {"--port", "1234"},
     {"--listen", "127.0.0.2"},
     {"--drain-seconds", "90"},
+    {"--resume", "off"},
+    {"--resume-patience", "12.5"},
     {"--tls-cert", "cert.pem"},
     {"--tls-key", "key.pem"},
     {"--api-keys", "keys"},
@@ -122,6 +124,8 @@ TEST(ModelFlags, TheChildrenTakeWhatTheyAreTold) {
   EXPECT_EQ(coordinator.expert_transport, "grpc");
   EXPECT_EQ(coordinator.step_timeout, absl::Seconds(7.5));
   EXPECT_EQ(coordinator.drain_timeout, absl::Seconds(90));
+  EXPECT_FALSE(coordinator.resume);
+  EXPECT_EQ(coordinator.resume_patience, absl::Seconds(12.5));
   EXPECT_EQ(coordinator.trace, "-t.json");
   EXPECT_TRUE(coordinator.force);
   EXPECT_TRUE(coordinator.keep_rates);

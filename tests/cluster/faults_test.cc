@@ -2,12 +2,16 @@
 
 #include <signal.h>
 
+#include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <future>
+#include <random>
 #include <set>
+#include <thread>
 
 #include "absl/time/clock.h"
+#include "cli/supervisor.h"
 #include "tests/cluster/cluster.h"
 #include "tests/testing/status_matchers.h"
 
@@ -15,6 +19,8 @@ namespace ferry {
 namespace {
 
 using ::testing::HasSubstr;
+
+constexpr double kPatience = 300;  // seconds: a busy machine takes its time to start a worker
 
 // Runs a long generation beside the test.
 std::future<absl::Status> InTheBackground(Client& client, std::vector<uint32_t> prompt, uint32_t tokens) {
@@ -35,11 +41,12 @@ void ExpectServedAgainWithin(Client& client, absl::Duration timeout) {
   EXPECT_TRUE(Eventually(timeout, [&] { return Greedy(client, SomePrompt(10), 3).ok(); }));
 }
 
-TEST(Faults, AKilledWorkerEndsItsRequestsAndTheServiceComesBack) {
+TEST(Faults, WithoutResumeAKilledWorkerEndsItsRequests) {
   // The slow kernels and small steps make a prefill that lasts long enough to be hit.
   ModelOptions options = DemoModel(2);
   options.backend = "reference";
   options.batch = 64;
+  options.resume = "off";
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Connect("", options));
   // In decode, then in prefill: of the last worker, then of the first.
   for (const bool in_prefill : {false, true}) {
@@ -56,20 +63,137 @@ TEST(Faults, AKilledWorkerEndsItsRequestsAndTheServiceComesBack) {
   }
 }
 
-TEST(Faults, AStoppedWorkerIsADeadlineNotAHang) {
+// A worker that hangs is no end of a connection: the coordinator declares it lost, and the supervisor ends it.
+TEST(Faults, AStoppedWorkerIsReplacedAndItsStreamsGoOn) {
   ModelOptions options = DemoModel(2);
-  options.step_timeout = 2;
-  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Connect("", options));
-  std::future<absl::Status> request = InTheBackground(*client, SomePrompt(10), 100000);
-  ASSERT_OK_AND_ASSIGN(const proto::GetServerInfoResponse info, WhenBusy(*client));
-  const pid_t worker = info.workers(0).pid();
-  ASSERT_EQ(kill(worker, SIGSTOP), 0);
-  const bool ended = request.wait_for(std::chrono::seconds(15)) == std::future_status::ready;
-  kill(worker, SIGKILL);
-  ASSERT_TRUE(ended);
-  EXPECT_THAT(request.get(), StatusIs(absl::StatusCode::kDeadlineExceeded));
-  ExpectServedAgainWithin(*client, absl::Seconds(15));
+  options.resume_patience = kPatience;
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Supervisor> supervisor, Supervisor::Start(options));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Connect(supervisor->address(), options));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> impatient, Client::Connect(supervisor->address(), options));
+  ASSERT_OK_AND_ASSIGN(const Completion alone, Greedy(*client, SomePrompt(10), 1500));
+  std::future<absl::StatusOr<Completion>> request =
+      std::async(std::launch::async, [&] { return Greedy(*client, SomePrompt(10), 1500); });
+  std::future<absl::Status> ends = std::async(std::launch::async, [&] {
+    proto::GenerateRequest request;
+    request.mutable_tokens()->add_ids(5);
+    request.set_ignore_eos(true);
+    request.set_resume(false);
+    return impatient->Generate(request, [](const proto::GenerateResponse&) { return true; }).status();
+  });
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> observer, Client::Connect(supervisor->address(), options));
+  ASSERT_TRUE(Eventually(absl::Seconds(10), [&] {
+    const absl::StatusOr<proto::GetServerInfoResponse> info = observer->ServerInfo();
+    return info.ok() && info->running_requests() == 2;
+  }));
+  ASSERT_OK_AND_ASSIGN(const proto::GetServerInfoResponse info, observer->ServerInfo());
+  const pid_t stopped = info.workers(0).pid();
+  ASSERT_EQ(kill(stopped, SIGSTOP), 0);
+  EXPECT_THAT(ends.get(), StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("worker 0")));
+  ASSERT_OK_AND_ASSIGN(const Completion completion, request.get());
+  EXPECT_TRUE(completion == alone);
+  EXPECT_EQ(completion.finish.resumed(), 1u);
+  EXPECT_FALSE(Alive(stopped));
 }
+
+// A request that tests repeat: what it generates depends on nothing else.
+struct Ask {
+  std::vector<uint32_t> prompt;
+  uint32_t tokens = 0;
+  uint64_t seed = 0;
+};
+absl::StatusOr<Completion> AnswerTo(Client& client, const Ask& ask) {
+  proto::GenerateRequest request;
+  request.mutable_tokens()->mutable_ids()->Add(ask.prompt.begin(), ask.prompt.end());
+  request.set_max_tokens(ask.tokens);
+  request.set_ignore_eos(true);
+  request.set_logprobs(0);
+  request.mutable_sampling()->set_seed(ask.seed);
+  request.mutable_sampling()->set_frequency_penalty(0.3f);
+  Completion completion;
+  ASSIGN_OR_RETURN(completion.finish, client.Generate(request, [&](const proto::GenerateResponse& response) {
+    completion.ids.insert(completion.ids.end(), response.token_ids().begin(), response.token_ids().end());
+    completion.text += response.text();
+    for (const proto::PositionLogprobs& position : response.logprobs()) completion.logprobs.push_back(position.logprob());
+    return true;
+  }));
+  return completion;
+}
+
+// Long prompts and short answers, short prompts and long answers.
+std::vector<Ask> Asks() {
+  std::vector<Ask> asks;
+  for (uint32_t i = 0; i < 6; ++i) {
+    std::vector<uint32_t> prompt = SomePrompt(i % 2 == 0 ? 900 + 100 * i : 5 + i);
+    prompt[0] = 100 + i;  // none begins like another
+    asks.push_back({.prompt = std::move(prompt), .tokens = i % 2 == 0 ? 20u : 150u, .seed = i});
+  }
+  return asks;
+}
+
+// What each ask gives when nothing fails: the same in every cluster.
+const std::vector<Completion>& AnswersAlone() {
+  static const std::vector<Completion> answers = [] {
+    std::vector<Completion> answers;
+    const absl::StatusOr<std::unique_ptr<Client>> client = Client::Connect("", DemoModel(1));
+    for (const Ask& ask : Asks()) answers.push_back(AnswerTo(**client, ask).value());
+    return answers;
+  }();
+  return answers;
+}
+
+struct Killing {
+  const char* name;
+  int workers;
+  const char* transport;
+};
+class KilledWorkers : public ::testing::TestWithParam<Killing> {};
+
+TEST_P(KilledWorkers, NoStreamSeesAnErrorOrAnotherToken) {
+  ModelOptions options = DemoModel(GetParam().workers);
+  options.expert_transport = GetParam().transport;
+  options.parallel = 4;
+  options.resume_patience = kPatience;
+  const std::vector<Ask> asks = Asks();
+  const std::vector<Completion>& alone = AnswersAlone();
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Supervisor> supervisor, Supervisor::Start(options));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> observer, Client::Connect(supervisor->address(), options));
+  std::atomic<bool> killing{true};
+  std::vector<std::thread> streams;
+  for (size_t first = 0; first < asks.size(); ++first) {
+    streams.emplace_back([&, first] {
+      const absl::StatusOr<std::unique_ptr<Client>> client = Client::Connect(supervisor->address(), options);
+      ASSERT_OK(client.status());
+      for (size_t i = first; killing; i = (i + 1) % asks.size()) {
+        const absl::StatusOr<Completion> completion = AnswerTo(**client, asks[i]);
+        ASSERT_OK(completion.status()) << "ask " << i;
+        EXPECT_EQ(completion->ids, alone[i].ids) << "ask " << i << ", resumed " << completion->finish.resumed();
+        EXPECT_EQ(completion->text, alone[i].text) << "ask " << i;
+        EXPECT_EQ(completion->logprobs, alone[i].logprobs) << "ask " << i;
+      }
+    });
+  }
+  std::mt19937 random(GetParam().workers);
+  for (int kills = 0; kills < 3; ++kills) {
+    absl::SleepFor(absl::Milliseconds(std::uniform_int_distribution(100, 900)(random)));
+    const absl::StatusOr<proto::GetServerInfoResponse> info = observer->ServerInfo();
+    EXPECT_OK(info.status());
+    if (!info.ok()) break;
+    const int worker = std::uniform_int_distribution(0, GetParam().workers - 1)(random);
+    kill(info->workers(worker).pid(), SIGKILL);
+    EXPECT_TRUE(Eventually(absl::Seconds(60), [&] {
+      const absl::StatusOr<proto::GetServerInfoResponse> now = observer->ServerInfo();
+      return now.ok() && now->state() == "serving" && now->workers(worker).pid() != info->workers(worker).pid();
+    }));
+  }
+  killing = false;
+  for (std::thread& stream : streams) stream.join();
+  ASSERT_OK_AND_ASSIGN(const proto::GetServerInfoResponse info, observer->ServerInfo());
+  EXPECT_GT(info.resumed_requests_total(), 0u);
+}
+INSTANTIATE_TEST_SUITE_P(Faults, KilledWorkers,
+                         ::testing::Values(Killing{"OneOverSharedMemory", 1, "shm"}, Killing{"TwoOverGrpc", 2, "grpc"},
+                                           Killing{"ThreeOverSharedMemory", 3, "shm"}),
+                         [](const auto& info) { return info.param.name; });
 
 TEST(Faults, AKilledCoordinatorLeavesNothingBehind) {
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Supervisor> supervisor, Supervisor::Start(DemoModel(2)));

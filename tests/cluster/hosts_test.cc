@@ -16,7 +16,7 @@ using ::testing::Not;
 
 constexpr absl::Duration kStartTimeout = absl::Seconds(60);
 constexpr absl::Duration kKeepalive = absl::Seconds(30);  // 15 s, and what a busy machine adds
-const std::string kServe = std::string("./ferry serve -m ") + kDemoModel + " --coordinator-only --workers 2";
+const std::string kServe = std::string("./ferry serve -m ") + kDemoModel + " --coordinator-only --workers 2 --resume off";
 const std::string kCerts = " --cluster-certs /tmp/certs";  // every host has a /tmp of its own
 
 class Hosts : public ::testing::Test {

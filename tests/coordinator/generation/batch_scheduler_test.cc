@@ -8,6 +8,7 @@
 namespace ferry {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -23,13 +24,16 @@ class FakeGeneration final : public Generation {
   bool may_reuse_prefix() const override { return !score; }
   absl::Time deadline() const override { return end_by; }
   bool forgets_experts() const override { return forgets; }
+  bool resumes() const override { return may_resume; }
   const GenerationOwner& owner() const override { return whose; }
   std::span<const int32_t> tokens() const override { return tokens_; }
   std::optional<LogitsRequest> LogitsAt(int64_t position) const override {
+    if (position + 1 < static_cast<int64_t>(tokens_.size()) && position >= prompt_tokens_ - 1) return std::nullopt;  // sampled
     if (position < prompt_tokens_ - 1) return score ? std::optional(LogitsRequest{.top_n = 2}) : std::nullopt;
     return max_tokens_ == 0 ? std::nullopt : std::optional(LogitsRequest{.top_n = top_n});
   }
   void OnAdmitted(int64_t cached_tokens) override { admitted = true, cached = cached_tokens; }
+  void OnResumed() override { ++resumed; }
   bool OnRows(int64_t first, int64_t num, std::span<LogitsResult> logits, const v1::ExpertCounters&) override {
     rows.emplace_back(first, num);
     num_logits += static_cast<int64_t>(logits.size());
@@ -42,7 +46,8 @@ class FakeGeneration final : public Generation {
 
   int64_t generated() const { return static_cast<int64_t>(tokens_.size()) - prompt_tokens_; }
 
-  bool score = false, forgets = false;
+  bool score = false, forgets = false, may_resume = true;
+  int resumed = 0;
   GenerationOwner whose;
   int32_t top_n = 4;
   absl::Time end_by = absl::InfiniteFuture();
@@ -69,6 +74,7 @@ BatchSchedulerOptions SmallOptions() {
 
 class BatchSchedulerTest : public ::testing::Test {
  protected:
+  explicit BatchSchedulerTest(const BatchSchedulerOptions& options = SmallOptions()) : scheduler_(options, &clock_) {}
   std::shared_ptr<FakeGeneration> Make(int64_t prompt, int64_t max_tokens) {
     std::vector<int32_t> tokens(prompt);
     std::iota(tokens.begin(), tokens.end(), next_first_ += 1000);
@@ -99,7 +105,7 @@ class BatchSchedulerTest : public ::testing::Test {
   }
 
   FakeClock clock_;
-  BatchScheduler scheduler_{SmallOptions(), &clock_};
+  BatchScheduler scheduler_;
   int32_t next_first_ = 0;
 };
 
@@ -362,6 +368,123 @@ TEST_F(BatchSchedulerTest, FailAllEndsEverybodyAndForgetsTheCaches) {
       std::make_shared<FakeGeneration>(std::vector<int32_t>(finished->tokens().begin(), finished->tokens().end()), 1);
   ASSERT_OK(scheduler_.Enqueue(again));
   EXPECT_EQ(again->cached, 0);
+}
+
+class ResumeTest : public BatchSchedulerTest {
+ protected:
+  static constexpr absl::Duration kPatience = absl::Seconds(30);
+  static BatchSchedulerOptions Patient() {
+    BatchSchedulerOptions options = SmallOptions();
+    options.resume_patience = kPatience;
+    return options;
+  }
+  ResumeTest() : BatchSchedulerTest(Patient()) {}
+  void Lose() { scheduler_.LoseCaches(Unavailable("worker 1 is lost")); }
+};
+
+TEST_F(ResumeTest, RowsOfKnownTokensAreComputedAgainAndTheRequestGoesOn) {
+  const auto request = Add(5, 6);
+  for (int i = 0; i < 3; ++i) RunStep();  // 5 + 3 tokens are known
+  const std::optional<StepPlan> lost = scheduler_.NextStep(1);
+  ASSERT_TRUE(lost.has_value());
+  Lose();
+  EXPECT_OK(request->failed);
+  EXPECT_EQ(scheduler_.NextStep(1), std::nullopt) << "there are no caches";
+  scheduler_.CachesReturned();
+  const std::optional<StepPlan> again = scheduler_.NextStep(1);
+  ASSERT_TRUE(again.has_value());
+  ASSERT_EQ(again->sequences.size(), 1u);
+  EXPECT_EQ(again->sequences[0].first_position, 0);
+  EXPECT_EQ(again->sequences[0].token_ids.size(), 8u);
+  ASSERT_EQ(again->sequences[0].logits.size(), 1u) << "of the last row, whose token is not known";
+  EXPECT_EQ(again->sequences[0].logits[0].offset, 7);
+  Finish(*lost);  // late news of a step that was forgotten
+  EXPECT_EQ(request->generated(), 3);
+  Finish(*again);
+  RunAll();
+  EXPECT_TRUE(request->finished);
+  EXPECT_EQ(request->resumed, 1);
+  EXPECT_EQ(scheduler_.num_resumed(), 1);
+}
+
+TEST_F(ResumeTest, WhoRanGoesBeforeWhoWaited) {
+  std::vector<std::shared_ptr<FakeGeneration>> requests;
+  for (int i = 0; i < 5; ++i) requests.push_back(Add(4, 4));  // 3 run
+  RunStep();
+  Lose();
+  scheduler_.CachesReturned();
+  RunStep();
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(requests[i]->resumed, i < 3 ? 1 : 0) << i;
+  EXPECT_FALSE(requests[3]->admitted);
+  RunAll();
+  for (const auto& request : requests) EXPECT_TRUE(request->finished);
+}
+
+TEST_F(ResumeTest, ARequestThatDoesNotResumeEndsWithTheLoss) {
+  const auto running = Make(4, 4), waiting = Make(4, 4);
+  running->may_resume = waiting->may_resume = false;
+  ASSERT_OK(scheduler_.Enqueue(running));
+  for (int i = 0; i < 2; ++i) Add(4, 4);
+  ASSERT_OK(scheduler_.Enqueue(waiting));
+  Lose();
+  EXPECT_THAT(running->failed, StatusIs(absl::StatusCode::kUnavailable, HasSubstr("worker 1")));
+  EXPECT_THAT(waiting->failed, StatusIs(absl::StatusCode::kUnavailable, HasSubstr("worker 1")));
+  EXPECT_EQ(scheduler_.num_queued(), 2);
+}
+
+TEST_F(ResumeTest, PatienceEndsAndSaysWhy) {
+  const auto ran = Add(4, 4);
+  RunStep();
+  Lose();
+  clock_.Advance(kPatience / 2);
+  const auto came = Add(4, 4);
+  EXPECT_FALSE(came->admitted);
+  clock_.Advance(kPatience / 2);
+  scheduler_.ExpireDeadlines();
+  EXPECT_THAT(ran->failed, StatusIs(absl::StatusCode::kUnavailable, AllOf(HasSubstr("worker 1"), HasSubstr("waited 30s"))));
+  EXPECT_OK(came->failed);
+  EXPECT_EQ(scheduler_.NextDeadline(), clock_.Now() + kPatience / 2);
+  scheduler_.CachesReturned();
+  clock_.Advance(kPatience);
+  scheduler_.ExpireDeadlines();
+  RunAll();
+  EXPECT_TRUE(came->finished);
+}
+
+TEST_F(ResumeTest, PatienceIsTimeWithoutAFurtherRow) {
+  const auto request = Add(20, 4);  // two steps of prompt
+  Lose();
+  clock_.Advance(kPatience / 2);
+  scheduler_.CachesReturned();
+  RunStep();  // a row that it did not have before the loss
+  Lose();
+  clock_.Advance(kPatience / 2);
+  scheduler_.ExpireDeadlines();
+  EXPECT_OK(request->failed);
+  scheduler_.CachesReturned();
+  RunStep();  // the same rows once more
+  Lose();
+  clock_.Advance(kPatience / 2);
+  scheduler_.ExpireDeadlines();
+  EXPECT_THAT(request->failed, StatusIs(absl::StatusCode::kUnavailable));
+}
+
+TEST_F(ResumeTest, AStepThatFailsAgainEndsItsRequests) {
+  const auto request = Add(4, 4);
+  RunStep();
+  const absl::Status fault = absl::InternalError("the device does not work any more");
+  ASSERT_TRUE(scheduler_.NextStep(1).has_value());
+  scheduler_.LoseCaches(fault);
+  const auto came = Add(4, 4);
+  EXPECT_OK(request->failed) << "it may have been the device";
+  scheduler_.CachesReturned();
+  Lose();
+  EXPECT_OK(request->failed) << "nobody's fault";
+  scheduler_.CachesReturned();
+  ASSERT_TRUE(scheduler_.NextStep(1).has_value());
+  scheduler_.LoseCaches(fault);
+  EXPECT_THAT(request->failed, StatusIs(absl::StatusCode::kInternal));
+  EXPECT_OK(came->failed) << "its first";
 }
 
 TEST(BatchSchedulerLogits, AStepHoldsNoMoreLogitsThanAMessage) {

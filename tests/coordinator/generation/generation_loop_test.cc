@@ -19,6 +19,7 @@ class CountingGeneration final : public Generation {
   bool may_reuse_prefix() const override { return true; }
   absl::Time deadline() const override { return end_by; }
   bool forgets_experts() const override { return false; }
+  bool resumes() const override { return may_resume; }
   std::span<const int32_t> tokens() const override { return tokens_; }
   std::optional<LogitsRequest> LogitsAt(int64_t position) const override {
     return position < prompt_ - 1 ? std::nullopt : std::optional(LogitsRequest{.top_n = 1});
@@ -41,6 +42,7 @@ class CountingGeneration final : public Generation {
   }
 
   absl::Time end_by = absl::InfiniteFuture();
+  bool may_resume = true;
 
  private:
   void End(const absl::Status& status) {
@@ -128,7 +130,8 @@ class GenerationLoopTest : public ::testing::Test {
                         .max_running = 2,
                         .max_queued = 3,
                         .vocab_size = 10,
-                        .slots = {.num_slots = 2, .num_blocks = 16, .block_tokens = 4}},
+                        .slots = {.num_slots = 2, .num_blocks = 16, .block_tokens = 4},
+                        .resume_patience = absl::Minutes(5)},
                        Clock::Real(),
                        "the model is being loaded"};
 };
@@ -178,6 +181,29 @@ TEST_F(GenerationLoopTest, SuspendEndsEveryRequestAndAttachServesAgain) {
   FakeExecutor executor;
   loop_.Attach(&executor);
   EXPECT_OK(Submit(4, 4)->WaitForEnd().value());
+  loop_.Suspend(Unavailable("end of test"));
+}
+
+TEST_F(GenerationLoopTest, HoldKeepsRequestsForTheNextExecutor) {
+  const auto impatient = std::make_shared<CountingGeneration>(4, 4);
+  impatient->may_resume = false;
+  std::shared_ptr<CountingGeneration> ran, came;
+  {
+    FakeExecutor hanging(/*hold=*/true);
+    loop_.Attach(&hanging);
+    ran = Submit(4, 4);
+    ASSERT_TRUE(hanging.WaitForStep());
+    loop_.Hold(Unavailable("worker 1 is lost"));
+    came = Submit(4, 4);
+    loop_.Submit(impatient);
+    EXPECT_THAT(impatient->WaitForEnd().value(),
+                StatusIs(absl::StatusCode::kUnavailable, testing::HasSubstr("worker 1 is lost")));
+  }
+  FakeExecutor executor;
+  loop_.Attach(&executor);
+  EXPECT_OK(ran->WaitForEnd().value());
+  EXPECT_OK(came->WaitForEnd().value());
+  EXPECT_EQ(loop_.stats().resumed, 1);
   loop_.Suspend(Unavailable("end of test"));
 }
 

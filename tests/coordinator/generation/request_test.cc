@@ -279,6 +279,28 @@ TEST_F(RequestTest, ScoresAPromptChunkByChunk) {
   EXPECT_EQ(sink_->finish().reason(), v1::Finish::LENGTH);
 }
 
+TEST_F(RequestTest, RowsComputedAgainSampleNothingAndAreNotSentTwice) {
+  proto_.set_prompt_logprobs(0);
+  proto_.set_max_tokens(3);
+  ASSERT_OK(Create());
+  EXPECT_FALSE(Generate({'a', 'b'}));
+  EXPECT_TRUE(request_->resumes());
+  request_->OnResumed();
+  EXPECT_TRUE(request_->may_reuse_prefix()) << "the prompt's log-probabilities are out";
+  for (int64_t position = 0; position < 6; ++position) EXPECT_FALSE(request_->LogitsAt(position)) << position;
+  EXPECT_FALSE(request_->OnRows(0, 4, {}, {}));
+  EXPECT_TRUE(Step(4, 'c'));
+  EXPECT_THAT(sink_->ids(), ElementsAre('a', 'b', 'c'));
+  EXPECT_EQ(sink_->text(), "abc");
+  int prompt_logprobs = 0;
+  for (const v1::GenerateResponse& response : sink_->responses) prompt_logprobs += response.prompt_logprobs_size();
+  EXPECT_EQ(prompt_logprobs, 4);
+  EXPECT_EQ(sink_->finish().resumed(), 1u);
+  proto_.set_resume(false);
+  ASSERT_OK(Create());
+  EXPECT_FALSE(request_->resumes());
+}
+
 TEST_F(RequestTest, MaxTokensZeroComputesThePromptOnly) {
   proto_.set_max_tokens(0);
   ASSERT_OK(Create());
