@@ -92,9 +92,9 @@ std::string WhyForGood(const Child& child, int status) {
   switch (WIFEXITED(status) ? WEXITSTATUS(status) : 0) {
     case kExitCannotRun:
       return "cannot run as it was told to";
-    case kExitLacksMemory:
-      // Later on, it may be memory that the process before it still holds.
-      return child.starts == 1 ? "lacks memory" : "";
+    case kExitLacksRoom:
+      // Later on, it may be what the process before it still holds.
+      return child.starts == 1 ? "cannot run as it was told to: memory, threads or descriptors do not suffice" : "";
     case kExitModelChanged:
       return "cannot load the model, whose file was changed: start anew with it";
     case kExitNoProgram:

@@ -6,9 +6,9 @@ namespace ferry {
 
 // The command line, the input or the machine does not fit: another start ends the same way.
 inline constexpr int kExitCannotRun = 2;
-// Memory, of the device or of the host, does not suffice. Another start may help where a process that has just ended still held
-// some of it.
-inline constexpr int kExitLacksMemory = 3;
+// Memory of the device or the host, threads or descriptors do not suffice. Another start may help where a process that has just
+// ended still held some of them.
+inline constexpr int kExitLacksRoom = 3;
 // A worker: the coordinator did not send the weights, because the model file is no longer what the coordinator opened.
 inline constexpr int kExitModelChanged = 4;
 // A program that could not be executed, as shells say it.

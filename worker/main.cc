@@ -44,7 +44,7 @@ void ExitLatest(int seconds, int code) {
 
 int ExitCodeOf(const absl::Status& status) {
   if (status.ok() || absl::IsCancelled(status)) return 0;
-  if (absl::IsResourceExhausted(status)) return kExitLacksMemory;
+  if (absl::IsResourceExhausted(status)) return kExitLacksRoom;
   // The coordinator refuses to send weights for one reason alone.
   const bool of_weights = absl::StrContains(status.message(), kDenseStreamCall);
   if (absl::IsFailedPrecondition(status)) return of_weights ? kExitModelChanged : kExitCannotRun;
@@ -63,7 +63,7 @@ int Main(int argc, char** argv) {
   for (const absl::Status& status : {CheckDescriptorsAllowed(), CheckThreadsCanStart(WorkerThreads())}) {
     if (status.ok()) continue;
     spdlog::error("{}", status.ToString());
-    return kExitCannotRun;
+    return ExitCodeOf(status);
   }
   RaiseDescriptorLimit();
   HandleSignals();
