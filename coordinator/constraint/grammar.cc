@@ -48,4 +48,19 @@ RuleId Grammar::AddRule(std::string name) {
   return static_cast<RuleId>(rules_.size() - 1);
 }
 
+RuleId Grammar::Import(const Grammar& other) {
+  const auto first_expr = static_cast<ExprId>(exprs_.size());
+  const auto first_set = static_cast<int32_t>(byte_sets_.size());
+  const auto first_rule = static_cast<RuleId>(rules_.size());
+  byte_sets_.insert(byte_sets_.end(), other.byte_sets_.begin(), other.byte_sets_.end());
+  for (Expr expr : other.exprs_) {
+    if (expr.kind == Expr::Kind::kBytes) expr.bytes += first_set;
+    if (expr.kind == Expr::Kind::kCall) expr.rule += first_rule;
+    for (ExprId& part : expr.parts) part += first_expr;
+    exprs_.push_back(std::move(expr));
+  }
+  for (const Rule& rule : other.rules_) rules_.push_back({.name = rule.name, .expr = rule.expr + first_expr});
+  return other.root_ + first_rule;
+}
+
 }  // namespace ferry::constraint

@@ -41,6 +41,9 @@ class Grammar {
   ExprId And(ExprId a, ExprId b);
   ExprId Minus(ExprId a, ExprId b);
 
+  // Adds the rules of another grammar; its root's number here.
+  RuleId Import(const Grammar& other);
+
   // `name` is how an error message calls the rule.
   RuleId AddRule(std::string name);
   void SetRule(RuleId rule, ExprId expr) { rules_[rule].expr = expr; }

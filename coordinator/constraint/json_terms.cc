@@ -7,6 +7,7 @@
 #include "absl/strings/str_join.h"
 #include "coordinator/constraint/code_points.h"
 #include "coordinator/constraint/regex.h"
+#include "coordinator/constraint/token_trie.h"
 #include "nlohmann/json.hpp"
 
 namespace ferry::constraint {
@@ -135,21 +136,44 @@ absl::StatusOr<ExprId> JsonTerms::Lengths(const StringLimits& limits) {
                           grammar_.Repeat(character, 0, kBlock - 1)});
 }
 
-absl::StatusOr<ExprId> JsonTerms::Contents(const StringLimits& limits) {
+absl::StatusOr<std::vector<ExprId>> JsonTerms::Conditions(const StringLimits& limits, TextForm form) {
   std::vector<ExprId> conditions;
   if (limits.format) {
     const char* regex = RegexOfFormat(*limits.format);
     if (regex == nullptr) {
       return InvalidArgument("the format %s is not supported; supported: %s", *limits.format, NamesOfFormats());
     }
-    ASSIGN_OR_RETURN(const ExprId expr, ParseRegex(&grammar_, regex, RegexMatch::kWhole, TextForm::kJsonString));
+    ASSIGN_OR_RETURN(const ExprId expr, ParseRegex(&grammar_, regex, RegexMatch::kWhole, form));
     conditions.push_back(expr);
   }
   if (limits.pattern) {
-    absl::StatusOr<ExprId> expr = ParseRegex(&grammar_, *limits.pattern, RegexMatch::kSearch, TextForm::kJsonString);
+    absl::StatusOr<ExprId> expr = ParseRegex(&grammar_, *limits.pattern, RegexMatch::kSearch, form);
     if (!expr.ok()) return Annotate(expr.status(), "pattern");
     conditions.push_back(*expr);
   }
+  return conditions;
+}
+
+absl::StatusOr<ExprId> JsonTerms::Plain(const StringLimits& limits) {
+  if (std::max(limits.min_length, limits.max_length.value_or(0)) > kLongString) {
+    return InvalidArgument("a length above %d is not supported for text that is written plainly", kLongString);
+  }
+  ASSIGN_OR_RETURN(const std::vector<ExprId> conditions, Conditions(limits, TextForm::kPlain));
+  if (limits.max_length && *limits.max_length < limits.min_length) return grammar_.Alternate({});
+  ByteSet bytes = ByteSet().set();
+  bytes.reset(kControlByte);
+  ExprId all = grammar_.Repeat(grammar_.Bytes(bytes), 0, kUnbounded);
+  if (limits.min_length > 0 || limits.max_length) {
+    const ExprId character = OneOf(&grammar_, CodePointSet({{0, kMaxCodePoint}}), TextForm::kPlain);
+    all = grammar_.Repeat(character, static_cast<int32_t>(limits.min_length),
+                          limits.max_length ? static_cast<int32_t>(*limits.max_length) : kUnbounded);
+  }
+  for (const ExprId condition : conditions) all = grammar_.And(all, condition);
+  return all;
+}
+
+absl::StatusOr<ExprId> JsonTerms::Contents(const StringLimits& limits) {
+  ASSIGN_OR_RETURN(std::vector<ExprId> conditions, Conditions(limits, TextForm::kJsonString));
   const bool lengths = limits.min_length > 0 || limits.max_length;
   if (lengths && !conditions.empty() && std::max(limits.min_length, limits.max_length.value_or(0)) > kLongString) {
     return InvalidArgument("a length above %d beside pattern or format is not supported", kLongString);

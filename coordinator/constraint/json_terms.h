@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "common/status.h"
+#include "coordinator/constraint/code_points.h"
 #include "coordinator/constraint/grammar.h"
 
 namespace ferry::constraint {
@@ -36,6 +37,8 @@ class JsonTerms {
   ExprId AnyObject();
   // InvalidArgument: a format that is not known, or a pattern that ParseRegex refuses.
   absl::StatusOr<ExprId> String(const StringLimits& limits);
+  // The contents of such a string, written plainly. InvalidArgument as above, or a length above 2,000.
+  absl::StatusOr<ExprId> Plain(const StringLimits& limits);
   // The strings that are written without escapes and are none of `names`: keys beside those that are declared.
   ExprId KeyExcept(const std::vector<std::string>& names);
   // A comma, with white space around it.
@@ -52,6 +55,8 @@ class JsonTerms {
   ExprId MakeBlock();
   ExprId ShortCharacter();  // of a string whose length counts: unescaped, or with an escape of two bytes
   absl::StatusOr<ExprId> Lengths(const StringLimits& limits);
+  // Of pattern and format, as far as there are any.
+  absl::StatusOr<std::vector<ExprId>> Conditions(const StringLimits& limits, TextForm form);
   absl::StatusOr<ExprId> Contents(const StringLimits& limits);
 
   Grammar& grammar_;

@@ -9,14 +9,22 @@ constexpr size_t kMaxTokenBytes = 1024;
 
 }  // namespace
 
+std::string ControlBytes(int32_t id) {
+  std::string bytes(1, static_cast<char>(kControlByte));
+  for (const int shift : {24, 16, 8, 0}) bytes.push_back(static_cast<char>(id >> shift & 0xFF));
+  return bytes;
+}
+
 TokenTrie::TokenTrie(const TokenSource& source) {
   const int32_t vocab_size = source.vocab_size();
   same_bytes_.assign(vocab_size, -1);
   offsets_.push_back(0);
   std::vector<int32_t> order;
   for (int32_t id = 0; id < vocab_size; ++id) {
-    const std::string_view bytes = source.TokenBytes(id);
-    if (!bytes.empty() && bytes.size() <= kMaxTokenBytes && !source.IsControl(id)) {
+    const bool control = source.IsControl(id);
+    const std::string bytes = control ? ControlBytes(id) : std::string(source.TokenBytes(id));
+    const bool mistakable = !control && bytes.find(static_cast<char>(kControlByte)) != std::string::npos;
+    if (!bytes.empty() && bytes.size() <= kMaxTokenBytes && !mistakable) {
       bytes_.insert(bytes_.end(), bytes.begin(), bytes.end());
       order.push_back(id);
     }

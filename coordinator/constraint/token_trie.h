@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -16,9 +17,13 @@ class TokenSource {
   virtual ~TokenSource() = default;
   virtual int32_t vocab_size() const = 0;
   virtual std::string_view TokenBytes(int32_t id) const = 0;
-  // A token that is no text: a constraint never allows it.
+  // A token that is no text: a constraint allows it only where it names the token.
   virtual bool IsControl(int32_t id) const = 0;
 };
+
+// The bytes of a control token among those of texts: a byte that UTF-8 does not have, and the id.
+inline constexpr uint8_t kControlByte = 0xFF;
+std::string ControlBytes(int32_t id);
 
 // Immutable.
 class TokenTrie {
@@ -31,7 +36,7 @@ class TokenTrie {
     uint8_t byte;
   };
 
-  // Control tokens and tokens without bytes, or with more than 1024, are left out.
+  // A control token has its ControlBytes. Tokens without bytes, with more than 1024, and others with kControlByte are left out.
   explicit TokenTrie(const TokenSource& source);
 
   int32_t vocab_size() const { return static_cast<int32_t>(same_bytes_.size()); }

@@ -39,6 +39,8 @@ class OutputConstraint {
 
   // The constraint has begun: the next token is one that Allowed() has.
   bool active() const { return active_; }
+  // The output so far is complete. Only while active.
+  bool CanEnd() const { return matcher_.CanEnd(); }
   // One bit a token; tokens of `end` and `stop` are allowed when the output is complete. Only while active.
   absl::StatusOr<std::vector<uint64_t>> Allowed(std::span<const int32_t> end, std::span<const int32_t> stop);
   // A token of the output, which does not end it. True: the output is complete and nothing can follow.

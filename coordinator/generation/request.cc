@@ -258,9 +258,12 @@ absl::StatusOr<bool> Request::OnSampledRow(const LogitsResult& row, v1::Generate
       top->set_logprob(static_cast<float>(best.logprob));
     }
   }
-  const bool heeds_eos = !ignore_eos_ || (constraint_ != nullptr && constraint_->active());
-  const bool end_token = (heeds_eos && tokenizer_.EndsGeneration(sampled.id)) ||
-                         std::find(stop_token_ids_.begin(), stop_token_ids_.end(), sampled.id) != stop_token_ids_.end();
+  const bool constrained = constraint_ != nullptr && constraint_->active();
+  const bool heeds_eos = !ignore_eos_ || constrained;
+  const bool ends = (heeds_eos && tokenizer_.EndsGeneration(sampled.id)) ||
+                    std::find(stop_token_ids_.begin(), stop_token_ids_.end(), sampled.id) != stop_token_ids_.end();
+  // A constraint may have such a token within the output.
+  const bool end_token = ends && (!constrained || constraint_->CanEnd());
   bool complete = false;
   if (constraint_ != nullptr && !end_token) {
     ASSIGN_OR_RETURN(complete, constraint_->Accept(sampled.id));

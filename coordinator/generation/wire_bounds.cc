@@ -11,7 +11,7 @@ using google::protobuf::Descriptor;
 using google::protobuf::FieldDescriptor;
 using google::protobuf::internal::WireFormatLite;
 
-constexpr int kMaxDepth = 10;
+constexpr int kMaxDepth = 40;  // a constraint in parts has two messages a level
 
 absl::Status Malformed() { return InvalidArgument("the message is malformed"); }
 

@@ -12,7 +12,7 @@
 namespace ferry {
 
 // Walks through the wire format of `message`, of type `type`, without keeping anything. InvalidArgument: it has more than
-// `max_fields` fields, those of messages in it counted (a packed list of numbers is one), nests deeper than 10, or is malformed.
+// `max_fields` fields, those of messages in it counted (a packed list of numbers is one), nests deeper than 40, or is malformed.
 absl::Status CheckWireBounds(std::string_view message, const google::protobuf::Descriptor& type, int max_fields);
 
 }  // namespace ferry

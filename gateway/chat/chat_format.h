@@ -17,6 +17,11 @@
 
 namespace ferry {
 
+namespace v1 {
+class Constraint;
+}
+struct AnswerRule;  // answer_rule.h
+
 using Json = nlohmann::ordered_json;  // the order of keys is part of a prompt
 
 // The special tokens of the model's vocabulary. Thread-safe.
@@ -60,6 +65,12 @@ class ChatFormat {
 
   // For the answer to `prompt`, which this rendered of `request`. Keeps a reference to neither.
   virtual std::unique_ptr<OutputParser> NewParser(const ChatRequest& request, const ChatPrompt& prompt) const = 0;
+
+  // The constraint under which the engine's output for `prompt` keeps `rule`, which is not free: reasoning stays free, and
+  // NewParser's parser then tells content of the rule's form, or calls of its tools. InvalidArgument: the format cannot express
+  // it; the message names the field.
+  virtual absl::StatusOr<v1::Constraint> Constrain(const ChatRequest& request, const ChatPrompt& prompt,
+                                                   const AnswerRule& rule) const = 0;
 
   // Tokens that end an answer beyond those that the model file names.
   virtual std::vector<int32_t> stop_token_ids() const { return {}; }

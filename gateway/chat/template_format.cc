@@ -4,7 +4,9 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/string_view.h"
+#include "gateway/chat/answer_rule.h"
 #include "gateway/chat/messages.h"
+#include "gateway/parsers/call_constraints.h"
 #include "gateway/parsers/json_calls.h"
 #include "gateway/parsers/keyed_calls.h"
 #include "gateway/parsers/section_calls.h"
@@ -25,9 +27,10 @@ TemplateFormat::Calls CallsOf(std::string_view source) {
   return Mentions(source, "<tool_call>") ? Calls::kJson : Calls::kNone;
 }
 
+constexpr std::string_view kThink = "<think>", kEndThink = "</think>";
+
 // Whether the prompt ends with an open think tag.
 bool OpensReasoning(const ChatPrompt& prompt) {
-  constexpr std::string_view kThink = "<think>";
   constexpr size_t kTail = 64;
   std::string tail;
   for (auto piece = prompt.pieces.rbegin(); piece != prompt.pieces.rend() && tail.size() < kTail; ++piece) {
@@ -47,7 +50,8 @@ TemplateFormat::TemplateFormat(const ChatModel& model, std::string_view source, 
       special_tokens_(*model.special_tokens),
       has_reasoning_(Mentions(source, "</think>")),
       knows_developer_(Mentions(source, "developer")),
-      calls_(CallsOf(source)) {}
+      calls_(CallsOf(source)),
+      fences_arguments_(Mentions(source, "```json")) {}
 
 absl::StatusOr<std::unique_ptr<TemplateFormat>> TemplateFormat::Create(const ChatModel& model, std::string_view source) {
   absl::StatusOr<std::unique_ptr<jinja::Template>> parsed = jinja::Template::Parse(source);
@@ -123,6 +127,68 @@ std::string_view TemplateFormat::name() const {
       return "template with Kimi's calls";
   }
   return "";
+}
+
+std::vector<std::string_view> TemplateFormat::OpeningTags() const {
+  switch (calls_) {
+    case Calls::kNone:
+      return {};
+    case Calls::kJson:
+      return {"<tool_call>"};
+    case Calls::kQwenXml:
+      return QwenXmlTags().open;
+    case Calls::kGlm:
+      return GlmTags().open;
+    case Calls::kDeepSeek:
+      return {DeepSeekTags().section_begin, DeepSeekTags().call_begin};
+    case Calls::kKimi:
+      return {KimiTags().section_begin, KimiTags().call_begin};
+  }
+  return {};
+}
+
+absl::StatusOr<v1::Constraint> TemplateFormat::CallsUnder(const AnswerRule& rule) const {
+  switch (calls_) {
+    case Calls::kNone:
+      break;
+    case Calls::kJson:
+      return JsonCallsUnder(rule, special_tokens_);
+    case Calls::kQwenXml:
+      return QwenXmlCallsUnder(rule, special_tokens_);
+    case Calls::kGlm:
+      return GlmCallsUnder(rule, special_tokens_);
+    case Calls::kDeepSeek:
+      return DeepSeekCallsUnder(rule, fences_arguments_, special_tokens_);
+    case Calls::kKimi:
+      return KimiCallsUnder(rule, special_tokens_);
+  }
+  return InvalidArgument("tools: this model's chat template has no tool calls");
+}
+
+absl::StatusOr<v1::Constraint> TemplateFormat::Constrain(const ChatRequest&, const ChatPrompt& prompt,
+                                                         const AnswerRule& rule) const {
+  std::vector<v1::Constraint> output;
+  if (has_reasoning_) {
+    v1::Constraint reasoning =
+        parts::Sequence({parts::Text({kEndThink}), parts::Tag(special_tokens_, kEndThink), parts::Space()});
+    if (!OpensReasoning(prompt)) {
+      reasoning = parts::Optional(parts::Sequence({parts::Space(), parts::Tag(special_tokens_, kThink), std::move(reasoning)}));
+    }
+    output.push_back(std::move(reasoning));
+  }
+  std::vector<v1::Constraint> answers;
+  if (rule.content) answers.push_back(*rule.content);
+  if (!rule.requires_call && !rule.content) {
+    answers.push_back(parts::Text(OpeningTags()));
+  }
+  if (!rule.tools.empty() && (rule.requires_call || calls_ != Calls::kNone)) {
+    ASSIGN_OR_RETURN(v1::Constraint calls, CallsUnder(rule));
+    // Content may come before calls that the model need not make.
+    const bool free = !rule.requires_call && !rule.content;
+    answers.push_back(parts::Sequence({free ? answers[0] : parts::Space(), std::move(calls)}));
+  }
+  output.push_back(parts::AnyOf(std::move(answers)));
+  return parts::Sequence(std::move(output));
 }
 
 std::unique_ptr<OutputParser> TemplateFormat::NewParser(const ChatRequest& request, const ChatPrompt& prompt) const {

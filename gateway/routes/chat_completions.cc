@@ -5,6 +5,7 @@
 
 #include "absl/time/clock.h"
 #include "gateway/http/sse.h"
+#include "gateway/routes/output_rules.h"
 #include "gateway/routes/sampling_fields.h"
 
 namespace ferry {
@@ -21,14 +22,10 @@ absl::Status RefuseUnsupported(const JsonFields& fields) {
   for (const std::string& modality : modalities) {
     if (modality != "text") return FieldError("modalities", "modalities has '" + modality + "', only text is supported");
   }
-  ASSIGN_OR_RETURN(const Json* const format, fields.Object("response_format"));
-  if (format != nullptr && format->value("type", Json("text")) != "text") {
-    return FieldError("response_format", "response_format is not supported: outputs are not constrained to a format");
-  }
   return absl::OkStatus();
 }
 
-// Tools as the template gets them: none where the model is not to call any.
+// Tools as the template gets them.
 absl::StatusOr<Json> ToolsOf(const JsonFields& fields) {
   ASSIGN_OR_RETURN(const Json* const tools, fields.Array("tools"));
   Json functions = Json::array();
@@ -44,11 +41,7 @@ absl::StatusOr<Json> ToolsOf(const JsonFields& fields) {
     if (!name || name->empty()) return FieldError(where + ".function.name", where + ".function.name is missing");
     functions.push_back(tool);
   }
-  const Json* const choice = fields.Find("tool_choice");
-  if (choice == nullptr || *choice == "auto") return functions;
-  if (*choice == "none") return Json::array();
-  return FieldError("tool_choice", "tool_choice is " + Dump(*choice).substr(0, 80) +
-                                       ", want \"auto\" or \"none\": a call that the model may not avoid is not supported");
+  return functions;
 }
 
 absl::Status ReadLogprobs(const JsonFields& fields, ChatCompletion* completion) {
@@ -253,6 +246,9 @@ absl::StatusOr<ChatRequest> ChatRequestOf(const JsonFields& fields) {
   if (messages == nullptr || messages->empty()) return FieldError("messages", "messages is missing: want at least one message");
   chat.messages = *messages;
   ASSIGN_OR_RETURN(chat.tools, ToolsOf(fields));
+  ASSIGN_OR_RETURN(const ToolChoice choice, ToolChoiceOf(fields));
+  RETURN_IF_ERROR(KeepChosenTools(choice, &chat.tools));
+  if (const Json* const format = fields.Find("response_format"); format != nullptr) chat.response_format = *format;
   ASSIGN_OR_RETURN(const Json* const kwargs, fields.Object("chat_template_kwargs"));
   if (kwargs != nullptr) chat.template_kwargs = *kwargs;
   ASSIGN_OR_RETURN(chat.reasoning_effort, fields.String("reasoning_effort"));
@@ -273,6 +269,10 @@ absl::StatusOr<ChatCompletion> ChatCompletionOf(const Json& body) {
   // Stop strings are looked for in the content, not in reasoning and calls.
   completion.plan.answer.stops.assign(generation.stop().begin(), generation.stop().end());
   generation.clear_stop();
+  ASSIGN_OR_RETURN(std::optional<v1::Constraint> content, OutputConstraintOf(fields));
+  ASSIGN_OR_RETURN(const ToolChoice choice, ToolChoiceOf(fields));
+  ASSIGN_OR_RETURN(completion.plan.rule, AnswerRuleOf(choice, completion.plan.chat.tools,
+                                                      completion.plan.answer.parallel_tool_calls, std::move(content)));
   RETURN_IF_ERROR(ReadMaxTokens(fields, {"max_completion_tokens", "max_tokens", "n_predict"}, &generation));
   RETURN_IF_ERROR(ReadLogprobs(fields, &completion));
   return completion;

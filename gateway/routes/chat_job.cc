@@ -20,6 +20,9 @@ absl::Status StartGenerations(const RouteParts& parts, ChatPlan plan, const Prep
   v1::GenerateRequest request = std::move(plan.generation);
   request.mutable_tokens()->mutable_ids()->Add(prepared.ids.begin(), prepared.ids.end());
   for (const int32_t id : prepared.model->format->stop_token_ids()) request.add_stop_token_ids(static_cast<uint32_t>(id));
+  if (!plan.rule.IsFree()) {
+    ASSIGN_OR_RETURN(*request.mutable_constraint(), prepared.model->format->Constrain(chat, prepared.prompt, plan.rule));
+  }
   std::vector<v1::GenerateRequest> requests;
   std::vector<std::unique_ptr<OutputParser>> parsers;
   std::vector<StopMatcher> stops;

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "gateway/chat/answer_rule.h"
 #include "gateway/chat_model.h"
 #include "gateway/routes/chat_answer.h"
 #include "gateway/routes/routes.h"
@@ -17,6 +18,7 @@ struct ChatPlan {
   ChatRequest chat;
   v1::GenerateRequest generation;  // all but the prompt
   ChatAnswerOptions answer;
+  AnswerRule rule;
   int64_t n = 1;
   ApiForm form = ApiForm::kOpenAi;
 };

@@ -8,6 +8,7 @@
 #include "absl/time/clock.h"
 #include "gateway/http/sse.h"
 #include "gateway/json/token_ids.h"
+#include "gateway/routes/output_rules.h"
 #include "gateway/routes/routes.h"
 #include "gateway/routes/sampling_fields.h"
 
@@ -66,10 +67,6 @@ absl::Status ReadShape(const JsonFields& fields, CompletionRequest* request) {
   if (options != nullptr) {
     ASSIGN_OR_RETURN(const auto usage, JsonFields(*options, "stream_options.").Bool("include_usage"));
     request->include_usage = usage.value_or(false);
-  }
-  ASSIGN_OR_RETURN(const Json* const format, fields.Object("response_format"));
-  if (format != nullptr && format->value("type", Json("text")) != "text") {
-    return FieldError("response_format", "response_format is not supported for completions");
   }
   return absl::OkStatus();
 }
@@ -220,6 +217,8 @@ absl::StatusOr<CompletionRequest> CompletionRequestOf(const Json& body) {
   RETURN_IF_ERROR(ReadShape(fields, &request));
   RETURN_IF_ERROR(ReadLogprobs(fields, &request, &common));
   RETURN_IF_ERROR(ReadSamplingFields(fields, &common));
+  ASSIGN_OR_RETURN(std::optional<v1::Constraint> constraint, OutputConstraintOf(fields));
+  if (constraint) *common.mutable_constraint() = *std::move(constraint);
   common.set_max_tokens(kDefaultCompletionTokens);
   if (fields.Has("max_tokens") || fields.Has("n_predict") || fields.Has("max_completion_tokens")) {
     common.clear_max_tokens();

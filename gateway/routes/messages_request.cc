@@ -4,6 +4,7 @@
 
 #include "absl/time/clock.h"
 #include "gateway/routes/messages.h"
+#include "gateway/routes/output_rules.h"
 #include "gateway/routes/sampling_fields.h"
 
 namespace ferry {
@@ -146,23 +147,37 @@ absl::StatusOr<Json> ToolsOf(const JsonFields& fields) {
     Json function = {{"name", name}};
     if (description) function["description"] = *description;
     function["parameters"] = schema == nullptr ? Json::object() : *schema;
+    if (const Json* const strict = JsonFields(tool).Find("strict")) function["strict"] = *strict;
     functions.push_back({{"type", "function"}, {"function", std::move(function)}});
   }
   return functions;
 }
 
-absl::Status ReadToolChoice(const JsonFields& fields, ChatPlan* plan) {
+absl::StatusOr<ToolChoice> ReadToolChoice(const JsonFields& fields, ChatPlan* plan) {
   ASSIGN_OR_RETURN(const Json* const choice, fields.Object("tool_choice"));
-  if (choice == nullptr) return absl::OkStatus();
+  if (choice == nullptr) return ToolChoice();
   const JsonFields inner(*choice, "tool_choice.");
   ASSIGN_OR_RETURN(const auto type, inner.String("type"));
   ASSIGN_OR_RETURN(const auto single, inner.Bool("disable_parallel_tool_use"));
   plan->answer.parallel_tool_calls = !single.value_or(false);
-  if (type == "none") plan->chat.tools = Json::array();
-  if (type == "none" || type == "auto") return absl::OkStatus();
-  return FieldError("tool_choice",
-                    "tool_choice is " + Dump(*choice).substr(0, 80) +
-                        ", want the type \"auto\" or \"none\": a call that the model may not avoid is not supported");
+  if (type == "auto") return ToolChoice();
+  if (type == "none") return ToolChoice{.none = true};
+  if (type == "any") return ToolChoice{.required = true};
+  ASSIGN_OR_RETURN(const auto name, inner.String("name"));
+  if (type == "tool" && name) return ToolChoice{.required = true, .name = *name};
+  return FieldError("tool_choice", "tool_choice is " + Dump(*choice).substr(0, 80) +
+                                       ", want the type \"auto\", \"any\", \"none\", or \"tool\" with a name");
+}
+
+// output_config.format, and output_format as it was called before.
+absl::StatusOr<std::optional<v1::Constraint>> ReadOutputFormat(const JsonFields& fields, ChatPlan* plan) {
+  ASSIGN_OR_RETURN(const Json* const config, fields.Object("output_config"));
+  ASSIGN_OR_RETURN(const Json* const older, fields.Object("output_format"));
+  const bool newer = config != nullptr && JsonFields(*config).Has("format");
+  if (!newer && older == nullptr) return std::optional<v1::Constraint>();
+  const Json& format = newer ? (*config)["format"] : *older;
+  if (format.is_object()) plan->chat.response_format = {{"type", "json_schema"}, {"json_schema", format}};
+  return ConstraintOfFormat(format, newer ? "output_config.format" : "output_format");
 }
 
 absl::Status ReadThinking(const JsonFields& fields, ChatPlan* plan) {
@@ -190,7 +205,10 @@ absl::StatusOr<ChatPlan> MessagesPlanOf(const Json& body, bool count_only) {
     RETURN_IF_ERROR(AddMessage((*messages)[i], absl::StrFormat("messages[%d]", i), &plan.chat.messages));
   }
   ASSIGN_OR_RETURN(plan.chat.tools, ToolsOf(fields));
-  RETURN_IF_ERROR(ReadToolChoice(fields, &plan));
+  ASSIGN_OR_RETURN(const ToolChoice choice, ReadToolChoice(fields, &plan));
+  RETURN_IF_ERROR(KeepChosenTools(choice, &plan.chat.tools));
+  ASSIGN_OR_RETURN(std::optional<v1::Constraint> content, ReadOutputFormat(fields, &plan));
+  ASSIGN_OR_RETURN(plan.rule, AnswerRuleOf(choice, plan.chat.tools, plan.answer.parallel_tool_calls, std::move(content)));
   RETURN_IF_ERROR(ReadThinking(fields, &plan));
   plan.chat.now = absl::Now();
   if (count_only) return plan;

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "gateway/routes/output_rules.h"
 #include "gateway/routes/responses.h"
 #include "gateway/routes/sampling_fields.h"
 
@@ -112,13 +113,20 @@ absl::Status RefuseUnsupported(const JsonFields& fields) {
   }
   ASSIGN_OR_RETURN(const auto top_logprobs, fields.Integer("top_logprobs", 0, 20));
   if (top_logprobs.value_or(0) > 0) return FieldError("top_logprobs", "top_logprobs is not supported");
-  ASSIGN_OR_RETURN(const Json* const text, fields.Object("text"));
-  if (text == nullptr) return absl::OkStatus();
-  ASSIGN_OR_RETURN(const Json* const format, JsonFields(*text, "text.").Object("format"));
-  if (format != nullptr && format->value("type", Json("text")) != "text") {
-    return FieldError("text.format", "text.format is not supported: outputs are not constrained to a format");
-  }
   return absl::OkStatus();
+}
+
+// text.format, also in the form of chat completions, which templates read.
+absl::StatusOr<std::optional<v1::Constraint>> ReadTextFormat(const JsonFields& fields, ResponsesPlan* responses) {
+  ASSIGN_OR_RETURN(const Json* const text, fields.Object("text"));
+  if (text == nullptr) return OutputConstraintOf(fields);
+  ASSIGN_OR_RETURN(const Json* const format, JsonFields(*text, "text.").Object("format"));
+  if (format == nullptr) return OutputConstraintOf(fields);
+  responses->echo.text_format = *format;
+  if (format->value("type", Json()) == "json_schema") {
+    responses->plan.chat.response_format = {{"type", "json_schema"}, {"json_schema", *format}};
+  }
+  return ConstraintOfFormat(*format, "text.format");
 }
 
 // Functions; tools of other kinds are skipped.
@@ -137,14 +145,14 @@ absl::Status ReadTools(const JsonFields& fields, ResponsesPlan* responses) {
     responses->plan.chat.tools.push_back({{"type", "function"}, {"function", std::move(function)}});
     responses->echo.tools.push_back(tool);
   }
-  const Json* const choice = fields.Find("tool_choice");
-  if (choice == nullptr || *choice == "auto") return absl::OkStatus();
-  if (*choice != "none") {
-    return FieldError("tool_choice", "tool_choice is " + Dump(*choice).substr(0, 80) +
-                                         ", want \"auto\" or \"none\": a call that the model may not avoid is not supported");
-  }
-  responses->echo.tool_choice = *choice;
-  responses->plan.chat.tools = Json::array();
+  ASSIGN_OR_RETURN(const ToolChoice choice, ToolChoiceOf(fields));
+  if (const Json* const asked = fields.Find("tool_choice")) responses->echo.tool_choice = *asked;
+  RETURN_IF_ERROR(KeepChosenTools(choice, &responses->plan.chat.tools));
+  ASSIGN_OR_RETURN(std::optional<v1::Constraint> content, ReadTextFormat(fields, responses));
+  ASSIGN_OR_RETURN(const auto parallel, fields.Bool("parallel_tool_calls"));
+  responses->plan.answer.parallel_tool_calls = responses->echo.parallel_tool_calls = parallel.value_or(true);
+  ASSIGN_OR_RETURN(responses->plan.rule,
+                   AnswerRuleOf(choice, responses->plan.chat.tools, parallel.value_or(true), std::move(content)));
   return absl::OkStatus();
 }
 
@@ -185,9 +193,7 @@ absl::StatusOr<ResponsesPlan> ResponsesPlanOf(const Json& body) {
   }
   ASSIGN_OR_RETURN(const Json* const kwargs, fields.Object("chat_template_kwargs"));
   if (kwargs != nullptr) plan.chat.template_kwargs = *kwargs;
-  ASSIGN_OR_RETURN(const auto parallel, fields.Bool("parallel_tool_calls"));
   ASSIGN_OR_RETURN(const auto stream, fields.Bool("stream"));
-  plan.answer.parallel_tool_calls = responses.echo.parallel_tool_calls = parallel.value_or(true);
   plan.answer.stream = responses.echo.stream = stream.value_or(false);
   plan.chat.now = absl::Now();
   for (const auto& [name, to] :

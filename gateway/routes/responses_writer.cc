@@ -73,7 +73,7 @@ class ResponsesWriter final : public ChatWriter {
                      {"previous_response_id", nullptr},
                      {"store", false},
                      {"temperature", echo_.temperature},
-                     {"text", {{"format", {{"type", "text"}}}}},
+                     {"text", {{"format", echo_.text_format}}},
                      {"tool_choice", echo_.tool_choice},
                      {"tools", echo_.tools},
                      {"top_p", echo_.top_p},

@@ -15,14 +15,7 @@ bool AsksNothing(const Json& value) {
 
 absl::Status RefuseUnsupported(const JsonFields& fields) {
   // Fields of llama-server, vLLM and OpenAI that change the output.
-  constexpr const char* kUnsupported[] = {"grammar",
-                                          "json_schema",
-                                          "guided_json",
-                                          "guided_regex",
-                                          "guided_choice",
-                                          "guided_grammar",
-                                          "structured_outputs",
-                                          "suffix",
+  constexpr const char* kUnsupported[] = {"suffix",
                                           "mirostat",
                                           "dry_multiplier",
                                           "xtc_probability",

@@ -1,8 +1,13 @@
 #include "gateway/chat/chat_format.h"
 
+#include <map>
 #include <memory>
+#include <random>
 #include <string>
+#include <vector>
 
+#include "coordinator/generation/output_constraint.h"
+#include "gateway/chat/answer_rule.h"
 #include "tests/chat/harmony_output.h"
 #include "tests/chat/parsing.h"
 #include "tests/testing/status_matchers.h"
@@ -112,6 +117,226 @@ TEST_P(FamilyTest, WritesEveryMessageAndMarksItsText) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, FamilyTest, testing::ValuesIn(Families()),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+// Bytes, the tags of all formats as tokens that are text, and a family's special tokens as control tokens.
+class FamilyVocabulary final : public constraint::TokenSource {
+ public:
+  explicit FamilyVocabulary(const std::map<std::string, int32_t>& special) : tokens_(kBytes) {
+    for (const auto& [text, id] : special) controls_.emplace(id, text);
+    for (int byte = 0; byte < 256; ++byte) tokens_.emplace_back(1, static_cast<char>(byte));
+    for (const char* const tag : {"<think>",
+                                  "</think>",
+                                  "\n",
+                                  "<tool_call>",
+                                  "</tool_call>",
+                                  "</function>",
+                                  "<parameter=",
+                                  "</parameter>",
+                                  "<arg_key>",
+                                  "</arg_key>",
+                                  "<arg_value>",
+                                  "</arg_value>",
+                                  "\n</parameter>",
+                                  "\"}",
+                                  "\", ",
+                                  "\": ",
+                                  "commentary",
+                                  "analysis",
+                                  "final",
+                                  "<|tool_calls_section_begin|>",
+                                  "<|tool_call_begin|>",
+                                  "<|tool_call_argument_begin|>",
+                                  "<|tool_call_end|>",
+                                  "<|tool_calls_section_end|>",
+                                  "<｜tool▁calls▁begin｜>",
+                                  "<｜tool▁call▁begin｜>",
+                                  "<｜tool▁sep｜>",
+                                  "<｜tool▁call▁end｜>",
+                                  "<｜tool▁calls▁end｜>",
+                                  "\n```"}) {
+      tokens_.emplace_back(tag);
+    }
+  }
+  int32_t vocab_size() const override { return static_cast<int32_t>(tokens_.size()); }
+  std::string_view TokenBytes(int32_t id) const override { return IsControl(id) ? controls_.at(id) : tokens_[id]; }
+  bool IsControl(int32_t id) const override { return controls_.contains(id); }
+  std::string_view Shown(int32_t id) const { return IsControl(id) ? std::string_view() : tokens_[id]; }
+
+ private:
+  static constexpr size_t kBytes = 1000;  // the id of byte 0
+  std::map<int32_t, std::string> controls_;
+  std::vector<std::string> tokens_;
+};
+
+// The parts of an answer.
+struct Answer {
+  std::string reasoning, content;
+  std::vector<std::pair<std::string, std::string>> calls;  // name and arguments
+};
+
+// Outputs that are drawn at random from the tokens that a constraint allows, read by the format's parser.
+class ConstrainedTest : public FamilyTest {
+ protected:
+  ConstrainedTest()
+      : ids_(GetParam().tokens.empty() ? HarmonyIds() : std::map<std::string, int32_t>()), vocabulary_([this] {
+          for (size_t i = 0; i < GetParam().tokens.size(); ++i) ids_[GetParam().tokens[i]] = 100 + static_cast<int32_t>(i);
+          return ids_;
+        }()) {}
+
+  void Begin(const AnswerRule& rule) {
+    prompt_ = Render(R"([{"role": "user", "content": "1 + 2?"}])");
+    const absl::StatusOr<v1::Constraint> constraint = format_->Constrain(request_, prompt_, rule);
+    ASSERT_OK(constraint);
+    constraint_ = *constraint;
+  }
+
+  Answer Draw(int seed) {
+    absl::StatusOr<std::unique_ptr<OutputConstraint>> output =
+        OutputConstraint::Create(constraint_, vocabulary_.vocab_size(), &compiler_);
+    EXPECT_OK(output);
+    if (!output.ok()) return {};
+    const std::unique_ptr<OutputParser> parser = format_->NewParser(request_, prompt_);
+    std::mt19937 random(seed);
+    std::string text;
+    std::vector<OutputEvent> events;
+    for (int step = 0; step < 5000; ++step) {
+      const absl::StatusOr<std::vector<uint64_t>> allowed = (*output)->Allowed({}, {});
+      EXPECT_OK(allowed);
+      std::vector<int32_t> ids;
+      for (int32_t id = 0; id < vocabulary_.vocab_size(); ++id) {
+        if ((*allowed)[id / 64] >> (id % 64) & 1) ids.push_back(id);
+      }
+      // Free text is long: tags, which are the last ids or the first, are drawn more often.
+      std::vector<int32_t> tags;
+      std::copy_if(ids.begin(), ids.end(), std::back_inserter(tags), [](int32_t id) { return id < 1000 || id >= 1256; });
+      // An answer may end before its first call, and seldom does.
+      const bool called = std::any_of(events.begin(), events.end(),
+                                      [](const OutputEvent& event) { return event.kind == OutputEvent::Kind::kToolCallEnd; });
+      if ((*output)->CanEnd() && random() % (called ? 4 : 40) == 0) break;
+      if (ids.empty()) {
+        ADD_FAILURE() << "nothing may follow " << text;
+        break;
+      }
+      const std::vector<int32_t>& from = !tags.empty() && random() % 3 == 0 ? tags : ids;
+      const int32_t id = from[random() % from.size()];
+      text += vocabulary_.TokenBytes(id);
+      const OutputToken token{id, vocabulary_.Shown(id)};
+      for (OutputEvent& event : parser->Feed({&token, 1})) events.push_back(std::move(event));
+      const absl::StatusOr<bool> complete = (*output)->Accept(id);
+      EXPECT_OK(complete);
+      if (!complete.ok() || *complete) break;
+      EXPECT_LT(step, 4999) << "no end to " << text.substr(0, 500);
+    }
+    for (OutputEvent& event : parser->Finish()) events.push_back(std::move(event));
+    SCOPED_TRACE(text);
+    return AnswerOf(events);
+  }
+
+  static Answer AnswerOf(const std::vector<OutputEvent>& events) {
+    Answer answer;
+    for (const OutputEvent& event : events) {
+      if (event.kind == OutputEvent::Kind::kReasoning) answer.reasoning += event.text;
+      if (event.kind == OutputEvent::Kind::kContent && !event.is_preamble) answer.content += event.text;
+      if (event.kind == OutputEvent::Kind::kToolCallStart) answer.calls.emplace_back(event.name, "");
+      if (event.kind == OutputEvent::Kind::kToolCallArguments) answer.calls.back().second += event.text;
+    }
+    return answer;
+  }
+
+  static AnswerRule::Tool Add(bool strict) {
+    return {.name = "add",
+            .parameters = Json::parse(R"({"type": "object", "properties": {"a": {"type": "integer"},
+        "s": {"type": "string", "minLength": 2, "maxLength": 5, "pattern": "x"}, "e": {"type": "string", "enum": ["on", "off"]},
+        "l": {"$ref": "#/$defs/flags"}}, "required": ["a", "s"], "$defs": {"flags": {"type": "array", "items": {"type": "boolean"}}}})"),
+            .strict = strict};
+  }
+  // The arguments match Add's schema.
+  static void ExpectMatch(const std::string& text) {
+    const Json arguments = Json::parse(text, nullptr, false);
+    ASSERT_TRUE(arguments.is_object()) << text;
+    EXPECT_TRUE(arguments.contains("a") && arguments["a"].is_number_integer()) << text;
+    ASSERT_TRUE(arguments.contains("s") && arguments["s"].is_string()) << text;
+    EXPECT_THAT(arguments["s"].get<std::string>(), HasSubstr("x")) << text;
+    for (const auto& [name, value] : arguments.items()) {
+      EXPECT_TRUE(name == "a" || name == "s" || (name == "e" && (value == "on" || value == "off")) ||
+                  (name == "l" && value.is_array()))
+          << text;
+    }
+  }
+
+  std::map<std::string, int32_t> ids_;
+  const FamilyVocabulary vocabulary_;
+  constraint::ConstraintCompiler compiler_{&vocabulary_};
+  ChatPrompt prompt_;
+  v1::Constraint constraint_;
+};
+
+TEST_P(ConstrainedTest, ARequiredCallIsACallWithMatchingArguments) {
+  Begin({.tools = {Add(false), {.name = "now", .parameters = nullptr}}, .requires_call = true});
+  size_t most = 0;
+  for (int seed = 0; seed < 12; ++seed) {
+    const Answer answer = Draw(seed);
+    EXPECT_EQ(answer.content, "");
+    ASSERT_FALSE(answer.calls.empty());
+    most = std::max(most, answer.calls.size());
+    for (const auto& [name, arguments] : answer.calls) {
+      if (name == "now") {
+        EXPECT_EQ(Json::parse(arguments), Json::object());
+      } else {
+        EXPECT_EQ(name, "add");
+        ExpectMatch(arguments);
+      }
+    }
+  }
+  if (format_->name() != "harmony") {
+    EXPECT_GT(most, 1u) << "calls are parallel";
+  }
+}
+
+TEST_P(ConstrainedTest, OneCallIsOneWhereCallsAreNotParallel) {
+  Begin({.tools = {Add(false)}, .requires_call = true, .parallel = false});
+  for (int seed = 0; seed < 6; ++seed) EXPECT_EQ(Draw(seed).calls.size(), 1u);
+}
+
+TEST_P(ConstrainedTest, AStrictToolIsHeldToItsSchemaWhereItIsCalled) {
+  Begin({.tools = {Add(true)}});
+  size_t calls = 0;
+  for (int seed = 0; seed < 25; ++seed) {
+    for (const auto& [name, arguments] : Draw(seed).calls) {
+      ++calls;
+      EXPECT_EQ(name, "add");
+      ExpectMatch(arguments);
+    }
+  }
+  EXPECT_GT(calls, 0u);
+}
+
+// Its arguments may hold the format's own tags, and then are what the parser makes of them.
+TEST_P(ConstrainedTest, AToolThatIsNotStrictIsCalledAsTheModelLikes) {
+  Begin({.tools = {Add(true), {.name = "free", .parameters = Json::parse(R"({"type": "object"})")}}});
+  bool called = false;
+  for (int seed = 0; seed < 40; ++seed) {
+    const Answer answer = Draw(seed);
+    called = called || (!answer.calls.empty() && answer.calls[0].first == "free");
+  }
+  EXPECT_TRUE(called);
+}
+
+TEST_P(ConstrainedTest, ContentKeepsItsFormAndReasoningIsFree) {
+  Begin({.content =
+             parts::Schema(Json::parse(R"({"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]})"))});
+  for (int seed = 0; seed < 12; ++seed) {
+    const Answer answer = Draw(seed);
+    const Json content = Json::parse(answer.content, nullptr, false);
+    ASSERT_TRUE(content.is_object()) << answer.content;
+    EXPECT_EQ(answer.content.front(), '{') << "no white space of the format's";
+    EXPECT_TRUE(content["ok"].is_boolean()) << answer.content;
+    EXPECT_TRUE(answer.calls.empty());
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, ConstrainedTest, testing::ValuesIn(Families()),
                          [](const auto& info) { return std::string(info.param.name); });
 
 std::string Rendered(const char* architecture, std::vector<std::string> tokens, ChatRequest request) {

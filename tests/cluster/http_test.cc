@@ -83,6 +83,61 @@ TEST(Http, SaysWhatGrpcSays) {
   for (size_t i = 0; i < want.logprobs.size(); ++i) EXPECT_NEAR(logprobs[i], want.logprobs[i], 1e-6);
 }
 
+// A template in front of the bundled model, which has none: its answers are noise, and constraints make them calls.
+class TemplateFile {
+ public:
+  TemplateFile() : path_(std::filesystem::temp_directory_path() / ("ferry-template-" + std::to_string(getpid()))) {
+    std::ofstream(path_) << "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+                            "{# <tool_call> #}<|im_start|>assistant\n";
+  }
+  ~TemplateFile() { std::filesystem::remove(path_); }
+  std::string path() const { return path_; }
+
+ private:
+  const std::filesystem::path path_;
+};
+
+TEST(Http, ConstrainedAnswersKeepTheirFormAtAnyTemperature) {
+  const int port = FreePort();
+  const TemplateFile chat_template;
+  GatewayProcess gateway = GatewayOn(port, true);
+  gateway.arguments.insert(gateway.arguments.end(), {"--chat-template-file", chat_template.path()});
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Supervisor> supervisor, StartWithGateway(DemoModel(1), gateway));
+  ASSERT_TRUE(ServesOn(port));
+  const auto ask = [&](const std::string& path, nlohmann::json body) {
+    body.update({{"temperature", 1.5}, {"top_k", 0}, {"min_p", 0}, {"max_tokens", 2000}});
+    const std::string answer = Ask(port, Post(path, body.dump()));
+    EXPECT_EQ(StatusOfAnswer(answer), 200) << answer;
+    return nlohmann::json::parse(BodyOf(answer), nullptr, false);
+  };
+  const nlohmann::json schema = nlohmann::json::parse(
+      R"({"type": "object", "properties": {"n": {"type": "integer"}, "s": {"type": "string", "maxLength": 9}}, "required": ["n", "s"]})");
+  const auto expect_match = [](const std::string& text) {
+    const nlohmann::json value = nlohmann::json::parse(text, nullptr, false);
+    ASSERT_TRUE(value.is_object()) << text;
+    EXPECT_TRUE(value["n"].is_number_integer() && value["s"].is_string()) << text;
+  };
+  const nlohmann::json hello = {{{"role", "user"}, {"content", "Hello"}}};
+  for (int seed = 0; seed < 3; ++seed) {
+    const nlohmann::json chat = ask(
+        "/v1/chat/completions",
+        {{"messages", hello},
+         {"seed", seed},
+         {"response_format", {{"type", "json_schema"}, {"json_schema", {{"name", "x"}, {"strict", true}, {"schema", schema}}}}}});
+    expect_match(chat["choices"][0]["message"]["content"].get<std::string>());
+    const nlohmann::json call =
+        ask("/v1/chat/completions", {{"messages", hello},
+                                     {"seed", seed},
+                                     {"tool_choice", {{"type", "function"}, {"function", {{"name", "f"}}}}},
+                                     {"tools", {{{"type", "function"}, {"function", {{"name", "f"}, {"parameters", schema}}}}}}});
+    ASSERT_EQ(call["choices"][0]["message"]["tool_calls"].size(), 1u) << call;
+    EXPECT_EQ(call["choices"][0]["finish_reason"], "tool_calls");
+    expect_match(call["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"].get<std::string>());
+  }
+  const nlohmann::json yes = ask("/v1/completions", {{"prompt", "Once"}, {"grammar", "root ::= \"yes\" | \"no\""}});
+  EXPECT_THAT(yes["choices"][0]["text"].get<std::string>(), testing::AnyOf("yes", "no"));
+}
+
 TEST(Http, AKilledGatewayComesBackAndTheModelStays) {
   const int port = FreePort();
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Supervisor> supervisor, StartWithGateway(DemoModel(1), GatewayOn(port, true)));

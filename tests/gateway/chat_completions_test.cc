@@ -55,8 +55,16 @@ TEST(ChatCompletions, RefusesByName) {
   refused(R"({"messages": null})", "messages");
   refused(R"({"messages": []})", "messages");
   refused(R"({"messages": "hi"})", "messages");
-  refused(R"({"response_format": {"type": "json_object"}})", "response_format");
+  refused(R"({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"not": {}}}}})",
+          "response_format.json_schema.schema");
   refused(R"({"tool_choice": "required"})", "tool_choice");
+  refused(R"({"tool_choice": "maybe"})", "tool_choice");
+  refused(R"({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "if": {}}}}],
+      "tool_choice": "required"})",
+          "tools");
+  refused(
+      R"({"tools": [{"type": "function", "function": {"name": "f", "strict": true, "parameters": {"patternProperties": {}}}}]})",
+      "tools");
   refused(R"({"tool_choice": {"type": "function", "function": {"name": "f"}}})", "tool_choice");
   refused(R"({"tools": [{"type": "web_search"}]})", "tools[0].type");
   refused(R"({"tools": [{"type": "function"}]})", "tools[0].function");
@@ -67,6 +75,29 @@ TEST(ChatCompletions, RefusesByName) {
   refused(R"({"top_logprobs": 3})", "top_logprobs");
   refused(R"({"temperature": []})", "temperature");
   refused(R"({"chat_template_kwargs": 5})", "chat_template_kwargs");
+}
+
+TEST(ChatCompletions, SaysWhatAnAnswerMustBe) {
+  const char* const tools = R"("tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}},
+      {"type": "function", "function": {"name": "g", "strict": true, "parameters": {"type": "object"}}}])";
+  const auto plan = [&](const std::string& more) {
+    const absl::StatusOr<ChatCompletion> completion = ChatCompletionOf(Body(("{" + more + tools + "}").c_str()));
+    EXPECT_OK(completion);
+    return completion.ok() ? completion->plan : ChatPlan();
+  };
+  EXPECT_FALSE(plan("").rule.requires_call);
+  EXPECT_FALSE(plan("").rule.IsFree()) << "g is strict";
+  EXPECT_EQ(plan(R"("tool_choice": "required", )").rule.tools.size(), 2u);
+  const AnswerRule named = plan(R"("tool_choice": {"type": "function", "function": {"name": "f"}}, )").rule;
+  EXPECT_TRUE(named.requires_call && !named.parallel);
+  ASSERT_EQ(named.tools.size(), 1u);
+  EXPECT_TRUE(named.Holds(named.tools[0])) << "strict or not";
+  const ChatPlan allowed = plan(R"("tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "required",
+      "tools": [{"type": "function", "function": {"name": "f"}}]}}, )");
+  EXPECT_TRUE(allowed.rule.requires_call);
+  EXPECT_EQ(allowed.chat.tools.size(), 1u);
+  EXPECT_TRUE(plan(R"("tool_choice": "none", )").rule.IsFree());
+  EXPECT_TRUE(plan(R"("response_format": {"type": "json_object"}, )").rule.content->json_object());
 }
 
 TEST(ChatCompletions, AnswersWhole) {

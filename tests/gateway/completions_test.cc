@@ -119,9 +119,44 @@ TEST(Completions, RefusesByName) {
   refused(R"({"prompt": "x", "logit_bias": {"5": 101}})", "logit_bias");
   refused(R"({"prompt": "x", "suffix": "end"})", "suffix");
   refused(R"({"prompt": "x", "grammar": "root ::= x"})", "grammar");
+  refused(R"({"prompt": "x", "grammar": "root ::= \"a\"", "grammar_lazy": true})", "grammar_lazy");
+  refused(R"({"prompt": "x", "json_schema": {"multipleOf": 2}})", "json_schema");
+  refused(R"({"prompt": "x", "guided_regex": "(?=a)b"})", "guided_regex");
+  refused(R"({"prompt": "x", "guided_choice": [1]})", "guided_choice");
+  refused(R"({"prompt": "x", "guided_json": "{"})", "guided_json");
+  refused(R"({"prompt": "x", "structured_outputs": {"structural_tag": "x"}})", "structured_outputs.structural_tag");
+  refused(R"({"prompt": "x", "structured_outputs": {"json": {"if": {}}}})", "structured_outputs.json");
+  refused(R"({"prompt": "x", "guided_regex": "a", "response_format": {"type": "json_object"}})", "guided_regex");
   refused(R"({"prompt": "x", "mirostat": 2})", "mirostat");
-  refused(R"({"prompt": "x", "response_format": {"type": "json_object"}})", "response_format");
+  refused(R"({"prompt": "x", "response_format": {"type": "xml"}})", "response_format.type");
+  refused(R"({"prompt": "x", "response_format": {"type": "json_schema"}})", "response_format.schema");
+  refused(R"({"prompt": "x", "response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}})",
+          "response_format.json_schema.schema");
   refused(R"({"prompt": "x", "stream": "yes"})", "stream");
+}
+
+TEST(Completions, TakeTheConstraintsOfEveryServersClients) {
+  const auto constraint = [](const char* body) {
+    const absl::StatusOr<CompletionRequest> request = CompletionRequestOf(Json::parse(body));
+    EXPECT_OK(request);
+    return request.ok() ? request->prompts.at(0).constraint() : v1::Constraint();
+  };
+  EXPECT_TRUE(constraint(R"({"prompt": "x", "response_format": {"type": "json_object"}})").json_object());
+  const char* const schema = R"({"type":"object","properties":{"b":{"type":"string"},"a":{}}})";
+  for (const char* body :
+       {R"({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "strict": true, "schema": %s}}})",
+        R"({"response_format": {"type": "json_object", "schema": %s}})", R"({"json_schema": %s})", R"({"guided_json": %s})",
+        R"({"structured_outputs": {"json": %s}})"}) {
+    std::string text = body;
+    text.replace(text.find("%s"), 2, schema);
+    EXPECT_EQ(constraint(("{\"prompt\": \"x\", " + text.substr(1)).c_str()).json_schema(), schema) << body;
+  }
+  EXPECT_EQ(constraint(R"({"prompt": "x", "grammar": "root ::= \"a\""})").gbnf(), "root ::= \"a\"");
+  EXPECT_EQ(constraint(R"({"prompt": "x", "guided_grammar": "root ::= \"a\""})").gbnf(), "root ::= \"a\"");
+  EXPECT_EQ(constraint(R"({"prompt": "x", "guided_regex": "a+"})").regex(), "a+");
+  EXPECT_EQ(constraint(R"({"prompt": "x", "structured_outputs": {"choice": ["a", "b"]}})").choice().texts_size(), 2);
+  EXPECT_EQ(constraint(R"({"prompt": "x", "response_format": {"type": "text"}, "grammar": "", "guided_choice": []})").kind_case(),
+            v1::Constraint::KIND_NOT_SET);
 }
 
 TEST(Completions, TakesUnsupportedFieldsThatAskForNothing) {

@@ -66,8 +66,27 @@ TEST(Messages, RefuseByName) {
   refused(R"({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]})", "messages[0].content[0]");
   refused(R"({"messages": [{"role": "user", "content": [{"text": "x"}]}]})", "messages[0].content[0].type");
   refused(R"({"tool_choice": {"type": "any"}})", "tool_choice");
+  refused(R"({"tool_choice": {"type": "tool", "name": "f"}})", "tool_choice");
+  refused(R"({"tool_choice": {"type": "all"}})", "tool_choice");
+  refused(R"({"output_format": {"type": "json_schema", "schema": {"not": {}}}})", "output_format.schema");
   refused(R"({"tools": [{"description": "nameless"}]})", "tools[0].name");
   EXPECT_OK(MessagesPlanOf(Json::parse(R"({"messages": [{"role": "user", "content": "x"}]})"), /*count_only=*/true));
+}
+
+TEST(Messages, TakeCallsThatMustBeMadeAndFormats) {
+  const char* const tools = R"("tools": [{"name": "f", "input_schema": {"type": "object"}}, {"name": "g", "strict": true,
+      "input_schema": {"type": "object"}}])";
+  const auto rule = [&](const std::string& more) {
+    return MessagesPlanOf(Body(("{" + more + ", " + tools + "}").c_str()), false)->rule;
+  };
+  EXPECT_TRUE(rule(R"("tool_choice": {"type": "any"})").requires_call);
+  EXPECT_TRUE(rule(R"("tool_choice": {"type": "any"})").parallel);
+  EXPECT_FALSE(rule(R"("tool_choice": {"type": "any", "disable_parallel_tool_use": true})").parallel);
+  EXPECT_EQ(rule(R"("tool_choice": {"type": "tool", "name": "f"})").tools.size(), 1u);
+  EXPECT_FALSE(rule(R"("tool_choice": {"type": "auto"})").IsFree()) << "g is strict";
+  EXPECT_TRUE(rule(R"("tool_choice": {"type": "none"})").IsFree());
+  EXPECT_EQ(rule(R"("output_config": {"format": {"type": "json_schema", "schema": {"type": "array"}}})").content->json_schema(),
+            R"({"type":"array"})");
 }
 
 TEST(Messages, AnswerWhole) {

@@ -15,6 +15,7 @@ import time
 
 import anthropic
 import openai
+import pydantic
 
 WEATHER = {
     "name": "get_weather",
@@ -25,6 +26,12 @@ OPENAI_TOOL = {"type": "function", "function": WEATHER}
 ANTHROPIC_TOOL = {"name": "get_weather", "description": "The weather", "input_schema": WEATHER["parameters"]}
 RESPONSES_TOOL = {"type": "function", **WEATHER}
 HELLO = "Hello there, friend."
+HI = [{"role": "user", "content": "Say hello."}]
+
+
+class Report(pydantic.BaseModel):
+    city: str
+    degrees: int
 
 
 def chat(client):
@@ -70,6 +77,30 @@ def chat_tools(client):
 def completions(client):
     assert client.completions.create(model="any", prompt="x", max_tokens=100).choices[0].text == HELLO
     assert client.models.list().data[0].id == "scripted"
+
+
+def formats(client):
+    report = client.chat.completions.parse(model="any", messages=HI, response_format=Report).choices[0].message.parsed
+    assert report == Report(city="Paris", degrees=21), report
+    assert client.responses.parse(model="any", input="Say hello.", text_format=Report).output_parsed == report
+    answer = client.chat.completions.create(model="any", messages=HI, response_format={"type": "json_object"})
+    assert json.loads(answer.choices[0].message.content)["city"] == "Paris"
+    wrong = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object", "if": {}}}}
+    try:
+        client.chat.completions.create(model="any", messages=HI, response_format=wrong)
+    except openai.BadRequestError as error:
+        assert error.param == "response_format.json_schema.schema" and "if" in str(error), error
+    else:
+        raise AssertionError("a keyword that is not supported was not refused")
+
+
+def forced_tools(client):
+    for choice in "required", {"type": "function", "function": {"name": "get_weather"}}:
+        answer = client.chat.completions.create(model="any", messages=HI, tools=[OPENAI_TOOL], tool_choice=choice)
+        assert json.loads(answer.choices[0].message.tool_calls[0].function.arguments) == {"city": "Paris"}, answer
+    for choice in "required", {"type": "function", "name": "get_weather"}:
+        answer = client.responses.create(model="any", input="Say hello.", tools=[RESPONSES_TOOL], tool_choice=choice)
+        assert answer.output[0].type == "function_call", answer
 
 
 def refusals(client):
@@ -129,6 +160,11 @@ def messages(client):
     asked.append({"role": "user", "content": [{"type": "tool_result", "tool_use_id": use.id, "content": "sunny"}]})
     second = client.messages.create(model="any", max_tokens=100, messages=asked, tools=[ANTHROPIC_TOOL])
     assert second.content[0].text == HELLO
+    for choice in {"type": "any"}, {"type": "tool", "name": "get_weather"}:
+        forced = client.messages.create(
+            model="any", max_tokens=100, messages=HI, tools=[ANTHROPIC_TOOL], tool_choice=choice
+        )
+        assert forced.content[0].type == "tool_use" and forced.stop_reason == "tool_use", forced
     try:
         client.messages.create(model="any", max_tokens=0, messages=asked)
     except anthropic.BadRequestError as error:
@@ -159,7 +195,7 @@ def main():
         try:
             root = "http://127.0.0.1:" + wait_for_line(port_file)
             client = openai.OpenAI(base_url=root + "/v1", api_key="none", max_retries=0, timeout=60)
-            for test in chat, chat_stream, chat_tools, completions, refusals, responses:
+            for test in chat, chat_stream, chat_tools, completions, formats, forced_tools, refusals, responses:
                 test(client)
                 print("ok: openai", test.__name__)
             asyncio.run(cancel(root + "/v1"))

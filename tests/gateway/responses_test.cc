@@ -52,12 +52,28 @@ TEST(Responses, RefuseByName) {
   };
   refused(R"({"input": "x", "previous_response_id": "resp_0"})", "previous_response_id");
   refused(R"({"input": "x", "background": true})", "background");
-  refused(R"({"input": "x", "text": {"format": {"type": "json_schema"}}})", "text.format");
+  refused(R"({"input": "x", "text": {"format": {"type": "json_schema"}}})", "text.format.schema");
   refused(R"({"input": "x", "tool_choice": "required"})", "tool_choice");
+  refused(R"({"input": "x", "tool_choice": {"type": "web_search"}})", "tool_choice");
   refused(R"({})", "input");
   refused(R"({"input": [{"type": "computer_call"}]})", "input[0]");
   refused(R"({"input": [{"role": "user", "content": [{"type": "input_image"}]}]})", "input[0].content[0]");
   refused(R"({"input": [{"type": "function_call", "name": "f", "arguments": "{}"}]})", "input[0].call_id");
+}
+
+TEST(Responses, TakeATextFormatAndAToolThatMustBeCalled) {
+  const ResponsesPlan plan = *ResponsesPlanOf(Json::parse(
+      R"({"input": "x", "text": {"format": {"type": "json_schema", "name": "n", "strict": true, "schema": {"type": "object"}}},
+      "tools": [{"type": "function", "name": "f", "parameters": {"type": "object"}}, {"type": "function", "name": "g"}],
+      "tool_choice": {"type": "function", "name": "g"}})"));
+  EXPECT_EQ(plan.plan.rule.content->json_schema(), R"({"type":"object"})");
+  EXPECT_EQ(plan.plan.chat.response_format["json_schema"]["name"], "n") << "harmony writes it into the prompt";
+  EXPECT_EQ(plan.echo.text_format["name"], "n");
+  EXPECT_EQ(plan.echo.tool_choice["name"], "g");
+  EXPECT_TRUE(plan.plan.rule.requires_call);
+  ASSERT_EQ(plan.plan.rule.tools.size(), 1u);
+  EXPECT_EQ(plan.plan.rule.tools[0].name, "g");
+  EXPECT_EQ(plan.plan.chat.tools.size(), 2u) << "the prompt stays what it was";
 }
 
 TEST(Responses, AnswerWhole) {

@@ -33,12 +33,17 @@ std::string TextOf(const v1::GenerateRequest& request) {
 
 grpc::Status Speak(const v1::GenerateRequest& request, const std::function<bool(const v1::GenerateResponse&)>& write) {
   const std::string prompt = TextOf(request);
+  // The clients' tests ask for these two constraints.
+  const bool constrained = request.has_constraint();
+  const bool must_call = request.constraint().ShortDebugString().find("<tool_call>") != std::string::npos;
   const bool calls = prompt.find("weather") != std::string::npos && prompt.find("<|im_start|>tool") == std::string::npos &&
                      prompt.find("get_weather") != std::string::npos;
   const bool goes_on = prompt.find("forever") != std::string::npos;
   const std::string answer =
-      calls ? "Let me look.\n<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}\n</tool_call>"
-            : "Hello there, friend.";
+      must_call     ? "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}\n</tool_call>"
+      : constrained ? "{\"city\": \"Paris\", \"degrees\": 21}"
+      : calls       ? "Let me look.\n<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}\n</tool_call>"
+                    : "Hello there, friend.";
   uint32_t generated = 0;
   const uint32_t most = request.has_max_tokens() ? request.max_tokens() : 1000;
   v1::Finish::Reason reason = v1::Finish::STOP;

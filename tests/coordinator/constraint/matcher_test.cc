@@ -94,6 +94,47 @@ TEST(Matcher, RefusesATokenThatDoesNotFit) {
   EXPECT_TRUE(matcher->MustEnd());
 }
 
+TEST(Matcher, AnOutputInPartsEndsFreeTextAtATagOrASpecialToken) {
+  const ConstraintSpec tag = {.kind = ConstraintKind::kLiteral, .text = "</t>"};
+  const ConstraintSpec free = {.kind = ConstraintKind::kText, .choices = {"</t>"}};
+  const ConstraintSpec control = {.kind = ConstraintKind::kToken, .token = Vocabulary().control()};
+  const ConstraintSpec plain = {.kind = ConstraintKind::kToken, .token = IdOf("true")};
+  const std::unique_ptr<Matcher> matcher = Match({.kind = ConstraintKind::kSequence,
+                                                  .parts = {free,
+                                                            {.kind = ConstraintKind::kAnyOf, .parts = {tag, control}},
+                                                            {.kind = ConstraintKind::kRepeat, .parts = {plain}, .max = 2},
+                                                            Schema(R"({"type": "integer"})")}});
+  AcceptText(matcher.get(), "a</t");
+  ASSERT_OK_AND_ASSIGN(const TokenMask* mask, matcher->Mask());
+  EXPECT_TRUE(mask->Allows('>') && mask->Allows('<') && mask->Allows(0xC3) && mask->Allows(Vocabulary().control()));
+  EXPECT_FALSE(mask->Allows(0xFF)) << "that byte stands for special tokens";
+  ASSERT_OK(matcher->Accept(Vocabulary().control()));
+  EXPECT_FALSE((*matcher->Mask())->Allows(Vocabulary().control()));
+  ASSERT_OK(matcher->Accept(IdOf("true")));
+  EXPECT_FALSE(matcher->CanEnd());
+  ASSERT_OK(matcher->Accept(IdOf("12")));
+  EXPECT_TRUE(matcher->CanEnd());
+}
+
+TEST(Matcher, RefusesPartsBeyondTheBounds) {
+  const auto refusal = [](const ConstraintSpec& spec) {
+    return std::string(ParseConstraint(spec, &Vocabulary()).status().message());
+  };
+  EXPECT_EQ(refusal({.kind = ConstraintKind::kToken, .token = 1 << 20}), "token 1048576 is none of the vocabulary");
+  EXPECT_EQ(refusal({.kind = ConstraintKind::kRepeat}), "repeat has no part");
+  EXPECT_EQ(refusal({.kind = ConstraintKind::kRepeat, .parts = {JsonObject()}, .min = 3, .max = 2}),
+            "repeat is from 3 to 2, want 0 to 10000");
+  EXPECT_EQ(refusal({.kind = ConstraintKind::kText, .choices = {""}}), "text excludes a text of 0 bytes, want 1 to 256");
+  EXPECT_EQ(refusal({.kind = ConstraintKind::kText, .limits = {.min_length = 3000}}),
+            "text: a length above 2000 is not supported for text that is written plainly");
+  ConstraintSpec deep = JsonObject();
+  for (int i = 0; i < 20; ++i) deep = {.kind = ConstraintKind::kSequence, .parts = {deep}};
+  EXPECT_EQ(refusal(deep), "its parts are nested deeper than 16");
+  ConstraintSpec wide = {.kind = ConstraintKind::kAnyOf};
+  wide.parts.assign(kMaxParts, {.kind = ConstraintKind::kLiteral, .text = "a"});
+  EXPECT_EQ(refusal(wide), "it has more than 20000 parts");
+}
+
 TEST(Matcher, ATokenMayCrossSeveralRules) {
   const std::unique_ptr<Matcher> matcher = Match(Schema(R"({"type":"array","items":{"properties":{"x":{"type":"string"}}}})"));
   AcceptText(matcher.get(), R"([{"x":"y)");

@@ -441,6 +441,17 @@ TEST_F(RequestTest, AnEndTokenComesWhenTheOutputIsComplete) {
   EXPECT_THAT(sink_->ids(), ElementsAre('a', 'b', kEnd));
 }
 
+TEST_F(RequestTest, AConstraintMayHaveAnEndTokenWithinTheOutput) {
+  v1::Constraint::Parts& parts = *proto_.mutable_constraint()->mutable_sequence();
+  parts.add_parts()->set_literal("a");
+  parts.add_parts()->set_token(kEnd);
+  parts.add_parts()->mutable_choice()->add_texts("b");
+  ASSERT_OK(Create());
+  EXPECT_TRUE(Generate({'z', 'z', 'z'}));
+  EXPECT_THAT(sink_->ids(), ElementsAre('a', kEnd, 'b'));
+  EXPECT_EQ(sink_->text(), "ab");
+}
+
 TEST_F(RequestTest, AConstraintMayBeginBehindTokens) {
   proto_.mutable_constraint()->mutable_choice()->add_texts("yes");
   proto_.mutable_constraint()->add_start_after('!');
@@ -464,6 +475,17 @@ TEST_F(RequestTest, AConstraintThatIsNotSupportedIsRefusedAtOnce) {
   refused("gbnf: the rule x is used but not defined");
   proto_.mutable_constraint()->mutable_choice();
   refused("choice: it has 0 texts");
+  proto_.mutable_constraint()->set_token(kVocab);
+  refused("token 259 is none of the vocabulary");
+  v1::Constraint nested;
+  nested.set_literal("a");
+  for (int i = 0; i < 20; ++i) {
+    v1::Constraint outer;
+    *outer.mutable_sequence()->add_parts() = nested;
+    nested = outer;
+  }
+  *proto_.mutable_constraint() = nested;
+  refused("nested deeper than 16");
   proto_.mutable_constraint()->set_json_object(false);
   refused("json_object is false");
   proto_.mutable_constraint()->set_json_object(true);
