@@ -11,7 +11,6 @@
 #include "cli/interrupt.h"
 #include "cli/service_manager.h"
 #include "common/clock.h"
-#include "common/http_port.h"
 #include "common/listen_address.h"
 #include "common/log.h"
 
@@ -20,31 +19,6 @@ namespace {
 
 // What the coordinator takes to end beside the drain: it tells the workers and closes its connections.
 constexpr absl::Duration kEnding = absl::Seconds(10);
-
-struct HttpOptions {
-  int port = kHttpPort;  // 0: off
-  std::string listen = "127.0.0.1";
-  std::string chat_template_file;
-  bool given = false;  // on the command line: a port that is taken ends `serve`
-};
-
-// The gateway calls the coordinator without a key and without TLS: where the API wants them there is no HTTP yet.
-absl::StatusOr<std::optional<GatewayProcess>> GatewayOf(const HttpOptions& http, const ModelOptions& model) {
-  if (http.port == 0) return std::nullopt;
-  if (!model.api_keys.empty() || !model.tls_cert.empty()) {
-    if (http.given) return InvalidArgument("HTTP is not supported together with --api-keys or --tls-cert: --http-port 0");
-    spdlog::warn("no HTTP: it is not supported together with --api-keys or --tls-cert");
-    return std::nullopt;
-  }
-  ASSIGN_OR_RETURN(const ListenAddress listen, ParseListenAddress(http.listen, http.port));
-  GatewayProcess gateway = {.arguments = {"--listen", listen.ToString(), "--drain-timeout", std::to_string(model.drain_seconds),
-                                          "--log-level", model.log_level},
-                            .required = http.given};
-  if (!http.chat_template_file.empty()) {
-    gateway.arguments.insert(gateway.arguments.end(), {"--chat-template-file", http.chat_template_file});
-  }
-  return gateway;
-}
 
 // Until `stop`, or until the coordinator ends. A service manager hears that all is alive while the coordinator answers.
 absl::Status Attend(Supervisor& supervisor, const std::atomic<bool>& stop) {
@@ -96,7 +70,7 @@ Command AddServe(CLI::App& app) {
       app.add_option("--http-port", http->port, "port of HTTP, as OpenAI's and llama.cpp's clients ask; 0: none")
           ->check(CLI::Range(0, 65535))
           ->capture_default_str(),
-      app.add_option("--http-listen", http->listen, "ADDR or ADDR:PORT of HTTP; connections are not encrypted")
+      app.add_option("--http-listen", http->listen, "ADDR or ADDR:PORT of HTTP; encrypted with --tls-cert")
           ->capture_default_str(),
       app.add_option("--chat-template-file", http->chat_template_file,
                      "Jinja template of conversations, in place of the model file's")};

@@ -114,7 +114,8 @@ class ProcessSupervisor final : public Supervisor {
         wanted_gateway_(std::move(gateway)),
         folder_(std::move(folder)),
         port_file_(folder_->File("port")),
-        socket_(folder_->File("cluster")) {}
+        socket_(folder_->File("cluster")),
+        api_socket_(folder_->File("api")) {}
 
   ~ProcessSupervisor() override {
     if (thread_.joinable()) Stop(absl::Seconds(2)).IgnoreError();
@@ -171,6 +172,7 @@ class ProcessSupervisor final : public Supervisor {
                         options.coordinator_only ? std::max(options.workers, 1) : static_cast<int>(devices.size()),
                         ModelOptions::GpuBytes(devices), port_file_, socket_),
                     .what = "the coordinator"};
+    if (wanted_gateway_) coordinator_.arguments.insert(coordinator_.arguments.end(), {"--api-socket", api_socket_});
     coordinator_.pid = Spawn(coordinator_binary_, coordinator_.arguments);
     if (coordinator_.pid < 0) {
       CannotStart(coordinator_);
@@ -217,7 +219,7 @@ class ProcessSupervisor final : public Supervisor {
     }
     if (wanted_gateway_) {
       gateway_ = Child{.arguments = wanted_gateway_->arguments, .what = "the HTTP gateway"};
-      gateway_->arguments.insert(gateway_->arguments.end(), {"--coordinator", address});
+      gateway_->arguments.insert(gateway_->arguments.end(), {"--coordinator", "unix:" + api_socket_});
     }
     unlink(port_file_.c_str());  // it has served
     const std::lock_guard lock(mutex_);
@@ -333,6 +335,7 @@ class ProcessSupervisor final : public Supervisor {
   const std::optional<GatewayProcess> wanted_gateway_;
   const std::unique_ptr<TemporaryFolder> folder_;
   const std::string port_file_, socket_;
+  const std::string api_socket_;        // the gateway's way to the coordinator, whatever others need to come in
   std::string trace_;                   // empty: none was asked for
   std::optional<int> coordinator_end_;  // as waitpid says it; of the thread, and of others once it has ended
   Child coordinator_;                   // of the thread alone

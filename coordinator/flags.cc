@@ -27,6 +27,8 @@ void CoordinatorFlags::AddTo(CLI::App& app) {
   AddText(app, "--api-keys", options_.api_keys,
           "file of the keys that may use the API (`ferry api-key`); read again when it changes");
   AddSwitch(app, "--insecure", options_.insecure, "let anybody who reaches --listen use the API without a key");
+  AddText(app, "--api-socket", options_.api_socket,
+          "Unix socket of the API beside --listen, in a folder of mode 0700, for a ferry-gateway of this host; default: none");
   AddText(app, "--cluster-socket", options_.cluster_socket,
           "Unix socket where workers of this host come in, in a folder of mode 0700; default: in a folder of its own");
   AddText(app, "--cluster-listen", options_.cluster_listen,

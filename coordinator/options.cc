@@ -44,6 +44,9 @@ absl::Status CheckOptions(const CoordinatorOptions& options) {
         "others reach --listen %s: give --api-keys FILE (`ferry api-key` makes keys), or --insecure if everybody may use it",
         options.listen);
   }
+  if (!options.api_socket.empty()) {
+    RETURN_IF_ERROR(Annotate(ParseListenAddress("unix:" + options.api_socket, 0).status(), "--api-socket"));
+  }
   if (!options.cluster_socket.empty()) {
     RETURN_IF_ERROR(Annotate(ParseListenAddress("unix:" + options.cluster_socket, 0).status(), "--cluster-socket"));
   }

@@ -16,6 +16,7 @@ struct CoordinatorOptions {
   std::string listen = "127.0.0.1:8090";  // --listen, --port; port 0: any free one
   std::string tls_cert, tls_key;          // --tls-cert --tls-key: PEM files of the API; empty: it is not encrypted
   std::string api_keys;                   // --api-keys: file of keys (common/access/api_keys.h); empty: nobody needs one
+  std::string api_socket;                 // --api-socket: Unix socket of the API beside --listen, never encrypted; empty: none
   bool insecure = false;                  // --insecure: others may reach --listen although nobody needs a key
   std::string cluster_socket;             // --cluster-socket: Unix socket for workers of this host; empty: in a folder of its own
   std::string cluster_listen;             // --cluster-listen: HOST:PORT for workers of other hosts; empty: there are none

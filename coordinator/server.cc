@@ -256,7 +256,7 @@ class ServerImpl final : public Server {
     }
     threads.clear();
     if (trace_ != nullptr) drain_status_ = trace_->Close();  // no step follows, and giving back the arena takes seconds
-    for (Acceptor* const acceptor : {acceptor_.get(), cluster_acceptor_.get(), remote_acceptor_.get()}) {
+    for (Acceptor* const acceptor : {acceptor_.get(), local_acceptor_.get(), cluster_acceptor_.get(), remote_acceptor_.get()}) {
       if (acceptor != nullptr) acceptor->Stop();
     }
     for (grpc::Server* const server : {grpc_server_.get(), cluster_server_.get()}) {
@@ -436,6 +436,11 @@ class ServerImpl final : public Server {
       credentials = grpc::experimental::TlsServerCredentials(tls);
     }
     acceptor_->AddTo(builder, credentials);
+    if (!options_.api_socket.empty()) {
+      ASSIGN_OR_RETURN(const ListenAddress local, ParseListenAddress("unix:" + options_.api_socket, 0));
+      ASSIGN_OR_RETURN(local_acceptor_, Acceptor::Listen(local, {}));
+      local_acceptor_->AddTo(builder, grpc::InsecureServerCredentials());
+    }
     BoundClients(builder);
     // Clients ask whether this host is still there while they wait for a long prefill (cli/client.cc).
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5000);
@@ -450,6 +455,7 @@ class ServerImpl final : public Server {
     port_ = acceptor_->address().port;
     address_ = acceptor_->address().ToString();
     acceptor_->Start();
+    if (local_acceptor_ != nullptr) local_acceptor_->Start();
     return absl::OkStatus();
   }
 
@@ -544,8 +550,10 @@ class ServerImpl final : public Server {
   std::unique_ptr<VocabularyService> vocabulary_service_;
   std::unique_ptr<TaskPool> text_pool_, expert_pool_;  // their tasks use all of the above
   std::unique_ptr<grpc::Server> grpc_server_, cluster_server_;
-  std::unique_ptr<Acceptor> acceptor_, cluster_acceptor_, remote_acceptor_;  // the last is null without workers of other hosts
-  std::string own_folder_;                                                   // of the cluster's socket; empty: it was said where
+  std::unique_ptr<Acceptor> acceptor_, cluster_acceptor_;
+  std::unique_ptr<Acceptor> local_acceptor_;   // null without --api-socket
+  std::unique_ptr<Acceptor> remote_acceptor_;  // null without workers of other hosts
+  std::string own_folder_;                     // of the cluster's socket; empty: it was said where
   std::string address_;
   int port_ = 0;
   bool drained_ = false;

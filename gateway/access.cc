@@ -9,10 +9,14 @@ constexpr absl::Duration kLook = absl::Seconds(1);
 
 }  // namespace
 
+std::string_view KeyOf(const HttpRequest& request) {
+  const std::string_view key = BearerToken(request.Header("authorization"));
+  return key.empty() ? request.Header("x-api-key") : key;
+}
+
 absl::Status KeyedAccess::Check(const HttpRequest& request) {
   ReloadNowAndThen();
-  std::string_view key = BearerToken(request.Header("authorization"));
-  if (key.empty()) key = request.Header("x-api-key");
+  const std::string_view key = KeyOf(request);
   if (key.empty()) return absl::UnauthenticatedError("this server wants a key: Authorization: Bearer KEY, or x-api-key: KEY");
   return keys_->Authenticate(key).status();
 }

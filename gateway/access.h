@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <mutex>
+#include <string_view>
 
 #include "absl/time/time.h"
 #include "common/access/api_keys.h"
@@ -11,6 +12,9 @@
 #include "gateway/http/message.h"
 
 namespace ferry {
+
+// The key that a request brings; empty: none.
+std::string_view KeyOf(const HttpRequest& request);
 
 // Thread-safe.
 class KeyedAccess {

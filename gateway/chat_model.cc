@@ -21,8 +21,8 @@ std::optional<int32_t> NamedTokens::Find(std::string_view text) const {
   return found == ids_.end() ? std::nullopt : std::optional(found->second);
 }
 
-void ChatModels::Get(std::function<void(absl::StatusOr<Loaded>)> use) {
-  models_.Get([this, use = std::move(use)](const absl::StatusOr<Model>& model) {
+void ChatModels::Get(const std::shared_ptr<Engine>& engine, std::function<void(absl::StatusOr<Loaded>)> use) {
+  models_.Get(engine, [this, use = std::move(use)](const absl::StatusOr<Model>& model) {
     if (!model.ok()) return use(model.status());
     absl::StatusOr<Loaded> loaded;
     {

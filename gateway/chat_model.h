@@ -39,8 +39,8 @@ class ChatModels {
   ChatModels(ModelCache* models, std::string chat_template) : models_(*models), chat_template_(std::move(chat_template)) {}
 
   // Calls `use` at once when the model is known. FailedPrecondition: the model has no template and no format of its own, or its
-  // template is not understood. Any thread.
-  void Get(std::function<void(absl::StatusOr<Loaded>)> use);
+  // template is not understood. `engine` as in ModelCache. Any thread.
+  void Get(const std::shared_ptr<Engine>& engine, std::function<void(absl::StatusOr<Loaded>)> use);
 
  private:
   absl::StatusOr<Loaded> Load(const Model& model) const;

@@ -1,7 +1,9 @@
 #include "gateway/engine_client.h"
 
+#include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <mutex>
 #include <unordered_set>
@@ -21,6 +23,7 @@ constexpr absl::Duration kUnaryTimeout = absl::Seconds(20);  // a megabyte of te
 // A coordinator whose host has gone says nothing any more.
 constexpr int kKeepaliveMs = 10000, kKeepaliveTimeoutMs = 5000;
 constexpr int kMaxReconnectMs = 1000;
+constexpr size_t kMaxKeyBytes = 1024;
 
 // Calls that have not ended. Cancel may come from any thread while a call ends on another.
 class Calls {
@@ -51,11 +54,20 @@ class Calls {
   bool closed_ = false;
 };
 
+// A key is printable ASCII, and gRPC ends the process for other metadata.
+void AddKey(const std::string& key, grpc::ClientContext* context) {
+  const bool sendable = std::all_of(key.begin(), key.end(), [](char c) { return c > ' ' && c <= '~'; });
+  if (!key.empty() && key.size() <= kMaxKeyBytes && sendable) context->AddMetadata("authorization", "Bearer " + key);
+}
+
 // Owns itself through self_ while gRPC uses it.
 class StreamCall final : public grpc::ClientReadReactor<v1::GenerateResponse>, public GenerateCall {
  public:
-  StreamCall(v1::GenerateRequest request, Engine::OnMessage on_message, Engine::OnEnd on_end, Calls* calls)
-      : request_(std::move(request)), on_message_(std::move(on_message)), on_end_(std::move(on_end)), calls_(*calls) {}
+  StreamCall(v1::GenerateRequest request, const std::string& key, Engine::OnMessage on_message, Engine::OnEnd on_end,
+             Calls* calls)
+      : request_(std::move(request)), on_message_(std::move(on_message)), on_end_(std::move(on_end)), calls_(*calls) {
+    AddKey(key, context_.get());
+  }
 
   void Start(std::shared_ptr<StreamCall> self, v1::Ferry::Stub& stub) {
     if (!calls_.Add(context_.get())) {
@@ -110,48 +122,76 @@ struct UnaryCall {
   Engine::OnAnswer<Response> on_answer;
 };
 
-class GrpcEngineClient final : public EngineClient {
- public:
-  explicit GrpcEngineClient(const std::shared_ptr<grpc::Channel>& channel)
-      : stub_(v1::Ferry::NewStub(channel)), vocabulary_(v1::Vocabulary::NewStub(channel)) {}
-  ~GrpcEngineClient() override { Shutdown(); }
+// All engines of one client share it.
+struct Coordinator {
+  explicit Coordinator(const std::shared_ptr<grpc::Channel>& channel)
+      : stub(v1::Ferry::NewStub(channel)), vocabulary(v1::Vocabulary::NewStub(channel)), any(channel) {}
 
-  void Shutdown() override { calls_.Close(); }
+  const std::unique_ptr<v1::Ferry::Stub> stub;
+  const std::unique_ptr<v1::Vocabulary::Stub> vocabulary;
+  grpc::GenericStub any;
+  Calls calls;
+};
+
+class KeyedEngine final : public Engine {
+ public:
+  KeyedEngine(Coordinator* coordinator, std::string key) : coordinator_(*coordinator), key_(std::move(key)) {}
 
   std::shared_ptr<GenerateCall> Generate(v1::GenerateRequest request, OnMessage on_message, OnEnd on_end) override {
-    const auto call = std::make_shared<StreamCall>(std::move(request), std::move(on_message), std::move(on_end), &calls_);
-    call->Start(call, *stub_);
+    const auto call =
+        std::make_shared<StreamCall>(std::move(request), key_, std::move(on_message), std::move(on_end), &coordinator_.calls);
+    call->Start(call, *coordinator_.stub);
     return call;
   }
   void Tokenize(v1::TokenizeRequest request, OnAnswer<v1::TokenizeResponse> on_answer) override {
-    Unary(std::move(request), std::move(on_answer), [this](auto&&... args) { stub_->async()->Tokenize(args...); });
+    Unary(std::move(request), std::move(on_answer), [this](auto&&... args) { coordinator_.stub->async()->Tokenize(args...); });
   }
   void Detokenize(v1::DetokenizeRequest request, OnAnswer<v1::DetokenizeResponse> on_answer) override {
-    Unary(std::move(request), std::move(on_answer), [this](auto&&... args) { stub_->async()->Detokenize(args...); });
+    Unary(std::move(request), std::move(on_answer), [this](auto&&... args) { coordinator_.stub->async()->Detokenize(args...); });
   }
   void TokenizePieces(v1::TokenizePiecesRequest request, OnAnswer<v1::TokenizePiecesResponse> on_answer) override {
-    Unary(std::move(request), std::move(on_answer), [this](auto&&... args) { vocabulary_->async()->TokenizePieces(args...); });
+    Unary(std::move(request), std::move(on_answer),
+          [this](auto&&... args) { coordinator_.vocabulary->async()->TokenizePieces(args...); });
   }
   void GetVocabulary(OnAnswer<v1::GetVocabularyResponse> on_answer) override {
     Unary(v1::GetVocabularyRequest(), std::move(on_answer),
-          [this](auto&&... args) { vocabulary_->async()->GetVocabulary(args...); });
+          [this](auto&&... args) { coordinator_.vocabulary->async()->GetVocabulary(args...); });
   }
   void GetModelInfo(OnAnswer<v1::GetModelInfoResponse> on_answer) override {
-    Unary(v1::GetModelInfoRequest(), std::move(on_answer), [this](auto&&... args) { stub_->async()->GetModelInfo(args...); });
+    Unary(v1::GetModelInfoRequest(), std::move(on_answer),
+          [this](auto&&... args) { coordinator_.stub->async()->GetModelInfo(args...); });
   }
   void GetServerInfo(OnAnswer<v1::GetServerInfoResponse> on_answer) override {
-    Unary(v1::GetServerInfoRequest(), std::move(on_answer), [this](auto&&... args) { stub_->async()->GetServerInfo(args...); });
+    Unary(v1::GetServerInfoRequest(), std::move(on_answer),
+          [this](auto&&... args) { coordinator_.stub->async()->GetServerInfo(args...); });
+  }
+  void IsServing(OnAnswer<bool> on_answer) override {
+    // grpc.health.v1 has no header in Debian: an empty request asks for the whole server, and the answer is {status = 1}.
+    const grpc::Slice nothing;
+    Unary(grpc::ByteBuffer(&nothing, 1),
+          OnAnswer<grpc::ByteBuffer>([on_answer = std::move(on_answer)](const absl::StatusOr<grpc::ByteBuffer>& answer) {
+            if (!answer.ok()) return on_answer(answer.status());
+            grpc::Slice bytes;
+            constexpr std::string_view kServing = "\x08\x01";
+            on_answer(answer->DumpToSingleSlice(&bytes).ok() &&
+                      std::string_view(reinterpret_cast<const char*>(bytes.begin()), bytes.size()) == kServing);
+          }),
+          [this](grpc::ClientContext* context, const grpc::ByteBuffer* request, grpc::ByteBuffer* response, auto done) {
+            coordinator_.any.UnaryCall(context, "/grpc.health.v1.Health/Check", grpc::StubOptions(), request, response, done);
+          });
   }
 
  private:
   template <typename Request, typename Response, typename Start>
   void Unary(Request request, OnAnswer<Response> on_answer, const Start& start) {
     auto call = std::make_shared<UnaryCall<Request, Response>>();
-    if (!calls_.Add(call->context.get())) return on_answer(Cancelled("the gateway is ending"));
+    Calls& calls = coordinator_.calls;
+    if (!calls.Add(call->context.get())) return on_answer(Cancelled("the gateway is ending"));
     call->request = std::move(request);
     call->on_answer = std::move(on_answer);
+    AddKey(key_, call->context.get());
     call->context->set_deadline(absl::ToChronoTime(absl::Now() + kUnaryTimeout));
-    start(call->context.get(), &call->request, &call->response, [this, call](grpc::Status status) {
+    start(call->context.get(), &call->request, &call->response, [&calls, call](grpc::Status status) {
       if (status.ok()) {
         call->on_answer(std::move(call->response));
       } else {
@@ -160,18 +200,29 @@ class GrpcEngineClient final : public EngineClient {
       call->on_answer = nullptr;
       const grpc::ClientContext* const context = call->context.get();
       call->context.reset();  // before Remove: once all are removed, gRPC itself may end
-      calls_.Remove(context);
+      calls.Remove(context);
     });
   }
 
-  const std::unique_ptr<v1::Ferry::Stub> stub_;
-  const std::unique_ptr<v1::Vocabulary::Stub> vocabulary_;
-  Calls calls_;
+  Coordinator& coordinator_;
+  const std::string key_;
+};
+
+class GrpcEngineClient final : public EngineClient {
+ public:
+  explicit GrpcEngineClient(const std::shared_ptr<grpc::Channel>& channel) : coordinator_(channel) {}
+  ~GrpcEngineClient() override { Shutdown(); }
+
+  std::shared_ptr<Engine> As(const std::string& key) override { return std::make_shared<KeyedEngine>(&coordinator_, key); }
+  void Shutdown() override { coordinator_.calls.Close(); }
+
+ private:
+  Coordinator coordinator_;
 };
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<EngineClient>> EngineClient::Create(const std::string& text) {
+absl::StatusOr<std::unique_ptr<EngineClient>> EngineClient::Create(const std::string& text, const std::string& ca_pem) {
   ASSIGN_OR_RETURN(const ListenAddress address, ParseListenAddress(text, kCoordinatorPort));
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
@@ -181,8 +232,10 @@ absl::StatusOr<std::unique_ptr<EngineClient>> EngineClient::Create(const std::st
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kMaxReconnectMs);
-  return std::make_unique<GrpcEngineClient>(
-      grpc::CreateCustomChannel(address.ToString(), grpc::InsecureChannelCredentials(), arguments));
+  const bool tls = !ca_pem.empty() && address.unix_path.empty();
+  return std::make_unique<GrpcEngineClient>(grpc::CreateCustomChannel(
+      address.ToString(), tls ? grpc::SslCredentials({.pem_root_certs = ca_pem}) : grpc::InsecureChannelCredentials(),
+      arguments));
 }
 
 }  // namespace ferry

@@ -38,12 +38,19 @@ class Engine {
   virtual void GetVocabulary(OnAnswer<v1::GetVocabularyResponse> on_answer) = 0;
   virtual void GetModelInfo(OnAnswer<v1::GetModelInfoResponse> on_answer) = 0;
   virtual void GetServerInfo(OnAnswer<v1::GetServerInfoResponse> on_answer) = 0;
+  // Whether the model is served. The coordinator tells it without a key.
+  virtual void IsServing(OnAnswer<bool> on_answer) = 0;
 };
 
-class EngineClient : public Engine {
+class EngineClient {
  public:
-  // `address`: HOST:PORT of the coordinator; it need not be there yet, and calls are Unavailable while it is not.
-  static absl::StatusOr<std::unique_ptr<EngineClient>> Create(const std::string& address);
+  // `address`: HOST:PORT of the coordinator, or unix:PATH; it need not be there yet, and calls are Unavailable while it is not.
+  // `ca_pem`: over TCP the coordinator speaks TLS and has a certificate of this CA; empty: it does not.
+  static absl::StatusOr<std::unique_ptr<EngineClient>> Create(const std::string& address, const std::string& ca_pem = "");
+  virtual ~EngineClient() = default;
+
+  // The coordinator, called with an API key; empty: without. A key that cannot be one is not sent. The client outlives it.
+  virtual std::shared_ptr<Engine> As(const std::string& key) = 0;
 
   // Cancels every call and returns when the last callback has; later calls are Cancelled at once. Done by the destructor, too.
   virtual void Shutdown() = 0;

@@ -13,8 +13,8 @@ namespace {
 class GatewayImpl final : public Gateway {
  public:
   GatewayImpl(std::unique_ptr<EngineClient> engine, const GatewayOptions& options)
-      : engine_(std::move(engine)), models_(engine_.get()), chats_(&models_, options.chat_template), router_(options.access) {
-    const RouteParts parts = {.engine = engine_.get(), .models = &models_, .chats = &chats_, .metrics = &metrics_};
+      : engine_(std::move(engine)), chats_(&models_, options.chat_template), router_(options.access) {
+    const RouteParts parts = {.coordinator = engine_.get(), .models = &models_, .chats = &chats_, .metrics = &metrics_};
     AddHealthRoutes(parts, router_);
     AddModelRoutes(parts, router_);
     AddTokenRoutes(parts, router_);
@@ -30,7 +30,11 @@ class GatewayImpl final : public Gateway {
   }
 
   absl::Status Listen(const GatewayOptions& options) {
-    ASSIGN_OR_RETURN(listener_, HttpListener::Start(options.listen, options.limits, &router_));
+    std::unique_ptr<HttpTls> tls;
+    if (!options.tls_certificate.empty()) {
+      ASSIGN_OR_RETURN(tls, HttpTls::Load(options.tls_certificate, options.tls_key));
+    }
+    ASSIGN_OR_RETURN(listener_, HttpListener::Start(options.listen, options.limits, &router_, std::move(tls)));
     return absl::OkStatus();
   }
 
@@ -50,7 +54,7 @@ class GatewayImpl final : public Gateway {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Start(const GatewayOptions& options) {
-  ASSIGN_OR_RETURN(std::unique_ptr<EngineClient> engine, EngineClient::Create(options.coordinator));
+  ASSIGN_OR_RETURN(std::unique_ptr<EngineClient> engine, EngineClient::Create(options.coordinator, options.coordinator_ca));
   auto gateway = std::make_unique<GatewayImpl>(std::move(engine), options);
   RETURN_IF_ERROR(gateway->Listen(options));
   return gateway;

@@ -14,7 +14,9 @@ namespace ferry {
 
 struct GatewayOptions {
   std::string listen = "127.0.0.1:8080";       // HOST:PORT; port 0: any free one
-  std::string coordinator = "127.0.0.1:8090";  // its public gRPC; it need not be there yet
+  std::string coordinator = "127.0.0.1:8090";  // its public gRPC, HOST:PORT or unix:PATH; it need not be there yet
+  std::string coordinator_ca;                  // PEM, as EngineClient has it
+  std::string tls_certificate, tls_key;        // PEM files of HTTPS; empty: HTTP
   std::string chat_template;                   // in place of the model file's, unless it is empty
   HttpLimits limits;
   // Default: everybody who reaches the address.
@@ -23,7 +25,8 @@ struct GatewayOptions {
 
 class Gateway {
  public:
-  // Listens from here on. Unavailable: the address is in use or not of this machine.
+  // Listens from here on. InvalidArgument: the certificate cannot be used. Unavailable: the address is in use or not of this
+  // machine.
   static absl::StatusOr<std::unique_ptr<Gateway>> Start(const GatewayOptions& options);
   virtual ~Gateway() = default;  // cancels what runs
 

@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include <CLI/CLI.hpp>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -15,6 +16,7 @@
 #include "common/http_port.h"
 #include "common/listen_address.h"
 #include "common/log.h"
+#include "common/tls/cluster_ca.h"
 #include "gateway/access.h"
 #include "gateway/gateway.h"
 
@@ -29,11 +31,16 @@ struct Flags {
 
 void AddFlags(CLI::App& app, Flags* flags) {
   app.add_option("--listen", flags->options.listen,
-                 "HOST or HOST:PORT for HTTP; port 0: any free one; other than loopback must be said here and is not encrypted")
+                 "HOST or HOST:PORT for HTTP; port 0: any free one; other than loopback must be said here")
       ->capture_default_str();
-  app.add_option("--coordinator", flags->options.coordinator, "HOST:PORT of the coordinator's API")->capture_default_str();
+  app.add_option("--coordinator", flags->options.coordinator,
+                 "HOST:PORT of the coordinator's API, or unix:PATH; with FERRY_TLS_CA, a PEM file, HOST:PORT is called over TLS")
+      ->capture_default_str();
   app.add_option("--api-key-file", flags->key_file,
                  "file of the keys that requests need, one a line as common/access/api_keys.h has them; default: no keys");
+  app.add_option("--tls-cert", flags->options.tls_certificate,
+                 "PEM file of the certificate chain for HTTPS; a new one is in use within a minute; default: HTTP");
+  app.add_option("--tls-key", flags->options.tls_key, "PEM file of its key");
   app.add_option("--chat-template-file", flags->template_file, "Jinja template of conversations, in place of the model file's");
   app.add_option("--port-file", flags->port_file, "write the port in use to this file");
   app.add_option("--drain-timeout", flags->drain_seconds, "seconds that running requests get after SIGTERM or SIGINT")
@@ -84,6 +91,14 @@ int Run(Flags flags) {
     if (!chat_template.ok()) return CannotRun(chat_template.status());
     flags.options.chat_template = *std::move(chat_template);
   }
+  if (flags.options.tls_certificate.empty() != flags.options.tls_key.empty()) {
+    return CannotRun(InvalidArgument("--tls-cert and --tls-key go together"));
+  }
+  if (const char* const ca = std::getenv("FERRY_TLS_CA"); ca != nullptr && ca[0] != '\0') {
+    absl::StatusOr<std::string> pem = ReadSmallFile(ca);
+    if (!pem.ok()) return CannotRun(Annotate(pem.status(), "FERRY_TLS_CA"));
+    flags.options.coordinator_ca = *std::move(pem);
+  }
   if (!flags.key_file.empty()) {
     absl::StatusOr<std::unique_ptr<ApiKeys>> keys = ApiKeys::Load(flags.key_file);
     if (!keys.ok()) return CannotRun(Annotate(keys.status(), "--api-key-file"));
@@ -92,14 +107,17 @@ int Run(Flags flags) {
   }
   const absl::StatusOr<std::unique_ptr<Gateway>> gateway = Gateway::Start(flags.options);
   if (!gateway.ok()) return CannotRun(gateway.status());
-  if (!listen->loopback) {
-    spdlog::warn("listening on {}: the connections are not encrypted{}", listen->host,
-                 flags.key_file.empty() ? " and anybody who reaches it may use it" : "");
+  const bool encrypted = !flags.options.tls_certificate.empty();
+  if (!listen->loopback && !encrypted) spdlog::warn("listening on {}: the connections are not encrypted", listen->host);
+  if (!listen->loopback && flags.key_file.empty()) {
+    spdlog::warn("listening on {} without --api-key-file: anybody who reaches it may use it, unless the coordinator wants keys",
+                 listen->host);
   }
   if (!flags.port_file.empty()) {
     if (const absl::Status written = WritePortFile(flags.port_file, (*gateway)->port()); !written.ok()) return CannotRun(written);
   }
-  spdlog::info("HTTP at http://{}:{}/v1", listen->any ? "127.0.0.1" : listen->host, (*gateway)->port());
+  spdlog::info("HTTP at {}://{}:{}/v1", encrypted ? "https" : "http", listen->any ? "127.0.0.1" : listen->host,
+               (*gateway)->port());
   int got = 0;
   sigwait(&signals, &got);
   pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);  // a second one ends it at once

@@ -4,16 +4,16 @@
 
 namespace ferry {
 
-void ModelCache::Get(std::function<void(absl::StatusOr<Model>)> use) {
+void ModelCache::Get(const std::shared_ptr<Engine>& engine, std::function<void(absl::StatusOr<Model>)> use) {
   Model known;
   {
     const std::lock_guard lock(mutex_);
     known = model_;
   }
   if (known != nullptr) return use(std::move(known));
-  engine_.GetModelInfo([this, use = std::move(use)](absl::StatusOr<v1::GetModelInfoResponse> info) {
+  engine->GetModelInfo([this, engine, use = std::move(use)](absl::StatusOr<v1::GetModelInfoResponse> info) {
     if (!info.ok()) return use(info.status());
-    engine_.GetVocabulary([this, use, info = *std::move(info)](absl::StatusOr<v1::GetVocabularyResponse> vocabulary) {
+    engine->GetVocabulary([this, use, info = *std::move(info)](absl::StatusOr<v1::GetVocabularyResponse> vocabulary) {
       if (!vocabulary.ok()) return use(vocabulary.status());
       auto model = std::make_shared<ServedModel>();
       model->info = info;

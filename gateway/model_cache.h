@@ -22,13 +22,11 @@ using Model = std::shared_ptr<const ServedModel>;
 
 class ModelCache {
  public:
-  explicit ModelCache(Engine* engine) : engine_(*engine) {}  // outlives this, until its last callback
-
-  // Calls `use` at once when the model is known, else when the coordinator has answered. Any thread.
-  void Get(std::function<void(absl::StatusOr<Model>)> use);
+  // Calls `use` at once when the model is known, else when the coordinator has answered `engine`. Any thread. A known
+  // model is told to every caller: another call has to check the caller's key.
+  void Get(const std::shared_ptr<Engine>& engine, std::function<void(absl::StatusOr<Model>)> use);
 
  private:
-  Engine& engine_;
   std::mutex mutex_;
   Model model_;
 };

@@ -2,6 +2,8 @@
 
 #include <array>
 #include <boost/asio/post.hpp>
+#include <boost/asio/ssl/error.hpp>
+#include <boost/asio/ssl/stream.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/beast/http/parser.hpp>
 #include <boost/beast/http/string_body.hpp>
@@ -28,8 +30,14 @@ constexpr std::string_view kHeartbeat = ": keep-alive\n\n";
 
 class Connection final : public HttpConnection, public std::enable_shared_from_this<Connection> {
  public:
-  Connection(asio::ip::tcp::socket socket, HttpConnectionHost* host)
-      : socket_(std::move(socket)), timer_(socket_.get_executor()), write_timer_(socket_.get_executor()), host_(*host) {}
+  Connection(asio::ip::tcp::socket socket, std::shared_ptr<asio::ssl::context> tls, HttpConnectionHost* host)
+      : socket_(std::move(socket)),
+        tls_context_(std::move(tls)),
+        timer_(socket_.get_executor()),
+        write_timer_(socket_.get_executor()),
+        host_(*host) {
+    if (tls_context_ != nullptr) tls_.emplace(socket_, *tls_context_);
+  }
 
   auto executor() { return socket_.get_executor(); }
 
@@ -37,9 +45,15 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
     error_code ignored;
     socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
     WaitForRequest(host_.limits().head_timeout);
-    Read();
+    if (!tls_) return Read();
+    tls_->async_handshake(asio::ssl::stream_base::server, [self = shared_from_this()](const error_code& error) {
+      if (self->state_ == State::kClosed) return;
+      if (error) return self->Close();
+      self->Read();
+    });
   }
   void TurnAway() override {
+    if (tls_) return Close();  // there is no room for a handshake
     keep_alive_ = false;
     state_ = State::kBusy;
     Read();
@@ -106,6 +120,11 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
   }
 
   // Reading: one read is always under way, and its bytes go where the state says.
+  template <typename Handler>
+  void ReadSome(Handler handler) {
+    if (tls_) return tls_->async_read_some(asio::buffer(read_), std::move(handler));
+    socket_.async_read_some(asio::buffer(read_), std::move(handler));
+  }
   void Read();
   void OnRead(const error_code& error, size_t bytes);
   void OnBytes(std::string_view bytes);
@@ -126,6 +145,11 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
   void QueueHeadOfStream();
   void SendPiece(std::string_view piece);
   void Complete();
+  template <typename Handler>
+  void WriteSome(std::string_view bytes, Handler handler) {
+    if (tls_) return tls_->async_write_some(asio::buffer(bytes.data(), bytes.size()), std::move(handler));
+    socket_.async_write_some(asio::buffer(bytes.data(), bytes.size()), std::move(handler));
+  }
   void Write();  // unless a write is under way
   void WatchWrites(std::chrono::nanoseconds after);
   void OnWritten(const error_code& error, size_t bytes);
@@ -134,6 +158,8 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
   void LeaveExchange();
 
   asio::ip::tcp::socket socket_;
+  const std::shared_ptr<asio::ssl::context> tls_context_;         // null: HTTP
+  std::optional<asio::ssl::stream<asio::ip::tcp::socket&>> tls_;  // around socket_
   asio::steady_timer timer_, write_timer_;
   HttpConnectionHost& host_;
   State state_ = State::kHead;
@@ -257,13 +283,13 @@ void Connection::OnTimer() {
 }
 
 void Connection::Read() {
-  socket_.async_read_some(asio::buffer(read_),
-                          [self = shared_from_this()](const error_code& error, size_t bytes) { self->OnRead(error, bytes); });
+  ReadSome([self = shared_from_this()](const error_code& error, size_t bytes) { self->OnRead(error, bytes); });
 }
 
 void Connection::OnRead(const error_code& error, size_t bytes) {
   if (state_ == State::kClosed) return;
-  if (error && state_ == State::kBusy && complete_ && error == asio::error::eof) {
+  const bool ended = error == asio::error::eof || error == asio::ssl::error::stream_truncated;
+  if (ended && state_ == State::kBusy && complete_) {
     keep_alive_ = false;  // it has asked its last and still reads the answer
     client_ended_ = true;
     return;
@@ -454,8 +480,8 @@ void Connection::Write() {
   write_running_ = true;
   write_started_ = Now();
   if (!write_watched_) WatchWrites(absl::ToChronoNanoseconds(host_.limits().write_timeout));
-  socket_.async_write_some(asio::buffer(writing_.data() + written_, writing_.size() - written_),
-                           [self = shared_from_this()](const error_code& error, size_t bytes) { self->OnWritten(error, bytes); });
+  WriteSome(std::string_view(writing_).substr(written_),
+            [self = shared_from_this()](const error_code& error, size_t bytes) { self->OnWritten(error, bytes); });
 }
 
 // One timer for many writes: a token's write takes less time than the setting of a timer.
@@ -497,9 +523,14 @@ void Connection::Linger() {
   // A close with bytes unread would be a reset, which may overtake the answer.
   state_ = State::kLinger;
   SetWaiting(true);  // it makes room for others as well
+  SetTimer(host_.limits().linger);
+  if (tls_) {
+    // Says that the answer ends here; the client's own word may never come, which the timer ends.
+    tls_->async_shutdown([self = shared_from_this()](const error_code&) { self->Close(); });
+    return;
+  }
   error_code ignored;
   socket_.shutdown(asio::ip::tcp::socket::shutdown_send, ignored);
-  SetTimer(host_.limits().linger);
 }
 
 void Connection::LeaveExchange() {
@@ -508,8 +539,9 @@ void Connection::LeaveExchange() {
 
 }  // namespace
 
-std::shared_ptr<HttpConnection> HttpConnection::Create(asio::ip::tcp::socket socket, HttpConnectionHost* host) {
-  return std::make_shared<Connection>(std::move(socket), host);
+std::shared_ptr<HttpConnection> HttpConnection::Create(asio::ip::tcp::socket socket, std::shared_ptr<asio::ssl::context> tls,
+                                                       HttpConnectionHost* host) {
+  return std::make_shared<Connection>(std::move(socket), std::move(tls), host);
 }
 
 }  // namespace ferry

@@ -6,6 +6,7 @@
 
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/ssl/context.hpp>
 #include <boost/asio/thread_pool.hpp>
 #include <memory>
 
@@ -35,8 +36,9 @@ class HttpConnectionHost {
 
 class HttpConnection {
  public:
-  // `host` outlives the connection.
-  static std::shared_ptr<HttpConnection> Create(boost::asio::ip::tcp::socket socket, HttpConnectionHost* host);
+  // `host` outlives the connection. `tls`: of HTTPS; null for HTTP.
+  static std::shared_ptr<HttpConnection> Create(boost::asio::ip::tcp::socket socket,
+                                                std::shared_ptr<boost::asio::ssl::context> tls, HttpConnectionHost* host);
   virtual ~HttpConnection() = default;
 
   virtual void Start() = 0;

@@ -38,8 +38,8 @@ void RaiseDescriptorLimit() {
 
 class Listener final : public HttpListener, public HttpConnectionHost {
  public:
-  Listener(const HttpLimits& limits, HttpService* service)
-      : limits_(limits), service_(*service), pool_(kHandlerThreads), acceptor_(io_), accept_timer_(io_) {}
+  Listener(const HttpLimits& limits, HttpService* service, std::unique_ptr<HttpTls> tls)
+      : limits_(limits), service_(*service), tls_(std::move(tls)), pool_(kHandlerThreads), acceptor_(io_), accept_timer_(io_) {}
 
   ~Listener() override {
     OnNetworkThread([this] { CloseAll(); });
@@ -152,7 +152,8 @@ class Listener final : public HttpListener, public HttpConnectionHost {
   void Take(asio::ip::tcp::socket socket) {
     const bool room = static_cast<int>(connections_.size()) < limits_.max_connections || MakeRoom();
     if (!room && static_cast<int>(connections_.size()) >= 2 * limits_.max_connections) return;  // not even a word for it
-    const std::shared_ptr<HttpConnection> connection = HttpConnection::Create(std::move(socket), this);
+    const std::shared_ptr<HttpConnection> connection =
+        HttpConnection::Create(std::move(socket), tls_ ? tls_->Current() : nullptr, this);
     connections_[connection.get()] = {.connection = connection};
     num_connections_ = static_cast<int>(connections_.size());
     if (room) {
@@ -178,6 +179,7 @@ class Listener final : public HttpListener, public HttpConnectionHost {
 
   const HttpLimits limits_;
   HttpService& service_;
+  const std::unique_ptr<HttpTls> tls_;
   asio::io_context io_{1};
   std::optional<asio::executor_work_guard<asio::io_context::executor_type>> work_{asio::make_work_guard(io_)};
   asio::thread_pool pool_;
@@ -196,8 +198,8 @@ class Listener final : public HttpListener, public HttpConnectionHost {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<HttpListener>> HttpListener::Start(const std::string& address, const HttpLimits& limits,
-                                                                  HttpService* service) {
-  auto listener = std::make_unique<Listener>(limits, service);
+                                                                  HttpService* service, std::unique_ptr<HttpTls> tls) {
+  auto listener = std::make_unique<Listener>(limits, service, std::move(tls));
   RETURN_IF_ERROR(listener->Listen(address));
   return listener;
 }

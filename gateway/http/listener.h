@@ -12,15 +12,16 @@
 #include "common/status.h"
 #include "gateway/http/limits.h"
 #include "gateway/http/service.h"
+#include "gateway/http/tls.h"
 
 namespace ferry {
 
 class HttpListener {
  public:
-  // Listens on `address`, HOST:PORT, port 0 for any free one. `service` outlives the listener, and the listener every Exchange.
-  // Unavailable: the address is in use or not of this machine.
+  // Listens on `address`, HOST:PORT, port 0 for any free one; with HTTPS where there is `tls`. `service` outlives the listener,
+  // and the listener every Exchange. Unavailable: the address is in use or not of this machine.
   static absl::StatusOr<std::unique_ptr<HttpListener>> Start(const std::string& address, const HttpLimits& limits,
-                                                             HttpService* service);
+                                                             HttpService* service, std::unique_ptr<HttpTls> tls = nullptr);
   virtual ~HttpListener() = default;  // closes everything; no call to the service follows
 
   virtual int port() const = 0;

@@ -88,6 +88,8 @@ void WriteServer(const v1::GetServerInfoResponse& server, TextWriter& writer) {
   writer.Metric("serving", "gauge", "1 while requests can be served.", server.state() == "serving" ? 1 : 0);
   writer.Metric("num_requests_running", "gauge", "Requests in execution.", server.running_requests());
   writer.Metric("num_requests_waiting", "gauge", "Requests that wait for a place.", server.queued_requests());
+  writer.Metric("uptime_seconds", "gauge", "Age of the coordinator.", server.uptime_seconds());
+  if (server.kv_blocks_total() == 0) return;  // a key of the role user is told no more
   const double used = static_cast<double>(server.kv_blocks_total()) - static_cast<double>(server.kv_blocks_free());
   writer.Metric("kv_cache_usage_perc", "gauge", "Share of the KV cache's blocks in use; 1 is all.",
                 Share(used, server.kv_blocks_total()));
@@ -97,7 +99,6 @@ void WriteServer(const v1::GetServerInfoResponse& server, TextWriter& writer) {
                 static_cast<double>(server.generated_tokens_total()));
   writer.Metric("requests_resumed_total", "counter", "How often requests went on after a worker was lost.",
                 static_cast<double>(server.resumed_requests_total()));
-  writer.Metric("uptime_seconds", "gauge", "Age of the coordinator.", server.uptime_seconds());
   writer.Metric("experts_arena_bytes", "gauge", "Experts in the host's memory.", static_cast<double>(server.arena_bytes()));
   writer.Metric("coordinator_resident_memory_bytes", "gauge", "Memory of the coordinator's process.",
                 static_cast<double>(server.resident_bytes()));

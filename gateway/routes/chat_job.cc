@@ -15,8 +15,8 @@ v1::TokenizePiecesRequest TokenizeRequestOf(const ChatPrompt& prompt) {
   return request;
 }
 
-absl::Status StartGenerations(const RouteParts& parts, ChatPlan plan, const PreparedChat& prepared, const ChatRequest& chat,
-                              const MakeChatWriter& make_writer, const std::shared_ptr<Exchange>& exchange) {
+absl::Status StartGenerations(const RouteCall& call, ChatPlan plan, const PreparedChat& prepared, const ChatRequest& chat,
+                              const MakeChatWriter& make_writer) {
   v1::GenerateRequest request = std::move(plan.generation);
   request.mutable_tokens()->mutable_ids()->Add(prepared.ids.begin(), prepared.ids.end());
   for (const int32_t id : prepared.model->format->stop_token_ids()) request.add_stop_token_ids(static_cast<uint32_t>(id));
@@ -36,18 +36,20 @@ absl::Status StartGenerations(const RouteParts& parts, ChatPlan plan, const Prep
     stops.push_back(*std::move(matcher));
   }
   const uint64_t prompt_tokens = prepared.ids.size();
-  RunGenerations(*parts.engine, std::move(requests),
+  RunGenerations(*call.engine, std::move(requests),
                  NewChatAnswer(std::move(parsers), plan.answer, std::move(stops), prompt_tokens, prepared.model->model,
                                make_writer(prepared.model->model, prompt_tokens)),
-                 plan.form, *parts.metrics, exchange);
+                 plan.form, *call.parts.metrics, call.exchange);
   return absl::OkStatus();
 }
 
 }  // namespace
 
-void PrepareChat(const RouteParts& parts, ChatRequest chat, ApiForm form, const std::shared_ptr<Exchange>& exchange,
+void PrepareChat(const RouteCall& call, ChatRequest chat, ApiForm form,
                  std::function<void(PreparedChat, const ChatRequest&)> use) {
-  parts.chats->Get([=, chat = std::move(chat), use = std::move(use)](const absl::StatusOr<ChatModels::Loaded>& model) {
+  const std::shared_ptr<Exchange>& exchange = call.exchange;
+  call.parts.chats->Get(call.engine, [=, engine = call.engine, chat = std::move(chat),
+                                      use = std::move(use)](const absl::StatusOr<ChatModels::Loaded>& model) {
     if (absl::IsFailedPrecondition(model.status())) {  // the model is what it is: the request can be made of another one
       return exchange->Respond(ErrorResponse(form, 400, std::string(model.status().message()), "messages"));
     }
@@ -60,23 +62,23 @@ void PrepareChat(const RouteParts& parts, ChatRequest chat, ApiForm form, const 
     }
     v1::TokenizePiecesRequest tokenize = TokenizeRequestOf(*prompt);
     auto prepared = std::make_shared<PreparedChat>(PreparedChat{.model = *model, .prompt = *std::move(prompt)});
-    parts.engine->TokenizePieces(std::move(tokenize),
-                                 [form, exchange, prepared, chat, use](const absl::StatusOr<v1::TokenizePiecesResponse>& answer) {
-                                   if (!answer.ok()) return exchange->Respond(ErrorResponse(form, answer.status()));
-                                   prepared->ids.assign(answer->ids().begin(), answer->ids().end());
-                                   use(std::move(*prepared), chat);
-                                 });
+    engine->TokenizePieces(std::move(tokenize),
+                           [form, exchange, prepared, chat, use](const absl::StatusOr<v1::TokenizePiecesResponse>& answer) {
+                             if (!answer.ok()) return exchange->Respond(ErrorResponse(form, answer.status()));
+                             prepared->ids.assign(answer->ids().begin(), answer->ids().end());
+                             use(std::move(*prepared), chat);
+                           });
   });
 }
 
-void RunChat(const RouteParts& parts, ChatPlan plan, MakeChatWriter make_writer, const std::shared_ptr<Exchange>& exchange) {
+void RunChat(const RouteCall& call, ChatPlan plan, MakeChatWriter make_writer) {
   const ApiForm form = plan.form;
   ChatRequest chat = std::move(plan.chat);
-  PrepareChat(parts, std::move(chat), form, exchange,
-              [parts, form, plan = std::move(plan), make_writer = std::move(make_writer), exchange](const PreparedChat& prepared,
-                                                                                                    const ChatRequest& chat) {
-                const absl::Status started = StartGenerations(parts, plan, prepared, chat, make_writer, exchange);
-                if (!started.ok()) exchange->Respond(ErrorResponse(form, started));
+  PrepareChat(call, std::move(chat), form,
+              [call, form, plan = std::move(plan), make_writer = std::move(make_writer)](const PreparedChat& prepared,
+                                                                                         const ChatRequest& chat) {
+                const absl::Status started = StartGenerations(call, plan, prepared, chat, make_writer);
+                if (!started.ok()) call.exchange->Respond(ErrorResponse(form, started));
               });
 }
 

@@ -23,16 +23,16 @@ struct ChatPlan {
   ApiForm form = ApiForm::kOpenAi;
 };
 
-// Renders and tokenizes; calls `use` on a thread that must not wait, or answers the exchange with the error.
+// Renders and tokenizes; calls `use` on a thread that must not wait, or answers the call's exchange with the error.
 struct PreparedChat {
   ChatModels::Loaded model;
   ChatPrompt prompt;
   std::vector<uint32_t> ids;
 };
-void PrepareChat(const RouteParts& parts, ChatRequest chat, ApiForm form, const std::shared_ptr<Exchange>& exchange,
+void PrepareChat(const RouteCall& call, ChatRequest chat, ApiForm form,
                  std::function<void(PreparedChat, const ChatRequest&)> use);
 
 using MakeChatWriter = std::function<std::unique_ptr<ChatWriter>(const Model& model, uint64_t prompt_tokens)>;
-void RunChat(const RouteParts& parts, ChatPlan plan, MakeChatWriter make_writer, const std::shared_ptr<Exchange>& exchange);
+void RunChat(const RouteCall& call, ChatPlan plan, MakeChatWriter make_writer);
 
 }  // namespace ferry

@@ -11,20 +11,19 @@ void AddChatRoutes(const RouteParts& parts, Router& router) {
              [parts](HttpRequest request, const std::shared_ptr<Exchange>& exchange) -> absl::Status {
                ASSIGN_OR_RETURN(const Json body, ParseJsonObject(request.body));
                ASSIGN_OR_RETURN(ChatCompletion completion, ChatCompletionOf(body));
-               RunChat(
-                   parts, std::move(completion.plan),
-                   [shape = completion.shape](const Model& model, uint64_t) {
-                     return NewChatCompletionWriter(shape, NewIdentity("chatcmpl-", model->info.name()), model);
-                   },
-                   exchange);
+               RunChat(CallOf(parts, request, exchange), std::move(completion.plan),
+                       [shape = completion.shape](const Model& model, uint64_t) {
+                         return NewChatCompletionWriter(shape, NewIdentity("chatcmpl-", model->info.name()), model);
+                       });
                return absl::OkStatus();
              });
   router.Add("POST", "/apply-template", [parts](HttpRequest request, const std::shared_ptr<Exchange>& exchange) -> absl::Status {
     ASSIGN_OR_RETURN(const Json body, ParseJsonObject(request.body));
     ASSIGN_OR_RETURN(ChatRequest chat, ChatRequestOf(JsonFields(body)));
-    PrepareChat(parts, std::move(chat), ApiForm::kOpenAi, exchange, [exchange](const PreparedChat& prepared, const ChatRequest&) {
-      exchange->Respond({.body = Dump({{"prompt", prepared.prompt.Text()}, {"tokens", prepared.ids}})});
-    });
+    PrepareChat(CallOf(parts, request, exchange), std::move(chat), ApiForm::kOpenAi,
+                [exchange](const PreparedChat& prepared, const ChatRequest&) {
+                  exchange->Respond({.body = Dump({{"prompt", prepared.prompt.Text()}, {"tokens", prepared.ids}})});
+                });
     return absl::OkStatus();
   });
 }

@@ -11,11 +11,10 @@ namespace {
 // A request on its way to its generations; each step begins in a callback of the engine.
 class CompletionStart : public std::enable_shared_from_this<CompletionStart> {
  public:
-  CompletionStart(const RouteParts& parts, CompletionRequest request, std::shared_ptr<Exchange> exchange)
-      : parts_(parts), request_(std::move(request)), exchange_(std::move(exchange)) {}
+  CompletionStart(RouteCall call, CompletionRequest request) : call_(std::move(call)), request_(std::move(request)) {}
 
   void Start() {
-    parts_.models->Get([self = shared_from_this()](const absl::StatusOr<Model>& model) {
+    call_.parts.models->Get(call_.engine, [self = shared_from_this()](const absl::StatusOr<Model>& model) {
       if (!model.ok()) return self->Fail(model.status());
       self->model_ = *model;
       self->EchoNext();
@@ -23,7 +22,7 @@ class CompletionStart : public std::enable_shared_from_this<CompletionStart> {
   }
 
  private:
-  void Fail(const absl::Status& status) { exchange_->Respond(ErrorResponse(ApiForm::kOpenAi, status)); }
+  void Fail(const absl::Status& status) { call_.exchange->Respond(ErrorResponse(ApiForm::kOpenAi, status)); }
 
   void EchoNext() {
     while (request_.echo && request_.echoed.size() < request_.prompts.size()) {
@@ -31,24 +30,23 @@ class CompletionStart : public std::enable_shared_from_this<CompletionStart> {
       if (!prompt.has_text()) return EchoIds(prompt.tokens());
       request_.echoed.push_back(prompt.text());
     }
-    RunGenerations(*parts_.engine, GenerationsOf(request_),
+    RunGenerations(*call_.engine, GenerationsOf(request_),
                    NewCompletionWriter(request_, NewIdentity("cmpl-", model_->info.name()), model_), ApiForm::kOpenAi,
-                   *parts_.metrics, exchange_);
+                   *call_.parts.metrics, call_.exchange);
   }
   void EchoIds(const v1::TokenIds& tokens) {
     v1::DetokenizeRequest detokenize;
     *detokenize.mutable_ids() = tokens.ids();
     detokenize.set_render_special(true);
-    parts_.engine->Detokenize(std::move(detokenize), [self = shared_from_this()](absl::StatusOr<v1::DetokenizeResponse> answer) {
+    call_.engine->Detokenize(std::move(detokenize), [self = shared_from_this()](absl::StatusOr<v1::DetokenizeResponse> answer) {
       if (!answer.ok()) return self->Fail(answer.status());
       self->request_.echoed.push_back(std::move(*answer->mutable_text()));
       self->EchoNext();
     });
   }
 
-  const RouteParts parts_;
+  const RouteCall call_;
   CompletionRequest request_;
-  const std::shared_ptr<Exchange> exchange_;
   Model model_;
 };
 
@@ -58,7 +56,7 @@ void AddCompletionRoutes(const RouteParts& parts, Router& router) {
   router.Add("POST", "/v1/completions", [parts](HttpRequest request, const std::shared_ptr<Exchange>& exchange) -> absl::Status {
     ASSIGN_OR_RETURN(const Json body, ParseJsonObject(request.body));
     ASSIGN_OR_RETURN(CompletionRequest completion, CompletionRequestOf(body));
-    std::make_shared<CompletionStart>(parts, std::move(completion), exchange)->Start();
+    std::make_shared<CompletionStart>(CallOf(parts, request, exchange), std::move(completion))->Start();
     return absl::OkStatus();
   });
 }

@@ -6,6 +6,13 @@
 namespace ferry {
 namespace {
 
+absl::StatusOr<v1::GetServerInfoResponse> StateOf(const absl::StatusOr<bool>& serving) {
+  if (!serving.ok()) return serving.status();
+  v1::GetServerInfoResponse info;
+  info.set_state(*serving ? "serving" : "loading");
+  return info;
+}
+
 HttpResponse HealthAnswer(const absl::StatusOr<v1::GetServerInfoResponse>& info) {
   if (!info.ok()) return ErrorResponse(ApiForm::kOpenAi, 503, "the coordinator cannot be reached");
   if (info->state() == "serving") return {.body = Dump({{"status", "ok"}})};
@@ -17,8 +24,12 @@ HttpResponse HealthAnswer(const absl::StatusOr<v1::GetServerInfoResponse>& info)
 
 void AddHealthRoutes(const RouteParts& parts, Router& router) {
   router.Add("GET", "/health", [parts](HttpRequest, const std::shared_ptr<Exchange>& exchange) {
-    parts.engine->GetServerInfo(
-        [exchange](const absl::StatusOr<v1::GetServerInfoResponse>& info) { exchange->Respond(HealthAnswer(info)); });
+    const std::shared_ptr<Engine> engine = parts.coordinator->As("");
+    engine->GetServerInfo([exchange, engine](const absl::StatusOr<v1::GetServerInfoResponse>& info) {
+      if (!absl::IsUnauthenticated(info.status())) return exchange->Respond(HealthAnswer(info));
+      // Without a key, a coordinator with keys tells whether it serves, and nothing else.
+      engine->IsServing([exchange](const absl::StatusOr<bool>& serving) { exchange->Respond(HealthAnswer(StateOf(serving))); });
+    });
     return absl::OkStatus();
   });
 }

@@ -44,45 +44,47 @@ Json SlotsOf(const ServedModel& served, const v1::GetServerInfoResponse& server)
   return slots;
 }
 
-using Render = Json (*)(const ServedModel&, const v1::GetServerInfoResponse&);
-void AnswerWithBoth(const RouteParts& parts, const std::shared_ptr<Exchange>& exchange, Render render) {
-  parts.models->Get([parts, exchange, render](const absl::StatusOr<Model>& model) {
-    if (!model.ok()) return exchange->Respond(ErrorResponse(ApiForm::kOpenAi, model.status()));
-    parts.engine->GetServerInfo([exchange, render, model = *model](const absl::StatusOr<v1::GetServerInfoResponse>& server) {
-      exchange->Respond(server.ok() ? HttpResponse{.body = Dump(render(*model, *server))}
-                                    : ErrorResponse(ApiForm::kOpenAi, server.status()));
+// Asks the coordinator of both, so that a key that is good for nothing learns nothing.
+using Render = std::function<HttpResponse(const ServedModel&, const v1::GetServerInfoResponse&)>;
+void AnswerWithBoth(const RouteCall& call, Render render) {
+  call.engine->GetServerInfo([call, render = std::move(render)](const absl::StatusOr<v1::GetServerInfoResponse>& server) {
+    if (!server.ok()) return call.exchange->Respond(ErrorResponse(ApiForm::kOpenAi, server.status()));
+    call.parts.models->Get(call.engine, [call, render, server = *server](const absl::StatusOr<Model>& model) {
+      call.exchange->Respond(model.ok() ? render(**model, server) : ErrorResponse(ApiForm::kOpenAi, model.status()));
     });
   });
+}
+
+HttpResponse Models(const ServedModel& served, const v1::GetServerInfoResponse&) {
+  return {.body = Dump({{"object", "list"}, {"data", Json::array({ModelEntry(served)})}})};
+}
+HttpResponse ModelNamed(const std::string& name, const ServedModel& served) {
+  if (served.info.name() == name) return {.body = Dump(ModelEntry(served))};
+  return ErrorResponse(ApiForm::kOpenAi, 404, "the model served here is " + served.info.name(), "model");
+}
+HttpResponse Props(const ServedModel& served, const v1::GetServerInfoResponse& server) {
+  return {.body = Dump(PropsOf(served, server))};
+}
+HttpResponse Slots(const ServedModel& served, const v1::GetServerInfoResponse& server) {
+  return {.body = Dump(SlotsOf(served, server))};
 }
 
 }  // namespace
 
 void AddModelRoutes(const RouteParts& parts, Router& router) {
-  router.Add("GET", "/v1/models", [parts](HttpRequest, const std::shared_ptr<Exchange>& exchange) {
-    parts.models->Get([exchange](const absl::StatusOr<Model>& model) {
-      if (!model.ok()) return exchange->Respond(ErrorResponse(ApiForm::kOpenAi, model.status()));
-      exchange->Respond({.body = Dump({{"object", "list"}, {"data", Json::array({ModelEntry(**model)})}})});
+  const auto add = [&](const char* path, Render render) {
+    router.Add("GET", path, [parts, render = std::move(render)](HttpRequest request, const std::shared_ptr<Exchange>& exchange) {
+      AnswerWithBoth(CallOf(parts, request, exchange), render);
+      return absl::OkStatus();
     });
-    return absl::OkStatus();
-  });
+  };
+  add("/v1/models", Models);
+  add("/props", Props);
+  add("/slots", Slots);
   router.Add("GET", "/v1/models/*", [parts](HttpRequest request, const std::shared_ptr<Exchange>& exchange) {
     const std::string name = request.path.substr(std::string_view("/v1/models/").size());
-    parts.models->Get([exchange, name](const absl::StatusOr<Model>& model) {
-      if (!model.ok()) return exchange->Respond(ErrorResponse(ApiForm::kOpenAi, model.status()));
-      if ((*model)->info.name() != name) {
-        return exchange->Respond(
-            ErrorResponse(ApiForm::kOpenAi, 404, "the model served here is " + (*model)->info.name(), "model"));
-      }
-      exchange->Respond({.body = Dump(ModelEntry(**model))});
-    });
-    return absl::OkStatus();
-  });
-  router.Add("GET", "/props", [parts](HttpRequest, const std::shared_ptr<Exchange>& exchange) {
-    AnswerWithBoth(parts, exchange, PropsOf);
-    return absl::OkStatus();
-  });
-  router.Add("GET", "/slots", [parts](HttpRequest, const std::shared_ptr<Exchange>& exchange) {
-    AnswerWithBoth(parts, exchange, SlotsOf);
+    AnswerWithBoth(CallOf(parts, request, exchange),
+                   [name](const ServedModel& served, const v1::GetServerInfoResponse&) { return ModelNamed(name, served); });
     return absl::OkStatus();
   });
 }

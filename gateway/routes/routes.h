@@ -11,11 +11,19 @@
 namespace ferry {
 
 struct RouteParts {  // all borrowed; they outlive every request
-  Engine* engine = nullptr;
+  EngineClient* coordinator = nullptr;
   ModelCache* models = nullptr;
   ChatModels* chats = nullptr;
   GatewayMetrics* metrics = nullptr;
 };
+
+// One request on its way.
+struct RouteCall {
+  RouteParts parts;
+  std::shared_ptr<Engine> engine;  // the coordinator, which knows the client by its key
+  std::shared_ptr<Exchange> exchange;
+};
+RouteCall CallOf(const RouteParts& parts, const HttpRequest& request, const std::shared_ptr<Exchange>& exchange);
 
 void AddHealthRoutes(const RouteParts& parts, Router& router);      // /health
 void AddModelRoutes(const RouteParts& parts, Router& router);       // /v1/models, /props, /slots

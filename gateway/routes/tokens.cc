@@ -46,19 +46,21 @@ absl::StatusOr<v1::DetokenizeRequest> DetokenizeRequestOf(const std::string& bod
 void AddTokenRoutes(const RouteParts& parts, Router& router) {
   router.Add("POST", "/tokenize", [parts](HttpRequest request, const std::shared_ptr<Exchange>& exchange) -> absl::Status {
     ASSIGN_OR_RETURN(v1::TokenizeRequest tokenize, TokenizeRequestOf(request.body));
-    parts.engine->Tokenize(std::move(tokenize), [exchange](const absl::StatusOr<v1::TokenizeResponse>& answer) {
-      if (!answer.ok()) return exchange->Respond(ErrorResponse(ApiForm::kOpenAi, answer.status()));
-      const std::vector<uint32_t> ids(answer->ids().begin(), answer->ids().end());
-      exchange->Respond({.body = Dump({{"tokens", ids}, {"count", ids.size()}})});
-    });
+    CallOf(parts, request, exchange)
+        .engine->Tokenize(std::move(tokenize), [exchange](const absl::StatusOr<v1::TokenizeResponse>& answer) {
+          if (!answer.ok()) return exchange->Respond(ErrorResponse(ApiForm::kOpenAi, answer.status()));
+          const std::vector<uint32_t> ids(answer->ids().begin(), answer->ids().end());
+          exchange->Respond({.body = Dump({{"tokens", ids}, {"count", ids.size()}})});
+        });
     return absl::OkStatus();
   });
   router.Add("POST", "/detokenize", [parts](HttpRequest request, const std::shared_ptr<Exchange>& exchange) -> absl::Status {
     ASSIGN_OR_RETURN(v1::DetokenizeRequest detokenize, DetokenizeRequestOf(request.body));
-    parts.engine->Detokenize(std::move(detokenize), [exchange](const absl::StatusOr<v1::DetokenizeResponse>& answer) {
-      if (!answer.ok()) return exchange->Respond(ErrorResponse(ApiForm::kOpenAi, answer.status()));
-      exchange->Respond({.body = Dump({{"content", answer->text()}, {"prompt", answer->text()}})});
-    });
+    CallOf(parts, request, exchange)
+        .engine->Detokenize(std::move(detokenize), [exchange](const absl::StatusOr<v1::DetokenizeResponse>& answer) {
+          if (!answer.ok()) return exchange->Respond(ErrorResponse(ApiForm::kOpenAi, answer.status()));
+          exchange->Respond({.body = Dump({{"content", answer->text()}, {"prompt", answer->text()}})});
+        });
     return absl::OkStatus();
   });
 }

@@ -40,7 +40,8 @@ FakeCoordinator::Script TellsTheTime(int tokens) {
 }
 
 std::vector<int64_t> OverGrpc(const std::string& address) {
-  const std::unique_ptr<EngineClient> engine = *EngineClient::Create(address);
+  const std::unique_ptr<EngineClient> client = *EngineClient::Create(address);
+  const std::shared_ptr<Engine> engine = client->As("");
   std::vector<int64_t> delays;
   std::promise<void> end;
   engine->Generate(

@@ -4,15 +4,19 @@
 #include <netinet/in.h>
 #include <signal.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "cli/gateway_process.h"
+#include "common/access/api_keys.h"
 #include "common/unique_fd.h"
 #include "tests/cluster/cluster.h"
 #include "tests/gateway/http_client.h"
+#include "tests/gateway/https_client.h"
+#include "tests/testing/self_signed.h"
 #include "tests/testing/status_matchers.h"
 
 namespace ferry {
@@ -136,6 +140,36 @@ TEST(Http, ConstrainedAnswersKeepTheirFormAtAnyTemperature) {
   }
   const nlohmann::json yes = ask("/v1/completions", {{"prompt", "Once"}, {"grammar", "root ::= \"yes\" | \"no\""}});
   EXPECT_THAT(yes["choices"][0]["text"].get<std::string>(), testing::AnyOf("yes", "no"));
+}
+
+// The coordinator knows a client by the key that it gives the gateway, and the gateway comes in beside TLS.
+TEST(Http, KeysAndCertificatesHoldAtBothDoors) {
+  const std::string folder = ::testing::TempDir() + "/doors-" + std::to_string(getpid());
+  std::filesystem::create_directories(folder);
+  const SelfSigned files = SelfSigned::Write(folder, "server");
+  const NewApiKey alice = *MakeApiKey("alice", Role::kUser), bob = *MakeApiKey("bob", Role::kUser);
+  ModelOptions options = DemoModel(1);
+  options.api_keys = folder + "/keys";
+  options.tls_cert = files.certificate;
+  options.tls_key = files.key;
+  std::ofstream(options.api_keys) << alice.line << " tokens-per-minute=20\n";
+  ASSERT_EQ(::chmod(options.api_keys.c_str(), 0600), 0);
+  const int port = FreePort();
+  ASSERT_OK_AND_ASSIGN(const std::optional<GatewayProcess> gateway, GatewayOf({.port = port, .given = true}, options));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Supervisor> supervisor, StartWithGateway(options, *gateway));
+  const auto ask = [&](const std::string& request) { return AskHttps(port, files.certificate, request); };
+  const std::string close = "Connection: close\r\n";
+  EXPECT_TRUE(Eventually(absl::Seconds(60), [&] { return StatusOfAnswer(ask(Get("/health", close))) == 200; }));
+  const auto complete = [&](const std::string& key) {
+    return StatusOfAnswer(
+        ask(Post("/v1/completions", R"({"prompt": "Once", "max_tokens": 30, "ignore_eos": true})", key + close)));
+  };
+  EXPECT_EQ(complete(""), 401);
+  EXPECT_EQ(complete("Authorization: Bearer " + bob.key + "\r\n"), 401);
+  EXPECT_EQ(complete("Authorization: Bearer " + alice.key + "\r\n"), 200);
+  EXPECT_EQ(complete("x-api-key: " + alice.key + "\r\n"), 429) << "alice has used her minute's tokens";
+  EXPECT_EQ(StatusOfAnswer(Ask(port, Get("/health", close))), 0) << "there is no HTTP without TLS";
+  std::filesystem::remove_all(folder);
 }
 
 TEST(Http, AKilledGatewayComesBackAndTheModelStays) {

@@ -3,6 +3,7 @@
 // A coordinator that says what a test scripted, over real gRPC.
 
 #include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
 
 #include <atomic>
 #include <functional>
@@ -23,9 +24,10 @@ class FakeCoordinator final : public v1::Ferry::Service, public v1::Vocabulary::
   using Script =
       std::function<grpc::Status(const v1::GenerateRequest&, const std::function<bool(const v1::GenerateResponse&)>& write)>;
 
-  FakeCoordinator() {
+  explicit FakeCoordinator(const std::shared_ptr<grpc::ServerCredentials>& credentials = grpc::InsecureServerCredentials()) {
+    grpc::EnableDefaultHealthCheckService(true);
     grpc::ServerBuilder builder;
-    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
+    builder.AddListeningPort("127.0.0.1:0", credentials, &port_);
     builder.RegisterService(static_cast<v1::Ferry::Service*>(this));
     builder.RegisterService(static_cast<v1::Vocabulary::Service*>(this));
     server_ = builder.BuildAndStart();
@@ -52,6 +54,12 @@ class FakeCoordinator final : public v1::Ferry::Service, public v1::Vocabulary::
     model_.set_name(name);
     vocabulary_.set_chat_template(chat_template);
   }
+  // From now on only calls with this API key are answered.
+  void WantKey(const std::string& key) {
+    const std::lock_guard lock(mutex_);
+    wanted_ = "Bearer " + key;
+  }
+  void SetServing(bool serving) { server_->GetHealthCheckService()->SetServingStatus(serving); }
   std::vector<v1::GenerateRequest> requests() {
     const std::lock_guard lock(mutex_);
     return requests_;
@@ -98,6 +106,7 @@ class FakeCoordinator final : public v1::Ferry::Service, public v1::Vocabulary::
 
   grpc::Status Generate(grpc::ServerContext* context, const v1::GenerateRequest* request,
                         grpc::ServerWriter<v1::GenerateResponse>* writer) override {
+    if (const grpc::Status allowed = Allowed(*context); !allowed.ok()) return allowed;
     Script script;
     {
       const std::lock_guard lock(mutex_);
@@ -110,11 +119,15 @@ class FakeCoordinator final : public v1::Ferry::Service, public v1::Vocabulary::
     return status;
   }
   // A token a byte.
-  grpc::Status Tokenize(grpc::ServerContext*, const v1::TokenizeRequest* request, v1::TokenizeResponse* response) override {
+  grpc::Status Tokenize(grpc::ServerContext* context, const v1::TokenizeRequest* request,
+                        v1::TokenizeResponse* response) override {
+    if (const grpc::Status allowed = Allowed(*context); !allowed.ok()) return allowed;
     for (const char c : request->text()) response->add_ids(static_cast<unsigned char>(c));
     return grpc::Status::OK;
   }
-  grpc::Status Detokenize(grpc::ServerContext*, const v1::DetokenizeRequest* request, v1::DetokenizeResponse* response) override {
+  grpc::Status Detokenize(grpc::ServerContext* context, const v1::DetokenizeRequest* request,
+                          v1::DetokenizeResponse* response) override {
+    if (const grpc::Status allowed = Allowed(*context); !allowed.ok()) return allowed;
     for (const uint32_t id : request->ids()) {
       if (id > 127)
         return grpc::Status(grpc::StatusCode::INVALID_ARGUMENT, "ids[0] is " + std::to_string(id) + ", want 0 to 127");
@@ -122,32 +135,44 @@ class FakeCoordinator final : public v1::Ferry::Service, public v1::Vocabulary::
     }
     return grpc::Status::OK;
   }
-  grpc::Status TokenizePieces(grpc::ServerContext*, const v1::TokenizePiecesRequest* request,
+  grpc::Status TokenizePieces(grpc::ServerContext* context, const v1::TokenizePiecesRequest* request,
                               v1::TokenizePiecesResponse* response) override {
+    if (const grpc::Status allowed = Allowed(*context); !allowed.ok()) return allowed;
     for (const v1::TextPiece& piece : request->pieces()) {
       for (const char c : piece.text()) response->add_ids(static_cast<unsigned char>(c));
     }
     return grpc::Status::OK;
   }
-  grpc::Status GetVocabulary(grpc::ServerContext*, const v1::GetVocabularyRequest*,
+  grpc::Status GetVocabulary(grpc::ServerContext* context, const v1::GetVocabularyRequest*,
                              v1::GetVocabularyResponse* response) override {
+    if (const grpc::Status allowed = Allowed(*context); !allowed.ok()) return allowed;
     const std::lock_guard lock(mutex_);
     *response = vocabulary_;
     return grpc::Status::OK;
   }
-  grpc::Status GetModelInfo(grpc::ServerContext*, const v1::GetModelInfoRequest*, v1::GetModelInfoResponse* response) override {
+  grpc::Status GetModelInfo(grpc::ServerContext* context, const v1::GetModelInfoRequest*,
+                            v1::GetModelInfoResponse* response) override {
+    if (const grpc::Status allowed = Allowed(*context); !allowed.ok()) return allowed;
     const std::lock_guard lock(mutex_);
     *response = model_;
     return grpc::Status::OK;
   }
-  grpc::Status GetServerInfo(grpc::ServerContext*, const v1::GetServerInfoRequest*,
+  grpc::Status GetServerInfo(grpc::ServerContext* context, const v1::GetServerInfoRequest*,
                              v1::GetServerInfoResponse* response) override {
+    if (const grpc::Status allowed = Allowed(*context); !allowed.ok()) return allowed;
     const std::lock_guard lock(mutex_);
     *response = info_;
     return grpc::Status::OK;
   }
 
  private:
+  grpc::Status Allowed(const grpc::ServerContext& context) {
+    const std::lock_guard lock(mutex_);
+    const auto key = context.client_metadata().find("authorization");
+    if (wanted_.empty() || (key != context.client_metadata().end() && key->second == wanted_)) return grpc::Status::OK;
+    return grpc::Status(grpc::StatusCode::UNAUTHENTICATED, "this server wants an API key");
+  }
+
   int port_ = 0;
   std::unique_ptr<grpc::Server> server_;
   std::mutex mutex_;
@@ -156,6 +181,7 @@ class FakeCoordinator final : public v1::Ferry::Service, public v1::Vocabulary::
   v1::GetModelInfoResponse model_;
   v1::GetVocabularyResponse vocabulary_;
   v1::GetServerInfoResponse info_;
+  std::string wanted_;  // authorization of every call; empty: any
   std::atomic<int> cancelled_{0};
 };
 

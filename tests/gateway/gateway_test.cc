@@ -2,11 +2,17 @@
 
 #include "gateway/gateway.h"
 
+#include <unistd.h>
+
+#include <filesystem>
 #include <thread>
 
+#include "common/tls/cluster_ca.h"
 #include "gateway/json/json.h"
 #include "tests/gateway/fake_coordinator.h"
 #include "tests/gateway/http_client.h"
+#include "tests/gateway/https_client.h"
+#include "tests/testing/self_signed.h"
 #include "tests/testing/status_matchers.h"
 
 namespace ferry {
@@ -17,10 +23,11 @@ using ::testing::HasSubstr;
 class GatewayTest : public ::testing::Test {
  protected:
   void SetUp() override { Start({}); }
-  void Start(GatewayOptions options) {
+  void Start(GatewayOptions options, FakeCoordinator* coordinator = nullptr) {
     gateway_.reset();
     options.listen = "127.0.0.1:0";
-    if (options.coordinator == GatewayOptions().coordinator) options.coordinator = coordinator_.address();
+    if (options.coordinator == GatewayOptions().coordinator)
+      options.coordinator = (coordinator == nullptr ? coordinator_ : *coordinator).address();
     absl::StatusOr<std::unique_ptr<Gateway>> started = Gateway::Start(options);
     ASSERT_OK(started);
     gateway_ = *std::move(started);
@@ -252,6 +259,94 @@ TEST_F(GatewayTest, EveryRouteButHealthAsksWhoComes) {
     EXPECT_EQ(StatusOfAnswer(Ask(request)), open ? 200 : 401) << request;
   }
   EXPECT_EQ(StatusOfAnswer(Ask(Get("/health"))), 200);
+}
+
+TEST_F(ChatTest, TheClientsKeyIsTheCoordinatorsToJudge) {
+  coordinator_.WantKey("fk-alice");
+  const std::string chat = R"({"messages": [{"role": "user", "content": "hi"}]})";
+  const std::string message = R"({"max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]})";
+  const auto requests = [&](const std::string& header) {
+    return std::vector<std::string>{Get("/v1/models", header),
+                                    Get("/v1/models/fake", header),
+                                    Get("/props", header),
+                                    Get("/slots", header),
+                                    Get("/metrics", header),
+                                    Post("/v1/completions", R"({"prompt": "x"})", header),
+                                    Post("/tokenize", R"({"content": "x"})", header),
+                                    Post("/detokenize", R"({"tokens": [65]})", header),
+                                    Post("/apply-template", chat, header),
+                                    Post("/v1/chat/completions", chat, header),
+                                    Post("/v1/responses", R"({"input": "hi"})", header),
+                                    Post("/v1/messages", message, header)};
+  };
+  for (const bool cached : {false, true}) {
+    for (const std::string& header :
+         {std::string(), std::string("Authorization: Bearer fk-bob\r\n"), "x-api-key: " + std::string(2000, 'a') + "\r\n"}) {
+      for (const std::string& request : requests(header)) EXPECT_EQ(StatusOfAnswer(Ask(request)), 401) << request << cached;
+    }
+    for (const std::string& header : {"Authorization: Bearer fk-alice\r\n", "x-api-key: fk-alice\r\n"}) {
+      for (const std::string& request : requests(header)) EXPECT_EQ(StatusOfAnswer(Ask(request)), 200) << request;
+    }
+  }
+  EXPECT_EQ(AskJson(Post("/v1/messages", message), 401)["error"]["type"], "authentication_error");
+  EXPECT_EQ(AskJson(Post("/v1/chat/completions", chat), 401)["error"]["type"], "authentication_error");
+}
+
+TEST_F(GatewayTest, HealthNeedsNoKey) {
+  coordinator_.WantKey("fk-alice");
+  coordinator_.SetServing(true);
+  EXPECT_EQ(StatusOfAnswer(Ask(Get("/health"))), 200);
+  coordinator_.SetServing(false);
+  EXPECT_EQ(StatusOfAnswer(Ask(Get("/health"))), 503);
+}
+
+class TlsTest : public GatewayTest {
+ protected:
+  void SetUp() override {
+    folder_ = ::testing::TempDir() + "/tls-" + std::to_string(getpid());
+    std::filesystem::create_directories(folder_);
+    files_ = SelfSigned::Write(folder_, "server");
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+  static std::string Closing(const std::string& path) { return Get(path, "Connection: close\r\n"); }
+
+  std::string folder_;
+  SelfSigned files_;
+};
+
+TEST_F(TlsTest, ServesHttpsWithACertificate) {
+  Start({.tls_certificate = files_.certificate, .tls_key = files_.key});
+  const std::string answer = AskHttps(gateway_->port(), files_.certificate, Closing("/v1/models"));
+  EXPECT_EQ(StatusOfAnswer(answer), 200);
+  EXPECT_EQ(Json::parse(BodyOf(answer))["data"][0]["id"], "fake");
+  EXPECT_EQ(StatusOfAnswer(Ask(Closing("/v1/models"))), 0) << "HTTP is none there";
+  EXPECT_EQ(StatusOfAnswer(AskHttps(gateway_->port(), files_.certificate, Closing("/v1/models"))), 200)
+      << "nobody else is affected";
+  coordinator_.SetScript(FakeCoordinator::Says({"once", " upon"}));
+  const std::string stream = AskHttps(gateway_->port(), files_.certificate,
+                                      Post("/v1/completions", R"({"prompt": "x", "stream": true})", "Connection: close\r\n"));
+  EXPECT_THAT(stream, HasSubstr("data: [DONE]"));
+}
+
+TEST_F(TlsTest, RefusesACertificateThatCannotBeUsed) {
+  const SelfSigned other = SelfSigned::Write(folder_, "other");
+  const auto start = [&](const std::string& certificate, const std::string& key) {
+    return Gateway::Start({.listen = "127.0.0.1:0", .tls_certificate = certificate, .tls_key = key}).status();
+  };
+  EXPECT_THAT(start("/nowhere", files_.key), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("--tls-cert")));
+  EXPECT_THAT(start(files_.certificate, "/nowhere"), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("--tls-key")));
+  EXPECT_THAT(start(files_.certificate, other.key), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("--tls-key")));
+}
+
+TEST_F(TlsTest, CallsACoordinatorOverTls) {
+  const std::string certificate = *ReadSmallFile(files_.certificate), key = *ReadSmallFile(files_.key);
+  grpc::SslServerCredentialsOptions tls;
+  tls.pem_key_cert_pairs.push_back({.private_key = key, .cert_chain = certificate});
+  FakeCoordinator coordinator(grpc::SslServerCredentials(tls));
+  Start({.coordinator_ca = certificate}, &coordinator);
+  EXPECT_EQ(AskJson(Get("/v1/models"))["data"][0]["id"], "fake");
+  Start({.coordinator_ca = *ReadSmallFile(SelfSigned::Write(folder_, "other").certificate)}, &coordinator);
+  EXPECT_EQ(StatusOfAnswer(Ask(Get("/v1/models"))), 503) << "another's certificate";
 }
 
 TEST_F(GatewayTest, RefusesWhatIsNoJson) {
