@@ -2,6 +2,7 @@
 
 #include <malloc.h>
 
+#include <algorithm>
 #include <optional>
 #include <random>
 #include <utility>
@@ -16,6 +17,8 @@ namespace ferry {
 namespace {
 
 constexpr absl::Duration kWatchInterval = absl::Milliseconds(500);
+constexpr size_t kMaxRequestIdBytes = 128;
+constexpr int kMaxAborts = 1000;
 
 grpc::ServerUnaryReactor* Finish(grpc::CallbackServerContext* context, const absl::Status& status) {
   grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
@@ -116,6 +119,12 @@ absl::Status FerryService::CheckGenerate(const Principal& caller, const grpc::By
   if (request->forget_experts() && caller.role != Role::kAdmin) {
     return absl::PermissionDeniedError("forget_experts empties everybody's expert slots: it needs a key of the role admin");
   }
+  const std::string& id = request->request_id();
+  const bool plain = std::all_of(id.begin(), id.end(), [](char c) { return c > ' ' && c <= '~'; });
+  if (id.size() > kMaxRequestIdBytes || !plain) {
+    return InvalidArgument("request_id has %d characters, want at most %d of printable ASCII without spaces", id.size(),
+                           kMaxRequestIdBytes);
+  }
   return absl::OkStatus();
 }
 
@@ -140,6 +149,7 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* FerryService::Generate(grpc::Callbac
   if (!begun.ok()) return refuse(begun);
   const auto request = std::make_shared<v1::GenerateRequest>();
   if (const absl::Status status = CheckGenerate(*caller, *message, request.get()); !status.ok()) return refuse(status);
+  stream->SetRequestId(request->request_id());
   {
     const std::lock_guard lock(mutex_);
     streams_.push_back(stream);
@@ -158,6 +168,33 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* FerryService::Generate(grpc::Callbac
   });
   if (!taken) return refuse(ResourceExhausted("too many texts wait to be tokenized"));
   return stream.get();
+}
+
+grpc::ServerUnaryReactor* FerryService::Abort(grpc::CallbackServerContext* context, const v1::AbortRequest* request,
+                                              v1::AbortResponse* response) {
+  const absl::StatusOr<Principal> caller = CallerOf(*context);
+  if (!caller.ok()) return Finish(context, caller.status());
+  if (request->request_ids_size() > kMaxAborts) {
+    return Finish(context, InvalidArgument("request_ids has %d ids, want at most %d", request->request_ids_size(), kMaxAborts));
+  }
+  std::vector<std::weak_ptr<GenerateStream>> streams;
+  {
+    const std::lock_guard lock(mutex_);
+    streams = streams_;
+  }
+  uint32_t aborted = 0;
+  for (const std::weak_ptr<GenerateStream>& weak : streams) {
+    const std::shared_ptr<GenerateStream> stream = weak.lock();
+    if (stream == nullptr) continue;
+    for (const std::string& id : request->request_ids()) {
+      if (!id.empty() && stream->Abort(id, *caller)) {
+        ++aborted;
+        break;
+      }
+    }
+  }
+  response->set_aborted(aborted);
+  return Finish(context, absl::OkStatus());
 }
 
 grpc::ServerUnaryReactor* FerryService::Tokenize(grpc::CallbackServerContext* context, const grpc::ByteBuffer* message,

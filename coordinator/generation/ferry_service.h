@@ -32,9 +32,9 @@ inline constexpr int kMaxRequestFields = 65536;
 class GenerateStream;
 
 // Messages come in as bytes, so that they are looked at before they are parsed.
-using RawFerryService = v1::Ferry::WithRawCallbackMethod_Generate<
-    v1::Ferry::WithRawCallbackMethod_Tokenize<v1::Ferry::WithRawCallbackMethod_Detokenize<
-        v1::Ferry::WithCallbackMethod_GetModelInfo<v1::Ferry::WithCallbackMethod_GetServerInfo<v1::Ferry::Service>>>>>;
+using RawFerryService = v1::Ferry::WithRawCallbackMethod_Generate<v1::Ferry::WithRawCallbackMethod_Tokenize<
+    v1::Ferry::WithRawCallbackMethod_Detokenize<v1::Ferry::WithCallbackMethod_GetModelInfo<
+        v1::Ferry::WithCallbackMethod_GetServerInfo<v1::Ferry::WithCallbackMethod_Abort<v1::Ferry::Service>>>>>>;
 
 class FerryService final : public RawFerryService {
  public:
@@ -60,6 +60,8 @@ class FerryService final : public RawFerryService {
                                      grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
                                        grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* Abort(grpc::CallbackServerContext* context, const v1::AbortRequest* request,
+                                  v1::AbortResponse* response) override;
   grpc::ServerUnaryReactor* GetModelInfo(grpc::CallbackServerContext* context, const v1::GetModelInfoRequest* request,
                                          v1::GetModelInfoResponse* response) override;
   // Users are told whether it serves and how many requests it has; admins also what runs where.

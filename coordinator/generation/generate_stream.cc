@@ -20,6 +20,21 @@ void GenerateStream::SetCaller(const Principal& caller, bool counted) {
   counted_ = counted;
 }
 
+void GenerateStream::SetRequestId(std::string request_id) {
+  const std::lock_guard lock(mutex_);
+  request_id_ = std::move(request_id);
+}
+
+bool GenerateStream::Abort(const std::string& request_id, const Principal& caller) {
+  {
+    const std::lock_guard lock(mutex_);
+    const bool may = caller.role == Role::kAdmin || caller.name == caller_.name;
+    if (finished_ || cancelled_ || request_id_ != request_id || !may) return false;
+  }
+  TryCancel();
+  return true;
+}
+
 void GenerateStream::Submit(std::shared_ptr<Generation> generation) {
   {
     const std::lock_guard lock(mutex_);
@@ -138,10 +153,11 @@ void GenerateStream::TryCancel() {
 void GenerateStream::Audit() const {
   spdlog::info(
       "audit: key={} peer={} prompt={} cached={} generated={} queue={:.3f}s prefill={:.3f}s decode={:.3f}s total={:.3f}s "
-      "resumed={} outcome={}",
+      "resumed={} id={} outcome={}",
       caller_.name, Escaped(peer_), prompt_tokens_, finish_.cached_prompt_tokens(), generated_tokens_, finish_.queue_seconds(),
       finish_.prefill_seconds(), finish_.decode_seconds(), absl::ToDoubleSeconds(options_.clock->Now() - begun_),
-      finish_.resumed(), absl::StatusCodeToString(end_ ? end_->code() : absl::StatusCode::kUnknown));
+      finish_.resumed(), request_id_.empty() ? "-" : request_id_,
+      absl::StatusCodeToString(end_ ? end_->code() : absl::StatusCode::kUnknown));
 }
 
 }  // namespace ferry

@@ -35,6 +35,9 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, 
   void HoldForCall(std::shared_ptr<GenerateStream> self) { self_ = std::move(self); }
   // Names the caller, once it is known; `counted`: KeyUsage::Begin has succeeded.
   void SetCaller(const Principal& caller, bool counted);
+  void SetRequestId(std::string request_id);
+  // Ends the call as if its client had cancelled it, if it has this id and `caller` may end it; whether that is so.
+  bool Abort(const std::string& request_id, const Principal& caller);
   // Hands the request to the loop, unless the call was cancelled already.
   void Submit(std::shared_ptr<Generation> generation);
   bool cancelled() const;
@@ -65,6 +68,7 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, 
   mutable std::mutex mutex_;
   Principal caller_;
   bool counted_ = false;
+  std::string request_id_;
   std::shared_ptr<Generation> generation_;
   std::deque<grpc::ByteBuffer> queue_;  // the front one is being written
   int64_t queued_bytes_ = 0;

@@ -136,6 +136,8 @@ absl::StatusOr<std::shared_ptr<Request>> Request::Create(const v1::GenerateReque
   }
   result->constraint_ = std::move(constraint);
   result->logprobs_ = request.has_logprobs();
+  result->prompt_progress_ = request.prompt_progress();
+  result->stop_strings_.assign(request.stop().begin(), request.stop().end());
   result->forget_experts_ = request.forget_experts();
   result->resumes_ = !request.has_resume() || request.resume();
   if (request.has_prompt_logprobs()) result->prompt_logprobs_ = static_cast<int32_t>(request.prompt_logprobs());
@@ -204,6 +206,8 @@ bool Request::OnRows(int64_t first_position, int64_t num_tokens, std::span<Logit
       break;
     }
   }
+  const bool progress = prompt_progress_ && first_position < prompt_tokens_;
+  if (progress) FillProgress(first_position + num_tokens, response.mutable_prompt_progress());
   const bool full = last_row_done && generated_tokens() >= max_tokens_;
   const bool finished = ended || full;
   if (finished) {
@@ -214,7 +218,7 @@ bool Request::OnRows(int64_t first_position, int64_t num_tokens, std::span<Logit
     }
     FillFinish(ended ? v1::Finish::STOP : v1::Finish::LENGTH, response.mutable_finish());
   }
-  const bool anything = response.token_ids_size() > 0 || response.prompt_logprobs_size() > 0 || finished;
+  const bool anything = response.token_ids_size() > 0 || response.prompt_logprobs_size() > 0 || progress || finished;
   if (anything) sink_->Send(std::move(response));
   if (finished) sink_->Close(absl::OkStatus());
   return finished;
@@ -273,8 +277,17 @@ absl::StatusOr<bool> Request::OnSampledRow(const LogitsResult& row, v1::Generate
   if (end_token || complete) piece += detokenizer_.Flush();
   const StopMatcher::Result shown = stops_.Push(piece);
   response->mutable_text()->append(shown.text);
+  matched_stop_ = shown.stop;
+  if (end_token) matched_token_ = sampled.id;
   if ((end_token || complete) && !shown.stop) response->mutable_text()->append(stops_.Flush());
   return end_token || complete || shown.stop.has_value();
+}
+
+void Request::FillProgress(int64_t rows_done, v1::PromptProgress* progress) const {
+  progress->set_total(static_cast<uint32_t>(prompt_tokens_));
+  progress->set_cached(static_cast<uint32_t>(cached_tokens_));
+  progress->set_processed(static_cast<uint32_t>(std::min(rows_done, prompt_tokens_)));
+  progress->set_seconds(absl::ToDoubleSeconds(clock_.Now() - admitted_));
 }
 
 void Request::FillFinish(v1::Finish::Reason reason, v1::Finish* finish) const {
@@ -289,6 +302,11 @@ void Request::FillFinish(v1::Finish::Reason reason, v1::Finish* finish) const {
   finish->set_decode_seconds(absl::ToDoubleSeconds(now - prompt_done_));
   *finish->mutable_experts() = experts_;
   finish->set_resumed(resumed_);
+  if (matched_stop_) {
+    finish->set_matched_stop(stop_strings_[static_cast<size_t>(*matched_stop_)]);
+  } else if (matched_token_) {
+    finish->set_matched_token_id(static_cast<uint32_t>(*matched_token_));
+  }
 }
 
 void Request::OnFailed(const absl::Status& status) { sink_->Close(status); }

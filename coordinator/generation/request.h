@@ -86,6 +86,7 @@ class Request final : public Generation {
   absl::StatusOr<SampledToken> Sample(const LogitsResult& row);
   // Appends the next token; whether it ends the generation.
   absl::StatusOr<bool> OnSampledRow(const LogitsResult& logits, v1::GenerateResponse* response);
+  void FillProgress(int64_t rows_done, v1::PromptProgress* progress) const;
   void FillFinish(v1::Finish::Reason reason, v1::Finish* finish) const;
 
   const Tokenizer& tokenizer_;
@@ -105,6 +106,10 @@ class Request final : public Generation {
   std::vector<int32_t> stop_token_ids_;
   std::unique_ptr<OutputConstraint> constraint_;  // null: none
   bool logprobs_ = false;
+  bool prompt_progress_ = false;
+  std::vector<std::string> stop_strings_;
+  std::optional<int32_t> matched_token_;  // it ended the output, or the next did
+  std::optional<int> matched_stop_;       // index into stop_strings_
   bool forget_experts_ = false;
   bool resumes_ = true;
   std::optional<int32_t> prompt_logprobs_;  // how many of the best

@@ -1,5 +1,6 @@
 #include "gateway/http/connection.h"
 
+#include <algorithm>
 #include <array>
 #include <boost/asio/post.hpp>
 #include <boost/asio/ssl/error.hpp>
@@ -9,6 +10,7 @@
 #include <boost/beast/http/string_body.hpp>
 #include <mutex>
 #include <optional>
+#include <random>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -27,6 +29,16 @@ constexpr size_t kReadBytes = size_t{16} << 10;
 constexpr size_t kMaxLingerBytes = size_t{1} << 20;
 constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
 constexpr std::string_view kHeartbeat = ": keep-alive\n\n";
+constexpr size_t kMaxRequestIdBytes = 128;
+
+// The client's own id where it can be one (generate.proto), else a random one.
+std::string RequestIdOf(const HttpRequest& request) {
+  const std::string_view given = request.Header("x-request-id");
+  const bool plain = std::all_of(given.begin(), given.end(), [](char c) { return c > ' ' && c <= '~'; });
+  if (!given.empty() && given.size() <= kMaxRequestIdBytes && plain) return std::string(given);
+  thread_local std::mt19937_64 random{std::random_device{}()};
+  return absl::StrFormat("req_%016x%016x", random(), random());
+}
 
 class Connection final : public HttpConnection, public std::enable_shared_from_this<Connection> {
  public:
@@ -142,6 +154,9 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
 
   // Writing.
   void Answer(HttpResponse response);
+  void NameRequest(HttpResponse* response) const {
+    if (!request_.id.empty()) response->headers.push_back({"x-request-id", request_.id});
+  }
   void QueueHeadOfStream();
   void SendPiece(std::string_view piece);
   void Complete();
@@ -357,6 +372,7 @@ void Connection::TryHead() {
 void Connection::OnHead(RequestHead head, size_t head_bytes) {
   const HttpLimits& limits = host_.limits();
   request_ = std::move(head.request);
+  request_.id = RequestIdOf(request_);
   keep_alive_ = head.keep_alive && !host_.draining();
   framing_ = head.http_1_0 ? Framing::kUntilClose : Framing::kChunked;
   if (std::optional<HttpResponse> refused = host_.service().Refuse(request_)) {
@@ -423,6 +439,7 @@ void Connection::OnRequest() {
   exchange_ = exchange;
   HttpRequest request = std::move(request_);
   request_.path = request.path;  // for errors
+  request_.id = request.id;
   asio::post(host_.pool(), [self = shared_from_this(), request = std::move(request), exchange = std::move(exchange),
                             body_bytes = std::exchange(body_bytes_, 0)]() mutable {
     self->host_.service().Handle(std::move(request), std::move(exchange));
@@ -437,6 +454,7 @@ void Connection::Answer(HttpResponse response) {
   timer_.cancel();
   if (host_.draining()) keep_alive_ = false;
   head_sent_ = true;
+  NameRequest(&response);
   unsent_ += HeadText(response, Framing::kLength, keep_alive_);
   unsent_ += response.body;
   Complete();
@@ -445,6 +463,7 @@ void Connection::Answer(HttpResponse response) {
 void Connection::QueueHeadOfStream() {
   if (std::exchange(head_sent_, true)) return;
   if (framing_ == Framing::kUntilClose || host_.draining()) keep_alive_ = false;
+  NameRequest(&*stream_);
   unsent_ += HeadText(*stream_, framing_, keep_alive_);
 }
 

@@ -20,6 +20,7 @@ struct HttpRequest {
   std::string query;                // behind the '?'
   std::vector<HttpHeader> headers;  // names in lower case
   std::string body;
+  std::string id;  // names it in logs: the client's x-request-id, or else one that the server made; every answer repeats it
 
   // The value of the first header of that lower-case name, empty without one.
   std::string_view Header(std::string_view name) const;

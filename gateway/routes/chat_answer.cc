@@ -21,6 +21,7 @@ class ChatAnswer final : public AnswerWriter {
   std::string OnMessage(size_t index, const v1::GenerateResponse& message) override {
     Answer& answer = answers_[index];
     std::string stream;
+    if (message.has_prompt_progress()) stream += writer_->OnProgress(index, message.prompt_progress());
     for (int i = 0; i < message.token_ids_size() && !answer.ended; ++i) {
       ++answer.tokens;
       const OutputToken token = {.id = static_cast<int32_t>(message.token_ids(i)),

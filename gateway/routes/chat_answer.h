@@ -38,6 +38,8 @@ class ChatWriter {
 
   // `logprobs`: of tokens that belong to the content of answer `index`, before the events that they lead to.
   virtual std::string OnLogprobs(size_t index, const v1::PositionLogprobs& logprobs) { return {}; }
+  // How far the prompt of answer `index` is; asked for with GenerateRequest.prompt_progress.
+  virtual std::string OnProgress(size_t index, const v1::PromptProgress& progress) { return {}; }
   virtual std::string OnEvent(size_t index, const OutputEvent& event) = 0;
   virtual std::string OnFinish(size_t index, const ChatFinish& finish) = 0;
   virtual std::string End() = 0;

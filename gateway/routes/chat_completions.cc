@@ -104,6 +104,14 @@ class ChatCompletionWriter final : public ChatWriter {
     return {};
   }
 
+  std::string OnProgress(size_t index, const v1::PromptProgress& progress) override {
+    if (!shape_.stream) return {};
+    Json chunk = Envelope("chat.completion.chunk");
+    chunk["choices"] = Json::array({{{"index", index}, {"delta", Json::object()}, {"finish_reason", nullptr}}});
+    chunk["prompt_progress"] = ProgressOf(progress);
+    return Begin(index) + SseEvent(Dump(chunk));
+  }
+
   std::string OnEvent(size_t index, const OutputEvent& event) override {
     Choice& choice = choices_[index];
     Json delta = Json::object();
@@ -203,6 +211,7 @@ class ChatCompletionWriter final : public ChatWriter {
                                      {"delta", std::move(delta)},
                                      {"logprobs", TakeLogprobs(index)},
                                      {"finish_reason", finish_reason == nullptr ? Json() : Json(finish_reason)}}});
+    if (finish_reason != nullptr) chunk["choices"][0]["stop_reason"] = StopReason(index);
     const std::optional<ChatFinish>& finish = choices_[index].finish;
     if (finish_reason != nullptr && finish && finish->engine) chunk["timings"] = TimingsOf(*finish->engine);
     return SseEvent(Dump(chunk));
@@ -216,7 +225,12 @@ class ChatCompletionWriter final : public ChatWriter {
     return {{"index", index},
             {"message", std::move(message)},
             {"logprobs", TakeLogprobs(index)},
-            {"finish_reason", choice.finish ? Json(ReasonName(choice.finish->reason)) : Json()}};
+            {"finish_reason", choice.finish ? Json(ReasonName(choice.finish->reason)) : Json()},
+            {"stop_reason", StopReason(index)}};
+  }
+  Json StopReason(size_t index) const {
+    const std::optional<ChatFinish>& finish = choices_[index].finish;
+    return finish && finish->matched_stop ? Json(*finish->matched_stop) : Json();
   }
   Json Usage() const {
     uint64_t prompt = 0, cached = 0, generated = 0, reasoning = 0;
@@ -266,6 +280,8 @@ absl::StatusOr<ChatCompletion> ChatCompletionOf(const Json& body) {
   RETURN_IF_ERROR(ReadShape(fields, &completion));
   v1::GenerateRequest& generation = completion.plan.generation;
   RETURN_IF_ERROR(ReadSamplingFields(fields, &generation));
+  ASSIGN_OR_RETURN(const auto progress, fields.Bool("return_progress"));
+  generation.set_prompt_progress(progress.value_or(false) && completion.shape.stream);
   // Stop strings are looked for in the content, not in reasoning and calls.
   completion.plan.answer.stops.assign(generation.stop().begin(), generation.stop().end());
   generation.clear_stop();

@@ -19,6 +19,7 @@ absl::Status StartGenerations(const RouteCall& call, ChatPlan plan, const Prepar
                               const MakeChatWriter& make_writer) {
   v1::GenerateRequest request = std::move(plan.generation);
   request.mutable_tokens()->mutable_ids()->Add(prepared.ids.begin(), prepared.ids.end());
+  request.set_request_id(call.request_id);
   for (const int32_t id : prepared.model->format->stop_token_ids()) request.add_stop_token_ids(static_cast<uint32_t>(id));
   if (!plan.rule.IsFree()) {
     ASSIGN_OR_RETURN(*request.mutable_constraint(), prepared.model->format->Constrain(chat, prepared.prompt, plan.rule));

@@ -56,6 +56,7 @@ void AddCompletionRoutes(const RouteParts& parts, Router& router) {
   router.Add("POST", "/v1/completions", [parts](HttpRequest request, const std::shared_ptr<Exchange>& exchange) -> absl::Status {
     ASSIGN_OR_RETURN(const Json body, ParseJsonObject(request.body));
     ASSIGN_OR_RETURN(CompletionRequest completion, CompletionRequestOf(body));
+    for (v1::GenerateRequest& prompt : completion.prompts) prompt.set_request_id(request.id);
     std::make_shared<CompletionStart>(CallOf(parts, request, exchange), std::move(completion))->Start();
     return absl::OkStatus();
   });

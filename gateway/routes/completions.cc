@@ -125,20 +125,14 @@ class CompletionWriter final : public AnswerWriter {
   bool streams() const override { return stream_; }
 
   std::string OnMessage(size_t index, const v1::GenerateResponse& message) override {
-    Choice& choice = choices_[index];
-    choice.prompt.insert(choice.prompt.end(), message.prompt_logprobs().begin(), message.prompt_logprobs().end());
-    if (message.token_ids_size() == 0 && !message.has_finish()) return {};
-    choice.text += message.text();
-    if (!choice.prompt.empty()) choice.AddPrompt(model_->tokens);
-    for (const v1::PositionLogprobs& position : message.logprobs()) choice.logprobs.Add(position, model_->tokens);
-    if (message.has_finish()) choice.finish = message.finish();
-    const bool anything = !choice.text.empty() || !choice.logprobs.empty() || message.has_finish();
-    if (!stream_ || !anything) return {};
-    Json chunk = Envelope();
-    chunk["choices"] = Json::array({ChoiceJson(index)});
-    if (message.has_finish()) chunk["timings"] = TimingsOf(message.finish());
-    choice.text.clear();
-    return SseEvent(Dump(chunk));
+    std::string progress;
+    if (stream_ && message.has_prompt_progress()) {
+      Json chunk = Envelope();
+      chunk["choices"] = Json::array({{{"index", index}, {"text", ""}, {"logprobs", nullptr}, {"finish_reason", nullptr}}});
+      chunk["prompt_progress"] = ProgressOf(message.prompt_progress());
+      progress = SseEvent(Dump(chunk));
+    }
+    return progress + OnTokens(index, message);
   }
 
   std::string End() override {
@@ -181,6 +175,23 @@ class CompletionWriter final : public AnswerWriter {
     }
   };
 
+  std::string OnTokens(size_t index, const v1::GenerateResponse& message) {
+    Choice& choice = choices_[index];
+    choice.prompt.insert(choice.prompt.end(), message.prompt_logprobs().begin(), message.prompt_logprobs().end());
+    if (message.token_ids_size() == 0 && !message.has_finish()) return {};
+    choice.text += message.text();
+    if (!choice.prompt.empty()) choice.AddPrompt(model_->tokens);
+    for (const v1::PositionLogprobs& position : message.logprobs()) choice.logprobs.Add(position, model_->tokens);
+    if (message.has_finish()) choice.finish = message.finish();
+    const bool anything = !choice.text.empty() || !choice.logprobs.empty() || message.has_finish();
+    if (!stream_ || !anything) return {};
+    Json chunk = Envelope();
+    chunk["choices"] = Json::array({ChoiceJson(index)});
+    if (message.has_finish()) chunk["timings"] = TimingsOf(message.finish());
+    choice.text.clear();
+    return SseEvent(Dump(chunk));
+  }
+
   Json Envelope() const {
     return {{"id", identity_.id}, {"object", "text_completion"}, {"created", identity_.created}, {"model", identity_.model}};
   }
@@ -189,7 +200,8 @@ class CompletionWriter final : public AnswerWriter {
     return {{"index", index},
             {"text", choice.text},
             {"logprobs", logprobs_ ? choice.logprobs.Take() : Json()},
-            {"finish_reason", choice.finish ? Json(FinishReasonOf(*choice.finish)) : Json()}};
+            {"finish_reason", choice.finish ? Json(FinishReasonOf(*choice.finish)) : Json()},
+            {"stop_reason", choice.finish ? StopReasonOf(*choice.finish) : Json()}};
   }
   Json Usage() const {
     uint64_t prompt = 0, cached = 0, generated = 0;
@@ -217,6 +229,8 @@ absl::StatusOr<CompletionRequest> CompletionRequestOf(const Json& body) {
   RETURN_IF_ERROR(ReadShape(fields, &request));
   RETURN_IF_ERROR(ReadLogprobs(fields, &request, &common));
   RETURN_IF_ERROR(ReadSamplingFields(fields, &common));
+  ASSIGN_OR_RETURN(const auto progress, fields.Bool("return_progress"));
+  common.set_prompt_progress(progress.value_or(false) && request.stream);
   ASSIGN_OR_RETURN(std::optional<v1::Constraint> constraint, OutputConstraintOf(fields));
   if (constraint) *common.mutable_constraint() = *std::move(constraint);
   common.set_max_tokens(kDefaultCompletionTokens);
@@ -280,6 +294,15 @@ Json TimingsOf(const v1::Finish& finish) {
   rates(&timings, "predicted", finish.generated_tokens(), finish.decode_seconds());
   return timings;
 }
+
+Json ProgressOf(const v1::PromptProgress& progress) {
+  return {{"total", progress.total()},
+          {"cache", progress.cached()},
+          {"processed", progress.processed()},
+          {"time_ms", static_cast<int64_t>(progress.seconds() * 1e3)}};
+}
+
+Json StopReasonOf(const v1::Finish& finish) { return finish.has_matched_stop() ? Json(finish.matched_stop()) : Json(); }
 
 const char* FinishReasonOf(const v1::Finish& finish) { return finish.reason() == v1::Finish::LENGTH ? "length" : "stop"; }
 

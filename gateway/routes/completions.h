@@ -45,6 +45,10 @@ std::unique_ptr<AnswerWriter> NewCompletionWriter(const CompletionRequest& reque
 Json UsageOf(uint64_t prompt_tokens, uint64_t cached_tokens, uint64_t generated_tokens);
 // llama-server's timings of one generation.
 Json TimingsOf(const v1::Finish& finish);
+// llama-server's prompt_progress.
+Json ProgressOf(const v1::PromptProgress& progress);
+// vLLM's stop_reason: the stop string that ended the generation, null where there was none.
+Json StopReasonOf(const v1::Finish& finish);
 const char* FinishReasonOf(const v1::Finish& finish);  // "stop", "length"
 
 }  // namespace ferry

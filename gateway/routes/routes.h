@@ -22,6 +22,7 @@ struct RouteCall {
   RouteParts parts;
   std::shared_ptr<Engine> engine;  // the coordinator, which knows the client by its key
   std::shared_ptr<Exchange> exchange;
+  std::string request_id;
 };
 RouteCall CallOf(const RouteParts& parts, const HttpRequest& request, const std::shared_ptr<Exchange>& exchange);
 

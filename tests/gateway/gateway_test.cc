@@ -349,6 +349,42 @@ TEST_F(TlsTest, CallsACoordinatorOverTls) {
   EXPECT_EQ(StatusOfAnswer(Ask(Get("/v1/models"))), 503) << "another's certificate";
 }
 
+TEST_F(GatewayTest, EveryAnswerNamesItsRequest) {
+  EXPECT_THAT(Ask(Get("/health")), HasSubstr("x-request-id: req_"));
+  EXPECT_THAT(Ask(Get("/nothing", "x-request-id: mine-1\r\n")), HasSubstr("x-request-id: mine-1\r\n"));
+  EXPECT_THAT(Ask(Get("/health", "x-request-id: two words\r\n")), HasSubstr("x-request-id: req_"));
+  Ask(Post("/v1/completions", R"({"prompt": "x"})", "x-request-id: mine-2\r\n"));
+  EXPECT_EQ(coordinator_.requests().at(0).request_id(), "mine-2");
+}
+
+TEST_F(ChatTest, TellsHowFarThePromptIsAndWhatStoppedIt) {
+  const auto script = [](const v1::GenerateRequest& request, const auto& write) {
+    v1::GenerateResponse progress;
+    progress.mutable_prompt_progress()->set_total(9);
+    progress.mutable_prompt_progress()->set_processed(4);
+    if (request.prompt_progress()) write(progress);
+    write(FakeCoordinator::Saying("Hello"));
+    v1::GenerateResponse last;
+    last.mutable_finish()->set_reason(v1::Finish::STOP);
+    last.mutable_finish()->set_matched_stop("END");
+    write(last);
+    return grpc::Status::OK;
+  };
+  coordinator_.SetScript(script);
+  for (const auto& [path, body] : {std::pair("/v1/completions", R"("prompt": "x")"),
+                                   std::pair("/v1/chat/completions", R"("messages": [{"role": "user", "content": "hi"}])")}) {
+    HttpClient client = Connect();
+    client.Send(Post(path, std::string("{\"stream\": true, \"return_progress\": true, ") + body + "}"));
+    EXPECT_THAT(client.ReadUntilHas("0\r\n\r\n"),
+                HasSubstr(R"("prompt_progress":{"total":9,"cache":0,"processed":4,"time_ms":0})"))
+        << path;
+  }
+  EXPECT_EQ(AskJson(Post("/v1/completions", R"({"prompt": "x", "stop": "END"})"))["choices"][0]["stop_reason"], "END");
+  EXPECT_EQ(AskJson(Post("/v1/chat/completions",
+                         R"({"stop": "lo", "messages": [{"role": "user", "content": "hi"}]})"))["choices"][0]["stop_reason"],
+            "lo");
+}
+
 TEST_F(GatewayTest, RefusesWhatIsNoJson) {
   EXPECT_EQ(StatusOfAnswer(Ask(Post("/v1/completions", "{"))), 400);
   EXPECT_EQ(StatusOfAnswer(Ask(Post("/v1/completions", std::string(1'000'000, '[')))), 400);

@@ -8,6 +8,7 @@ Needs the packages openai and anthropic; tests/run.sh makes a virtual environmen
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -173,6 +174,34 @@ def messages(client):
         raise AssertionError("max_tokens 0 was not refused")
 
 
+def keys(root, key):
+    good = openai.OpenAI(base_url=root + "/v1", api_key=key, max_retries=0, timeout=60)
+    assert good.chat.completions.create(model="any", messages=HI).choices[0].message.content == HELLO
+    good = anthropic.Anthropic(base_url=root, api_key=key, max_retries=0, timeout=60)
+    assert good.messages.create(model="any", max_tokens=100, messages=HI).content[0].text == HELLO
+    try:
+        openai.OpenAI(base_url=root + "/v1", api_key="fk-wrong", max_retries=0).models.list()
+    except openai.AuthenticationError as error:
+        assert error.type == "authentication_error" and error.request_id, error
+    else:
+        raise AssertionError("a wrong key was not refused")
+    try:
+        anthropic.Anthropic(base_url=root, api_key="fk-wrong", max_retries=0).messages.create(
+            model="any", max_tokens=100, messages=HI
+        )
+    except anthropic.AuthenticationError as error:
+        assert error.body["error"]["type"] == "authentication_error", error
+    else:
+        raise AssertionError("a wrong key was not refused")
+
+
+def start_gateway(programs, coordinator, port_file, *more):
+    return subprocess.Popen(
+        [os.path.join(programs, "ferry-gateway"), "--listen", "127.0.0.1:0", "--coordinator", coordinator,
+         "--port-file", port_file, "--log-level", "warn", *more]
+    )
+
+
 def wait_for_line(path):
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -188,10 +217,12 @@ def main():
         coordinator_file, port_file = os.path.join(folder, "coordinator"), os.path.join(folder, "port")
         coordinator = subprocess.Popen([os.path.join(programs, "scripted_coordinator"), coordinator_file], stdin=subprocess.PIPE)
         address = wait_for_line(coordinator_file)
-        gateway = subprocess.Popen(
-            [os.path.join(programs, "ferry-gateway"), "--listen", "127.0.0.1:0", "--coordinator", address,
-             "--port-file", port_file, "--log-level", "warn"]
+        key_file, keyed_port_file = os.path.join(folder, "keys"), os.path.join(folder, "keyed_port")
+        made = subprocess.run(
+            [os.path.join(programs, "ferry"), "api-key", "alice", "--file", key_file], capture_output=True, text=True, check=True
         )
+        gateway = start_gateway(programs, address, port_file)
+        keyed = start_gateway(programs, address, keyed_port_file, "--api-key-file", key_file)
         try:
             root = "http://127.0.0.1:" + wait_for_line(port_file)
             client = openai.OpenAI(base_url=root + "/v1", api_key="none", max_retries=0, timeout=60)
@@ -202,10 +233,14 @@ def main():
             print("ok: openai, many at once and one that leaves")
             messages(anthropic.Anthropic(base_url=root, api_key="none", max_retries=0, timeout=60))
             print("ok: anthropic messages")
+            keys("http://127.0.0.1:" + wait_for_line(keyed_port_file), re.search("fk-[-0-9a-f]+", made.stdout).group())
+            print("ok: keys")
         finally:
             gateway.terminate()
+            keyed.terminate()
             coordinator.stdin.close()
             gateway.wait(timeout=60)
+            keyed.wait(timeout=60)
             coordinator.wait(timeout=60)
 
 

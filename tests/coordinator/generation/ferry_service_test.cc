@@ -407,6 +407,38 @@ TEST_F(KeysTest, OnlyAdminsEmptyExpertSlotsAndSeeWorkers) {
   EXPECT_EQ(ServerInfo(admin_.key).workers_size(), 1);
 }
 
+TEST_F(KeysTest, OnlyAnAdminAbortsTheCallsOfOtherKeys) {
+  const auto abort = [&](const std::string& key, const std::string& id) {
+    grpc::ClientContext context;
+    context.AddMetadata("authorization", "Bearer " + key);
+    v1::AbortRequest request;
+    request.add_request_ids(id);
+    v1::AbortResponse response;
+    EXPECT_TRUE(stub_->Abort(&context, request, &response).ok());
+    return response.aborted();
+  };
+  v1::GenerateRequest request = Greedy("abc", 5);
+  request.set_request_id("r1");
+  for (const bool own : {true, false}) {
+    model_.Hang(true);
+    grpc::ClientContext context;
+    context.AddMetadata("authorization", "Bearer " + (own ? user_ : admin_).key);
+    const auto stream = stub_->Generate(&context, request);
+    ASSERT_TRUE(EventuallyRunning(1));
+    EXPECT_EQ(abort(user_.key, "r2"), 0u);
+    EXPECT_EQ(abort(user_.key, "r1"), own ? 1u : 0u);
+    if (!own) {
+      EXPECT_EQ(abort(admin_.key, "r1"), 1u);
+    }
+    EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
+    model_.Hang(false);
+    ASSERT_TRUE(EventuallyIdle());
+    EXPECT_EQ(abort(admin_.key, "r1"), 0u) << "it is over";
+  }
+  request.set_request_id("two words");
+  EXPECT_EQ(Generate(request, absl::Seconds(60), admin_.key).status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+}
+
 TEST_F(KeysTest, AKeyHasSoManyRequestsAtOnceAsItsLineSays) {
   model_.Hang(true);
   grpc::ClientContext context;

@@ -422,6 +422,38 @@ INSTANTIATE_TEST_SUITE_P(
                                                                                                   r.add_stop("x");
                                                                                               }}));
 
+TEST_F(RequestTest, SaysHowFarThePromptIsWhenAsked) {
+  proto_.set_prompt_progress(true);
+  proto_.set_max_tokens(1);
+  ASSERT_OK(Create());
+  request_->OnAdmitted(/*cached_tokens=*/1);
+  std::vector<LogitsResult> none;
+  clock_.Advance(absl::Seconds(2));
+  EXPECT_FALSE(request_->OnRows(1, 2, none, {}));
+  ASSERT_EQ(sink_->responses.size(), 1u);
+  const v1::PromptProgress& first = sink_->responses[0].prompt_progress();
+  EXPECT_EQ(first.total(), 5u);
+  EXPECT_EQ(first.cached(), 1u);
+  EXPECT_EQ(first.processed(), 3u);
+  EXPECT_EQ(first.seconds(), 2);
+  EXPECT_TRUE(Step(3, 'x'));
+  EXPECT_EQ(sink_->responses.back().prompt_progress().processed(), 5u);
+}
+
+TEST_F(RequestTest, SaysWhatEndedTheOutput) {
+  proto_.add_stop("bc");
+  ASSERT_OK(Create());
+  EXPECT_TRUE(Generate({'a', 'b', 'c'}));
+  EXPECT_EQ(sink_->finish().matched_stop(), "bc");
+  ASSERT_OK(Create());
+  EXPECT_TRUE(Generate({'a', kEnd}));
+  EXPECT_EQ(sink_->finish().matched_token_id(), static_cast<uint32_t>(kEnd));
+  proto_.set_max_tokens(1);
+  ASSERT_OK(Create());
+  EXPECT_TRUE(Generate({'a'}));
+  EXPECT_EQ(sink_->finish().matched_case(), v1::Finish::MATCHED_NOT_SET);
+}
+
 TEST_F(RequestTest, AConstraintOutweighsTheBestLogit) {
   proto_.mutable_constraint()->set_regex("a[0-9]b");
   ASSERT_OK(Create());
