@@ -14,6 +14,7 @@ absl::StatusOr<std::optional<GatewayProcess>> GatewayOf(const HttpOptions& http,
   if (!model.tls_cert.empty()) {
     gateway.arguments.insert(gateway.arguments.end(), {"--tls-cert", model.tls_cert, "--tls-key", model.tls_key});
   }
+  for (const std::string& origin : http.origins) gateway.arguments.insert(gateway.arguments.end(), {"--cors", origin});
   if (!http.chat_template_file.empty()) {
     gateway.arguments.insert(gateway.arguments.end(), {"--chat-template-file", http.chat_template_file});
   }

@@ -22,6 +22,7 @@ struct HttpOptions {
   int port = kHttpPort;  // 0: off
   std::string listen = "127.0.0.1";
   std::string chat_template_file;
+  std::vector<std::string> origins;
   bool given = false;  // on the command line: a port that is taken ends `serve`
 };
 

@@ -72,6 +72,8 @@ Command AddServe(CLI::App& app) {
           ->capture_default_str(),
       app.add_option("--http-listen", http->listen, "ADDR or ADDR:PORT of HTTP; encrypted with --tls-cert")
           ->capture_default_str(),
+      app.add_option("--cors", http->origins,
+                     "origin of pages that may use HTTP from a browser, such as https://chat.example; * for all; default: none"),
       app.add_option("--chat-template-file", http->chat_template_file,
                      "Jinja template of conversations, in place of the model file's")};
   app.footer(Examples({"ferry serve -m model.gguf                        one worker per GPU, port 8090",

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <condition_variable>
 #include <mutex>
+#include <type_traits>
 #include <unordered_set>
 #include <utility>
 
@@ -24,6 +25,19 @@ constexpr absl::Duration kUnaryTimeout = absl::Seconds(20);  // a megabyte of te
 constexpr int kKeepaliveMs = 10000, kKeepaliveTimeoutMs = 5000;
 constexpr int kMaxReconnectMs = 1000;
 constexpr size_t kMaxKeyBytes = 1024;
+constexpr size_t kMaxRequestBytes = (size_t{4} << 20) - 4096;  // the coordinator reads messages of 4 MiB
+
+template <typename Request>
+absl::Status CheckSize(const Request& request) {
+  if constexpr (!std::is_same_v<Request, grpc::ByteBuffer>) {
+    const size_t bytes = request.ByteSizeLong();
+    if (bytes > kMaxRequestBytes) {
+      return absl::OutOfRangeError(
+          absl::StrFormat("the request has %d bytes for the engine, at most %d are allowed", bytes, kMaxRequestBytes));
+    }
+  }
+  return absl::OkStatus();
+}
 
 // Calls that have not ended. Cancel may come from any thread while a call ends on another.
 class Calls {
@@ -70,10 +84,12 @@ class StreamCall final : public grpc::ClientReadReactor<v1::GenerateResponse>, p
   }
 
   void Start(std::shared_ptr<StreamCall> self, v1::Ferry::Stub& stub) {
-    if (!calls_.Add(context_.get())) {
+    absl::Status begun = CheckSize(request_);
+    if (begun.ok() && !calls_.Add(context_.get())) begun = Cancelled("the gateway is ending");
+    if (!begun.ok()) {
       const Engine::OnEnd on_end = std::exchange(on_end_, nullptr);
       on_message_ = nullptr;
-      return on_end(Cancelled("the gateway is ending"));
+      return on_end(begun);
     }
     self_ = std::move(self);
     stub.async()->Generate(context_.get(), &request_, this);
@@ -185,6 +201,7 @@ class KeyedEngine final : public Engine {
   template <typename Request, typename Response, typename Start>
   void Unary(Request request, OnAnswer<Response> on_answer, const Start& start) {
     auto call = std::make_shared<UnaryCall<Request, Response>>();
+    if (const absl::Status size = CheckSize(request); !size.ok()) return on_answer(size);
     Calls& calls = coordinator_.calls;
     if (!calls.Add(call->context.get())) return on_answer(Cancelled("the gateway is ending"));
     call->request = std::move(request);

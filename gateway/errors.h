@@ -18,8 +18,8 @@ enum class ApiForm {
 // By the path of a request: /v1/messages and the paths below it are Anthropic's.
 ApiForm FormOf(std::string_view path);
 
-// 400 for InvalidArgument, 401, 403, 404, 429 for a full queue, 503 while no model is served or the gateway ends, 504 for a
-// deadline, else 500.
+// 400 for InvalidArgument, 401, 403, 404, 413 for OutOfRange (a request that is too large for the engine), 429 for a full queue,
+// 503 while no model is served or the gateway ends, 504 for a deadline, else 500.
 int HttpStatusOf(const absl::Status& status);
 
 // `field`: of the request, may be empty.

@@ -13,7 +13,7 @@ namespace {
 class GatewayImpl final : public Gateway {
  public:
   GatewayImpl(std::unique_ptr<EngineClient> engine, const GatewayOptions& options)
-      : engine_(std::move(engine)), chats_(&models_, options.chat_template), router_(options.access) {
+      : engine_(std::move(engine)), chats_(&models_, options.chat_template), router_(options.access, options.origins) {
     const RouteParts parts = {.coordinator = engine_.get(), .models = &models_, .chats = &chats_, .metrics = &metrics_};
     AddHealthRoutes(parts, router_);
     AddModelRoutes(parts, router_);

@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "common/status.h"
@@ -18,6 +19,7 @@ struct GatewayOptions {
   std::string coordinator_ca;                  // PEM, as EngineClient has it
   std::string tls_certificate, tls_key;        // PEM files of HTTPS; empty: HTTP
   std::string chat_template;                   // in place of the model file's, unless it is empty
+  std::vector<std::string> origins;            // of pages that may use the routes (CORS)
   HttpLimits limits;
   // Default: everybody who reaches the address.
   Router::AccessCheck access = [](const HttpRequest&) { return absl::OkStatus(); };

@@ -38,6 +38,9 @@ void AddFlags(CLI::App& app, Flags* flags) {
       ->capture_default_str();
   app.add_option("--api-key-file", flags->key_file,
                  "file of the keys that requests need, one a line as common/access/api_keys.h has them; default: no keys");
+  app.add_option("--cors", flags->options.origins,
+                 "origin of pages that may use the routes from a browser, such as https://chat.example; * for all; may be "
+                 "repeated; default: none");
   app.add_option("--tls-cert", flags->options.tls_certificate,
                  "PEM file of the certificate chain for HTTPS; a new one is in use within a minute; default: HTTP");
   app.add_option("--tls-key", flags->options.tls_key, "PEM file of its key");

@@ -154,8 +154,8 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
 
   // Writing.
   void Answer(HttpResponse response);
-  void NameRequest(HttpResponse* response) const {
-    if (!request_.id.empty()) response->headers.push_back({"x-request-id", request_.id});
+  void AddHeaders(HttpResponse* response) const {
+    response->headers.insert(response->headers.end(), answer_headers_.begin(), answer_headers_.end());
   }
   void QueueHeadOfStream();
   void SendPiece(std::string_view piece);
@@ -183,6 +183,7 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
 
   std::string input_;  // what has come of a head that has not ended, or of a body and is not decoded
   HttpRequest request_;
+  std::vector<HttpHeader> answer_headers_;  // of its answer, whatever it is
   std::optional<http::request_parser<http::string_body>> parser_;
   size_t body_bytes_ = 0;  // counted with the host
   bool keep_alive_ = true;
@@ -347,6 +348,7 @@ void Connection::OnBytes(std::string_view bytes) {
 void Connection::WaitForRequest(absl::Duration timeout) {
   state_ = State::kHead;
   request_ = {};
+  answer_headers_.clear();
   parser_.reset();
   SetWaiting(true);
   SetTimer(timeout);
@@ -373,6 +375,8 @@ void Connection::OnHead(RequestHead head, size_t head_bytes) {
   const HttpLimits& limits = host_.limits();
   request_ = std::move(head.request);
   request_.id = RequestIdOf(request_);
+  answer_headers_ = host_.service().AnswerHeaders(request_);
+  answer_headers_.push_back({"x-request-id", request_.id});
   keep_alive_ = head.keep_alive && !host_.draining();
   framing_ = head.http_1_0 ? Framing::kUntilClose : Framing::kChunked;
   if (std::optional<HttpResponse> refused = host_.service().Refuse(request_)) {
@@ -439,7 +443,6 @@ void Connection::OnRequest() {
   exchange_ = exchange;
   HttpRequest request = std::move(request_);
   request_.path = request.path;  // for errors
-  request_.id = request.id;
   asio::post(host_.pool(), [self = shared_from_this(), request = std::move(request), exchange = std::move(exchange),
                             body_bytes = std::exchange(body_bytes_, 0)]() mutable {
     self->host_.service().Handle(std::move(request), std::move(exchange));
@@ -454,7 +457,7 @@ void Connection::Answer(HttpResponse response) {
   timer_.cancel();
   if (host_.draining()) keep_alive_ = false;
   head_sent_ = true;
-  NameRequest(&response);
+  AddHeaders(&response);
   unsent_ += HeadText(response, Framing::kLength, keep_alive_);
   unsent_ += response.body;
   Complete();
@@ -463,7 +466,7 @@ void Connection::Answer(HttpResponse response) {
 void Connection::QueueHeadOfStream() {
   if (std::exchange(head_sent_, true)) return;
   if (framing_ == Framing::kUntilClose || host_.draining()) keep_alive_ = false;
-  NameRequest(&*stream_);
+  AddHeaders(&*stream_);
   unsent_ += HeadText(*stream_, framing_, keep_alive_);
 }
 

@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "gateway/http/message.h"
 
@@ -16,6 +17,8 @@ class HttpService {
   // A request whose head has arrived and whose body has not: the answer that refuses it, or nothing when it may go on. Called on
   // the network thread: it must not wait.
   virtual std::optional<HttpResponse> Refuse(const HttpRequest& head) = 0;
+  // Headers of every answer to a request, an error too. Called on the network thread.
+  virtual std::vector<HttpHeader> AnswerHeaders(const HttpRequest& head) { return {}; }
   // A whole request, on a thread of the service's pool or on the network thread; it must not wait for the engine. The answer goes
   // through `exchange`, now or later.
   virtual void Handle(HttpRequest request, std::shared_ptr<Exchange> exchange) = 0;

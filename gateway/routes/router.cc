@@ -1,16 +1,30 @@
 #include "gateway/routes/router.h"
 
+#include <algorithm>
 #include <exception>
 #include <utility>
 
 #include "common/log.h"
 #include "gateway/errors.h"
+#include "gateway/http/request_head.h"
 
 namespace ferry {
 namespace {
 
 constexpr char kOpenPath[] = "/health";
 constexpr size_t kShownPath = 100;  // bytes of a path in a message
+constexpr char kPageHeaders[] =
+    "authorization, content-type, x-api-key, x-request-id, anthropic-version, anthropic-beta, "
+    "anthropic-dangerous-direct-browser-access";
+
+// Whether a body of this Content-Type may be JSON. It may without one, and with the one that `curl -d` sends by default.
+bool IsJson(std::string_view content_type) {
+  std::string_view type = content_type.substr(0, content_type.find(';'));
+  while (!type.empty() && (type.back() == ' ' || type.back() == '\t')) type.remove_suffix(1);
+  const bool suffixed = type.size() > 5 && EqualsIgnoringCase(type.substr(type.size() - 5), "+json");
+  return type.empty() || suffixed || EqualsIgnoringCase(type, "application/json") ||
+         EqualsIgnoringCase(type, "application/x-www-form-urlencoded");
+}
 
 }  // namespace
 
@@ -31,12 +45,37 @@ const Router::Route* Router::Find(const HttpRequest& request) const {
   return nullptr;
 }
 
+bool Router::AllowsOrigin(std::string_view origin) const {
+  return !origin.empty() && std::any_of(origins_.begin(), origins_.end(),
+                                        [&](const std::string& allowed) { return allowed == "*" || allowed == origin; });
+}
+
+// The origin is repeated rather than "*", so that pages may send keys.
+std::vector<HttpHeader> Router::AnswerHeaders(const HttpRequest& head) {
+  if (origins_.empty()) return {};
+  const std::string_view origin = head.Header("origin");
+  if (!AllowsOrigin(origin)) return {{"Vary", "Origin"}};
+  return {{"Vary", "Origin"},
+          {"Access-Control-Allow-Origin", std::string(origin)},
+          {"Access-Control-Expose-Headers", "x-request-id, retry-after"}};
+}
+
 std::optional<HttpResponse> Router::Refuse(const HttpRequest& head) {
   const ApiForm form = FormOf(head.path);
+  const bool preflight = head.method == "OPTIONS" && !head.Header("access-control-request-method").empty();
+  if (preflight && AllowsOrigin(head.Header("origin"))) {
+    return HttpResponse{.status = 204,
+                        .headers = {{"Access-Control-Allow-Methods", "GET, POST"},
+                                    {"Access-Control-Allow-Headers", kPageHeaders},
+                                    {"Access-Control-Max-Age", "600"}}};
+  }
   if (head.path != kOpenPath) {
     if (const absl::Status allowed = access_(head); !allowed.ok()) return ErrorResponse(form, allowed);
   }
-  if (Find(head) != nullptr) return std::nullopt;
+  if (Find(head) != nullptr) {
+    if (IsJson(head.Header("content-type"))) return std::nullopt;
+    return ErrorResponse(form, 415, "the body is read as JSON: want Content-Type: application/json");
+  }
   std::string allowed;
   for (const Route& route : routes_) {
     if (route.Matches(head.path)) allowed += (allowed.empty() ? "" : ", ") + route.method;

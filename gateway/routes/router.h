@@ -20,12 +20,16 @@ class Router final : public HttpService {
   // Answers through the exchange, now or later. InvalidArgument and the like are answered by the router in the form of the path.
   using Handler = std::function<absl::Status(HttpRequest, const std::shared_ptr<Exchange>&)>;
 
-  explicit Router(AccessCheck access) : access_(std::move(access)) {}
+  // `origins`: pages of these origins, as browsers write them ("https://chat.example"), may use the routes; "*": of all.
+  explicit Router(AccessCheck access, std::vector<std::string> origins = {})
+      : access_(std::move(access)), origins_(std::move(origins)) {}
 
   // A `path` that ends in '*' matches every longer path that begins so. Before the first request.
   void Add(std::string method, std::string path, Handler handler);
 
+  // Also answers the preflight of browsers.
   std::optional<HttpResponse> Refuse(const HttpRequest& head) override;
+  std::vector<HttpHeader> AnswerHeaders(const HttpRequest& head) override;
   void Handle(HttpRequest request, std::shared_ptr<Exchange> exchange) override;
   HttpResponse Error(int status, const std::string& message, const std::string& path) override;
 
@@ -37,7 +41,10 @@ class Router final : public HttpService {
   };
   const Route* Find(const HttpRequest& request) const;
 
+  bool AllowsOrigin(std::string_view origin) const;
+
   const AccessCheck access_;
+  const std::vector<std::string> origins_;
   std::vector<Route> routes_;
 };
 

@@ -349,6 +349,47 @@ TEST_F(TlsTest, CallsACoordinatorOverTls) {
   EXPECT_EQ(StatusOfAnswer(Ask(Get("/v1/models"))), 503) << "another's certificate";
 }
 
+TEST_F(GatewayTest, PagesOfOtherOriginsAreLetInByName) {
+  const std::string page = "Origin: https://chat.example\r\n";
+  const std::string preflight = "OPTIONS /v1/completions HTTP/1.1\r\nHost: localhost\r\n" + page +
+                                "Access-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: authorization\r\n\r\n";
+  EXPECT_EQ(StatusOfAnswer(Ask(preflight)), 405);
+  EXPECT_THAT(Ask(Get("/v1/models", page)), ::testing::Not(HasSubstr("Access-Control")));
+  for (const char* const allowed : {"https://chat.example", "*"}) {
+    Start({.origins = {allowed}, .access = [](const HttpRequest& request) {
+             return request.Header("authorization").empty() ? absl::UnauthenticatedError("no key") : absl::OkStatus();
+           }});
+    const std::string answer = Ask(preflight);
+    EXPECT_EQ(StatusOfAnswer(answer), 204) << "browsers send no key with it";
+    EXPECT_THAT(answer, HasSubstr("Access-Control-Allow-Origin: https://chat.example\r\n"));
+    EXPECT_THAT(answer, HasSubstr("authorization"));
+    EXPECT_THAT(Ask(Get("/v1/models", page)), HasSubstr("Access-Control-Allow-Origin: https://chat.example\r\n")) << "a 401, too";
+  }
+  Start({.origins = {"https://other.example"}});
+  EXPECT_EQ(StatusOfAnswer(Ask(preflight)), 405);
+  EXPECT_THAT(Ask(Get("/v1/models", page)), ::testing::Not(HasSubstr("Access-Control-Allow-Origin")));
+}
+
+TEST_F(GatewayTest, ReadsJsonAlone) {
+  const auto post = [](const std::string& type) {
+    return "POST /tokenize HTTP/1.1\r\nHost: localhost\r\n" + type + "Content-Length: 16\r\n\r\n{\"content\": \"ab\"";
+  };
+  for (const char* const type :
+       {"", "Content-Type: application/json; charset=utf-8\r\n", "Content-Type: APPLICATION/JSON\r\n",
+        "Content-Type: application/x-www-form-urlencoded\r\n", "Content-Type: application/ld+json\r\n"}) {
+    EXPECT_EQ(StatusOfAnswer(Ask(post(type))), 400) << "a bracket is missing: " << type;
+  }
+  for (const char* const type : {"Content-Type: text/plain\r\n", "Content-Type: multipart/form-data; boundary=x\r\n"}) {
+    EXPECT_EQ(StatusOfAnswer(Ask(post(type))), 415) << type;
+  }
+}
+
+TEST_F(GatewayTest, ATextThatTheCoordinatorWouldNotReadIsTooLarge) {
+  const std::string text(5 << 20, 'a');
+  EXPECT_EQ(StatusOfAnswer(Ask(Post("/v1/completions", "{\"prompt\": \"" + text + "\"}"))), 413);
+  EXPECT_EQ(StatusOfAnswer(Ask(Post("/tokenize", "{\"content\": \"" + text + "\"}"))), 413);
+}
+
 TEST_F(GatewayTest, EveryAnswerNamesItsRequest) {
   EXPECT_THAT(Ask(Get("/health")), HasSubstr("x-request-id: req_"));
   EXPECT_THAT(Ask(Get("/nothing", "x-request-id: mine-1\r\n")), HasSubstr("x-request-id: mine-1\r\n"));
