@@ -6,7 +6,6 @@
 #include <mutex>
 
 #include "absl/time/clock.h"
-#include "common/model/model_tensors.h"
 
 namespace ferry {
 namespace {
@@ -21,28 +20,6 @@ struct BiasSource {
   const ExpertPart* part;
   int64_t offset;
 };
-
-absl::Status FillRecord(const ExpertTensors& tensors, const ExpertLayout& layout, int64_t expert, std::span<std::byte> record) {
-  const std::array<MatrixSource, 3> matrices = {{{&tensors.gate, &layout.gate, layout.gate_offset},
-                                                 {&tensors.up, &layout.up, layout.up_offset},
-                                                 {&tensors.down, &layout.down, layout.down_offset}}};
-  for (const MatrixSource& matrix : matrices) {
-    const std::span<std::byte> tiles = record.subspan(matrix.offset, matrix.layout->bytes);
-    RETURN_IF_ERROR(TileRows(*matrix.layout, 0, matrix.layout->rows, matrix.part->Of(expert), tiles));
-    if (const absl::Status finite = CheckScales(*matrix.layout, matrix.part->first_row, tiles); !finite.ok()) {
-      return Annotate(finite, absl::StrFormat("tensor '%s', expert %d", matrix.part->tensor->name, expert));
-    }
-  }
-  if (!layout.has_bias) return absl::OkStatus();
-  const std::array<BiasSource, 3> biases = {{{&tensors.gate_bias, layout.gate_bias_offset},
-                                             {&tensors.up_bias, layout.up_bias_offset},
-                                             {&tensors.down_bias, layout.down_bias_offset}}};
-  for (const BiasSource& bias : biases) {  // the padding behind them is zero, as the whole arena was
-    const std::span<const std::byte> values = bias.part->Of(expert);
-    std::memcpy(record.subspan(bias.offset, values.size()).data(), values.data(), values.size());
-  }
-  return absl::OkStatus();
-}
 
 // Where memory is in small pieces a huge page is refused, or made room for by moving others. Ordinary pages of that size cost
 // about a millisecond, so after a few that fail or take longer than this, the rest are ordinary.
@@ -63,6 +40,29 @@ void MakeHugePages(ShmArena& arena, int64_t first, int64_t end, ThreadPool& pool
 }
 
 }  // namespace
+
+absl::Status FillExpertRecord(const ExpertTensors& tensors, const ExpertLayout& layout, int64_t expert,
+                              std::span<std::byte> record) {
+  const std::array<MatrixSource, 3> matrices = {{{&tensors.gate, &layout.gate, layout.gate_offset},
+                                                 {&tensors.up, &layout.up, layout.up_offset},
+                                                 {&tensors.down, &layout.down, layout.down_offset}}};
+  for (const MatrixSource& matrix : matrices) {
+    const std::span<std::byte> tiles = record.subspan(matrix.offset, matrix.layout->bytes);
+    RETURN_IF_ERROR(TileRows(*matrix.layout, 0, matrix.layout->rows, matrix.part->Of(expert), tiles));
+    if (const absl::Status finite = CheckScales(*matrix.layout, matrix.part->first_row, tiles); !finite.ok()) {
+      return Annotate(finite, absl::StrFormat("tensor '%s', expert %d", matrix.part->tensor->name, expert));
+    }
+  }
+  if (!layout.has_bias) return absl::OkStatus();
+  const std::array<BiasSource, 3> biases = {{{&tensors.gate_bias, layout.gate_bias_offset},
+                                             {&tensors.up_bias, layout.up_bias_offset},
+                                             {&tensors.down_bias, layout.down_bias_offset}}};
+  for (const BiasSource& bias : biases) {  // the padding behind them stays zero
+    const std::span<const std::byte> values = bias.part->Of(expert);
+    std::memcpy(record.subspan(bias.offset, values.size()).data(), values.data(), values.size());
+  }
+  return absl::OkStatus();
+}
 
 absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Load(const GgufFile& file, const ModelConfig& config, ThreadPool& pool,
                                                                const std::function<void(const LoadProgress&)>& progress) {
@@ -87,7 +87,7 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Load(const GgufFile& f
     absl::Status failed;
     pool.ParallelFor(config.router.num_experts, [&](int64_t expert, int) {
       absl::Status status =
-          FillRecord(tensors, layout, expert, arena.subspan(first_offset + expert * layout.bytes, layout.bytes));
+          FillExpertRecord(tensors, layout, expert, arena.subspan(first_offset + expert * layout.bytes, layout.bytes));
       for (const ExpertPart* part : {&tensors.gate, &tensors.up, &tensors.down}) file.Release(part->Of(expert));
       if (!status.ok()) {
         const std::lock_guard lock(mutex);

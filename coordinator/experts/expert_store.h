@@ -13,6 +13,7 @@
 #include "common/gguf/gguf.h"
 #include "common/model/expert_layout.h"
 #include "common/model/model_config.h"
+#include "common/model/model_tensors.h"
 #include "common/shm/shm_arena.h"
 #include "common/status.h"
 #include "common/thread_pool.h"
@@ -48,5 +49,10 @@ class ExpertStore {
   double load_seconds_ = 0;
   bool huge_pages_ = false;
 };
+
+// Writes one expert of a layer, from the file's tensors, into its record. `record` has layout.bytes bytes, which are zeros:
+// padding is not written. Errors of TileRows; InvalidArgument names the tensor and the expert with a scale that is no number.
+absl::Status FillExpertRecord(const ExpertTensors& tensors, const ExpertLayout& layout, int64_t expert,
+                              std::span<std::byte> record);
 
 }  // namespace ferry

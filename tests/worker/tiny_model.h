@@ -4,7 +4,6 @@
 // of the worker run on.
 
 #include <algorithm>
-#include <cstring>
 #include <deque>
 #include <functional>
 #include <map>
@@ -18,6 +17,7 @@
 #include "common/gguf/gguf.h"
 #include "common/model/make_model.h"
 #include "common/model/model_tensors.h"
+#include "coordinator/experts/expert_store.h"
 #include "tests/testing/random_tensors.h"
 #include "tests/testing/status_matchers.h"
 #include "worker/stage.h"
@@ -60,28 +60,14 @@ struct TinyModel {
     layout = ArenaLayoutOf(*file, config).value();
     arena = AlignedBytes(layout.bytes());
     for (int64_t layer = 0; layer < config.num_layers; ++layer) {
-      for (int64_t expert = 0; config.layers[layer].experts && expert < layout.num_experts(); ++expert) FillRecord(layer, expert);
+      if (!config.layers[layer].experts) continue;
+      const ExpertTensors tensors = ExpertTensorsOf(config, *file, layer).value();
+      const ExpertLayout& records = layout.layer(layer);
+      for (int64_t expert = 0; expert < layout.num_experts(); ++expert) {
+        const int64_t offset = layout.OffsetOf(layer, expert).value();
+        EXPECT_OK(FillExpertRecord(tensors, records, expert, arena.span().subspan(offset, records.bytes)));
+      }
     }
-  }
-  void FillRecord(int64_t layer, int64_t expert) {
-    const ExpertTensors tensors = ExpertTensorsOf(config, *file, layer).value();
-    const ExpertLayout& record = layout.layer(layer);
-    std::byte* const data = arena.data() + layout.OffsetOf(layer, expert).value();
-    const auto matrix = [&](const TiledLayout& tiled, int64_t offset, const ExpertPart& part) {
-      const absl::Status status =
-          TileRows(tiled, 0, tiled.rows, part.Of(expert), {data + offset, static_cast<size_t>(tiled.bytes)});
-      if (!status.ok()) std::abort();
-    };
-    const auto bias = [&](int64_t offset, const ExpertPart& part) {
-      std::memcpy(data + offset, part.Of(expert).data(), part.Of(expert).size());
-    };
-    matrix(record.gate, record.gate_offset, tensors.gate);
-    matrix(record.up, record.up_offset, tensors.up);
-    matrix(record.down, record.down_offset, tensors.down);
-    if (!record.has_bias) return;
-    bias(record.gate_bias_offset, tensors.gate_bias);
-    bias(record.up_bias_offset, tensors.up_bias);
-    bias(record.down_bias_offset, tensors.down_bias);
   }
 };
 
