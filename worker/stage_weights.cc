@@ -204,6 +204,14 @@ class StageWeights::Loader {
       case kDeltaDecay:
       case kDeltaNorm:
         return LoadDelta(tensor, layer->delta);
+      default:
+        return LoadAfterAttention(tensor, layer);
+    }
+  }
+
+  absl::Status LoadAfterAttention(const DenseTensor& tensor, LayerWeights* layer) {
+    using enum TensorRole;
+    switch (tensor.role) {
       case kQueryHeadNorm:
         return LoadVector(tensor, layer->query_norm);
       case kKeyHeadNorm:
@@ -230,8 +238,9 @@ class StageWeights::Loader {
         return LoadVector(tensor, layer->router.bias);
       case kRouterSelectionBias:
         return LoadVector(tensor, layer->router.selection_bias);
+      default:
+        return Internal("role %d is unknown", static_cast<int>(tensor.role));
     }
-    return Internal("role %d is unknown", static_cast<int>(tensor.role));
   }
 
   // Calls take(rows) for each chunk of `tensor`, checked against it, and moves on to the tensor after it.

@@ -351,33 +351,40 @@ class TensorMaker {
       case kDeltaAlpha:
       case kDeltaBetaAndAlpha:
         return Matrix(tensor.name, options_.dense_dtype, {tensor.cols, tensor.rows}, unit);
+      case kLatentKeyUp:
+      case kLatentValueUp:
+      case kLatentKeyAndValueUp:
+        return Matrix(tensor.name, options_.dense_dtype, {tensor.cols, tensor.rows / tensor.heads, tensor.heads}, unit);
+      default:
+        return Plain(tensor);
+    }
+  }
+
+  // A tensor that stays in F32.
+  absl::Status Plain(const DenseTensor& tensor) {
+    using enum TensorRole;
+    const double unit = 1 / std::sqrt(static_cast<double>(tensor.cols));
+    switch (tensor.role) {
       case kRouterWeight:
+      case kDeltaConv:
         return Normal(tensor.name, {tensor.cols, tensor.rows}, 0, unit);
       case kRouterBias:
         return Normal(tensor.name, {tensor.cols}, 0, options_.router_bias_spread);
       case kAttentionNorm:
       case kFfnNorm:
-        return Normal(tensor.name, {tensor.cols}, 1, 0.05);
-      case kOutputNorm:
-        // A tied output is as large as the embedding: the norm brings its logits to the same size.
-        return Normal(tensor.name, {tensor.cols}, options_.tied_output ? 3 * unit : 1, 0.05 * unit);
-      case kLatentKeyUp:
-      case kLatentValueUp:
-      case kLatentKeyAndValueUp:
-        return Matrix(tensor.name, options_.dense_dtype, {tensor.cols, tensor.rows / tensor.heads, tensor.heads}, unit);
       case kQueryHeadNorm:
       case kKeyHeadNorm:
       case kLatentQueryNorm:
       case kLatentNorm:
+      case kDeltaNorm:
         return Normal(tensor.name, {tensor.cols}, 1, 0.05);
-      case kDeltaConv:
-        return Normal(tensor.name, {tensor.cols, tensor.rows}, 0, unit);
+      case kOutputNorm:
+        // A tied output is as large as the embedding: the norm brings its logits to the same size.
+        return Normal(tensor.name, {tensor.cols}, options_.tied_output ? 3 * unit : 1, 0.05 * unit);
       case kDeltaTimeBias:
         return Normal(tensor.name, {tensor.cols}, -2, 1);
       case kDeltaDecay:
         return Normal(tensor.name, {tensor.cols}, -1, 0.1);
-      case kDeltaNorm:
-        return Normal(tensor.name, {tensor.cols}, 1, 0.05);
       case kRouterSelectionBias:
         return Normal(tensor.name, {tensor.cols}, 0, 0.05 + 0.1 * options_.router_bias_spread);
       case kAttentionSinks:
@@ -387,8 +394,9 @@ class TensorMaker {
       case kValueBias:
       case kAttentionOutputBias:
         return Normal(tensor.name, {tensor.cols}, 0, 0.05);
+      default:
+        return Internal("tensor '%s' has no distribution", tensor.name);
     }
-    return Internal("tensor '%s' has no distribution", tensor.name);
   }
 
   absl::Status Experts(const ModelConfig& config, int64_t layer) {

@@ -11,6 +11,7 @@
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/expert_choice.h"
 #include "kernels/cpu/gated_delta.h"
+#include "kernels/cpu/panels.h"
 #include "kernels/cpu/rotation.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/host_ops.h"
@@ -34,26 +35,6 @@ constexpr int64_t kFewRows = 16;
 constexpr int64_t kStretchPanels = 16;
 constexpr int64_t kLatentHeads = 16;  // of one task over a latent cache
 static_assert(kStretchPanels * kFewRows <= kExpertRows);
-
-// A panel of W, rows [32 * panel, ...), ready but for its activations.
-PanelProduct PanelOf(const TiledMatrix& weight, int64_t panel, const float* bias) {
-  PanelProduct p;
-  const int64_t first_tile = panel * kPanelTiles;
-  p.dtype = weight.layout.dtype;
-  p.codes = weight.data + weight.layout.code_offset(first_tile, 0);
-  p.scales = weight.data + weight.layout.scale_offset(first_tile, 0);
-  if (weight.layout.row_bytes > 0) p.row_headers = weight.data + weight.layout.row_offset(first_tile);
-  p.num_outputs = std::min<int64_t>(kPanelRows, weight.layout.rows - first_tile * kTileRows);
-  p.num_blocks = weight.layout.col_blocks();
-  p.bias = bias == nullptr ? nullptr : bias + first_tile * kTileRows;
-  return p;
-}
-int64_t NumPanels(const TiledLayout& layout) { return CeilDiv(layout.rows, kPanelRows); }
-// Says that panel `panel` of `weight` is what the thread multiplies after p.
-void SetNext(PanelProduct& p, const TiledMatrix& weight, int64_t panel) {
-  p.next = weight.data + weight.layout.code_offset(panel * kPanelTiles, 0);
-  p.next_scales = weight.data + weight.layout.scale_offset(panel * kPanelTiles, 0);
-}
 
 QuantizedRows RowsFrom(QuantizedRows rows, int64_t first_row) {
   rows.blocks += first_row * rows.row_stride;
