@@ -16,9 +16,18 @@ constexpr int64_t kMaxTokens = int64_t{1} << 30, kMaxRows = 65536;
 }  // namespace
 
 void CoordinatorFlags::AddTo(CLI::App& app) {
-  PlacementOptions& placement = options_.placement;
-  const IntegerRange rows = {.max = kMaxRows, .automatic = 0, .units = true};
   AddText(app, "-m,--model", options_.model, "GGUF file of the model (any file of a split one)")->required();
+  AddAddresses(app);
+  AddPlacement(app);
+  AddEngine(app);
+  AddTimes(app);
+  AddRates(app);
+  AddText(app, "--trace", options_.trace, "file for a timeline of all steps, which ui.perfetto.dev opens; slows decode down");
+  AddSwitch(app, "--force", options_.force, "replace the files of --trace and --port-file if they exist");
+  AddChoice(app, "--log-level", options_.log_level, kLogLevels, "(default info)");
+}
+
+void CoordinatorFlags::AddAddresses(CLI::App& app) {
   AddText(app, "--listen", options_.listen,
           "HOST or HOST:PORT to serve on (default 127.0.0.1:8090); other than loopback must be said here and is not encrypted");
   AddInteger(app, "--port", port_, {.max = 65535}, "port to serve on; 0: any free one (see --port-file)");
@@ -37,6 +46,11 @@ void CoordinatorFlags::AddTo(CLI::App& app) {
   AddText(app, "--cluster-certs", options_.cluster_certs,
           "folder with the certificates that `ferry cluster-init` makes (default " + options_.cluster_certs + ")");
   AddText(app, "--port-file", options_.port_file, "write the port in use to this file");
+}
+
+void CoordinatorFlags::AddPlacement(CLI::App& app) {
+  PlacementOptions& placement = options_.placement;
+  const IntegerRange rows = {.max = kMaxRows, .automatic = 0, .units = true};
   AddInteger(app, "--workers", placement.num_workers, {.min = 1, .max = 64},
              "worker processes to wait for (default 1); each takes a range of layers");
   AddText(app, "--layers", placement.layers, "layer ranges of the workers, such as 0-9,10-23; default: even by bytes");
@@ -57,6 +71,9 @@ void CoordinatorFlags::AddTo(CLI::App& app) {
              "requests that may wait (default 64); more are answered RESOURCE_EXHAUSTED");
   AddChoice(app, "--cache-type-k,--ctk", key_type_, kKvTypes, "type of cached keys (default f16)");
   AddChoice(app, "--cache-type-v,--ctv", value_type_, kKvTypes, "type of cached values (default f16)");
+}
+
+void CoordinatorFlags::AddEngine(CLI::App& app) {
   AddSwitch(app, "--ooae,!--no-ooae", options_.ooae, "offload only activated experts (default); --no-ooae ships all of a layer");
   AddInteger(app, "-t,--threads", options_.threads, {.max = kMaxThreads, .automatic = 0},
              "threads of the expert engine; 0, the default: one a physical core");
@@ -67,6 +84,9 @@ void CoordinatorFlags::AddTo(CLI::App& app) {
             "how experts reach workers that say auto (default auto)");
   AddInteger(app, "--steps-in-flight", options_.steps_in_flight, {.max = 1024, .automatic = 0},
              "independent steps under way at once; 0, the default: one a worker");
+}
+
+void CoordinatorFlags::AddTimes(CLI::App& app) {
   AddDecimal(app, "--heartbeat-interval", heartbeat_interval_, 1e-3, kMaxSeconds,
              "seconds between a worker's heartbeats (default 1)");
   AddDecimal(app, "--heartbeat-timeout", heartbeat_timeout_, 1e-3, kMaxSeconds,
@@ -80,16 +100,16 @@ void CoordinatorFlags::AddTo(CLI::App& app) {
             "whether requests go on when a worker is lost and another takes its place (default on)");
   AddDecimal(app, "--resume-patience", resume_patience_, 1e-3, kMaxSeconds,
              "seconds that requests wait for it before they end UNAVAILABLE (default 30)");
+}
+
+void CoordinatorFlags::AddRates(CLI::App& app) {
   AddDecimal(app, "--host-read-rate", options_.host_read_bytes_per_second, 0, kMaxRate,
              "bytes per second this host reads experts at; 0: measured at start");
   AddDecimal(app, "--host-flops", options_.host_flops_per_second, 0, kMaxRate,
              "floating point operations per second of its expert products; 0: measured at start");
-  AddText(app, "--trace", options_.trace, "file for a timeline of all steps, which ui.perfetto.dev opens; slows decode down");
-  AddSwitch(app, "--force", options_.force, "replace the files of --trace and --port-file if they exist");
   AddSwitch(app, "--keep-rates", options_.keep_rates,
             "keep this machine's rates for the next start although it was busy when they were measured");
   AddSwitch(app, "--probe", options_.probe, "measure this machine's rates anew instead of using what an earlier start kept");
-  AddChoice(app, "--log-level", options_.log_level, kLogLevels, "(default info)");
 }
 
 absl::StatusOr<CoordinatorOptions> CoordinatorFlags::Options() const {

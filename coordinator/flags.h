@@ -18,6 +18,12 @@ class CoordinatorFlags {
   absl::StatusOr<CoordinatorOptions> Options() const;
 
  private:
+  void AddAddresses(CLI::App& app);
+  void AddPlacement(CLI::App& app);
+  void AddEngine(CLI::App& app);
+  void AddTimes(CLI::App& app);
+  void AddRates(CLI::App& app);
+
   CoordinatorOptions options_;
   int port_ = -1;  // not given
   double heartbeat_interval_ = 1, heartbeat_timeout_ = 10, step_timeout_ = 120, load_timeout_ = 1800, drain_timeout_ = 30;
