@@ -21,6 +21,22 @@ std::string ListenAddress::ToString() const {
   return unix_path.empty() ? absl::StrFormat("%s:%d", host, port) : absl::StrFormat("%s%s", kUnix, unix_path);
 }
 
+namespace {
+
+// Whether `host` is an IPv6 address in brackets, or has none.
+bool HasBracketsInPlace(const std::string& host) {
+  if (host.find_first_of("[]") == std::string::npos) return true;
+  if (!host.starts_with('[') || host.find(']') != host.size() - 1) return false;
+  in6_addr address;
+  return ::inet_pton(AF_INET6, host.substr(1, std::min(host.find('%'), host.size() - 1) - 1).c_str(), &address) == 1;
+}
+
+std::string WithoutBrackets(const std::string& host) {
+  return host.starts_with('[') && host.ends_with(']') ? host.substr(1, host.size() - 2) : host;
+}
+
+}  // namespace
+
 absl::StatusOr<ListenAddress> ParseListenAddress(const std::string& text, int default_port) {
   if (text.starts_with(kUnix)) {
     ListenAddress local{.loopback = true, .unix_path = text.substr(kUnix.size())};
@@ -57,14 +73,26 @@ absl::StatusOr<ListenAddress> ParseListenAddress(const std::string& text, int de
   if (address.host.find(':') != std::string::npos && !address.host.starts_with('[')) {
     return InvalidArgument("'%s': an IPv6 address goes in brackets, as in [::1]:8090", text);
   }
+  if (!HasBracketsInPlace(address.host)) {
+    return InvalidArgument("'%s': brackets hold an IPv6 address, as in [::1]:8090", text);
+  }
   address.loopback = address.host == "localhost" || address.host == "[::1]" || address.host.starts_with("127.");
   address.any = address.host == "0.0.0.0" || address.host == "[::]";
   return address;
 }
 
+absl::Status CheckHostExists(const ListenAddress& address) {
+  if (!address.unix_path.empty()) return absl::OkStatus();
+  const addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
+  addrinfo* found = nullptr;
+  const int error = ::getaddrinfo(WithoutBrackets(address.host).c_str(), nullptr, &hints, &found);
+  if (error == 0) ::freeaddrinfo(found);
+  if (error != EAI_NONAME && error != EAI_NODATA) return absl::OkStatus();
+  return NotFound("there is no host '%s': %s", address.host, gai_strerror(error));
+}
+
 absl::StatusOr<std::string> LocalHostTowards(const ListenAddress& peer) {
-  std::string name = peer.host;
-  if (name.starts_with('[') && name.ends_with(']')) name = name.substr(1, name.size() - 2);
+  const std::string name = WithoutBrackets(peer.host);
   const addrinfo hints = {.ai_flags = AI_NUMERICSERV, .ai_family = AF_UNSPEC, .ai_socktype = SOCK_DGRAM};
   addrinfo* found = nullptr;
   const int error = ::getaddrinfo(name.c_str(), std::to_string(peer.port).c_str(), &hints, &found);

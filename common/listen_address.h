@@ -20,9 +20,14 @@ struct ListenAddress {
   std::string ToString() const;  // "host:port", "unix:/path"
 };
 
-// "127.0.0.1:8090", "[::1]:8090" and "unix:/run/ferry" stay; "0.0.0.0" gets the port; InvalidArgument: no host, a port that is
-// none, or the path of a Unix socket that is not absolute, has control characters or more than 100 bytes.
+// "127.0.0.1:8090", "[::1]:8090" and "unix:/run/ferry" stay; "0.0.0.0" gets the port; InvalidArgument: no host, brackets without
+// an IPv6 address in them, a port that is none, or the path of a Unix socket that is not absolute, has control characters or more
+// than 100 bytes.
 absl::StatusOr<ListenAddress> ParseListenAddress(const std::string& text, int default_port);
+
+// NotFound: nothing has the host's name. OK: it has an address, or nobody could be asked. May take as long as the system's
+// resolver does.
+absl::Status CheckHostExists(const ListenAddress& address);
 
 // The address, without a port, of this machine's interface towards `peer`, at which peer and its network reach this machine.
 // Sends nothing. Unavailable: the name of peer's host is unknown, or there is no route to it.

@@ -20,6 +20,7 @@ TEST(ListenAddress, TakesThePortThatIsUsual) {
 
 TEST(ListenAddress, KnowsWhoCanReachIt) {
   EXPECT_TRUE(ParseListenAddress("[::1]", 1)->loopback);
+  EXPECT_FALSE(ParseListenAddress("[fe80::1%eth0]:80", 1)->loopback);
   EXPECT_TRUE(ParseListenAddress("127.1.2.3", 1)->loopback);
   EXPECT_FALSE(ParseListenAddress("0.0.0.0", 1)->loopback);
   EXPECT_FALSE(ParseListenAddress("[::]:80", 1)->loopback);
@@ -36,10 +37,18 @@ TEST(ListenAddress, SaysThatASchemeIsTooMuch) {
 }
 
 TEST(ListenAddress, RefusesWhatIsNone) {
-  for (const char* text : {"", ":80", "host:", "host:x", "host:65536", "host:-1", "::1", "host:1x", "http://host:1",
-                           "https://host", "a b", "host/path", "h\xff", "host\n"}) {
+  for (const char* text : {"",        ":80",           "host:",        "host:x", "host:65536", "host:-1", "::1",
+                           "host:1x", "http://host:1", "https://host", "a b",    "host/path",  "h\xff",   "host\n",
+                           "[::1",    "::1]",          "[::1]x:80",    "[host]", "[]",         "a[::1]"}) {
     EXPECT_THAT(ParseListenAddress(text, 1), StatusIs(absl::StatusCode::kInvalidArgument)) << text;
   }
+}
+
+TEST(CheckHostExists, NamesTheHostThatDoesNot) {
+  const std::string no_name(64, 'a');  // a label of a name has 63 letters at most, so nobody is asked
+  EXPECT_THAT(CheckHostExists(*ParseListenAddress(no_name, 1)),
+              StatusIs(absl::StatusCode::kNotFound, ::testing::HasSubstr("there is no host '" + no_name)));
+  for (const char* const host : {"127.0.0.1", "[::1]", "localhost"}) EXPECT_OK(CheckHostExists(*ParseListenAddress(host, 1)));
 }
 
 TEST(LocalHostTowards, IsTheAddressThatThePeerSees) {
