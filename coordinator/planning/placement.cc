@@ -290,8 +290,12 @@ absl::StatusOr<Placement> PlanPlacement(const ModelConfig& config, const ModelSi
   }
   std::vector<OverrideRule> rules;
   for (const std::string& text : options.tensor_overrides) {
-    for (const absl::string_view part : absl::StrSplit(text, ',')) {  // as llama.cpp: several rules may share one -ot
-      ASSIGN_OR_RETURN(OverrideRule rule, ParseOverride(std::string(part), options.num_workers));
+    const std::vector<std::string> parts = absl::StrSplit(text, ',');  // as llama.cpp: several rules may share one -ot
+    for (size_t i = 0; i < parts.size(); ++i) {
+      std::string rule_text = parts[i];
+      // A comma before the rule's "=" is one of its regular expression: x{1,2}=cpu.
+      while (rule_text.find('=') == std::string::npos && i + 1 < parts.size()) rule_text += "," + parts[++i];
+      ASSIGN_OR_RETURN(OverrideRule rule, ParseOverride(rule_text, options.num_workers));
       rules.push_back(std::move(rule));
     }
   }

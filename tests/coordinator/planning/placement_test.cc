@@ -108,6 +108,12 @@ TEST(Placement, TakesTheFirstRuleThatMatches) {
   EXPECT_EQ(placement.expert_rules[3], ExpertRule::kHost);
 }
 
+TEST(Placement, ACommaInARegularExpressionStaysThere) {
+  ASSERT_OK_AND_ASSIGN(const Placement placement, Plan({.tensor_overrides = {R"(blk\.[45]{1,2}\..*exps=cpu,exps=gpu0)"}}));
+  EXPECT_EQ(placement.expert_rules[3], ExpertRule::kDevice);
+  EXPECT_EQ(placement.expert_rules[4], ExpertRule::kHost);
+}
+
 TEST(Placement, RefusesToSplitAnExpert) {
   EXPECT_THAT(Plan({.tensor_overrides = {"ffn_down_exps=cpu"}}),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("name them together")));
