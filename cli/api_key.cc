@@ -1,15 +1,11 @@
 // `ferry api-key`: a key for the API, its hash for the server's file.
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <cstdio>
 #include <memory>
 
 #include "cli/commands.h"
 #include "common/access/api_keys.h"
 #include "common/command_line.h"
-#include "common/unique_fd.h"
 
 namespace ferry {
 namespace {
@@ -21,11 +17,7 @@ struct ApiKeyOptions {
 
 absl::Status MakeKey(const ApiKeyOptions& options) {
   ASSIGN_OR_RETURN(const NewApiKey made, MakeApiKey(options.name, options.admin ? Role::kAdmin : Role::kUser));
-  const UniqueFd file(::open(options.file.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600));
-  const std::string line = made.line + "\n";
-  if (!file.valid() || ::write(file.get(), line.data(), line.size()) != static_cast<ssize_t>(line.size())) {
-    return absl::ErrnoToStatus(errno, options.file);
-  }
+  RETURN_IF_ERROR(ApiKeys::AddLine(options.file, made.line));
   std::printf("%s\n", made.key.c_str());
   return absl::OkStatus();
 }

@@ -10,8 +10,11 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "cli/late_word.h"
+#include "common/deadline.h"
 #include "common/grpc_status.h"
 #include "common/listen_address.h"
+#include "common/rpc/rpc_deadline.h"
+#include "common/small_file.h"
 #include "common/thread_limit.h"
 #include "common/tls/cluster_ca.h"
 
@@ -29,8 +32,6 @@ constexpr absl::Duration kEndPatience = absl::Seconds(5);     // of a command, w
 // FERRY_API_KEY: sent with every call. FERRY_TLS_CA: PEM file; the connection is TLS, and the server's certificate of this CA.
 constexpr char kApiKeyVariable[] = "FERRY_API_KEY", kTlsCaVariable[] = "FERRY_TLS_CA";
 constexpr int kKeepaliveMs = 10000, kKeepaliveTimeoutMs = 5000;
-
-std::chrono::system_clock::time_point Deadline(absl::Duration timeout) { return absl::ToChronoTime(absl::Now() + timeout); }
 
 // The key with which this command calls, as `ferry api-key` printed it: from the environment, since others see command lines.
 void AddKey(grpc::ClientContext* context) {
@@ -55,15 +56,14 @@ std::string DescribeState(const proto::GetServerInfoResponse& info) {
 // now and then.
 class WaitLine {
  public:
-  explicit WaitLine(std::string address)
-      : terminal_(isatty(STDERR_FILENO) != 0), started_(absl::Now()), address_(std::move(address)) {}
+  explicit WaitLine(std::string address) : terminal_(isatty(STDERR_FILENO) != 0), address_(std::move(address)) {}
   ~WaitLine() {
     if (drawn_) std::fprintf(stderr, "\r\033[K");
   }
 
   void Draw(const proto::GetServerInfoResponse& info) {
     std::string text = DescribeState(info);
-    const double progress = info.load_progress(), elapsed = absl::ToDoubleSeconds(absl::Now() - started_);
+    const double progress = info.load_progress(), elapsed = waiting_.Seconds();
     if (progress > 0.02 && progress < 1 && elapsed > 0.5) {
       absl::StrAppendFormat(&text, ", %s, %.0f s left", HumanRate(progress * info.arena_bytes() / elapsed),
                             elapsed * (1 - progress) / progress);
@@ -75,38 +75,38 @@ class WaitLine {
       std::fprintf(stderr, "\r\033[K%s", text.c_str());
       std::fflush(stderr);
       drawn_ = true;
-    } else if (absl::Now() >= next_) {
+    } else if (next_.Passed()) {
       std::fprintf(stderr, "waiting for the coordinator at %s: %s\n", address_.c_str(), text.c_str());
-      next_ = absl::Now() + kSayAgain;
+      next_ = Deadline::In(kSayAgain);
     }
   }
 
  private:
   const bool terminal_;
-  const absl::Time started_;
+  const Stopwatch waiting_;
   const std::string address_;
-  absl::Time next_ = started_ + kFirstWord;
+  Deadline next_ = Deadline::In(kFirstWord);
   bool drawn_ = false;
 };
 
 // For how long nothing of a coordinator has changed that shows that it gets on.
 class StallWatch {
  public:
-  absl::Duration For(const proto::GetServerInfoResponse& info, absl::Time now) {
-    answered_ = now;
+  absl::Duration For(const proto::GetServerInfoResponse& info) {
+    since_answer_.Restart();
     std::string seen = absl::StrCat(info.state(), info.load_progress(), "/", info.arena_bytes());
     // A worker that loads gets on, though its progress may take long to show: it is heard of, or it is lost.
     for (const proto::WorkerInfo& worker : info.workers()) {
       absl::StrAppend(&seen, " ", worker.state(), worker.incarnation(), "/", worker.dense_bytes(), "/", worker.resident_bytes());
     }
-    if (seen != seen_) seen_ = std::move(seen), changed_ = now;
-    return now - changed_;
+    if (seen != seen_) seen_ = std::move(seen), since_change_.Restart();
+    return since_change_.Elapsed();
   }
-  absl::Duration ForSilence(absl::Time now) const { return now - answered_; }
+  absl::Duration ForSilence() const { return since_answer_.Elapsed(); }
 
  private:
   std::string seen_;
-  absl::Time changed_ = absl::Now(), answered_ = changed_;
+  Stopwatch since_change_, since_answer_;
 };
 
 }  // namespace
@@ -126,6 +126,10 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Attach(const std::string& server
   ASSIGN_OR_RETURN(const ListenAddress address, ParseListenAddress(server, kCoordinatorPort));
   RETURN_IF_ERROR(CheckDescriptorsAllowed());
   RETURN_IF_ERROR(CheckThreadsCanStart(ClientThreads()));
+  {
+    const LateWord word("looking for the host " + address.host);
+    RETURN_IF_ERROR(CheckHostExists(address));
+  }
   std::unique_ptr<Client> client(new Client);
   client->address_ = address.ToString();
   std::shared_ptr<grpc::ChannelCredentials> credentials = grpc::InsecureChannelCredentials();
@@ -160,12 +164,11 @@ absl::Status Client::WaitUntilServed() {
   while (true) {
     if (supervisor_ != nullptr) RETURN_IF_ERROR(supervisor_->Health());
     const absl::StatusOr<proto::GetServerInfoResponse> info = ServerInfo(absl::Seconds(1));
-    const absl::Time now = absl::Now();
     if (info.ok()) {
       if (info->state() == "serving") return absl::OkStatus();
       line.Draw(*info);
       // A server of ours ends by itself when it cannot go on. For another one this waits while its work advances.
-      if (supervisor_ == nullptr && stall.For(*info, now) > kStallPatience) {
+      if (supervisor_ == nullptr && stall.For(*info) > kStallPatience) {
         return Unavailable("the coordinator at %s does not serve, and nothing there has changed for %s: %s", address_,
                            absl::FormatDuration(kStallPatience), DescribeState(*info));
       }
@@ -173,7 +176,7 @@ absl::Status Client::WaitUntilServed() {
       return absl::UnauthenticatedError(absl::StrFormat("%s; set FERRY_API_KEY", info.status().message()));
     } else {
       line.Say("no answer yet");
-      if (stall.ForSilence(now) > kConnectTimeout) {
+      if (stall.ForSilence() > kConnectTimeout) {
         return Unavailable("no answer from a Ferry coordinator at %s (it listens on loopback unless it was given --listen): %s",
                            address_, info.status().message());
       }
@@ -210,7 +213,7 @@ absl::StatusOr<proto::GetModelInfoResponse> Client::ModelInfo() {
   const LateWord word("waiting for an answer from " + address_);
   grpc::ClientContext context;
   AddKey(&context);
-  context.set_deadline(Deadline(absl::Seconds(10)));
+  context.set_deadline(RpcDeadline(absl::Seconds(10)));
   proto::GetModelInfoResponse response;
   RETURN_IF_ERROR(FromGrpcStatus(stub_->GetModelInfo(&context, {}, &response)));
   return response;
@@ -220,7 +223,7 @@ absl::StatusOr<proto::GetServerInfoResponse> Client::ServerInfo(absl::Duration t
   const LateWord word("waiting for an answer from " + address_);
   grpc::ClientContext context;
   AddKey(&context);
-  context.set_deadline(Deadline(timeout));
+  context.set_deadline(RpcDeadline(timeout));
   proto::GetServerInfoResponse response;
   RETURN_IF_ERROR(FromGrpcStatus(stub_->GetServerInfo(&context, {}, &response)));
   return response;

@@ -3,11 +3,12 @@
 #include <cstdio>
 #include <memory>
 
-#include "absl/time/clock.h"
 #include "cli/commands.h"
 #include "common/command_line.h"
+#include "common/deadline.h"
 #include "common/escaped.h"
 #include "common/rpc/join_cluster.h"
+#include "common/small_file.h"
 #include "common/tls/cluster_ca.h"
 
 namespace ferry {
@@ -41,7 +42,7 @@ absl::Status Token(const ClusterOptions& options) {
 }
 
 absl::Status Join(const ClusterOptions& options) {
-  RETURN_IF_ERROR(JoinCluster(options.coordinator, options.token, options.folder, absl::Now() + kJoinTimeout));
+  RETURN_IF_ERROR(JoinCluster(options.coordinator, options.token, options.folder, Deadline::In(kJoinTimeout)));
   std::printf("this host's certificate is in %s; start a worker with `ferry-worker --coordinator %s`\n", options.folder.c_str(),
               Escaped(options.coordinator).c_str());
   return absl::OkStatus();

@@ -7,6 +7,8 @@
 #include "common/grpc_status.h"
 #include "common/log.h"
 #include "common/rpc/node_identity.h"
+#include "common/rpc/rpc_deadline.h"
+#include "common/thread_limit.h"
 #include "ferry/internal/v1/cluster.grpc.pb.h"
 
 namespace ferry {
@@ -17,8 +19,11 @@ constexpr absl::Duration kAnswerTimeout = absl::Seconds(2);
 
 }  // namespace
 
-ClusterWatch::ClusterWatch(const std::string& socket)
-    : last_answer_(Clock::Real()->Now()), thread_([this, socket] { Run(socket); }) {}
+absl::StatusOr<std::unique_ptr<ClusterWatch>> ClusterWatch::Start(const std::string& socket) {
+  std::unique_ptr<ClusterWatch> watch(new ClusterWatch);
+  ASSIGN_OR_RETURN(watch->thread_, StartThread([raw = watch.get(), socket] { raw->Run(socket); }));
+  return watch;
+}
 
 ClusterWatch::~ClusterWatch() {
   {
@@ -26,7 +31,7 @@ ClusterWatch::~ClusterWatch() {
     stop_ = true;
   }
   wake_.notify_all();
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
 }
 
 bool ClusterWatch::IsLost(pid_t worker) const {
@@ -36,7 +41,7 @@ bool ClusterWatch::IsLost(pid_t worker) const {
 
 absl::Duration ClusterWatch::Silence() const {
   const std::lock_guard lock(mutex_);
-  return Clock::Real()->Now() - last_answer_;
+  return since_answer_.Elapsed();
 }
 
 void ClusterWatch::Run(const std::string& socket) {
@@ -48,7 +53,7 @@ void ClusterWatch::Run(const std::string& socket) {
   while (!stop_) {
     lock.unlock();
     grpc::ClientContext context;
-    context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(kAnswerTimeout));
+    context.set_deadline(RpcDeadline(kAnswerTimeout));
     internal::v1::ListMembersResponse response;
     const absl::Status status = FromGrpcStatus(cluster->ListMembers(&context, {}, &response));
     std::set<pid_t> lost;
@@ -58,7 +63,7 @@ void ClusterWatch::Run(const std::string& socket) {
     lock.lock();
     if (status.ok()) {
       lost_ = std::move(lost);
-      last_answer_ = Clock::Real()->Now();
+      since_answer_.Restart();
     } else {
       spdlog::debug("the coordinator did not say who is lost: {}", status.ToString());
     }

@@ -9,20 +9,23 @@
 #include <sys/types.h>
 
 #include <condition_variable>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <string>
 #include <thread>
 
 #include "absl/time/time.h"
-#include "common/clock.h"
+#include "common/deadline.h"
+#include "common/status.h"
 
 namespace ferry {
 
 class ClusterWatch {
  public:
   // `socket`: of the cluster's plane (ferry-coordinator --cluster-socket). Asks from now on, on a thread of its own.
-  explicit ClusterWatch(const std::string& socket);
+  // ResourceExhausted: no thread can be started.
+  static absl::StatusOr<std::unique_ptr<ClusterWatch>> Start(const std::string& socket);
   ~ClusterWatch();
 
   // Whether the coordinator declared the process lost, by its last answer.
@@ -31,13 +34,14 @@ class ClusterWatch {
   absl::Duration Silence() const;
 
  private:
+  ClusterWatch() = default;
   void Run(const std::string& socket);
 
   mutable std::mutex mutex_;
   std::condition_variable wake_;
   bool stop_ = false;
   std::set<pid_t> lost_;
-  absl::Time last_answer_;
+  Stopwatch since_answer_;
   std::thread thread_;
 };
 

@@ -10,6 +10,7 @@
 #include "cli/prompt.h"
 #include "cli/sampling_options.h"
 #include "common/command_line.h"
+#include "common/deadline.h"
 #include "common/program.h"
 
 namespace ferry {
@@ -30,8 +31,8 @@ void ShowWorkers(Client& client, const proto::Finish& finish) {
   std::fprintf(stderr, "%s\n", DescribeExperts(finish.experts()).c_str());
   // Workers report with their heartbeats: wait until the last steps are in.
   absl::StatusOr<proto::GetServerInfoResponse> info = client.ServerInfo();
-  const absl::Time deadline = absl::Now() + kReportPatience;
-  while (info.ok() && absl::Now() < deadline) {
+  const Deadline deadline = Deadline::In(kReportPatience);
+  while (info.ok() && !deadline.Passed()) {
     uint64_t reported = 0;
     for (const proto::WorkerInfo& worker : info->workers()) reported += worker.experts().activated();
     if (reported >= finish.experts().activated()) break;
@@ -60,11 +61,11 @@ absl::Status Generate(const GenerateOptions& options) {
 
   std::mutex mutex;
   Client* running = nullptr;
-  InterruptHandler interrupt([&] {
-    const std::lock_guard lock(mutex);
-    if (running == nullptr) ExitInterrupted();  // still loading
-    running->Cancel();
-  });
+  ASSIGN_OR_RETURN(const auto interrupt, InterruptHandler::Start([&] {
+                     const std::lock_guard lock(mutex);
+                     if (running == nullptr) ExitInterrupted();  // still loading
+                     running->Cancel();
+                   }));
   ASSIGN_OR_RETURN(const std::unique_ptr<Client> client, Client::Connect(options.server, options.model));
   {
     const std::lock_guard lock(mutex);

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "common/signal_cleanup.h"
+#include "common/thread_limit.h"
 
 namespace ferry {
 namespace {
@@ -32,22 +33,27 @@ void ExitInterrupted() {
   _exit(130);  // the children die with us
 }
 
-InterruptHandler::InterruptHandler(std::function<void()> on_first) : state_(std::make_shared<State>()) {
+InterruptHandler::InterruptHandler() : state_(std::make_unique<State>()) {}
+
+absl::StatusOr<std::unique_ptr<InterruptHandler>> InterruptHandler::Start(std::function<void()> on_first) {
   const sigset_t set = Signals();
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
-  state_->thread = std::thread([state = state_.get(), set, on_first = std::move(on_first)] {
-    while (!state->stop) {
-      const timespec poll = {.tv_sec = 0, .tv_nsec = 50'000'000};
-      if (sigtimedwait(&set, nullptr, &poll) < 0) continue;
-      if (state->interrupted.exchange(true)) ExitInterrupted();
-      on_first();
-    }
-  });
+  std::unique_ptr<InterruptHandler> handler(new InterruptHandler);
+  State* const state = handler->state_.get();
+  ASSIGN_OR_RETURN(state->thread, StartThread([state, set, on_first = std::move(on_first)] {
+                     while (!state->stop) {
+                       const timespec poll = {.tv_sec = 0, .tv_nsec = 50'000'000};
+                       if (sigtimedwait(&set, nullptr, &poll) < 0) continue;
+                       if (state->interrupted.exchange(true)) ExitInterrupted();
+                       on_first();
+                     }
+                   }));
+  return handler;
 }
 
 InterruptHandler::~InterruptHandler() {
   state_->stop = true;
-  state_->thread.join();
+  if (state_->thread.joinable()) state_->thread.join();
 }
 
 bool InterruptHandler::interrupted() const { return state_->interrupted; }

@@ -6,18 +6,22 @@
 #include <functional>
 #include <memory>
 
+#include "common/status.h"
+
 namespace ferry {
 
 class InterruptHandler {
  public:
-  // Blocks the signals for the whole process: make it before other threads. One at a time.
-  explicit InterruptHandler(std::function<void()> on_first);
+  // Blocks the signals for the whole process: make it before other threads. One at a time. ResourceExhausted: no thread can be
+  // started.
+  static absl::StatusOr<std::unique_ptr<InterruptHandler>> Start(std::function<void()> on_first);
   ~InterruptHandler();
   bool interrupted() const;
 
  private:
   struct State;
-  std::shared_ptr<State> state_;
+  InterruptHandler();
+  const std::unique_ptr<State> state_;
 };
 
 // Ends the process at once with code 130, without destructors, and leaves no temporary files.

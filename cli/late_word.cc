@@ -2,14 +2,17 @@
 
 #include <cstdio>
 
+#include "common/thread_limit.h"
+
 namespace ferry {
 
 LateWord::LateWord(std::string text, absl::Duration moment) {
-  thread_ = std::thread([this, text = std::move(text), moment] {
+  absl::StatusOr<std::thread> thread = StartThread([this, text = std::move(text), moment] {
     std::unique_lock lock(mutex_);
     if (over_changed_.wait_for(lock, absl::ToChronoMilliseconds(moment), [&] { return over_; })) return;
     std::fprintf(stderr, "%s\n", text.c_str());
   });
+  if (thread.ok()) thread_ = *std::move(thread);  // without one there is no word
 }
 
 LateWord::~LateWord() {
@@ -18,7 +21,7 @@ LateWord::~LateWord() {
     over_ = true;
   }
   over_changed_.notify_all();
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
 }
 
 }  // namespace ferry

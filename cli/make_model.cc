@@ -8,10 +8,10 @@
 #include <random>
 
 #include "absl/strings/match.h"
-#include "absl/time/clock.h"
 #include "cli/client.h"
 #include "cli/commands.h"
 #include "common/command_line.h"
+#include "common/deadline.h"
 #include "common/model/formats/formats.h"
 #include "common/thread_pool.h"
 
@@ -55,10 +55,10 @@ absl::Status MakeModel(const Options& options) {
   model.seed = options.seed ? *options.seed : std::random_device()();
   ASSIGN_OR_RETURN(model.expert_dtype, ParseType(options.expert_type));
   ASSIGN_OR_RETURN(model.dense_dtype, ParseType(options.dense_type));
-  const absl::Time start = absl::Now();
+  const Stopwatch making;
   RETURN_IF_ERROR(MakeModelFile(model, options.path, {.num_threads = DefaultThreads(), .force = options.force}));
   ASSIGN_OR_RETURN(const GgufFile file, GgufFile::Open(options.path));
-  const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
+  const double seconds = making.Seconds();
   std::fprintf(stderr, "%s: %s in %.1f s, %s\n", options.path.c_str(), HumanBytes(file.file_bytes()).c_str(), seconds,
                HumanRate(file.file_bytes() / seconds).c_str());
   return absl::OkStatus();

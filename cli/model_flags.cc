@@ -65,16 +65,9 @@ ModelFlag Seconds(const char* names, const char* group, To to, double ModelOptio
       });
 }
 
-// An empty text means that the flag is not given, so a user cannot type one.
 ModelFlag Text(const char* names, const char* group, To to, std::string ModelOptions::*field, const char* help) {
   return Row(
-      names, group, to,
-      [=](CLI::App& app, ModelOptions& options) {
-        return command_line::AddValue(app, names, "TEXT", help, [&target = options.*field](const std::string& text) {
-          target = text;
-          return text.empty() ? InvalidArgument("empty, want a text") : absl::OkStatus();
-        });
-      },
+      names, group, to, [=](CLI::App& app, ModelOptions& options) { return AddText(app, names, options.*field, help); },
       [=](const ModelOptions& options) -> std::vector<std::string> {
         if ((options.*field).empty()) return {};
         return {options.*field};

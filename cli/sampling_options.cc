@@ -1,20 +1,15 @@
 #include "cli/sampling_options.h"
 
-#include <fstream>
-#include <iterator>
 #include <limits>
 
 #include "common/command_line.h"
 #include "common/number.h"
+#include "common/small_file.h"
 
 namespace ferry {
 namespace {
 
-absl::StatusOr<std::string> TextOf(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return InvalidArgument("cannot read the file %s", path);
-  return std::string(std::istreambuf_iterator<char>(file), {});
-}
+constexpr size_t kMaxFormBytes = size_t{1} << 20;  // of a schema or a grammar
 
 }  // namespace
 
@@ -71,14 +66,14 @@ absl::Status SamplingOptions::FillConstraint(ferry::v1::GenerateRequest& request
   if (gbnf) request.mutable_constraint()->set_gbnf(*gbnf);
   if (regex) request.mutable_constraint()->set_regex(*regex);
   if (gbnf_file) {
-    ASSIGN_OR_RETURN(*request.mutable_constraint()->mutable_gbnf(), TextOf(*gbnf_file));
+    ASSIGN_OR_RETURN(*request.mutable_constraint()->mutable_gbnf(), ReadSmallFile(*gbnf_file, kMaxFormBytes));
   }
   if (json_schema) {
     // The text of a schema that says anything begins with a brace.
     const size_t first = json_schema->find_first_not_of(" \t\r\n");
     const bool is_text = first != std::string::npos && (*json_schema)[first] == '{';
     ASSIGN_OR_RETURN(*request.mutable_constraint()->mutable_json_schema(),
-                     is_text ? absl::StatusOr<std::string>(*json_schema) : TextOf(*json_schema));
+                     is_text ? absl::StatusOr<std::string>(*json_schema) : ReadSmallFile(*json_schema, kMaxFormBytes));
   }
   return absl::OkStatus();
 }

@@ -10,7 +10,8 @@
 #include "cli/gateway_process.h"
 #include "cli/interrupt.h"
 #include "cli/service_manager.h"
-#include "common/clock.h"
+#include "common/command_line.h"
+#include "common/deadline.h"
 #include "common/listen_address.h"
 #include "common/log.h"
 
@@ -24,12 +25,12 @@ constexpr absl::Duration kEnding = absl::Seconds(10);
 absl::Status Attend(Supervisor& supervisor, const std::atomic<bool>& stop) {
   const ServiceManager manager;
   manager.Notify("READY=1\nSTATUS=the coordinator listens at " + supervisor.address());
-  absl::Time next_beat = Clock::Real()->Now();
+  Deadline next_beat = Deadline::In(absl::ZeroDuration());
   while (!stop) {
     RETURN_IF_ERROR(supervisor.Health());
-    if (const absl::Time now = Clock::Real()->Now(); now >= next_beat && supervisor.Silence() < manager.watchdog() / 2) {
+    if (next_beat.Passed() && supervisor.Silence() < manager.watchdog() / 2) {
       manager.Notify("WATCHDOG=1");
-      next_beat = now + manager.watchdog() / 4;
+      next_beat = Deadline::In(manager.watchdog() / 4);
     }
     absl::SleepFor(absl::Milliseconds(100));
   }
@@ -44,10 +45,10 @@ absl::Status Serve(ModelOptions options, const HttpOptions& http) {
   options.port = listen.port;
   ASSIGN_OR_RETURN(const std::optional<GatewayProcess> gateway, GatewayOf(http, options));
   std::atomic<bool> stop{false};
-  InterruptHandler interrupt([&] {
-    spdlog::info("draining: running requests may finish; Ctrl-C again ends at once");
-    stop = true;
-  });
+  ASSIGN_OR_RETURN(const auto interrupt, InterruptHandler::Start([&] {
+                     spdlog::info("draining: running requests may finish; Ctrl-C again ends at once");
+                     stop = true;
+                   }));
   ASSIGN_OR_RETURN(const std::unique_ptr<Supervisor> supervisor,
                    gateway ? StartWithGateway(options, *gateway) : Supervisor::Start(options));
   spdlog::info("coordinator at {}", supervisor->address());
@@ -67,15 +68,14 @@ Command AddServe(CLI::App& app) {
   options->AddTo(app, /*model_required=*/true, /*serve=*/true);
   auto http = std::make_shared<HttpOptions>();
   const std::vector<CLI::Option*> flags = {
-      app.add_option("--http-port", http->port, "port of HTTP, as OpenAI's and llama.cpp's clients ask; 0: none")
-          ->check(CLI::Range(0, 65535))
-          ->capture_default_str(),
-      app.add_option("--http-listen", http->listen, "ADDR or ADDR:PORT of HTTP; encrypted with --tls-cert")
-          ->capture_default_str(),
-      app.add_option("--cors", http->origins,
-                     "origin of pages that may use HTTP from a browser, such as https://chat.example; * for all; default: none"),
-      app.add_option("--chat-template-file", http->chat_template_file,
-                     "Jinja template of conversations, in place of the model file's")};
+      AddInteger(app, "--http-port", http->port, {.max = 65535},
+                 "port of HTTP, as OpenAI's and llama.cpp's clients ask; 0: none (default 8080)"),
+      AddText(app, "--http-listen", http->listen, "ADDR or ADDR:PORT of HTTP; encrypted with --tls-cert (default 127.0.0.1)"),
+      AddTexts(app, "--cors", http->origins,
+               "origin of pages that may use HTTP from a browser, such as https://chat.example; * for all; may be given several "
+               "times; default: none"),
+      AddText(app, "--chat-template-file", http->chat_template_file,
+              "Jinja template of conversations, in place of the model file's")};
   app.footer(Examples({"ferry serve -m model.gguf                        one worker per GPU, port 8090",
                        "ferry serve -m model.gguf --gpus 0,2 -c 32768    two GPUs, 32k tokens of context",
                        "ferry status                                     what runs where"}));

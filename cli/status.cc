@@ -60,7 +60,7 @@ void Print(const proto::GetServerInfoResponse& info) {
 }
 
 absl::Status Status(const StatusOptions& options) {
-  InterruptHandler interrupt([] { _exit(0); });
+  ASSIGN_OR_RETURN(const auto interrupt, InterruptHandler::Start([] { _exit(0); }));
   do {
     ASSIGN_OR_RETURN(const std::unique_ptr<Client> client, Client::Attach(options.server));
     ASSIGN_OR_RETURN(const proto::GetServerInfoResponse info, client->ServerInfo());

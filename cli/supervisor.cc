@@ -20,10 +20,10 @@
 #include "cli/cluster_watch.h"
 #include "cli/gateway_process.h"
 #include "cli/restart_pause.h"
-#include "cli/temporary_folder.h"
-#include "common/clock.h"
+#include "common/deadline.h"
 #include "common/exit_codes.h"
 #include "common/log.h"
+#include "common/temporary_folder.h"
 #include "common/thread_limit.h"
 #include "common/thread_pool.h"
 
@@ -80,11 +80,11 @@ struct Child {
   std::vector<std::string> arguments;
   std::string what;
   pid_t pid = -1;
-  absl::Time started;
-  absl::Time start_again = absl::InfinitePast();
+  Stopwatch running;
+  Deadline start_again = Deadline::In(absl::ZeroDuration());
   RestartPause pause;
   int starts = 0;
-  std::optional<absl::Time> kill_at;  // it was told to end by then
+  std::optional<Deadline> kill_at;  // it was told to end by then
 };
 
 // Why no further start of a child that ended so can help; empty: one may.
@@ -124,11 +124,11 @@ class ProcessSupervisor final : public Supervisor {
   // One thread, which lives until this ends, forks every process: the death signal follows the thread, not the process.
   absl::Status Run(const ModelOptions& options, const std::vector<std::string>& devices) {
     trace_ = options.trace;
-    thread_ = std::thread([this, options, devices] { Main(options, devices); });
-    const absl::Time start = absl::Now();
+    ASSIGN_OR_RETURN(thread_, StartThread([this, options, devices] { Main(options, devices); }));
+    const Stopwatch starting;
     bool said = false;
-    while (absl::Now() < start + kListenTimeout) {
-      if (!said && absl::Now() > start + kFirstWord) {
+    while (starting.Elapsed() < kListenTimeout) {
+      if (!said && starting.Elapsed() > kFirstWord) {
         spdlog::info("the coordinator opens {}", options.model);
         said = true;
       }
@@ -183,12 +183,12 @@ class ProcessSupervisor final : public Supervisor {
       if (workers_.empty() && address().empty()) LookForAddress(options, devices);
       for (Child& worker : workers_) {
         if (worker.pid > 0 && watch_ != nullptr && watch_->IsLost(worker.pid)) EndTheLost(worker);
-        if (worker.pid < 0 && absl::Now() >= worker.start_again && !Start(worker, worker_binary_)) {
+        if (worker.pid < 0 && worker.start_again.Passed() && !Start(worker, worker_binary_)) {
           EndAll();
           return;
         }
       }
-      if (gateway_ && gateway_->pid < 0 && absl::Now() >= gateway_->start_again && !Start(*gateway_, gateway_binary_)) {
+      if (gateway_ && gateway_->pid < 0 && gateway_->start_again.Passed() && !Start(*gateway_, gateway_binary_)) {
         EndAll();
         return;
       }
@@ -223,18 +223,21 @@ class ProcessSupervisor final : public Supervisor {
     }
     unlink(port_file_.c_str());  // it has served
     const std::lock_guard lock(mutex_);
-    watch_ = std::make_unique<ClusterWatch>(socket_);
+    if (absl::StatusOr<std::unique_ptr<ClusterWatch>> watch = ClusterWatch::Start(socket_); watch.ok()) {
+      watch_ = *std::move(watch);
+    } else {
+      health_ = watch.status();
+    }
     address_ = address;
   }
 
   // Reap starts it again.
   static void EndTheLost(Child& worker) {
-    const absl::Time now = Clock::Real()->Now();
     if (!worker.kill_at) {
       spdlog::warn("{} is lost to the coordinator: ending it", worker.what);
-      worker.kill_at = now + kLostGrace;
+      worker.kill_at = Deadline::In(kLostGrace);
       kill(worker.pid, SIGTERM);
-    } else if (now >= *worker.kill_at) {
+    } else if (worker.kill_at->Passed()) {
       kill(worker.pid, SIGKILL);
     }
   }
@@ -243,7 +246,7 @@ class ProcessSupervisor final : public Supervisor {
   bool Start(Child& child, const std::string& binary) {
     child.pid = Spawn(binary, child.arguments);
     if (child.pid < 0) CannotStart(child);
-    child.started = absl::Now();
+    child.running.Restart();
     child.kill_at.reset();
     ++child.starts;
     return child.pid >= 0;
@@ -274,8 +277,8 @@ class ProcessSupervisor final : public Supervisor {
   }
 
   static void StartAgainLater(Child& child, int status) {
-    const absl::Duration pause = child.pause.After(absl::Now() - child.started);
-    child.start_again = absl::Now() + pause;
+    const absl::Duration pause = child.pause.After(child.running.Elapsed());
+    child.start_again = Deadline::In(pause);
     spdlog::warn("{} {}; starting it again{}", child.what, HowItEnded(status),
                  pause > absl::ZeroDuration() ? " in " + absl::FormatDuration(pause) : "");
   }
@@ -305,22 +308,22 @@ class ProcessSupervisor final : public Supervisor {
       const std::lock_guard lock(mutex_);
       grace = grace_;
     }
-    const absl::Time deadline = absl::Now() + grace;
+    const Deadline deadline = Deadline::In(grace);
     if (gateway_ && gateway_->pid > 0) kill(gateway_->pid, SIGTERM);  // it answers its open requests, while
     if (coordinator_.pid > 0) kill(coordinator_.pid, SIGTERM);        // the coordinator drains and tells the workers
     if (coordinator_.pid > 0) coordinator_end_ = WaitFor(coordinator_, deadline);
-    if (gateway_) WaitFor(*gateway_, std::max(deadline, absl::Now() + absl::Seconds(1)));
+    if (gateway_) WaitFor(*gateway_, std::max(deadline, Deadline::In(absl::Seconds(1))));
     for (Child& worker : workers_) {
       if (worker.pid > 0) kill(worker.pid, SIGTERM);
     }
-    for (Child& worker : workers_) WaitFor(worker, std::max(deadline, absl::Now() + absl::Seconds(1)));
+    for (Child& worker : workers_) WaitFor(worker, std::max(deadline, Deadline::In(absl::Seconds(1))));
   }
 
   // How it ended; it is killed at the deadline.
-  static int WaitFor(Child& child, absl::Time deadline) {
+  static int WaitFor(Child& child, Deadline deadline) {
     int status = 0;
     while (child.pid > 0 && waitpid(child.pid, &status, WNOHANG) == 0) {
-      if (absl::Now() > deadline) {
+      if (deadline.Passed()) {
         kill(child.pid, SIGKILL);
         waitpid(child.pid, &status, 0);
         break;

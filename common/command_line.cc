@@ -159,7 +159,7 @@ CLI::Option* AddSeed(CLI::App& app, const std::string& names, std::optional<uint
 CLI::Option* AddText(CLI::App& app, const std::string& names, std::string& target, const std::string& help) {
   return AddValue(app, names, "TEXT", help, [&target](const std::string& text) {
     target = text;
-    return absl::OkStatus();
+    return text.empty() ? InvalidArgument("empty, want a text") : absl::OkStatus();
   });
 }
 

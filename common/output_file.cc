@@ -113,4 +113,10 @@ absl::Status OutputFile::Commit() {
   return status;
 }
 
+absl::Status WriteOutputFile(const std::string& path, OutputFileOptions options, std::string_view text) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<OutputFile> file, OutputFile::Create(path, std::move(options)));
+  RETURN_IF_ERROR(file->Append(text));
+  return file->Commit();
+}
+
 }  // namespace ferry

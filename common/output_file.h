@@ -57,4 +57,7 @@ class OutputFile {
   uint64_t appended_ = 0;
 };
 
+// A file that holds `text`. A reader that waits for it sees all of it or none. Errors: those of OutputFile.
+absl::Status WriteOutputFile(const std::string& path, OutputFileOptions options, std::string_view text);
+
 }  // namespace ferry

@@ -7,6 +7,7 @@
 #include <string>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "common/cgroup_limits.h"
@@ -45,6 +46,17 @@ absl::Status CheckDescriptorsAllowed() {
 int CoordinatorThreads() { return ByCores(24); }
 int WorkerThreads() { return ByCores(17); }
 int ClientThreads() { return ByCores(9); }
+int GatewayThreads() { return ByCores(18); }
+
+absl::Status CheckServerThreadsCanStart() { return CheckThreadsCanStart(ByCores(8)); }
+
+absl::StatusOr<std::thread> StartThread(std::function<void()> body) {
+  try {
+    return std::thread(std::move(body));
+  } catch (const std::system_error&) {
+    return ResourceExhausted("another thread is needed and cannot be started: %s", WhatLimits(1));
+  }
+}
 
 absl::Status CheckThreadsCanStart(int count) {
   std::atomic<bool> end{false};

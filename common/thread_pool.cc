@@ -15,6 +15,7 @@
 #include <thread>
 
 #include "common/cgroup_limits.h"
+#include "common/deadline.h"
 #include "common/shm/futex.h"
 
 namespace ferry {
@@ -134,7 +135,7 @@ class ThreadPoolImpl final : public ThreadPool {
     while (!done()) {
       const uint32_t seen = finished_.load();
       if (done()) break;
-      FutexWait(finished_, seen, absl::InfiniteFuture(), FutexScope::kProcess);
+      FutexWait(finished_, seen, Deadline::Never(), FutexScope::kProcess);
     }
     caller_sleeps_.store(false);
   }
@@ -192,7 +193,7 @@ class ThreadPoolImpl final : public ThreadPool {
       const auto called = [&] { return region_.load(std::memory_order_acquire) != seen; };
       if (!SpinUntil(spin_, called)) {
         seat.asleep.store(1);
-        while (region_.load() == seen) FutexWait(seat.asleep, 1, absl::InfiniteFuture(), FutexScope::kProcess);
+        while (region_.load() == seen) FutexWait(seat.asleep, 1, Deadline::Never(), FutexScope::kProcess);
         seat.asleep.store(0);
       }
       seen = region_.load(std::memory_order_acquire);

@@ -27,34 +27,27 @@
 namespace ferry {
 namespace {
 
-// A reader that waits for the file sees all of it or none.
-absl::Status WritePortFile(const CoordinatorOptions& options, int port) {
-  ASSIGN_OR_RETURN(
-      const std::unique_ptr<OutputFile> file,
-      OutputFile::Create(options.port_file, {.flag = "--port-file", .force = options.force, .inputs = {options.model}}));
-  RETURN_IF_ERROR(file->Append(std::to_string(port) + "\n"));
-  return file->Commit();
-}
-
 // SIGTERM, SIGINT and SIGHUP, blocked everywhere and taken by one thread: the first asks for a drain, the second ends the
 // process.
 class StopSignal {
  public:
-  // Before any other thread exists: threads inherit the mask.
-  StopSignal() {
+  // Before any other thread exists: threads inherit the mask. This outlives the thread.
+  absl::Status Start() {
     sigemptyset(&signals_);
     sigaddset(&signals_, SIGTERM);
     sigaddset(&signals_, SIGINT);
     sigaddset(&signals_, SIGHUP);
     pthread_sigmask(SIG_BLOCK, &signals_, nullptr);
-    std::thread([this, asked = std::move(promise_)]() mutable {
-      int signal = 0;
-      sigwait(&signals_, &signal);
-      asked.set_value();
-      sigwait(&signals_, &signal);
-      RemoveRegisteredPaths();
-      std::_Exit(128 + signal);
-    }).detach();
+    ASSIGN_OR_RETURN(std::thread thread, StartThread([this] {
+                       int signal = 0;
+                       sigwait(&signals_, &signal);
+                       promise_.set_value();
+                       sigwait(&signals_, &signal);
+                       RemoveRegisteredPaths();
+                       std::_Exit(128 + signal);
+                     }));
+    thread.detach();
+    return absl::OkStatus();
   }
   bool WaitFor(std::chrono::milliseconds duration) { return asked_.wait_for(duration) == std::future_status::ready; }
 
@@ -75,6 +68,7 @@ int Run(const CoordinatorOptions& options) {
     if (!status.ok()) return Fail(status);
   }
   static StopSignal stop;  // its thread outlives this function
+  if (const absl::Status status = stop.Start(); !status.ok()) return Fail(status);
   RaiseDescriptorLimit();
   absl::StatusOr<std::unique_ptr<Server>> started = Server::Start(options);
   if (!started.ok()) return Fail(started.status());
@@ -82,19 +76,26 @@ int Run(const CoordinatorOptions& options) {
   spdlog::info("listening on {}, not serving yet; workers of this host: --coordinator {}", server.address(),
                server.cluster_address());
   if (!options.port_file.empty()) {
-    if (const absl::Status status = WritePortFile(options, server.port()); !status.ok()) return Fail(status);
+    const absl::Status written =
+        WriteOutputFile(options.port_file, {.flag = "--port-file", .force = options.force, .inputs = {options.model}},
+                        std::to_string(server.port()) + "\n");
+    if (!written.ok()) return Fail(written);
   }
 
   const absl::Time deadline = Clock::Real()->Now() + options.load_timeout;
-  std::future<absl::Status> loading = std::async(std::launch::async, [&] { return server.Load(); });
-  while (loading.wait_for(0ms) != std::future_status::ready) {
+  std::packaged_task<absl::Status()> load([&] { return server.Load(); });
+  std::future<absl::Status> loaded = load.get_future();
+  absl::StatusOr<std::thread> loading = StartThread([&load] { load(); });
+  if (!loading.ok()) return Fail(loading.status());
+  while (loaded.wait_for(0ms) != std::future_status::ready) {
     // Nobody is served and no worker is here: there is nothing to bring to an end, and reading cannot be interrupted.
     if (stop.WaitFor(50ms)) {
       RemoveRegisteredPaths();
       std::_Exit(0);
     }
   }
-  if (const absl::Status status = loading.get(); !status.ok()) return Fail(status);
+  loading->join();
+  if (const absl::Status status = loaded.get(); !status.ok()) return Fail(status);
 
   bool serving = false;
   while (!stop.WaitFor(serving ? 1000ms : 0ms)) {

@@ -20,6 +20,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/time/clock.h"
 #include "common/access/api_keys.h"
 #include "common/gguf/gguf.h"
 #include "common/host_memory.h"
@@ -31,6 +32,10 @@
 #include "common/rpc/certificate_keeper.h"
 #include "common/rpc/channels.h"
 #include "common/rpc/node_identity.h"
+#include "common/rpc/rpc_deadline.h"
+#include "common/small_file.h"
+#include "common/temporary_folder.h"
+#include "common/thread_limit.h"
 #include "common/thread_pool.h"
 #include "coordinator/cluster/cluster_controller.h"
 #include "coordinator/cluster/cluster_service.h"
@@ -138,56 +143,57 @@ class ServerImpl final : public Server {
     if (!options_.trace.empty()) {
       ASSIGN_OR_RETURN(trace_, TraceWriter::Create(options_.trace, {.force = options_.force, .inputs = file_.paths()}));
     }
-    loop_ = std::make_unique<GenerationLoop>(
-        BatchSchedulerOptions{.max_batch_tokens = cache.max_batch_tokens,
-                              .micro_batch_tokens = cache.micro_batch_tokens,
-                              .max_running = cache.num_slots,
-                              .max_queued = options_.max_queued,
-                              .vocab_size = model_.vocab_size,
-                              .slots = {.num_slots = cache.num_slots,
-                                        .num_blocks = cache.num_blocks,
-                                        .block_tokens = kKvBlockTokens,
-                                        .window = model_.sliding_window(),
-                                        .ring_tokens = cache.ring_blocks * kKvBlockTokens,
-                                        .states = model_.keeps_states()},
-                              .resume_patience = options_.resume ? options_.resume_patience : absl::ZeroDuration()},
-        Clock::Real(), "the model is being loaded");
-    controller_ = std::make_unique<ClusterController>(
-        ClusterOptions{.model = model_,
-                       .model_header = ModelHeaderOf(file_),
-                       .fingerprint = FingerprintOf(file_),
-                       .placement = std::move(placement),
-                       .expert_transport = options_.expert_transport,
-                       .ooae = options_.ooae,
-                       .max_steps_in_flight = options_.steps_in_flight,
-                       .heartbeat_interval = options_.heartbeat_interval,
-                       .heartbeat_timeout = options_.heartbeat_timeout,
-                       .step_timeout = options_.step_timeout,
-                       .trace = trace_.get(),
-                       .before_first_epoch = [this](const auto& workers) { FindRates(workers); },
-                       .identity = identity_.get()},
-        loop_.get(), Clock::Real(), [this](bool serving) { SetServing(serving); });
+    ASSIGN_OR_RETURN(
+        loop_, GenerationLoop::Create(
+                   BatchSchedulerOptions{.max_batch_tokens = cache.max_batch_tokens,
+                                         .micro_batch_tokens = cache.micro_batch_tokens,
+                                         .max_running = cache.num_slots,
+                                         .max_queued = options_.max_queued,
+                                         .vocab_size = model_.vocab_size,
+                                         .slots = {.num_slots = cache.num_slots,
+                                                   .num_blocks = cache.num_blocks,
+                                                   .block_tokens = kKvBlockTokens,
+                                                   .window = model_.sliding_window(),
+                                                   .ring_tokens = cache.ring_blocks * kKvBlockTokens,
+                                                   .states = model_.keeps_states()},
+                                         .resume_patience = options_.resume ? options_.resume_patience : absl::ZeroDuration()},
+                   Clock::Real(), "the model is being loaded"));
+    ASSIGN_OR_RETURN(controller_, ClusterController::Create(
+                                      ClusterOptions{.model = model_,
+                                                     .model_header = ModelHeaderOf(file_),
+                                                     .fingerprint = FingerprintOf(file_),
+                                                     .placement = std::move(placement),
+                                                     .expert_transport = options_.expert_transport,
+                                                     .ooae = options_.ooae,
+                                                     .max_steps_in_flight = options_.steps_in_flight,
+                                                     .heartbeat_interval = options_.heartbeat_interval,
+                                                     .heartbeat_timeout = options_.heartbeat_timeout,
+                                                     .step_timeout = options_.step_timeout,
+                                                     .trace = trace_.get(),
+                                                     .before_first_epoch = [this](const auto& workers) { FindRates(workers); },
+                                                     .identity = identity_.get()},
+                                      loop_.get(), Clock::Real(), [this](bool serving) { SetServing(serving); }));
     if (!options_.api_keys.empty()) {
       ASSIGN_OR_RETURN(keys_, ApiKeys::Load(options_.api_keys));
       spdlog::info("{} API keys", keys_->size());
     }
-    text_pool_ = std::make_unique<TaskPool>(kTextThreads, kMaxWaitingTexts);
+    ASSIGN_OR_RETURN(text_pool_, TaskPool::Create(kTextThreads, kMaxWaitingTexts));
     // One request at a time of each worker; the engine computes them one after the other.
-    expert_pool_ = std::make_unique<TaskPool>(static_cast<int>(options_.placement.num_workers));
+    ASSIGN_OR_RETURN(expert_pool_, TaskPool::Create(static_cast<int>(options_.placement.num_workers)));
     cluster_service_ = std::make_unique<ClusterService>(controller_.get(), &file_, &model_, expert_pool_.get());
     vocabulary_service_ = std::make_unique<VocabularyService>(tokenizer_.get(), text_pool_.get(), keys_.get());
-    ferry_service_ = std::make_unique<FerryService>(
-        FerryService::Parts{.loop = loop_.get(),
-                            .tokenizer = tokenizer_.get(),
-                            .clock = Clock::Real(),
-                            .pool = text_pool_.get(),
-                            .limits = {.context_tokens = cache.context_per_slot,
-                                       .share_tokens = cache.num_blocks * kKvBlockTokens / cache.num_slots,
-                                       .vocab_size = model_.vocab_size,
-                                       .max_token_bytes = LongestToken(*tokenizer_)},
-                            .model_info = ModelInfo(cache),
-                            .server_info = [this] { return ServerInfo(); },
-                            .keys = keys_.get()});
+    ASSIGN_OR_RETURN(ferry_service_, FerryService::Create(FerryService::Parts{
+                                         .loop = loop_.get(),
+                                         .tokenizer = tokenizer_.get(),
+                                         .clock = Clock::Real(),
+                                         .pool = text_pool_.get(),
+                                         .limits = {.context_tokens = cache.context_per_slot,
+                                                    .share_tokens = cache.num_blocks * kKvBlockTokens / cache.num_slots,
+                                                    .vocab_size = model_.vocab_size,
+                                                    .max_token_bytes = LongestToken(*tokenizer_)},
+                                         .model_info = ModelInfo(cache),
+                                         .server_info = [this] { return ServerInfo(); },
+                                         .keys = keys_.get()}));
     RETURN_IF_ERROR(StartClusterPlane());
     return StartPublicDoor();
   }
@@ -247,25 +253,30 @@ class ServerImpl final : public Server {
     }
     const std::vector<PipelineWorker> workers = controller_->LiveWorkers();
     controller_->Stop(Unavailable("the coordinator is ending"));
-    std::vector<std::jthread> threads;
+    std::vector<std::thread> threads;
     for (const PipelineWorker& worker : workers) {
-      threads.emplace_back([this, &worker] {
+      const auto end = [this, &worker] {
         const absl::Status status = ShutdownWorker(worker, identity_.get(), kWorkerShutdownTimeout);
         if (!status.ok()) spdlog::warn("worker {} did not end: {}", worker.id.value(), status.ToString());
-      });
+      };
+      absl::StatusOr<std::thread> thread = StartThread(end);
+      if (thread.ok()) {
+        threads.push_back(*std::move(thread));
+      } else {
+        end();
+      }
     }
-    threads.clear();
+    for (std::thread& thread : threads) thread.join();
     if (trace_ != nullptr) drain_status_ = trace_->Close();  // no step follows, and giving back the arena takes seconds
     for (Acceptor* const acceptor : {acceptor_.get(), local_acceptor_.get(), cluster_acceptor_.get(), remote_acceptor_.get()}) {
       if (acceptor != nullptr) acceptor->Stop();
     }
     for (grpc::Server* const server : {grpc_server_.get(), cluster_server_.get()}) {
       if (server == nullptr) continue;
-      server->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(2));
+      server->Shutdown(RpcDeadline(absl::Seconds(2)));
       server->Wait();
     }
-    std::error_code ignored;
-    if (!own_folder_.empty()) std::filesystem::remove_all(own_folder_, ignored);
+    own_folder_.reset();
     return drain_status_;
   }
 
@@ -359,13 +370,8 @@ class ServerImpl final : public Server {
   absl::Status StartClusterPlane() {
     std::string socket = options_.cluster_socket;
     if (socket.empty()) {
-      const char* const runtime = std::getenv("XDG_RUNTIME_DIR");
-      std::error_code error;
-      const std::string temporary = std::filesystem::temp_directory_path(error);
-      ASSIGN_OR_RETURN(own_folder_, MakePrivateFolder(runtime != nullptr && runtime[0] == '/' ? runtime
-                                                      : error                                 ? "/tmp"
-                                                                                              : temporary));
-      socket = own_folder_ + "/cluster";
+      ASSIGN_OR_RETURN(own_folder_, TemporaryFolder::CreateForSockets());
+      socket = (own_folder_->path() / "cluster").string();
     }
     ASSIGN_OR_RETURN(const ListenAddress local, ParseListenAddress("unix:" + socket, 0));
     ASSIGN_OR_RETURN(cluster_acceptor_, Acceptor::Listen(local, kClusterConnections));
@@ -388,15 +394,15 @@ class ServerImpl final : public Server {
     if (identity_ != nullptr) {
       enrollment_ = std::make_unique<EnrollmentService>(options_.cluster_certs);
       builder.RegisterService(enrollment_.get());
-      keeper_ = std::make_unique<CertificateKeeper>(options_.cluster_certs, [this](const std::string& request_pem) {
-        return IssueNodeCertificate(options_.cluster_certs, request_pem, NodeRole::kCoordinator);
-      });
+      ASSIGN_OR_RETURN(keeper_, CertificateKeeper::Start(options_.cluster_certs, [this](const std::string& request_pem) {
+                         return IssueNodeCertificate(options_.cluster_certs, request_pem, NodeRole::kCoordinator);
+                       }));
     }
+    RETURN_IF_ERROR(CheckServerThreadsCanStart());
     cluster_server_ = builder.BuildAndStart();
     if (cluster_server_ == nullptr) return Internal("the cluster's server does not start");
-    cluster_acceptor_->Start();
-    if (remote_acceptor_ != nullptr) remote_acceptor_->Start();
-    return absl::OkStatus();
+    RETURN_IF_ERROR(cluster_acceptor_->Start());
+    return remote_acceptor_ != nullptr ? remote_acceptor_->Start() : absl::OkStatus();
   }
 
   // What one client, or all of them, may take of this process.
@@ -414,6 +420,14 @@ class ServerImpl final : public Server {
     builder.AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0);
   }
 
+  // gRPC reads the file again and again.
+  static absl::Status CheckWatched(const char* flag, const std::string& path) {
+    RETURN_IF_ERROR(Annotate(ReadSmallFile(path).status(), flag));
+    std::error_code error;
+    if (std::filesystem::is_regular_file(path, error)) return absl::OkStatus();
+    return InvalidArgument("%s: '%s' is not a regular file", flag, path);
+  }
+
   absl::Status StartPublicDoor() {
     ASSIGN_OR_RETURN(const ListenAddress listen, ParseListenAddress(options_.listen, 0));
     if (!listen.loopback && options_.tls_cert.empty()) {
@@ -427,8 +441,8 @@ class ServerImpl final : public Server {
     ASSIGN_OR_RETURN(acceptor_, Acceptor::Listen(listen, {}));
     std::shared_ptr<grpc::ServerCredentials> credentials = grpc::InsecureServerCredentials();
     if (!options_.tls_cert.empty()) {
-      RETURN_IF_ERROR(Annotate(ReadSmallFile(options_.tls_cert).status(), "--tls-cert"));
-      RETURN_IF_ERROR(Annotate(ReadSmallFile(options_.tls_key).status(), "--tls-key"));
+      RETURN_IF_ERROR(CheckWatched("--tls-cert", options_.tls_cert));
+      RETURN_IF_ERROR(CheckWatched("--tls-key", options_.tls_key));
       grpc::experimental::TlsServerCredentialsOptions tls(std::make_shared<grpc::experimental::FileWatcherCertificateProvider>(
           options_.tls_key, options_.tls_cert, kCertificateRefreshSeconds));
       tls.watch_identity_key_cert_pairs();
@@ -449,14 +463,14 @@ class ServerImpl final : public Server {
     builder.SetMaxSendMessageSize(kMaxMessageBytes);
     builder.RegisterService(ferry_service_.get());
     builder.RegisterService(vocabulary_service_.get());
+    RETURN_IF_ERROR(CheckServerThreadsCanStart());
     grpc_server_ = builder.BuildAndStart();
     if (grpc_server_ == nullptr) return Internal("the API's server does not start");
     SetServing(false);
     port_ = acceptor_->address().port;
     address_ = acceptor_->address().ToString();
-    acceptor_->Start();
-    if (local_acceptor_ != nullptr) local_acceptor_->Start();
-    return absl::OkStatus();
+    RETURN_IF_ERROR(acceptor_->Start());
+    return local_acceptor_ != nullptr ? local_acceptor_->Start() : absl::OkStatus();
   }
 
   void SetServing(bool serving) {
@@ -551,9 +565,9 @@ class ServerImpl final : public Server {
   std::unique_ptr<TaskPool> text_pool_, expert_pool_;  // their tasks use all of the above
   std::unique_ptr<grpc::Server> grpc_server_, cluster_server_;
   std::unique_ptr<Acceptor> acceptor_, cluster_acceptor_;
-  std::unique_ptr<Acceptor> local_acceptor_;   // null without --api-socket
-  std::unique_ptr<Acceptor> remote_acceptor_;  // null without workers of other hosts
-  std::string own_folder_;                     // of the cluster's socket; empty: it was said where
+  std::unique_ptr<Acceptor> local_acceptor_;     // null without --api-socket
+  std::unique_ptr<Acceptor> remote_acceptor_;    // null without workers of other hosts
+  std::unique_ptr<TemporaryFolder> own_folder_;  // of the cluster's socket; null: it was said where
   std::string address_;
   int port_ = 0;
   bool drained_ = false;

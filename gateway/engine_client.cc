@@ -10,9 +10,9 @@
 #include <unordered_set>
 #include <utility>
 
-#include "absl/time/clock.h"
 #include "common/grpc_status.h"
 #include "common/listen_address.h"
+#include "common/rpc/rpc_deadline.h"
 #include "ferry/v1/generate.grpc.pb.h"
 #include "ferry/v1/vocabulary.grpc.pb.h"
 
@@ -207,7 +207,7 @@ class KeyedEngine final : public Engine {
     call->request = std::move(request);
     call->on_answer = std::move(on_answer);
     AddKey(key_, call->context.get());
-    call->context->set_deadline(absl::ToChronoTime(absl::Now() + kUnaryTimeout));
+    call->context->set_deadline(RpcDeadline(kUnaryTimeout));
     start(call->context.get(), &call->request, &call->response, [&calls, call](grpc::Status status) {
       if (status.ok()) {
         call->on_answer(std::move(call->response));

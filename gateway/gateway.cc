@@ -2,7 +2,6 @@
 
 #include <utility>
 
-#include "absl/time/clock.h"
 #include "gateway/engine_client.h"
 #include "gateway/http/listener.h"
 #include "gateway/routes/routes.h"
@@ -25,7 +24,7 @@ class GatewayImpl final : public Gateway {
     AddMetricsRoutes(parts, router_);
   }
   ~GatewayImpl() override {
-    if (listener_ != nullptr) listener_->Drain(absl::Now());
+    if (listener_ != nullptr) listener_->Drain(Deadline::In(absl::ZeroDuration()));
     engine_->Shutdown();  // with the last callback the last exchange is gone
   }
 
@@ -40,7 +39,7 @@ class GatewayImpl final : public Gateway {
 
   int port() const override { return listener_->port(); }
   int num_connections() const override { return listener_->num_connections(); }
-  void Drain(absl::Time deadline) override { listener_->Drain(deadline); }
+  void Drain(Deadline deadline) override { listener_->Drain(deadline); }
 
  private:
   const std::unique_ptr<EngineClient> engine_;

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "absl/time/time.h"
+#include "common/deadline.h"
 #include "common/status.h"
 #include "gateway/http/limits.h"
 #include "gateway/routes/router.h"
@@ -35,7 +35,7 @@ class Gateway {
   virtual int port() const = 0;
   virtual int num_connections() const = 0;
   // No new requests; returns when those under way are answered or at `deadline`.
-  virtual void Drain(absl::Time deadline) = 0;
+  virtual void Drain(Deadline deadline) = 0;
 };
 
 }  // namespace ferry

@@ -3,20 +3,22 @@
 
 #include <pthread.h>
 #include <signal.h>
-#include <time.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdlib>
-#include <filesystem>
-#include <fstream>
+#include <optional>
 #include <string>
 
-#include "absl/time/clock.h"
+#include "common/command_line.h"
+#include "common/deadline.h"
 #include "common/exit_codes.h"
 #include "common/http_port.h"
 #include "common/listen_address.h"
 #include "common/log.h"
-#include "common/tls/cluster_ca.h"
+#include "common/output_file.h"
+#include "common/program.h"
+#include "common/small_file.h"
+#include "common/thread_limit.h"
 #include "gateway/access.h"
 #include "gateway/gateway.h"
 
@@ -27,50 +29,40 @@ struct Flags {
   GatewayOptions options;
   std::string port_file, key_file, template_file, log_level = "info";
   double drain_seconds = 30;
+  bool force = false;
 };
 
-void AddFlags(CLI::App& app, Flags* flags) {
-  app.add_option("--listen", flags->options.listen,
-                 "HOST or HOST:PORT for HTTP; port 0: any free one; other than loopback must be said here")
-      ->capture_default_str();
-  app.add_option("--coordinator", flags->options.coordinator,
-                 "HOST:PORT of the coordinator's API, or unix:PATH; with FERRY_TLS_CA, a PEM file, HOST:PORT is called over TLS")
-      ->capture_default_str();
-  app.add_option("--api-key-file", flags->key_file,
-                 "file of the keys that requests need, one a line as common/access/api_keys.h has them; default: no keys");
-  app.add_option("--cors", flags->options.origins,
-                 "origin of pages that may use the routes from a browser, such as https://chat.example; * for all; may be "
-                 "repeated; default: none");
-  app.add_option("--tls-cert", flags->options.tls_certificate,
-                 "PEM file of the certificate chain for HTTPS; a new one is in use within a minute; default: HTTP");
-  app.add_option("--tls-key", flags->options.tls_key, "PEM file of its key");
-  app.add_option("--chat-template-file", flags->template_file, "Jinja template of conversations, in place of the model file's");
-  app.add_option("--port-file", flags->port_file, "write the port in use to this file");
-  app.add_option("--drain-timeout", flags->drain_seconds, "seconds that running requests get after SIGTERM or SIGINT")
-      ->capture_default_str();
-  app.add_option("--log-level", flags->log_level, "trace, debug, info, warn, error, off")->capture_default_str();
-}
-
-// A reader that waits for the file sees all of it or none.
-absl::Status WritePortFile(const std::string& path, int port) {
-  const std::string temporary = path + ".new";
-  std::ofstream(temporary) << port << '\n';
-  std::error_code error;
-  std::filesystem::rename(temporary, path, error);
-  if (error) return FailedPrecondition("cannot write --port-file %s: %s", path, error.message());
-  return absl::OkStatus();
+void AddFlags(CLI::App& app, Flags& flags) {
+  constexpr double kLongestDrain = 86400;
+  AddText(app, "--listen", flags.options.listen,
+          "HOST or HOST:PORT for HTTP; port 0: any free one; other than loopback must be said here (default 127.0.0.1:8080)");
+  AddText(
+      app, "--coordinator", flags.options.coordinator,
+      "HOST:PORT of the coordinator's API, or unix:PATH; with FERRY_TLS_CA, a PEM file, HOST:PORT is called over TLS (default "
+      "127.0.0.1:8090)");
+  AddText(app, "--api-key-file", flags.key_file,
+          "file of the keys that requests need, one a line as `ferry api-key` writes them; default: no keys");
+  AddTexts(
+      app, "--cors", flags.options.origins,
+      "origin of pages that may use the routes from a browser, such as https://chat.example; * for all; may be given several "
+      "times; default: none");
+  AddText(app, "--tls-cert", flags.options.tls_certificate,
+          "PEM file of the certificate chain for HTTPS; a new one is in use within a minute; default: HTTP");
+  AddText(app, "--tls-key", flags.options.tls_key, "PEM file of its key");
+  AddText(app, "--chat-template-file", flags.template_file, "Jinja template of conversations, in place of the model file's");
+  AddText(app, "--port-file", flags.port_file, "write the port in use to this file");
+  AddSwitch(app, "--force", flags.force, "replace a --port-file that is there");
+  AddDecimal(app, "--drain-timeout", flags.drain_seconds, 0, kLongestDrain,
+             "seconds that running requests get after SIGTERM, SIGINT or SIGHUP (default 30)");
+  AddChoice(app, "--log-level", flags.log_level, {"trace", "debug", "info", "warn", "error", "off"},
+            "trace, debug, info, warn, error or off (default info)");
 }
 
 absl::StatusOr<std::string> ReadTemplate(const std::string& path) {
   constexpr size_t kMaxBytes = size_t{1} << 20;
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return NotFound("--chat-template-file %s cannot be read", path);
-  std::string text(kMaxBytes + 1, '\0');
-  file.read(text.data(), static_cast<std::streamsize>(text.size()));
-  text.resize(static_cast<size_t>(file.gcount()));
-  if (text.empty() || text.size() > kMaxBytes) {
-    return InvalidArgument("--chat-template-file %s is empty or has more than %d bytes", path, kMaxBytes);
-  }
+  absl::StatusOr<std::string> text = ReadSmallFile(path, kMaxBytes);
+  if (!text.ok()) return Annotate(text.status(), "--chat-template-file");
+  if (text->empty()) return InvalidArgument("--chat-template-file: '%s' is empty", path);
   return text;
 }
 
@@ -82,9 +74,8 @@ int CannotRun(const absl::Status& status) {
 int Run(Flags flags) {
   sigset_t signals;
   sigemptyset(&signals);
-  for (const int signal : {SIGTERM, SIGINT}) sigaddset(&signals, signal);
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&signals, signal);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);  // before there are threads
-  signal(SIGPIPE, SIG_IGN);
 
   const absl::StatusOr<ListenAddress> listen = ParseListenAddress(flags.options.listen, kHttpPort);
   if (!listen.ok()) return CannotRun(listen.status());
@@ -108,6 +99,9 @@ int Run(Flags flags) {
     const auto access = std::make_shared<KeyedAccess>(*std::move(keys), Clock::Real());
     flags.options.access = [access](const HttpRequest& request) { return access->Check(request); };
   }
+  for (const absl::Status& status : {CheckDescriptorsAllowed(), CheckThreadsCanStart(GatewayThreads())}) {
+    if (!status.ok()) return CannotRun(status);
+  }
   const absl::StatusOr<std::unique_ptr<Gateway>> gateway = Gateway::Start(flags.options);
   if (!gateway.ok()) return CannotRun(gateway.status());
   const bool encrypted = !flags.options.tls_certificate.empty();
@@ -117,31 +111,32 @@ int Run(Flags flags) {
                  listen->host);
   }
   if (!flags.port_file.empty()) {
-    if (const absl::Status written = WritePortFile(flags.port_file, (*gateway)->port()); !written.ok()) return CannotRun(written);
+    const absl::Status written = WriteOutputFile(flags.port_file, {.flag = "--port-file", .force = flags.force},
+                                                 std::to_string((*gateway)->port()) + "\n");
+    if (!written.ok()) return CannotRun(written);
   }
   spdlog::info("HTTP at {}://{}:{}/v1", encrypted ? "https" : "http", listen->any ? "127.0.0.1" : listen->host,
                (*gateway)->port());
   int got = 0;
   sigwait(&signals, &got);
   pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);  // a second one ends it at once
-  (*gateway)->Drain(absl::Now() + absl::Seconds(flags.drain_seconds));
+  (*gateway)->Drain(Deadline::In(absl::Seconds(flags.drain_seconds)));
   return 0;
+}
+
+int Main(int argc, char** argv) {
+  CLI::App app("Serves a Ferry coordinator over HTTP, as OpenAI's and llama.cpp's clients ask. Usually started by `ferry serve`.",
+               "ferry-gateway");
+  Flags flags;
+  AddFlags(app, flags);
+  if (const std::optional<int> code = ParseCommandLine(app, argc, argv)) return *code;
+  InitLog("gateway", flags.log_level);
+  return Run(std::move(flags));
 }
 
 }  // namespace
 }  // namespace ferry
 
 int main(int argc, char** argv) {
-  CLI::App app{
-      "ferry-gateway: serves a Ferry coordinator over HTTP, as OpenAI's and llama.cpp's clients ask. Usually started by `ferry "
-      "serve`."};
-  ferry::Flags flags;
-  ferry::AddFlags(app, &flags);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : ferry::kExitCannotRun;
-  }
-  ferry::InitLog("gateway", flags.log_level);
-  return ferry::Run(flags);
+  return ferry::RunProgram("ferry-gateway", [&] { return ferry::Main(argc, argv); });
 }

@@ -6,7 +6,7 @@
 #include <numeric>
 #include <vector>
 
-#include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "kernels/element_bytes.h"
 
 namespace ferry {
@@ -62,15 +62,15 @@ class Call {
       RETURN_IF_ERROR(ops_->ExpertMlp(layout_, uses, Groups(), GluParams(),
                                       Tensor(in_.data(), ops_->activation_dtype(), rows_, layout_.down.rows),
                                       Tensor(out_.data(), ops_->contribution_dtype(), experts_ * rows_, layout_.down.rows)));
-      return ops_->Synchronize(absl::Now() + kCallTimeout);
+      return ops_->Synchronize(Deadline::In(kCallTimeout));
     };
     RETURN_IF_ERROR(call());
     std::vector<double> seconds;
-    const absl::Time end = absl::Now() + time;
-    while (static_cast<int64_t>(seconds.size()) < kFewestCalls || absl::Now() < end) {
-      const absl::Time start = absl::Now();
+    const Deadline end = Deadline::In(time);
+    while (static_cast<int64_t>(seconds.size()) < kFewestCalls || !end.Passed()) {
+      const Stopwatch running;
       RETURN_IF_ERROR(call());
-      seconds.push_back(absl::ToDoubleSeconds(absl::Now() - start));
+      seconds.push_back(running.Seconds());
     }
     const size_t fast = seconds.size() / kFastShare;
     std::nth_element(seconds.begin(), seconds.begin() + fast, seconds.end());
@@ -147,12 +147,12 @@ absl::StatusOr<double> MeasureOperation(Ops& ops, int64_t cols) {
   double with = std::numeric_limits<double>::infinity(), without = with;
   for (int round = 0; round < kRounds; ++round) {
     for (double* const fastest : {&with, &without}) {
-      RETURN_IF_ERROR(ops.Synchronize(absl::Now() + kCallTimeout));
-      const absl::Time start = absl::Now();
+      RETURN_IF_ERROR(ops.Synchronize(Deadline::In(kCallTimeout)));
+      const Stopwatch running;
       RETURN_IF_ERROR(queue(before, rows_before));
       if (fastest == &with) RETURN_IF_ERROR(queue(kOperations, 1));
-      RETURN_IF_ERROR(ops.Synchronize(absl::Now() + kCallTimeout));
-      *fastest = std::min(*fastest, absl::ToDoubleSeconds(absl::Now() - start));
+      RETURN_IF_ERROR(ops.Synchronize(Deadline::In(kCallTimeout)));
+      *fastest = std::min(*fastest, running.Seconds());
     }
   }
   if (with <= without) return Internal("%d additional operations took no additional time: this machine is too busy", kOperations);
@@ -165,7 +165,7 @@ absl::StatusOr<double> MeasureCopies(Ops& ops, int64_t bytes_per_copy, absl::Dur
   const bool pinned = ops.PinHost(host, /*read_only=*/false).ok();  // as a worker, which copies from pageable memory otherwise
   const auto copy = [&]() -> absl::StatusOr<double> {
     ASSIGN_OR_RETURN(const DeviceBuffer device, ops.Allocate(places * bytes_per_copy));
-    const absl::Time start = absl::Now();
+    const Stopwatch running;
     int64_t bytes = 0;
     do {  // a round of copies is queued behind the one before
       Event last;
@@ -174,9 +174,9 @@ absl::StatusOr<double> MeasureCopies(Ops& ops, int64_t bytes_per_copy, absl::Dur
                                              std::span(host).subspan(i * bytes_per_copy, bytes_per_copy), {}));
         bytes += bytes_per_copy;
       }
-      RETURN_IF_ERROR(ops.Wait(last, absl::Now() + kCallTimeout));
-    } while (absl::Now() < start + time);
-    return static_cast<double>(bytes) / absl::ToDoubleSeconds(absl::Now() - start);
+      RETURN_IF_ERROR(ops.Wait(last, Deadline::In(kCallTimeout)));
+    } while (running.Elapsed() < time);
+    return static_cast<double>(bytes) / running.Seconds();
   };
   const absl::StatusOr<double> rate = copy();
   if (pinned) ops.UnpinHost(host);

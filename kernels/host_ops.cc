@@ -14,8 +14,10 @@
 #include <thread>
 #include <utility>
 
+#include "common/deadline.h"
 #include "common/host_memory.h"
 #include "common/shm/futex.h"
+#include "common/thread_limit.h"
 #include "kernels/checks.h"
 #include "kernels/kv_cache_format.h"
 
@@ -39,10 +41,10 @@ class HostEvent final : public EventState {
     FutexWake(passed_, FutexScope::kProcess);
   }
   // Whether it has passed by `deadline`.
-  bool WaitUntil(absl::Time deadline) const {
-    if (SpinUntil(std::min(kEventSpin, deadline - absl::Now()), [this] { return passed(); })) return true;
+  bool WaitUntil(Deadline deadline) const {
+    if (SpinUntil(std::min(kEventSpin, deadline.Remaining()), [this] { return passed(); })) return true;
     while (!passed()) {
-      if (absl::Now() >= deadline) return false;
+      if (deadline.Passed()) return false;
       FutexWait(passed_, 0, deadline, FutexScope::kProcess);
     }
     return true;
@@ -94,20 +96,24 @@ struct HostOps::Copies {
     std::shared_ptr<HostEvent> done;
   };
 
-  explicit Copies(HostTimeline* timeline) : timeline(*timeline), thread([this] { Run(); }) {}
+  explicit Copies(HostTimeline* timeline) : timeline(*timeline) {}
   ~Copies() {
     {
       const std::lock_guard lock(mutex);
       stopping = true;
     }
     queued.notify_one();
-    thread.join();
+    if (thread.joinable()) thread.join();
   }
 
-  std::shared_ptr<HostEvent> Push(void* dst, std::span<const std::byte> src, std::span<const Event> after) {
+  // ResourceExhausted: the thread cannot be started.
+  absl::StatusOr<std::shared_ptr<HostEvent>> Push(void* dst, std::span<const std::byte> src, std::span<const Event> after) {
     auto done = std::make_shared<HostEvent>(false);
     {
       const std::lock_guard lock(mutex);
+      if (!thread.joinable()) {
+        ASSIGN_OR_RETURN(thread, StartThread([this] { Run(); }));
+      }
       jobs.push_back({dst, src, std::vector<Event>(after.begin(), after.end()), done});
       last = done;
     }
@@ -125,7 +131,7 @@ struct HostOps::Copies {
       lock.unlock();
       // Compute on a host is done when it is marked and copies pass in order, so none of these waits is long.
       for (const Event& event : job.after) {
-        if (event != nullptr) HostEventOf(event)->WaitUntil(absl::InfiniteFuture());
+        if (event != nullptr) HostEventOf(event)->WaitUntil(Deadline::Never());
       }
       {
         const HostTimeline::Scope span(timeline, "CopyAsync", TimelineSpan::Queue::kCopy);
@@ -142,7 +148,7 @@ struct HostOps::Copies {
   std::deque<Job> jobs;             // guarded by mutex, like the next two
   std::shared_ptr<HostEvent> last;  // of the newest job
   bool stopping = false;
-  std::thread thread;  // last: it uses all the others
+  std::thread thread;  // from the first copy on; last: it uses all the others
 };
 
 HostOps::HostOps() : copies_(std::make_unique<Copies>(&timeline_)) {}
@@ -216,7 +222,8 @@ absl::StatusOr<Event> HostOps::CopyAsync(void* dst, std::span<const std::byte> h
     }
   }
   for (const Event& event : after) RETURN_IF_ERROR(CheckEvent("after", event));
-  return Event(copies_->Push(dst, host_src, after));
+  ASSIGN_OR_RETURN(std::shared_ptr<HostEvent> done, copies_->Push(dst, host_src, after));
+  return Event(std::move(done));
 }
 
 absl::StatusOr<Event> HostOps::MarkCompute() { return Event(std::make_shared<HostEvent>(true)); }
@@ -225,7 +232,7 @@ absl::Status HostOps::ComputeAfter(const Event& event) {
   RETURN_IF_ERROR(CheckEvent("event", event));
   if (event == nullptr || HostEventOf(event)->passed()) return absl::OkStatus();
   const HostTimeline::Scope span(timeline_, kWaitSpan);
-  HostEventOf(event)->WaitUntil(absl::InfiniteFuture());  // a copy that is on its way: it ends
+  HostEventOf(event)->WaitUntil(Deadline::Never());  // a copy that is on its way: it ends
   return absl::OkStatus();
 }
 
@@ -234,13 +241,13 @@ bool HostOps::Passed(const Event& event) {
   return host_event == nullptr || host_event->passed();
 }
 
-absl::Status HostOps::Wait(const Event& event, absl::Time deadline) {
+absl::Status HostOps::Wait(const Event& event, Deadline deadline) {
   RETURN_IF_ERROR(CheckEvent("event", event));
   if (event == nullptr || HostEventOf(event)->WaitUntil(deadline)) return absl::OkStatus();
   return DeadlineExceeded("the event has not passed in time");
 }
 
-absl::Status HostOps::Synchronize(absl::Time deadline) {
+absl::Status HostOps::Synchronize(Deadline deadline) {
   Event last;
   {
     const std::lock_guard lock(copies_->mutex);
@@ -249,7 +256,7 @@ absl::Status HostOps::Synchronize(absl::Time deadline) {
   return Wait(last, deadline);
 }
 
-absl::Status HostOps::StartTimeline(absl::Time) {
+absl::Status HostOps::StartTimeline(Deadline) {
   timeline_.Start();
   return absl::OkStatus();
 }

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "common/deadline.h"
 #include "kernels/host_timeline.h"
 #include "kernels/ops.h"
 
@@ -56,9 +57,9 @@ class HostOps : public Ops {
   absl::StatusOr<Event> MarkCompute() final;
   absl::Status ComputeAfter(const Event& event) final;
   bool Passed(const Event& event) final;
-  absl::Status Wait(const Event& event, absl::Time deadline) final;
-  absl::Status Synchronize(absl::Time deadline) final;
-  absl::Status StartTimeline(absl::Time deadline) final;
+  absl::Status Wait(const Event& event, Deadline deadline) final;
+  absl::Status Synchronize(Deadline deadline) final;
+  absl::Status StartTimeline(Deadline deadline) final;
   absl::StatusOr<std::vector<TimelineSpan>> TakeTimeline() final;
 
   absl::StatusOr<std::unique_ptr<DeviceBatch>> PrepareBatch(Batch batch) final;

@@ -20,7 +20,7 @@
 #include <string>
 #include <vector>
 
-#include "absl/time/time.h"
+#include "common/deadline.h"
 #include "common/model/expert_layout.h"
 #include "common/model/model_config.h"
 #include "common/model/tiled_layout.h"
@@ -62,12 +62,12 @@ class Ops {
   virtual absl::StatusOr<Event> MarkCompute() = 0;            // the event passes when the compute queued so far is done
   virtual absl::Status ComputeAfter(const Event& event) = 0;  // compute queued from now on runs after the event
   virtual bool Passed(const Event& event) = 0;
-  virtual absl::Status Wait(const Event& event, absl::Time deadline) = 0;  // DeadlineExceeded
-  virtual absl::Status Synchronize(absl::Time deadline) = 0;               // everything queued
+  virtual absl::Status Wait(const Event& event, Deadline deadline) = 0;  // DeadlineExceeded
+  virtual absl::Status Synchronize(Deadline deadline) = 0;               // everything queued
 
   // Records a span for every operation and copy queued from here until TakeTimeline. On CUDA this costs about 3 us an operation,
   // and the call waits for the compute queue once: DeadlineExceeded when that takes past `deadline`.
-  virtual absl::Status StartTimeline(absl::Time deadline) = 0;
+  virtual absl::Status StartTimeline(Deadline deadline) = 0;
   // Ends the recording and returns the finished spans, each queue's in order. The next call returns those unfinished now.
   virtual absl::StatusOr<std::vector<TimelineSpan>> TakeTimeline() = 0;
 

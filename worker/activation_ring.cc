@@ -9,8 +9,8 @@
 #include <new>
 #include <utility>
 
-#include "absl/time/clock.h"
 #include "common/checked_size.h"
+#include "common/deadline.h"
 #include "common/shm/futex.h"
 #include "worker/stage_link.h"
 
@@ -132,7 +132,7 @@ void ActivationRing::Abort() {
 
 // ----------------------------------------------------------------------------------------------------------------- the writer
 
-absl::StatusOr<std::span<float>> ActivationRing::Reserve(absl::Time deadline) {
+absl::StatusOr<std::span<float>> ActivationRing::Reserve(Deadline deadline) {
   const std::atomic<uint32_t>& released = ControlOf(data_).released;
   const absl::Status waited = wait_.Until(released, deadline, [&] {
     return written_ - released.load(std::memory_order_acquire) < static_cast<uint32_t>(shape_.num_slots);
@@ -168,7 +168,7 @@ void ActivationRing::CommitFailure(uint64_t step, const std::string& error) {
 
 // ----------------------------------------------------------------------------------------------------------------- the reader
 
-absl::StatusOr<ActivationRing::Entry> ActivationRing::Next(absl::Time deadline) {
+absl::StatusOr<ActivationRing::Entry> ActivationRing::Next(Deadline deadline) {
   const std::atomic<uint32_t>& written = ControlOf(data_).written;
   RETURN_IF_ERROR(wait_.Until(written, deadline, [&] { return written.load(std::memory_order_acquire) != taken_; }));
   const uint32_t ahead = written.load(std::memory_order_acquire) - released_;

@@ -18,7 +18,7 @@
 #include <span>
 #include <string>
 
-#include "absl/time/time.h"
+#include "common/deadline.h"
 #include "common/shm/memfd.h"
 #include "common/shm/ring_wait.h"
 #include "common/status.h"
@@ -55,7 +55,7 @@ class ActivationRing {
 
   // The writer's side, one thread: Reserve, fill, Commit.
   // The next slot's rows [rows_per_slot, n_embd], once the reader has released it. DeadlineExceeded: it did not.
-  absl::StatusOr<std::span<float>> Reserve(absl::Time deadline);
+  absl::StatusOr<std::span<float>> Reserve(Deadline deadline);
   void Commit(uint64_t step, int64_t first_row, int64_t num_rows);
   void CommitFailure(uint64_t step, const std::string& error);
 
@@ -67,7 +67,7 @@ class ActivationRing {
     std::string error;            // not empty: the step failed, and there are no rows
   };
   // DeadlineExceeded: no entry came. Internal: a number of the writer's is out of range.
-  absl::StatusOr<Entry> Next(absl::Time deadline);
+  absl::StatusOr<Entry> Next(Deadline deadline);
   void Release();
 
  private:

@@ -6,9 +6,12 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/escaped.h"
 #include "common/grpc_status.h"
 #include "common/log.h"
+#include "common/rpc/rpc_deadline.h"
+#include "common/thread_limit.h"
 
 namespace ferry {
 namespace {
@@ -32,19 +35,19 @@ bool IsWorthWaiting(const absl::Status& status) {
 absl::StatusOr<internal::v1::RegisterResponse> Agent::Register(internal::v1::Cluster::StubInterface* cluster,
                                                                const internal::v1::RegisterRequest& request,
                                                                absl::Duration patience, const std::function<bool()>& cancelled) {
-  absl::Time last_answer = absl::Now();
+  Stopwatch silent;
   std::string last_message;
   bool complained = false;
   while (true) {
     grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(absl::Now() + kRegisterTimeout));
+    context.set_deadline(RpcDeadline(kRegisterTimeout));
     internal::v1::RegisterResponse response;
     const absl::Status status = FromGrpcStatus(cluster->Register(&context, request, &response));
     if (status.ok()) return response;
     if (!absl::IsUnavailable(status)) return Annotate(status, "Register");
     const bool unreachable = IsConnectFailure(status);
-    if (!unreachable) last_answer = absl::Now();
-    if (absl::Now() - last_answer > patience) {
+    if (!unreachable) silent.Restart();
+    if (silent.Elapsed() > patience) {
       return Annotate(status, "Register: the coordinator does not answer; it listens on loopback unless it was given --listen");
     }
     if (unreachable && !std::exchange(complained, true)) {
@@ -55,15 +58,19 @@ absl::StatusOr<internal::v1::RegisterResponse> Agent::Register(internal::v1::Clu
       spdlog::info("waiting for a place: {}", Escaped(std::string(status.message())));
       last_message = std::string(status.message());
     }
-    for (absl::Time until = absl::Now() + kRegisterPause; absl::Now() < until; absl::SleepFor(absl::Milliseconds(50))) {
+    for (const Deadline until = Deadline::In(kRegisterPause); !until.Passed(); absl::SleepFor(absl::Milliseconds(50))) {
       if (cancelled && cancelled()) return Cancelled("asked to end before the coordinator gave a place");
     }
   }
 }
 
-Agent::Agent(internal::v1::Cluster::StubInterface* cluster, const Options& options,
-             std::function<void(internal::v1::HeartbeatRequest*)> fill, std::function<void(const absl::Status&)> on_lost)
-    : cluster_(*cluster), options_(options), fill_(std::move(fill)), on_lost_(std::move(on_lost)), thread_([this] { Loop(); }) {}
+absl::StatusOr<std::unique_ptr<Agent>> Agent::Start(internal::v1::Cluster::StubInterface* cluster, const Options& options,
+                                                    std::function<void(internal::v1::HeartbeatRequest*)> fill,
+                                                    std::function<void(const absl::Status&)> on_lost) {
+  std::unique_ptr<Agent> agent(new Agent(cluster, options, std::move(fill), std::move(on_lost)));
+  ASSIGN_OR_RETURN(agent->thread_, StartThread([raw = agent.get()] { raw->Loop(); }));
+  return agent;
+}
 
 Agent::~Agent() {
   {
@@ -71,7 +78,7 @@ Agent::~Agent() {
     ending_ = true;
     changed_.notify_all();
   }
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
 }
 
 void Agent::Hurry() {
@@ -81,14 +88,14 @@ void Agent::Hurry() {
 }
 
 void Agent::Loop() {
-  absl::Time last_success = absl::Now();
+  Stopwatch since_success;
   std::unique_lock lock(mutex_);
   while (!ending_) {
     hurry_ = false;
     lock.unlock();
     const absl::Status beat = Beat(std::max(options_.interval, std::min(options_.timeout / 2, absl::Seconds(2))));
-    if (beat.ok()) last_success = absl::Now();
-    const absl::Duration silent = absl::Now() - last_success;
+    if (beat.ok()) since_success.Restart();
+    const absl::Duration silent = since_success.Elapsed();
     const bool gone = options_.same_host && absl::IsUnavailable(beat) && silent >= kGoneTimeout;
     if (!beat.ok() && (!IsWorthWaiting(beat) || silent >= options_.timeout || gone)) {
       on_lost_(Annotate(beat, "the coordinator is lost"));
@@ -103,7 +110,7 @@ void Agent::Loop() {
 
 absl::Status Agent::Beat(absl::Duration timeout) {
   grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+  context.set_deadline(RpcDeadline(timeout));
   internal::v1::HeartbeatRequest request;
   fill_(&request);
   request.set_worker_id(options_.worker_id);

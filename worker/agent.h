@@ -9,6 +9,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "absl/time/time.h"
 #include "common/ids.h"
@@ -32,15 +33,20 @@ class Agent {
     bool same_host = false;  // the coordinator's host: a refused connection then means at once that its process is gone
   };
   // Starts the heartbeat thread. It sets id and incarnation of each request and lets `fill` set the rest. It calls `on_lost` once
-  // when no heartbeat succeeded for options.timeout, or when one was refused. `cluster` outlives the agent.
-  Agent(internal::v1::Cluster::StubInterface* cluster, const Options& options,
-        std::function<void(internal::v1::HeartbeatRequest*)> fill, std::function<void(const absl::Status&)> on_lost);
+  // when no heartbeat succeeded for options.timeout, or when one was refused. `cluster` outlives the agent. ResourceExhausted: no
+  // thread can be started.
+  static absl::StatusOr<std::unique_ptr<Agent>> Start(internal::v1::Cluster::StubInterface* cluster, const Options& options,
+                                                      std::function<void(internal::v1::HeartbeatRequest*)> fill,
+                                                      std::function<void(const absl::Status&)> on_lost);
   ~Agent();
 
   // Sends the next heartbeat at once, after a change that the coordinator waits for.
   void Hurry();
 
  private:
+  Agent(internal::v1::Cluster::StubInterface* cluster, const Options& options,
+        std::function<void(internal::v1::HeartbeatRequest*)> fill, std::function<void(const absl::Status&)> on_lost)
+      : cluster_(*cluster), options_(options), fill_(std::move(fill)), on_lost_(std::move(on_lost)) {}
   void Loop();
   absl::Status Beat(absl::Duration timeout);
 

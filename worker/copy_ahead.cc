@@ -5,6 +5,8 @@
 #include <optional>
 #include <utility>
 
+#include "common/deadline.h"
+
 namespace ferry {
 namespace {
 
@@ -44,7 +46,7 @@ void CopyAhead::Plan(int64_t layer, int64_t rows) {
   }
 }
 
-absl::Status CopyAhead::Start(absl::Time deadline) {
+absl::Status CopyAhead::Start(Deadline deadline) {
   for (; next_.next < next_.candidates.experts.size(); ++next_.next) {
     const bool certain = static_cast<int64_t>(next_.next) < next_.candidates.num_certain;
     if (!certain && static_cast<int64_t>(next_.speculative.size()) >= forecast_.budget()) break;
@@ -87,7 +89,7 @@ void CopyAhead::PlanWaiting() {
   }
 }
 
-absl::StatusOr<bool> CopyAhead::CopyWhileWaiting(absl::Time deadline) {
+absl::StatusOr<bool> CopyAhead::CopyWhileWaiting(Deadline deadline) {
   RETURN_IF_ERROR(cache_.StartReadyCopies());
   if (!waiting_.planned) PlanWaiting();
   for (; waiting_.next < waiting_.candidates.size(); ++waiting_.next) {

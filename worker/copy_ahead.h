@@ -10,7 +10,7 @@
 #include <span>
 #include <vector>
 
-#include "absl/time/time.h"
+#include "common/deadline.h"
 #include "common/model/expert_layout.h"
 #include "common/status.h"
 #include "worker/expert_cache.h"
@@ -39,13 +39,13 @@ class CopyAhead {
   // `layer` is the next one that is routed, for `rows` rows: chooses the experts that Start copies. None past the last layer.
   void Plan(int64_t layer, int64_t rows);
   // Starts as many of these copies as slots allow, and pins them until EndLayer.
-  absl::Status Start(absl::Time deadline);
+  absl::Status Start(Deadline deadline);
   // The planned layer is routed: unpins its experts, so that the layer itself pins those it uses.
   void EndLayer();
 
   // While the rows of the step that began are awaited and the link is idle: starts copies for its layers, a few at a time, so
   // that a record needed at once does not queue behind many. False: nothing is left to copy.
-  absl::StatusOr<bool> CopyWhileWaiting(absl::Time deadline);
+  absl::StatusOr<bool> CopyWhileWaiting(Deadline deadline);
 
   // The forecast learns from each layer's routing and from each plan (expert_forecast.h).
   void LearnRouting(int64_t layer, int64_t rows, std::span<const int32_t> tokens) { forecast_.Learn(layer, rows, tokens); }

@@ -4,8 +4,8 @@
 
 #include <utility>
 
-#include "absl/time/clock.h"
 #include "common/grpc_status.h"
+#include "common/rpc/rpc_deadline.h"
 #include "worker/dense_chunk.h"
 
 namespace ferry {
@@ -19,7 +19,7 @@ class DenseStream final : public DenseTensorSource {
   DenseStream(internal::v1::Cluster::StubInterface* cluster, uint32_t worker_id, Incarnation incarnation,
               std::function<void(int64_t)> progress)
       : progress_(std::move(progress)) {
-    context_.set_deadline(absl::ToChronoTime(absl::Now() + kStreamTimeout));
+    context_.set_deadline(RpcDeadline(kStreamTimeout));
     internal::v1::StreamDenseTensorsRequest request;
     request.set_worker_id(worker_id);
     request.set_incarnation(incarnation.value());

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <utility>
 
-#include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/log.h"
 
 namespace ferry {
@@ -48,7 +48,7 @@ absl::StatusOr<std::unique_ptr<ExpertCache>> ExpertCache::Create(Ops* ops, Exper
 ExpertCache::~ExpertCache() {
   Recover();
   for (const Copy& copy : copying_) {
-    if (const absl::Status done = ops_.Wait(copy.done, absl::Now() + absl::Seconds(10)); !done.ok()) {
+    if (const absl::Status done = ops_.Wait(copy.done, Deadline::In(absl::Seconds(10))); !done.ok()) {
       spdlog::error("a copy into an expert slot did not end: {}", done.ToString());
     }
     link_.ReleaseRecord(copy.id);
@@ -68,12 +68,12 @@ absl::Status ExpertCache::Fill(std::span<const ExpertId> experts, absl::Duration
   }
   for (size_t i = 0; i < experts.size(); ++i) {
     if (!go_on(static_cast<int64_t>(i))) return Cancelled("the slots are not all filled");
-    const absl::Time deadline = absl::Now() + patience;
+    const Deadline deadline = Deadline::In(patience);
     RETURN_IF_ERROR(Fetch(experts[i], Purpose::kLaterSteps, deadline).status());
     while (num_coming() > kFillAhead) RETURN_IF_ERROR(asked_.empty() ? WaitForOldestCopy(deadline) : WaitForRecord(deadline));
   }
   while (num_coming() > 0) {
-    const absl::Time deadline = absl::Now() + patience;
+    const Deadline deadline = Deadline::In(patience);
     RETURN_IF_ERROR(asked_.empty() ? WaitForOldestCopy(deadline) : WaitForRecord(deadline));
   }
   no_counters_.Clear();
@@ -162,7 +162,7 @@ void ExpertCache::Evict(Slot& slot) {
   slot.pinned = false;
 }
 
-absl::StatusOr<bool> ExpertCache::Fetch(ExpertId id, Purpose purpose, absl::Time deadline) {
+absl::StatusOr<bool> ExpertCache::Fetch(ExpertId id, Purpose purpose, Deadline deadline) {
   if (Contains(id)) return true;
   Slot* slot = SlotFor(id);
   if (slot == nullptr && !asked_.empty()) {  // what waits for a neighbour holds its slot
@@ -216,11 +216,11 @@ int64_t ExpertCache::num_coming() const { return static_cast<int64_t>(asked_.siz
 
 absl::Status ExpertCache::StartReadyCopies() {
   FinishCopies();
-  while (!asked_.empty() && link_.RecordHere(asked_.front())) RETURN_IF_ERROR(StartCopy(absl::InfiniteFuture()));
+  while (!asked_.empty() && link_.RecordHere(asked_.front())) RETURN_IF_ERROR(StartCopy(Deadline::Never()));
   return absl::OkStatus();
 }
 
-absl::Status ExpertCache::StartCopy(absl::Time deadline) {
+absl::Status ExpertCache::StartCopy(Deadline deadline) {
   const ExpertId first = asked_.front();
   Slot& slot = *SlotOf(first);
   size_t joined = 1;
@@ -251,7 +251,7 @@ absl::Status ExpertCache::StartCopy(absl::Time deadline) {
     }
     return arrived.status();
   }
-  if (copying_.empty()) copying_since_ = absl::Now();
+  if (copying_.empty()) copying_since_.Restart();
   for (size_t i = 0; i < joined; ++i) {
     const ExpertId id = asked_.front();
     asked_.pop_front();
@@ -273,21 +273,19 @@ void ExpertCache::FinishCopies() {
     copying_.pop_front();
   }
   if (!was_busy) return;
-  const absl::Time now = absl::Now();
-  counters_->set_copy_busy_seconds(counters_->copy_busy_seconds() + absl::ToDoubleSeconds(now - copying_since_));
-  copying_since_ = now;
+  counters_->set_copy_busy_seconds(counters_->copy_busy_seconds() + absl::ToDoubleSeconds(copying_since_.Restart()));
 }
 
-absl::Status ExpertCache::WaitForOldestCopy(absl::Time deadline) {
+absl::Status ExpertCache::WaitForOldestCopy(Deadline deadline) {
   RETURN_IF_ERROR(ops_.Wait(copying_.front().done, deadline));
   FinishCopies();
   return absl::OkStatus();
 }
 
-absl::StatusOr<const std::byte*> ExpertCache::Acquire(ExpertId id, absl::Time deadline) {
+absl::StatusOr<const std::byte*> ExpertCache::Acquire(ExpertId id, Deadline deadline) {
   Slot* slot = SlotOf(id);
   if (slot == nullptr || !slot->pinned) return Internal("expert %d of layer %d is not pinned", id.expert, id.layer);
-  const absl::Time before = absl::Now();
+  const Stopwatch waiting;
   // Records are copied in the order in which they were asked for.
   while (slot->state == State::kAsked) {
     RETURN_IF_ERROR(WaitForRecord(deadline));
@@ -295,7 +293,7 @@ absl::StatusOr<const std::byte*> ExpertCache::Acquire(ExpertId id, absl::Time de
     if (slot == nullptr) return Internal("expert %d of layer %d was given up", id.expert, id.layer);
   }
   RETURN_IF_ERROR(ops_.ComputeAfter(slot->arrived));
-  counters_->set_copy_wait_seconds(counters_->copy_wait_seconds() + absl::ToDoubleSeconds(absl::Now() - before));
+  counters_->set_copy_wait_seconds(counters_->copy_wait_seconds() + waiting.Seconds());
   // One that an earlier step copied in vain was here when this one began.
   if (slot->fresh && slot->purpose == Purpose::kThisStep && slot->fetched_in == steps_begun_) {
     counters_->set_shipped(counters_->shipped() + 1);
@@ -333,7 +331,7 @@ void ExpertCache::Unpin(ExpertId id) {
   if (Slot* const slot = SlotOf(id)) slot->pinned = false;
 }
 
-absl::Status ExpertCache::WaitForRecord(absl::Time deadline) {
+absl::Status ExpertCache::WaitForRecord(Deadline deadline) {
   if (asked_.empty()) return Internal("no expert is on its way");
   // The record may wait for the host memory of copies that still run.
   if (!link_.RecordHere(asked_.front()) && !copying_.empty()) {
@@ -342,7 +340,7 @@ absl::Status ExpertCache::WaitForRecord(absl::Time deadline) {
   return StartCopy(deadline);
 }
 
-absl::Status ExpertCache::Forget(absl::Time deadline) {
+absl::Status ExpertCache::Forget(Deadline deadline) {
   while (!copying_.empty()) RETURN_IF_ERROR(WaitForOldestCopy(deadline));
   Recover();
   for (Slot& slot : slots_) {

@@ -28,6 +28,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "common/deadline.h"
 #include "common/model/expert_layout.h"
 #include "common/status.h"
 #include "ferry/v1/generate.pb.h"
@@ -55,7 +56,7 @@ class ExpertCache {
     double seconds = 0;
     double rate() const { return seconds > 0 ? static_cast<double>(bytes) / seconds : 0; }
   };
-  absl::StatusOr<Measurement> MeasureLink(absl::Duration time, absl::Time deadline);
+  absl::StatusOr<Measurement> MeasureLink(absl::Duration time, Deadline deadline);
   // The device memory of every slot, empty or filled.
   std::vector<const std::byte*> SlotMemory() const;
 
@@ -92,7 +93,7 @@ class ExpertCache {
   // Asks for the expert's record unless a slot has it. Records arrive in the order of calls. False: every slot is pinned or
   // asked for, and nothing has changed; the caller tries again later. A copy that a neighbour may still join starts at the next
   // StartReadyCopies.
-  absl::StatusOr<bool> Fetch(ExpertId id, Purpose purpose, absl::Time deadline);
+  absl::StatusOr<bool> Fetch(ExpertId id, Purpose purpose, Deadline deadline);
   // The heat of the expert that a fetch now would evict; -1 when a slot is empty, nullopt when no slot is available.
   std::optional<double> HeatOfVictim() const;
   int64_t num_coming() const;  // records fetched but not arrived
@@ -101,10 +102,10 @@ class ExpertCache {
   void Pin(ExpertId id);
   bool Pinned(ExpertId id) const;
   // The record of a pinned expert in device memory. Compute queued after this call waits for its arrival.
-  absl::StatusOr<const std::byte*> Acquire(ExpertId id, absl::Time deadline);
+  absl::StatusOr<const std::byte*> Acquire(ExpertId id, Deadline deadline);
   // Blocks this thread, not the compute queue, until the oldest requested record starts copying. Its slot can then be reused.
   // Internal: no record was requested.
-  absl::Status WaitForRecord(absl::Time deadline);
+  absl::Status WaitForRecord(Deadline deadline);
   // Whether the record is in its slot, so that Acquire makes compute wait for nothing.
   bool Arrived(ExpertId id);
   // Unpins after the compute that reads the slot was queued; `used` passes when that compute is done.
@@ -116,7 +117,7 @@ class ExpertCache {
 
   // Between steps: empties all slots. Gives up records asked for and waits for running copies, so that the link is idle
   // afterwards. Heat is kept. DeadlineExceeded: a copy did not end, and the slots are unchanged.
-  absl::Status Forget(absl::Time deadline);
+  absl::Status Forget(Deadline deadline);
 
   // Starts copies of records that have arrived in host memory, and returns the host memory of finished copies to the link.
   absl::Status StartReadyCopies();
@@ -157,10 +158,10 @@ class ExpertCache {
   double HeatBeforeThisStep(ExpertId id) const;
   int64_t LayersAhead(int64_t layer) const;
   void Evict(Slot& slot);
-  absl::Status StartCopy(absl::Time deadline);  // copies the first expert in asked_ and the neighbours behind it
+  absl::Status StartCopy(Deadline deadline);  // copies the first expert in asked_ and the neighbours behind it
   bool Continues(const Slot& slot, ExpertId id, const Slot& before, ExpertId id_before) const;
   void FinishCopies();
-  absl::Status WaitForOldestCopy(absl::Time deadline);
+  absl::Status WaitForOldestCopy(Deadline deadline);
 
   Ops& ops_;
   ExpertLink& link_;
@@ -173,7 +174,7 @@ class ExpertCache {
   std::vector<Warmth> warmth_;    // by IndexOf
   std::deque<ExpertId> asked_;    // in order of arrival
   std::deque<Copy> copying_;      // in order of the copy queue
-  absl::Time copying_since_;      // valid while copying_ is not empty
+  Stopwatch copying_since_;       // valid while copying_ is not empty
   uint64_t step_ = 0;             // the pipeline's number of the step in progress
   uint64_t steps_begun_ = 0;      // this cache's own count; never decreases
   int64_t current_layer_ = 0;

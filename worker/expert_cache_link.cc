@@ -4,7 +4,7 @@
 #include <deque>
 #include <utility>
 
-#include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "worker/expert_cache.h"
 
 namespace ferry {
@@ -17,7 +17,7 @@ constexpr size_t kAheadOfOne = 2;  // records asked for, and copies queued, whil
 // Records on their way, in two queues: asked for from the link, and being copied into slots.
 class ExpertCache::LinkRun {
  public:
-  LinkRun(ExpertCache* cache, absl::Time deadline) : cache_(*cache), deadline_(deadline) {}
+  LinkRun(ExpertCache* cache, Deadline deadline) : cache_(*cache), deadline_(deadline) {}
   // Gives back the records that were asked for. After an error a copy may still read its record: the cache waits for it later.
   ~LinkRun() {
     for (const Record& record : asked_) cache_.link_.ReleaseRecord(record.id);
@@ -80,12 +80,12 @@ class ExpertCache::LinkRun {
   }
 
   ExpertCache& cache_;
-  const absl::Time deadline_;
+  const Deadline deadline_;
   std::deque<Record> asked_, copying_;
   int64_t next_ = 0;  // which slot, and for an empty slot which expert, comes next
 };
 
-absl::StatusOr<ExpertCache::Measurement> ExpertCache::MeasureLink(absl::Duration time, absl::Time deadline) {
+absl::StatusOr<ExpertCache::Measurement> ExpertCache::MeasureLink(absl::Duration time, Deadline deadline) {
   while (!asked_.empty()) RETURN_IF_ERROR(WaitForRecord(deadline));
   while (!copying_.empty()) RETURN_IF_ERROR(WaitForOldestCopy(deadline));
   no_counters_.Clear();
@@ -95,14 +95,14 @@ absl::StatusOr<ExpertCache::Measurement> ExpertCache::MeasureLink(absl::Duration
   RETURN_IF_ERROR(run.CopyOne().status());
   RETURN_IF_ERROR(run.FinishTo(0));
   Measurement measured;
-  const absl::Time start = absl::Now();
-  while (measured.bytes == 0 || absl::Now() < start + time) {
+  const Stopwatch measuring;
+  while (measured.bytes == 0 || measuring.Elapsed() < time) {
     ASSIGN_OR_RETURN(const int64_t bytes, run.CopyOne());
     measured.bytes += bytes;
     RETURN_IF_ERROR(run.FinishTo(kAheadOfOne));
   }
   RETURN_IF_ERROR(run.FinishTo(0));
-  measured.seconds = absl::ToDoubleSeconds(absl::Now() - start);
+  measured.seconds = measuring.Seconds();
   return measured;
 }
 

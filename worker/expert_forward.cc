@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "common/deadline.h"
 #include "common/expert_plan.h"
 #include "kernels/element_bytes.h"
 #include "worker/expert_answers.h"
@@ -65,9 +66,7 @@ Tensor ExpertForward::Contributions() const {
           options_.model.n_embd};
 }
 
-absl::Status ExpertForward::Forget(absl::Time deadline) {
-  return cache_ == nullptr ? absl::OkStatus() : cache_->Forget(deadline);
-}
+absl::Status ExpertForward::Forget(Deadline deadline) { return cache_ == nullptr ? absl::OkStatus() : cache_->Forget(deadline); }
 
 absl::Status ExpertForward::BeginStep(const StepContext& context, int64_t rows) {
   if (cache_ == nullptr) return absl::OkStatus();

@@ -15,7 +15,7 @@
 #include <span>
 #include <vector>
 
-#include "absl/time/time.h"
+#include "common/deadline.h"
 #include "common/model/expert_layout.h"
 #include "common/model/model_config.h"
 #include "common/status.h"
@@ -50,7 +50,7 @@ class ExpertForward {
   // Whether a step can compute experts of this layer on this device.
   bool ComputesHere(int64_t layer) const { return ModeOf(layer, INT64_MAX) != ExpertMode::kHost; }
   // Before a step: empties the slots.
-  absl::Status Forget(absl::Time deadline);
+  absl::Status Forget(Deadline deadline);
   // A step of so many rows begins; its rows may not have arrived. Starts copies for its first layer.
   absl::Status BeginStep(const StepContext& context, int64_t rows);
   // Between BeginStep and the arrival of the rows, while the link is idle: copies experts that the step will probably use. False:

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "absl/time/time.h"
+#include "common/deadline.h"
 #include "common/ids.h"
 #include "common/model/expert_layout.h"
 #include "common/shm/expert_mailbox.h"
@@ -46,7 +46,7 @@ class ExpertLink {
   // Asks the coordinator's planner where to compute each of `uses`, the experts that num_rows rows activate. Unavailable or
   // DeadlineExceeded: the coordinator does not answer. Aborted: the coordinator has given up this worker or the step.
   virtual absl::StatusOr<std::vector<ExpertPlace>> Plan(uint64_t step, int64_t layer, int64_t num_rows,
-                                                        std::span<const ActivatedExpert> uses, absl::Time deadline) = 0;
+                                                        std::span<const ActivatedExpert> uses, Deadline deadline) = 0;
 
   // One computation on the host at a time: the caller fills HostRows(n) [n, n_embd], calls StartCompute, and calls FinishCompute
   // exactly once for each start that returned OK. FinishCompute returns the contributions [entries, n_embd], valid until the next
@@ -55,7 +55,7 @@ class ExpertLink {
   virtual int64_t max_entries() const = 0;                  // of one computation
   virtual std::span<float> HostRows(int64_t num_rows) = 0;  // num_rows <= max_rows()
   virtual absl::Status StartCompute(const HostRequest& request) = 0;
-  virtual absl::StatusOr<std::span<const float>> FinishCompute(absl::Time deadline) = 0;
+  virtual absl::StatusOr<std::span<const float>> FinishCompute(Deadline deadline) = 0;
 
   // Brings a record into host memory that Ops::CopyAsync can read. Records arrive roughly in the order of calls. The link holds a
   // limited number of them: later ones arrive as earlier ones are released.
@@ -65,7 +65,7 @@ class ExpertLink {
   // Waits for a record that was asked for; its bytes are complete, checked, and valid until ReleaseRecord. DataLoss: it came
   // damaged or cut short. InvalidArgument: the coordinator sent another record. DeadlineExceeded: it did not come. The caller
   // releases it after an error too.
-  virtual absl::StatusOr<std::span<const std::byte>> WaitRecord(ExpertId id, absl::Time deadline) = 0;
+  virtual absl::StatusOr<std::span<const std::byte>> WaitRecord(ExpertId id, Deadline deadline) = 0;
   // Releases a record; one that has not arrived is given up.
   virtual void ReleaseRecord(ExpertId id) = 0;
 };
@@ -79,8 +79,7 @@ struct ShmLinkOptions {
 };
 // Maps the arena read-only. With `pin`, since this worker will copy records, also pins it with `ops`; a failure to pin is logged
 // as a warning, and copies are slower. Unavailable or NotFound: the coordinator does not hand the memory out.
-absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectShmLink(const ShmLinkOptions& options, Ops* ops, bool pin,
-                                                           absl::Time deadline);
+absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectShmLink(const ShmLinkOptions& options, Ops* ops, bool pin, Deadline deadline);
 
 // The link over gRPC, for hosts that hold no arena.
 struct GrpcLinkOptions {

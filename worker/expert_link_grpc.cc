@@ -9,9 +9,11 @@
 #include <thread>
 #include <utility>
 
-#include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/grpc_status.h"
 #include "common/log.h"
+#include "common/rpc/rpc_deadline.h"
+#include "common/thread_limit.h"
 #include "kernels/ops.h"
 #include "worker/expert_answers.h"
 #include "worker/expert_link.h"
@@ -41,7 +43,14 @@ class GrpcLink final : public ExpertLink {
       spdlog::warn("buffers for expert records could not be pinned, copies will be slower: {}", pinned.ToString());
     }
     for (int i = 0; i < options.num_buffers; ++i) free_buffers_.push_back(staging_.get() + i * record_bytes_);
-    for (int i = 0; i < options.num_fetchers; ++i) fetchers_.emplace_back([this] { Fetch(); });
+  }
+
+  absl::Status StartFetchers() {
+    for (int i = 0; i < options_.num_fetchers && options_.records; ++i) {
+      ASSIGN_OR_RETURN(std::thread fetcher, StartThread([this] { Fetch(); }));
+      fetchers_.push_back(std::move(fetcher));
+    }
+    return absl::OkStatus();
   }
 
   ~GrpcLink() override {
@@ -61,12 +70,12 @@ class GrpcLink final : public ExpertLink {
   std::string name() const override { return "grpc"; }
 
   absl::StatusOr<std::vector<ExpertPlace>> Plan(uint64_t step, int64_t layer, int64_t /*num_rows*/,
-                                                std::span<const ActivatedExpert> uses, absl::Time deadline) override {
+                                                std::span<const ActivatedExpert> uses, Deadline deadline) override {
     SetStep(step);
     internal::v1::ExpertRequest request;
     Fill(step, layer, uses, &request);
     grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(deadline));
+    context.set_deadline(RpcDeadline(deadline));
     internal::v1::ExpertPlan plan;
     RETURN_IF_ERROR(Annotate(FromGrpcStatus(cluster_.PlanExperts(&context, request, &plan)), "PlanExperts"));
     return PlacesFromProto(plan);
@@ -95,7 +104,7 @@ class GrpcLink final : public ExpertLink {
     return absl::OkStatus();
   }
 
-  absl::StatusOr<std::span<const float>> FinishCompute(absl::Time deadline) override {
+  absl::StatusOr<std::span<const float>> FinishCompute(Deadline deadline) override {
     if (computing_ == nullptr) return FailedPrecondition("no host computation is running");
     const absl::Status done = computing_->Wait(deadline);
     contributions_ = std::move(*computing_->response.mutable_contributions());
@@ -124,12 +133,12 @@ class GrpcLink final : public ExpertLink {
     return found == records_.end() || found->second->done;
   }
 
-  absl::StatusOr<std::span<const std::byte>> WaitRecord(ExpertId id, absl::Time deadline) override {
+  absl::StatusOr<std::span<const std::byte>> WaitRecord(ExpertId id, Deadline deadline) override {
     std::unique_lock lock(mutex_);
     const auto found = records_.find(id);
     if (found == records_.end()) return FailedPrecondition("expert %d of layer %d was not asked for", id.expert, id.layer);
     const std::shared_ptr<Record> record = found->second;
-    if (!changed_.wait_until(lock, absl::ToChronoTime(deadline), [&] { return record->done; })) {
+    if (!changed_.wait_until(lock, deadline.time(), [&] { return record->done; })) {
       return DeadlineExceeded("the record of expert %d of layer %d did not come in time", id.expert, id.layer);
     }
     RETURN_IF_ERROR(record->status);
@@ -179,9 +188,9 @@ class GrpcLink final : public ExpertLink {
       changed.notify_all();
     }
     // The call is over when this returns, whatever it says: at the deadline it is cancelled.
-    absl::Status Wait(absl::Time deadline) {
+    absl::Status Wait(Deadline deadline) {
       std::unique_lock lock(mutex);
-      if (changed.wait_until(lock, absl::ToChronoTime(deadline), [&] { return done; })) return FromGrpcStatus(status);
+      if (changed.wait_until(lock, deadline.time(), [&] { return done; })) return FromGrpcStatus(status);
       lock.unlock();
       Cancel();
       return DeadlineExceeded("no answer in time");
@@ -243,7 +252,7 @@ class GrpcLink final : public ExpertLink {
   }
 
   absl::Status FetchInto(grpc::ClientContext& context, uint64_t step, ExpertId id, std::byte* buffer) {
-    context.set_deadline(absl::ToChronoTime(absl::Now() + kFetchTimeout));
+    context.set_deadline(RpcDeadline(kFetchTimeout));
     internal::v1::ExpertRequest request;
     const ActivatedExpert use = {.expert = id.expert, .tokens = 1};
     Fill(step, id.layer, {&use, 1}, &request);
@@ -294,7 +303,9 @@ absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectGrpcLink(const GrpcLinkOption
     return InvalidArgument("n_embd, max_rows and max_entries are %d, %d and %d, want at least 1", options.n_embd,
                            options.max_rows, options.max_entries);
   }
-  return std::make_unique<GrpcLink>(options, cluster, ops);
+  auto link = std::make_unique<GrpcLink>(options, cluster, ops);
+  RETURN_IF_ERROR(link->StartFetchers());
+  return std::unique_ptr<ExpertLink>(std::move(link));
 }
 
 }  // namespace ferry

@@ -2,7 +2,7 @@
 #include <set>
 #include <utility>
 
-#include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/log.h"
 #include "common/shm/descriptor_socket.h"
 #include "common/shm/shm_arena.h"
@@ -37,7 +37,7 @@ class ShmLink final : public ExpertLink {
   std::string name() const override { return "shm"; }
 
   absl::StatusOr<std::vector<ExpertPlace>> Plan(uint64_t step, int64_t layer, int64_t num_rows,
-                                                std::span<const ActivatedExpert> uses, absl::Time deadline) override {
+                                                std::span<const ActivatedExpert> uses, Deadline deadline) override {
     RETURN_IF_ERROR(mailbox_->Post({.kind = ExpertRequestKind::kPlan,
                                     .incarnation = incarnation_.value(),
                                     .step = step,
@@ -65,7 +65,7 @@ class ShmLink final : public ExpertLink {
                            .entry_rows = {request.entry_rows.begin(), request.entry_rows.end()}});
   }
 
-  absl::StatusOr<std::span<const float>> FinishCompute(absl::Time deadline) override {
+  absl::StatusOr<std::span<const float>> FinishCompute(Deadline deadline) override {
     RETURN_IF_ERROR(mailbox_->WaitForAnswer(deadline, nullptr));
     return mailbox_->contributions().first(num_entries_ * mailbox_->shape().n_embd);
   }
@@ -77,7 +77,7 @@ class ShmLink final : public ExpertLink {
     return absl::OkStatus();
   }
   bool RecordHere(ExpertId id) override { return true; }
-  absl::StatusOr<std::span<const std::byte>> WaitRecord(ExpertId id, absl::Time) override {
+  absl::StatusOr<std::span<const std::byte>> WaitRecord(ExpertId id, Deadline) override {
     if (!asked_.contains(id)) return FailedPrecondition("expert %d of layer %d was not asked for", id.expert, id.layer);
     return layout_.RecordIn(arena_.bytes(), id.layer, id.expert);
   }
@@ -102,8 +102,7 @@ class ShmLink final : public ExpertLink {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectShmLink(const ShmLinkOptions& options, Ops* ops, bool pin,
-                                                           absl::Time deadline) {
+absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectShmLink(const ShmLinkOptions& options, Ops* ops, bool pin, Deadline deadline) {
   absl::StatusOr<std::vector<UniqueFd>> fetched = FetchDescriptors(options.descriptor_socket, options.descriptor_key, deadline);
   if (!fetched.ok()) {
     return Annotate(fetched.status(), "shared memory with the coordinator; --expert-transport grpc does without");

@@ -1,6 +1,6 @@
 #include "worker/host_share.h"
 
-#include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/log.h"
 
 namespace ferry {
@@ -43,11 +43,11 @@ absl::Status HostShare::Finish(const StepContext& context, int64_t layer, Tensor
   for (; next_chunk_ < chunks_.size(); ++next_chunk_) {
     if (!running_) RETURN_IF_ERROR(StartChunk(context, layer));
     const StepTrace::Scope span(*context.trace, "host's share", layer);
-    const absl::Time before = absl::Now();
+    const Stopwatch waiting;
     const absl::StatusOr<std::span<const float>> results = link_.FinishCompute(context.deadline);
     running_ = false;
     RETURN_IF_ERROR(Annotate(results.status(), absl::StrFormat("experts of layer %d on the host", layer)));
-    context.counters->set_host_wait_seconds(context.counters->host_wait_seconds() + absl::ToDoubleSeconds(absl::Now() - before));
+    context.counters->set_host_wait_seconds(context.counters->host_wait_seconds() + waiting.Seconds());
     // The device may read the last chunk's results in place. The host overwrites them at the next request, which the next layer
     // makes only after it has waited for its routing, and so for this.
     const bool last = next_chunk_ + 1 == chunks_.size();
@@ -61,7 +61,7 @@ absl::Status HostShare::Finish(const StepContext& context, int64_t layer, Tensor
 void HostShare::Recover() {
   if (!running_) return;
   // The mailbox takes the next request only after this one's answer.
-  const auto late = link_.FinishCompute(absl::Now() + absl::Seconds(2));
+  const auto late = link_.FinishCompute(Deadline::In(absl::Seconds(2)));
   if (!late.ok()) spdlog::warn("the host's share of a failed step: {}", late.status().ToString());
   running_ = false;
 }

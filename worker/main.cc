@@ -2,12 +2,11 @@
 
 #include <signal.h>
 #include <sys/prctl.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <thread>
 
 #include "absl/strings/match.h"
 #include "common/command_line.h"
@@ -15,6 +14,7 @@
 #include "common/log.h"
 #include "common/program.h"
 #include "common/rpc/acceptor.h"
+#include "common/signal_cleanup.h"
 #include "common/thread_limit.h"
 #include "worker/dense_stream.h"
 #include "worker/flags.h"
@@ -23,23 +23,31 @@
 namespace ferry {
 namespace {
 
-volatile sig_atomic_t asked_to_end = 0;
-void AskToEnd(int) { asked_to_end = 1; }
+constexpr unsigned kEndingSeconds = 3;
+
+volatile sig_atomic_t asked_to_end = 0, exit_code = 0;
+
+// Exits in some seconds, whatever hangs: a worker that ends must not stay behind as a process. By the alarm clock, since another
+// thread may not start then. Async-signal-safe.
+void ExitLatest(int code) {
+  exit_code = code;
+  alarm(kEndingSeconds);
+}
+void AskToEnd(int) {
+  asked_to_end = 1;
+  ExitLatest(0);
+}
 
 // A worker that a supervisor started is ended by it: Ctrl-C in the terminal reaches both, and the supervisor drains first.
 void HandleSignals() {
   int parent_death_signal = 0;
   prctl(PR_GET_PDEATHSIG, &parent_death_signal);
+  signal(SIGALRM, [](int) {
+    RemoveRegisteredPaths();
+    _exit(exit_code);
+  });
   signal(SIGTERM, AskToEnd);
   signal(SIGINT, parent_death_signal != 0 ? SIG_IGN : AskToEnd);
-}
-
-// Exits in `seconds`, whatever hangs: a worker that ends must not stay behind as a process.
-void ExitLatest(int seconds, int code) {
-  std::thread([=] {
-    std::this_thread::sleep_for(std::chrono::seconds(seconds));
-    std::_Exit(code);
-  }).detach();
 }
 
 int ExitCodeOf(const absl::Status& status) {
@@ -67,13 +75,8 @@ int Main(int argc, char** argv) {
   }
   RaiseDescriptorLimit();
   HandleSignals();
-  std::thread([] {  // also while it loads, when nobody looks
-    while (asked_to_end == 0) std::this_thread::sleep_for(std::chrono::milliseconds(100));
-    ExitLatest(/*seconds=*/3, /*code=*/0);
-  })
-      .detach();
   const absl::Status status = RunWorker(
-      options, [] { return asked_to_end != 0; }, [] { ExitLatest(/*seconds=*/3, /*code=*/1); });
+      options, [] { return asked_to_end != 0; }, [] { ExitLatest(1); });
   const int code = ExitCodeOf(status);
   if (code != 0) spdlog::error("{}", status.ToString());
   return code;

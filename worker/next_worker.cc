@@ -2,11 +2,12 @@
 
 #include <utility>
 
-#include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/grpc_status.h"
 #include "common/host_id.h"
 #include "common/log.h"
 #include "common/rpc/channels.h"
+#include "common/rpc/rpc_deadline.h"
 #include "common/shm/descriptor_socket.h"
 #include "worker/activation_ring.h"
 #include "worker/stage_link_grpc.h"
@@ -16,9 +17,9 @@ namespace ferry {
 namespace {
 
 absl::StatusOr<internal::v1::ShareActivationsResponse> AskToShare(internal::v1::Worker::Stub& stub, Incarnation next,
-                                                                  uint64_t epoch, const std::string& host, absl::Time deadline) {
+                                                                  uint64_t epoch, const std::string& host, Deadline deadline) {
   grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(deadline));
+  context.set_deadline(RpcDeadline(deadline));
   internal::v1::ShareActivationsRequest request;
   request.set_epoch(epoch);
   request.set_incarnation(next.value());
@@ -29,7 +30,7 @@ absl::StatusOr<internal::v1::ShareActivationsResponse> AskToShare(internal::v1::
 }
 
 absl::StatusOr<std::unique_ptr<ActivationRing>> MapOffered(const internal::v1::ShareActivationsResponse& offer, int64_t n_embd,
-                                                           absl::Time deadline) {
+                                                           Deadline deadline) {
   ASSIGN_OR_RETURN(std::vector<UniqueFd> descriptors, FetchDescriptors(offer.socket(), offer.key(), deadline));
   if (descriptors.size() != 1) return Internal("the next worker handed out %d descriptors, want 1", descriptors.size());
   return ActivationRing::Map(descriptors[0].Release(),
@@ -39,10 +40,10 @@ absl::StatusOr<std::unique_ptr<ActivationRing>> MapOffered(const internal::v1::S
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ActivationSink>> ConnectNextWorker(const std::string& address, Incarnation next, uint64_t epoch,
-                                                                  const StageLinkOptions& options, absl::Time deadline) {
+                                                                  const StageLinkOptions& options, Deadline deadline) {
   std::shared_ptr<grpc::Channel> channel =
       ConnectPeer(address, NodeRole::kWorker, options.identity, {.keepalive = true, .quick_reconnects = true});
-  if (!channel->WaitForConnected(absl::ToChronoTime(deadline))) {
+  if (!channel->WaitForConnected(RpcDeadline(deadline))) {
     return Unavailable("the next worker does not answer at %s", address);
   }
   if (options.share_memory) {

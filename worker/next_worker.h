@@ -7,7 +7,7 @@
 #include <mutex>
 #include <string>
 
-#include "absl/time/time.h"
+#include "common/deadline.h"
 #include "common/ids.h"
 #include "common/status.h"
 #include "ferry/internal/v1/worker.grpc.pb.h"
@@ -32,7 +32,7 @@ struct StageLinkOptions {
 // Connects to the worker at `address` for one epoch. When sharing memory fails on one host, logs the reason and uses gRPC.
 // Unavailable: the worker does not answer before `deadline`.
 absl::StatusOr<std::unique_ptr<ActivationSink>> ConnectNextWorker(const std::string& address, Incarnation next, uint64_t epoch,
-                                                                  const StageLinkOptions& options, absl::Time deadline);
+                                                                  const StageLinkOptions& options, Deadline deadline);
 
 // The receiving worker's end: makes the memory of an epoch and offers it to the previous worker. Thread-safe.
 class ActivationSharer {

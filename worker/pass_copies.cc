@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "common/deadline.h"
+
 namespace ferry {
 namespace {
 
@@ -46,7 +48,7 @@ void PassCopies::Begin(int64_t layer, std::span<const ActivatedExpert> uses, std
   }
 }
 
-absl::StatusOr<bool> PassCopies::Start(absl::Time deadline) {
+absl::StatusOr<bool> PassCopies::Start(Deadline deadline) {
   for (; next_wanted_ < wanted_.size(); ++next_wanted_) {
     const ExpertId id = IdOf(wanted_[next_wanted_]);
     ASSIGN_OR_RETURN(const bool fetched, cache_.Fetch(id, ExpertCache::Purpose::kThisStep, deadline));
@@ -60,7 +62,7 @@ absl::StatusOr<bool> PassCopies::Start(absl::Time deadline) {
   return true;
 }
 
-absl::StatusOr<std::vector<int32_t>> PassCopies::NextReady(absl::Time deadline) {
+absl::StatusOr<std::vector<int32_t>> PassCopies::NextReady(Deadline deadline) {
   std::vector<int32_t> ready;
   if (coming_.empty() && !done()) RETURN_IF_ERROR(cache_.WaitForRecord(deadline));  // every slot waits for a background copy
   std::erase_if(coming_, [&](int32_t expert) {

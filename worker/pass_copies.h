@@ -12,7 +12,7 @@
 #include <span>
 #include <vector>
 
-#include "absl/time/time.h"
+#include "common/deadline.h"
 #include "common/status.h"
 #include "kernels/ops.h"
 #include "worker/expert_cache.h"
@@ -29,11 +29,11 @@ class PassCopies {
   // `copy_unused`, the layer's experts without tokens are copied too, after the others.
   void Begin(int64_t layer, std::span<const ActivatedExpert> uses, std::span<const int32_t> tokens, bool copy_unused);
   // Asks for as many of the wanted experts as slots allow. True: none is left to ask for, so slots may serve the next layer.
-  absl::StatusOr<bool> Start(absl::Time deadline);
+  absl::StatusOr<bool> Start(Deadline deadline);
   // The pinned experts to compute next: all that have arrived, or, if none has, the one asked for first, whose arrival compute
   // waits for. May be empty before done(): when every slot waits for a background copy, the call blocks this thread until one
   // starts, and the caller calls Start again. The caller acquires and releases each expert (expert_cache.h).
-  absl::StatusOr<std::vector<int32_t>> NextReady(absl::Time deadline);
+  absl::StatusOr<std::vector<int32_t>> NextReady(Deadline deadline);
   bool done() const { return coming_.empty() && next_wanted_ == wanted_.size(); }
   // After a failed step, together with ExpertCache::Recover.
   void Recover();

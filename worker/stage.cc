@@ -4,7 +4,7 @@
 #include <deque>
 #include <utility>
 
-#include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/log.h"
 #include "kernels/element_bytes.h"
 
@@ -56,7 +56,7 @@ BufferSizes SizesOf(const Ops& ops, const StageOptions& options) {
 // A step on its way: what every part of the forward pass needs.
 struct Stage::StepState {
   const StageStep& step;
-  const absl::Time deadline;
+  const Deadline deadline;
   ActivationSource* const source;
   ActivationSink* const sink;
   const std::stop_token& stop;
@@ -68,12 +68,12 @@ struct Stage::StepState {
   Tensor x, normed;                                         // all rows of the step
   int64_t rows_here = 0;                                    // of x: the first so many have come
   std::deque<std::pair<ActivationChunk, Event>> uploading;  // of them, those that the device may still read
-  absl::Time started;                                       // first row's arrival
+  Stopwatch running;                                        // since the first row's arrival
   absl::Duration waited;                                    // for the previous stage, after that
 
   absl::Status Check() const {
     if (stop.stop_requested()) return Aborted("step %d was given up", step.step);
-    if (absl::Now() >= deadline) return DeadlineExceeded("step %d took longer than its timeout_seconds", step.step);
+    if (deadline.Passed()) return DeadlineExceeded("step %d took longer than its timeout_seconds", step.step);
     return absl::OkStatus();
   }
 };
@@ -221,7 +221,7 @@ absl::Status Stage::Mlp(const MlpConfig& mlp, const LayerWeights& weights, Tenso
 // The rows of x below end_row: embedded, or received from the previous stage.
 absl::Status Stage::EnsureRows(StepState& state, int64_t end_row) {
   if (options_.first()) {
-    if (state.rows_here == 0) state.started = absl::Now();
+    if (state.rows_here == 0) state.running.Restart();
     const int64_t num_rows = end_row - state.rows_here;
     RETURN_IF_ERROR(ops_.Embed(*state.batch, state.rows_here, weights_->embedding(), state.x.Rows(state.rows_here, num_rows)));
     state.rows_here = end_row;
@@ -229,12 +229,12 @@ absl::Status Stage::EnsureRows(StepState& state, int64_t end_row) {
   }
   const StepTrace::Scope span(state.trace, "receive rows", -1);
   while (state.rows_here < end_row) {
-    const absl::Time before = absl::Now();
+    const Stopwatch waiting;
     ASSIGN_OR_RETURN(ActivationChunk chunk, NextChunk(state));
     if (state.rows_here == 0) {
-      state.started = absl::Now();
+      state.running.Restart();
     } else {
-      state.waited += absl::Now() - before;
+      state.waited += waiting.Elapsed();
     }
     const int64_t num_rows = static_cast<int64_t>(chunk.values.size()) / state.x.cols;
     if (num_rows > state.x.rows - state.rows_here) {
@@ -256,7 +256,7 @@ absl::StatusOr<ActivationChunk> Stage::NextChunk(StepState& state) {
     ASSIGN_OR_RETURN(const bool copying, experts_->CopyWhileWaiting(state.experts));
     GiveBackUploaded(state);
     const bool look = copying || !state.uploading.empty();
-    const absl::Time until = look ? std::min(state.deadline, absl::Now() + kLookAtCopies) : state.deadline;
+    const Deadline until = look ? std::min(state.deadline, Deadline::In(kLookAtCopies)) : state.deadline;
     absl::StatusOr<ActivationChunk> chunk = state.source->Next(state.step.step, state.rows_here, until);
     if (until == state.deadline || !absl::IsDeadlineExceeded(chunk.status())) return chunk;
     RETURN_IF_ERROR(state.Check());
@@ -346,25 +346,26 @@ void Stage::KeepStates(const StageStep& step) {
   }
 }
 
-absl::StatusOr<StageResult> Stage::Run(const StageStep& step, absl::Time deadline, ActivationSource* source, ActivationSink* sink,
+absl::StatusOr<StageResult> Stage::Run(const StageStep& step, Deadline deadline, ActivationSource* source, ActivationSink* sink,
                                        const std::stop_token& stop) {
   if (!options_.first() && source == nullptr) return FailedPrecondition("no previous worker is connected");
   if (!options_.last() && sink == nullptr) return FailedPrecondition("no next worker is connected");
   StageResult result;
   StepTrace trace(step.trace);
   const bool timed = step.trace || step.num_rows() >= kMinRowsToTime;
-  StepState state = {.step = step,
-                     .deadline = deadline,
-                     .source = source,
-                     .sink = sink,
-                     .stop = stop,
-                     .result = result,
-                     .trace = trace,
-                     .experts = {.step = step.step, .deadline = deadline, .counters = &result.experts, .trace = &trace},
-                     .batch = nullptr,
-                     .x = {residual_.data(), DType::kF32, step.num_rows(), options_.model.n_embd},
-                     .normed = {normed_.data(), ops_.activation_dtype(), step.num_rows(), options_.model.n_embd},
-                     .started = absl::Now()};
+  StepState state = {
+      .step = step,
+      .deadline = deadline,
+      .source = source,
+      .sink = sink,
+      .stop = stop,
+      .result = result,
+      .trace = trace,
+      .experts = {.step = step.step, .deadline = deadline, .counters = &result.experts, .trace = &trace},
+      .batch = nullptr,
+      .x = {residual_.data(), DType::kF32, step.num_rows(), options_.model.n_embd},
+      .normed = {normed_.data(), ops_.activation_dtype(), step.num_rows(), options_.model.n_embd},
+  };
   const auto run = [&]() -> absl::Status {
     RETURN_IF_ERROR(TakeStates(step));
     if (timed) RETURN_IF_ERROR(ops_.StartTimeline(deadline));
@@ -379,7 +380,7 @@ absl::StatusOr<StageResult> Stage::Run(const StageStep& step, absl::Time deadlin
   const absl::StatusOr<std::vector<TimelineSpan>> timeline = ops_.TakeTimeline();
   RETURN_IF_ERROR(status);
   RETURN_IF_ERROR(timeline.status());
-  const absl::Duration took = absl::Now() - state.started;
+  const absl::Duration took = state.running.Elapsed();
   result.seconds = absl::ToDoubleSeconds(took);
   result.busy_seconds = absl::ToDoubleSeconds(took - state.waited);
   result.experts.set_compute_seconds(result.busy_seconds);
@@ -478,7 +479,7 @@ absl::StatusOr<int64_t> Stage::NumExpertSlots() const {
 
 absl::StatusOr<ExpertCache::Measurement> Stage::MeasureLink(absl::Duration time) {
   if (cache_ == nullptr) return ExpertCache::Measurement();
-  return cache_->MeasureLink(time, absl::Now() + time + kLinkPatience);
+  return cache_->MeasureLink(time, Deadline::In(time + kLinkPatience));
 }
 
 absl::StatusOr<ExpertRates> Stage::MeasureExperts() {

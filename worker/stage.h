@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "common/deadline.h"
 #include "common/model/expert_layout.h"
 #include "common/model/model_config.h"
 #include "common/status.h"
@@ -72,7 +73,7 @@ class Stage {
   // in an earlier stage. After any error the stage can run other steps.
   // FailedPrecondition: the model has gated delta nets, and a sequence neither begins at position 0 nor goes on where its slot's
   // states are.
-  absl::StatusOr<StageResult> Run(const StageStep& step, absl::Time deadline, ActivationSource* source, ActivationSink* sink,
+  absl::StatusOr<StageResult> Run(const StageStep& step, Deadline deadline, ActivationSource* source, ActivationSink* sink,
                                   const std::stop_token& stop);
 
   // Between steps: measures for about `time` how fast records are copied into slots, whose contents stay. Zeros without slots.

@@ -4,7 +4,7 @@
 #include <chrono>
 #include <utility>
 
-#include "absl/time/clock.h"
+#include "common/deadline.h"
 
 namespace ferry {
 namespace {
@@ -105,7 +105,7 @@ uint64_t ActivationQueue::epoch() const {
   return epoch_;
 }
 
-absl::StatusOr<ActivationChunk> ActivationQueue::Next(uint64_t step, int64_t first_row, absl::Time deadline) {
+absl::StatusOr<ActivationChunk> ActivationQueue::Next(uint64_t step, int64_t first_row, Deadline deadline) {
   std::unique_lock lock(mutex_);
   const uint64_t epoch = epoch_;
   while (true) {
@@ -119,7 +119,7 @@ absl::StatusOr<ActivationChunk> ActivationQueue::Next(uint64_t step, int64_t fir
     }
     if (!items_.empty()) break;
     if (!broken_.empty()) return Aborted("no hidden states of step %d come any more: %s", step, broken_);
-    if (changed_.wait_until(lock, absl::ToChronoTime(deadline)) == std::cv_status::timeout && absl::Now() >= deadline) {
+    if (changed_.wait_until(lock, deadline.time()) == std::cv_status::timeout && deadline.Passed()) {
       return DeadlineExceeded("no hidden states of step %d from row %d on came in time", step, first_row);
     }
   }
@@ -134,18 +134,18 @@ absl::StatusOr<ActivationChunk> ActivationQueue::Next(uint64_t step, int64_t fir
                          .owner = owner};
 }
 
-absl::StatusOr<std::span<float>> LoopbackSink::Reserve(int64_t num_rows, absl::Time) {
+absl::StatusOr<std::span<float>> LoopbackSink::Reserve(int64_t num_rows, Deadline) {
   rows_.resize(std::min(num_rows, RowsOfAMessage(n_embd_)) * n_embd_);
   return std::span(rows_);
 }
 
-absl::Status LoopbackSink::Send(uint64_t step, int64_t first_row, absl::Time deadline) {
+absl::Status LoopbackSink::Send(uint64_t step, int64_t first_row, Deadline deadline) {
   std::string data(reinterpret_cast<const char*>(rows_.data()), rows_.size() * sizeof(float));
   return next_.Push(epoch_, step, first_row, static_cast<int64_t>(rows_.size()) / n_embd_, std::move(data),
-                    [&] { return aborted_ || absl::Now() >= deadline; });
+                    [&] { return aborted_ || deadline.Passed(); });
 }
 
-absl::Status LoopbackSink::SendFailure(uint64_t step, const std::string& error, absl::Time) {
+absl::Status LoopbackSink::SendFailure(uint64_t step, const std::string& error, Deadline) {
   return next_.PushFailure(epoch_, step, error);
 }
 

@@ -17,7 +17,7 @@
 #include <string>
 #include <vector>
 
-#include "absl/time/time.h"
+#include "common/deadline.h"
 #include "common/status.h"
 
 namespace ferry {
@@ -37,7 +37,7 @@ class ActivationSource {
   virtual ~ActivationSource() = default;
   // Waits for the next chunk of `step`, whose rows begin at `first_row`. DeadlineExceeded: it did not come. Aborted: the epoch
   // is over, the step failed in an earlier stage, or the connection to the previous stage broke.
-  virtual absl::StatusOr<ActivationChunk> Next(uint64_t step, int64_t first_row, absl::Time deadline) = 0;
+  virtual absl::StatusOr<ActivationChunk> Next(uint64_t step, int64_t first_row, Deadline deadline) = 0;
   // Ends the epoch: running and later calls of Next return Aborted. Any thread.
   virtual void Abort() = 0;
 };
@@ -47,11 +47,11 @@ class ActivationSink {
   virtual ~ActivationSink() = default;
   // Memory [n, n_embd], 1 <= n <= num_rows, that the caller fills with the next rows and then sends. DeadlineExceeded: the next
   // worker takes no rows. Unavailable: it is lost. Aborted: the epoch is over.
-  virtual absl::StatusOr<std::span<float>> Reserve(int64_t num_rows, absl::Time deadline) = 0;
+  virtual absl::StatusOr<std::span<float>> Reserve(int64_t num_rows, Deadline deadline) = 0;
   // Sends the reserved memory as rows of `step` from first_row on. Errors as of Reserve.
-  virtual absl::Status Send(uint64_t step, int64_t first_row, absl::Time deadline) = 0;
+  virtual absl::Status Send(uint64_t step, int64_t first_row, Deadline deadline) = 0;
   // Tells the next stage that the step failed, here or in an earlier stage. Errors as of Reserve.
-  virtual absl::Status SendFailure(uint64_t step, const std::string& error, absl::Time deadline) = 0;
+  virtual absl::Status SendFailure(uint64_t step, const std::string& error, Deadline deadline) = 0;
   // Ends the epoch: running and later calls return Aborted. Any thread.
   virtual void Abort() = 0;
 };
@@ -83,7 +83,7 @@ class ActivationQueue final : public ActivationSource {
   void Break(uint64_t epoch, const std::string& why);
   uint64_t epoch() const;
 
-  absl::StatusOr<ActivationChunk> Next(uint64_t step, int64_t first_row, absl::Time deadline) override;
+  absl::StatusOr<ActivationChunk> Next(uint64_t step, int64_t first_row, Deadline deadline) override;
   void Abort() override { BeginEpoch(0); }
 
  private:
@@ -113,9 +113,9 @@ class ActivationQueue final : public ActivationSource {
 class LoopbackSink final : public ActivationSink {
  public:
   LoopbackSink(ActivationQueue* next, int64_t n_embd, uint64_t epoch) : next_(*next), n_embd_(n_embd), epoch_(epoch) {}
-  absl::StatusOr<std::span<float>> Reserve(int64_t num_rows, absl::Time deadline) override;
-  absl::Status Send(uint64_t step, int64_t first_row, absl::Time deadline) override;
-  absl::Status SendFailure(uint64_t step, const std::string& error, absl::Time deadline) override;
+  absl::StatusOr<std::span<float>> Reserve(int64_t num_rows, Deadline deadline) override;
+  absl::Status Send(uint64_t step, int64_t first_row, Deadline deadline) override;
+  absl::Status SendFailure(uint64_t step, const std::string& error, Deadline deadline) override;
   void Abort() override { aborted_ = true; }
 
  private:

@@ -5,7 +5,7 @@
 #include <mutex>
 #include <utility>
 
-#include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/grpc_status.h"
 #include "ferry/internal/v1/worker.grpc.pb.h"
 #include "proto/stream_metadata.h"
@@ -32,12 +32,12 @@ class PushStream final : public grpc::ClientWriteReactor<internal::v1::Activatio
   // Fill it, then Write.
   internal::v1::Activations& message() { return message_; }
 
-  absl::Status Write(absl::Time deadline) {
+  absl::Status Write(Deadline deadline) {
     std::unique_lock lock(mutex_);
     if (broken_) return End(lock);
     writing_ = true;
     StartWrite(&message_);
-    if (!changed_.wait_until(lock, absl::ToChronoTime(deadline), [&] { return !writing_ || done_; })) {
+    if (!changed_.wait_until(lock, deadline.time(), [&] { return !writing_ || done_; })) {
       broken_ = true;
       context_.TryCancel();
       return DeadlineExceeded("the next worker took no hidden states in time");
@@ -98,20 +98,20 @@ class GrpcSink final : public ActivationSink {
   GrpcSink(std::shared_ptr<grpc::Channel> channel, Incarnation next, int64_t n_embd, uint64_t epoch)
       : stub_(internal::v1::Worker::NewStub(std::move(channel))), next_(next), n_embd_(n_embd), epoch_(epoch) {}
 
-  absl::StatusOr<std::span<float>> Reserve(int64_t num_rows, absl::Time) override {
+  absl::StatusOr<std::span<float>> Reserve(int64_t num_rows, Deadline) override {
     ASSIGN_OR_RETURN(internal::v1::Activations* const message, Begin());
     num_rows_ = std::min(num_rows, RowsOfAMessage(n_embd_));
     message->mutable_data()->resize(num_rows_ * n_embd_ * sizeof(float));
     return std::span(reinterpret_cast<float*>(message->mutable_data()->data()), num_rows_ * n_embd_);
   }
-  absl::Status Send(uint64_t step, int64_t first_row, absl::Time deadline) override {
+  absl::Status Send(uint64_t step, int64_t first_row, Deadline deadline) override {
     internal::v1::Activations& message = stream_->message();
     message.set_step(step);
     message.set_first_row(first_row);
     message.set_num_rows(num_rows_);
     return stream_->Write(deadline);
   }
-  absl::Status SendFailure(uint64_t step, const std::string& error, absl::Time deadline) override {
+  absl::Status SendFailure(uint64_t step, const std::string& error, Deadline deadline) override {
     ASSIGN_OR_RETURN(internal::v1::Activations* const message, Begin());
     message->set_step(step);
     message->set_error(error.empty() ? "it failed" : error);

@@ -3,6 +3,7 @@
 #include <optional>
 #include <utility>
 
+#include "common/deadline.h"
 #include "common/log.h"
 
 namespace ferry {
@@ -35,18 +36,18 @@ class RingSink final : public ActivationSink {
  public:
   RingSink(std::unique_ptr<ActivationRing> ring, Ops* ops) : memory_(std::move(ring), ops) {}
 
-  absl::StatusOr<std::span<float>> Reserve(int64_t num_rows, absl::Time deadline) override {
+  absl::StatusOr<std::span<float>> Reserve(int64_t num_rows, Deadline deadline) override {
     memory_.Pin();
     const RingShape& shape = memory_.ring().shape();
     ASSIGN_OR_RETURN(const std::span<float> slot, memory_.ring().Reserve(deadline));
     num_rows_ = std::min(num_rows, shape.rows_per_slot);
     return slot.first(num_rows_ * shape.n_embd);
   }
-  absl::Status Send(uint64_t step, int64_t first_row, absl::Time) override {
+  absl::Status Send(uint64_t step, int64_t first_row, Deadline) override {
     memory_.ring().Commit(step, first_row, num_rows_);
     return absl::OkStatus();
   }
-  absl::Status SendFailure(uint64_t step, const std::string& error, absl::Time deadline) override {
+  absl::Status SendFailure(uint64_t step, const std::string& error, Deadline deadline) override {
     RETURN_IF_ERROR(memory_.ring().Reserve(deadline).status());
     memory_.ring().CommitFailure(step, error);
     return absl::OkStatus();
@@ -62,7 +63,7 @@ class RingSource final : public ActivationSource {
  public:
   RingSource(std::unique_ptr<ActivationRing> ring, Ops* ops) : memory_(std::make_shared<PinnedRing>(std::move(ring), ops)) {}
 
-  absl::StatusOr<ActivationChunk> Next(uint64_t step, int64_t first_row, absl::Time deadline) override {
+  absl::StatusOr<ActivationChunk> Next(uint64_t step, int64_t first_row, Deadline deadline) override {
     memory_->Pin();
     ActivationRing& ring = memory_->ring();
     while (true) {

@@ -2,9 +2,10 @@
 
 #include <utility>
 
-#include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/host_id.h"
 #include "common/log.h"
+#include "common/thread_limit.h"
 
 namespace ferry {
 namespace {
@@ -17,7 +18,7 @@ class AnswerRing {
   explicit AnswerRing(std::shared_ptr<MessageRing> ring) : ring_(std::move(ring)) {}
   void Write(const internal::v1::StepResponse& response) {
     const std::lock_guard lock(mutex_);
-    const absl::Status written = ring_->Write(response.SerializeAsString(), absl::Now() + kAnswerPatience);
+    const absl::Status written = ring_->Write(response.SerializeAsString(), Deadline::In(kAnswerPatience));
     if (!written.ok() && !absl::IsAborted(written))
       spdlog::warn("the answer to step {} is lost: {}", response.step(), written.ToString());
   }
@@ -54,22 +55,25 @@ StepRings StepSharer::Take(const std::string& key) {
   return key.empty() || key != offer_.key() ? StepRings() : std::exchange(rings_, {});
 }
 
-RingSteps::RingSteps(StepRings rings, StepRunner* runner)
-    : steps_(std::move(rings.steps)), answers_(std::move(rings.answers)), runner_(*runner) {
-  if (steps_ != nullptr) thread_ = std::thread([this] { Run(); });
+absl::StatusOr<std::unique_ptr<RingSteps>> RingSteps::Start(StepRings rings, StepRunner* runner) {
+  std::unique_ptr<RingSteps> started(new RingSteps(std::move(rings), runner));
+  if (started->steps_ != nullptr) {
+    ASSIGN_OR_RETURN(started->thread_, StartThread([raw = started.get()] { raw->Run(); }));
+  }
+  return started;
 }
 
 RingSteps::~RingSteps() {
   if (steps_ == nullptr) return;
   steps_->Abort();
   answers_->Abort();
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
 }
 
 void RingSteps::Run() {
   const auto answers = std::make_shared<AnswerRing>(answers_);
   while (true) {
-    const absl::StatusOr<std::string> message = steps_->Read(absl::InfiniteFuture());
+    const absl::StatusOr<std::string> message = steps_->Read(Deadline::Never());
     if (absl::IsAborted(message.status())) return;
     internal::v1::StepRequest request;
     if (!message.ok() || !request.ParseFromString(*message)) {

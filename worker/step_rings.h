@@ -7,6 +7,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "common/shm/message_ring.h"
 #include "common/status.h"
@@ -41,10 +42,13 @@ class StepSharer {
 // A thread that reads steps from `rings` and submits them to the runner, until destruction. With null rings it does nothing.
 class RingSteps {
  public:
-  RingSteps(StepRings rings, StepRunner* runner);
+  // ResourceExhausted: no thread can be started.
+  static absl::StatusOr<std::unique_ptr<RingSteps>> Start(StepRings rings, StepRunner* runner);
   ~RingSteps();
 
  private:
+  RingSteps(StepRings rings, StepRunner* runner)
+      : steps_(std::move(rings.steps)), answers_(std::move(rings.answers)), runner_(*runner) {}
   void Run();
 
   const std::unique_ptr<MessageRing> steps_;

@@ -4,8 +4,9 @@
 #include <bit>
 #include <utility>
 
-#include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/log.h"
+#include "common/thread_limit.h"
 #include "proto/expert_counters.h"
 
 namespace ferry {
@@ -68,9 +69,13 @@ absl::Duration TimeoutOf(const internal::v1::StepRequest& request, const StepLim
 }  // namespace
 
 StepRunner::StepRunner(Stage* stage, ActivationQueue* activations, OnFailed on_failed)
-    : stage_(*stage), activations_(*activations), on_failed_(std::move(on_failed)), limits_(stage->limits()), thread_([this] {
-        Loop();
-      }) {}
+    : stage_(*stage), activations_(*activations), on_failed_(std::move(on_failed)), limits_(stage->limits()) {}
+
+absl::StatusOr<std::unique_ptr<StepRunner>> StepRunner::Create(Stage* stage, ActivationQueue* activations, OnFailed on_failed) {
+  std::unique_ptr<StepRunner> runner(new StepRunner(stage, activations, std::move(on_failed)));
+  ASSIGN_OR_RETURN(runner->thread_, StartThread([raw = runner.get()] { raw->Loop(); }));
+  return runner;
+}
 
 StepRunner::~StepRunner() {
   {
@@ -79,7 +84,7 @@ StepRunner::~StepRunner() {
     AbortLocked(lock);
     Call();
   }
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
 }
 
 uint64_t StepRunner::epoch() const {
@@ -105,11 +110,11 @@ void StepRunner::AbortLocked(std::unique_lock<std::mutex>& lock) {
   lock.lock();
 }
 
-absl::Status StepRunner::BeginEpoch(uint64_t epoch, std::unique_ptr<ActivationSink> next, absl::Time deadline) {
+absl::Status StepRunner::BeginEpoch(uint64_t epoch, std::unique_ptr<ActivationSink> next, Deadline deadline) {
   std::unique_lock lock(mutex_);
   if (epoch <= last_epoch_) return Aborted("epoch is %d, want one after %d", epoch, last_epoch_);
   AbortLocked(lock);
-  if (!changed_.wait_until(lock, absl::ToChronoTime(deadline), [&] { return !running_; })) {
+  if (!changed_.wait_until(lock, deadline.time(), [&] { return !running_; })) {
     return DeadlineExceeded("a step of epoch %d is still running", last_epoch_);
   }
   if (epoch <= last_epoch_ || ending_) return Aborted("epoch is %d, want one after %d", epoch, last_epoch_);
@@ -130,14 +135,14 @@ absl::Status StepRunner::ReceiveFrom(uint64_t epoch, std::unique_ptr<ActivationS
   return absl::OkStatus();
 }
 
-absl::StatusOr<ExpertCache::Measurement> StepRunner::MeasureLink(absl::Duration time, absl::Time deadline) {
+absl::StatusOr<ExpertCache::Measurement> StepRunner::MeasureLink(absl::Duration time, Deadline deadline) {
   std::unique_lock lock(mutex_);
   if (epoch_ != 0) return FailedPrecondition("epoch %d is current: the link is measured between epochs", epoch_);
   if (link_job_ != nullptr) return FailedPrecondition("another measurement of the link runs");
   const auto job = std::make_shared<LinkJob>(LinkJob{.time = time, .result = std::nullopt});
   link_job_ = job;
   Call();
-  if (!changed_.wait_until(lock, absl::ToChronoTime(deadline), [&] { return job->result.has_value() || ending_; })) {
+  if (!changed_.wait_until(lock, deadline.time(), [&] { return job->result.has_value() || ending_; })) {
     return DeadlineExceeded("measuring the link takes too long");
   }
   if (!job->result) return Aborted("the worker is ending");
@@ -153,7 +158,7 @@ void StepRunner::Submit(internal::v1::StepRequest request, Answer answer) {
     } else if (queue_.size() >= kMaxQueued) {
       refused = ResourceExhausted("%d steps are waiting", queue_.size());
     } else {
-      const absl::Time deadline = absl::Now() + TimeoutOf(request, limits_);
+      const Deadline deadline = Deadline::In(TimeoutOf(request, limits_));
       queue_.push_back({std::move(request), std::move(answer), deadline});
       Call();
       return;
@@ -166,10 +171,10 @@ void StepRunner::AwaitCall(std::unique_lock<std::mutex>& lock) {
   called_.store(false, std::memory_order_relaxed);
   lock.unlock();
   wait_.Until(
-      absl::InfiniteFuture(), [this] { return called_.load(std::memory_order_relaxed); },
-      [this](absl::Time until) {
+      Deadline::Never(), [this] { return called_.load(std::memory_order_relaxed); },
+      [this](Deadline until) {
         std::unique_lock sleeping(mutex_);
-        changed_.wait_until(sleeping, absl::ToChronoTime(until), [this] { return HasCall(); });
+        changed_.wait_until(sleeping, until.time(), [this] { return HasCall(); });
       });
   lock.lock();
 }
@@ -231,7 +236,7 @@ absl::StatusOr<StageResult> StepRunner::RunOne(const Queued& queued) {
   absl::StatusOr<StageResult> result = run();
   if (!result.ok() && sink != nullptr && !stop.stop_requested()) {
     const absl::Status told =
-        sink->SendFailure(queued.request.step(), std::string(result.status().message()), absl::Now() + absl::Seconds(1));
+        sink->SendFailure(queued.request.step(), std::string(result.status().message()), Deadline::In(absl::Seconds(1)));
     if (!told.ok()) spdlog::warn("the next worker was not told of the failure: {}", told.ToString());
   }
   return result;

@@ -18,6 +18,7 @@
 #include <thread>
 
 #include "absl/time/time.h"
+#include "common/deadline.h"
 #include "common/shm/paced_wait.h"
 #include "common/status.h"
 #include "ferry/internal/v1/worker.pb.h"
@@ -33,14 +34,16 @@ class StepRunner {
   using OnFailed = std::function<void(const absl::Status&)>;
 
   // Borrows both; only the compute thread uses the stage from here on. The compute thread calls `on_failed` before the answer of
-  // a step that failed in this worker; not for a step that was aborted or failed in an earlier stage.
-  StepRunner(Stage* stage, ActivationQueue* activations, OnFailed on_failed = nullptr);
+  // a step that failed in this worker; not for a step that was aborted or failed in an earlier stage. ResourceExhausted: no
+  // thread can be started.
+  static absl::StatusOr<std::unique_ptr<StepRunner>> Create(Stage* stage, ActivationQueue* activations,
+                                                            OnFailed on_failed = nullptr);
   ~StepRunner();  // aborts queued and running steps, and waits for the running one
 
   // Ends the current epoch: answers its steps with ABORTED, the running one at the end of its layer. Then begins `epoch`, whose
   // hidden states go to `next` (null: last stage). Aborted: `epoch` is not later than the current one. DeadlineExceeded: the
   // running step did not end in time, and there is no current epoch.
-  absl::Status BeginEpoch(uint64_t epoch, std::unique_ptr<ActivationSink> next, absl::Time deadline);
+  absl::Status BeginEpoch(uint64_t epoch, std::unique_ptr<ActivationSink> next, Deadline deadline);
   // Before the epoch's first step: its hidden states come from `previous`, or from the queue if that is null. Aborted: another
   // epoch is current. FailedPrecondition: the epoch has had steps.
   absl::Status ReceiveFrom(uint64_t epoch, std::unique_ptr<ActivationSource> previous);
@@ -48,7 +51,7 @@ class StepRunner {
 
   // Measures the link on the compute thread. FailedPrecondition: there is a current epoch, or another measurement runs.
   // DeadlineExceeded: it did not end in time; the compute thread starts nothing else before it has.
-  absl::StatusOr<ExpertCache::Measurement> MeasureLink(absl::Duration time, absl::Time deadline);
+  absl::StatusOr<ExpertCache::Measurement> MeasureLink(absl::Duration time, Deadline deadline);
 
   // Queues a step. Calls `answer` once, from the compute thread or from within this call.
   void Submit(internal::v1::StepRequest request, Answer answer);
@@ -60,7 +63,7 @@ class StepRunner {
   struct Queued {
     internal::v1::StepRequest request;
     Answer answer;
-    absl::Time deadline;
+    Deadline deadline;
   };
   // Shared by the compute thread and a caller that may have given up.
   struct LinkJob {
@@ -68,6 +71,7 @@ class StepRunner {
     std::optional<absl::StatusOr<ExpertCache::Measurement>> result;
   };
 
+  StepRunner(Stage* stage, ActivationQueue* activations, OnFailed on_failed);
   void Loop();
   // All of these with the lock held.
   bool HasCall() const { return ending_ || link_job_ != nullptr || !queue_.empty(); }

@@ -11,8 +11,8 @@
 #include <random>
 #include <utility>
 
-#include "absl/time/clock.h"
 #include "common/byte_size.h"
+#include "common/deadline.h"
 #include "common/grpc_status.h"
 #include "common/host_id.h"
 #include "common/host_memory.h"
@@ -23,6 +23,8 @@
 #include "common/rpc/channels.h"
 #include "common/rpc/join_cluster.h"
 #include "common/rpc/node_identity.h"
+#include "common/rpc/rpc_deadline.h"
+#include "common/thread_limit.h"
 #include "worker/agent.h"
 #include "worker/assignment.h"
 #include "worker/dense_stream.h"
@@ -121,9 +123,10 @@ absl::StatusOr<Server> Listen(const ListenAddress& listen, const ListenAddress& 
   ASSIGN_OR_RETURN(result.acceptor, Acceptor::Listen(listen, kWorkerConnections));
   result.acceptor->AddTo(builder, local ? grpc::InsecureServerCredentials() : identity->ForServer(/*admits_strangers=*/false));
   builder.RegisterService(service);
+  RETURN_IF_ERROR(CheckServerThreadsCanStart());
   result.server = builder.BuildAndStart();
   if (result.server == nullptr) return Internal("this worker's server does not start");
-  result.acceptor->Start();
+  RETURN_IF_ERROR(result.acceptor->Start());
   result.address = local ? listen.ToString() : absl::StrFormat("%s:%d", host, result.acceptor->address().port);
   spdlog::info("listening on {}", result.address);
   return result;
@@ -158,7 +161,7 @@ absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectExperts(const Assignment& ass
                            .mailbox = assignment.mailbox,
                            .incarnation = incarnation,
                            .arena = assignment.arena},
-                          ops, /*pin=*/with_slots, absl::Now() + kDescriptorTimeout);
+                          ops, /*pin=*/with_slots, Deadline::In(kDescriptorTimeout));
   }
   return ConnectGrpcLink({.worker_id = assignment.worker_id,
                           .incarnation = incarnation,
@@ -185,11 +188,11 @@ DeviceRates MeasureOwn(Stage& stage, Ops& ops, int64_t n_embd) {
 
 // Logs the progress once a second. A failure is no error: steps fetch the missing experts later.
 absl::Status FillSlots(Stage& stage, const std::function<bool()>& cancelled) {
-  const absl::Time start = absl::Now();
-  absl::Time last = start;
+  const Stopwatch filling;
+  Stopwatch since_last_word;
   const absl::StatusOr<int64_t> filled = stage.FillSlots([&](int64_t done, int64_t all) {
-    if (absl::Now() - last >= absl::Seconds(1)) {
-      last = absl::Now();
+    if (since_last_word.Elapsed() >= absl::Seconds(1)) {
+      since_last_word.Restart();
       spdlog::info("filling the expert slots: {} of {}", done, all);
     }
     return !cancelled();
@@ -197,8 +200,7 @@ absl::Status FillSlots(Stage& stage, const std::function<bool()>& cancelled) {
   if (absl::IsCancelled(filled.status())) return filled.status();
   if (!filled.ok()) spdlog::warn("the expert slots are not all filled: {}", filled.status().ToString());
   if (filled.value_or(0) > 0) {
-    spdlog::info("all {} experts of these layers are in slots, after {:.1f} s", *filled,
-                 absl::ToDoubleSeconds(absl::Now() - start));
+    spdlog::info("all {} experts of these layers are in slots, after {:.1f} s", *filled, filling.Seconds());
   }
   return absl::OkStatus();
 }
@@ -228,7 +230,7 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
   spdlog::info("computing on {}", ops->name());
 
   // Reachable before it registers: the coordinator may call as soon as it knows the address.
-  WorkerService service(incarnation, [&ending] { ending.End(absl::OkStatus()); });
+  WorkerService service(incarnation, [&ending](const absl::Status& why) { ending.End(why); });
   ASSIGN_OR_RETURN(const Server server, Listen(listen, coordinator, identity.get(), &service));
 
   const std::shared_ptr<grpc::Channel> channel =
@@ -236,8 +238,9 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
   const std::unique_ptr<internal::v1::Cluster::Stub> cluster = internal::v1::Cluster::NewStub(channel);
   std::unique_ptr<CertificateKeeper> keeper;
   if (identity != nullptr && coordinator.unix_path.empty()) {
-    keeper = std::make_unique<CertificateKeeper>(
-        identity->folder(), [channel](const std::string& request_pem) { return RenewCertificate(channel, request_pem); });
+    ASSIGN_OR_RETURN(keeper, CertificateKeeper::Start(identity->folder(), [channel](const std::string& request_pem) {
+                       return RenewCertificate(channel, request_pem);
+                     }));
   }
   const auto cancelled = [&] { return ending.ended() || asked_to_end(); };
   ASSIGN_OR_RETURN(const internal::v1::RegisterResponse response,
@@ -250,20 +253,21 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
 
   Report report;
   report.heartbeat.set_state("loading");
-  Agent agent(
-      cluster.get(),
-      {.worker_id = assignment.worker_id,
-       .incarnation = incarnation,
-       .interval = assignment.heartbeat_interval,
-       .timeout = assignment.heartbeat_timeout,
-       .same_host = assignment.expert_transport == "shm" || coordinator.loopback},
-      [&report](internal::v1::HeartbeatRequest* request) {
-        const std::lock_guard lock(report.mutex);
-        *request = report.heartbeat;
-        request->set_resident_bytes(ResidentBytes());
-        if (report.runner != nullptr) *request->mutable_experts() = report.runner->counters();
-      },
-      [&ending](const absl::Status& why) { ending.End(why); });
+  ASSIGN_OR_RETURN(const std::unique_ptr<Agent> agent,
+                   Agent::Start(
+                       cluster.get(),
+                       {.worker_id = assignment.worker_id,
+                        .incarnation = incarnation,
+                        .interval = assignment.heartbeat_interval,
+                        .timeout = assignment.heartbeat_timeout,
+                        .same_host = assignment.expert_transport == "shm" || coordinator.loopback},
+                       [&report](internal::v1::HeartbeatRequest* request) {
+                         const std::lock_guard lock(report.mutex);
+                         *request = report.heartbeat;
+                         request->set_resident_bytes(ResidentBytes());
+                         if (report.runner != nullptr) *request->mutable_experts() = report.runner->counters();
+                       },
+                       [&ending](const absl::Status& why) { ending.End(why); }));
 
   const bool has_gpu = ops->name().starts_with("cuda");
   const bool slots_auto = options.vram_experts.automatic && has_gpu;
@@ -282,7 +286,7 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
       .expert_slot_bytes = slot_bytes,
       .expert_slots_auto = slots_auto,
       .experts = {.ooae = assignment.ooae, .force = options.force_division, .rules = assignment.rules}};
-  const absl::Time load_start = absl::Now();
+  const Stopwatch loading;
   const std::unique_ptr<DenseTensorSource> source =
       OpenDenseStream(cluster.get(), assignment.worker_id, incarnation, [&](int64_t bytes) {
         const std::lock_guard lock(report.mutex);
@@ -299,17 +303,18 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
   const DeviceRates own_rates = has_gpu ? MeasureOwn(*stage, *ops, assignment.model.n_embd) : DeviceRates();
   RETURN_IF_ERROR(FillSlots(*stage, cancelled));
   spdlog::info("loaded in {:.1f} s: {:.1f} MiB of dense weights, {:.1f} MiB of KV cache, {} expert slots of {:.1f} MiB{}",
-               absl::ToDoubleSeconds(absl::Now() - load_start), stage->dense_bytes() / 0x1p20, stage->kv_bytes() / 0x1p20,
+               loading.Seconds(), stage->dense_bytes() / 0x1p20, stage->kv_bytes() / 0x1p20,
                cache == nullptr ? 0 : cache->num_slots(), cache == nullptr ? 0 : cache->slot_bytes() / 0x1p20,
                cache == nullptr ? "" : absl::StrFormat(", link %.1f GB/s", link_rate / 1e9));
 
   ActivationQueue activations(assignment.model.n_embd, assignment.max_rows);
   // A fault of a kernel leaves the device's whole context unusable, and only a new process gets another.
-  StepRunner runner(stage.get(), &activations, [&](const absl::Status&) {
-    const absl::Status device = ops->Synchronize(absl::Now() + kDevicePatience);
-    if (!device.ok()) ending.End(Annotate(device, "the device does not work any more"));
-  });
-  service.Attach(&runner, &activations,
+  ASSIGN_OR_RETURN(const std::unique_ptr<StepRunner> runner,
+                   StepRunner::Create(stage.get(), &activations, [&](const absl::Status&) {
+                     const absl::Status device = ops->Synchronize(Deadline::In(kDevicePatience));
+                     if (!device.ok()) ending.End(Annotate(device, "the device does not work any more"));
+                   }));
+  service.Attach(runner.get(), &activations,
                  {.ops = ops.get(),
                   .n_embd = assignment.model.n_embd,
                   .max_rows = assignment.max_rows,
@@ -317,7 +322,7 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
                   .identity = identity.get()});
   {
     const std::lock_guard lock(report.mutex);
-    report.runner = &runner;
+    report.runner = runner.get();
     report.heartbeat.set_state("ready");
     report.heartbeat.set_load_progress(1);
     report.heartbeat.set_dense_bytes(stage->dense_bytes());
@@ -329,7 +334,7 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
     report.heartbeat.set_expert_read_bytes_per_second(own_rates.experts.read_bytes_per_second);
     report.heartbeat.set_operation_seconds(own_rates.operation_seconds);
   }
-  agent.Hurry();
+  agent->Hurry();
 
   const absl::Status why = ending.Wait(asked_to_end);
   spdlog::info("ending: {}", why.ok() ? "asked to" : why.ToString());
@@ -338,7 +343,7 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
     report.runner = nullptr;
   }
   server.acceptor->Stop();
-  server.server->Shutdown(absl::ToChronoTime(absl::Now() + kServerDrain));
+  server.server->Shutdown(RpcDeadline(kServerDrain));
   return why;
 }
 

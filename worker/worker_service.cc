@@ -7,6 +7,7 @@
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/numbers.h"
 #include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/escaped.h"
 #include "common/grpc_status.h"
 #include "common/log.h"
@@ -25,8 +26,8 @@ constexpr uint64_t kMaxEpoch = uint64_t{1} << 32;             // far more than a
 constexpr int kMaxStepStreams = 4;                            // the epoch's, and those of earlier ones that have not ended yet
 constexpr absl::Duration kProbePatience = absl::Seconds(10);  // beyond the probe's own time, when the caller names no deadline
 
-absl::Time DeadlineOf(const grpc::ServerContext& context, absl::Duration otherwise) {
-  return std::min(absl::FromChrono(context.deadline()), absl::Now() + otherwise);
+Deadline DeadlineOf(const grpc::ServerContext& context, absl::Duration otherwise) {
+  return Deadline::In(std::min(absl::FromChrono(context.deadline()) - absl::Now(), otherwise));
 }
 
 // Answers of one RunSteps stream: written by the compute thread as they come, until the stream ends.
@@ -103,12 +104,12 @@ grpc::Status WorkerService::BeginEpoch(grpc::ServerContext* context, const inter
     if (request->epoch() < 1 || request->epoch() > kMaxEpoch) {
       return InvalidArgument("epoch is %d, want 1 to %d", request->epoch(), kMaxEpoch);
     }
-    const absl::Time deadline = DeadlineOf(*context, kBeginEpochTimeout);
+    const Deadline deadline = DeadlineOf(*context, kBeginEpochTimeout);
     std::unique_ptr<ActivationSink> sink;
     if (!request->next_address().empty()) {
       ASSIGN_OR_RETURN(sink,
                        ConnectNextWorker(request->next_address(), Incarnation(request->next_incarnation()), request->epoch(),
-                                         attached.links, std::min(deadline, absl::Now() + kConnectTimeout)));
+                                         attached.links, std::min(deadline, Deadline::In(kConnectTimeout))));
     }
     RETURN_IF_ERROR(attached.runner->BeginEpoch(request->epoch(), std::move(sink), deadline));
     step_sharer_.Offer(attached.links.share_memory ? request->host() : "", response);
@@ -133,8 +134,12 @@ grpc::Status WorkerService::RunSteps(grpc::ServerContext* context,
   const auto answers = std::make_shared<AnswerWriter>(stream);
   const auto key = context->client_metadata().find(kStepRingsKey);
   const bool has_key = key != context->client_metadata().end();
-  const RingSteps through_rings(step_sharer_.Take(has_key ? std::string(key->second.data(), key->second.size()) : ""),
-                                attached->runner);
+  const absl::StatusOr<std::unique_ptr<RingSteps>> through_rings =
+      RingSteps::Start(step_sharer_.Take(has_key ? std::string(key->second.data(), key->second.size()) : ""), attached->runner);
+  if (!through_rings.ok()) {
+    end_(through_rings.status());  // the coordinator would begin one epoch after the other
+    return ToGrpcStatus(through_rings.status());
+  }
   internal::v1::StepRequest request;
   while (stream->Read(&request)) {
     answers->Expect();
@@ -166,8 +171,8 @@ grpc::Status WorkerService::PushActivations(grpc::ServerContext* context, grpc::
   }
   // A new epoch begins here before it begins there, so a stream that ends first is cut off. If its worker died, the coordinator
   // notices as fast and knows better what to do: that the steps fail is said only if nobody ends the epoch.
-  const absl::Time until = absl::Now() + kCutOffPatience;
-  while (epoch != 0 && attached->activations->epoch() == epoch && absl::Now() < until) absl::SleepFor(absl::Milliseconds(20));
+  const Deadline until = Deadline::In(kCutOffPatience);
+  while (epoch != 0 && attached->activations->epoch() == epoch && !until.Passed()) absl::SleepFor(absl::Milliseconds(20));
   if (epoch != 0) attached->activations->Break(epoch, "the worker before this one cannot be reached");
   return grpc::Status::OK;
 }
@@ -212,7 +217,7 @@ grpc::Status WorkerService::Shutdown(grpc::ServerContext* context, const interna
   if (const absl::Status allowed = CheckCoordinator(*context, IncarnationOf(*context)); !allowed.ok()) {
     return ToGrpcStatus(allowed);
   }
-  on_shutdown_();
+  end_(absl::OkStatus());
   return grpc::Status::OK;
 }
 

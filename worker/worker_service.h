@@ -19,9 +19,9 @@ namespace ferry {
 
 class WorkerService final : public internal::v1::Worker::Service {
  public:
-  // `on_shutdown` is called after a Shutdown was answered.
-  WorkerService(Incarnation incarnation, std::function<void()> on_shutdown)
-      : incarnation_(incarnation), on_shutdown_(std::move(on_shutdown)) {}
+  // `end` is called after a Shutdown was answered, and with the reason when this process cannot serve any more. Any thread.
+  WorkerService(Incarnation incarnation, std::function<void(const absl::Status&)> end)
+      : incarnation_(incarnation), end_(std::move(end)) {}
 
   // The worker is loaded: serves calls with `runner` and `activations`, which outlive the gRPC server.
   void Attach(StepRunner* runner, ActivationQueue* activations, const StageLinkOptions& links);
@@ -55,7 +55,7 @@ class WorkerService final : public internal::v1::Worker::Service {
   static uint64_t IncarnationOf(const grpc::ServerContext& context);
 
   const Incarnation incarnation_;
-  const std::function<void()> on_shutdown_;
+  const std::function<void(const absl::Status&)> end_;
   ActivationSharer sharer_;
   StepSharer step_sharer_;
   std::atomic<int> step_streams_{0};  // that are open

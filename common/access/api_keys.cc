@@ -1,20 +1,23 @@
 #include "common/access/api_keys.h"
 
+#include <fcntl.h>
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
 #include <openssl/rand.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
-#include <fstream>
+#include <cerrno>
 #include <set>
-#include <sstream>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
+#include "common/small_file.h"
+#include "common/unique_fd.h"
 
 namespace ferry {
 namespace {
@@ -147,6 +150,25 @@ absl::StatusOr<ApiKeys::Version> ApiKeys::VersionOf(const std::string& path) {
                  .changed_ns = int64_t{info.st_mtim.tv_sec} * 1'000'000'000 + info.st_mtim.tv_nsec};
 }
 
+absl::Status ApiKeys::AddLine(const std::string& path, const std::string& line) {
+  std::string before;
+  const absl::StatusOr<Version> there = VersionOf(path);
+  if (there.ok()) {
+    ASSIGN_OR_RETURN(before, ReadSmallFile(path, kMaxFileBytes));
+    if (!before.empty() && before.back() != '\n') before += '\n';
+    RETURN_IF_ERROR(Annotate(Parse(before + line).status(), path));
+  } else if (!absl::IsNotFound(there.status())) {
+    return there.status();
+  }
+  const UniqueFd file(::open(path.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC | (there.ok() ? 0 : O_CREAT | O_EXCL), 0600));
+  if (!file.valid()) return absl::ErrnoToStatus(errno, path);
+  const std::string added = (there.ok() && static_cast<int64_t>(before.size()) != there->bytes ? "\n" : "") + line + "\n";
+  const ssize_t written = ::write(file.get(), added.data(), added.size());
+  if (written < 0) return absl::ErrnoToStatus(errno, path);
+  if (written != static_cast<ssize_t>(added.size())) return ResourceExhausted("%s could not be written to its end", path);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::unique_ptr<ApiKeys>> ApiKeys::Load(const std::string& path) {
   std::unique_ptr<ApiKeys> keys(new ApiKeys(path));
   RETURN_IF_ERROR(keys->ReloadIfChanged());
@@ -159,9 +181,8 @@ absl::Status ApiKeys::ReloadIfChanged() {
     const std::lock_guard lock(mutex_);
     if (std::exchange(version_, version) == version) return absl::OkStatus();
   }
-  std::ostringstream text;
-  text << std::ifstream(path_).rdbuf();
-  absl::StatusOr<Entries> entries = Parse(text.str());
+  ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(path_, kMaxFileBytes));
+  absl::StatusOr<Entries> entries = Parse(text);
   if (!entries.ok()) return Annotate(entries.status(), path_);
   const std::lock_guard lock(mutex_);
   entries_ = *std::move(entries);

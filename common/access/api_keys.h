@@ -53,6 +53,10 @@ class ApiKeys {
   // PermissionDenied: others than its owner may write it.
   static absl::StatusOr<std::unique_ptr<ApiKeys>> Load(const std::string& path);
 
+  // Adds a line of MakeApiKey to the file, which is made when it is not there. Load's errors: what is there is no file of keys,
+  // or the name is taken; then nothing is written.
+  static absl::Status AddLine(const std::string& path, const std::string& line);
+
   // Unauthenticated: no such key. The comparison takes as long for a wrong secret as for the right one.
   absl::StatusOr<Principal> Authenticate(std::string_view key) const;
   // Reads the file again when it has changed since, so that keys are added and revoked without a restart. An error leaves the

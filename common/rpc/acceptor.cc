@@ -15,12 +15,16 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/log.h"
+#include "common/signal_cleanup.h"
+#include "common/thread_limit.h"
 #include "common/unique_fd.h"
 
 namespace ferry {
@@ -83,22 +87,23 @@ class SeldomLog {
  public:
   void Warn(const std::string& what) {
     ++times_;
-    const absl::Time now = absl::Now();
-    if (now - last_ < kLogPause) return;
+    if (!quiet_until_.Passed()) return;
     spdlog::warn("{} ({} times since this was said last)", what, times_);
-    last_ = now;
+    quiet_until_ = Deadline::In(kLogPause);
     times_ = 0;
   }
 
  private:
-  absl::Time last_ = absl::InfinitePast();
+  Deadline quiet_until_ = Deadline::In(absl::ZeroDuration());
   int64_t times_ = 0;
 };
 
 class AcceptorImpl final : public Acceptor {
  public:
   AcceptorImpl(ListenAddress address, const AcceptorOptions& options, UniqueFd listener, UniqueFd stop)
-      : address_(std::move(address)), options_(options), listener_(std::move(listener)), stop_(std::move(stop)) {}
+      : address_(std::move(address)), options_(options), listener_(std::move(listener)), stop_(std::move(stop)) {
+    if (!address_.unix_path.empty()) removed_on_signal_.emplace(address_.unix_path);
+  }
   ~AcceptorImpl() override { Stop(); }
 
   const ListenAddress& address() const override { return address_; }
@@ -108,8 +113,9 @@ class AcceptorImpl final : public Acceptor {
     server_ = builder.experimental().AddExternalConnectionAcceptor(Type::FROM_FD, std::move(credentials));
   }
 
-  void Start() override {
-    thread_ = std::thread([this] { Run(); });
+  absl::Status Start() override {
+    ASSIGN_OR_RETURN(thread_, StartThread([this] { Run(); }));
+    return absl::OkStatus();
   }
 
   void Stop() override {
@@ -120,6 +126,7 @@ class AcceptorImpl final : public Acceptor {
     if (thread_.joinable()) thread_.join();
     listener_ = UniqueFd();
     if (!address_.unix_path.empty()) ::unlink(address_.unix_path.c_str());
+    removed_on_signal_.reset();
   }
 
  private:
@@ -201,7 +208,8 @@ class AcceptorImpl final : public Acceptor {
   ListenAddress address_;
   const AcceptorOptions options_;
   UniqueFd listener_;
-  const UniqueFd stop_;  // an eventfd
+  const UniqueFd stop_;                               // an eventfd
+  std::optional<RemovedOnSignal> removed_on_signal_;  // a Unix socket's file
   std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> server_;
   bool stopped_ = false;
   // Of the thread.
@@ -265,12 +273,6 @@ int64_t RaiseDescriptorLimit() {
   raised.rlim_cur = limit.rlim_max;
   if (raised.rlim_cur != limit.rlim_cur && ::setrlimit(RLIMIT_NOFILE, &raised) == 0) limit = raised;
   return static_cast<int64_t>(limit.rlim_cur);
-}
-
-absl::StatusOr<std::string> MakePrivateFolder(const std::string& parent) {
-  std::string folder = (std::filesystem::path(parent) / "ferry-XXXXXX").string();
-  if (::mkdtemp(folder.data()) == nullptr) return Unavailable("cannot make a folder as %s: %s", folder, std::strerror(errno));
-  return folder;
 }
 
 absl::Status CheckPrivateFolder(const std::string& path) {

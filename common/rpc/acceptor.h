@@ -36,8 +36,8 @@ class Acceptor {
   virtual const ListenAddress& address() const = 0;
   // Before the server is built: its connections are those that come in here.
   virtual void AddTo(grpc::ServerBuilder& builder, std::shared_ptr<grpc::ServerCredentials> credentials) = 0;
-  // Once the server runs; before it is shut down, Stop. Stop is idempotent.
-  virtual void Start() = 0;
+  // Once the server runs; before it is shut down, Stop. Stop is idempotent. ResourceExhausted: no thread can be started.
+  virtual absl::Status Start() = 0;
   virtual void Stop() = 0;
 };
 
@@ -48,8 +48,6 @@ bool NobodyListens(const ListenAddress& address);
 // Lets this process open as many descriptors as the system allows it, and returns how many those are.
 int64_t RaiseDescriptorLimit();
 
-// A folder of mode 0700, of this user, in which sockets of one service lie: `parent`/ferry-XXXXXX. Unavailable says why not.
-absl::StatusOr<std::string> MakePrivateFolder(const std::string& parent);
 // OK: `path` is a folder of this user that nobody else may enter.
 absl::Status CheckPrivateFolder(const std::string& path);
 

@@ -5,12 +5,17 @@
 #include "absl/time/clock.h"
 #include "common/escaped.h"
 #include "common/log.h"
+#include "common/small_file.h"
+#include "common/thread_limit.h"
 #include "common/tls/cluster_ca.h"
 
 namespace ferry {
 
-CertificateKeeper::CertificateKeeper(std::string folder, Renew renew)
-    : folder_(std::move(folder)), renew_(std::move(renew)), thread_([this] { Run(); }) {}
+absl::StatusOr<std::unique_ptr<CertificateKeeper>> CertificateKeeper::Start(std::string folder, Renew renew) {
+  std::unique_ptr<CertificateKeeper> keeper(new CertificateKeeper(std::move(folder), std::move(renew)));
+  ASSIGN_OR_RETURN(keeper->thread_, StartThread([raw = keeper.get()] { raw->Run(); }));
+  return keeper;
+}
 
 CertificateKeeper::~CertificateKeeper() {
   {
@@ -18,7 +23,7 @@ CertificateKeeper::~CertificateKeeper() {
     stop_ = true;
   }
   wake_.notify_all();
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
 }
 
 void CertificateKeeper::Run() {

@@ -4,9 +4,11 @@
 
 #include <condition_variable>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "common/status.h"
 
@@ -18,10 +20,12 @@ class CertificateKeeper {
   using Renew = std::function<absl::StatusOr<std::string>(const std::string& request_pem)>;
 
   // Looks at the certificate in `folder` now and every hour; what fails is logged and tried again an hour later.
-  CertificateKeeper(std::string folder, Renew renew);
+  // ResourceExhausted: no thread can be started.
+  static absl::StatusOr<std::unique_ptr<CertificateKeeper>> Start(std::string folder, Renew renew);
   ~CertificateKeeper();
 
  private:
+  CertificateKeeper(std::string folder, Renew renew) : folder_(std::move(folder)), renew_(std::move(renew)) {}
   void Run();
   absl::Status RenewIfDue();
 

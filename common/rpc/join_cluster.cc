@@ -11,8 +11,10 @@
 #include <memory>
 
 #include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/grpc_status.h"
 #include "common/listen_address.h"
+#include "common/rpc/rpc_deadline.h"
 #include "common/tls/cluster_ca.h"
 #include "ferry/internal/v1/enrollment.grpc.pb.h"
 
@@ -28,7 +30,8 @@ struct FreeSsl {
 
 // The certificate with `fingerprint` among those that a server shows. Nothing but the fingerprint is trusted: the connection is
 // closed again, and the one that follows is checked against the certificate.
-absl::StatusOr<std::string> FetchCa(const ListenAddress& server, const std::string& fingerprint, absl::Time deadline) {
+absl::StatusOr<std::string> FetchCa(const ListenAddress& server, const std::string& fingerprint, Deadline deadline) {
+  RETURN_IF_ERROR(CheckHostExists(server));
   const std::unique_ptr<SSL_CTX, FreeSsl> context(SSL_CTX_new(TLS_client_method()));
   const unsigned char kHttp2[] = {2, 'h', '2'};
   if (context == nullptr || SSL_CTX_set_alpn_protos(context.get(), kHttp2, sizeof(kHttp2)) != 0)
@@ -44,7 +47,7 @@ absl::StatusOr<std::string> FetchCa(const ListenAddress& server, const std::stri
       ERR_clear_error();
       return Unavailable("no TLS server answers at %s", server.ToString());
     }
-    if (absl::Now() >= deadline) return DeadlineExceeded("%s does not answer", server.ToString());
+    if (deadline.Passed()) return DeadlineExceeded("%s does not answer", server.ToString());
     absl::SleepFor(absl::Milliseconds(10));
   }
   const STACK_OF(X509)* const chain = SSL_get_peer_cert_chain(ssl);
@@ -62,8 +65,7 @@ absl::StatusOr<std::string> FetchCa(const ListenAddress& server, const std::stri
 
 }  // namespace
 
-absl::Status JoinCluster(const std::string& coordinator, const std::string& token, const std::string& folder,
-                         absl::Time deadline) {
+absl::Status JoinCluster(const std::string& coordinator, const std::string& token, const std::string& folder, Deadline deadline) {
   ASSIGN_OR_RETURN(const ListenAddress address, ParseListenAddress(coordinator, kClusterPort));
   if (!address.unix_path.empty()) return InvalidArgument("%s is a socket of this host, which needs no certificate", coordinator);
   ASSIGN_OR_RETURN(const JoinToken parsed, ParseJoinToken(token));
@@ -75,7 +77,7 @@ absl::Status JoinCluster(const std::string& coordinator, const std::string& toke
   const auto stub = internal::v1::Enrollment::NewStub(
       grpc::CreateCustomChannel(address.ToString(), grpc::SslCredentials({.pem_root_certs = ca}), arguments));
   grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(deadline));
+  context.set_deadline(RpcDeadline(deadline));
   internal::v1::EnrollRequest request;
   request.set_token_id(parsed.id);
   request.set_token_secret(parsed.secret);
@@ -88,7 +90,7 @@ absl::Status JoinCluster(const std::string& coordinator, const std::string& toke
 
 absl::StatusOr<std::string> RenewCertificate(const std::shared_ptr<grpc::Channel>& coordinator, const std::string& request_pem) {
   grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(absl::Now() + kRenewTimeout));
+  context.set_deadline(RpcDeadline(kRenewTimeout));
   internal::v1::RenewRequest request;
   request.set_request_pem(request_pem);
   internal::v1::EnrollResponse response;

@@ -7,7 +7,7 @@
 #include <memory>
 #include <string>
 
-#include "absl/time/time.h"
+#include "common/deadline.h"
 #include "common/status.h"
 
 namespace ferry {
@@ -16,8 +16,7 @@ namespace ferry {
 // known by the CA's fingerprint in the token, the host by the token's secret. InvalidArgument: an address or a token that is
 // none; PermissionDenied: the server there belongs to another cluster; Unauthenticated: the token is unknown, was used, or is
 // over; Unavailable, DeadlineExceeded: nobody answers.
-absl::Status JoinCluster(const std::string& coordinator, const std::string& token, const std::string& folder,
-                         absl::Time deadline);
+absl::Status JoinCluster(const std::string& coordinator, const std::string& token, const std::string& folder, Deadline deadline);
 
 // Asks the coordinator, on a channel with this host's certificate, for the next one.
 absl::StatusOr<std::string> RenewCertificate(const std::shared_ptr<grpc::Channel>& coordinator, const std::string& request_pem);

@@ -9,6 +9,7 @@
 
 #include "absl/time/clock.h"
 #include "common/listen_address.h"
+#include "common/small_file.h"
 
 namespace ferry {
 namespace {

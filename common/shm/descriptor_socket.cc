@@ -19,6 +19,8 @@
 
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "common/deadline.h"
+#include "common/thread_limit.h"
 #include "common/unique_fd.h"
 
 namespace ferry {
@@ -78,13 +80,18 @@ void SendDescriptors(int socket, const std::vector<UniqueFd>& fds) {
 class DescriptorServerImpl final : public DescriptorServer {
  public:
   DescriptorServerImpl(std::string name, UniqueFd listener, UniqueFd stop)
-      : name_(std::move(name)), listener_(std::move(listener)), stop_(std::move(stop)), thread_([this] { Run(); }) {}
+      : name_(std::move(name)), listener_(std::move(listener)), stop_(std::move(stop)) {}
+
+  absl::Status Start() {
+    ASSIGN_OR_RETURN(thread_, StartThread([this] { Run(); }));
+    return absl::OkStatus();
+  }
 
   ~DescriptorServerImpl() override {
     const uint64_t one = 1;
     while (::write(stop_.get(), &one, sizeof(one)) < 0 && errno == EINTR) {
     }
-    thread_.join();
+    if (thread_.joinable()) thread_.join();
   }
 
   const std::string& name() const override { return name_; }
@@ -109,7 +116,7 @@ class DescriptorServerImpl final : public DescriptorServer {
  private:
   struct Caller {
     UniqueFd socket;
-    absl::Time deadline;
+    Deadline deadline;
   };
 
   void Run() {
@@ -120,7 +127,7 @@ class DescriptorServerImpl final : public DescriptorServer {
       if (::poll(polls.data(), polls.size(), callers.empty() ? -1 : 100) < 0 && errno != EINTR) return;
       if (polls[0].revents != 0) return;
       for (size_t i = 0; i < callers.size(); ++i) {
-        if (polls[i + 2].revents == 0 && absl::Now() < callers[i].deadline) continue;
+        if (polls[i + 2].revents == 0 && !callers[i].deadline.Passed()) continue;
         if (polls[i + 2].revents != 0) Serve(callers[i].socket.get());
         callers[i].socket = UniqueFd();
       }
@@ -128,7 +135,7 @@ class DescriptorServerImpl final : public DescriptorServer {
       if (polls[1].revents != 0) {
         UniqueFd socket(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
         if (socket.valid() && IsOwnUser(socket.get())) {
-          callers.push_back({std::move(socket), absl::Now() + kCallerPatience});
+          callers.push_back({std::move(socket), Deadline::In(kCallerPatience)});
         }
       }
     }
@@ -158,9 +165,9 @@ class DescriptorServerImpl final : public DescriptorServer {
 };
 
 // Waits for `events`; DeadlineExceeded.
-absl::Status PollUntil(int socket, int16_t events, absl::Time deadline) {
+absl::Status PollUntil(int socket, int16_t events, Deadline deadline) {
   for (;;) {
-    const absl::Duration left = deadline - absl::Now();
+    const absl::Duration left = deadline.Remaining();
     if (left <= absl::ZeroDuration()) return DeadlineExceeded("no answer about descriptors in time");
     pollfd poll = {socket, events, 0};
     const int64_t milliseconds = std::min<int64_t>(absl::ToInt64Milliseconds(left) + 1, 1000);
@@ -188,10 +195,12 @@ absl::StatusOr<std::unique_ptr<DescriptorServer>> DescriptorServer::Listen(const
       ::listen(listener.get(), 64) != 0) {
     return Annotate(absl::ErrnoToStatus(errno, "cannot listen"), name);
   }
-  return std::unique_ptr<DescriptorServer>(std::make_unique<DescriptorServerImpl>(name, std::move(listener), std::move(stop)));
+  auto server = std::make_unique<DescriptorServerImpl>(name, std::move(listener), std::move(stop));
+  RETURN_IF_ERROR(server->Start());
+  return std::unique_ptr<DescriptorServer>(std::move(server));
 }
 
-absl::StatusOr<std::vector<UniqueFd>> FetchDescriptors(const std::string& name, const std::string& key, absl::Time deadline) {
+absl::StatusOr<std::vector<UniqueFd>> FetchDescriptors(const std::string& name, const std::string& key, Deadline deadline) {
   if (key.empty() || key.size() > kMaxKeyBytes) {
     return InvalidArgument("key of %d bytes, want 1 to %d", key.size(), kMaxKeyBytes);
   }
@@ -202,7 +211,7 @@ absl::StatusOr<std::vector<UniqueFd>> FetchDescriptors(const std::string& name, 
     if (errno == EINTR) continue;
     if (errno != EAGAIN) return Unavailable("nobody hands out descriptors at '%s'", name);
     // The listen queue is full, and poll() does not tell when it is not.
-    if (absl::Now() >= deadline) return DeadlineExceeded("'%s' takes no more callers", name);
+    if (deadline.Passed()) return DeadlineExceeded("'%s' takes no more callers", name);
     absl::SleepFor(absl::Milliseconds(1));
   }
   // An abstract name belongs to the process that took it first.

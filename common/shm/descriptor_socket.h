@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "absl/time/time.h"
+#include "common/deadline.h"
 #include "common/status.h"
 #include "common/unique_fd.h"
 
@@ -31,6 +31,6 @@ std::string RandomDescriptorKey();
 // The taking end: fetches the descriptors offered under `key`, at most 16. NotFound: no such offer. Unavailable: no server
 // listens, or it hung up. PermissionDenied: the server is another user's. DeadlineExceeded: no answer came in time. Internal: the
 // answer is malformed; its descriptors are closed.
-absl::StatusOr<std::vector<UniqueFd>> FetchDescriptors(const std::string& name, const std::string& key, absl::Time deadline);
+absl::StatusOr<std::vector<UniqueFd>> FetchDescriptors(const std::string& name, const std::string& key, Deadline deadline);
 
 }  // namespace ferry

@@ -10,8 +10,8 @@
 #include <string>
 #include <utility>
 
-#include "absl/time/clock.h"
 #include "common/checked_size.h"
+#include "common/deadline.h"
 #include "common/model/limits.h"
 #include "common/shm/futex.h"
 #include "common/shm/memfd.h"
@@ -143,11 +143,11 @@ struct ExpertMailbox::Impl {
   }
 
   // Waits until `word` is (equal) or is no longer (!equal) `value`; whether it came to that.
-  bool WaitUntil(const Word& word, uint32_t value, bool equal, absl::Time deadline) {
+  bool WaitUntil(const Word& word, uint32_t value, bool equal, Deadline deadline) {
     const auto is = [&](uint32_t seen) { return (seen == value) == equal; };
     return wait.Until(
         deadline, [&] { return is(word.load(std::memory_order_acquire)); },
-        [&](absl::Time until) {
+        [&](Deadline until) {
           const uint32_t seen = word.load(std::memory_order_acquire);
           if (!is(seen)) FutexWait(word, seen, until, FutexScope::kShared);
         });
@@ -319,7 +319,7 @@ absl::Status ExpertMailbox::Post(const ExpertRequest& request) {
   return absl::OkStatus();
 }
 
-absl::Status ExpertMailbox::WaitForAnswer(absl::Time deadline, std::vector<ExpertPlace>* places) {
+absl::Status ExpertMailbox::WaitForAnswer(Deadline deadline, std::vector<ExpertPlace>* places) {
   Impl& impl = *impl_;
   if (!impl.waiting) return FailedPrecondition("nothing was posted");
   if (!impl.WaitUntil(impl.control().answer_number, impl.posted, /*equal=*/true, deadline)) {
@@ -330,7 +330,7 @@ absl::Status ExpertMailbox::WaitForAnswer(absl::Time deadline, std::vector<Exper
   return impl.CopyAnswer(places);
 }
 
-absl::StatusOr<ExpertRequest> ExpertMailbox::WaitForRequest(absl::Time deadline, int64_t num_layers) {
+absl::StatusOr<ExpertRequest> ExpertMailbox::WaitForRequest(Deadline deadline, int64_t num_layers) {
   Impl& impl = *impl_;
   const Word& number = impl.control().request_number;
   if (!impl.WaitUntil(number, impl.taken, /*equal=*/false, deadline)) return DeadlineExceeded("no request has come");

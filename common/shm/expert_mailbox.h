@@ -15,7 +15,7 @@
 #include <span>
 #include <vector>
 
-#include "absl/time/time.h"
+#include "common/deadline.h"
 #include "common/status.h"
 
 namespace ferry {
@@ -80,11 +80,11 @@ class ExpertMailbox {
   // OK: contributions() hold the answer (kCompute), or `places`, one per use, does (kPlan). Otherwise the engine's error;
   // DeadlineExceeded: no answer in time, and the mailbox refuses further posts until the late answer has come (another Wait
   // waits on for it). FailedPrecondition: nothing was posted. Internal: an invalid answer.
-  absl::Status WaitForAnswer(absl::Time deadline, std::vector<ExpertPlace>* places);
+  absl::Status WaitForAnswer(Deadline deadline, std::vector<ExpertPlace>* places);
 
   // The coordinator's side. Copies the next request out of the region and checks it against the shape. Answers a request that
   // fails the check with its error, and returns that error. DeadlineExceeded: no request came.
-  absl::StatusOr<ExpertRequest> WaitForRequest(absl::Time deadline, int64_t num_layers);
+  absl::StatusOr<ExpertRequest> WaitForRequest(Deadline deadline, int64_t num_layers);
   // Answers the request that WaitForRequest returned last; no effect without one. `places`: kPlan, one for each use.
   void Answer(const absl::Status& status, std::span<const ExpertPlace> places);
 

@@ -13,8 +13,8 @@
 #include <cstdint>
 #include <ctime>
 
-#include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "common/deadline.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -25,18 +25,13 @@ namespace ferry {
 enum class FutexScope { kProcess, kShared };
 
 // Returns when `word` no longer holds `expected`, after FutexWake, at the deadline, or for no reason: look again.
-inline void FutexWait(const std::atomic<uint32_t>& word, uint32_t expected, absl::Time deadline, FutexScope scope) {
+inline void FutexWait(const std::atomic<uint32_t>& word, uint32_t expected, Deadline deadline, FutexScope scope) {
   static_assert(sizeof(std::atomic<uint32_t>) == sizeof(uint32_t) && std::atomic<uint32_t>::is_always_lock_free);
-  const int operation = scope == FutexScope::kProcess ? FUTEX_WAIT_PRIVATE : FUTEX_WAIT;
-  timespec timeout;
-  timespec* limit = nullptr;
-  if (deadline != absl::InfiniteFuture()) {
-    const absl::Duration left = deadline - absl::Now();
-    if (left <= absl::ZeroDuration()) return;
-    timeout = absl::ToTimespec(std::min(left, absl::Hours(1)));
-    limit = &timeout;
-  }
-  syscall(SYS_futex, &word, operation, expected, limit, nullptr, 0);
+  // This operation takes a moment of CLOCK_MONOTONIC, where FUTEX_WAIT takes a duration.
+  const int operation = FUTEX_WAIT_BITSET | (scope == FutexScope::kProcess ? FUTEX_PRIVATE_FLAG : 0);
+  const timespec until = deadline.ToTimespec();
+  const timespec* const limit = deadline == Deadline::Never() ? nullptr : &until;
+  syscall(SYS_futex, &word, operation, expected, limit, nullptr, FUTEX_BITSET_MATCH_ANY);
 }
 
 // Wakes at most `count` waiters; call it after the word has changed.
@@ -64,14 +59,14 @@ template <typename Done>
 bool SpinUntil(absl::Duration duration, const Done& done) {
   if (done()) return true;
   if (duration <= absl::ZeroDuration()) return false;
-  const int64_t end = absl::GetCurrentTimeNanos() + absl::ToInt64Nanoseconds(duration);
+  const Deadline end = Deadline::In(duration);
   for (;;) {
     // The clock and the kernel cost as much as several turns, so the loop asks them after sixteen.
     for (int turn = 0; turn < 16; ++turn) {
       if (done()) return true;
       SpinPause();
     }
-    if (absl::GetCurrentTimeNanos() >= end) return done();
+    if (end.Passed()) return done();
     sched_yield();
   }
 }

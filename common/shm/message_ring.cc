@@ -9,7 +9,7 @@
 #include <new>
 #include <utility>
 
-#include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/shm/futex.h"
 
 namespace ferry {
@@ -62,7 +62,7 @@ void MessageRing::Abort() {
   wait_.Abort({&control.written, &control.released});
 }
 
-absl::Status MessageRing::Write(std::string_view message, absl::Time deadline) {
+absl::Status MessageRing::Write(std::string_view message, Deadline deadline) {
   if (message.empty() || static_cast<int64_t>(message.size()) > kMaxMessageBytes) {
     return InvalidArgument("a message has %d bytes, want 1 to %d", message.size(), kMaxMessageBytes);
   }
@@ -80,7 +80,7 @@ absl::Status MessageRing::Write(std::string_view message, absl::Time deadline) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::string> MessageRing::Read(absl::Time deadline) {
+absl::StatusOr<std::string> MessageRing::Read(Deadline deadline) {
   Control& control = ControlOf(data_);
   do {
     RETURN_IF_ERROR(

@@ -16,7 +16,7 @@
 #include <string>
 #include <string_view>
 
-#include "absl/time/time.h"
+#include "common/deadline.h"
 #include "common/shm/memfd.h"
 #include "common/shm/ring_wait.h"
 #include "common/status.h"
@@ -43,10 +43,10 @@ class MessageRing {
 
   // The writing side, one thread at a time. InvalidArgument: empty, or longer than kMaxMessageBytes. DeadlineExceeded: the reader
   // made no room; the ring cannot be used after that, since a part of the message may be in it.
-  absl::Status Write(std::string_view message, absl::Time deadline);
+  absl::Status Write(std::string_view message, Deadline deadline);
   // The reading side, one thread. DeadlineExceeded: no whole message came yet. Internal: an invalid size, after
   // which the ring cannot be read any more.
-  absl::StatusOr<std::string> Read(absl::Time deadline);
+  absl::StatusOr<std::string> Read(Deadline deadline);
 
  private:
   MessageRing(Memfd memfd, std::byte* data) : memfd_(std::move(memfd)), data_(data) {}

@@ -8,8 +8,8 @@
 #include <array>
 #include <cstddef>
 
-#include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "common/deadline.h"
 #include "common/shm/futex.h"
 
 namespace ferry {
@@ -20,10 +20,10 @@ class PacedWait {
   // Waits until done() is true or `deadline` has passed; returns whether done() was. sleep(until) returns at `until`, or earlier
   // when the event that makes done() true wakes it; it may also return for no reason.
   template <typename Done, typename Sleep>
-  bool Until(absl::Time deadline, const Done& done, const Sleep& sleep) {
-    const absl::Time begin = absl::Now();
-    const bool in_time = WaitFrom(begin, deadline, done, sleep);
-    if (in_time) last_[next_++ % last_.size()] = absl::Now() - begin;
+  bool Until(Deadline deadline, const Done& done, const Sleep& sleep) {
+    const Stopwatch waiting;
+    const bool in_time = Wait(deadline, done, sleep);
+    if (in_time) last_[next_++ % last_.size()] = waiting.Elapsed();
     return in_time;
   }
 
@@ -32,17 +32,17 @@ class PacedWait {
 
  private:
   template <typename Done, typename Sleep>
-  bool WaitFrom(absl::Time begin, absl::Time deadline, const Done& done, const Sleep& sleep) {
+  bool Wait(Deadline deadline, const Done& done, const Sleep& sleep) {
     if (done()) return true;
     if (const absl::Duration expected = Expected(); expected > kSpinBeforeSleep) {
-      const absl::Time early = std::min(deadline, begin + expected - kSpinBeforeSleep / 2);
-      while (absl::Now() < early) {
+      const Deadline early = std::min(deadline, Deadline::In(expected - kSpinBeforeSleep / 2));
+      while (!early.Passed()) {
         sleep(early);
         if (done()) return true;
       }
     }
-    if (SpinUntil(std::min(kSpinBeforeSleep, deadline - absl::Now()), done)) return true;
-    while (absl::Now() < deadline) {
+    if (SpinUntil(std::min(kSpinBeforeSleep, deadline.Remaining()), done)) return true;
+    while (!deadline.Passed()) {
       sleep(deadline);
       if (done()) return true;
     }

@@ -9,8 +9,8 @@
 #include <string>
 #include <utility>
 
-#include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "common/deadline.h"
 #include "common/shm/futex.h"
 #include "common/shm/paced_wait.h"
 #include "common/status.h"
@@ -30,12 +30,12 @@ class RingWait {
 
   // Waits until done(), which reads `counter`, is true. DeadlineExceeded or Aborted otherwise. One thread at a time.
   template <typename Done>
-  absl::Status Until(const std::atomic<uint32_t>& counter, absl::Time deadline, const Done& done) {
+  absl::Status Until(const std::atomic<uint32_t>& counter, Deadline deadline, const Done& done) {
     constexpr absl::Duration kLook = absl::Milliseconds(100);  // bounds the sleep if Abort comes between the check and the sleep
     const auto ended = [&] { return aborted_.load(std::memory_order_relaxed) || done(); };
-    const bool in_time = wait_.Until(deadline, ended, [&](absl::Time until) {
+    const bool in_time = wait_.Until(deadline, ended, [&](Deadline until) {
       const uint32_t seen = counter.load(std::memory_order_acquire);
-      if (!ended()) FutexWait(counter, seen, std::min(until, absl::Now() + kLook), FutexScope::kShared);
+      if (!ended()) FutexWait(counter, seen, std::min(until, Deadline::In(kLook)), FutexScope::kShared);
     });
     if (aborted_) return Aborted("%s", over_);
     return in_time ? absl::OkStatus() : DeadlineExceeded("nothing happened in time");

@@ -21,6 +21,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
+#include "common/small_file.h"
 #include "common/unique_fd.h"
 
 namespace ferry {
@@ -205,23 +206,6 @@ std::string DefaultClusterFolder() {
 std::string CaCertificatePath(const std::string& folder) { return folder + "/ca.crt"; }
 std::string NodeCertificatePath(const std::string& folder) { return folder + "/node.crt"; }
 std::string NodeKeyPath(const std::string& folder) { return folder + "/node.key"; }
-
-absl::StatusOr<std::string> ReadSmallFile(const std::string& path) {
-  const UniqueFd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-  if (!file.valid()) return absl::ErrnoToStatus(errno, path);
-  std::string text(kMaxFileBytes + 1, '\0');
-  size_t size = 0;
-  while (size < text.size()) {
-    const ssize_t got = ::read(file.get(), text.data() + size, text.size() - size);
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return absl::ErrnoToStatus(errno, path);
-    if (got == 0) break;
-    size += static_cast<size_t>(got);
-  }
-  if (size > kMaxFileBytes) return InvalidArgument("%s has more than %d bytes", path, kMaxFileBytes);
-  text.resize(size);
-  return text;
-}
 
 absl::Status MakeClusterCa(const std::string& folder) {
   RETURN_IF_ERROR(MakeFolder(folder));

@@ -66,7 +66,4 @@ absl::StatusOr<JoinToken> ParseJoinToken(const std::string& token);
 // Takes the token out of the folder's list. Unauthenticated: it is not there, was used, or is over.
 absl::Status RedeemJoinToken(const std::string& folder, const std::string& id, const std::string& secret);
 
-// A small file, whole. NotFound; InvalidArgument: more than 64 KiB.
-absl::StatusOr<std::string> ReadSmallFile(const std::string& path);
-
 }  // namespace ferry

@@ -7,6 +7,7 @@
 #include "common/listen_address.h"
 #include "common/log.h"
 #include "common/rpc/acceptor.h"
+#include "common/thread_limit.h"
 #include "coordinator/cluster/registration.h"
 #include "coordinator/planning/step_rows.h"
 
@@ -60,8 +61,15 @@ ClusterController::ClusterController(const ClusterOptions& options, GenerationLo
       reports_(options.placement.workers.size()),
       epoch_began_(clock->Now()),
       next_attempt_(clock->Now()),
-      pause_(kFirstPause),
-      thread_([this] { Run(); }) {}
+      pause_(kFirstPause) {}
+
+absl::StatusOr<std::unique_ptr<ClusterController>> ClusterController::Create(const ClusterOptions& options, GenerationLoop* loop,
+                                                                             const Clock* clock,
+                                                                             std::function<void(bool)> set_serving) {
+  std::unique_ptr<ClusterController> controller(new ClusterController(options, loop, clock, std::move(set_serving)));
+  ASSIGN_OR_RETURN(controller->thread_, StartThread([raw = controller.get()] { raw->Run(); }));
+  return controller;
+}
 
 ClusterController::~ClusterController() { Stop(Unavailable("the coordinator is ending")); }
 

@@ -7,8 +7,8 @@
 //   epoch ends     health says NOT_SERVING -> requests are held or end -> the pipeline is closed -> the lost worker's place is
 //   free
 //
-// When a step fails or takes too long and no worker is lost, a new epoch begins with the same workers; after such epochs that ended
-// soon, after a growing pause.
+// When a step fails or takes too long and no worker is lost, a new epoch begins with the same workers; after such epochs that
+// ended soon, after a growing pause.
 
 #include <condition_variable>
 #include <functional>
@@ -55,9 +55,9 @@ struct ClusterOptions {
 
 class ClusterController {
  public:
-  // All borrowed. `set_serving` is called from the controller's thread.
-  ClusterController(const ClusterOptions& options, GenerationLoop* loop, const Clock* clock,
-                    std::function<void(bool)> set_serving);
+  // All borrowed. `set_serving` is called from the controller's thread. ResourceExhausted: no thread can be started.
+  static absl::StatusOr<std::unique_ptr<ClusterController>> Create(const ClusterOptions& options, GenerationLoop* loop,
+                                                                   const Clock* clock, std::function<void(bool)> set_serving);
   ~ClusterController();  // Stop()
 
   // The experts are loaded: admits workers from now on. Both outlive this.
@@ -89,6 +89,8 @@ class ClusterController {
     internal::v1::HeartbeatRequest heartbeat;
   };
 
+  ClusterController(const ClusterOptions& options, GenerationLoop* loop, const Clock* clock,
+                    std::function<void(bool)> set_serving);
   void Run();
   void ExpireHeartbeats();
   void TryBeginEpoch();

@@ -14,12 +14,15 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/grpc_status.h"
 #include "common/host_id.h"
 #include "common/log.h"
 #include "common/rpc/channels.h"
+#include "common/rpc/rpc_deadline.h"
 #include "common/shm/descriptor_socket.h"
 #include "common/shm/message_ring.h"
+#include "common/thread_limit.h"
 #include "coordinator/cluster/step_answer.h"
 #include "ferry/internal/v1/worker.grpc.pb.h"
 #include "proto/expert_counters.h"
@@ -47,7 +50,7 @@ class GrpcPipeline final : public Pipeline {
   }
 
   absl::Status Open(PipelineFailure* failure) {
-    const absl::Time deadline = absl::Now() + options_.begin_timeout;  // gRPC's deadlines are in real time
+    const Deadline deadline = Deadline::In(options_.begin_timeout);
     std::vector<std::unique_ptr<internal::v1::Worker::Stub>> stubs(options_.workers.size());
     std::vector<Rings> rings(options_.workers.size());
     for (size_t i = options_.workers.size(); i-- > 0;) {
@@ -63,7 +66,7 @@ class GrpcPipeline final : public Pipeline {
         request.set_next_incarnation(options_.workers[i + 1].incarnation.value());
       }
       grpc::ClientContext context;
-      context.set_deadline(absl::ToChronoTime(deadline));
+      context.set_deadline(RpcDeadline(deadline));
       internal::v1::BeginEpochResponse response;
       const absl::Status status = FromGrpcStatus(stubs[i]->BeginEpoch(&context, request, &response));
       if (!status.ok()) {
@@ -164,7 +167,7 @@ class GrpcPipeline final : public Pipeline {
     std::string key;
     std::unique_ptr<MessageRing> steps, answers;
   };
-  static Rings MapRings(const internal::v1::BeginEpochResponse& offer, absl::Time deadline) {
+  static Rings MapRings(const internal::v1::BeginEpochResponse& offer, Deadline deadline) {
     const auto map = [&]() -> absl::StatusOr<Rings> {
       ASSIGN_OR_RETURN(std::vector<UniqueFd> descriptors, FetchDescriptors(offer.socket(), offer.key(), deadline));
       if (descriptors.size() != 2) return Internal("the worker handed out %d descriptors, want 2", descriptors.size());
@@ -187,13 +190,21 @@ class GrpcPipeline final : public Pipeline {
     ~Stream() override { StopReading(); }
 
     void Start() {
+      if (rings_.steps != nullptr) {
+        absl::StatusOr<std::thread> reading = StartThread([this] { ReadAnswers(); });
+        if (reading.ok()) {
+          reading_ = *std::move(reading);
+        } else {
+          spdlog::warn("steps go to a worker of this host by messages: {}", reading.status().ToString());
+          rings_ = Rings();
+        }
+      }
       context_.AddMetadata(kIncarnationKey, std::to_string(pipeline_.options_.workers[index_].incarnation.value()));
       if (rings_.steps != nullptr) context_.AddMetadata(kStepRingsKey, rings_.key);
       stub_->async()->RunSteps(&context_, this);
       AddHold();  // writes start outside of this class's callbacks
       StartRead(&response_);
       StartCall();
-      if (rings_.steps != nullptr) reading_ = std::thread([this] { ReadAnswers(); });
     }
     void Cancel() {
       context_.TryCancel();
@@ -203,7 +214,7 @@ class GrpcPipeline final : public Pipeline {
     // Writes start under the lock. The hold is released under it too, and keeps the call alive until then.
     void Send(internal::v1::StepRequest request) {
       if (rings_.steps != nullptr) {
-        const absl::Status sent = rings_.steps->Write(request.SerializeAsString(), absl::Now() + kRoomPatience);
+        const absl::Status sent = rings_.steps->Write(request.SerializeAsString(), Deadline::In(kRoomPatience));
         if (!sent.ok() && !absl::IsAborted(sent)) pipeline_.FailOver(index_, Annotate(sent, "a step could not be handed over"));
         return;
       }
@@ -232,7 +243,7 @@ class GrpcPipeline final : public Pipeline {
    private:
     void ReadAnswers() {
       while (true) {
-        const absl::StatusOr<std::string> message = rings_.answers->Read(absl::InfiniteFuture());
+        const absl::StatusOr<std::string> message = rings_.answers->Read(Deadline::Never());
         if (absl::IsAborted(message.status())) return;
         internal::v1::StepResponse response;
         if (!message.ok() || !response.ParseFromString(*message)) {
@@ -260,7 +271,7 @@ class GrpcPipeline final : public Pipeline {
     GrpcPipeline& pipeline_;
     const size_t index_;
     const std::unique_ptr<internal::v1::Worker::Stub> stub_;
-    const Rings rings_;
+    Rings rings_;
     std::thread reading_;
     grpc::ClientContext context_;
     internal::v1::StepResponse response_;
@@ -386,7 +397,7 @@ absl::Status ShutdownWorker(const PipelineWorker& worker, const NodeIdentity* id
   const std::unique_ptr<internal::v1::Worker::Stub> stub =
       internal::v1::Worker::NewStub(ConnectPeer(worker.address, NodeRole::kWorker, identity, {}));
   grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+  context.set_deadline(RpcDeadline(timeout));
   context.AddMetadata(kIncarnationKey, std::to_string(worker.incarnation.value()));
   const internal::v1::ShutdownRequest request;
   internal::v1::ShutdownResponse response;

@@ -8,8 +8,9 @@
 #include <vector>
 
 #include "absl/strings/str_format.h"
-#include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/log.h"
+#include "common/thread_limit.h"
 
 namespace ferry {
 namespace {
@@ -22,9 +23,9 @@ constexpr absl::Duration kMailboxPoll = absl::Milliseconds(200);
 }  // namespace
 
 struct ExpertExchange::Peer {
-  ExchangePeer info;                            // slots and link rate are guarded by the exchange's mutex_; the rest is constant
-  uint64_t last_step = 0;                       // of the newest request; guarded by mutex_
-  absl::Time last_plan = absl::InfinitePast();  // guarded by mutex_
+  ExchangePeer info;                      // slots and link rate are guarded by the exchange's mutex_; the rest is constant
+  uint64_t last_step = 0;                 // of the newest request; guarded by mutex_
+  std::optional<Deadline> at_work_until;  // guarded by mutex_
   std::unique_ptr<ExpertMailbox> mailbox;
   std::string key;
   std::atomic<bool> stop{false};
@@ -99,11 +100,7 @@ absl::StatusOr<std::string> ExpertExchange::OpenMailbox(WorkerId worker, const M
   peer->key = RandomDescriptorKey();
   descriptors_->Offer(peer->key, {store_.arena().fd(), peer->mailbox->fd()});
   // The thread holds the peer by a plain pointer: ~Peer joins it.
-  try {
-    peer->thread = std::thread([this, raw = peer.get()] { Serve(*raw); });
-  } catch (const std::system_error& error) {
-    return ResourceExhausted("the thread of a worker's mailbox cannot be started: %s", error.what());
-  }
+  ASSIGN_OR_RETURN(peer->thread, StartThread([this, raw = peer.get()] { Serve(*raw); }));
   return peer->key;
 }
 
@@ -161,9 +158,9 @@ std::vector<ExpertPlace> ExpertExchange::PlanFor(Peer& peer, const ExpertRequest
     input.num_slots = peer.info.num_slots;
     input.rates = rates_;
     input.rates.link_bytes_per_second = LinkRateLocked(peer.info);
-    peer.last_plan = absl::Now();
+    peer.at_work_until = Deadline::In(kAtWork);
     const auto others = static_cast<double>(std::count_if(peers_.begin(), peers_.end(), [&](const auto& entry) {
-      return entry.second->last_step != peer.last_step && peer.last_plan - entry.second->last_plan < kAtWork;
+      return entry.second->last_step != peer.last_step && entry.second->at_work_until && !entry.second->at_work_until->Passed();
     }));
     input.rates.host_read_bytes_per_second /= 1 + others;
     input.rates.host_flops_per_second /= 1 + others;
@@ -197,7 +194,7 @@ absl::Status ExpertExchange::CheckFetch(WorkerId worker, const ExpertRequest& re
 void ExpertExchange::Serve(Peer& peer) {
   while (!peer.stop) {
     absl::StatusOr<ExpertRequest> request =
-        peer.mailbox->WaitForRequest(absl::Now() + kMailboxPoll, store_.layout().num_layers());
+        peer.mailbox->WaitForRequest(Deadline::In(kMailboxPoll), store_.layout().num_layers());
     if (!request.ok()) {
       if (!absl::IsDeadlineExceeded(request.status())) {
         spdlog::warn("refused an expert request of worker {}: {}", peer.info.worker.value(),

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <mutex>
 
-#include "absl/time/clock.h"
+#include "common/deadline.h"
 
 namespace ferry {
 namespace {
@@ -33,9 +33,9 @@ constexpr int64_t kTouchBytes = 64 << 20;  // at once by one thread
 void MakeHugePages(ShmArena& arena, int64_t first, int64_t end, ThreadPool& pool, std::atomic<int>& failures) {
   pool.ParallelFor(end - first, [&](int64_t i, int) {
     if (failures.load(std::memory_order_relaxed) >= kHugePageFailures) return;
-    const absl::Time start = absl::Now();
+    const Stopwatch making;
     const bool made = arena.MakeHugePage(first + i);
-    if (!made || absl::Now() - start > kHugePagePatience) failures.fetch_add(1, std::memory_order_relaxed);
+    if (!made || making.Elapsed() > kHugePagePatience) failures.fetch_add(1, std::memory_order_relaxed);
   });
 }
 
@@ -66,7 +66,7 @@ absl::Status FillExpertRecord(const ExpertTensors& tensors, const ExpertLayout& 
 
 absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Load(const GgufFile& file, const ModelConfig& config, ThreadPool& pool,
                                                                const std::function<void(const LoadProgress&)>& progress) {
-  const absl::Time start = absl::Now();
+  const Stopwatch loading;
   std::unique_ptr<ExpertStore> store(new ExpertStore);
   ASSIGN_OR_RETURN(store->layout_, ArenaLayoutOf(file, config));
   ASSIGN_OR_RETURN(store->arena_, ShmArena::Create("ferry-experts", store->layout_.bytes()));
@@ -102,7 +102,7 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Load(const GgufFile& f
   RETURN_IF_ERROR(store->arena_.Seal());
   pool.ParallelFor((store->layout_.bytes() + kTouchBytes - 1) / kTouchBytes,
                    [&](int64_t i, int) { store->arena_.Touch(i * kTouchBytes, kTouchBytes); });
-  store->load_seconds_ = absl::ToDoubleSeconds(absl::Now() - start);
+  store->load_seconds_ = loading.Seconds();
   return store;
 }
 

@@ -10,6 +10,7 @@
 #include "common/escaped.h"
 #include "common/grpc_status.h"
 #include "common/log.h"
+#include "common/thread_limit.h"
 #include "coordinator/generation/generate_stream.h"
 #include "coordinator/generation/wire_bounds.h"
 
@@ -68,8 +69,13 @@ FerryService::FerryService(Parts parts)
     : parts_(std::move(parts)),
       tokens_(parts_.tokenizer),
       constraints_(&tokens_),
-      usage_(std::make_shared<KeyUsage>(parts_.clock)),
-      watch_([this] { Watch(); }) {}
+      usage_(std::make_shared<KeyUsage>(parts_.clock)) {}
+
+absl::StatusOr<std::unique_ptr<FerryService>> FerryService::Create(Parts parts) {
+  std::unique_ptr<FerryService> service(new FerryService(std::move(parts)));
+  ASSIGN_OR_RETURN(service->watch_, StartThread([raw = service.get()] { raw->Watch(); }));
+  return service;
+}
 
 FerryService::~FerryService() {
   {
@@ -77,7 +83,7 @@ FerryService::~FerryService() {
     stop_ = true;
   }
   wake_.notify_all();
-  watch_.join();
+  if (watch_.joinable()) watch_.join();
 }
 
 // Ends the calls of clients that do not read, and gives memory back to the system once nothing runs: what a burst needed would

@@ -51,7 +51,8 @@ class FerryService final : public RawFerryService {
     int64_t max_unsent_bytes = 8 << 20;
     absl::Duration reader_patience = absl::Minutes(1);
   };
-  explicit FerryService(Parts parts);
+  // ResourceExhausted: no thread can be started.
+  static absl::StatusOr<std::unique_ptr<FerryService>> Create(Parts parts);
   ~FerryService() override;
 
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
@@ -69,6 +70,7 @@ class FerryService final : public RawFerryService {
                                           v1::GetServerInfoResponse* response) override;
 
  private:
+  explicit FerryService(Parts parts);
   // The caller. Unauthenticated: no key, or one that is unknown.
   absl::StatusOr<Principal> CallerOf(const grpc::CallbackServerContext& context);
   // Checks a Generate call before any of its work.

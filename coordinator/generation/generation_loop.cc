@@ -4,7 +4,8 @@
 #include <future>
 #include <utility>
 
-#include "absl/time/clock.h"
+#include "common/deadline.h"
+#include "common/thread_limit.h"
 
 namespace ferry {
 namespace {
@@ -17,7 +18,13 @@ constexpr absl::Duration kTick = absl::Milliseconds(100);
 GenerationLoop::GenerationLoop(const BatchSchedulerOptions& options, const Clock* clock, const std::string& initially)
     : clock_(*clock), scheduler_(options, clock), suspended_(Unavailable("%s", initially)) {
   PublishStats();
-  thread_ = std::thread([this] { Run(); });
+}
+
+absl::StatusOr<std::unique_ptr<GenerationLoop>> GenerationLoop::Create(const BatchSchedulerOptions& options, const Clock* clock,
+                                                                       const std::string& initially) {
+  std::unique_ptr<GenerationLoop> loop(new GenerationLoop(options, clock, initially));
+  ASSIGN_OR_RETURN(loop->thread_, StartThread([raw = loop.get()] { raw->Run(); }));
+  return loop;
 }
 
 GenerationLoop::~GenerationLoop() {
@@ -27,7 +34,7 @@ GenerationLoop::~GenerationLoop() {
     posted_ = true;
   }
   wake_.notify_one();
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
 }
 
 void GenerationLoop::Post(Task task) {
@@ -138,10 +145,10 @@ void GenerationLoop::Run() {
     const absl::Duration sleep = std::clamp(scheduler_.NextDeadline() - clock_.Now(), absl::ZeroDuration(), kTick);
     if (scheduler_.num_in_flight() > 0) {
       wait_.Until(
-          absl::Now() + sleep, [this] { return posted_.load(std::memory_order_relaxed); },
-          [this](absl::Time until) {
+          Deadline::In(sleep), [this] { return posted_.load(std::memory_order_relaxed); },
+          [this](Deadline until) {
             std::unique_lock lock(mutex_);
-            wake_.wait_until(lock, absl::ToChronoTime(until), [&] { return posted_.load(); });
+            wake_.wait_until(lock, until.time(), [&] { return posted_.load(); });
           });
     }
     {

@@ -36,7 +36,9 @@ struct GenerationStats {
 class GenerationLoop {
  public:
   // Refuses new requests with Unavailable and the message `initially` until the first Attach. `clock` outlives the loop.
-  GenerationLoop(const BatchSchedulerOptions& options, const Clock* clock, const std::string& initially);
+  // ResourceExhausted: no thread can be started.
+  static absl::StatusOr<std::unique_ptr<GenerationLoop>> Create(const BatchSchedulerOptions& options, const Clock* clock,
+                                                                const std::string& initially);
   // Ends running requests with Unavailable.
   ~GenerationLoop();
 
@@ -60,6 +62,7 @@ class GenerationLoop {
 
  private:
   using Task = std::function<void()>;
+  GenerationLoop(const BatchSchedulerOptions& options, const Clock* clock, const std::string& initially);
   void Post(Task task);
   void Run();
   void PublishStats();

@@ -7,17 +7,27 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
+
+#include "common/status.h"
+#include "common/thread_limit.h"
 
 namespace ferry {
 
 class TaskPool {
  public:
-  // At most `max_waiting` tasks wait for a thread, as far as TryPost goes.
-  explicit TaskPool(int num_threads, size_t max_waiting = SIZE_MAX) : max_waiting_(max_waiting) {
-    for (int i = 0; i < num_threads; ++i) threads_.emplace_back([this] { Run(); });
+  // At most `max_waiting` tasks wait for a thread, as far as TryPost goes. ResourceExhausted: the threads cannot be started.
+  static absl::StatusOr<std::unique_ptr<TaskPool>> Create(int num_threads, size_t max_waiting = SIZE_MAX) {
+    std::unique_ptr<TaskPool> pool(new TaskPool(max_waiting));
+    for (int i = 0; i < num_threads; ++i) {
+      ASSIGN_OR_RETURN(std::thread thread, StartThread([raw = pool.get()] { raw->Run(); }));
+      pool->threads_.push_back(std::move(thread));
+    }
+    return pool;
   }
   // Runs all posted tasks, then ends.
   ~TaskPool() {
@@ -51,6 +61,7 @@ class TaskPool {
   }
 
  private:
+  explicit TaskPool(size_t max_waiting) : max_waiting_(max_waiting) {}
   void Run() {
     std::unique_lock lock(mutex_);
     while (true) {

@@ -3,12 +3,15 @@
 #include <grpcpp/client_context.h>
 
 #include <algorithm>
-#include <future>
+#include <thread>
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/grpc_status.h"
 #include "common/rpc/channels.h"
+#include "common/rpc/rpc_deadline.h"
+#include "common/thread_limit.h"
 #include "coordinator/planning/probe_disturbance.h"
 #include "ferry/internal/v1/worker.grpc.pb.h"
 
@@ -39,23 +42,23 @@ std::vector<const std::byte*> RecordsOf(const ExpertStore& store) {
 // The links of all workers with slots at once; `meanwhile` runs beside them. One rate a worker.
 absl::StatusOr<std::vector<double>> AllLinks(std::span<const ProbedWorker> workers, absl::Duration time,
                                              const LinkProbe& probe_link, const std::function<void()>& meanwhile) {
-  std::vector<std::future<absl::StatusOr<double>>> running;
-  for (const ProbedWorker& worker : workers) {
-    running.push_back(std::async(std::launch::async, [&worker, time, &probe_link]() -> absl::StatusOr<double> {
-      if (!worker.has_slots) return 0.0;
-      return probe_link(worker, time);
-    }));
-  }
-  meanwhile();
-  std::vector<double> rates;
+  std::vector<absl::StatusOr<double>> measured(workers.size(), 0.0);
+  std::vector<std::thread> threads;
   absl::Status status;
-  for (size_t i = 0; i < running.size(); ++i) {
-    const absl::StatusOr<double> rate = running[i].get();
-    if (!rate.ok() && status.ok())
-      status = Annotate(rate.status(), absl::StrFormat("the link of worker %d", workers[i].id.value()));
-    rates.push_back(rate.value_or(0));
+  for (size_t i = 0; i < workers.size() && status.ok(); ++i) {
+    if (!workers[i].has_slots) continue;
+    absl::StatusOr<std::thread> thread = StartThread([&, i] { measured[i] = probe_link(workers[i], time); });
+    status = thread.status();
+    if (thread.ok()) threads.push_back(*std::move(thread));
   }
+  if (status.ok()) meanwhile();
+  for (std::thread& thread : threads) thread.join();
   RETURN_IF_ERROR(status);
+  std::vector<double> rates;
+  for (size_t i = 0; i < workers.size(); ++i) {
+    RETURN_IF_ERROR(Annotate(measured[i].status(), absl::StrFormat("the link of worker %d", workers[i].id.value())));
+    rates.push_back(*measured[i]);
+  }
   return rates;
 }
 
@@ -65,7 +68,7 @@ absl::StatusOr<double> ProbeLinkOverGrpc(const ProbedWorker& worker, absl::Durat
   const std::unique_ptr<internal::v1::Worker::Stub> stub =
       internal::v1::Worker::NewStub(ConnectPeer(worker.address, NodeRole::kWorker, worker.identity, {}));
   grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(absl::Now() + time + kPatience));
+  context.set_deadline(RpcDeadline(time + kPatience));
   internal::v1::ProbeLinkRequest request;
   request.set_incarnation(worker.incarnation.value());
   request.set_seconds(absl::ToDoubleSeconds(time));
@@ -83,13 +86,13 @@ absl::StatusOr<double> ProbeMessagesOverGrpc(const ProbedWorker& worker) {
   for (int i = 0; i < kMessages; ++i) {  // the first connects
     absl::SleepFor(kBetweenMessages);
     grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(absl::Now() + kPatience));
+    context.set_deadline(RpcDeadline(kPatience));
     internal::v1::PingRequest request;
     request.set_incarnation(worker.incarnation.value());
     internal::v1::PingResponse response;
-    const absl::Time start = absl::Now();
+    const Stopwatch asked;
     RETURN_IF_ERROR(FromGrpcStatus(stub->Ping(&context, request, &response)));
-    seconds.push_back(absl::ToDoubleSeconds(absl::Now() - start));
+    seconds.push_back(asked.Seconds());
   }
   std::nth_element(seconds.begin(), seconds.begin() + kMessages / 2, seconds.end());
   return seconds[kMessages / 2];
@@ -101,14 +104,14 @@ absl::StatusOr<MachineRates> ProbeRates(Ops& engine, const ExpertStore& store, s
   const auto measure_host = [&] { return MeasureExperts(engine, FirstLayout(store), records, {.time = kHostTime}); };
   MachineRates rates;
   const absl::StatusOr<ProcessorTime> before = ReadProcessorTime();
-  const absl::Time start = absl::Now();
+  const Stopwatch measuring;
   ASSIGN_OR_RETURN(rates.host, measure_host());
   ASSIGN_OR_RETURN(const ExpertRates again, measure_host());
   // Only while the workers had nothing to do: they are other processes too.
   const absl::StatusOr<ProcessorTime> after = ReadProcessorTime();
   rates.disturbed = Disagreement(rates.host, again);
   if (rates.disturbed.empty() && before.ok() && after.ok()) {
-    rates.disturbed = OthersAtWork(*before, *after, absl::ToDoubleSeconds(absl::Now() - start));
+    rates.disturbed = OthersAtWork(*before, *after, measuring.Seconds());
   }
   rates.host_beside_links = rates.host;
   for (const ProbedWorker& worker : workers) {

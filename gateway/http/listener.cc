@@ -13,8 +13,10 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/listen_address.h"
 #include "common/log.h"
+#include "common/thread_limit.h"
 #include "gateway/http/connection.h"
 
 namespace ferry {
@@ -65,21 +67,21 @@ class Listener final : public HttpListener, public HttpConnectionHost {
     port_ = acceptor_.local_endpoint().port();
     RaiseDescriptorLimit();
     Accept();
-    thread_ = std::thread([this] { io_.run(); });
+    ASSIGN_OR_RETURN(thread_, StartThread([this] { io_.run(); }));
     return absl::OkStatus();
   }
 
   int port() const override { return port_; }
   int num_connections() const override { return num_connections_; }
 
-  void Drain(absl::Time deadline) override {
+  void Drain(Deadline deadline) override {
     OnNetworkThread([this] {
       draining_ = true;
       error_code ignored;
       acceptor_.close(ignored);
       for (const auto& connection : Connections()) connection->CloseWhenIdle();
     });
-    while (num_connections_ > 0 && absl::Now() < deadline) absl::SleepFor(kPoll);
+    while (num_connections_ > 0 && !deadline.Passed()) absl::SleepFor(kPoll);
     OnNetworkThread([this] { CloseAll(); });
   }
 

@@ -9,6 +9,7 @@
 #include <memory>
 #include <string>
 
+#include "common/deadline.h"
 #include "common/status.h"
 #include "gateway/http/limits.h"
 #include "gateway/http/service.h"
@@ -27,7 +28,7 @@ class HttpListener {
   virtual int port() const = 0;
   virtual int num_connections() const = 0;
   // No new connections and no further requests; returns when the answers under way are complete or at `deadline`.
-  virtual void Drain(absl::Time deadline) = 0;
+  virtual void Drain(Deadline deadline) = 0;
 };
 
 }  // namespace ferry

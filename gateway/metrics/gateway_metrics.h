@@ -7,7 +7,7 @@
 #include <mutex>
 #include <optional>
 
-#include "absl/time/time.h"
+#include "common/deadline.h"
 #include "ferry/v1/generate.pb.h"
 #include "gateway/metrics/histogram.h"
 
@@ -41,12 +41,11 @@ class GatewayMetrics {
 // The times of one generation, from the moment it was asked for.
 class RequestTiming {
  public:
-  RequestTiming();
   void OnMessage(const v1::GenerateResponse& message, GatewayMetrics& metrics);
 
  private:
-  absl::Time started_;
-  std::optional<absl::Time> first_token_;
+  Stopwatch since_start_;
+  std::optional<Stopwatch> since_first_token_;
   uint64_t tokens_ = 0;
 };
 

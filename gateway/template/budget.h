@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/deadline.h"
 #include "common/status.h"
 #include "gateway/template/template.h"
 
@@ -13,7 +14,7 @@ namespace ferry::jinja {
 // One rendering's; used by its thread.
 class Budget {
  public:
-  explicit Budget(const Limits& limits) : limits_(limits), deadline_(absl::Now() + limits.time) {}
+  explicit Budget(const Limits& limits) : limits_(limits), deadline_(Deadline::In(limits.time)) {}
 
   // Counts `steps`. ResourceExhausted or DeadlineExceeded.
   absl::Status Step(int64_t steps = 1) {
@@ -21,7 +22,7 @@ class Budget {
     if (steps_ > limits_.steps) return ResourceExhausted("the template takes more than %d steps", limits_.steps);
     if (steps_ < next_clock_) return absl::OkStatus();
     next_clock_ = steps_ + 1024;
-    if (absl::Now() < deadline_) return absl::OkStatus();
+    if (!deadline_.Passed()) return absl::OkStatus();
     return DeadlineExceeded("the template takes more than %s", absl::FormatDuration(limits_.time));
   }
 
@@ -48,7 +49,7 @@ class Budget {
 
  private:
   const Limits limits_;
-  const absl::Time deadline_;
+  const Deadline deadline_;
   int64_t steps_ = 0;
   int64_t next_clock_ = 1024;
   size_t taken_ = 0;

@@ -8,7 +8,7 @@
 #include <string>
 #include <utility>
 
-#include "absl/time/time.h"
+#include "common/deadline.h"
 #include "common/status.h"
 #include "kernels/cuda/copy_engine.h"
 #include "kernels/cuda/cuda_handles.h"
@@ -48,7 +48,7 @@ class ComputeQueue {
   // Records that `op` was queued, for launchers that report errors in another way.
   void SetLast(const char* op) { last_ = op; }
   // Polls `query` until it returns success. DeadlineExceeded: it did not by `deadline`.
-  absl::Status Await(const char* op, absl::Time deadline, const std::function<cudaError_t()>& query) const {
+  absl::Status Await(const char* op, Deadline deadline, const std::function<cudaError_t()>& query) const {
     ASSIGN_OR_RETURN(const bool passed, PollUntil(deadline, Context(op), query));
     return passed ? absl::OkStatus()
                   : DeadlineExceeded("%s: %s has not passed in time, after %s was queued", device_name_, op, last_);

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <thread>
 
-#include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/log.h"
 
 namespace ferry::cuda {
@@ -38,17 +38,16 @@ absl::StatusOr<Event> CudaEvent::Record(std::shared_ptr<EventPool> pool, cudaStr
   return Event(std::make_shared<CudaEvent>(std::move(pool), std::move(event)));
 }
 
-absl::StatusOr<bool> PollUntil(absl::Time deadline, std::string_view what, const std::function<cudaError_t()>& query) {
+absl::StatusOr<bool> PollUntil(Deadline deadline, std::string_view what, const std::function<cudaError_t()>& query) {
   constexpr absl::Duration kTight = absl::Microseconds(200);  // most waits of a step end within it
   constexpr auto kSleep = std::chrono::microseconds(50);
-  const absl::Time start = absl::Now();
+  const Stopwatch waiting;
   while (true) {
     const cudaError_t error = query();
     if (error == cudaSuccess) return true;
     if (error != cudaErrorNotReady) return CudaStatus(error, what);
-    const absl::Time now = absl::Now();
-    if (now >= deadline) return false;
-    if (now - start > kTight) std::this_thread::sleep_for(kSleep);
+    if (deadline.Passed()) return false;
+    if (waiting.Elapsed() > kTight) std::this_thread::sleep_for(kSleep);
   }
 }
 

@@ -10,7 +10,7 @@
 #include <span>
 #include <vector>
 
-#include "absl/time/time.h"
+#include "common/deadline.h"
 #include "kernels/cuda/cuda_handles.h"
 #include "kernels/cuda/cuda_timeline.h"
 #include "kernels/ops.h"
@@ -47,7 +47,7 @@ class CudaEvent final : public EventState {
 
 // Polls `query` until it returns cudaSuccess: in a tight loop at first, later with sleeps in between. True: success. False:
 // `deadline` came first. Returns an error other than cudaErrorNotReady as a Status.
-absl::StatusOr<bool> PollUntil(absl::Time deadline, std::string_view what, const std::function<cudaError_t()>& query);
+absl::StatusOr<bool> PollUntil(Deadline deadline, std::string_view what, const std::function<cudaError_t()>& query);
 
 // One thread.
 class CopyEngine {

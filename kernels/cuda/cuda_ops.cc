@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "common/deadline.h"
 #include "kernels/checks.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/batch_attention.h"
@@ -159,13 +160,13 @@ class CudaOps final : public Ops {
     if (error == cudaErrorNotReady) cudaGetLastError();
     return error != cudaErrorNotReady;
   }
-  absl::Status Wait(const Event& event, absl::Time deadline) override {
+  absl::Status Wait(const Event& event, Deadline deadline) override {
     RETURN_IF_ERROR(Use());
     RETURN_IF_ERROR(CheckEvent("event", event));
     if (event == nullptr) return absl::OkStatus();
     return compute_.Await("Wait", deadline, [&] { return cudaEventQuery(CudaEvent::Of(event)->get()); });
   }
-  absl::Status Synchronize(absl::Time deadline) override {
+  absl::Status Synchronize(Deadline deadline) override {
     RETURN_IF_ERROR(Use());
     for (const cudaStream_t stream : {compute_.get(), copies_->stream()}) {
       RETURN_IF_ERROR(compute_.Await("Synchronize", deadline, [&] { return cudaStreamQuery(stream); }));
@@ -173,7 +174,7 @@ class CudaOps final : public Ops {
     return absl::OkStatus();
   }
 
-  absl::Status StartTimeline(absl::Time deadline) override {
+  absl::Status StartTimeline(Deadline deadline) override {
     RETURN_IF_ERROR(Use());
     return timeline_.Start(compute_.get(), deadline);
   }

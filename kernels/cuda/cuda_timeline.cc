@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "kernels/cuda/copy_engine.h"
 #include "kernels/cuda/cuda_handles.h"
 
@@ -30,7 +31,7 @@ cudaEvent_t CudaTimeline::Record(cudaStream_t stream) {
   return event;
 }
 
-absl::Status CudaTimeline::Start(cudaStream_t stream, absl::Time deadline) {
+absl::Status CudaTimeline::Start(cudaStream_t stream, Deadline deadline) {
   const cudaEvent_t event = Record(stream);
   RETURN_IF_ERROR(std::exchange(status_, absl::OkStatus()));
   ASSIGN_OR_RETURN(const bool passed, PollUntil(deadline, "StartTimeline", [&] { return cudaEventQuery(event); }));

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "common/deadline.h"
 #include "common/status.h"
 #include "kernels/ops.h"
 
@@ -22,7 +23,7 @@ class CudaTimeline {
 
   // Starts recording. Waits until `stream` has done its queued work, since only an event that host and device both see ties their
   // clocks together. DeadlineExceeded: it took longer than until `deadline`.
-  absl::Status Start(cudaStream_t stream, absl::Time deadline);
+  absl::Status Start(cudaStream_t stream, Deadline deadline);
   // Ends the recording and returns the finished spans; the others stay for the next call. Returns an error of recording, if any.
   absl::StatusOr<std::vector<TimelineSpan>> Take();
 

@@ -17,7 +17,7 @@
 #include <string>
 #include <vector>
 
-#include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/half.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/cuda_handles.h"
@@ -346,11 +346,11 @@ void BenchLogits(Bench& bench) {
 // Seconds of a call until it returns, and until the device has done its work.
 std::pair<double, double> SecondsOf(Ops& ops, int repeats, const std::function<absl::Status()>& body) {
   Must(body());
-  Must(ops.Synchronize(absl::Now() + absl::Seconds(60)));
+  Must(ops.Synchronize(Deadline::In(absl::Seconds(60))));
   const auto start = std::chrono::steady_clock::now();
   for (int i = 0; i < repeats; ++i) Must(body());
   const double queued = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  Must(ops.Synchronize(absl::Now() + absl::Seconds(60)));
+  Must(ops.Synchronize(Deadline::In(absl::Seconds(60))));
   const double done = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return std::pair(queued / repeats, done / repeats);
 }

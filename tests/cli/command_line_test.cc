@@ -72,18 +72,43 @@ TEST(CommandLine, SaysWhatIsWrongAndExitsWithTwo) {
 
 TEST(CommandLine, ANumberOutOfRangeIsRefusedByEveryCommand) {
   const std::string model = std::string(" -m ") + kDemoModel + " ";
-  for (const std::string& arguments :
-       {"generate" + model + "-p x -c -5", "generate" + model + "-p x -b -3", "generate" + model + "-p x -t -5",
-        "generate" + model + "-p x -n 4294967296", "generate" + model + "-p x -n 0x10", "generate" + model + "-p x -s -2",
-        "generate" + model + "-p x --temp nan", "generate" + model + "-p x --top-k -2", "serve" + model + "--port 65536",
-        "serve" + model + "--drain-seconds -1", "serve" + model + "--vram-experts 4QiB", "score" + model + "-p x --top 21",
-        "bench" + model + "-r 0", "bench" + model + "-p 512,-1", "plan" + model + "-p 0", "plan" + model + "--link-rate inf",
-        "plan" + model + "--gpus 0x0 --backend cpu", std::string("make-model /nonexistent/m.gguf --layers -5"),
-        std::string("make-model /nonexistent/m.gguf --heads 1e3")}) {
+  for (const std::string& arguments : {"generate" + model + "-p x -c -5",
+                                       "generate" + model + "-p x -b -3",
+                                       "generate" + model + "-p x -t -5",
+                                       "generate" + model + "-p x -n 4294967296",
+                                       "generate" + model + "-p x -n 0x10",
+                                       "generate" + model + "-p x -s -2",
+                                       "generate" + model + "-p x --temp nan",
+                                       "generate" + model + "-p x --top-k -2",
+                                       "serve" + model + "--port 65536",
+                                       "serve" + model + "--http-port 0x10",
+                                       "serve" + model + "--drain-seconds -1",
+                                       "serve" + model + "--vram-experts 4QiB",
+                                       "score" + model + "-p x --top 21",
+                                       "bench" + model + "-r 0",
+                                       "bench" + model + "-p 512,-1",
+                                       "plan" + model + "-p 0",
+                                       "plan" + model + "--link-rate inf",
+                                       "plan" + model + "--gpus 0x0 --backend cpu",
+                                       std::string("make-model /nonexistent/m.gguf --layers -5"),
+                                       std::string("make-model /nonexistent/m.gguf --heads 1e3")}) {
     const Output output = Ferry(arguments);
     EXPECT_EQ(output.exit_code, 2) << arguments;
     EXPECT_EQ(output.out, "") << arguments;
     EXPECT_THAT(output.err, HasSubstr("want ")) << arguments;
+  }
+}
+
+TEST(CommandLine, EveryProgramReadsItsFlagsAlike) {
+  const std::pair<const char*, const char*> kNumbers[] = {{"ferry-coordinator", "-m x --port "},
+                                                          {"ferry-worker", "--coordinator x --threads "},
+                                                          {"ferry-gateway", "--drain-timeout "}};
+  for (const auto& [program, flags] : kNumbers) {
+    for (const char* const number : {"0x10", "' 5'", "99999999999999999999", "nan", "''"}) {
+      const Output output = RunProgramBeside(program, flags + std::string(number), "timeout 20");
+      EXPECT_EQ(output.exit_code, 2) << program << " " << number;
+      EXPECT_THAT(output.err, HasSubstr("want ")) << program << " " << number;
+    }
   }
 }
 

@@ -2,8 +2,10 @@
 
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/stat.h>
 
 #include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "tests/cli/run_ferry.h"
 #include "tests/testing/status_matchers.h"
 
@@ -32,6 +34,14 @@ TEST(Endings, AFolderForTemporaryFilesThatIsNoneIsSaid) {
     EXPECT_THAT(output.err, HasSubstr(std::string("cannot make a folder in ") + folder));
     EXPECT_THAT(output.err, Not(HasSubstr("terminate"))) << folder;
   }
+  const Output longer = Ferry(kGenerate, "TMPDIR=/" + std::string(100, 'a'));
+  EXPECT_EQ(longer.exit_code, 1);
+  EXPECT_THAT(longer.err, HasSubstr("set TMPDIR to a shorter path"));
+}
+
+TEST(Endings, ARelativeFolderForTemporaryFilesWillDo) {
+  const Output output = Ferry(kGenerate, "cd " + ::testing::TempDir() + " && TMPDIR=.");
+  EXPECT_EQ(output.exit_code, 0) << output.err;
 }
 
 TEST(Endings, AFolderWhereAFileIsReadIsSaid) {
@@ -79,6 +89,75 @@ TEST(Endings, WhatAKilledProcessLeavesGoesWithTheNextStart) {
   EXPECT_EQ(FoldersIn(folder.path()), 0u);
 }
 
+TEST(Endings, NoFolderOfACoordinatorsSocketStays) {
+  const TestFolder folder;
+  const std::string variables = "XDG_RUNTIME_DIR= TMPDIR=" + folder.path().string();
+  const auto run = [&](const std::string& signal, const char* seconds) {
+    const std::string command = variables + " timeout -s " + signal + " " + seconds + " " + BinaryBeside("ferry-coordinator") +
+                                kModel + "--port 0 --workers 1 </dev/null >/dev/null 2>&1";
+    ASSERT_NE(system(command.c_str()), -1);
+  };
+  for (const char* const signal : {"TERM", "HUP", "QUIT", "USR1", "SEGV"}) {
+    for (const char* const seconds : {"0.1", "1"}) run(signal, seconds);
+    EXPECT_EQ(FoldersIn(folder.path()), 0u) << signal;
+  }
+  for (int i = 0; i < 100 && FoldersIn(folder.path()) == 0; ++i) run("KILL", "1");
+  EXPECT_EQ(FoldersIn(folder.path()), 1u) << "nothing removes it at once";
+  run("TERM", "1");
+  EXPECT_EQ(FoldersIn(folder.path()), 0u) << "the next start does";
+}
+
+// A file of tests/cli/preload, or empty where a sanitizer takes its place.
+std::string Preloaded(const std::string& library) {
+  const std::string path = BinaryBeside(library + ".so");
+  return std::filesystem::exists(path) ? "LD_PRELOAD=" + path : "";
+}
+
+TEST(Endings, NoLimitOfThreadsEndsInAnAbortOrAHang) {
+  const std::string preload = Preloaded("few_threads");
+  if (preload.empty()) GTEST_SKIP() << "a sanitizer is where the limit would be";
+  const auto ends = [&](const char* program, int threads) {
+    const Output output = Ferry(kGenerate + "-t 2", absl::StrFormat("%s FERRY_TEST_PROGRAM=%s FERRY_TEST_THREADS=%d timeout 60",
+                                                                    preload, program, threads));
+    EXPECT_THAT(output.exit_code, AnyOf(0, 1, 2)) << program << " " << threads << ": " << output.err;
+    EXPECT_THAT(output.err, Not(AnyOf(HasSubstr("terminate called"), HasSubstr("killed by signal"))))
+        << program << " " << threads;
+    if (output.exit_code != 0) EXPECT_THAT(output.err, HasSubstr("thread")) << program << " " << threads;
+    return output.exit_code;
+  };
+  // On two cores a coordinator has 26 threads, and a worker 17.
+  for (const int threads : {1, 20, 24, 25, 26, 30}) ends("ferry-coordinator", threads);
+  for (const int threads : {1, 12, 16, 17, 18, 30}) ends("ferry-worker", threads);
+  EXPECT_NE(ends("ferry", 20), 0);
+  EXPECT_NE(ends("ferry-coordinator", 10), 0);
+  EXPECT_EQ(ends("ferry-coordinator", 1000), 0);
+}
+
+TEST(Endings, AJumpingDateEndsAndProlongsNothing) {
+  const std::string preload = Preloaded("jumping_date");
+  if (preload.empty()) GTEST_SKIP() << "a sanitizer is where the date would be moved";
+  const std::string generate = "generate --backend cpu --workers 2 --temp 0 -p Once -n 20 </dev/null" + kModel;
+  const Output plain = Ferry(generate), jumping = Ferry(generate, preload + " timeout 100");
+  EXPECT_EQ(jumping.exit_code, 0) << jumping.err;
+  EXPECT_EQ(jumping.out, plain.out);
+}
+
+TEST(Endings, AFileThatIsNoneDoesNotHoldACommandUp) {
+  const TestFolder folder;
+  ASSERT_EQ(mkfifo(folder.File("pipe").c_str(), 0600), 0);
+  for (const char* const flag : {"--grammar-file ", "-j "}) {
+    for (const std::string& file : {folder.path().string(), folder.File("pipe"), std::string("/dev/zero"), folder.File("none")}) {
+      const Output output = Ferry(kGenerate + flag + file, "timeout 60");
+      EXPECT_THAT(output.exit_code, AnyOf(1, 2)) << flag << file << ": " << output.err;
+      EXPECT_THAT(output.err, HasSubstr("error: ")) << flag << file;
+    }
+  }
+  const Output output = Ferry("serve --backend cpu --port 0 --http-port 0 --tls-cert " + folder.File("pipe") + " --tls-key " +
+                                  folder.File("pipe") + kModel + "</dev/null",
+                              "timeout 60");
+  EXPECT_THAT(output.exit_code, AnyOf(1, 2)) << output.err;
+}
+
 TEST(Endings, ACoordinatorThatServesNothingIsNotWaitedForForEver) {
   const TestFolder folder;
   const std::string port_file = folder.File("port");
@@ -103,9 +182,10 @@ TEST(Endings, NobodyAtAnAddressIsSaid) {
   EXPECT_EQ(none.exit_code, 1);
   EXPECT_THAT(none.err, HasSubstr("no answer from a Ferry coordinator at 127.0.0.1:1"));
   EXPECT_THAT(Ferry("status --server http://127.0.0.1:8090").err, HasSubstr("begins with http://"));
-  const Output unknown = Ferry("status --server no-such-host.invalid", "timeout 60");
+  const std::string no_name(64, 'a');  // a label of a name has 63 letters at most, so nobody is asked
+  const Output unknown = Ferry("status --server " + no_name, "timeout 60");
   EXPECT_EQ(unknown.exit_code, 1);
-  EXPECT_THAT(unknown.err, HasSubstr("no-such-host.invalid"));
+  EXPECT_THAT(unknown.err, HasSubstr("there is no host '" + no_name));
 }
 
 TEST(Endings, RunningRequestsGetTheTimeThatServeWasGiven) {
@@ -117,12 +197,12 @@ TEST(Endings, RunningRequestsGetTheTimeThatServeWasGiven) {
                              " && break; sleep 0.1; done; " + ferry +
                              " generate --server 127.0.0.1:18937 -p Once -n 4000 --ignore-eos </dev/null >/dev/null 2>" +
                              folder.File("err") + " & sleep 1; kill -INT $S; wait $S; wait";
-  const absl::Time start = absl::Now();
+  const Stopwatch start;
   std::ofstream(folder.File("script")) << script;
   ASSERT_NE(system(("bash " + folder.File("script")).c_str()), -1);
   std::ifstream file(log);
   const std::string text(std::istreambuf_iterator<char>(file), {});
-  EXPECT_THAT(text, HasSubstr("the drain timeout is over")) << absl::FormatDuration(absl::Now() - start);
+  EXPECT_THAT(text, HasSubstr("the drain timeout is over")) << absl::FormatDuration(start.Elapsed());
 }
 
 }  // namespace

@@ -111,6 +111,24 @@ TEST(Outputs, NoFileIsReplacedUnlessForced) {
   EXPECT_TRUE(nlohmann::json::parse(std::ifstream(file)).is_array());
 }
 
+TEST(Outputs, AKeyIsAddedToAFileOfKeysAlone) {
+  const TestFolder folder;
+  const std::string model = folder.File("m.gguf"), keys = folder.File("keys");
+  std::filesystem::copy_file(kDemoModel, model);
+  ASSERT_EQ(mkfifo(folder.File("pipe").c_str(), 0600), 0);
+  for (const std::string& file : {model, folder.path().string(), folder.File("pipe"), std::string("/dev/full")}) {
+    const Output output = Ferry("api-key alice --file " + file, "timeout 20");
+    EXPECT_THAT(output.exit_code, ::testing::AnyOf(1, 2)) << file << ": " << output.err;
+    EXPECT_EQ(output.out, "") << file;
+  }
+  EXPECT_EQ(std::filesystem::file_size(model), std::filesystem::file_size(kDemoModel));
+  EXPECT_EQ(Ferry("api-key alice --file " + keys).exit_code, 0);
+  EXPECT_EQ(Ferry("api-key bob --file " + keys).exit_code, 0);
+  const Output again = Ferry("api-key alice --file " + keys);
+  EXPECT_EQ(again.exit_code, 2);
+  EXPECT_THAT(again.err, HasSubstr("the name alice of an earlier line"));
+}
+
 TEST(Outputs, NoInputIsReplacedByWhateverName) {
   const TestFolder folder;
   const std::string model = folder.File("m.gguf"), prompt = folder.File("p.txt");

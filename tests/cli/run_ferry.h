@@ -30,10 +30,10 @@ struct Output {
 };
 
 // `before` goes in front of the program's name: variables, `timeout 5`. Output that `arguments` do not redirect is caught.
-inline Output Ferry(const std::string& arguments, const std::string& before = "") {
+inline Output RunProgramBeside(const std::string& program, const std::string& arguments, const std::string& before = "") {
   static const OwnCache cache;
   const std::string err_file = ::testing::TempDir() + "/ferry-stderr-" + std::to_string(getpid());
-  FILE* const pipe = popen(("{ " + before + " " + BinaryBeside("ferry") + " " + arguments + "; } 2>" + err_file).c_str(), "r");
+  FILE* const pipe = popen(("{ " + before + " " + BinaryBeside(program) + " " + arguments + "; } 2>" + err_file).c_str(), "r");
   Output output;
   std::array<char, 4096> buffer;
   for (size_t n; (n = fread(buffer.data(), 1, buffer.size(), pipe)) > 0;) output.out.append(buffer.data(), n);
@@ -43,6 +43,10 @@ inline Output Ferry(const std::string& arguments, const std::string& before = ""
   output.err.assign(std::istreambuf_iterator<char>(err), {});
   std::filesystem::remove(err_file);
   return output;
+}
+
+inline Output Ferry(const std::string& arguments, const std::string& before = "") {
+  return RunProgramBeside("ferry", arguments, before);
 }
 
 // A folder of the test's own.

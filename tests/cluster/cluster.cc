@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "tests/testing/own_cache.h"
 #include "tests/testing/source_path.h"
 
@@ -88,8 +89,8 @@ bool Alive(pid_t pid) {
 }
 
 bool Eventually(absl::Duration timeout, const std::function<bool()>& condition) {
-  const absl::Time deadline = absl::Now() + timeout;
-  while (absl::Now() < deadline) {
+  const Deadline deadline = Deadline::In(timeout);
+  while (!deadline.Passed()) {
     if (condition()) return true;
     absl::SleepFor(absl::Milliseconds(20));
   }

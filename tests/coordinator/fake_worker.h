@@ -14,7 +14,7 @@
 #include <thread>
 #include <vector>
 
-#include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/host_id.h"
 #include "common/shm/descriptor_socket.h"
 #include "common/shm/message_ring.h"
@@ -98,7 +98,7 @@ class FakeWorker final : public internal::v1::Worker::Service {
   }
   int steps_by_stream() const { return steps_by_stream_; }
   // Writes bytes where the next answer is read.
-  void SendRaw(std::string_view bytes) { ASSERT_OK(answers_->Write(bytes, absl::Now() + absl::Seconds(60))); }
+  void SendRaw(std::string_view bytes) { ASSERT_OK(answers_->Write(bytes, Deadline::In(absl::Seconds(60)))); }
   grpc::Status Shutdown(grpc::ServerContext*, const internal::v1::ShutdownRequest*, internal::v1::ShutdownResponse*) override {
     const std::lock_guard lock(mutex_);
     asked_to_end_ = true;
@@ -131,11 +131,11 @@ class FakeWorker final : public internal::v1::Worker::Service {
     if (key != rings_key_ || through_rings_.joinable()) return;
     through_rings_ = std::thread([this] {
       while (true) {
-        const absl::StatusOr<std::string> message = requests_->Read(absl::InfiniteFuture());
+        const absl::StatusOr<std::string> message = requests_->Read(Deadline::Never());
         internal::v1::StepRequest request;
         if (!message.ok() || !request.ParseFromString(*message)) return;
         const std::optional<internal::v1::StepResponse> answer = Answer(request);
-        if (answer && !answers_->Write(answer->SerializeAsString(), absl::Now() + absl::Seconds(60)).ok()) return;
+        if (answer && !answers_->Write(answer->SerializeAsString(), Deadline::In(absl::Seconds(60))).ok()) return;
       }
     });
   }

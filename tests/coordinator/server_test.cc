@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/time/clock.h"
+#include "common/clock.h"
 #include "common/host_id.h"
 #include "ferry/internal/v1/cluster.grpc.pb.h"
 #include "ferry/v1/generate.grpc.pb.h"
@@ -194,7 +195,7 @@ TEST_F(ServerTest, SaysWhichWorkersAreMissing) {
   options_.placement.num_workers = 2;
   ASSERT_OK(Start());
   ASSERT_OK(server_->Load());
-  EXPECT_THAT(server_->WaitUntilServing(absl::Now()),
+  EXPECT_THAT(server_->WaitUntilServing(Clock::Real()->Now()),
               StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("worker 0 is starting, worker 1 is starting")));
 }
 
@@ -206,7 +207,7 @@ TEST_F(ServerTest, ServesThenDrainsAndEndsItsWorkers) {
   ASSERT_OK(Start());
   ASSERT_OK(server_->Load());
   Join(worker);
-  ASSERT_OK(server_->WaitUntilServing(absl::Now() + absl::Seconds(60)));
+  ASSERT_OK(server_->WaitUntilServing(Clock::Real()->Now() + absl::Seconds(60)));
   EXPECT_EQ(HealthOf(channel_), kServing);
   EXPECT_EQ(State(), "serving");
   std::string text;

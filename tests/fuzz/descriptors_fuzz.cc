@@ -16,7 +16,7 @@
 #include <thread>
 #include <vector>
 
-#include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/shm/descriptor_socket.h"
 #include "common/shm/expert_mailbox.h"
 #include "common/shm/shm_arena.h"
@@ -31,7 +31,7 @@ constexpr int64_t kArenaBytes = 8192;
 constexpr MailboxShape kShape = {.n_embd = 4, .max_rows = 6, .max_entries = 10, .max_experts = 5};
 
 std::string NameOf(const char* end) { return "ferry-fuzz-" + std::string(end) + std::to_string(::getpid()); }
-absl::Time Soon() { return absl::Now() + absl::Seconds(5); }
+Deadline Soon() { return Deadline::In(absl::Seconds(5)); }
 
 // The number that the next descriptor gets: no higher after what leaves none open than before. Lower it may be, since the server
 // of FuzzServer closes its last caller when it comes to it.

@@ -12,7 +12,7 @@
 #include <memory>
 #include <vector>
 
-#include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/shm/expert_mailbox.h"
 #include "coordinator/experts/expert_messages.h"
 #include "coordinator/experts/expert_planner.h"
@@ -98,7 +98,8 @@ void FuzzMailbox(WireInput& input) {
   const uint8_t what = input.Byte();
   if (what & 1) {
     mailbox.Scribble(input);
-    const absl::StatusOr<ExpertRequest> request = mailbox.coordinator->WaitForRequest(absl::InfinitePast(), kNumLayers);
+    const absl::StatusOr<ExpertRequest> request =
+        mailbox.coordinator->WaitForRequest(Deadline::In(absl::ZeroDuration()), kNumLayers);
     if (!request.ok()) return;
     RequireSound(*request, kShape);
     FuzzPlanner(*request, what >> 3);
@@ -113,12 +114,12 @@ void FuzzMailbox(WireInput& input) {
                                 .entry_rows = {}};
     Require(mailbox.worker->Post(plan).ok());
     if (what & 2) {
-      Require(mailbox.coordinator->WaitForRequest(absl::InfinitePast(), kNumLayers).ok());
+      Require(mailbox.coordinator->WaitForRequest(Deadline::In(absl::ZeroDuration()), kNumLayers).ok());
       mailbox.coordinator->Answer(absl::OkStatus(), std::vector{ExpertPlace::kShip, ExpertPlace::kHost});
     }
     mailbox.Scribble(input);
     std::vector<ExpertPlace> places;
-    if (!mailbox.worker->WaitForAnswer(absl::InfinitePast(), &places).ok()) return;
+    if (!mailbox.worker->WaitForAnswer(Deadline::In(absl::ZeroDuration()), &places).ok()) return;
     Require(places.size() == plan.uses.size());
     for (const ExpertPlace place : places) Require(place <= ExpertPlace::kHost);
   }

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "coordinator/cluster/step_answer.h"
 #include "ferry/internal/v1/worker.pb.h"
 #include "tests/fuzz/wire_input.h"
@@ -94,7 +94,7 @@ void FuzzActivations(WireInput& input) {
       if (!taken.ok()) return;  // ends the stream
       Require(message.epoch() == 1);
     } else {
-      const absl::StatusOr<ActivationChunk> chunk = queue.Next(step, row, absl::InfinitePast());
+      const absl::StatusOr<ActivationChunk> chunk = queue.Next(step, row, Deadline::In(absl::ZeroDuration()));
       if (chunk.ok()) {
         Require(chunk->first_row == row && !chunk->values.empty());
         Require(chunk->values.size() % kEmbd == 0);

@@ -7,6 +7,8 @@
 #include <filesystem>
 #include <thread>
 
+#include "common/deadline.h"
+#include "common/small_file.h"
 #include "common/tls/cluster_ca.h"
 #include "gateway/json/json.h"
 #include "tests/gateway/fake_coordinator.h"
@@ -44,8 +46,8 @@ class GatewayTest : public ::testing::Test {
     return Json::parse(BodyOf(answer), nullptr, /*allow_exceptions=*/false);
   }
   bool Eventually(const std::function<bool()>& condition) {
-    const absl::Time deadline = absl::Now() + absl::Seconds(20);
-    while (!condition() && absl::Now() < deadline) absl::SleepFor(absl::Milliseconds(5));
+    const Deadline deadline = Deadline::In(absl::Seconds(20));
+    while (!condition() && !deadline.Passed()) absl::SleepFor(absl::Milliseconds(5));
     return condition();
   }
 

@@ -12,8 +12,8 @@
 #include <string>
 #include <string_view>
 
-#include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "common/deadline.h"
 #include "common/unique_fd.h"
 
 namespace ferry {
@@ -45,10 +45,10 @@ class HttpClient {
   // What has been read so far and not yet taken, once `done` holds of it, the server has closed or the time is over.
   template <typename Done>
   const std::string& ReadUntil(const Done& done, absl::Duration timeout = absl::Seconds(30)) {
-    const absl::Time deadline = absl::Now() + timeout;
-    while (!done(unread_) && !closed_ && absl::Now() < deadline) {
+    const Deadline deadline = Deadline::In(timeout);
+    while (!done(unread_) && !closed_ && !deadline.Passed()) {
       pollfd poll = {.fd = socket_.get(), .events = POLLIN};
-      const int ready = ::poll(&poll, 1, static_cast<int>(absl::ToInt64Milliseconds(deadline - absl::Now())) + 1);
+      const int ready = ::poll(&poll, 1, static_cast<int>(absl::ToInt64Milliseconds(deadline.Remaining())) + 1);
       if (ready <= 0) continue;
       char bytes[16384];
       const ssize_t got = ::recv(socket_.get(), bytes, sizeof(bytes), 0);

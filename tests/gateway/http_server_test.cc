@@ -4,6 +4,7 @@
 #include <mutex>
 #include <thread>
 
+#include "common/deadline.h"
 #include "gateway/http/listener.h"
 #include "gateway/http/sse.h"
 #include "tests/gateway/http_client.h"
@@ -45,8 +46,8 @@ class ScriptedService final : public HttpService {
   }
 
   std::shared_ptr<Exchange> Held() {
-    const absl::Time deadline = absl::Now() + kPatience;
-    while (absl::Now() < deadline) {
+    const Deadline deadline = Deadline::In(kPatience);
+    while (!deadline.Passed()) {
       {
         const std::lock_guard lock(mutex_);
         if (!held_.empty()) return held_.back();
@@ -60,8 +61,8 @@ class ScriptedService final : public HttpService {
     held_.clear();
   }
   bool SomebodyLeft() {
-    const absl::Time deadline = absl::Now() + kPatience;
-    while (left_ == 0 && absl::Now() < deadline) absl::SleepFor(absl::Milliseconds(5));
+    const Deadline deadline = Deadline::In(kPatience);
+    while (left_ == 0 && !deadline.Passed()) absl::SleepFor(absl::Milliseconds(5));
     return left_ > 0;
   }
 
@@ -85,14 +86,14 @@ class HttpServerTest : public ::testing::Test {
     return client.ReadAnswer();
   }
   bool Eventually(const std::function<bool()>& condition) {
-    const absl::Time deadline = absl::Now() + kPatience;
-    while (!condition() && absl::Now() < deadline) absl::SleepFor(absl::Milliseconds(5));
+    const Deadline deadline = Deadline::In(kPatience);
+    while (!condition() && !deadline.Passed()) absl::SleepFor(absl::Milliseconds(5));
     return condition();
   }
 
   void TearDown() override {
     if (listener_ == nullptr) return;
-    listener_->Drain(absl::Now());
+    listener_->Drain(Deadline::In(absl::ZeroDuration()));
     service_.DropHeld();  // the listener outlives every exchange
   }
 
@@ -242,8 +243,8 @@ TEST_F(HttpServerTest, ADripOfHeaderBytesDoesNotExtendTheTime) {
   Start({.head_timeout = absl::Milliseconds(300)});
   HttpClient client = Connect();
   client.Send("GET /echo HTTP/1.1\r\n");
-  const absl::Time begun = absl::Now();
-  while (client.Send("X") && absl::Now() - begun < kPatience) {
+  const Stopwatch begun;
+  while (client.Send("X") && begun.Elapsed() < kPatience) {
     client.ReadUntil([](const std::string& read) { return !read.empty(); }, absl::Milliseconds(20));
     if (client.closed() || !client.ReadUntil([](const std::string&) { return true; }).empty()) break;
   }
@@ -258,9 +259,9 @@ TEST_F(HttpServerTest, HalfOpenConnectionsDoNotKeepOthersOut) {
     ASSERT_TRUE(half_open.back().connected());
     half_open.back().Send("GET / HTTP/1.1\r\n");
   }
-  const absl::Time begun = absl::Now();
+  const Stopwatch begun;
   EXPECT_EQ(StatusOfAnswer(Ask(Get("/echo"))), 200);
-  EXPECT_LT(absl::Now() - begun, absl::Seconds(5));
+  EXPECT_LT(begun.Elapsed(), absl::Seconds(5));
   EXPECT_LE(listener_->num_connections(), 20);
 }
 
@@ -370,7 +371,7 @@ TEST_F(HttpServerTest, DrainsWhatIsUnderWay) {
   busy.Send(Get("/held"));
   const std::shared_ptr<Exchange> held = service_.Held();
   ASSERT_NE(held, nullptr);
-  std::thread drain([&] { listener_->Drain(absl::Now() + kPatience); });
+  std::thread drain([&] { listener_->Drain(Deadline::In(kPatience)); });
   EXPECT_EQ(idle.ReadAll(), "");
   held->Respond({.body = "late"});
   EXPECT_EQ(BodyOf(busy.ReadAll()), "late");

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "tests/kernels/cuda_rig.h"
 
 namespace ferry {
@@ -15,7 +15,7 @@ namespace {
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 
-absl::Time Soon() { return absl::Now() + absl::Seconds(20); }
+Deadline Soon() { return Deadline::In(absl::Seconds(20)); }
 
 Batch TokensBatch(std::vector<int32_t> ids) {
   Batch batch;
@@ -161,7 +161,7 @@ TEST_F(CudaMemoryTest, CopiesAfterTheComputeThatReadsTheTarget) {
   EXPECT_TRUE(ops_->Passed(copied));
   EXPECT_TRUE(ops_->Passed(Event()));
   EXPECT_OK(ops_->ComputeAfter(Event()));
-  EXPECT_OK(ops_->Wait(Event(), absl::InfinitePast()));
+  EXPECT_OK(ops_->Wait(Event(), Deadline::In(absl::ZeroDuration())));
   ops_->UnpinHost(host.span());
   ASSERT_OK_AND_ASSIGN(const Event unpinned, ops_->CopyAsync(target.data(), host.span(), {}));  // slower, but it works
   EXPECT_OK(ops_->Wait(unpinned, Soon()));
@@ -216,8 +216,9 @@ TEST_F(CudaMemoryTest, AWaitEndsAtItsDeadline) {
   for (int i = 0; i < 100; ++i) ASSERT_OK(ops_->RmsNorm(x.tensor(), weight.as<float>(), 1e-5, x.tensor()));
   ASSERT_OK_AND_ASSIGN(const Event event, ops_->MarkCompute());  // 27 GB of traffic ahead of it
   EXPECT_FALSE(ops_->Passed(event));
-  EXPECT_THAT(ops_->Wait(event, absl::Now() + absl::Microseconds(50)), StatusIs(absl::StatusCode::kDeadlineExceeded));
-  EXPECT_THAT(ops_->Synchronize(absl::Now()), StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("RmsNorm")));
+  EXPECT_THAT(ops_->Wait(event, Deadline::In(absl::Microseconds(50))), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_THAT(ops_->Synchronize(Deadline::In(absl::ZeroDuration())),
+              StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("RmsNorm")));
   EXPECT_OK(ops_->Wait(event, Soon()));
   EXPECT_TRUE(ops_->Passed(event));
   EXPECT_OK(ops_->Synchronize(Soon()));
@@ -250,7 +251,7 @@ TEST_F(CudaMemoryTest, AFaultOfAKernelIsInternalAndNamesTheOperation) {
         const Tensor nowhere(reinterpret_cast<void*>(uintptr_t{1} << 20), DType::kF32, 4, 32);
         const std::vector<int32_t> rows = {1};
         const absl::Status queued = (*ops)->GatherRows(nowhere, rows, {out->data(), DType::kF32, 1, 32});
-        const absl::Status seen = (*ops)->Synchronize(absl::Now() + absl::Seconds(10));
+        const absl::Status seen = (*ops)->Synchronize(Deadline::In(absl::Seconds(10)));
         std::fprintf(stderr, "queued: %s\nseen: %s\n", queued.ToString().c_str(), seen.ToString().c_str());
         _exit(queued.ok() && seen.code() == absl::StatusCode::kInternal ? 3 : 4);
       },

@@ -4,12 +4,13 @@
 #include <vector>
 
 #include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "tests/kernels/cuda_rig.h"
 
 namespace ferry {
 namespace {
 
-absl::Time Soon() { return absl::Now() + absl::Seconds(60); }
+Deadline Soon() { return Deadline::In(absl::Seconds(60)); }
 
 class CudaTimelineTest : public CudaTest {};
 

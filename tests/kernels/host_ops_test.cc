@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "kernels/reference/reference_ops.h"
 #include "tests/testing/close.h"
 #include "tests/testing/random_tensors.h"
@@ -25,7 +26,7 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
 
-absl::Time Soon() { return absl::Now() + absl::Seconds(60); }
+Deadline Soon() { return Deadline::In(absl::Seconds(60)); }
 
 class HostOpsTest : public testing::Test {
  protected:
@@ -128,7 +129,7 @@ TEST_F(HostOpsTest, PassesCopiesInOrder) {
 
 TEST_F(HostOpsTest, TakesADefaultEventAsPassed) {
   EXPECT_TRUE(ops_.Passed(Event()));
-  EXPECT_OK(ops_.Wait(Event(), absl::InfinitePast()));
+  EXPECT_OK(ops_.Wait(Event(), Deadline::In(absl::ZeroDuration())));
   EXPECT_OK(ops_.ComputeAfter(Event()));
   EXPECT_OK(ops_.Synchronize(Soon()));
 }
@@ -141,9 +142,9 @@ TEST_F(HostOpsTest, EndsAWaitAtItsDeadline) {
   for (int i = 0; i < 200; ++i) {
     ASSERT_OK_AND_ASSIGN(copied, ops_.CopyAsync(buffer.data(), source, {}));
   }
-  EXPECT_THAT(ops_.Wait(copied, absl::Now() + absl::Milliseconds(1)), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_THAT(ops_.Wait(copied, Deadline::In(absl::Milliseconds(1))), StatusIs(absl::StatusCode::kDeadlineExceeded));
   EXPECT_FALSE(ops_.Passed(copied));
-  EXPECT_THAT(ops_.Synchronize(absl::Now()), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_THAT(ops_.Synchronize(Deadline::In(absl::ZeroDuration())), StatusIs(absl::StatusCode::kDeadlineExceeded));
   EXPECT_OK(ops_.Synchronize(Soon()));
   EXPECT_TRUE(ops_.Passed(copied));
 }

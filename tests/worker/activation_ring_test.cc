@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "kernels/ops.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/worker/send_rows.h"
@@ -20,7 +21,7 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 
 constexpr RingShape kShape = {.n_embd = 2, .rows_per_slot = 3, .num_slots = 4};
-absl::Time Soon() { return absl::Now() + absl::Seconds(5); }
+Deadline Soon() { return Deadline::In(absl::Seconds(5)); }
 
 // Both ends in one process, each with a mapping of its own.
 class ActivationRingTest : public testing::Test {
@@ -54,10 +55,11 @@ TEST_F(ActivationRingTest, GivesRowsInTheOrderInWhichTheyWereWritten) {
 
 TEST_F(ActivationRingTest, WritesNoSlotThatTheReaderStillHas) {
   for (int i = 0; i < 4; ++i) Write(1, i, {1, 1});
-  EXPECT_THAT(writer_->Reserve(absl::Now() + absl::Milliseconds(20)),
+  EXPECT_THAT(writer_->Reserve(Deadline::In(absl::Milliseconds(20))),
               StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("took no hidden states")));
   ASSERT_OK(reader_->Next(Soon()).status());
-  EXPECT_THAT(writer_->Reserve(absl::InfinitePast()), StatusIs(absl::StatusCode::kDeadlineExceeded)) << "taken, not given back";
+  EXPECT_THAT(writer_->Reserve(Deadline::In(absl::ZeroDuration())), StatusIs(absl::StatusCode::kDeadlineExceeded))
+      << "taken, not given back";
   reader_->Release();
   EXPECT_OK(writer_->Reserve(Soon()).status());
 }

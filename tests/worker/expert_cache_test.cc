@@ -1,5 +1,6 @@
 #include "worker/expert_cache.h"
 
+#include "common/deadline.h"
 #include "tests/worker/tiny_model.h"
 
 namespace ferry {
@@ -20,12 +21,12 @@ class ExpertCacheTest : public testing::Test {
     cache_->BeginStep(1, &counters_);
   }
   bool Fetch(ExpertId id, ExpertCache::Purpose purpose = kPass) {
-    return cache_->Fetch(id, purpose, absl::Now() + absl::Seconds(5)).value();
+    return cache_->Fetch(id, purpose, Deadline::In(absl::Seconds(5))).value();
   }
   // The expert's record out of its slot, as compute would read it.
   std::vector<std::byte> Use(ExpertId id) {
     cache_->Pin(id);
-    const absl::StatusOr<const std::byte*> record = cache_->Acquire(id, absl::Now() + absl::Seconds(5));
+    const absl::StatusOr<const std::byte*> record = cache_->Acquire(id, Deadline::In(absl::Seconds(5)));
     EXPECT_OK(record);
     if (!record.ok()) return {};
     std::vector<std::byte> bytes(*record, *record + Model().layout.layer(id.layer).bytes);
@@ -63,7 +64,7 @@ TEST(ExpertCacheSlots, AreCountedByRecordsOfLayersWithExperts) {
   const auto cache = ExpertCache::Create(ops.get(), &link, &model->layout, 0, 3, 8).value();
   EXPECT_TRUE(cache->HoldsAll());
   ASSERT_OK_AND_ASSIGN(const ExpertCache::Measurement measured,
-                       cache->MeasureLink(absl::Milliseconds(1), absl::Now() + absl::Seconds(10)));
+                       cache->MeasureLink(absl::Milliseconds(1), Deadline::In(absl::Seconds(10))));
   EXPECT_GT(measured.bytes, 0);
 }
 
@@ -201,7 +202,7 @@ TEST_F(ExpertCacheTest, ForgetsWhatIsFilledComingOrAskedFor) {
   ASSERT_TRUE(Fetch({0, 1}));  // its copy is under way, or just over
   link_.max_records_here = 0;
   ASSERT_TRUE(Fetch({0, 2}, kKeep));
-  ASSERT_OK(cache_->Forget(absl::Now() + absl::Seconds(5)));
+  ASSERT_OK(cache_->Forget(Deadline::In(absl::Seconds(5))));
   for (int32_t expert = 0; expert < 3; ++expert) EXPECT_FALSE(cache_->Contains({0, expert})) << "expert " << expert;
   EXPECT_EQ(cache_->num_coming(), 0);
   EXPECT_TRUE(link_.held.empty()) << "all records were given back";
@@ -215,7 +216,7 @@ TEST_F(ExpertCacheTest, MeasuresTheLinkOverFilledAndEmptySlots) {
   for (int32_t expert = 0; expert < 3; ++expert) ASSERT_TRUE(Fetch({3, expert}));
   Use({3, 1});
   ASSERT_OK_AND_ASSIGN(const ExpertCache::Measurement link,
-                       cache_->MeasureLink(absl::Milliseconds(5), absl::Now() + absl::Seconds(5)));
+                       cache_->MeasureLink(absl::Milliseconds(5), Deadline::In(absl::Seconds(5))));
   EXPECT_GT(link.bytes, 0);
   EXPECT_GT(link.rate(), 0);
   EXPECT_TRUE(link_.held.empty()) << "all records were given back";
@@ -228,13 +229,14 @@ TEST_F(ExpertCacheTest, MeasuresTheLinkOverFilledAndEmptySlots) {
 TEST_F(ExpertCacheTest, MeasuresALinkThatHoldsOneRecordWithOneSlot) {
   link_.max_records_here = 1;
   Make(1);
-  EXPECT_OK(cache_->MeasureLink(absl::Milliseconds(2), absl::Now() + absl::Seconds(5)));
+  EXPECT_OK(cache_->MeasureLink(absl::Milliseconds(2), Deadline::In(absl::Seconds(5))));
 }
 
 TEST_F(ExpertCacheTest, GivesUpAMeasurementWhoseRecordsDoNotCome) {
   Make(2);
   link_.max_records_here = 0;
-  EXPECT_THAT(cache_->MeasureLink(absl::Milliseconds(2), absl::Now()), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_THAT(cache_->MeasureLink(absl::Milliseconds(2), Deadline::In(absl::ZeroDuration())),
+              StatusIs(absl::StatusCode::kDeadlineExceeded));
   EXPECT_TRUE(link_.held.empty());
 }
 
@@ -271,7 +273,7 @@ TEST_F(ExpertCacheTest, EmptiesASlotWhoseRecordCameDamaged) {
   cache_->Pin({0, 0});
   link_.max_records_here = 1;
   link_.fail_record = DataLoss("spoilt");
-  EXPECT_THAT(cache_->Acquire({0, 0}, absl::InfiniteFuture()), StatusIs(absl::StatusCode::kDataLoss));
+  EXPECT_THAT(cache_->Acquire({0, 0}, Deadline::Never()), StatusIs(absl::StatusCode::kDataLoss));
   EXPECT_FALSE(cache_->Contains({0, 0}));
   EXPECT_TRUE(link_.held.empty());
   link_.fail_record = absl::OkStatus();

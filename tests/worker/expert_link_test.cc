@@ -10,7 +10,9 @@
 #include <atomic>
 #include <thread>
 
+#include "common/deadline.h"
 #include "common/grpc_status.h"
+#include "common/rpc/rpc_deadline.h"
 #include "common/shm/descriptor_socket.h"
 #include "common/shm/shm_arena.h"
 #include "tests/testing/socket_folder.h"
@@ -24,7 +26,7 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 
 constexpr Incarnation kIncarnation(77);
-absl::Time Soon() { return absl::Now() + absl::Seconds(60); }
+Deadline Soon() { return Deadline::In(absl::Seconds(60)); }
 
 const TinyModel& Model() {
   static const auto* const model = TinyModel::Make().release();
@@ -49,7 +51,7 @@ class FakeCluster final : public internal::v1::Cluster::Service {
     stub_ = internal::v1::Cluster::NewStub(
         ConnectPeer(folder_.address(), NodeRole::kCoordinator, nullptr, {.quick_reconnects = true}));
   }
-  ~FakeCluster() override { server_->Shutdown(absl::ToChronoTime(absl::Now())); }
+  ~FakeCluster() override { server_->Shutdown(RpcDeadline(absl::ZeroDuration())); }
   internal::v1::Cluster::StubInterface* stub() { return stub_.get(); }
 
   std::function<void(internal::v1::ExpertRecordChunk&)> spoil;
@@ -187,7 +189,7 @@ TEST_F(GrpcLinkTest, GivesUpARecordThatDoesNotCome) {
   cluster_.silent = true;
   ASSERT_OK(link_->AskRecord(1, {0, 1}));
   EXPECT_FALSE(link_->RecordHere({0, 1}));
-  EXPECT_THAT(link_->WaitRecord({0, 1}, absl::Now() + absl::Milliseconds(30)), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_THAT(link_->WaitRecord({0, 1}, Deadline::In(absl::Milliseconds(30))), StatusIs(absl::StatusCode::kDeadlineExceeded));
   link_->ReleaseRecord({0, 1});
   cluster_.silent = false;
   for (int32_t expert = 0; expert < 8; ++expert) ASSERT_OK(link_->AskRecord(1, {1, expert}));
@@ -233,7 +235,7 @@ TEST_F(GrpcLinkTest, EndsAComputationAtItsDeadlineAndStartsTheNext) {
   link_->HostRows(2);
   ASSERT_OK(link_->StartCompute(TwoRows(kUses, kEntryRows)));
   EXPECT_THAT(link_->StartCompute(TwoRows(kUses, kEntryRows)), StatusIs(absl::StatusCode::kFailedPrecondition));
-  EXPECT_THAT(link_->FinishCompute(absl::Now() + absl::Milliseconds(30)), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_THAT(link_->FinishCompute(Deadline::In(absl::Milliseconds(30))), StatusIs(absl::StatusCode::kDeadlineExceeded));
   cluster_.silent = false;
   link_->HostRows(2);
   ASSERT_OK(link_->StartCompute(TwoRows(kUses, kEntryRows)));
@@ -308,7 +310,7 @@ TEST_F(ShmLinkTest, ExchangesPlansAndComputations) {
 
 TEST_F(ShmLinkTest, EndsAWaitForAnEngineThatDoesNotAnswer) {
   ASSERT_OK_AND_ASSIGN(const auto link, Connect());
-  EXPECT_THAT(link->Plan(1, 0, 5, kUses, absl::Now() + absl::Milliseconds(30)), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_THAT(link->Plan(1, 0, 5, kUses, Deadline::In(absl::Milliseconds(30))), StatusIs(absl::StatusCode::kDeadlineExceeded));
 }
 
 TEST_F(ShmLinkTest, RefusesMemoryThatIsNotWhatItWasTold) {

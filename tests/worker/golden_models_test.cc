@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "common/deadline.h"
 #include "nlohmann/json.hpp"
 #include "tests/testing/source_path.h"
 #include "tests/worker/tiny_model.h"
@@ -71,7 +72,7 @@ absl::StatusOr<std::vector<double>> Score(const TinyModel& model, const std::vec
     for (int64_t i = begin; i < end && i + 1 < count; ++i) {
       step.logits.push_back({.row = i - begin, .top_n = 0, .target = ids[i + 1]});
     }
-    ASSIGN_OR_RETURN(const StageResult result, stage->Run(step, absl::Now() + step.timeout, nullptr, nullptr, std::stop_token()));
+    ASSIGN_OR_RETURN(const StageResult result, stage->Run(step, Deadline::In(step.timeout), nullptr, nullptr, std::stop_token()));
     for (const LogitsResult& row : result.logits) logprobs.push_back(double{row.target_logit} - row.log_sum_exp);
   }
   return logprobs;

@@ -1,5 +1,6 @@
 #include "worker/host_share.h"
 
+#include "common/deadline.h"
 #include "tests/worker/tiny_model.h"
 
 namespace ferry {
@@ -24,7 +25,7 @@ class HostShareTest : public testing::Test {
     return Tensor(memory.data(), DType::kF32, kRows * kTopK, n_embd_);
   }
   StepContext Context() {
-    return {.step = 1, .deadline = absl::Now() + absl::Seconds(20), .counters = &counters_, .trace = &trace_};
+    return {.step = 1, .deadline = Deadline::In(absl::Seconds(20)), .counters = &counters_, .trace = &trace_};
   }
   // Rows 0, 2, 4 go to expert 0 and rows 1, 3 to expert 3.
   HostGroups Groups() const { return {.offsets = offsets_, .rows = rows_, .outs = outs_}; }

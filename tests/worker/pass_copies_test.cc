@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 
+#include "common/deadline.h"
 #include "tests/worker/tiny_model.h"
 
 namespace ferry {
@@ -10,7 +11,7 @@ namespace {
 using testing::ElementsAre;
 using testing::UnorderedElementsAre;
 
-absl::Time Soon() { return absl::Now() + absl::Seconds(20); }
+Deadline Soon() { return Deadline::In(absl::Seconds(20)); }
 
 class PassCopiesTest : public testing::Test {
  protected:

@@ -3,6 +3,7 @@
 #include <thread>
 
 #include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/worker/send_rows.h"
 
@@ -16,7 +17,7 @@ std::string Row(float value) {
   const float row[2] = {value, value};
   return {reinterpret_cast<const char*>(row), sizeof(row)};
 }
-absl::Time Soon() { return absl::Now() + absl::Seconds(5); }
+Deadline Soon() { return Deadline::In(absl::Seconds(5)); }
 
 class ActivationQueueTest : public testing::Test {
  protected:
@@ -55,7 +56,7 @@ TEST_F(ActivationQueueTest, IsNotCutOffByASenderOfAnEarlierEpoch) {
   queue_.Break(6, "it is long gone");
   ASSERT_OK(queue_.Push(7, 1, 0, 1, Row(1)));
   EXPECT_OK(queue_.Next(1, 0, Soon()));
-  EXPECT_THAT(queue_.Next(2, 0, absl::Now() + absl::Milliseconds(20)), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_THAT(queue_.Next(2, 0, Deadline::In(absl::Milliseconds(20))), StatusIs(absl::StatusCode::kDeadlineExceeded));
 }
 
 TEST_F(ActivationQueueTest, RefusesWhatDoesNotFollow) {
@@ -78,7 +79,7 @@ TEST_F(ActivationQueueTest, RefusesSizesThatDisagree) {
 }
 
 TEST_F(ActivationQueueTest, EndsAWaitAtItsDeadline) {
-  EXPECT_THAT(queue_.Next(1, 0, absl::Now() + absl::Milliseconds(20)), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_THAT(queue_.Next(1, 0, Deadline::In(absl::Milliseconds(20))), StatusIs(absl::StatusCode::kDeadlineExceeded));
 }
 
 TEST_F(ActivationQueueTest, EndsAWaitWhenTheEpochEnds) {
@@ -109,14 +110,14 @@ TEST_F(ActivationQueueTest, TellsAtOnceThatAStepFailedEarlier) {
 TEST_F(ActivationQueueTest, HoldsABoundedNumberOfFailures) {
   ASSERT_OK(queue_.PushFailure(7, 1, std::string(1 << 20, 'x')));
   EXPECT_THAT(queue_.PushFailure(7, 1, "again"), StatusIs(absl::StatusCode::kInvalidArgument));
-  const absl::Status told = queue_.Next(1, 0, absl::InfinitePast()).status();
+  const absl::Status told = queue_.Next(1, 0, Deadline::In(absl::ZeroDuration())).status();
   EXPECT_THAT(told, StatusIs(absl::StatusCode::kAborted));
   EXPECT_LT(told.message().size(), 2000u);
   absl::Status status;
   for (uint64_t step = 2; step < 10'000 && status.ok(); ++step) status = queue_.PushFailure(7, step, "lost");
   EXPECT_THAT(status, StatusIs(absl::StatusCode::kResourceExhausted));
   // A reader that goes on to a later step makes room for those before it.
-  EXPECT_THAT(queue_.Next(50, 0, absl::InfinitePast()), StatusIs(absl::StatusCode::kAborted));
+  EXPECT_THAT(queue_.Next(50, 0, Deadline::In(absl::ZeroDuration())), StatusIs(absl::StatusCode::kAborted));
   EXPECT_OK(queue_.PushFailure(7, 10'001, "lost"));
 }
 

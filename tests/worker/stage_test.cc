@@ -4,6 +4,7 @@
 #include <set>
 #include <utility>
 
+#include "common/deadline.h"
 #include "tests/worker/tiny_model.h"
 
 namespace ferry {
@@ -259,7 +260,7 @@ TEST(Stage, CopiesForAllItsLayersWhileItWaitsForRows) {
   });
   ASSERT_OK_AND_ASSIGN(const std::vector<float> expected, pipeline.Prompt(Tokens(Model(), 100)));
   pipeline.link().asked.clear();
-  const absl::Time patience = absl::Now() + absl::Seconds(5);
+  const Deadline patience = Deadline::In(absl::Seconds(5));
   const auto asked_of = [&](int64_t layer) {
     return std::count_if(pipeline.link().asked.begin(), pipeline.link().asked.end(),
                          [&](ExpertId id) { return id.layer == layer; });
@@ -267,7 +268,7 @@ TEST(Stage, CopiesForAllItsLayersWhileItWaitsForRows) {
   int64_t before_rows = 0;
   pipeline.rows_come = [&] {
     before_rows = asked_of(3);
-    return before_rows > 2 || absl::Now() > patience;
+    return before_rows > 2 || patience.Passed();
   };
   ASSERT_OK_AND_ASSIGN(const auto logits,
                        pipeline.Run({{.forget_experts = true, .slot = 1, .position = 0, .tokens = Tokens(Model(), 100)}}));
@@ -283,8 +284,8 @@ TEST(Stage, PushesOutNothingHotterWhileItWaitsForRows) {
   });
   for (int i = 0; i < 3; ++i) ASSERT_OK(pipeline.Prompt(Tokens(Model(), 100), 256, i));
   const uint64_t bytes = pipeline.counters().back().bytes_shipped();
-  const absl::Time late = absl::Now() + absl::Milliseconds(50);
-  pipeline.rows_come = [&] { return absl::Now() > late; };
+  const Deadline late = Deadline::In(absl::Milliseconds(50));
+  pipeline.rows_come = [&] { return late.Passed(); };
   ASSERT_OK(pipeline.Prompt(Tokens(Model(), 100), 256, 3));
   EXPECT_LE(pipeline.counters().back().bytes_shipped(), bytes) << "all are equally hot, and none makes way for another";
 }
@@ -338,10 +339,10 @@ TEST(Stage, GivesUpWhenItIsStoppedOrLate) {
                           .sequences = {{.slot = 0, .num_rows = 1, .token_ids = {1}, .blocks = {0}}},
                           .logits = {}};
   std::stop_source stop;
-  EXPECT_THAT(pipeline.stage(0).Run(step, absl::InfinitePast(), nullptr, nullptr, stop.get_token()),
+  EXPECT_THAT(pipeline.stage(0).Run(step, Deadline::In(absl::ZeroDuration()), nullptr, nullptr, stop.get_token()),
               StatusIs(absl::StatusCode::kDeadlineExceeded));
   stop.request_stop();
-  EXPECT_THAT(pipeline.stage(0).Run(step, absl::InfiniteFuture(), nullptr, nullptr, stop.get_token()),
+  EXPECT_THAT(pipeline.stage(0).Run(step, Deadline::Never(), nullptr, nullptr, stop.get_token()),
               StatusIs(absl::StatusCode::kAborted));
 }
 

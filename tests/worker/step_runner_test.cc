@@ -2,6 +2,8 @@
 
 #include <future>
 
+#include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "tests/worker/tiny_model.h"
 
 namespace ferry {
@@ -21,7 +23,7 @@ struct Worker {
     StageOptions options = TinyStageOptions(Model(), first, end);
     options.expert_slot_bytes = num_slots * Model().layout.max_record_bytes();
     stage = Stage::Create(ops.get(), options, source, &link).value();
-    runner = std::make_unique<StepRunner>(stage.get(), &queue, [this](const absl::Status& why) { failures.push_back(why); });
+    runner = StepRunner::Create(stage.get(), &queue, [this](const absl::Status& why) { failures.push_back(why); }).value();
   }
   std::future<internal::v1::StepResponse> Submit(const internal::v1::StepRequest& request) {
     const auto promise = std::make_shared<std::promise<internal::v1::StepResponse>>();
@@ -54,7 +56,7 @@ internal::v1::StepRequest Request(uint64_t epoch, uint64_t step, double timeout 
   return request;
 }
 absl::StatusCode CodeOf(const internal::v1::StepResponse& response) { return static_cast<absl::StatusCode>(response.code()); }
-absl::Time Soon() { return absl::Now() + absl::Seconds(60); }
+Deadline Soon() { return Deadline::In(absl::Seconds(60)); }
 
 TEST(StepRunner, MeasuresTheLinkBetweenEpochsAlone) {
   Worker worker(0, 4, /*num_slots=*/4);
@@ -73,7 +75,8 @@ TEST(StepRunner, MeasuresNothingWithoutSlots) {
 
 TEST(StepRunner, GivesUpAMeasurementThatTakesTooLong) {
   Worker worker(0, 4, /*num_slots=*/4);
-  EXPECT_THAT(worker.runner->MeasureLink(absl::Seconds(1), absl::Now()), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_THAT(worker.runner->MeasureLink(absl::Seconds(1), Deadline::In(absl::ZeroDuration())),
+              StatusIs(absl::StatusCode::kDeadlineExceeded));
   EXPECT_THAT(worker.runner->MeasureLink(absl::Milliseconds(1), Soon()),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("another measurement")));
   ASSERT_OK(worker.runner->BeginEpoch(1, nullptr, Soon())) << "it waits for the measurement";

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/gguf/gguf.h"
 #include "common/model/make_model.h"
 #include "common/model/model_tensors.h"
@@ -132,7 +133,7 @@ class FakeLink final : public ExpertLink {
 
   std::string name() const override { return "fake"; }
   absl::StatusOr<std::vector<ExpertPlace>> Plan(uint64_t, int64_t layer, int64_t, std::span<const ActivatedExpert> uses,
-                                                absl::Time) override {
+                                                Deadline) override {
     ++num_plans;
     if (on_plan) on_plan(layer);
     RETURN_IF_ERROR(fail_plan);
@@ -157,7 +158,7 @@ class FakeLink final : public ExpertLink {
     for (const ActivatedExpert& use : request.uses) ++computed[{request.layer, use.expert}];
     return ComputeOnHost(request);
   }
-  absl::StatusOr<std::span<const float>> FinishCompute(absl::Time) override {
+  absl::StatusOr<std::span<const float>> FinishCompute(Deadline) override {
     if (!running_) return FailedPrecondition("no computation is running");
     running_ = false;
     RETURN_IF_ERROR(fail_compute);
@@ -174,7 +175,7 @@ class FakeLink final : public ExpertLink {
     Arrive();
     return here_.contains(id);
   }
-  absl::StatusOr<std::span<const std::byte>> WaitRecord(ExpertId id, absl::Time) override {
+  absl::StatusOr<std::span<const std::byte>> WaitRecord(ExpertId id, Deadline) override {
     if (!RecordHere(id)) return DeadlineExceeded("expert %d of layer %d does not come", id.expert, id.layer);
     RETURN_IF_ERROR(fail_record);
     return model_.Record(id.layer, id.expert);
@@ -244,9 +245,9 @@ inline StageOptions TinyStageOptions(const TinyModel& model, int64_t first_layer
 class LateSource final : public ActivationSource {
  public:
   LateSource(ActivationSource* source, const std::function<bool()>* come) : source_(*source), come_(*come) {}
-  absl::StatusOr<ActivationChunk> Next(uint64_t step, int64_t first_row, absl::Time deadline) override {
+  absl::StatusOr<ActivationChunk> Next(uint64_t step, int64_t first_row, Deadline deadline) override {
     while (come_ && !come_()) {
-      if (absl::Now() >= deadline) return DeadlineExceeded("the rows are late");
+      if (deadline.Passed()) return DeadlineExceeded("the rows are late");
       absl::SleepFor(absl::Microseconds(20));
     }
     return source_.Next(step, first_row, deadline);
@@ -317,7 +318,7 @@ class TinyPipeline {
         for (StageSequence& sequence : part.sequences) sequence.token_ids.clear();
       }
       ActivationSink* const sink = i < sinks_.size() ? sinks_[i].get() : nullptr;
-      ASSIGN_OR_RETURN(last, stages_[i]->Run(part, absl::Now() + step.timeout, sources_[i].get(), sink, std::stop_token()));
+      ASSIGN_OR_RETURN(last, stages_[i]->Run(part, Deadline::In(step.timeout), sources_[i].get(), sink, std::stop_token()));
       counters_.push_back(last.experts);
       spans_.insert(spans_.end(), last.spans.begin(), last.spans.end());
     }

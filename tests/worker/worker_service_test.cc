@@ -7,8 +7,11 @@
 #include <atomic>
 #include <cmath>
 
+#include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/grpc_status.h"
 #include "common/host_id.h"
+#include "common/rpc/rpc_deadline.h"
 #include "common/shm/descriptor_socket.h"
 #include "common/shm/message_ring.h"
 #include "proto/stream_metadata.h"
@@ -24,7 +27,7 @@ namespace {
 
 using testing::HasSubstr;
 
-absl::Time Soon() { return absl::Now() + absl::Seconds(60); }
+Deadline Soon() { return Deadline::In(absl::Seconds(60)); }
 
 const TinyModel& Model() {
   static const auto* const model = TinyModel::Make().release();
@@ -33,7 +36,7 @@ const TinyModel& Model() {
 
 template <typename Condition>
 bool Eventually(const Condition& condition) {
-  for (const absl::Time end = Soon(); absl::Now() < end; absl::SleepFor(absl::Milliseconds(5))) {
+  for (const Deadline end = Soon(); !end.Passed(); absl::SleepFor(absl::Milliseconds(5))) {
     if (condition()) return true;
   }
   return false;
@@ -43,10 +46,10 @@ bool Eventually(const Condition& condition) {
 class ServedWorker {
  public:
   ServedWorker(uint64_t incarnation, int64_t first, int64_t end, bool loaded = true, bool share_memory = false)
-      : incarnation_(incarnation), service_(Incarnation(incarnation), [this] { shut_down_ = true; }) {
+      : incarnation_(incarnation), service_(Incarnation(incarnation), [this](const absl::Status&) { shut_down_ = true; }) {
     FileTensorSource source(Model(), first, end);
     stage_ = Stage::Create(ops_.get(), TinyStageOptions(Model(), first, end), source, &link_).value();
-    runner_ = std::make_unique<StepRunner>(stage_.get(), &queue_);
+    runner_ = StepRunner::Create(stage_.get(), &queue_).value();
     if (loaded) {
       service_.Attach(runner_.get(), &queue_,
                       {.ops = ops_.get(), .n_embd = Model().config.n_embd, .max_rows = 256, .share_memory = share_memory});
@@ -59,7 +62,7 @@ class ServedWorker {
     address_ = folder_.address();
     stub_ = internal::v1::Worker::NewStub(ConnectPeer(address_, NodeRole::kWorker, nullptr, {.quick_reconnects = true}));
   }
-  ~ServedWorker() { server_->Shutdown(absl::ToChronoTime(absl::Now())); }
+  ~ServedWorker() { server_->Shutdown(RpcDeadline(absl::ZeroDuration())); }
 
   internal::v1::Worker::Stub& stub() { return *stub_; }
   const std::string& address() const { return address_; }
@@ -69,7 +72,7 @@ class ServedWorker {
   // Begins an epoch as a coordinator on `host` does.
   internal::v1::BeginEpochResponse BeginEpochFrom(const std::string& host, uint64_t epoch) {
     grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(Soon()));
+    context.set_deadline(RpcDeadline(Soon()));
     internal::v1::BeginEpochRequest request;
     request.set_epoch(epoch);
     request.set_incarnation(incarnation_);
@@ -80,7 +83,7 @@ class ServedWorker {
   }
   absl::Status BeginEpoch(uint64_t epoch, const ServedWorker* next, uint64_t incarnation = 0) {
     grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(Soon()));
+    context.set_deadline(RpcDeadline(Soon()));
     internal::v1::BeginEpochRequest request;
     request.set_epoch(epoch);
     request.set_incarnation(incarnation != 0 ? incarnation : incarnation_);
@@ -125,7 +128,7 @@ internal::v1::StepRequest Request(uint64_t epoch, uint64_t step, const std::vect
 class Stream {
  public:
   explicit Stream(ServedWorker& worker, const std::string& rings_key = "") {
-    context_.set_deadline(absl::ToChronoTime(Soon()));
+    context_.set_deadline(RpcDeadline(Soon()));
     context_.AddMetadata(kIncarnationKey, std::to_string(worker.incarnation()));
     if (!rings_key.empty()) context_.AddMetadata(kStepRingsKey, rings_key);
     stream_ = worker.stub().RunSteps(&context_);
@@ -206,7 +209,7 @@ TEST(WorkerService, ProbesTheLinkForWhoeverMeansIt) {
   ServedWorker worker(1, 0, 4);
   const auto probe = [&](uint64_t incarnation, double seconds) {
     grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(Soon()));
+    context.set_deadline(RpcDeadline(Soon()));
     internal::v1::ProbeLinkRequest request;
     request.set_incarnation(incarnation);
     request.set_seconds(seconds);
@@ -234,7 +237,7 @@ class Rings {
     EXPECT_TRUE(response.ParseFromString(answers_->Read(Soon()).value()));
     return response;
   }
-  absl::Status NothingComes() { return answers_->Read(absl::Now() + absl::Milliseconds(50)).status(); }
+  absl::Status NothingComes() { return answers_->Read(Deadline::In(absl::Milliseconds(50))).status(); }
 
   const std::string& key() const { return key_; }
 
@@ -299,7 +302,7 @@ TEST(WorkerService, AnswersAPingToWhoeverMeansIt) {
   ServedWorker worker(1, 0, 4);
   const auto ping = [&](uint64_t incarnation) {
     grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(Soon()));
+    context.set_deadline(RpcDeadline(Soon()));
     internal::v1::PingRequest request;
     request.set_incarnation(incarnation);
     internal::v1::PingResponse response;
@@ -315,7 +318,7 @@ TEST(WorkerService, SaysThatItsSuccessorDoesNotAnswer) {
   ServedWorker* const next = gone.get();
   const std::string address = next->address();
   gone.reset();
-  const auto sink = ConnectNextWorker(address, Incarnation(2), 1, ByMessages(), absl::Now() + absl::Milliseconds(300));
+  const auto sink = ConnectNextWorker(address, Incarnation(2), 1, ByMessages(), Deadline::In(absl::Milliseconds(300)));
   EXPECT_THAT(sink, StatusIs(absl::StatusCode::kUnavailable, HasSubstr(address)));
 }
 
@@ -356,7 +359,7 @@ TEST(WorkerService, EndsASendToAWorkerThatTakesNothing) {
   const std::vector<float> rows(256 * 64);
   absl::Status sent;
   for (uint64_t step = 1; step < 5000 && sent.ok(); ++step)
-    sent = SendRows(*sink, step, rows, 64, absl::Now() + absl::Milliseconds(300));
+    sent = SendRows(*sink, step, rows, 64, Deadline::In(absl::Milliseconds(300)));
   EXPECT_THAT(sent, StatusIs(absl::StatusCode::kDeadlineExceeded));
 }
 
@@ -364,7 +367,7 @@ TEST(WorkerService, SharesMemoryBeforeTheFirstStepWithWhoeverMeansIt) {
   ServedWorker worker(2, 2, 4, true, /*share_memory=*/true);
   const auto share = [&](uint64_t epoch, uint64_t incarnation, const std::string& host) {
     grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(Soon()));
+    context.set_deadline(RpcDeadline(Soon()));
     internal::v1::ShareActivationsRequest request;
     request.set_epoch(epoch);
     request.set_incarnation(incarnation);
@@ -397,10 +400,10 @@ TEST(WorkerService, EndsAnEpochWhoseWorkerWaitsForTheNextOne) {
   EXPECT_EQ(CodeOf(steps.Receive()), absl::StatusCode::kOk);
   steps.Send(Request(1, 2, tokens));
   steps.Send(Request(1, 3, tokens));
-  const absl::Time before = absl::Now();
+  const Stopwatch before;
   ASSERT_OK(last.BeginEpoch(2, nullptr));
   ASSERT_OK(first.BeginEpoch(2, &last));
-  EXPECT_LT(absl::Now() - before, absl::Seconds(5));
+  EXPECT_LT(before.Elapsed(), absl::Seconds(5));
 }
 
 TEST(WorkerService, AStepDoesNotWaitForHiddenStatesOfASenderThatIsCutOff) {
@@ -437,7 +440,7 @@ TEST(WorkerService, ObeysOnlyWhomItsIncarnationWasTold) {
   const auto call = [&](auto method, auto request, auto response) {
     request.set_incarnation(8);
     grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(Soon()));
+    context.set_deadline(RpcDeadline(Soon()));
     return FromGrpcStatus((worker.stub().*method)(&context, request, &response));
   };
   using Stub = internal::v1::Worker::Stub;
@@ -446,7 +449,7 @@ TEST(WorkerService, ObeysOnlyWhomItsIncarnationWasTold) {
   EXPECT_THAT(call(&Stub::ProbeLink, internal::v1::ProbeLinkRequest(), internal::v1::ProbeLinkResponse()), aborted);
   EXPECT_FALSE(worker.shut_down());
   grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(Soon()));
+  context.set_deadline(RpcDeadline(Soon()));
   const auto stream = worker.stub().RunSteps(&context);  // names no incarnation
   EXPECT_THAT(FromGrpcStatus(stream->Finish()), aborted);
 }
@@ -489,7 +492,7 @@ class FakeCoordinator final : public internal::v1::Cluster::Service {
         ConnectPeer(folder_.address(), NodeRole::kCoordinator, nullptr, {.quick_reconnects = true}));
   }
   void Stop() {
-    if (server_ != nullptr) server_->Shutdown(absl::ToChronoTime(absl::Now()));
+    if (server_ != nullptr) server_->Shutdown(RpcDeadline(absl::ZeroDuration()));
     server_.reset();
   }
   internal::v1::Cluster::StubInterface* stub() { return stub_.get(); }
@@ -544,18 +547,19 @@ TEST(Agent, GivesUpACoordinatorThatCannotBeReached) {
 class HeartbeatTest : public testing::Test {
  protected:
   std::unique_ptr<Agent> Beat(absl::Duration timeout, bool same_host) {
-    return std::make_unique<Agent>(
-        coordinator_.stub(),
-        Agent::Options{.worker_id = 3,
-                       .incarnation = Incarnation(5),
-                       .interval = absl::Milliseconds(10),
-                       .timeout = timeout,
-                       .same_host = same_host},
-        [](internal::v1::HeartbeatRequest* request) { request->set_state("ready"); },
-        [this](const absl::Status& why) {
-          lost_because_ = why;
-          lost_ = true;
-        });
+    return Agent::Start(
+               coordinator_.stub(),
+               Agent::Options{.worker_id = 3,
+                              .incarnation = Incarnation(5),
+                              .interval = absl::Milliseconds(10),
+                              .timeout = timeout,
+                              .same_host = same_host},
+               [](internal::v1::HeartbeatRequest* request) { request->set_state("ready"); },
+               [this](const absl::Status& why) {
+                 lost_because_ = why;
+                 lost_ = true;
+               })
+        .value();
   }
   FakeCoordinator coordinator_;
   absl::Status lost_because_;

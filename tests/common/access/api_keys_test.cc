@@ -44,6 +44,20 @@ TEST_F(ApiKeysTest, KnowsAKeyByItsNameRoleAndLimits) {
   EXPECT_FALSE(ops.shares_cache);
 }
 
+TEST_F(ApiKeysTest, AddsALineBehindAFileThatDoesNotEndInOne) {
+  ASSERT_OK_AND_ASSIGN(const NewApiKey alice, MakeApiKey("alice", Role::kUser));
+  ASSERT_OK_AND_ASSIGN(const NewApiKey bob, MakeApiKey("bob", Role::kUser));
+  ASSERT_OK(ApiKeys::AddLine(path_, alice.line));
+  Write(alice.line);  // without an end of line, as some editors leave it
+  ASSERT_OK(ApiKeys::AddLine(path_, bob.line));
+  ASSERT_OK_AND_ASSIGN(const auto keys, ApiKeys::Load(path_));
+  EXPECT_OK(keys->Authenticate(alice.key));
+  EXPECT_OK(keys->Authenticate(bob.key));
+  EXPECT_THAT(ApiKeys::AddLine(path_, bob.line), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("an earlier line")));
+  Write("no keys");
+  EXPECT_THAT(ApiKeys::AddLine(path_, bob.line), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("line 1")));
+}
+
 TEST_F(ApiKeysTest, RefusesWhatIsNoKeyOfTheFile) {
   ASSERT_OK_AND_ASSIGN(const NewApiKey known, MakeApiKey("alice", Role::kUser));
   ASSERT_OK_AND_ASSIGN(const NewApiKey other, MakeApiKey("alice", Role::kUser));

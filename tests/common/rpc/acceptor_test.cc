@@ -12,7 +12,7 @@
 #include <cstring>
 #include <fstream>
 
-#include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/unique_fd.h"
 #include "ferry/internal/v1/cluster.grpc.pb.h"
 #include "tests/testing/socket_folder.h"
@@ -39,8 +39,7 @@ class AcceptorTest : public ::testing::Test {
     acceptor_->AddTo(builder, grpc::InsecureServerCredentials());
     builder.RegisterService(&service_);
     server_ = builder.BuildAndStart();
-    acceptor_->Start();
-    return absl::OkStatus();
+    return acceptor_->Start();
   }
   // Whether a new client is answered: the service has no methods of its own.
   bool Answers() {
@@ -63,9 +62,9 @@ class AcceptorTest : public ::testing::Test {
   }
   // Whether the other end has closed it; waits for some seconds.
   static bool IsClosed(const UniqueFd& socket, int milliseconds = 10000) {
-    const absl::Time end = absl::Now() + absl::Milliseconds(milliseconds);
+    const Deadline end = Deadline::In(absl::Milliseconds(milliseconds));
     char buffer[256];
-    while (absl::Now() < end) {
+    while (!end.Passed()) {
       pollfd poll = {socket.get(), POLLIN, 0};
       if (::poll(&poll, 1, 50) > 0 && ::recv(socket.get(), buffer, sizeof(buffer), MSG_DONTWAIT) <= 0) return true;
     }
@@ -155,9 +154,9 @@ TEST_F(AcceptorTest, AcceptsAgainAfterDescriptorsRanOut) {
   held.clear();
   ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
   EXPECT_GT(turned_away, 0);
-  const absl::Time freed = absl::Now();
+  const Stopwatch freed;
   EXPECT_TRUE(Answers());
-  EXPECT_LT(absl::Now() - freed, absl::Seconds(5));
+  EXPECT_LT(freed.Elapsed(), absl::Seconds(5));
 }
 
 TEST_F(AcceptorTest, RefusesAFolderThatOthersMayEnter) {

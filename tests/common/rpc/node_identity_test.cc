@@ -7,6 +7,7 @@
 #include "absl/time/clock.h"
 #include "common/grpc_status.h"
 #include "common/rpc/acceptor.h"
+#include "common/small_file.h"
 #include "ferry/internal/v1/cluster.grpc.pb.h"
 #include "tests/testing/socket_folder.h"
 #include "tests/testing/status_matchers.h"
@@ -60,7 +61,7 @@ class NodeIdentityTest : public ::testing::Test {
     builder.RegisterService(&asked_);
     server_ = builder.BuildAndStart();
     ASSERT_NE(server_, nullptr);
-    acceptor_->Start();
+    ASSERT_OK(acceptor_->Start());
   }
   absl::Status CallOn(const std::shared_ptr<grpc::Channel>& channel) {
     grpc::ClientContext context;

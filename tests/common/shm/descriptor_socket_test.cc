@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/shm/shm_arena.h"
 #include "tests/testing/raw_descriptor_socket.h"
 #include "tests/testing/status_matchers.h"
@@ -23,7 +24,7 @@ namespace {
 
 using testing::HasSubstr;
 
-absl::Time Soon() { return absl::Now() + absl::Seconds(60); }
+Deadline Soon() { return Deadline::In(absl::Seconds(60)); }
 std::string UniqueName(const char* test) { return "ferry-test-" + std::string(test) + std::to_string(::getpid()); }
 
 // A file descriptor whose file can be told from others.
@@ -100,7 +101,7 @@ class HostileCallers : public testing::Test {
   // Within `timeout`, whatever the others do.
   void ExpectServed(absl::Duration timeout) {
     ASSERT_TRUE(server_->Offer("key", {arena_.fd()}));
-    EXPECT_OK(FetchDescriptors(server_->name(), "key", absl::Now() + timeout));
+    EXPECT_OK(FetchDescriptors(server_->name(), "key", Deadline::In(timeout)));
   }
 
   std::unique_ptr<DescriptorServer> server_;
@@ -109,11 +110,11 @@ class HostileCallers : public testing::Test {
 
 TEST_F(HostileCallers, WhoSaysNothingHoldsNobodyUpAndIsHungUpOn) {
   const UniqueFd silent = CallRaw(server_->name());
-  const absl::Time start = absl::Now();
+  const Stopwatch start;
   ExpectServed(absl::Seconds(1));
   EXPECT_EQ(ReceiveRaw(silent.get()).bytes, "") << "the server hung up";
-  EXPECT_GT(absl::Now() - start, absl::Seconds(1)) << "not at once: a caller may be slow";
-  EXPECT_LT(absl::Now() - start, absl::Seconds(4));
+  EXPECT_GT(start.Elapsed(), absl::Seconds(1)) << "not at once: a caller may be slow";
+  EXPECT_LT(start.Elapsed(), absl::Seconds(4));
 }
 
 TEST_F(HostileCallers, MoreSilentOnesThanThereArePlacesDelayAndDoNotBlock) {
@@ -167,7 +168,7 @@ TEST_F(HostileCallers, GetOneCopyHoweverOftenTheyAsk) {
 // ------------------------------------------------------------------------------------------------------------ hostile server
 
 // What a caller makes of an answer.
-absl::StatusOr<std::vector<UniqueFd>> Fetch(const std::function<void(int socket)>& answer, absl::Time deadline = Soon()) {
+absl::StatusOr<std::vector<UniqueFd>> Fetch(const std::function<void(int socket)>& answer, Deadline deadline = Soon()) {
   const std::string name = UniqueName("hostile-server");
   const UniqueFd listener = ListenRaw(name);
   std::thread server([&] {
@@ -202,10 +203,10 @@ class HostileServer : public testing::Test {
 };
 
 TEST_F(HostileServer, ThatSaysNothingIsGivenUpAtTheDeadline) {
-  const absl::Time start = absl::Now();
-  EXPECT_THAT(Fetch([](int) { absl::SleepFor(absl::Milliseconds(400)); }, absl::Now() + absl::Milliseconds(200)),
+  const Stopwatch start;
+  EXPECT_THAT(Fetch([](int) { absl::SleepFor(absl::Milliseconds(400)); }, Deadline::In(absl::Milliseconds(200))),
               StatusIs(absl::StatusCode::kDeadlineExceeded));
-  EXPECT_LT(absl::Now() - start, absl::Seconds(2));
+  EXPECT_LT(start.Elapsed(), absl::Seconds(2));
 }
 
 TEST_F(HostileServer, ThatHangsUpIsUnavailable) {

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "common/shm/shm_arena.h"
 #include "tests/testing/random_tensors.h"
 #include "tests/testing/status_matchers.h"
@@ -26,8 +27,8 @@ constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
 constexpr int64_t kNumLayers = 6;
 constexpr MailboxShape kShape = {.n_embd = 4, .max_rows = 8, .max_entries = 16, .max_experts = 32};
 
-absl::Time Soon() { return absl::Now() + absl::Seconds(60); }
-absl::Time Shortly() { return absl::Now() + absl::Milliseconds(5); }
+Deadline Soon() { return Deadline::In(absl::Seconds(60)); }
+Deadline Shortly() { return Deadline::In(absl::Milliseconds(5)); }
 
 // Rows 0 and 2 through expert 3, row 1 through expert 9.
 ExpertRequest Compute() {
@@ -302,7 +303,7 @@ TEST(ExpertMailbox, NeverReadsOutOfBoundsWhateverThePeerWrites) {
       HostileMapping region(ends.engine->fd(), 4096);
       ASSERT_OK(ends.worker->Post(Compute()));
       region[word] = value;
-      const auto request = ends.engine->WaitForRequest(absl::Now() + absl::Microseconds(50), kNumLayers);
+      const auto request = ends.engine->WaitForRequest(Deadline::In(absl::Microseconds(50)), kNumLayers);
       if (request.ok()) {
         ASSERT_OK(CheckExpertRequest(*request, kShape, kNumLayers));
         ends.engine->Answer(absl::OkStatus(), {});
@@ -324,7 +325,7 @@ TEST(ExpertMailbox, ReadsCountsOnceWhileThePeerRewritesThem) {
     }
   });
   for (int i = 0; i < 3000; ++i) {
-    const auto request = ends.engine->WaitForRequest(absl::Now() + absl::Microseconds(200), kNumLayers);
+    const auto request = ends.engine->WaitForRequest(Deadline::In(absl::Microseconds(200)), kNumLayers);
     if (!request.ok()) continue;
     ASSERT_OK(CheckExpertRequest(*request, kShape, kNumLayers));
     ends.engine->Answer(absl::OkStatus(), {});
@@ -343,7 +344,7 @@ TEST(ExpertMailbox, BelievesNoAnswerThatCannotBe) {
       ends.engine->Answer(absl::OkStatus(), std::vector{ExpertPlace::kShip, ExpertPlace::kHost});
       region[word] = value;
       std::vector<ExpertPlace> places;
-      const absl::Status status = ends.worker->WaitForAnswer(absl::Now() + absl::Microseconds(50), &places);
+      const absl::Status status = ends.worker->WaitForAnswer(Deadline::In(absl::Microseconds(50)), &places);
       if (!status.ok()) continue;
       ASSERT_EQ(places.size(), 2u);
       for (const ExpertPlace place : places) ASSERT_LE(static_cast<int>(place), 2);

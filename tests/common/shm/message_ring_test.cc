@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "tests/testing/status_matchers.h"
 
 namespace ferry {
@@ -13,7 +14,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-absl::Time Soon() { return absl::Now() + absl::Seconds(60); }
+Deadline Soon() { return Deadline::In(absl::Seconds(60)); }
 std::string Text(size_t bytes) {
   std::string text(bytes, '\0');
   for (size_t i = 0; i < bytes; ++i) text[i] = static_cast<char>(i * 31 + i / 251);
@@ -60,10 +61,10 @@ TEST_F(MessageRingTest, PassesThousandsFromThreadToThread) {
 }
 
 TEST_F(MessageRingTest, AMessageThatHasNotComeWholeIsWaitedForAgain) {
-  EXPECT_THAT(reader_->Read(absl::Now() + absl::Milliseconds(5)), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_THAT(reader_->Read(Deadline::In(absl::Milliseconds(5))), StatusIs(absl::StatusCode::kDeadlineExceeded));
   const std::string large = Text(2 * MessageRing::kSlotBytes * MessageRing::kNumSlots);
-  EXPECT_THAT(writer_->Write(large, absl::Now() + absl::Milliseconds(5)), StatusIs(absl::StatusCode::kDeadlineExceeded));
-  EXPECT_THAT(reader_->Read(absl::Now() + absl::Milliseconds(5)), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_THAT(writer_->Write(large, Deadline::In(absl::Milliseconds(5))), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_THAT(reader_->Read(Deadline::In(absl::Milliseconds(5))), StatusIs(absl::StatusCode::kDeadlineExceeded));
 }
 
 TEST_F(MessageRingTest, RefusesWhatIsNoMessage) {

@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "absl/time/clock.h"
+#include "common/small_file.h"
 #include "tests/testing/status_matchers.h"
 
 namespace ferry {

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "tests/testing/source_path.h"
 #include "tests/testing/status_matchers.h"
 
@@ -72,13 +73,13 @@ TEST_F(ExpertExchangeTest, ComputesTheSameOverTheMailboxAsByCall) {
       .n_embd = config_.n_embd, .max_rows = 4, .max_entries = 8, .max_experts = config_.router.num_experts};
   ASSERT_OK_AND_ASSIGN(const std::string key, exchange_->OpenMailbox(WorkerId(0), shape));
   ASSERT_OK_AND_ASSIGN(std::vector<UniqueFd> fds,
-                       FetchDescriptors(exchange_->socket_name(), key, absl::Now() + absl::Seconds(5)));
+                       FetchDescriptors(exchange_->socket_name(), key, Deadline::In(absl::Seconds(5))));
   ASSERT_EQ(fds.size(), 2u);
   ASSERT_OK_AND_ASSIGN(const ShmArena arena, ShmArena::MapReadOnly(fds[0].Release(), store_->layout().bytes()));
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<ExpertMailbox> mailbox, ExpertMailbox::Map(fds[1].Release(), shape));
   std::memcpy(mailbox->rows().data(), rows.data(), rows.size() * sizeof(float));
   ASSERT_OK(mailbox->Post(request));
-  ASSERT_OK(mailbox->WaitForAnswer(absl::Now() + absl::Seconds(60), nullptr));
+  ASSERT_OK(mailbox->WaitForAnswer(Deadline::In(absl::Seconds(60)), nullptr));
   EXPECT_EQ(std::memcmp(mailbox->contributions().data(), direct.data(), direct.size() * sizeof(float)), 0);
 }
 
@@ -223,7 +224,7 @@ TEST_F(ExpertExchangeTest, HandsDescriptorsToTheHolderOfTheKeyAlone) {
   const MailboxShape shape = {
       .n_embd = config_.n_embd, .max_rows = 4, .max_entries = 8, .max_experts = config_.router.num_experts};
   ASSERT_OK(exchange_->OpenMailbox(WorkerId(0), shape));
-  EXPECT_THAT(FetchDescriptors(exchange_->socket_name(), "guess", absl::Now() + absl::Seconds(5)),
+  EXPECT_THAT(FetchDescriptors(exchange_->socket_name(), "guess", Deadline::In(absl::Seconds(5))),
               StatusIs(absl::StatusCode::kNotFound));
 }
 

@@ -11,6 +11,7 @@
 #include <fstream>
 
 #include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "tests/coordinator/text/tiny_vocabulary.h"
 #include "tests/testing/status_matchers.h"
 
@@ -92,20 +93,20 @@ class FerryServiceTest : public ::testing::Test {
     v1::GetModelInfoResponse model_info;
     model_info.set_name("alphabet");
     FerryService::Parts parts = {
-        .loop = &loop_,
+        .loop = loop_.get(),
         .tokenizer = tokenizer_.get(),
         .clock = Clock::Real(),
-        .pool = &pool_,
+        .pool = pool_.get(),
         .limits = {.context_tokens = 4096, .share_tokens = 1024, .vocab_size = kVocab, .max_token_bytes = 10},
         .model_info = model_info,
         .server_info = [this] {
           v1::GetServerInfoResponse info;
-          info.set_running_requests(loop_.stats().running);
+          info.set_running_requests(loop_->stats().running);
           info.add_workers()->set_device("a device");
           return info;
         }};
     Change(parts);
-    service_ = std::make_unique<FerryService>(std::move(parts));
+    ASSERT_OK_AND_ASSIGN(service_, FerryService::Create(std::move(parts)));
     grpc::ServerBuilder builder;
     int port = 0;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
@@ -113,10 +114,10 @@ class FerryServiceTest : public ::testing::Test {
     server_ = builder.BuildAndStart();
     address_ = "127.0.0.1:" + std::to_string(port);
     stub_ = v1::Ferry::NewStub(grpc::CreateChannel(address_, grpc::InsecureChannelCredentials()));
-    loop_.Attach(&model_);
+    loop_->Attach(&model_);
   }
   void TearDown() override {
-    loop_.Suspend(Unavailable("end of test"));
+    loop_->Suspend(Unavailable("end of test"));
     server_->Shutdown();
   }
 
@@ -152,7 +153,7 @@ class FerryServiceTest : public ::testing::Test {
   }
   bool EventuallyIdle() {
     for (int i = 0; i < 10000; ++i) {
-      const GenerationStats stats = loop_.stats();
+      const GenerationStats stats = loop_->stats();
       if (stats.running == 0 && stats.queued == 0 && stats.kv_blocks_free == stats.kv_blocks_total) return true;
       absl::SleepFor(absl::Milliseconds(1));
     }
@@ -160,7 +161,7 @@ class FerryServiceTest : public ::testing::Test {
   }
   bool EventuallyRunning(int64_t count) {
     for (int i = 0; i < 10000; ++i) {
-      if (loop_.stats().running == count) return true;
+      if (loop_->stats().running == count) return true;
       absl::SleepFor(absl::Milliseconds(1));
     }
     return false;
@@ -168,12 +169,15 @@ class FerryServiceTest : public ::testing::Test {
 
   std::unique_ptr<Tokenizer> tokenizer_;
   AlphabetModel model_;
-  GenerationLoop loop_{
-      {.max_running = 2, .max_queued = 2, .vocab_size = kVocab, .slots = {.num_slots = 2, .num_blocks = 256, .block_tokens = 32}},
-      Clock::Real(),
-      "loading"};
+  const std::unique_ptr<GenerationLoop> loop_ =
+      GenerationLoop::Create({.max_running = 2,
+                              .max_queued = 2,
+                              .vocab_size = kVocab,
+                              .slots = {.num_slots = 2, .num_blocks = 256, .block_tokens = 32}},
+                             Clock::Real(), "loading")
+          .value();
   std::unique_ptr<FerryService> service_;
-  TaskPool pool_{1};  // its tasks use the service
+  const std::unique_ptr<TaskPool> pool_ = TaskPool::Create(1).value();  // its tasks use the service
   std::unique_ptr<grpc::Server> server_;
   std::string address_;
   std::unique_ptr<v1::Ferry::Stub> stub_;
@@ -238,8 +242,8 @@ TEST_F(FerryServiceTest, AClientMayLeaveTheQueueToo) {
     streams.push_back(stub_->Generate(contexts.back().get(), Greedy("abc", 50)));
     ASSERT_TRUE(EventuallyRunning(std::min(i + 1, 2)));
   }
-  for (int i = 0; i < 10000 && loop_.stats().queued < 2; ++i) absl::SleepFor(absl::Milliseconds(1));
-  ASSERT_EQ(loop_.stats().queued, 2);
+  for (int i = 0; i < 10000 && loop_->stats().queued < 2; ++i) absl::SleepFor(absl::Milliseconds(1));
+  ASSERT_EQ(loop_->stats().queued, 2);
   EXPECT_EQ(Generate(Greedy("abc", 1)).status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   for (const auto& context : contexts) context->TryCancel();
   for (const auto& stream : streams) EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
@@ -248,9 +252,9 @@ TEST_F(FerryServiceTest, AClientMayLeaveTheQueueToo) {
 
 TEST_F(FerryServiceTest, KeepsDeadlines) {
   model_.Hang(true);
-  const absl::Time start = absl::Now();
+  const Stopwatch start;
   EXPECT_EQ(Generate(Greedy("abc", 5), absl::Milliseconds(100)).status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
-  EXPECT_LT(absl::Now() - start, absl::Seconds(5));
+  EXPECT_LT(start.Elapsed(), absl::Seconds(5));
   EXPECT_TRUE(EventuallyIdle());
 }
 
@@ -262,7 +266,7 @@ TEST_F(FerryServiceTest, EndsStreamsWithTheReasonWhenServiceEnds) {
     EXPECT_EQ(answer.status.error_message(), "worker 1 is lost");
   });
   ASSERT_TRUE(EventuallyRunning(1));
-  loop_.Suspend(Unavailable("worker 1 is lost"));
+  loop_->Suspend(Unavailable("worker 1 is lost"));
   client.join();
 }
 

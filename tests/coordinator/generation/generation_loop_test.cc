@@ -4,6 +4,7 @@
 #include <mutex>
 
 #include "absl/time/clock.h"
+#include "common/deadline.h"
 #include "tests/testing/status_matchers.h"
 
 namespace ferry {
@@ -112,28 +113,29 @@ class GenerationLoopTest : public ::testing::Test {
  protected:
   std::shared_ptr<CountingGeneration> Submit(int64_t prompt, int64_t max_tokens) {
     auto generation = std::make_shared<CountingGeneration>(prompt, max_tokens);
-    loop_.Submit(generation);
+    loop_->Submit(generation);
     return generation;
   }
   // Until the loop says so, at most ten seconds.
   bool Eventually(const std::function<bool(const GenerationStats&)>& condition) {
-    const absl::Time end = absl::Now() + absl::Seconds(60);
-    while (absl::Now() < end) {
-      if (condition(loop_.stats())) return true;
+    const Deadline end = Deadline::In(absl::Seconds(60));
+    while (!end.Passed()) {
+      if (condition(loop_->stats())) return true;
       absl::SleepFor(absl::Milliseconds(1));
     }
     return false;
   }
 
-  GenerationLoop loop_{{.max_batch_tokens = 16,
-                        .micro_batch_tokens = 8,
-                        .max_running = 2,
-                        .max_queued = 3,
-                        .vocab_size = 10,
-                        .slots = {.num_slots = 2, .num_blocks = 16, .block_tokens = 4},
-                        .resume_patience = absl::Minutes(5)},
-                       Clock::Real(),
-                       "the model is being loaded"};
+  const std::unique_ptr<GenerationLoop> loop_ =
+      GenerationLoop::Create({.max_batch_tokens = 16,
+                              .micro_batch_tokens = 8,
+                              .max_running = 2,
+                              .max_queued = 3,
+                              .vocab_size = 10,
+                              .slots = {.num_slots = 2, .num_blocks = 16, .block_tokens = 4},
+                              .resume_patience = absl::Minutes(5)},
+                             Clock::Real(), "the model is being loaded")
+          .value();
 };
 
 TEST_F(GenerationLoopTest, RefusesBeforeItServes) {
@@ -143,7 +145,7 @@ TEST_F(GenerationLoopTest, RefusesBeforeItServes) {
 
 TEST_F(GenerationLoopTest, ServesManyRequestsToTheirEnd) {
   FakeExecutor executor;
-  loop_.Attach(&executor);
+  loop_->Attach(&executor);
   for (int round = 0; round < 5; ++round) {
     std::vector<std::shared_ptr<CountingGeneration>> requests;
     for (int i = 0; i < 5; ++i) requests.push_back(Submit(1 + 5 * i, 1 + i));
@@ -152,36 +154,36 @@ TEST_F(GenerationLoopTest, ServesManyRequestsToTheirEnd) {
   EXPECT_TRUE(Eventually([](const GenerationStats& stats) {
     return stats.running == 0 && stats.queued == 0 && stats.kv_blocks_free == stats.kv_blocks_total;
   }));
-  EXPECT_GT(loop_.stats().generated_tokens, 0);
-  loop_.Suspend(Unavailable("end of test"));
+  EXPECT_GT(loop_->stats().generated_tokens, 0);
+  loop_->Suspend(Unavailable("end of test"));
 }
 
 TEST_F(GenerationLoopTest, AFullQueueAnswersResourceExhausted) {
   FakeExecutor executor(/*hold=*/true);
-  loop_.Attach(&executor);
+  loop_->Attach(&executor);
   std::vector<std::shared_ptr<CountingGeneration>> taken;
   for (int i = 0; i < 5; ++i) taken.push_back(Submit(4, 4));
   EXPECT_THAT(Submit(4, 4)->WaitForEnd().value(), StatusIs(absl::StatusCode::kResourceExhausted));
-  loop_.Suspend(Unavailable("worker 0 is lost"));
+  loop_->Suspend(Unavailable("worker 0 is lost"));
   for (const auto& request : taken) EXPECT_THAT(request->WaitForEnd().value(), StatusIs(absl::StatusCode::kUnavailable));
 }
 
 TEST_F(GenerationLoopTest, SuspendEndsEveryRequestAndAttachServesAgain) {
   {
     FakeExecutor hanging(/*hold=*/true);
-    loop_.Attach(&hanging);
+    loop_->Attach(&hanging);
     const auto request = Submit(4, 4);
     ASSERT_TRUE(hanging.WaitForStep());
-    loop_.Suspend(DeadlineExceeded("worker 1 hangs"));
+    loop_->Suspend(DeadlineExceeded("worker 1 hangs"));
     EXPECT_THAT(request->WaitForEnd().value(), StatusIs(absl::StatusCode::kDeadlineExceeded));
     EXPECT_THAT(Submit(4, 4)->WaitForEnd().value(),
                 StatusIs(absl::StatusCode::kUnavailable, testing::HasSubstr("worker 1 hangs")))
         << "a later request had no deadline to miss";
   }
   FakeExecutor executor;
-  loop_.Attach(&executor);
+  loop_->Attach(&executor);
   EXPECT_OK(Submit(4, 4)->WaitForEnd().value());
-  loop_.Suspend(Unavailable("end of test"));
+  loop_->Suspend(Unavailable("end of test"));
 }
 
 TEST_F(GenerationLoopTest, HoldKeepsRequestsForTheNextExecutor) {
@@ -190,61 +192,61 @@ TEST_F(GenerationLoopTest, HoldKeepsRequestsForTheNextExecutor) {
   std::shared_ptr<CountingGeneration> ran, came;
   {
     FakeExecutor hanging(/*hold=*/true);
-    loop_.Attach(&hanging);
+    loop_->Attach(&hanging);
     ran = Submit(4, 4);
     ASSERT_TRUE(hanging.WaitForStep());
-    loop_.Hold(Unavailable("worker 1 is lost"));
+    loop_->Hold(Unavailable("worker 1 is lost"));
     came = Submit(4, 4);
-    loop_.Submit(impatient);
+    loop_->Submit(impatient);
     EXPECT_THAT(impatient->WaitForEnd().value(),
                 StatusIs(absl::StatusCode::kUnavailable, testing::HasSubstr("worker 1 is lost")));
   }
   FakeExecutor executor;
-  loop_.Attach(&executor);
+  loop_->Attach(&executor);
   EXPECT_OK(ran->WaitForEnd().value());
   EXPECT_OK(came->WaitForEnd().value());
-  EXPECT_EQ(loop_.stats().resumed, 1);
-  loop_.Suspend(Unavailable("end of test"));
+  EXPECT_EQ(loop_->stats().resumed, 1);
+  loop_->Suspend(Unavailable("end of test"));
 }
 
 TEST_F(GenerationLoopTest, CancelFreesTheSlotWhileAStepIsInFlight) {
   FakeExecutor executor(/*hold=*/true);
-  loop_.Attach(&executor);
+  loop_->Attach(&executor);
   const auto request = Submit(4, 40);
   ASSERT_TRUE(executor.WaitForStep());
   ASSERT_TRUE(Eventually([](const GenerationStats& stats) { return stats.kv_blocks_free == 5; }));
-  loop_.Cancel(request);
+  loop_->Cancel(request);
   EXPECT_TRUE(Eventually([](const GenerationStats& stats) { return stats.running == 0 && stats.kv_blocks_free == 16; }));
-  loop_.Suspend(Unavailable("end of test"));
+  loop_->Suspend(Unavailable("end of test"));
 }
 
 TEST_F(GenerationLoopTest, EndsARequestAtItsDeadlineWhileTheExecutorHangs) {
   FakeExecutor executor(/*hold=*/true);
-  loop_.Attach(&executor);
+  loop_->Attach(&executor);
   const auto request = std::make_shared<CountingGeneration>(4, 4);
   request->end_by = Clock::Real()->Now() + absl::Milliseconds(50);
-  loop_.Submit(request);
+  loop_->Submit(request);
   EXPECT_THAT(request->WaitForEnd().value(), StatusIs(absl::StatusCode::kDeadlineExceeded));
-  loop_.Suspend(Unavailable("end of test"));
+  loop_->Suspend(Unavailable("end of test"));
 }
 
 TEST_F(GenerationLoopTest, DrainsWhatIsThereAndRefusesWhatComes) {
   FakeExecutor executor;
-  loop_.Attach(&executor);
+  loop_->Attach(&executor);
   const auto request = Submit(4, 30);
-  loop_.StopAdmitting(Unavailable("the coordinator is draining"));
+  loop_->StopAdmitting(Unavailable("the coordinator is draining"));
   EXPECT_THAT(Submit(4, 4)->WaitForEnd().value(), StatusIs(absl::StatusCode::kUnavailable, testing::HasSubstr("draining")));
-  EXPECT_TRUE(loop_.WaitUntilIdle(Clock::Real()->Now() + absl::Seconds(60)));
+  EXPECT_TRUE(loop_->WaitUntilIdle(Clock::Real()->Now() + absl::Seconds(60)));
   EXPECT_OK(request->WaitForEnd().value());
-  loop_.Suspend(Unavailable("end of test"));
+  loop_->Suspend(Unavailable("end of test"));
 }
 
 TEST_F(GenerationLoopTest, DrainingEndsAtItsDeadline) {
   FakeExecutor executor(/*hold=*/true);
-  loop_.Attach(&executor);
+  loop_->Attach(&executor);
   Submit(4, 4);
-  EXPECT_FALSE(loop_.WaitUntilIdle(Clock::Real()->Now() + absl::Milliseconds(20)));
-  loop_.Suspend(Unavailable("end of test"));
+  EXPECT_FALSE(loop_->WaitUntilIdle(Clock::Real()->Now() + absl::Milliseconds(20)));
+  loop_->Suspend(Unavailable("end of test"));
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "cli/temporary_folder.h"
+#include "common/temporary_folder.h"
 
 #include <fcntl.h>
 #include <sys/file.h>
@@ -15,6 +15,7 @@ namespace {
 
 constexpr char kPrefix[] = "ferry-run-";
 constexpr int kAttempts = 10;
+constexpr size_t kLongestParent = 68;  // "/ferry-run-XXXXXX/worker-1234567" follows, and a socket's path has at most 100 bytes
 
 // The lock of a folder, if nobody has it. Locks go with their process, whatever ended it.
 UniqueFd Lock(const std::string& folder) {
@@ -37,9 +38,25 @@ void RemoveLeftFolders(const std::filesystem::path& parent) {
 
 }  // namespace
 
+absl::StatusOr<std::unique_ptr<TemporaryFolder>> TemporaryFolder::CreateForSockets() {
+  if (const char* const runtime = std::getenv("XDG_RUNTIME_DIR"); runtime != nullptr && runtime[0] == '/') {
+    if (absl::StatusOr<std::unique_ptr<TemporaryFolder>> folder = CreateIn(runtime); folder.ok()) return folder;
+  }
+  return Create();
+}
+
 absl::StatusOr<std::unique_ptr<TemporaryFolder>> TemporaryFolder::Create() {
   const char* const variable = std::getenv("TMPDIR");
-  const std::string parent = variable == nullptr || *variable == '\0' ? "/tmp" : variable;
+  return CreateIn(variable == nullptr || *variable == '\0' ? "/tmp" : variable);
+}
+
+absl::StatusOr<std::unique_ptr<TemporaryFolder>> TemporaryFolder::CreateIn(const std::string& given) {
+  std::error_code error;
+  const std::string parent = std::filesystem::absolute(given, error).string();  // other processes are told the path
+  if (parent.size() > kLongestParent) {
+    return FailedPrecondition("%s has %d bytes, and sockets in it want at most %d; set TMPDIR to a shorter path", parent,
+                              parent.size(), kLongestParent);
+  }
   RemoveLeftFolders(parent);
   for (int attempt = 0; attempt < kAttempts; ++attempt) {
     std::string path = parent + "/" + kPrefix + "XXXXXX";

@@ -1,7 +1,7 @@
 #pragma once
 
-// A folder of this process's own in $TMPDIR that does not stay behind: the destructor removes it, signals that can be caught do
-// (common/signal_cleanup.h), and of a process that was killed the next start removes it.
+// A folder of this process's own that does not stay behind: the destructor removes it, signals that can be caught do
+// (common/signal_cleanup.h), and of a process that was killed the next start removes it. Nobody else may enter it.
 
 #include <filesystem>
 #include <memory>
@@ -16,9 +16,11 @@ namespace ferry {
 
 class TemporaryFolder {
  public:
-  // Also removes the folders that processes which are gone have left. FailedPrecondition: $TMPDIR is no folder, or cannot be
-  // written to.
+  // In $TMPDIR, or in /tmp. Also removes the folders there that processes which are gone have left. FailedPrecondition: $TMPDIR
+  // is no folder, cannot be written to, or is too long for the paths of sockets in it.
   static absl::StatusOr<std::unique_ptr<TemporaryFolder>> Create();
+  // In $XDG_RUNTIME_DIR where that can be, which is the place for sockets, and otherwise as above.
+  static absl::StatusOr<std::unique_ptr<TemporaryFolder>> CreateForSockets();
   ~TemporaryFolder();
 
   const std::filesystem::path& path() const { return path_; }
@@ -26,6 +28,7 @@ class TemporaryFolder {
   std::string File(const std::string& name);
 
  private:
+  static absl::StatusOr<std::unique_ptr<TemporaryFolder>> CreateIn(const std::string& given);
   TemporaryFolder(std::filesystem::path path, UniqueFd lock) : path_(std::move(path)), lock_(std::move(lock)), removed_(path_) {}
 
   const std::filesystem::path path_;
