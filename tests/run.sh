@@ -24,18 +24,31 @@ ferry_install "${ferry_build_packages[@]}" "${ferry_test_packages[@]}"
 # check NAME COMMAND…: runs the command. If it fails, its last lines are shown again at the end of the log, where a reader looks first.
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
-failed=()
+failed=$logs/failed
 check() {
   local name=$1
   shift
-  "$@" 2>&1 | tee "$logs/$name" || failed+=("$name")
+  "$@" 2>&1 | tee "$logs/$name" || echo "$name" >>"$failed"
+}
+
+# beside NAME COMMAND…: check in the background, one for each core at a time; its output is shown in one piece when it ends.
+beside() {
+  while [ "$(jobs -rp | wc -l)" -ge "$(nproc)" ]; do wait -n || true; done
+  local name=$1
+  shift
+  {
+    "$@" >"$logs/$name" 2>&1 || echo "$name" >>"$failed"
+    ferry_say "$name"
+    cat "$logs/$name"
+  } &
 }
 
 ferry_say "release: build"
 cmake --preset release -DFERRY_TESTS=ON >/dev/null
 cmake --build --preset release
 ferry_say "release: tests"
-check "release tests" ctest --test-dir build/release --output-on-failure
+check "release tests" ctest --test-dir build/release --output-on-failure -L cpu -j "$(nproc)"
+check "release tests with processes" ctest --test-dir build/release --output-on-failure -LE cpu
 
 # The official clients of OpenAI and Anthropic, where pip finds them.
 clients=build/clients
@@ -57,8 +70,9 @@ if [ "$what" = all ]; then
   cmake --preset asan >/dev/null
   cmake --build --preset asan --target common_tests kernels_tests coordinator_tests constraint_tests worker_tests gateway_tests cluster_tests
   for tests in common_tests kernels_tests coordinator_tests constraint_tests worker_tests gateway_tests; do
-    check "asan $tests" "build/asan/bin/$tests" --gtest_brief=1 --gtest_filter="-$asan_too_slow"
+    beside "asan $tests" "build/asan/bin/$tests" --gtest_brief=1 --gtest_filter="-$asan_too_slow"
   done
+  wait
   # What coordinator and workers report goes into files: their exit codes are not the test's.
   reports=$logs/reports
   mkdir "$reports"
@@ -69,35 +83,35 @@ if [ "$what" = all ]; then
 
   ferry_say "thread sanitizer"
   cmake --preset tsan >/dev/null
-  cmake --build --preset tsan --target common_tests kernels_tests coordinator_tests worker_tests gateway_tests
-  check "tsan common_tests" build/tsan/bin/common_tests --gtest_brief=1
-  check "tsan kernels_tests" build/tsan/bin/kernels_tests --gtest_brief=1 --gtest_filter='*Thread*:*Concurrent*:*Async*'
-  check "tsan coordinator_tests" build/tsan/bin/coordinator_tests --gtest_brief=1 --gtest_filter="$tsan_coordinator"
-  check "tsan worker_tests" build/tsan/bin/worker_tests --gtest_brief=1 --gtest_filter="$tsan_worker"
-  check "tsan gateway_tests" build/tsan/bin/gateway_tests --gtest_brief=1 --gtest_filter='HttpServer*'
+  cmake --build --preset tsan --target common_tests coordinator_tests worker_tests gateway_tests
+  beside "tsan common_tests" build/tsan/bin/common_tests --gtest_brief=1
+  beside "tsan coordinator_tests" build/tsan/bin/coordinator_tests --gtest_brief=1 --gtest_filter="$tsan_coordinator"
+  beside "tsan worker_tests" build/tsan/bin/worker_tests --gtest_brief=1 --gtest_filter="$tsan_worker"
+  beside "tsan gateway_tests" build/tsan/bin/gateway_tests --gtest_brief=1 --gtest_filter='HttpServer*'
+  wait
 
   ferry_say "fuzzing: $fuzz_seconds s each, from the kept corpus"
   cmake --preset fuzz >/dev/null
   cmake --build --preset fuzz --target ferry_fuzzers
   fuzz() {
-    "$1" -max_total_time="$fuzz_seconds" -rss_limit_mb=2048 -timeout=10 -print_final_stats=0 -verbosity=0 "$2" "$3" 2>&1 |
-      sed '/ommended dictionary/d; /# Uses:/d'
+    mkdir "$logs/new_$1"
+    "build/fuzz/bin/$1_fuzz" -max_total_time="$fuzz_seconds" -rss_limit_mb=2048 -timeout=20 -print_final_stats=0 -verbosity=0 \
+      "$logs/new_$1" "tests/fuzz/corpus/$1" 2>&1 | sed '/ommended dictionary/d; /# Uses:/d'
   }
   for fuzzer in build/fuzz/bin/*_fuzz; do
     name=$(basename "$fuzzer" _fuzz)
-    new=$(mktemp -d)
-    check "fuzz $name" fuzz "$fuzzer" "$new" "tests/fuzz/corpus/$name"
-    rm -rf "$new"
+    beside "fuzz $name" fuzz "$name"
   done
+  wait
 fi
 
-if [ ${#failed[@]} -gt 0 ]; then
-  for name in "${failed[@]}"; do
+if [ -s "$failed" ]; then
+  while read -r name; do
     printf '\nFAILED: %s\n' "$name" >&2
     grep -aE -A 6 ': Failure$|\*\*\*Failed|\*\*\*Timeout|\*\*\*Exception|WARNING: ThreadSanitizer|ERROR: (AddressSanitizer|LeakSanitizer|libFuzzer)|runtime error:|^SUMMARY:|^\[  FAILED  \]' \
       "$logs/$name" | tail -40 >&2 || tail -20 "$logs/$name" >&2
-  done
-  printf 'FAILED: %s\n' "${failed[@]}" >&2
+  done <"$failed"
+  sed 's/^/FAILED: /' "$failed" >&2
   exit 1
 fi
 ferry_say "everything passed"
