@@ -40,7 +40,7 @@ namespace {
 constexpr absl::Duration kDescriptorTimeout = absl::Seconds(10);
 constexpr absl::Duration kDevicePatience = absl::Seconds(10);  // after a failed step: far longer than what may still be queued
 constexpr absl::Duration kServerDrain = absl::Milliseconds(500);
-constexpr absl::Duration kLinkProbeTime = absl::Milliseconds(50);  // a few hundred records over PCIe 5, some over a network
+constexpr absl::Duration kLinkTime = absl::Milliseconds(50);  // a few hundred records over PCIe 5, some over a network
 
 Incarnation RandomIncarnation() {
   std::random_device random;
@@ -54,11 +54,56 @@ absl::StatusOr<ListenAddress> AddressOf(const char* flag, const std::string& tex
   return address.ok() ? std::move(address) : Annotate(address.status(), flag);
 }
 
-// What the heartbeat says, written by the main thread as the worker gets on.
-struct Report {
-  std::mutex mutex;
-  internal::v1::HeartbeatRequest heartbeat;
-  StepRunner* runner = nullptr;
+// The rates that a worker measures at its start; 0: unknown, and predictions guess them.
+struct DeviceRates {
+  double link_bytes_per_second = 0;
+  ExpertRates experts;
+  double operation_seconds = 0;
+};
+
+// The contents of the next heartbeat. Thread-safe: the main thread writes it as the worker loads, the agent's reads it.
+class Report {
+ public:
+  Report() { heartbeat_.set_state("loading"); }
+
+  void SetProgress(int64_t dense_bytes, int64_t all_dense_bytes) {
+    const std::lock_guard lock(mutex_);
+    heartbeat_.set_dense_bytes(dense_bytes);
+    if (all_dense_bytes > 0) {
+      heartbeat_.set_load_progress(std::min(1.0, static_cast<double>(dense_bytes) / static_cast<double>(all_dense_bytes)));
+    }
+  }
+  // `runner` is read until Detach.
+  void SetReady(const Stage& stage, const DeviceRates& rates, StepRunner* runner) {
+    const ExpertCache* const cache = stage.expert_cache();
+    const std::lock_guard lock(mutex_);
+    runner_ = runner;
+    heartbeat_.set_state("ready");
+    heartbeat_.set_load_progress(1);
+    heartbeat_.set_dense_bytes(stage.dense_bytes());
+    heartbeat_.set_kv_bytes(stage.kv_bytes());
+    heartbeat_.set_expert_slots(cache == nullptr ? 0 : cache->num_slots());
+    heartbeat_.set_expert_slot_bytes(cache == nullptr ? 0 : cache->slot_bytes());
+    heartbeat_.set_link_bytes_per_second(rates.link_bytes_per_second);
+    heartbeat_.set_expert_flops_per_second(rates.experts.flops_per_second);
+    heartbeat_.set_expert_read_bytes_per_second(rates.experts.read_bytes_per_second);
+    heartbeat_.set_operation_seconds(rates.operation_seconds);
+  }
+  void Detach() {
+    const std::lock_guard lock(mutex_);
+    runner_ = nullptr;
+  }
+  void Fill(internal::v1::HeartbeatRequest* request) {
+    const std::lock_guard lock(mutex_);
+    *request = heartbeat_;
+    request->set_resident_bytes(ResidentBytes());
+    if (runner_ != nullptr) *request->mutable_experts() = runner_->counters();
+  }
+
+ private:
+  std::mutex mutex_;
+  internal::v1::HeartbeatRequest heartbeat_;
+  StepRunner* runner_ = nullptr;
 };
 
 // Why the worker ends: the first reason given.
@@ -109,6 +154,23 @@ ListenAddress DefaultListen(const ListenAddress& coordinator) {
   return {.loopback = true, .unix_path = (folder / absl::StrFormat("worker-%d", getpid())).string()};
 }
 
+struct Addresses {
+  ListenAddress coordinator, listen;
+  std::unique_ptr<NodeIdentity> identity;  // null where both are Unix sockets
+};
+absl::StatusOr<Addresses> AddressesOf(const WorkerOptions& options) {
+  Addresses addresses;
+  ASSIGN_OR_RETURN(addresses.coordinator, AddressOf("--coordinator", options.coordinator, kClusterPort));
+  addresses.listen = DefaultListen(addresses.coordinator);
+  if (!options.listen.empty()) {
+    ASSIGN_OR_RETURN(addresses.listen, AddressOf("--listen", options.listen, /*default_port=*/0));
+  }
+  if (addresses.coordinator.unix_path.empty() || addresses.listen.unix_path.empty()) {
+    ASSIGN_OR_RETURN(addresses.identity, NodeIdentity::Open(options.cluster_certs));
+  }
+  return addresses;
+}
+
 absl::StatusOr<Server> Listen(const ListenAddress& listen, const ListenAddress& coordinator, const NodeIdentity* identity,
                               WorkerService* service) {
   // Others are told an address that leads here. On every interface, that is the one on the coordinator's network.
@@ -132,6 +194,8 @@ absl::StatusOr<Server> Listen(const ListenAddress& listen, const ListenAddress& 
   return result;
 }
 
+bool HasGpu(const Ops& ops) { return ops.name().starts_with("cuda"); }
+
 internal::v1::RegisterRequest MakeRegisterRequest(const WorkerOptions& options, const std::string& address,
                                                   Incarnation incarnation, Ops& ops) {
   internal::v1::RegisterRequest request;
@@ -148,9 +212,56 @@ internal::v1::RegisterRequest MakeRegisterRequest(const WorkerOptions& options, 
   request.set_vram_expert_bytes(options.vram_experts.bytes);
   request.set_expert_transport(options.expert_transport);
   request.set_pid(getpid());
-  request.set_has_gpu(ops.name().starts_with("cuda"));
+  request.set_has_gpu(HasGpu(ops));
   return request;
 }
+
+// Renews the certificate of a worker that reached its coordinator with one; null for others.
+absl::StatusOr<std::unique_ptr<CertificateKeeper>> KeepCertificate(const Addresses& addresses,
+                                                                   std::shared_ptr<grpc::Channel> channel) {
+  if (addresses.identity == nullptr || !addresses.coordinator.unix_path.empty()) return nullptr;
+  return CertificateKeeper::Start(addresses.identity->folder(), [channel = std::move(channel)](const std::string& request_pem) {
+    return RenewCertificate(channel, request_pem);
+  });
+}
+
+// Asks the coordinator for a place. Errors of Agent::Register and AssignmentFromProto.
+absl::StatusOr<Assignment> Join(const WorkerOptions& options, internal::v1::Cluster::StubInterface* cluster,
+                                const std::string& address, Incarnation incarnation, Ops& ops,
+                                const std::function<bool()>& cancelled) {
+  ASSIGN_OR_RETURN(const internal::v1::RegisterResponse response,
+                   Agent::Register(cluster, MakeRegisterRequest(options, address, incarnation, ops),
+                                   absl::Seconds(options.connect_patience_seconds), cancelled));
+  ASSIGN_OR_RETURN(Assignment assignment, AssignmentFromProto(response));
+  InitLog(absl::StrFormat("worker %d", assignment.worker_id), options.log_level);
+  spdlog::info("layers {}-{} of {}, experts over {}", assignment.first_layer, assignment.end_layer - 1,
+               assignment.model.num_layers, assignment.expert_transport);
+  return assignment;
+}
+
+Agent::Options AgentOptionsOf(const Assignment& assignment, Incarnation incarnation, bool over_loopback) {
+  return {.worker_id = assignment.worker_id,
+          .incarnation = incarnation,
+          .interval = assignment.heartbeat_interval,
+          .timeout = assignment.heartbeat_timeout,
+          .same_host = assignment.expert_transport == "shm" || over_loopback};
+}
+
+StageOptions StageOptionsOf(const WorkerOptions& options, const Assignment& assignment, bool has_gpu) {
+  return {.model = assignment.model,
+          .arena = assignment.arena,
+          .first_layer = assignment.first_layer,
+          .end_layer = assignment.end_layer,
+          .kv = assignment.kv,
+          .max_rows = assignment.max_rows,
+          .micro_batch_rows = assignment.micro_batch_rows,
+          .dense_bytes = assignment.dense_bytes,
+          .expert_slot_bytes = options.vram_experts.automatic ? 0 : options.vram_experts.bytes,
+          .expert_slots_auto = options.vram_experts.automatic && has_gpu,
+          .experts = {.ooae = assignment.ooae, .force = options.force_division, .rules = assignment.rules}};
+}
+
+bool HasSlots(const StageOptions& options) { return options.expert_slots_auto || options.expert_slot_bytes > 0; }
 
 absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectExperts(const Assignment& assignment, Incarnation incarnation,
                                                            internal::v1::Cluster::StubInterface* cluster, Ops* ops,
@@ -173,17 +284,18 @@ absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectExperts(const Assignment& ass
                          cluster, ops);
 }
 
-// A failure is logged and leaves the rate unknown: predictions then guess it.
-struct DeviceRates {
-  ExpertRates experts;
-  double operation_seconds = 0;
-};
-DeviceRates MeasureOwn(Stage& stage, Ops& ops, int64_t n_embd) {
+// A failure to measure the device is logged and leaves its rates unknown.
+absl::StatusOr<DeviceRates> MeasureRates(Stage& stage, Ops& ops, int64_t n_embd) {
+  ASSIGN_OR_RETURN(const ExpertCache::Measurement link, stage.MeasureLink(kLinkTime));
+  DeviceRates rates{.link_bytes_per_second = link.rate()};
+  if (!HasGpu(ops)) return rates;  // a CPU's rates are the host's
   const absl::StatusOr<ExpertRates> experts = stage.MeasureExperts();
   if (!experts.ok()) spdlog::warn("this device's expert products could not be measured: {}", experts.status().ToString());
   const absl::StatusOr<double> operation = MeasureOperation(ops, n_embd);
   if (!operation.ok()) spdlog::warn("this device's small operations could not be measured: {}", operation.status().ToString());
-  return {.experts = experts.value_or(ExpertRates()), .operation_seconds = operation.value_or(0)};
+  rates.experts = experts.value_or(ExpertRates());
+  rates.operation_seconds = operation.value_or(0);
+  return rates;
 }
 
 // Logs the progress once a second. A failure is no error: steps fetch the missing experts later.
@@ -205,6 +317,20 @@ absl::Status FillSlots(Stage& stage, const std::function<bool()>& cancelled) {
   return absl::OkStatus();
 }
 
+void LogLoaded(const Stage& stage, const DeviceRates& rates, double seconds) {
+  const ExpertCache* const cache = stage.expert_cache();
+  spdlog::info("loaded in {:.1f} s: {:.1f} MiB of dense weights, {:.1f} MiB of KV cache, {} expert slots of {:.1f} MiB{}",
+               seconds, stage.dense_bytes() / 0x1p20, stage.kv_bytes() / 0x1p20, cache == nullptr ? 0 : cache->num_slots(),
+               cache == nullptr ? 0 : cache->slot_bytes() / 0x1p20,
+               cache == nullptr ? "" : absl::StrFormat(", link %.1f GB/s", rates.link_bytes_per_second / 1e9));
+}
+
+// After a failed step. A fault of a kernel leaves the device's whole context unusable, and only a new process gets another.
+void EndWithoutDevice(Ops& ops, Ending& ending) {
+  const absl::Status device = ops.Synchronize(Deadline::In(kDevicePatience));
+  if (!device.ok()) ending.End(Annotate(device, "the device does not work any more"));
+}
+
 }  // namespace
 
 absl::StatusOr<VramExperts> ParseVramExperts(const std::string& text) {
@@ -217,131 +343,54 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
                        const std::function<void()>& on_ending) {
   const Incarnation incarnation = RandomIncarnation();
   Ending ending(on_ending);
-  ASSIGN_OR_RETURN(const ListenAddress coordinator, AddressOf("--coordinator", options.coordinator, kClusterPort));
-  ListenAddress listen = DefaultListen(coordinator);
-  if (!options.listen.empty()) {
-    ASSIGN_OR_RETURN(listen, AddressOf("--listen", options.listen, /*default_port=*/0));
-  }
-  std::unique_ptr<NodeIdentity> identity;
-  if (coordinator.unix_path.empty() || listen.unix_path.empty()) {
-    ASSIGN_OR_RETURN(identity, NodeIdentity::Open(options.cluster_certs));
-  }
+  ASSIGN_OR_RETURN(const Addresses addresses, AddressesOf(options));
   ASSIGN_OR_RETURN(const std::unique_ptr<Ops> ops, CreateOps(options.backend));
   spdlog::info("computing on {}", ops->name());
 
   // Reachable before it registers: the coordinator may call as soon as it knows the address.
   WorkerService service(incarnation, [&ending](const absl::Status& why) { ending.End(why); });
-  ASSIGN_OR_RETURN(const Server server, Listen(listen, coordinator, identity.get(), &service));
+  ASSIGN_OR_RETURN(const Server server, Listen(addresses.listen, addresses.coordinator, addresses.identity.get(), &service));
 
   const std::shared_ptr<grpc::Channel> channel =
-      ConnectPeer(coordinator.ToString(), NodeRole::kCoordinator, identity.get(), {.quick_reconnects = true});
+      ConnectPeer(addresses.coordinator.ToString(), NodeRole::kCoordinator, addresses.identity.get(), {.quick_reconnects = true});
   const std::unique_ptr<internal::v1::Cluster::Stub> cluster = internal::v1::Cluster::NewStub(channel);
-  std::unique_ptr<CertificateKeeper> keeper;
-  if (identity != nullptr && coordinator.unix_path.empty()) {
-    ASSIGN_OR_RETURN(keeper, CertificateKeeper::Start(identity->folder(), [channel](const std::string& request_pem) {
-                       return RenewCertificate(channel, request_pem);
-                     }));
-  }
+  ASSIGN_OR_RETURN(const std::unique_ptr<CertificateKeeper> keeper, KeepCertificate(addresses, channel));
   const auto cancelled = [&] { return ending.ended() || asked_to_end(); };
-  ASSIGN_OR_RETURN(const internal::v1::RegisterResponse response,
-                   Agent::Register(cluster.get(), MakeRegisterRequest(options, server.address, incarnation, *ops),
-                                   absl::Seconds(options.connect_patience_seconds), cancelled));
-  ASSIGN_OR_RETURN(const Assignment assignment, AssignmentFromProto(response));
-  InitLog(absl::StrFormat("worker %d", assignment.worker_id), options.log_level);
-  spdlog::info("layers {}-{} of {}, experts over {}", assignment.first_layer, assignment.end_layer - 1,
-               assignment.model.num_layers, assignment.expert_transport);
-
+  ASSIGN_OR_RETURN(const Assignment assignment, Join(options, cluster.get(), server.address, incarnation, *ops, cancelled));
   Report report;
-  report.heartbeat.set_state("loading");
   ASSIGN_OR_RETURN(const std::unique_ptr<Agent> agent,
                    Agent::Start(
-                       cluster.get(),
-                       {.worker_id = assignment.worker_id,
-                        .incarnation = incarnation,
-                        .interval = assignment.heartbeat_interval,
-                        .timeout = assignment.heartbeat_timeout,
-                        .same_host = assignment.expert_transport == "shm" || coordinator.loopback},
-                       [&report](internal::v1::HeartbeatRequest* request) {
-                         const std::lock_guard lock(report.mutex);
-                         *request = report.heartbeat;
-                         request->set_resident_bytes(ResidentBytes());
-                         if (report.runner != nullptr) *request->mutable_experts() = report.runner->counters();
-                       },
+                       cluster.get(), AgentOptionsOf(assignment, incarnation, addresses.coordinator.loopback),
+                       [&report](internal::v1::HeartbeatRequest* request) { report.Fill(request); },
                        [&ending](const absl::Status& why) { ending.End(why); }));
 
-  const bool has_gpu = ops->name().starts_with("cuda");
-  const bool slots_auto = options.vram_experts.automatic && has_gpu;
-  const int64_t slot_bytes = options.vram_experts.automatic ? 0 : options.vram_experts.bytes;
+  const StageOptions stage_options = StageOptionsOf(options, assignment, HasGpu(*ops));
   ASSIGN_OR_RETURN(const std::unique_ptr<ExpertLink> link,
-                   ConnectExperts(assignment, incarnation, cluster.get(), ops.get(), slots_auto || slot_bytes > 0));
-  const StageOptions stage_options = {
-      .model = assignment.model,
-      .arena = assignment.arena,
-      .first_layer = assignment.first_layer,
-      .end_layer = assignment.end_layer,
-      .kv = assignment.kv,
-      .max_rows = assignment.max_rows,
-      .micro_batch_rows = assignment.micro_batch_rows,
-      .dense_bytes = assignment.dense_bytes,
-      .expert_slot_bytes = slot_bytes,
-      .expert_slots_auto = slots_auto,
-      .experts = {.ooae = assignment.ooae, .force = options.force_division, .rules = assignment.rules}};
+                   ConnectExperts(assignment, incarnation, cluster.get(), ops.get(), HasSlots(stage_options)));
   const Stopwatch loading;
   const std::unique_ptr<DenseTensorSource> source =
-      OpenDenseStream(cluster.get(), assignment.worker_id, incarnation, [&](int64_t bytes) {
-        const std::lock_guard lock(report.mutex);
-        report.heartbeat.set_dense_bytes(bytes);
-        if (assignment.dense_bytes > 0) {
-          report.heartbeat.set_load_progress(std::min(1.0, static_cast<double>(bytes) / assignment.dense_bytes));
-        }
-      });
+      OpenDenseStream(cluster.get(), assignment.worker_id, incarnation,
+                      [&](int64_t bytes) { report.SetProgress(bytes, assignment.dense_bytes); });
   ASSIGN_OR_RETURN(const std::unique_ptr<Stage> stage, Stage::Create(ops.get(), stage_options, *source, link.get()));
-  const ExpertCache* const cache = stage->expert_cache();
-  ASSIGN_OR_RETURN(const ExpertCache::Measurement link_probe, stage->MeasureLink(kLinkProbeTime));
-  const double link_rate = link_probe.rate();
-  // A CPU's are the host's.
-  const DeviceRates own_rates = has_gpu ? MeasureOwn(*stage, *ops, assignment.model.n_embd) : DeviceRates();
+  ASSIGN_OR_RETURN(const DeviceRates rates, MeasureRates(*stage, *ops, assignment.model.n_embd));
   RETURN_IF_ERROR(FillSlots(*stage, cancelled));
-  spdlog::info("loaded in {:.1f} s: {:.1f} MiB of dense weights, {:.1f} MiB of KV cache, {} expert slots of {:.1f} MiB{}",
-               loading.Seconds(), stage->dense_bytes() / 0x1p20, stage->kv_bytes() / 0x1p20,
-               cache == nullptr ? 0 : cache->num_slots(), cache == nullptr ? 0 : cache->slot_bytes() / 0x1p20,
-               cache == nullptr ? "" : absl::StrFormat(", link %.1f GB/s", link_rate / 1e9));
+  LogLoaded(*stage, rates, loading.Seconds());
 
   ActivationQueue activations(assignment.model.n_embd, assignment.max_rows);
-  // A fault of a kernel leaves the device's whole context unusable, and only a new process gets another.
   ASSIGN_OR_RETURN(const std::unique_ptr<StepRunner> runner,
-                   StepRunner::Create(stage.get(), &activations, [&](const absl::Status&) {
-                     const absl::Status device = ops->Synchronize(Deadline::In(kDevicePatience));
-                     if (!device.ok()) ending.End(Annotate(device, "the device does not work any more"));
-                   }));
+                   StepRunner::Create(stage.get(), &activations, [&](const absl::Status&) { EndWithoutDevice(*ops, ending); }));
   service.Attach(runner.get(), &activations,
                  {.ops = ops.get(),
                   .n_embd = assignment.model.n_embd,
                   .max_rows = assignment.max_rows,
                   .share_memory = assignment.expert_transport == "shm",
-                  .identity = identity.get()});
-  {
-    const std::lock_guard lock(report.mutex);
-    report.runner = runner.get();
-    report.heartbeat.set_state("ready");
-    report.heartbeat.set_load_progress(1);
-    report.heartbeat.set_dense_bytes(stage->dense_bytes());
-    report.heartbeat.set_kv_bytes(stage->kv_bytes());
-    report.heartbeat.set_expert_slots(cache == nullptr ? 0 : cache->num_slots());
-    report.heartbeat.set_expert_slot_bytes(cache == nullptr ? 0 : cache->slot_bytes());
-    report.heartbeat.set_link_bytes_per_second(link_rate);
-    report.heartbeat.set_expert_flops_per_second(own_rates.experts.flops_per_second);
-    report.heartbeat.set_expert_read_bytes_per_second(own_rates.experts.read_bytes_per_second);
-    report.heartbeat.set_operation_seconds(own_rates.operation_seconds);
-  }
+                  .identity = addresses.identity.get()});
+  report.SetReady(*stage, rates, runner.get());
   agent->Hurry();
 
   const absl::Status why = ending.Wait(asked_to_end);
   spdlog::info("ending: {}", why.ok() ? "asked to" : why.ToString());
-  {
-    const std::lock_guard lock(report.mutex);
-    report.runner = nullptr;
-  }
+  report.Detach();
   server.acceptor->Stop();
   server.server->Shutdown(RpcDeadline(kServerDrain));
   return why;
