@@ -143,21 +143,7 @@ class ServerImpl final : public Server {
     if (!options_.trace.empty()) {
       ASSIGN_OR_RETURN(trace_, TraceWriter::Create(options_.trace, {.force = options_.force, .inputs = file_.paths()}));
     }
-    ASSIGN_OR_RETURN(
-        loop_, GenerationLoop::Create(
-                   BatchSchedulerOptions{.max_batch_tokens = cache.max_batch_tokens,
-                                         .micro_batch_tokens = cache.micro_batch_tokens,
-                                         .max_running = cache.num_slots,
-                                         .max_queued = options_.max_queued,
-                                         .vocab_size = model_.vocab_size,
-                                         .slots = {.num_slots = cache.num_slots,
-                                                   .num_blocks = cache.num_blocks,
-                                                   .block_tokens = kKvBlockTokens,
-                                                   .window = model_.sliding_window(),
-                                                   .ring_tokens = cache.ring_blocks * kKvBlockTokens,
-                                                   .states = model_.keeps_states()},
-                                         .resume_patience = options_.resume ? options_.resume_patience : absl::ZeroDuration()},
-                   Clock::Real(), "the model is being loaded"));
+    ASSIGN_OR_RETURN(loop_, GenerationLoop::Create(SchedulerOptions(cache), Clock::Real(), "the model is being loaded"));
     ASSIGN_OR_RETURN(controller_, ClusterController::Create(
                                       ClusterOptions{.model = model_,
                                                      .model_header = ModelHeaderOf(file_),
@@ -281,6 +267,21 @@ class ServerImpl final : public Server {
   }
 
  private:
+  BatchSchedulerOptions SchedulerOptions(const CacheShape& cache) const {
+    return {.max_batch_tokens = cache.max_batch_tokens,
+            .micro_batch_tokens = cache.micro_batch_tokens,
+            .max_running = cache.num_slots,
+            .max_queued = options_.max_queued,
+            .vocab_size = model_.vocab_size,
+            .slots = {.num_slots = cache.num_slots,
+                      .num_blocks = cache.num_blocks,
+                      .block_tokens = kKvBlockTokens,
+                      .window = model_.sliding_window(),
+                      .ring_tokens = cache.ring_blocks * kKvBlockTokens,
+                      .states = model_.keeps_states()},
+            .resume_patience = options_.resume ? options_.resume_patience : absl::ZeroDuration()};
+  }
+
   // What this host can do at most: what shares are taken of.
   struct HostPeaks {
     double read_bytes_per_second = 0, int8_ops_per_second = 0;
