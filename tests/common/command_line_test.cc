@@ -45,11 +45,19 @@ TEST(CommandLine, AValueArrivesByteForByte) {
   for (const char* value : {"",           "[a,b]", "[a]",  "a,b", "-n",       "--number", "-np", "--",  "++", "{}",
                             "\"quoted\"", "run",   "walk", "%s",  "\xff\xfe", "a=b",      "=",   " a ", "-5", "\n"}) {
     Flags flags;
-    ASSERT_OK(flags.Parse({"--stop", value, "-t", value, "-p", value, std::string("--stop=") + value}));
-    EXPECT_EQ(flags.text, value);
+    ASSERT_OK(flags.Parse({"--stop", value, "-p", value, std::string("--stop=") + value}));
     EXPECT_EQ(flags.prompt, value);
     EXPECT_THAT(flags.texts, ElementsAre(value, value));
+    if (*value == '\0') continue;
+    ASSERT_OK(flags.Parse({"-t", value}));
+    EXPECT_EQ(flags.text, value);
   }
+}
+
+TEST(CommandLine, AnEmptyTextIsRefusedWhereItMeansNotGiven) {
+  Flags flags;
+  EXPECT_THAT(flags.Parse({"-t", ""}), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("-t is empty, want a text")));
+  EXPECT_OK(flags.Parse({"-p", "", "--stop", ""}));
 }
 
 TEST(CommandLine, AWordIsNoCommandBehindACommand) {
