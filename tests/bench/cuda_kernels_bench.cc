@@ -22,6 +22,7 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/cuda_handles.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/grouping.h"
 #include "kernels/cuda/logits.h"
 #include "kernels/cuda/product_device.h"
 #include "kernels/cuda/rope_store.h"
