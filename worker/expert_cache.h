@@ -4,7 +4,8 @@
 // the computation fill them from the expert link. The same slots serve two ends: a step streams experts through them, and they
 // keep the most used experts between steps.
 //
-//   empty --Fetch--> asked --(the record is in host memory)--> filled     any but pinned or asked --eviction--> empty
+//   empty --Fetch--> asked --(the record is in host memory, its copy starts)--> filled
+//   filled and not pinned --eviction--> empty
 //
 // One copy moves several records, up to kJoinedBytes, when they are neighbours in the arena, were fetched one after the other,
 // and go into neighbouring slots. A copy of 256 KiB reaches two thirds of the link's rate, a copy of 4 MiB 97 %.
@@ -14,8 +15,7 @@
 // last, counted from the layer in progress.
 //
 // Heat measures recent use: each step that uses an expert adds 1, and every step multiplies all heat by 2^(-1/64). Eviction
-// compares the heat before the step in progress; otherwise the layers that this step has passed would look hotter than those to
-// come.
+// ignores uses by the step in progress; otherwise layers that it has computed would win over layers to come.
 //
 // Only the compute thread uses it.
 
@@ -91,8 +91,8 @@ class ExpertCache {
   // Whether records of a layer are small enough for one copy to move two.
   bool JoinsRecordsOf(int64_t layer) const { return 2 * arena_.layer(layer).bytes <= kJoinedBytes; }
   // Asks for the expert's record unless a slot has it. Records arrive in the order of calls. False: every slot is pinned or
-  // asked for, and nothing has changed; the caller tries again later. A copy that a neighbour may still join starts at the next
-  // StartReadyCopies.
+  // asked for, and nothing has changed; the caller tries again later. A copy that could be joined with the next
+  // Fetch is delayed until StartReadyCopies.
   absl::StatusOr<bool> Fetch(ExpertId id, Purpose purpose, Deadline deadline);
   // The heat of the expert that a fetch now would evict; -1 when a slot is empty, nullopt when no slot is available.
   std::optional<double> HeatOfVictim() const;
@@ -136,7 +136,7 @@ class ExpertCache {
     Purpose purpose = Purpose::kThisStep;
   };
   struct Warmth {
-    double before = 0;      // heat at the last step that used it, without that step's use
+    double before = 0;      // heat just before the last step that used it
     uint64_t last_use = 0;  // the value of steps_begun_ then; 0: never used
   };
   struct Copy {

@@ -31,8 +31,8 @@ class PassCopies {
   // Asks for as many of the wanted experts as slots allow. True: none is left to ask for, so slots may serve the next layer.
   absl::StatusOr<bool> Start(Deadline deadline);
   // The pinned experts to compute next: all that have arrived, or, if none has, the one asked for first, whose arrival compute
-  // waits for. May be empty before done(): when every slot waits for a background copy, the call blocks this thread until one
-  // starts, and the caller calls Start again. The caller acquires and releases each expert (expert_cache.h).
+  // waits for. An empty answer before done() means that every slot waited for a background copy and that one has started:
+  // the caller calls Start again. The caller acquires and releases each expert (expert_cache.h).
   absl::StatusOr<std::vector<int32_t>> NextReady(Deadline deadline);
   bool done() const { return coming_.empty() && next_wanted_ == wanted_.size(); }
   // After a failed step, together with ExpertCache::Recover.

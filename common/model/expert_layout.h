@@ -1,6 +1,7 @@
 #pragma once
 
-// The layout of experts in memory. No other file computes a size or an offset of an expert record.
+// The layout of experts in the host's memory. No other file computes a size or an offset of an expert record there; in a GPU's
+// memory a record lies in a slot (worker/expert_cache.h).
 //
 // A record holds one expert: gate, up and down in the tiled layout, then their biases (f32, padded to whole tiles with zeros).
 // Every region begins on 128 bytes, and the record is a multiple of 4 KiB. It is contiguous, so one copy moves an expert.

@@ -1,8 +1,8 @@
 #pragma once
 
 // The shared-memory exchange between a worker and the coordinator of its host: "divide these activated experts" and "compute
-// these rows through these experts where they lie". One region (a memfd of its own, since the arena is sealed) per worker,
-// one request at a time, made by the coordinator and passed to the worker with the arena's descriptor.
+// these rows through these experts where they lie". The coordinator makes one region (a memfd of
+// its own, since the arena is sealed) per worker and passes it with the arena's descriptor. It carries one request at a time.
 //
 // Neither side trusts the other's bytes: the engine copies the counts and ids out before it checks and uses them, and
 // addresses are computed from checked (layer, expert) alone. Rows and contributions are plain numbers and need no check.
@@ -37,7 +37,7 @@ enum class ExpertPlace : uint8_t { kResident = 0, kShip = 1, kHost = 2 };
 struct ActivatedExpert {
   int32_t expert = 0;
   int32_t tokens = 0;     // rows that chose it, > 0
-  uint32_t resident = 0;  // kPlan: 1 when a worker's slot holds it, kComing when a slot has asked for it
+  uint32_t resident = 0;  // kPlan: 0 in no slot of the worker, 1 in one, kComing on its way into one
   bool operator==(const ActivatedExpert&) const = default;
 };
 
@@ -77,7 +77,7 @@ class ExpertMailbox {
   // The worker's side. Post after filling rows(); then one Wait. ResourceExhausted: more than the shape holds;
   // FailedPrecondition: the answer to the last request has not come.
   absl::Status Post(const ExpertRequest& request);
-  // OK: contributions() hold the answer (kCompute), or `places`, one per use, does (kPlan). Otherwise the engine's error;
+  // OK: the answer is in contributions() for kCompute, and in `places`, one per use, for kPlan. Otherwise the engine's error;
   // DeadlineExceeded: no answer in time, and the mailbox refuses further posts until the late answer has come (another Wait
   // waits on for it). FailedPrecondition: nothing was posted. Internal: an invalid answer.
   absl::Status WaitForAnswer(Deadline deadline, std::vector<ExpertPlace>* places);

@@ -7,8 +7,8 @@
 //   epoch ends     health says NOT_SERVING -> requests are held or end -> the pipeline is closed -> the lost worker's place is
 //   free
 //
-// When a step fails or takes too long and no worker is lost, a new epoch begins with the same workers; after such epochs that
-// ended soon, after a growing pause.
+// When a step fails or takes too long and no worker is lost, a new epoch begins with the same workers. If such epochs end
+// early, the pause before the next one grows.
 
 #include <condition_variable>
 #include <functional>

@@ -2,9 +2,9 @@
 
 // Divides the activated experts of one layer between the worker's device and the host. A pure function: no clock, no state.
 //
-// An expert whose copy is running costs the link as much as one that nobody has asked for, so the planner divides both alike. An
-// expert with few tokens then goes to the host though its copy has begun, which tells the worker to copy less before it knows the
-// routing (worker/expert_forecast.h).
+// An expert whose copy is running costs the link as much as one that nobody has asked for, so the planner divides both alike. So
+// an expert with few tokens may go to the host while its copy is running. The worker learns from that to copy less before it
+// knows the routing (worker/expert_forecast.h).
 //
 // Shipping an expert costs bytes / link rate whatever its tokens; computing it on the host costs reading it (bytes / host read
 // rate, at one row) and multiplying the other rows ((tokens - 1) * flops / host flop rate). Both run at once, so the best plan
@@ -43,8 +43,7 @@ struct ExpertPlan {
   double host_seconds = 0;          // predicted time of the host's share; likewise
 };
 
-// Everything goes to the host when neither host nor shipping is allowed, or when the host is not allowed but nothing can be
-// shipped.
+// The host computes what the input's rules leave no place for: an expert that may be neither shipped nor computed on the host.
 ExpertPlan PlanExperts(const PlannerInput& input);
 
 }  // namespace ferry

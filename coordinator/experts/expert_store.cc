@@ -78,16 +78,17 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Load(const GgufFile& f
     if (!config.layers[layer].experts) continue;
     ASSIGN_OR_RETURN(const ExpertTensors tensors, ExpertTensorsOf(config, file, layer));
     const ExpertLayout& layout = store->layout_.layer(layer);
-    ASSIGN_OR_RETURN(const int64_t first_offset, store->layout_.OffsetOf(layer, 0));
-    const int64_t end_offset = first_offset + config.router.num_experts * layout.bytes;
+    ASSIGN_OR_RETURN(const int64_t last_offset, store->layout_.OffsetOf(layer, config.router.num_experts - 1));
+    const int64_t end_offset = last_offset + layout.bytes;
     const int64_t next_page = end_offset / ShmArena::kHugePage;  // the one that two layers share goes with the later
     MakeHugePages(store->arena_, asked_pages, next_page, pool, failures);
     asked_pages = next_page;
     std::mutex mutex;
     absl::Status failed;
     pool.ParallelFor(config.router.num_experts, [&](int64_t expert, int) {
-      absl::Status status =
-          FillExpertRecord(tensors, layout, expert, arena.subspan(first_offset + expert * layout.bytes, layout.bytes));
+      const absl::StatusOr<int64_t> offset = store->layout_.OffsetOf(layer, expert);
+      absl::Status status = offset.status();
+      if (status.ok()) status = FillExpertRecord(tensors, layout, expert, arena.subspan(*offset, layout.bytes));
       for (const ExpertPart* part : {&tensors.gate, &tensors.up, &tensors.down}) file.Release(part->Of(expert));
       if (!status.ok()) {
         const std::lock_guard lock(mutex);

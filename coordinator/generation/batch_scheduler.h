@@ -4,15 +4,15 @@
 //
 // A request waits in a queue until a slot and all the KV blocks that it may need are free; then it runs. A
 // step takes the next row of every decoding request, and chunks of unfinished prompts, oldest first. While a request decodes,
-// prompts get micro_batch_tokens rows a step, so that a long prompt delays the others' next tokens little. Otherwise prompts get
-// the whole step, since an expert then crosses the link once for more tokens; with several workers they get as many rows as keep
-// all workers busy.
+// all prompts together get micro_batch_tokens rows a step, so that a long prompt delays the others' next tokens little. Otherwise
+// prompts get the whole step, since an expert then crosses the link once for more tokens; with several workers they get as many
+// rows as keep all workers busy.
 //
 // When the cluster loses its caches, requests that ran are held: they wait ahead of all others, and once the caches are back they
 // run again from their first row to their last known token, and then go on. Sampled tokens stay; only rows are computed again.
 //
-// Owners share fairly: the next request is the first of the owner whose requests were given the fewest tokens, and of one owner
-// first in first out.
+// Owners share fairly: the owner who was given the fewest tokens is served next. The requests of one owner are served in their
+// order.
 //
 // Several steps may be in flight. A decoding request is in one of them at most, since its next token depends on the
 // last; the chunks of one prompt follow each other. Workers compute steps in order, so a slot released while a step
@@ -63,8 +63,8 @@ class Generation {
   // The prompt and the tokens sampled so far.
   virtual std::span<const int32_t> tokens() const = 0;
   // Which logits the request wants from the row of the token at `position`, which predicts the next token. The scheduler asks for
-  // the last token's row once that token is known, and of a request that runs again also for rows that it had results of: it
-  // wants nothing of them.
+  // the last token's row once that token is known. After a resume it also asks for rows that were already answered; the request
+  // wants nothing from those.
   virtual std::optional<LogitsRequest> LogitsAt(int64_t position) const = 0;
 
   virtual void OnAdmitted(int64_t cached_tokens) = 0;
@@ -84,12 +84,12 @@ struct BatchSchedulerOptions {
   int64_t max_running = 4;
   int64_t max_queued = 64;
   // Logits of one step, so that its answer fits a message (4 bytes each): a row of all logits counts vocab_size, a row
-  // of the best n counts 2n, for their ids.
+  // of the best n counts 2n, for their ids, and 8 more.
   int64_t max_logits = 8 << 20;
   int64_t vocab_size = 0;
   KvSlotsOptions slots;
-  // How long requests wait for caches that were lost, counted from the loss after which they got no further row; zero: not at
-  // all.
+  // How long a request is held while the caches are lost. The time starts again if the request got a row between two losses.
+  // Zero: requests are not held.
   absl::Duration resume_patience;
 };
 
@@ -109,7 +109,8 @@ class BatchScheduler {
   absl::Time NextDeadline() const;
 
   // The next step, if there is work that does not depend on a step in flight and fewer than `max_in_flight` steps are. It is in
-  // flight from now until OnStepDone. Prompts are cut for a pipeline of `max_in_flight` workers (step_rows.h).
+  // flight from now until OnStepDone. Prompts are cut so that `max_in_flight` workers
+  // are busy (step_rows.h).
   std::optional<StepPlan> NextStep(int max_in_flight, double step_cost_rows = std::numeric_limits<double>::infinity());
   // Steps end in order. A step that was forgotten by FailAll is ignored.
   void OnStepDone(StepId id, StepOutcome outcome);
@@ -117,8 +118,8 @@ class BatchScheduler {
   void FailAll(const absl::Status& status);
   // The cluster has lost its caches, for the reason `status`: forgets all sequences and steps in flight, and holds the requests,
   // also those that come, until CachesReturned. Ends with `status` those that do not resume. An Internal status is a step's own
-  // failure: it also ends those that ran and got no further row since the one before, since they may be the reason. Ends with
-  // Unavailable those whose patience is over.
+  // failure: the second one in a row without a new row of a running request also ends that request, as the likely cause. Ends
+  // with Unavailable those whose patience is over.
   void LoseCaches(const absl::Status& status);
   // NextStep plans again.
   void CachesReturned() { lost_ = absl::OkStatus(); }
@@ -154,7 +155,7 @@ class BatchScheduler {
     int64_t submitted = 0;  // rows put into steps, or cached
     bool begun = false;     // a step has rows of it
     uint64_t turn = 0;      // when it last got rows: the lowest goes first
-    bool left_out = false;  // the last step had no room for its prompt, being full of the logits of others
+    bool left_out = false;  // the last step skipped it: the logits of other requests had filled the step
     bool ended = false;     // steps in flight may still name it
   };
   struct Part {

@@ -8,8 +8,8 @@
 // continues it. When a request needs more blocks, it takes those of idle slots, least recently used first.
 //
 // The ring limits reuse: it holds the last ring_tokens positions that were written, and a row at position P of a
-// sliding layer sees window - 1 positions before it. So a sequence can go on from P only while all of [P - window + 1,
-// P) are in the ring.
+// sliding layer sees window - 1 positions before it. So a sequence can go on from P only while
+// the window - 1 positions before P are still in the ring.
 //
 // A state (of gated delta nets) limits it further: it is the state behind all tokens of the kept sequence, so a request either
 // continues that whole sequence or begins anew.
@@ -51,7 +51,7 @@ class KvSlots {
   // the slot's usable prefix, but never the whole prompt: its last token is computed again, for its logits. Without `reuse` it
   // reuses nothing. ResourceExhausted: no idle slot, or too few blocks until a running request ends; nothing changes
   // then.
-  // A sequence of another `domain` is not reused: whether it is there would tell what others ask.
+  // A sequence of another `domain` is never reused: the speed of a hit would tell what somebody else asked.
   absl::StatusOr<Lease> Acquire(std::span<const int32_t> prompt, int64_t reserve_tokens, bool reuse,
                                 const std::string& domain = "");
   // Whether such a request could ever be placed.
