@@ -12,7 +12,7 @@ what=${1:-all}
 case "$what" in all|quick) ;; *) echo "usage: tests/run.sh [all|quick]" >&2; exit 2 ;; esac
 fuzz_seconds=${FERRY_FUZZ_SECONDS:-60}
 # Under the address sanitizer: what only computes, for minutes, with code that other tests run too.
-asan_too_slow='Golden.*'
+asan_too_slow='Golden.*:*GoldenModels*'
 # Real processes, all of them built with it: a request over each transport, and a worker that is killed.
 asan_cluster='SameEverywhere.OverGrpcWithSlots:SameEverywhere.AmongEightOthers:Faults.WithoutResume*:Faults.ACancelled*:Faults.BadRequests*'
 # Under the thread sanitizer: what has threads.
