@@ -6,6 +6,7 @@
 #include "coordinator/constraint/gbnf.h"
 #include "coordinator/constraint/json_schema.h"
 #include "coordinator/constraint/regex.h"
+#include "coordinator/constraint/utf8_cursor.h"
 
 namespace ferry::constraint {
 namespace {
@@ -26,6 +27,7 @@ absl::StatusOr<Grammar> ParseChoices(const std::vector<std::string>& choices) {
   for (const std::string& choice : choices) {
     bytes += choice.size();
     if (bytes > kMaxChoiceBytes) return InvalidArgument("its texts have more than %d bytes", kMaxChoiceBytes);
+    RETURN_IF_ERROR(CheckUtf8(choice));
     ways.push_back(grammar.Literal(choice));
   }
   grammar.SetRoot(grammar.AddRule("choice"));
@@ -93,6 +95,7 @@ class PartsBuilder {
       case ConstraintKind::kLiteral:
         literal_bytes_ += spec.text.size();
         if (literal_bytes_ > kMaxChoiceBytes) return InvalidArgument("its literals have more than %d bytes", kMaxChoiceBytes);
+        RETURN_IF_ERROR(CheckUtf8(spec.text));
         return grammar_.Literal(spec.text);
       case ConstraintKind::kToken:
         return Token(spec.token);
@@ -137,6 +140,7 @@ class PartsBuilder {
       if (without.empty() || without.size() > kMaxExcludedBytes) {
         return InvalidArgument("text excludes a text of %d bytes, want 1 to %d", without.size(), kMaxExcludedBytes);
       }
+      RETURN_IF_ERROR(CheckUtf8(without));
       excluded.push_back(grammar_.Literal(without));
     }
     return grammar_.Minus(*text, grammar_.Concat({anything, grammar_.Alternate(std::move(excluded)), anything}));

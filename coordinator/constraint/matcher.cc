@@ -47,7 +47,7 @@ TokenMask Matcher::Compute() {
   return mask;
 }
 
-// Allows the tokens below a node. `position`: the text's before them.
+// Allows the tokens below a node. `position`: where the text is before the first of them.
 void Matcher::WalkBelow(int32_t node, Position position, TokenMask* mask) {
   const std::span<const TokenTrie::Node> nodes = trie_.nodes();
   path_[nodes[node].depth + 1] = position;

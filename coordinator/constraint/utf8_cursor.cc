@@ -73,4 +73,9 @@ absl::StatusOr<bool> Utf8Cursor::Bounds(int32_t limit, int32_t* min, int32_t* ma
   return true;
 }
 
+absl::Status CheckUtf8(std::string_view text) {
+  for (Utf8Cursor cursor(text); !cursor.AtEnd();) RETURN_IF_ERROR(cursor.Next().status());
+  return absl::OkStatus();
+}
+
 }  // namespace ferry::constraint

@@ -39,4 +39,8 @@ class Utf8Cursor {
   size_t position_ = 0;
 };
 
+// InvalidArgument: `text` is not UTF-8. Every text of a constraint must be, since grammars mark special tokens by bytes that
+// UTF-8 never has.
+absl::Status CheckUtf8(std::string_view text);
+
 }  // namespace ferry::constraint

@@ -80,6 +80,7 @@ TEST(Choice, AllowsItsTextsAlone) {
   for (const char* text : {"yes", "no", "yesterday"}) EXPECT_TRUE(Accepts(choice, text).value()) << text;
   for (const char* text : {"", "ye", "yesno", "yester"}) EXPECT_FALSE(Accepts(choice, text).value()) << text;
   EXPECT_THAT(CompileAutomaton(Choice({})), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("choice")));
+  EXPECT_THAT(CompileAutomaton(Choice({"yes", "\xFF\xFF"})), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("UTF-8")));
 }
 
 TEST(JsonObject, IsAnyJsonObject) {
