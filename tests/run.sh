@@ -2,7 +2,7 @@
 # From a bare Debian 12 to passed tests: installs missing packages, builds, runs every test. Tests that need a GPU are skipped
 # without one and say so.
 #
-#   tests/run.sh             everything: release tests, sanitizer tests, a minute of each fuzzer
+#   tests/run.sh             everything: release tests, sanitizer tests, half a minute of each fuzzer
 #   tests/run.sh quick       the release tests alone
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 
 what=${1:-all}
 case "$what" in all|quick) ;; *) echo "usage: tests/run.sh [all|quick]" >&2; exit 2 ;; esac
-fuzz_seconds=${FERRY_FUZZ_SECONDS:-60}
+fuzz_seconds=${FERRY_FUZZ_SECONDS:-30}
 # Under the address sanitizer: what only computes, for minutes, with code that other tests run too.
 asan_too_slow='Golden.*:*GoldenModels*'
 # Real processes, all of them built with it: a request over each transport, and a worker that is killed.
@@ -20,6 +20,15 @@ tsan_coordinator='GenerationLoop*:ClusterController*:Membership*:ExpertExchange*
 tsan_worker='*Link*:StepRunner*:ActivationQueue*:ActivationRing*:*TwoWorkers*:Loopback*:ExpertForecast*:HostChunks*:WorkerService*:Agent*:Heartbeat*:ExpertCache*'
 
 ferry_install "${ferry_build_packages[@]}" "${ferry_test_packages[@]}"
+
+# part NAME: begins a part of the run and notes how long the one before it took.
+parts=()
+part() {
+  local now=$SECONDS
+  [ -z "${part_name:-}" ] || parts+=("$(printf '%3d:%02d %s' $(((now - part_began) / 60)) $(((now - part_began) % 60)) "$part_name")")
+  part_name=$1 part_began=$now
+  [ -z "$1" ] || ferry_say "$1"
+}
 
 # check NAME COMMAND…: runs the command. If it fails, its last lines are shown again at the end of the log, where a reader looks first.
 logs=$(mktemp -d)
@@ -43,16 +52,17 @@ beside() {
   } &
 }
 
-ferry_say "release: build"
+part "release: build"
 cmake --preset release -DFERRY_TESTS=ON >/dev/null
 cmake --build --preset release
-ferry_say "release: tests"
+part "release: tests"
 check "release tests" ctest --test-dir build/release --output-on-failure -L cpu -j "$(nproc)"
-check "release tests with processes" ctest --test-dir build/release --output-on-failure -LE cpu
+part "release: tests with processes"
+check "release tests with processes" ctest --test-dir build/release --output-on-failure -LE cpu -j 2
 
 # The official clients of OpenAI and Anthropic, where pip finds them.
 clients=build/clients
-ferry_say "official clients"
+part "official clients"
 if [ -x "$clients/bin/python" ] || { python3 -m venv "$clients" && timeout 120 "$clients/bin/pip" install -q openai anthropic; }; then
   check "official clients" "$clients/bin/python" tests/gateway/official_clients.py build/release/bin
 else
@@ -66,9 +76,10 @@ if [ "$what" = all ]; then
   export ASAN_OPTIONS=detect_container_overflow=0:detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1
   export TSAN_OPTIONS=halt_on_error=1:suppressions=$PWD/tests/tsan.supp
 
-  ferry_say "address and undefined-behaviour sanitizers"
+  part "address and undefined-behaviour sanitizers: build"
   cmake --preset asan >/dev/null
   cmake --build --preset asan --target common_tests kernels_tests coordinator_tests constraint_tests worker_tests gateway_tests cluster_tests
+  part "address and undefined-behaviour sanitizers: tests"
   for tests in common_tests kernels_tests coordinator_tests constraint_tests worker_tests gateway_tests; do
     beside "asan $tests" "build/asan/bin/$tests" --gtest_brief=1 --gtest_filter="-$asan_too_slow"
   done
@@ -81,18 +92,20 @@ if [ "$what" = all ]; then
   no_reports() { ! cat "$reports"/* 2>/dev/null; }
   check "asan ferry's processes" no_reports
 
-  ferry_say "thread sanitizer"
+  part "thread sanitizer: build"
   cmake --preset tsan >/dev/null
   cmake --build --preset tsan --target common_tests coordinator_tests worker_tests gateway_tests
+  part "thread sanitizer: tests"
   beside "tsan common_tests" build/tsan/bin/common_tests --gtest_brief=1
   beside "tsan coordinator_tests" build/tsan/bin/coordinator_tests --gtest_brief=1 --gtest_filter="$tsan_coordinator"
   beside "tsan worker_tests" build/tsan/bin/worker_tests --gtest_brief=1 --gtest_filter="$tsan_worker"
   beside "tsan gateway_tests" build/tsan/bin/gateway_tests --gtest_brief=1 --gtest_filter='HttpServer*'
   wait
 
-  ferry_say "fuzzing: $fuzz_seconds s each, from the kept corpus"
+  part "fuzzers: build"
   cmake --preset fuzz >/dev/null
   cmake --build --preset fuzz --target ferry_fuzzers
+  part "fuzzers: $fuzz_seconds s each, from the kept corpus"
   fuzz() {
     mkdir "$logs/new_$1"
     "build/fuzz/bin/$1_fuzz" -max_total_time="$fuzz_seconds" -rss_limit_mb=2048 -timeout=20 -print_final_stats=0 -verbosity=0 \
@@ -104,6 +117,9 @@ if [ "$what" = all ]; then
   done
   wait
 fi
+
+part ""
+printf '%s\n' "minutes of each part:" "${parts[@]}" >&2
 
 if [ -s "$failed" ]; then
   while read -r name; do
