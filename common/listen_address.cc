@@ -23,7 +23,7 @@ std::string ListenAddress::ToString() const {
 
 namespace {
 
-// Whether `host` is an IPv6 address in brackets, or has none.
+// Whether `host` has no brackets, or is an IPv6 address in brackets.
 bool HasBracketsInPlace(const std::string& host) {
   if (host.find_first_of("[]") == std::string::npos) return true;
   if (!host.starts_with('[') || host.find(']') != host.size() - 1) return false;
@@ -31,11 +31,11 @@ bool HasBracketsInPlace(const std::string& host) {
   return ::inet_pton(AF_INET6, host.substr(1, std::min(host.find('%'), host.size() - 1) - 1).c_str(), &address) == 1;
 }
 
+}  // namespace
+
 std::string WithoutBrackets(const std::string& host) {
   return host.starts_with('[') && host.ends_with(']') ? host.substr(1, host.size() - 2) : host;
 }
-
-}  // namespace
 
 absl::StatusOr<ListenAddress> ParseListenAddress(const std::string& text, int default_port) {
   if (text.starts_with(kUnix)) {

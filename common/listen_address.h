@@ -25,6 +25,9 @@ struct ListenAddress {
 // than 100 bytes.
 absl::StatusOr<ListenAddress> ParseListenAddress(const std::string& text, int default_port);
 
+// A host as the resolver takes it: an IPv6 address without its brackets.
+std::string WithoutBrackets(const std::string& host);
+
 // NotFound: nothing has the host's name. OK: it has an address, or nobody could be asked. May take as long as the system's
 // resolver does.
 absl::Status CheckHostExists(const ListenAddress& address);

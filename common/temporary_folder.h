@@ -1,7 +1,7 @@
 #pragma once
 
-// A folder of this process's own that does not stay behind: the destructor removes it, signals that can be caught do
-// (common/signal_cleanup.h), and of a process that was killed the next start removes it. Nobody else may enter it.
+// A folder of this process's own that does not stay behind. The destructor removes it, or a signal that can be caught
+// (common/signal_cleanup.h); if the process was killed, the next start does. Nobody else may enter it.
 
 #include <filesystem>
 #include <memory>

@@ -48,6 +48,7 @@ int WorkerThreads() { return ByCores(17); }
 int ClientThreads() { return ByCores(9); }
 int GatewayThreads() { return ByCores(18); }
 
+// An estimate: eight with 2 cores.
 absl::Status CheckServerThreadsCanStart() { return CheckThreadsCanStart(ByCores(8)); }
 
 absl::StatusOr<std::thread> StartThread(std::function<void()> body) {

@@ -122,9 +122,11 @@ absl::StatusOr<ApiKeys::Entries> ApiKeys::Parse(std::string_view text) {
     const bool fits = words.size() >= 5 && IsName(words[0]) && (words[1] == "user" || words[1] == "admin") &&
                       IsHex(words[2], kIdDigits) && IsHex(words[3], kSaltDigits) && IsHex(words[4], kHashDigits);
     if (!fits) return InvalidArgument("line %d is not NAME user|admin ID SALT SHA256, as `ferry api-key` prints it", number);
-    Entry entry = {.principal = {.name = words[0], .role = words[1] == "admin" ? Role::kAdmin : Role::kUser},
-                   .salt = words[3],
-                   .hash = words[4]};
+    Entry entry;
+    entry.principal.name = words[0];
+    entry.principal.role = words[1] == "admin" ? Role::kAdmin : Role::kUser;
+    entry.salt = words[3];
+    entry.hash = words[4];
     for (size_t i = 5; i < words.size(); ++i) {
       RETURN_IF_ERROR(Annotate(SetLimit(words[i], &entry.principal), absl::StrFormat("line %d", number)));
     }
@@ -151,18 +153,17 @@ absl::StatusOr<ApiKeys::Version> ApiKeys::VersionOf(const std::string& path) {
 }
 
 absl::Status ApiKeys::AddLine(const std::string& path, const std::string& line) {
-  std::string before;
+  std::string added = line + "\n";
   const absl::StatusOr<Version> there = VersionOf(path);
   if (there.ok()) {
-    ASSIGN_OR_RETURN(before, ReadSmallFile(path, kMaxFileBytes));
-    if (!before.empty() && before.back() != '\n') before += '\n';
-    RETURN_IF_ERROR(Annotate(Parse(before + line).status(), path));
+    ASSIGN_OR_RETURN(const std::string before, ReadSmallFile(path, kMaxFileBytes));
+    if (!before.empty() && before.back() != '\n') added.insert(0, "\n");
+    RETURN_IF_ERROR(Annotate(Parse(before + added).status(), path));
   } else if (!absl::IsNotFound(there.status())) {
     return there.status();
   }
   const UniqueFd file(::open(path.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC | (there.ok() ? 0 : O_CREAT | O_EXCL), 0600));
   if (!file.valid()) return absl::ErrnoToStatus(errno, path);
-  const std::string added = (there.ok() && static_cast<int64_t>(before.size()) != there->bytes ? "\n" : "") + line + "\n";
   const ssize_t written = ::write(file.get(), added.data(), added.size());
   if (written < 0) return absl::ErrnoToStatus(errno, path);
   if (written != static_cast<ssize_t>(added.size())) return ResourceExhausted("%s could not be written to its end", path);
@@ -181,8 +182,13 @@ absl::Status ApiKeys::ReloadIfChanged() {
     const std::lock_guard lock(mutex_);
     if (std::exchange(version_, version) == version) return absl::OkStatus();
   }
-  ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(path_, kMaxFileBytes));
-  absl::StatusOr<Entries> entries = Parse(text);
+  const absl::StatusOr<std::string> text = ReadSmallFile(path_, kMaxFileBytes);
+  if (!text.ok()) {  // it may succeed the next time
+    const std::lock_guard lock(mutex_);
+    version_ = Version();
+    return text.status();
+  }
+  absl::StatusOr<Entries> entries = Parse(*text);
   if (!entries.ok()) return Annotate(entries.status(), path_);
   const std::lock_guard lock(mutex_);
   entries_ = *std::move(entries);

@@ -325,6 +325,7 @@ class TensorMaker {
 
   absl::Status Dense(const DenseTensor& tensor) {
     using enum TensorRole;
+    if (!tensor.is_matrix) return Plain(tensor);
     const double unit = 1 / std::sqrt(static_cast<double>(tensor.cols));  // makes unit variance of unit variance
     switch (tensor.role) {
       case kTokenEmbedding:
@@ -333,30 +334,12 @@ class TensorMaker {
         if (options_.tied_output) return absl::OkStatus();
         // Logits of deviation 3: the best of 200,000 is about 13, the second some tenths below.
         return Matrix(tensor.name, options_.dense_dtype, {tensor.cols, tensor.rows}, 3 * unit);
-      case kQueryWeight:
-      case kKeyWeight:
-      case kValueWeight:
-      case kAttentionOutputWeight:
-      case kLatentQueryDown:
-      case kLatentQuery:
-      case kLatentDown:
-      case kMlpGate:
-      case kMlpUp:
-      case kMlpDown:
-      case kMlpOutputGate:
-      case kDeltaMixed:
-      case kDeltaGate:
-      case kDeltaInput:
-      case kDeltaBeta:
-      case kDeltaAlpha:
-      case kDeltaBetaAndAlpha:
-        return Matrix(tensor.name, options_.dense_dtype, {tensor.cols, tensor.rows}, unit);
       case kLatentKeyUp:
       case kLatentValueUp:
       case kLatentKeyAndValueUp:
         return Matrix(tensor.name, options_.dense_dtype, {tensor.cols, tensor.rows / tensor.heads, tensor.heads}, unit);
       default:
-        return Plain(tensor);
+        return Matrix(tensor.name, options_.dense_dtype, {tensor.cols, tensor.rows}, unit);
     }
   }
 

@@ -58,7 +58,7 @@ struct AttentionConfig {
   bool output_bias = false;
   bool sinks = false;        // a score without a value for each head
   bool head_norms = false;   // RMSNorm of each head of queries and keys before the rotation
-  bool output_gate = false;  // what heads give is multiplied with a sigmoid, whose rows follow a head's query in the file
+  bool output_gate = false;  // a head's result is multiplied with sigmoid(gate); in the file its gate rows follow its query rows
   RopeConfig rope;
 
   bool latent() const { return kind == AttentionKind::kLatent; }

@@ -51,8 +51,7 @@ absl::StatusOr<SocketAddress> Resolve(const ListenAddress& address, bool numeric
     result.length = sizeof(sockaddr_un);
     return result;
   }
-  std::string name = address.host;
-  if (name.starts_with('[') && name.ends_with(']')) name = name.substr(1, name.size() - 2);
+  const std::string name = WithoutBrackets(address.host);
   const addrinfo hints = {.ai_flags = AI_NUMERICSERV | AI_PASSIVE | (numeric ? AI_NUMERICHOST : 0),
                           .ai_family = AF_UNSPEC,
                           .ai_socktype = SOCK_STREAM};

@@ -6,36 +6,18 @@
 #include "common/escaped.h"
 #include "common/log.h"
 #include "common/small_file.h"
-#include "common/thread_limit.h"
 #include "common/tls/cluster_ca.h"
 
 namespace ferry {
 
 absl::StatusOr<std::unique_ptr<CertificateKeeper>> CertificateKeeper::Start(std::string folder, Renew renew) {
   std::unique_ptr<CertificateKeeper> keeper(new CertificateKeeper(std::move(folder), std::move(renew)));
-  ASSIGN_OR_RETURN(keeper->thread_, StartThread([raw = keeper.get()] { raw->Run(); }));
+  ASSIGN_OR_RETURN(keeper->thread_, RepeatingThread::Start(absl::Hours(1), [raw = keeper.get()] {
+                     if (const absl::Status status = raw->RenewIfDue(); !status.ok()) {
+                       spdlog::warn("this host's certificate could not be renewed: {}", Escaped(status.ToString()));
+                     }
+                   }));
   return keeper;
-}
-
-CertificateKeeper::~CertificateKeeper() {
-  {
-    const std::lock_guard lock(mutex_);
-    stop_ = true;
-  }
-  wake_.notify_all();
-  if (thread_.joinable()) thread_.join();
-}
-
-void CertificateKeeper::Run() {
-  std::unique_lock lock(mutex_);
-  while (!stop_) {
-    lock.unlock();
-    if (const absl::Status status = RenewIfDue(); !status.ok()) {
-      spdlog::warn("this host's certificate could not be renewed: {}", Escaped(status.ToString()));
-    }
-    lock.lock();
-    wake_.wait_for(lock, std::chrono::hours(1), [&] { return stop_; });
-  }
 }
 
 absl::Status CertificateKeeper::RenewIfDue() {

@@ -2,14 +2,12 @@
 
 // Renews a host's certificate before it ends. The key stays, so that the certificate's file changes alone.
 
-#include <condition_variable>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <string>
-#include <thread>
 #include <utility>
 
+#include "common/repeating_thread.h"
 #include "common/status.h"
 
 namespace ferry {
@@ -22,19 +20,14 @@ class CertificateKeeper {
   // Looks at the certificate in `folder` now and every hour; what fails is logged and tried again an hour later.
   // ResourceExhausted: no thread can be started.
   static absl::StatusOr<std::unique_ptr<CertificateKeeper>> Start(std::string folder, Renew renew);
-  ~CertificateKeeper();
 
  private:
   CertificateKeeper(std::string folder, Renew renew) : folder_(std::move(folder)), renew_(std::move(renew)) {}
-  void Run();
   absl::Status RenewIfDue();
 
   const std::string folder_;
   const Renew renew_;
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  bool stop_ = false;
-  std::thread thread_;
+  std::unique_ptr<RepeatingThread> thread_;
 };
 
 }  // namespace ferry

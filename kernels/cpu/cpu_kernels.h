@@ -128,8 +128,8 @@ constexpr int64_t AttentionScratchBytes(int64_t head_dim, int64_t value_dim, int
   return 4 * ((kAttentionTile + vectors) * (head_dim + value_dim) + 2 * vectors + group * kAttentionTile + 96);
 }
 
-// Rows of one sequence through the state S of one value head of a gated delta net (kernels/gated_delta.h), whose columns are
-// independent of each other: a row's sums go over the key elements in four interleaved parts.
+// Rows of one sequence through the state S of one value head (kernels/gated_delta.h). Columns of S do not depend on each other.
+// Each sum over key elements is kept in four interleaved parts.
 struct DeltaTask {
   float* state = nullptr;  // [head_dim / 16][head_dim][16]
   int64_t head_dim = 0;    // a multiple of 16

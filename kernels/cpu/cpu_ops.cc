@@ -23,8 +23,6 @@ namespace {
 
 static_assert(kBlock == kTileCols && kLanes == kTileRows && kAttentionTile == kKvBlockTokens);
 
-constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // A region of the pool costs a few microseconds to start and join; what one core reads from the cache in less than that,
 // it does alone.
 constexpr int64_t kInlineBytes = 96 * 1024;
@@ -282,7 +280,12 @@ class CpuOps final : public HostOps {
     ForRows(x.rows, [&](int64_t row) {
       float* const out = RowOf(x, row);
       const float* const of = RowOf(gate, row);
-      for (int64_t i = 0; i < x.cols; ++i) out[i] /= 1 + std::exp(-of[gate.cols == 1 ? 0 : i]);
+      if (gate.cols == 1) {
+        const float divisor = 1 + std::exp(-of[0]);
+        for (int64_t i = 0; i < x.cols; ++i) out[i] /= divisor;
+        return;
+      }
+      for (int64_t i = 0; i < x.cols; ++i) out[i] /= 1 + std::exp(-of[i]);
     });
     return absl::OkStatus();
   }

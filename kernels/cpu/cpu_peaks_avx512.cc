@@ -9,7 +9,7 @@ const PeakLoops* Avx512PeakLoops() { return nullptr; }
 #else
 
 #if !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wuninitialized"  // see kernels_avx512.cc
+#pragma GCC diagnostic ignored "-Wuninitialized"  // see panels_avx512.h
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 

@@ -10,6 +10,8 @@
 
 namespace ferry {
 
+constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // A panel of W, rows [32 * panel, ...), ready but for its activations.
 inline PanelProduct PanelOf(const TiledMatrix& weight, int64_t panel, const float* bias) {
   PanelProduct p;
@@ -23,7 +25,7 @@ inline PanelProduct PanelOf(const TiledMatrix& weight, int64_t panel, const floa
   p.bias = bias == nullptr ? nullptr : bias + first_tile * kTileRows;
   return p;
 }
-inline int64_t NumPanels(const TiledLayout& layout) { return (layout.rows + kPanelRows - 1) / kPanelRows; }
+inline int64_t NumPanels(const TiledLayout& layout) { return CeilDiv(layout.rows, kPanelRows); }
 // Says that panel `panel` of `weight` is what the thread multiplies after p.
 inline void SetNext(PanelProduct& p, const TiledMatrix& weight, int64_t panel) {
   p.next = weight.data + weight.layout.code_offset(panel * kPanelTiles, 0);

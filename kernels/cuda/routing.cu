@@ -281,7 +281,7 @@ __device__ inline uint64_t WarpMaxKey(uint64_t key) {
   return key;
 }
 
-// Takes the best key of a warp's rows: clears it in the lane that holds it, and returns its value to all lanes.
+// Takes the best key of the warp's row: the lane that holds it clears it, and all lanes get its value.
 template <int kSlots>
 __device__ __forceinline__ float TakeBest(uint64_t (&keys)[kSlots], const float (&values)[kSlots], int* expert) {
   uint64_t top = 0;

@@ -10,7 +10,6 @@
 namespace ferry {
 namespace {
 
-double Sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 double Silu(double x) { return x * Sigmoid(x); }
 double Softplus(double x) { return std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x))); }
 

@@ -28,8 +28,6 @@ double Dot(const A* a, const B* b, int64_t count) {
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-double Sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
-
 double GatedLinear(const GluParams& params, double gate, double up) {
   const double limit = params.limit, g = std::min(gate, limit), u = std::clamp(up, -limit, limit);
   return (u + params.up_offset) * g * Sigmoid(params.alpha * g);

@@ -3,11 +3,14 @@
 // The operations as their definitions read: plain loops in double, rounded to F32 only where an operation hands on its
 // result (and to the KV cache's type where it is stored). What every other backend is held against; slow on purpose.
 
+#include <cmath>
 #include <string>
 
 #include "kernels/host_ops.h"
 
 namespace ferry {
+
+inline double Sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
 class ReferenceOps final : public HostOps {
  public:

@@ -32,7 +32,7 @@ extern "C" int clock_gettime(clockid_t clock, timespec* time) noexcept {
 namespace ferry {
 namespace {
 
-// Moves the date by `shift`, again and again, for as long as it lives.
+// Moves the date by `shift` again and again until it is destroyed.
 class MovingDate {
  public:
   explicit MovingDate(absl::Duration shift)

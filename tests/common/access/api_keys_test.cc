@@ -93,6 +93,18 @@ TEST_F(ApiKeysTest, TakesChangesWithoutARestart) {
   EXPECT_OK(keys->Authenticate(second.key)) << "an unreadable file changes nothing";
 }
 
+TEST_F(ApiKeysTest, TriesAgainToReadAFileThatCouldNotBeRead) {
+  ASSERT_OK_AND_ASSIGN(const NewApiKey made, MakeApiKey("alice", Role::kUser));
+  Write(made.line + "\n");
+  ASSERT_OK_AND_ASSIGN(const auto keys, ApiKeys::Load(path_));
+  std::filesystem::remove(path_);
+  std::filesystem::create_directory(path_);
+  for (int i = 0; i < 2; ++i) EXPECT_FALSE(keys->ReloadIfChanged().ok()) << i;
+  std::filesystem::remove(path_);
+  Write(made.line + "\n");
+  EXPECT_OK(keys->ReloadIfChanged());
+}
+
 TEST_F(ApiKeysTest, NamesTheLineThatIsWrong) {
   ASSERT_OK_AND_ASSIGN(const NewApiKey made, MakeApiKey("alice", Role::kUser));
   ASSERT_OK_AND_ASSIGN(const NewApiKey again, MakeApiKey("alice", Role::kUser));
