@@ -8,16 +8,16 @@
 
 #include <sys/types.h>
 
-#include <condition_variable>
 #include <memory>
 #include <mutex>
 #include <set>
 #include <string>
-#include <thread>
 
 #include "absl/time/time.h"
 #include "common/deadline.h"
+#include "common/repeating_thread.h"
 #include "common/status.h"
+#include "ferry/internal/v1/cluster.grpc.pb.h"
 
 namespace ferry {
 
@@ -34,15 +34,14 @@ class ClusterWatch {
   absl::Duration Silence() const;
 
  private:
-  ClusterWatch() = default;
-  void Run(const std::string& socket);
+  explicit ClusterWatch(const std::string& socket);
+  void Ask();
 
+  const std::unique_ptr<internal::v1::Cluster::Stub> cluster_;
   mutable std::mutex mutex_;
-  std::condition_variable wake_;
-  bool stop_ = false;
   std::set<pid_t> lost_;
   Stopwatch since_answer_;
-  std::thread thread_;
+  std::unique_ptr<RepeatingThread> thread_;
 };
 
 }  // namespace ferry

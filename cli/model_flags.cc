@@ -109,7 +109,7 @@ std::vector<ModelFlag> ServerTable() {
   return {
       ServeOnly(Integer("--port", kServer, Here(), &M::port, {.min = 0, .max = 65535}, "port of the API; 0: any free one", -1)),
       ServeOnly(Text("--listen", kServer, Here(), &M::listen,
-                     "ADDR or ADDR:PORT of the API (0.0.0.0: every interface); anything but loopback is not encrypted yet")),
+                     "ADDR or ADDR:PORT of the API (0.0.0.0: every interface); encrypted with --tls-cert")),
       ServeOnly(Switch("--coordinator-only", kServer, Here(), &M::coordinator_only, /*told_when=*/true,
                        "start no workers here: they come from other hosts with `ferry-worker --coordinator ADDR`; --workers "
                        "says how many")),

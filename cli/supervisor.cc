@@ -93,7 +93,7 @@ std::string WhyForGood(const Child& child, int status) {
     case kExitCannotRun:
       return "cannot run as it was told to";
     case kExitLacksRoom:
-      // Later on, it may be what the process before it still holds.
+      // At a later start the process before it may still hold what is missing.
       return child.starts == 1 ? "cannot run as it was told to: memory, threads or descriptors do not suffice" : "";
     case kExitModelChanged:
       return "cannot load the model, whose file was changed: start anew with it";

@@ -1,9 +1,9 @@
 #pragma once
 
 // Starts one coordinator and its workers as child processes and keeps them running. A worker that dies is started again, after a
-// pause that grows when it keeps dying; one that the coordinator declares lost is ended, and so started again. A coordinator that
-// dies ends everything, and so does a worker whose end says that another start cannot help (common/exit_codes.h). Children die
-// with this process, whatever kills it (PR_SET_PDEATHSIG).
+// pause that grows when it keeps dying. A worker that the coordinator declares lost is killed and started again. Everything ends
+// when the coordinator dies, or when a worker's exit code says that another start cannot help (common/exit_codes.h). The kernel
+// kills the children when this process dies (PR_SET_PDEATHSIG).
 
 #include <memory>
 #include <string>

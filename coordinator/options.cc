@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "absl/strings/match.h"
 #include "common/listen_address.h"
@@ -44,11 +45,9 @@ absl::Status CheckOptions(const CoordinatorOptions& options) {
         "others reach --listen %s: give --api-keys FILE (`ferry api-key` makes keys), or --insecure if everybody may use it",
         options.listen);
   }
-  if (!options.api_socket.empty()) {
-    RETURN_IF_ERROR(Annotate(ParseListenAddress("unix:" + options.api_socket, 0).status(), "--api-socket"));
-  }
-  if (!options.cluster_socket.empty()) {
-    RETURN_IF_ERROR(Annotate(ParseListenAddress("unix:" + options.cluster_socket, 0).status(), "--cluster-socket"));
+  for (const auto& [flag, path] :
+       {std::pair("--api-socket", &options.api_socket), {"--cluster-socket", &options.cluster_socket}}) {
+    if (!path->empty()) RETURN_IF_ERROR(Annotate(ParseListenAddress("unix:" + *path, 0).status(), flag));
   }
   if (!options.cluster_listen.empty()) {
     const absl::StatusOr<ListenAddress> cluster = ParseListenAddress(options.cluster_listen, kClusterPort);

@@ -12,6 +12,7 @@
 #include "common/deadline.h"
 #include "common/grpc_status.h"
 #include "common/log.h"
+#include "common/rpc/channels.h"
 #include "common/rpc/rpc_deadline.h"
 #include "common/thread_limit.h"
 #include "kernels/ops.h"
@@ -22,7 +23,7 @@
 namespace ferry {
 namespace {
 
-constexpr int64_t kMaxCallBytes = int64_t{32} << 20;  // half of a channel's limit (common/rpc/channels.h)
+constexpr int64_t kMaxCallBytes = kMaxMessageBytes / 2;
 constexpr absl::Duration kFetchTimeout = absl::Seconds(60);
 constexpr int kMaxFetchAttempts = 3;
 

@@ -324,7 +324,8 @@ Batch Stage::MakeBatch(const StageStep& step) const {
   return batch;
 }
 
-// From here on nobody knows what a slot of the step holds, until KeepStates.
+// Checks that each sequence begins anew or goes on where its slot's state is. Marks these states as unknown until KeepStates,
+// since a step that fails may have changed them.
 absl::Status Stage::TakeStates(const StageStep& step) {
   if (state_positions_.empty()) return absl::OkStatus();
   for (const StageSequence& sequence : step.sequences) {
@@ -413,9 +414,10 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(Ops* ops, const StageOption
 absl::Status Stage::Allocate() {
   ASSIGN_OR_RETURN(kv_, KvCache::Create(&ops_, options_.model, options_.first_layer, options_.end_layer, options_.kv,
                                         std::min(options_.micro_batch_rows, options_.max_rows)));
-  for (int64_t layer = options_.first_layer; layer < options_.end_layer; ++layer) {
-    if (options_.model.layers[layer].attention.delta()) state_positions_.assign(options_.kv.num_slots, kNoState);
-  }
+  const auto layers = options_.model.layers.begin();
+  const bool keeps_states = std::any_of(layers + options_.first_layer, layers + options_.end_layer,
+                                        [](const LayerConfig& layer) { return layer.attention.delta(); });
+  if (keeps_states) state_positions_.assign(options_.kv.num_slots, kNoState);
   const BufferSizes sizes = SizesOf(ops_, options_);
   ASSIGN_OR_RETURN(residual_, ops_.Allocate(sizes.residual));
   ASSIGN_OR_RETURN(normed_, ops_.Allocate(sizes.normed));

@@ -109,8 +109,9 @@ class StageWeights::Loader {
            role == kValueBias;
   }
 
-  absl::Status LoadLatent(const DenseTensor& tensor, LatentWeights& latent) {
+  absl::Status LoadLatent(const DenseTensor& tensor, LayerWeights* layer) {
     using enum TensorRole;
+    LatentWeights& latent = layer->latent;
     switch (tensor.role) {
       case kLatentQueryDown:
         return LoadMatrix(tensor, latent.query_down);
@@ -129,12 +130,13 @@ class StageWeights::Loader {
       case kLatentKeyAndValueUp:
         return LoadJoinedHeads(tensor, latent);
       default:
-        return Internal("role %d is no tensor of latent attention", static_cast<int>(tensor.role));
+        return LoadDelta(tensor, layer);
     }
   }
 
-  absl::Status LoadDelta(const DenseTensor& tensor, DeltaLayerWeights& delta) {
+  absl::Status LoadDelta(const DenseTensor& tensor, LayerWeights* layer) {
     using enum TensorRole;
+    DeltaLayerWeights& delta = layer->delta;
     switch (tensor.role) {
       case kDeltaMixed:
         return LoadMatrix(tensor, delta.mixed);
@@ -157,7 +159,7 @@ class StageWeights::Loader {
       case kDeltaNorm:
         return LoadVector(tensor, delta.norm);
       default:
-        return Internal("role %d is no tensor of a gated delta net", static_cast<int>(tensor.role));
+        return LoadAfterAttention(tensor, layer);
     }
   }
 
@@ -184,28 +186,8 @@ class StageWeights::Loader {
         return ReadTensor(tensor, qkv_bias_[1]);
       case kValueBias:
         return ReadTensor(tensor, qkv_bias_[2]);
-      case kLatentQueryDown:
-      case kLatentQueryNorm:
-      case kLatentQuery:
-      case kLatentDown:
-      case kLatentNorm:
-      case kLatentKeyUp:
-      case kLatentValueUp:
-      case kLatentKeyAndValueUp:
-        return LoadLatent(tensor, layer->latent);
-      case kDeltaMixed:
-      case kDeltaGate:
-      case kDeltaInput:
-      case kDeltaBeta:
-      case kDeltaAlpha:
-      case kDeltaBetaAndAlpha:
-      case kDeltaConv:
-      case kDeltaTimeBias:
-      case kDeltaDecay:
-      case kDeltaNorm:
-        return LoadDelta(tensor, layer->delta);
       default:
-        return LoadAfterAttention(tensor, layer);
+        return LoadLatent(tensor, layer);
     }
   }
 

@@ -137,7 +137,7 @@ grpc::Status WorkerService::RunSteps(grpc::ServerContext* context,
   const absl::StatusOr<std::unique_ptr<RingSteps>> through_rings =
       RingSteps::Start(step_sharer_.Take(has_key ? std::string(key->second.data(), key->second.size()) : ""), attached->runner);
   if (!through_rings.ok()) {
-    end_(through_rings.status());  // the coordinator would begin one epoch after the other
+    end_(through_rings.status());  // otherwise each epoch that the coordinator begins here would fail
     return ToGrpcStatus(through_rings.status());
   }
   internal::v1::StepRequest request;

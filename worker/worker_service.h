@@ -19,7 +19,8 @@ namespace ferry {
 
 class WorkerService final : public internal::v1::Worker::Service {
  public:
-  // `end` is called after a Shutdown was answered, and with the reason when this process cannot serve any more. Any thread.
+  // Shutdown calls `end` with OK just before its answer. When this process cannot go on serving, `end` is called with the reason.
+  // Any thread.
   WorkerService(Incarnation incarnation, std::function<void(const absl::Status&)> end)
       : incarnation_(incarnation), end_(std::move(end)) {}
 

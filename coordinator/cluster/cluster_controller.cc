@@ -91,7 +91,11 @@ void ClusterController::Stop(const absl::Status& status) {
   }
   wake_.notify_all();
   if (thread_.joinable()) thread_.join();
-  if (pipeline_ != nullptr) EndEpoch({.status = status, .suspect = std::nullopt, .incarnation = {}});
+  if (pipeline_ != nullptr) {
+    EndEpoch({.status = status, .suspect = std::nullopt, .incarnation = {}});
+  } else {
+    loop_.Suspend(ForClients(status));  // ends the requests that a lost epoch left waiting
+  }
 }
 
 bool ClusterController::WaitUntilServing(absl::Time deadline) {
@@ -377,8 +381,8 @@ bool ClusterController::StopRequested() const {
   return stop_;
 }
 
-// --------------------------------------------------------------------------------------------------------------- for
-// people
+// ------------------------------------------------------------------------------------------------------------------
+// for people
 
 std::string ClusterController::state() const {
   const std::lock_guard lock(mutex_);

@@ -265,6 +265,7 @@ void BatchScheduler::FailAll(const absl::Status& status) {
 void BatchScheduler::LoseCaches(const absl::Status& status) {
   in_flight_.clear();
   slots_.Clear();
+  const bool were_there = lost_.ok();
   lost_ = status;
   const auto running = std::exchange(running_, {});
   auto queue = std::exchange(queue_, {});
@@ -280,7 +281,7 @@ void BatchScheduler::LoseCaches(const absl::Status& status) {
     Hold(std::move(each->generation), past, status);
   }
   for (Waiting& each : queue) {
-    if (!each.past.ran) each.past.patience_ends = patience_ends;
+    if (were_there && !each.past.ran) each.past.patience_ends = patience_ends;
     Hold(std::move(each.generation), each.past, status);
   }
 }

@@ -109,8 +109,8 @@ class BatchScheduler {
   absl::Time NextDeadline() const;
 
   // The next step, if there is work that does not depend on a step in flight and fewer than `max_in_flight` steps are. It is in
-  // flight from now until OnStepDone. Prompts are cut so that `max_in_flight` workers
-  // are busy (step_rows.h).
+  // flight from now until OnStepDone. Prompts are cut so that `max_in_flight`
+  // workers are busy (step_rows.h).
   std::optional<StepPlan> NextStep(int max_in_flight, double step_cost_rows = std::numeric_limits<double>::infinity());
   // Steps end in order. A step that was forgotten by FailAll is ignored.
   void OnStepDone(StepId id, StepOutcome outcome);
@@ -137,9 +137,9 @@ class BatchScheduler {
  private:
   // What a request went through before it runs.
   struct Past {
-    bool ran = false;          // and was stopped by a loss of the caches
-    int64_t rows_done = 0;     // the first rows, of which it had results
-    int failures = 0;          // Internal ones, without a further row in between
+    bool ran = false;          // a loss of the caches stopped it
+    int64_t rows_done = 0;     // leading rows that were answered before the loss
+    int failures = 0;          // Internal failures in a row without a new answered row
     absl::Time patience_ends;  // while the caches are lost
   };
   struct Waiting {
@@ -150,7 +150,7 @@ class BatchScheduler {
     std::shared_ptr<Generation> generation;
     Past past;
     int64_t known_tokens = 0;  // when it was admitted: their rows are computed as those of a prompt
-    int64_t rows_done = 0;     // the first rows, of which it has results
+    int64_t rows_done = 0;     // leading rows that were answered
     KvSlots::Lease lease;
     int64_t submitted = 0;  // rows put into steps, or cached
     bool begun = false;     // a step has rows of it

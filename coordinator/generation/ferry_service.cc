@@ -5,12 +5,13 @@
 #include <algorithm>
 #include <optional>
 #include <random>
+#include <set>
+#include <string_view>
 #include <utility>
 
 #include "common/escaped.h"
 #include "common/grpc_status.h"
 #include "common/log.h"
-#include "common/thread_limit.h"
 #include "coordinator/generation/generate_stream.h"
 #include "coordinator/generation/wire_bounds.h"
 
@@ -73,38 +74,26 @@ FerryService::FerryService(Parts parts)
 
 absl::StatusOr<std::unique_ptr<FerryService>> FerryService::Create(Parts parts) {
   std::unique_ptr<FerryService> service(new FerryService(std::move(parts)));
-  ASSIGN_OR_RETURN(service->watch_, StartThread([raw = service.get()] { raw->Watch(); }));
+  ASSIGN_OR_RETURN(service->watch_, RepeatingThread::Start(kWatchInterval, [raw = service.get()] { raw->LookAfterStreams(); }));
   return service;
 }
 
-FerryService::~FerryService() {
+FerryService::~FerryService() = default;
+
+void FerryService::LookAfterStreams() {
+  std::vector<std::weak_ptr<GenerateStream>> streams;
   {
     const std::lock_guard lock(mutex_);
-    stop_ = true;
-  }
-  wake_.notify_all();
-  if (watch_.joinable()) watch_.join();
-}
-
-// Ends the calls of clients that do not read, and gives memory back to the system once nothing runs: what a burst needed would
-// stay with the process otherwise.
-void FerryService::Watch() {
-  bool busy = false;
-  std::unique_lock lock(mutex_);
-  while (!stop_) {
-    wake_.wait_for(lock, absl::ToChronoMilliseconds(kWatchInterval), [&] { return stop_; });
     std::erase_if(streams_, [](const std::weak_ptr<GenerateStream>& stream) { return stream.expired(); });
-    std::vector<std::weak_ptr<GenerateStream>> streams = streams_;
-    lock.unlock();
-    const absl::Time before = parts_.clock->Now() - parts_.reader_patience;
-    for (const std::weak_ptr<GenerateStream>& stream : streams) {
-      if (const std::shared_ptr<GenerateStream> open = stream.lock()) open->GiveUpSlowReader(before);
-    }
-    const bool idle = streams.empty() && *open_calls_ == 0;
-    if (idle && std::exchange(busy, false)) ::malloc_trim(0);
-    busy = busy || !idle;
-    lock.lock();
+    streams = streams_;
   }
+  const absl::Time before = parts_.clock->Now() - parts_.reader_patience;
+  for (const std::weak_ptr<GenerateStream>& stream : streams) {
+    if (const std::shared_ptr<GenerateStream> open = stream.lock()) open->GiveUpSlowReader(before);
+  }
+  const bool idle = streams.empty() && *open_calls_ == 0;
+  if (idle && std::exchange(busy_, false)) ::malloc_trim(0);
+  busy_ = busy_ || !idle;
 }
 
 absl::StatusOr<Principal> FerryService::CallerOf(const grpc::CallbackServerContext& context) {
@@ -176,31 +165,28 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* FerryService::Generate(grpc::Callbac
   return stream.get();
 }
 
-grpc::ServerUnaryReactor* FerryService::Abort(grpc::CallbackServerContext* context, const v1::AbortRequest* request,
-                                              v1::AbortResponse* response) {
+grpc::ServerUnaryReactor* FerryService::Abort(grpc::CallbackServerContext* context, const grpc::ByteBuffer* message,
+                                              grpc::ByteBuffer* response) {
   const absl::StatusOr<Principal> caller = CallerOf(*context);
   if (!caller.ok()) return Finish(context, caller.status());
-  if (request->request_ids_size() > kMaxAborts) {
-    return Finish(context, InvalidArgument("request_ids has %d ids, want at most %d", request->request_ids_size(), kMaxAborts));
+  v1::AbortRequest request;
+  if (const absl::Status status = Parse(*message, &request); !status.ok()) return Finish(context, status);
+  if (request.request_ids_size() > kMaxAborts) {
+    return Finish(context, InvalidArgument("request_ids has %d ids, want at most %d", request.request_ids_size(), kMaxAborts));
   }
+  std::set<std::string_view> ids(request.request_ids().begin(), request.request_ids().end());
+  ids.erase("");
   std::vector<std::weak_ptr<GenerateStream>> streams;
   {
     const std::lock_guard lock(mutex_);
     streams = streams_;
   }
-  uint32_t aborted = 0;
+  v1::AbortResponse answer;
   for (const std::weak_ptr<GenerateStream>& weak : streams) {
     const std::shared_ptr<GenerateStream> stream = weak.lock();
-    if (stream == nullptr) continue;
-    for (const std::string& id : request->request_ids()) {
-      if (!id.empty() && stream->Abort(id, *caller)) {
-        ++aborted;
-        break;
-      }
-    }
+    if (stream != nullptr && stream->Abort(ids, *caller)) answer.set_aborted(answer.aborted() + 1);
   }
-  response->set_aborted(aborted);
-  return Finish(context, absl::OkStatus());
+  return Finish(context, Serialize(answer, response));
 }
 
 grpc::ServerUnaryReactor* FerryService::Tokenize(grpc::CallbackServerContext* context, const grpc::ByteBuffer* message,

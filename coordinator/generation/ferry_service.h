@@ -7,17 +7,16 @@
 // call ends CANCELLED; a call that is cancelled before its text is tokenized is not tokenized.
 
 #include <atomic>
-#include <condition_variable>
 #include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "common/access/api_keys.h"
 #include "common/access/key_usage.h"
 #include "common/clock.h"
+#include "common/repeating_thread.h"
 #include "coordinator/constraint/constraint.h"
 #include "coordinator/generation/generation_loop.h"
 #include "coordinator/generation/request.h"
@@ -34,7 +33,7 @@ class GenerateStream;
 // Messages come in as bytes, so that they are looked at before they are parsed.
 using RawFerryService = v1::Ferry::WithRawCallbackMethod_Generate<v1::Ferry::WithRawCallbackMethod_Tokenize<
     v1::Ferry::WithRawCallbackMethod_Detokenize<v1::Ferry::WithCallbackMethod_GetModelInfo<
-        v1::Ferry::WithCallbackMethod_GetServerInfo<v1::Ferry::WithCallbackMethod_Abort<v1::Ferry::Service>>>>>>;
+        v1::Ferry::WithCallbackMethod_GetServerInfo<v1::Ferry::WithRawCallbackMethod_Abort<v1::Ferry::Service>>>>>>;
 
 class FerryService final : public RawFerryService {
  public:
@@ -61,8 +60,8 @@ class FerryService final : public RawFerryService {
                                      grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
                                        grpc::ByteBuffer* response) override;
-  grpc::ServerUnaryReactor* Abort(grpc::CallbackServerContext* context, const v1::AbortRequest* request,
-                                  v1::AbortResponse* response) override;
+  grpc::ServerUnaryReactor* Abort(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                  grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* GetModelInfo(grpc::CallbackServerContext* context, const v1::GetModelInfoRequest* request,
                                          v1::GetModelInfoResponse* response) override;
   // Users are told whether it serves and how many requests it has; admins also what runs where.
@@ -75,7 +74,9 @@ class FerryService final : public RawFerryService {
   absl::StatusOr<Principal> CallerOf(const grpc::CallbackServerContext& context);
   // Checks a Generate call before any of its work.
   absl::Status CheckGenerate(const Principal& caller, const grpc::ByteBuffer& message, v1::GenerateRequest* request) const;
-  void Watch();
+  // Ends the calls of clients that do not read, and gives memory back to the system once nothing runs: what a burst needed would
+  // stay with the process otherwise.
+  void LookAfterStreams();
 
   const Parts parts_;
   const TokenizerTokens tokens_;
@@ -83,10 +84,9 @@ class FerryService final : public RawFerryService {
   const std::shared_ptr<KeyUsage> usage_;
   const std::shared_ptr<std::atomic<int>> open_calls_ = std::make_shared<std::atomic<int>>(0);
   std::mutex mutex_;
-  std::condition_variable wake_;
-  bool stop_ = false;                                   // guarded by mutex_, as streams_
-  std::vector<std::weak_ptr<GenerateStream>> streams_;  // those that have ended are taken out now and then
-  std::thread watch_;                                   // looks for clients that do not read
+  std::vector<std::weak_ptr<GenerateStream>> streams_;  // guarded by mutex_; those that have ended are taken out now and then
+  bool busy_ = false;                                   // of the watch's thread: something has run since memory was given back
+  std::unique_ptr<RepeatingThread> watch_;
 };
 
 }  // namespace ferry

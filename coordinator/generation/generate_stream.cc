@@ -25,11 +25,11 @@ void GenerateStream::SetRequestId(std::string request_id) {
   request_id_ = std::move(request_id);
 }
 
-bool GenerateStream::Abort(const std::string& request_id, const Principal& caller) {
+bool GenerateStream::Abort(const std::set<std::string_view>& request_ids, const Principal& caller) {
   {
     const std::lock_guard lock(mutex_);
     const bool may = caller.role == Role::kAdmin || caller.name == caller_.name;
-    if (finished_ || cancelled_ || request_id_ != request_id || !may) return false;
+    if (finished_ || cancelled_ || !request_ids.contains(request_id_) || !may) return false;
   }
   TryCancel();
   return true;

@@ -11,7 +11,9 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
+#include <string_view>
 
 #include "common/access/key_usage.h"
 #include "common/clock.h"
@@ -36,8 +38,8 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, 
   // Names the caller, once it is known; `counted`: KeyUsage::Begin has succeeded.
   void SetCaller(const Principal& caller, bool counted);
   void SetRequestId(std::string request_id);
-  // Ends the call as if its client had cancelled it, if it has this id and `caller` may end it; whether that is so.
-  bool Abort(const std::string& request_id, const Principal& caller);
+  // Ends the call as if its client had cancelled it, if its id is one of these and `caller` may end it; whether that is so.
+  bool Abort(const std::set<std::string_view>& request_ids, const Principal& caller);
   // Hands the request to the loop, unless the call was cancelled already.
   void Submit(std::shared_ptr<Generation> generation);
   bool cancelled() const;

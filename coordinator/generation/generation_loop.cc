@@ -66,21 +66,21 @@ void GenerationLoop::Attach(StepExecutor* executor) {
   });
 }
 
-void GenerationLoop::Hold(const absl::Status& status) {
-  Detach(status, /*holds=*/true, [&] { scheduler_.LoseCaches(status); });
-}
+void GenerationLoop::Hold(const absl::Status& status) { Detach(status, /*holds=*/true); }
 
-void GenerationLoop::Suspend(const absl::Status& status) {
-  Detach(status, /*holds=*/false, [&] { scheduler_.FailAll(status); });
-}
+void GenerationLoop::Suspend(const absl::Status& status) { Detach(status, /*holds=*/false); }
 
-void GenerationLoop::Detach(const absl::Status& status, bool holds, const std::function<void()>& then) {
+void GenerationLoop::Detach(const absl::Status& status, bool holds) {
   std::promise<void> done;
   Post([&] {
     executor_ = nullptr;
     suspended_ = Unavailable("no model is served now: %s", status.message());
     holds_ = holds;
-    then();
+    if (holds) {
+      scheduler_.LoseCaches(status);
+    } else {
+      scheduler_.FailAll(status);
+    }
     done.set_value();
   });
   done.get_future().wait();

@@ -67,8 +67,8 @@ class GenerationLoop {
   void Run();
   void PublishStats();
   void SendSteps();
-  // Gives the executor up on the loop's thread, does `then` there, and waits for it.
-  void Detach(const absl::Status& status, bool holds, const std::function<void()>& then);
+  // Gives the executor up on the loop's thread, holds the requests there or ends them, and waits for it.
+  void Detach(const absl::Status& status, bool holds);
 
   const Clock& clock_;
   // Of the loop's thread.

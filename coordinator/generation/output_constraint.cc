@@ -70,7 +70,9 @@ absl::StatusOr<ConstraintSpec> SpecOf(const v1::Constraint& constraint, int dept
     case v1::Constraint::KIND_NOT_SET:
       break;
   }
-  return InvalidArgument("constraint has no kind: want json_schema, json_object, regex, choice, gbnf or one of those in parts");
+  return InvalidArgument(
+      "constraint has no kind: want json_schema, json_object, regex, choice, gbnf, literal, token, text, sequence, any_of or "
+      "repeat");
 }
 
 }  // namespace

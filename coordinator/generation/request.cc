@@ -178,6 +178,8 @@ bool Request::OnRows(int64_t first_position, int64_t num_tokens, std::span<Logit
   size_t next = 0;
   bool ended = false;
   bool last_row_done = false;
+  // Rows that are computed again after a resume are no progress.
+  const bool progress = prompt_progress_ && std::min(first_position + num_tokens, prompt_tokens_) > rows_done_;
   for (int64_t position = first_position; position < first_position + num_tokens; ++position) {
     const bool last = position == static_cast<int64_t>(tokens_.size()) - 1;
     if (position == prompt_tokens_ - 1 && position >= rows_done_) prompt_done_ = clock_.Now();
@@ -206,7 +208,6 @@ bool Request::OnRows(int64_t first_position, int64_t num_tokens, std::span<Logit
       break;
     }
   }
-  const bool progress = prompt_progress_ && first_position < prompt_tokens_;
   if (progress) FillProgress(first_position + num_tokens, response.mutable_prompt_progress());
   const bool full = last_row_done && generated_tokens() >= max_tokens_;
   const bool finished = ended || full;

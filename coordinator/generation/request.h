@@ -108,8 +108,8 @@ class Request final : public Generation {
   bool logprobs_ = false;
   bool prompt_progress_ = false;
   std::vector<std::string> stop_strings_;
-  std::optional<int32_t> matched_token_;  // it ended the output, or the next did
-  std::optional<int> matched_stop_;       // index into stop_strings_
+  std::optional<int32_t> matched_token_;  // the end token that ended the output
+  std::optional<int> matched_stop_;       // index into stop_strings_ of the stop string that ended it
   bool forget_experts_ = false;
   bool resumes_ = true;
   std::optional<int32_t> prompt_logprobs_;  // how many of the best

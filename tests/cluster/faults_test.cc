@@ -89,6 +89,10 @@ TEST(Faults, AStoppedWorkerIsReplacedAndItsStreamsGoOn) {
   ASSERT_OK_AND_ASSIGN(const proto::GetServerInfoResponse info, observer->ServerInfo());
   const pid_t stopped = info.workers(0).pid();
   ASSERT_EQ(kill(stopped, SIGSTOP), 0);
+  if (ends.wait_for(std::chrono::seconds(60)) != std::future_status::ready) {
+    kill(stopped, SIGKILL);  // so that the futures below end
+    ADD_FAILURE() << "a stopped worker holds a request for 60 s, beyond the heartbeat timeout of 10 s";
+  }
   EXPECT_THAT(ends.get(), StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("worker 0")));
   ASSERT_OK_AND_ASSIGN(const Completion completion, request.get());
   EXPECT_TRUE(completion == alone);

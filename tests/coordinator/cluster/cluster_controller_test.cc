@@ -79,9 +79,10 @@ class ClusterControllerTest : public ::testing::Test {
     engine_ = std::make_unique<ExpertEngine>(store_.get(), ops_.get(), config_.expert.glu, config_.n_embd);
     ASSERT_OK_AND_ASSIGN(exchange_, ExpertExchange::Create(store_.get(), engine_.get(), PlannerRates{},
                                                            "ferry-controller-test-" + std::to_string(getpid())));
-    ASSERT_OK_AND_ASSIGN(
-        loop_, GenerationLoop::Create({.vocab_size = config_.vocab_size, .slots = {.num_slots = 4, .num_blocks = 100}}, &clock_,
-                                      "loading"));
+    ASSERT_OK_AND_ASSIGN(loop_, GenerationLoop::Create({.vocab_size = config_.vocab_size,
+                                                        .slots = {.num_slots = 4, .num_blocks = 100},
+                                                        .resume_patience = resume_patience_},
+                                                       &clock_, "loading"));
     absl::StatusOr<std::unique_ptr<ClusterController>> controller =
         ClusterController::Create(ClusterOptions{.model = config_,
                                                  .model_header = header_,
@@ -152,6 +153,7 @@ class ClusterControllerTest : public ::testing::Test {
     ASSERT_TRUE(Eventually([&] { return serving_.load(); }));
   }
 
+  absl::Duration resume_patience_;
   FakeClock clock_;
   ModelConfig config_;
   std::string header_;
@@ -361,6 +363,23 @@ TEST_F(ClusterControllerTest, StopEndsRequestsAndTakesNobodyIn) {
   EXPECT_THAT(request->WaitForEnd(), StatusIs(absl::StatusCode::kUnavailable));
   EXPECT_FALSE(serving_);
   EXPECT_THAT(Register(0), StatusIs(absl::StatusCode::kUnavailable));
+}
+
+class PatientClusterTest : public ClusterControllerTest {
+ protected:
+  PatientClusterTest() { resume_patience_ = absl::Minutes(10); }
+};
+
+TEST_F(PatientClusterTest, StopEndsRequestsThatWaitForALostWorker) {
+  Serve();
+  const auto request = std::make_shared<EndlessGeneration>(&serving_);
+  loop_->Submit(request);
+  ASSERT_TRUE(Eventually([&] { return loop_->stats().running == 1; }));
+  processes_[1]->Kill();
+  ASSERT_TRUE(Eventually([&] { return controller_->Workers()[1].info.state() == "lost"; }));
+  ASSERT_TRUE(Eventually([&] { return loop_->stats().queued == 1; }));
+  controller_->Stop(Unavailable("the coordinator is ending"));
+  EXPECT_THAT(request->WaitForEnd(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("ending")));
 }
 
 }  // namespace

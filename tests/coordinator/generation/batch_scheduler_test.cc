@@ -451,6 +451,18 @@ TEST_F(ResumeTest, PatienceEndsAndSaysWhy) {
   EXPECT_TRUE(came->finished);
 }
 
+TEST_F(ResumeTest, AnotherLossBeforeTheCachesReturnLeavesThePatienceOfWhoWaits) {
+  for (int i = 0; i < 3; ++i) Add(4, 4);
+  const auto waiting = Add(4, 4);
+  RunStep();
+  Lose();
+  clock_.Advance(kPatience / 2);
+  Lose();
+  clock_.Advance(kPatience / 2);
+  scheduler_.ExpireDeadlines();
+  EXPECT_THAT(waiting->failed, StatusIs(absl::StatusCode::kUnavailable, HasSubstr("waited 30s")));
+}
+
 TEST_F(ResumeTest, PatienceIsTimeWithoutAFurtherRow) {
   const auto request = Add(20, 4);  // two steps of prompt
   Lose();

@@ -303,6 +303,19 @@ TEST_F(FerryServiceTest, TokenizesAndDetokenizes) {
   EXPECT_THAT(status.error_message(), testing::HasSubstr("ids[3]"));
 }
 
+TEST_F(FerryServiceTest, BoundsTheIdsOfAnAbort) {
+  const auto abort = [&](int ids) {
+    grpc::ClientContext context;
+    v1::AbortRequest request;
+    for (int i = 0; i < ids; ++i) request.add_request_ids("");
+    v1::AbortResponse response;
+    return stub_->Abort(&context, request, &response);
+  };
+  EXPECT_TRUE(abort(1000).ok());
+  EXPECT_THAT(abort(1001).error_message(), testing::HasSubstr("want at most 1000"));
+  EXPECT_THAT(abort(kMaxRequestFields + 1).error_message(), testing::HasSubstr("fields"));
+}
+
 TEST_F(FerryServiceTest, RefusesAMessageOfTooManyFieldsBeforeItIsParsed) {
   v1::GenerateRequest request = Greedy("abc", 5);
   for (int i = 0; i < kMaxRequestFields; ++i) request.add_stop("");

@@ -281,6 +281,7 @@ TEST_F(RequestTest, ScoresAPromptChunkByChunk) {
 
 TEST_F(RequestTest, RowsComputedAgainSampleNothingAndAreNotSentTwice) {
   proto_.set_prompt_logprobs(0);
+  proto_.set_prompt_progress(true);
   proto_.set_max_tokens(3);
   ASSERT_OK(Create());
   EXPECT_FALSE(Generate({'a', 'b'}));
@@ -290,6 +291,9 @@ TEST_F(RequestTest, RowsComputedAgainSampleNothingAndAreNotSentTwice) {
   for (int64_t position = 0; position < 6; ++position) EXPECT_FALSE(request_->LogitsAt(position)) << position;
   EXPECT_FALSE(request_->OnRows(0, 4, {}, {}));
   EXPECT_TRUE(Step(4, 'c'));
+  int progress = 0;
+  for (const v1::GenerateResponse& response : sink_->responses) progress += response.has_prompt_progress();
+  EXPECT_EQ(progress, 1) << "of the prompt's one step, once";
   EXPECT_THAT(sink_->ids(), ElementsAre('a', 'b', 'c'));
   EXPECT_EQ(sink_->text(), "abc");
   int prompt_logprobs = 0;
