@@ -49,7 +49,8 @@ class EngineClient {
   static absl::StatusOr<std::unique_ptr<EngineClient>> Create(const std::string& address, const std::string& ca_pem = "");
   virtual ~EngineClient() = default;
 
-  // The coordinator, called with an API key; empty: without. A key that cannot be one is not sent. The client outlives it.
+  // The coordinator, called with an API key; empty: without. A key that is too long or not printable ASCII is not sent. The
+  // client outlives it.
   virtual std::shared_ptr<Engine> As(const std::string& key) = 0;
 
   // Cancels every call and returns when the last callback has; later calls are Cancelled at once. Done by the destructor, too.

@@ -23,7 +23,7 @@ using Model = std::shared_ptr<const ServedModel>;
 class ModelCache {
  public:
   // Calls `use` at once when the model is known, else when the coordinator has answered `engine`. Any thread. A known
-  // model is told to every caller: another call has to check the caller's key.
+  // model is given without asking the coordinator: the route must make another call, which checks the caller's key.
   void Get(const std::shared_ptr<Engine>& engine, std::function<void(absl::StatusOr<Model>)> use);
 
  private:

@@ -177,10 +177,7 @@ absl::StatusOr<v1::Constraint> TemplateFormat::Constrain(const ChatRequest&, con
     output.push_back(std::move(reasoning));
   }
   std::vector<v1::Constraint> answers;
-  if (rule.content) answers.push_back(*rule.content);
-  if (!rule.requires_call && !rule.content) {
-    answers.push_back(parts::Text(OpeningTags()));
-  }
+  if (!rule.requires_call) answers.push_back(rule.content ? *rule.content : parts::Text(OpeningTags()));
   if (!rule.tools.empty() && (rule.requires_call || calls_ != Calls::kNone)) {
     ASSIGN_OR_RETURN(v1::Constraint calls, CallsUnder(rule));
     // Content may come before calls that the model need not make.

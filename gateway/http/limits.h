@@ -18,7 +18,7 @@ struct HttpLimits {
   absl::Duration body_timeout = absl::Seconds(60);   // of the whole body
   absl::Duration idle_timeout = absl::Seconds(75);   // between two requests of a connection
   absl::Duration write_timeout = absl::Seconds(30);  // without a byte that the client takes
-  absl::Duration linger = absl::Seconds(2);          // for requests still under way when the server closes
+  absl::Duration linger = absl::Seconds(2);          // for bytes that a client still sends when its last answer is written
   absl::Duration heartbeat = absl::Seconds(10);      // of a stream that says nothing
 };
 

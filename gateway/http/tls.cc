@@ -2,17 +2,19 @@
 
 #include <openssl/ssl.h>
 
-#include <algorithm>
+#include <boost/asio/buffer.hpp>
 #include <boost/system/error_code.hpp>
 #include <string_view>
 
 #include "common/log.h"
+#include "common/small_file.h"
 
 namespace ferry {
 namespace {
 
 namespace ssl = boost::asio::ssl;
 constexpr std::chrono::seconds kLook{30};
+constexpr size_t kMaxPemBytes = size_t{1} << 20;
 
 // The server speaks HTTP/1.1; a client that offers other protocols alone goes on without ALPN.
 int ChooseProtocol(SSL*, const unsigned char** chosen, unsigned char* chosen_bytes, const unsigned char* offered,
@@ -51,14 +53,20 @@ std::shared_ptr<ssl::context> HttpTls::Current() {
 }
 
 absl::Status HttpTls::Read() {
-  const std::filesystem::file_time_type changed = Changed();
+  const Times changed = Changed();
+  const absl::StatusOr<std::string> certificate = ReadSmallFile(certificate_, kMaxPemBytes);
+  if (!certificate.ok()) return InvalidArgument("--tls-cert cannot be used: %s", certificate.status().message());
+  const absl::StatusOr<std::string> key = ReadSmallFile(key_, kMaxPemBytes);
+  if (!key.ok()) return InvalidArgument("--tls-key cannot be used: %s", key.status().message());
   auto context = std::make_shared<ssl::context>(ssl::context::tls_server);
   context->set_options(ssl::context::default_workarounds | ssl::context::no_tlsv1 | ssl::context::no_tlsv1_1 |
                        ssl::context::no_compression);
   boost::system::error_code error;
-  context->use_certificate_chain_file(certificate_, error);
+  context->use_certificate_chain(boost::asio::buffer(*certificate), error);
   if (error) return InvalidArgument("--tls-cert %s cannot be used: %s", certificate_, error.message());
-  context->use_private_key_file(key_, ssl::context::pem, error);
+  // An encrypted key is refused; without this OpenSSL would ask the terminal for its password.
+  context->set_password_callback([](size_t, ssl::context::password_purpose) { return std::string(); }, error);
+  if (!error) context->use_private_key(boost::asio::buffer(*key), ssl::context::pem, error);
   if (error) return InvalidArgument("--tls-key %s cannot be used: %s", key_, error.message());
   if (SSL_CTX_check_private_key(context->native_handle()) != 1) {
     return InvalidArgument("--tls-key %s is not the key of --tls-cert %s", key_, certificate_);
@@ -69,11 +77,9 @@ absl::Status HttpTls::Read() {
   return absl::OkStatus();
 }
 
-std::filesystem::file_time_type HttpTls::Changed() const {
+HttpTls::Times HttpTls::Changed() const {
   std::error_code error;
-  const auto certificate = std::filesystem::last_write_time(certificate_, error);
-  const auto key = std::filesystem::last_write_time(key_, error);
-  return std::max(certificate, key);
+  return {std::filesystem::last_write_time(certificate_, error), std::filesystem::last_write_time(key_, error)};
 }
 
 }  // namespace ferry

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "common/status.h"
 
@@ -23,12 +24,14 @@ class HttpTls {
 
  private:
   HttpTls(std::string certificate, std::string key) : certificate_(std::move(certificate)), key_(std::move(key)) {}
+  // When the certificate and the key were written.
+  using Times = std::pair<std::filesystem::file_time_type, std::filesystem::file_time_type>;
   absl::Status Read();
-  std::filesystem::file_time_type Changed() const;
+  Times Changed() const;
 
   const std::string certificate_, key_;
   std::shared_ptr<boost::asio::ssl::context> context_;
-  std::filesystem::file_time_type changed_;
+  Times changed_;
   std::chrono::steady_clock::time_point next_look_;
 };
 

@@ -44,6 +44,11 @@ class KeyedRules {
     std::vector<v1::Constraint> arguments;
     const Json required = schema.value("required", Json::array());
     const Json properties = schema.value("properties", Json::object());
+    for (const Json& name : required) {
+      if (!properties.contains(name.get<std::string>())) {
+        return Refuse(tool, "#/required: " + name.get<std::string>() + " is not among the properties");
+      }
+    }
     for (const auto& [name, property] : properties.items()) {
       absl::StatusOr<v1::Constraint> value = Value(tool, name, property);
       if (!value.ok()) return value;
@@ -57,7 +62,7 @@ class KeyedRules {
   }
 
  private:
-  absl::Status Refuse(const AnswerRule::Tool& tool, const std::string& why) const {
+  static absl::Status Refuse(const AnswerRule::Tool& tool, const std::string& why) {
     return InvalidArgument("tools: the parameters of %s: %s", tool.name, why);
   }
 

@@ -254,13 +254,12 @@ class ChatCompletionWriter final : public ChatWriter {
 
 }  // namespace
 
-absl::StatusOr<ChatRequest> ChatRequestOf(const JsonFields& fields) {
+absl::StatusOr<ChatRequest> ChatRequestOf(const JsonFields& fields, const ToolChoice& choice) {
   ChatRequest chat;
   ASSIGN_OR_RETURN(const Json* const messages, fields.Array("messages"));
   if (messages == nullptr || messages->empty()) return FieldError("messages", "messages is missing: want at least one message");
   chat.messages = *messages;
   ASSIGN_OR_RETURN(chat.tools, ToolsOf(fields));
-  ASSIGN_OR_RETURN(const ToolChoice choice, ToolChoiceOf(fields));
   RETURN_IF_ERROR(KeepChosenTools(choice, &chat.tools));
   if (const Json* const format = fields.Find("response_format"); format != nullptr) chat.response_format = *format;
   ASSIGN_OR_RETURN(const Json* const kwargs, fields.Object("chat_template_kwargs"));
@@ -276,7 +275,8 @@ absl::StatusOr<ChatCompletion> ChatCompletionOf(const Json& body) {
   const JsonFields fields(body);
   ChatCompletion completion;
   RETURN_IF_ERROR(RefuseUnsupported(fields));
-  ASSIGN_OR_RETURN(completion.plan.chat, ChatRequestOf(fields));
+  ASSIGN_OR_RETURN(const ToolChoice choice, ToolChoiceOf(fields));
+  ASSIGN_OR_RETURN(completion.plan.chat, ChatRequestOf(fields, choice));
   RETURN_IF_ERROR(ReadShape(fields, &completion));
   v1::GenerateRequest& generation = completion.plan.generation;
   RETURN_IF_ERROR(ReadSamplingFields(fields, &generation));
@@ -285,8 +285,8 @@ absl::StatusOr<ChatCompletion> ChatCompletionOf(const Json& body) {
   // Stop strings are looked for in the content, not in reasoning and calls.
   completion.plan.answer.stops.assign(generation.stop().begin(), generation.stop().end());
   generation.clear_stop();
-  ASSIGN_OR_RETURN(std::optional<v1::Constraint> content, OutputConstraintOf(fields));
-  ASSIGN_OR_RETURN(const ToolChoice choice, ToolChoiceOf(fields));
+  ASSIGN_OR_RETURN(std::optional<v1::Constraint> content,
+                   OutputConstraintOf(fields, fields.Find("response_format"), "response_format"));
   ASSIGN_OR_RETURN(completion.plan.rule, AnswerRuleOf(choice, completion.plan.chat.tools,
                                                       completion.plan.answer.parallel_tool_calls, std::move(content)));
   RETURN_IF_ERROR(ReadMaxTokens(fields, {"max_completion_tokens", "max_tokens", "n_predict"}, &generation));

@@ -6,6 +6,7 @@
 
 #include "gateway/routes/chat_job.h"
 #include "gateway/routes/completions.h"
+#include "gateway/routes/output_rules.h"
 
 namespace ferry {
 
@@ -22,7 +23,7 @@ struct ChatCompletion {
 absl::StatusOr<ChatCompletion> ChatCompletionOf(const Json& body);
 
 // The conversation alone: messages, tools and what a template reads. Shared with /apply-template.
-absl::StatusOr<ChatRequest> ChatRequestOf(const JsonFields& fields);
+absl::StatusOr<ChatRequest> ChatRequestOf(const JsonFields& fields, const ToolChoice& choice);
 
 std::unique_ptr<ChatWriter> NewChatCompletionWriter(const ChatCompletionShape& shape, AnswerIdentity identity, Model model);
 

@@ -19,7 +19,9 @@ void AddChatRoutes(const RouteParts& parts, Router& router) {
              });
   router.Add("POST", "/apply-template", [parts](HttpRequest request, const std::shared_ptr<Exchange>& exchange) -> absl::Status {
     ASSIGN_OR_RETURN(const Json body, ParseJsonObject(request.body));
-    ASSIGN_OR_RETURN(ChatRequest chat, ChatRequestOf(JsonFields(body)));
+    const JsonFields fields(body);
+    ASSIGN_OR_RETURN(const ToolChoice choice, ToolChoiceOf(fields));
+    ASSIGN_OR_RETURN(ChatRequest chat, ChatRequestOf(fields, choice));
     PrepareChat(CallOf(parts, request, exchange), std::move(chat), ApiForm::kOpenAi,
                 [exchange](const PreparedChat& prepared, const ChatRequest&) {
                   exchange->Respond({.body = Dump({{"prompt", prepared.prompt.Text()}, {"tokens", prepared.ids}})});

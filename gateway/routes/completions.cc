@@ -231,7 +231,8 @@ absl::StatusOr<CompletionRequest> CompletionRequestOf(const Json& body) {
   RETURN_IF_ERROR(ReadSamplingFields(fields, &common));
   ASSIGN_OR_RETURN(const auto progress, fields.Bool("return_progress"));
   common.set_prompt_progress(progress.value_or(false) && request.stream);
-  ASSIGN_OR_RETURN(std::optional<v1::Constraint> constraint, OutputConstraintOf(fields));
+  ASSIGN_OR_RETURN(std::optional<v1::Constraint> constraint,
+                   OutputConstraintOf(fields, fields.Find("response_format"), "response_format"));
   if (constraint) *common.mutable_constraint() = *std::move(constraint);
   common.set_max_tokens(kDefaultCompletionTokens);
   if (fields.Has("max_tokens") || fields.Has("n_predict") || fields.Has("max_completion_tokens")) {

@@ -174,10 +174,11 @@ absl::StatusOr<std::optional<v1::Constraint>> ReadOutputFormat(const JsonFields&
   ASSIGN_OR_RETURN(const Json* const config, fields.Object("output_config"));
   ASSIGN_OR_RETURN(const Json* const older, fields.Object("output_format"));
   const bool newer = config != nullptr && JsonFields(*config).Has("format");
-  if (!newer && older == nullptr) return std::optional<v1::Constraint>();
-  const Json& format = newer ? (*config)["format"] : *older;
-  if (format.is_object()) plan->chat.response_format = {{"type", "json_schema"}, {"json_schema", format}};
-  return ConstraintOfFormat(format, newer ? "output_config.format" : "output_format");
+  const Json* const format = newer ? &(*config)["format"] : older;
+  if (format != nullptr && format->is_object()) {
+    plan->chat.response_format = {{"type", "json_schema"}, {"json_schema", *format}};
+  }
+  return OutputConstraintOf(fields, format, newer ? "output_config.format" : "output_format");
 }
 
 absl::Status ReadThinking(const JsonFields& fields, ChatPlan* plan) {

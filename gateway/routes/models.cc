@@ -44,7 +44,7 @@ Json SlotsOf(const ServedModel& served, const v1::GetServerInfoResponse& server)
   return slots;
 }
 
-// Asks the coordinator of both, so that a key that is good for nothing learns nothing.
+// Asks the coordinator each time, even when the model is cached, so that an unknown key is refused.
 using Render = std::function<HttpResponse(const ServedModel&, const v1::GetServerInfoResponse&)>;
 void AnswerWithBoth(const RouteCall& call, Render render) {
   call.engine->GetServerInfo([call, render = std::move(render)](const absl::StatusOr<v1::GetServerInfoResponse>& server) {

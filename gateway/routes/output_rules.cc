@@ -147,8 +147,6 @@ absl::StatusOr<ToolChoice> AllowedTools(const Json& choice) {
 
 bool Has(const Json& names, const Json& name) { return std::find(names.begin(), names.end(), name) != names.end(); }
 
-}  // namespace
-
 absl::StatusOr<std::optional<v1::Constraint>> ConstraintOfFormat(const Json& format, const std::string& field) {
   if (!format.is_object()) return FieldError(field, field + " is " + DescribeType(format) + ", want an object");
   const JsonFields fields(format, field + ".");
@@ -167,10 +165,13 @@ absl::StatusOr<std::optional<v1::Constraint>> ConstraintOfFormat(const Json& for
   return std::optional(std::move(constraint));
 }
 
-absl::StatusOr<std::optional<v1::Constraint>> OutputConstraintOf(const JsonFields& fields) {
+}  // namespace
+
+absl::StatusOr<std::optional<v1::Constraint>> OutputConstraintOf(const JsonFields& fields, const Json* format,
+                                                                 const std::string& format_field) {
   std::optional<v1::Constraint> constraint;
-  if (const Json* const format = fields.Find("response_format"); format != nullptr) {
-    ASSIGN_OR_RETURN(constraint, ConstraintOfFormat(*format, "response_format"));
+  if (format != nullptr) {
+    ASSIGN_OR_RETURN(constraint, ConstraintOfFormat(*format, format_field));
   }
   RETURN_IF_ERROR(ReadLlamaFields(fields, &constraint));
   ASSIGN_OR_RETURN(const Json* const structured, fields.Object("structured_outputs"));
@@ -220,14 +221,11 @@ absl::StatusOr<AnswerRule> AnswerRuleOf(const ToolChoice& choice, const Json& to
   AnswerRule rule = {.requires_call = choice.required, .parallel = parallel && !choice.name, .content = std::move(content)};
   for (const Json& tool : tools) {
     const Json& function = tool["function"];
+    if (choice.name && function["name"] != *choice.name) continue;
     AnswerRule::Tool& added = rule.tools.emplace_back();
     added.name = function["name"].get<std::string>();
     added.parameters = function.value("parameters", Json());
     added.strict = function.value("strict", Json()) == true;
-    if (choice.name && added.name != *choice.name) {
-      rule.tools.pop_back();
-      continue;
-    }
     if (!rule.Holds(added) || added.parameters.is_null()) continue;
     const std::string whose = "tools has the function " + added.name + ", whose parameters are ";
     if (!added.parameters.is_object()) {

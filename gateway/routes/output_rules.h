@@ -14,12 +14,12 @@
 
 namespace ferry {
 
-// response_format (OpenAI; also with llama-server's "schema"), grammar and json_schema (llama-server), structured_outputs and
-// guided_json, guided_regex, guided_choice, guided_grammar (vLLM). One of them at most; nothing where the output is free.
-absl::StatusOr<std::optional<v1::Constraint>> OutputConstraintOf(const JsonFields& fields);
-
-// A format as in response_format, text.format of responses and output_format of Anthropic's messages; `field` names it.
-absl::StatusOr<std::optional<v1::Constraint>> ConstraintOfFormat(const Json& format, const std::string& field);
+// `format`, which each API has in a field of its own (response_format, also with llama-server's "schema"; text.format of
+// responses; output_format of Anthropic's messages), or null; `format_field` names it. Beside it, every route takes grammar and
+// json_schema (llama-server), structured_outputs and guided_json, guided_regex, guided_choice, guided_grammar (vLLM). One of
+// them at most; nothing where the output is free.
+absl::StatusOr<std::optional<v1::Constraint>> OutputConstraintOf(const JsonFields& fields, const Json* format,
+                                                                 const std::string& format_field);
 
 // Which tools an answer calls.
 struct ToolChoice {

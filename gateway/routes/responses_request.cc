@@ -119,14 +119,16 @@ absl::Status RefuseUnsupported(const JsonFields& fields) {
 // text.format, also in the form of chat completions, which templates read.
 absl::StatusOr<std::optional<v1::Constraint>> ReadTextFormat(const JsonFields& fields, ResponsesPlan* responses) {
   ASSIGN_OR_RETURN(const Json* const text, fields.Object("text"));
-  if (text == nullptr) return OutputConstraintOf(fields);
-  ASSIGN_OR_RETURN(const Json* const format, JsonFields(*text, "text.").Object("format"));
-  if (format == nullptr) return OutputConstraintOf(fields);
+  const Json* format = nullptr;
+  if (text != nullptr) {
+    ASSIGN_OR_RETURN(format, JsonFields(*text, "text.").Object("format"));
+  }
+  if (format == nullptr) return OutputConstraintOf(fields, fields.Find("response_format"), "response_format");
   responses->echo.text_format = *format;
   if (format->value("type", Json()) == "json_schema") {
     responses->plan.chat.response_format = {{"type", "json_schema"}, {"json_schema", *format}};
   }
-  return ConstraintOfFormat(*format, "text.format");
+  return OutputConstraintOf(fields, format, "text.format");
 }
 
 // Functions; tools of other kinds are skipped.

@@ -49,7 +49,7 @@ Result ToJsonFilter(Context& context, const Value& value, Arguments& arguments) 
   return context.heap.String(std::move(text));
 }
 
-// A value parsed from a text with any part by a user counts as a user's as a whole.
+// If a user wrote any part of the text, the whole value counts as the user's.
 Result FromJsonFilter(Context& context, const Value& value, Arguments&) {
   if (!value.IsString()) return InvalidArgument("a str is wanted, not a %s", value.TypeName());
   RETURN_IF_ERROR(context.budget().Step(static_cast<int64_t>(value.text().size() / 16)));

@@ -92,7 +92,9 @@ TEST_P(FamilyTest, ReadsCallsAsItWritesThem) {
       arguments.emplace_back();
     }
     if (event.kind == OutputEvent::Kind::kToolCallArguments) arguments.back() += event.text;
-    if (event.kind == OutputEvent::Kind::kToolCallEnd) EXPECT_TRUE(event.arguments_valid) << output;
+    if (event.kind == OutputEvent::Kind::kToolCallEnd) {
+      EXPECT_TRUE(event.arguments_valid) << output;
+    }
   }
   ASSERT_EQ(arguments.size(), 2u) << output;
   EXPECT_EQ(Json::parse(arguments[0]), Json::parse(R"({"a": 1, "s": "x y"})"));
@@ -171,6 +173,7 @@ class FamilyVocabulary final : public constraint::TokenSource {
 
 // The parts of an answer.
 struct Answer {
+  std::string text;  // all of it, as it was drawn
   std::string reasoning, content;
   std::vector<std::pair<std::string, std::string>> calls;  // name and arguments
 };
@@ -229,8 +232,9 @@ class ConstrainedTest : public FamilyTest {
       EXPECT_LT(step, 4999) << "no end to " << text.substr(0, 500);
     }
     for (OutputEvent& event : parser->Finish()) events.push_back(std::move(event));
-    SCOPED_TRACE(text);
-    return AnswerOf(events);
+    Answer answer = AnswerOf(events);
+    answer.text = std::move(text);
+    return answer;
   }
 
   static Answer AnswerOf(const std::vector<OutputEvent>& events) {
@@ -257,10 +261,14 @@ class ConstrainedTest : public FamilyTest {
     ASSERT_TRUE(arguments.is_object()) << text;
     EXPECT_TRUE(arguments.contains("a") && arguments["a"].is_number_integer()) << text;
     ASSERT_TRUE(arguments.contains("s") && arguments["s"].is_string()) << text;
-    EXPECT_THAT(arguments["s"].get<std::string>(), HasSubstr("x")) << text;
+    const auto s = arguments["s"].get<std::string>();
+    EXPECT_THAT(s, HasSubstr("x")) << text;
+    const int64_t length = std::count_if(s.begin(), s.end(), [](char c) { return (c & 0xC0) != 0x80; });
+    EXPECT_TRUE(length >= 2 && length <= 5) << text;
     for (const auto& [name, value] : arguments.items()) {
       EXPECT_TRUE(name == "a" || name == "s" || (name == "e" && (value == "on" || value == "off")) ||
-                  (name == "l" && value.is_array()))
+                  (name == "l" && value.is_array() &&
+                   std::all_of(value.begin(), value.end(), [](const Json& flag) { return flag.is_boolean(); })))
           << text;
     }
   }
@@ -277,8 +285,8 @@ TEST_P(ConstrainedTest, ARequiredCallIsACallWithMatchingArguments) {
   size_t most = 0;
   for (int seed = 0; seed < 12; ++seed) {
     const Answer answer = Draw(seed);
-    EXPECT_EQ(answer.content, "");
-    ASSERT_FALSE(answer.calls.empty());
+    EXPECT_EQ(answer.content, "") << answer.text;
+    ASSERT_FALSE(answer.calls.empty()) << answer.text;
     most = std::max(most, answer.calls.size());
     for (const auto& [name, arguments] : answer.calls) {
       if (name == "now") {
@@ -292,6 +300,28 @@ TEST_P(ConstrainedTest, ARequiredCallIsACallWithMatchingArguments) {
   if (format_->name() != "harmony") {
     EXPECT_GT(most, 1u) << "calls are parallel";
   }
+}
+
+TEST_P(ConstrainedTest, ARequiredCallLeavesNoPlaceForContentOfAForm) {
+  Begin({.tools = {Add(false)}, .requires_call = true, .content = parts::Schema(Json::parse(R"({"type": "object"})"))});
+  for (int seed = 0; seed < 12; ++seed) {
+    const Answer answer = Draw(seed);
+    EXPECT_EQ(answer.content, "") << answer.text;
+    EXPECT_FALSE(answer.calls.empty()) << answer.text;
+  }
+}
+
+TEST_P(ConstrainedTest, ARequiredNameThatIsNoPropertyIsRefusedOrWritten) {
+  prompt_ = Render(R"([{"role": "user", "content": "1 + 2?"}])");
+  const Json parameters = Json::parse(R"({"type": "object", "properties": {}, "required": ["a"]})");
+  const absl::StatusOr<v1::Constraint> constraint =
+      format_->Constrain(request_, prompt_, {.tools = {{.name = "f", .parameters = parameters}}, .requires_call = true});
+  if (!constraint.ok()) {
+    EXPECT_THAT(constraint, StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("a is not among the properties")));
+    return;
+  }
+  constraint_ = *constraint;
+  for (const auto& [name, arguments] : Draw(0).calls) EXPECT_THAT(arguments, HasSubstr("\"a\""));
 }
 
 TEST_P(ConstrainedTest, OneCallIsOneWhereCallsAreNotParallel) {

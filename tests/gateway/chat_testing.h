@@ -95,7 +95,9 @@ inline std::vector<Json> EventsOf(const std::string& stream) {
     if (data == std::string::npos || end == std::string::npos) break;
     const std::string text = stream.substr(data + 6, end - data - 6);
     events.push_back(text == "[DONE]" ? Json(text) : Json::parse(text));
-    if (data > at) EXPECT_EQ(stream.substr(at, data - at), "event: " + events.back()["type"].get<std::string>() + "\n");
+    if (data > at) {
+      EXPECT_EQ(stream.substr(at, data - at), "event: " + events.back()["type"].get<std::string>() + "\n");
+    }
     at = end + 2;
   }
   return events;

@@ -69,6 +69,8 @@ TEST(Messages, RefuseByName) {
   refused(R"({"tool_choice": {"type": "tool", "name": "f"}})", "tool_choice");
   refused(R"({"tool_choice": {"type": "all"}})", "tool_choice");
   refused(R"({"output_format": {"type": "json_schema", "schema": {"not": {}}}})", "output_format.schema");
+  refused(R"({"output_format": {"type": "json_schema", "schema": {}}, "grammar": "root ::= \"a\""})", "grammar");
+  refused(R"({"guided_regex": "(?=a)b"})", "guided_regex");
   refused(R"({"tools": [{"description": "nameless"}]})", "tools[0].name");
   EXPECT_OK(MessagesPlanOf(Json::parse(R"({"messages": [{"role": "user", "content": "x"}]})"), /*count_only=*/true));
 }

@@ -53,6 +53,7 @@ TEST(Responses, RefuseByName) {
   refused(R"({"input": "x", "previous_response_id": "resp_0"})", "previous_response_id");
   refused(R"({"input": "x", "background": true})", "background");
   refused(R"({"input": "x", "text": {"format": {"type": "json_schema"}}})", "text.format.schema");
+  refused(R"({"input": "x", "text": {"format": {"type": "json_schema", "schema": {}}}, "guided_regex": "a"})", "guided_regex");
   refused(R"({"input": "x", "tool_choice": "required"})", "tool_choice");
   refused(R"({"input": "x", "tool_choice": {"type": "web_search"}})", "tool_choice");
   refused(R"({})", "input");

@@ -68,7 +68,7 @@ std::vector<std::byte> RandomGgufRows(DType dtype, int64_t rows, int64_t cols, u
   const TiledLayout layout = Must(TiledLayout::Create(dtype, rows, cols));
   RandomBits random(seed);
   const double unit = rms / CodeRms(dtype);
-  // Whole tiles, of which rows that are none take a part.
+  // The blocks cover whole tiles, so padded columns have bytes too.
   std::vector<std::byte> bytes(rows * (layout.gguf_row_bytes() + (layout.padded_cols() - cols) * layout.code_bytes / kTileCols));
   std::byte* at = bytes.data();
   for (int64_t block = 0; block < rows * layout.col_blocks(); ++block) {
