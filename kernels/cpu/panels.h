@@ -7,10 +7,9 @@
 
 #include "common/model/tiled_layout.h"
 #include "kernels/cpu/cpu_kernels.h"
+#include "kernels/integer_division.h"
 
 namespace ferry {
-
-constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // A panel of W, rows [32 * panel, ...), ready but for its activations.
 inline PanelProduct PanelOf(const TiledMatrix& weight, int64_t panel, const float* bias) {

@@ -9,13 +9,13 @@
 #include <sys/mman.h>
 #endif
 
+#include "kernels/integer_division.h"
+
 namespace ferry {
 namespace {
 
 constexpr int64_t kLine = 64;
 constexpr int64_t kHugePage = int64_t{2} << 20;
-
-constexpr int64_t RoundUp(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 }  // namespace
 
@@ -33,7 +33,7 @@ std::byte* Scratch::Get(int64_t bytes) {
   if (bytes <= bytes_) return data_;
   std::free(data_);
   data_ = nullptr, bytes_ = 0;
-  const int64_t wanted = RoundUp(std::max<int64_t>(bytes, kLine), bytes >= kHugePage ? kHugePage : kLine);
+  const int64_t wanted = AlignUp(std::max<int64_t>(bytes, kLine), bytes >= kHugePage ? kHugePage : kLine);
   const int64_t alignment = bytes >= kHugePage ? kHugePage : kLine;
   void* data = std::aligned_alloc(static_cast<size_t>(alignment), static_cast<size_t>(wanted));
   if (data == nullptr) throw std::bad_alloc();
@@ -46,9 +46,9 @@ std::byte* Scratch::Get(int64_t bytes) {
 
 QuantizedRows TakeQuantizedRows(Scratch& scratch, Activations kind, int64_t rows, int64_t cols) {
   QuantizedRows out;
-  const int64_t lines = RoundUp(cols / kBlock * BlockBytes(kind), kLine) / kLine;
+  const int64_t lines = AlignUp(cols / kBlock * BlockBytes(kind), kLine) / kLine;
   out.row_stride = (lines | 1) * kLine;
-  out.blocks = scratch.Get(rows * out.row_stride + RoundUp(rows * 4, kLine));
+  out.blocks = scratch.Get(rows * out.row_stride + AlignUp(rows * 4, kLine));
   out.poison = reinterpret_cast<float*>(out.blocks + rows * out.row_stride);
   return out;
 }

@@ -11,13 +11,11 @@
 #include <cstdint>
 
 #include "common/model/dtype.h"
+#include "kernels/integer_division.h"
 
 namespace ferry::cuda {
 
 inline constexpr int kWarpSize = 32;
-
-constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t AlignUp(int64_t a, int64_t alignment) { return CeilDiv(a, alignment) * alignment; }
 
 // Rows of F32, BF16 or F16 numbers; `stride` elements from row to row. ops.h's Tensor without its includes.
 struct DeviceRows {
