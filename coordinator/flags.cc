@@ -28,9 +28,9 @@ void CoordinatorFlags::AddTo(CLI::App& app) {
 }
 
 void CoordinatorFlags::AddAddresses(CLI::App& app) {
-  AddText(
-      app, "--listen", options_.listen,
-      "HOST or HOST:PORT to serve on (default 127.0.0.1:8090); other than loopback must be said here; encrypted with --tls-cert");
+  AddText(app, "--listen", options_.listen,
+          "HOST or HOST:PORT to serve on (default 127.0.0.1:8090); other than loopback must be said here; encrypted with "
+          "--tls-cert");
   AddInteger(app, "--port", port_, {.max = 65535}, "port to serve on; 0: any free one (see --port-file)");
   AddText(app, "--tls-cert", options_.tls_cert, "PEM file of the API's certificate chain; a new one is in use within a minute");
   AddText(app, "--tls-key", options_.tls_key, "PEM file of its key");

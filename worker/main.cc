@@ -30,7 +30,7 @@ volatile sig_atomic_t asked_to_end = 0, ending = 0, exit_code = 0;
 // Exits in some seconds, whatever hangs: a worker that ends must not stay behind as a process. By the alarm clock, since another
 // thread may not start then. Async-signal-safe.
 void ExitLatest(int code) {
-  if (ending != 0) return;  // the first reason counts, and so does its time
+  if (ending != 0) return;  // a later call changes neither the exit code nor the alarm
   ending = 1;
   exit_code = code;
   alarm(kEndingSeconds);

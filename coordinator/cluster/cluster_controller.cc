@@ -108,8 +108,7 @@ bool ClusterController::WaitUntilServing(absl::Time deadline) {
   return has_served_;
 }
 
-// ------------------------------------------------------------------------------------------------------------------
-// workers
+// ---------------------------------------------------------------------------------------------------- workers
 
 absl::Status ClusterController::Register(const internal::v1::RegisterRequest& request, internal::v1::RegisterResponse* response) {
   const std::lock_guard register_lock(register_mutex_);
@@ -236,8 +235,7 @@ void ClusterController::ListMembers(internal::v1::ListMembersResponse* response)
   }
 }
 
-// -------------------------------------------------------------------------------------------------------------------
-// epochs
+// ---------------------------------------------------------------------------------------------------- epochs
 
 void ClusterController::Run() {
   while (true) {
@@ -381,8 +379,7 @@ bool ClusterController::StopRequested() const {
   return stop_;
 }
 
-// ------------------------------------------------------------------------------------------------------------------
-// for people
+// ---------------------------------------------------------------------------------------------------- for people
 
 std::string ClusterController::state() const {
   const std::lock_guard lock(mutex_);

@@ -265,7 +265,7 @@ void BatchScheduler::FailAll(const absl::Status& status) {
 void BatchScheduler::LoseCaches(const absl::Status& status) {
   in_flight_.clear();
   slots_.Clear();
-  const bool were_there = lost_.ok();
+  const bool first_loss = lost_.ok();  // since the caches were there
   lost_ = status;
   const auto running = std::exchange(running_, {});
   auto queue = std::exchange(queue_, {});
@@ -281,7 +281,7 @@ void BatchScheduler::LoseCaches(const absl::Status& status) {
     Hold(std::move(each->generation), past, status);
   }
   for (Waiting& each : queue) {
-    if (were_there && !each.past.ran) each.past.patience_ends = patience_ends;
+    if (first_loss && !each.past.ran) each.past.patience_ends = patience_ends;
     Hold(std::move(each.generation), each.past, status);
   }
 }
