@@ -66,7 +66,7 @@ constexpr size_t kClientBytes = size_t{256} << 20;
 constexpr int kClientStreams = 128;
 constexpr int kIdleConnectionMs = 10 * 60 * 1000, kKeepaliveMs = 60000, kKeepaliveTimeoutMs = 20000;
 constexpr int kTextThreads = 2;
-constexpr size_t kMaxWaitingTexts = 256;
+constexpr size_t kMaxWaitingTexts = 256, kMaxWaitingTextBytes = size_t{32} << 20;
 constexpr unsigned kCertificateRefreshSeconds = 30;
 constexpr double kGiga = 1e9;
 constexpr int64_t kSmallestProbe = int64_t{16} << 20, kLargestProbe = int64_t{256} << 20;
@@ -163,7 +163,7 @@ class ServerImpl final : public Server {
       ASSIGN_OR_RETURN(keys_, ApiKeys::Load(options_.api_keys));
       spdlog::info("{} API keys", keys_->size());
     }
-    ASSIGN_OR_RETURN(text_pool_, TaskPool::Create(kTextThreads, kMaxWaitingTexts));
+    ASSIGN_OR_RETURN(text_pool_, TaskPool::Create(kTextThreads, {.tasks = kMaxWaitingTexts, .bytes = kMaxWaitingTextBytes}));
     // One request at a time of each worker; the engine computes them one after the other.
     ASSIGN_OR_RETURN(expert_pool_, TaskPool::Create(static_cast<int>(options_.placement.num_workers)));
     cluster_service_ = std::make_unique<ClusterService>(controller_.get(), &file_, &model_, expert_pool_.get());

@@ -8,13 +8,23 @@
 #include "coordinator/cluster/cluster_controller.h"
 #include "coordinator/cluster/dense_tensor_stream.h"
 #include "coordinator/experts/expert_exchange.h"
+#include "coordinator/experts/expert_messages.h"
 #include "coordinator/experts/expert_store.h"
 #include "coordinator/generation/task_pool.h"
 #include "ferry/internal/v1/cluster.grpc.pb.h"
 
 namespace ferry {
 
-class ClusterService final : public internal::v1::Cluster::CallbackService {
+// Messages come in as bytes: who calls is checked before they are parsed, and they are bounded (coordinator/wire_bounds.h).
+namespace cluster_service_internal {
+using Cluster = internal::v1::Cluster;
+using RawService = Cluster::WithRawCallbackMethod_Register<
+    Cluster::WithRawCallbackMethod_StreamDenseTensors<Cluster::WithRawCallbackMethod_Heartbeat<
+        Cluster::WithRawCallbackMethod_ListMembers<Cluster::WithRawCallbackMethod_PlanExperts<
+            Cluster::WithRawCallbackMethod_FetchExperts<Cluster::WithRawCallbackMethod_ComputeExperts<Cluster::Service>>>>>>>;
+}  // namespace cluster_service_internal
+
+class ClusterService final : public cluster_service_internal::RawService {
  public:
   // All borrowed. `pool` computes experts.
   ClusterService(ClusterController* controller, const GgufFile* file, const ModelConfig* model, TaskPool* pool)
@@ -23,23 +33,21 @@ class ClusterService final : public internal::v1::Cluster::CallbackService {
   // Answers expert requests from `store` and `exchange` from now on; before, with Unavailable.
   void Open(const ExpertStore* store, ExpertExchange* exchange);
 
-  grpc::ServerUnaryReactor* Register(grpc::CallbackServerContext* context, const internal::v1::RegisterRequest* request,
-                                     internal::v1::RegisterResponse* response) override;
-  grpc::ServerWriteReactor<internal::v1::TensorChunk>* StreamDenseTensors(
-      grpc::CallbackServerContext* context, const internal::v1::StreamDenseTensorsRequest* request) override;
-  grpc::ServerUnaryReactor* Heartbeat(grpc::CallbackServerContext* context, const internal::v1::HeartbeatRequest* request,
-                                      internal::v1::HeartbeatResponse* response) override;
-  grpc::ServerUnaryReactor* ListMembers(grpc::CallbackServerContext* context, const internal::v1::ListMembersRequest* request,
-                                        internal::v1::ListMembersResponse* response) override;
-  grpc::ServerUnaryReactor* PlanExperts(grpc::CallbackServerContext* context, const internal::v1::ExpertRequest* request,
-                                        internal::v1::ExpertPlan* response) override;
-  grpc::ServerWriteReactor<internal::v1::ExpertRecordChunk>* FetchExperts(grpc::CallbackServerContext* context,
-                                                                          const internal::v1::ExpertRequest* request) override;
-  grpc::ServerUnaryReactor* ComputeExperts(grpc::CallbackServerContext* context,
-                                           const internal::v1::ComputeExpertsRequest* request,
-                                           internal::v1::ComputeExpertsResponse* response) override;
+  using Context = grpc::CallbackServerContext;
+  using Bytes = grpc::ByteBuffer;
+  grpc::ServerUnaryReactor* Register(Context* context, const Bytes* message, Bytes* response) override;
+  grpc::ServerWriteReactor<Bytes>* StreamDenseTensors(Context* context, const Bytes* message) override;
+  grpc::ServerUnaryReactor* Heartbeat(Context* context, const Bytes* message, Bytes* response) override;
+  grpc::ServerUnaryReactor* ListMembers(Context* context, const Bytes* message, Bytes* response) override;
+  grpc::ServerUnaryReactor* PlanExperts(Context* context, const Bytes* message, Bytes* response) override;
+  grpc::ServerWriteReactor<Bytes>* FetchExperts(Context* context, const Bytes* message) override;
+  grpc::ServerUnaryReactor* ComputeExperts(Context* context, const Bytes* message, Bytes* response) override;
 
  private:
+  absl::StatusOr<ExpertRecordStream> RecordsFor(const Context& context, const Bytes& message);
+  absl::Status Plan(const Context& context, const Bytes& message, Bytes* response);
+  absl::Status Compute(ExpertExchange& exchange, const Bytes& message, Bytes* response);
+
   ClusterController& controller_;
   const GgufFile& file_;
   const ModelConfig& model_;

@@ -1,6 +1,7 @@
 #pragma once
 
-// enrollment.proto over gRPC: hosts get certificates from the CA of this coordinator's folder.
+// enrollment.proto over gRPC: hosts get certificates from the CA of this coordinator's folder. Anybody may call: messages come in
+// as bytes, which are bounded before they are parsed (coordinator/wire_bounds.h).
 
 #include <string>
 #include <utility>
@@ -9,14 +10,17 @@
 
 namespace ferry {
 
-class EnrollmentService final : public internal::v1::Enrollment::CallbackService {
+using RawEnrollmentService = internal::v1::Enrollment::WithRawCallbackMethod_Enroll<
+    internal::v1::Enrollment::WithRawCallbackMethod_Renew<internal::v1::Enrollment::Service>>;
+
+class EnrollmentService final : public RawEnrollmentService {
  public:
   explicit EnrollmentService(std::string folder) : folder_(std::move(folder)) {}
 
-  grpc::ServerUnaryReactor* Enroll(grpc::CallbackServerContext* context, const internal::v1::EnrollRequest* request,
-                                   internal::v1::EnrollResponse* response) override;
-  grpc::ServerUnaryReactor* Renew(grpc::CallbackServerContext* context, const internal::v1::RenewRequest* request,
-                                  internal::v1::EnrollResponse* response) override;
+  grpc::ServerUnaryReactor* Enroll(grpc::CallbackServerContext* context, const grpc::ByteBuffer* message,
+                                   grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* Renew(grpc::CallbackServerContext* context, const grpc::ByteBuffer* message,
+                                  grpc::ByteBuffer* response) override;
 
  private:
   const std::string folder_;

@@ -3,6 +3,7 @@
 #include <grpcpp/channel.h>
 #include <grpcpp/client_context.h>
 #include <grpcpp/create_channel.h>
+#include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/support/client_callback.h>
 
 #include <algorithm>
@@ -24,6 +25,7 @@
 #include "common/shm/message_ring.h"
 #include "common/thread_limit.h"
 #include "coordinator/cluster/step_answer.h"
+#include "coordinator/raw_message.h"
 #include "ferry/internal/v1/worker.grpc.pb.h"
 #include "proto/expert_counters.h"
 #include "proto/stream_metadata.h"
@@ -31,6 +33,9 @@
 namespace ferry {
 namespace {
 
+constexpr char kRunSteps[] = "/ferry.internal.v1.Worker/RunSteps";
+// A row of logits has five fields and a span six; a message holds 64 MiB of logits with an id each.
+constexpr WireBounds kAnswerBounds = {.max_fields = 1 << 20, .max_packed_numbers = kMaxMessageBytes / sizeof(float)};
 constexpr absl::Duration kRoomPatience = absl::Seconds(1);  // for a worker that takes no step from its ring
 
 class GrpcPipeline final : public Pipeline {
@@ -51,12 +56,11 @@ class GrpcPipeline final : public Pipeline {
 
   absl::Status Open(PipelineFailure* failure) {
     const Deadline deadline = Deadline::In(options_.begin_timeout);
-    std::vector<std::unique_ptr<internal::v1::Worker::Stub>> stubs(options_.workers.size());
+    std::vector<std::shared_ptr<grpc::Channel>> channels(options_.workers.size());
     std::vector<Rings> rings(options_.workers.size());
     for (size_t i = options_.workers.size(); i-- > 0;) {
       const PipelineWorker& worker = options_.workers[i];
-      const std::shared_ptr<grpc::Channel> channel = ConnectPeer(worker.address, NodeRole::kWorker, options_.identity, {});
-      stubs[i] = internal::v1::Worker::NewStub(channel);
+      channels[i] = ConnectPeer(worker.address, NodeRole::kWorker, options_.identity, {});
       internal::v1::BeginEpochRequest request;
       request.set_epoch(options_.epoch);
       request.set_incarnation(worker.incarnation.value());
@@ -68,10 +72,11 @@ class GrpcPipeline final : public Pipeline {
       grpc::ClientContext context;
       context.set_deadline(RpcDeadline(deadline));
       internal::v1::BeginEpochResponse response;
-      const absl::Status status = FromGrpcStatus(stubs[i]->BeginEpoch(&context, request, &response));
+      const absl::Status status =
+          FromGrpcStatus(internal::v1::Worker::NewStub(channels[i])->BeginEpoch(&context, request, &response));
       if (!status.ok()) {
         // A worker that answers, but cannot reach its successor, is not the lost one.
-        const bool answered = channel->GetState(/*try_to_connect=*/false) == GRPC_CHANNEL_READY;
+        const bool answered = channels[i]->GetState(/*try_to_connect=*/false) == GRPC_CHANNEL_READY;
         *failure = {.status = Annotate(status, absl::StrFormat("worker %d did not begin the epoch", worker.id.value())),
                     .suspect = worker.id,
                     .incarnation = worker.incarnation,
@@ -80,8 +85,8 @@ class GrpcPipeline final : public Pipeline {
       }
       if (!response.socket().empty()) rings[i] = MapRings(response, deadline);
     }
-    for (size_t i = 0; i < stubs.size(); ++i) {
-      streams_.push_back(std::make_unique<Stream>(this, i, std::move(stubs[i]), std::move(rings[i])));
+    for (size_t i = 0; i < channels.size(); ++i) {
+      streams_.push_back(std::make_unique<Stream>(this, i, std::move(channels[i]), std::move(rings[i])));
     }
     {
       const std::lock_guard lock(mutex_);
@@ -183,10 +188,11 @@ class GrpcPipeline final : public Pipeline {
 
   // The stream to one worker. Created with the pipeline, destroyed after OnDone. Where there are rings, steps and answers go
   // through them, and the stream only says that the worker is there.
-  class Stream final : public grpc::ClientBidiReactor<internal::v1::StepRequest, internal::v1::StepResponse> {
+  // Answers come in as bytes, so that they are bounded before they are parsed.
+  class Stream final : public grpc::ClientBidiReactor<internal::v1::StepRequest, grpc::ByteBuffer> {
    public:
-    Stream(GrpcPipeline* pipeline, size_t index, std::unique_ptr<internal::v1::Worker::Stub> stub, Rings rings)
-        : pipeline_(*pipeline), index_(index), stub_(std::move(stub)), rings_(std::move(rings)) {}
+    Stream(GrpcPipeline* pipeline, size_t index, std::shared_ptr<grpc::Channel> channel, Rings rings)
+        : pipeline_(*pipeline), index_(index), stub_(std::move(channel)), rings_(std::move(rings)) {}
     ~Stream() override { StopReading(); }
 
     void Start() {
@@ -201,9 +207,9 @@ class GrpcPipeline final : public Pipeline {
       }
       context_.AddMetadata(kIncarnationKey, std::to_string(pipeline_.options_.workers[index_].incarnation.value()));
       if (rings_.steps != nullptr) context_.AddMetadata(kStepRingsKey, rings_.key);
-      stub_->async()->RunSteps(&context_, this);
+      stub_.PrepareBidiStreamingCall(&context_, kRunSteps, {}, this);
       AddHold();  // writes start outside of this class's callbacks
-      StartRead(&response_);
+      StartRead(&answer_);
       StartCall();
     }
     void Cancel() {
@@ -231,8 +237,8 @@ class GrpcPipeline final : public Pipeline {
       if (writing_) StartWrite(&queue_.front());
     }
     void OnReadDone(bool ok) override {
-      if (ok && pipeline_.OnResponse(index_, response_)) {
-        StartRead(&response_);
+      if (ok && OnAnswer(answer_)) {
+        StartRead(&answer_);
       } else {
         context_.TryCancel();
         Release();
@@ -245,13 +251,20 @@ class GrpcPipeline final : public Pipeline {
       while (true) {
         const absl::StatusOr<std::string> message = rings_.answers->Read(Deadline::Never());
         if (absl::IsAborted(message.status())) return;
-        internal::v1::StepResponse response;
-        if (!message.ok() || !response.ParseFromString(*message)) {
-          pipeline_.FailOver(index_, message.ok() ? Internal("an answer is no message") : message.status());
+        if (!message.ok()) {
+          pipeline_.FailOver(index_, message.status());
           return;
         }
-        if (!pipeline_.OnResponse(index_, response)) return;
+        if (!OnAnswer(std::string_view(*message))) return;
       }
+    }
+    // False: the stream is of no use any more.
+    template <typename Bytes>
+    bool OnAnswer(const Bytes& bytes) {
+      internal::v1::StepResponse response;
+      const absl::Status parsed = ParseBounded(bytes, kAnswerBounds, &response);
+      if (!parsed.ok()) pipeline_.FailOver(index_, Internal("an answer is refused: %s", parsed.message()));
+      return parsed.ok() && pipeline_.OnResponse(index_, response);
     }
     void StopReading() {
       if (!reading_.joinable()) return;
@@ -270,11 +283,11 @@ class GrpcPipeline final : public Pipeline {
 
     GrpcPipeline& pipeline_;
     const size_t index_;
-    const std::unique_ptr<internal::v1::Worker::Stub> stub_;
+    grpc::TemplatedGenericStub<internal::v1::StepRequest, grpc::ByteBuffer> stub_;
     Rings rings_;
     std::thread reading_;
     grpc::ClientContext context_;
-    internal::v1::StepResponse response_;
+    grpc::ByteBuffer answer_;
     std::mutex mutex_;
     std::deque<internal::v1::StepRequest> queue_;  // the front one is being written while writing_
     bool writing_ = false;

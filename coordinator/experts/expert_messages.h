@@ -24,6 +24,8 @@ struct ComputeRequest {
 // InvalidArgument names the field: `rows` of another size than num_rows * n_embd, or an answer beyond kMaxAnswerBytes.
 absl::StatusOr<ComputeRequest> ComputeRequestFromProto(const internal::v1::ComputeExpertsRequest& proto, int64_t n_embd);
 inline constexpr int64_t kMaxAnswerBytes = int64_t{48} << 20;  // of a message's 64 MiB
+// The most entries whose answer is that large.
+constexpr int64_t MaxEntries(int64_t n_embd) { return kMaxAnswerBytes / static_cast<int64_t>(n_embd * sizeof(float)); }
 
 internal::v1::ExpertPlan ToProto(const std::vector<ExpertPlace>& places);
 

@@ -13,7 +13,7 @@
 #include "common/grpc_status.h"
 #include "common/log.h"
 #include "coordinator/generation/generate_stream.h"
-#include "coordinator/generation/wire_bounds.h"
+#include "coordinator/raw_message.h"
 
 namespace ferry {
 namespace {
@@ -21,6 +21,9 @@ namespace {
 constexpr absl::Duration kWatchInterval = absl::Milliseconds(500);
 constexpr size_t kMaxRequestIdBytes = 128;
 constexpr int kMaxAborts = 1000;
+constexpr size_t kMaxDetokenizedBytes = 4 << 20;  // as much as Tokenize takes
+
+absl::Status TooManyTexts() { return ResourceExhausted("too many texts wait to be tokenized"); }
 
 grpc::ServerUnaryReactor* Finish(grpc::CallbackServerContext* context, const absl::Status& status) {
   grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
@@ -42,18 +45,7 @@ uint64_t RandomSeed() {
 
 template <typename Message>
 absl::Status Parse(const grpc::ByteBuffer& bytes, Message* message) {
-  grpc::Slice slice;
-  if (!bytes.Valid() || !bytes.DumpToSingleSlice(&slice).ok()) return InvalidArgument("the message is malformed");
-  const std::string_view text(reinterpret_cast<const char*>(slice.begin()), slice.size());
-  RETURN_IF_ERROR(CheckWireBounds(text, *Message::descriptor(), kMaxRequestFields));
-  if (!message->ParseFromArray(text.data(), static_cast<int>(text.size()))) return InvalidArgument("the message is malformed");
-  return absl::OkStatus();
-}
-
-template <typename Message>
-absl::Status Serialize(const Message& message, grpc::ByteBuffer* bytes) {
-  bool own = false;
-  return FromGrpcStatus(grpc::SerializationTraits<Message>::Serialize(message, bytes, &own));
+  return ParseBounded(bytes, {.max_fields = kMaxRequestFields}, message);
 }
 
 // Any caller when there are no keys.
@@ -150,7 +142,7 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* FerryService::Generate(grpc::Callbac
     streams_.push_back(stream);
   }
   const absl::Time deadline = DeadlineOf(*context, *parts_.clock);
-  const bool taken = parts_.pool->TryPost([this, stream, deadline, request, caller = *caller] {
+  const auto create = [this, stream, deadline, request, caller = *caller] {
     if (stream->cancelled()) return;
     absl::StatusOr<std::shared_ptr<Request>> generation =
         Request::Create(*request, parts_.tokenizer, parts_.limits, RandomSeed(), deadline, parts_.clock, stream, &constraints_);
@@ -160,8 +152,8 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* FerryService::Generate(grpc::Callbac
     } else {
       stream->Close(generation.status());
     }
-  });
-  if (!taken) return refuse(ResourceExhausted("too many texts wait to be tokenized"));
+  };
+  if (!parts_.pool->TryPost(create, message->Length())) return refuse(TooManyTexts());
   return stream.get();
 }
 
@@ -195,7 +187,7 @@ grpc::ServerUnaryReactor* FerryService::Tokenize(grpc::CallbackServerContext* co
   const auto request = std::make_shared<v1::TokenizeRequest>();
   if (const absl::Status status = Parse(*message, request.get()); !status.ok()) return Finish(context, status);
   grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-  const bool taken = parts_.pool->TryPost([this, context, reactor, request, response] {
+  const auto tokenize = [this, context, reactor, request, response] {
     if (context->IsCancelled()) {
       reactor->Finish(grpc::Status::CANCELLED);
       return;
@@ -210,56 +202,64 @@ grpc::ServerUnaryReactor* FerryService::Tokenize(grpc::CallbackServerContext* co
       status = Serialize(answer, response);
     }
     reactor->Finish(ToGrpcStatus(status));
-  });
-  if (!taken) reactor->Finish(ToGrpcStatus(ResourceExhausted("too many texts wait to be tokenized")));
+  };
+  if (!parts_.pool->TryPost(tokenize, message->Length())) reactor->Finish(ToGrpcStatus(TooManyTexts()));
   return reactor;
+}
+
+absl::Status FerryService::DetokenizeTo(const v1::DetokenizeRequest& request, grpc::ByteBuffer* response) const {
+  std::vector<int32_t> ids;
+  ids.reserve(request.ids_size());
+  size_t bytes = 0;
+  for (const uint32_t id : request.ids()) {
+    if (id >= static_cast<uint32_t>(parts_.tokenizer->vocab_size())) {
+      return InvalidArgument("ids[%d] is %d, want 0 to %d", ids.size(), id, parts_.tokenizer->vocab_size() - 1);
+    }
+    ids.push_back(static_cast<int32_t>(id));
+    bytes += parts_.tokenizer->TokenBytes(ids.back()).size();
+    if (bytes > kMaxDetokenizedBytes)
+      return InvalidArgument("the text of these ids has more than %d bytes", kMaxDetokenizedBytes);
+  }
+  v1::DetokenizeResponse answer;
+  ASSIGN_OR_RETURN(*answer.mutable_text(), parts_.tokenizer->Decode(ids, request.render_special()));
+  return Serialize(answer, response);
 }
 
 grpc::ServerUnaryReactor* FerryService::Detokenize(grpc::CallbackServerContext* context, const grpc::ByteBuffer* message,
                                                    grpc::ByteBuffer* response) {
   if (const absl::StatusOr<Principal> caller = CallerOf(*context); !caller.ok()) return Finish(context, caller.status());
-  v1::DetokenizeRequest request;
-  if (const absl::Status status = Parse(*message, &request); !status.ok()) return Finish(context, status);
-  std::vector<int32_t> ids;
-  ids.reserve(request.ids_size());
-  for (const uint32_t id : request.ids()) {
-    if (id >= static_cast<uint32_t>(parts_.tokenizer->vocab_size())) {
-      return Finish(context, InvalidArgument("ids[%d] is %d, want 0 to %d", ids.size(), id, parts_.tokenizer->vocab_size() - 1));
-    }
-    ids.push_back(static_cast<int32_t>(id));
-  }
-  const absl::StatusOr<std::string> text = parts_.tokenizer->Decode(ids, request.render_special());
-  if (!text.ok()) return Finish(context, text.status());
-  v1::DetokenizeResponse answer;
-  answer.set_text(*text);
-  return Finish(context, Serialize(answer, response));
+  const auto request = std::make_shared<v1::DetokenizeRequest>();
+  if (const absl::Status status = Parse(*message, request.get()); !status.ok()) return Finish(context, status);
+  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+  const auto detokenize = [this, context, reactor, request, response] {
+    reactor->Finish(context->IsCancelled() ? grpc::Status::CANCELLED : ToGrpcStatus(DetokenizeTo(*request, response)));
+  };
+  if (!parts_.pool->TryPost(detokenize, message->Length())) reactor->Finish(ToGrpcStatus(TooManyTexts()));
+  return reactor;
 }
 
-grpc::ServerUnaryReactor* FerryService::GetModelInfo(grpc::CallbackServerContext* context, const v1::GetModelInfoRequest*,
-                                                     v1::GetModelInfoResponse* response) {
+grpc::ServerUnaryReactor* FerryService::GetModelInfo(grpc::CallbackServerContext* context, const grpc::ByteBuffer*,
+                                                     grpc::ByteBuffer* response) {
   const absl::Status allowed = CallerOf(*context).status();
-  if (allowed.ok()) *response = parts_.model_info;
-  return Finish(context, allowed);
+  return Finish(context, allowed.ok() ? Serialize(parts_.model_info, response) : allowed);
 }
 
-grpc::ServerUnaryReactor* FerryService::GetServerInfo(grpc::CallbackServerContext* context, const v1::GetServerInfoRequest*,
-                                                      v1::GetServerInfoResponse* response) {
+grpc::ServerUnaryReactor* FerryService::GetServerInfo(grpc::CallbackServerContext* context, const grpc::ByteBuffer*,
+                                                      grpc::ByteBuffer* response) {
   const absl::StatusOr<Principal> caller = CallerOf(*context);
   if (!caller.ok()) return Finish(context, caller.status());
-  v1::GetServerInfoResponse info = parts_.server_info();
-  if (caller->role == Role::kAdmin) {
-    *response = std::move(info);
-  } else {
-    response->set_version(info.version());
-    response->set_state(info.state());
-    response->set_state_reason(info.state_reason());
-    response->set_uptime_seconds(info.uptime_seconds());
-    response->set_load_progress(info.load_progress());
-    response->set_running_requests(info.running_requests());
-    response->set_queued_requests(info.queued_requests());
-    response->set_max_parallel(info.max_parallel());
-  }
-  return Finish(context, absl::OkStatus());
+  const v1::GetServerInfoResponse info = parts_.server_info();
+  if (caller->role == Role::kAdmin) return Finish(context, Serialize(info, response));
+  v1::GetServerInfoResponse shown;
+  shown.set_version(info.version());
+  shown.set_state(info.state());
+  shown.set_state_reason(info.state_reason());
+  shown.set_uptime_seconds(info.uptime_seconds());
+  shown.set_load_progress(info.load_progress());
+  shown.set_running_requests(info.running_requests());
+  shown.set_queued_requests(info.queued_requests());
+  shown.set_max_parallel(info.max_parallel());
+  return Finish(context, Serialize(shown, response));
 }
 
 }  // namespace ferry

@@ -2,9 +2,9 @@
 
 // The gRPC service of generate.proto. It checks the caller and the message, translates, and decides nothing else.
 //
-// Bounds: a message has at most kMaxRequestFields fields (wire_bounds.h) before it is parsed; so many calls are open at once as
-// max_open_calls says; an answer that its client does not read is given up after max_unsent_bytes or reader_patience, and the
-// call ends CANCELLED; a call that is cancelled before its text is tokenized is not tokenized.
+// Bounds: a message has at most kMaxRequestFields fields (coordinator/wire_bounds.h) before it is parsed; so many calls are open
+// at once as max_open_calls says; an answer that its client does not read is given up after max_unsent_bytes or reader_patience,
+// and the call ends CANCELLED; a call that is cancelled before its text is tokenized is not tokenized.
 
 #include <atomic>
 #include <functional>
@@ -32,8 +32,8 @@ class GenerateStream;
 
 // Messages come in as bytes, so that they are looked at before they are parsed.
 using RawFerryService = v1::Ferry::WithRawCallbackMethod_Generate<v1::Ferry::WithRawCallbackMethod_Tokenize<
-    v1::Ferry::WithRawCallbackMethod_Detokenize<v1::Ferry::WithCallbackMethod_GetModelInfo<
-        v1::Ferry::WithCallbackMethod_GetServerInfo<v1::Ferry::WithRawCallbackMethod_Abort<v1::Ferry::Service>>>>>>;
+    v1::Ferry::WithRawCallbackMethod_Detokenize<v1::Ferry::WithRawCallbackMethod_GetModelInfo<
+        v1::Ferry::WithRawCallbackMethod_GetServerInfo<v1::Ferry::WithRawCallbackMethod_Abort<v1::Ferry::Service>>>>>>;
 
 class FerryService final : public RawFerryService {
  public:
@@ -62,16 +62,18 @@ class FerryService final : public RawFerryService {
                                        grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* Abort(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
                                   grpc::ByteBuffer* response) override;
-  grpc::ServerUnaryReactor* GetModelInfo(grpc::CallbackServerContext* context, const v1::GetModelInfoRequest* request,
-                                         v1::GetModelInfoResponse* response) override;
+  grpc::ServerUnaryReactor* GetModelInfo(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                         grpc::ByteBuffer* response) override;
   // Users are told whether it serves and how many requests it has; admins also what runs where.
-  grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context, const v1::GetServerInfoRequest* request,
-                                          v1::GetServerInfoResponse* response) override;
+  grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                          grpc::ByteBuffer* response) override;
 
  private:
   explicit FerryService(Parts parts);
   // The caller. Unauthenticated: no key, or one that is unknown.
   absl::StatusOr<Principal> CallerOf(const grpc::CallbackServerContext& context);
+  // InvalidArgument: an id is outside the vocabulary, or the text is too long.
+  absl::Status DetokenizeTo(const v1::DetokenizeRequest& request, grpc::ByteBuffer* response) const;
   // Checks a Generate call before any of its work.
   absl::Status CheckGenerate(const Principal& caller, const grpc::ByteBuffer& message, v1::GenerateRequest* request) const;
   // Ends the calls of clients that do not read, and gives memory back to the system once nothing runs: what a burst needed would

@@ -18,11 +18,17 @@
 
 namespace ferry {
 
+// What may wait for a thread, as far as TryPost goes.
+struct TaskRoom {
+  size_t tasks = SIZE_MAX;
+  size_t bytes = SIZE_MAX;
+};
+
 class TaskPool {
  public:
-  // At most `max_waiting` tasks wait for a thread, as far as TryPost goes. ResourceExhausted: the threads cannot be started.
-  static absl::StatusOr<std::unique_ptr<TaskPool>> Create(int num_threads, size_t max_waiting = SIZE_MAX) {
-    std::unique_ptr<TaskPool> pool(new TaskPool(max_waiting));
+  // ResourceExhausted: the threads cannot be started.
+  static absl::StatusOr<std::unique_ptr<TaskPool>> Create(int num_threads, TaskRoom room = {}) {
+    std::unique_ptr<TaskPool> pool(new TaskPool(room));
     for (int i = 0; i < num_threads; ++i) {
       ASSIGN_OR_RETURN(std::thread thread, StartThread([raw = pool.get()] { raw->Run(); }));
       pool->threads_.push_back(std::move(thread));
@@ -45,40 +51,52 @@ class TaskPool {
   void Post(std::function<void()> task) {
     {
       const std::lock_guard lock(mutex_);
-      tasks_.push_back(std::move(task));
+      Push(std::move(task), 0);
     }
     wake_.notify_one();
   }
-  // False, and nothing is done, when max_waiting tasks wait already.
-  bool TryPost(std::function<void()> task) {
+  // `bytes` is what the task holds. False, and nothing is done, when there is no room for one more task, or for its bytes.
+  bool TryPost(std::function<void()> task, size_t bytes = 0) {
     {
       const std::lock_guard lock(mutex_);
-      if (tasks_.size() >= max_waiting_) return false;
-      tasks_.push_back(std::move(task));
+      if (tasks_.size() >= room_.tasks || bytes > room_.bytes - waiting_bytes_) return false;
+      Push(std::move(task), bytes);
     }
     wake_.notify_one();
     return true;
   }
 
  private:
-  explicit TaskPool(size_t max_waiting) : max_waiting_(max_waiting) {}
+  struct Task {
+    std::function<void()> run;
+    size_t bytes = 0;
+  };
+  explicit TaskPool(TaskRoom room) : room_(room) {}
+  void Push(std::function<void()> run, size_t bytes) {
+    tasks_.push_back({std::move(run), bytes});
+    waiting_bytes_ += bytes;
+  }
   void Run() {
     std::unique_lock lock(mutex_);
     while (true) {
       wake_.wait(lock, [&] { return stop_ || !tasks_.empty(); });
       if (tasks_.empty()) return;
-      const std::function<void()> task = std::move(tasks_.front());
-      tasks_.pop_front();
-      lock.unlock();
-      task();
+      {
+        const Task task = std::move(tasks_.front());
+        tasks_.pop_front();
+        waiting_bytes_ -= task.bytes;
+        lock.unlock();
+        task.run();
+      }
       lock.lock();
     }
   }
 
-  const size_t max_waiting_;
+  const TaskRoom room_;
   std::mutex mutex_;
   std::condition_variable wake_;
-  std::deque<std::function<void()>> tasks_;
+  std::deque<Task> tasks_;
+  size_t waiting_bytes_ = 0;
   bool stop_ = false;
   std::vector<std::thread> threads_;
 };

@@ -1,6 +1,7 @@
 #pragma once
 
-// vocabulary.proto over gRPC: translates and decides nothing.
+// vocabulary.proto over gRPC: translates and decides nothing. Messages are bounded as those of FerryService. All answers of
+// GetVocabulary share one copy of its bytes.
 
 #include "common/access/api_keys.h"
 #include "coordinator/generation/task_pool.h"
@@ -9,16 +10,18 @@
 
 namespace ferry {
 
-class VocabularyService final : public v1::Vocabulary::CallbackService {
+using RawVocabularyService = v1::Vocabulary::WithRawCallbackMethod_GetVocabulary<
+    v1::Vocabulary::WithRawCallbackMethod_TokenizePieces<v1::Vocabulary::Service>>;
+
+class VocabularyService final : public RawVocabularyService {
  public:
   // All outlive this. `pool` tokenizes. `keys` is null where everybody may call.
-  VocabularyService(const Tokenizer* tokenizer, TaskPool* pool, const ApiKeys* keys)
-      : tokenizer_(*tokenizer), pool_(*pool), keys_(keys) {}
+  VocabularyService(const Tokenizer* tokenizer, TaskPool* pool, const ApiKeys* keys);
 
-  grpc::ServerUnaryReactor* GetVocabulary(grpc::CallbackServerContext* context, const v1::GetVocabularyRequest* request,
-                                          v1::GetVocabularyResponse* response) override;
-  grpc::ServerUnaryReactor* TokenizePieces(grpc::CallbackServerContext* context, const v1::TokenizePiecesRequest* request,
-                                           v1::TokenizePiecesResponse* response) override;
+  grpc::ServerUnaryReactor* GetVocabulary(grpc::CallbackServerContext* context, const grpc::ByteBuffer* message,
+                                          grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* TokenizePieces(grpc::CallbackServerContext* context, const grpc::ByteBuffer* message,
+                                           grpc::ByteBuffer* response) override;
 
  private:
   absl::Status CheckCaller(const grpc::CallbackServerContext& context) const;
@@ -26,6 +29,7 @@ class VocabularyService final : public v1::Vocabulary::CallbackService {
   const Tokenizer& tokenizer_;
   TaskPool& pool_;
   const ApiKeys* const keys_;
+  grpc::ByteBuffer vocabulary_;  // a GetVocabularyResponse
 };
 
 }  // namespace ferry

@@ -303,6 +303,18 @@ TEST_F(FerryServiceTest, TokenizesAndDetokenizes) {
   EXPECT_THAT(status.error_message(), testing::HasSubstr("ids[3]"));
 }
 
+TEST_F(FerryServiceTest, BoundsTheTextThatDetokenizeAnswers) {
+  const int fit = (4 << 20) / static_cast<int>(tokenizer_->TokenBytes(kEnd).size());
+  for (const int ids : {fit, fit + 1}) {
+    grpc::ClientContext context;
+    v1::DetokenizeRequest request;
+    request.mutable_ids()->Resize(ids, kEnd);
+    v1::DetokenizeResponse text;
+    const grpc::Status status = stub_->Detokenize(&context, request, &text);
+    EXPECT_EQ(status.error_code(), ids == fit ? grpc::StatusCode::OK : grpc::StatusCode::INVALID_ARGUMENT);
+  }
+}
+
 TEST_F(FerryServiceTest, BoundsTheIdsOfAnAbort) {
   const auto abort = [&](int ids) {
     grpc::ClientContext context;

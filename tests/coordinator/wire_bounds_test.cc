@@ -1,4 +1,4 @@
-#include "coordinator/generation/wire_bounds.h"
+#include "coordinator/wire_bounds.h"
 
 #include "ferry/v1/generate.pb.h"
 #include "tests/testing/status_matchers.h"
@@ -9,7 +9,7 @@ namespace {
 using ::testing::HasSubstr;
 
 absl::Status Check(const std::string& message, int max_fields) {
-  return CheckWireBounds(message, *v1::GenerateRequest::descriptor(), max_fields);
+  return CheckWireBounds(message, *v1::GenerateRequest::descriptor(), {.max_fields = max_fields});
 }
 
 TEST(CheckWireBounds, CountsTheFieldsOfAllLevels) {
@@ -28,6 +28,17 @@ TEST(CheckWireBounds, APackedListIsOneField) {
   v1::GenerateRequest request;
   for (int i = 0; i < 100000; ++i) request.mutable_tokens()->add_ids(5);
   EXPECT_OK(Check(request.SerializeAsString(), 2));
+}
+
+TEST(CheckWireBounds, CountsTheNumbersOfPackedListsWhenAsked) {
+  v1::GenerateRequest request;
+  for (const uint32_t id : {5u, 300u, 70000u}) request.mutable_tokens()->add_ids(id);  // of one, two and three bytes
+  request.add_stop_token_ids(7);
+  const auto check = [&](int64_t numbers) {
+    return CheckWireBounds(request.SerializeAsString(), *request.descriptor(), {.max_fields = 10, .max_packed_numbers = numbers});
+  };
+  EXPECT_OK(check(4));
+  EXPECT_THAT(check(3), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("more than 3 numbers")));
 }
 
 TEST(CheckWireBounds, RefusesManyEmptyStringsAndUnknownFields) {
