@@ -42,7 +42,7 @@ void Print(const proto::GetServerInfoResponse& info) {
   for (const proto::WorkerInfo& worker : info.workers()) {
     std::printf("worker %u  %-8s layers %u-%u  %s\n", worker.worker_id(), worker.state().c_str(), worker.first_layer(),
                 worker.end_layer() - 1, worker.device().c_str());
-    std::printf("          dense %s, KV %s, %u expert slots (%s) over %s", HumanBytes(worker.dense_bytes()).c_str(),
+    std::printf("          dense %s, KV %s, %u expert slots of %s over %s", HumanBytes(worker.dense_bytes()).c_str(),
                 HumanBytes(worker.kv_bytes()).c_str(), worker.expert_slots(), HumanBytes(worker.expert_slot_bytes()).c_str(),
                 worker.expert_transport().c_str());
     if (worker.link_bytes_per_second() > 0) std::printf(", link %s alone", HumanRate(worker.link_bytes_per_second()).c_str());

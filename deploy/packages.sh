@@ -5,7 +5,7 @@ ferry_build_packages=(
   libgrpc-dev libgrpc++-dev protobuf-compiler-grpc libprotobuf-dev protobuf-compiler libabsl-dev
   libssl-dev libpcre2-dev libxxhash-dev libcli11-dev libspdlog-dev nlohmann-json3-dev libboost1.81-dev
 )
-ferry_test_packages=(libgtest-dev libgmock-dev clang libclang-rt-14-dev iproute2 python3-venv)
+ferry_test_packages=(libgtest-dev libgmock-dev clang libclang-rt-14-dev iproute2 python3-venv chromium)
 
 # ferry_install PACKAGE...: installs those that are missing, with apt-get, as root or through sudo.
 ferry_install() {

@@ -22,6 +22,8 @@ class GatewayImpl final : public Gateway {
     AddMessagesRoutes(parts, router_);
     AddResponsesRoutes(parts, router_);
     AddMetricsRoutes(parts, router_);
+    AddEngineRoutes(parts, router_);
+    AddPageRoutes(router_);
   }
   ~GatewayImpl() override {
     if (listener_ != nullptr) listener_->Drain(Deadline::In(absl::ZeroDuration()));

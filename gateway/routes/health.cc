@@ -23,7 +23,7 @@ HttpResponse HealthAnswer(const absl::StatusOr<v1::GetServerInfoResponse>& info)
 }  // namespace
 
 void AddHealthRoutes(const RouteParts& parts, Router& router) {
-  router.Add("GET", "/health", [parts](HttpRequest, const std::shared_ptr<Exchange>& exchange) {
+  router.AddOpen("/health", [parts](HttpRequest, const std::shared_ptr<Exchange>& exchange) {
     const std::shared_ptr<Engine> engine = parts.coordinator->As("");
     engine->GetServerInfo([exchange, engine](const absl::StatusOr<v1::GetServerInfoResponse>& info) {
       if (!absl::IsUnauthenticated(info.status())) return exchange->Respond(HealthAnswer(info));

@@ -24,12 +24,13 @@ Json ModelEntry(const ServedModel& served) {
             {"architecture", model.architecture()}}}};
 }
 
-Json PropsOf(const ServedModel& served, const v1::GetServerInfoResponse& server) {
+Json PropsOf(const ServedModel& served, const v1::GetServerInfoResponse& server, bool can_chat) {
   const v1::GetModelInfoResponse& model = served.info;
   return {{"default_generation_settings", {{"n_ctx", model.context_length()}}},
           {"total_slots", server.max_parallel()},
           {"model_alias", model.name()},
           {"chat_template", served.chat_template},
+          {"can_chat", can_chat},
           {"build_info", "ferry " + server.version()},
           {"modalities", {{"vision", false}, {"audio", false}}},
           {"is_sleeping", false}};
@@ -62,9 +63,6 @@ HttpResponse ModelNamed(const std::string& name, const ServedModel& served) {
   if (served.info.name() == name) return {.body = Dump(ModelEntry(served))};
   return ErrorResponse(ApiForm::kOpenAi, 404, "the model served here is " + served.info.name(), "model");
 }
-HttpResponse Props(const ServedModel& served, const v1::GetServerInfoResponse& server) {
-  return {.body = Dump(PropsOf(served, server))};
-}
 HttpResponse Slots(const ServedModel& served, const v1::GetServerInfoResponse& server) {
   return {.body = Dump(SlotsOf(served, server))};
 }
@@ -79,8 +77,20 @@ void AddModelRoutes(const RouteParts& parts, Router& router) {
     });
   };
   add("/v1/models", Models);
-  add("/props", Props);
   add("/slots", Slots);
+  router.Add("GET", "/props", [parts](HttpRequest request, const std::shared_ptr<Exchange>& exchange) {
+    const RouteCall call = CallOf(parts, request, exchange);
+    call.engine->GetServerInfo([call](const absl::StatusOr<v1::GetServerInfoResponse>& server) {
+      if (!server.ok()) return call.exchange->Respond(ErrorResponse(ApiForm::kOpenAi, server.status()));
+      call.parts.models->Get(call.engine, [call, server = *server](const absl::StatusOr<Model>& model) {
+        if (!model.ok()) return call.exchange->Respond(ErrorResponse(ApiForm::kOpenAi, model.status()));
+        call.parts.chats->Get(call.engine, [call, server, model = *model](const absl::StatusOr<ChatModels::Loaded>& chat) {
+          call.exchange->Respond({.body = Dump(PropsOf(*model, server, chat.ok()))});
+        });
+      });
+    });
+    return absl::OkStatus();
+  });
   router.Add("GET", "/v1/models/*", [parts](HttpRequest request, const std::shared_ptr<Exchange>& exchange) {
     const std::string name = request.path.substr(std::string_view("/v1/models/").size());
     AnswerWithBoth(CallOf(parts, request, exchange),

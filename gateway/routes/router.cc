@@ -11,7 +11,6 @@
 namespace ferry {
 namespace {
 
-constexpr char kOpenPath[] = "/health";
 constexpr size_t kShownPath = 100;  // bytes of a path in a message
 constexpr char kPageHeaders[] =
     "authorization, content-type, x-api-key, x-request-id, anthropic-version, anthropic-beta, "
@@ -36,6 +35,14 @@ bool Router::Route::Matches(std::string_view asked) const {
 
 void Router::Add(std::string method, std::string path, Handler handler) {
   routes_.push_back({.method = std::move(method), .path = std::move(path), .handler = std::move(handler)});
+}
+
+void Router::AddOpen(std::string path, Handler handler) {
+  routes_.push_back({.method = "GET", .path = std::move(path), .handler = std::move(handler), .open = true});
+}
+
+bool Router::IsOpen(std::string_view path) const {
+  return std::any_of(routes_.begin(), routes_.end(), [&](const Route& route) { return route.open && route.path == path; });
 }
 
 const Router::Route* Router::Find(const HttpRequest& request) const {
@@ -69,7 +76,7 @@ std::optional<HttpResponse> Router::Refuse(const HttpRequest& head) {
                                     {"Access-Control-Allow-Headers", kPageHeaders},
                                     {"Access-Control-Max-Age", "600"}}};
   }
-  if (head.path != kOpenPath) {
+  if (!IsOpen(head.path)) {
     if (const absl::Status allowed = access_(head); !allowed.ok()) return ErrorResponse(form, allowed);
   }
   if (Find(head) != nullptr) {

@@ -1,7 +1,7 @@
 #pragma once
 
-// Which handler answers which request. A client without access learns nothing, not even which routes there are; only /health
-// is open.
+// Which handler answers which request. A client without access learns nothing, not even which routes there are, except from
+// routes that were added as open.
 
 #include <functional>
 #include <memory>
@@ -26,6 +26,8 @@ class Router final : public HttpService {
 
   // A `path` that ends in '*' matches every longer path that begins so. Before the first request.
   void Add(std::string method, std::string path, Handler handler);
+  // The same for GET of exactly this path, which needs no access.
+  void AddOpen(std::string path, Handler handler);
 
   // Also answers the preflight of browsers.
   std::optional<HttpResponse> Refuse(const HttpRequest& head) override;
@@ -37,9 +39,11 @@ class Router final : public HttpService {
   struct Route {
     std::string method, path;
     Handler handler;
+    bool open = false;
     bool Matches(std::string_view path) const;
   };
   const Route* Find(const HttpRequest& request) const;
+  bool IsOpen(std::string_view path) const;
 
   bool AllowsOrigin(std::string_view origin) const;
 

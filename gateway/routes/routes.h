@@ -34,5 +34,7 @@ void AddChatRoutes(const RouteParts& parts, Router& router);        // /v1/chat/
 void AddMessagesRoutes(const RouteParts& parts, Router& router);    // /v1/messages, /v1/messages/count_tokens
 void AddResponsesRoutes(const RouteParts& parts, Router& router);   // /v1/responses
 void AddMetricsRoutes(const RouteParts& parts, Router& router);     // /metrics
+void AddEngineRoutes(const RouteParts& parts, Router& router);      // /engine
+void AddPageRoutes(Router& router);                                 // / and /page/NAME
 
 }  // namespace ferry

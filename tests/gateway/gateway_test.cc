@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <regex>
 #include <thread>
 
 #include "common/deadline.h"
@@ -71,6 +72,7 @@ TEST_F(GatewayTest, DescribesModelAndServer) {
   EXPECT_EQ(AskJson(Get("/v1/models/other"), 404)["error"]["param"], "model");
   coordinator_.SetInfo([](auto& info) { info.set_running_requests(1); });
   EXPECT_EQ(AskJson(Get("/props"))["total_slots"], 2);
+  EXPECT_EQ(AskJson(Get("/props"))["can_chat"], false);
   const Json slots = AskJson(Get("/slots"));
   ASSERT_EQ(slots.size(), 2u);
   EXPECT_TRUE(slots[0]["is_processing"]);
@@ -252,11 +254,11 @@ TEST_F(GatewayTest, NamesRoutesThatAreNotThereAndMethodsThatAreNotTheirs) {
   EXPECT_THAT(Ask(Post("/v1/messages/nothing", "{}")), HasSubstr(R"("type":"error")")) << "in Anthropic's form";
 }
 
-TEST_F(GatewayTest, EveryRouteButHealthAsksWhoComes) {
+TEST_F(GatewayTest, EveryRouteButHealthAndThePageAsksWhoComes) {
   Start({.access = [](const HttpRequest&) { return absl::UnauthenticatedError("no key"); }});
-  for (const std::string& request :
-       {Get("/v1/models"), Get("/props"), Get("/slots"), Get("/metrics"), Get("/nothing"), Get("/"),
-        Post("/v1/completions", "{}"), Post("/tokenize", "{}"), Get("/health/"), Get("/health?x/../v1/models")}) {
+  for (const std::string& request : {Get("/v1/models"), Get("/props"), Get("/slots"), Get("/metrics"), Get("/engine"),
+                                     Get("/nothing"), Get("/page/"), Get("/page/nothing"), Post("/v1/completions", "{}"),
+                                     Post("/tokenize", "{}"), Get("/health/"), Get("/health?x/../v1/models")}) {
     const bool open = request.starts_with("GET /health?");
     EXPECT_EQ(StatusOfAnswer(Ask(request)), open ? 200 : 401) << request;
   }
@@ -300,6 +302,38 @@ TEST_F(GatewayTest, HealthNeedsNoKey) {
   EXPECT_EQ(StatusOfAnswer(Ask(Get("/health"))), 200);
   coordinator_.SetServing(false);
   EXPECT_EQ(StatusOfAnswer(Ask(Get("/health"))), 503);
+}
+
+TEST_F(GatewayTest, ThePageIsServedWithoutAKeyAndTrustsNoOtherOrigin) {
+  Start({.access = [](const HttpRequest&) { return absl::UnauthenticatedError("no key"); }});
+  const std::string page = Ask(Get("/"));
+  EXPECT_EQ(StatusOfAnswer(page), 200);
+  EXPECT_THAT(page, HasSubstr("Content-Type: text/html; charset=utf-8\r\n"));
+  EXPECT_THAT(page, HasSubstr("Content-Security-Policy: default-src 'none'; script-src 'self';"));
+  EXPECT_THAT(page, HasSubstr("X-Content-Type-Options: nosniff\r\n"));
+  const std::regex file(R"re((?:src|href)="(page/[a-z_.]+)")re");
+  int files = 0;
+  for (std::sregex_iterator found(page.begin(), page.end(), file), end; found != end; ++found, ++files) {
+    EXPECT_EQ(StatusOfAnswer(Ask(Get("/" + (*found)[1].str()))), 200) << (*found)[1];
+  }
+  EXPECT_GE(files, 4);
+  EXPECT_THAT(Ask(Get("/page/main.js")), HasSubstr("Content-Type: text/javascript; charset=utf-8\r\n"));
+  EXPECT_EQ(StatusOfAnswer(Ask(Post("/", "{}"))), 405);
+  EXPECT_EQ(StatusOfAnswer(Ask(Get("/page/../health"))), 401);
+}
+
+TEST_F(GatewayTest, TheEngineRoomIsForAdmins) {
+  AskJson(Get("/engine"), 403);
+  coordinator_.SetInfo([](auto& info) {
+    info.set_pid(7);  // what a key of the role user is not told
+    v1::WorkerInfo* const worker = info.add_workers();
+    worker->set_end_layer(4);
+    worker->mutable_experts()->set_bytes_shipped(uint64_t{1} << 40);
+  });
+  const Json engine = AskJson(Get("/engine"));
+  EXPECT_EQ(engine["workers"][0]["end_layer"], 4);
+  EXPECT_EQ(engine["workers"][0]["experts"]["bytes_shipped"], uint64_t{1} << 40);
+  EXPECT_EQ(engine["requests"]["places"], 2);
 }
 
 class TlsTest : public GatewayTest {

@@ -1,0 +1,13 @@
+# cmake -DOUTPUT=FILE.cc -DFILES=a;b -P EmbedFiles.cmake: writes the files' bytes as ferry::PageFiles() (gateway/page_files.h).
+set(arrays "")
+set(entries "")
+set(index 0)
+foreach(file ${FILES})
+  get_filename_component(name ${file} NAME)
+  file(READ ${file} hex HEX)
+  string(REGEX REPLACE "([0-9a-f][0-9a-f])" "0x\\1," bytes "${hex}")
+  string(APPEND arrays "constexpr unsigned char kFile${index}[] = {${bytes}};\n")
+  string(APPEND entries "    {\"${name}\", {reinterpret_cast<const char*>(kFile${index}), sizeof(kFile${index})}},\n")
+  math(EXPR index "${index} + 1")
+endforeach()
+file(WRITE ${OUTPUT} "#include \"gateway/page_files.h\"\n\nnamespace ferry {\nnamespace {\n${arrays}\nconst PageFile kFiles[] = {\n${entries}};\n}  // namespace\n\nstd::span<const PageFile> PageFiles() { return kFiles; }\n\n}  // namespace ferry\n")
