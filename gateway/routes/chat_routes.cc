@@ -7,16 +7,17 @@
 namespace ferry {
 
 void AddChatRoutes(const RouteParts& parts, Router& router) {
-  router.Add("POST", "/v1/chat/completions",
-             [parts](HttpRequest request, const std::shared_ptr<Exchange>& exchange) -> absl::Status {
-               ASSIGN_OR_RETURN(const Json body, ParseJsonObject(request.body));
-               ASSIGN_OR_RETURN(ChatCompletion completion, ChatCompletionOf(body));
-               RunChat(CallOf(parts, request, exchange), std::move(completion.plan),
-                       [shape = completion.shape](const Model& model, uint64_t) {
-                         return NewChatCompletionWriter(shape, NewIdentity("chatcmpl-", model->info.name()), model);
-                       });
-               return absl::OkStatus();
-             });
+  for (const char* const path : {"/v1/chat/completions", "/chat/completions"}) {  // llama-server has both
+    router.Add("POST", path, [parts](HttpRequest request, const std::shared_ptr<Exchange>& exchange) -> absl::Status {
+      ASSIGN_OR_RETURN(const Json body, ParseJsonObject(request.body));
+      ASSIGN_OR_RETURN(ChatCompletion completion, ChatCompletionOf(body));
+      RunChat(CallOf(parts, request, exchange), std::move(completion.plan),
+              [shape = completion.shape](const Model& model, uint64_t) {
+                return NewChatCompletionWriter(shape, NewIdentity("chatcmpl-", model->info.name()), model);
+              });
+      return absl::OkStatus();
+    });
+  }
   router.Add("POST", "/apply-template", [parts](HttpRequest request, const std::shared_ptr<Exchange>& exchange) -> absl::Status {
     ASSIGN_OR_RETURN(const Json body, ParseJsonObject(request.body));
     const JsonFields fields(body);

@@ -1,8 +1,10 @@
-// /v1/completions: asks the engine for the text of ids that are echoed, then runs the generations.
+// /v1/completions: asks the engine for the text of ids that are echoed, then runs the generations. /completion, which
+// llama-server also calls /completions: runs them.
 
 #include <utility>
 
 #include "gateway/routes/completions.h"
+#include "gateway/routes/llama_completions.h"
 #include "gateway/routes/routes.h"
 
 namespace ferry {
@@ -50,9 +52,26 @@ class CompletionStart : public std::enable_shared_from_this<CompletionStart> {
   Model model_;
 };
 
+void RunLlamaCompletion(const RouteCall& call, LlamaCompletion completion) {
+  call.parts.models->Get(call.engine, [call, completion = std::move(completion)](const absl::StatusOr<Model>& model) {
+    if (!model.ok()) return call.exchange->Respond(ErrorResponse(ApiForm::kOpenAi, model.status()));
+    RunGenerations(*call.engine, GenerationsOf(completion.request), NewLlamaCompletionWriter(completion, *model),
+                   ApiForm::kOpenAi, *call.parts.metrics, call.exchange);
+  });
+}
+
 }  // namespace
 
 void AddCompletionRoutes(const RouteParts& parts, Router& router) {
+  for (const char* const path : {"/completion", "/completions"}) {
+    router.Add("POST", path, [parts](HttpRequest request, const std::shared_ptr<Exchange>& exchange) -> absl::Status {
+      ASSIGN_OR_RETURN(const Json body, ParseJsonObject(request.body));
+      ASSIGN_OR_RETURN(LlamaCompletion completion, LlamaCompletionOf(body));
+      for (v1::GenerateRequest& prompt : completion.request.prompts) prompt.set_request_id(request.id);
+      RunLlamaCompletion(CallOf(parts, request, exchange), std::move(completion));
+      return absl::OkStatus();
+    });
+  }
   router.Add("POST", "/v1/completions", [parts](HttpRequest request, const std::shared_ptr<Exchange>& exchange) -> absl::Status {
     ASSIGN_OR_RETURN(const Json body, ParseJsonObject(request.body));
     ASSIGN_OR_RETURN(CompletionRequest completion, CompletionRequestOf(body));

@@ -77,6 +77,7 @@ void AddModelRoutes(const RouteParts& parts, Router& router) {
     });
   };
   add("/v1/models", Models);
+  add("/models", Models);  // llama-server has both
   add("/slots", Slots);
   router.Add("GET", "/props", [parts](HttpRequest request, const std::shared_ptr<Exchange>& exchange) {
     const RouteCall call = CallOf(parts, request, exchange);

@@ -25,6 +25,34 @@ bool IsJson(std::string_view content_type) {
          EqualsIgnoringCase(type, "application/x-www-form-urlencoded");
 }
 
+// What other servers have at a path that is not there.
+std::string NothingAt(const std::string& path) {
+  struct Elsewhere {
+    std::string_view path;
+    const char* why;
+  };
+  constexpr Elsewhere kElsewhere[] = {
+      {"/v1/embeddings", "Ferry generates text and computes no embeddings"},
+      {"/embeddings", "Ferry generates text and computes no embeddings"},
+      {"/embedding", "Ferry generates text and computes no embeddings"},
+      {"/v1/rerank", "Ferry generates text and ranks no documents"},
+      {"/rerank", "Ferry generates text and ranks no documents"},
+      {"/reranking", "Ferry generates text and ranks no documents"},
+      {"/infill", "Ferry does not fill in code: send the model's own markers to /v1/completions"},
+      {"/lora-adapters", "Ferry has no LoRA adapters"},
+      {"/v1/audio/transcriptions", "Ferry serves text models"},
+      {"/v1/images/generations", "Ferry serves text models"},
+      {"/api/chat", "this is Ollama's API: Ferry speaks OpenAI's at /v1/chat/completions"},
+      {"/api/generate", "this is Ollama's API: Ferry speaks OpenAI's at /v1/completions"},
+      {"/api/tags", "this is Ollama's API: Ferry speaks OpenAI's at /v1/models"},
+  };
+  const std::string nothing = "there is nothing at " + path;
+  for (const Elsewhere& elsewhere : kElsewhere) {
+    if (elsewhere.path == path) return nothing + ": " + elsewhere.why;
+  }
+  return nothing;
+}
+
 }  // namespace
 
 bool Router::Route::Matches(std::string_view asked) const {
@@ -88,7 +116,7 @@ std::optional<HttpResponse> Router::Refuse(const HttpRequest& head) {
     if (route.Matches(head.path)) allowed += (allowed.empty() ? "" : ", ") + route.method;
   }
   const std::string shown = head.path.substr(0, kShownPath);
-  if (allowed.empty()) return ErrorResponse(form, 404, "there is nothing at " + shown);
+  if (allowed.empty()) return ErrorResponse(form, 404, NothingAt(shown));
   HttpResponse response =
       ErrorResponse(form, 405, shown + " is asked with " + allowed + ", not with " + head.method.substr(0, kShownPath));
   response.headers.push_back({"Allow", allowed});

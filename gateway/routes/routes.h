@@ -29,7 +29,7 @@ RouteCall CallOf(const RouteParts& parts, const HttpRequest& request, const std:
 void AddHealthRoutes(const RouteParts& parts, Router& router);      // /health
 void AddModelRoutes(const RouteParts& parts, Router& router);       // /v1/models, /props, /slots
 void AddTokenRoutes(const RouteParts& parts, Router& router);       // /tokenize, /detokenize
-void AddCompletionRoutes(const RouteParts& parts, Router& router);  // /v1/completions
+void AddCompletionRoutes(const RouteParts& parts, Router& router);  // /v1/completions, /completion
 void AddChatRoutes(const RouteParts& parts, Router& router);        // /v1/chat/completions, /apply-template
 void AddMessagesRoutes(const RouteParts& parts, Router& router);    // /v1/messages, /v1/messages/count_tokens
 void AddResponsesRoutes(const RouteParts& parts, Router& router);   // /v1/responses

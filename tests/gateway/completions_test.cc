@@ -1,5 +1,6 @@
 #include "gateway/routes/completions.h"
 
+#include "gateway/routes/llama_completions.h"
 #include "gateway/routes/sampling_fields.h"
 #include "tests/testing/status_matchers.h"
 
@@ -255,6 +256,93 @@ TEST(Completions, WritesTokensThatAreNoWholeCharacters) {
 }
 
 TEST(Completions, IdsDiffer) { EXPECT_NE(RandomId("cmpl-"), RandomId("cmpl-")); }
+
+LlamaCompletion Llama(const char* body) {
+  absl::StatusOr<LlamaCompletion> completion = LlamaCompletionOf(Json::parse(body));
+  EXPECT_OK(completion);
+  return completion.ok() ? *std::move(completion) : LlamaCompletion();
+}
+
+TEST(LlamaCompletions, HaveNoLimitUnlessNPredictSetsOne) {
+  EXPECT_FALSE(Llama(R"({"prompt": "x"})").request.prompts.at(0).has_max_tokens());
+  EXPECT_FALSE(Llama(R"({"prompt": "x", "n_predict": -1})").request.prompts.at(0).has_max_tokens());
+  EXPECT_EQ(Llama(R"({"prompt": "x", "n_predict": 7, "cache_prompt": true})").request.prompts.at(0).max_tokens(), 7u);
+  EXPECT_EQ(Llama(R"({"prompt": "x", "n_probs": 3})").request.prompts.at(0).logprobs(), 3u);
+  EXPECT_FALSE(Llama(R"({"prompt": "x", "n_probs": 0, "logprobs": 5})").request.prompts.at(0).has_logprobs());
+}
+
+TEST(LlamaCompletions, TakePromptsInEveryForm) {
+  EXPECT_EQ(Llama(R"({"prompt": {"prompt_string": "hi"}})").request.prompts.at(0).text(), "hi");
+  EXPECT_THAT(Llama(R"({"prompt": [1, 2]})").request.prompts.at(0).tokens().ids(), ElementsAre(1, 2));
+  const LlamaCompletion several = Llama(R"({"prompt": ["a", [3], {"prompt_string": "c"}]})");
+  EXPECT_TRUE(several.several);
+  ASSERT_THAT(several.request.prompts, SizeIs(3));
+  EXPECT_EQ(several.request.prompts[2].text(), "c");
+}
+
+TEST(LlamaCompletions, RefuseByName) {
+  const auto refused = [](const char* body, const char* field) {
+    const absl::Status status = LlamaCompletionOf(Json::parse(body)).status();
+    EXPECT_THAT(status, StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(field))) << body;
+    EXPECT_EQ(FieldOf(status), field) << body;
+  };
+  refused(R"({})", "prompt");
+  refused(R"({"prompt": {"multimodal_data": []}})", "prompt");
+  refused(R"({"prompt": "x", "n_probs": 21})", "n_probs");
+  refused(R"({"prompt": "x", "n_predict": "all"})", "n_predict");
+  refused(R"({"prompt": "x", "n": 2})", "n");
+  refused(R"({"prompt": "x", "mirostat": 1})", "mirostat");
+}
+
+TEST(LlamaCompletions, AnswerWhole) {
+  const auto writer = NewLlamaCompletionWriter(Llama(R"({"prompt": "x", "n_predict": 5, "return_tokens": true})"), SomeModel());
+  EXPECT_EQ(writer->OnMessage(0, Message("a\n")), "");
+  EXPECT_EQ(writer->OnMessage(0, Last("b", v1::Finish::LENGTH, 2)), "");
+  const Json answer = Json::parse(writer->End());
+  EXPECT_EQ(answer["content"], "a\nb");
+  EXPECT_EQ(answer["stop"], true);
+  EXPECT_EQ(answer["stop_type"], "limit");
+  EXPECT_EQ(answer["tokens_predicted"], 2);
+  EXPECT_EQ(answer["tokens_evaluated"], 10);
+  EXPECT_EQ(answer["tokens_cached"], 4);
+  EXPECT_EQ(answer["tokens"], Json({5, 5}));
+  EXPECT_EQ(answer["has_new_line"], true);
+  EXPECT_EQ(answer["prompt"], "x");
+  EXPECT_EQ(answer["generation_settings"]["n_predict"], 5);
+  EXPECT_EQ(answer["timings"]["predicted_n"], 2);
+}
+
+TEST(LlamaCompletions, AnswerSeveralPromptsWithAnArray) {
+  const auto writer = NewLlamaCompletionWriter(Llama(R"({"prompt": ["x", "y"]})"), SomeModel());
+  v1::GenerateResponse stopped = Last("b", v1::Finish::STOP, 2);
+  stopped.mutable_finish()->set_matched_stop("END");
+  writer->OnMessage(1, stopped);
+  writer->OnMessage(0, Last("a", v1::Finish::STOP, 1));
+  const Json answer = Json::parse(writer->End());
+  ASSERT_EQ(answer.size(), 2u);
+  EXPECT_EQ(answer[0]["stop_type"], "eos");
+  EXPECT_EQ(answer[1]["stop_type"], "word");
+  EXPECT_EQ(answer[1]["stopping_word"], "END");
+  EXPECT_EQ(answer[1]["prompt"], "y");
+}
+
+TEST(LlamaCompletions, StreamContentThenWhatEndedIt) {
+  const auto writer = NewLlamaCompletionWriter(Llama(R"({"prompt": "x", "stream": true, "n_probs": 1})"), SomeModel());
+  v1::GenerateResponse first = Message("a");
+  AddLogprob('a', -0.5f, first.mutable_logprobs());
+  std::string stream = writer->OnMessage(0, first);
+  stream += writer->OnMessage(0, Last("b", v1::Finish::STOP, 2));
+  const std::vector<Json> events = EventsOf(stream + writer->End());
+  ASSERT_THAT(events, SizeIs(3)) << "no [DONE]";
+  EXPECT_EQ(events[0]["content"], "a");
+  EXPECT_EQ(events[0]["stop"], false);
+  EXPECT_EQ(events[0]["completion_probabilities"][0]["bytes"], Json({97}));
+  EXPECT_EQ(events[0]["completion_probabilities"][0]["top_logprobs"][0]["token"], "a");
+  EXPECT_EQ(events[1]["content"], "b");
+  EXPECT_EQ(events[1]["tokens_predicted"], 2);
+  EXPECT_EQ(events[2]["content"], "");
+  EXPECT_EQ(events[2]["stop"], true);
+}
 
 }  // namespace
 }  // namespace ferry

@@ -96,6 +96,23 @@ TEST_F(GatewayTest, CompletesAPrompt) {
   EXPECT_EQ(coordinator_.requests()[0].text(), "Say");
 }
 
+TEST_F(GatewayTest, AnswersInLlamaServersForm) {
+  coordinator_.SetScript(FakeCoordinator::Says({"once", " upon"}));
+  for (const char* const path : {"/completion", "/completions"}) {
+    const Json answer = AskJson(Post(path, R"({"prompt": "Say", "n_predict": 9})"));
+    EXPECT_EQ(answer["content"], "once upon") << path;
+    EXPECT_EQ(answer["stop_type"], "eos");
+    EXPECT_EQ(answer["model"], "fake");
+  }
+  EXPECT_EQ(coordinator_.requests().at(0).max_tokens(), 9u);
+  EXPECT_EQ(AskJson(Get("/models"))["data"][0]["id"], "fake");
+}
+
+TEST_F(GatewayTest, SaysWhyItHasNoEmbeddings) {
+  const Json error = AskJson(Post("/v1/embeddings", R"({"input": "x"})"), 404)["error"];
+  EXPECT_THAT(error["message"].get<std::string>(), HasSubstr("no embeddings"));
+}
+
 TEST_F(GatewayTest, StreamsACompletion) {
   coordinator_.SetScript(FakeCoordinator::Says({"once", " upon"}));
   HttpClient client = Connect();
