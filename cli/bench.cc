@@ -342,7 +342,8 @@ absl::Status RunBench(BenchOptions options) {
 Command AddBench(CLI::App& app) {
   auto options = std::make_shared<BenchOptions>();
   options->model.AddTo(app, /*model_required=*/false);
-  AddText(app, "--server", options->server, "measure the coordinator at this address instead of starting one");
+  AddText(app, "--server", options->server, "measure the coordinator at this address instead of starting one")
+      ->excludes(app.get_option("--model"));
   AddText(app, "-p,--n-prompt", options->prompts, "prompt lengths: 512,2048 (default 512)");
   AddInteger(app, "-n,--n-gen", options->generate, {.max = 100000}, "tokens to generate behind each prompt (default 32)");
   AddInteger(app, "-r,--repetitions", options->repetitions, {.min = 1, .max = 100},

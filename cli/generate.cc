@@ -99,7 +99,8 @@ Command AddGenerate(CLI::App& app) {
   options->model.AddTo(app, /*model_required=*/false);
   options->prompt.AddTo(app);
   options->sampling.AddTo(app);
-  AddText(app, "--server", options->server, "use the coordinator at this address instead of starting one");
+  AddText(app, "--server", options->server, "use the coordinator at this address instead of starting one")
+      ->excludes(app.get_option("--model"));
   AddSwitch(app, "--show-experts", options->show_experts, "print at the end where experts were computed");
   AddSwitch(app, "--special", options->special, "show special tokens");
   AddSwitch(app, "--no-parse-special", options->no_special, "read special tokens in the prompt as plain text");

@@ -1,12 +1,14 @@
 // `ferry`: one binary, its commands are the files beside this one.
 
-#include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
+#include <memory>
+#include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
-#include "cli/commands.h"
+#include "cli/ferry_program.h"
+#include "cli/foreign_flags.h"
 #include "common/command_line.h"
 #include "common/log.h"
 #include "common/program.h"
@@ -27,37 +29,13 @@ int ExitCode(const absl::Status& status) {
 }
 
 int Main(int argc, char** argv) {
-  CLI::App app(
-      "Ferry runs mixture-of-experts language models that do not fit in GPU memory: experts stay in host memory, and only\n"
-      "those that a batch activates are ferried to a GPU.",
-      "ferry");
-  app.require_subcommand(1);
-  app.set_version_flag("--version", FERRY_VERSION);
-  app.footer("Try: ferry generate -m models/demo-moe.gguf --workers 2 -p \"Once upon a time\"");
-
-  std::vector<std::pair<CLI::App*, ferry::Command>> commands;
-  const auto add = [&](const char* name, const char* what, ferry::Command (*setup)(CLI::App&)) {
-    CLI::App* const command = app.add_subcommand(name, what);
-    commands.emplace_back(command, setup(*command));
-  };
-  add("serve", "start a coordinator and its workers and keep them running", ferry::AddServe);
-  add("generate", "continue a prompt", ferry::AddGenerate);
-  add("score", "log-probabilities and perplexity of a text", ferry::AddScore);
-  add("bench", "measure prefill and decode against the machine's limits", ferry::AddBench);
-  add("inspect", "what a model file holds", ferry::AddInspect);
-  add("plan", "what would go where and how fast it would be, without loading", ferry::AddPlan);
-  add("status", "workers, caches and rates of a running server", ferry::AddStatus);
-  add("tokenize", "text to token ids, from a file alone", ferry::AddTokenize);
-  add("detokenize", "token ids to text, from a file alone", ferry::AddDetokenize);
-  add("make-model", "write a model of any gpt-oss shape with random weights, for benchmarks", ferry::AddMakeModel);
-  add("cluster-init", "make the certificates of a cluster of several hosts", ferry::AddClusterInit);
-  add("cluster-token", "a one-time token for a host that joins the cluster", ferry::AddClusterToken);
-  add("api-key", "make a key for the API", ferry::AddApiKey);
-  add("join", "fetch this host's certificate with a token", ferry::AddJoin);
-
-  if (const std::optional<int> code = ferry::ParseCommandLine(app, argc, argv)) return *code;
+  const std::unique_ptr<ferry::FerryProgram> program = ferry::MakeFerry(FERRY_VERSION);
+  const std::vector<std::string> typed =
+      ferry::WithHelpAsFlag(*program, std::vector<std::string>(argv + std::min(argc, 1), argv + argc));
+  ferry::Dialect dialect = {.foreign = ferry::ForeignFlags(), .environment = true, .notes = {}};
+  if (const std::optional<int> code = ferry::ParseCommandLine(program->app, typed, &dialect)) return *code;
   ferry::InitLog("ferry", "info");
-  for (const auto& [command, run] : commands) {
+  for (const auto& [command, run] : program->commands) {
     if (!command->parsed()) continue;
     absl::Status status = run();
     if (status.ok()) status = ferry::FlushOutput();

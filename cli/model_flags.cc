@@ -110,6 +110,8 @@ std::vector<ModelFlag> ServerTable() {
       ServeOnly(Integer("--port", kServer, Here(), &M::port, {.min = 0, .max = 65535}, "port of the API; 0: any free one", -1)),
       ServeOnly(Text("--listen", kServer, Here(), &M::listen,
                      "ADDR or ADDR:PORT of the API (0.0.0.0: every interface); encrypted with --tls-cert")),
+      ServeOnly(Text("-a,--alias", kServer, Coordinator("--alias"), &M::alias,
+                     "the model's name in the API, in place of the one in its file")),
       ServeOnly(Switch("--coordinator-only", kServer, Here(), &M::coordinator_only, /*told_when=*/true,
                        "start no workers here: they come from other hosts with `ferry-worker --coordinator ADDR`; --workers "
                        "says how many")),

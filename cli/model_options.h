@@ -30,6 +30,7 @@ struct ModelOptions {
   // How.
   int threads = 0;
   std::string backend = "auto", isa = "auto";
+  std::string alias;  // the model's name in the API; empty: the one in its file
   std::string listen = "127.0.0.1";
   int port = 0;
   std::string tls_cert, tls_key, api_keys;  // of the API (coordinator/options.h)

@@ -4,10 +4,13 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <limits>
 #include <vector>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_split.h"
 #include "cli/late_word.h"
 #include "common/command_line.h"
@@ -24,15 +27,16 @@ constexpr int64_t kMaxLength = int64_t{1} << 30;    // tokens: no context is lon
 
 void PromptOptions::AddTo(CLI::App& app) {
   const char* const group = "Prompt";
-  AddText(app, "-p,--prompt", text, "the text")->group(group);
-  AddText(app, "-f,--file", file, "file with the text; -: standard input")->group(group);
-  AddText(app, "--ids", ids_file, "file with token ids instead of text")->group(group);
+  CLI::Option* const prompt = AddText(app, "-p,--prompt", text, "the text")->group(group);
+  AddSwitch(app, "-e,--escape", escapes, "read \\n, \\t, \\\\ and \\x41 in -p as a program's text has them")->group(group);
+  CLI::Option* const from_file = AddText(app, "-f,--file", file, "file with the text; -: standard input")->group(group);
+  CLI::Option* const ids = AddText(app, "--ids", ids_file, "file with token ids instead of text")->group(group);
+  prompt->excludes(from_file, ids);
+  from_file->excludes(ids);
   AddSwitch(app, "--no-bos", no_bos, "do not add the beginning-of-text token that the model file asks for")->group(group);
 }
 
 absl::Status PromptOptions::Fill(ferry::v1::GenerateRequest& request) const {
-  const int given = text.has_value() + file.has_value() + ids_file.has_value();
-  if (given > 1) return InvalidArgument("-p, -f and --ids say the prompt: give one of them");
   if (no_bos) request.set_add_bos(false);
   if (ids_file) {
     ASSIGN_OR_RETURN(const std::string content, ReadAll(*ids_file));
@@ -41,12 +45,37 @@ absl::Status PromptOptions::Fill(ferry::v1::GenerateRequest& request) const {
     return absl::OkStatus();
   }
   if (text) {
-    request.set_text(*text);
+    request.set_text(escapes ? WithEscapesRead(*text) : *text);
+    if (!escapes && text->find("\\n") != std::string::npos) {
+      std::fprintf(stderr, "note: -p has \\n as two characters; with -e it is a new line\n");
+    }
     return absl::OkStatus();
   }
   if (!file && isatty(STDIN_FILENO) != 0) return InvalidArgument("no prompt: give -p TEXT, -f FILE or --ids FILE");
   ASSIGN_OR_RETURN(*request.mutable_text(), ReadAll(file.value_or("-")));
   return absl::OkStatus();
+}
+
+std::string WithEscapesRead(const std::string& text) {
+  constexpr std::string_view kNames = "nrt\\'\"", kMeant = "\n\r\t\\'\"";
+  std::string read;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char next = text[i] == '\\' && i + 1 < text.size() ? text[i + 1] : '\0';
+    if (const size_t which = kNames.find(next); next != '\0' && which != std::string_view::npos) {
+      read.push_back(kMeant[which]);
+      ++i;
+      continue;
+    }
+    const bool hex = next == 'x' && i + 3 < text.size() && absl::ascii_isxdigit(static_cast<unsigned char>(text[i + 2])) &&
+                     absl::ascii_isxdigit(static_cast<unsigned char>(text[i + 3]));
+    if (hex) {
+      read += absl::HexStringToBytes(text.substr(i + 2, 2));
+      i += 3;
+      continue;
+    }
+    read.push_back(text[i]);
+  }
+  return read;
 }
 
 absl::StatusOr<std::string> ReadAll(const std::string& path) {

@@ -12,14 +12,17 @@
 namespace ferry {
 
 struct PromptOptions {
-  std::optional<std::string> text, file, ids_file;  // an empty text is a prompt too
+  std::optional<std::string> text, file, ids_file;  // at most one; an empty text is a prompt too
   bool no_bos = false;
+  bool escapes = false;  // \n and the like in `text` are read
 
   void AddTo(CLI::App& app);
-  // InvalidArgument: none or several of the flags are given, or the file of ids has other text.
+  // InvalidArgument: none of the flags is given, or the file of ids has other text.
   absl::Status Fill(ferry::v1::GenerateRequest& request) const;
 };
 
+// `text` with \n, \r, \t, \\, \', \" and \xHH replaced by what they say; other backslashes stay.
+std::string WithEscapesRead(const std::string& text);
 // A whole file; "-": standard input. NotFound, or FailedPrecondition, names it: it is not there, or a folder, or cannot be read.
 // InvalidArgument: it is larger than any prompt.
 absl::StatusOr<std::string> ReadAll(const std::string& path);

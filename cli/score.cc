@@ -60,7 +60,8 @@ Command AddScore(CLI::App& app) {
   auto options = std::make_shared<ScoreOptions>();
   options->model.AddTo(app, /*model_required=*/false);
   options->prompt.AddTo(app);
-  AddText(app, "--server", options->server, "use the coordinator at this address instead of starting one");
+  AddText(app, "--server", options->server, "use the coordinator at this address instead of starting one")
+      ->excludes(app.get_option("--model"));
   AddInteger(app, "--top", options->top, {.max = 20}, "with --json: also this many best tokens at each position");
   AddSwitch(app, "--json", options->json, "print {\"logprobs\": [...], \"perplexity\": x}");
   app.footer(Examples({"ferry score -m model.gguf -f chapter.txt", "ferry score -m model.gguf --ids ids.txt --json"}));

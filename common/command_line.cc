@@ -5,6 +5,8 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
+#include "common/argument_reader.h"
 #include "common/number.h"
 
 namespace ferry {
@@ -15,88 +17,6 @@ std::string FirstName(const std::string& names) {
   const std::string first = names.substr(0, names.find(','));
   return first.starts_with('!') ? first.substr(1) : first;
 }
-
-// An option of `app` by its typed name without dashes; null: there is none.
-CLI::Option* Find(CLI::App& app, const std::string& name, bool one_letter) {
-  for (CLI::Option* const option : app.get_options()) {
-    if (one_letter ? option->check_sname(name) : option->check_lname(name)) return option;
-  }
-  return nullptr;
-}
-
-bool IsSwitch(const CLI::Option& option) { return option.get_items_expected_max() == 0; }
-
-// Writes typed arguments in the one form that CLI11 cannot misread: a flag, then its value, each an argument of its own.
-class Reader {
- public:
-  explicit Reader(CLI::App& app) : app_(&app) {}
-
-  absl::StatusOr<std::vector<std::string>> Read(const std::vector<std::string>& typed) {
-    for (size_t i = 0; i < typed.size(); ++i) {
-      const std::string& argument = typed[i];
-      if (argument.size() > 1 && argument.starts_with('-')) {
-        ASSIGN_OR_RETURN(const bool takes_next, Flag(argument, i + 1 < typed.size() ? &typed[i + 1] : nullptr));
-        if (takes_next) ++i;
-      } else {
-        RETURN_IF_ERROR(Word(argument));
-      }
-    }
-    return std::move(plain_);
-  }
-
- private:
-  // Whether the flag's value is `next`.
-  absl::StatusOr<bool> Flag(const std::string& argument, const std::string* next) {
-    const bool two_dashes = argument.starts_with("--");
-    const size_t equals = argument.find('=');
-    const std::string spelling = argument.substr(0, equals);
-    const std::string name = spelling.substr(two_dashes ? 2 : 1);
-    const bool one_letter = !two_dashes && name.size() == 1;
-    const CLI::Option* const option = name.empty() ? nullptr : Find(*app_, name, one_letter);
-    if (option == nullptr) {
-      return InvalidArgument("%s is not a flag of `%s`; `%s --help` lists them", spelling, Program(), Program());
-    }
-    plain_.push_back((one_letter ? "-" : "--") + name);
-    if (IsSwitch(*option)) {
-      if (equals != std::string::npos) return InvalidArgument("%s takes no value", spelling);
-      return false;
-    }
-    if (equals != std::string::npos) {
-      plain_.push_back(argument.substr(equals + 1));
-      return false;
-    }
-    if (next == nullptr) return InvalidArgument("%s needs a value behind it", spelling);
-    plain_.push_back(*next);
-    return true;
-  }
-
-  // The name of a command, or a value without a flag.
-  absl::Status Word(const std::string& word) {
-    const auto commands = app_->get_subcommands([](CLI::App*) { return true; });
-    if (!commands.empty()) {
-      const auto named = std::find_if(commands.begin(), commands.end(), [&](CLI::App* c) { return c->get_name() == word; });
-      if (named == commands.end()) {
-        return InvalidArgument("'%s' is not a command of %s; `%s --help` lists them", word, Program(), Program());
-      }
-      plain_.push_back(word);
-      above_ += app_->get_name() + " ";
-      app_ = *named;
-      return absl::OkStatus();
-    }
-    const std::vector<CLI::Option*> options = app_->get_options();
-    const auto takes_words = std::count_if(options.begin(), options.end(), [](CLI::Option* o) { return o->get_positional(); });
-    if (++words_ > takes_words) return InvalidArgument("'%s' is one argument too many for `%s`", word, Program());
-    plain_.push_back(word);
-    return absl::OkStatus();
-  }
-
-  std::string Program() const { return above_ + app_->get_name(); }
-
-  CLI::App* app_;      // whose flags come now
-  std::string above_;  // the names of the commands above it
-  int64_t words_ = 0;  // without a flag, of app_
-  std::vector<std::string> plain_;
-};
 
 }  // namespace
 
@@ -200,28 +120,37 @@ CLI::Option* AddSwitch(CLI::App& app, const std::string& names, bool& target, co
   return app.add_flag(names, target, help)->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
 }
 
-absl::Status ParseArguments(CLI::App& app, const std::vector<std::string>& arguments) {
-  ASSIGN_OR_RETURN(std::vector<std::string> plain, Reader(app).Read(arguments));
+absl::Status ParseArguments(CLI::App& app, const std::vector<std::string>& arguments, Dialect* dialect) {
+  ASSIGN_OR_RETURN(std::vector<std::string> plain, ReadArguments(app, arguments, dialect));
   std::reverse(plain.begin(), plain.end());  // as CLI11 takes them
   try {
     app.parse(plain);
   } catch (const CLI::Success&) {
-    throw;  // help and version: the caller prints them
+    throw;                                     // help and version: the caller prints them
+  } catch (const CLI::ExcludesError& error) {  // "--file excludes --prompt"
+    return InvalidArgument("%s: give one of them", absl::StrReplaceAll(error.what(), {{" excludes ", " does not go with "}}));
   } catch (const CLI::ParseError& error) {
     return InvalidArgument("%s", error.what());
   }
   return absl::OkStatus();
 }
 
-std::optional<int> ParseCommandLine(CLI::App& app, int argc, const char* const* argv) {
+std::optional<int> ParseCommandLine(CLI::App& app, const std::vector<std::string>& arguments, Dialect* dialect) {
   try {
-    const absl::Status status = ParseArguments(app, std::vector<std::string>(argv + std::min(argc, 1), argv + argc));
+    const absl::Status status = ParseArguments(app, arguments, dialect);
+    if (dialect != nullptr) {
+      for (const std::string& note : dialect->notes) std::cerr << "note: " << note << std::endl;
+    }
     if (status.ok()) return std::nullopt;
     std::cerr << "error: " << status.message() << std::endl;
     return 2;
   } catch (const CLI::Success& success) {
     return app.exit(success, std::cout, std::cerr);
   }
+}
+
+std::optional<int> ParseCommandLine(CLI::App& app, int argc, const char* const* argv) {
+  return ParseCommandLine(app, std::vector<std::string>(argv + std::min(argc, 1), argv + argc));
 }
 
 }  // namespace ferry

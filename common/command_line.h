@@ -21,6 +21,8 @@
 
 namespace ferry {
 
+struct Dialect;
+
 struct IntegerRange {
   int64_t min = 0;
   int64_t max = std::numeric_limits<int32_t>::max();
@@ -74,7 +76,10 @@ CLI::Option* AddSwitch(CLI::App& app, const std::string& names, bool& target, co
 // Reads argv into the flags of `app` and of the subcommand that it names. An exit code when the program is to end now: 0 after
 // help or version on standard output, 2 after a message on standard error.
 std::optional<int> ParseCommandLine(CLI::App& app, int argc, const char* const* argv);
-// The same for arguments without the program's name. InvalidArgument names the argument. OK: the flags are set.
-absl::Status ParseArguments(CLI::App& app, const std::vector<std::string>& arguments);
+// The same for arguments without the program's name. `dialect`: flags of other engines and environment variables that are read
+// too (common/argument_reader.h); its notes go to standard error.
+std::optional<int> ParseCommandLine(CLI::App& app, const std::vector<std::string>& arguments, Dialect* dialect = nullptr);
+// InvalidArgument names the argument. OK: the flags are set.
+absl::Status ParseArguments(CLI::App& app, const std::vector<std::string>& arguments, Dialect* dialect = nullptr);
 
 }  // namespace ferry

@@ -17,6 +17,7 @@ constexpr int64_t kMaxTokens = int64_t{1} << 30, kMaxRows = 65536;
 
 void CoordinatorFlags::AddTo(CLI::App& app) {
   AddText(app, "-m,--model", options_.model, "GGUF file of the model (any file of a split one)")->required();
+  AddText(app, "--alias", options_.alias, "the model's name in the API, in place of the one in its file");
   AddAddresses(app);
   AddPlacement(app);
   AddEngine(app);

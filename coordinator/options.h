@@ -13,6 +13,7 @@ namespace ferry {
 
 struct CoordinatorOptions {
   std::string model;                      // -m
+  std::string alias;                      // --alias: the model's name in the API; empty: the one in its file
   std::string listen = "127.0.0.1:8090";  // --listen, --port; port 0: any free one
   std::string tls_cert, tls_key;          // --tls-cert --tls-key: PEM files of the API; empty: it is not encrypted
   std::string api_keys;                   // --api-keys: file of keys (common/access/api_keys.h); empty: nobody needs one

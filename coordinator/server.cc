@@ -482,7 +482,7 @@ class ServerImpl final : public Server {
 
   v1::GetModelInfoResponse ModelInfo(const CacheShape& cache) const {
     v1::GetModelInfoResponse info;
-    info.set_name(WithReplacements(model_.name));
+    info.set_name(WithReplacements(options_.alias.empty() ? model_.name : options_.alias));
     info.set_architecture(WithReplacements(model_.architecture));
     info.set_num_layers(model_.num_layers);
     info.set_n_embd(model_.n_embd);

@@ -36,6 +36,7 @@ const std::map<std::string, std::string> kTyped = {
     {"--log-level", "error"},
     {"--port", "1234"},
     {"--listen", "127.0.0.2"},
+    {"-a,--alias", "our-model"},
     {"--drain-seconds", "90"},
     {"--resume", "off"},
     {"--resume-patience", "12.5"},
