@@ -30,6 +30,7 @@
 #include "kernels/cuda/rows.h"
 #include "kernels/cuda/staging.h"
 #include "kernels/cuda/tiled_gemm.h"
+#include "kernels/cuda/weight_types.h"
 #include "kernels/rope.h"
 
 namespace ferry {
@@ -220,8 +221,7 @@ class CudaOps final : public Ops {
     args.act_type = in.dtype;
     args.act_stride = in.stride;
     args.weight = weight.data;
-    args.scales_offset = weight.layout.scales_offset;
-    args.weight_type = weight.layout.dtype;
+    args.matrix = MatrixOf(weight.layout);
     args.m = in.rows;
     args.n = weight.layout.rows;
     args.k = weight.layout.cols;
@@ -230,20 +230,23 @@ class CudaOps final : public Ops {
     args.out_type = out.dtype;
     args.out_stride = out.stride;
     args.accumulate = accumulate;
+    const int64_t expanded = DenseExpansionBytes(product_device_, in.dtype, in.rows, weight.layout.dtype, weight.layout.cols);
+    if (expanded > 0) {
+      args.expansion.bytes = std::max(expanded, kExpansionBytes);
+      ASSIGN_OR_RETURN(args.expansion.data, workspace_.Reserve(args.expansion.bytes));
+    }
     compute_.SetLast("MatMul");
     return ProductStatus(TiledGemm(product_device_, args, compute_.get()), "MatMul");
   }
 
   absl::Status CheckWeights(DType dtype) const override {
-    if (WithWeightType(dtype, []<DType>() { return cudaSuccess; }) == cudaSuccess) return absl::OkStatus();
-    return Unimplemented("type %s; the CUDA backend takes F32, F16, BF16, Q8_0, Q4_0 and MXFP4", NameOf(dtype));
+    if (WithFormat(dtype, []<DType>() {})) return absl::OkStatus();
+    return Unimplemented("type %s; the CUDA backend computes with %s", NameOf(dtype), ComputableTypes());
   }
 
   absl::Status CheckExperts(const ExpertLayout& layout) const override {
     for (const TiledLayout* matrix : {&layout.gate, &layout.up, &layout.down}) RETURN_IF_ERROR(CheckWeights(matrix->dtype));
-    if (layout.gate.dtype == layout.up.dtype) return absl::OkStatus();
-    return Unimplemented("gate in %s beside up in %s; the CUDA backend takes one type for both", NameOf(layout.gate.dtype),
-                         NameOf(layout.up.dtype));
+    return absl::OkStatus();
   }
 
   absl::Status CheckKvCache(const KvLayer& cache) const override {
@@ -398,25 +401,12 @@ class CudaOps final : public Ops {
     RETURN_IF_ERROR(Use());
     const CudaTimeline::Scope span = SpanOf("ExpertMlp");
     RETURN_IF_ERROR(CheckExpertMlp(layout, uses, groups, in, contributions, activation_dtype_, contribution_dtype_));
-    if (layout.gate.dtype != layout.up.dtype) {
-      return InvalidArgument("layout has gate in %s and up in %s, want one type", NameOf(layout.gate.dtype),
-                             NameOf(layout.up.dtype));
-    }
     ExpertMlpArgs args;
     args.shape = {.n_embd = layout.gate.cols,
                   .n_ff = layout.gate.rows,
-                  .gate_up_type = layout.gate.dtype,
-                  .down_type = layout.down.dtype,
-                  .gate_codes = layout.gate_offset,
-                  .gate_scales = layout.gate_offset + layout.gate.scales_offset,
-                  .up_codes = layout.up_offset,
-                  .up_scales = layout.up_offset + layout.up.scales_offset,
-                  .down_codes = layout.down_offset,
-                  .down_scales = layout.down_offset + layout.down.scales_offset,
-                  .has_bias = layout.has_bias,
-                  .gate_bias = layout.gate_bias_offset,
-                  .up_bias = layout.up_bias_offset,
-                  .down_bias = layout.down_bias_offset};
+                  .gate = MatrixOf(layout.gate, layout.gate_offset, layout.has_bias ? layout.gate_bias_offset : -1),
+                  .up = MatrixOf(layout.up, layout.up_offset, layout.has_bias ? layout.up_bias_offset : -1),
+                  .down = MatrixOf(layout.down, layout.down_offset, layout.has_bias ? layout.down_bias_offset : -1)};
     std::vector<ExpertMlpUse> expert_uses;
     int64_t rows = 0, most = 0;
     for (const ExpertUse& use : uses) {
@@ -443,8 +433,12 @@ class CudaOps final : public Ops {
     args.limit = glu.limit;
     args.up_offset = glu.up_offset;
     const int64_t wanted = ExpertMlpWorkspaceBytes(args.shape, rows), least = ExpertMlpWorkspaceBytes(args.shape, most);
-    args.workspace_bytes = std::min(wanted, std::max(least, workspace_.bytes()));
-    ASSIGN_OR_RETURN(args.workspace, workspace_.Reserve(args.workspace_bytes));
+    const int64_t expanded = ExpertExpansionBytes(product_device_, args.shape, in.dtype, most);
+    args.expansion.bytes = expanded > 0 ? std::max(expanded, kExpansionBytes) : 0;
+    args.workspace_bytes = std::min(wanted, std::max(least, workspace_.bytes() - args.expansion.bytes));
+    ASSIGN_OR_RETURN(std::byte * memory, workspace_.Reserve(args.expansion.bytes + args.workspace_bytes));
+    args.expansion.data = memory;
+    args.workspace = memory + args.expansion.bytes;
     compute_.SetLast("ExpertMlp");
     return ProductStatus(cuda::ExpertMlp(product_device_, args, compute_.get()), "ExpertMlp");
   }

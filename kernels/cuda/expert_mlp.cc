@@ -16,13 +16,14 @@ const char* Check(const ProductDevice& device, const ExpertMlpArgs& args) {
   const ExpertShape& shape = args.shape;
   if (shape.n_embd < 32 || shape.n_embd > kMost || shape.n_embd % 32 != 0) return "argument shape.n_embd: not a multiple of 32";
   if (shape.n_ff < 32 || shape.n_ff > kMost || shape.n_ff % 32 != 0) return "argument shape.n_ff: not a multiple of 32";
-  for (const int64_t offset : {shape.gate_codes, shape.gate_scales, shape.up_codes, shape.up_scales, shape.down_codes,
-                               shape.down_scales, shape.gate_bias, shape.up_bias, shape.down_bias}) {
-    if (offset < 0 || offset % 16 != 0) return "argument shape: an offset is negative or not on 16 bytes";
+  for (const ProductMatrix* matrix : {&shape.gate, &shape.up, &shape.down}) {
+    for (const int64_t offset : {matrix->codes, matrix->scales, matrix->headers, std::max<int64_t>(matrix->bias, 0)}) {
+      if (offset < 0 || offset % 16 != 0) return "argument shape: an offset is negative or not on 16 bytes";
+    }
   }
   constexpr int64_t kFar = int64_t{1} << 31;
-  if (shape.up_codes <= shape.gate_codes || shape.up_codes - shape.gate_codes > kFar || shape.up_scales <= shape.gate_scales ||
-      shape.up_scales - shape.gate_scales > kFar) {
+  const ProductMatrix &gate = shape.gate, &up = shape.up;
+  if (up.codes <= gate.codes || up.codes - gate.codes > kFar || up.scales <= gate.scales || up.scales - gate.scales > kFar) {
     return "argument shape: up does not lie within 2 GiB after gate";
   }
   if (args.in_type != DType::kBF16 && args.in_type != DType::kF16) return "argument in_type: want BF16 or F16";
@@ -46,7 +47,7 @@ const char* Check(const ProductDevice& device, const ExpertMlpArgs& args) {
 
 // Launches the tasks, each with the kernel for its number of rows: one launch for each kernel.
 cudaError_t LaunchTasks(const ProductDevice& device, const std::vector<ProductTask>& tasks, ProductParams params, bool fused,
-                        cudaStream_t stream) {
+                        const Expansion& expansion, cudaStream_t stream) {
   for (const ProductKernel kernel : {ProductKernel::kFew, ProductKernel::kMma, ProductKernel::kWgmma}) {
     params.num_tasks = 0;
     for (const ProductTask& task : tasks) {
@@ -57,7 +58,7 @@ cudaError_t LaunchTasks(const ProductDevice& device, const std::vector<ProductTa
       std::stable_sort(params.tasks, params.tasks + params.num_tasks,
                        [](const ProductTask& a, const ProductTask& b) { return a.rows > b.rows; });
     }
-    if (const cudaError_t error = LaunchProducts(device, kernel, params, fused, stream); error != cudaSuccess) return error;
+    if (const cudaError_t error = LaunchProducts(device, kernel, params, fused, expansion, stream); error != cudaSuccess) return error;
   }
   return cudaSuccess;
 }
@@ -70,9 +71,8 @@ cudaError_t RunBatch(const ProductDevice& device, const ExpertMlpArgs& args, std
   params.offsets = args.offsets;
   params.act_type = args.in_type;
 
-  params.weight_type = shape.gate_up_type;
-  params.first = {shape.gate_codes, shape.gate_scales, shape.has_bias ? shape.gate_bias : -1};
-  params.second = {shape.up_codes, shape.up_scales, shape.has_bias ? shape.up_bias : -1};
+  params.first = shape.gate;
+  params.second = shape.up;
   params.n = static_cast<int32_t>(shape.n_ff);
   params.k = static_cast<int32_t>(shape.n_embd);
   params.in = args.in;
@@ -87,10 +87,9 @@ cudaError_t RunBatch(const ProductDevice& device, const ExpertMlpArgs& args, std
   params.alpha = args.alpha;
   params.limit = args.limit;
   params.up_offset = args.up_offset;
-  if (const cudaError_t error = LaunchTasks(device, tasks, params, /*fused=*/true, stream); error != cudaSuccess) return error;
+  if (const cudaError_t error = LaunchTasks(device, tasks, params, /*fused=*/true, args.expansion, stream); error != cudaSuccess) return error;
 
-  params.weight_type = shape.down_type;
-  params.first = {shape.down_codes, shape.down_scales, shape.has_bias ? shape.down_bias : -1};
+  params.first = shape.down;
   params.n = static_cast<int32_t>(shape.n_embd);
   params.k = static_cast<int32_t>(shape.n_ff);
   params.in = args.workspace;
@@ -104,12 +103,20 @@ cudaError_t RunBatch(const ProductDevice& device, const ExpertMlpArgs& args, std
   params.scatter = args.outs;
   params.scattered = true;
   params.overlaps = true;
-  return LaunchTasks(device, tasks, params, /*fused=*/false, stream);
+  return LaunchTasks(device, tasks, params, /*fused=*/false, args.expansion, stream);
 }
 
 }  // namespace
 
 int64_t ExpertMlpWorkspaceBytes(const ExpertShape& shape, int64_t rows) { return (rows * shape.n_ff * 2 + 255) / 256 * 256; }
+
+int64_t ExpertExpansionBytes(const ProductDevice& device, const ExpertShape& shape, DType act_type, int64_t most_rows) {
+  const ProductKernel kernel = ChooseExpertProduct(device, act_type, most_rows).kernel;
+  int64_t bytes = 0;
+  if (NeedsExpansion(kernel, shape.gate.type, shape.up.type)) bytes = LeastExpansionBytes(shape.n_embd, 2);
+  if (NeedsExpansion(kernel, shape.down.type)) bytes = std::max(bytes, LeastExpansionBytes(shape.n_ff, 1));
+  return bytes;
+}
 
 const char* ExpertMlp(const ProductDevice& device, const ExpertMlpArgs& args, cudaStream_t stream) {
   if (args.num_uses == 0) return nullptr;
@@ -121,7 +128,7 @@ const char* ExpertMlp(const ProductDevice& device, const ExpertMlpArgs& args, cu
     const cudaError_t error = RunBatch(device, args, tasks, rows, stream);
     tasks.clear();
     rows = 0;
-    if (error == cudaErrorInvalidValue) return "argument shape: types want to be MXFP4, Q8_0, Q4_0, BF16, F16 or F32";
+    if (error == cudaErrorInvalidValue) return "argument shape or expansion: a type without a kernel, or too few bytes";
     return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
   };
   for (int64_t i = 0; i < args.num_uses; ++i) {

@@ -19,20 +19,14 @@
 
 #include "common/model/dtype.h"
 #include "kernels/cuda/product_device.h"
+#include "kernels/cuda/product_matrix.h"
 
 namespace ferry::cuda {
 
 // Where a record's parts lie, in bytes from its start: ExpertLayout without its Status-returning parts.
-// Codes of a matrix are at its offset, scales at offset + TiledLayout::scales_offset.
 struct ExpertShape {
-  int64_t n_embd = 0, n_ff = 0;        // multiples of 32
-  DType gate_up_type = DType::kMXFP4;  // gate and up share one type
-  DType down_type = DType::kMXFP4;
-  int64_t gate_codes = 0, gate_scales = 0;
-  int64_t up_codes = 0, up_scales = 0;  // after gate's, as ExpertLayout has them
-  int64_t down_codes = 0, down_scales = 0;
-  bool has_bias = false;
-  int64_t gate_bias = 0, up_bias = 0, down_bias = 0;  // F32; meaningful with has_bias
+  int64_t n_embd = 0, n_ff = 0;    // multiples of 32
+  ProductMatrix gate, up, down;  // up after gate, as ExpertLayout has them
 };
 
 struct ExpertMlpUse {
@@ -57,11 +51,15 @@ struct ExpertMlpArgs {
   float alpha = 1.702f, limit = 7.0f, up_offset = 1.0f;
   void* workspace = nullptr;  // device, 256-byte aligned
   int64_t workspace_bytes = 0;
+  Expansion expansion;  // of ExpertExpansionBytes at least, where that is not 0
 };
 
 // Bytes of workspace for uses whose num_rows sum to `rows`. A smaller workspace is enough if the largest single use
 // fits: the call then runs in several batches.
 int64_t ExpertMlpWorkspaceBytes(const ExpertShape& shape, int64_t rows);
+
+// The least expansion for uses of at most `most_rows` rows: 0 when every type is decoded on the way.
+int64_t ExpertExpansionBytes(const ProductDevice& device, const ExpertShape& shape, DType act_type, int64_t most_rows);
 
 // Queues the experts on `stream`. An entry whose `outs` lies outside out_rows writes nothing; one whose `rows` lies
 // outside in_rows reads nothing there, and its contribution means nothing. Null, or static text: "argument ..." is the

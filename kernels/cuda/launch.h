@@ -29,7 +29,7 @@ struct DeviceTiles {
   const std::byte* data = nullptr;
   DType dtype = DType::kF32;
   int64_t rows = 0, cols = 0;
-  int64_t code_bytes = 0, scale_bytes = 0, scales_offset = 0;
+  int64_t code_bytes = 0, scale_bytes = 0, scales_offset = 0, rows_offset = 0;
 };
 
 // A grid of the given extents. cudaErrorInvalidConfiguration unless each is at least 1 and within what a device takes

@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/dequant.cuh"
 #include "kernels/cuda/products.h"
+#include "kernels/cuda/weight_types.h"
 
 namespace ferry::cuda {
 

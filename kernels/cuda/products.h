@@ -4,12 +4,14 @@
 // dense matrix), each multiplying its own rows by its own weights. product_config.h chooses the kernel. Internal; callers check
 // the arguments.
 //
-//   products_few.cu    at most kFewTaskRows rows: every warp streams its weights once, and only rows are shared
+//   products_few*.cu   at most kFewTaskRows rows: every warp streams its weights once, and only rows are shared
 //   products_mma.cu    any rows: mma.sync, capability 7.5 and later
 //   products_wgmma.cu  any rows: warpgroup products of capability 9.0a
 //
-// kFused: two matrices of the same shape and type, gate and up; out = the gated linear unit of both products. Otherwise one
-// matrix.
+// The last two decode the direct types (weight_types.h) on the way. Weights of another type are first written to an expansion
+// buffer as numbers of the activations' type (expand.h), as many experts and rows of weights at once as fit.
+//
+// kFused: two matrices of the same shape, gate and up; out = the gated linear unit of both products. Otherwise one matrix.
 
 #include <cuda_runtime_api.h>
 
@@ -19,17 +21,12 @@
 #include "common/model/dtype.h"
 #include "kernels/cuda/product_config.h"
 #include "kernels/cuda/product_device.h"
+#include "kernels/cuda/product_matrix.h"
 
 namespace ferry::cuda {
 
 inline constexpr int kMaxTasks = 128;  // of a launch: their table travels in the launch's parameters (4 KB)
 inline constexpr int kFewTaskRows = 32;
-
-// One matrix of a task, in bytes from the task's weights.
-struct ProductMatrix {
-  int64_t codes = 0, scales = 0;
-  int64_t bias = -1;  // F32 [n]; negative: see ProductParams::bias
-};
 
 struct ProductTask {
   const std::byte* weights = nullptr;
@@ -44,7 +41,8 @@ struct ProductParams {
   int32_t num_tasks = 0;
   int32_t num_tiles = 0;
 
-  DType weight_type = DType::kF32;
+  int32_t capability = 0;  // of the GPU; set by LaunchProducts
+
   ProductMatrix first, second;  // gate and up, or `first` alone
   const float* bias = nullptr;  // of `first` when its `bias` is negative; may be null
   int32_t n = 0, k = 0;         // rows and columns of a matrix
@@ -72,13 +70,27 @@ struct ProductParams {
 };
 static_assert(sizeof(ProductParams) <= 4096, "the parameters of a launch");
 
-// Queues the tasks of `params`, all with one kernel. cudaErrorInvalidValue: it has no code for the weight type.
-cudaError_t LaunchProducts(const ProductDevice& device, ProductKernel kernel, const ProductParams& params, bool fused,
-                           cudaStream_t stream);
-// The same with the named kernel.
+// Whether LaunchProducts uses the expansion for `rows` rows of an expert or of a dense matrix.
+bool NeedsExpansion(ProductKernel kernel, DType type);                  // one matrix
+bool NeedsExpansion(ProductKernel kernel, DType first, DType second);  // gate and up
+// Rows of weights that fit are a multiple of this, or all.
+inline constexpr int64_t kExpandedRows = 384;
+// The least expansion for matrices of `cols` columns, so many at once (1, or 2 for gate and up).
+int64_t LeastExpansionBytes(int64_t cols, int matrices);
+
+// Queues the tasks of `params`, all with one kernel. cudaErrorInvalidValue: it has no code for a weight type, or the expansion is
+// too small.
+cudaError_t LaunchProducts(const ProductDevice& device, ProductKernel kernel, ProductParams params, bool fused,
+                           const Expansion& expansion, cudaStream_t stream);
+// The same with the named kernel; `first` and `second` have one type.
 cudaError_t LaunchProductsFew(const ProductParams& params, bool fused, cudaStream_t stream);
 cudaError_t LaunchProductsMma(ProductParams params, bool fused, cudaStream_t stream);
 cudaError_t LaunchProductsWgmma(const ProductDevice& device, ProductParams params, bool fused, cudaStream_t stream);
+// LaunchProductsFew for a part of the types each; cudaErrorInvalidValue for those of the others.
+cudaError_t LaunchFewDirect(const ProductParams& params, bool fused, cudaStream_t stream);
+cudaError_t LaunchFewBlocks(const ProductParams& params, bool fused, cudaStream_t stream);
+cudaError_t LaunchFewGrids(const ProductParams& params, bool fused, cudaStream_t stream);
+cudaError_t LaunchFewIk(const ProductParams& params, bool fused, cudaStream_t stream);
 
 // Lets the kernels use the shared memory that they need on the current device. usable: whether this build has code for it.
 cudaError_t PrepareProductsWgmma(bool* usable);
@@ -92,27 +104,6 @@ inline void AssignTiles(ProductParams* params, int token_tile, int panel_rows) {
     tiles += panels * ((params->tasks[t].rows + token_tile - 1) / token_tile);
   }
   params->num_tiles = tiles;
-}
-
-// f.operator()<DType>() for the weight type.
-template <typename F>
-cudaError_t WithWeightType(DType type, F&& f) {
-  switch (type) {
-    case DType::kMXFP4:
-      return f.template operator()<DType::kMXFP4>();
-    case DType::kQ8_0:
-      return f.template operator()<DType::kQ8_0>();
-    case DType::kQ4_0:
-      return f.template operator()<DType::kQ4_0>();
-    case DType::kBF16:
-      return f.template operator()<DType::kBF16>();
-    case DType::kF16:
-      return f.template operator()<DType::kF16>();
-    case DType::kF32:
-      return f.template operator()<DType::kF32>();
-    default:
-      return cudaErrorInvalidValue;
-  }
 }
 
 }  // namespace ferry::cuda

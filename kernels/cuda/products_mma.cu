@@ -168,7 +168,7 @@ cudaError_t Launch(ProductParams& params, cudaStream_t stream) {
 cudaError_t LaunchProductsMma(ProductParams params, bool fused, cudaStream_t stream) {
   return WithActivation(params.act_type, [&](auto act) {
     using Act = decltype(act);
-    return WithWeightType(params.weight_type, [&]<DType kType>() {
+    return WithDirectType(params.first.type, [&]<DType kType>() {
       return fused ? Launch<kType, Act, true>(params, stream) : Launch<kType, Act, false>(params, stream);
     });
   });

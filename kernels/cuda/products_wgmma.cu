@@ -499,22 +499,19 @@ cudaError_t PrepareProductsWgmma(bool* usable) {
   FERRY_CUDA_RETURN_IF_ERROR(cudaFuncGetAttributes(&attributes, ProductsWgmmaKernel<DType::kMXFP4, true, 3>));
   *usable = attributes.binaryVersion == 90 && attributes.numRegs > 100;
   if (!*usable) return cudaSuccess;
-  for (const DType type : {DType::kMXFP4, DType::kQ8_0, DType::kQ4_0, DType::kBF16, DType::kF16, DType::kF32}) {
-    const cudaError_t error = WithWeightType(type, [&]<DType kType>() {
-      for (const cudaError_t one :
-           {Prepare<kType, false, 3>(), Prepare<kType, true, 3>(), Prepare<kType, false, 4>(), Prepare<kType, true, 4>()}) {
-        FERRY_CUDA_RETURN_IF_ERROR(one);
-      }
-      return cudaSuccess;
-    });
-    FERRY_CUDA_RETURN_IF_ERROR(error);
-  }
-  return cudaSuccess;
+  cudaError_t result = cudaSuccess;
+  ForEachFormat(DirectTypes{}, [&]<DType kType>() {
+    for (const cudaError_t one :
+         {Prepare<kType, false, 3>(), Prepare<kType, true, 3>(), Prepare<kType, false, 4>(), Prepare<kType, true, 4>()}) {
+      if (result == cudaSuccess) result = one;
+    }
+  });
+  return result;
 }
 
 cudaError_t LaunchProductsWgmma(const ProductDevice& device, ProductParams params, bool fused, cudaStream_t stream) {
   if (params.act_type != DType::kBF16) return cudaErrorInvalidValue;
-  return WithWeightType(params.weight_type, [&]<DType kType>() {
+  return WithDirectType(params.first.type, [&]<DType kType>() {
     return fused ? Launch<kType, true>(device, params, stream) : Launch<kType, false>(device, params, stream);
   });
 }

@@ -1,6 +1,8 @@
 #include "kernels/cuda/device_code.cuh"
+#include "kernels/cuda/expand.h"
 #include "kernels/cuda/overlapping_launch.cuh"
 #include "kernels/cuda/rows.h"
+#include "kernels/cuda/weight_types.h"
 
 namespace ferry::cuda {
 namespace {
@@ -23,7 +25,7 @@ __device__ inline T ReadAs(const std::byte* source) {
   return *reinterpret_cast<const T*>(source);
 }
 
-// One element of a tiled matrix.
+// One element of a tiled matrix of a direct type (weight_types.h).
 __device__ inline float TileValue(const DeviceTiles& table, int64_t row, int64_t col) {
   const int64_t tile = (row / kTileRows) * (table.cols / kTileCols) + col / kTileCols;
   const int in_row = static_cast<int>(row % kTileRows), i = static_cast<int>(col % kTileCols);
@@ -214,6 +216,7 @@ __global__ void GluKernel(GluArgs args) {
 
 cudaError_t LaunchEmbed(const DeviceTiles& table, const int32_t* token_ids, const DeviceRows& x, cudaStream_t stream) {
   if (x.rows == 0) return cudaSuccess;
+  if (!IsAmong(DirectTypes{}, table.dtype)) return LaunchEmbedPacked(table, token_ids, x, stream);
   dim3 grid;
   FERRY_CUDA_RETURN_IF_ERROR(Grid(x.rows, 1, 1, &grid));
   return WithElement(x.dtype, [&](auto type) {

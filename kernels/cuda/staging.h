@@ -42,6 +42,9 @@ class Staging {
 // size.
 inline constexpr int64_t kWorkspaceBytes = int64_t{192} << 20;
 
+// The part of it that expanded weights (product_matrix.h) take: more experts at once fill more multiprocessors.
+inline constexpr int64_t kExpansionBytes = int64_t{96} << 20;
+
 // Device memory for the inner results of one operation. All operations share it, one after the other in the stream's
 // order; it grows when one needs more, which waits for the device, and never shrinks.
 class Workspace {

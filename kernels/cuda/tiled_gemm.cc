@@ -19,7 +19,9 @@ const char* Check(const ProductDevice& device, const TiledGemmArgs& args) {
   if (args.act == nullptr || reinterpret_cast<uintptr_t>(args.act) % 16 != 0) return "argument act: not on 16 bytes";
   if (args.act_stride < args.k || args.act_stride % 8 != 0) return "argument act_stride: below k, or no multiple of 8";
   if (args.weight == nullptr || reinterpret_cast<uintptr_t>(args.weight) % 128 != 0) return "argument weight: not on 128 bytes";
-  if (args.scales_offset < 0 || args.scales_offset % 128 != 0) return "argument scales_offset: no multiple of 128";
+  for (const int64_t offset : {args.matrix.codes, args.matrix.scales, args.matrix.headers}) {
+    if (offset < 0 || offset % 128 != 0) return "argument matrix: an offset is no multiple of 128";
+  }
   if (args.out == nullptr) return "argument out: null";
   if (args.out_stride < args.n) return "argument out_stride: below n";
   return nullptr;
@@ -27,14 +29,18 @@ const char* Check(const ProductDevice& device, const TiledGemmArgs& args) {
 
 }  // namespace
 
+int64_t DenseExpansionBytes(const ProductDevice& device, DType act_type, int64_t m, DType type, int64_t k) {
+  return NeedsExpansion(ChooseDenseProduct(device, act_type, m).kernel, type) ? LeastExpansionBytes(k, 1) : 0;
+}
+
 const char* TiledGemm(const ProductDevice& device, const TiledGemmArgs& args, cudaStream_t stream) {
   if (args.m == 0) return nullptr;
   if (const char* wrong = Check(device, args)) return wrong;
   ProductParams params;
   params.num_tasks = 1;
   params.tasks[0] = {.weights = static_cast<const std::byte*>(args.weight), .rows = static_cast<int32_t>(args.m)};
-  params.weight_type = args.weight_type;
-  params.first = {.codes = 0, .scales = args.scales_offset, .bias = -1};
+  params.first = args.matrix;
+  params.first.bias = -1;
   params.bias = args.bias;
   params.n = static_cast<int32_t>(args.n);
   params.k = static_cast<int32_t>(args.k);
@@ -49,8 +55,8 @@ const char* TiledGemm(const ProductDevice& device, const TiledGemmArgs& args, cu
   params.accumulate = args.accumulate;
   params.overlaps = true;
   const ProductConfig config = ChooseDenseProduct(device, args.act_type, args.m);
-  const cudaError_t error = LaunchProducts(device, config.kernel, params, /*fused=*/false, stream);
-  if (error == cudaErrorInvalidValue) return "argument weight_type: want MXFP4, Q8_0, Q4_0, BF16, F16 or F32";
+  const cudaError_t error = LaunchProducts(device, config.kernel, params, /*fused=*/false, args.expansion, stream);
+  if (error == cudaErrorInvalidValue) return "argument matrix or expansion: a type without a kernel, or too few bytes";
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 

@@ -1,7 +1,7 @@
 // Times the products of the CUDA backend beside this machine's own ceilings, measured in the same run: a large bf16
 // product by cuBLAS (loaded at run time; --no-cublas leaves it out) and a large copy inside device memory.
 //
-//   cuda_products_bench [--no-cublas] [--only=experts|few|single|dense] [--portable] [--few=ROWS]
+//   cuda_products_bench [--no-cublas] [--only=experts|few|single|formats|dense] [--portable] [--few=ROWS]
 //
 // Medians of repeated runs between events, after warm-ups. Weights are random; several copies are used in turn where
 // one would stay in the L2 cache.
@@ -22,7 +22,10 @@
 
 #include "common/half.h"
 #include "common/model/expert_layout.h"
+#include "common/model/formats/formats.h"
+#include "kernels/cuda/device_views.h"
 #include "kernels/cuda/expert_mlp.h"
+#include "kernels/cuda/staging.h"
 #include "kernels/cuda/tiled_gemm.h"
 #include "tests/testing/random_tensors.h"
 
@@ -132,12 +135,11 @@ class Experts {
     for (int64_t e = 0; e < num_experts; ++e) {
       Must(cudaMemcpy(records_ + e * layout_.bytes, record.data(), layout_.bytes, cudaMemcpyHostToDevice), "records");
     }
-    shape_.n_embd = n_embd, shape_.n_ff = n_ff, shape_.gate_up_type = type, shape_.down_type = type;
-    shape_.gate_codes = layout_.gate_offset, shape_.gate_scales = layout_.gate_offset + layout_.gate.scales_offset;
-    shape_.up_codes = layout_.up_offset, shape_.up_scales = layout_.up_offset + layout_.up.scales_offset;
-    shape_.down_codes = layout_.down_offset, shape_.down_scales = layout_.down_offset + layout_.down.scales_offset;
-    shape_.has_bias = true, shape_.gate_bias = layout_.gate_bias_offset, shape_.up_bias = layout_.up_bias_offset;
-    shape_.down_bias = layout_.down_bias_offset;
+    shape_ = {.n_embd = n_embd,
+              .n_ff = n_ff,
+              .gate = cuda::MatrixOf(layout_.gate, layout_.gate_offset, layout_.gate_bias_offset),
+              .up = cuda::MatrixOf(layout_.up, layout_.up_offset, layout_.up_bias_offset),
+              .down = cuda::MatrixOf(layout_.down, layout_.down_offset, layout_.down_bias_offset)};
   }
   ~Experts() { cudaFree(records_); }
 
@@ -160,6 +162,8 @@ class Experts {
     std::byte* out = Allocate(entries * shape_.n_embd * (out_type == DType::kF32 ? 4 : 2));
     args.workspace_bytes = ExpertMlpWorkspaceBytes(shape_, entries);
     args.workspace = Allocate(args.workspace_bytes);
+    args.expansion.bytes = cuda::kExpansionBytes;
+    args.expansion.data = Allocate(args.expansion.bytes);
     args.offsets = device_offsets, args.rows = device_rows, args.outs = device_outs;
     args.in = in, args.in_rows = tokens, args.in_stride = shape_.n_embd;
     args.contributions = out, args.out_type = out_type, args.out_rows = entries, args.out_stride = shape_.n_embd;
@@ -180,7 +184,8 @@ class Experts {
     Print(ceilings, what, us, static_cast<double>(entries * layout_.flops_per_token()),
           static_cast<double>(active * layout_.bytes));
     for (void* memory : {static_cast<void*>(device_offsets), static_cast<void*>(device_rows), static_cast<void*>(device_outs),
-                         static_cast<void*>(in), static_cast<void*>(out), args.workspace}) {
+                         static_cast<void*>(in), static_cast<void*>(out), args.workspace,
+                         static_cast<void*>(args.expansion.data)}) {
       cudaFree(memory);
     }
   }
@@ -210,6 +215,7 @@ std::vector<int32_t> SkewedRows(int64_t num_experts, int64_t tokens, int top_k) 
 void TimeDense(const Ceilings& ceilings, const cuda::ProductDevice& device, DType type, int64_t n, int64_t k,
                const std::vector<int64_t>& row_counts) {
   const TiledLayout layout = *TiledLayout::Create(type, n, k);
+  if (layout.row_bytes > 0) return;  // the planes below are two
   const OwnedTiledMatrix small = RandomTiledMatrix(type, 160, k, 1, 0.02f);
   const int turns = static_cast<int>(std::clamp<int64_t>((int64_t{160} << 20) / layout.bytes, 1, 8));
   std::vector<std::byte*> weights;
@@ -220,7 +226,7 @@ void TimeDense(const Ceilings& ceilings, const cuda::ProductDevice& device, DTyp
          {std::array<int64_t, 4>{0, layout.row_tiles() * layout.col_blocks() * layout.tile_code_bytes(), 0,
                                  small.matrix.layout.row_tiles() * layout.col_blocks() * layout.tile_code_bytes()},
           std::array<int64_t, 4>{layout.scales_offset, layout.bytes - layout.scales_offset, small.matrix.layout.scales_offset,
-                                 small.matrix.layout.row_tiles() * layout.col_blocks() * 16 * layout.scale_bytes}}) {
+                                 small.matrix.layout.row_tiles() * layout.scale_blocks() * 16 * layout.scale_bytes}}) {
       for (int64_t done = 0; done < bytes && period > 0; done += period) {
         Must(cudaMemcpy(weights[t] + at + done, small.memory.data() + from, std::min(period, bytes - done),
                         cudaMemcpyHostToDevice),
@@ -228,12 +234,14 @@ void TimeDense(const Ceilings& ceilings, const cuda::ProductDevice& device, DTyp
       }
     }
   }
+  const cuda::Expansion expansion = {Allocate(cuda::kExpansionBytes), cuda::kExpansionBytes};
   for (const int64_t m : row_counts) {
     uint16_t* act = ToDevice(RandomBf16(m * k));
     std::byte* out = Allocate(m * n * 2);
     cuda::TiledGemmArgs args;
     args.act = act, args.act_stride = k;
-    args.weight_type = type, args.scales_offset = layout.scales_offset;
+    args.matrix = cuda::MatrixOf(layout);
+    args.expansion = expansion;
     args.m = m, args.n = n, args.k = k;
     args.out = out, args.out_type = DType::kBF16, args.out_stride = n;
     const double us = MedianUs(11, turns > 1 ? turns : 3, [&](int turn) {
@@ -248,6 +256,7 @@ void TimeDense(const Ceilings& ceilings, const cuda::ProductDevice& device, DTyp
     cudaFree(act), cudaFree(out);
   }
   for (std::byte* weight : weights) cudaFree(weight);
+  cudaFree(expansion.data);
 }
 
 int Run(int argc, char** argv) {
@@ -299,6 +308,20 @@ int Run(int argc, char** argv) {
       }
       experts.Time(ceilings, device, "4 experts, 128 rows each", std::vector<int32_t>(4, 128), 16);
     }
+  }
+  if (wanted("formats")) {
+    ForEachFormat([&]<DType kType>() {
+      // The shape of Qwen3-30B's experts.
+      Experts experts(kType, 128, 2048, 768);
+      const std::string name = std::string(Format<kType>::kName) + ", ";
+      experts.Time(ceilings, device, name + "128 experts of 2048 x 768, 1 row each", std::vector<int32_t>(128, 1));
+      experts.Time(ceilings, device, name + "8 experts, 1 row each (decode)", std::vector<int32_t>(8, 1), 16);
+      experts.Time(ceilings, device, name + "128 experts, 12 rows each", std::vector<int32_t>(128, 12));
+      experts.Time(ceilings, device, name + "128 experts, 256 rows each", std::vector<int32_t>(128, 256));
+      if constexpr (kType == DType::kQ4_K || kType == DType::kQ6_K || kType == DType::kQ8_0) {
+        TimeDense(ceilings, device, kType, 4096, 2048, {1, 8, 32, 512});
+      }
+    });
   }
   if (wanted("dense")) {
     TimeDense(ceilings, device, DType::kQ8_0, 5120, 2880, {1, 8, 16, 32, 33, 64, 128, 512, 2048, 4096});

@@ -15,8 +15,10 @@
 #include <vector>
 
 #include "common/half.h"
+#include "kernels/cuda/device_views.h"
 #include "kernels/cuda/expert_mlp.h"
 #include "kernels/cuda/tiled_gemm.h"
+#include "kernels/cuda/weight_types.h"
 #include "tests/testing/close.h"
 #include "tests/testing/random_tensors.h"
 
@@ -119,8 +121,8 @@ class CudaProductsTest : public testing::Test {
 // sums.
 double WeightRounding(DType weight, DType act) {
   if (weight == act || weight == DType::kMXFP4) return 2e-6;
-  if (weight == DType::kQ8_0 || weight == DType::kQ4_0 || weight == DType::kF32) return act == DType::kF16 ? 4e-4 : 2.5e-3;
-  return act == DType::kF16 ? 2e-5 : 2.5e-3;  // F16 as BF16, BF16 as F16
+  if (weight == DType::kBF16 || weight == DType::kF16) return act == DType::kF16 ? 2e-5 : 2.5e-3;  // as the other one
+  return act == DType::kF16 ? 4e-4 : 2.5e-3;
 }
 
 struct DenseCase {
@@ -161,12 +163,16 @@ TEST_P(CudaTiledGemmTest, MatchesDoubleLoopsForAnyNumberOfRows) {
       GuardedMemory out(m * out_stride * (out_type == DType::kF32 ? 4 : 2));
       TiledGemmArgs args;
       args.act = act_memory.data(), args.act_type = act_type, args.act_stride = act_stride;
-      args.weight = weight_memory.data(), args.scales_offset = weight.matrix.layout.scales_offset;
-      args.weight_type = weight_type;
+      args.weight = weight_memory.data(), args.matrix = cuda::MatrixOf(weight.matrix.layout);
+      // The least that is enough, so that tall matrices are expanded in parts.
+      args.expansion.bytes = DenseExpansionBytes(DeviceFor(kernels), act_type, m, weight_type, k);
+      GuardedMemory expansion(args.expansion.bytes);
+      args.expansion.data = expansion.data();
       args.m = m, args.n = n, args.k = k;
       args.bias = reinterpret_cast<const float*>(bias_memory.data());
       args.out = out.data(), args.out_type = out_type, args.out_stride = out_stride;
       ASSERT_STREQ(TiledGemm(DeviceFor(kernels), args, nullptr), nullptr);
+      expansion.Read();
       const std::vector<float> padded = ToFloats(out.Read(), out_type);
       std::vector<float> got;
       for (int64_t i = 0; i < m; ++i) {
@@ -195,6 +201,13 @@ INSTANTIATE_TEST_SUITE_P(
         }
         cases.push_back({type, Kernels::kBest, 528, 1024});
       }
+      // Types that are expanded for many rows: 1,000 rows of weights are three parts.
+      ForEachFormat([&]<DType kType>() {
+        if (cuda::kIsDirect<kType>) return;
+        cases.push_back({kType, Kernels::kBest, 333, 256});
+        cases.push_back({kType, Kernels::kPortable, 77, 768});
+        cases.push_back({kType, Kernels::kBest, 1000, 512});
+      });
       return cases;
     }()),
     NameOfCase);
@@ -210,8 +223,7 @@ TEST_F(CudaProductsTest, TiledGemmAddsToWhatIsThereWhenItAccumulates) {
     GuardedMemory fresh(m * n * 4), sum(old);
     TiledGemmArgs args;
     args.act = act.data(), args.act_type = act_type, args.act_stride = k;
-    args.weight = weight_memory.data(), args.scales_offset = weight.matrix.layout.scales_offset;
-    args.weight_type = DType::kMXFP4;
+    args.weight = weight_memory.data(), args.matrix = cuda::MatrixOf(weight.matrix.layout);
     args.m = m, args.n = n, args.k = k;
     args.out = fresh.data(), args.out_stride = n;
     ASSERT_STREQ(TiledGemm(device_, args, nullptr), nullptr);
@@ -224,11 +236,11 @@ TEST_F(CudaProductsTest, TiledGemmAddsToWhatIsThereWhenItAccumulates) {
 }
 
 TEST_F(CudaProductsTest, ARowsBitsDependOnTheNumberOfRowsOnlyThroughTheKernel) {
-  const int64_t n = 400, k = 352, most = 300;
+  const int64_t n = 400, k = 768, most = 300;
   for (const Kernels kernels : {Kernels::kBest, Kernels::kPortable}) {
     const DType act_type = ActType(kernels);
     const GuardedMemory act(ToShorts(RandomFloats(most * k, 2), act_type));
-    for (const DType type : {DType::kMXFP4, DType::kQ8_0, DType::kBF16}) {
+    for (const DType type : {DType::kMXFP4, DType::kQ8_0, DType::kBF16, DType::kQ5_K, DType::kIQ3_S}) {
       const OwnedTiledMatrix weight = RandomTiledMatrix(type, n, k, 1);
       const GuardedMemory memory(std::vector<std::byte>(weight.memory.data(), weight.memory.data() + weight.memory.size()));
       std::vector<std::byte> few, many;
@@ -237,7 +249,10 @@ TEST_F(CudaProductsTest, ARowsBitsDependOnTheNumberOfRowsOnlyThroughTheKernel) {
         GuardedMemory out(m * n * 4);
         TiledGemmArgs args;
         args.act = act.data(), args.act_type = act_type, args.act_stride = k;
-        args.weight = memory.data(), args.scales_offset = weight.matrix.layout.scales_offset, args.weight_type = type;
+        args.weight = memory.data(), args.matrix = cuda::MatrixOf(weight.matrix.layout);
+        args.expansion.bytes = DenseExpansionBytes(DeviceFor(kernels), act_type, m, type, k);
+        GuardedMemory expansion(args.expansion.bytes);
+        args.expansion.data = expansion.data();
         args.m = m, args.n = n, args.k = k;
         args.out = out.data(), args.out_stride = n;
         ASSERT_STREQ(TiledGemm(DeviceFor(kernels), args, nullptr), nullptr);
@@ -268,7 +283,7 @@ TEST_F(CudaProductsTest, Mxfp4ScalesAreExactFarFromOne) {
       GuardedMemory out(m * n * 4);
       TiledGemmArgs args;
       args.act = act_memory.data(), args.act_type = act_type, args.act_stride = k;
-      args.weight = memory.data(), args.scales_offset = weight.matrix.layout.scales_offset, args.weight_type = DType::kMXFP4;
+      args.weight = memory.data(), args.matrix = cuda::MatrixOf(weight.matrix.layout);
       args.m = m, args.n = n, args.k = k;
       args.out = out.data(), args.out_stride = n;
       ASSERT_STREQ(TiledGemm(device_, args, nullptr), nullptr);
@@ -295,23 +310,22 @@ TEST_F(CudaProductsTest, TiledGemmNamesTheArgumentThatIsWrong) {
 // experts
 
 ExpertShape ShapeOf(const ExpertLayout& layout) {
-  ExpertShape shape;
-  shape.n_embd = layout.gate.cols, shape.n_ff = layout.gate.rows;
-  shape.gate_up_type = layout.gate.dtype, shape.down_type = layout.down.dtype;
-  shape.gate_codes = layout.gate_offset, shape.gate_scales = layout.gate_offset + layout.gate.scales_offset;
-  shape.up_codes = layout.up_offset, shape.up_scales = layout.up_offset + layout.up.scales_offset;
-  shape.down_codes = layout.down_offset, shape.down_scales = layout.down_offset + layout.down.scales_offset;
-  shape.has_bias = layout.has_bias;
-  shape.gate_bias = layout.gate_bias_offset, shape.up_bias = layout.up_bias_offset, shape.down_bias = layout.down_bias_offset;
-  return shape;
+  return {.n_embd = layout.gate.cols,
+          .n_ff = layout.gate.rows,
+          .gate = cuda::MatrixOf(layout.gate, layout.gate_offset, layout.has_bias ? layout.gate_bias_offset : -1),
+          .up = cuda::MatrixOf(layout.up, layout.up_offset, layout.has_bias ? layout.up_bias_offset : -1),
+          .down = cuda::MatrixOf(layout.down, layout.down_offset, layout.has_bias ? layout.down_bias_offset : -1)};
 }
 
 // Experts with groups of all sizes, rows of the input in random order, contributions in random places.
 class ExpertFixture {
  public:
   ExpertFixture(DType gate_up, DType down, DType act_type, int64_t n_embd, int64_t n_ff, std::vector<int32_t> group_rows)
-      : act_type_(act_type), group_rows_(std::move(group_rows)) {
-    layout_ = *ExpertLayout::Create(gate_up, gate_up, down, n_embd, n_ff, /*has_bias=*/true);
+      : ExpertFixture(*ExpertLayout::Create(gate_up, gate_up, down, n_embd, n_ff, /*has_bias=*/true), act_type,
+                      std::move(group_rows)) {}
+  ExpertFixture(const ExpertLayout& layout, DType act_type, std::vector<int32_t> group_rows)
+      : act_type_(act_type), layout_(layout), group_rows_(std::move(group_rows)) {
+    const int64_t n_embd = layout.gate.cols;
     offsets_ = {0};
     for (const int32_t rows : group_rows_) offsets_.push_back(offsets_.back() + rows);
     num_entries_ = offsets_.back();
@@ -381,6 +395,9 @@ class ExpertFixture {
     args.workspace_bytes = ExpertMlpWorkspaceBytes(args.shape, run.workspace_rows == 0 ? num_entries_ : run.workspace_rows);
     GuardedMemory workspace(args.workspace_bytes);
     args.workspace = workspace.data();
+    args.expansion.bytes = ExpertExpansionBytes(run.device, args.shape, act_type_, *std::ranges::max_element(group_rows_));
+    GuardedMemory expansion(args.expansion.bytes);
+    args.expansion.data = expansion.data();
     std::vector<std::vector<int>> calls = run.calls;
     if (calls.empty()) {
       calls.emplace_back();
@@ -393,6 +410,7 @@ class ExpertFixture {
       EXPECT_STREQ(ExpertMlp(run.device, args, nullptr), nullptr);
     }
     workspace.Read();
+    expansion.Read();
     return contributions.Read();
   }
 
@@ -464,8 +482,23 @@ INSTANTIATE_TEST_SUITE_P(Types, CudaExpertMlpTest,
                                          ExpertCase{DType::kQ4_0, DType::kQ8_0, Kernels::kBest, 192, 160},
                                          ExpertCase{DType::kQ4_0, DType::kQ4_0, Kernels::kPortableF16, 96, 96},
                                          ExpertCase{DType::kBF16, DType::kF16, Kernels::kBest, 96, 96},
-                                         ExpertCase{DType::kF32, DType::kF32, Kernels::kPortable, 96, 96}),
+                                         ExpertCase{DType::kF32, DType::kF32, Kernels::kPortable, 96, 96},
+                                         ExpertCase{DType::kQ4_K, DType::kQ6_K, Kernels::kBest, 256, 512},
+                                         ExpertCase{DType::kQ3_K, DType::kQ5_1, Kernels::kPortable, 256, 416},
+                                         ExpertCase{DType::kIQ2_XXS, DType::kIQ3_S, Kernels::kBest, 512, 256},
+                                         ExpertCase{DType::kIQ4_KS, DType::kIQ2_KL, Kernels::kBest, 256, 256},
+                                         ExpertCase{DType::kMXFP4, DType::kIQ4_NL, Kernels::kBest, 192, 160}),
                          NameOfExpertCase);
+
+TEST_F(CudaProductsTest, GateAndUpMayBeOfTwoTypes) {
+  for (const auto& [gate, up] : {std::pair{DType::kQ4_K, DType::kQ5_K}, {DType::kQ8_0, DType::kIQ4_XS}, {DType::kMXFP4, DType::kQ8_0}}) {
+    const ExpertLayout layout = *ExpertLayout::Create(gate, up, DType::kQ8_0, 256, 160, /*has_bias=*/true);
+    const ExpertFixture fixture(layout, ActType(Kernels::kBest), {1, 7, 33, 130});
+    const std::vector<double> want = fixture.Want();
+    const std::vector<float> got = ToFloats(fixture.Contributions({device_, DType::kF32, {}, 0}), DType::kF32);
+    EXPECT_TRUE(Close(got, want, 0.1, 0.1)) << NameOf(gate) << ", " << NameOf(up);
+  }
+}
 
 TEST_F(CudaProductsTest, AnExpertsResultDoesNotDependOnTheOtherUsesOfItsCall) {
   const ExpertFixture fixture(DType::kMXFP4, DType::kMXFP4, ActType(Kernels::kBest), 192, 160, {5, 200, 40, 0, 130, 16, 17});

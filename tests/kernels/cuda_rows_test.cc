@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "kernels/kv_cache_format.h"
+#include "common/model/formats/formats.h"
 #include "tests/kernels/cuda_rig.h"
 #include "tests/kernels/plain_params.h"
 
@@ -45,6 +46,25 @@ INSTANTIATE_TEST_SUITE_P(Types, CudaEmbedTest,
                                           testing::Values(32, 288, 2880)));
 
 class CudaRowsTest : public CudaTest {};
+
+TEST_F(CudaRowsTest, EmbedDecodesEveryTypeOfWeights) {
+  constexpr int64_t kVocab = 37;
+  const std::vector<int32_t> ids = {36, 0, 17, 1, 31, 16, 15};
+  const auto rows = static_cast<int64_t>(ids.size());
+  ASSERT_OK_AND_ASSIGN(const auto batch, ops_->PrepareBatch(TokensBatch(ids)));
+  ASSERT_OK_AND_ASSIGN(const auto host_batch, reference_.PrepareBatch(TokensBatch(ids)));
+  ForEachFormat([&]<DType kType>() {
+    for (const int64_t cols : {256, 768, 9216}) {
+      const OwnedTiledMatrix table = RandomTiledMatrix(kType, kVocab, cols, 11);
+      const GuardedBytes device_table(ops_, table.memory.span());
+      const DeviceRowsBuffer x(ops_, DType::kF32, rows, cols, /*gap=*/3);
+      EXPECT_OK(ops_->Embed(*batch, 0, {table.matrix.layout, device_table.data()}, x.tensor()));
+      std::vector<float> want(rows * cols);
+      EXPECT_OK(reference_.Embed(*host_batch, 0, table.matrix, HostTensor(want, rows, cols)));
+      EXPECT_TRUE(Close(x.Read(), want, 1e-5, 1e-6)) << NameOf(kType) << ", " << cols << " columns";
+    }
+  });
+}
 
 TEST_F(CudaRowsTest, EmbedRefusesIdsBeyondTheTable) {
   const OwnedTiledMatrix table = RandomTiledMatrix(DType::kF32, 16, 32, 1);

@@ -1,0 +1,124 @@
+#pragma once
+
+// The bit fields of common/model/formats/format.h in registers: 32 codes of a row as eight words, word g holding those of columns
+// 4g .. 4g + 3, a byte each, and look-ups of levels for several bytes at once.
+
+#include <cstdint>
+#include <tuple>
+
+#include "kernels/cuda/device_code.cuh"
+
+namespace ferry::cuda {
+
+__device__ inline uint32_t ByteOf(uint32_t word, int index) { return (word >> (8 * index)) & 255u; }
+__device__ inline float HalfBits(uint32_t bits) { return __half2float(__ushort_as_half(static_cast<unsigned short>(bits))); }
+
+// Nibbles: word i holds group i in the low and group i + 4 in the high half of each byte.
+__device__ inline void UnpackNibbles(const uint32_t* nibbles, uint32_t (&out)[8]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    out[i] = nibbles[i] & 0x0F0F0F0Fu;
+    out[i + 4] = (nibbles[i] >> 4) & 0x0F0F0F0Fu;
+  }
+}
+// Pairs: word i holds group 4i + j in bits 2j and 2j + 1 of each byte.
+__device__ inline void UnpackPairs(const uint32_t* pairs, uint32_t (&out)[8]) {
+#pragma unroll
+  for (int g = 0; g < 8; ++g) out[g] = (pairs[g / 4] >> (2 * (g % 4))) & 0x03030303u;
+}
+// Adds bit g of each byte to the codes of group g as their bit kTo.
+template <int kTo>
+__device__ inline void AddBits(uint32_t bits, uint32_t (&out)[8]) {
+#pragma unroll
+  for (int g = 0; g < 8; ++g) out[g] |= (g < kTo ? bits << (kTo - g) : bits >> (g - kTo)) & (0x01010101u << kTo);
+}
+// Adds pairs to the codes as their bits 4 and 5.
+__device__ inline void AddPairs(const uint32_t* pairs, uint32_t (&out)[8]) {
+#pragma unroll
+  for (int g = 0; g < 8; ++g) {
+    const int at = 2 * (g % 4);
+    out[g] |= (at < 4 ? pairs[g / 4] << (4 - at) : pairs[g / 4] >> (at - 4)) & 0x30303030u;
+  }
+}
+
+// Bytes of all ones where bit 0 of a byte is set; the other bits of `bytes` are zeros.
+__device__ inline uint32_t MasksOf(uint32_t bytes) { return bytes * 255u; }
+// Bit i of four in bit 0 of byte i.
+__device__ inline uint32_t SpreadBits(uint32_t four) { return ((four & 15u) * 0x00204081u) & 0x01010101u; }
+// Nibble i of the result is the code in byte i of `codes`, each below 16.
+__device__ inline uint32_t NibblesOfBytes(uint32_t codes) {
+  return __byte_perm((codes | codes >> 4) & 0x00FF00FFu, 0, 0x4420);
+}
+
+// Levels of a table as unsigned bytes, four to a word; a level is stored as itself plus 128.
+template <int kLevels>
+struct LevelTable {
+  uint32_t words[kLevels / 4];
+};
+template <typename Levels>
+constexpr auto MakeLevels(const Levels& levels) {
+  constexpr int kCount = static_cast<int>(std::tuple_size_v<Levels>);
+  LevelTable<kCount> table{};
+  for (int i = 0; i < kCount; ++i) {
+    table.words[i / 4] |= static_cast<uint32_t>((levels[i] + 128) & 255) << (8 * (i % 4));
+  }
+  return table;
+}
+
+// The levels of the four nibbles in the low half of `codes`, in their order. kFrom: where the 16 levels begin in the table.
+template <int kFrom, int kLevels>
+__device__ inline uint32_t Look16(const LevelTable<kLevels>& table, uint32_t codes) {
+  // A selector of prmt takes three bits of index; its fourth one means something else.
+  constexpr int kAt = kFrom / 4;
+  const uint32_t index = codes & 0x77777777u;
+  const uint32_t low = __byte_perm(table.words[kAt], table.words[kAt + 1], index);
+  const uint32_t high = __byte_perm(table.words[kAt + 2], table.words[kAt + 3], index);
+  return __byte_perm(low, high, 0x3210u | ((codes >> 1) & 0x44444444u));
+}
+template <int kLevels>
+__device__ inline uint32_t Look8(const LevelTable<kLevels>& table, uint32_t codes) {
+  static_assert(kLevels <= 8);
+  return __byte_perm(table.words[0], table.words[kLevels / 4 - 1], codes);
+}
+
+// The levels of nibbles in groups.
+template <int kFrom = 0, int kLevels>
+__device__ inline void LookNibbles(const LevelTable<kLevels>& table, const uint32_t* nibbles, uint32_t (&out)[8]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    // The nibbles of a word in their order: columns 4i, 4i + 16, 4i + 1, 4i + 17, ...
+    const uint32_t first = Look16<kFrom>(table, nibbles[i]), second = Look16<kFrom>(table, nibbles[i] >> 16);
+    out[i] = __byte_perm(first, second, 0x6420);
+    out[i + 4] = __byte_perm(first, second, 0x7531);
+  }
+}
+// The levels of nibbles and a fifth bit of each.
+__device__ inline void LookFiveBits(const LevelTable<32>& table, const uint32_t* nibbles, uint32_t bits, uint32_t (&out)[8]) {
+  uint32_t upper[8];
+  LookNibbles<0>(table, nibbles, out);
+  LookNibbles<16>(table, nibbles, upper);
+#pragma unroll
+  for (int g = 0; g < 8; ++g) {
+    const uint32_t mask = MasksOf((bits >> g) & 0x01010101u);
+    out[g] = (out[g] & ~mask) | (upper[g] & mask);
+  }
+}
+// The levels of up to eight codes of up to three bits, a byte each.
+template <int kLevels>
+__device__ inline void LookBytes(const LevelTable<kLevels>& table, uint32_t (&codes)[8]) {
+#pragma unroll
+  for (int g = 0; g < 8; ++g) codes[g] = Look8(table, NibblesOfBytes(codes[g]));
+}
+
+// 128 plus or minus each byte of `numbers`, which are below 128: minus where a bit of `signs` is set.
+__device__ inline uint32_t Signed(uint32_t numbers, uint32_t signs) {
+  const uint32_t ones = SpreadBits(signs);
+  return ((numbers | 0x80808080u) ^ MasksOf(ones)) + ones;
+}
+// Seven sign bits of eight: the last one makes the number of negative signs even.
+__device__ inline uint32_t EvenSignBits(uint32_t seven) {
+  seven &= 127u;
+  return seven | (__popc(seven) & 1u) << 7;
+}
+
+}  // namespace ferry::cuda

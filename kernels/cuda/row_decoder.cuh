@@ -1,0 +1,719 @@
+#pragma once
+
+// 32 columns of one row of a matrix in the tiled layout, read from memory into registers and decoded: one specialisation of
+// RowFormat for each type that is not decoded by dequant.cuh's Decoder. Each has
+//
+//   kScaleWords                              words of scales that a row's 32 columns need
+//   LoadScales(entry, row, tile, words)      reads them; `entry` is that of 16 rows, `tile` the place among those that share it
+//   Codes(codes, out)                        the codes, kZero above their value, in the groups of code_forms.cuh
+//   Scales(words, codes, tile, header, out)  scale and minimum of the two halves of 16 columns
+//
+// A value is (code - kZero) * scale - minimum, with one rounding where common/model/formats rounds twice.
+
+#include <tuple>
+
+#include "kernels/cuda/code_forms.cuh"
+#include "kernels/cuda/dequant.cuh"
+#include "kernels/cuda/weight_types.h"
+
+namespace ferry::cuda {
+
+struct HalfScales {
+  float scale[2], minimum[2] = {0, 0};
+
+  __device__ void Set(float value) { scale[0] = scale[1] = value; }
+  __device__ void SetMinimum(float value) { minimum[0] = minimum[1] = value; }
+};
+
+// Field `kStart` bytes into an entry of 16 rows, kBytes a row: word `word` of this row's part.
+template <int kStart, int kBytes>
+__device__ inline uint32_t FieldWord(const std::byte* entry, int row, int word = 0) {
+  const std::byte* const at = entry + 16 * kStart + row * kBytes + 4 * word;
+  if constexpr (kBytes == 1) return *reinterpret_cast<const uint8_t*>(at);
+  if constexpr (kBytes == 2) return *reinterpret_cast<const uint16_t*>(at);
+  return *reinterpret_cast<const uint32_t*>(at);
+}
+// The same in an array of fields of four bytes, of which `field` is chosen at run time.
+template <int kStart>
+__device__ inline uint32_t FieldOfFour(const std::byte* entry, int row, int field) {
+  return *reinterpret_cast<const uint32_t*>(entry + 16 * (kStart + 4 * field) + 4 * row);
+}
+
+template <DType kType>
+struct RowFormat;
+
+// ------------------------------------------------------------------------------------------------------- blocks of 32
+
+struct OneHalf {  // an f16 alone
+  static constexpr int kScaleWords = 1;
+  __device__ static void LoadScales(const std::byte* entry, int row, int, uint32_t* words) { words[0] = FieldWord<0, 2>(entry, row); }
+  __device__ static void Scales(const uint32_t* words, const uint32_t*, int, float, HalfScales& out) { out.Set(HalfBits(words[0])); }
+};
+struct HalfAndMinimum {  // two f16: scale, and a number that is added
+  static constexpr int kScaleWords = 2;
+  __device__ static void LoadScales(const std::byte* entry, int row, int, uint32_t* words) {
+    words[0] = FieldWord<0, 2>(entry, row);
+    words[1] = FieldWord<2, 2>(entry, row);
+  }
+  __device__ static void Scales(const uint32_t* words, const uint32_t*, int, float, HalfScales& out) {
+    out.Set(HalfBits(words[0]));
+    out.SetMinimum(-HalfBits(words[1]));
+  }
+};
+template <int kZeroCode>
+struct NibbleCodes {
+  static constexpr int kZero = kZeroCode;
+  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) { UnpackNibbles(codes, out); }
+};
+template <int kZeroCode>
+struct FiveBitCodes {
+  static constexpr int kZero = kZeroCode;
+  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
+    UnpackNibbles(codes, out);
+    AddBits<4>(codes[4], out);
+  }
+};
+struct SixBitCodes {
+  static constexpr int kZero = 32;
+  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
+    UnpackNibbles(codes, out);
+    AddPairs(codes + 4, out);
+  }
+};
+template <int kZeroCode>
+struct PairCodes {
+  static constexpr int kZero = kZeroCode;
+  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) { UnpackPairs(codes, out); }
+};
+struct ThreeBitCodes {
+  static constexpr int kZero = 4;
+  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
+    UnpackPairs(codes, out);
+    AddBits<2>(codes[2], out);
+  }
+};
+// Levels are 128 above their value.
+struct Levels {
+  static constexpr int kZero = 128;
+};
+struct Iq4Levels : Levels {
+  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
+    constexpr auto kTable = MakeLevels(kIq4Values);
+    LookNibbles(kTable, codes, out);
+  }
+};
+
+template <>
+struct RowFormat<DType::kQ4_1> : NibbleCodes<0>, HalfAndMinimum {};
+template <>
+struct RowFormat<DType::kQ5_0> : FiveBitCodes<16>, OneHalf {};
+template <>
+struct RowFormat<DType::kQ5_1> : FiveBitCodes<0>, HalfAndMinimum {};
+template <>
+struct RowFormat<DType::kQ6_0> : SixBitCodes, OneHalf {};
+template <>
+struct RowFormat<DType::kIQ4_NL> : Iq4Levels, OneHalf {};
+template <>
+struct RowFormat<DType::kNVFP4> : Levels {
+  static constexpr int kScaleWords = 1;
+  __device__ static void LoadScales(const std::byte* entry, int row, int, uint32_t* words) { words[0] = FieldWord<0, 2>(entry, row); }
+  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
+    constexpr auto kTable = MakeLevels(kFp4Doubled);
+    LookNibbles(kTable, codes, out);
+  }
+  __device__ static void Scales(const uint32_t* words, const uint32_t*, int, float, HalfScales& out) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) out.scale[half] = HalfOfE4M3Bits(ByteOf(words[0], half));
+  }
+
+ private:
+  // HalfOfE4M3 of common/model/formats/blocks_of_32.h.
+  __device__ static float HalfOfE4M3Bits(uint32_t byte) {
+    const uint32_t exponent = (byte >> 3) & 15u, mantissa = byte & 7u;
+    if (byte == 0x7F) return 0.0f;
+    if (exponent == 0) return static_cast<float>(mantissa) * 0x1p-10f;
+    return __uint_as_float((exponent + 119) << 23 | mantissa << 20);
+  }
+};
+
+// ----------------------------------------------------------------------------------------------------------- K quants
+
+// d, dmin, and eight scales and minimums of six bits in twelve bytes (PackedScale, PackedMin of k_quants.h).
+struct ScalesAndMinsOfSix {
+  static constexpr int kScaleWords = 5;
+  __device__ static void LoadScales(const std::byte* entry, int row, int, uint32_t* words) {
+    words[0] = FieldWord<0, 2>(entry, row);
+    words[1] = FieldWord<2, 2>(entry, row);
+#pragma unroll
+    for (int i = 0; i < 3; ++i) words[2 + i] = FieldOfFour<4>(entry, row, i);
+  }
+  __device__ static void Scales(const uint32_t* words, const uint32_t*, int tile, float, HalfScales& out) {
+    const int i = tile % 4;
+    const uint32_t first = ByteOf(words[2], i), second = ByteOf(words[3], i), third = ByteOf(words[4], i);
+    const uint32_t scale = tile < 4 ? first & 63u : (third & 15u) | (first >> 6) << 4;
+    const uint32_t minimum = tile < 4 ? second & 63u : third >> 4 | (second >> 6) << 4;
+    out.Set(HalfBits(words[0]) * static_cast<float>(scale));
+    out.SetMinimum(HalfBits(words[1]) * static_cast<float>(minimum));
+  }
+};
+
+template <>
+struct RowFormat<DType::kQ4_K> : NibbleCodes<0>, ScalesAndMinsOfSix {};
+template <>
+struct RowFormat<DType::kQ5_K> : FiveBitCodes<0>, ScalesAndMinsOfSix {};
+template <>
+struct RowFormat<DType::kQ6_K> : SixBitCodes {
+  static constexpr int kScaleWords = 2;
+  __device__ static void LoadScales(const std::byte* entry, int row, int tile, uint32_t* words) {
+    words[0] = FieldWord<0, 2>(entry, row);
+    words[1] = FieldOfFour<2>(entry, row, tile / 2);
+  }
+  __device__ static void Scales(const uint32_t* words, const uint32_t*, int tile, float, HalfScales& out) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const auto number = static_cast<int8_t>(ByteOf(words[1], tile % 2 * 2 + half));
+      out.scale[half] = HalfBits(words[0]) * static_cast<float>(number);
+    }
+  }
+};
+template <>
+struct RowFormat<DType::kQ3_K> : ThreeBitCodes {
+  static constexpr int kScaleWords = 3;
+  // PackedSixteenth of k_quants.h: scale 2 * tile + half has its low bits in byte (2 * tile + half) % 8.
+  __device__ static void LoadScales(const std::byte* entry, int row, int tile, uint32_t* words) {
+    words[0] = FieldWord<0, 2>(entry, row);
+    words[1] = FieldOfFour<2>(entry, row, tile % 4 / 2);
+    words[2] = FieldOfFour<2>(entry, row, 2);
+  }
+  __device__ static void Scales(const uint32_t* words, const uint32_t*, int tile, float, HalfScales& out) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int at = tile % 2 * 2 + half;
+      const uint32_t low = (ByteOf(words[1], at) >> (tile / 4 * 4)) & 15u, high = (ByteOf(words[2], at) >> (tile / 2 * 2)) & 3u;
+      out.scale[half] = HalfBits(words[0]) * static_cast<float>(static_cast<int>(low | high << 4) - 32);
+    }
+  }
+};
+template <>
+struct RowFormat<DType::kQ2_K> : PairCodes<0> {
+  static constexpr int kScaleWords = 3;
+  __device__ static void LoadScales(const std::byte* entry, int row, int tile, uint32_t* words) {
+    words[0] = FieldWord<0, 2>(entry, row);
+    words[1] = FieldWord<2, 2>(entry, row);
+    words[2] = FieldOfFour<4>(entry, row, tile / 2);
+  }
+  __device__ static void Scales(const uint32_t* words, const uint32_t*, int tile, float, HalfScales& out) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t both = ByteOf(words[2], tile % 2 * 2 + half);
+      out.scale[half] = HalfBits(words[0]) * static_cast<float>(both & 15u);
+      out.minimum[half] = HalfBits(words[1]) * static_cast<float>(both >> 4);
+    }
+  }
+};
+template <>
+struct RowFormat<DType::kTQ2_0> : PairCodes<1>, OneHalf {};
+template <>
+struct RowFormat<DType::kIQ4_XS> : Iq4Levels {
+  static constexpr int kScaleWords = 3;
+  __device__ static void LoadScales(const std::byte* entry, int row, int, uint32_t* words) {
+    words[0] = FieldWord<0, 2>(entry, row);
+    words[1] = FieldWord<2, 2>(entry, row);
+    words[2] = FieldWord<4, 4>(entry, row);
+  }
+  __device__ static void Scales(const uint32_t* words, const uint32_t*, int tile, float, HalfScales& out) {
+    const uint32_t low = (words[2] >> (4 * tile)) & 15u, high = (words[1] >> (2 * tile)) & 3u;
+    out.Set(HalfBits(words[0]) * static_cast<float>(static_cast<int>(low | high << 4) - 32));
+  }
+};
+
+// -------------------------------------------------------------------------------------------------------------- ik's
+
+// Scales whose minimum is -shift * scale: a bit of `extra` moves a half's levels up by kShift.
+template <int kShift>
+__device__ inline void ShiftLevels(uint32_t extra, HalfScales& out) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) out.minimum[half] = (extra >> half) & 1u ? -kShift * out.scale[half] : 0.0f;
+}
+
+struct Iq2Levels : Levels {
+  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
+    constexpr auto kTable = MakeLevels(kIq2Values);
+    UnpackPairs(codes, out);
+    LookBytes(kTable, out);
+  }
+};
+struct Iq3Levels : Levels {
+  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
+    constexpr auto kTable = MakeLevels(kIq3Values);
+    UnpackPairs(codes, out);
+    AddBits<2>(codes[2], out);
+    LookBytes(kTable, out);
+  }
+};
+struct Iq5Levels : Levels {
+  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
+    constexpr auto kTable = MakeLevels(kIq5Values);
+    LookFiveBits(kTable, codes, codes[4], out);
+  }
+};
+
+// d, extra, and sixteen numbers of six bits: nibbles in eight bytes after their high pairs in four (SplitSixteenth).
+template <int kShift>
+struct SplitScales {
+  static constexpr int kScaleWords = 4;
+  __device__ static void LoadScales(const std::byte* entry, int row, int tile, uint32_t* words) {
+    words[0] = FieldWord<0, 2>(entry, row);
+    words[1] = FieldWord<2, 2>(entry, row);
+    words[2] = FieldOfFour<4>(entry, row, 0);
+    words[3] = FieldOfFour<4>(entry, row, 1 + tile / 4);
+  }
+  __device__ static void Scales(const uint32_t* words, const uint32_t*, int tile, float, HalfScales& out) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t low = (words[3] >> (8 * (tile % 4) + 4 * half)) & 15u, high = (words[2] >> (4 * tile + 2 * half)) & 3u;
+      out.scale[half] = HalfBits(words[0]) * static_cast<float>(static_cast<int>(low | high << 4) - 32);
+    }
+    ShiftLevels<kShift>(words[1] >> (2 * tile), out);
+  }
+};
+
+template <>
+struct RowFormat<DType::kIQ2_K> : Iq2Levels {
+  static constexpr int kScaleWords = 3;
+  __device__ static void LoadScales(const std::byte* entry, int row, int tile, uint32_t* words) {
+    words[0] = FieldWord<0, 2>(entry, row);
+    words[1] = FieldWord<2, 2>(entry, row);
+    words[2] = FieldOfFour<4>(entry, row, tile / 4);
+  }
+  __device__ static void Scales(const uint32_t* words, const uint32_t*, int tile, float, HalfScales& out) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t nibble = (words[2] >> (8 * (tile % 4) + 4 * half)) & 15u;
+      out.scale[half] = HalfBits(words[0]) * static_cast<float>(static_cast<int>(nibble) - 8);
+    }
+    ShiftLevels<kIq2Shift>(words[1] >> (2 * tile), out);
+  }
+};
+template <>
+struct RowFormat<DType::kIQ3_K> : Iq3Levels {
+  static constexpr int kScaleWords = 4;
+  __device__ static void LoadScales(const std::byte* entry, int row, int tile, uint32_t* words) {
+    words[0] = FieldWord<0, 2>(entry, row);
+    words[1] = FieldWord<2, 2>(entry, row);
+    words[2] = FieldWord<4, 2>(entry, row);
+    words[3] = FieldOfFour<6>(entry, row, tile / 4);
+  }
+  __device__ static void Scales(const uint32_t* words, const uint32_t*, int tile, float, HalfScales& out) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const auto size = static_cast<int>(2 * ((words[3] >> (8 * (tile % 4) + 4 * half)) & 15u) + 1);
+      const bool negative = (words[2] >> (2 * tile + half)) & 1u;
+      out.scale[half] = HalfBits(words[0]) * static_cast<float>(negative ? -size : size);
+    }
+    ShiftLevels<kIq3Shift>(words[1] >> (2 * tile), out);
+  }
+};
+template <>
+struct RowFormat<DType::kIQ4_K> : Iq4Levels, SplitScales<kIq4Shift> {};
+template <>
+struct RowFormat<DType::kIQ5_K> : Iq5Levels, SplitScales<kIq5Shift> {};
+// The levels are values of a polynomial: Values below.
+template <>
+struct RowFormat<DType::kIQ6_K> : SixBitCodes {
+  static constexpr int kScaleWords = 3;
+  __device__ static void LoadScales(const std::byte* entry, int row, int tile, uint32_t* words) {
+    words[0] = FieldWord<0, 2>(entry, row);
+    words[1] = FieldWord<2, 2>(entry, row);
+    words[2] = FieldOfFour<4>(entry, row, tile / 2);
+  }
+  __device__ static void Scales(const uint32_t* words, const uint32_t*, int tile, float, HalfScales& out) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const auto number = static_cast<int8_t>(ByteOf(words[2], tile % 2 * 2 + half));
+      out.scale[half] = HalfBits(words[0]) * static_cast<float>(number);
+    }
+    ShiftLevels<kIq6Shift>(words[1] >> (2 * tile), out);
+  }
+  __device__ static float LevelOf(float code) {
+    return fmaf(code, fmaf(code, fmaf(code, 0.0011972f, -0.11218f), 6.2568f), -127.0f);
+  }
+};
+
+// One scale for the row; for each 32 columns a byte, seven bits of scale and in the lowest one the levels' shift.
+template <int kShift>
+__device__ inline void SetByteScale(uint32_t byte, float header, HalfScales& out) {
+  out.Set(header * static_cast<float>(static_cast<int>(byte & 254u) - 127));
+  ShiftLevels<kShift>((byte & 1u) * 3u, out);
+}
+template <int kShift>
+struct ByteScalesOfRow {
+  static constexpr int kScaleWords = 1;
+  __device__ static void LoadScales(const std::byte* entry, int row, int tile, uint32_t* words) {
+    words[0] = FieldOfFour<0>(entry, row, tile / 4);
+  }
+  __device__ static void Scales(const uint32_t* words, const uint32_t*, int tile, float header, HalfScales& out) {
+    SetByteScale<kShift>(ByteOf(words[0], tile % 4), header, out);
+  }
+};
+// 16 bits that differ by type, and nibbles of eight scales.
+struct BitsAndNibbles {
+  static constexpr int kScaleWords = 2;
+  __device__ static void LoadScales(const std::byte* entry, int row, int, uint32_t* words) {
+    words[0] = FieldWord<0, 2>(entry, row);
+    words[1] = FieldWord<2, 4>(entry, row);
+  }
+};
+
+template <>
+struct RowFormat<DType::kIQ4_KS> : Iq4Levels, ByteScalesOfRow<kIq4Shift> {};
+template <>
+struct RowFormat<DType::kIQ5_KS> : Iq5Levels, ByteScalesOfRow<kIq5Shift> {};
+template <>
+struct RowFormat<DType::kIQ4_KSS> : Levels {
+  static constexpr int kScaleWords = 0;
+  __device__ static void LoadScales(const std::byte*, int, int, uint32_t*) {}
+  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
+    constexpr auto kTable = MakeLevels(kIq4Values);
+    uint32_t nibbles[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t gray = codes[i] & 0xFFFEFFFEu;
+      nibbles[i] = gray ^ ((gray >> 1) & 0x7FFF7FFFu);
+    }
+    LookNibbles(kTable, nibbles, out);
+  }
+  // The byte's bits are the lowest ones of the eight 16-bit words of codes.
+  __device__ static void Scales(const uint32_t*, const uint32_t* codes, int, float header, HalfScales& out) {
+    uint32_t byte = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) byte |= (codes[i] & 1u) << (2 * i) | ((codes[i] >> 16) & 1u) << (2 * i + 1);
+    SetByteScale<kIq4Shift>(byte, header, out);
+  }
+};
+template <>
+struct RowFormat<DType::kIQ2_KS> : Iq2Levels, BitsAndNibbles {
+  __device__ static void Scales(const uint32_t* words, const uint32_t*, int tile, float header, HalfScales& out) {
+    const uint32_t extra = words[0] >> tile, scale = ((words[1] >> (4 * tile)) & 15u) | ((extra >> 8) & 1u) << 4;
+    out.Set(header * static_cast<float>(static_cast<int>(scale) - 16));
+    ShiftLevels<kIq2Shift>((extra & 1u) * 3u, out);
+  }
+};
+template <>
+struct RowFormat<DType::kIQ3_KS> : Iq3Levels, BitsAndNibbles {
+  __device__ static void Scales(const uint32_t* words, const uint32_t*, int tile, float header, HalfScales& out) {
+    const uint32_t extra = words[0] >> tile;
+    const uint32_t scale = ((words[1] >> (8 * (tile % 4) + tile / 4 * 4)) & 15u) | (extra & 1u) << 4;
+    out.Set(header * static_cast<float>(static_cast<int>(scale) - 16));
+    ShiftLevels<kIq3Shift>(((extra >> 8) & 1u) * 3u, out);
+  }
+};
+template <>
+struct RowFormat<DType::kIQ2_KL> : Levels, BitsAndNibbles {
+  // The first and the second numbers of the pairs, each as a table of 32.
+  template <int kShift>
+  static constexpr LevelTable<32> Table() {
+    std::array<int8_t, 32> levels{};
+    for (size_t i = 0; i < levels.size(); ++i) levels[i] = static_cast<int8_t>(kIq2KlPairs[i] >> kShift & 255);
+    return MakeLevels(levels);
+  }
+  // Nibble j is in bits 4j of two words, its fifth bit is bit j of the third.
+  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
+    constexpr LevelTable<32> kFirst = Table<0>(), kSecond = Table<8>();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t nibbles = codes[i / 2] >> (16 * (i % 2)), mask = MasksOf(SpreadBits(codes[2] >> (4 * i)));
+      const uint32_t first = (Look16<0>(kFirst, nibbles) & ~mask) | (Look16<16>(kFirst, nibbles) & mask);
+      const uint32_t second = (Look16<0>(kSecond, nibbles) & ~mask) | (Look16<16>(kSecond, nibbles) & mask);
+      out[2 * i] = __byte_perm(first, second, 0x5140);
+      out[2 * i + 1] = __byte_perm(first, second, 0x7362);
+    }
+  }
+  __device__ static void Scales(const uint32_t* words, const uint32_t*, int tile, float header, HalfScales& out) {
+    const uint32_t low = (words[1] >> (8 * (tile % 4) + tile / 4 * 4)) & 15u, pair = (words[0] >> (2 * tile)) & 3u;
+    out.Set(header * static_cast<float>(static_cast<int>(low | pair << 4) - 32));
+  }
+};
+
+// -------------------------------------------------------------------------------------------------------------- grids
+
+// The grids in the device's memory. An entry of eight numbers is two words.
+template <typename Entry, int kCount>
+struct DeviceGrid {
+  Entry entries[kCount];
+};
+template <typename Entry, size_t kCount, typename Change>
+constexpr DeviceGrid<Entry, static_cast<int>(kCount)> MakeGrid(const Entry (&entries)[kCount], const Change& change) {
+  DeviceGrid<Entry, static_cast<int>(kCount)> grid{};
+  for (size_t i = 0; i < kCount; ++i) grid.entries[i] = change(entries[i]);
+  return grid;
+}
+constexpr auto kAsItIs = [](auto entry) { return entry; };
+// 128 plus eight times each number of -1, 0, 1.
+constexpr uint64_t ShiftedGridEntry(uint64_t entry) {
+  uint64_t out = 0;
+  for (int i = 0; i < 8; ++i) {
+    const int number = static_cast<int8_t>(entry >> (8 * i) & 255);
+    out |= static_cast<uint64_t>(128 + 8 * number) << (8 * i);
+  }
+  return out;
+}
+__device__ const auto kDeviceGridIq2Xxs = MakeGrid(kGridIq2Xxs, kAsItIs);
+__device__ const auto kDeviceGridIq2Xs = MakeGrid(kGridIq2Xs, kAsItIs);
+__device__ const auto kDeviceGridIq2S = MakeGrid(kGridIq2S, kAsItIs);
+__device__ const auto kDeviceGridIq3Xxs = MakeGrid(kGridIq3Xxs, kAsItIs);
+__device__ const auto kDeviceGridIq3S = MakeGrid(kGridIq3S, kAsItIs);
+__device__ const auto kDeviceGridIq1 = MakeGrid(kGridIq1, ShiftedGridEntry);
+
+// Puts an entry of eight numbers, signed by eight bits, into two groups.
+__device__ inline void PutEight(uint64_t entry, uint32_t signs, uint32_t* out) {
+  out[0] = Signed(static_cast<uint32_t>(entry), signs);
+  out[1] = Signed(static_cast<uint32_t>(entry >> 32), signs >> 4);
+}
+// The same of IQ1, shifted by one up or down.
+__device__ inline void PutShiftedEight(uint64_t entry, bool down, uint32_t* out) {
+  const uint32_t ones = 0x01010101u;
+  const auto low = static_cast<uint32_t>(entry), high = static_cast<uint32_t>(entry >> 32);
+  out[0] = down ? low - ones : low + ones;
+  out[1] = down ? high - ones : high + ones;
+}
+
+template <>
+struct RowFormat<DType::kIQ2_XXS> : Levels, OneHalf {
+  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      PutEight(kDeviceGridIq2Xxs.entries[ByteOf(codes[0], i)], EvenSignBits(codes[1] >> (7 * i)), out + 2 * i);
+    }
+  }
+  __device__ static void Scales(const uint32_t* words, const uint32_t* codes, int, float, HalfScales& out) {
+    out.Set(HalfBits(words[0]) * (0.5f + static_cast<float>(codes[1] >> 28)) * 0.25f);
+  }
+};
+// d, and a nibble for each 16 columns.
+struct NibbleScalesOfHalves {
+  static constexpr int kScaleWords = 2;
+  __device__ static void LoadScales(const std::byte* entry, int row, int tile, uint32_t* words) {
+    words[0] = FieldWord<0, 2>(entry, row);
+    words[1] = FieldOfFour<2>(entry, row, tile / 4);
+  }
+  __device__ static void Scales(const uint32_t* words, const uint32_t*, int tile, float, HalfScales& out) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t nibble = (words[1] >> (8 * (tile % 4) + 4 * half)) & 15u;
+      out.scale[half] = HalfBits(words[0]) * (0.5f + static_cast<float>(nibble)) * 0.25f;
+    }
+  }
+};
+template <>
+struct RowFormat<DType::kIQ2_XS> : Levels, NibbleScalesOfHalves {
+  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t word = (codes[i / 2] >> (16 * (i % 2))) & 0xFFFFu;
+      PutEight(kDeviceGridIq2Xs.entries[word & 511u], EvenSignBits(word >> 9), out + 2 * i);
+    }
+  }
+};
+template <>
+struct RowFormat<DType::kIQ2_S> : Levels, NibbleScalesOfHalves {
+  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t index = ByteOf(codes[0], i) | ((codes[2] >> (2 * i)) & 3u) << 8;
+      PutEight(kDeviceGridIq2S.entries[index], ByteOf(codes[1], i), out + 2 * i);
+    }
+  }
+};
+template <>
+struct RowFormat<DType::kIQ3_XXS> : Levels, OneHalf {
+  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const uint32_t signs = EvenSignBits(codes[2] >> (7 * (i / 2)));
+      out[i] = Signed(kDeviceGridIq3Xxs.entries[ByteOf(codes[i / 4], i % 4)], signs >> (4 * (i % 2)));
+    }
+  }
+  __device__ static void Scales(const uint32_t* words, const uint32_t* codes, int, float, HalfScales& out) {
+    out.Set(HalfBits(words[0]) * (0.5f + static_cast<float>(codes[2] >> 28)) * 0.5f);
+  }
+};
+template <>
+struct RowFormat<DType::kIQ3_S> : Levels, BitsAndNibbles {
+  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const uint32_t index = ByteOf(codes[i / 4], i % 4) | ((codes[3] >> i) & 1u) << 8;
+      out[i] = Signed(kDeviceGridIq3S.entries[index], codes[2] >> (4 * i));
+    }
+  }
+  __device__ static void Scales(const uint32_t* words, const uint32_t*, int tile, float, HalfScales& out) {
+    out.Set(HalfBits(words[0]) * static_cast<float>(1 + 2 * ((words[1] >> (4 * tile)) & 15u)));
+  }
+};
+template <>
+struct RowFormat<DType::kIQ1_S> : Levels, OneHalf {
+  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t index = ByteOf(codes[0], i) | ((codes[1] >> (3 * i)) & 7u) << 8;
+      PutShiftedEight(kDeviceGridIq1.entries[index], (codes[1] >> 15) & 1u, out + 2 * i);
+    }
+  }
+  __device__ static void Scales(const uint32_t* words, const uint32_t* codes, int, float, HalfScales& out) {
+    out.Set(HalfBits(words[0]) * static_cast<float>(2 * ((codes[1] >> 12) & 7u) + 1) * 0.125f);
+  }
+};
+template <>
+struct RowFormat<DType::kIQ1_M> : Levels {
+  static constexpr int kScaleWords = 2;
+  __device__ static void LoadScales(const std::byte* entry, int row, int, uint32_t* words) {
+    words[0] = FieldOfFour<0>(entry, row, 0);
+    words[1] = FieldOfFour<0>(entry, row, 1);
+  }
+  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t nibble = codes[1] >> (4 * i), index = ByteOf(codes[0], i) | (nibble & 7u) << 8;
+      PutShiftedEight(kDeviceGridIq1.entries[index], (nibble >> 3) & 1u, out + 2 * i);
+    }
+  }
+  // The top quarters of four 16-bit words are the f16, their rest holds three bits for each 16 columns.
+  __device__ static void Scales(const uint32_t* words, const uint32_t*, int tile, float, HalfScales& out) {
+    const uint32_t bits = (words[0] >> 12 & 15u) | (words[0] >> 28) << 4 | (words[1] >> 12 & 15u) << 8 | (words[1] >> 28) << 12;
+    const uint32_t packed = (tile < 4 ? words[0] : words[1]) >> (tile % 4 / 2 * 16 + tile % 2 * 6);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      out.scale[half] = HalfBits(bits) * static_cast<float>(2 * ((packed >> (3 * half)) & 7u) + 1) * 0.125f;
+    }
+  }
+};
+
+// -------------------------------------------------------------------------------------------------------------- rows
+
+// Where the rows of one row tile lie.
+struct RowTile {
+  const std::byte* codes = nullptr;    // of its first tile
+  const std::byte* scales = nullptr;   // likewise
+  const std::byte* headers = nullptr;  // of its 16 rows; null for types without
+};
+template <DType kType>
+__device__ inline RowTile RowTileOf(const std::byte* codes, const std::byte* scales, const std::byte* headers, int64_t row_tile,
+                                    int64_t col_blocks) {
+  using F = Format<kType>;
+  return {codes + row_tile * col_blocks * 16 * F::kCodeBytes, scales + row_tile * (col_blocks / F::kTilesPerScale) * 16 * F::kScaleBytes,
+          F::kRowBytes > 0 ? headers + row_tile * 16 * F::kRowBytes : nullptr};
+}
+
+__device__ inline uint4 LoadOnce16(const std::byte* source) {
+  uint4 value;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(source));
+  return value;
+}
+
+// A row's 32 columns.
+template <DType kType>
+struct RowDecoder {
+  using F = Format<kType>;
+  using R = RowFormat<kType>;
+  static constexpr int kCodeWords = (F::kCodeBytes + 3) / 4;
+  // A code becomes a float through the mantissa of 2^7 (codes below 128) or of 2^15.
+  static constexpr bool kWide = R::kZero == 128;
+  static constexpr float kBase = (kWide ? 32768.0f : 128.0f) + R::kZero;
+
+  struct Raw {
+    uint32_t codes[kCodeWords];
+    uint32_t scales[R::kScaleWords > 0 ? R::kScaleWords : 1];
+  };
+
+  // The scale that a whole row has, or 0.
+  __device__ static float Header(const RowTile& tile, int row) {
+    if constexpr (F::kRowBytes == 4) return *reinterpret_cast<const float*>(tile.headers + 4 * row);
+    if constexpr (F::kRowBytes == 2) return HalfBits(*reinterpret_cast<const uint16_t*>(tile.headers + 2 * row));
+    return 0.0f;
+  }
+  __device__ static void Load(const RowTile& tile, int block, int row, Raw* raw) {
+    LoadFields(tile.codes + static_cast<int64_t>(block) * 16 * F::kCodeBytes, row, raw->codes, typename F::CodeFields{});
+    R::LoadScales(tile.scales + static_cast<int64_t>(block / F::kTilesPerScale) * 16 * F::kScaleBytes, row,
+                  block % F::kTilesPerScale, raw->scales);
+  }
+  // The same for columns that do not exist: decodes to finite numbers.
+  __device__ static void Clear(Raw* raw) {
+#pragma unroll
+    for (uint32_t& word : raw->codes) word = 0;
+#pragma unroll
+    for (uint32_t& word : raw->scales) word = 0;
+  }
+
+  // Calls store(i, a, b) with elements 2i and 2i + 1 for each i of 16. kExact: with one rounding; otherwise with another one of at
+  // most 2^-9 of a code's worth, which is no more than rounding the smallest codes to BF16, and an instruction less.
+  template <bool kExact, typename Store>
+  __device__ static void Decode(const Raw& raw, int block, float header, const Store& store) {
+    const int tile = block % F::kTilesPerScale;
+    HalfScales scales;
+    R::Scales(raw.scales, raw.codes, tile, header, scales);
+    uint32_t codes[8];
+    R::Codes(raw.codes, codes);
+    float offsets[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) offsets[half] = fmaf(-kBase, scales.scale[half], -scales.minimum[half]);
+#pragma unroll
+    for (int g = 0; g < 8; ++g) {
+      float values[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        // Byte k of the codes as bits 8 to 15, or 16 to 23.
+        const float code = __uint_as_float(kWide ? __byte_perm(codes[g], 0x47000000u, 0x7404u | k << 4)
+                                                 : __byte_perm(codes[g], 0x43000000u, 0x7044u | k << 8));
+        values[k] = Value<kExact>(code, scales.scale[g / 4], scales.minimum[g / 4], offsets[g / 4]);
+      }
+      store(2 * g, values[0], values[1]);
+      store(2 * g + 1, values[2], values[3]);
+    }
+  }
+  template <typename Act>
+  __device__ static void Decode(const Raw& raw, int block, float header, uint32_t (&out)[16]) {
+    Decode<false>(raw, block, header, [&](int i, float a, float b) { out[i] = PackPair<Act>(a, b); });
+  }
+
+ private:
+  template <bool kExact>
+  __device__ static float Value(float code, float scale, float minimum, float offset) {
+    if constexpr (requires { R::LevelOf(code); }) {
+      return fmaf(R::LevelOf(code - 128.0f), scale, -minimum);
+    } else if constexpr (kExact) {
+      return fmaf(code - kBase, scale, -minimum);
+    } else {
+      return fmaf(code, scale, offset);
+    }
+  }
+  template <int... kBytes>
+  __device__ static void LoadFields(const std::byte* entry, int row, uint32_t* words, Fields<kBytes...>) {
+    int word = 0, start = 0;
+    (LoadField<kBytes>(entry + 16 * start, row, words, word, start), ...);
+  }
+  template <int kBytes>
+  __device__ static void LoadField(const std::byte* field, int row, uint32_t* words, int& word, int& start) {
+    const std::byte* const at = field + row * kBytes;
+    if constexpr (kBytes == 16) {
+      const uint4 value = LoadOnce16(at);
+      words[word] = value.x, words[word + 1] = value.y, words[word + 2] = value.z, words[word + 3] = value.w;
+    } else if constexpr (kBytes == 8) {
+      const uint2 value = __ldg(reinterpret_cast<const uint2*>(at));
+      words[word] = value.x, words[word + 1] = value.y;
+    } else if constexpr (kBytes == 4) {
+      words[word] = __ldg(reinterpret_cast<const uint32_t*>(at));
+    } else if constexpr (kBytes == 2) {
+      words[word] = __ldg(reinterpret_cast<const uint16_t*>(at));
+    } else {
+      static_assert(kBytes == 1);
+      words[word] = __ldg(reinterpret_cast<const uint8_t*>(at));
+    }
+    word += kBytes < 4 ? 1 : kBytes / 4;
+    start += kBytes;
+  }
+};
+
+}  // namespace ferry::cuda
