@@ -46,9 +46,7 @@ __device__ inline uint32_t MasksOf(uint32_t bytes) { return bytes * 255u; }
 // Bit i of four in bit 0 of byte i.
 __device__ inline uint32_t SpreadBits(uint32_t four) { return ((four & 15u) * 0x00204081u) & 0x01010101u; }
 // Nibble i of the result is the code in byte i of `codes`, each below 16.
-__device__ inline uint32_t NibblesOfBytes(uint32_t codes) {
-  return __byte_perm((codes | codes >> 4) & 0x00FF00FFu, 0, 0x4420);
-}
+__device__ inline uint32_t NibblesOfBytes(uint32_t codes) { return __byte_perm((codes | codes >> 4) & 0x00FF00FFu, 0, 0x4420); }
 
 // Levels of a table as unsigned bytes, four to a word; a level is stored as itself plus 128.
 template <int kLevels>

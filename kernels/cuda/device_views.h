@@ -12,7 +12,8 @@ namespace ferry::cuda {
 inline DeviceRows RowsOf(const Tensor& tensor) { return {tensor.data, tensor.dtype, tensor.rows, tensor.cols, tensor.stride}; }
 inline DeviceTiles TilesOf(const TiledMatrix& matrix) {
   const TiledLayout& layout = matrix.layout;
-  return {matrix.data, layout.dtype, layout.rows, layout.cols, layout.code_bytes, layout.scale_bytes, layout.scales_offset, layout.rows_offset};
+  return {matrix.data,       layout.dtype,       layout.rows,          layout.cols,
+          layout.code_bytes, layout.scale_bytes, layout.scales_offset, layout.rows_offset};
 }
 // A matrix that begins `offset` bytes into a record; `bias`: likewise, negative without one.
 inline ProductMatrix MatrixOf(const TiledLayout& layout, int64_t offset = 0, int64_t bias = -1) {

@@ -1,5 +1,4 @@
 #include "kernels/cuda/expand.h"
-
 #include "kernels/cuda/overlapping_launch.cuh"
 #include "kernels/cuda/row_decoder.cuh"
 #include "kernels/integer_division.h"
@@ -76,8 +75,8 @@ __global__ void EmbedPackedKernel(DeviceTiles table, const int32_t* token_ids, T
   const int64_t token = token_ids[blockIdx.x];
   const auto col_blocks = static_cast<int>(table.cols / 32), block = static_cast<int>(blockIdx.y * kThreads + threadIdx.x);
   if (token < 0 || token >= table.rows || block >= col_blocks) return;
-  const RowTile tile = RowTileOf<kType>(table.data, table.data + table.scales_offset, table.data + table.rows_offset, token / 16,
-                                        col_blocks);
+  const RowTile tile =
+      RowTileOf<kType>(table.data, table.data + table.scales_offset, table.data + table.rows_offset, token / 16, col_blocks);
   const auto row = static_cast<int>(token % 16);
   typename Row::Raw raw;
   Row::Load(tile, block, row, &raw);

@@ -58,7 +58,8 @@ cudaError_t LaunchTasks(const ProductDevice& device, const std::vector<ProductTa
       std::stable_sort(params.tasks, params.tasks + params.num_tasks,
                        [](const ProductTask& a, const ProductTask& b) { return a.rows > b.rows; });
     }
-    if (const cudaError_t error = LaunchProducts(device, kernel, params, fused, expansion, stream); error != cudaSuccess) return error;
+    if (const cudaError_t error = LaunchProducts(device, kernel, params, fused, expansion, stream); error != cudaSuccess)
+      return error;
   }
   return cudaSuccess;
 }
@@ -87,7 +88,8 @@ cudaError_t RunBatch(const ProductDevice& device, const ExpertMlpArgs& args, std
   params.alpha = args.alpha;
   params.limit = args.limit;
   params.up_offset = args.up_offset;
-  if (const cudaError_t error = LaunchTasks(device, tasks, params, /*fused=*/true, args.expansion, stream); error != cudaSuccess) return error;
+  if (const cudaError_t error = LaunchTasks(device, tasks, params, /*fused=*/true, args.expansion, stream); error != cudaSuccess)
+    return error;
 
   params.first = shape.down;
   params.n = static_cast<int32_t>(shape.n_embd);

@@ -25,7 +25,7 @@ namespace ferry::cuda {
 
 // Where a record's parts lie, in bytes from its start: ExpertLayout without its Status-returning parts.
 struct ExpertShape {
-  int64_t n_embd = 0, n_ff = 0;    // multiples of 32
+  int64_t n_embd = 0, n_ff = 0;  // multiples of 32
   ProductMatrix gate, up, down;  // up after gate, as ExpertLayout has them
 };
 

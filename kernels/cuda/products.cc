@@ -49,9 +49,8 @@ cudaError_t LaunchPart(const ProductDevice& device, ProductKernel kernel, const 
     expand.task_bytes = matrices * bytes.all;
     expand.bias_at = bytes.codes;
     if (const cudaError_t error = LaunchExpand(expand, params.act_type, stream); error != cudaSuccess) return error;
-    (m == 0 ? part.first : part.second) = {.type = params.act_type,
-                                           .codes = m * bytes.all,
-                                           .bias = matrix.bias < 0 ? -1 : m * bytes.all + bytes.codes};
+    (m == 0 ? part.first : part.second) = {
+        .type = params.act_type, .codes = m * bytes.all, .bias = matrix.bias < 0 ? -1 : m * bytes.all + bytes.codes};
   }
   for (int t = 0; t < num_tasks; ++t) part.tasks[t].weights = expansion.data + t * matrices * bytes.all;
   return LaunchDirect(device, kernel, part, fused, stream);
@@ -68,9 +67,8 @@ cudaError_t LaunchExpanded(const ProductDevice& device, ProductKernel kernel, co
   const auto tasks = static_cast<int>(expansion.bytes / (matrices * BytesOf(rows, params.k).all));
   for (int64_t row = 0; row < params.n; row += rows) {
     for (int task = 0; task < params.num_tasks; task += tasks) {
-      const cudaError_t error =
-          LaunchPart(device, kernel, params, fused, expansion, row, std::min<int64_t>(rows, params.n - row), task,
-                     std::min(tasks, params.num_tasks - task), stream);
+      const cudaError_t error = LaunchPart(device, kernel, params, fused, expansion, row, std::min<int64_t>(rows, params.n - row),
+                                           task, std::min(tasks, params.num_tasks - task), stream);
       if (error != cudaSuccess) return error;
     }
   }

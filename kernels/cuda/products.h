@@ -71,7 +71,7 @@ struct ProductParams {
 static_assert(sizeof(ProductParams) <= 4096, "the parameters of a launch");
 
 // Whether LaunchProducts uses the expansion for `rows` rows of an expert or of a dense matrix.
-bool NeedsExpansion(ProductKernel kernel, DType type);                  // one matrix
+bool NeedsExpansion(ProductKernel kernel, DType type);                 // one matrix
 bool NeedsExpansion(ProductKernel kernel, DType first, DType second);  // gate and up
 // Rows of weights that fit are a multiple of this, or all.
 inline constexpr int64_t kExpandedRows = 384;

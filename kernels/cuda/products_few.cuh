@@ -72,7 +72,11 @@ __host__ __device__ constexpr bool IsCompiledFor(int capability) {
 template <DType kType, typename Act, bool kFused, int kTokenTiles, int kRowTiles, int kWarps>
 __device__ __forceinline__ void ProductsFew(const ProductParams& params) {
   using Row = FewRow<kType, Act>;
-  constexpr int kMatrices = kFused ? 2 : 1, kTiles = kMatrices * kRowTiles;  // tile m: row tile m % kRowTiles
+  // Of direct types a warp takes gate and up together. Decoding the others needs so many registers that half of the warps take
+  // gate and half take up, each with the next columns on their way while it decodes.
+  constexpr bool kSplit = kFused && !kIsDirect<kType>;
+  constexpr int kMatrices = kFused ? 2 : 1, kShare = kSplit ? kWarps / 2 : kWarps;  // warps of a matrix
+  constexpr int kTiles = (kSplit ? 1 : kMatrices) * kRowTiles;                      // of a warp; tile m: row tile m % kRowTiles
   __shared__ float sums[kWarps][kTiles][8 * kTokenTiles][kPitch];
 
   const ProductTask& task = params.tasks[blockIdx.y];
@@ -84,7 +88,8 @@ __device__ __forceinline__ void ProductsFew(const ProductParams& params) {
   float headers[kTiles][2];
 #pragma unroll
   for (int m = 0; m < kTiles; ++m) {
-    const ProductMatrix& matrix = m < kRowTiles ? params.first : params.second;
+    const bool second = kSplit ? warp >= kShare : m >= kRowTiles;
+    const ProductMatrix& matrix = second ? params.second : params.first;
     tiles[m] = RowTileOf<kType>(task.weights + matrix.codes, task.weights + matrix.scales, task.weights + matrix.headers,
                                 min(first_tile + m % kRowTiles, row_tiles - 1), col_blocks);
 #pragma unroll
@@ -111,7 +116,7 @@ __device__ __forceinline__ void ProductsFew(const ProductParams& params) {
   // Registers for one more group of codes.
   constexpr bool kAhead = kIsDirect<kType> ? Format<kType>::kCodeBytes * kTiles <= 64 : sizeof(Raw) <= 80;
   Raw raw;
-  if (kAhead) load(warp, &raw);  // on its way while the rows are looked up
+  if (kAhead) load(warp % kShare, &raw);  // on its way while the rows are looked up
 
   AwaitLaunchesBefore();
   const TaskRows rows = RowsOf(params, task);
@@ -135,7 +140,7 @@ __device__ __forceinline__ void ProductsFew(const ProductParams& params) {
   const auto first_out_row = static_cast<int>(OutputRow(params, task, rows, threadIdx.x / kColumns));
 
   float sum[kTiles][kTokenTiles][4] = {};
-  for (int group = warp; group < groups; group += kWarps) {
+  for (int group = warp % kShare; group < groups; group += kShare) {
     if (!kAhead) load(group, &raw);
     uint4 values[kTokenTiles][4];
     const bool in_range = group * kGroupBlocks + q < col_blocks;
@@ -148,7 +153,7 @@ __device__ __forceinline__ void ProductsFew(const ProductParams& params) {
       for (int v = 0; v < 4; ++v) values[t][v] = valid ? source[v] : uint4{0, 0, 0, 0};
     }
     Raw next;
-    if (kAhead) load(group + kWarps, &next);
+    if (kAhead) load(group + kShare, &next);
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
       uint32_t low[16], high[16];
@@ -186,7 +191,9 @@ __device__ __forceinline__ void ProductsFew(const ProductParams& params) {
     for (int m = 0; m < kMatrices; ++m) {
       float total = 0;
 #pragma unroll
-      for (int w = 0; w < kWarps; ++w) total += sums[w][m * kRowTiles + tile][token][row];  // always in this order
+      for (int w = 0; w < kShare; ++w) {  // always in this order
+        total += kSplit ? sums[m * kShare + w][tile][token][row] : sums[w][m * kRowTiles + tile][token][row];
+      }
       totals[m] = total * kSumScale<kType, Act> + biases[m];
     }
     if constexpr (kFused) {
@@ -241,12 +248,10 @@ cudaError_t LaunchFew(TypeList<kTypes...> types, const ProductParams& params, bo
     result = WithActivation(params.act_type, [&](auto act) {
       using Act = decltype(act);
       if (!IsCompiledFor<kType, Act>(params.capability)) return cudaErrorInvalidValue;
-      if (fused) return LaunchFewRows<kType, Act, true, kExpertWarps>(params, stream);
-      if constexpr (kIsDirect<kType>) {
-        const bool small_matrix = params.offsets == nullptr && params.n <= kMaxDenseRows;
-        if (!small_matrix) return LaunchFewRows<kType, Act, false, kExpertWarps>(params, stream);
-      }
-      return LaunchFewRows<kType, Act, false, kDenseWarps>(params, stream);
+      if (fused) return LaunchFewRows < kType, Act, true, kIsDirect<kType> ? kExpertWarps : 2 * kExpertWarps > (params, stream);
+      const bool small_matrix = params.offsets == nullptr && params.n <= kMaxDenseRows;
+      return small_matrix ? LaunchFewRows<kType, Act, false, kDenseWarps>(params, stream)
+                          : LaunchFewRows<kType, Act, false, kExpertWarps>(params, stream);
     });
   });
   return result;

@@ -46,8 +46,12 @@ struct RowFormat;
 
 struct OneHalf {  // an f16 alone
   static constexpr int kScaleWords = 1;
-  __device__ static void LoadScales(const std::byte* entry, int row, int, uint32_t* words) { words[0] = FieldWord<0, 2>(entry, row); }
-  __device__ static void Scales(const uint32_t* words, const uint32_t*, int, float, HalfScales& out) { out.Set(HalfBits(words[0])); }
+  __device__ static void LoadScales(const std::byte* entry, int row, int, uint32_t* words) {
+    words[0] = FieldWord<0, 2>(entry, row);
+  }
+  __device__ static void Scales(const uint32_t* words, const uint32_t*, int, float, HalfScales& out) {
+    out.Set(HalfBits(words[0]));
+  }
 };
 struct HalfAndMinimum {  // two f16: scale, and a number that is added
   static constexpr int kScaleWords = 2;
@@ -116,7 +120,9 @@ struct RowFormat<DType::kIQ4_NL> : Iq4Levels, OneHalf {};
 template <>
 struct RowFormat<DType::kNVFP4> : Levels {
   static constexpr int kScaleWords = 1;
-  __device__ static void LoadScales(const std::byte* entry, int row, int, uint32_t* words) { words[0] = FieldWord<0, 2>(entry, row); }
+  __device__ static void LoadScales(const std::byte* entry, int row, int, uint32_t* words) {
+    words[0] = FieldWord<0, 2>(entry, row);
+  }
   __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
     constexpr auto kTable = MakeLevels(kFp4Doubled);
     LookNibbles(kTable, codes, out);
@@ -601,7 +607,8 @@ template <DType kType>
 __device__ inline RowTile RowTileOf(const std::byte* codes, const std::byte* scales, const std::byte* headers, int64_t row_tile,
                                     int64_t col_blocks) {
   using F = Format<kType>;
-  return {codes + row_tile * col_blocks * 16 * F::kCodeBytes, scales + row_tile * (col_blocks / F::kTilesPerScale) * 16 * F::kScaleBytes,
+  return {codes + row_tile * col_blocks * 16 * F::kCodeBytes,
+          scales + row_tile * (col_blocks / F::kTilesPerScale) * 16 * F::kScaleBytes,
           F::kRowBytes > 0 ? headers + row_tile * 16 * F::kRowBytes : nullptr};
 }
 
@@ -647,8 +654,8 @@ struct RowDecoder {
     for (uint32_t& word : raw->scales) word = 0;
   }
 
-  // Calls store(i, a, b) with elements 2i and 2i + 1 for each i of 16. kExact: with one rounding; otherwise with another one of at
-  // most 2^-9 of a code's worth, which is no more than rounding the smallest codes to BF16, and an instruction less.
+  // Calls store(i, a, b) with elements 2i and 2i + 1 for each i of 16. kExact: with one rounding; otherwise with another one of
+  // at most 2^-9 of a code's worth, which is no more than rounding the smallest codes to BF16, and an instruction less.
   template <bool kExact, typename Store>
   __device__ static void Decode(const Raw& raw, int block, float header, const Store& store) {
     const int tile = block % F::kTilesPerScale;

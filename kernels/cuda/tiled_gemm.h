@@ -1,8 +1,8 @@
 #pragma once
 
 // Dense products with a weight matrix in the tiled layout (common/model/tiled_layout.h), dequantised in registers on its way
-// to the tensor cores. Of direct types (weight_types.h) no dequantised copy exists in memory; other types are expanded a part at a
-// time for more than device.few_rows_dense rows.
+// to the tensor cores. Of direct types (weight_types.h) no dequantised copy exists in memory; other types are expanded a part at
+// a time for more than device.few_rows_dense rows.
 //
 //   out[m, n] (+)= act[m, k] W[n, k]^T + bias[n]
 //

@@ -13,10 +13,10 @@ using DirectTypes = TypeList<DType::kMXFP4, DType::kQ8_0, DType::kQ4_0, DType::k
 // row_decoder.cuh decodes these, for products of few rows and for the expansion.
 using BlocksTypes = TypeList<DType::kQ4_1, DType::kQ5_0, DType::kQ5_1, DType::kQ6_0, DType::kIQ4_NL, DType::kNVFP4, DType::kQ2_K,
                              DType::kQ3_K, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K, DType::kTQ2_0, DType::kIQ4_XS>;
-using GridsTypes = TypeList<DType::kIQ1_S, DType::kIQ1_M, DType::kIQ2_XXS, DType::kIQ2_XS, DType::kIQ2_S, DType::kIQ3_XXS,
-                            DType::kIQ3_S>;
-using IkTypes = TypeList<DType::kIQ2_K, DType::kIQ3_K, DType::kIQ4_K, DType::kIQ5_K, DType::kIQ6_K, DType::kIQ2_KS, DType::kIQ2_KL,
-                         DType::kIQ3_KS, DType::kIQ4_KS, DType::kIQ4_KSS, DType::kIQ5_KS>;
+using GridsTypes =
+    TypeList<DType::kIQ1_S, DType::kIQ1_M, DType::kIQ2_XXS, DType::kIQ2_XS, DType::kIQ2_S, DType::kIQ3_XXS, DType::kIQ3_S>;
+using IkTypes = TypeList<DType::kIQ2_K, DType::kIQ3_K, DType::kIQ4_K, DType::kIQ5_K, DType::kIQ6_K, DType::kIQ2_KS,
+                         DType::kIQ2_KL, DType::kIQ3_KS, DType::kIQ4_KS, DType::kIQ4_KSS, DType::kIQ5_KS>;
 
 template <DType... kTypes>
 constexpr bool IsAmong(TypeList<kTypes...>, DType type) {

@@ -1,7 +1,7 @@
 // Times the products of the CUDA backend beside this machine's own ceilings, measured in the same run: a large bf16
 // product by cuBLAS (loaded at run time; --no-cublas leaves it out) and a large copy inside device memory.
 //
-//   cuda_products_bench [--no-cublas] [--only=experts|few|single|formats|dense] [--portable] [--few=ROWS]
+//   cuda_products_bench [--no-cublas] [--only=experts|few|single|formats|dense] [--portable] [--few=ROWS] [--expansion=MIB]
 //
 // Medians of repeated runs between events, after warm-ups. Weights are random; several copies are used in turn where
 // one would stay in the L2 cache.
@@ -31,6 +31,8 @@
 
 namespace ferry {
 namespace {
+
+int64_t expansion_bytes = cuda::kExpansionBytes;
 
 void Must(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
@@ -162,7 +164,7 @@ class Experts {
     std::byte* out = Allocate(entries * shape_.n_embd * (out_type == DType::kF32 ? 4 : 2));
     args.workspace_bytes = ExpertMlpWorkspaceBytes(shape_, entries);
     args.workspace = Allocate(args.workspace_bytes);
-    args.expansion.bytes = cuda::kExpansionBytes;
+    args.expansion.bytes = expansion_bytes;
     args.expansion.data = Allocate(args.expansion.bytes);
     args.offsets = device_offsets, args.rows = device_rows, args.outs = device_outs;
     args.in = in, args.in_rows = tokens, args.in_stride = shape_.n_embd;
@@ -183,9 +185,9 @@ class Experts {
     Must(cudaDeviceSynchronize(), "ExpertMlp");
     Print(ceilings, what, us, static_cast<double>(entries * layout_.flops_per_token()),
           static_cast<double>(active * layout_.bytes));
-    for (void* memory : {static_cast<void*>(device_offsets), static_cast<void*>(device_rows), static_cast<void*>(device_outs),
-                         static_cast<void*>(in), static_cast<void*>(out), args.workspace,
-                         static_cast<void*>(args.expansion.data)}) {
+    for (void* memory :
+         {static_cast<void*>(device_offsets), static_cast<void*>(device_rows), static_cast<void*>(device_outs),
+          static_cast<void*>(in), static_cast<void*>(out), args.workspace, static_cast<void*>(args.expansion.data)}) {
       cudaFree(memory);
     }
   }
@@ -234,7 +236,7 @@ void TimeDense(const Ceilings& ceilings, const cuda::ProductDevice& device, DTyp
       }
     }
   }
-  const cuda::Expansion expansion = {Allocate(cuda::kExpansionBytes), cuda::kExpansionBytes};
+  const cuda::Expansion expansion = {Allocate(expansion_bytes), expansion_bytes};
   for (const int64_t m : row_counts) {
     uint16_t* act = ToDevice(RandomBf16(m * k));
     std::byte* out = Allocate(m * n * 2);
@@ -271,6 +273,8 @@ int Run(int argc, char** argv) {
       portable = true;
     else if (argument.starts_with("--few="))
       few = std::atoi(argument.c_str() + 6);
+    else if (argument.starts_with("--expansion="))
+      expansion_bytes = int64_t{std::atoi(argument.c_str() + 12)} << 20;
     else if (argument.starts_with("--only="))
       only = argument.substr(7);
     else

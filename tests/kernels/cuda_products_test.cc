@@ -491,7 +491,8 @@ INSTANTIATE_TEST_SUITE_P(Types, CudaExpertMlpTest,
                          NameOfExpertCase);
 
 TEST_F(CudaProductsTest, GateAndUpMayBeOfTwoTypes) {
-  for (const auto& [gate, up] : {std::pair{DType::kQ4_K, DType::kQ5_K}, {DType::kQ8_0, DType::kIQ4_XS}, {DType::kMXFP4, DType::kQ8_0}}) {
+  for (const auto& [gate, up] :
+       {std::pair{DType::kQ4_K, DType::kQ5_K}, {DType::kQ8_0, DType::kIQ4_XS}, {DType::kMXFP4, DType::kQ8_0}}) {
     const ExpertLayout layout = *ExpertLayout::Create(gate, up, DType::kQ8_0, 256, 160, /*has_bias=*/true);
     const ExpertFixture fixture(layout, ActType(Kernels::kBest), {1, 7, 33, 130});
     const std::vector<double> want = fixture.Want();

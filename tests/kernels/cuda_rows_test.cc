@@ -4,8 +4,8 @@
 #include <numeric>
 #include <tuple>
 
-#include "kernels/kv_cache_format.h"
 #include "common/model/formats/formats.h"
+#include "kernels/kv_cache_format.h"
 #include "tests/kernels/cuda_rig.h"
 #include "tests/kernels/plain_params.h"
 
