@@ -1,6 +1,5 @@
 #include "coordinator/server.h"
 
-#include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/resource_quota.h>
 #include <grpcpp/security/server_credentials.h>
@@ -49,6 +48,7 @@
 #include "coordinator/generation/vocabulary_service.h"
 #include "coordinator/planning/rates_file.h"
 #include "coordinator/planning/rates_probe.h"
+#include "coordinator/reflection_service.h"
 #include "coordinator/text/utf8.h"
 #include "kernels/cpu/cpu_peaks.h"
 
@@ -437,7 +437,6 @@ class ServerImpl final : public Server {
           options_.api_keys.empty() ? " and anybody who reaches it may use it" : "; --tls-cert and --tls-key encrypt them");
     }
     grpc::EnableDefaultHealthCheckService(true);
-    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     grpc::ServerBuilder builder;
     ASSIGN_OR_RETURN(acceptor_, Acceptor::Listen(listen, {}));
     std::shared_ptr<grpc::ServerCredentials> credentials = grpc::InsecureServerCredentials();
@@ -464,6 +463,7 @@ class ServerImpl final : public Server {
     builder.SetMaxSendMessageSize(kMaxMessageBytes);
     builder.RegisterService(ferry_service_.get());
     builder.RegisterService(vocabulary_service_.get());
+    builder.RegisterService(&reflection_service_);
     RETURN_IF_ERROR(CheckServerThreadsCanStart());
     grpc_server_ = builder.BuildAndStart();
     if (grpc_server_ == nullptr) return Internal("the API's server does not start");
@@ -563,6 +563,8 @@ class ServerImpl final : public Server {
   std::unique_ptr<CertificateKeeper> keeper_;
   std::unique_ptr<FerryService> ferry_service_;
   std::unique_ptr<VocabularyService> vocabulary_service_;
+  ReflectionService reflection_service_{{v1::Ferry::service_full_name(), v1::Vocabulary::service_full_name(),
+                                         "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}};
   std::unique_ptr<TaskPool> text_pool_, expert_pool_;  // their tasks use all of the above
   std::unique_ptr<grpc::Server> grpc_server_, cluster_server_;
   std::unique_ptr<Acceptor> acceptor_, cluster_acceptor_;

@@ -189,6 +189,10 @@ TEST_F(ServerTest, DescribesItsServicesToWhomeverAsks) {
   EXPECT_EQ(file.service(0).name(), "Ferry");
   EXPECT_EQ(file.service(0).method(0).name(), "Generate");
   EXPECT_TRUE(file.service(0).method(0).server_streaming());
+
+  constexpr int kError = 7;
+  EXPECT_THAT(ValuesOf(Reflect(channel_, kFileOfSymbol, "ferry.v1.Fairy"), kError), SizeIs(1));
+  EXPECT_EQ(Reflect(channel_, kFileOfSymbol, std::string(5000, 'f')), "") << "a question has at most 4 KiB";
 }
 
 TEST_F(ServerTest, SaysWhichWorkersAreMissing) {
