@@ -9,12 +9,14 @@
 #include <cstdlib>
 #include <future>
 #include <iostream>
+#include <memory>
 #include <string>
 #include <thread>
 
 #include "common/clock.h"
 #include "common/command_line.h"
 #include "common/exit_codes.h"
+#include "common/heap_trimmer.h"
 #include "common/log.h"
 #include "common/output_file.h"
 #include "common/program.h"
@@ -70,6 +72,9 @@ int Run(const CoordinatorOptions& options) {
   static StopSignal stop;  // its thread outlives this function
   if (const absl::Status status = stop.Start(); !status.ok()) return Fail(status);
   RaiseDescriptorLimit();
+  ReturnLargePiecesAtOnce();
+  const absl::StatusOr<std::unique_ptr<RepeatingThread>> trimmer = StartHeapTrimmer();
+  if (!trimmer.ok()) return Fail(trimmer.status());
   absl::StatusOr<std::unique_ptr<Server>> started = Server::Start(options);
   if (!started.ok()) return Fail(started.status());
   Server& server = **started;

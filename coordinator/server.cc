@@ -45,6 +45,7 @@
 #include "coordinator/experts/expert_store.h"
 #include "coordinator/generation/ferry_service.h"
 #include "coordinator/generation/generation_loop.h"
+#include "coordinator/generation/text_calls.h"
 #include "coordinator/generation/vocabulary_service.h"
 #include "coordinator/planning/rates_file.h"
 #include "coordinator/planning/rates_probe.h"
@@ -62,11 +63,9 @@ constexpr int kClusterStreams = 64;  // calls of one worker at once: heartbeats,
 constexpr int kHandshakeTimeoutMs = 10000;
 // Of the public API; docs/operations.md has them all in a table.
 constexpr int kMaxPublicMessageBytes = 4 << 20;
-constexpr size_t kClientBytes = size_t{256} << 20;
+constexpr size_t kClientBytes = size_t{128} << 20;
 constexpr int kClientStreams = 128;
 constexpr int kIdleConnectionMs = 10 * 60 * 1000, kKeepaliveMs = 60000, kKeepaliveTimeoutMs = 20000;
-constexpr int kTextThreads = 2;
-constexpr size_t kMaxWaitingTexts = 256, kMaxWaitingTextBytes = size_t{32} << 20;
 constexpr unsigned kCertificateRefreshSeconds = 30;
 constexpr double kGiga = 1e9;
 constexpr int64_t kSmallestProbe = int64_t{16} << 20, kLargestProbe = int64_t{256} << 20;
@@ -163,16 +162,16 @@ class ServerImpl final : public Server {
       ASSIGN_OR_RETURN(keys_, ApiKeys::Load(options_.api_keys));
       spdlog::info("{} API keys", keys_->size());
     }
-    ASSIGN_OR_RETURN(text_pool_, TaskPool::Create(kTextThreads, {.tasks = kMaxWaitingTexts, .bytes = kMaxWaitingTextBytes}));
+    ASSIGN_OR_RETURN(texts_, TextCalls::Create(Clock::Real(), {}));
     // One request at a time of each worker; the engine computes them one after the other.
     ASSIGN_OR_RETURN(expert_pool_, TaskPool::Create(static_cast<int>(options_.placement.num_workers)));
     cluster_service_ = std::make_unique<ClusterService>(controller_.get(), &file_, &model_, expert_pool_.get());
-    vocabulary_service_ = std::make_unique<VocabularyService>(tokenizer_.get(), text_pool_.get(), keys_.get());
+    vocabulary_service_ = std::make_unique<VocabularyService>(tokenizer_.get(), texts_.get(), keys_.get());
     ASSIGN_OR_RETURN(ferry_service_, FerryService::Create(FerryService::Parts{
                                          .loop = loop_.get(),
                                          .tokenizer = tokenizer_.get(),
                                          .clock = Clock::Real(),
-                                         .pool = text_pool_.get(),
+                                         .texts = texts_.get(),
                                          .limits = {.context_tokens = cache.context_per_slot,
                                                     .share_tokens = cache.num_blocks * kKvBlockTokens / cache.num_slots,
                                                     .vocab_size = model_.vocab_size,
@@ -565,7 +564,8 @@ class ServerImpl final : public Server {
   std::unique_ptr<VocabularyService> vocabulary_service_;
   ReflectionService reflection_service_{{v1::Ferry::service_full_name(), v1::Vocabulary::service_full_name(),
                                          "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}};
-  std::unique_ptr<TaskPool> text_pool_, expert_pool_;  // their tasks use all of the above
+  std::unique_ptr<TextCalls> texts_;       // its tasks use all of the above
+  std::unique_ptr<TaskPool> expert_pool_;  // as those of this
   std::unique_ptr<grpc::Server> grpc_server_, cluster_server_;
   std::unique_ptr<Acceptor> acceptor_, cluster_acceptor_;
   std::unique_ptr<Acceptor> local_acceptor_;     // null without --api-socket

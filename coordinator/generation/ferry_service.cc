@@ -1,7 +1,5 @@
 #include "coordinator/generation/ferry_service.h"
 
-#include <malloc.h>
-
 #include <algorithm>
 #include <optional>
 #include <random>
@@ -22,8 +20,6 @@ constexpr absl::Duration kWatchInterval = absl::Milliseconds(500);
 constexpr size_t kMaxRequestIdBytes = 128;
 constexpr int kMaxAborts = 1000;
 constexpr size_t kMaxDetokenizedBytes = 4 << 20;  // as much as Tokenize takes
-
-absl::Status TooManyTexts() { return ResourceExhausted("too many texts wait to be tokenized"); }
 
 grpc::ServerUnaryReactor* Finish(grpc::CallbackServerContext* context, const absl::Status& status) {
   grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
@@ -62,7 +58,8 @@ FerryService::FerryService(Parts parts)
     : parts_(std::move(parts)),
       tokens_(parts_.tokenizer),
       constraints_(&tokens_),
-      usage_(std::make_shared<KeyUsage>(parts_.clock)) {}
+      usage_(std::make_shared<KeyUsage>(parts_.clock)),
+      open_calls_(std::make_shared<OpenCalls>(parts_.max_open_calls, parts_.max_calls_of_connection)) {}
 
 absl::StatusOr<std::unique_ptr<FerryService>> FerryService::Create(Parts parts) {
   std::unique_ptr<FerryService> service(new FerryService(std::move(parts)));
@@ -83,9 +80,6 @@ void FerryService::LookAfterStreams() {
   for (const std::weak_ptr<GenerateStream>& stream : streams) {
     if (const std::shared_ptr<GenerateStream> open = stream.lock()) open->GiveUpSlowReader(before);
   }
-  const bool idle = streams.empty() && *open_calls_ == 0;
-  if (idle && std::exchange(busy_, false)) ::malloc_trim(0);
-  busy_ = busy_ || !idle;
 }
 
 absl::StatusOr<Principal> FerryService::CallerOf(const grpc::CallbackServerContext& context) {
@@ -128,33 +122,36 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* FerryService::Generate(grpc::Callbac
     stream->Close(status);
     return stream.get();
   };
-  if (*open_calls_ > parts_.max_open_calls) return refuse(ResourceExhausted("%d calls are open", parts_.max_open_calls));
+  if (const absl::Status placed = stream->TakePlace(); !placed.ok()) return refuse(placed);
   const absl::StatusOr<Principal> caller = CallerOf(*context);
   if (!caller.ok()) return refuse(caller.status());
   const absl::Status begun = usage_->Begin(*caller);
   stream->SetCaller(*caller, begun.ok());
   if (!begun.ok()) return refuse(begun);
-  const auto request = std::make_shared<v1::GenerateRequest>();
-  if (const absl::Status status = CheckGenerate(*caller, *message, request.get()); !status.ok()) return refuse(status);
-  stream->SetRequestId(request->request_id());
   {
     const std::lock_guard lock(mutex_);
     streams_.push_back(stream);
   }
-  const absl::Time deadline = DeadlineOf(*context, *parts_.clock);
-  const auto create = [this, stream, deadline, request, caller = *caller] {
+  // A copy: the stream may end before its turn comes.
+  const auto begin = [this, stream, bytes = *message, deadline = DeadlineOf(*context, *parts_.clock), caller = *caller] {
     if (stream->cancelled()) return;
-    absl::StatusOr<std::shared_ptr<Request>> generation =
-        Request::Create(*request, parts_.tokenizer, parts_.limits, RandomSeed(), deadline, parts_.clock, stream, &constraints_);
-    if (generation.ok()) {
-      (*generation)->SetOwner(OwnerOf(caller));
-      stream->Submit(*std::move(generation));
-    } else {
-      stream->Close(generation.status());
-    }
+    if (const absl::Status status = Begin(stream, caller, bytes, deadline); !status.ok()) stream->Close(status);
   };
-  if (!parts_.pool->TryPost(create, message->Length())) return refuse(TooManyTexts());
+  if (const absl::Status posted = parts_.texts->Post(begin, message->Length()); !posted.ok()) return refuse(posted);
   return stream.get();
+}
+
+absl::Status FerryService::Begin(const std::shared_ptr<GenerateStream>& stream, const Principal& caller,
+                                 const grpc::ByteBuffer& message, absl::Time deadline) {
+  v1::GenerateRequest request;
+  RETURN_IF_ERROR(CheckGenerate(caller, message, &request));
+  stream->SetRequestId(request.request_id());
+  ASSIGN_OR_RETURN(
+      const std::shared_ptr<Request> generation,
+      Request::Create(request, parts_.tokenizer, parts_.limits, RandomSeed(), deadline, parts_.clock, stream, &constraints_));
+  generation->SetOwner(OwnerOf(caller));
+  stream->Submit(generation);
+  return absl::OkStatus();
 }
 
 grpc::ServerUnaryReactor* FerryService::Abort(grpc::CallbackServerContext* context, const grpc::ByteBuffer* message,
@@ -184,30 +181,25 @@ grpc::ServerUnaryReactor* FerryService::Abort(grpc::CallbackServerContext* conte
 grpc::ServerUnaryReactor* FerryService::Tokenize(grpc::CallbackServerContext* context, const grpc::ByteBuffer* message,
                                                  grpc::ByteBuffer* response) {
   if (const absl::StatusOr<Principal> caller = CallerOf(*context); !caller.ok()) return Finish(context, caller.status());
-  const auto request = std::make_shared<v1::TokenizeRequest>();
-  if (const absl::Status status = Parse(*message, request.get()); !status.ok()) return Finish(context, status);
-  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-  const auto tokenize = [this, context, reactor, request, response] {
-    if (context->IsCancelled()) {
-      reactor->Finish(grpc::Status::CANCELLED);
-      return;
-    }
-    const EncodeOptions options = {.add_bos = request->has_add_bos() ? request->add_bos() : parts_.tokenizer->adds_bos(),
-                                   .parse_special = request->has_parse_special() ? request->parse_special() : true};
-    const absl::StatusOr<std::vector<int32_t>> ids = parts_.tokenizer->Encode(request->text(), options);
-    absl::Status status = ids.status();
-    if (status.ok()) {
-      v1::TokenizeResponse answer;
-      answer.mutable_ids()->Add(ids->begin(), ids->end());
-      status = Serialize(answer, response);
-    }
-    reactor->Finish(ToGrpcStatus(status));
-  };
-  if (!parts_.pool->TryPost(tokenize, message->Length())) reactor->Finish(ToGrpcStatus(TooManyTexts()));
-  return reactor;
+  return parts_.texts->Answer(context, message, response, [this, message, response] { return TokenizeTo(*message, response); });
 }
 
-absl::Status FerryService::DetokenizeTo(const v1::DetokenizeRequest& request, grpc::ByteBuffer* response) const {
+absl::Status FerryService::TokenizeTo(const grpc::ByteBuffer& message, grpc::ByteBuffer* response) const {
+  v1::TokenizeResponse answer;
+  {
+    v1::TokenizeRequest request;
+    RETURN_IF_ERROR(Parse(message, &request));
+    const EncodeOptions options = {.add_bos = request.has_add_bos() ? request.add_bos() : parts_.tokenizer->adds_bos(),
+                                   .parse_special = request.has_parse_special() ? request.parse_special() : true};
+    ASSIGN_OR_RETURN(const std::vector<int32_t> ids, parts_.tokenizer->Encode(request.text(), options));
+    answer.mutable_ids()->Add(ids.begin(), ids.end());
+  }
+  return Serialize(answer, response);
+}
+
+absl::Status FerryService::DetokenizeTo(const grpc::ByteBuffer& message, grpc::ByteBuffer* response) const {
+  v1::DetokenizeRequest request;
+  RETURN_IF_ERROR(Parse(message, &request));
   std::vector<int32_t> ids;
   ids.reserve(request.ids_size());
   size_t bytes = 0;
@@ -228,14 +220,7 @@ absl::Status FerryService::DetokenizeTo(const v1::DetokenizeRequest& request, gr
 grpc::ServerUnaryReactor* FerryService::Detokenize(grpc::CallbackServerContext* context, const grpc::ByteBuffer* message,
                                                    grpc::ByteBuffer* response) {
   if (const absl::StatusOr<Principal> caller = CallerOf(*context); !caller.ok()) return Finish(context, caller.status());
-  const auto request = std::make_shared<v1::DetokenizeRequest>();
-  if (const absl::Status status = Parse(*message, request.get()); !status.ok()) return Finish(context, status);
-  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-  const auto detokenize = [this, context, reactor, request, response] {
-    reactor->Finish(context->IsCancelled() ? grpc::Status::CANCELLED : ToGrpcStatus(DetokenizeTo(*request, response)));
-  };
-  if (!parts_.pool->TryPost(detokenize, message->Length())) reactor->Finish(ToGrpcStatus(TooManyTexts()));
-  return reactor;
+  return parts_.texts->Answer(context, message, response, [this, message, response] { return DetokenizeTo(*message, response); });
 }
 
 grpc::ServerUnaryReactor* FerryService::GetModelInfo(grpc::CallbackServerContext* context, const grpc::ByteBuffer*,

@@ -3,10 +3,10 @@
 // The gRPC service of generate.proto. It checks the caller and the message, translates, and decides nothing else.
 //
 // Bounds: a message has at most kMaxRequestFields fields (coordinator/wire_bounds.h) before it is parsed; so many calls are open
-// at once as max_open_calls says; an answer that its client does not read is given up after max_unsent_bytes or reader_patience,
-// and the call ends CANCELLED; a call that is cancelled before its text is tokenized is not tokenized.
+// at once as max_open_calls and max_calls_of_connection say; an answer that its client does not read is given up after
+// max_unsent_bytes or reader_patience, and the call ends CANCELLED; a call that is cancelled before its text is tokenized is not
+// tokenized.
 
-#include <atomic>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -19,8 +19,9 @@
 #include "common/repeating_thread.h"
 #include "coordinator/constraint/constraint.h"
 #include "coordinator/generation/generation_loop.h"
+#include "coordinator/generation/open_calls.h"
 #include "coordinator/generation/request.h"
-#include "coordinator/generation/task_pool.h"
+#include "coordinator/generation/text_calls.h"
 #include "coordinator/text/tokenizer.h"
 #include "ferry/v1/generate.grpc.pb.h"
 
@@ -41,12 +42,13 @@ class FerryService final : public RawFerryService {
     GenerationLoop* loop = nullptr;
     const Tokenizer* tokenizer = nullptr;
     const Clock* clock = nullptr;
-    TaskPool* pool = nullptr;  // tokenizes: a megabyte of prompt takes longer than a callback should
+    TextCalls* texts = nullptr;  // a megabyte of prompt takes longer than a callback should
     RequestLimits limits;
     v1::GetModelInfoResponse model_info;
     std::function<v1::GetServerInfoResponse()> server_info;  // thread-safe
     ApiKeys* keys = nullptr;                                 // null: everybody may do everything
     int max_open_calls = 1024;
+    int max_calls_of_connection = 256;  // but of local ones, where the gateway brings the calls of many
     int64_t max_unsent_bytes = 8 << 20;
     absl::Duration reader_patience = absl::Minutes(1);
   };
@@ -72,22 +74,25 @@ class FerryService final : public RawFerryService {
   explicit FerryService(Parts parts);
   // The caller. Unauthenticated: no key, or one that is unknown.
   absl::StatusOr<Principal> CallerOf(const grpc::CallbackServerContext& context);
+  // On a thread of the texts, as the next.
+  absl::Status TokenizeTo(const grpc::ByteBuffer& message, grpc::ByteBuffer* response) const;
   // InvalidArgument: an id is outside the vocabulary, or the text is too long.
-  absl::Status DetokenizeTo(const v1::DetokenizeRequest& request, grpc::ByteBuffer* response) const;
+  absl::Status DetokenizeTo(const grpc::ByteBuffer& message, grpc::ByteBuffer* response) const;
+  // Hands the request of `message` to the loop.
+  absl::Status Begin(const std::shared_ptr<GenerateStream>& stream, const Principal& caller, const grpc::ByteBuffer& message,
+                     absl::Time deadline);
   // Checks a Generate call before any of its work.
   absl::Status CheckGenerate(const Principal& caller, const grpc::ByteBuffer& message, v1::GenerateRequest* request) const;
-  // Ends the calls of clients that do not read, and gives memory back to the system once nothing runs: what a burst needed would
-  // stay with the process otherwise.
+  // Ends the calls of clients that do not read.
   void LookAfterStreams();
 
   const Parts parts_;
   const TokenizerTokens tokens_;
   constraint::ConstraintCompiler constraints_;
   const std::shared_ptr<KeyUsage> usage_;
-  const std::shared_ptr<std::atomic<int>> open_calls_ = std::make_shared<std::atomic<int>>(0);
+  const std::shared_ptr<OpenCalls> open_calls_;
   std::mutex mutex_;
   std::vector<std::weak_ptr<GenerateStream>> streams_;  // guarded by mutex_; those that have ended are taken out now and then
-  bool busy_ = false;                                   // of the watch's thread: something has run since memory was given back
   std::unique_ptr<RepeatingThread> watch_;
 };
 

@@ -10,8 +10,16 @@
 namespace ferry {
 
 GenerateStream::GenerateStream(Options options, grpc::CallbackServerContext* context)
-    : options_(std::move(options)), begun_(options_.clock->Now()), peer_(context->peer()), context_(context), progress_(begun_) {
-  ++*options_.open_calls;
+    : options_(std::move(options)), begun_(options_.clock->Now()), peer_(context->peer()), context_(context), progress_(begun_) {}
+
+GenerateStream::~GenerateStream() {
+  if (has_place_) options_.open_calls->Remove(peer_);
+}
+
+absl::Status GenerateStream::TakePlace() {
+  const absl::Status taken = options_.open_calls->Add(peer_);
+  has_place_ = taken.ok();
+  return taken;
 }
 
 void GenerateStream::SetCaller(const Principal& caller, bool counted) {

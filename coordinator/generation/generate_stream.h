@@ -6,7 +6,6 @@
 
 #include <grpcpp/grpcpp.h>
 
-#include <atomic>
 #include <deque>
 #include <memory>
 #include <mutex>
@@ -18,6 +17,7 @@
 #include "common/access/key_usage.h"
 #include "common/clock.h"
 #include "coordinator/generation/generation_loop.h"
+#include "coordinator/generation/open_calls.h"
 #include "coordinator/generation/request.h"
 
 namespace ferry {
@@ -28,13 +28,15 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, 
     GenerationLoop* loop = nullptr;
     const Clock* clock = nullptr;
     int64_t max_unsent_bytes = 0;
-    std::shared_ptr<KeyUsage> usage;               // told of the end, when the call was `counted`
-    std::shared_ptr<std::atomic<int>> open_calls;  // counts this one
+    std::shared_ptr<KeyUsage> usage;  // told of the end, when the call was `counted`
+    std::shared_ptr<OpenCalls> open_calls;
   };
   GenerateStream(Options options, grpc::CallbackServerContext* context);
-  ~GenerateStream() override { --*options_.open_calls; }
+  ~GenerateStream() override;
 
   void HoldForCall(std::shared_ptr<GenerateStream> self) { self_ = std::move(self); }
+  // Counts it among the open calls. ResourceExhausted: they are too many.
+  absl::Status TakePlace();
   // Names the caller, once it is known; `counted`: KeyUsage::Begin has succeeded.
   void SetCaller(const Principal& caller, bool counted);
   void SetRequestId(std::string request_id);
@@ -63,6 +65,7 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, 
   const Options options_;
   const absl::Time begun_;
   const std::string peer_;
+  bool has_place_ = false;                // among the open calls
   std::shared_ptr<GenerateStream> self_;  // while gRPC uses it
   std::mutex context_mutex_;
   grpc::CallbackServerContext* context_;  // guarded by context_mutex_; null once gRPC is done with it

@@ -34,8 +34,8 @@ v1::GetVocabularyResponse VocabularyOf(const Tokenizer& tokenizer) {
 
 }  // namespace
 
-VocabularyService::VocabularyService(const Tokenizer* tokenizer, TaskPool* pool, const ApiKeys* keys)
-    : tokenizer_(*tokenizer), pool_(*pool), keys_(keys) {
+VocabularyService::VocabularyService(const Tokenizer* tokenizer, TextCalls* texts, const ApiKeys* keys)
+    : tokenizer_(*tokenizer), texts_(*texts), keys_(keys) {
   Serialize(VocabularyOf(tokenizer_), &vocabulary_).IgnoreError();  // memory alone can be short, which ends the process anyway
 }
 
@@ -58,31 +58,20 @@ grpc::ServerUnaryReactor* VocabularyService::GetVocabulary(grpc::CallbackServerC
 grpc::ServerUnaryReactor* VocabularyService::TokenizePieces(grpc::CallbackServerContext* context, const grpc::ByteBuffer* message,
                                                             grpc::ByteBuffer* response) {
   if (const absl::Status allowed = CheckCaller(*context); !allowed.ok()) return Finish(context, allowed);
-  const auto request = std::make_shared<v1::TokenizePiecesRequest>();
-  if (const absl::Status status = ParseBounded(*message, {.max_fields = kMaxRequestFields}, request.get()); !status.ok()) {
-    return Finish(context, status);
-  }
-  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-  const auto tokenize = [this, context, reactor, request, response] {
-    if (context->IsCancelled()) {
-      reactor->Finish(grpc::Status::CANCELLED);
-      return;
-    }
+  return texts_.Answer(context, message, response, [this, message, response] { return TokenizeTo(*message, response); });
+}
+
+absl::Status VocabularyService::TokenizeTo(const grpc::ByteBuffer& message, grpc::ByteBuffer* response) const {
+  v1::TokenizePiecesResponse answer;
+  {
+    v1::TokenizePiecesRequest request;
+    RETURN_IF_ERROR(ParseBounded(message, {.max_fields = kMaxRequestFields}, &request));
     std::vector<TextPiece> pieces;
-    for (const v1::TextPiece& piece : request->pieces()) pieces.push_back({.text = piece.text(), .from_user = piece.from_user()});
-    const absl::StatusOr<std::vector<int32_t>> ids = tokenizer_.Encode(pieces);
-    absl::Status status = ids.status();
-    if (status.ok()) {
-      v1::TokenizePiecesResponse answer;
-      answer.mutable_ids()->Add(ids->begin(), ids->end());
-      status = Serialize(answer, response);
-    }
-    reactor->Finish(ToGrpcStatus(status));
-  };
-  if (!pool_.TryPost(tokenize, message->Length())) {
-    reactor->Finish(ToGrpcStatus(ResourceExhausted("too many texts wait to be tokenized")));
+    for (const v1::TextPiece& piece : request.pieces()) pieces.push_back({.text = piece.text(), .from_user = piece.from_user()});
+    ASSIGN_OR_RETURN(const std::vector<int32_t> ids, tokenizer_.Encode(pieces));
+    answer.mutable_ids()->Add(ids.begin(), ids.end());
   }
-  return reactor;
+  return Serialize(answer, response);
 }
 
 }  // namespace ferry

@@ -4,7 +4,7 @@
 // GetVocabulary share one copy of its bytes.
 
 #include "common/access/api_keys.h"
-#include "coordinator/generation/task_pool.h"
+#include "coordinator/generation/text_calls.h"
 #include "coordinator/text/tokenizer.h"
 #include "ferry/v1/vocabulary.grpc.pb.h"
 
@@ -15,8 +15,8 @@ using RawVocabularyService = v1::Vocabulary::WithRawCallbackMethod_GetVocabulary
 
 class VocabularyService final : public RawVocabularyService {
  public:
-  // All outlive this. `pool` tokenizes. `keys` is null where everybody may call.
-  VocabularyService(const Tokenizer* tokenizer, TaskPool* pool, const ApiKeys* keys);
+  // All outlive this. `keys` is null where everybody may call.
+  VocabularyService(const Tokenizer* tokenizer, TextCalls* texts, const ApiKeys* keys);
 
   grpc::ServerUnaryReactor* GetVocabulary(grpc::CallbackServerContext* context, const grpc::ByteBuffer* message,
                                           grpc::ByteBuffer* response) override;
@@ -25,9 +25,10 @@ class VocabularyService final : public RawVocabularyService {
 
  private:
   absl::Status CheckCaller(const grpc::CallbackServerContext& context) const;
+  absl::Status TokenizeTo(const grpc::ByteBuffer& message, grpc::ByteBuffer* response) const;
 
   const Tokenizer& tokenizer_;
-  TaskPool& pool_;
+  TextCalls& texts_;
   const ApiKeys* const keys_;
   grpc::ByteBuffer vocabulary_;  // a GetVocabularyResponse
 };

@@ -96,7 +96,7 @@ class FerryServiceTest : public ::testing::Test {
         .loop = loop_.get(),
         .tokenizer = tokenizer_.get(),
         .clock = Clock::Real(),
-        .pool = pool_.get(),
+        .texts = texts_.get(),
         .limits = {.context_tokens = 4096, .share_tokens = 1024, .vocab_size = kVocab, .max_token_bytes = 10},
         .model_info = model_info,
         .server_info = [this] {
@@ -177,7 +177,7 @@ class FerryServiceTest : public ::testing::Test {
                              Clock::Real(), "loading")
           .value();
   std::unique_ptr<FerryService> service_;
-  const std::unique_ptr<TaskPool> pool_ = TaskPool::Create(1).value();  // its tasks use the service
+  const std::unique_ptr<TextCalls> texts_ = TextCalls::Create(Clock::Real(), {}).value();  // its tasks use the service
   std::unique_ptr<grpc::Server> server_;
   std::string address_;
   std::unique_ptr<v1::Ferry::Stub> stub_;
@@ -377,6 +377,28 @@ TEST_F(FewCallsTest, CallsAreBoundedWhateverTheyWaitFor) {
   second.TryCancel();
   EXPECT_EQ(one->Finish().error_code(), grpc::StatusCode::CANCELLED);
   EXPECT_EQ(two->Finish().error_code(), grpc::StatusCode::CANCELLED);
+}
+
+class FewCallsOfAConnectionTest : public FerryServiceTest {
+ protected:
+  void Change(FerryService::Parts& parts) override { parts.max_calls_of_connection = 1; }
+};
+
+TEST_F(FewCallsOfAConnectionTest, CallsOfOneConnectionKeepNoOtherOut) {
+  model_.Hang(true);
+  grpc::ClientContext first;
+  const auto one = stub_->Generate(&first, Greedy("abc", 5));
+  ASSERT_TRUE(EventuallyRunning(1));
+  EXPECT_THAT(Generate(Greedy("abc", 5)).status.error_message(), testing::HasSubstr("calls of this connection"));
+  model_.Hang(false);
+  grpc::ChannelArguments own;
+  own.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  stub_ = v1::Ferry::NewStub(grpc::CreateCustomChannel(address_, grpc::InsecureChannelCredentials(), own));
+  EXPECT_EQ(Generate(Greedy("abc", 5)).text, "defgh");
+  v1::GenerateResponse response;
+  while (one->Read(&response)) {
+  }
+  EXPECT_TRUE(one->Finish().ok());
 }
 
 class KeysTest : public FerryServiceTest {

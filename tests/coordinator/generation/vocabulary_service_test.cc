@@ -20,7 +20,7 @@ class VocabularyServiceTest : public ::testing::Test {
     data.eos = kEnd;
     data.add_bos = true;
     ASSERT_OK_AND_ASSIGN(tokenizer_, Tokenizer::Create(data));
-    service_ = std::make_unique<VocabularyService>(tokenizer_.get(), pool_.get(), /*keys=*/nullptr);
+    service_ = std::make_unique<VocabularyService>(tokenizer_.get(), texts_.get(), /*keys=*/nullptr);
     grpc::ServerBuilder builder;
     int port = 0;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
@@ -31,7 +31,7 @@ class VocabularyServiceTest : public ::testing::Test {
   void TearDown() override { server_->Shutdown(); }
 
   std::unique_ptr<Tokenizer> tokenizer_;
-  const std::unique_ptr<TaskPool> pool_ = TaskPool::Create(1).value();
+  const std::unique_ptr<TextCalls> texts_ = TextCalls::Create(Clock::Real(), {}).value();
   std::unique_ptr<VocabularyService> service_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<v1::Vocabulary::Stub> stub_;
