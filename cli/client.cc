@@ -116,7 +116,18 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const std::string& serve
   if (server.empty()) {
     ASSIGN_OR_RETURN(supervisor, Supervisor::Start(options));
   }
-  ASSIGN_OR_RETURN(std::unique_ptr<Client> client, Attach(server.empty() ? supervisor->address() : server));
+  const std::string address = server.empty() ? supervisor->address() : server;
+  return Of(std::move(supervisor), address);
+}
+
+absl::StatusOr<std::unique_ptr<Client>> Client::StartWithHttp(const ModelOptions& options, const GatewayProcess& gateway) {
+  ASSIGN_OR_RETURN(std::unique_ptr<Supervisor> supervisor, StartWithGateway(options, gateway));
+  const std::string address = supervisor->address();
+  return Of(std::move(supervisor), address);
+}
+
+absl::StatusOr<std::unique_ptr<Client>> Client::Of(std::unique_ptr<Supervisor> supervisor, const std::string& address) {
+  ASSIGN_OR_RETURN(std::unique_ptr<Client> client, Attach(address));
   client->supervisor_ = std::move(supervisor);
   RETURN_IF_ERROR(client->WaitUntilServed());
   return client;

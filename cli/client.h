@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 
+#include "cli/gateway_process.h"
 #include "cli/model_options.h"
 #include "cli/supervisor.h"
 #include "ferry/v1/generate.grpc.pb.h"
@@ -21,6 +22,8 @@ class Client {
   // `server` empty: starts an own server for `options`. Waits until the model is served, with progress on standard error
   // when it is a terminal. Errors: the server's, or Unavailable when no server answers at `server`.
   static absl::StatusOr<std::unique_ptr<Client>> Connect(const std::string& server, const ModelOptions& options);
+  // The same for an own server that speaks HTTP, too.
+  static absl::StatusOr<std::unique_ptr<Client>> StartWithHttp(const ModelOptions& options, const GatewayProcess& gateway);
   // Ends an own server; an error: it did not complete what it was asked to write. The destructor does the same without a word.
   absl::Status Close();
   // Connects to a running server in any state, without waiting for it to serve.
@@ -31,12 +34,15 @@ class Client {
   absl::StatusOr<proto::Finish> Generate(const proto::GenerateRequest& request,
                                          const std::function<bool(const proto::GenerateResponse&)>& on_message);
   absl::StatusOr<proto::GetModelInfoResponse> ModelInfo();
+  // Of an own server: why it has ended; OK while it runs.
+  absl::Status Health() { return supervisor_ == nullptr ? absl::OkStatus() : supervisor_->Health(); }
   absl::StatusOr<proto::GetServerInfoResponse> ServerInfo(absl::Duration timeout = absl::Seconds(10));
   // Makes a running Generate return Cancelled; callable from a signal-handling thread.
   void Cancel();
 
  private:
   Client() = default;
+  static absl::StatusOr<std::unique_ptr<Client>> Of(std::unique_ptr<Supervisor> supervisor, const std::string& address);
   absl::Status WaitUntilServed();
 
   std::unique_ptr<Supervisor> supervisor_;  // of an own server

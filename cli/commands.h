@@ -14,6 +14,7 @@ using Command = std::function<absl::Status()>;
 
 Command AddServe(CLI::App& app);
 Command AddGenerate(CLI::App& app);
+Command AddChat(CLI::App& app);
 Command AddScore(CLI::App& app);
 Command AddBench(CLI::App& app);
 Command AddInspect(CLI::App& app);

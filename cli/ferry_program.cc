@@ -36,6 +36,7 @@ std::unique_ptr<FerryProgram> MakeFerry(const std::string& version) {
   };
   add("serve", "start a coordinator and its workers and keep them running", AddServe);
   add("generate", "continue a prompt", AddGenerate);
+  add("chat", "a conversation at the terminal", AddChat);
   add("score", "log-probabilities and perplexity of a text", AddScore);
   add("bench", "measure prefill and decode against the machine's limits", AddBench);
   add("inspect", "what a model file holds", AddInspect);

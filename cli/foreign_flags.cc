@@ -6,7 +6,7 @@ namespace {
 using Kind = ForeignFlag::Kind;
 using Value = ForeignFlag::Value;
 
-constexpr char kStart[] = "generate serve bench score plan";  // the commands that start a server or plan one
+constexpr char kStart[] = "generate serve bench score plan chat";  // the commands that start a server or plan one
 constexpr char kLocal[] = "download it first: hf download REPO --include '*.gguf' --local-dir models, then -m FILE";
 constexpr char kNoDraft[] = "Ferry has no speculative decoding";
 constexpr char kNoSampler[] = "Ferry does not have this sampler; see --temp, --top-k, --top-p, --min-p and the penalties";
@@ -23,8 +23,7 @@ constexpr char kBatched[] = "requests are batched continuously always";
 constexpr char kThreads[] = "--threads counts for prompts and decode alike, and threads stay on their cores";
 constexpr char kContextEnds[] = "a request ends when its context is full; nothing is shifted out";
 constexpr char kPrefixes[] = "beginnings of prompts are cached always";
-constexpr char kConverse[] =
-    "conversations are held over HTTP: `ferry serve -m FILE`, then the page at http://127.0.0.1:8080 or any client";
+constexpr char kConverse[] = "`ferry chat -m FILE` converses; over HTTP a request does";
 constexpr char kOfRequest[] = "each request says it, and over HTTP in the field of this name";
 constexpr char kEager[] = "Ferry has no other mode";
 
@@ -96,6 +95,11 @@ constexpr ForeignFlag kTable[] = {
      .value = Value::kNone,
      .words = "`ferry generate` continues the text as it is, without a chat template",
      .commands = "generate"},
+    {.spellings = "-i --interactive -cnv --conversation",
+     .kind = Kind::kAccept,
+     .value = Value::kNone,
+     .words = "`ferry chat` converses always",
+     .commands = "chat"},
     {.spellings = "--no-escape",
      .kind = Kind::kAccept,
      .value = Value::kNone,
@@ -108,6 +112,12 @@ constexpr ForeignFlag kTable[] = {
          "--presence-penalty -s --seed --ignore-eos -j --json-schema --grammar --grammar-file",
          kOfRequest, "serve"),
     TranslateOne("--n-predict", "--predict"),
+    {.spellings = "-sys --system-prompt -sysp",
+     .kind = Kind::kTranslate,
+     .value = Value::kOne,
+     .words = "",
+     .target = "--system",
+     .commands = "chat"},
     TranslateOne("--host", "--http-listen", "HTTP listens there; --listen is where gRPC does"),
     Translate("-v --verbose --log-verbose", "--log-level", "debug"),
     TranslateOne("-lv --verbosity --log-verbosity", "--log-level", "any verbosity is --log-level debug", "debug"),
@@ -154,8 +164,11 @@ constexpr ForeignFlag kTable[] = {
     Hint("--list-devices", "`ferry plan -m FILE` shows the devices and what goes where"),
     Hint("--rpc", "start `ferry serve --cluster-listen ADDRESS`, then `ferry join` and ferry-worker on the other hosts"),
     Hint("-r --reverse-prompt", "--stop TEXT ends the output there", "generate serve score plan"),
-    Hint("-i --interactive -if --interactive-first -cnv --conversation -ins --instruct -st --single-turn", kConverse),
-    Hint("-sys --system-prompt -sysp", kConverse),
+    Hint("-st --single-turn", "`ferry chat` takes one message from a pipe: echo hello | ferry chat -m FILE"),
+    Hint("-i --interactive -if --interactive-first -cnv --conversation -ins --instruct", kConverse,
+         "generate serve bench score plan"),
+    Hint("-sys --system-prompt -sysp", "`ferry chat --system TEXT` has a system message; over HTTP a request does",
+         "generate serve bench score plan"),
     Hint("-ts --tensor-split", "--layers 0-17,18-23 gives each worker its layers"),
     Hint("--in-prefix --in-suffix --prompt-cache --prompt-cache-all --print-token-count", "Ferry does not have it"),
     Hint("--override-kv", "change the file itself, with gguf-py's gguf_set_metadata"),
@@ -170,7 +183,7 @@ constexpr ForeignFlag kTable[] = {
     Hint("-ser --smart-expert-reduction", "Ferry computes every expert that the model routes to"),
     Hint("-nocb --no-cont-batching", "-np 1 serves one request at a time"),
     Hint("--api-key", "others of this machine see command lines: `ferry api-key` writes a file for --api-keys"),
-    Hint("--chat-template", "--chat-template-file FILE of `ferry serve` replaces the model file's own"),
+    Hint("--chat-template", "--chat-template-file FILE of `ferry serve` and `ferry chat` replaces the model file's own"),
     Hint("--chat-template-kwargs --reasoning-budget", "a request says it: chat_template_kwargs, reasoning_effort"),
     Hint("-to --timeout", "--step-timeout and --drain-seconds are Ferry's limits"),
     Hint("--embedding --embeddings --pooling --rerank --reranking --mmproj -mm --image", "Ferry generates text alone"),

@@ -36,6 +36,10 @@ void ExitInterrupted() {
 InterruptHandler::InterruptHandler() : state_(std::make_unique<State>()) {}
 
 absl::StatusOr<std::unique_ptr<InterruptHandler>> InterruptHandler::Start(std::function<void()> on_first) {
+  return Start([on_first = std::move(on_first)](int) { on_first(); });
+}
+
+absl::StatusOr<std::unique_ptr<InterruptHandler>> InterruptHandler::Start(std::function<void(int)> on_first) {
   const sigset_t set = Signals();
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
   std::unique_ptr<InterruptHandler> handler(new InterruptHandler);
@@ -43,9 +47,10 @@ absl::StatusOr<std::unique_ptr<InterruptHandler>> InterruptHandler::Start(std::f
   ASSIGN_OR_RETURN(state->thread, StartThread([state, set, on_first = std::move(on_first)] {
                      while (!state->stop) {
                        const timespec poll = {.tv_sec = 0, .tv_nsec = 50'000'000};
-                       if (sigtimedwait(&set, nullptr, &poll) < 0) continue;
+                       const int signal = sigtimedwait(&set, nullptr, &poll);
+                       if (signal < 0) continue;
                        if (state->interrupted.exchange(true)) ExitInterrupted();
-                       on_first();
+                       on_first(signal);
                      }
                    }));
   return handler;
@@ -55,6 +60,8 @@ InterruptHandler::~InterruptHandler() {
   state_->stop = true;
   if (state_->thread.joinable()) state_->thread.join();
 }
+
+void InterruptHandler::Rearm() { state_->interrupted = false; }
 
 bool InterruptHandler::interrupted() const { return state_->interrupted; }
 

@@ -15,8 +15,12 @@ class InterruptHandler {
   // Blocks the signals for the whole process: make it before other threads. One at a time. ResourceExhausted: no thread can be
   // started.
   static absl::StatusOr<std::unique_ptr<InterruptHandler>> Start(std::function<void()> on_first);
+  // The same, and `on_first` is told which signal came.
+  static absl::StatusOr<std::unique_ptr<InterruptHandler>> Start(std::function<void(int)> on_first);
   ~InterruptHandler();
   bool interrupted() const;
+  // The next signal is a first one again.
+  void Rearm();
 
  private:
   struct State;

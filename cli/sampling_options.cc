@@ -1,6 +1,7 @@
 #include "cli/sampling_options.h"
 
 #include <limits>
+#include <nlohmann/json.hpp>
 
 #include "common/command_line.h"
 #include "common/number.h"
@@ -57,6 +58,35 @@ absl::Status SamplingOptions::Fill(ferry::v1::GenerateRequest& request) const {
   }
   if (ignore_eos) request.set_ignore_eos(true);
   return FillConstraint(request);
+}
+
+absl::Status SamplingOptions::FillJson(nlohmann::json& body) const {
+  ferry::v1::GenerateRequest request;  // which the flags are checked by
+  RETURN_IF_ERROR(Fill(request));
+  const auto set = [&](const char* name, const auto& value) {
+    if (value) body[name] = *value;
+  };
+  set("temperature", temperature);
+  set("top_k", top_k);
+  set("top_p", top_p);
+  set("min_p", min_p);
+  set("repeat_penalty", repetition_penalty);
+  set("frequency_penalty", frequency_penalty);
+  set("presence_penalty", presence_penalty);
+  set("seed", seed);
+  if (request.has_max_tokens()) body["max_tokens"] = request.max_tokens();
+  if (!stop.empty()) body["stop"] = stop;
+  for (const uint32_t id : request.stop_token_ids()) body["stop_token_ids"].push_back(id);
+  if (ignore_eos) body["ignore_eos"] = true;
+  const ferry::v1::Constraint& form = request.constraint();
+  if (form.has_gbnf()) body["grammar"] = form.gbnf();
+  if (form.has_regex()) body["guided_regex"] = form.regex();
+  if (form.has_json_schema()) {
+    nlohmann::json schema = nlohmann::json::parse(form.json_schema(), nullptr, /*allow_exceptions=*/false);
+    if (schema.is_discarded()) return InvalidArgument("--json-schema is no JSON");
+    body["json_schema"] = std::move(schema);
+  }
+  return absl::OkStatus();
 }
 
 absl::Status SamplingOptions::FillConstraint(ferry::v1::GenerateRequest& request) const {

@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <vector>
@@ -25,6 +26,8 @@ struct SamplingOptions {
   void AddTo(CLI::App& app);
   // InvalidArgument: a stop token is no id, the output has two forms, or a file cannot be read.
   absl::Status Fill(ferry::v1::GenerateRequest& request) const;
+  // The same as fields of a request over HTTP. Ferry and llama-server know them all, but for `regex`, which Ferry and vLLM know.
+  absl::Status FillJson(nlohmann::json& body) const;
 
  private:
   absl::Status FillConstraint(ferry::v1::GenerateRequest& request) const;

@@ -2,6 +2,8 @@
 
 #include <charconv>
 
+#include "gateway/json/token_ids.h"
+
 namespace ferry {
 namespace {
 
@@ -124,6 +126,10 @@ absl::Status ReadSamplingFields(const JsonFields& fields, v1::GenerateRequest* r
   for (const std::string& stop : stops) {
     if (stop.empty()) return FieldError(fields.PathOf("stop"), fields.PathOf("stop") + " has an empty string");
     request->add_stop(stop);
+  }
+  if (const Json* const ids = fields.Find("stop_token_ids"); ids != nullptr) {
+    ASSIGN_OR_RETURN(const std::vector<uint32_t> tokens, TokenIdsOf(*ids, fields.PathOf("stop_token_ids")));
+    request->mutable_stop_token_ids()->Add(tokens.begin(), tokens.end());
   }
   ASSIGN_OR_RETURN(const auto ignore_eos, fields.Bool("ignore_eos"));
   if (ignore_eos) request->set_ignore_eos(*ignore_eos);

@@ -81,7 +81,7 @@ TEST(Completions, PassesSamplingOn) {
   const v1::GenerateRequest request =
       CompletionRequestOf(Json::parse(R"({"prompt": "x", "temperature": 0, "top_p": 0.5, "top_k": -1,
       "min_p": 0.1, "repeat_penalty": 1.1, "frequency_penalty": -1, "presence_penalty": 2, "seed": 9, "logit_bias": {"7": -100},
-      "stop": ["a", "b"], "max_tokens": 3, "ignore_eos": true})"))
+      "stop": ["a", "b"], "stop_token_ids": [4, 5], "max_tokens": 3, "ignore_eos": true})"))
           ->prompts[0];
   EXPECT_EQ(request.sampling().temperature(), 0);
   EXPECT_EQ(request.sampling().top_p(), 0.5f);
@@ -91,6 +91,7 @@ TEST(Completions, PassesSamplingOn) {
   EXPECT_EQ(request.sampling().seed(), 9u);
   EXPECT_EQ(request.sampling().logit_bias().at(7), -100);
   EXPECT_THAT(request.stop(), ElementsAre("a", "b"));
+  EXPECT_THAT(request.stop_token_ids(), ElementsAre(4, 5));
   EXPECT_EQ(request.max_tokens(), 3u);
   EXPECT_TRUE(request.ignore_eos());
 }
@@ -116,6 +117,7 @@ TEST(Completions, RefusesByName) {
   refused(R"({"prompt": "x", "logprobs": 21})", "logprobs");
   refused(R"({"prompt": "x", "stop": [1]})", "stop");
   refused(R"({"prompt": "x", "stop": ""})", "stop");
+  refused(R"({"prompt": "x", "stop_token_ids": [-1]})", "stop_token_ids");
   refused(R"({"prompt": "x", "logit_bias": {"word": 1}})", "logit_bias");
   refused(R"({"prompt": "x", "logit_bias": {"5": 101}})", "logit_bias");
   refused(R"({"prompt": "x", "suffix": "end"})", "suffix");
