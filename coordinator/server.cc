@@ -63,7 +63,7 @@ constexpr int kClusterStreams = 64;  // calls of one worker at once: heartbeats,
 constexpr int kHandshakeTimeoutMs = 10000;
 // Of the public API; docs/operations.md has them all in a table.
 constexpr int kMaxPublicMessageBytes = 4 << 20;
-constexpr size_t kClientBytes = size_t{128} << 20;
+constexpr size_t kClientBytes = size_t{256} << 20;
 constexpr int kClientStreams = 128;
 constexpr int kIdleConnectionMs = 10 * 60 * 1000, kKeepaliveMs = 60000, kKeepaliveTimeoutMs = 20000;
 constexpr unsigned kCertificateRefreshSeconds = 30;
