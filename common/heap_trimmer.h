@@ -12,7 +12,7 @@
 namespace ferry {
 
 // Gives back what is free now, and again after each `pause`. ResourceExhausted: no thread can be started.
-absl::StatusOr<std::unique_ptr<RepeatingThread>> StartHeapTrimmer(absl::Duration pause = absl::Seconds(5));
+absl::StatusOr<std::unique_ptr<RepeatingThread>> StartHeapTrimmer(absl::Duration pause = absl::Seconds(3));
 
 // From now on large pieces of memory go back to the system as soon as they are freed.
 void ReturnLargePiecesAtOnce();

@@ -2,8 +2,11 @@
 
 #include <signal.h>
 
+#include <atomic>
 #include <fstream>
+#include <limits>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "absl/time/clock.h"
 #include "common/deadline.h"
@@ -80,12 +83,45 @@ std::vector<GoldenPassage> GoldenPassages() {
   return result;
 }
 
+absl::Status Victim::AskDuring(const std::function<void()>& attack, int requests) {
+  if (expected_.empty()) {
+    ASSIGN_OR_RETURN(const Completion undisturbed, Ask());
+    expected_ = undisturbed.ids;
+  }
+  std::atomic<bool> ended{false};
+  std::thread attacker([&] {
+    attack();
+    ended = true;
+  });
+  absl::Status result;
+  for (int served = 0; result.ok() && (!ended || served < requests); ++served) {
+    const absl::StatusOr<Completion> completion = Ask();
+    if (!completion.ok()) {
+      result = Internal("request %d: %s", served, completion.status().ToString());
+    } else if (completion->ids != expected_) {
+      result = Internal("request %d got other tokens", served);
+    }
+  }
+  attacker.join();
+  return result;
+}
+
 bool Alive(pid_t pid) {
   std::ifstream stat("/proc/" + std::to_string(pid) + "/stat");
   std::string text;
   if (!std::getline(stat, text)) return false;
   const size_t name_end = text.rfind(')');
   return name_end != std::string::npos && name_end + 2 < text.size() && text[name_end + 2] != 'Z';
+}
+
+int64_t MemoryOf(pid_t pid, const std::string& line) {
+  std::ifstream status("/proc/" + std::to_string(pid) + "/status");
+  for (std::string name; status >> name;) {
+    int64_t kib = 0;
+    if (name == line + ":" && status >> kib) return kib << 10;
+    status.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
+  }
+  return -1;
 }
 
 bool Eventually(absl::Duration timeout, const std::function<bool()>& condition) {

@@ -4,6 +4,7 @@
 
 #include <sys/types.h>
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -50,7 +51,24 @@ struct GoldenPassage {
 std::vector<GoldenContinuation> GoldenContinuations();
 std::vector<GoldenPassage> GoldenPassages();
 
+// A client that asks the same again and again, and has to get the same tokens whatever others do meanwhile.
+class Victim {
+ public:
+  explicit Victim(Client* client) : client_(*client) {}
+  // Runs `attack` beside requests, one after the other, until it has ended and at least `requests` were answered. Internal: an
+  // answer was none, or another than when nobody attacked.
+  absl::Status AskDuring(const std::function<void()>& attack, int requests = 20);
+
+ private:
+  absl::StatusOr<Completion> Ask() { return Greedy(client_, SomePrompt(30), 12); }
+
+  Client& client_;
+  std::vector<uint32_t> expected_;  // empty: it has not asked yet
+};
+
 bool Alive(pid_t pid);
+// A line of /proc/PID/status, "VmRSS" or "VmHWM", in bytes; -1 where there is none.
+int64_t MemoryOf(pid_t pid, const std::string& line);
 // Waits until `condition` holds; false after `timeout`.
 bool Eventually(absl::Duration timeout, const std::function<bool()>& condition);
 

@@ -1,0 +1,139 @@
+#include "tests/cluster/hostile_client.h"
+
+#include <arpa/inet.h>
+#include <grpcpp/generic/generic_stub.h>
+#include <grpcpp/grpcpp.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <array>
+#include <chrono>
+#include <utility>
+
+#include "common/deadline.h"
+
+namespace ferry {
+namespace {
+
+constexpr int kSendSeconds = 5;
+constexpr uint16_t kInitialWindowSize = 4;  // of SETTINGS
+
+std::string BigEndian(uint64_t value, int bytes) {
+  std::string result;
+  for (int i = bytes - 1; i >= 0; --i) result += static_cast<char>(value >> (8 * i));
+  return result;
+}
+
+// A literal header field of HPACK that enters no table.
+std::string Header(std::string_view name, std::string_view value) {
+  std::string result(1, '\0');
+  for (const std::string_view text : {name, value}) {
+    result += static_cast<char>(text.size());  // below 127 here
+    result += text;
+  }
+  return result;
+}
+
+}  // namespace
+
+HostileConnection::HostileConnection(const std::string& address, const std::string& source)
+    : socket_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+  const size_t colon = address.rfind(':');
+  const timeval patience = {.tv_sec = kSendSeconds, .tv_usec = 0};
+  ::setsockopt(socket_.get(), SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
+  sockaddr_in from = {}, to = {};
+  from.sin_family = to.sin_family = AF_INET;
+  to.sin_port = htons(static_cast<uint16_t>(std::stoi(address.substr(colon + 1))));
+  const bool known = ::inet_pton(AF_INET, source.c_str(), &from.sin_addr) == 1 &&
+                     ::inet_pton(AF_INET, address.substr(0, colon).c_str(), &to.sin_addr) == 1;
+  if (!known || ::bind(socket_.get(), reinterpret_cast<const sockaddr*>(&from), sizeof(from)) != 0 ||
+      ::connect(socket_.get(), reinterpret_cast<const sockaddr*>(&to), sizeof(to)) != 0) {
+    Close();
+  }
+}
+
+bool HostileConnection::Send(std::string_view bytes) {
+  while (!bytes.empty()) {
+    const ssize_t sent = ::send(socket_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
+    if (sent <= 0) return false;
+    bytes.remove_prefix(static_cast<size_t>(sent));
+  }
+  return true;
+}
+
+bool HostileConnection::IsClosedWithin(absl::Duration timeout) {
+  const Deadline end = Deadline::In(timeout);
+  std::array<char, 4096> buffer;
+  do {
+    pollfd poll = {socket_.get(), POLLIN, 0};
+    if (::poll(&poll, 1, 50) > 0 && ::recv(socket_.get(), buffer.data(), buffer.size(), MSG_DONTWAIT) <= 0) return true;
+  } while (!end.Passed());
+  return false;
+}
+
+void HostileConnection::Reset() {
+  const linger at_once = {.l_onoff = 1, .l_linger = 0};
+  ::setsockopt(socket_.get(), SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+  Close();
+}
+
+std::string Http2Frame(FrameType type, uint8_t flags, uint32_t stream, std::string_view payload) {
+  std::string frame = BigEndian(payload.size(), 3);
+  frame += static_cast<char>(type);
+  frame += static_cast<char>(flags);
+  return frame + BigEndian(stream, 4) + std::string(payload);
+}
+
+std::string Http2Opening(uint32_t window) {
+  return "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" +
+         Http2Frame(FrameType::kSettings, 0, 0, BigEndian(kInitialWindowSize, 2) + BigEndian(window, 4));
+}
+
+std::string CallHeaders(uint32_t stream, const std::string& method) {
+  return Http2Frame(FrameType::kHeaders, kEndHeaders, stream,
+                    Header(":method", "POST") + Header(":scheme", "http") + Header(":path", method) +
+                        Header(":authority", "ferry") + Header("te", "trailers") + Header("content-type", "application/grpc"));
+}
+
+std::string CallMessage(uint32_t stream, std::string_view message) {
+  return Http2Frame(FrameType::kData, kEndStream, stream,
+                    std::string(1, '\0') + BigEndian(message.size(), 4) + std::string(message));
+}
+
+std::shared_ptr<grpc::Channel> ChannelTo(const std::string& address) {
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  arguments.SetMaxReceiveMessageSize(-1);
+  arguments.SetMaxSendMessageSize(-1);
+  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+}
+
+grpc::Status CallWithBytes(const std::shared_ptr<grpc::Channel>& channel, const std::string& method, std::string_view message,
+                           absl::Duration timeout, bool compressed) {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(timeout));
+  if (compressed) context.set_compression_algorithm(GRPC_COMPRESS_GZIP);
+  grpc::GenericStub stub(channel);
+  grpc::CompletionQueue queue;
+  const auto call = stub.PrepareCall(&context, method, &queue);
+  const auto done = [&] {
+    void* tag = nullptr;
+    bool ok = false;
+    return queue.Next(&tag, &ok) && ok;
+  };
+  call->StartCall(nullptr);
+  if (done()) {
+    const grpc::Slice slice(message.data(), message.size());
+    call->WriteLast(grpc::ByteBuffer(&slice, 1), {}, nullptr);
+    grpc::ByteBuffer answer;
+    for (bool more = done(); more; more = done()) call->Read(&answer, nullptr);
+  }
+  grpc::Status status;
+  call->Finish(&status, nullptr);
+  done();
+  return status;
+}
+
+}  // namespace ferry
