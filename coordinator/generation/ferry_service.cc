@@ -122,6 +122,8 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* FerryService::Generate(grpc::Callbac
     stream->Close(status);
     return stream.get();
   };
+  // A connection that ends takes all its calls back at once.
+  if (context->IsCancelled() || !message->Valid()) return refuse(Cancelled("the call was cancelled"));
   if (const absl::Status placed = stream->TakePlace(); !placed.ok()) return refuse(placed);
   const absl::StatusOr<Principal> caller = CallerOf(*context);
   if (!caller.ok()) return refuse(caller.status());
