@@ -220,6 +220,16 @@ absl::StatusOr<proto::Finish> Client::Generate(const proto::GenerateRequest& req
   return finish;
 }
 
+absl::StatusOr<std::vector<uint32_t>> Client::Tokenize(const proto::TokenizeRequest& request) {
+  const LateWord word("waiting for the tokens of the text");
+  grpc::ClientContext context;
+  AddKey(&context);
+  context.set_deadline(RpcDeadline(absl::Minutes(1)));
+  proto::TokenizeResponse response;
+  RETURN_IF_ERROR(FromGrpcStatus(stub_->Tokenize(&context, request, &response)));
+  return std::vector<uint32_t>(response.ids().begin(), response.ids().end());
+}
+
 absl::StatusOr<proto::GetModelInfoResponse> Client::ModelInfo() {
   const LateWord word("waiting for an answer from " + address_);
   grpc::ClientContext context;
@@ -259,10 +269,11 @@ std::string HumanRate(double bytes_per_second) {
 
 std::string DescribeExperts(const proto::ExpertCounters& experts) {
   return absl::StrFormat(
-      "experts: %d activated = %d resident + %d shipped + %d on the host; %s shipped in %d copies, waited %.3f s for copies, "
-      "%.3f s for the host",
+      "experts: %d activated = %d resident + %d shipped + %d on the host; %s in %d copies, %d of them ahead and not needed; "
+      "waited "
+      "%.3f s for copies, %.3f s for the host",
       experts.activated(), experts.resident(), experts.shipped(), experts.on_host(), HumanBytes(experts.bytes_shipped()),
-      experts.copies(), experts.copy_wait_seconds(), experts.host_wait_seconds());
+      experts.copies(), experts.shipped_unused(), experts.copy_wait_seconds(), experts.host_wait_seconds());
 }
 
 }  // namespace ferry

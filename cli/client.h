@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "cli/gateway_process.h"
 #include "cli/model_options.h"
@@ -33,10 +34,13 @@ class Client {
   // Calls `on_message` for each message; false from it cancels the call. Returns the last message's Finish.
   absl::StatusOr<proto::Finish> Generate(const proto::GenerateRequest& request,
                                          const std::function<bool(const proto::GenerateResponse&)>& on_message);
+  absl::StatusOr<std::vector<uint32_t>> Tokenize(const proto::TokenizeRequest& request);
   absl::StatusOr<proto::GetModelInfoResponse> ModelInfo();
   // Of an own server: why it has ended; OK while it runs.
   absl::Status Health() { return supervisor_ == nullptr ? absl::OkStatus() : supervisor_->Health(); }
   absl::StatusOr<proto::GetServerInfoResponse> ServerInfo(absl::Duration timeout = absl::Seconds(10));
+  // Of the coordinator: "127.0.0.1:8090".
+  const std::string& address() const { return address_; }
   // Makes a running Generate return Cancelled; callable from a signal-handling thread.
   void Cancel();
 

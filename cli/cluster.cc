@@ -23,7 +23,7 @@ struct ClusterOptions {
 };
 
 void AddFolder(CLI::App& app, ClusterOptions* options) {
-  AddText(app, "--cluster-certs", options->folder, "folder of the certificates (default " + options->folder + ")");
+  AddText(app, "--cluster-certs", options->folder, "folder of the certificates (default: ~/.config/ferry/cluster)");
 }
 
 absl::Status Init(const ClusterOptions& options) {

@@ -27,6 +27,7 @@ Command AddClusterInit(CLI::App& app);
 Command AddClusterToken(CLI::App& app);
 Command AddJoin(CLI::App& app);
 Command AddApiKey(CLI::App& app);
+Command AddCompletion(CLI::App& app);
 
 // The flags and defaults in one text behind the options of each `--help`.
 std::string Examples(std::initializer_list<const char*> lines);

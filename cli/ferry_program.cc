@@ -49,6 +49,7 @@ std::unique_ptr<FerryProgram> MakeFerry(const std::string& version) {
   add("cluster-token", "a one-time token for a host that joins the cluster", AddClusterToken);
   add("api-key", "make a key for the API", AddApiKey);
   add("join", "fetch this host's certificate with a token", AddJoin);
+  add("completion", "a script that completes commands and flags in a shell", AddCompletion);
   return program;
 }
 

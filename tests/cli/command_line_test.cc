@@ -1,5 +1,6 @@
 // The binary itself: what goes to which stream, and exit codes.
 
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -46,6 +47,30 @@ TEST(CommandLine, ScoresAsJson) {
   const nlohmann::json json = nlohmann::json::parse(output.out);
   EXPECT_GT(json["logprobs"].size(), 5u);
   EXPECT_GT(json["perplexity"], 1.0);
+}
+
+TEST(CommandLine, ScoresTheSecondHalfOfEachChunk) {
+  const TestFolder folder;
+  std::ofstream(folder.File("ids"))
+      << "39 489 78 11 1022 0 39 489 78 11 1022 0 39 489 78 11 1022 5 6 7";  // two chunks and a rest
+  const std::string score = std::string("score --json --backend cpu -m ") + kDemoModel + " --ids " + folder.File("ids");
+  const Output chunks = Ferry(score + " --chunks -1 --chunk-size 8");
+  ASSERT_EQ(chunks.exit_code, 0) << chunks.err;
+  double sum = 0;  // 4088 begins a text
+  for (const char* chunk : {"4088 489 78 11 1022 0 39 489", "4088 11 1022 0 39 489 78 11"}) {
+    std::ofstream(folder.File("chunk")) << chunk;
+    const Output alone = Ferry(std::string("score --json --backend cpu -m ") + kDemoModel + " --ids " + folder.File("chunk"));
+    const nlohmann::json logprobs = nlohmann::json::parse(alone.out)["logprobs"];
+    for (size_t token = 5; token < 8; ++token) sum += logprobs[token - 1].get<double>();
+  }
+  const nlohmann::json json = nlohmann::json::parse(chunks.out);
+  EXPECT_EQ(json["tokens"], 6);
+  EXPECT_NEAR(json["perplexity"].get<double>(), std::exp(-sum / 6), 1e-6 * std::exp(-sum / 6));
+  EXPECT_EQ(json["after_chunk"].size(), 2u);
+  EXPECT_GT(json["standard_error"], 0);
+  EXPECT_EQ(nlohmann::json::parse(Ferry(score + " --chunks 1 --chunk-size 8").out)["tokens"], 3);
+  EXPECT_THAT(Ferry(score + " --chunks 1").err, HasSubstr("fewer than a chunk's 512"));
+  EXPECT_EQ(Ferry(score + " --chunks 1 --top 3").exit_code, 2);
 }
 
 TEST(CommandLine, MakesModelsThatInspect) {
