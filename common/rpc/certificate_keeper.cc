@@ -6,13 +6,13 @@
 #include "common/escaped.h"
 #include "common/log.h"
 #include "common/small_file.h"
-#include "common/tls/cluster_ca.h"
 
 namespace ferry {
 
-absl::StatusOr<std::unique_ptr<CertificateKeeper>> CertificateKeeper::Start(std::string folder, Renew renew) {
-  std::unique_ptr<CertificateKeeper> keeper(new CertificateKeeper(std::move(folder), std::move(renew)));
-  ASSIGN_OR_RETURN(keeper->thread_, RepeatingThread::Start(absl::Hours(1), [raw = keeper.get()] {
+absl::StatusOr<std::unique_ptr<CertificateKeeper>> CertificateKeeper::Start(std::string folder, Renew renew,
+                                                                            const Options& options) {
+  std::unique_ptr<CertificateKeeper> keeper(new CertificateKeeper(std::move(folder), std::move(renew), options.renew_before));
+  ASSIGN_OR_RETURN(keeper->thread_, RepeatingThread::Start(options.pause, [raw = keeper.get()] {
                      if (const absl::Status status = raw->RenewIfDue(); !status.ok()) {
                        spdlog::warn("this host's certificate could not be renewed: {}", Escaped(status.ToString()));
                      }
@@ -23,7 +23,7 @@ absl::StatusOr<std::unique_ptr<CertificateKeeper>> CertificateKeeper::Start(std:
 absl::Status CertificateKeeper::RenewIfDue() {
   ASSIGN_OR_RETURN(const std::string certificate, ReadSmallFile(NodeCertificatePath(folder_)));
   ASSIGN_OR_RETURN(const absl::Time end, CertificateEnd(certificate));
-  if (end - absl::Now() > kRenewBefore) return absl::OkStatus();
+  if (end - absl::Now() > renew_before_) return absl::OkStatus();
   ASSIGN_OR_RETURN(const std::string key, ReadSmallFile(NodeKeyPath(folder_)));
   ASSIGN_OR_RETURN(const std::string ca, ReadSmallFile(CaCertificatePath(folder_)));
   ASSIGN_OR_RETURN(const NodeRequest request, MakeNodeRequest(key));

@@ -14,14 +14,12 @@
 namespace ferry {
 namespace {
 
-constexpr unsigned kRefreshSeconds = 30;
-
 class FileIdentity final : public NodeIdentity {
  public:
-  explicit FileIdentity(std::string folder)
+  FileIdentity(std::string folder, unsigned refresh_seconds)
       : folder_(std::move(folder)),
         provider_(std::make_shared<grpc::experimental::FileWatcherCertificateProvider>(
-            NodeKeyPath(folder_), NodeCertificatePath(folder_), CaCertificatePath(folder_), kRefreshSeconds)) {}
+            NodeKeyPath(folder_), NodeCertificatePath(folder_), CaCertificatePath(folder_), refresh_seconds)) {}
 
   const std::string& folder() const override { return folder_; }
 
@@ -50,7 +48,7 @@ class FileIdentity final : public NodeIdentity {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<NodeIdentity>> NodeIdentity::Open(const std::string& folder) {
+absl::StatusOr<std::unique_ptr<NodeIdentity>> NodeIdentity::Open(const std::string& folder, unsigned refresh_seconds) {
   for (const std::string& path : {NodeKeyPath(folder), NodeCertificatePath(folder), CaCertificatePath(folder)}) {
     if (const absl::Status status = ReadSmallFile(path).status(); !status.ok()) {
       return FailedPrecondition(
@@ -65,7 +63,7 @@ absl::StatusOr<std::unique_ptr<NodeIdentity>> NodeIdentity::Open(const std::stri
   if (end <= absl::Now()) {
     return FailedPrecondition("the certificate in %s ended at %s: join the cluster again", folder, absl::FormatTime(end));
   }
-  return std::unique_ptr<NodeIdentity>(std::make_unique<FileIdentity>(folder));
+  return std::unique_ptr<NodeIdentity>(std::make_unique<FileIdentity>(folder, refresh_seconds));
 }
 
 std::shared_ptr<grpc::Channel> ConnectNode(const std::string& address, NodeRole role, const NodeIdentity* identity,

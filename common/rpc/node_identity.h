@@ -18,11 +18,12 @@
 
 namespace ferry {
 
-// The certificates of this process. Files that change (a renewed certificate) are in use within a minute, without a restart.
+// The certificates of this process. Files that change (a renewed certificate) are in use for connections that begin
+// `refresh_seconds` later, without a restart.
 class NodeIdentity {
  public:
   // FailedPrecondition says what the folder lacks, or that its certificate is over.
-  static absl::StatusOr<std::unique_ptr<NodeIdentity>> Open(const std::string& folder);
+  static absl::StatusOr<std::unique_ptr<NodeIdentity>> Open(const std::string& folder, unsigned refresh_seconds = 30);
   virtual ~NodeIdentity() = default;
   virtual const std::string& folder() const = 0;
   // Requires a certificate of every caller, unless `admits_strangers`: then CallerOf gives kStranger for a caller without one.

@@ -7,6 +7,7 @@
 #include "absl/time/clock.h"
 #include "common/grpc_status.h"
 #include "common/rpc/acceptor.h"
+#include "common/rpc/certificate_keeper.h"
 #include "common/small_file.h"
 #include "ferry/internal/v1/cluster.grpc.pb.h"
 #include "tests/testing/socket_folder.h"
@@ -115,6 +116,43 @@ TEST_F(NodeIdentityTest, AStrangerIsKnownAsOne) {
   ASSERT_OK(CallOn(
       grpc::CreateCustomChannel(acceptor_->address().ToString(), grpc::SslCredentials({.pem_root_certs = ca}), arguments)));
   EXPECT_EQ(asked_.caller(), NodeCaller::kStranger);
+}
+
+// Both ends have certificates of four seconds, and a third host has one that nobody renews.
+TEST_F(NodeIdentityTest, CertificatesAreRenewedBeforeTheyEnd) {
+  const std::string forgetful_folder = folder_.path() + "/forgetful";
+  const auto issue = [this](NodeRole role, absl::Duration lifetime) {
+    return [this, role, lifetime](const std::string& request) {
+      return IssueNodeCertificate(coordinator_folder_, request, role, lifetime);
+    };
+  };
+  const auto make = [&](const std::string& folder, NodeRole role) -> absl::Status {
+    ASSIGN_OR_RETURN(const NodeRequest request, MakeNodeRequest());
+    ASSIGN_OR_RETURN(const std::string pem, issue(role, absl::Seconds(4))(request.request_pem));
+    ASSIGN_OR_RETURN(const std::string ca, ReadSmallFile(CaCertificatePath(coordinator_folder_)));
+    return WriteNodeFiles(folder, ca, pem, request.key_pem);
+  };
+  ASSERT_OK(make(coordinator_folder_, NodeRole::kCoordinator));
+  ASSERT_OK(make(worker_folder_, NodeRole::kWorker));
+  ASSERT_OK(make(forgetful_folder, NodeRole::kWorker));
+  ASSERT_OK_AND_ASSIGN(const absl::Time end, CertificateEnd(ReadSmallFile(NodeCertificatePath(forgetful_folder)).value()));
+  ASSERT_OK_AND_ASSIGN(coordinator_, NodeIdentity::Open(coordinator_folder_, /*refresh_seconds=*/1));
+  ASSERT_OK_AND_ASSIGN(worker_, NodeIdentity::Open(worker_folder_, /*refresh_seconds=*/1));
+  ASSERT_OK_AND_ASSIGN(const auto forgetful, NodeIdentity::Open(forgetful_folder, /*refresh_seconds=*/1));
+  Serve(*coordinator_, /*admits_strangers=*/false);
+  EXPECT_OK(Call(NodeRole::kCoordinator, forgetful.get()));
+
+  const CertificateKeeper::Options often = {.pause = absl::Milliseconds(100), .renew_before = absl::Seconds(3)};
+  const auto keep = [&](const std::string& folder, NodeRole role) {
+    return CertificateKeeper::Start(folder, issue(role, kNodeLifetime), often).value();
+  };
+  const auto coordinator_keeper = keep(coordinator_folder_, NodeRole::kCoordinator);
+  const auto worker_keeper = keep(worker_folder_, NodeRole::kWorker);
+  while (absl::Now() < end + absl::Seconds(1)) {
+    EXPECT_OK(Call(NodeRole::kCoordinator, worker_.get())) << absl::Now() << ", the first certificates end " << end;
+    absl::SleepFor(absl::Milliseconds(200));
+  }
+  EXPECT_FALSE(Call(NodeRole::kCoordinator, forgetful.get()).ok());
 }
 
 TEST_F(NodeIdentityTest, SaysWhatAFolderLacks) {
