@@ -3,6 +3,7 @@
 #include <signal.h>
 
 #include <atomic>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <future>
@@ -150,8 +151,15 @@ struct Killing {
   const char* name;
   int workers;
   const char* transport;
+  bool ends_with_a_stop = false;  // SIGSTOP, which nobody notices for 10 s
 };
 class KilledWorkers : public ::testing::TestWithParam<Killing> {};
+
+// FERRY_TEST_KILLS=200 makes a long test of this one, with a SIGSTOP for every ten SIGKILL; FERRY_TEST_SEED moves the times.
+int NumberFrom(const char* variable, int otherwise) {
+  const char* const value = std::getenv(variable);
+  return value == nullptr ? otherwise : std::atoi(value);
+}
 
 TEST_P(KilledWorkers, NoStreamSeesAnErrorOrAnotherToken) {
   ModelOptions options = DemoModel(GetParam().workers);
@@ -177,14 +185,17 @@ TEST_P(KilledWorkers, NoStreamSeesAnErrorOrAnotherToken) {
       }
     });
   }
-  std::mt19937 random(GetParam().workers);
-  for (int kills = 0; kills < 3; ++kills) {
+  const int seed = NumberFrom("FERRY_TEST_SEED", GetParam().workers), kills = NumberFrom("FERRY_TEST_KILLS", 3);
+  SCOPED_TRACE("FERRY_TEST_SEED=" + std::to_string(seed));
+  std::mt19937 random(seed);
+  for (int i = 1; i <= kills; ++i) {
+    const bool stops = i % 11 == 0 || (GetParam().ends_with_a_stop && i == kills);
     absl::SleepFor(absl::Milliseconds(std::uniform_int_distribution(100, 900)(random)));
     const absl::StatusOr<proto::GetServerInfoResponse> info = observer->ServerInfo();
     EXPECT_OK(info.status());
     if (!info.ok()) break;
     const int worker = std::uniform_int_distribution(0, GetParam().workers - 1)(random);
-    kill(info->workers(worker).pid(), SIGKILL);
+    kill(info->workers(worker).pid(), stops ? SIGSTOP : SIGKILL);
     EXPECT_TRUE(Eventually(absl::Seconds(60), [&] {
       const absl::StatusOr<proto::GetServerInfoResponse> now = observer->ServerInfo();
       return now.ok() && now->state() == "serving" && now->workers(worker).pid() != info->workers(worker).pid();
@@ -196,7 +207,7 @@ TEST_P(KilledWorkers, NoStreamSeesAnErrorOrAnotherToken) {
   EXPECT_GT(info.resumed_requests_total(), 0u);
 }
 INSTANTIATE_TEST_SUITE_P(Faults, KilledWorkers,
-                         ::testing::Values(Killing{"OneOverSharedMemory", 1, "shm"}, Killing{"TwoOverGrpc", 2, "grpc"},
+                         ::testing::Values(Killing{"OneOverSharedMemory", 1, "shm"}, Killing{"TwoOverGrpc", 2, "grpc", true},
                                            Killing{"ThreeOverSharedMemory", 3, "shm"}),
                          [](const auto& info) { return info.param.name; });
 
