@@ -227,6 +227,36 @@ TEST(Faults, AKilledCoordinatorLeavesNothingBehind) {
   }
 }
 
+TEST(Faults, AKilledCoordinatorEndsItsClientsAndANewStartServes) {
+  ModelOptions options = DemoModel(2);
+  options.parallel = 3;
+  std::unique_ptr<Supervisor> supervisor;
+  ASSERT_OK_AND_ASSIGN(supervisor, Supervisor::Start(options));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> observer, Client::Connect(supervisor->address(), options));
+  ASSERT_OK_AND_ASSIGN(const Completion before, Greedy(*observer, SomePrompt(30), 12));
+  std::vector<std::unique_ptr<Client>> clients;  // three run and three wait
+  std::vector<std::future<absl::Status>> requests;
+  for (uint32_t i = 0; i < 6; ++i) {
+    ASSERT_OK_AND_ASSIGN(clients.emplace_back(), Client::Connect(supervisor->address(), options));
+    requests.push_back(InTheBackground(*clients.back(), SomePrompt(i % 2 == 0 ? 10 : 2000), 100000));
+  }
+  absl::StatusOr<proto::GetServerInfoResponse> info;
+  EXPECT_TRUE(Eventually(absl::Seconds(60), [&] {
+    info = observer->ServerInfo();
+    return info.ok() && info->running_requests() == 3 && info->queued_requests() == 3;
+  }));
+  ASSERT_OK(info.status());
+  const Stopwatch killed;
+  ASSERT_EQ(kill(info->pid(), SIGKILL), 0);
+  for (std::future<absl::Status>& request : requests) EXPECT_THAT(request.get(), StatusIs(absl::StatusCode::kUnavailable));
+  EXPECT_LT(killed.Elapsed(), absl::Seconds(2));
+  supervisor.reset();
+  ASSERT_OK_AND_ASSIGN(supervisor, Supervisor::Start(options));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> again, Client::Connect(supervisor->address(), options));
+  ASSERT_OK_AND_ASSIGN(const Completion after, Greedy(*again, SomePrompt(30), 12));
+  EXPECT_TRUE(before == after);
+}
+
 TEST(Faults, ACancelledRequestFreesItsBlocks) {
   ModelOptions options = DemoModel(2);
   options.context = 4096;
