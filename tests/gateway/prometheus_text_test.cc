@@ -2,10 +2,18 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <optional>
 #include <regex>
 #include <set>
 #include <sstream>
+
+#include "gateway/json/json.h"
+#include "tests/testing/source_path.h"
 
 namespace ferry {
 namespace {
@@ -80,6 +88,67 @@ TEST(PrometheusText, GoesOnWithoutACoordinator) {
   const std::string text = PrometheusText(GatewayMetrics(), "", nullptr);
   EXPECT_THAT(text, HasSubstr("ferry_up{model_name=\"\"} 0\n"));
   EXPECT_THAT(text, Not(HasSubstr("num_requests_running")));
+}
+
+class Dashboard : public ::testing::Test {
+ protected:
+  Dashboard() {
+    GatewayMetrics metrics;
+    metrics.CountFailure(429);
+    v1::GetServerInfoResponse server;
+    server.add_workers();
+    text_ = PrometheusText(metrics, "m", &server);
+    std::ifstream file(SourcePath("deploy/grafana-dashboard.json"));
+    const Json dashboard = Json::parse(file);
+    for (const Json& panel : dashboard.at("panels")) {
+      if (!panel.contains("targets")) continue;
+      for (const Json& target : panel.at("targets")) {
+        std::string expression =
+            std::regex_replace(target.at("expr").get<std::string>(), std::regex(R"(\$__rate_interval)"), "5m");
+        expressions_.push_back(std::regex_replace(expression, std::regex(R"(\$model)"), ".*"));
+      }
+    }
+  }
+
+  // What `promtool check KIND` says about `text`; nothing where there is no promtool.
+  static std::optional<int> Promtool(const std::string& kind, const std::string& text) {
+    if (std::system("command -v promtool > /dev/null") != 0) return std::nullopt;
+    const std::string path = ::testing::TempDir() + "/promtool-" + std::to_string(getpid());
+    std::ofstream(path) << text;
+    const int status = std::system(("promtool check " + kind + (kind == "metrics" ? " < " : " ") + path + " >&2").c_str());
+    std::filesystem::remove(path);
+    return status;
+  }
+
+  std::string text_;
+  std::vector<std::string> expressions_;
+};
+
+TEST_F(Dashboard, AsksForMetricsThatAreThere) {
+  std::set<std::string> names;
+  const std::regex type("# TYPE (\\S+) (\\S+)"), name("ferry_[a-z0-9_]+");
+  for (std::sregex_iterator at(text_.begin(), text_.end(), type), end; at != end; ++at) {
+    names.insert((*at)[1]);
+    if ((*at)[2] == "histogram") names.insert((*at)[1].str() + "_bucket");
+  }
+  ASSERT_GT(expressions_.size(), 20u);
+  for (const std::string& expression : expressions_) {
+    for (std::sregex_iterator at(expression.begin(), expression.end(), name), end; at != end; ++at) {
+      EXPECT_TRUE(names.contains(at->str())) << at->str();
+    }
+  }
+}
+
+TEST_F(Dashboard, PromtoolTakesMetricsAndExpressions) {
+  const std::optional<int> metrics = Promtool("metrics", text_);
+  if (!metrics) GTEST_SKIP() << "there is no promtool here";
+  EXPECT_EQ(*metrics, 0);
+  std::string rules = "groups:\n- name: dashboard\n  rules:\n";
+  for (size_t i = 0; i < expressions_.size(); ++i) {
+    rules += "  - record: panel" + std::to_string(i) + "\n    expr: " + Json(expressions_[i]).dump() + "\n";
+  }
+  EXPECT_EQ(Promtool("rules", rules), 0);
+  EXPECT_NE(Promtool("rules", rules + "  - record: wrong\n    expr: \"sum(\"\n"), 0) << "it does look";
 }
 
 }  // namespace
