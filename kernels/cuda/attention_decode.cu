@@ -8,14 +8,14 @@ constexpr int kHeadTile = 16;  // query heads of a block: the rows of one tensor
 
 template <int kHeadDim>
 struct DecodeShape {
-  static constexpr int kWarps = kHeadDim <= 64 ? 4 : 2;  // each with one block of the cache
+  static constexpr int kWarps = kHeadDim <= 64 ? 4 : kHeadDim <= 128 ? 2 : 1;  // each with one block of the cache
   static constexpr int kThreads = kWarps * kWarpSize;
   static constexpr int kSplitKeys = kWarps * kKvBlock;  // positions of a cut
   static constexpr int kTileBytes = kKvBlock * kTileRowBytes<kHeadDim>;
   static constexpr int kSharedBytes = kWarps * 2 * kTileBytes;  // of the sums at the end, too
   static_assert(kSharedBytes <= 48 * 1024 && kWarps * kHeadTile * kHeadDim * 4 <= kSharedBytes);
 };
-int SplitKeys(int64_t head_dim) { return head_dim <= 64 ? 4 * kKvBlock : 2 * kKvBlock; }
+int SplitKeys(int64_t head_dim) { return (head_dim <= 64 ? 4 : head_dim <= 128 ? 2 : 1) * kKvBlock; }
 
 // Cuts that a row at max_position or before can touch.
 int64_t MaxSplits(int64_t head_dim, int64_t window, int64_t max_position) {
@@ -246,7 +246,7 @@ cudaError_t LaunchAttentionDecode(const AttentionArgs& args, const DevicePlaces&
   p.max_splits = static_cast<int>(MaxSplits(args.cache.head_dim, args.window, max_position));
   p.window = static_cast<int>(args.window);
   p.sinks = args.sinks;
-  p.scale_log2 = kLog2E / sqrtf(static_cast<float>(args.cache.head_dim));
+  p.scale_log2 = args.scale * kLog2E;
   p.sums = static_cast<float*>(workspace);
   p.stats = reinterpret_cast<float2*>(static_cast<std::byte*>(workspace) +
                                       SumsBytes(args.q.rows, args.num_heads, args.cache.head_dim, p.max_splits));

@@ -224,6 +224,8 @@ cudaError_t WithHeadDim(int64_t head_dim, F&& f) {
       return f(std::integral_constant<int, 64>{});
     case 128:
       return f(std::integral_constant<int, 128>{});
+    case 256:
+      return f(std::integral_constant<int, 256>{});
     default:
       return cudaErrorInvalidValue;
   }
@@ -246,7 +248,7 @@ struct PrefillParams {
   int64_t pairs;  // rows * group
   int window;     // 0: none
   const float* sinks;
-  float scale_log2;  // log2(e) / sqrt(head_dim)
+  float scale_log2;  // log2(e) * scale of scores
 };
 
 // attention_prefill_wgmma.cu: F16 cache, 64 dimensions, on a GPU and in a build with warpgroup products.

@@ -14,8 +14,8 @@ struct PrefillShape {
   static constexpr int kWarps = kRowsPerBlock / (16 * kRowTiles);
   static constexpr int kThreads = kWarps * kWarpSize;
   static constexpr int kTileBytes = kKeys * kTileRowBytes<kHeadDim>;
-  static constexpr int kSharedBytes = 4 * kTileBytes;  // keys and values, this tile's and the next one's
-  static_assert(kSharedBytes <= 48 * 1024);            // what every device gives without asking
+  static constexpr int kSharedBytes = 4 * kTileBytes;      // keys and values, this tile's and the next one's
+  static constexpr bool kAsks = kSharedBytes > 48 * 1024;  // for more than a kernel gets without asking
 };
 
 // Grid: [ceil(pairs / kRowsPerBlock), num_kv_heads]; tiles with the most keys start first. Block: kWarps warps, each
@@ -183,7 +183,13 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, kHeadDim <= 
 
 }  // namespace
 
-bool AttentionSupportsHeadDim(int64_t head_dim) { return head_dim == 32 || head_dim == 64 || head_dim == 128; }
+bool AttentionSupportsHeadDim(int64_t head_dim) {
+  if (head_dim == 32 || head_dim == 64 || head_dim == 128) return true;
+  int device = 0, shared_bytes = 0;
+  return head_dim == 256 && cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess &&
+         shared_bytes >= PrefillShape<256>::kSharedBytes;
+}
 
 cudaError_t LaunchAttentionPrefill(const AttentionArgs& args, int64_t first_position, const int32_t* table, int64_t table_size,
                                    cudaStream_t stream) {
@@ -208,7 +214,7 @@ cudaError_t LaunchAttentionPrefill(const AttentionArgs& args, int64_t first_posi
   p.pairs = args.q.rows * p.group;
   p.window = static_cast<int>(args.window);
   p.sinks = args.sinks;
-  p.scale_log2 = kLog2E / sqrtf(static_cast<float>(args.cache.head_dim));
+  p.scale_log2 = args.scale * kLog2E;
   if (args.warpgroups && args.cache.dtype == DType::kF16 && args.cache.head_dim == 64) {
     return LaunchPrefillWgmma(p, args.q.dtype, stream);
   }
@@ -219,6 +225,10 @@ cudaError_t LaunchAttentionPrefill(const AttentionArgs& args, int64_t first_posi
       using Act = decltype(act_type);
       using Shape = PrefillShape<head_dim()>;
       const auto launch = [&](auto kernel) {
+        if constexpr (Shape::kAsks) {
+          FERRY_CUDA_RETURN_IF_ERROR(
+              cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes));
+        }
         kernel<<<grid, Shape::kThreads, Shape::kSharedBytes, stream>>>(p);
         return cudaGetLastError();
       };

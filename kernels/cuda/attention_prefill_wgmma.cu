@@ -1,5 +1,5 @@
 #include "kernels/cuda/attention_device.cuh"
-#include "kernels/cuda/wgmma.cuh"
+#include "kernels/cuda/attention_wgmma.cuh"
 
 namespace ferry::cuda {
 namespace {
@@ -17,33 +17,6 @@ constexpr int kSharedBytes = 2 * kStages * kTileBytes + 1024;
 
 constexpr int kConsumerWarps = kConsumers * 4;
 constexpr int kConsumerRegisters = 160, kLoaderRegisters = 32;  // of the 128 that every thread starts with
-
-// A tile for WgmmaF16: rows of 128 bytes, permuted in the 128-byte manner, on 1024 bytes; eight rows are 1024 bytes. Of
-// keys, adding 2 moves on by 16 dimensions; of values, adding 128 moves on by 16 positions.
-__device__ inline uint64_t TileDescriptor(const void* tile) {
-  constexpr uint64_t kSwizzle128 = 1ull << 62, kEightRows = 1024ull >> 4 << 32, kUnused = 1ull << 16;
-  return kSwizzle128 | kEightRows | kUnused | (SharedAddress(tile) & 0x3FFFF) >> 4;
-}
-
-// sum [64 x 64] (+)= a [64 x 16] b [16 x 64] in F16, a in registers. kTransposed: b's rows of 64 run along its columns
-// (values), otherwise along the sum (keys).
-template <int kTransposed>
-__device__ inline void WgmmaF16(float (&d)[32], const uint32_t (&a)[4], uint64_t b, int accumulate) {
-  asm volatile(
-      "{\n.reg .pred add;\nsetp.ne.b32 add, %37, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" FERRY_NAMES0 ", " FERRY_NAMES8 ", " FERRY_NAMES16 ", " FERRY_NAMES24
-      "}, {%32, %33, %34, %35}, %36, add, 1, 1, %38;\n}\n"
-      : FERRY_SUMS32(0)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(kTransposed));
-}
-
-// Keeps what computes the registers before this, and what reads them behind it: the compiler takes a product's sums for
-// final when the instruction is issued, and it would move a softmax behind the wait that it is meant to fill.
-template <int kCount>
-__device__ inline void Pin(float (&registers)[kCount]) {
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(registers[i])::"memory");
-}
 
 struct Barriers {
   uint64_t full_keys[kStages], full_values[kStages], empty_keys[kStages], empty_values[kStages];

@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/device_views.h"
+#include "kernels/cuda/latent_attention.h"
 
 namespace ferry::cuda {
 namespace {
@@ -22,6 +23,8 @@ AttentionArgs ArgsOf(const BatchAttention& call, int64_t first, int64_t end) {
   args.out = RowsOf(call.out.Rows(first - call.first_row, end - first));
   args.cache = KvOf(call.cache);
   args.num_heads = NumHeads(call);
+  args.scale = static_cast<float>(call.params.scale);
+  args.latent_values = call.cache.latent_values;
   args.window = call.params.window;
   args.sinks = call.params.sinks;
   args.warpgroups = call.warpgroups;
@@ -32,25 +35,29 @@ AttentionArgs ArgsOf(const BatchAttention& call, int64_t first, int64_t end) {
 absl::Status QueuePrefill(const BatchAttention& call, size_t number, int64_t first, int64_t end, ComputeQueue& queue) {
   const BatchSequence& sequence = call.batch.host().sequences[number];
   const auto& table = call.cache.ring ? sequence.ring_blocks : sequence.blocks;
-  return queue.Queued("Attention (prefill)",
-                      LaunchAttentionPrefill(ArgsOf(call, first, end), sequence.first_position + first - sequence.first_row,
-                                             call.batch.table(static_cast<int64_t>(number), call.cache.ring),
-                                             static_cast<int64_t>(table.size()), queue.get()));
+  const auto launch = call.cache.latent_values > 0 ? LaunchLatentPrefill : LaunchAttentionPrefill;
+  return queue.Queued(
+      "Attention (prefill)",
+      launch(ArgsOf(call, first, end), sequence.first_position + first - sequence.first_row,
+             call.batch.table(static_cast<int64_t>(number), call.cache.ring), static_cast<int64_t>(table.size()), queue.get()));
 }
 
 // Rows [first, end) of the batch, at positions up to `max_position`.
 absl::Status QueueDecode(const BatchAttention& call, int64_t first, int64_t end, int64_t max_position, ComputeQueue& queue,
                          Workspace& workspace) {
+  const bool latent = call.cache.latent_values > 0;
   const auto bytes_of = [&](int64_t rows) {
+    if (latent)
+      return LatentDecodeWorkspaceBytes(rows, NumHeads(call), call.cache.latent_values, call.params.window, max_position);
     return DecodeWorkspaceBytes(rows, NumHeads(call), call.cache.head_dim, call.params.window, max_position);
   };
+  const auto launch = latent ? LaunchLatentDecode : LaunchAttentionDecode;
   const int64_t rows_at_once = std::clamp<int64_t>(kWorkspaceBytes / bytes_of(1), 1, 32768);
   for (int64_t row = first; row < end; row += rows_at_once) {
     const int64_t row_end = std::min(end, row + rows_at_once);
     ASSIGN_OR_RETURN(std::byte * memory, workspace.Reserve(bytes_of(row_end - row)));
-    RETURN_IF_ERROR(queue.Queued("Attention (decode)",
-                                 LaunchAttentionDecode(ArgsOf(call, row, row_end), call.batch.places(row, call.cache.ring),
-                                                       max_position, memory, queue.get())));
+    RETURN_IF_ERROR(queue.Queued("Attention (decode)", launch(ArgsOf(call, row, row_end), call.batch.places(row, call.cache.ring),
+                                                              max_position, memory, queue.get())));
   }
   return absl::OkStatus();
 }

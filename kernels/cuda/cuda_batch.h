@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "kernels/cuda/cuda_handles.h"
+#include "kernels/cuda/delta_net.h"
 #include "kernels/cuda/rope_store.h"
 #include "kernels/ops.h"
 
@@ -44,7 +46,8 @@ class BatchMemoryPool {
   std::vector<DeviceMemory> free_;  // guarded by mutex_
 };
 
-// Arrays of one batch in one piece of device memory: [name][rows] ints, then the tables one after the other.
+// Arrays of one batch in one piece of device memory: [name][rows] ints, a DeviceSequence each, then the tables one after the
+// other.
 class CudaBatch final : public DeviceBatch {
  public:
   struct Tables {
@@ -55,15 +58,22 @@ class CudaBatch final : public DeviceBatch {
     const int64_t rows = host_.num_rows();
     token_ids_ = Add(host_.token_ids.size());
     positions_ = Add(rows);
+    row_sequences_ = Add(rows);
+    sequences_ = Add(host_.sequences.size() * sizeof(DeviceSequence) / sizeof(int32_t));
     for (Tables* tables : {&full_, &ring_}) {
       tables->row_starts = Add(rows);
       tables->row_sizes = Add(rows);
     }
     std::copy(host_.token_ids.begin(), host_.token_ids.end(), ints_.begin() + token_ids_);
-    for (const BatchSequence& sequence : host_.sequences) {
+    for (size_t s = 0; s < host_.sequences.size(); ++s) {
+      const BatchSequence& sequence = host_.sequences[s];
       for (int64_t i = 0; i < sequence.num_rows; ++i) {
         ints_[positions_ + sequence.first_row + i] = static_cast<int32_t>(sequence.first_position + i);
+        ints_[row_sequences_ + sequence.first_row + i] = static_cast<int32_t>(s);
       }
+      const DeviceSequence rows_of = {static_cast<int32_t>(sequence.first_row), static_cast<int32_t>(sequence.num_rows),
+                                      static_cast<int32_t>(sequence.first_position), sequence.slot};
+      std::memcpy(&ints_[sequences_ + static_cast<int64_t>(s * sizeof(rows_of) / sizeof(int32_t))], &rows_of, sizeof(rows_of));
       AddTable(sequence, sequence.blocks, &full_);
       AddTable(sequence, sequence.ring_blocks, &ring_);
     }
@@ -83,6 +93,8 @@ class CudaBatch final : public DeviceBatch {
     const Tables& tables = ring ? ring_ : full_;
     return {device() + positions_ + row, device() + tables.row_starts + row, device() + tables.row_sizes + row, device()};
   }
+  const int32_t* row_sequences(int64_t row) const { return device() + row_sequences_ + row; }
+  const DeviceSequence* sequences() const { return reinterpret_cast<const DeviceSequence*>(device() + sequences_); }
   const int32_t* table(int64_t sequence, bool ring) const { return device() + (ring ? ring_ : full_).starts[sequence]; }
 
  private:
@@ -105,7 +117,7 @@ class CudaBatch final : public DeviceBatch {
   std::shared_ptr<BatchMemoryPool> pool_;
   std::vector<int32_t> ints_;  // until they are on the device
   DeviceMemory memory_;
-  int64_t token_ids_ = 0, positions_ = 0;
+  int64_t token_ids_ = 0, positions_ = 0, row_sequences_ = 0, sequences_ = 0;
   Tables full_, ring_;
 };
 

@@ -3,7 +3,6 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <string>
 #include <utility>
@@ -12,6 +11,7 @@
 #include "kernels/checks.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/batch_attention.h"
+#include "kernels/cuda/batch_delta.h"
 #include "kernels/cuda/compute_queue.h"
 #include "kernels/cuda/copy_engine.h"
 #include "kernels/cuda/cuda_batch.h"
@@ -21,7 +21,11 @@
 #include "kernels/cuda/device_views.h"
 #include "kernels/cuda/expert_mlp.h"
 #include "kernels/cuda/grouping.h"
+#include "kernels/cuda/head_products.h"
+#include "kernels/cuda/head_tables.h"
 #include "kernels/cuda/host_transfers.h"
+#include "kernels/cuda/latent_attention.h"
+#include "kernels/cuda/latent_store.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/logits_reader.h"
 #include "kernels/cuda/products.h"
@@ -29,6 +33,7 @@
 #include "kernels/cuda/routing.h"
 #include "kernels/cuda/rows.h"
 #include "kernels/cuda/staging.h"
+#include "kernels/cuda/supported_models.h"
 #include "kernels/cuda/tiled_gemm.h"
 #include "kernels/cuda/weight_types.h"
 #include "kernels/rope.h"
@@ -216,6 +221,7 @@ class CudaOps final : public Ops {
     const CudaTimeline::Scope span = SpanOf("MatMul");
     RETURN_IF_ERROR(CheckMatMul(in, weight, out, accumulate, activation_dtype_));
     if (in.rows == 0) return absl::OkStatus();
+    ASSIGN_OR_RETURN(in, Padded(in, weight.layout.padded_cols()));
     TiledGemmArgs args;
     args.act = in.data;
     args.act_type = in.dtype;
@@ -224,7 +230,7 @@ class CudaOps final : public Ops {
     args.matrix = MatrixOf(weight.layout);
     args.m = in.rows;
     args.n = weight.layout.rows;
-    args.k = weight.layout.cols;
+    args.k = in.cols;
     args.bias = bias;
     args.out = out.data;
     args.out_type = out.dtype;
@@ -256,45 +262,21 @@ class CudaOps final : public Ops {
       return Unimplemented("keys in %s with values in %s: on CUDA -ctk and -ctv must be the same", NameOf(cache.key_type),
                            NameOf(cache.value_type));
     }
+    RETURN_IF_ERROR(Use());
+    if (cache.latent_values > 0) {
+      const char* const lacks = LatentAttentionLacks(cache.head_dim, cache.latent_values, cache.key_type);
+      if (lacks == nullptr) return absl::OkStatus();
+      return Unimplemented("a latent cache of %d numbers in %s, %d of them values; CUDA takes %s", cache.head_dim,
+                           NameOf(cache.key_type), cache.latent_values, lacks);
+    }
     if (AttentionSupportsHeadDim(cache.head_dim)) return absl::OkStatus();
-    return InvalidArgument("cache.head_dim is %d, want 32, 64 or 128 on CUDA", cache.head_dim);
+    return InvalidArgument("cache.head_dim is %d, want 32, 64, 128 or, from compute capability 8.0 on, 256 on CUDA",
+                           cache.head_dim);
   }
 
   absl::Status CheckModel(const ModelConfig& model) const override {
-    if (model.router.num_groups > kMaxGroups) {
-      return Unimplemented("the model's router has %d groups, CUDA takes up to %d", model.router.num_groups, kMaxGroups);
-    }
-    for (const LayerConfig& layer : model.layers) {
-      if (layer.attention.delta() || layer.attention.output_gate || (layer.mlp && layer.mlp->gated)) {
-        return Unimplemented("%s has gated delta nets, which run on --backend cpu and reference, not on CUDA",
-                             model.architecture);
-      }
-      if (layer.attention.latent()) {
-        return Unimplemented("%s has latent attention, which runs on --backend cpu and reference, not on CUDA",
-                             model.architecture);
-      }
-      for (const int64_t n_ff : {layer.mlp ? layer.mlp->n_ff : 0, layer.experts ? model.expert.n_ff : 0}) {
-        if (n_ff % kTileCols == 0) continue;
-        return Unimplemented("the model has MLPs or experts %d wide, CUDA takes multiples of %d", n_ff, kTileCols);
-      }
-    }
-    return absl::OkStatus();
-  }
-
-  absl::Status StoreLatent(const DeviceBatch&, int64_t, const RopeConfig&, const LatentNorm&, Tensor, const KvLayer&, Tensor,
-                           Tensor) override {
-    return Unimplemented("latent attention runs on the host's backends");
-  }
-  absl::Status MatMulPerHead(Tensor, const HeadMatrices&, Tensor) override {
-    return Unimplemented("latent attention runs on the host's backends");
-  }
-
-  absl::Status GatedDelta(const DeviceBatch&, int64_t, const AttentionConfig&, const DeltaInputs&, const DeltaWeights&,
-                          const DeltaStates&, Tensor) override {
-    return Unimplemented("gated delta nets run on the host's backends");
-  }
-  absl::Status MultiplyBySigmoid(Tensor, Tensor) override {
-    return Unimplemented("gates of whole outputs run on the host's backends");
+    RETURN_IF_ERROR(Use());
+    return CheckCudaModel(model);
   }
 
   absl::Status RopeAndStore(const DeviceBatch& batch, int64_t first_row, const RopeConfig& rope, const HeadNorms& norms,
@@ -328,10 +310,6 @@ class CudaOps final : public Ops {
     ASSIGN_OR_RETURN(const CudaBatch* cuda_batch, CudaBatchOf(batch));
     RETURN_IF_ERROR(CheckAttention(batch.host(), first_row, q, cache, params, out, activation_dtype_, kKvTypes));
     RETURN_IF_ERROR(CheckKvCache(cache));
-    const double plain = 1 / std::sqrt(static_cast<double>(cache.head_dim));
-    if (std::abs(params.scale - plain) > 1e-6 * plain) {
-      return Unimplemented("scores times %g, where CUDA takes 1 / sqrt(head_dim) = %g", params.scale, plain);
-    }
     if (q.rows == 0) return absl::OkStatus();
     RETURN_IF_ERROR(CheckVectorRows("q", q));
     RETURN_IF_ERROR(CheckVectorRows("out", out));
@@ -343,6 +321,72 @@ class CudaOps final : public Ops {
                            .out = out,
                            .warpgroups = product_device_.wgmma},
                           compute_, workspace_);
+  }
+
+  absl::Status StoreLatent(const DeviceBatch& batch, int64_t first_row, const RopeConfig& rope, const LatentNorm& norm,
+                           Tensor latent, const KvLayer& cache, Tensor q, Tensor q_out) override {
+    RETURN_IF_ERROR(Use());
+    const CudaTimeline::Scope span = SpanOf("StoreLatent");
+    ASSIGN_OR_RETURN(const CudaBatch* cuda_batch, CudaBatchOf(batch));
+    RETURN_IF_ERROR(CheckStoreLatent(batch.host(), first_row, rope, norm, latent, cache, q, q_out, activation_dtype_, kKvTypes));
+    RETURN_IF_ERROR(CheckKvCache(cache));
+    if (latent.rows == 0) return absl::OkStatus();
+    LatentStoreArgs args;
+    ASSIGN_OR_RETURN(args.frequencies, FrequenciesOf(rope));
+    args.places = cuda_batch->places(first_row, cache.ring);
+    args.num_dims = static_cast<int>(rope.num_dims);
+    args.neighbours = rope.neighbours;
+    args.attention_factor = static_cast<float>(rope.attention_factor);
+    args.norm = norm.weight;
+    args.norm_epsilon = static_cast<float>(norm.epsilon);
+    args.num_heads = q_out.cols / cache.head_dim;
+    args.latent = RowsOf(latent);
+    args.q = RowsOf(q);
+    args.q_out = RowsOf(q_out);
+    args.cache = KvOf(cache);
+    return Queued("StoreLatent", LaunchLatentStore(args, compute_.get()));
+  }
+
+  absl::Status MatMulPerHead(Tensor in, const HeadMatrices& weight, Tensor out) override {
+    RETURN_IF_ERROR(Use());
+    const CudaTimeline::Scope span = SpanOf("MatMulPerHead");
+    RETURN_IF_ERROR(CheckMatMulPerHead(in, weight, out, activation_dtype_));
+    if (in.rows == 0) return absl::OkStatus();
+    HeadProductArgs args = {.in = RowsOf(in),
+                            .out = RowsOf(out),
+                            .num_heads = weight.num_heads,
+                            .weights = weight.data,
+                            .matrix_bytes = weight.layout.bytes,
+                            .scales_offset = weight.layout.scales_offset,
+                            .weight_type = weight.layout.dtype,
+                            .n = weight.layout.rows,
+                            .k = weight.layout.cols};
+    ASSIGN_OR_RETURN(args.tables, head_tables_.For(args, compute_, workspace_));
+    compute_.SetLast("MatMulPerHead");
+    return ProductStatus(HeadProducts(product_device_, args, compute_.get()), "MatMulPerHead");
+  }
+
+  absl::Status GatedDelta(const DeviceBatch& batch, int64_t first_row, const AttentionConfig& net, const DeltaInputs& inputs,
+                          const DeltaWeights& weights, const DeltaStates& states, Tensor out) override {
+    RETURN_IF_ERROR(Use());
+    const CudaTimeline::Scope span = SpanOf("GatedDelta");
+    ASSIGN_OR_RETURN(const CudaBatch* cuda_batch, CudaBatchOf(batch));
+    RETURN_IF_ERROR(CheckGatedDelta(batch.host(), first_row, net, inputs, weights, states, out, activation_dtype_));
+    return QueueGatedDelta({.batch = *cuda_batch,
+                            .first_row = first_row,
+                            .net = net,
+                            .inputs = inputs,
+                            .weights = weights,
+                            .states = states,
+                            .out = out},
+                           compute_, workspace_);
+  }
+
+  absl::Status MultiplyBySigmoid(Tensor gate, Tensor x) override {
+    RETURN_IF_ERROR(Use());
+    const CudaTimeline::Scope span = SpanOf("MultiplyBySigmoid");
+    RETURN_IF_ERROR(CheckMultiplyBySigmoid(gate, x, activation_dtype_));
+    return Queued("MultiplyBySigmoid", LaunchMultiplyBySigmoid(RowsOf(gate), RowsOf(x), compute_.get()));
   }
 
   absl::Status Glu(Tensor gate, Tensor up, const GluParams& glu, Tensor out) override {
@@ -514,10 +558,19 @@ class CudaOps final : public Ops {
   CudaOps() = default;
 
   // Kernels and memory belong to the device that is current in the calling thread.
-  absl::Status Use() { return CudaStatus(cudaSetDevice(device_), absl::StrFormat("using GPU %d", device_)); }
+  absl::Status Use() const { return CudaStatus(cudaSetDevice(device_), absl::StrFormat("using GPU %d", device_)); }
 
   CudaTimeline::Scope SpanOf(const char* op) { return compute_.SpanOf(op); }
   absl::Status Queued(const char* op, cudaError_t error) { return compute_.Queued(op, error); }
+
+  // `in` with `cols` columns: the tiles of a matrix that lacks some have zeros for them. Until the workspace's next Reserve.
+  absl::StatusOr<Tensor> Padded(Tensor in, int64_t cols) {
+    if (in.cols == cols) return in;
+    ASSIGN_OR_RETURN(std::byte * memory, workspace_.Reserve(in.rows * cols * in.element_bytes()));
+    const Tensor padded(memory, in.dtype, in.rows, cols);
+    RETURN_IF_ERROR(Queued("MatMul", LaunchPadRows(RowsOf(in), RowsOf(padded), compute_.get())));
+    return padded;
+  }
 
   // The frequencies of a RopeConfig on the device; a model has one or two.
   absl::StatusOr<const double*> FrequenciesOf(const RopeConfig& rope) {
@@ -550,6 +603,7 @@ class CudaOps final : public Ops {
   std::unique_ptr<HostTransfers> transfers_;
   Workspace workspace_;
   std::vector<Frequencies> frequencies_;
+  HeadTables head_tables_;
 };
 
 }  // namespace

@@ -212,6 +212,27 @@ __global__ void GluKernel(GluArgs args) {
       FromFloat<Act>(__fdividef((u + args.up_offset) * g, 1.0f + __expf(-args.alpha * g)));
 }
 
+// Grid: [rows * ceil(cols / kThreads)]. Block: kThreads, one element each.
+// Bound: the rows' bytes, 4 (or none, with one gate a row) and 2 read and 2 written an element.
+template <typename Act>
+__global__ void SigmoidKernel(DeviceRows gate, DeviceRows x) {
+  const int64_t parts = (x.cols + kThreads - 1) / kThreads, row = blockIdx.x / parts;
+  const int64_t col = blockIdx.x % parts * kThreads + threadIdx.x;
+  if (col >= x.cols) return;
+  const float of = static_cast<const float*>(gate.data)[row * gate.stride + (gate.cols == 1 ? 0 : col)];
+  Act* const element = static_cast<Act*>(x.data) + row * x.stride + col;
+  *element = FromFloat<Act>(ToFloat(*element) / (1.0f + expf(-of)));
+}
+
+// Grid: [rows * ceil(out cols / kThreads)]. Block: kThreads, one element each. Bound: 4 bytes an element.
+__global__ void PadKernel(DeviceRows in, DeviceRows out) {
+  const int64_t parts = (out.cols + kThreads - 1) / kThreads, row = blockIdx.x / parts;
+  const int64_t col = blockIdx.x % parts * kThreads + threadIdx.x;
+  if (col >= out.cols) return;
+  static_cast<uint16_t*>(out.data)[row * out.stride + col] =
+      col < in.cols ? static_cast<const uint16_t*>(in.data)[row * in.stride + col] : uint16_t{0};
+}
+
 }  // namespace
 
 cudaError_t LaunchEmbed(const DeviceTiles& table, const int32_t* token_ids, const DeviceRows& x, cudaStream_t stream) {
@@ -252,6 +273,26 @@ cudaError_t LaunchGlu(const GluArgs& args, cudaStream_t stream) {
     GluKernel<Act><<<grid, kThreads, 0, stream>>>(args);
     return cudaGetLastError();
   });
+}
+
+cudaError_t LaunchMultiplyBySigmoid(const DeviceRows& gate, const DeviceRows& x, cudaStream_t stream) {
+  if (x.rows == 0 || x.cols == 0) return cudaSuccess;
+  if (x.cols > 1 << 24) return cudaErrorInvalidValue;
+  dim3 grid;
+  FERRY_CUDA_RETURN_IF_ERROR(Grid(x.rows * CeilDiv(x.cols, kThreads), 1, 1, &grid));
+  return WithActivation(x.dtype, [&](auto type) {
+    SigmoidKernel<decltype(type)><<<grid, kThreads, 0, stream>>>(gate, x);
+    return cudaGetLastError();
+  });
+}
+
+cudaError_t LaunchPadRows(const DeviceRows& in, const DeviceRows& out, cudaStream_t stream) {
+  if (out.rows == 0 || out.cols == 0) return cudaSuccess;
+  if (out.cols > 1 << 24 || in.cols > out.cols || in.dtype == DType::kF32 || out.dtype != in.dtype) return cudaErrorInvalidValue;
+  dim3 grid;
+  FERRY_CUDA_RETURN_IF_ERROR(Grid(out.rows * CeilDiv(out.cols, kThreads), 1, 1, &grid));
+  PadKernel<<<grid, kThreads, 0, stream>>>(in, out);
+  return cudaGetLastError();
 }
 
 cudaError_t LaunchCombine(const DeviceRows& contributions, const float* weights, int64_t top_k, const DeviceRows& x,

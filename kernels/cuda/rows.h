@@ -24,6 +24,12 @@ struct GluArgs {
 };
 cudaError_t LaunchGlu(const GluArgs& args, cudaStream_t stream);
 
+// x *= sigmoid(gate), element by element, or row by row with a gate of one column. gate F32, x an activation type.
+cudaError_t LaunchMultiplyBySigmoid(const DeviceRows& gate, const DeviceRows& x, cudaStream_t stream);
+
+// out = in, with zeros in the columns that `in` lacks. Both of one activation type.
+cudaError_t LaunchPadRows(const DeviceRows& in, const DeviceRows& out, cudaStream_t stream);
+
 // x[t] += sum over rank r, in order, of weights[t, r] * contributions[t * top_k + r]. weights [x.rows, top_k]; x F32.
 cudaError_t LaunchCombine(const DeviceRows& contributions, const float* weights, int64_t top_k, const DeviceRows& x,
                           cudaStream_t stream);

@@ -204,6 +204,7 @@ struct AttentionBench {
     // As Q8_0 the random bytes are codes and scales of any size: wrong numbers, the right traffic.
     args.cache = {keys.data(), values.data(), cache, kBlocks, kKvHeads, kHeadDim};
     args.num_heads = kHeads;
+    args.scale = 0.125f;
     args.window = window;
     args.sinks = AsFloat(sinks);
     return args;

@@ -125,10 +125,34 @@ TEST_F(CudaGluTest, IsTheFormulaOfTheReference) {
 }
 
 using CudaCheckModelTest = CudaTest;
-TEST_F(CudaCheckModelTest, RefusesLatentAttentionByName) {
+TEST_F(CudaCheckModelTest, TakesLatentAttentionOfWholeTilesAlone) {
   ModelConfig model = {.architecture = "deepseek2"};
-  model.layers = {{.attention = {.kind = AttentionKind::kLatent}, .mlp = MlpConfig(), .experts = false}};
-  EXPECT_THAT(ops_->CheckModel(model), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("deepseek2 has latent attention")));
+  AttentionConfig attention = {.kind = AttentionKind::kLatent, .num_heads = 128, .num_kv_heads = 1, .head_dim = 192};
+  attention.value_dim = 128, attention.kv_rank = 512, attention.rope.num_dims = 64;
+  const auto check = [&] {
+    model.layers = {{.attention = attention, .mlp = MlpConfig{.n_ff = 48}, .experts = false}};
+    return ops_->CheckModel(model);
+  };
+  EXPECT_OK(check());
+  attention.kv_rank = 528;
+  EXPECT_THAT(check(), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("up to 512 numbers of a value")));
+  attention.kv_rank = 48;
+  EXPECT_THAT(check(), StatusIs(absl::StatusCode::kUnimplemented,
+                                HasSubstr("deepseek2 has latent attention with matrices of heads 48 wide")));
+}
+
+// A matrix whose last tile of each row ends with zeros, between columns of the input that are not to be read.
+TEST_F(CudaCheckModelTest, MultipliesByMatricesThatEndInHalfATile) {
+  for (const int64_t rows : {3, 70}) {
+    constexpr int64_t kIn = 48, kOut = 40;
+    const OwnedTiledMatrix weight = RandomTiledMatrix(DType::kF32, kOut, kIn, 9, 0.1f);
+    const GuardedBytes device_weight(ops_, weight.memory.span());
+    std::vector<float> in = Rounded(RandomFloats(rows * kIn, 8), act()), want = RandomFloats(rows * kOut, 12);
+    const DeviceRowsBuffer device_in(ops_, act(), in, rows, kIn, /*gap=*/16), out(ops_, DType::kF32, want, rows, kOut);
+    ASSERT_OK(reference_.MatMul(HostTensor(in, rows, kIn), weight.matrix, nullptr, HostTensor(want, rows, kOut), true));
+    ASSERT_OK(ops_->MatMul(device_in.tensor(), {weight.matrix.layout, device_weight.data()}, nullptr, out.tensor(), true));
+    EXPECT_TRUE(Close(out.Read(), want, 0.02, 0.01)) << rows << " rows";
+  }
 }
 
 }  // namespace

@@ -49,7 +49,8 @@ struct Setting {
 };
 
 absl::StatusOr<std::vector<double>> Score(const TinyModel& model, const std::vector<int32_t>& ids, const Setting& setting) {
-  const auto ops = MakeOps(setting.backend), host_ops = MakeOps(setting.backend);
+  const bool on_gpu = std::string_view(setting.backend) == "cuda";
+  const auto ops = MakeOps(setting.backend), host_ops = MakeOps(on_gpu ? "cpu" : setting.backend);
   FakeLink link(&model, host_ops.get());
   StageOptions options = TinyStageOptions(model, 0, model.config.num_layers);
   options.kv = {.key_type = setting.kv_type, .value_type = setting.kv_type, .num_blocks = 16, .num_slots = 1, .ring_blocks = 6};
@@ -137,6 +138,19 @@ TEST_P(GoldenModels, ACacheInF16CostsLittle) {
 
 TEST_P(GoldenModels, FastKernelsAreCloseToThem) {
   const Off off = Compare({.backend = "cpu", .kv_type = DType::kF16});
+  EXPECT_TRUE(off.root_mean_square <= (quantised() ? 0.10 : 0.03)) << off.root_mean_square;
+}
+
+TEST_P(GoldenModels, AGpuIsCloseToThem) {
+  if (NumCudaDevices() == 0) GTEST_SKIP() << "no GPU on this machine";
+  const std::unique_ptr<Ops> ops = MakeOps("cuda");
+  absl::Status runs = ops->CheckModel(model_->config);
+  for (const TensorInfo& tensor : model_->file->tensors()) {
+    if (runs.ok()) runs = ops->CheckWeights(tensor.dtype);
+  }
+  if (absl::IsUnimplemented(runs)) GTEST_SKIP() << runs.message();
+  ASSERT_OK(runs);
+  const Off off = Compare({.backend = "cuda", .kv_type = DType::kF16});
   EXPECT_TRUE(off.root_mean_square <= (quantised() ? 0.10 : 0.03)) << off.root_mean_square;
 }
 

@@ -1,0 +1,288 @@
+#include "kernels/cuda/attention_wgmma.cuh"
+#include "kernels/cuda/latent_device.cuh"
+
+namespace ferry::cuda {
+namespace {
+
+[[maybe_unused]] constexpr int kRows = 64;  // (row, query head) pairs of a block
+[[maybe_unused]] constexpr int kKeys = 64;  // positions of a tile
+constexpr int kDim = 576, kValues = 512;
+constexpr int kPanelBytes = 64 * 128, kPanels = kDim / 64;  // a tile is panels of 64 numbers, as TileDescriptor has them
+constexpr int kTileBytes = kPanels * kPanelBytes;
+constexpr int kStages = 2;
+constexpr int kConsumers = 2;  // warpgroups, each with half of the values
+[[maybe_unused]] constexpr int kValuePanels = kValues / 64 / kConsumers;
+constexpr int kLoaders = 128;
+constexpr int kThreads = kConsumers * 128 + kLoaders;
+constexpr int kSharedBytes = (1 + kStages) * kTileBytes + 1024;  // queries and keys, and alignment of the start
+
+#if FERRY_HAS_WGMMA
+
+constexpr int kConsumerRegisters = 232, kLoaderRegisters = 40;  // no more in all than the 168 that every thread starts with
+static_assert(kConsumers * kConsumerRegisters + kLoaderRegisters == (kConsumers + 1) * 168);  // more would wait for ever
+
+// What a block computes: the pairs [first_pair, first_pair + count) of the rows from first_row on, over keys [begin, end).
+struct LatentBlock {
+  int64_t first_row = 0, first_pair = 0;
+  int count = 0, first = 0, last = 0;  // positions of the first and of the last row
+  int begin = 0, end = 0, first_key = 0;
+  const int32_t* table = nullptr;
+  int table_size = 0;
+};
+
+// Whether there is anything to do.
+template <bool kDecode>
+__device__ __forceinline__ bool FindBlock(const LatentParams& p, LatentBlock* block) {
+  if constexpr (kDecode) {
+    block->first_row = blockIdx.z;
+    block->first_pair = static_cast<int64_t>(blockIdx.y) * kRows;
+    block->count = min(kRows, p.num_heads - static_cast<int>(block->first_pair));
+    block->first = block->last = p.places.positions[block->first_row];
+    const LatentCuts cuts = LatentCutsOf(block->last, p.window, p.most_cuts);
+    if (static_cast<int>(blockIdx.x) >= cuts.count) return false;
+    block->first_key = (cuts.first_block + static_cast<int>(blockIdx.x) * cuts.blocks) * kKvBlock;
+    block->end = min(block->last + 1, block->first_key + cuts.blocks * kKvBlock);
+    block->begin = p.window > 0 ? max(0, block->first - p.window + 1) : 0;
+    block->table = p.places.tables + p.places.table_starts[block->first_row];
+    block->table_size = p.places.table_sizes[block->first_row];
+  } else {
+    block->first_pair = static_cast<int64_t>(gridDim.x - 1 - blockIdx.x) * kRows;
+    block->count = static_cast<int>(min(static_cast<int64_t>(kRows), p.pairs - block->first_pair));
+    block->first = p.first_position + static_cast<int>(block->first_pair / p.num_heads);
+    block->last = p.first_position + static_cast<int>((block->first_pair + block->count - 1) / p.num_heads);
+    block->end = block->last + 1;
+    block->begin = p.window > 0 ? max(0, block->first - p.window + 1) : 0;
+    block->first_key = block->begin / kKeys * kKeys;
+    block->table = p.table;
+    block->table_size = p.table_size;
+  }
+  return true;
+}
+
+// Where chunk `chunk` (eight numbers) of a row lies in a tile.
+__device__ inline int ChunkAt(int row, int chunk) { return chunk / 8 * kPanelBytes + row * 128 + (chunk % 8 ^ row % 8) * 16; }
+
+// The loaders: thread t copies chunk t % 8 of every panel of rows t / 8 + 16 i.
+__device__ __forceinline__ void LoadKeys(const LatentParams& p, const LatentBlock& block, int num_tiles, unsigned char* keys,
+                                         uint32_t full, uint32_t empty) {
+  const int thread = threadIdx.x % kLoaders, chunk = thread % 8, first_row = thread / 8;
+  int next = block.first_key / kKvBlock % block.table_size;
+  for (int tile = 0; tile < num_tiles; ++tile) {
+    const int stage = tile % kStages;
+    BarrierWait(empty + 8 * stage, (tile / kStages & 1) ^ 1);
+    const int at = block.first_key + tile * kKeys;
+    unsigned char* const to = keys + stage * kTileBytes;
+#pragma unroll
+    for (int half = 0; half < kKeys / kKvBlock; ++half) {
+      const int64_t cache_block = block.table[next];  // past the sequence's end one of its blocks, not to be read
+      next = next + 1 == block.table_size ? 0 : next + 1;
+#pragma unroll
+      for (int i = 0; i < kKvBlock / 16; ++i) {
+        const int in_block = first_row + 16 * i, row = half * kKvBlock + in_block;
+        const bool valid = at + row >= block.begin && at + row < block.end;
+        const std::byte* const from = p.cache + (cache_block * kKvBlock + in_block) * (kDim * 2) + chunk * 16;
+#pragma unroll
+        for (int panel = 0; panel < kPanels; ++panel) {
+          CopyAsync16(to + ChunkAt(row, panel * 8 + chunk), from + panel * 128, valid);
+        }
+      }
+    }
+    CopyAsyncCommit();
+    CopyAsyncWait<0>();
+    FenceForTensorCores();
+    BarrierArrive(full + 8 * stage);
+  }
+}
+
+#endif  // FERRY_HAS_WGMMA
+
+// The mapping of LatentKernel<64> (latent_attention.cu) by warpgroup products: a warpgroup loads tiles of keys, two multiply.
+// Both compute the same scores, so that each has its weights in registers and waits for nobody: a third of the products is done
+// twice. While one turns scores into weights, the other one multiplies. Bound: 2 * heads * (dim + values) flops for every (row,
+// key it sees), of (2 * dim + values) / (dim + values) = 1.53 that are done, on tensor cores.
+template <typename Act, bool kDecode>
+__global__ void __launch_bounds__(kThreads, 1) LatentWgmmaKernel(LatentParams p) {
+#if FERRY_HAS_WGMMA
+  extern __shared__ __align__(128) unsigned char dynamic[];
+  __shared__ __align__(8) uint64_t full_barriers[kStages], empty_barriers[kStages];
+  unsigned char* const queries = dynamic + (1024 - SharedAddress(dynamic) % 1024) % 1024;
+  unsigned char* const keys = queries + kTileBytes;
+  const uint32_t full = SharedAddress(full_barriers), empty = SharedAddress(empty_barriers);
+  LatentBlock block;
+  if (!FindBlock<kDecode>(p, &block)) return;
+  const int num_tiles = (block.end - block.first_key + kKeys - 1) / kKeys;
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < kStages; ++s) {
+      BarrierInit(full + 8 * s, kLoaders);
+      BarrierInit(empty + 8 * s, kConsumers * 4);
+    }
+    FenceBarrierInit();
+  }
+  __syncthreads();
+
+  if (threadIdx.x >= kConsumers * 128) {
+    LowerRegisters<kLoaderRegisters>();
+    LoadKeys(p, block, num_tiles, keys, full, empty);
+    return;
+  }
+  RaiseRegisters<kConsumerRegisters>();
+  const auto row_of = [&](int64_t pair) { return kDecode ? block.first_row : pair / p.num_heads; };
+  const auto head_of = [&](int64_t pair) { return kDecode ? pair : pair % p.num_heads; };
+  for (int i = threadIdx.x; i < kRows * (kDim / 8); i += kConsumers * 128) {
+    const int row = i / (kDim / 8), chunk = i % (kDim / 8);
+    uint4 eight = {0, 0, 0, 0};
+    if (row < block.count) {
+      const int64_t pair = block.first_pair + row;
+      eight = *reinterpret_cast<const uint4*>(static_cast<const Act*>(p.q) + row_of(pair) * p.q_stride + head_of(pair) * kDim +
+                                              chunk * 8);
+      eight = {AsF16Pair<Act>(eight.x), AsF16Pair<Act>(eight.y), AsF16Pair<Act>(eight.z), AsF16Pair<Act>(eight.w)};
+    }
+    *reinterpret_cast<uint4*>(queries + ChunkAt(row, chunk)) = eight;
+  }
+  FenceForTensorCores();
+  NamedBarrier<kConsumers * 128>(1);
+
+  const int warpgroup = threadIdx.x / 128, warp = threadIdx.x / kWarpSize % 4, lane = threadIdx.x % kWarpSize;
+  int position[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int i = min(warp * 16 + h * 8 + lane / 4, block.count - 1);
+    position[h] = kDecode ? block.last : p.first_position + static_cast<int>((block.first_pair + i) / p.num_heads);
+  }
+  float sums[kValuePanels][32], scores[32], largest[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};
+#pragma unroll
+  for (int c = 0; c < kValuePanels; ++c) {
+#pragma unroll
+    for (int i = 0; i < 32; ++i) sums[c][i] = 0.0f;
+  }
+  const uint64_t query_tile = TileDescriptor(queries);
+  constexpr int kPanelStep = kPanelBytes / 16;  // of a descriptor
+
+  for (int tile = 0; tile < num_tiles; ++tile) {
+    const int stage = tile % kStages, at = block.first_key + tile * kKeys;
+    const uint64_t key_tile = TileDescriptor(keys + stage * kTileBytes);
+    BarrierWait(full + 8 * stage, tile / kStages & 1);
+    WgmmaFence();
+#pragma unroll
+    for (int panel = 0; panel < kPanels; ++panel) {
+#pragma unroll
+      for (int step = 0; step < 4; ++step) {
+        const int on = panel * kPanelStep + 2 * step;
+        WgmmaSharedF16(scores, query_tile + on, key_tile + on, panel + step > 0);
+      }
+    }
+    WgmmaCommit();
+    WgmmaWait<0>();
+    Pin(scores);
+
+    if (at + kKeys > min(block.first + 1, block.end) || (p.window > 0 && at <= block.last - p.window)) {
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        const int key = at + i / 4 * 8 + lane % 4 * 2 + i % 2, row = position[i / 2 % 2];
+        if (key > row || key >= block.end || (p.window > 0 && key <= row - p.window)) scores[i] = -INFINITY;
+      }
+    }
+    float factor[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float now = largest[h];
+#pragma unroll
+      for (int i = 2 * h; i < 32; i += 4) now = fmaxf(now, fmaxf(scores[i], scores[i + 1]));
+      now = fmaxf(now, __shfl_xor_sync(0xffffffffu, now, 1));
+      now = fmaxf(now, __shfl_xor_sync(0xffffffffu, now, 2));
+      const float base = now == -INFINITY ? 0.0f : now, minus = -base * p.scale_log2;
+      factor[h] = Exp2((largest[h] - base) * p.scale_log2);
+      largest[h] = now;
+      float sum = 0.0f;
+#pragma unroll
+      for (int i = 2 * h; i < 32; i += 4) {
+        scores[i] = Exp2(fmaf(scores[i], p.scale_log2, minus));
+        scores[i + 1] = Exp2(fmaf(scores[i + 1], p.scale_log2, minus));
+        sum += scores[i] + scores[i + 1];
+      }
+      total[h] = fmaf(total[h], factor[h], sum);
+    }
+    if (__any_sync(0xffffffffu, factor[0] != 1.0f || factor[1] != 1.0f)) {
+#pragma unroll
+      for (int c = 0; c < kValuePanels; ++c) {
+#pragma unroll
+        for (int i = 0; i < 32; ++i) sums[c][i] *= factor[i / 2 % 2];
+      }
+    }
+    uint32_t weights[kKeys / 16][4];
+#pragma unroll
+    for (int step = 0; step < kKeys / 16; ++step) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) weights[step][i] = PackF16(scores[8 * step + 2 * i], scores[8 * step + 2 * i + 1]);
+    }
+    WgmmaFence();
+#pragma unroll
+    for (int c = 0; c < kValuePanels; ++c) {
+      const uint64_t values = key_tile + (warpgroup * kValuePanels + c) * kPanelStep;
+#pragma unroll
+      for (int step = 0; step < kKeys / 16; ++step) WgmmaF16<1>(sums[c], weights[step], values + 128 * step, 1);
+    }
+    WgmmaCommit();
+    WgmmaWait<0>();
+#pragma unroll
+    for (int c = 0; c < kValuePanels; ++c) Pin(sums[c]);
+    if (lane == 0) BarrierArrive(empty + 8 * stage);
+  }
+
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    float sum = total[h];
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    const int i = warp * 16 + h * 8 + lane / 4;
+    if (i >= block.count) continue;
+    const int64_t pair = block.first_pair + i, head = head_of(pair);
+    const float scaled = largest[h] * p.scale_log2;
+    const int first_col = warpgroup * kValuePanels * 64 + lane % 4 * 2;
+    if constexpr (kDecode) {
+      const int64_t cut = (block.first_row * p.num_heads + head) * p.max_cuts + blockIdx.x;
+      if (warpgroup == 0 && lane % 4 == 0) p.stats[cut] = float2{scaled, sum};
+#pragma unroll
+      for (int c = 0; c < kValuePanels; ++c) {
+#pragma unroll
+        for (int d = 0; d < 8; ++d) {
+          *reinterpret_cast<float2*>(p.sums + cut * kValues + first_col + c * 64 + d * 8) =
+              float2{sums[c][4 * d + 2 * h], sums[c][4 * d + 2 * h + 1]};
+        }
+      }
+    } else {
+      float scale = 1.0f;
+      if (p.sinks != nullptr) {
+        const float sink = p.sinks[head] * kLog2E, top = fmaxf(scaled, sink);
+        scale = Exp2(scaled - top);
+        sum = fmaf(sum, scale, Exp2(sink - top));
+      }
+      scale /= sum;
+      Act* const out = static_cast<Act*>(p.out) + row_of(pair) * p.out_stride + head * kValues + first_col;
+#pragma unroll
+      for (int c = 0; c < kValuePanels; ++c) {
+#pragma unroll
+        for (int d = 0; d < 8; ++d) {
+          alignas(4)
+              Act two[2] = {FromFloat<Act>(sums[c][4 * d + 2 * h] * scale), FromFloat<Act>(sums[c][4 * d + 2 * h + 1] * scale)};
+          *reinterpret_cast<uint32_t*>(out + c * 64 + d * 8) = *reinterpret_cast<const uint32_t*>(two);
+        }
+      }
+    }
+  }
+#endif  // FERRY_HAS_WGMMA
+}
+
+}  // namespace
+
+cudaError_t LaunchLatentWgmma(const LatentParams& p, DType act, bool decode, dim3 grid, cudaStream_t stream) {
+  return WithActivation(act, [&](auto act_type) {
+    using Act = decltype(act_type);
+    const auto kernel = decode ? LatentWgmmaKernel<Act, true> : LatentWgmmaKernel<Act, false>;
+    FERRY_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
+    kernel<<<grid, kThreads, kSharedBytes, stream>>>(p);
+    return cudaGetLastError();
+  });
+}
+
+}  // namespace ferry::cuda

@@ -1,0 +1,36 @@
+#pragma once
+
+// What the kernels of latent attention share.
+
+#include "kernels/cuda/attention_device.cuh"
+#include "kernels/cuda/latent_attention.h"
+#include "kernels/cuda/latent_cuts.h"
+
+namespace ferry::cuda {
+
+struct LatentParams {
+  const void* q;
+  void* out;
+  int64_t q_stride, out_stride;
+  const std::byte* cache;
+  int64_t num_blocks;
+  int dim, values, num_heads;
+  int window;  // 0: none
+  const float* sinks;
+  float scale_log2;
+  // Prefill.
+  const int32_t* table;
+  int table_size, first_position;
+  int64_t pairs;  // rows * num_heads
+  // Decode.
+  DevicePlaces places;
+  int most_cuts, max_cuts;  // max_cuts: room for those of a row
+  float* sums;              // [row][head][max_cuts][values], not yet divided
+  float2* stats;            // [row][head][max_cuts]: largest score (times scale_log2), sum of weights
+};
+
+// latent_attention_wgmma.cu: on a GPU and in a build with warpgroup products, for keys of 576 F16 numbers, 512 of them values.
+// Prefill's grid is [ceil(pairs / 64)], decode's [max_cuts, ceil(num_heads / 64), rows].
+cudaError_t LaunchLatentWgmma(const LatentParams& params, DType act, bool decode, dim3 grid, cudaStream_t stream);
+
+}  // namespace ferry::cuda
