@@ -357,11 +357,13 @@ class CudaOps final : public Ops {
                             .num_heads = weight.num_heads,
                             .weights = weight.data,
                             .matrix_bytes = weight.layout.bytes,
-                            .scales_offset = weight.layout.scales_offset,
-                            .weight_type = weight.layout.dtype,
+                            .matrix = MatrixOf(weight.layout),
                             .n = weight.layout.rows,
                             .k = weight.layout.cols};
-    ASSIGN_OR_RETURN(args.tables, head_tables_.For(args, compute_, workspace_));
+    if (const int64_t least = HeadExpansionBytes(product_device_, args); least > 0) {
+      args.expansion.bytes = std::max(least, kExpansionBytes);
+    }
+    RETURN_IF_ERROR(head_tables_.Place(args, compute_, workspace_));
     compute_.SetLast("MatMulPerHead");
     return ProductStatus(HeadProducts(product_device_, args, compute_.get()), "MatMulPerHead");
   }

@@ -51,7 +51,7 @@ const char* Check(const ProductDevice& device, const HeadProductArgs& args) {
   }
   if (args.weights == nullptr || reinterpret_cast<uintptr_t>(args.weights) % 128 != 0)
     return "argument weights: not on 128 bytes";
-  if (args.matrix_bytes % 128 != 0 || args.scales_offset % 128 != 0) return "argument weights: a plane is not on 128 bytes";
+  if (args.matrix_bytes % 128 != 0 || args.matrix.scales % 128 != 0 || args.matrix.headers % 128 != 0) return "argument weights: a plane is not on 128 bytes";
   if (args.tables == nullptr) return "argument tables: null";
   return nullptr;
 }
@@ -71,13 +71,18 @@ cudaError_t QueueHeadTables(const HeadProductArgs& args, int32_t* tables, cudaSt
   return cudaGetLastError();
 }
 
+int64_t HeadExpansionBytes(const ProductDevice& device, const HeadProductArgs& args) {
+  const ProductKernel kernel = ChooseExpertProduct(device, args.in.dtype, args.in.rows).kernel;
+  return NeedsExpansion(kernel, args.matrix.type) ? LeastExpansionBytes(args.k, 1) : 0;
+}
+
 const char* HeadProducts(const ProductDevice& device, const HeadProductArgs& args, cudaStream_t stream) {
   if (args.in.rows == 0) return nullptr;
   if (const char* wrong = Check(device, args)) return wrong;
   const int64_t rows = args.in.rows, heads = args.num_heads, out_step = OutStep(args);
   ProductParams params;
-  params.weight_type = args.weight_type;
-  params.first = {.codes = 0, .scales = args.scales_offset, .bias = -1};
+  params.first = args.matrix;
+  params.first.bias = -1;
   params.n = static_cast<int32_t>(args.n);
   params.k = static_cast<int32_t>(args.k);
   params.offsets = args.tables;
@@ -102,8 +107,8 @@ const char* HeadProducts(const ProductDevice& device, const HeadProductArgs& arg
                             .group = static_cast<int32_t>(first) + task,
                             .rows = static_cast<int32_t>(rows)};
     }
-    const cudaError_t error = LaunchProducts(device, config.kernel, params, /*fused=*/false, stream);
-    if (error == cudaErrorInvalidValue) return "argument weight_type: the CUDA backend does not multiply by it";
+    const cudaError_t error = LaunchProducts(device, config.kernel, params, /*fused=*/false, args.expansion, stream);
+    if (error == cudaErrorInvalidValue) return "argument matrix or expansion: a type without a kernel, or too few bytes";
     if (error != cudaSuccess) return cudaGetErrorString(error);
   }
   return nullptr;

@@ -9,6 +9,7 @@
 
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/product_device.h"
+#include "kernels/cuda/product_matrix.h"
 
 namespace ferry::cuda {
 
@@ -17,12 +18,15 @@ struct HeadProductArgs {
   int64_t num_heads = 0;
   const std::byte* weights = nullptr;  // [num_heads][matrix_bytes], tiled, on 128 bytes
   int64_t matrix_bytes = 0;
-  int64_t scales_offset = 0;  // of a matrix
-  DType weight_type = DType::kF32;
+  ProductMatrix matrix;  // bytes from the start of each; its bias is not used
   int64_t n = 0, k = 0;  // rows and columns of a matrix; k a multiple of 32
   // Device memory for HeadTableInts(in.rows, num_heads) ints, filled by QueueHeadTables for these very shapes.
   const int32_t* tables = nullptr;
+  Expansion expansion;  // of HeadExpansionBytes at least, where that is not 0
 };
+
+// The least expansion for the matrices of one head; 0 when they are decoded on the way.
+int64_t HeadExpansionBytes(const ProductDevice& device, const HeadProductArgs& args);
 
 // Where the rows of each head begin, in steps of eight numbers of `in` and of OutStep numbers of `out`.
 int64_t HeadTableInts(int64_t rows, int64_t num_heads);

@@ -4,23 +4,26 @@
 
 namespace ferry::cuda {
 
-absl::StatusOr<const int32_t*> HeadTables::For(const HeadProductArgs& args, ComputeQueue& queue, Workspace& workspace) {
+absl::Status HeadTables::Place(HeadProductArgs& args, ComputeQueue& queue, Workspace& workspace) {
   const int64_t bytes = HeadTableInts(args.in.rows, args.num_heads) * static_cast<int64_t>(sizeof(int32_t));
-  const auto fill = [&](std::byte* memory) -> absl::StatusOr<const int32_t*> {
+  const auto fill = [&](std::byte* memory) {
     auto* const tables = reinterpret_cast<int32_t*>(memory);
-    RETURN_IF_ERROR(queue.Queued("MatMulPerHead", QueueHeadTables(args, tables, queue.get())));
-    return tables;
+    args.tables = tables;
+    return queue.Queued("MatMulPerHead", QueueHeadTables(args, tables, queue.get()));
   };
-  if (args.in.rows > kFewRows) {
-    ASSIGN_OR_RETURN(std::byte * memory, workspace.Reserve(bytes));
-    return fill(memory);
+  const bool kept = args.in.rows <= kFewRows;
+  if (!kept || args.expansion.bytes > 0) {
+    ASSIGN_OR_RETURN(args.expansion.data, workspace.Reserve(args.expansion.bytes + (kept ? 0 : bytes)));
   }
+  if (!kept) return fill(args.expansion.data + args.expansion.bytes);
   const Shape shape = {args.in.rows, args.num_heads, args.in.cols, args.in.stride, args.out.cols, args.out.stride};
   for (const Known& known : known_) {
-    if (known.shape == shape) return reinterpret_cast<const int32_t*>(known.memory.data());
+    if (known.shape != shape) continue;
+    args.tables = reinterpret_cast<const int32_t*>(known.memory.data());
+    return absl::OkStatus();
   }
   ASSIGN_OR_RETURN(DeviceMemory memory, DeviceMemory::Allocate(bytes));
-  ASSIGN_OR_RETURN(const int32_t* const tables, fill(memory.data()));
+  RETURN_IF_ERROR(fill(memory.data()));
   if (known_.size() < kMost) {
     known_.push_back({shape, std::move(memory)});
   } else {
@@ -28,7 +31,7 @@ absl::StatusOr<const int32_t*> HeadTables::For(const HeadProductArgs& args, Comp
     known_[oldest_] = {shape, std::move(memory)};
     oldest_ = (oldest_ + 1) % kMost;
   }
-  return tables;
+  return absl::OkStatus();
 }
 
 }  // namespace ferry::cuda

@@ -16,9 +16,9 @@ namespace ferry::cuda {
 
 class HeadTables {
  public:
-  // Tables for args' shapes, usable by what is queued from here on until the workspace's next Reserve. ResourceExhausted: no
-  // room.
-  absl::StatusOr<const int32_t*> For(const HeadProductArgs& args, ComputeQueue& queue, Workspace& workspace);
+  // Sets args' tables for its shapes, and the memory of its expansion for the expansion's bytes, a multiple of 256. Both serve what
+  // is queued from here on until the workspace's next Reserve. ResourceExhausted: no room.
+  absl::Status Place(HeadProductArgs& args, ComputeQueue& queue, Workspace& workspace);
 
  private:
   static constexpr int64_t kFewRows = 32;  // with more, a launch is a small part of the product
