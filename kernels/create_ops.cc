@@ -16,7 +16,7 @@ absl::StatusOr<std::unique_ptr<Ops>> CreateOps(const BackendOptions& options) {
   RETURN_IF_ERROR(CheckIsa(options.isa));
   BackendOptions chosen = options;
   if (chosen.kind == "auto") chosen.kind = NumCudaDevices() > 0 ? "cuda" : "cpu";
-  if (chosen.kind == "cpu" || chosen.kind == "reference") return CreateHostOps(chosen);
+  if (chosen.kind == "cpu" || chosen.kind.starts_with("reference")) return CreateHostOps(chosen);
   if (chosen.kind == "cuda") {
 #ifdef FERRY_HAVE_CUDA
     return CreateCudaOps(chosen);

@@ -151,7 +151,9 @@ class Ops {
 // -------------------------------------------------------------------------------------------------------------- construction
 
 struct BackendOptions {
-  std::string kind = "auto";  // cpu, cuda, reference, or auto: cuda if the build has it and the machine a GPU, else cpu
+  // cpu, cuda, reference, or auto: cuda if the build has it and the machine a GPU, else cpu. reference-bf16, for tests: the
+  // reference with the roundings of cuda.
+  std::string kind = "auto";
   int device = 0;             // cuda: which GPU
   int num_threads = 0;        // cpu: 0 = as many as physical cores
   bool pin_threads = true;

@@ -79,6 +79,16 @@ std::vector<int32_t> Largest(const std::vector<double>& values, int64_t count) {
 
 }  // namespace
 
+std::vector<float> ReferenceOps::RoundedRow(const float* row, int64_t cols) const {
+  std::vector<float> rounded(row, row + cols);
+  for (float& value : rounded) value = Rounded(value);
+  return rounded;
+}
+void ReferenceOps::DecodeRow(const TiledMatrix& matrix, int64_t row, std::vector<float>& out) const {
+  DecodeTiledRow(matrix, row, out.data());
+  for (float& value : out) value = Rounded(value);
+}
+
 absl::Status ReferenceOps::DoRmsNorm(Tensor x, const float* weight, double epsilon, Tensor out) {
   for (int64_t row = 0; row < x.rows; ++row) Normalise(RowOf(x, row), weight, x.cols, epsilon, RowOf(out, row));
   return absl::OkStatus();
@@ -86,11 +96,13 @@ absl::Status ReferenceOps::DoRmsNorm(Tensor x, const float* weight, double epsil
 
 absl::Status ReferenceOps::DoMatMul(Tensor in, const TiledMatrix& weight, const float* bias, Tensor out, bool accumulate) {
   std::vector<float> weights(weight.layout.cols);
+  std::vector<std::vector<float>> rows;
+  for (int64_t row = 0; row < in.rows; ++row) rows.push_back(RoundedRow(RowOf(in, row), in.cols));
   for (int64_t col = 0; col < weight.layout.rows; ++col) {
-    DecodeTiledRow(weight, col, weights.data());
+    DecodeRow(weight, col, weights);
     for (int64_t row = 0; row < in.rows; ++row) {
       float& result = RowOf(out, row)[col];
-      double sum = Dot(RowOf(in, row), weights.data(), in.cols);
+      double sum = Dot(rows[row].data(), weights.data(), in.cols);
       if (bias != nullptr) sum += bias[col];
       if (accumulate) sum += result;
       result = static_cast<float>(sum);
@@ -152,10 +164,10 @@ absl::Status ReferenceOps::DoAttention(const HostBatch& batch, int64_t first_row
         if (!latent) LoadValue(cache, slot, &values[i * dim]);
       }
       for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-        const float* query = RowOf(q, row) + head * dim;
+        const std::vector<float> query = RoundedRow(RowOf(q, row) + head * dim, dim);
         double largest = sinks != nullptr ? sinks[head] : -std::numeric_limits<double>::infinity();
         for (int64_t i = 0; i < count; ++i) {
-          scores[i] = Dot(query, &keys[i * dim], dim) * params.scale;
+          scores[i] = Dot(query.data(), &keys[i * dim], dim) * params.scale;
           largest = std::max(largest, scores[i]);
         }
         double denominator = sinks != nullptr ? std::exp(sinks[head] - largest) : 0;
@@ -209,8 +221,9 @@ absl::Status ReferenceOps::DoRoute(Tensor in, const RouterWeights& router, const
   const bool softmax = config.score == RouterScore::kSoftmax;
   std::vector<double> logits(num_experts), scores(num_experts), choice(num_experts);
   for (int64_t row = 0; row < in.rows; ++row) {
+    const std::vector<float> input = RoundedRow(RowOf(in, row), in.cols);
     for (int64_t expert = 0; expert < num_experts; ++expert) {
-      logits[expert] = Dot(RowOf(in, row), router.weight + expert * in.cols, in.cols);
+      logits[expert] = Dot(input.data(), router.weight + expert * in.cols, in.cols);
       if (router.bias != nullptr) logits[expert] += router.bias[expert];
       // No number is worse than any number, so that a broken row still chooses experts that exist.
       if (std::isnan(logits[expert])) logits[expert] = kNothing;
@@ -263,21 +276,24 @@ absl::Status ReferenceOps::DoExpertMlp(const ExpertLayout& layout, std::span<con
     const int32_t* rows = groups.rows + groups.offsets[use.group];
     const int32_t* outs = groups.outs + groups.offsets[use.group];
     hidden.resize(use.num_rows * n_ff);
+    std::vector<std::vector<float>> inputs;
+    for (int64_t entry = 0; entry < use.num_rows; ++entry) inputs.push_back(RoundedRow(RowOf(in, rows[entry]), in.cols));
     for (int64_t i = 0; i < n_ff; ++i) {
-      DecodeTiledRow(gate, i, gate_row.data());
-      DecodeTiledRow(up, i, up_row.data());
+      DecodeRow(gate, i, gate_row);
+      DecodeRow(up, i, up_row);
       for (int64_t entry = 0; entry < use.num_rows; ++entry) {
-        const float* x = RowOf(in, rows[entry]);
+        const float* x = inputs[entry].data();
         const double g = Dot(x, gate_row.data(), in.cols) + (gate_bias != nullptr ? gate_bias[i] : 0);
         const double u = Dot(x, up_row.data(), in.cols) + (up_bias != nullptr ? up_bias[i] : 0);
-        hidden[entry * n_ff + i] = GatedLinear(glu, g, u);
+        const double value = GatedLinear(glu, g, u);
+        hidden[entry * n_ff + i] = rounds_ ? Rounded(static_cast<float>(value)) : value;
       }
     }
     for (int64_t i = 0; i < n_embd; ++i) {
-      DecodeTiledRow(down, i, down_row.data());
+      DecodeRow(down, i, down_row);
       for (int64_t entry = 0; entry < use.num_rows; ++entry) {
-        RowOf(contributions, outs[entry])[i] =
-            static_cast<float>(Dot(&hidden[entry * n_ff], down_row.data(), n_ff) + (down_bias != nullptr ? down_bias[i] : 0));
+        const double sum = Dot(&hidden[entry * n_ff], down_row.data(), n_ff) + (down_bias != nullptr ? down_bias[i] : 0);
+        RowOf(contributions, outs[entry])[i] = Rounded(static_cast<float>(sum));
       }
     }
   }

@@ -5,7 +5,9 @@
 
 #include <cmath>
 #include <string>
+#include <vector>
 
+#include "common/half.h"
 #include "kernels/host_ops.h"
 
 namespace ferry {
@@ -14,7 +16,12 @@ inline double Sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
 class ReferenceOps final : public HostOps {
  public:
-  std::string name() const override { return "reference (double precision)"; }
+  // kBf16 rounds what products read (activations, weights, experts' inner rows and contributions) as the CUDA backend does. It
+  // tells a model that is sensitive to rounding from a fault in fast kernels.
+  enum class Rounding { kNone, kBf16 };
+  explicit ReferenceOps(Rounding rounding = Rounding::kNone) : rounds_(rounding == Rounding::kBf16) {}
+
+  std::string name() const override { return rounds_ ? "reference (BF16 activations)" : "reference (double precision)"; }
 
  protected:
   absl::Status DoRmsNorm(Tensor x, const float* weight, double epsilon, Tensor out) override;
@@ -35,6 +42,13 @@ class ReferenceOps final : public HostOps {
                            const GluParams& glu, Tensor in, Tensor contributions) override;
   absl::Status DoCombine(Tensor contributions, const float* weights, int64_t top_k, Tensor x) override;
   bool StoresKvInF32() const override { return true; }
+
+ private:
+  float Rounded(float value) const { return rounds_ ? BFloat16ToFloat(FloatToBFloat16(value)) : value; }
+  std::vector<float> RoundedRow(const float* row, int64_t cols) const;
+  void DecodeRow(const TiledMatrix& matrix, int64_t row, std::vector<float>& out) const;
+
+  const bool rounds_;
 };
 
 }  // namespace ferry
