@@ -197,7 +197,7 @@ absl::Status ExpertForward::BeginCopies(const StepContext& context, int64_t laye
   copies_->ahead.EndLayer();
   copies_->pass.Begin(layer, here, routing_->tokens(), /*copy_unused=*/mode == ExpertMode::kShipAll);
   copies_->ahead.Plan(options_.arena.NextWithExperts(layer + 1, options_.end_layer), routing_->rows());
-  return StartCopies(context);
+  return copies_->pass.Start(context.deadline).status();
 }
 
 // This layer's copies first, then the next layer's.
@@ -209,12 +209,14 @@ absl::Status ExpertForward::StartCopies(const StepContext& context) {
 absl::Status ExpertForward::ComputeReady(const StepContext& context, int64_t layer, Tensor in) {
   if (cache_ == nullptr) return absl::OkStatus();
   const StepTrace::Scope span(*context.trace, "experts here", layer);
+  // Experts that are here are computed before the next layer's copies are started: hundreds of small ones keep this thread for
+  // milliseconds, in which the device would stand still.
   while (!copies_->pass.done()) {
     ASSIGN_OR_RETURN(const std::vector<int32_t> ready, copies_->pass.NextReady(context.deadline));
     RETURN_IF_ERROR(ComputeTogether(context, layer, ready, in));
     RETURN_IF_ERROR(StartCopies(context));
   }
-  return absl::OkStatus();
+  return StartCopies(context);
 }
 
 absl::Status ExpertForward::ComputeTogether(const StepContext& context, int64_t layer, std::span<const int32_t> experts,
