@@ -16,6 +16,7 @@
 #include "common/clock.h"
 #include "common/command_line.h"
 #include "common/exit_codes.h"
+#include "common/file_access.h"
 #include "common/heap_trimmer.h"
 #include "common/log.h"
 #include "common/output_file.h"
@@ -24,6 +25,7 @@
 #include "common/signal_cleanup.h"
 #include "common/thread_limit.h"
 #include "coordinator/flags.h"
+#include "coordinator/own_files.h"
 #include "coordinator/server.h"
 
 namespace ferry {
@@ -71,6 +73,10 @@ int Run(const CoordinatorOptions& options) {
   }
   static StopSignal stop;  // its thread outlives this function
   if (const absl::Status status = stop.Start(); !status.ok()) return Fail(status);
+  // Threads inherit it; that of the signals only removes what this process has made.
+  const absl::StatusOr<bool> bounded = BoundFileAccess(FilesOf(options));
+  if (!bounded.ok()) return Fail(bounded.status());
+  if (!*bounded) spdlog::info("this kernel has no Landlock: the coordinator's access to files is not bounded");
   RaiseDescriptorLimit();
   ReturnLargePiecesAtOnce();
   const absl::StatusOr<std::unique_ptr<RepeatingThread>> trimmer = StartHeapTrimmer();

@@ -11,7 +11,12 @@
 #include <thread>
 
 #include "absl/time/clock.h"
+#include "cli/supervisor.h"
+#include "common/access/api_keys.h"
+#include "common/file_access.h"
+#include "common/temporary_folder.h"
 #include "tests/cluster/cluster.h"
+#include "tests/cluster/hostile_client.h"
 #include "tests/testing/status_matchers.h"
 
 namespace ferry {
@@ -110,6 +115,35 @@ TEST_F(Planes, ClientsAreNotToldHowToReachWorkers) {
     EXPECT_EQ(worker.address(), "");
     EXPECT_EQ(worker.incarnation(), 0u);
   }
+}
+
+// The keys' file becomes a link to a file that is none of the coordinator's.
+TEST(OwnFiles, ACoordinatorReadsNoFilesButThoseItNeeds) {
+  if (!HasLandlock()) GTEST_SKIP() << "this kernel has no Landlock";
+  ASSERT_OK_AND_ASSIGN(const auto own, TemporaryFolder::Create());
+  ASSERT_OK_AND_ASSIGN(const auto other, TemporaryFolder::Create());
+  ASSERT_OK_AND_ASSIGN(const NewApiKey key, MakeApiKey("alice", Role::kUser));
+  ASSERT_OK_AND_ASSIGN(const NewApiKey other_key, MakeApiKey("bob", Role::kUser));
+  ModelOptions options = DemoModel(1);
+  options.api_keys = own->File("keys");
+  std::ofstream(options.api_keys) << key.line << "\n";
+  std::ofstream(other->File("keys")) << other_key.line << "\n";
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Supervisor> supervisor, Supervisor::Start(options));
+  const auto stub = proto::Ferry::NewStub(ChannelTo(supervisor->address()));
+  const auto is_known = [&](const NewApiKey& who) {
+    grpc::ClientContext context;
+    context.AddMetadata("authorization", "Bearer " + who.key);
+    proto::GetModelInfoResponse info;
+    return stub->GetModelInfo(&context, {}, &info).ok();
+  };
+  ASSERT_TRUE(Eventually(absl::Seconds(60), [&] { return is_known(key); }));
+  std::filesystem::remove(options.api_keys);
+  std::filesystem::create_symlink(other->File("keys"), options.api_keys);
+  for (int i = 0; i < 10; ++i) EXPECT_FALSE(is_known(other_key));
+  EXPECT_TRUE(is_known(key)) << "the keys stay as they were";
+  std::filesystem::remove(options.api_keys);
+  std::ofstream(options.api_keys) << other_key.line << "\n";
+  EXPECT_TRUE(Eventually(absl::Seconds(10), [&] { return is_known(other_key); }));
 }
 
 }  // namespace
