@@ -76,7 +76,7 @@ int Run(const CoordinatorOptions& options) {
   // Threads inherit it; that of the signals only removes what this process has made.
   const absl::StatusOr<bool> bounded = BoundFileAccess(FilesOf(options));
   if (!bounded.ok()) return Fail(bounded.status());
-  if (!*bounded) spdlog::info("this kernel has no Landlock: the coordinator's access to files is not bounded");
+  if (!*bounded) spdlog::info("this kernel, or a filter of system calls, gives no Landlock: access to files is not bounded");
   RaiseDescriptorLimit();
   ReturnLargePiecesAtOnce();
   const absl::StatusOr<std::unique_ptr<RepeatingThread>> trimmer = StartHeapTrimmer();
