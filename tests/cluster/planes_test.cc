@@ -1,12 +1,15 @@
 // Who may take part in a cluster on one host: its own user's processes, each in a place of its own.
 
+#include <google/protobuf/descriptor.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <random>
 #include <set>
 #include <thread>
 
@@ -15,6 +18,8 @@
 #include "common/access/api_keys.h"
 #include "common/file_access.h"
 #include "common/temporary_folder.h"
+#include "ferry/internal/v1/cluster.pb.h"
+#include "ferry/internal/v1/worker.pb.h"
 #include "tests/cluster/cluster.h"
 #include "tests/cluster/hostile_client.h"
 #include "tests/testing/status_matchers.h"
@@ -115,6 +120,73 @@ TEST_F(Planes, ClientsAreNotToldHowToReachWorkers) {
     EXPECT_EQ(worker.address(), "");
     EXPECT_EQ(worker.incarnation(), 0u);
   }
+}
+
+// The names of the methods that a file has, as gRPC calls them.
+std::vector<std::string> MethodsIn(const google::protobuf::FileDescriptor& file) {
+  std::vector<std::string> methods;
+  for (int i = 0; i < file.service_count(); ++i) {
+    const google::protobuf::ServiceDescriptor& service = *file.service(i);
+    for (int j = 0; j < service.method_count(); ++j)
+      methods.push_back("/" + service.full_name() + "/" + service.method(j)->name());
+  }
+  return methods;
+}
+
+TEST_F(Planes, TheApiHasNoMethodOfTheCluster) {
+  for (const auto* const file :
+       {internal::v1::HeartbeatRequest::descriptor()->file(), internal::v1::StepRequest::descriptor()->file()}) {
+    const std::vector<std::string> methods = MethodsIn(*file);
+    EXPECT_GE(methods.size(), 5u) << file->name();
+    for (const std::string& method : methods) {
+      const grpc::Status status = CallWithBytes(ChannelTo(client_->address()), method, "", absl::Seconds(30));
+      EXPECT_EQ(status.error_code(), grpc::StatusCode::UNIMPLEMENTED) << method;
+    }
+  }
+}
+
+// A process of the same user that names places, but is none of those that have them.
+TEST_F(Planes, WhoIsNoWorkerGetsNothingAndStopsNobody) {
+  std::mt19937_64 random(5);
+  internal::v1::ComputeExpertsRequest compute;  // its first field is what PlanExperts and FetchExperts take
+  internal::v1::ExpertRequest& experts = *compute.mutable_request();
+  experts.add_uses()->set_tokens(1);
+  compute.set_num_rows(1);
+  Victim victim(client_.get());
+  const auto attack = [&] {
+    const auto channel = ChannelTo("unix:" + socket_);
+    for (int i = 0; i < 300; ++i) {
+      const uint64_t incarnation = std::array<uint64_t, 3>{0, 1, random()}[i % 3];
+      const uint32_t worker = std::array<uint32_t, 4>{0, 1, 7, UINT32_MAX}[random() % 4];
+      experts.set_worker_id(worker);
+      experts.set_incarnation(incarnation);
+      experts.set_step(std::array<uint64_t, 3>{0, uint64_t{1} << 40, UINT64_MAX}[random() % 3]);
+      experts.set_layer(static_cast<uint32_t>(random() % 4));
+      internal::v1::HeartbeatRequest heartbeat;
+      heartbeat.set_worker_id(worker);
+      heartbeat.set_incarnation(incarnation);
+      heartbeat.set_state("ready");
+      internal::v1::StreamDenseTensorsRequest tensors;
+      tensors.set_worker_id(worker);
+      tensors.set_incarnation(incarnation);
+      const std::array<std::pair<const char*, std::string>, 5> calls = {{{"Heartbeat", heartbeat.SerializeAsString()},
+                                                                         {"StreamDenseTensors", tensors.SerializeAsString()},
+                                                                         {"PlanExperts", experts.SerializeAsString()},
+                                                                         {"FetchExperts", experts.SerializeAsString()},
+                                                                         {"ComputeExperts", compute.SerializeAsString()}}};
+      const auto& [method, message] = calls[random() % calls.size()];
+      const grpc::Status status =
+          CallWithBytes(channel, std::string("/ferry.internal.v1.Cluster/") + method, message, absl::Seconds(30));
+      using Code = grpc::StatusCode;
+      const bool refused = status.error_code() == Code::INVALID_ARGUMENT || status.error_code() == Code::ABORTED ||
+                           status.error_code() == Code::NOT_FOUND || status.error_code() == Code::FAILED_PRECONDITION ||
+                           status.error_code() == Code::PERMISSION_DENIED;
+      EXPECT_TRUE(refused) << method << " of worker " << worker << ": " << status.error_code() << " " << status.error_message();
+    }
+  };
+  EXPECT_OK(victim.AskDuring(attack));
+  ASSERT_OK_AND_ASSIGN(const proto::GetServerInfoResponse info, client_->ServerInfo());
+  EXPECT_EQ(info.resumed_requests_total(), 0u) << "no epoch has ended";
 }
 
 // The keys' file becomes a link to a file that is none of the coordinator's.
