@@ -109,7 +109,9 @@ constexpr ForeignFlag kTable[] = {
     Accept("-cmoe --cpu-moe", kExpertCache),
     AcceptOne("-ncmoe --n-cpu-moe", kExpertCache),
     Hint("-n --predict --n-predict --temp --temperature --top-k --top-p --min-p --repeat-penalty --frequency-penalty "
-         "--presence-penalty -s --seed --ignore-eos -j --json-schema --grammar --grammar-file",
+         "--presence-penalty --typical --typical-p --top-n-sigma --top-nsigma --xtc-probability --xtc-threshold --dry-multiplier "
+         "--dry-base --dry-allowed-length --dry-penalty-last-n --dry-sequence-breaker -s --seed --ignore-eos -j --json-schema "
+         "--grammar --grammar-file",
          kOfRequest, "serve"),
     TranslateOne("--n-predict", "--predict"),
     {.spellings = "-sys --system-prompt -sysp",
@@ -155,9 +157,8 @@ constexpr ForeignFlag kTable[] = {
          "--spec-draft-n-max -cd --ctx-size-draft",
          kNoDraft),
     Hint("--lora --lora-scaled --enable-lora --control-vector", "merge the adapter into the model file first"),
-    Hint("--mirostat --mirostat-lr --mirostat-ent --samplers --sampling-seq --typical --typical-p --top-nsigma --top-n-sigma "
-         "--xtc-probability --xtc-threshold --dry-multiplier --dry-base --dry-allowed-length --dry-penalty-last-n "
-         "--dry-sequence-breaker --dynatemp-range --dynatemp-exp --adaptive-target --repeat-last-n",
+    Hint("--mirostat --mirostat-lr --mirostat-ent --samplers --sampling-seq --dynatemp-range --dynatemp-exp --adaptive-target "
+         "--repeat-last-n",
          kNoSampler),
     Hint("-l --logit-bias", "the field logit_bias of a request over HTTP or gRPC does it"),
     Hint("-dev --device -mg --main-gpu", kGpus),

@@ -28,6 +28,27 @@ void SamplingOptions::AddTo(CLI::App& app) {
   add(AddDecimal(app, "--repeat-penalty", repetition_penalty, 0, 10, "penalty of tokens that occurred (default 1: none)"));
   add(AddDecimal(app, "--frequency-penalty", frequency_penalty, -2, 2, "penalty for each occurrence of a token (default 0)"));
   add(AddDecimal(app, "--presence-penalty", presence_penalty, -2, 2, "for having occurred (default 0)"));
+  add(AddDecimal(
+      app, "--typical,--typical-p", typical_p, 1e-6, 1,
+      "sample from the tokens whose surprise is nearest to the mean one and whose probabilities add up to p (default 1: off)"));
+  add(AddDecimal(app, "--top-n-sigma,--top-nsigma", top_n_sigma, 0, 100,
+                 "sample from tokens at most so many standard deviations of the logits below the best one (default 0: off)"));
+  add(AddDecimal(app, "--xtc-probability", xtc_probability, 0, 1,
+                 "how often the most likely tokens are left out, all but the last of those of --xtc-threshold (default 0)"));
+  add(AddDecimal(app, "--xtc-threshold", xtc_threshold, 0, 1, "least probability of those (default 0.1)"));
+  add(AddDecimal(app, "--dry-multiplier", dry_multiplier, 0, 100,
+                 "penalty of tokens that go on with a repetition (default 0: off)"));
+  add(AddDecimal(app, "--dry-base", dry_base, 1, 100, "it grows by this with each token of the repetition (default 1.75)"));
+  add(AddInteger(app, "--dry-allowed-length", dry_allowed_length, {.min = 1, .max = 10'000},
+                 "beyond this many tokens (default 2)"));
+  add(AddInteger(app, "--dry-penalty-last-n", dry_last_tokens,
+                 {.min = -1, .max = std::numeric_limits<int32_t>::max(), .units = true},
+                 "tokens in which repetitions are looked for; -1: all (default)"));
+  add(AddTexts(
+      app, "--dry-sequence-breaker", dry_breakers,
+      "text over which no repetition goes; may be given several times; none: there is no such text (default: a new line, "
+      "and the characters : \" *)"));
+  add(AddInteger(app, "--min-tokens", min_tokens, {.units = true}, "tokens before which the output does not end (default 0)"));
   add(AddSeed(app, "-s,--seed", seed, "makes the same request give the same tokens (default, or -1: random)"));
   add(AddTexts(app, "--stop", stop, "text that ends the completion, special tokens too; may be given several times"));
   add(AddTexts(app, "--stop-token", stop_tokens, "id of a token that ends the completion; may be given several times"));
@@ -49,6 +70,12 @@ absl::Status SamplingOptions::Fill(ferry::v1::GenerateRequest& request) const {
   if (frequency_penalty) sampling.set_frequency_penalty(*frequency_penalty);
   if (presence_penalty) sampling.set_presence_penalty(*presence_penalty);
   if (seed) sampling.set_seed(*seed);
+  if (typical_p) sampling.set_typical_p(*typical_p);
+  if (top_n_sigma) sampling.set_top_n_sigma(*top_n_sigma);
+  if (xtc_probability) sampling.set_xtc_probability(*xtc_probability);
+  if (xtc_threshold) sampling.set_xtc_threshold(*xtc_threshold);
+  FillDry(sampling);
+  if (min_tokens) request.set_min_tokens(*min_tokens);
   if (max_tokens && *max_tokens >= 0) request.set_max_tokens(static_cast<uint32_t>(*max_tokens));
   for (const std::string& text : stop) request.add_stop(text);
   for (const std::string& token : stop_tokens) {
@@ -58,6 +85,22 @@ absl::Status SamplingOptions::Fill(ferry::v1::GenerateRequest& request) const {
   }
   if (ignore_eos) request.set_ignore_eos(true);
   return FillConstraint(request);
+}
+
+void SamplingOptions::FillDry(ferry::v1::Sampling& sampling) const {
+  if (dry_multiplier.value_or(0) == 0) return;
+  ferry::v1::Dry& dry = *sampling.mutable_dry();
+  dry.set_multiplier(*dry_multiplier);
+  if (dry_base) dry.set_base(*dry_base);
+  if (dry_allowed_length) dry.set_allowed_length(*dry_allowed_length);
+  if (dry_last_tokens && *dry_last_tokens >= 0) dry.set_last_tokens(static_cast<uint32_t>(*dry_last_tokens));
+  for (const std::string& breaker : dry_breakers) {
+    if (breaker == "none") {
+      dry.set_no_sequence_breakers(true);
+    } else {
+      dry.add_sequence_breakers(breaker);
+    }
+  }
 }
 
 absl::Status SamplingOptions::FillJson(nlohmann::json& body) const {
@@ -74,6 +117,19 @@ absl::Status SamplingOptions::FillJson(nlohmann::json& body) const {
   set("frequency_penalty", frequency_penalty);
   set("presence_penalty", presence_penalty);
   set("seed", seed);
+  set("typical_p", typical_p);
+  set("top_n_sigma", top_n_sigma);
+  set("xtc_probability", xtc_probability);
+  set("xtc_threshold", xtc_threshold);
+  set("dry_multiplier", dry_multiplier);
+  set("dry_base", dry_base);
+  set("dry_allowed_length", dry_allowed_length);
+  set("dry_penalty_last_n", dry_last_tokens);
+  if (!dry_breakers.empty()) {
+    const ferry::v1::Dry& dry = request.sampling().dry();
+    body["dry_sequence_breakers"] = std::vector<std::string>(dry.sequence_breakers().begin(), dry.sequence_breakers().end());
+  }
+  set("min_tokens", min_tokens);
   if (request.has_max_tokens()) body["max_tokens"] = request.max_tokens();
   if (!stop.empty()) body["stop"] = stop;
   for (const uint32_t id : request.stop_token_ids()) body["stop_token_ids"].push_back(id);

@@ -17,6 +17,10 @@ namespace ferry {
 struct SamplingOptions {
   std::optional<float> temperature, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty;
   std::optional<uint32_t> top_k;
+  std::optional<float> typical_p, top_n_sigma, xtc_probability, xtc_threshold, dry_multiplier, dry_base;
+  std::optional<uint32_t> dry_allowed_length, min_tokens;
+  std::optional<int64_t> dry_last_tokens;  // -1: all
+  std::vector<std::string> dry_breakers;   // "none": there are none
   std::optional<uint64_t> seed;
   std::optional<int64_t> max_tokens;           // -1: to the end of the context
   std::vector<std::string> stop, stop_tokens;  // the latter: ids
@@ -30,6 +34,7 @@ struct SamplingOptions {
   absl::Status FillJson(nlohmann::json& body) const;
 
  private:
+  void FillDry(ferry::v1::Sampling& sampling) const;
   absl::Status FillConstraint(ferry::v1::GenerateRequest& request) const;
 };
 

@@ -9,7 +9,38 @@
 namespace ferry {
 namespace {
 
-absl::StatusOr<SamplingParams> SamplingParamsOf(const v1::GenerateRequest& request, int64_t vocab_size) {
+constexpr int kMaxBreakers = 16;
+constexpr size_t kMaxBreakerBytes = 64;
+
+absl::StatusOr<DryParams> DryParamsOf(const v1::Dry& dry, const Tokenizer& tokenizer) {
+  DryParams params = {.multiplier = dry.multiplier()};
+  if (dry.has_base()) params.base = dry.base();
+  // More than the largest allowed one is refused as that, and not after a narrowing.
+  if (dry.has_allowed_length()) params.allowed_length = static_cast<int32_t>(std::min<uint32_t>(dry.allowed_length(), INT32_MAX));
+  if (dry.has_last_tokens()) params.last_tokens = dry.last_tokens();
+  if (dry.sequence_breakers_size() > kMaxBreakers) {
+    return InvalidArgument("dry.sequence_breakers has %d texts, want at most %d", dry.sequence_breakers_size(), kMaxBreakers);
+  }
+  std::vector<std::string> breakers(dry.sequence_breakers().begin(), dry.sequence_breakers().end());
+  if (breakers.empty() && !dry.no_sequence_breakers()) breakers = {"\n", ":", "\"", "*"};
+  for (const std::string& breaker : breakers) {
+    if (breaker.empty() || breaker.size() > kMaxBreakerBytes) {
+      return InvalidArgument("dry.sequence_breakers has a text of %d bytes, want 1 to %d", breaker.size(), kMaxBreakerBytes);
+    }
+  }
+  if (params.multiplier == 0 || breakers.empty()) return params;
+  params.breakers.resize(static_cast<size_t>(tokenizer.vocab_size()));
+  for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
+    const std::string_view bytes = tokenizer.TokenBytes(id);
+    params.breakers[static_cast<size_t>(id)] = std::any_of(breakers.begin(), breakers.end(), [&](const std::string& breaker) {
+      return bytes.find(breaker) != std::string_view::npos;
+    });
+  }
+  return params;
+}
+
+absl::StatusOr<SamplingParams> SamplingParamsOf(const v1::GenerateRequest& request, const Tokenizer& tokenizer,
+                                                int64_t vocab_size) {
   const v1::Sampling& sampling = request.sampling();
   SamplingParams params;
   if (sampling.has_temperature()) params.temperature = sampling.temperature();
@@ -26,6 +57,13 @@ absl::StatusOr<SamplingParams> SamplingParamsOf(const v1::GenerateRequest& reque
   if (sampling.has_frequency_penalty()) params.frequency_penalty = sampling.frequency_penalty();
   if (sampling.has_presence_penalty()) params.presence_penalty = sampling.presence_penalty();
   if (sampling.has_seed()) params.seed = sampling.seed();
+  if (sampling.has_typical_p()) params.typical_p = sampling.typical_p();
+  if (sampling.has_top_n_sigma()) params.top_n_sigma = sampling.top_n_sigma();
+  if (sampling.has_xtc_probability()) params.xtc_probability = sampling.xtc_probability();
+  if (sampling.has_xtc_threshold()) params.xtc_threshold = sampling.xtc_threshold();
+  if (sampling.has_dry()) {
+    ASSIGN_OR_RETURN(params.dry, DryParamsOf(sampling.dry(), tokenizer));
+  }
   for (const auto& [id, bias] : sampling.logit_bias()) {
     if (id >= vocab_size) return InvalidArgument("logit_bias names token %d, want 0 to %d", id, vocab_size - 1);
     params.logit_bias[static_cast<int32_t>(id)] = bias;
@@ -91,7 +129,7 @@ absl::StatusOr<std::shared_ptr<Request>> Request::Create(const v1::GenerateReque
                                                          const RequestLimits& limits, uint64_t fallback_seed, absl::Time deadline,
                                                          const Clock* clock, std::shared_ptr<GenerationSink> sink,
                                                          constraint::ConstraintCompiler* constraints) {
-  ASSIGN_OR_RETURN(const SamplingParams params, SamplingParamsOf(request, limits.vocab_size));
+  ASSIGN_OR_RETURN(const SamplingParams params, SamplingParamsOf(request, *tokenizer, limits.vocab_size));
   ASSIGN_OR_RETURN(StopMatcher stops, StopsOf(request));
   for (const uint32_t id : request.stop_token_ids()) {
     if (id >= limits.vocab_size) return InvalidArgument("stop_token_ids has %d, want 0 to %d", id, limits.vocab_size - 1);
@@ -116,6 +154,12 @@ absl::StatusOr<std::shared_ptr<Request>> Request::Create(const v1::GenerateReque
     return InvalidArgument("prompt has %d tokens and the context %d: no room for output", prompt_tokens, limits.context_tokens);
   }
 
+  if (request.min_tokens() > max_tokens) {
+    return InvalidArgument("min_tokens is %d, want at most the %d tokens of output", request.min_tokens(), max_tokens);
+  }
+  if (request.min_tokens() > 0 && request.has_constraint()) {
+    return InvalidArgument("min_tokens is %d, want 0 beside a constraint", request.min_tokens());
+  }
   std::unique_ptr<OutputConstraint> constraint;
   if (request.has_constraint()) {
     ASSIGN_OR_RETURN(constraint, OutputConstraint::Create(request.constraint(), limits.vocab_size, constraints));
@@ -127,6 +171,7 @@ absl::StatusOr<std::shared_ptr<Request>> Request::Create(const v1::GenerateReque
   result->tokens_ = std::move(prompt);
   result->prompt_tokens_ = prompt_tokens;
   result->max_tokens_ = max_tokens;
+  result->min_tokens_ = request.min_tokens();
   result->vocab_size_ = limits.vocab_size;
   result->ignore_eos_ = request.ignore_eos();
   result->stop_token_ids_.assign(request.stop_token_ids().begin(), request.stop_token_ids().end());
@@ -162,7 +207,8 @@ std::optional<LogitsRequest> Request::LogitsAt(int64_t position) const {
     return LogitsRequest{.top_n = *prompt_logprobs_, .target = tokens_[position + 1]};
   }
   if (max_tokens_ == 0) return std::nullopt;
-  const int32_t top_n = constraint_ != nullptr ? static_cast<int32_t>(vocab_size_) : sampler_.candidates_needed();
+  const int32_t top_n = constraint_ != nullptr || generated_tokens() < min_tokens_ ? static_cast<int32_t>(vocab_size_)
+                                                                                   : sampler_.candidates_needed();
   return LogitsRequest{.top_n = top_n, .target = -1};
 }
 
@@ -243,9 +289,20 @@ absl::Status Request::OnPromptRow(int64_t position, const LogitsResult& row, v1:
 
 absl::StatusOr<SampledToken> Request::Sample(const LogitsResult& row) {
   const LogitsRow logits = row.ids.empty() ? LogitsRow::Whole(row.logits) : LogitsRow::Best(row.ids, row.logits, row.log_sum_exp);
+  if (generated_tokens() < min_tokens_) return sampler_.Sample(logits, AllButEndTokens());
   if (constraint_ == nullptr || !constraint_->active()) return sampler_.Sample(logits);
   ASSIGN_OR_RETURN(const std::vector<uint64_t> allowed, constraint_->Allowed(tokenizer_.eos_ids(), stop_token_ids_));
   return sampler_.Sample(logits, allowed);
+}
+
+std::vector<uint64_t> Request::AllButEndTokens() const {
+  std::vector<uint64_t> allowed((static_cast<size_t>(vocab_size_) + 63) / 64, ~uint64_t{0});
+  const auto remove = [&](int32_t id) {
+    if (id >= 0 && id < vocab_size_) allowed[static_cast<size_t>(id) / 64] &= ~(uint64_t{1} << (id % 64));
+  };
+  for (const int32_t id : tokenizer_.eos_ids()) remove(id);
+  for (const int32_t id : stop_token_ids_) remove(id);
+  return allowed;
 }
 
 absl::StatusOr<bool> Request::OnSampledRow(const LogitsResult& row, v1::GenerateResponse* response) {
@@ -276,7 +333,9 @@ absl::StatusOr<bool> Request::OnSampledRow(const LogitsResult& row, v1::Generate
   std::string piece;
   if (!end_token || render_special_) piece = detokenizer_.Push(sampled.id);
   if (end_token || complete) piece += detokenizer_.Flush();
-  const StopMatcher::Result shown = stops_.Push(piece);
+  // Before min_tokens nothing was pushed, and so nothing is held back.
+  const StopMatcher::Result shown =
+      generated_tokens() < min_tokens_ ? StopMatcher::Result{.text = std::move(piece), .stop = std::nullopt} : stops_.Push(piece);
   response->mutable_text()->append(shown.text);
   matched_stop_ = shown.stop;
   if (end_token) matched_token_ = sampled.id;

@@ -85,6 +85,8 @@ class Request final : public Generation {
   absl::Status OnPromptRow(int64_t position, const LogitsResult& logits, v1::GenerateResponse* response) const;
   absl::StatusOr<SampledToken> Sample(const LogitsResult& row);
   // Appends the next token; whether it ends the generation.
+  // The mask of the tokens that may be drawn before min_tokens.
+  std::vector<uint64_t> AllButEndTokens() const;
   absl::StatusOr<bool> OnSampledRow(const LogitsResult& logits, v1::GenerateResponse* response);
   void FillProgress(int64_t rows_done, v1::PromptProgress* progress) const;
   void FillFinish(v1::Finish::Reason reason, v1::Finish* finish) const;
@@ -100,7 +102,7 @@ class Request final : public Generation {
   absl::Time deadline_ = absl::InfiniteFuture();
   std::vector<int32_t> tokens_;
   int64_t prompt_tokens_ = 0;
-  int64_t max_tokens_ = 0;
+  int64_t max_tokens_ = 0, min_tokens_ = 0;
   int64_t vocab_size_ = 0;
   bool ignore_eos_ = false;
   std::vector<int32_t> stop_token_ids_;

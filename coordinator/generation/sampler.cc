@@ -14,11 +14,17 @@ constexpr float kDefaultTemperature = 0.8f;
 constexpr int32_t kDefaultTopK = 40;
 constexpr float kDefaultTopP = 0.95f;
 constexpr float kDefaultMinP = 0.05f;
+constexpr float kDefaultXtcThreshold = 0.1f;
+constexpr uint64_t kXtcStream = 0x7874632D63686F69;  // its random numbers are not those that draw
+constexpr double kMaxDryPenalty = 1e30;
 
 constexpr float kMaxTemperature = 100;
 constexpr float kMaxRepetitionPenalty = 100;
 constexpr float kMaxOtherPenalty = 2;
 constexpr float kMaxBias = 100;
+constexpr float kMaxSigmas = 100;
+constexpr float kMaxDryNumber = 100;
+constexpr int32_t kMaxDryLength = 10000;
 constexpr int32_t kMaxLogprobs = 100;
 
 float Temperature(const SamplingParams& params) { return params.temperature.value_or(kDefaultTemperature); }
@@ -33,6 +39,8 @@ bool HasPenalties(const SamplingParams& params) {
   return params.repetition_penalty.value_or(1) != 1 || params.frequency_penalty.value_or(0) != 0 ||
          params.presence_penalty.value_or(0) != 0;
 }
+bool HasDry(const SamplingParams& params) { return params.dry && params.dry->multiplier > 0 && params.dry->last_tokens != 0; }
+float TopNSigma(const SamplingParams& params) { return IsGreedy(params) ? 0 : params.top_n_sigma.value_or(0); }
 
 // Written so that a NaN fails it.
 bool IsWithin(std::optional<float> value, float min, float max) { return !value || (*value >= min && *value <= max); }
@@ -102,6 +110,54 @@ size_t CutToTopP(std::vector<Candidate>* candidates, double top_p, double total,
   return sorted;
 }
 
+// Leaves the smallest number of candidates whose weights reach `typical_p` of `total`, those first whose surprise is nearest to
+// the mean one.
+template <typename WeightOf>
+void CutToTypical(std::vector<Candidate>* candidates, double typical_p, double total, const WeightOf& weight_of) {
+  double entropy = 0;
+  for (const Candidate& candidate : *candidates) {
+    const double p = weight_of(candidate) / total;
+    if (p > 0) entropy -= p * std::log(p);
+  }
+  std::vector<std::pair<double, Candidate>> by_distance;
+  by_distance.reserve(candidates->size());
+  for (const Candidate& candidate : *candidates) {
+    by_distance.emplace_back(std::abs(-std::log(weight_of(candidate) / total) - entropy), candidate);
+  }
+  std::sort(by_distance.begin(), by_distance.end(), [](const auto& a, const auto& b) {
+    return a.first < b.first || (a.first == b.first && IsBetter(a.second, b.second));
+  });
+  candidates->clear();
+  double sum = 0;
+  for (const auto& [distance, candidate] : by_distance) {
+    candidates->push_back(candidate);
+    sum += weight_of(candidate);
+    if (sum >= typical_p * total) return;
+  }
+}
+
+// Of the candidates with at least `threshold` of the weight, removes all but the least probable one.
+template <typename WeightOf>
+void ExcludeTopChoices(std::vector<Candidate>* candidates, double threshold, double total, const WeightOf& weight_of) {
+  std::sort(candidates->begin(), candidates->end(), IsBetter);
+  size_t above = 0;
+  while (above < candidates->size() && weight_of((*candidates)[above]) >= threshold * total) ++above;
+  if (above > 1) candidates->erase(candidates->begin(), candidates->begin() + static_cast<std::ptrdiff_t>(above) - 1);
+}
+
+// The standard deviation of the logits of the tokens that the mask allows; without a mask, of all.
+double SigmaOf(std::span<const float> logits, std::span<const uint64_t> allowed) {
+  double sum = 0, squares = 0, count = 0;
+  for (size_t id = 0; id < logits.size(); ++id) {
+    if (!allowed.empty() && (id / 64 >= allowed.size() || (allowed[id / 64] >> (id % 64) & 1) == 0)) continue;
+    sum += logits[id];
+    squares += double{logits[id]} * logits[id];
+    ++count;
+  }
+  const double mean = count > 0 ? sum / count : 0;
+  return count > 0 ? std::sqrt(std::max(0.0, squares / count - mean * mean)) : 0;
+}
+
 // The `count` best of the tokens that a mask allows, in any order but with the best one first when it is the only one.
 std::vector<Candidate> BestAllowed(std::span<const float> logits, std::span<const uint64_t> allowed, int32_t count) {
   std::vector<Candidate> candidates;
@@ -117,6 +173,23 @@ std::vector<Candidate> BestAllowed(std::span<const float> logits, std::span<cons
     candidates.resize(count);
   }
   return candidates;
+}
+
+}  // namespace
+
+namespace {
+
+absl::Status CheckDry(const DryParams& dry) {
+  if (!IsWithin(dry.multiplier, 0, kMaxDryNumber)) {
+    return InvalidArgument("dry.multiplier is %g, want a value in [0, %g]", dry.multiplier, kMaxDryNumber);
+  }
+  if (!IsWithin(dry.base, 1, kMaxDryNumber)) {
+    return InvalidArgument("dry.base is %g, want a value in [1, %g]", dry.base, kMaxDryNumber);
+  }
+  if (dry.allowed_length < 1 || dry.allowed_length > kMaxDryLength) {
+    return InvalidArgument("dry.allowed_length is %d, want a value in [1, %d]", dry.allowed_length, kMaxDryLength);
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -142,6 +215,19 @@ absl::Status CheckSamplingParams(const SamplingParams& params, int32_t vocab_siz
   if (!IsWithin(params.presence_penalty, -kMaxOtherPenalty, kMaxOtherPenalty)) {
     return InvalidArgument("presence_penalty is %g, want a value in [-2, 2]", *params.presence_penalty);
   }
+  if (!IsWithin(params.typical_p, FLT_TRUE_MIN, 1)) {
+    return InvalidArgument("typical_p is %g, want a value in (0, 1]", *params.typical_p);
+  }
+  if (!IsWithin(params.top_n_sigma, 0, kMaxSigmas)) {
+    return InvalidArgument("top_n_sigma is %g, want a value in [0, %g]", *params.top_n_sigma, kMaxSigmas);
+  }
+  if (!IsWithin(params.xtc_probability, 0, 1)) {
+    return InvalidArgument("xtc_probability is %g, want a value in [0, 1]", *params.xtc_probability);
+  }
+  if (!IsWithin(params.xtc_threshold, 0, 1)) {
+    return InvalidArgument("xtc_threshold is %g, want a value in [0, 1]", *params.xtc_threshold);
+  }
+  if (params.dry) RETURN_IF_ERROR(CheckDry(*params.dry));
   for (const auto& [id, bias] : params.logit_bias) {
     if (id < 0 || id >= vocab_size) {
       return InvalidArgument("logit_bias names token %d, want an id in [0, %d)", id, vocab_size);
@@ -157,7 +243,7 @@ absl::Status CheckSamplingParams(const SamplingParams& params, int32_t vocab_siz
 }
 
 int32_t CandidatesNeeded(const SamplingParams& params, int32_t vocab_size) {
-  if (HasPenalties(params) || !params.logit_bias.empty()) return vocab_size;
+  if (HasPenalties(params) || HasDry(params) || TopNSigma(params) > 0 || !params.logit_bias.empty()) return vocab_size;
   const int32_t chosen_among = IsGreedy(params) ? 1 : TopK(params, vocab_size);
   return std::min(vocab_size, std::max(chosen_among, params.logprobs.value_or(0)));
 }
@@ -225,15 +311,51 @@ absl::StatusOr<Sampler> Sampler::Create(const SamplingParams& params, int32_t vo
     }
     if (HasPenalties(params)) sampler.output_counts_.emplace(prompt[i], 0);
   }
+  if (HasDry(params)) sampler.history_.assign(prompt.begin(), prompt.end());
   return sampler;
 }
 
 void Sampler::Accept(int32_t id) {
   ++num_accepted_;
   if (HasPenalties(params_)) ++output_counts_[id];
+  if (HasDry(params_)) history_.push_back(id);
 }
 
-bool Sampler::ChangesLogits() const { return !params_.logit_bias.empty() || (HasPenalties(params_) && !output_counts_.empty()); }
+bool Sampler::ChangesLogits() const {
+  return !params_.logit_bias.empty() || HasDry(params_) || (HasPenalties(params_) && !output_counts_.empty());
+}
+
+// With the history backwards, matches[i] tokens before place i are those before the end: the token that followed place i would
+// make the repetition one longer. All of them are found in one pass (the Z algorithm).
+void Sampler::PenalizeRepetitions(std::span<float> logits) const {
+  const DryParams& dry = *params_.dry;
+  const size_t size = dry.last_tokens < 0 ? history_.size() : std::min(history_.size(), static_cast<size_t>(dry.last_tokens));
+  const auto back = [&](size_t i) { return history_[history_.size() - 1 - i]; };
+  const auto breaks = [&](int32_t id) {
+    return static_cast<size_t>(id) < dry.breakers.size() && dry.breakers[static_cast<size_t>(id)];
+  };
+  size_t limit = 0;  // a repetition ends at a breaker
+  while (limit < size && !breaks(back(limit))) ++limit;
+  if (limit < static_cast<size_t>(dry.allowed_length)) return;
+  std::vector<uint32_t> matches(size, 0);
+  std::unordered_map<int32_t, size_t> longest;
+  for (size_t i = 1, left = 0, right = 0; i < size; ++i) {
+    size_t match = i < right ? std::min<size_t>(right - i, matches[i - left]) : 0;
+    while (i + match < size && back(match) == back(i + match)) ++match;
+    matches[i] = static_cast<uint32_t>(match);
+    if (i + match > right) left = i, right = i + match;
+    const size_t length = std::min(match, limit);
+    const int32_t next = back(i - 1);
+    if (length >= static_cast<size_t>(dry.allowed_length) && !breaks(next)) {
+      size_t& most = longest[next];
+      most = std::max(most, length);
+    }
+  }
+  for (const auto& [id, length] : longest) {
+    const double penalty = double{dry.multiplier} * std::pow(double{dry.base}, static_cast<double>(length) - dry.allowed_length);
+    logits[id] = static_cast<float>(double{logits[id]} - std::min(penalty, kMaxDryPenalty));
+  }
+}
 
 void Sampler::ChangeLogits(std::span<float> logits) const {
   const double repetition = params_.repetition_penalty.value_or(1);
@@ -248,6 +370,7 @@ void Sampler::ChangeLogits(std::span<float> logits) const {
     if (count > 0) logit -= frequency * static_cast<double>(count) + presence;
     set(id, logit);
   }
+  if (HasDry(params_)) PenalizeRepetitions(logits);
   for (const auto& [id, bias] : params_.logit_bias) set(id, double{logits[id]} + bias);
 }
 
@@ -262,12 +385,20 @@ int32_t Sampler::Choose(std::vector<Candidate> candidates) const {
     return std::accumulate(candidates.begin(), candidates.end(), 0.0,
                            [&](double sum, const Candidate& candidate) { return sum + weight_of(candidate); });
   };
+  if (params_.typical_p.value_or(1) < 1) CutToTypical(&candidates, *params_.typical_p, total_of(), weight_of);
   if (TopP(params_) < 1) {
     candidates.resize(CutToTopP(&candidates, TopP(params_), total_of(), weight_of));
   }
   if (MinP(params_) > 0) {
-    // The best one's weight is exp(0) = 1.
-    std::erase_if(candidates, [&](const Candidate& candidate) { return weight_of(candidate) < MinP(params_); });
+    // The best one's weight is exp(0) = 1, unless it was not typical.
+    const bool has_best = params_.typical_p.value_or(1) >= 1;
+    const double most = has_best ? 1 : weight_of(*std::min_element(candidates.begin(), candidates.end(), IsBetter));
+    std::erase_if(candidates, [&](const Candidate& candidate) { return weight_of(candidate) < MinP(params_) * most; });
+  }
+  if (params_.xtc_probability.value_or(0) > 0) {
+    const double chance = UniformOf(seed_ ^ kXtcStream, static_cast<uint64_t>(num_accepted_));
+    const double threshold = params_.xtc_threshold.value_or(kDefaultXtcThreshold);
+    if (chance < *params_.xtc_probability) ExcludeTopChoices(&candidates, threshold, total_of(), weight_of);
   }
   // Along the ids, so that the token does not depend on how the candidates came to be in order.
   std::sort(candidates.begin(), candidates.end(), [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
@@ -343,6 +474,11 @@ absl::StatusOr<SampledToken> Sampler::SampleWhole(std::span<const float> logits,
     for (int32_t id = 0; id < vocab_size_; ++id) candidates[id] = {id, effective[id]};
   } else {
     ASSIGN_OR_RETURN(candidates, BestCandidates(effective, NumChosenAmong()));
+  }
+  if (TopNSigma(params_) > 0) {
+    const float best = std::min_element(candidates.begin(), candidates.end(), IsBetter)->logit;
+    const double least = best - double{TopNSigma(params_)} * SigmaOf(effective, allowed);
+    std::erase_if(candidates, [&](const Candidate& candidate) { return candidate.logit < least; });
   }
   const int32_t id = Choose(std::move(candidates));
   if (!params_.logprobs) return SampledToken{.id = id, .logprob = std::nullopt, .best = {}};

@@ -6,14 +6,20 @@
 // What happens to a row of logits, in this order:
 //   1. repetition penalty: the logit of every token of the prompt and the output is divided by it if positive, else
 //      multiplied; frequency penalty: minus penalty x count in the output; presence penalty: minus penalty for every
-//      token of the output (as in vLLM)
+//      token of the output (as in vLLM); dry: tokens that would go on with a repetition lose multiplier x
+//      base^(length of the repetition - allowed_length), the longest repetition counts
 //   2. logit_bias is added
 //      a mask, if there is one, leaves the tokens that it allows
 //   3. temperature 0: the best token. Otherwise
-//   4. top_k: the k best stay
+//   4. top_n_sigma: those stay whose logit is at most n standard deviations of all logits below the best one's
+//      top_k: the k best stay
 //   5. probabilities are the softmax of (logit / temperature) over what stayed
-//   6. top_p: of these the smallest number of best ones whose probabilities reach top_p stay
+//   6. typical_p: of these the smallest number stays whose probabilities reach typical_p, those first whose surprise
+//      -log(p) is nearest to the mean surprise
+//      top_p: of these the smallest number of best ones whose probabilities reach top_p stay
 //   7. min_p: of these the ones with at least min_p times the best one's probability stay
+//      xtc: with probability xtc_probability, of those with at least xtc_threshold only the least probable one stays, and those
+//      below
 //   8. one of them is drawn in proportion to its probability
 // Everywhere "best" means the higher logit, of equal ones the lower id.
 //
@@ -30,6 +36,14 @@
 
 namespace ferry {
 
+struct DryParams {
+  float multiplier = 0;        // [0, 100]; 0: off
+  float base = 1.75f;          // [1, 100]
+  int32_t allowed_length = 2;  // [1, 10000]
+  int64_t last_tokens = -1;    // so many of prompt and output are looked at; -1: all
+  std::vector<bool> breakers;  // by id: no repetition goes over these tokens; may be shorter than the vocabulary
+};
+
 struct SamplingParams {                     // unset means:
   std::optional<float> temperature;         // 0.8        [0, 100]; 0: greedy
   std::optional<int32_t> top_k;             // 40         at least -1; 0 or -1: all tokens
@@ -40,6 +54,11 @@ struct SamplingParams {                     // unset means:
   std::optional<float> presence_penalty;    // 0          [-2, 2]; 0: off
   std::optional<uint64_t> seed;             // the caller's fallback seed
   std::map<int32_t, float> logit_bias;      // none       id -> [-100, 100]
+  std::optional<float> typical_p;           // 1          (0, 1]; 1: off
+  std::optional<float> top_n_sigma;         // 0          [0, 100]; 0: off
+  std::optional<float> xtc_probability;     // 0          [0, 1]; 0: off
+  std::optional<float> xtc_threshold;       // 0.1        [0, 1]
+  std::optional<DryParams> dry;             // off
   std::optional<int32_t> logprobs;          // not given  [0, 100]: the chosen token's and so many of the best
 };
 
@@ -47,7 +66,7 @@ struct SamplingParams {                     // unset means:
 absl::Status CheckSamplingParams(const SamplingParams& params, int32_t vocab_size);
 
 // How many of the best logits of a row decide exactly what the whole row would: what a worker must send. vocab_size
-// when penalties, biases or the lack of a top_k need them all. `params` have passed CheckSamplingParams.
+// when penalties, biases, top_n_sigma or the lack of a top_k need them all. `params` have passed CheckSamplingParams.
 int32_t CandidatesNeeded(const SamplingParams& params, int32_t vocab_size);
 
 // One row of raw logits, borrowed: whole, or its best ones.
@@ -109,6 +128,7 @@ class Sampler {
   Sampler() = default;
   bool ChangesLogits() const;
   void ChangeLogits(std::span<float> logits) const;
+  void PenalizeRepetitions(std::span<float> logits) const;
   int32_t NumChosenAmong() const;  // how many candidates Choose wants
   // The token among `candidates`, the best NumChosenAmong() in any order. Greedy: there is one.
   int32_t Choose(std::vector<Candidate> candidates) const;
@@ -120,6 +140,7 @@ class Sampler {
   int32_t vocab_size_ = 0;
   uint64_t seed_ = 0;
   int64_t num_accepted_ = 0;
+  std::vector<int32_t> history_;                        // with dry: prompt and output
   std::unordered_map<int32_t, int64_t> output_counts_;  // of every token of prompt and output; 0: in the prompt only
 };
 

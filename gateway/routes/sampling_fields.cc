@@ -8,6 +8,7 @@ namespace ferry {
 namespace {
 
 constexpr int64_t kMaxInt32 = INT32_MAX;
+constexpr size_t kMaxDryBreakers = 16;
 
 // What asks for nothing: a field with this value may be there although Ferry does not support it.
 bool AsksNothing(const Json& value) {
@@ -19,11 +20,8 @@ absl::Status RefuseUnsupported(const JsonFields& fields) {
   // Fields of llama-server, vLLM and OpenAI that change the output.
   constexpr const char* kUnsupported[] = {"suffix",
                                           "mirostat",
-                                          "dry_multiplier",
-                                          "xtc_probability",
                                           "dynatemp_range",
                                           "use_beam_search",
-                                          "min_tokens",
                                           "bad_words",
                                           "allowed_token_ids",
                                           "lora",
@@ -39,13 +37,8 @@ absl::Status RefuseUnsupported(const JsonFields& fields) {
       return FieldError(fields.PathOf(name), fields.PathOf(name) + " is not supported");
     }
   }
-  for (const char* const name : {"typical_p", "tfs_z"}) {  // 1 is off
-    if (const Json* const value = fields.Find(name); value != nullptr && *value != 1) {
-      return FieldError(fields.PathOf(name), fields.PathOf(name) + " is not supported");
-    }
-  }
-  if (const Json* const sigma = fields.Find("top_n_sigma"); sigma != nullptr && !(sigma->is_number() && *sigma <= 0)) {
-    return FieldError(fields.PathOf("top_n_sigma"), fields.PathOf("top_n_sigma") + " is not supported");
+  if (const Json* const tail = fields.Find("tfs_z"); tail != nullptr && *tail != 1) {  // 1 is off
+    return FieldError(fields.PathOf("tfs_z"), fields.PathOf("tfs_z") + " is not supported");
   }
   return absl::OkStatus();
 }
@@ -116,12 +109,42 @@ absl::Status ReadNumbers(const JsonFields& fields, v1::Sampling* sampling) {
   return absl::OkStatus();
 }
 
+// llama-server's further samplers.
+absl::Status ReadMoreSamplers(const JsonFields& fields, v1::Sampling* sampling) {
+  ASSIGN_OR_RETURN(const auto typical, fields.Number("typical_p", 0, 1));
+  if (typical) sampling->set_typical_p(std::max(static_cast<float>(*typical), 1e-6f));
+  ASSIGN_OR_RETURN(const auto sigma, fields.Number("top_n_sigma", -1, 100));
+  if (sigma) sampling->set_top_n_sigma(std::max(static_cast<float>(*sigma), 0.0f));  // below 0 it is off, too
+  ASSIGN_OR_RETURN(const auto xtc_probability, fields.Number("xtc_probability", 0, 1));
+  if (xtc_probability) sampling->set_xtc_probability(static_cast<float>(*xtc_probability));
+  ASSIGN_OR_RETURN(const auto xtc_threshold, fields.Number("xtc_threshold", 0, 1));
+  if (xtc_threshold) sampling->set_xtc_threshold(static_cast<float>(*xtc_threshold));
+  ASSIGN_OR_RETURN(const auto multiplier, fields.Number("dry_multiplier", 0, 100));
+  ASSIGN_OR_RETURN(const auto base, fields.Number("dry_base", 1, 100));
+  ASSIGN_OR_RETURN(const auto allowed, fields.Integer("dry_allowed_length", 1, 10'000));
+  ASSIGN_OR_RETURN(const auto last, fields.Integer("dry_penalty_last_n", -1, kMaxInt32));
+  ASSIGN_OR_RETURN(const Json* const none, fields.Array("dry_sequence_breakers"));
+  ASSIGN_OR_RETURN(const std::vector<std::string> breakers, fields.Strings("dry_sequence_breakers", kMaxDryBreakers));
+  if (multiplier.value_or(0) == 0) return absl::OkStatus();
+  v1::Dry* const dry = sampling->mutable_dry();
+  dry->set_multiplier(static_cast<float>(*multiplier));
+  if (base) dry->set_base(static_cast<float>(*base));
+  if (allowed) dry->set_allowed_length(static_cast<uint32_t>(*allowed));
+  if (last && *last >= 0) dry->set_last_tokens(static_cast<uint32_t>(*last));
+  for (const std::string& breaker : breakers) dry->add_sequence_breakers(breaker);
+  dry->set_no_sequence_breakers(none != nullptr && none->empty());
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status ReadSamplingFields(const JsonFields& fields, v1::GenerateRequest* request) {
   RETURN_IF_ERROR(RefuseUnsupported(fields));
   RETURN_IF_ERROR(ReadNumbers(fields, request->mutable_sampling()));
   RETURN_IF_ERROR(ReadLogitBias(fields, request->mutable_sampling()));
+  RETURN_IF_ERROR(ReadMoreSamplers(fields, request->mutable_sampling()));
+  ASSIGN_OR_RETURN(const auto min_tokens, fields.Integer("min_tokens", 0, kMaxInt32));
+  if (min_tokens) request->set_min_tokens(static_cast<uint32_t>(*min_tokens));
   ASSIGN_OR_RETURN(const std::vector<std::string> stops, fields.Strings("stop", kMaxStops));
   for (const std::string& stop : stops) {
     if (stop.empty()) return FieldError(fields.PathOf("stop"), fields.PathOf("stop") + " has an empty string");

@@ -96,6 +96,35 @@ TEST(Completions, PassesSamplingOn) {
   EXPECT_TRUE(request.ignore_eos());
 }
 
+TEST(Completions, PassesFurtherSamplersOn) {
+  const v1::GenerateRequest request =
+      CompletionRequestOf(
+          Json::parse(R"({"prompt": "x", "min_tokens": 3, "typical_p": 0.5, "top_n_sigma": 1.5, "xtc_probability": 0.25,
+      "xtc_threshold": 0.125, "dry_multiplier": 0.75, "dry_base": 2, "dry_allowed_length": 4, "dry_penalty_last_n": 64,
+      "dry_sequence_breakers": ["\n", "."]})"))
+          ->prompts[0];
+  EXPECT_EQ(request.min_tokens(), 3u);
+  EXPECT_EQ(request.sampling().typical_p(), 0.5f);
+  EXPECT_EQ(request.sampling().top_n_sigma(), 1.5f);
+  EXPECT_EQ(request.sampling().xtc_probability(), 0.25f);
+  EXPECT_EQ(request.sampling().xtc_threshold(), 0.125f);
+  const v1::Dry& dry = request.sampling().dry();
+  EXPECT_EQ(dry.multiplier(), 0.75f);
+  EXPECT_EQ(dry.base(), 2);
+  EXPECT_EQ(dry.allowed_length(), 4u);
+  EXPECT_EQ(dry.last_tokens(), 64u);
+  EXPECT_THAT(dry.sequence_breakers(), ElementsAre("\n", "."));
+  const v1::Sampling none =
+      CompletionRequestOf(Json::parse(R"({"prompt": "x", "dry_multiplier": 0, "top_n_sigma": -1})"))->prompts[0].sampling();
+  EXPECT_FALSE(none.has_dry());
+  EXPECT_EQ(none.top_n_sigma(), 0);
+  EXPECT_TRUE(CompletionRequestOf(Json::parse(R"({"prompt": "x", "dry_multiplier": 1, "dry_sequence_breakers": []})"))
+                  ->prompts[0]
+                  .sampling()
+                  .dry()
+                  .no_sequence_breakers());
+}
+
 TEST(Completions, RefusesByName) {
   const auto refused = [](const char* body, const char* field) {
     const absl::StatusOr<CompletionRequest> request = CompletionRequestOf(Json::parse(body));
@@ -131,6 +160,10 @@ TEST(Completions, RefusesByName) {
   refused(R"({"prompt": "x", "structured_outputs": {"json": {"if": {}}}})", "structured_outputs.json");
   refused(R"({"prompt": "x", "guided_regex": "a", "response_format": {"type": "json_object"}})", "guided_regex");
   refused(R"({"prompt": "x", "mirostat": 2})", "mirostat");
+  refused(R"({"prompt": "x", "typical_p": 2})", "typical_p");
+  refused(R"({"prompt": "x", "xtc_probability": "often"})", "xtc_probability");
+  refused(R"({"prompt": "x", "dry_multiplier": 1, "dry_allowed_length": 0})", "dry_allowed_length");
+  refused(R"({"prompt": "x", "min_tokens": -1})", "min_tokens");
   refused(R"({"prompt": "x", "response_format": {"type": "xml"}})", "response_format.type");
   refused(R"({"prompt": "x", "response_format": {"type": "json_schema"}})", "response_format.schema");
   refused(R"({"prompt": "x", "response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}})",

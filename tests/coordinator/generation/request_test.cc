@@ -189,6 +189,36 @@ TEST_F(RequestTest, GoesOnBehindAnEndTokenWithIgnoreEos) {
   EXPECT_EQ(sink_->text(), "ab");
 }
 
+TEST_F(RequestTest, DoesNotEndBeforeMinTokens) {
+  proto_.set_min_tokens(3);
+  proto_.add_stop("ab");
+  proto_.add_stop_token_ids('!');
+  ASSERT_OK(Create());
+  EXPECT_EQ(request_->LogitsAt(4)->top_n, kVocab) << "the end tokens are masked";
+  // Of the rest all logits are 0, so that the lowest id follows in place of an end token.
+  EXPECT_FALSE(Generate({kEnd}));
+  EXPECT_FALSE(Step(5, 'a'));
+  EXPECT_FALSE(Step(6, 'b')) << "a stop string before it";
+  EXPECT_EQ(request_->LogitsAt(7)->top_n, 1);
+  EXPECT_TRUE(Step(7, '!'));
+  EXPECT_EQ(sink_->text(), std::string("\0ab", 3));
+  EXPECT_EQ(sink_->finish().generated_tokens(), 4u);
+}
+
+TEST_F(RequestTest, ReadsTheSamplersOfLlamaCpp) {
+  v1::Dry& dry = *proto_.mutable_sampling()->mutable_dry();
+  dry.set_multiplier(5);
+  dry.set_allowed_length(1);
+  ASSERT_OK(Create());
+  EXPECT_EQ(request_->LogitsAt(4)->top_n, kVocab);
+  EXPECT_FALSE(Generate({'a', 'b', 'a', 'b'}));
+  EXPECT_NE(sink_->text(), "abab") << "b would repeat what followed a";
+  dry.add_sequence_breakers("a");
+  ASSERT_OK(Create());
+  EXPECT_FALSE(Generate({'a', 'b', 'a', 'b'}));
+  EXPECT_EQ(sink_->text(), "abab") << "no repetition goes over a";
+}
+
 TEST_F(RequestTest, StopsAtAStopTokenEvenWithIgnoreEos) {
   proto_.set_ignore_eos(true);
   proto_.add_stop_token_ids('!');
@@ -420,7 +450,14 @@ INSTANTIATE_TEST_SUITE_P(
         BadRequest{"logprobs", [](auto& r) { r.set_logprobs(21); }},
         BadRequest{"prompt_logprobs", [](auto& r) { r.set_prompt_logprobs(21); }},
         BadRequest{"stop_token_ids", [](auto& r) { r.add_stop_token_ids(259); }},
-        BadRequest{"stop", [](auto& r) { r.add_stop(""); }},
+        BadRequest{"stop", [](auto& r) { r.add_stop(""); }}, BadRequest{"min_tokens", [](auto& r) { r.set_min_tokens(9); }},
+        BadRequest{"min_tokens", [](auto& r) { r.set_min_tokens(1), r.mutable_constraint()->set_regex("a"); }},
+        BadRequest{"typical_p", [](auto& r) { r.mutable_sampling()->set_typical_p(0); }},
+        BadRequest{"top_n_sigma", [](auto& r) { r.mutable_sampling()->set_top_n_sigma(-1); }},
+        BadRequest{"xtc_probability", [](auto& r) { r.mutable_sampling()->set_xtc_probability(2); }},
+        BadRequest{"dry.multiplier", [](auto& r) { r.mutable_sampling()->mutable_dry()->set_multiplier(-1); }},
+        BadRequest{"dry.allowed_length", [](auto& r) { r.mutable_sampling()->mutable_dry()->set_allowed_length(4294967295u); }},
+        BadRequest{"dry.sequence_breakers", [](auto& r) { r.mutable_sampling()->mutable_dry()->add_sequence_breakers(""); }},
         BadRequest{"stop[0]", [](auto& r) { r.add_stop(std::string(257, 'x')); }}, BadRequest{"stop", [](auto& r) {
                                                                                                 for (int i = 0; i < 17; ++i)
                                                                                                   r.add_stop("x");

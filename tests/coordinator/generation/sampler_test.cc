@@ -344,6 +344,106 @@ TEST(SamplingParams, AllowsTheEndsOfEveryRange) {
                                 10));
 }
 
+TEST(Sampler, TypicalPKeepsThoseNearestToTheMeanSurprise) {
+  SamplingParams params = Plain();
+  const std::vector<float> logits = {std::log(0.5f), std::log(0.25f), std::log(0.125f), std::log(0.125f)};
+  // Surprises are 1, 2, 3, 3 bits, and their mean is 1.75: 2 is the nearest, then 1.
+  params.typical_p = 0.2f;
+  EXPECT_THAT(Drawn(params, logits), ElementsAre(1));
+  params.typical_p = 0.7f;
+  EXPECT_THAT(Drawn(params, logits), ElementsAre(0, 1));
+  params.min_p = 0.9f;
+  params.typical_p = 0.2f;
+  EXPECT_THAT(Drawn(params, logits), ElementsAre(1)) << "min_p is a share of the best one that stayed";
+  params.typical_p = 1;
+  params.min_p = 0;
+  EXPECT_THAT(Drawn(params, logits), ElementsAre(0, 1, 2, 3));
+}
+
+TEST(Sampler, TopNSigmaKeepsWhatIsNearTheBestLogit) {
+  SamplingParams params = Plain();
+  params.top_n_sigma = 1;
+  // Mean 2.5, standard deviation 1.5: those from 3.5 stay.
+  EXPECT_THAT(Drawn(params, {1, 1, 1, 1, 4, 4, 4, 4}), ElementsAre(4, 5, 6, 7));
+  EXPECT_THAT(Drawn(params, {5, 3.6f, 3.4f, 0, 0, 0}), ElementsAre(0, 1, 2)) << "deviation 2.0";
+  params.temperature = 0;
+  EXPECT_EQ(CandidatesNeeded(params, 1000), 1) << "the best one stays always";
+}
+
+TEST(Sampler, XtcLeavesOutAllButTheLastOfTheTopChoices) {
+  SamplingParams params = Plain();
+  const std::vector<float> logits = {std::log(0.4f), std::log(0.3f), std::log(0.2f), std::log(0.1f)};
+  params.xtc_probability = 1;
+  params.xtc_threshold = 0.15f;
+  EXPECT_THAT(Drawn(params, logits), ElementsAre(2, 3));
+  params.xtc_threshold = 0.35f;
+  EXPECT_THAT(Drawn(params, logits), ElementsAre(0, 1, 2, 3)) << "one alone stays";
+  params.xtc_probability = 0.5f;
+  params.xtc_threshold = 0.15f;
+  const std::vector<int> counts = Draws(Make(params, 4), logits, 20'000);
+  EXPECT_NEAR(counts[0], 4000, 400) << "in half of the steps";
+  EXPECT_NEAR(counts[2], 2000 + 6667, 400);
+}
+
+TEST(Sampler, DryPenalizesWhatGoesOnWithARepetition) {
+  SamplingParams params = Greedy();
+  params.dry = DryParams{.multiplier = 1, .base = 2, .allowed_length = 2};
+  const std::vector<float> logits(10, 0.0f);
+  const auto penalized = [&](const std::vector<int32_t>& history, float lead) {
+    std::vector<float> led = logits;
+    led[5] = lead;  // the token that would repeat
+    return TokenOf(Make(params, 10, history), led) != 5;
+  };
+  EXPECT_FALSE(penalized({3, 5, 7, 3}, 0.5f)) << "a repetition of one token is free";
+  EXPECT_TRUE(penalized({2, 3, 5, 7, 2, 3}, 0.5f)) << "two: 1";
+  EXPECT_FALSE(penalized({2, 3, 5, 7, 2, 3}, 1.5f));
+  EXPECT_TRUE(penalized({1, 2, 3, 5, 7, 1, 2, 3}, 1.5f)) << "three: 2";
+  EXPECT_FALSE(penalized({1, 2, 3, 5, 7, 1, 2, 3}, 2.5f));
+  EXPECT_TRUE(penalized({1, 2, 3, 5, 9, 2, 3, 5, 9, 1, 2, 3}, 1.5f)) << "the longest counts";
+  EXPECT_TRUE(penalized(std::vector<int32_t>(3000, 5), 100.0f)) << "a long one is no overflow";
+  params.dry->last_tokens = 4;
+  EXPECT_FALSE(penalized({2, 3, 5, 7, 2, 3}, 0.5f)) << "the first one is out of sight";
+  params.dry->last_tokens = -1;
+  params.dry->breakers = {false, false, true};
+  EXPECT_FALSE(penalized({1, 2, 3, 5, 7, 1, 2, 3}, 0.5f)) << "none goes over token 2";
+  params.dry->breakers = {false, false, false, false, false, true};
+  EXPECT_FALSE(penalized({2, 3, 5, 7, 2, 3}, 0.5f)) << "a breaker itself may come again";
+}
+
+TEST(Sampler, DryFindsWhatComparingEverySuffixFinds) {
+  std::mt19937 random(7);
+  for (int round = 0; round < 200; ++round) {
+    std::vector<int32_t> history(1 + random() % 40);
+    for (int32_t& id : history) id = static_cast<int32_t>(random() % 3);
+    std::vector<double> want(3, 0);
+    for (size_t end = 1; end < history.size(); ++end) {  // history[end] followed a match of `length` tokens
+      size_t length = 0;
+      while (length < end && history[end - 1 - length] == history[history.size() - 1 - length]) ++length;
+      if (length >= 2) want[history[end]] = std::max(want[history[end]], std::pow(1.5, static_cast<double>(length) - 2));
+    }
+    SamplingParams params = Greedy();
+    params.dry = DryParams{.multiplier = 1, .base = 1.5f};
+    const int32_t best = static_cast<int32_t>(std::min_element(want.begin(), want.end()) - want.begin());
+    EXPECT_EQ(TokenOf(Make(params, 3, history), {0, 0, 0}), best) << round;
+  }
+}
+
+TEST(SamplingParams, RefuseFurtherSamplersByName) {
+  const auto refused = [](const SamplingParams& params, const char* field) {
+    EXPECT_THAT(CheckSamplingParams(params, 10), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(field)));
+  };
+  for (const float bad : {0.0f, 1.1f, kNan}) refused({.typical_p = bad}, "typical_p");
+  for (const float bad : {-1.0f, 101.0f, kNan}) refused({.top_n_sigma = bad}, "top_n_sigma");
+  for (const float bad : {-0.1f, 1.1f, kNan}) refused({.xtc_probability = bad}, "xtc_probability");
+  for (const float bad : {-0.1f, 1.1f, kNan}) refused({.xtc_threshold = bad}, "xtc_threshold");
+  for (const float bad : {-0.1f, 101.0f, kNan}) refused({.dry = DryParams{.multiplier = bad}}, "dry.multiplier");
+  for (const float bad : {0.5f, 101.0f, kNan}) refused({.dry = DryParams{.multiplier = 1, .base = bad}}, "dry.base");
+  for (const int32_t bad : {0, 10'001}) refused({.dry = DryParams{.multiplier = 1, .allowed_length = bad}}, "dry.allowed_length");
+  EXPECT_EQ(CandidatesNeeded({.top_k = 5, .top_n_sigma = 1}, 1000), 1000);
+  EXPECT_EQ(CandidatesNeeded({.top_k = 5, .dry = DryParams{.multiplier = 1}}, 1000), 1000);
+  EXPECT_EQ(CandidatesNeeded({.top_k = 5, .typical_p = 0.5f, .xtc_probability = 1, .dry = DryParams{}}, 1000), 5);
+}
+
 TEST(SamplingParams, RefusesAPromptOutsideTheVocabulary) {
   EXPECT_THAT(Sampler::Create({}, 10, std::vector<int32_t>{3, 10}, 1),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("prompt id 1 is 10")));
