@@ -20,9 +20,9 @@ constexpr int kExpertWarps = 4;
 // 2880 in Q8_0 on an H100. It depends on the shape alone, so that a row has the same bits beside any number of others.
 constexpr int kDenseWarps = 8;
 constexpr int64_t kMaxDenseRows = 16384;  // of such a matrix
-// With up to 8 rows; bytes on their way are what counts. 80 registers a thread, or 128 where decoding needs more.
+// With up to 8 rows: 80 registers a thread; bytes on their way are what counts. Two types would spill too many of them.
 template <DType kType>
-constexpr int kWarpsPerSm = kIsDirect<kType> ? 24 : 16;
+constexpr int kWarpsPerSm = kType == DType::kQ5_K || kType == DType::kIQ5_K ? 16 : 24;
 constexpr int kGroupBlocks = 4;  // blocks of 32 columns that a warp takes at a time: lane (g, q) holds block q of rows g, g + 8
 constexpr int kPitch = 20;       // floats from token to token in shared memory: the 32 lanes of a store hit 32 banks
 
