@@ -54,7 +54,7 @@ void ClusterWatch::Ask() {
   }
   std::set<pid_t> lost;
   for (const internal::v1::ClusterMember& member : response.members()) {
-    if (member.same_host() && member.state() == "lost") lost.insert(member.pid());
+    if (member.same_machine() && member.state() == "lost") lost.insert(member.pid());
   }
   const std::lock_guard lock(mutex_);
   lost_ = std::move(lost);

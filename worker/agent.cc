@@ -96,7 +96,7 @@ void Agent::Loop() {
     const absl::Status beat = Beat(std::max(options_.interval, std::min(options_.timeout / 2, absl::Seconds(2))));
     if (beat.ok()) since_success.Restart();
     const absl::Duration silent = since_success.Elapsed();
-    const bool gone = options_.same_host && absl::IsUnavailable(beat) && silent >= kGoneTimeout;
+    const bool gone = options_.same_machine && absl::IsUnavailable(beat) && silent >= kGoneTimeout;
     if (!beat.ok() && (!IsWorthWaiting(beat) || silent >= options_.timeout || gone)) {
       on_lost_(Annotate(beat, "the coordinator is lost"));
       return;

@@ -30,7 +30,7 @@ class Agent {
     uint32_t worker_id = 0;
     Incarnation incarnation;
     absl::Duration interval, timeout;
-    bool same_host = false;  // the coordinator's host: a refused connection then means at once that its process is gone
+    bool same_machine = false;  // the coordinator's: a refused connection then means at once that its process is gone
   };
   // Starts the heartbeat thread. It sets id and incarnation of each request and lets `fill` set the rest. It calls `on_lost` once
   // when no heartbeat succeeded for options.timeout, or when one was refused. `cluster` outlives the agent. ResourceExhausted: no

@@ -4,8 +4,8 @@
 
 #include "common/deadline.h"
 #include "common/grpc_status.h"
-#include "common/host_id.h"
 #include "common/log.h"
+#include "common/machine_id.h"
 #include "common/rpc/channels.h"
 #include "common/rpc/rpc_deadline.h"
 #include "common/shm/descriptor_socket.h"
@@ -17,13 +17,13 @@ namespace ferry {
 namespace {
 
 absl::StatusOr<internal::v1::ShareActivationsResponse> AskToShare(internal::v1::Worker::Stub& stub, Incarnation next,
-                                                                  uint64_t epoch, const std::string& host, Deadline deadline) {
+                                                                  uint64_t epoch, const std::string& machine, Deadline deadline) {
   grpc::ClientContext context;
   context.set_deadline(RpcDeadline(deadline));
   internal::v1::ShareActivationsRequest request;
   request.set_epoch(epoch);
   request.set_incarnation(next.value());
-  request.set_host(host);
+  request.set_machine(machine);
   internal::v1::ShareActivationsResponse response;
   RETURN_IF_ERROR(FromGrpcStatus(stub.ShareActivations(&context, request, &response)));
   return response;
@@ -48,12 +48,12 @@ absl::StatusOr<std::unique_ptr<ActivationSink>> ConnectNextWorker(const std::str
   }
   if (options.share_memory) {
     const std::unique_ptr<internal::v1::Worker::Stub> stub = internal::v1::Worker::NewStub(channel);
-    ASSIGN_OR_RETURN(const internal::v1::ShareActivationsResponse offer, AskToShare(*stub, next, epoch, HostId(), deadline));
+    ASSIGN_OR_RETURN(const internal::v1::ShareActivationsResponse offer, AskToShare(*stub, next, epoch, MachineId(), deadline));
     if (!offer.socket().empty()) {
       absl::StatusOr<std::unique_ptr<ActivationRing>> ring = MapOffered(offer, options.n_embd, deadline);
       if (ring.ok()) return MakeRingSink(*std::move(ring), options.ops);
       spdlog::warn("hidden states go to the next worker by messages: {}", ring.status().ToString());
-      RETURN_IF_ERROR(AskToShare(*stub, next, epoch, /*host=*/"", deadline).status());
+      RETURN_IF_ERROR(AskToShare(*stub, next, epoch, /*machine=*/"", deadline).status());
     }
   }
   return MakeGrpcSink(std::move(channel), next, options.n_embd, epoch);
@@ -62,7 +62,7 @@ absl::StatusOr<std::unique_ptr<ActivationSink>> ConnectNextWorker(const std::str
 absl::StatusOr<internal::v1::ShareActivationsResponse> ActivationSharer::Share(
     const internal::v1::ShareActivationsRequest& request, const StageLinkOptions& options, StepRunner* runner) {
   internal::v1::ShareActivationsResponse response;
-  if (!options.share_memory || request.host() != HostId()) {
+  if (!options.share_memory || request.machine() != MachineId()) {
     RETURN_IF_ERROR(runner->ReceiveFrom(request.epoch(), nullptr));
     return response;
   }

@@ -3,8 +3,8 @@
 #include <utility>
 
 #include "common/deadline.h"
-#include "common/host_id.h"
 #include "common/log.h"
+#include "common/machine_id.h"
 #include "common/thread_limit.h"
 
 namespace ferry {
@@ -30,11 +30,11 @@ class AnswerRing {
 
 }  // namespace
 
-void StepSharer::Offer(const std::string& host, internal::v1::BeginEpochResponse* response) {
+void StepSharer::Offer(const std::string& machine, internal::v1::BeginEpochResponse* response) {
   const std::lock_guard lock(mutex_);
   rings_ = {};
   offer_.Withdraw();
-  if (host != HostId()) return;
+  if (machine != MachineId()) return;
   if (const absl::Status offered = OfferRings(response); !offered.ok()) {
     spdlog::warn("steps come by messages: {}", offered.ToString());
     rings_ = {};

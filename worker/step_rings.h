@@ -24,9 +24,9 @@ struct StepRings {
 // Makes the rings of an epoch and offers them to the coordinator. Thread-safe.
 class StepSharer {
  public:
-  // When `host` is this host: makes rings and writes into `response` how to fetch them. On failure it logs the reason, and steps
-  // come through the stream instead.
-  void Offer(const std::string& host, internal::v1::BeginEpochResponse* response);
+  // When `machine` is this machine: makes rings and writes into `response` how to fetch them. On failure it logs the reason, and
+  // steps come through the stream instead.
+  void Offer(const std::string& machine, internal::v1::BeginEpochResponse* response);
   // Returns the rings made by the last Offer if `key` is theirs; a stream of an earlier epoch may still ask with an old key.
   // Null rings: the key is another, or the rings were taken before.
   StepRings Take(const std::string& key);

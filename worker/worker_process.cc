@@ -14,10 +14,10 @@
 #include "common/byte_size.h"
 #include "common/deadline.h"
 #include "common/grpc_status.h"
-#include "common/host_id.h"
 #include "common/host_memory.h"
 #include "common/listen_address.h"
 #include "common/log.h"
+#include "common/machine_id.h"
 #include "common/rpc/acceptor.h"
 #include "common/rpc/certificate_keeper.h"
 #include "common/rpc/channels.h"
@@ -200,7 +200,7 @@ internal::v1::RegisterRequest MakeRegisterRequest(const WorkerOptions& options, 
                                                   Incarnation incarnation, Ops& ops) {
   internal::v1::RegisterRequest request;
   request.set_incarnation(incarnation.value());
-  request.set_host(HostId());
+  request.set_machine(MachineId());
   request.set_address(address);
   request.set_device(ops.name());
   if (const absl::StatusOr<DeviceMemoryInfo> memory = ops.MemoryInfo(); memory.ok()) {
@@ -244,7 +244,7 @@ Agent::Options AgentOptionsOf(const Assignment& assignment, Incarnation incarnat
           .incarnation = incarnation,
           .interval = assignment.heartbeat_interval,
           .timeout = assignment.heartbeat_timeout,
-          .same_host = assignment.expert_transport == "shm" || over_loopback};
+          .same_machine = assignment.expert_transport == "shm" || over_loopback};
 }
 
 StageOptions StageOptionsOf(const WorkerOptions& options, const Assignment& assignment, bool has_gpu) {

@@ -112,7 +112,7 @@ grpc::Status WorkerService::BeginEpoch(grpc::ServerContext* context, const inter
                                          attached.links, std::min(deadline, Deadline::In(kConnectTimeout))));
     }
     RETURN_IF_ERROR(attached.runner->BeginEpoch(request->epoch(), std::move(sink), deadline));
-    step_sharer_.Offer(attached.links.share_memory ? request->host() : "", response);
+    step_sharer_.Offer(attached.links.share_memory ? request->machine() : "", response);
     return absl::OkStatus();
   };
   const absl::Status begun = begin();

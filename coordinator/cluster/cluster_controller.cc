@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <utility>
 
-#include "common/host_id.h"
 #include "common/listen_address.h"
 #include "common/log.h"
+#include "common/machine_id.h"
 #include "common/rpc/acceptor.h"
 #include "common/thread_limit.h"
 #include "coordinator/cluster/registration.h"
@@ -120,7 +120,7 @@ absl::Status ClusterController::Register(const internal::v1::RegisterRequest& re
     exchange = exchange_;
   }
   ASSIGN_OR_RETURN(const Registration registration, CheckRegistration(request, {.model_fingerprint = options_.fingerprint,
-                                                                                .host = HostId(),
+                                                                                .machine = MachineId(),
                                                                                 .expert_transport = options_.expert_transport}));
   if (!registration.info.loopback && options_.identity == nullptr) {
     return InvalidArgument("address is %s, but this coordinator has no certificates for workers of other hosts: --cluster-certs",
@@ -224,13 +224,13 @@ absl::StatusOr<LayerRange> ClusterController::LayersOf(WorkerId worker, Incarnat
 }
 
 void ClusterController::ListMembers(internal::v1::ListMembersResponse* response) const {
-  const std::string here = HostId();
+  const std::string here = MachineId();
   for (const Member& member : membership_.Members()) {
     internal::v1::ClusterMember* const out = response->add_members();
     out->set_worker_id(static_cast<uint32_t>(member.id.value()));
     out->set_state(NameOf(member.state));
     out->set_pid(member.info.pid);
-    out->set_same_host(member.info.host == here);
+    out->set_same_machine(member.info.machine == here);
     out->set_lost_because(member.lost_because);
   }
 }
@@ -261,7 +261,7 @@ void ClusterController::ExpireHeartbeats() {
     spdlog::error("worker {} is lost: {}", lost.id.value(), lost.lost_because);
     // One on this host hangs, or its connection would have broken: its requests hear that their time is over. Another host may
     // be gone with all that is on it, and that its worker cannot be reached is all that is known.
-    const bool hangs = lost.info.host == HostId();
+    const bool hangs = lost.info.machine == MachineId();
     if (pipeline_ != nullptr) {
       EndEpoch({.status = hangs ? DeadlineExceeded("worker %d is lost: %s", lost.id.value(), lost.lost_because)
                                 : Unavailable("worker %d on another host is lost: %s", lost.id.value(), lost.lost_because),

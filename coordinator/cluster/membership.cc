@@ -64,11 +64,11 @@ absl::Status Membership::CheckNeighboursLocked(WorkerId place, const MemberInfo&
            (members_[id].state == MemberState::kLoading || members_[id].state == MemberState::kReady);
   };
   const int32_t before = place.value() - 1, after = place.value() + 1;
-  if (info.loopback && taken(before) && members_[before].info.host != info.host) {
+  if (info.loopback && taken(before) && members_[before].info.machine != info.machine) {
     return InvalidArgument("address is %s, which worker %d on another host has to reach: start this one with --listen ADDRESS",
                            info.address, before);
   }
-  if (taken(after) && members_[after].info.loopback && members_[after].info.host != info.host) {
+  if (taken(after) && members_[after].info.loopback && members_[after].info.machine != info.machine) {
     return InvalidArgument("worker %d listens on %s, which this host has to reach: start that one with --listen ADDRESS", after,
                            members_[after].info.address);
   }

@@ -38,7 +38,7 @@ struct MembershipOptions {
 // What a process reports when it registers.
 struct MemberInfo {
   Incarnation incarnation;
-  std::string host;       // machine id
+  std::string machine;    // MachineId
   std::string address;    // where its services listen
   bool loopback = false;  // only processes of its host can reach the address
   std::string device;

@@ -17,8 +17,8 @@
 #include "absl/time/clock.h"
 #include "common/deadline.h"
 #include "common/grpc_status.h"
-#include "common/host_id.h"
 #include "common/log.h"
+#include "common/machine_id.h"
 #include "common/rpc/channels.h"
 #include "common/rpc/rpc_deadline.h"
 #include "common/shm/descriptor_socket.h"
@@ -64,7 +64,7 @@ class GrpcPipeline final : public Pipeline {
       internal::v1::BeginEpochRequest request;
       request.set_epoch(options_.epoch);
       request.set_incarnation(worker.incarnation.value());
-      request.set_host(HostId());
+      request.set_machine(MachineId());
       if (i + 1 < options_.workers.size()) {
         request.set_next_address(options_.workers[i + 1].address);
         request.set_next_incarnation(options_.workers[i + 1].incarnation.value());

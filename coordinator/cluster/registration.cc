@@ -38,7 +38,7 @@ absl::StatusOr<Registration> CheckRegistration(const internal::v1::RegisterReque
     return InvalidArgument("the worker holds another model (fingerprint %016x) than this cluster serves (%016x)",
                            request.model_fingerprint(), rules.model_fingerprint);
   }
-  RETURN_IF_ERROR(CheckText("host", request.host()));
+  RETURN_IF_ERROR(CheckText("machine", request.machine()));
   RETURN_IF_ERROR(CheckText("address", request.address()));
   RETURN_IF_ERROR(CheckText("device", request.device()));
   RETURN_IF_ERROR(CheckRate("link_bytes_per_second", request.link_bytes_per_second(), kMaxLinkRate));
@@ -51,22 +51,22 @@ absl::StatusOr<Registration> CheckRegistration(const internal::v1::RegisterReque
     return InvalidArgument("address is %s, on which one can listen, but which leads nowhere: say one of the worker's own",
                            request.address());
   }
-  const bool same_host = request.host() == rules.host;
-  if (!same_host && address->loopback) {
+  const bool same_machine = request.machine() == rules.machine;
+  if (!same_machine && address->loopback) {
     return InvalidArgument("address is %s, which only the worker's own host can reach: start it with --listen ADDRESS",
                            request.address());
   }
   std::string transport = request.expert_transport();
   if (transport.empty() || transport == "auto") transport = rules.expert_transport;
-  if (transport == "auto") transport = same_host ? "shm" : "grpc";
+  if (transport == "auto") transport = same_machine ? "shm" : "grpc";
   if (transport != "shm" && transport != "grpc") {
     return InvalidArgument("expert_transport is '%s', want auto, shm or grpc", transport.substr(0, kMaxReportText));
   }
-  if (transport == "shm" && !same_host) {
+  if (transport == "shm" && !same_machine) {
     return InvalidArgument("expert_transport is shm, but the worker runs on another host than the coordinator");
   }
   Registration registration = {.info = {.incarnation = Incarnation(request.incarnation()),
-                                        .host = request.host(),
+                                        .machine = request.machine(),
                                         .address = request.address(),
                                         .loopback = address->loopback,
                                         .device = request.device(),

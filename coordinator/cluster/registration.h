@@ -17,7 +17,7 @@ namespace ferry {
 // The coordinator's side of a registration's checks.
 struct RegistrationRules {
   uint64_t model_fingerprint = 0;
-  std::string host;              // machine id of the coordinator
+  std::string machine;           // MachineId of the coordinator
   std::string expert_transport;  // for a worker that says auto: auto, shm or grpc
 };
 

@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "common/deadline.h"
-#include "common/host_id.h"
+#include "common/machine_id.h"
 #include "common/shm/descriptor_socket.h"
 #include "common/shm/message_ring.h"
 #include "ferry/internal/v1/worker.grpc.pb.h"
@@ -78,7 +78,7 @@ class FakeWorker final : public internal::v1::Worker::Service {
 
   grpc::Status BeginEpoch(grpc::ServerContext*, const internal::v1::BeginEpochRequest* request,
                           internal::v1::BeginEpochResponse* response) override {
-    if (offers_rings_ && request->host() == HostId()) OfferRings(response);
+    if (offers_rings_ && request->machine() == MachineId()) OfferRings(response);
     const std::lock_guard lock(mutex_);
     epochs_.push_back(*request);
     return grpc::Status::OK;

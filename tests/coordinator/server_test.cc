@@ -11,7 +11,7 @@
 
 #include "absl/time/clock.h"
 #include "common/clock.h"
-#include "common/host_id.h"
+#include "common/machine_id.h"
 #include "ferry/internal/v1/cluster.grpc.pb.h"
 #include "ferry/v1/generate.grpc.pb.h"
 #include "tests/coordinator/fake_worker.h"
@@ -137,7 +137,7 @@ class ServerTest : public ::testing::Test {
     grpc::ClientContext register_context, heartbeat_context;
     internal::v1::RegisterRequest request;
     request.set_incarnation(5);
-    request.set_host(HostId());
+    request.set_machine(MachineId());
     request.set_address(worker.address());
     request.set_expert_transport("grpc");
     internal::v1::RegisterResponse response;

@@ -119,7 +119,7 @@ void Generate(const std::filesystem::path& folder) {
 void Registrations(const std::filesystem::path& folder) {
   internal::v1::RegisterRequest request;
   request.set_incarnation(11);
-  request.set_host("here");
+  request.set_machine("here");
   request.set_address("127.0.0.1:4711");
   request.set_device("cpu");
   request.set_model_fingerprint(7);
@@ -127,7 +127,7 @@ void Registrations(const std::filesystem::path& folder) {
   request.set_link_bytes_per_second(5e10);
   internal::v1::RegisterRequest other = request;
   other.set_incarnation(12);
-  other.set_host("there");
+  other.set_machine("there");
   other.set_address("10.0.0.3:80");
   other.clear_wanted_worker_id();
   internal::v1::HeartbeatRequest beat;

@@ -61,14 +61,14 @@ class FakeCoordinator final : public internal::v1::Cluster::Service {
 
 class HeartbeatTest : public testing::Test {
  protected:
-  std::unique_ptr<Agent> Beat(absl::Duration timeout, bool same_host) {
+  std::unique_ptr<Agent> Beat(absl::Duration timeout, bool same_machine) {
     return Agent::Start(
                coordinator_.stub(),
                Agent::Options{.worker_id = 3,
                               .incarnation = Incarnation(5),
                               .interval = absl::Milliseconds(10),
                               .timeout = timeout,
-                              .same_host = same_host},
+                              .same_machine = same_machine},
                [](internal::v1::HeartbeatRequest* request) { request->set_state("ready"); },
                [this](const absl::Status& why) {
                  lost_because_ = why;

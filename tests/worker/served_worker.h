@@ -71,7 +71,7 @@ class ServedWorker {
     internal::v1::BeginEpochRequest request;
     request.set_epoch(epoch);
     request.set_incarnation(incarnation_);
-    request.set_host(host);
+    request.set_machine(host);
     internal::v1::BeginEpochResponse response;
     EXPECT_OK(FromGrpcStatus(stub_->BeginEpoch(&context, request, &response)));
     return response;

@@ -5,7 +5,7 @@
 #include "absl/time/clock.h"
 #include "common/deadline.h"
 #include "common/grpc_status.h"
-#include "common/host_id.h"
+#include "common/machine_id.h"
 #include "common/rpc/rpc_deadline.h"
 #include "tests/worker/send_rows.h"
 #include "tests/worker/served_worker.h"
@@ -89,23 +89,23 @@ TEST(WorkerService, SharesMemoryBeforeTheFirstStepWithWhoeverMeansIt) {
     internal::v1::ShareActivationsRequest request;
     request.set_epoch(epoch);
     request.set_incarnation(incarnation);
-    request.set_host(host);
+    request.set_machine(host);
     internal::v1::ShareActivationsResponse response;
     const absl::Status status = FromGrpcStatus(worker.stub().ShareActivations(&context, request, &response));
     return status.ok() ? absl::StatusOr<std::string>(response.socket()) : status;
   };
-  EXPECT_THAT(share(1, 2, HostId()), StatusIs(absl::StatusCode::kAborted)) << "no epoch lasts";
+  EXPECT_THAT(share(1, 2, MachineId()), StatusIs(absl::StatusCode::kAborted)) << "no epoch lasts";
   ASSERT_OK(worker.BeginEpoch(1, nullptr));
-  EXPECT_THAT(share(2, 2, HostId()), StatusIs(absl::StatusCode::kAborted, HasSubstr("epoch is 2, want 1")));
-  EXPECT_THAT(share(1, 9, HostId()), StatusIs(absl::StatusCode::kAborted, HasSubstr("incarnation is 9")));
+  EXPECT_THAT(share(2, 2, MachineId()), StatusIs(absl::StatusCode::kAborted, HasSubstr("epoch is 2, want 1")));
+  EXPECT_THAT(share(1, 9, MachineId()), StatusIs(absl::StatusCode::kAborted, HasSubstr("incarnation is 9")));
   EXPECT_EQ(share(1, 2, "elsewhere").value(), "");
-  EXPECT_NE(share(1, 2, HostId()).value(), "");
-  EXPECT_NE(share(1, 2, HostId()).value(), "") << "the last offer counts";
+  EXPECT_NE(share(1, 2, MachineId()).value(), "");
+  EXPECT_NE(share(1, 2, MachineId()).value(), "") << "the last offer counts";
   EXPECT_EQ(share(1, 2, "").value(), "") << "taken back";
   Stream steps(worker);
   steps.Send(Request(1, 1, {1, 2}, /*timeout=*/0.05));
   EXPECT_EQ(CodeOf(steps.Receive()), absl::StatusCode::kDeadlineExceeded) << "it waits for messages again";
-  EXPECT_THAT(share(1, 2, HostId()), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("had steps already")));
+  EXPECT_THAT(share(1, 2, MachineId()), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("had steps already")));
 }
 
 TEST(WorkerService, EndsAnEpochWhoseWorkerWaitsForTheNextOne) {

@@ -6,7 +6,7 @@
 
 #include "common/deadline.h"
 #include "common/grpc_status.h"
-#include "common/host_id.h"
+#include "common/machine_id.h"
 #include "common/rpc/rpc_deadline.h"
 #include "proto/stream_metadata.h"
 #include "tests/worker/served_worker.h"
@@ -50,9 +50,9 @@ TEST(WorkerService, ProbesTheLinkForWhoeverMeansIt) {
 
 TEST(WorkerService, OffersSharedMemoryToItsOwnHostAlone) {
   ServedWorker sharing(1, 0, 4, true, true), not_sharing(2, 0, 4);
-  EXPECT_FALSE(sharing.BeginEpochFrom(HostId(), 1).socket().empty());
+  EXPECT_FALSE(sharing.BeginEpochFrom(MachineId(), 1).socket().empty());
   EXPECT_TRUE(sharing.BeginEpochFrom("another", 2).socket().empty());
-  EXPECT_TRUE(not_sharing.BeginEpochFrom(HostId(), 1).socket().empty());
+  EXPECT_TRUE(not_sharing.BeginEpochFrom(MachineId(), 1).socket().empty());
 }
 
 TEST(WorkerService, AnswersAPingToWhoeverMeansIt) {

@@ -1,7 +1,7 @@
 // RunSteps: steps by messages and through shared memory.
 
 #include "common/deadline.h"
-#include "common/host_id.h"
+#include "common/machine_id.h"
 #include "common/shm/descriptor_socket.h"
 #include "common/shm/message_ring.h"
 #include "tests/worker/served_worker.h"
@@ -52,7 +52,7 @@ TEST(WorkerService, AnswersTheSameThroughSharedMemory) {
     stream.Send(Request(1, 1, {3, 4, 5}));
     by_stream = stream.Receive();
   }
-  Rings rings(worker.BeginEpochFrom(HostId(), 2));
+  Rings rings(worker.BeginEpochFrom(MachineId(), 2));
   Stream life(worker, rings.key());
   rings.Send(Request(2, 1, {3, 4, 5}).SerializeAsString());
   const internal::v1::StepResponse through_rings = rings.Receive();
@@ -63,11 +63,11 @@ TEST(WorkerService, AnswersTheSameThroughSharedMemory) {
 
 TEST(WorkerService, RunsNothingFromTheRingsOfAnEarlierEpoch) {
   ServedWorker worker(1, 0, 4, true, true);
-  Rings old(worker.BeginEpochFrom(HostId(), 1));
+  Rings old(worker.BeginEpochFrom(MachineId(), 1));
   Stream old_life(worker, old.key());
   old.Send(Request(1, 1, {3}).SerializeAsString());
   old.Receive();
-  Rings rings(worker.BeginEpochFrom(HostId(), 2));
+  Rings rings(worker.BeginEpochFrom(MachineId(), 2));
   Stream late(worker, old.key());  // that arrives after the next epoch has begun takes nothing of it
   Stream life(worker, rings.key());
   old.Send(Request(1, 2, {3}).SerializeAsString());
@@ -78,7 +78,7 @@ TEST(WorkerService, RunsNothingFromTheRingsOfAnEarlierEpoch) {
 
 TEST(WorkerService, BytesThatAreNoStepAreAnsweredWithWhatEndsTheEpoch) {
   ServedWorker worker(1, 0, 4, true, true);
-  Rings rings(worker.BeginEpochFrom(HostId(), 1));
+  Rings rings(worker.BeginEpochFrom(MachineId(), 1));
   Stream life(worker, rings.key());
   rings.Send("\xff\xff\xff");
   const internal::v1::StepResponse refusal = rings.Receive();

@@ -7,7 +7,7 @@
 
 #include "absl/time/clock.h"
 #include "common/deadline.h"
-#include "common/host_id.h"
+#include "common/machine_id.h"
 #include "common/model/model_header.h"
 #include "tests/coordinator/fake_worker.h"
 #include "tests/testing/fake_clock.h"
@@ -119,7 +119,7 @@ class ClusterControllerTest : public ::testing::Test {
   internal::v1::RegisterRequest RequestOf(int process) {
     internal::v1::RegisterRequest request;
     request.set_incarnation(100 + process);
-    request.set_host(HostId());
+    request.set_machine(MachineId());
     request.set_address(processes_[process]->address());
     request.set_device("fake");
     request.set_expert_transport("grpc");
@@ -209,7 +209,7 @@ TEST_F(ClusterControllerTest, ChoosesSharedMemoryAndWithoutCertificatesNoOtherHo
   EXPECT_FALSE(response.descriptor_key().empty());
   request = RequestOf(1);
   request.set_expert_transport("auto");
-  request.set_host("another");
+  request.set_machine("another");
   request.set_address("10.0.0.2:4711");
   EXPECT_THAT(controller_->Register(request, &response),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("no certificates for workers of other hosts")));
@@ -227,11 +227,11 @@ TEST_F(ClusterControllerTest, RefusesWhatDoesNotFit) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("expert_transport")));
   request = RequestOf(0);
   request.set_expert_transport("shm");
-  request.set_host("another");
+  request.set_machine("another");
   request.set_address("10.0.0.2:4711");
   EXPECT_THAT(controller_->Register(request, &response), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("another host")));
   request = RequestOf(0);
-  request.set_host("another");
+  request.set_machine("another");
   EXPECT_THAT(controller_->Register(request, &response), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("--listen")));
   request = RequestOf(0);
   request.clear_address();

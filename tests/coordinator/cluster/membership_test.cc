@@ -9,7 +9,7 @@ namespace {
 using ::testing::HasSubstr;
 
 MemberInfo Process(uint64_t incarnation) {
-  return {.incarnation = Incarnation(incarnation), .host = "host", .address = "127.0.0.1:1", .device = "cpu", .pid = 1};
+  return {.incarnation = Incarnation(incarnation), .machine = "this", .address = "127.0.0.1:1", .device = "cpu", .pid = 1};
 }
 
 class MembershipTest : public ::testing::Test {
@@ -52,7 +52,7 @@ TEST_F(MembershipTest, RefusesNoIncarnationAndNoSuchPlace) {
 TEST_F(MembershipTest, RefusesAPlaceWhoseNeighbourOnAnotherHostCannotSendToIt) {
   MemberInfo near = Process(1), far = Process(2);
   near.loopback = true;
-  far.host = "another";
+  far.machine = "another";
   far.address = "10.0.0.2:80";
   ASSERT_OK(membership_.Register(far, WorkerId(0)));
   EXPECT_THAT(membership_.Register(near, WorkerId(1)),
@@ -62,7 +62,7 @@ TEST_F(MembershipTest, RefusesAPlaceWhoseNeighbourOnAnotherHostCannotSendToIt) {
 TEST_F(MembershipTest, RefusesAPlaceThatCannotSendToItsNeighbourOnAnotherHost) {
   MemberInfo near = Process(1), far = Process(2);
   near.loopback = true;
-  far.host = "another";
+  far.machine = "another";
   ASSERT_OK(membership_.Register(near, WorkerId(1)));
   EXPECT_THAT(membership_.Register(far, WorkerId(0)),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("worker 1 listens on 127.0.0.1:1")));
@@ -73,7 +73,7 @@ TEST_F(MembershipTest, RefusesAPlaceThatCannotSendToItsNeighbourOnAnotherHost) {
 TEST_F(MembershipTest, NobodySendsToTheFirstPlaceSoItsLoopbackWillDo) {
   MemberInfo near = Process(1), far = Process(2);
   near.loopback = true;
-  far.host = "another";
+  far.machine = "another";
   ASSERT_OK(membership_.Register(near, WorkerId(0)));
   EXPECT_OK(membership_.Register(far, WorkerId(1)));
 }

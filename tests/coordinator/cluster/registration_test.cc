@@ -13,12 +13,12 @@ using ::testing::HasSubstr;
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-RegistrationRules Rules() { return {.model_fingerprint = 7, .host = "here", .expert_transport = "auto"}; }
+RegistrationRules Rules() { return {.model_fingerprint = 7, .machine = "here", .expert_transport = "auto"}; }
 
 internal::v1::RegisterRequest Good() {
   internal::v1::RegisterRequest request;
   request.set_incarnation(5);
-  request.set_host("here");
+  request.set_machine("here");
   request.set_address("127.0.0.1:4711");
   request.set_device("cpu avx2");
   request.set_link_bytes_per_second(1e10);
@@ -40,14 +40,14 @@ TEST(CheckRegistration, AUnixSocketIsOfTheSameHost) {
   request.set_address("unix:/run/ferry/worker-1");
   ASSERT_OK_AND_ASSIGN(const Registration registration, CheckRegistration(request, Rules()));
   EXPECT_TRUE(registration.info.loopback);
-  request.set_host("there");
+  request.set_machine("there");
   EXPECT_THAT(CheckRegistration(request, Rules()), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("--listen")));
 }
 
 TEST(CheckRegistration, ChoosesSharedMemoryOnOneHostAlone) {
   EXPECT_EQ(CheckRegistration(Good(), Rules())->expert_transport, "shm");
   internal::v1::RegisterRequest request = Good();
-  request.set_host("there");
+  request.set_machine("there");
   request.set_address("10.0.0.2:80");
   EXPECT_EQ(CheckRegistration(request, Rules())->expert_transport, "grpc");
 }
@@ -75,18 +75,18 @@ INSTANTIATE_TEST_SUITE_P(
         BadRegistration{"AddressWithoutPort", [](R& r) { r.set_address("10.0.0.1"); }, "HOST:PORT"},
         BadRegistration{"AddressThatIsNone", [](R& r) { r.set_address("10.0.0.1:99999"); }, "address"},
         BadRegistration{"EveryInterface", [](R& r) { r.set_address("0.0.0.0:80"); }, "leads nowhere"},
-        BadRegistration{"LoopbackElsewhere", [](R& r) { r.set_host("there"); }, "--listen"},
+        BadRegistration{"LoopbackElsewhere", [](R& r) { r.set_machine("there"); }, "--listen"},
         BadRegistration{"LongDevice", [](R& r) { r.set_device(std::string(300, 'x')); }, "device has 300 bytes"},
         BadRegistration{"EscapeSequence", [](R& r) { r.set_device("\x1b[2J"); }, "device is no printable text"},
         BadRegistration{"C1EscapeSequence", [](R& r) { r.set_device("GPU \u009b2J"); }, "'GPU \\u009b2J'"},
         BadRegistration{"DirectionOfWriting", [](R& r) { r.set_device("\u202egnp"); }, "device is no printable text"},
-        BadRegistration{"NoUtf8", [](R& r) { r.set_host("\xff"); }, "host is not UTF-8"},
+        BadRegistration{"NoUtf8", [](R& r) { r.set_machine("\xff"); }, "machine is not UTF-8"},
         BadRegistration{"NoRate", [](R& r) { r.set_link_bytes_per_second(kNan); }, "link_bytes_per_second"},
         BadRegistration{"EndlessRate", [](R& r) { r.set_link_bytes_per_second(kInfinity); }, "link_bytes_per_second"},
         BadRegistration{"Transport", [](R& r) { r.set_expert_transport("pigeon"); }, "want auto, shm or grpc"},
         BadRegistration{"SharedMemoryElsewhere",
                         [](R& r) {
-                          r.set_host("there");
+                          r.set_machine("there");
                           r.set_address("10.0.0.2:80");
                           r.set_expert_transport("shm");
                         },

@@ -1,4 +1,4 @@
-#include "common/host_id.h"
+#include "common/machine_id.h"
 
 #include <sys/stat.h>
 
@@ -8,7 +8,7 @@
 
 namespace ferry {
 
-std::string HostId() {
+std::string MachineId() {
   std::string boot;
   std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
   struct stat network_namespace = {};

@@ -8,6 +8,6 @@ namespace ferry {
 
 // Equal for two processes exactly when a descriptor can be handed from one to the other over an abstract Unix socket:
 // the same boot of the same kernel and the same network namespace, in which such sockets have their names.
-std::string HostId();
+std::string MachineId();
 
 }  // namespace ferry
