@@ -310,6 +310,17 @@ void SetVocabulary(int64_t size, GgufWriter& writer) {
   writer.SetString("tokenizer.chat_template", kChatTemplate);
 }
 
+// `dtype`, or what llama-quantize takes instead for rows of `cols` elements that are not whole blocks of it.
+DType FittingType(DType dtype, int64_t cols) {
+  const auto fits = [cols](DType type) { return cols % InfoOf(type)->block_elements == 0; };
+  if (fits(dtype)) return dtype;
+  DType smaller = DType::kIQ4_NL;
+  if (dtype == DType::kQ4_K) smaller = DType::kQ5_0;
+  if (dtype == DType::kQ5_K) smaller = DType::kQ5_1;
+  if (dtype == DType::kQ6_K) smaller = DType::kQ8_0;
+  return fits(smaller) ? smaller : DType::kF16;
+}
+
 // Adds tensors, each with random numbers of its own.
 class TensorMaker {
  public:
@@ -317,6 +328,7 @@ class TensorMaker {
 
   absl::Status Matrix(std::string_view name, DType dtype, std::vector<int64_t> dims, double rms) {
     const int64_t cols = dims[0];
+    dtype = FittingType(dtype, cols);
     return writer_.AddTensor(name, dtype, std::move(dims), RandomMatrix(dtype, cols, rms, options_.seed, stream_++));
   }
   absl::Status Normal(std::string_view name, std::vector<int64_t> dims, double mean, double deviation) {

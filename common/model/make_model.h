@@ -52,6 +52,7 @@ struct MakeModelOptions {
   int64_t q_rank = 0, kv_rank = 64, value_dim = 32;  // of latent attention
   double router_bias_spread = 0;                     // standard deviation of the router bias: how unevenly experts are used
   uint64_t seed = 1;
+  // A matrix whose rows are not whole blocks of its type has the one that llama-quantize falls back to.
   DType expert_dtype = DType::kMXFP4;
   DType dense_dtype = DType::kQ8_0;  // attention, embedding and output
   bool merged_gate_up = false;       // ffn_gate_up_exps instead of two tensors

@@ -97,6 +97,7 @@ class Dashboard : public ::testing::Test {
     metrics.CountFailure(429);
     v1::GetServerInfoResponse server;
     server.add_workers();
+    server.set_kv_blocks_total(1);  // a key of the role user is told no numbers
     text_ = PrometheusText(metrics, "m", &server);
     std::ifstream file(SourcePath("deploy/grafana-dashboard.json"));
     const Json dashboard = Json::parse(file);

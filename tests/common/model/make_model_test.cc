@@ -105,6 +105,14 @@ TEST_P(MakeModelTypes, KeepsProjectionsAtUnitVariance) {
   EXPECT_NEAR(MomentsOf(*file.FindTensor("token_embd.weight")).rms, 1, 0.05);
 }
 
+TEST(MakeModel, RowsThatAreNotWholeBlocksHaveALesserType) {
+  ASSERT_OK_AND_ASSIGN(const std::vector<std::byte> bytes,
+                       MakeModelBytes({.n_embd = 256, .n_ff = 96, .expert_dtype = DType::kQ4_K}));
+  ASSERT_OK_AND_ASSIGN(const GgufFile file, GgufFile::Parse(bytes));
+  EXPECT_EQ(file.FindTensor("blk.0.ffn_gate_exps.weight")->dtype, DType::kQ4_K);
+  EXPECT_EQ(file.FindTensor("blk.0.ffn_down_exps.weight")->dtype, DType::kQ5_0);
+}
+
 TEST(MakeModel, SpreadsTheRouterBiasAsAsked) {
   const MakeModelOptions options{.layers = 1, .experts = 512, .router_bias_spread = 1.5};
   ASSERT_OK_AND_ASSIGN(const std::vector<std::byte> bytes, MakeModelBytes(options));
