@@ -75,8 +75,7 @@ class Screen {
   }
   void Say(const std::string& text) { Put(text); }
 
- private:
-  // What a model writes does not steer the terminal.
+  // Text of a model, or of a file, does not steer the terminal.
   static std::string Shown(const std::string& text) {
     std::string shown;
     for (size_t begin = 0; begin < text.size();) {
@@ -87,6 +86,8 @@ class Screen {
     }
     return shown;
   }
+
+ private:
   static void Put(const std::string& text) {
     std::fwrite(text.data(), 1, text.size(), stdout);
     std::fflush(stdout);
@@ -186,7 +187,7 @@ class Chat {
     } else if (name == "system") {
       if (!rest.empty()) conversation_.SetSystem(rest);
       screen_.Say(conversation_.system().empty() ? "There is no system message.\n"
-                                                 : "System message: " + conversation_.system() + "\n");
+                                                 : "System message: " + Screen::Shown(conversation_.system()) + "\n");
     } else if (name == "effort") {
       SetEffort(rest);
     } else if (name == "regen") {

@@ -120,7 +120,7 @@ absl::Status ChatSession::ReadStream(HttpCall& call, ChatAnswer* answer, const S
       if (absl::StrContains(line, "[DONE]") && line.size() < 20) return absl::OkStatus();
       const Json chunk = Json::parse(line.substr(5), nullptr, /*allow_exceptions=*/false);
       if (!chunk.is_object()) return Unavailable("the server's stream has an event that is no JSON");
-      if (chunk.contains("error")) return ErrorOf(500, Dump(chunk));
+      if (chunk.contains("error")) return ErrorOf(500, line.substr(5));
       std::string reasoning = TextAt(chunk, "/choices/0/delta/reasoning_content");
       if (reasoning.empty()) reasoning = TextAt(chunk, "/choices/0/delta/reasoning");  // vLLM's name
       if (!reasoning.empty()) on_reasoning(reasoning);

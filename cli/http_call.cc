@@ -150,10 +150,22 @@ class Call final : public HttpCall {
     return Unavailable("%s %s", server_.Url(), what);
   }
 
+  // A socket with a timeout is interrupted when the process is stopped and goes on (Ctrl-Z and fg): the call is made again.
+  bool Interrupted(ssize_t got) const {
+    if (got >= 0 || errno != EINTR || cancelled_) return false;
+    if (ssl_ == nullptr) return true;
+    const int error = SSL_get_error(ssl_.get(), static_cast<int>(got));
+    return error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE;
+  }
+
   absl::Status Write(const std::string& text) {
     for (size_t sent = 0; sent < text.size();) {
-      const ssize_t got = ssl_ != nullptr ? SSL_write(ssl_.get(), text.data() + sent, static_cast<int>(text.size() - sent))
-                                          : ::send(fd_.get(), text.data() + sent, text.size() - sent, MSG_NOSIGNAL);
+      ssize_t got = 0;
+      do {
+        errno = 0;
+        got = ssl_ != nullptr ? SSL_write(ssl_.get(), text.data() + sent, static_cast<int>(text.size() - sent))
+                              : ::send(fd_.get(), text.data() + sent, text.size() - sent, MSG_NOSIGNAL);
+      } while (Interrupted(got));
       if (got <= 0) return Broken("does not take the request");
       sent += static_cast<size_t>(got);
     }
@@ -163,8 +175,11 @@ class Call final : public HttpCall {
   // Adds to unread_; false: the server has closed the connection.
   absl::StatusOr<bool> Fill() {
     char buffer[16384];
-    const ssize_t got =
-        ssl_ != nullptr ? SSL_read(ssl_.get(), buffer, sizeof(buffer)) : ::recv(fd_.get(), buffer, sizeof(buffer), 0);
+    ssize_t got = 0;
+    do {
+      errno = 0;
+      got = ssl_ != nullptr ? SSL_read(ssl_.get(), buffer, sizeof(buffer)) : ::recv(fd_.get(), buffer, sizeof(buffer), 0);
+    } while (Interrupted(got));
     if (cancelled_) return Broken("");
     if (got < 0 && ssl_ == nullptr) {
       return Broken(errno == EAGAIN || errno == EWOULDBLOCK ? "has said nothing for ten minutes" : "broke the connection");

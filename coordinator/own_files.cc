@@ -37,6 +37,7 @@ FileAccess FilesOf(const CoordinatorOptions& options) {
   FileAccess access = {.readable = {"/etc", "/run/systemd/resolve", "/run/NetworkManager", "/usr", "/lib", "/lib64", "/proc",
                                     "/sys", "/dev/random", "/dev/urandom", "/dev/zero"},
                        .writable = {"/dev/null"}};
+  for (const char* file : {"/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf"}) AddFoldersOf(file, &access.readable);
   AddModel(options.model, &access.readable);
   for (const std::string& file : {options.tls_cert, options.tls_key, options.api_keys}) {
     if (!file.empty()) AddFoldersOf(file, &access.readable);

@@ -154,8 +154,8 @@ struct BackendOptions {
   // cpu, cuda, reference, or auto: cuda if the build has it and the machine a GPU, else cpu. reference-bf16, for tests: the
   // reference with the roundings of cuda.
   std::string kind = "auto";
-  int device = 0;             // cuda: which GPU
-  int num_threads = 0;        // cpu: 0 = as many as physical cores
+  int device = 0;       // cuda: which GPU
+  int num_threads = 0;  // cpu: 0 = as many as physical cores
   bool pin_threads = true;
   std::string isa = "auto";  // cpu: auto, avx512, avx2, portable
 };

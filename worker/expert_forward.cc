@@ -197,7 +197,8 @@ absl::Status ExpertForward::BeginCopies(const StepContext& context, int64_t laye
   copies_->ahead.EndLayer();
   copies_->pass.Begin(layer, here, routing_->tokens(), /*copy_unused=*/mode == ExpertMode::kShipAll);
   copies_->ahead.Plan(options_.arena.NextWithExperts(layer + 1, options_.end_layer), routing_->rows());
-  return copies_->pass.Start(context.deadline).status();
+  RETURN_IF_ERROR(copies_->pass.Start(context.deadline).status());
+  return cache_->StartReadyCopies();  // the last neighbours, which are copied together, too
 }
 
 // This layer's copies first, then the next layer's.

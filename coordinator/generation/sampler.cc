@@ -381,13 +381,17 @@ int32_t Sampler::Choose(std::vector<Candidate> candidates) const {
   const double temperature = Temperature(params_);
   const double best = std::min_element(candidates.begin(), candidates.end(), IsBetter)->logit;
   const auto weight_of = [&](const Candidate& candidate) { return std::exp((double{candidate.logit} - best) / temperature); };
-  const auto total_of = [&] {
+  // As at temperature 1: typical_p and xtc look at the model's own probabilities, as in llama.cpp.
+  const auto plain_weight_of = [&](const Candidate& candidate) { return std::exp(double{candidate.logit} - best); };
+  const auto total_of = [&](const auto& weight) {
     return std::accumulate(candidates.begin(), candidates.end(), 0.0,
-                           [&](double sum, const Candidate& candidate) { return sum + weight_of(candidate); });
+                           [&](double sum, const Candidate& candidate) { return sum + weight(candidate); });
   };
-  if (params_.typical_p.value_or(1) < 1) CutToTypical(&candidates, *params_.typical_p, total_of(), weight_of);
+  if (params_.typical_p.value_or(1) < 1) {
+    CutToTypical(&candidates, *params_.typical_p, total_of(plain_weight_of), plain_weight_of);
+  }
   if (TopP(params_) < 1) {
-    candidates.resize(CutToTopP(&candidates, TopP(params_), total_of(), weight_of));
+    candidates.resize(CutToTopP(&candidates, TopP(params_), total_of(weight_of), weight_of));
   }
   if (MinP(params_) > 0) {
     // The best one's weight is exp(0) = 1, unless it was not typical.
@@ -398,11 +402,13 @@ int32_t Sampler::Choose(std::vector<Candidate> candidates) const {
   if (params_.xtc_probability.value_or(0) > 0) {
     const double chance = UniformOf(seed_ ^ kXtcStream, static_cast<uint64_t>(num_accepted_));
     const double threshold = params_.xtc_threshold.value_or(kDefaultXtcThreshold);
-    if (chance < *params_.xtc_probability) ExcludeTopChoices(&candidates, threshold, total_of(), weight_of);
+    if (chance < *params_.xtc_probability) {
+      ExcludeTopChoices(&candidates, threshold, total_of(plain_weight_of), plain_weight_of);
+    }
   }
   // Along the ids, so that the token does not depend on how the candidates came to be in order.
   std::sort(candidates.begin(), candidates.end(), [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
-  double left = UniformOf(seed_, static_cast<uint64_t>(num_accepted_)) * total_of();
+  double left = UniformOf(seed_, static_cast<uint64_t>(num_accepted_)) * total_of(weight_of);
   for (const Candidate& candidate : candidates) {
     left -= weight_of(candidate);
     if (left < 0) return candidate.id;

@@ -13,7 +13,8 @@
 //   3. temperature 0: the best token. Otherwise
 //   4. top_n_sigma: those stay whose logit is at most n standard deviations of all logits below the best one's
 //      top_k: the k best stay
-//   5. probabilities are the softmax of (logit / temperature) over what stayed
+//   5. probabilities are the softmax of (logit / temperature) over what stayed; for typical_p and xtc, of the logits as they
+//      are (as in llama.cpp)
 //   6. typical_p: of these the smallest number stays whose probabilities reach typical_p, those first whose surprise
 //      -log(p) is nearest to the mean surprise
 //      top_p: of these the smallest number of best ones whose probabilities reach top_p stay

@@ -25,9 +25,16 @@ function continuationOf(messages) {
   return text;
 }
 
+// Without answers that came to nothing (refused, or stopped before the first word) and the questions before them.
+const answered = (messages) =>
+  messages.filter(({ content }, i) => {
+    const next = messages[i + 1];
+    return content !== "" && !(next?.role === "assistant" && next.content === "");
+  });
+
 function chatBody(messages) {
   const system = systemPrompt();
-  const history = messages.map(({ role, content }) => ({ role, content }));
+  const history = answered(messages).map(({ role, content }) => ({ role, content }));
   return { messages: system ? [{ role: "system", content: system }, ...history] : history };
 }
 
@@ -37,7 +44,7 @@ export async function* generate(messages, signal) {
   const common = { stream: true, stream_options: { include_usage: true }, return_progress: true, ...samplingFields() };
   const [path, body] = canChat
     ? ["v1/chat/completions", chatBody(messages)]
-    : ["v1/completions", { prompt: systemPrompt() + continuationOf(messages), max_tokens: kContinuationTokens }];
+    : ["v1/completions", { prompt: systemPrompt() + continuationOf(answered(messages)), max_tokens: kContinuationTokens }];
   const end = {};
   for await (const chunk of streamJson(path, { ...body, ...common }, signal)) {
     if (chunk.usage) end.usage = chunk.usage;

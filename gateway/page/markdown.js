@@ -7,7 +7,7 @@ import { h } from "./dom.js";
 const kMaxDepth = 8;  // of lists and quotes in each other
 const kFence = /^ {0,3}(`{3,}|~{3,})\s*([^`\s]*)/;
 const kItem = /^( *)([-*+]|\d{1,9}[.)])(?: +|$)(.*)/;
-const kHeading = /^ {0,3}(#{1,6})\s+(.*?)\s*#*\s*$/;
+const kHeading = /^ {0,3}(#{1,6})\s(.*)$/;
 const kRule = /^ {0,3}([-*_])(?: *\1){2,} *$/;
 const kDelimiterRow = /^ *\|?(?: *:?-+:? *\|)+ *:?-*:? *$/;
 
@@ -51,6 +51,14 @@ const isClosing = (line, fence) => line.trim().length >= fence.length && line.tr
 const beginsOther = (line) =>
   kFence.test(line) || kHeading.test(line) || kRule.test(line) || kItem.test(line) || line.trimStart().startsWith(">");
 
+// A heading's text without the # behind it. (A pattern for this takes minutes for a line of thousands of spaces.)
+function withoutClosing(text) {
+  text = text.trim();
+  let end = text.length;
+  while (text[end - 1] === "#") --end;
+  return text.slice(0, end).trimEnd();
+}
+
 const indentOf = (line) => line.length - line.trimStart().length;
 
 // A list goes on over items of its kind, indented lines, and single empty lines between them.
@@ -85,7 +93,7 @@ function buildBlock(lines, depth) {
     return codeBlock(lines.slice(1, closed ? -1 : undefined).join("\n"), fence[2]);
   }
   const heading = kHeading.exec(first);
-  if (heading) return h(`h${Math.min(heading[1].length + 2, 6)}`, {}, ...inlineOf(heading[2]));
+  if (heading) return h(`h${Math.min(heading[1].length + 2, 6)}`, {}, ...inlineOf(withoutClosing(heading[2])));
   if (kRule.test(first)) return h("hr");
   if (depth < kMaxDepth && kItem.test(first)) return buildList(lines, depth);
   if (depth < kMaxDepth && first.trimStart().startsWith(">")) {
@@ -136,7 +144,7 @@ function buildTable(lines) {
 const kSpans = [
   { pattern: /\\([!-/:-@[-`{-~])/y, build: (match) => match[1] },
   { pattern: /(`+)([^`]|[^`][\s\S]*?[^`])\1(?!`)/y, build: (match) => h("code", {}, match[2].replace(/^ (.+) $/, "$1")) },
-  { pattern: /!?\[((?:[^[\]\\]|\\.)*)\]\(\s*<?([^\s()<>]*(?:\([^\s()]*\)[^\s()<>]*)*)>?(?:\s+"[^"]*")?\s*\)/y, build: linkOf },
+  { pattern: /!?\[((?:[^[\]\\]|\\.)*)\]\(\s{0,9}<?([^\s()<>]*(?:\([^\s()]*\)[^\s()<>]*)*)>?(?:\s{1,9}"[^"]*")?\s{0,9}\)/y, build: linkOf },
   { pattern: /<?(https?:\/\/[^\s<>"]*[^\s<>".,;:!?'*_~)\]])>?/y, build: (match) => anchor(match[1], [match[1]]) },
   { pattern: /\*\*(?=\S)((?:[^*\\]|\\.|\*(?!\*))*?\S)\*\*/y, build: (match, depth) => h("strong", {}, ...inlineOf(match[1], depth)) },
   { pattern: /(?<![\p{L}\p{N}])__(?=\S)((?:[^_\\]|\\.|_(?!_))*?\S)__(?![\p{L}\p{N}])/uy, build: (match, depth) => h("strong", {}, ...inlineOf(match[1], depth)) },

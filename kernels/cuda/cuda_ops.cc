@@ -480,7 +480,9 @@ class CudaOps final : public Ops {
     args.up_offset = glu.up_offset;
     const int64_t wanted = ExpertMlpWorkspaceBytes(args.shape, rows), least = ExpertMlpWorkspaceBytes(args.shape, most);
     const int64_t expanded = ExpertExpansionBytes(product_device_, args.shape, in.dtype, most);
-    args.expansion.bytes = expanded > 0 ? std::max(expanded, kExpansionBytes) : 0;
+    // An expert of very many rows leaves less to the expansion.
+    const int64_t room = (workspace_.bytes() - least) / 256 * 256;
+    args.expansion.bytes = expanded > 0 ? std::max(expanded, std::min(kExpansionBytes, room)) : 0;
     args.workspace_bytes = std::min(wanted, std::max(least, workspace_.bytes() - args.expansion.bytes));
     ASSIGN_OR_RETURN(std::byte * memory, workspace_.Reserve(args.expansion.bytes + args.workspace_bytes));
     args.expansion.data = memory;

@@ -8,10 +8,10 @@
 //   glu(g, u) = (clamp(u, -limit, limit) + up_offset) * min(g, limit) * sigmoid(alpha * min(g, limit))
 //
 // Two steps a call (one batch of uses): gate, up, biases and SwiGLU into the workspace; down and bias into
-// contributions. A step is one launch for each of the kernels of products.h that its groups' sizes call for. Rows are
-// gathered by index while they are loaded. An expert's results depend on its record, its rows, and on whether its group
-// has more than device.few_rows_expert rows; not on the other uses of the call, nor on which call it is in. Rounding of
-// weights: see tiled_gemm.h.
+// contributions. A step is one launch for each of the kernels of products.h that its groups' sizes call for, or a few with
+// expanded weights. Rows are gathered by index while they are loaded. An expert's results depend on its record, its rows, and on
+// whether its group has more than device.few_rows_expert rows; not on the other uses of the call, nor on which call it is in.
+// Rounding of weights: see tiled_gemm.h.
 
 #include <cuda_runtime_api.h>
 

@@ -51,7 +51,8 @@ const char* Check(const ProductDevice& device, const HeadProductArgs& args) {
   }
   if (args.weights == nullptr || reinterpret_cast<uintptr_t>(args.weights) % 128 != 0)
     return "argument weights: not on 128 bytes";
-  if (args.matrix_bytes % 128 != 0 || args.matrix.scales % 128 != 0 || args.matrix.headers % 128 != 0) return "argument weights: a plane is not on 128 bytes";
+  if (args.matrix_bytes % 128 != 0 || args.matrix.scales % 128 != 0 || args.matrix.headers % 128 != 0)
+    return "argument weights: a plane is not on 128 bytes";
   if (args.tables == nullptr) return "argument tables: null";
   return nullptr;
 }

@@ -16,8 +16,8 @@ namespace ferry::cuda {
 
 class HeadTables {
  public:
-  // Sets args' tables for its shapes, and the memory of its expansion for the expansion's bytes, a multiple of 256. Both serve what
-  // is queued from here on until the workspace's next Reserve. ResourceExhausted: no room.
+  // Sets args' tables for its shapes, and the memory of its expansion for the expansion's bytes, a multiple of 256. Both serve
+  // what is queued from here on until the workspace's next Reserve. ResourceExhausted: no room.
   absl::Status Place(HeadProductArgs& args, ComputeQueue& queue, Workspace& workspace);
 
  private:

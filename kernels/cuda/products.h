@@ -70,7 +70,7 @@ struct ProductParams {
 };
 static_assert(sizeof(ProductParams) <= 4096, "the parameters of a launch");
 
-// Whether LaunchProducts uses the expansion for `rows` rows of an expert or of a dense matrix.
+// Whether LaunchProducts uses the expansion.
 bool NeedsExpansion(ProductKernel kernel, DType type);                 // one matrix
 bool NeedsExpansion(ProductKernel kernel, DType first, DType second);  // gate and up
 // Rows of weights that fit are a multiple of this, or all.
@@ -91,6 +91,9 @@ cudaError_t LaunchFewDirect(const ProductParams& params, bool fused, cudaStream_
 cudaError_t LaunchFewBlocks(const ProductParams& params, bool fused, cudaStream_t stream);
 cudaError_t LaunchFewGrids(const ProductParams& params, bool fused, cudaStream_t stream);
 cudaError_t LaunchFewIk(const ProductParams& params, bool fused, cudaStream_t stream);
+
+// The capability, as 10 * major + minor, for which the code of this build that runs on the current device was written; 0: none.
+int ProductCodeCapability();
 
 // Lets the kernels use the shared memory that they need on the current device. usable: whether this build has code for it.
 cudaError_t PrepareProductsWgmma(bool* usable);

@@ -165,6 +165,15 @@ cudaError_t Launch(ProductParams& params, cudaStream_t stream) {
 
 }  // namespace
 
+int ProductCodeCapability() {
+  cudaFuncAttributes attributes;
+  if (cudaFuncGetAttributes(&attributes, ProductsMmaKernel<DType::kQ8_0, __half, true>) != cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
+  return attributes.ptxVersion;
+}
+
 cudaError_t LaunchProductsMma(ProductParams params, bool fused, cudaStream_t stream) {
   return WithActivation(params.act_type, [&](auto act) {
     using Act = decltype(act);

@@ -324,7 +324,7 @@ template <>
 struct RowFormat<DType::kIQ4_K> : Iq4Levels, SplitScales<kIq4Shift> {};
 template <>
 struct RowFormat<DType::kIQ5_K> : Iq5Levels, SplitScales<kIq5Shift> {};
-// The levels are values of a polynomial: Values below.
+// The levels are values of a polynomial: LevelOf.
 template <>
 struct RowFormat<DType::kIQ6_K> : SixBitCodes {
   static constexpr int kScaleWords = 3;

@@ -33,7 +33,7 @@ TEST(Status, TellsWhatRunsToPeopleAndPrograms) {
   EXPECT_EQ(json["server"]["workers"].size(), 2u);
   EXPECT_EQ(json["server"]["workers"][1]["end_layer"], 6);
   EXPECT_EQ(json["model"]["name"], "our-model");
-  const Output live = Ferry(status + " --live", "timeout 4");
+  const Output live = Ferry(status + " --live", "timeout 12");
   EXPECT_THAT(live.out, HasSubstr("generated ones a second"));
   EXPECT_THAT(live.out, Not(HasSubstr("\033"))) << "no escape codes in a pipe";
 }

@@ -227,7 +227,7 @@ TEST_F(Attacks, TwentyThousandOpenCallsHoldLittleMemory) {
     absl::SleepFor(absl::Seconds(1));  // they stay open
   };
   EXPECT_OK(victim_->AskDuring([&] { EXPECT_LE(PeakDuring(attack), kMaxAboveArena); }));
-  EXPECT_TRUE(Eventually(absl::Seconds(5), [&] { return ServesANewClient(); }));
+  EXPECT_TRUE(Eventually(kPatience, [&] { return ServesANewClient(); }));
 }
 
 TEST_F(Attacks, ManyConnectionsOfOneAddressKeepNobodyElseOut) {
@@ -248,7 +248,7 @@ TEST_F(Attacks, ManyConnectionsOfOneAddressKeepNobodyElseOut) {
     }
   };
   EXPECT_OK(victim_->AskDuring(attack));
-  EXPECT_TRUE(Eventually(absl::Seconds(5), [&] { return ServesANewClient(); }));
+  EXPECT_TRUE(Eventually(kPatience, [&] { return ServesANewClient(); }));
   EXPECT_TRUE(Eventually(kPatience, [&] { return Descriptors() <= before + 8; })) << Descriptors() << " after " << before;
 }
 
@@ -264,7 +264,7 @@ TEST_F(Attacks, TheListenerIsAliveAfterDescriptorsRanOut) {
     EXPECT_TRUE(another.IsClosedWithin(kPatience)) << "who comes now is turned away";
   }));
   idle.clear();
-  EXPECT_TRUE(Eventually(absl::Seconds(5), [&] { return ServesANewClient(); }));
+  EXPECT_TRUE(Eventually(kPatience, [&] { return ServesANewClient(); }));
 }
 
 TEST_F(Attacks, ClientsThatVanishFreeTheirPlaces) {

@@ -95,7 +95,7 @@ TEST(Fairness, APoliteClientWaitsForOneRoundOfAGreedyOne) {
               1e3 * beside, kGreedyRequests, beside / alone);
   // A round of those that run has to end before its turn, and further rounds end while it runs. A bound on time would measure
   // what else the machine does.
-  EXPECT_LE(P95(ends), 6 * kParallel) << "in order of arrival there would be " << kGreedyRequests;
+  EXPECT_LE(P95(ends), 8 * kParallel) << "in order of arrival there would be " << kGreedyRequests;
 }
 
 }  // namespace

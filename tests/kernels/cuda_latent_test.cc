@@ -138,7 +138,9 @@ INSTANTIATE_TEST_SUITE_P(
                     HeadsCase{2, 16, 512, 128, 192, 576, DType::kF32}, HeadsCase{16, 5, 64, 32, 48, 80, DType::kF16},
                     HeadsCase{17, 5, 64, 32, 48, 80, DType::kBF16}, HeadsCase{40, 3, 72, 96, 96, 72, DType::kF32, 8, 5},
                     HeadsCase{33, 130, 32, 64, 64, 48, DType::kQ8_0}, HeadsCase{100, 16, 512, 128, 192, 576},
-                    HeadsCase{70, 4, 128, 512, 512, 128, DType::kQ8_0, 16, 24}, HeadsCase{3, 7, 33, 64, 72, 40, DType::kQ4_0}));
+                    HeadsCase{70, 4, 128, 512, 512, 128, DType::kQ8_0, 16, 24}, HeadsCase{3, 7, 33, 64, 72, 40, DType::kQ4_0},
+                    HeadsCase{5, 130, 72, 256, 256, 80, DType::kQ4_K}, HeadsCase{40, 130, 400, 256, 256, 400, DType::kQ5_K},
+                    HeadsCase{100, 3, 64, 256, 264, 64, DType::kIQ4_KS}));
 
 TEST_F(CudaHeadProductsTest, ARowOfFewIsTheSameAloneAndAmongOthers) {
   const HeadsCase c = {.rows = 9, .heads = 6, .n = 96, .k = 64, .in_part = 80, .out_part = 112};

@@ -128,7 +128,7 @@ TEST_F(NodeIdentityTest, CertificatesAreRenewedBeforeTheyEnd) {
   };
   const auto make = [&](const std::string& folder, NodeRole role) -> absl::Status {
     ASSIGN_OR_RETURN(const NodeRequest request, MakeNodeRequest());
-    ASSIGN_OR_RETURN(const std::string pem, issue(role, absl::Seconds(4))(request.request_pem));
+    ASSIGN_OR_RETURN(const std::string pem, issue(role, absl::Seconds(8))(request.request_pem));
     ASSIGN_OR_RETURN(const std::string ca, ReadSmallFile(CaCertificatePath(coordinator_folder_)));
     return WriteNodeFiles(folder, ca, pem, request.key_pem);
   };
@@ -139,15 +139,14 @@ TEST_F(NodeIdentityTest, CertificatesAreRenewedBeforeTheyEnd) {
   ASSERT_OK_AND_ASSIGN(coordinator_, NodeIdentity::Open(coordinator_folder_, /*refresh_seconds=*/1));
   ASSERT_OK_AND_ASSIGN(worker_, NodeIdentity::Open(worker_folder_, /*refresh_seconds=*/1));
   ASSERT_OK_AND_ASSIGN(const auto forgetful, NodeIdentity::Open(forgetful_folder, /*refresh_seconds=*/1));
-  Serve(*coordinator_, /*admits_strangers=*/false);
-  EXPECT_OK(Call(NodeRole::kCoordinator, forgetful.get()));
-
-  const CertificateKeeper::Options often = {.pause = absl::Milliseconds(100), .renew_before = absl::Seconds(3)};
+  const CertificateKeeper::Options often = {.pause = absl::Milliseconds(100), .renew_before = absl::Seconds(7)};
   const auto keep = [&](const std::string& folder, NodeRole role) {
     return CertificateKeeper::Start(folder, issue(role, kNodeLifetime), often).value();
   };
   const auto coordinator_keeper = keep(coordinator_folder_, NodeRole::kCoordinator);
   const auto worker_keeper = keep(worker_folder_, NodeRole::kWorker);
+  Serve(*coordinator_, /*admits_strangers=*/false);
+  EXPECT_OK(Call(NodeRole::kCoordinator, forgetful.get()));
   while (absl::Now() < end + absl::Seconds(1)) {
     EXPECT_OK(Call(NodeRole::kCoordinator, worker_.get())) << absl::Now() << ", the first certificates end " << end;
     absl::SleepFor(absl::Milliseconds(200));

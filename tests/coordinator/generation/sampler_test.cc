@@ -352,6 +352,10 @@ TEST(Sampler, TypicalPKeepsThoseNearestToTheMeanSurprise) {
   EXPECT_THAT(Drawn(params, logits), ElementsAre(1));
   params.typical_p = 0.7f;
   EXPECT_THAT(Drawn(params, logits), ElementsAre(0, 1));
+  params.temperature = 0.1f;
+  params.typical_p = 0.2f;
+  EXPECT_THAT(Drawn(params, logits), ElementsAre(1)) << "the surprises before the temperature count";
+  params.temperature = 1;
   params.min_p = 0.9f;
   params.typical_p = 0.2f;
   EXPECT_THAT(Drawn(params, logits), ElementsAre(1)) << "min_p is a share of the best one that stayed";
@@ -376,6 +380,9 @@ TEST(Sampler, XtcLeavesOutAllButTheLastOfTheTopChoices) {
   params.xtc_probability = 1;
   params.xtc_threshold = 0.15f;
   EXPECT_THAT(Drawn(params, logits), ElementsAre(2, 3));
+  params.temperature = 4;
+  EXPECT_THAT(Drawn(params, logits), ElementsAre(2, 3)) << "the probabilities before the temperature count";
+  params.temperature = 1;
   params.xtc_threshold = 0.35f;
   EXPECT_THAT(Drawn(params, logits), ElementsAre(0, 1, 2, 3)) << "one alone stays";
   params.xtc_probability = 0.5f;

@@ -110,9 +110,11 @@ TEST_F(TextCallsTest, RefusesCallsWhileClientsLeaveTooManyAnswersUnread) {
 }
 
 TEST_F(TextCallsTest, AClientThatDoesNotTakeItsAnswerLosesIt) {
-  Start({.reader_patience = absl::Milliseconds(100)});
+  Start({.max_unread_bytes = kAnswerBytes - 1, .reader_patience = absl::Seconds(1)});
   Caller lazy(channel_);
-  absl::SleepFor(absl::Seconds(2));
+  while (service_->answered() < 1) absl::SleepFor(absl::Milliseconds(1));
+  // Others are refused as long as its answer is kept.
+  while (Caller(channel_).Take().error_code() != grpc::StatusCode::OK) absl::SleepFor(absl::Milliseconds(10));
   EXPECT_EQ(lazy.Take().error_code(), grpc::StatusCode::CANCELLED);
 }
 
