@@ -11,7 +11,7 @@ namespace ferry {
 
 Command AddCompletion(CLI::App& app) {
   auto shell = std::make_shared<std::string>();
-  AddChoice(app, "shell", *shell, {"bash", "zsh", "fish"}, "of which shell")->required();
+  AddChoice(app, "shell", *shell, {"bash", "zsh", "fish"}, "the shell that reads the completion")->required();
   app.footer(Examples({"source <(ferry completion bash)    for this shell; in ~/.bashrc for every one",
                        "ferry completion fish > ~/.config/fish/completions/ferry.fish"}));
   return [shell]() -> absl::Status {

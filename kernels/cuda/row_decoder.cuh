@@ -33,7 +33,7 @@ __device__ inline uint32_t FieldWord(const std::byte* entry, int row, int word =
   if constexpr (kBytes == 2) return *reinterpret_cast<const uint16_t*>(at);
   return *reinterpret_cast<const uint32_t*>(at);
 }
-// The same in an array of fields of four bytes, of which `field` is chosen at run time.
+// The same in an array of fields of four bytes; `field` is chosen at run time.
 template <int kStart>
 __device__ inline uint32_t FieldOfFour(const std::byte* entry, int row, int field) {
   return *reinterpret_cast<const uint32_t*>(entry + 16 * (kStart + 4 * field) + 4 * row);
