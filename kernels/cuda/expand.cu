@@ -11,22 +11,13 @@ constexpr int kWarps = 8, kThreads = kWarps * kWarpSize;
 // A row's 32 columns: out[i] = elements 2i and 2i + 1.
 template <DType kType, typename Act>
 __device__ inline void DecodeTo(const RowTile& tile, int block, int row, uint32_t (&out)[16]) {
-  if constexpr (kIsDirect<kType>) {
-    using Codes = Decoder<kType, Act>;
-    const int64_t at = static_cast<int64_t>(block) * 16 + row;
-    uint4 codes[Codes::kVectors];
+  using Row = RowOf<kType, Act>;
+  typename Row::Raw raw;
+  Row::Load(tile, block, row, &raw);
+  Row::Decode(raw, block, Row::Header(tile, row), out);
+  if constexpr (kSumScale<kType, Act> != 1.0f) {  // 2^64
 #pragma unroll
-    for (int v = 0; v < Codes::kVectors; ++v) codes[v] = LoadOnce16(tile.codes + at * Format<kType>::kCodeBytes + 16 * v);
-    Codes::Block(codes, Codes::MakeScale(Codes::LoadScaleBits(tile.scales + at * Format<kType>::kScaleBytes)), out);
-    if constexpr (kSumScale<kType, Act> != 1.0f) {  // 2^64
-#pragma unroll
-      for (uint32_t& pair : out) pair = MultiplyPairs<Act>(pair, 0x5F805F80u);
-    }
-  } else {
-    using Row = RowDecoder<kType>;
-    typename Row::Raw raw;
-    Row::Load(tile, block, row, &raw);
-    Row::template Decode<Act>(raw, block, Row::Header(tile, row), out);
+    for (uint32_t& pair : out) pair = MultiplyPairs<Act>(pair, 0x5F805F80u);
   }
 }
 

@@ -26,41 +26,6 @@ constexpr int kWarpsPerSm = kType == DType::kQ5_K || kType == DType::kIQ5_K ? 16
 constexpr int kGroupBlocks = 4;  // blocks of 32 columns that a warp takes at a time: lane (g, q) holds block q of rows g, g + 8
 constexpr int kPitch = 20;       // floats from token to token in shared memory: the 32 lanes of a store hit 32 banks
 
-// A row's 32 columns of the types that dequant.cuh decodes, with the interface of RowDecoder.
-template <DType kType, typename Act>
-struct DirectRow {
-  using Codes = Decoder<kType, Act>;
-  using F = Format<kType>;
-  struct Raw {
-    uint4 codes[Codes::kVectors];
-    uint32_t scale;
-  };
-  __device__ static float Header(const RowTile&, int) { return 0.0f; }
-  __device__ static void Load(const RowTile& tile, int block, int row, Raw* raw) {
-    const int64_t at = static_cast<int64_t>(block) * 16 + row;
-#pragma unroll
-    for (int v = 0; v < Codes::kVectors; ++v) raw->codes[v] = LoadOnce16(tile.codes + at * F::kCodeBytes + 16 * v);
-    raw->scale = Codes::LoadScaleBits(tile.scales + at * F::kScaleBytes);
-  }
-  __device__ static void Clear(Raw* raw) {
-#pragma unroll
-    for (uint4& codes : raw->codes) codes = uint4{0, 0, 0, 0};
-    raw->scale = 0;
-  }
-  __device__ static void Decode(const Raw& raw, int, float, uint32_t (&out)[16]) {
-    Codes::Block(raw.codes, Codes::MakeScale(raw.scale), out);
-  }
-};
-template <DType kType, typename Act>
-struct PackedRow : RowDecoder<kType> {
-  using Raw = typename RowDecoder<kType>::Raw;
-  __device__ static void Decode(const Raw& raw, int block, float header, uint32_t (&out)[16]) {
-    RowDecoder<kType>::template Decode<Act>(raw, block, header, out);
-  }
-};
-template <DType kType, typename Act>
-using FewRow = std::conditional_t<kIsDirect<kType>, DirectRow<kType, Act>, PackedRow<kType, Act>>;
-
 // Whether the code of a kernel is wanted: types beside the direct ones are decoded to F16 only for GPUs without bf16 products.
 template <DType kType, typename Act>
 __host__ __device__ constexpr bool IsCompiledFor(int capability) {
@@ -71,7 +36,7 @@ __host__ __device__ constexpr bool IsCompiledFor(int capability) {
 // j takes elements 4j..4j+3 of block q from lane q, of weights and rows alike.
 template <DType kType, typename Act, bool kFused, int kTokenTiles, int kRowTiles, int kWarps>
 __device__ __forceinline__ void ProductsFew(const ProductParams& params) {
-  using Row = FewRow<kType, Act>;
+  using Row = RowOf<kType, Act>;
   // Of direct types a warp takes gate and up together. Decoding the others needs so many registers that half of the warps take
   // gate and half take up, each with the next columns on their way while it decodes.
   constexpr bool kSplit = kFused && !kIsDirect<kType>;

@@ -39,6 +39,19 @@ __device__ inline uint32_t FieldOfFour(const std::byte* entry, int row, int fiel
   return *reinterpret_cast<const uint32_t*>(entry + 16 * (kStart + 4 * field) + 4 * row);
 }
 
+// The f16 of `d` times a whole number for each half: SetHalves of k_quants.h.
+template <typename NumberOf>
+__device__ inline void SetHalves(uint32_t d, const NumberOf& number_of, HalfScales& out) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) out.scale[half] = HalfBits(d) * static_cast<float>(number_of(half));
+}
+// The nibble of each half of 16 columns, from the word that has those of tiles 0 to 3 or 4 to 7.
+__device__ inline uint32_t NibbleOfHalf(uint32_t word, int tile, int half) { return (word >> (8 * (tile % 4) + 4 * half)) & 15u; }
+// The signed byte of each half, from the word that has those of two tiles.
+__device__ inline int8_t SignedByteOfHalf(uint32_t word, int tile, int half) {
+  return static_cast<int8_t>(ByteOf(word, tile % 2 * 2 + half));
+}
+
 template <DType kType>
 struct RowFormat;
 
@@ -175,11 +188,8 @@ struct RowFormat<DType::kQ6_K> : SixBitCodes {
     words[1] = FieldOfFour<2>(entry, row, tile / 2);
   }
   __device__ static void Scales(const uint32_t* words, const uint32_t*, int tile, float, HalfScales& out) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const auto number = static_cast<int8_t>(ByteOf(words[1], tile % 2 * 2 + half));
-      out.scale[half] = HalfBits(words[0]) * static_cast<float>(number);
-    }
+    SetHalves(
+        words[0], [&](int half) { return SignedByteOfHalf(words[1], tile, half); }, out);
   }
 };
 template <>
@@ -275,11 +285,11 @@ struct SplitScales {
     words[3] = FieldOfFour<4>(entry, row, 1 + tile / 4);
   }
   __device__ static void Scales(const uint32_t* words, const uint32_t*, int tile, float, HalfScales& out) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const uint32_t low = (words[3] >> (8 * (tile % 4) + 4 * half)) & 15u, high = (words[2] >> (4 * tile + 2 * half)) & 3u;
-      out.scale[half] = HalfBits(words[0]) * static_cast<float>(static_cast<int>(low | high << 4) - 32);
-    }
+    const auto number_of = [&](int half) {
+      const uint32_t low = NibbleOfHalf(words[3], tile, half), high = (words[2] >> (4 * tile + 2 * half)) & 3u;
+      return static_cast<int>(low | high << 4) - 32;
+    };
+    SetHalves(words[0], number_of, out);
     ShiftLevels<kShift>(words[1] >> (2 * tile), out);
   }
 };
@@ -293,11 +303,8 @@ struct RowFormat<DType::kIQ2_K> : Iq2Levels {
     words[2] = FieldOfFour<4>(entry, row, tile / 4);
   }
   __device__ static void Scales(const uint32_t* words, const uint32_t*, int tile, float, HalfScales& out) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const uint32_t nibble = (words[2] >> (8 * (tile % 4) + 4 * half)) & 15u;
-      out.scale[half] = HalfBits(words[0]) * static_cast<float>(static_cast<int>(nibble) - 8);
-    }
+    SetHalves(
+        words[0], [&](int half) { return static_cast<int>(NibbleOfHalf(words[2], tile, half)) - 8; }, out);
     ShiftLevels<kIq2Shift>(words[1] >> (2 * tile), out);
   }
 };
@@ -311,12 +318,11 @@ struct RowFormat<DType::kIQ3_K> : Iq3Levels {
     words[3] = FieldOfFour<6>(entry, row, tile / 4);
   }
   __device__ static void Scales(const uint32_t* words, const uint32_t*, int tile, float, HalfScales& out) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const auto size = static_cast<int>(2 * ((words[3] >> (8 * (tile % 4) + 4 * half)) & 15u) + 1);
-      const bool negative = (words[2] >> (2 * tile + half)) & 1u;
-      out.scale[half] = HalfBits(words[0]) * static_cast<float>(negative ? -size : size);
-    }
+    const auto number_of = [&](int half) {
+      const auto size = static_cast<int>(2 * NibbleOfHalf(words[3], tile, half) + 1);
+      return (words[2] >> (2 * tile + half)) & 1u ? -size : size;
+    };
+    SetHalves(words[0], number_of, out);
     ShiftLevels<kIq3Shift>(words[1] >> (2 * tile), out);
   }
 };
@@ -334,11 +340,8 @@ struct RowFormat<DType::kIQ6_K> : SixBitCodes {
     words[2] = FieldOfFour<4>(entry, row, tile / 2);
   }
   __device__ static void Scales(const uint32_t* words, const uint32_t*, int tile, float, HalfScales& out) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const auto number = static_cast<int8_t>(ByteOf(words[2], tile % 2 * 2 + half));
-      out.scale[half] = HalfBits(words[0]) * static_cast<float>(number);
-    }
+    SetHalves(
+        words[0], [&](int half) { return SignedByteOfHalf(words[2], tile, half); }, out);
     ShiftLevels<kIq6Shift>(words[1] >> (2 * tile), out);
   }
   __device__ static float LevelOf(float code) {
@@ -722,5 +725,41 @@ struct RowDecoder {
     start += kBytes;
   }
 };
+
+// A row's 32 columns of the types that dequant.cuh decodes, with the interface of RowDecoder.
+template <DType kType, typename Act>
+struct DirectRow {
+  using Codes = Decoder<kType, Act>;
+  using F = Format<kType>;
+  struct Raw {
+    uint4 codes[Codes::kVectors];
+    uint32_t scale;
+  };
+  __device__ static float Header(const RowTile&, int) { return 0.0f; }
+  __device__ static void Load(const RowTile& tile, int block, int row, Raw* raw) {
+    const int64_t at = static_cast<int64_t>(block) * 16 + row;
+#pragma unroll
+    for (int v = 0; v < Codes::kVectors; ++v) raw->codes[v] = LoadOnce16(tile.codes + at * F::kCodeBytes + 16 * v);
+    raw->scale = Codes::LoadScaleBits(tile.scales + at * F::kScaleBytes);
+  }
+  __device__ static void Clear(Raw* raw) {
+#pragma unroll
+    for (uint4& codes : raw->codes) codes = uint4{0, 0, 0, 0};
+    raw->scale = 0;
+  }
+  __device__ static void Decode(const Raw& raw, int, float, uint32_t (&out)[16]) {
+    Codes::Block(raw.codes, Codes::MakeScale(raw.scale), out);
+  }
+};
+template <DType kType, typename Act>
+struct PackedRow : RowDecoder<kType> {
+  using Raw = typename RowDecoder<kType>::Raw;
+  __device__ static void Decode(const Raw& raw, int block, float header, uint32_t (&out)[16]) {
+    RowDecoder<kType>::template Decode<Act>(raw, block, header, out);
+  }
+};
+// The one of both that decodes the type.
+template <DType kType, typename Act>
+using RowOf = std::conditional_t<kIsDirect<kType>, DirectRow<kType, Act>, PackedRow<kType, Act>>;
 
 }  // namespace ferry::cuda
