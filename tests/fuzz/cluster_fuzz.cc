@@ -37,7 +37,7 @@ void FuzzMembership(WireInput& input) {
       Require(beat.worker_id() < 2 && membership.Members()[worker.value()].info.incarnation == incarnation);
     } else {
       const auto registration = CheckRegistration(input.Next<internal::v1::RegisterRequest>(),
-                                                  {.model_fingerprint = 7, .host = "here", .expert_transport = "auto"});
+                                                  {.model_fingerprint = 7, .machine = "here", .expert_transport = "auto"});
       if (!registration.ok()) continue;
       Require(registration->expert_transport == "shm" || registration->expert_transport == "grpc");
       Require(std::isfinite(registration->link_bytes_per_second) && !registration->info.address.empty());

@@ -9,6 +9,7 @@
 
 #include "absl/time/clock.h"
 #include "ferry/v1/generate.grpc.pb.h"
+#include "tests/testing/fake_clock.h"
 #include "tests/testing/status_matchers.h"
 
 namespace ferry {
@@ -40,7 +41,7 @@ class LongAnswers final : public v1::Ferry::WithRawCallbackMethod_Tokenize<v1::F
 class TextCallsTest : public ::testing::Test {
  protected:
   void Start(TextCalls::Options options) {
-    texts_ = TextCalls::Create(Clock::Real(), options).value();
+    texts_ = TextCalls::Create(&clock_, options).value();
     service_ = std::make_unique<LongAnswers>(texts_.get());
     grpc::ServerBuilder builder;
     int port = 0;
@@ -53,6 +54,7 @@ class TextCallsTest : public ::testing::Test {
     channel_ = grpc::CreateCustomChannel("127.0.0.1:" + std::to_string(port), grpc::InsecureChannelCredentials(), arguments);
   }
 
+  FakeClock clock_;
   std::unique_ptr<TextCalls> texts_;
   std::unique_ptr<LongAnswers> service_;
   std::unique_ptr<grpc::Server> server_;
@@ -112,9 +114,10 @@ TEST_F(TextCallsTest, RefusesCallsWhileClientsLeaveTooManyAnswersUnread) {
 TEST_F(TextCallsTest, AClientThatDoesNotTakeItsAnswerLosesIt) {
   Start({.max_unread_bytes = kAnswerBytes - 1, .reader_patience = absl::Seconds(1)});
   Caller lazy(channel_);
-  while (service_->answered() < 1) absl::SleepFor(absl::Milliseconds(1));
-  // Others are refused as long as its answer is kept.
-  while (Caller(channel_).Take().error_code() != grpc::StatusCode::OK) absl::SleepFor(absl::Milliseconds(10));
+  const auto call = [&] { return Caller(channel_).Take().error_code(); };
+  while (call() != grpc::StatusCode::RESOURCE_EXHAUSTED) absl::SleepFor(absl::Milliseconds(1));
+  clock_.Advance(absl::Seconds(2));
+  while (call() != grpc::StatusCode::OK) absl::SleepFor(absl::Milliseconds(10));
   EXPECT_EQ(lazy.Take().error_code(), grpc::StatusCode::CANCELLED);
 }
 
