@@ -22,6 +22,9 @@ class PredictedModel {
   // `gpu_bytes`: the result of ModelOptions::GpuBytes. Errors: the file's, and those of PlanPlacement.
   static absl::StatusOr<std::unique_ptr<PredictedModel>> Open(const ModelOptions& options, int num_workers, int64_t gpu_bytes);
 
+  // Divides the model anew, among other workers. Errors: those of PlanPlacement; the placement stays as it was.
+  absl::Status Place(const ModelOptions& options, int num_workers, int64_t gpu_bytes);
+
   const ModelConfig& config() const { return config_; }
   const ModelSizes& sizes() const { return sizes_; }
   const ArenaLayout& arena() const { return arena_; }
@@ -52,9 +55,7 @@ struct FoundRates {
 nlohmann::json RatesJson(const MachineRates& rates);
 // The rates that a running server plans with.
 FoundRates RatesOf(const v1::GetServerInfoResponse& info);
-// The rates that an earlier start on this machine kept for workers on `devices`. Without them, measures host, links and GPUs
-// here, one after the other, for about a second.
-absl::StatusOr<FoundRates> RatesOfThisMachine(const ModelOptions& options, const PredictedModel& model,
-                                              const std::vector<std::string>& devices);
+// "2026-11-21 10:03"
+std::string LocalMinute(absl::Time time);
 
 }  // namespace ferry

@@ -114,6 +114,9 @@ TEST(CommandLine, ANumberOutOfRangeIsRefusedByEveryCommand) {
                                        "bench" + model + "-p 512,-1",
                                        "plan" + model + "-p 0",
                                        "plan" + model + "--link-rate inf",
+                                       "plan" + model + "--host-rate 80Gb/h",
+                                       "plan" + model + "--gpu-memory 24GiB,none",
+                                       "plan" + model + "--gpu-memory 1GiB,1GiB --workers 3",
                                        "plan" + model + "--gpus 0x0 --backend cpu",
                                        std::string("make-model /nonexistent/m.gguf --layers -5"),
                                        std::string("make-model /nonexistent/m.gguf --heads 1e3")}) {
@@ -199,6 +202,42 @@ TEST(CommandLine, PlanMeasuresWhatNobodyKept) {
   EXPECT_THAT(predicted["rates_source"].get<std::string>(), HasSubstr("measured now"));
   EXPECT_GT(predicted["rates"]["workers"][0]["link_alone"], 0);
   EXPECT_GT(predicted["decode_tokens_per_second"], 0);
+}
+
+TEST(CommandLine, PlanSaysWhatAMachineThatIsNotHereWouldGive) {
+  const std::string machine =
+      " --gpu-memory 8GiB --workers 4 --host-rate 80GB/s --host-flops 2e12 --link-rate 25e9 -c 32k -p 64 ";
+  const Output plan = Ferry(std::string("plan --json --host-memory 64GiB") + machine + "-m " + kDemoModel);
+  ASSERT_EQ(plan.exit_code, 0) << plan.err;
+  const nlohmann::json predicted = nlohmann::json::parse(plan.out);
+  EXPECT_TRUE(predicted["fits"]);
+  EXPECT_EQ(predicted["workers"].size(), 4);
+  EXPECT_EQ(predicted["rates"]["host"]["read_bytes_per_second"], 80e9);
+  EXPECT_EQ(predicted["rates"]["workers"][3]["link_alone"], 25e9);
+  ASSERT_EQ(predicted["choices"].size(), 4) << "1, 2 and 4 GPUs, and the processor alone";
+  for (const nlohmann::json& choice : predicted["choices"]) {
+    EXPECT_GT(choice["prefill_tokens_per_second"], 0);
+    EXPECT_GE(choice["seconds"], 0);
+    if (choice["command"] == predicted["command"]) continue;
+    EXPECT_GE(choice["seconds"], predicted["choices"][0]["seconds"]) << "the command is the quickest one's";
+  }
+  EXPECT_EQ(predicted["choices"][0]["command"], std::string("ferry serve -m ") + kDemoModel + " -c 32768 --gpus 0");
+  EXPECT_EQ(predicted["choices"][3]["command"], std::string("ferry serve -m ") + kDemoModel + " -c 32768 --backend cpu");
+}
+
+TEST(CommandLine, PlanSaysWhatIsMissing) {
+  const std::string none = std::string(" --host-rate 80GB/s --host-flops 2e12 -m ") + kDemoModel;
+  const Output plan = Ferry("plan --json --host-memory 1MiB --gpu-memory 1MiB" + none);
+  ASSERT_EQ(plan.exit_code, 0) << plan.err;
+  const nlohmann::json predicted = nlohmann::json::parse(plan.out);
+  EXPECT_FALSE(predicted["fits"]);
+  ASSERT_EQ(predicted["lacks"].size(), 2);
+  EXPECT_EQ(predicted["lacks"][0]["where"], "host memory");
+  EXPECT_EQ(predicted["lacks"][0]["missing_bytes"], predicted["arena_bytes"].get<int64_t>() - (1 << 20));
+  EXPECT_EQ(predicted["lacks"][1]["where"], "GPU 0");
+  EXPECT_FALSE(predicted.contains("command")) << "nothing fits";
+  EXPECT_THAT(Ferry("plan --gpu-memory 1MiB" + none).out,
+              AllOf(HasSubstr("it does not fit"), HasSubstr("GPU 0 lacks"), HasSubstr("--backend cpu")));
 }
 
 TEST(CommandLine, HelpTeaches) {
