@@ -1,5 +1,6 @@
 // `ferry bench`: prefill and decode rates in the table of llama-sweep-bench, and under it the bytes moved and the share of the
-// machine's limits that was reached. The limits are what the processes probed at their start, in the same run.
+// machine's limits that was reached. The limits are what the processes probed at their start, in the same run. With -o: the tests
+// and formats of llama-bench.
 
 #include <algorithm>
 #include <cmath>
@@ -7,10 +8,14 @@
 #include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <random>
 
+#include "absl/algorithm/container.h"
+#include "absl/strings/str_split.h"
+#include "cli/bench_runs.h"
+#include "cli/bench_tests.h"
 #include "cli/client.h"
 #include "cli/commands.h"
+#include "cli/model_flags.h"
 #include "cli/predicted_model.h"
 #include "cli/prompt.h"
 #include "common/command_line.h"
@@ -20,23 +25,29 @@
 namespace ferry {
 namespace {
 
+constexpr int64_t kContextSpare = 64;  // tokens of the context beside those of the longest test
+constexpr const char* kListedFlags[] = {"-b", "--ubatch-size", "--cache-type-k", "--cache-type-v", "-t"};
+
+// A flag of the model of which bench takes a list, and measures with each value.
+struct ListedFlag {
+  const ModelFlag* flag = nullptr;
+  std::vector<std::string> values;  // empty: not given
+};
+
 struct BenchOptions {
   ModelOptions model;
   std::string server;
-  std::string prompts = "512";
-  int64_t generate = 32;
+  std::string prompts = "512", generated;  // `generated` empty: the default of the table
+  std::vector<std::string> pairs;          // -pg
+  std::string depths;
+  std::string output;  // md, csv, json or jsonl; empty: the table with limits
+  std::vector<ListedFlag> listed;
   int repetitions = 3;
   bool sweep = false, json = false, cold = false;
   std::optional<uint64_t> seed = 1;  // none: random
 };
 
-struct Run {
-  int64_t prompt = 0, generated = 0, n_kv = 0;  // n_kv: tokens cached before the prompt
-  double prefill_seconds = 0, decode_seconds = 0;
-  proto::ExpertCounters prefill, decode;
-  double prefill_rate() const { return prefill_seconds > 0 ? static_cast<double>(prompt) / prefill_seconds : 0; }
-  double decode_rate() const { return decode_seconds > 0 ? static_cast<double>(generated) / decode_seconds : 0; }
-};
+using Run = BenchRun;
 
 // What the model and the machine allow; zeros where they are not known.
 struct Limits {
@@ -59,46 +70,6 @@ struct Predictions {
     input.cold = cold;
     return input;
   }
-};
-
-class Bench {
- public:
-  Bench(const BenchOptions& options, Client* client, int64_t vocab)
-      : options_(options), client_(*client), vocab_(vocab), seed_(options.seed ? *options.seed : std::random_device()()) {}
-
-  // One prompt of `length` new tokens behind `cached`, then a generation from there.
-  absl::StatusOr<Run> Measure(std::vector<uint32_t>& tokens, int64_t length, int repetition) {
-    Run run{.prompt = length, .n_kv = static_cast<int64_t>(tokens.size())};
-    std::mt19937_64 random(seed_ * 1000003 + static_cast<uint64_t>(repetition) * 7919 + tokens.size());
-    for (int64_t i = 0; i < length; ++i) tokens.push_back(static_cast<uint32_t>(random() % static_cast<uint64_t>(vocab_)));
-    ASSIGN_OR_RETURN(const proto::Finish prefill, Generate(tokens, 0, options_.cold));
-    run.prefill_seconds = prefill.prefill_seconds();
-    run.prefill = prefill.experts();
-    if (options_.generate > 0) {
-      // The prompt is in the cache but for its last token; the first token comes with it, so n + 1 make n decode steps.
-      ASSIGN_OR_RETURN(const proto::Finish decode, Generate(tokens, options_.generate + 1, /*cold=*/false));
-      run.generated = static_cast<int64_t>(decode.generated_tokens()) - 1;
-      run.decode_seconds = decode.decode_seconds();
-      run.decode = decode.experts();
-    }
-    return run;
-  }
-
- private:
-  absl::StatusOr<proto::Finish> Generate(const std::vector<uint32_t>& tokens, int64_t max_tokens, bool cold) {
-    proto::GenerateRequest request;
-    request.mutable_tokens()->mutable_ids()->Add(tokens.begin(), tokens.end());
-    request.set_max_tokens(static_cast<uint32_t>(max_tokens));
-    request.set_ignore_eos(true);
-    request.set_forget_experts(cold);
-    request.mutable_sampling()->set_temperature(0);
-    return client_.Generate(request, [](const proto::GenerateResponse&) { return true; });
-  }
-
-  const BenchOptions& options_;
-  Client& client_;
-  const int64_t vocab_;
-  const uint64_t seed_;
 };
 
 Run Median(std::vector<Run> runs) {
@@ -274,44 +245,58 @@ void PrintHead(const proto::GetServerInfoResponse& info, const Limits& limits, c
               "--------");
 }
 
+// What the table's rows measure.
+struct TableLengths {
+  std::vector<int64_t> prompts, generated;
+};
+
 // Measures every length, and calls report(run) after each, until it fails. `context`: tokens of the KV cache.
-absl::Status MeasureAll(const BenchOptions& options, const std::vector<int64_t>& lengths, int64_t context, Bench& bench,
+absl::Status MeasureAll(const BenchOptions& options, const TableLengths& lengths, int64_t context, BenchRunner& runner,
                         const std::function<absl::Status(const Run&)>& report) {
   if (options.sweep) {
     // As llama-sweep-bench: the context fills up in steps of the first length.
     std::vector<uint32_t> tokens;
-    while (static_cast<int64_t>(tokens.size()) + lengths.front() + options.generate < context) {
-      ASSIGN_OR_RETURN(const Run run, bench.Measure(tokens, lengths.front(), 0));
+    const int64_t prompt = lengths.prompts.front(), generate = lengths.generated.front();
+    while (static_cast<int64_t>(tokens.size()) + prompt + generate < context) {
+      ShowMeasuring(absl::StrFormat("measuring %d tokens behind %d", prompt, tokens.size()));
+      ASSIGN_OR_RETURN(const Run run, runner.Measure(tokens, prompt, generate, 0));
+      ShowMeasuring("");
       RETURN_IF_ERROR(report(run));
     }
-  } else {
-    std::vector<uint32_t> warm_up;
-    ASSIGN_OR_RETURN([[maybe_unused]] const Run ignored, bench.Measure(warm_up, std::min<int64_t>(lengths.front(), 64), -1));
-    for (const int64_t length : lengths) {
+    return absl::OkStatus();
+  }
+  for (const int64_t prompt : lengths.prompts) {
+    for (const int64_t generate : lengths.generated) {
       std::vector<Run> runs;
       for (int repetition = 0; repetition < options.repetitions; ++repetition) {
+        ShowMeasuring(absl::StrFormat("measuring a prompt of %d, run %d of %d", prompt, repetition + 1, options.repetitions));
         std::vector<uint32_t> tokens;
-        ASSIGN_OR_RETURN(const Run run, bench.Measure(tokens, length, repetition));
+        ASSIGN_OR_RETURN(const Run run, runner.Measure(tokens, prompt, generate, repetition));
         runs.push_back(run);
       }
+      ShowMeasuring("");
       RETURN_IF_ERROR(report(Median(std::move(runs))));
     }
   }
   return absl::OkStatus();
 }
 
-absl::Status RunBench(BenchOptions options) {
-  RETURN_IF_ERROR(options.model.CheckOutputs({}));
-  ASSIGN_OR_RETURN(const std::vector<int64_t> lengths, ParseLengths(options.prompts));
-  const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
-  if (options.model.context == 0 && options.server.empty()) options.model.context = longest + options.generate + 64;
-  options.model.parallel = 1;
+// The first prompt of a server is slower than later ones.
+absl::Status WarmUp(BenchRunner& runner, int64_t length) {
+  std::vector<uint32_t> tokens;
+  return runner.Measure(tokens, std::clamp<int64_t>(length, 1, 64), 1, -1).status();
+}
+
+absl::Status RunTable(BenchOptions options, const TableLengths& lengths) {
+  const int64_t longest = *std::max_element(lengths.prompts.begin(), lengths.prompts.end()) +
+                          *std::max_element(lengths.generated.begin(), lengths.generated.end());
+  if (options.model.context == 0 && options.server.empty()) options.model.context = longest + kContextSpare;
   ASSIGN_OR_RETURN(const std::unique_ptr<Client> client, Client::Connect(options.server, options.model));
   ASSIGN_OR_RETURN(const proto::GetModelInfoResponse model, client->ModelInfo());
   ASSIGN_OR_RETURN(const proto::GetServerInfoResponse info, client->ServerInfo());
   ASSIGN_OR_RETURN(const Predictions predictions, PredictionsFor(options, info));
   const Limits limits = LimitsOf(info, predictions);
-  Bench bench(options, client.get(), model.vocab_size());
+  BenchRunner runner({.cold = options.cold, .seed = options.seed}, client.get(), model.vocab_size());
 
   if (!options.json) PrintHead(info, limits, predictions);
   std::vector<Run> rows;
@@ -326,7 +311,8 @@ absl::Status RunBench(BenchOptions options) {
     }
     return FlushOutput();
   };
-  RETURN_IF_ERROR(MeasureAll(options, lengths, model.context_length(), bench, report));
+  if (!options.sweep) RETURN_IF_ERROR(WarmUp(runner, lengths.prompts.front()));
+  RETURN_IF_ERROR(MeasureAll(options, lengths, model.context_length(), runner, report));
   if (!options.json) {
     std::printf("\n");
     for (const Run& run : rows) {
@@ -337,6 +323,127 @@ absl::Status RunBench(BenchOptions options) {
   return client->Close();
 }
 
+// Every combination of the listed flags' values, the last one changing first.
+absl::StatusOr<std::vector<ModelOptions>> Combinations(const BenchOptions& options) {
+  std::vector<ModelOptions> combinations = {options.model};
+  for (const ListedFlag& listed : options.listed) {
+    if (listed.values.empty()) continue;
+    std::vector<ModelOptions> longer;
+    for (const ModelOptions& each : combinations) {
+      for (const std::string& value : listed.values) {
+        RETURN_IF_ERROR(SetModelFlag(*listed.flag, value, &longer.emplace_back(each)));
+      }
+    }
+    combinations = std::move(longer);
+  }
+  return combinations;
+}
+
+absl::Status RunTests(const BenchOptions& options, const ModelOptions& served, const std::vector<BenchTest>& tests,
+                      BenchReport& report) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<Client> client, Client::Connect(options.server, served));
+  ASSIGN_OR_RETURN(const proto::GetModelInfoResponse model, client->ModelInfo());
+  ASSIGN_OR_RETURN(const proto::GetServerInfoResponse info, client->ServerInfo());
+  BenchSubject subject = BenchSubjectOf(info, model);
+  if (options.server.empty()) {
+    ASSIGN_OR_RETURN(const std::vector<std::string> devices, served.Devices());
+    ASSIGN_OR_RETURN(const std::unique_ptr<PredictedModel> placed,
+                     PredictedModel::Open(served, info.workers_size(), ModelOptions::GpuBytes(devices)));
+    subject.filename = served.model;
+    subject.threads = served.threads;
+    subject.batch = placed->placement().cache.max_batch_tokens;
+    subject.micro_batch = placed->placement().cache.micro_batch_tokens;
+    subject.key_type = served.key_type;
+    subject.value_type = served.value_type;
+  }
+  BenchRunner runner({.cold = options.cold, .seed = options.seed}, client.get(), model.vocab_size());
+  RETURN_IF_ERROR(WarmUp(runner, tests.front().prompt));
+  for (const BenchTest& test : tests) {
+    ASSIGN_OR_RETURN(const std::vector<double> seconds, RunBenchTest(test, options.repetitions, runner));
+    RETURN_IF_ERROR(report.Add(subject, test, seconds));
+  }
+  return client->Close();
+}
+
+absl::Status RunAllTests(const BenchOptions& options, const std::vector<BenchTest>& tests) {
+  if (tests.empty()) return InvalidArgument("there is nothing to measure: -p, -n and -pg are 0");
+  ASSIGN_OR_RETURN(const std::vector<ModelOptions> combinations, Combinations(options));
+  int64_t longest = 0;
+  for (const BenchTest& test : tests) longest = std::max(longest, test.depth + test.tokens());
+  BenchReport report(options.output.empty() ? "md" : options.output);
+  for (ModelOptions served : combinations) {
+    if (served.context == 0) served.context = longest + kContextSpare;
+    RETURN_IF_ERROR(RunTests(options, served, tests, report));
+  }
+  return report.End();
+}
+
+// "512,128"
+absl::StatusOr<std::pair<int64_t, int64_t>> ParsePair(const std::string& text) {
+  const std::vector<std::string> parts = absl::StrSplit(text, ',');
+  if (parts.size() != 2) return InvalidArgument("-pg is '%s', want two numbers of tokens such as 512,128", text);
+  ASSIGN_OR_RETURN(const std::vector<int64_t> prompt, ParseLengths("-pg", parts[0]));
+  ASSIGN_OR_RETURN(const std::vector<int64_t> generate, ParseLengths("-pg", parts[1]));
+  return std::make_pair(prompt.front(), generate.front());
+}
+
+absl::Status RunBench(BenchOptions options) {
+  RETURN_IF_ERROR(options.model.CheckOutputs({}));
+  options.model.parallel = 1;
+  ASSIGN_OR_RETURN(const std::vector<int64_t> prompts, ParseLengths("-p", options.prompts, /*min=*/0));
+  const bool lists =
+      std::any_of(options.listed.begin(), options.listed.end(), [](const auto& each) { return each.values.size() > 1; });
+  const bool tests = !options.output.empty() || !options.pairs.empty() || !options.depths.empty() || lists ||
+                     std::count(prompts.begin(), prompts.end(), 0) > 0;
+  const char* const generated_default = tests ? "128" : "32";
+  ASSIGN_OR_RETURN(const std::vector<int64_t> generated,
+                   ParseLengths("-n", options.generated.empty() ? generated_default : options.generated, /*min=*/0));
+  if (!tests) {
+    ASSIGN_OR_RETURN(const std::vector<ModelOptions> served, Combinations(options));
+    options.model = served.front();
+    return RunTable(std::move(options), {prompts, generated});
+  }
+  if (options.sweep || options.json) {
+    return InvalidArgument("--sweep and --json are of the table with limits, which -o, -pg, -d, lists of flags and -p 0 replace");
+  }
+  std::vector<std::pair<int64_t, int64_t>> pairs;
+  for (const std::string& pair : options.pairs) {
+    ASSIGN_OR_RETURN(pairs.emplace_back(), ParsePair(pair));
+  }
+  ASSIGN_OR_RETURN(const std::vector<int64_t> depths,
+                   ParseLengths("-d", options.depths.empty() ? "0" : options.depths, /*min=*/0));
+  return RunAllTests(options, BenchTests(prompts, generated, pairs, depths));
+}
+
+// Puts a list in the place of each flag of which llama-bench takes one.
+void AddListedFlags(CLI::App& app, const std::shared_ptr<BenchOptions>& options) {
+  for (const ModelFlag& flag : ModelFlags()) {
+    const std::string names = flag.names;
+    const std::string name = names.substr(0, names.find(','));
+    if (!absl::c_linear_search(kListedFlags, name)) continue;
+    options->listed.push_back({.flag = &flag});
+  }
+  for (size_t i = 0; i < options->listed.size(); ++i) {
+    const ModelFlag& flag = *options->listed[i].flag;
+    const std::string names = flag.names;
+    CLI::Option* const single = app.get_option(names.substr(0, names.find(',')));
+    const std::string help = single->get_description() + "; a list measures with each";
+    const std::string type = single->get_type_name();
+    app.remove_option(single);
+    command_line::AddValue(app, names, type, help, [options, i](const std::string& text) -> absl::Status {
+      ListedFlag& listed = options->listed[i];
+      listed.values = absl::StrSplit(text, ',');
+      for (const std::string& value : listed.values) {
+        ModelOptions checked;
+        const absl::Status set = SetModelFlag(*listed.flag, value, &checked);
+        // The parser names the flag, too.
+        if (!set.ok()) return InvalidArgument("%s", std::string(set.message()).substr(set.message().find('\'')));
+      }
+      return absl::OkStatus();
+    })->group(flag.group);
+  }
+}
+
 }  // namespace
 
 Command AddBench(CLI::App& app) {
@@ -344,15 +451,25 @@ Command AddBench(CLI::App& app) {
   options->model.AddTo(app, /*model_required=*/false);
   AddText(app, "--server", options->server, "measure the coordinator at this address instead of starting one")
       ->excludes(app.get_option("--model"));
+  AddListedFlags(app, options);
   AddText(app, "-p,--n-prompt", options->prompts, "prompt lengths: 512,2048 (default 512)");
-  AddInteger(app, "-n,--n-gen", options->generate, {.max = 100000}, "tokens to generate behind each prompt (default 32)");
+  AddText(app, "-n,--n-gen", options->generated,
+          "tokens to generate: 128,256 (default 32 behind each prompt; 128 in llama-bench's tests)");
   AddInteger(app, "-r,--repetitions", options->repetitions, {.min = 1, .max = 100},
-             "runs of each length; the median is shown (default 3)");
+             "runs of each length (default 3); the table shows the median, llama-bench's tests mean and deviation");
   AddSwitch(app, "--sweep", options->sweep, "fill the context (-c) in steps of the first length");
   AddSwitch(app, "--cold", options->cold, "empty the workers' expert slots before every prompt");
   AddSeed(app, "--seed", options->seed, "seed of the random prompts (default 1; -1: a random one)");
   AddSwitch(app, "--json", options->json, "one JSON object a line instead of the table");
-  app.footer(Examples({"ferry bench -m model.gguf -p 512,2048,4096 -n 64", "ferry bench -m model.gguf -c 16384 -p 1024 --sweep",
+  const char* const tests = "Tests of llama-bench: each -p (pp), each -n (tg) and each -pg alone, without limits";
+  AddChoice(app, "-o,--output", options->output, {"md", "csv", "json", "jsonl"}, "llama-bench's tests in this format")
+      ->group(tests);
+  AddTexts(app, "--pg", options->pairs, "a prompt and tokens behind it in one test: 512,128; may be given several times")
+      ->group(tests);
+  AddText(app, "-d,--n-depth", options->depths, "tokens that are cached before each test: 0,4096 (default 0)")->group(tests);
+  app.footer(Examples({"ferry bench -m model.gguf -p 512,2048,4096 -n 64",
+                       "ferry bench -m model.gguf -p 512,2048 -n 128,256 -d 0,4096 -ub 512,2048 -o md",
+                       "ferry bench -m model.gguf -c 16384 -p 1024 --sweep",
                        "ferry bench -m model.gguf -p 2048 --vram-experts 4GiB --cold"}));
   return [options]() -> absl::Status {
     if (options->server.empty() == options->model.model.empty())

@@ -200,4 +200,10 @@ std::span<const ModelFlag> ModelFlags() {
   return *table;
 }
 
+absl::Status SetModelFlag(const ModelFlag& flag, const std::string& value, ModelOptions* options) {
+  CLI::App app;
+  CLI::Option* const option = flag.add(app, *options);
+  return ParseArguments(app, {option->get_name(), value});
+}
+
 }  // namespace ferry

@@ -28,5 +28,7 @@ struct ModelFlag {
   bool is_switch = false;
 };
 std::span<const ModelFlag> ModelFlags();
+// Sets `flag`, which takes a value, as if it were typed. InvalidArgument: the value is not one of its.
+absl::Status SetModelFlag(const ModelFlag& flag, const std::string& value, ModelOptions* options);
 
 }  // namespace ferry

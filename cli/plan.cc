@@ -241,7 +241,7 @@ void PrintJson(const PlanResult& plan) {
 }
 
 absl::Status Plan(const PlanOptions& options) {
-  ASSIGN_OR_RETURN(const std::vector<int64_t> lengths, ParseLengths(options.prompts));
+  ASSIGN_OR_RETURN(const std::vector<int64_t> lengths, ParseLengths("-p", options.prompts));
   ASSIGN_OR_RETURN(const PlannedMachine machine, PlannedMachineOf(options.model, options.machine));
   ASSIGN_OR_RETURN(const std::unique_ptr<PredictedModel> model,
                    PredictedModel::Open(options.model, static_cast<int>(machine.devices.size()), machine.SmallestGpu()));

@@ -102,11 +102,11 @@ absl::StatusOr<std::string> ReadAll(const std::string& path) {
   }
 }
 
-absl::StatusOr<std::vector<int64_t>> ParseLengths(const std::string& text) {
+absl::StatusOr<std::vector<int64_t>> ParseLengths(const std::string& flag, const std::string& text, int64_t min) {
   std::vector<int64_t> lengths;
   for (const absl::string_view part : absl::StrSplit(text, ',')) {
-    const absl::StatusOr<int64_t> length = ParseInteger({part.data(), part.size()}, 1, kMaxLength, /*units=*/true);
-    if (!length.ok()) return InvalidArgument("-p has '%s', want prompt lengths such as 512,2048", part.substr(0, 40));
+    const absl::StatusOr<int64_t> length = ParseInteger({part.data(), part.size()}, min, kMaxLength, /*units=*/true);
+    if (!length.ok()) return InvalidArgument("%s has '%s', want numbers of tokens such as 512,2048", flag, part.substr(0, 40));
     lengths.push_back(*length);
   }
   return lengths;

@@ -26,8 +26,8 @@ std::string WithEscapesRead(const std::string& text);
 // A whole file; "-": standard input. NotFound, or FailedPrecondition, names it: it is not there, or a folder, or cannot be read.
 // InvalidArgument: it is larger than any prompt.
 absl::StatusOr<std::string> ReadAll(const std::string& path);
-// Prompt lengths: "512,2048", "4k". InvalidArgument: anything else.
-absl::StatusOr<std::vector<int64_t>> ParseLengths(const std::string& text);
+// Numbers of tokens: "512,2048", "4k". InvalidArgument names `flag`: anything else, or less than `min`.
+absl::StatusOr<std::vector<int64_t>> ParseLengths(const std::string& flag, const std::string& text, int64_t min = 1);
 // Numbers separated by spaces, commas, new lines or brackets.
 absl::StatusOr<std::vector<uint32_t>> ParseIds(const std::string& text);
 

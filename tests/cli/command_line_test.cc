@@ -5,6 +5,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/str_split.h"
 #include "cli/prompt.h"
 #include "tests/cli/run_ferry.h"
 #include "tests/testing/status_matchers.h"
@@ -12,8 +13,10 @@
 namespace ferry {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 TEST(CommandLine, TokenizesAndBackFromAFileAlone) {
   const Output ids = Ferry(std::string("tokenize -m ") + kDemoModel + " --ids --no-bos -p 'Hello, world!'");
@@ -112,6 +115,11 @@ TEST(CommandLine, ANumberOutOfRangeIsRefusedByEveryCommand) {
                                        "score" + model + "-p x --top 21",
                                        "bench" + model + "-r 0",
                                        "bench" + model + "-p 512,-1",
+                                       "bench" + model + "-n 1,x",
+                                       "bench" + model + "-pg 512",
+                                       "bench" + model + "-d -1",
+                                       "bench" + model + "-o sql",
+                                       "bench" + model + "-ub 512,x",
                                        "plan" + model + "-p 0",
                                        "plan" + model + "--link-rate inf",
                                        "plan" + model + "--host-rate 80Gb/h",
@@ -193,6 +201,28 @@ TEST(CommandLine, BenchSaysWhatPlanPredicts) {
   EXPECT_THAT(predicted["rates_source"].get<std::string>(), HasSubstr("kept from a start"));
   EXPECT_EQ(predicted["rates"], measured["rates"]) << "of the start that bench made";
   EXPECT_EQ(predicted["prefill"][0]["tokens_per_second"], measured["plan"]["s_pp"]);
+}
+
+TEST(CommandLine, BenchRunsTheTestsOfLlamaBench) {
+  const std::string bench = std::string("bench --backend cpu -p 16 -n 2,3 -pg 8,2 -d 0,8 -r 2 -m ") + kDemoModel;
+  const Output csv = Ferry(bench + " -ub 64,128 -o csv");
+  ASSERT_EQ(csv.exit_code, 0) << csv.err;
+  const std::vector<std::string> lines = absl::StrSplit(csv.out, '\n', absl::SkipEmpty());
+  ASSERT_EQ(lines.size(), 1 + 2 * 2 * 4) << "two of -ub, two depths, pp, two tg, pg";
+  EXPECT_THAT(lines[0], HasSubstr("n_prompt,n_gen,n_depth,test_time,avg_ns,stddev_ns,avg_ts,stddev_ts"));
+  EXPECT_THAT(lines[1], HasSubstr("\"64\",\"\",\"f16\",\"f16\",\"16\",\"0\",\"0\""));
+  EXPECT_THAT(lines.back(), HasSubstr("\"128\",\"\",\"f16\",\"f16\",\"8\",\"2\",\"8\""));
+
+  const Output json = Ferry(bench + " -o json");
+  ASSERT_EQ(json.exit_code, 0) << json.err;
+  const nlohmann::json tests = nlohmann::json::parse(json.out);
+  ASSERT_EQ(tests.size(), 8);
+  for (const nlohmann::json& test : tests) {
+    EXPECT_EQ(test["samples_ts"].size(), 2);
+    EXPECT_GT(test["avg_ts"], 0);
+  }
+  EXPECT_THAT(Ferry(bench + " -p 0").out, AllOf(HasSubstr(" tg3 @ d8 |"), HasSubstr(" pp8+tg2 |"), Not(HasSubstr("pp16"))))
+      << "without -o the format is md";
 }
 
 TEST(CommandLine, PlanMeasuresWhatNobodyKept) {
