@@ -84,9 +84,10 @@ void AddServer(const std::string& server, const Look& look, std::string* text) {
 // `before`: an earlier look; null: there is none.
 void AddWork(const Look& look, const Look* before, std::string* text) {
   const proto::GetServerInfoResponse& info = look.info;
-  absl::StrAppendFormat(text, "requests  %d running of %d, %d queued, %d resumed; %d prompt and %d generated tokens so far\n",
-                        info.running_requests(), info.max_parallel(), info.queued_requests(), info.resumed_requests_total(),
-                        info.prompt_tokens_total(), info.generated_tokens_total());
+  absl::StrAppendFormat(
+      text, "requests  %d running of %d, %d queued, %d resumed, %d suspended; %d prompt and %d generated tokens so far\n",
+      info.running_requests(), info.max_parallel(), info.queued_requests(), info.resumed_requests_total(),
+      info.suspended_requests_total(), info.prompt_tokens_total(), info.generated_tokens_total());
   absl::StrAppendFormat(text, "KV cache  %d of %d blocks free\n", info.kv_blocks_free(), info.kv_blocks_total());
   const std::optional<double> hits = HitRate(info, nullptr);
   if (hits) absl::StrAppendFormat(text, "slots     %.1f %% of the experts so far were found there", 100 * *hits);

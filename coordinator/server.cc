@@ -510,6 +510,7 @@ class ServerImpl final : public Server {
     info.set_prompt_tokens_total(stats.prompt_tokens);
     info.set_generated_tokens_total(stats.generated_tokens);
     info.set_resumed_requests_total(stats.resumed);
+    info.set_suspended_requests_total(stats.suspended);
     info.set_resident_bytes(ResidentBytes());
     info.set_pid(getpid());
     const std::lock_guard lock(info_mutex_);

@@ -1,6 +1,7 @@
 #include "coordinator/generation/batch_scheduler.h"
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 #include "coordinator/planning/step_rows.h"
@@ -12,6 +13,9 @@ namespace {
 constexpr int64_t kRowOverhead = 8;
 // Of steps, without a further row of a request in between: once may have been a device that has been replaced since.
 constexpr int kMaxFailures = 2;
+// How long an owner counts as being here after its last request: longer than a client takes to ask again, and short enough that
+// places that nobody uses cost others little.
+constexpr absl::Duration kPresence = absl::Seconds(1);
 
 }  // namespace
 
@@ -28,85 +32,196 @@ absl::Status BatchScheduler::Enqueue(std::shared_ptr<Generation> generation) {
   // A request that can run at once needs no place in the queue.
   Admit();
   const bool runs_at_once = lost_.ok() && queue_.empty() && num_running() < options_.max_running;
-  const auto held = std::count_if(queue_.begin(), queue_.end(), [](const Waiting& queued) { return queued.past.ran; });
-  if (!runs_at_once && num_queued() - held >= options_.max_queued) {
-    return ResourceExhausted("the queue is full: %d requests are waiting and %d are running", num_queued() - held,
-                             num_running() + held);
-  }
+  const auto held =
+      std::count_if(queue_.begin(), queue_.end(), [](const Waiting& queued) { return queued.cause != Cause::kNew; });
   const GenerationOwner& owner = generation->owner();
   const auto of_owner = std::count_if(queue_.begin(), queue_.end(), [&](const Waiting& queued) {
-    return !queued.past.ran && queued.generation->owner().name == owner.name;
+    return queued.cause == Cause::kNew && queued.generation->owner().name == owner.name;
   });
   if (!runs_at_once && owner.max_queued > 0 && of_owner >= owner.max_queued) {
     return ResourceExhausted("%d requests of %s are waiting, its share of the queue", of_owner, owner.name);
   }
+  const auto waiting = num_queued() - held;
+  if (!runs_at_once && waiting >= options_.max_queued && !FreeAPlaceInQueue(of_owner)) {
+    return ResourceExhausted("the queue is full: %d requests are waiting and %d are running", waiting, num_running() + held);
+  }
   Welcome(owner.name);
-  queue_.push_back({.generation = std::move(generation), .past = {.patience_ends = clock_.Now() + options_.resume_patience}});
+  queue_.push_back({.generation = std::move(generation),
+                    .past = {.arrival = ++last_arrival_, .patience_ends = clock_.Now() + options_.resume_patience}});
   Admit();
   return absl::OkStatus();
 }
 
-void BatchScheduler::Welcome(const std::string& owner) {
-  const auto is_here = [&](const std::string& name) {
-    return std::any_of(queue_.begin(), queue_.end(),
-                       [&](const auto& queued) { return queued.generation->owner().name == name; }) ||
-           std::any_of(running_.begin(), running_.end(),
-                       [&](const auto& running) { return running->generation->owner().name == name; });
-  };
-  std::erase_if(served_, [&](const auto& entry) { return !is_here(entry.first); });
-  if (served_.contains(owner)) return;
-  const auto least =
-      std::min_element(served_.begin(), served_.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
-  const int64_t begin = least == served_.end() ? 0 : least->second;
-  served_[owner] = begin;
+bool BatchScheduler::FreeAPlaceInQueue(int64_t of_owner) {
+  std::map<std::string, int64_t> waiting;
+  for (const Waiting& queued : queue_) {
+    if (queued.cause == Cause::kNew) ++waiting[queued.generation->owner().name];
+  }
+  const auto most =
+      std::max_element(waiting.begin(), waiting.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+  if (most == waiting.end() || most->second <= of_owner + 1) return false;
+  const auto last = std::find_if(queue_.rbegin(), queue_.rend(), [&](const Waiting& queued) {
+    return queued.cause == Cause::kNew && queued.generation->owner().name == most->first;
+  });
+  const std::shared_ptr<Generation> dropped = last->generation;
+  queue_.erase(std::next(last).base());
+  dropped->OnFailed(ResourceExhausted("the queue is full, and %d of its %d places were taken by requests of %s; the last of these "
+                                      "made room for a request of another key",
+                                      most->second, options_.max_queued, most->first));
+  return true;
 }
 
-size_t BatchScheduler::NextInLine() const {
-  if (queue_.front().past.ran) return 0;  // all of them had room at once before, and have again
-  // Of two callers with the same share, the one with fewer requests running goes first: a caller that has just come waits for
-  // one request of the other at most.
-  const auto rank = [&](const Waiting& queued) {
-    const std::string& name = queued.generation->owner().name;
-    const auto running = std::count_if(running_.begin(), running_.end(),
-                                       [&](const auto& other) { return other->generation->owner().name == name; });
-    return std::pair(served_.at(name), running);
+void BatchScheduler::CountOwners() {
+  const absl::Time now = clock_.Now();
+  for (auto& [name, owner] : owners_) owner.running = owner.waiting = 0;
+  for (const auto& running : running_) ++owners_[running->generation->owner().name].running;
+  for (const Waiting& queued : queue_) ++owners_[queued.generation->owner().name].waiting;
+  std::erase_if(owners_, [&](const auto& entry) {
+    return entry.second.running + entry.second.waiting == 0 && entry.second.seen + kPresence <= now;
+  });
+}
+
+void BatchScheduler::Welcome(const std::string& name) {
+  CountOwners();
+  int64_t least = std::numeric_limits<int64_t>::max();  // served of those that are here
+  for (const auto& [other, owner] : owners_) {
+    if (owner.running + owner.waiting > 0) least = std::min(least, owner.served);
+  }
+  Owner& owner = owners_[name];
+  owner.seen = clock_.Now();
+  const bool comes = owner.running + owner.waiting == 0;
+  if (comes && least < std::numeric_limits<int64_t>::max()) owner.served = std::max(owner.served, least);
+}
+
+int64_t BatchScheduler::Share() const {
+  return std::max<int64_t>(1, options_.max_running / std::max<int64_t>(1, static_cast<int64_t>(owners_.size())));
+}
+
+int64_t BatchScheduler::MayRun(const std::string& name) const {
+  const auto kept = std::count_if(owners_.begin(), owners_.end(), [&](const auto& entry) {
+    return entry.first != name && entry.second.running + entry.second.waiting == 0;
+  });
+  return std::max<int64_t>(Share(), options_.max_running - kept);
+}
+
+std::optional<size_t> BatchScheduler::NextInLine() const {
+  if (queue_.front().cause == Cause::kHeld) return 0;  // all of them had room at once before, and have again
+  // Of two owners with the same tokens, the one with fewer requests running goes first.
+  const auto rank = [&](const std::string& name) {
+    const Owner& owner = owners_.at(name);
+    return std::tuple(owner.running >= Share(), owner.served, owner.running);
   };
-  size_t next = 0;
-  for (size_t i = 1; i < queue_.size(); ++i) {
-    const bool same_owner = queue_[i].generation->owner().name == queue_[next].generation->owner().name;
-    if (!same_owner && rank(queue_[i]) < rank(queue_[next])) next = i;
+  std::optional<size_t> next;
+  for (size_t i = 0; i < queue_.size(); ++i) {
+    const std::string& name = queue_[i].generation->owner().name;
+    if (owners_.at(name).running >= MayRun(name)) continue;
+    if (!next) {
+      next = i;
+      continue;
+    }
+    const std::string& best = queue_[*next].generation->owner().name;
+    if (name != best && rank(name) < rank(best)) next = i;
   }
   return next;
 }
 
-void BatchScheduler::Admit() {
-  while (lost_.ok() && !queue_.empty() && num_running() < options_.max_running) {
-    const auto next = queue_.begin() + static_cast<std::ptrdiff_t>(NextInLine());
-    Generation& generation = *next->generation;
-    const std::span<const int32_t> tokens = generation.tokens();
-    absl::StatusOr<KvSlots::Lease> lease =
-        slots_.Acquire(tokens, generation.reserve_tokens(), generation.may_reuse_prefix(), generation.owner().cache_domain);
-    if (!lease.ok()) return;  // until a running request ends; those behind it wait too, or a large one would wait for ever
-    auto running = std::make_shared<Running>();
-    running->generation = std::move(next->generation);
-    running->past = next->past;
-    running->known_tokens = static_cast<int64_t>(tokens.size());
-    queue_.erase(next);
-    running->submitted = lease->cached_tokens;
-    running->lease = *std::move(lease);
-    running_.push_back(running);
-    if (running->past.ran) {
+bool BatchScheduler::MakeRoomFor(const Waiting& waiting) {
+  const int64_t needed = slots_.BlocksFor(waiting.generation->reserve_tokens());
+  int64_t free_blocks = slots_.free_blocks(), free_places = options_.max_running - num_running();
+  if (free_places > 0 && free_blocks >= needed) return true;
+  if (waiting.cause == Cause::kHeld) return false;
+  const std::string& name = waiting.generation->owner().name;
+  std::map<std::string, int64_t> running;
+  for (const auto& [other, owner] : owners_) running[other] = owner.running;
+  if (running[name] >= Share()) return false;
+  std::vector<std::shared_ptr<Running>> rest = running_, suspended;
+  while (free_places <= 0 || free_blocks < needed) {
+    const auto rank = [&](const std::shared_ptr<Running>& each) {  // of the owner that has most, the youngest
+      return std::pair(running[each->generation->owner().name], each->past.arrival);
+    };
+    const auto next = std::max_element(rest.begin(), rest.end(), [&](const auto& a, const auto& b) { return rank(a) < rank(b); });
+    if (next == rest.end() || rank(*next).first <= Share()) return false;  // nobody is suspended for nothing
+    --running[(*next)->generation->owner().name];
+    ++free_places;
+    free_blocks += static_cast<int64_t>((*next)->lease.blocks.size());
+    suspended.push_back(*next);
+    rest.erase(next);
+  }
+  for (const std::shared_ptr<Running>& each : suspended) Suspend(each);
+  RemoveEnded();
+  CountOwners();
+  return true;
+}
+
+void BatchScheduler::Suspend(const std::shared_ptr<Running>& running) {
+  End(*running);
+  Past past = running->past;
+  if (running->rows_done > past.rows_done) {
+    past.rows_done = running->rows_done;
+    past.failures = 0;
+    past.ran = false;
+  }
+  const std::string& name = running->generation->owner().name;
+  const auto place = std::find_if(queue_.begin(), queue_.end(), [&](const Waiting& queued) {
+    return queued.cause != Cause::kHeld && queued.generation->owner().name == name && queued.past.arrival > past.arrival;
+  });
+  ++num_suspended_;
+  running->generation->OnSuspended();
+  queue_.insert(place, {.generation = running->generation, .past = past, .cause = Cause::kSuspended});
+}
+
+bool BatchScheduler::Place(Waiting* waiting) {
+  if (!MakeRoomFor(*waiting)) return false;
+  Generation& generation = *waiting->generation;
+  const std::span<const int32_t> tokens = generation.tokens();
+  absl::StatusOr<KvSlots::Lease> lease =
+      slots_.Acquire(tokens, generation.reserve_tokens(), generation.may_reuse_prefix(), generation.owner().cache_domain);
+  if (!lease.ok()) return false;
+  auto running = std::make_shared<Running>();
+  running->generation = std::move(waiting->generation);
+  running->past = waiting->past;
+  running->known_tokens = static_cast<int64_t>(tokens.size());
+  running->begun = waiting->cause == Cause::kSuspended;
+  running->submitted = lease->cached_tokens;
+  running->lease = *std::move(lease);
+  running_.push_back(running);
+  switch (waiting->cause) {
+    case Cause::kNew:
+      owners_[generation.owner().name].served += generation.reserve_tokens();
+      generation.OnAdmitted(running->lease.cached_tokens);
+      break;
+    case Cause::kHeld:
       ++num_resumed_;
       generation.OnResumed();
-    } else {
-      served_[generation.owner().name] += generation.reserve_tokens();
-      generation.OnAdmitted(running->lease.cached_tokens);
+      break;
+    case Cause::kSuspended:
+      break;
+  }
+  return true;
+}
+
+void BatchScheduler::Admit() {
+  if (!lost_.ok() || queue_.empty()) return;
+  CountOwners();
+  while (!queue_.empty()) {
+    const std::optional<size_t> index = NextInLine();
+    if (!index) return;
+    const auto next = queue_.begin() + static_cast<std::ptrdiff_t>(*index);
+    Waiting waiting = std::move(*next);
+    queue_.erase(next);
+    if (!Place(&waiting)) {
+      // Until a running request ends; those behind it wait too, or a large one would wait for ever.
+      queue_.insert(queue_.begin() + static_cast<std::ptrdiff_t>(*index), std::move(waiting));
+      return;
     }
+    CountOwners();
   }
 }
 
 void BatchScheduler::End(Running& running) {
   running.ended = true;
+  const auto owner = owners_.find(running.generation->owner().name);
+  if (owner != owners_.end()) owner->second.seen = clock_.Now();
   slots_.Release(running.lease.slot, running.generation->tokens().first(running.submitted));
 }
 
@@ -190,6 +305,28 @@ int64_t BatchScheduler::AddRows(const std::shared_ptr<Running>& running, int64_t
   return num_tokens;
 }
 
+std::map<std::string, int64_t> BatchScheduler::RowsOfPrompts(int64_t rows) const {
+  std::map<std::string, int64_t> wanted;  // by each owner that runs
+  for (const std::shared_ptr<Running>& running : running_) {
+    wanted[running->generation->owner().name] += std::max<int64_t>(0, running->known_tokens - running->submitted);
+  }
+  std::vector<std::pair<int64_t, std::string>> prompts;
+  for (const auto& [owner, num] : wanted) {
+    if (num > 0) prompts.emplace_back(num, owner);
+  }
+  std::map<std::string, int64_t> given;
+  if (prompts.empty()) return given;
+  // Owners that only decode have a share as well: it is left free, so that their next tokens come sooner.
+  const auto num_owners = static_cast<int64_t>(wanted.size()), num_prompts = static_cast<int64_t>(prompts.size());
+  int64_t left = std::max(num_prompts, rows * num_prompts / num_owners);
+  std::sort(prompts.begin(), prompts.end());  // those that want least leave the others what they do not need
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    const int64_t share = left / static_cast<int64_t>(prompts.size() - i);
+    left -= given[prompts[i].second] = std::min(prompts[i].first, share);
+  }
+  return given;
+}
+
 std::optional<StepPlan> BatchScheduler::NextStep(int max_in_flight, double step_cost_rows) {
   Admit();
   if (num_in_flight() >= max_in_flight) return std::nullopt;
@@ -217,7 +354,9 @@ std::optional<StepPlan> BatchScheduler::NextStep(int max_in_flight, double step_
 
   int64_t prompt_rows = std::min(rows_left, StepRows(rows_of_prompts, max_in_flight, step_cost_rows));
   if (anyone_decodes) prompt_rows = std::min(prompt_rows, options_.micro_batch_tokens);
+  std::map<std::string, int64_t> owner_rows = RowsOfPrompts(prompt_rows);
   const auto add_prompt = [&](const std::shared_ptr<Running>& running) {
+    int64_t& prompt_rows = owner_rows[running->generation->owner().name];
     const int64_t in_prompt_left = running->known_tokens - running->submitted;
     const int64_t wanted = std::min({in_prompt_left, prompt_rows, rows_left});
     if (wanted == 0) return;
@@ -278,19 +417,19 @@ void BatchScheduler::LoseCaches(const absl::Status& status) {
     if (absl::IsInternal(status)) ++past.failures;
     past.rows_done = std::max(past.rows_done, each->rows_done);
     past.ran = true;
-    Hold(std::move(each->generation), past, status);
+    Hold({.generation = std::move(each->generation), .past = past, .cause = Cause::kHeld}, status);
   }
   for (Waiting& each : queue) {
-    if (first_loss && !each.past.ran) each.past.patience_ends = patience_ends;
-    Hold(std::move(each.generation), each.past, status);
+    if (first_loss && each.cause != Cause::kHeld) each.past.patience_ends = patience_ends;
+    Hold(std::move(each), status);
   }
 }
 
-void BatchScheduler::Hold(std::shared_ptr<Generation> generation, const Past& past, const absl::Status& status) {
-  if (Holds(*generation) && past.failures < kMaxFailures) {
-    queue_.push_back({.generation = std::move(generation), .past = past});
+void BatchScheduler::Hold(Waiting waiting, const absl::Status& status) {
+  if (Holds(*waiting.generation) && waiting.past.failures < kMaxFailures) {
+    queue_.push_back(std::move(waiting));
   } else {
-    generation->OnFailed(status);
+    waiting.generation->OnFailed(status);
   }
 }
 

@@ -11,8 +11,13 @@
 // When the cluster loses its caches, requests that ran are held: they wait ahead of all others, and once the caches are back they
 // run again from their first row to their last known token, and then go on. Sampled tokens stay; only rows are computed again.
 //
-// Owners share fairly: the owner who was given the fewest tokens is served next. The requests of one owner are served in their
-// order.
+// Owners share fairly. Each has a share of the requests that run at once: the same for all that are here, and one at least. The
+// next request is of an owner below its share, and of those, of the one that was given the fewest tokens; the requests of one
+// owner are served in their order. When there is no room for it, the youngest requests of owners above their share are suspended:
+// they give their slots away, wait before their owner's others, and go on later as after a loss of the caches. The oldest
+// requests of an owner, as many as its share, are never suspended, so all of them get to their end. An owner whose last request
+// has just ended keeps a place free for its next one for a moment, because a suspended request has its rows computed anew.
+// Prompts share the rows of a step in the same way.
 //
 // Several steps may be in flight. A decoding request is in one of them at most, since its next token depends on the
 // last; the chunks of one prompt follow each other. Workers compute steps in order, so a slot released while a step
@@ -70,6 +75,8 @@ class Generation {
   virtual void OnAdmitted(int64_t cached_tokens) = 0;
   // It runs again after its caches were lost.
   virtual void OnResumed() {}
+  // It gave its slot to another owner's request, and runs again later.
+  virtual void OnSuspended() {}
   // The model has computed rows [first_position, first_position + num_tokens); `logits` are those that LogitsAt asked for, in
   // order. After the row of the last token, either tokens() has grown, or the call returns true: the request is finished.
   virtual bool OnRows(int64_t first_position, int64_t num_tokens, std::span<LogitsResult> logits,
@@ -98,7 +105,8 @@ class BatchScheduler {
   // `clock` must outlive this.
   BatchScheduler(const BatchSchedulerOptions& options, const Clock* clock);
 
-  // On an error the scheduler does not keep the request and does not call it. ResourceExhausted: the queue is full;
+  // On an error the scheduler does not keep the request and does not call it. ResourceExhausted: the queue is full, and no other
+  // owner has more places in it;
   // InvalidArgument: it would never fit the cache; DeadlineExceeded: its deadline has passed.
   absl::Status Enqueue(std::shared_ptr<Generation> generation);
   // Drops a queued or running request without calling it; its slot and blocks are free afterwards.
@@ -128,7 +136,8 @@ class BatchScheduler {
     return options_.resume_patience > absl::ZeroDuration() && generation.resumes();
   }
 
-  int64_t num_resumed() const { return num_resumed_; }  // how often requests ran again
+  int64_t num_resumed() const { return num_resumed_; }      // how often requests ran again after a loss
+  int64_t num_suspended() const { return num_suspended_; }  // how often requests gave their slot to another owner's
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
   int64_t num_queued() const { return static_cast<int64_t>(queue_.size()); }
   int num_in_flight() const { return static_cast<int>(in_flight_.size()); }
@@ -137,14 +146,22 @@ class BatchScheduler {
  private:
   // What a request went through before it runs.
   struct Past {
-    bool ran = false;          // a loss of the caches stopped it
-    int64_t rows_done = 0;     // leading rows that were answered before the loss
+    uint64_t arrival = 0;      // requests came in this order
+    bool ran = false;          // a loss of the caches stopped it, and it got no further row before it was suspended
+    int64_t rows_done = 0;     // leading rows that were answered before the loss, or before it was suspended
     int failures = 0;          // Internal failures in a row without a new answered row
     absl::Time patience_ends;  // while the caches are lost
   };
+  enum class Cause { kNew, kHeld, kSuspended };
   struct Waiting {
     std::shared_ptr<Generation> generation;
     Past past;
+    Cause cause = Cause::kNew;  // why it waits
+  };
+  struct Owner {
+    int64_t served = 0;                // tokens that its requests were given, as reserved
+    int64_t running = 0, waiting = 0;  // its requests, as CountOwners found them
+    absl::Time seen;                   // when a request of it last came or ended
   };
   struct Running {
     std::shared_ptr<Generation> generation;
@@ -168,12 +185,28 @@ class BatchScheduler {
   };
 
   void Admit();
+  // Places a request that waits, if there is room; otherwise leaves it untouched and returns false.
+  bool Place(Waiting* waiting);
   // The request's next turn, or its end.
-  void Hold(std::shared_ptr<Generation> generation, const Past& past, const absl::Status& status);
-  // Of the requests that wait, the index of the one whose turn it is: the first of the owner that was given least.
-  size_t NextInLine() const;
-  // An owner that comes, or comes back, begins with as much as the least served of those that are here.
+  void Hold(Waiting waiting, const absl::Status& status);
+  // The queue is full, and an owner with `of_owner` requests in it has one more: ends the last request of the owner that has most
+  // there, if it has still as many afterwards. False: nobody has more.
+  bool FreeAPlaceInQueue(int64_t of_owner);
+  // Counts the requests of each owner, and forgets owners that are gone.
+  void CountOwners();
+  // How many requests of each owner run when all owners have many.
+  int64_t Share() const;
+  // How many requests of the owner may run beside places that others have kept.
+  int64_t MayRun(const std::string& owner) const;
+  // Of the requests that wait, the index of the one whose turn it is; none when all have to leave places free.
+  std::optional<size_t> NextInLine() const;
+  // Whether `waiting` can be placed now, after others were suspended for it if need be.
+  bool MakeRoomFor(const Waiting& waiting);
+  void Suspend(const std::shared_ptr<Running>& running);
+  // Where an owner begins that comes, or comes back.
   void Welcome(const std::string& owner);
+  // Of a step's `rows` for prompts, how many each owner gets.
+  std::map<std::string, int64_t> RowsOfPrompts(int64_t rows) const;
   // Adds up to `max_tokens` of the request's next rows to the step, as far as its logits fit; returns how many.
   int64_t AddRows(const std::shared_ptr<Running>& running, int64_t max_tokens, int64_t* logits_left, StepPlan* step,
                   InFlight* in_flight);
@@ -183,14 +216,15 @@ class BatchScheduler {
   const BatchSchedulerOptions options_;
   const Clock& clock_;
   KvSlots slots_;
-  std::deque<Waiting> queue_;                      // those that ran are in front
-  std::map<std::string, int64_t> served_;          // tokens that requests of each owner that is here were given, as reserved
+  std::deque<Waiting> queue_;                      // those that are held are in front; those of one owner are in order of arrival
+  std::map<std::string, Owner> owners_;            // that are here, or were a moment ago
   std::vector<std::shared_ptr<Running>> running_;  // in order of admission
   std::deque<InFlight> in_flight_;
   uint64_t last_step_ = 0;
   uint64_t last_turn_ = 0;
+  uint64_t last_arrival_ = 0;
   absl::Status lost_;  // why the caches are lost; OK: they are there
-  int64_t num_resumed_ = 0;
+  int64_t num_resumed_ = 0, num_suspended_ = 0;
 };
 
 }  // namespace ferry

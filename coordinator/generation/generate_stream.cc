@@ -161,10 +161,10 @@ void GenerateStream::TryCancel() {
 void GenerateStream::Audit() const {
   spdlog::info(
       "audit: key={} peer={} prompt={} cached={} generated={} queue={:.3f}s prefill={:.3f}s decode={:.3f}s total={:.3f}s "
-      "resumed={} id={} outcome={}",
+      "resumed={} suspended={} id={} outcome={}",
       caller_.name, Escaped(peer_), prompt_tokens_, finish_.cached_prompt_tokens(), generated_tokens_, finish_.queue_seconds(),
       finish_.prefill_seconds(), finish_.decode_seconds(), absl::ToDoubleSeconds(options_.clock->Now() - begun_),
-      finish_.resumed(), request_id_.empty() ? "-" : request_id_,
+      finish_.resumed(), finish_.suspended(), request_id_.empty() ? "-" : request_id_,
       absl::StatusCodeToString(end_ ? end_->code() : absl::StatusCode::kUnknown));
 }
 

@@ -120,7 +120,8 @@ void GenerationLoop::PublishStats() {
             .kv_blocks_free = scheduler_.slots().free_blocks(),
             .prompt_tokens = prompt_tokens_,
             .generated_tokens = generated_tokens_,
-            .resumed = scheduler_.num_resumed()};
+            .resumed = scheduler_.num_resumed(),
+            .suspended = scheduler_.num_suspended()};
   changed_.notify_all();
 }
 

@@ -31,6 +31,7 @@ struct GenerationStats {
   int64_t prompt_tokens = 0;     // rows of prompts that were computed, and of requests that went on, since the start
   int64_t generated_tokens = 0;  // rows of decoding
   int64_t resumed = 0;           // how often requests went on after a Hold
+  int64_t suspended = 0;         // how often requests gave their slot to another owner's
 };
 
 class GenerationLoop {

@@ -54,6 +54,8 @@ class KvSlots {
   // A sequence of another `domain` is never reused: the speed of a hit would tell what somebody else asked.
   absl::StatusOr<Lease> Acquire(std::span<const int32_t> prompt, int64_t reserve_tokens, bool reuse,
                                 const std::string& domain = "");
+  // Blocks that hold so many tokens.
+  int64_t BlocksFor(int64_t tokens) const { return (tokens + options_.block_tokens - 1) / options_.block_tokens; }
   // Whether such a request could ever be placed.
   bool CanEverHold(int64_t reserve_tokens) const { return BlocksFor(reserve_tokens) <= options_.num_blocks; }
 
@@ -75,7 +77,6 @@ class KvSlots {
     int64_t ring_first = 0;  // positions from here to the sequence's end are in the ring
     uint64_t last_used = 0;
   };
-  int64_t BlocksFor(int64_t tokens) const { return (tokens + options_.block_tokens - 1) / options_.block_tokens; }
   // How many leading tokens of `prompt` the idle `slot` can reuse.
   int64_t Usable(const Slot& slot, std::span<const int32_t> prompt) const;
   void Forget(Slot& slot);

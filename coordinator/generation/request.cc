@@ -362,6 +362,7 @@ void Request::FillFinish(v1::Finish::Reason reason, v1::Finish* finish) const {
   finish->set_decode_seconds(absl::ToDoubleSeconds(now - prompt_done_));
   *finish->mutable_experts() = experts_;
   finish->set_resumed(resumed_);
+  finish->set_suspended(suspended_);
   if (matched_stop_) {
     finish->set_matched_stop(stop_strings_[static_cast<size_t>(*matched_stop_)]);
   } else if (matched_token_) {

@@ -74,6 +74,7 @@ class Request final : public Generation {
   std::optional<LogitsRequest> LogitsAt(int64_t position) const override;
   void OnAdmitted(int64_t cached_tokens) override;
   void OnResumed() override { ++resumed_; }
+  void OnSuspended() override { ++suspended_; }
   bool OnRows(int64_t first_position, int64_t num_tokens, std::span<LogitsResult> logits,
               const v1::ExpertCounters& experts) override;
   void OnFailed(const absl::Status& status) override;
@@ -117,7 +118,7 @@ class Request final : public Generation {
   std::optional<int32_t> prompt_logprobs_;  // how many of the best
 
   int64_t rows_done_ = 0;  // whose results were taken: of the first rows, which may be computed again
-  uint32_t resumed_ = 0;
+  uint32_t resumed_ = 0, suspended_ = 0;
   int64_t cached_tokens_ = 0;
   absl::Time queued_, admitted_, prompt_done_;
   v1::ExpertCounters experts_;

@@ -99,6 +99,8 @@ void WriteServer(const v1::GetServerInfoResponse& server, TextWriter& writer) {
                 static_cast<double>(server.generated_tokens_total()));
   writer.Metric("requests_resumed_total", "counter", "How often requests went on after a worker was lost.",
                 static_cast<double>(server.resumed_requests_total()));
+  writer.Metric("requests_suspended_total", "counter", "How often requests gave their place to a request of another key.",
+                static_cast<double>(server.suspended_requests_total()));
   writer.Metric("experts_arena_bytes", "gauge", "Experts in the host's memory.", static_cast<double>(server.arena_bytes()));
   writer.Metric("coordinator_resident_memory_bytes", "gauge", "Memory of the coordinator's process.",
                 static_cast<double>(server.resident_bytes()));

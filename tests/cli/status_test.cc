@@ -46,7 +46,7 @@ TEST(MessageJson, HasNumbersAndLeavesOutMessagesThatAreNotSet) {
   finish.set_matched_stop("x");
   EXPECT_EQ(JsonOf(finish).dump(),
             R"({"reason":"STOP","prompt_tokens":0,"cached_prompt_tokens":0,"generated_tokens":0,"seed":18446744073709551615,)"
-            R"("queue_seconds":0.0,"prefill_seconds":0.0,"decode_seconds":0.5,"resumed":0,"matched_stop":"x"})");
+            R"("queue_seconds":0.0,"prefill_seconds":0.0,"decode_seconds":0.5,"resumed":0,"matched_stop":"x","suspended":0})");
   proto::TokenIds ids;
   ids.add_ids(3);
   EXPECT_EQ(JsonOf(ids).dump(), R"({"ids":[3]})");

@@ -34,6 +34,7 @@ class FakeGeneration final : public Generation {
   }
   void OnAdmitted(int64_t cached_tokens) override { admitted = true, cached = cached_tokens; }
   void OnResumed() override { ++resumed; }
+  void OnSuspended() override { ++suspended; }
   bool OnRows(int64_t first, int64_t num, std::span<LogitsResult> logits, const v1::ExpertCounters&) override {
     rows.emplace_back(first, num);
     num_logits += static_cast<int64_t>(logits.size());
@@ -47,7 +48,7 @@ class FakeGeneration final : public Generation {
   int64_t generated() const { return static_cast<int64_t>(tokens_.size()) - prompt_tokens_; }
 
   bool score = false, forgets = false, may_resume = true;
-  int resumed = 0;
+  int resumed = 0, suspended = 0;
   GenerationOwner whose;
   int32_t top_n = 4;
   absl::Time end_by = absl::InfiniteFuture();
@@ -122,22 +123,141 @@ TEST_F(BatchSchedulerTest, RunsARequestFromPromptToLastToken) {
   EXPECT_EQ(scheduler_.slots().free_blocks(), 32);
 }
 
-TEST_F(BatchSchedulerTest, AGreedyOwnerDoesNotKeepAnotherWaiting) {
-  const auto add_of = [&](const std::string& owner) {
-    auto generation = Make(4, 2);
-    generation->whose.name = owner;
+// Two owners: three requests run at once, so the share of each is one.
+class OwnersTest : public BatchSchedulerTest {
+ protected:
+  std::shared_ptr<FakeGeneration> AddOf(const std::string& owner, int64_t prompt, int64_t max_tokens) {
+    auto generation = Make(prompt, max_tokens);
+    generation->whose.name = generation->whose.cache_domain = owner;
     EXPECT_OK(scheduler_.Enqueue(generation));
     return generation;
-  };
-  std::vector<std::shared_ptr<FakeGeneration>> greedy;
-  for (int i = 0; i < 6; ++i) greedy.push_back(add_of("greedy"));  // 3 run, 3 wait
-  const auto polite = add_of("polite");
-  EXPECT_FALSE(polite->admitted);
-  while (!greedy[0]->finished) RunStep();
-  RunStep();  // the next step chooses the next request
-  EXPECT_TRUE(polite->admitted) << "before those of the other that came earlier";
+  }
+  std::vector<std::shared_ptr<FakeGeneration>> Greedy(int requests, int64_t prompt, int64_t max_tokens) {
+    std::vector<std::shared_ptr<FakeGeneration>> greedy;
+    for (int i = 0; i < requests; ++i) greedy.push_back(AddOf("greedy", prompt, max_tokens));
+    return greedy;
+  }
+};
+
+TEST_F(OwnersTest, TheYoungestRequestOfAGreedyOwnerMakesRoomAtOnce) {
+  const auto greedy = Greedy(6, 4, 8);  // 3 run, 3 wait
+  RunStep();
+  RunStep();
+  const auto polite = AddOf("polite", 4, 2);
+  EXPECT_TRUE(polite->admitted);
+  for (int i = 0; i < 6; ++i) EXPECT_EQ(greedy[i]->suspended, i == 2 ? 1 : 0) << i;
+  EXPECT_EQ(scheduler_.num_running(), 3);
   RunAll();
+  clock_.Advance(absl::Seconds(1));  // the place that was kept for the polite one
+  RunAll();
+  for (const auto& generation : greedy) {
+    EXPECT_TRUE(generation->finished);
+    EXPECT_EQ(generation->generated(), 8);
+    EXPECT_EQ(generation->resumed, 0) << "nothing was lost";
+  }
+  EXPECT_EQ(scheduler_.num_suspended(), 1);
+}
+
+TEST_F(OwnersTest, AStepInFlightSaysNothingToARequestThatWasSuspended) {
+  const auto greedy = Greedy(3, 4, 8);
+  RunStep();
+  const std::optional<StepPlan> in_flight = scheduler_.NextStep(1);
+  ASSERT_TRUE(in_flight);
+  const auto polite = AddOf("polite", 4, 2);
+  Finish(*in_flight);
+  EXPECT_EQ(greedy[0]->generated(), 2);
+  EXPECT_EQ(greedy[2]->generated(), 1);
+  while (!polite->finished) RunStep();
+  clock_.Advance(absl::Seconds(1));
+  for (int i = 0; i < 2; ++i) RunStep();  // four of its five rows, and the last
+  EXPECT_EQ(greedy[2]->generated(), 2) << "its rows are computed again up to its last token";
+}
+
+TEST_F(OwnersTest, APlaceIsKeptForAnOwnerThatWasHereAMomentAgo) {
+  const auto greedy = Greedy(6, 4, 30);
+  for (int i = 0; i < 5; ++i) {
+    const auto polite = AddOf("polite", 4, 2);
+    EXPECT_TRUE(polite->admitted);
+    while (!polite->finished) RunStep();
+    RunStep();
+    EXPECT_EQ(scheduler_.num_running(), 2);
+    clock_.Advance(absl::Milliseconds(500));
+  }
+  EXPECT_EQ(scheduler_.num_suspended(), 1) << "the first time";
+  clock_.Advance(absl::Milliseconds(500));
+  RunStep();
+  EXPECT_EQ(scheduler_.num_running(), 3);
+}
+
+TEST_F(OwnersTest, RequestsThatAreSuspendedAgainAndAgainGetToTheirEnd) {
+  const auto greedy = Greedy(6, 4, 12);
+  int steps = 0;
+  for (int asked = 0; !greedy[5]->finished && steps < 1000; ++asked) {
+    const auto polite = AddOf("polite", 4, 2);
+    for (; !polite->finished; ++steps) RunStep();
+    clock_.Advance(absl::Seconds(1));
+    RunStep();
+  }
   for (const auto& generation : greedy) EXPECT_TRUE(generation->finished);
+  EXPECT_EQ(greedy[0]->suspended, 0);
+  EXPECT_GT(scheduler_.num_suspended(), 3);
+}
+
+TEST_F(OwnersTest, NobodyIsSuspendedForARequestThatHasNoRoomEvenSo) {
+  const auto greedy = Greedy(3, 20, 12);       // 8 of 32 blocks each
+  const auto large = AddOf("polite", 100, 8);  // 27 blocks: two requests of the other would have to end
+  EXPECT_FALSE(large->admitted);
+  EXPECT_EQ(scheduler_.num_suspended(), 0);
+  RunAll();
+  EXPECT_TRUE(large->finished);
+}
+
+TEST_F(OwnersTest, ASuspendedRequestOutlastsALossOfTheCaches) {
+  BatchSchedulerOptions options = SmallOptions();
+  options.resume_patience = absl::Seconds(30);
+  BatchScheduler scheduler(options, &clock_);
+  std::vector<std::shared_ptr<FakeGeneration>> requests;
+  for (const char* owner : {"greedy", "greedy", "greedy", "polite"}) {
+    requests.push_back(Make(4, 8));
+    requests.back()->whose.name = owner;
+    ASSERT_OK(scheduler.Enqueue(requests.back()));
+  }
+  EXPECT_EQ(requests[2]->suspended, 1);
+  clock_.Advance(absl::Minutes(1));
+  scheduler.LoseCaches(Unavailable("worker 1 is lost"));
+  clock_.Advance(absl::Seconds(20));
+  scheduler.ExpireDeadlines();
+  scheduler.CachesReturned();
+  for (int i = 0; i < 100; ++i) {
+    clock_.Advance(absl::Seconds(1));
+    const std::optional<StepPlan> step = scheduler.NextStep(1);
+    if (!step) continue;
+    StepOutcome outcome;
+    for (const PlannedSequence& sequence : step->sequences) outcome.logits.resize(outcome.logits.size() + sequence.logits.size());
+    scheduler.OnStepDone(step->id, std::move(outcome));
+  }
+  for (const auto& request : requests) EXPECT_TRUE(request->finished) << request->failed;
+}
+
+TEST_F(OwnersTest, PromptsOfOwnersShareTheRowsOfAStep) {
+  Greedy(2, 30, 1);
+  AddOf("polite", 6, 3);
+  EXPECT_THAT(RunStep(), ElementsAre(10, 6)) << "of 16, one that wants less than half leaves the rest";
+  EXPECT_THAT(RunStep(), ElementsAre(1, 2)) << "of 4 beside a decoding request, half are left free";
+}
+
+TEST_F(OwnersTest, TheLastOfAGreedyOwnersRequestsMakesRoomInAFullQueue) {
+  const auto greedy = Greedy(7, 4, 8);       // 3 run, 4 wait
+  const auto first = AddOf("polite", 4, 8);  // runs at once
+  EXPECT_TRUE(first->admitted);
+  const auto second = AddOf("polite", 4, 8), third = AddOf("polite", 4, 8);
+  EXPECT_THAT(greedy[6]->failed, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("of another key")));
+  EXPECT_OK(greedy[3]->failed);
+  auto more = Make(4, 8);
+  more->whose.name = "greedy";
+  EXPECT_THAT(scheduler_.Enqueue(more), StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("queue is full")));
+  EXPECT_OK(second->failed);
+  EXPECT_OK(third->failed);
 }
 
 TEST_F(BatchSchedulerTest, AnOwnerHasItsShareOfTheQueue) {
