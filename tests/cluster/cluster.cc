@@ -6,6 +6,7 @@
 #include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <thread>
 
 #include "absl/time/clock.h"
@@ -104,6 +105,16 @@ absl::Status Victim::AskDuring(const std::function<void()>& attack, int requests
   }
   attacker.join();
   return result;
+}
+
+bool NobodyAnswered(const std::string& statuses) {
+  std::istringstream lines(statuses);
+  std::string status;
+  int count = 0, refused = 0;
+  while (lines >> status >> count && (status == "UNAVAILABLE" || status == "UNAUTHENTICATED" || status == "PERMISSION_DENIED")) {
+    refused += count;
+  }
+  return lines.eof() && refused > 0;
 }
 
 bool Alive(pid_t pid) {

@@ -66,6 +66,9 @@ class Victim {
   std::vector<uint32_t> expected_;  // empty: it has not asked yet
 };
 
+// Whether all calls of a cluster_attacker, which printed `statuses`, were refused: there was no connection, or no right to call.
+bool NobodyAnswered(const std::string& statuses);
+
 bool Alive(pid_t pid);
 // A line of /proc/PID/status, "VmRSS" or "VmHWM", in bytes; -1 where there is none.
 int64_t MemoryOf(pid_t pid, const std::string& line);

@@ -2,14 +2,17 @@
 
 #include <signal.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <future>
+#include <map>
 #include <random>
 #include <set>
 #include <thread>
+#include <vector>
 
 #include "absl/time/clock.h"
 #include "cli/supervisor.h"
@@ -152,16 +155,20 @@ struct Killing {
   int workers;
   const char* transport;
   bool ends_with_a_stop = false;  // SIGSTOP, which nobody notices for 10 s
+  bool in_long_runs_alone = false;
 };
 class KilledWorkers : public ::testing::TestWithParam<Killing> {};
 
-// FERRY_TEST_KILLS=200 makes a long test of this one, with a SIGSTOP for every ten SIGKILL; FERRY_TEST_SEED moves the times.
+// FERRY_TEST_STREAMS=200 makes a long test of this one: workers are killed until so many streams have ended, with a SIGSTOP for
+// every ten SIGKILL. FERRY_TEST_SEED moves the times.
 int NumberFrom(const char* variable, int otherwise) {
   const char* const value = std::getenv(variable);
   return value == nullptr ? otherwise : std::atoi(value);
 }
 
 TEST_P(KilledWorkers, NoStreamSeesAnErrorOrAnotherToken) {
+  const int wanted_streams = NumberFrom("FERRY_TEST_STREAMS", 0);
+  if (GetParam().in_long_runs_alone && wanted_streams == 0) GTEST_SKIP() << "FERRY_TEST_STREAMS=200 runs it";
   ModelOptions options = DemoModel(GetParam().workers);
   options.expert_transport = GetParam().transport;
   options.parallel = 4;
@@ -171,6 +178,7 @@ TEST_P(KilledWorkers, NoStreamSeesAnErrorOrAnotherToken) {
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Supervisor> supervisor, Supervisor::Start(options));
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> observer, Client::Connect(supervisor->address(), options));
   std::atomic<bool> killing{true};
+  std::atomic<int> ended{0};
   std::vector<std::thread> streams;
   for (size_t first = 0; first < asks.size(); ++first) {
     streams.emplace_back([&, first] {
@@ -182,33 +190,49 @@ TEST_P(KilledWorkers, NoStreamSeesAnErrorOrAnotherToken) {
         EXPECT_EQ(completion->ids, alone[i].ids) << "ask " << i << ", resumed " << completion->finish.resumed();
         EXPECT_EQ(completion->text, alone[i].text) << "ask " << i;
         EXPECT_EQ(completion->logprobs, alone[i].logprobs) << "ask " << i;
+        ++ended;
       }
     });
   }
-  const int seed = NumberFrom("FERRY_TEST_SEED", GetParam().workers), kills = NumberFrom("FERRY_TEST_KILLS", 3);
+  const int seed = NumberFrom("FERRY_TEST_SEED", GetParam().workers), kills = 3;
   SCOPED_TRACE("FERRY_TEST_SEED=" + std::to_string(seed));
   std::mt19937 random(seed);
-  for (int i = 1; i <= kills; ++i) {
+  // A worker that is killed at once is started again later and later: in a long run streams have to end between two kills.
+  const int longest_pause = wanted_streams > 0 ? 8000 : 900;  // milliseconds
+  std::map<bool, std::vector<absl::Duration>> pauses;         // until the cluster served again: after SIGSTOP, after SIGKILL
+  for (int i = 1; (i <= kills || ended < wanted_streams) && !::testing::Test::HasFailure(); ++i) {
     const bool stops = i % 11 == 0 || (GetParam().ends_with_a_stop && i == kills);
-    absl::SleepFor(absl::Milliseconds(std::uniform_int_distribution(100, 900)(random)));
+    absl::SleepFor(absl::Milliseconds(std::uniform_int_distribution(100, longest_pause)(random)));
     const absl::StatusOr<proto::GetServerInfoResponse> info = observer->ServerInfo();
     EXPECT_OK(info.status());
     if (!info.ok()) break;
     const int worker = std::uniform_int_distribution(0, GetParam().workers - 1)(random);
+    const Stopwatch lost;
     kill(info->workers(worker).pid(), stops ? SIGSTOP : SIGKILL);
     EXPECT_TRUE(Eventually(absl::Seconds(60), [&] {
       const absl::StatusOr<proto::GetServerInfoResponse> now = observer->ServerInfo();
       return now.ok() && now->state() == "serving" && now->workers(worker).pid() != info->workers(worker).pid();
     }));
+    pauses[stops].push_back(lost.Elapsed());
   }
   killing = false;
   for (std::thread& stream : streams) stream.join();
   ASSERT_OK_AND_ASSIGN(const proto::GetServerInfoResponse info, observer->ServerInfo());
   EXPECT_GT(info.resumed_requests_total(), 0u);
+  std::printf("%d streams ended, resumed %d times\n", ended.load(), static_cast<int>(info.resumed_requests_total()));
+  for (auto& [stops, durations] : pauses) {
+    std::sort(durations.begin(), durations.end());
+    std::printf("%d workers were %s: served again after %s (median), %s (longest)\n", static_cast<int>(durations.size()),
+                stops ? "stopped" : "killed", absl::FormatDuration(durations[durations.size() / 2]).c_str(),
+                absl::FormatDuration(durations.back()).c_str());
+  }
 }
 INSTANTIATE_TEST_SUITE_P(Faults, KilledWorkers,
                          ::testing::Values(Killing{"OneOverSharedMemory", 1, "shm"}, Killing{"TwoOverGrpc", 2, "grpc", true},
-                                           Killing{"ThreeOverSharedMemory", 3, "shm"}),
+                                           Killing{"ThreeOverSharedMemory", 3, "shm"},
+                                           Killing{"OneOverGrpc", 1, "grpc", true, true},
+                                           Killing{"TwoOverSharedMemory", 2, "shm", true, true},
+                                           Killing{"ThreeOverGrpc", 3, "grpc", true, true}),
                          [](const auto& info) { return info.param.name; });
 
 TEST(Faults, AKilledCoordinatorLeavesNothingBehind) {

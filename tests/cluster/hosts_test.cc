@@ -1,5 +1,11 @@
 // Ferry on several hosts: nothing joins them but a network, whose cables can be pulled.
 
+#include <algorithm>
+#include <array>
+#include <fstream>
+#include <set>
+
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
 #include "common/deadline.h"
 #include "tests/cluster/cluster.h"
@@ -180,6 +186,90 @@ TEST_F(Hosts, AHostOfAnotherClusterDoesNotComeIn) {
                         kStartTimeout),
               StatusIs(absl::StatusCode::kInternal, HasSubstr("exit code 1")));
   EXPECT_EQ(coordinator_->err().find("registered"), std::string::npos);
+}
+
+// In clear, with TLS and no certificate, and with the certificate of another cluster.
+TEST_F(Hosts, AnotherHostsAttacksReachNobody) {
+  ServeOnHead();
+  const std::string worker = near_->address() + ":8092", plane = head_->address() + ":8091";
+  ASSERT_OK(near_->Start(Worker() + " --worker-id 0 --listen " + worker));
+  ASSERT_OK(StartWorker(*far_, 1));
+  ASSERT_OK_AND_ASSIGN(const std::string expected, Complete(FromServer()));
+  ASSERT_OK(desk_->Run("./ferry cluster-init --cluster-certs /tmp/own", kStartTimeout));
+  std::vector<std::string> attacks;
+  for (const char* identity : {"", " --tls", " --certs /tmp/own"}) {
+    for (const char* kind : {"read_kv", "epoch_max", "steps_streams", "worker_fuzz"}) {
+      attacks.push_back(absl::StrFormat("./cluster_attacker %s %s%s", kind, worker, identity));
+    }
+    for (const char* kind : {"fake_worker", "compute_flood"}) {
+      attacks.push_back(absl::StrFormat("./cluster_attacker %s %s%s", kind, plane, identity));
+    }
+  }
+  for (const std::string& attack : attacks) {
+    ASSERT_OK_AND_ASSIGN(const Command attacker, desk_->Start(attack));
+    absl::StatusOr<int> code;
+    do {
+      ASSERT_OK_AND_ASSIGN(const std::string completion, Complete(FromServer()));
+      EXPECT_EQ(completion, expected) << attack;
+      code = attacker.Wait(absl::ZeroDuration());
+    } while (!code.ok());
+    EXPECT_EQ(*code, 0) << attack << ": " << attacker.err();
+    EXPECT_TRUE(NobodyAnswered(attacker.out())) << attack << ": " << attacker.out();
+  }
+  const std::string log = coordinator_->err();
+  EXPECT_EQ(log.find("worker 0 registered"), log.rfind("worker 0 registered")) << "nobody has lost a place";
+  EXPECT_NE(log.find("worker 0 registered"), std::string::npos) << log;
+}
+
+// Pieces of the model file that are no repetition of a few bytes.
+std::vector<std::string> PiecesOfTheModel() {
+  constexpr size_t kPieceBytes = 48, kEvery = 20011;
+  std::ifstream file(kDemoModel, std::ios::binary);
+  const std::string model((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  std::vector<std::string> pieces;
+  for (size_t begin = 0; begin + kPieceBytes <= model.size(); begin += kEvery) {
+    std::string piece = model.substr(begin, kPieceBytes);
+    if (std::set<char>(piece.begin(), piece.end()).size() >= kPieceBytes / 3) pieces.push_back(std::move(piece));
+  }
+  return pieces;
+}
+
+// The share of the most frequent byte: 1/256 of what a cipher makes, and much more of text, numbers and weights.
+double ShareOfOneByte(const std::string& bytes) {
+  std::array<size_t, 256> counts = {};
+  for (const char byte : bytes) ++counts[static_cast<unsigned char>(byte)];
+  return static_cast<double>(*std::max_element(counts.begin(), counts.end())) / static_cast<double>(bytes.size());
+}
+
+TEST_F(Hosts, ACableBetweenHostsShowsNoTokenWeightOrRow) {
+  const std::string capture = "./packet_capture eth0 /tmp/seen";
+  for (Host* const host : {near_.get(), desk_.get()}) {
+    ASSERT_OK_AND_ASSIGN(const Command command, host->Start(capture));
+    if (!EventuallySays(command, "capturing")) GTEST_SKIP() << "packets cannot be captured here: " << command.err();
+  }
+  StartAll();  // weights and experts go to the near host
+  ASSERT_OK_AND_ASSIGN(const std::string text, Complete(FromServer()));
+  ASSERT_OK_AND_ASSIGN(
+      std::string ids,
+      desk_->Run(std::string("./ferry tokenize --ids -m ") + kDemoModel + " -p 'Once upon a time'", kStartTimeout));
+  std::string tokens;  // as a message has them
+  for (const absl::string_view word : absl::StrSplit(ids, absl::ByAnyChar(", \n"), absl::SkipEmpty())) {
+    uint32_t id = 0;
+    ASSERT_TRUE(absl::SimpleAtoi(word, &id)) << ids;
+    for (; id >= 128; id >>= 7) tokens += static_cast<char>(id | 128);
+    tokens += static_cast<char>(id);
+  }
+  ASSERT_GE(tokens.size(), 5u) << ids;
+  const std::string seen = near_->Contents("/tmp/seen"), clear = desk_->Contents("/tmp/seen");
+  EXPECT_NE(clear.find("Once upon a time"), std::string::npos) << "clients come in clear here, so the capture sees what there is";
+  EXPECT_GT(ShareOfOneByte(clear), 0.02);
+  EXPECT_GT(seen.size(), size_t{1} << 20);
+  EXPECT_EQ(seen.find("Once upon a time"), std::string::npos);
+  EXPECT_EQ(seen.find(tokens), std::string::npos);
+  const std::vector<std::string> pieces = PiecesOfTheModel();
+  EXPECT_GT(pieces.size(), 50u);
+  for (const std::string& piece : pieces) EXPECT_EQ(seen.find(piece), std::string::npos) << "a part of the model";
+  EXPECT_LT(ShareOfOneByte(seen), 0.01) << "rows are floating-point numbers, whose exponents differ little";
 }
 
 TEST_F(Hosts, ATokenIsGoodForOneHost) {

@@ -30,7 +30,7 @@ constexpr char kOwnTmp[] = "{ test -e /tmp/is-own || { echo 'mounts cannot be ma
 
 std::string Programs() { return std::filesystem::read_symlink("/proc/self/exe").parent_path(); }
 
-std::string Contents(const std::string& path) {
+std::string ReadAll(const std::string& path) {
   std::ostringstream text;
   text << std::ifstream(path).rdbuf();
   return text.str();
@@ -78,12 +78,12 @@ void Shell::Kill() {
 // -------------------------------------------------------------------------------------------------------------------
 // command, host
 
-std::string Command::out() const { return Contents(files_ + ".out"); }
-std::string Command::err() const { return Contents(files_ + ".err"); }
+std::string Command::out() const { return ReadAll(files_ + ".out"); }
+std::string Command::err() const { return ReadAll(files_ + ".err"); }
 
 absl::StatusOr<int> Command::Wait(absl::Duration timeout) const {
   int code = -1;
-  if (Eventually(timeout, [&] { return absl::SimpleAtoi(Contents(files_ + ".rc"), &code); })) return code;
+  if (Eventually(timeout, [&] { return absl::SimpleAtoi(ReadAll(files_ + ".rc"), &code); })) return code;
   return DeadlineExceeded("it still runs after %s, and said: %s", absl::FormatDuration(timeout), err());
 }
 
@@ -93,6 +93,10 @@ absl::StatusOr<Command> Host::Start(const std::string& command) {
                                                files, files, files, files)));
   // The host's files as this process sees them.
   return Command(absl::StrFormat("/proc/%d/root%s", shell_->pid(), files));
+}
+
+std::string Host::Contents(const std::string& path) const {
+  return ReadAll(absl::StrFormat("/proc/%d/root%s", shell_->pid(), path));
 }
 
 absl::StatusOr<std::string> Host::Run(const std::string& command, absl::Duration timeout) {

@@ -56,6 +56,8 @@ class Host {
   absl::StatusOr<Command> Start(const std::string& command);
   // What it printed. Internal: it did not succeed, with what it said; DeadlineExceeded.
   absl::StatusOr<std::string> Run(const std::string& command, absl::Duration timeout);
+  // What a file on the host holds.
+  std::string Contents(const std::string& path) const;
   // Ends all of its processes at once; the host is of no use afterwards.
   void PowerOff() { shell_->Kill(); }
 

@@ -46,14 +46,15 @@ Output Execute(const std::string& command) {
   return output;
 }
 
-// The sockets where coordinators of this host take workers in.
-std::set<std::string> ClusterSockets() {
+// The sockets where coordinators of this host take workers in, and where workers listen.
+std::set<std::string> PlaneSockets() {
   std::set<std::string> sockets;
   std::ifstream file("/proc/net/unix");
   std::string line;
   while (std::getline(file, line)) {
     const size_t path = line.find('/');
-    if (path != std::string::npos && line.ends_with("/cluster")) sockets.insert(line.substr(path));
+    if (path == std::string::npos || line.find("/ferry-run-") == std::string::npos) continue;
+    if (line.ends_with("/cluster") || line.find("/worker-") != std::string::npos) sockets.insert(line.substr(path));
   }
   return sockets;
 }
@@ -61,12 +62,18 @@ std::set<std::string> ClusterSockets() {
 class Planes : public ::testing::Test {
  protected:
   void SetUp() override {
-    const std::set<std::string> before = ClusterSockets();
+    const std::set<std::string> before = PlaneSockets();
     ASSERT_OK_AND_ASSIGN(client_, Client::Connect("", DemoModel(2)));
-    for (const std::string& socket : ClusterSockets()) {
-      if (!before.contains(socket)) socket_ = socket;
+    for (const std::string& socket : PlaneSockets()) {
+      if (before.contains(socket)) continue;
+      if (socket.ends_with("/cluster")) {
+        socket_ = socket;
+      } else {
+        worker_sockets_.push_back(socket);
+      }
     }
     ASSERT_FALSE(socket_.empty());
+    ASSERT_EQ(worker_sockets_.size(), 2u);
     ASSERT_OK_AND_ASSIGN(expected_, Greedy(*client_, SomePrompt(30), 12));
   }
   // Completions one after the other until `attack` has ended; each has to be what it was before.
@@ -95,6 +102,7 @@ class Planes : public ::testing::Test {
 
   std::unique_ptr<Client> client_;
   std::string socket_;
+  std::vector<std::string> worker_sockets_;
   Completion expected_;
 };
 
@@ -105,6 +113,29 @@ TEST_F(Planes, AnotherUserDoesNotBecomeAWorker) {
   const Output attack = During(as_nobody + Worker());
   EXPECT_NE(attack.code, 0);
   EXPECT_EQ(attack.text.find("layers"), std::string::npos) << attack.text;
+}
+
+TEST_F(Planes, AnotherUsersAttacksReachNobody) {
+  if (::geteuid() != 0) GTEST_SKIP() << "only root can become another user";
+  const std::string as_nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups ";
+  if (Execute(as_nobody + Programs() + "/ferry --version").code != 0) GTEST_SKIP() << "another user cannot run the programs here";
+  Victim victim(client_.get());
+  const auto attack = [&] {
+    const auto run = [&](const std::string& kind, const std::string& socket) {
+      const Output output = Execute(as_nobody + Programs() + "/cluster_attacker " + kind + " unix:" + socket);
+      EXPECT_EQ(output.code, 0) << output.text;
+      EXPECT_TRUE(NobodyAnswered(output.text)) << kind << " at " << socket << ": " << output.text;
+    };
+    for (const char* kind : {"read_kv", "epoch_max", "steps_streams", "worker_fuzz"}) {
+      for (const std::string& socket : worker_sockets_) run(kind, socket);
+    }
+    for (const char* kind : {"fake_worker", "compute_flood"}) run(kind, socket_);
+  };
+  EXPECT_OK(victim.AskDuring(attack, /*requests=*/200));
+  const Output own = Execute(Programs() + "/cluster_attacker epoch_max unix:" + worker_sockets_[0]);
+  EXPECT_FALSE(NobodyAnswered(own.text)) << "the service's own user is answered: " << own.text;
+  ASSERT_OK_AND_ASSIGN(const proto::GetServerInfoResponse info, client_->ServerInfo());
+  EXPECT_EQ(info.resumed_requests_total(), 0u) << "no epoch has ended";
 }
 
 TEST_F(Planes, NobodyTakesThePlaceOfAWorkerThatIsThere) {
