@@ -2,8 +2,8 @@
 # From a bare Debian 12 to passed tests: installs missing packages, builds, runs every test. Tests that need a GPU are skipped
 # without one and say so.
 #
-#   tests/run.sh             everything: release tests, sanitizer tests, half a minute of each fuzzer
-#   tests/run.sh quick       the release tests alone
+#   tests/run.sh             everything: release tests, a short soak, sanitizer tests, half a minute of each fuzzer
+#   tests/run.sh quick       the release tests and the soak alone
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . deploy/packages.sh
@@ -59,6 +59,9 @@ part "release: tests"
 check "release tests" ctest --test-dir build/release --output-on-failure -L cpu -j "$(nproc)"
 part "release: tests with processes"
 check "release tests with processes" ctest --test-dir build/release --output-on-failure -LE cpu -j 2
+
+part "soak"
+check "soak" tests/soak/soak.py --minutes 0.7 --every 8 --log "$logs/soak.log"
 
 # The official clients of OpenAI and Anthropic, where pip finds them.
 clients=build/clients

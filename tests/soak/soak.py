@@ -3,6 +3,7 @@
 processes may hold no more at the end than at the beginning.
 
     tests/soak/soak.py                          10 minutes, a worker killed every 20 seconds
+    tests/soak/soak.py --requests 20000         longer, until there were so many requests
     tests/soak/soak.py --minutes 1 --every 10
     tests/soak/soak.py --stop                   every third time the worker is stopped (SIGSTOP) instead
 
@@ -26,6 +27,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 START_SECONDS = 120
 REQUEST_SECONDS = 300
+KINDS = ["whole", "cancelled", "slow"]
 RESIDENT_GROWTH = 1.2  # of what a process held after the warm-up
 
 
@@ -39,10 +41,10 @@ def asks():
     """Requests whose text depends on nothing but themselves."""
     story = (ROOT / "models" / "README.md").read_text(encoding="utf-8")
     for i in range(24):
-        prompt = story[i * 40 : i * 40 + (20 if i % 3 else 2400)]
+        prompt = story[i * 40 : i * 40 + (20 if i % 6 else 2400)]
         yield {
             "prompt": f"{i} {prompt}",
-            "max_tokens": 12 if i % 3 == 0 else 60 + 10 * i,
+            "max_tokens": 12 if i % 6 == 0 else 10 + 4 * i,
             "seed": i,
             "temperature": 0 if i % 4 == 0 else 0.9,
             "frequency_penalty": 0.2 if i % 5 == 0 else 0,
@@ -168,7 +170,7 @@ class Soak:
         chance = random.Random(self.arguments.seed * 1000 + number)
         while not self.over.is_set():
             i = chance.randrange(len(self.asks))
-            kind = chance.choices(["whole", "cancelled", "slow"], [8, 1, 1])[0]
+            kind = chance.choices(KINDS, [8, 1, 1])[0]
             try:
                 text = generate(
                     self.service.port,
@@ -203,6 +205,8 @@ class Soak:
         for thread in threads:
             thread.start()
         time.sleep(60 * self.arguments.minutes)
+        while sum(self.counts[kind] for kind in KINDS) < self.arguments.requests and not self.wrong:
+            time.sleep(1)
         self.over.set()
         for thread in threads:
             thread.join()
@@ -235,11 +239,12 @@ class Soak:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--requests", type=int, default=0, help="goes on until there were so many")
     parser.add_argument("--every", type=float, default=20, help="seconds between two workers that are killed")
     parser.add_argument("--stop", action="store_true", help="every third worker is stopped instead of killed")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--transport", choices=["auto", "shm", "grpc"], default="auto")
-    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--clients", type=int, default=12)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--bin", default=str(ROOT / "build" / "release" / "bin"))
     parser.add_argument("--log", default="soak.log", help="where the words of ferry serve go")
