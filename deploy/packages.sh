@@ -6,6 +6,7 @@ ferry_build_packages=(
   libssl-dev libpcre2-dev libxxhash-dev libcli11-dev libspdlog-dev nlohmann-json3-dev libboost1.81-dev
 )
 ferry_test_packages=(libgtest-dev libgmock-dev clang libclang-rt-14-dev iproute2 python3-venv chromium)
+ferry_aarch64_packages=(g++-aarch64-linux-gnu qemu-user)  # to cross-build for aarch64 and to try that
 
 # ferry_install PACKAGE...: installs those that are missing, with apt-get, as root or through sudo.
 ferry_install() {
