@@ -5,6 +5,7 @@
 #include "common/log.h"
 #include "common/thread_pool.h"
 #include "coordinator/options.h"
+#include "kernels/cpu/isa.h"
 
 namespace ferry {
 namespace {
@@ -175,7 +176,7 @@ std::vector<ModelFlag> ModelTable() {
       Integer("-t,--threads", kHow, Both("--threads"), &M::threads, {.min = 0, .max = kMaxThreads, .automatic = 0},
               "threads of each process (default: physical cores)"),
       Choice("--backend", kHow, Here(), &M::backend, {"auto", "cpu", "cuda", "reference"}, "kernels of the workers"),
-      Choice("--isa", kHow, Both("--isa"), &M::isa, {"auto", "avx512", "avx2", "portable"}, "instruction set of the CPU kernels"),
+      Choice("--isa", kHow, Both("--isa"), &M::isa, IsaChoices(), "instruction set of the CPU kernels"),
       Seconds("--step-timeout", kHow, Coordinator("--step-timeout"), &M::step_timeout, 1e-3,
               "seconds after which a step that does not end fails its requests (default 120)", /*unset=*/0),
       Text("--trace", kHow, Coordinator("--trace"), &M::trace,

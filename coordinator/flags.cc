@@ -5,6 +5,7 @@
 #include "common/log.h"
 #include "common/thread_pool.h"
 #include "common/tls/cluster_ca.h"
+#include "kernels/cpu/isa.h"
 
 namespace ferry {
 namespace {
@@ -80,8 +81,7 @@ void CoordinatorFlags::AddEngine(CLI::App& app) {
   AddInteger(app, "-t,--threads", options_.threads, {.max = kMaxThreads, .automatic = 0},
              "threads of the expert engine; 0, the default: one a physical core");
   AddChoice(app, "--backend", options_.backend, {"cpu", "reference"}, "kernels of the expert engine (default cpu)");
-  AddChoice(app, "--isa", options_.isa, {"auto", "avx512", "avx2", "portable"},
-            "instruction set of the cpu kernels (default auto)");
+  AddChoice(app, "--isa", options_.isa, IsaChoices(), "instruction set of the cpu kernels (default auto)");
   AddChoice(app, "--expert-transport", options_.expert_transport, {"auto", "shm", "grpc"},
             "how experts reach workers that say auto (default auto)");
   AddInteger(app, "--steps-in-flight", options_.steps_in_flight, {.max = 1024, .automatic = 0},

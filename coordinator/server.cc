@@ -51,6 +51,7 @@
 #include "coordinator/planning/rates_probe.h"
 #include "coordinator/reflection_service.h"
 #include "coordinator/text/utf8.h"
+#include "kernels/cpu/cpu_features.h"
 #include "kernels/cpu/cpu_peaks.h"
 
 namespace ferry {
@@ -81,17 +82,6 @@ int64_t LongestToken(const Tokenizer& tokenizer) {
   size_t longest = 1;
   for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) longest = std::max(longest, tokenizer.TokenBytes(id).size());
   return static_cast<int64_t>(longest);
-}
-
-// The instruction set of that name; of "auto", and of names that CreateHostOps will refuse, the machine's best.
-CpuIsa IsaNamed(const std::string& name) {
-  for (const CpuIsa isa : {CpuIsa::kAvx512, CpuIsa::kAvx2, CpuIsa::kPortable}) {
-    if (name == NameOf(isa)) return isa;
-  }
-  for (const CpuIsa isa : {CpuIsa::kAvx512, CpuIsa::kAvx2}) {
-    if (MachineHas(isa)) return isa;
-  }
-  return CpuIsa::kPortable;
 }
 
 // Says how far loading is, once a second.

@@ -1,3 +1,4 @@
+#include "kernels/cpu/cpu_features.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/ops.h"
 

@@ -157,7 +157,7 @@ struct BackendOptions {
   int device = 0;       // cuda: which GPU
   int num_threads = 0;  // cpu: 0 = as many as physical cores
   bool pin_threads = true;
-  std::string isa = "auto";  // cpu: auto, avx512, avx2, portable
+  std::string isa = "auto";  // cpu: auto or a name of kernels/cpu/isa.h
 };
 // InvalidArgument: unknown kind or isa. FailedPrecondition: the machine or the build lacks it; the message says which would work.
 absl::StatusOr<std::unique_ptr<Ops>> CreateOps(const BackendOptions& options);

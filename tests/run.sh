@@ -119,6 +119,13 @@ if [ "$what" = all ]; then
     beside "fuzz $name" fuzz "$name"
   done
   wait
+
+  part "aarch64"
+  if ferry_install "${ferry_aarch64_packages[@]}" && deploy/aarch64-sysroot.sh; then
+    check "aarch64" tests/aarch64.sh
+  else
+    ferry_say "skipped: Debian's packages for aarch64 cannot be had here"
+  fi
 fi
 
 part ""

@@ -4,6 +4,7 @@
 #include "common/log.h"
 #include "common/thread_pool.h"
 #include "common/tls/cluster_ca.h"
+#include "kernels/cpu/isa.h"
 
 namespace ferry {
 
@@ -23,7 +24,7 @@ void AddWorkerFlags(CLI::App& app, WorkerOptions& options) {
   AddInteger(app, "-t,--threads", options.backend.num_threads, {.max = kMaxThreads, .automatic = 0},
              "CPU threads; 0, the default: one a physical core");
   AddSwitch(app, "--pin,!--no-pin", options.backend.pin_threads, "keep each thread on a core of its own (default)");
-  AddChoice(app, "--isa", options.backend.isa, {"auto", "avx512", "avx2", "portable"}, "CPU instructions (default auto)");
+  AddChoice(app, "--isa", options.backend.isa, IsaChoices(), "CPU instructions (default auto)");
   command_line::AddValue(app, "--vram-experts", "SIZE",
                          "device memory for experts: 4GiB; 0: none, the host computes them; auto, the default: all that is left "
                          "on a GPU, none without",

@@ -1,8 +1,16 @@
 #include "kernels/cpu/cpu_features.h"
 
+#include <algorithm>
+#include <vector>
+
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
+
+#include "absl/strings/str_join.h"
 
 namespace ferry {
 namespace {
@@ -23,25 +31,17 @@ const CpuKernels* TableOf(CpuIsa isa) {
       return Avx2Kernels();
     case CpuIsa::kAvx512:
       return Avx512Kernels();
+    case CpuIsa::kNeon:
+      return NeonKernels();
+    case CpuIsa::kDotprod:
+      return DotprodKernels();
+    case CpuIsa::kI8mm:
+      return I8mmKernels();
   }
   return nullptr;
 }
 
-constexpr CpuIsa kBestFirst[] = {CpuIsa::kAvx512, CpuIsa::kAvx2, CpuIsa::kPortable};
-
 }  // namespace
-
-std::string_view NameOf(CpuIsa isa) {
-  switch (isa) {
-    case CpuIsa::kPortable:
-      return "portable";
-    case CpuIsa::kAvx2:
-      return "avx2";
-    case CpuIsa::kAvx512:
-      return "avx512";
-  }
-  return "unknown";
-}
 
 bool MachineHas(CpuIsa isa) {
 #if defined(__x86_64__)
@@ -57,27 +57,53 @@ bool MachineHas(CpuIsa isa) {
       return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
              __builtin_cpu_supports("avx512vnni");
+    default:
+      return false;
   }
-  return false;
+#elif defined(__aarch64__)
+  const bool dotprod = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+  switch (isa) {
+    case CpuIsa::kPortable:
+    case CpuIsa::kNeon:
+      return true;
+    case CpuIsa::kDotprod:
+      return dotprod;
+    case CpuIsa::kI8mm:
+      return dotprod && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0;
+    default:
+      return false;
+  }
 #else
   return isa == CpuIsa::kPortable;
 #endif
 }
 
 absl::StatusOr<const CpuKernels*> SelectKernels(std::string_view isa) {
-  for (const CpuIsa candidate : kBestFirst) {
+  std::vector<const char*> usable_names;
+  for (const CpuIsa candidate : kAllIsas) {
     const CpuKernels* table = TableOf(candidate);
-    const bool usable = table != nullptr && MachineHas(candidate);
-    if (isa == "auto" && usable) return table;
-    if (isa != NameOf(candidate)) continue;
-    if (usable) return table;
-    std::string have;
-    for (const CpuIsa other : kBestFirst) {
-      if (TableOf(other) != nullptr && MachineHas(other)) have += (have.empty() ? "" : ", ") + std::string(NameOf(other));
-    }
-    return FailedPrecondition("isa is %s, which this machine or build lacks; it has %s", isa, have);
+    if (table == nullptr || !MachineHas(candidate)) continue;
+    if (isa == "auto" || isa == NameOf(candidate)) return table;
+    usable_names.push_back(NameOf(candidate));
   }
-  return InvalidArgument("isa is \"%s\", want auto, avx512, avx2 or portable", isa);
+  RETURN_IF_ERROR(CheckIsa(isa));
+  return FailedPrecondition("isa is %s, which this machine or build lacks; it has %s", isa, absl::StrJoin(usable_names, ", "));
+}
+
+absl::Status CheckIsa(std::string_view isa) {
+  const std::vector<const char*> choices = IsaChoices();
+  if (std::find(choices.begin(), choices.end(), isa) != choices.end()) return absl::OkStatus();
+  return InvalidArgument("isa is '%s', want one of %s", isa, absl::StrJoin(choices, ", "));
+}
+
+CpuIsa IsaNamed(std::string_view isa) {
+  for (const CpuIsa candidate : kAllIsas) {
+    if (isa == NameOf(candidate)) return candidate;
+  }
+  for (const CpuIsa candidate : kAllIsas) {
+    if (TableOf(candidate) != nullptr && MachineHas(candidate)) return candidate;
+  }
+  return CpuIsa::kPortable;
 }
 
 }  // namespace ferry

@@ -173,10 +173,16 @@ struct CpuKernels {
 // The products of the formats that readers_of_formats.h composes, null for other types and where the build has none.
 ProductFunction FormatProductAvx2(DType type);
 ProductFunction FormatProductAvx512(DType type);
+ProductFunction FormatProductNeon(DType type);
+ProductFunction FormatProductDotprod(DType type);
+ProductFunction FormatProductI8mm(DType type);
 
 // Null where the build has no such table (another processor family). Whether the machine has it: cpu_features.h.
 const CpuKernels* PortableKernels();
 const CpuKernels* Avx2Kernels();
 const CpuKernels* Avx512Kernels();
+const CpuKernels* NeonKernels();
+const CpuKernels* DotprodKernels();
+const CpuKernels* I8mmKernels();
 
 }  // namespace ferry

@@ -571,11 +571,6 @@ class CpuOps final : public HostOps {
 
 }  // namespace
 
-absl::Status CheckIsa(const std::string& isa) {
-  if (isa == "auto" || isa == "avx512" || isa == "avx2" || isa == "portable") return absl::OkStatus();
-  return InvalidArgument("isa is '%s', want auto, avx512, avx2 or portable", isa);
-}
-
 absl::StatusOr<std::unique_ptr<Ops>> CreateCpuOps(const BackendOptions& options) {
   if (options.num_threads < 0) return InvalidArgument("num_threads is %d, want 0 (physical cores) or more", options.num_threads);
   ASSIGN_OR_RETURN(const CpuKernels* kernels, SelectKernels(options.isa));

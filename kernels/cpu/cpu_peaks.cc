@@ -52,12 +52,23 @@ double BestOpsPerSecond(ThreadPool& pool, int repetitions, int64_t (*loop)(int64
   return static_cast<double>(ops) * kIterations * pool.num_threads() / seconds;
 }
 
+const PeakLoops* LoopsOf(CpuIsa isa) {
+  switch (isa) {
+    case CpuIsa::kPortable:
+      return PortablePeakLoops();
+    case CpuIsa::kAvx2:
+      return Avx2PeakLoops();
+    case CpuIsa::kAvx512:
+      return Avx512PeakLoops();
+    default:
+      return NeonPeakLoops(isa);
+  }
+}
+
 }  // namespace
 
 absl::StatusOr<CpuPeaks> MeasureCpuPeaks(ThreadPool& pool, CpuIsa isa, const CpuPeaksOptions& options) {
-  const PeakLoops* loops = isa == CpuIsa::kAvx512 ? Avx512PeakLoops()
-                           : isa == CpuIsa::kAvx2 ? Avx2PeakLoops()
-                                                  : PortablePeakLoops();
+  const PeakLoops* const loops = LoopsOf(isa);
   if (loops == nullptr || !MachineHas(isa)) return FailedPrecondition("this machine or build lacks %s", NameOf(isa));
   const int64_t threads = pool.num_threads();
   // The buffer is slices, one for each repetition in turn, so that a repetition is short and yet finds nothing in the caches; a

@@ -24,8 +24,8 @@ struct CpuPeaks {
   CpuIsa isa = CpuIsa::kPortable;
   double read_bytes_per_second = 0;  // straight lines, one for each thread, nothing but loads
   double copy_bytes_per_second = 0;  // bytes copied; twice as many cross the memory bus
-  double int8_ops_per_second = 0;    // dot products of bytes into i32: vpdpbusd, or vpmaddubsw + vpmaddwd + vpaddd
-  double bf16_ops_per_second = 0;    // vdpbf16ps; 0 where the machine lacks it
+  double int8_ops_per_second = 0;    // dot products of bytes into i32, as the instruction set has them
+  double bf16_ops_per_second = 0;    // vdpbf16ps, BFDOT; 0 where the machine lacks it
   double f32_ops_per_second = 0;     // fused multiply-add
 };
 
@@ -44,5 +44,6 @@ struct PeakLoops {
 const PeakLoops* PortablePeakLoops();
 const PeakLoops* Avx2PeakLoops();
 const PeakLoops* Avx512PeakLoops();
+const PeakLoops* NeonPeakLoops(CpuIsa isa);  // kNeon, kDotprod or kI8mm
 
 }  // namespace ferry

@@ -36,14 +36,14 @@ float AddBlock(float sum, const IntegerBlock& w, const std::byte* in) {
   const int32_t* offsets = OffsetOf(in, kKind);
   if constexpr (kKind == Activations::kHalves) {
     for (int half = 0; half < 2; ++half) {
-      sum += static_cast<float>(Dot(w.codes + 16 * half, x + 16 * half, 16)) * (w.scale[half] * in_scale);
-      if (F::kMins) sum += static_cast<float>(offsets[half]) * in_scale * (w.min[half] * (1.0f / 128));
+      sum = Fma(static_cast<float>(Dot(w.codes + 16 * half, x + 16 * half, 16)), w.scale[half] * in_scale, sum);
+      if (F::kMins) sum = Fma(static_cast<float>(offsets[half]) * in_scale, w.min[half] * (1.0f / 128), sum);
     }
   } else {
     int32_t dot = Dot(w.codes, x, kBlock);
     if (kKind == Activations::kWide) dot = 128 * dot + Dot(w.codes, x + kBlock, kBlock);
-    sum += static_cast<float>(dot) * (w.scale[0] * in_scale);
-    if (F::kMins) sum += static_cast<float>(*offsets) * in_scale * (w.min[0] * (1.0f / 128));
+    sum = Fma(static_cast<float>(dot), w.scale[0] * in_scale, sum);
+    if (F::kMins) sum = Fma(static_cast<float>(*offsets) * in_scale, w.min[0] * (1.0f / 128), sum);
   }
   return sum;
 }

@@ -102,7 +102,7 @@ template <DType kType>
 struct Kernel : ReadersOf<kType> {
   using F = Format<kType>;
   using FormOf = Form<F::kStep == 16 ? 2 : 1, F::kMins>;
-  static_assert(FormOf::kKind == kActivationsOf<F>);
+  static_assert(kActivationsOf<F> == FormOf::kKind || kActivationsOf<F> == Activations::kWide);
   static constexpr int kTilesPerScale = F::kTilesPerScale;
   static constexpr int kTileBytes = kLanes * F::kCodeBytes;
   static constexpr int kEntryBytes = kLanes * F::kScaleBytes;

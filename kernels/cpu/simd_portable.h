@@ -4,6 +4,7 @@
 // turn into the vectors of the processor they build for. Only for *_portable.cc.
 
 #include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -64,8 +65,18 @@ struct F32x16 {
   }
 };
 
-// Rounded twice: std::fma is a call where the processor has no such instruction.
-inline F32x16 Fma(const F32x16& a, const F32x16& b, const F32x16& c) { return a * b + c; }
+// Rounded once where every processor of the family has such an instruction (aarch64), so that NEON gives the same bits. Elsewhere
+// rounded twice: std::fma is a call there.
+inline float Fma(float a, float b, float c) {
+#if defined(__FP_FAST_FMAF)
+  return std::fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+inline F32x16 Fma(const F32x16& a, const F32x16& b, const F32x16& c) {
+  return F32x16::Each([&](int i) { return Fma(a.v[i], b.v[i], c.v[i]); });
+}
 inline F32x16 Max(const F32x16& a, const F32x16& b) {
   return F32x16::Each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
 }

@@ -332,7 +332,7 @@ void BenchRows(Ops& ops, const Options& options) {
 int Main(int argc, char** argv) {
   Options options;
   CLI::App app("CPU kernels against the ceilings of this machine");
-  app.add_option("--isa", options.isa, "auto, avx512, avx2 or portable");
+  app.add_option("--isa", options.isa, "auto, or a name of kernels/cpu/isa.h");
   app.add_option("--threads", options.threads, "0: one per physical core");
   app.add_option("--only", options.only, "parts to run, by name, separated by commas");
   app.add_option("--seconds", options.seconds, "of calls for each figure");
@@ -342,8 +342,7 @@ int Main(int argc, char** argv) {
   BackendOptions backend;
   backend.isa = options.isa, backend.num_threads = options.threads;
   const std::unique_ptr<Ops> ops = Check(CreateCpuOps(backend));
-  const CpuKernels* kernels = Check(SelectKernels(options.isa));
-  const CpuIsa isa = kernels == Avx512Kernels() ? CpuIsa::kAvx512 : kernels == Avx2Kernels() ? CpuIsa::kAvx2 : CpuIsa::kPortable;
+  const CpuIsa isa = IsaNamed(options.isa);
   ThreadPoolOptions pool_options;
   pool_options.num_threads = options.threads;
   const std::unique_ptr<ThreadPool> pool = Check(ThreadPool::Create(pool_options));

@@ -20,7 +20,12 @@
 
 namespace ferry {
 
-inline constexpr CpuIsa kAllIsas[] = {CpuIsa::kPortable, CpuIsa::kAvx2, CpuIsa::kAvx512};
+// Those of the family that the tests are built for.
+#if defined(__aarch64__)
+inline constexpr CpuIsa kTestedIsas[] = {CpuIsa::kPortable, CpuIsa::kNeon, CpuIsa::kDotprod, CpuIsa::kI8mm};
+#else
+inline constexpr CpuIsa kTestedIsas[] = {CpuIsa::kPortable, CpuIsa::kAvx2, CpuIsa::kAvx512};
+#endif
 
 // A test that runs once per instruction set; where the machine or the build lacks it, skipped saying so.
 template <typename Case>
@@ -51,7 +56,11 @@ struct IsaCase {
   CpuIsa isa;
 };
 inline std::string NameOfCase(const testing::TestParamInfo<IsaCase>& info) { return std::string(NameOf(info.param.isa)); }
-inline std::vector<IsaCase> EachIsa() { return {{CpuIsa::kPortable}, {CpuIsa::kAvx2}, {CpuIsa::kAvx512}}; }
+inline std::vector<IsaCase> EachIsa() {
+  std::vector<IsaCase> cases;
+  for (const CpuIsa isa : kTestedIsas) cases.push_back({isa});
+  return cases;
+}
 
 // Rows of floats with `kGuard` untouchable floats before, between and after them.
 class GuardedRows {

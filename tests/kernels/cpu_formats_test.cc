@@ -12,7 +12,7 @@ struct FormatCase {
 };
 std::vector<FormatCase> EachIsaAndFormat() {
   std::vector<FormatCase> cases;
-  for (const CpuIsa isa : kAllIsas) {
+  for (const CpuIsa isa : kTestedIsas) {
     ForEachFormat([&]<DType kType>() {
       if (Format<kType>::kInteger) cases.push_back({isa, kType});
     });
@@ -72,7 +72,7 @@ INSTANTIATE_TEST_SUITE_P(Cpu, CpuFormatTest, testing::ValuesIn(EachIsaAndFormat(
 // Gate, up and down of one expert may be of three types.
 TEST(CpuFormats, ExpertsMixTypes) {
   constexpr int64_t kEmbd = 512, kFf = 256, kTokens = 7;
-  for (const CpuIsa isa : kAllIsas) {
+  for (const CpuIsa isa : kTestedIsas) {
     if (!SelectKernels(NameOf(isa)).ok()) continue;
     SCOPED_TRACE(NameOf(isa));
     BackendOptions options;

@@ -16,7 +16,7 @@ struct ProductCase {
 
 std::vector<ProductCase> EachIsaAndType() {
   std::vector<ProductCase> cases;
-  for (const CpuIsa isa : kAllIsas) {
+  for (const CpuIsa isa : kTestedIsas) {
     for (const DType dtype : {DType::kMXFP4, DType::kQ4_0, DType::kQ8_0, DType::kF32, DType::kF16, DType::kBF16}) {
       cases.push_back({isa, dtype});
     }
@@ -147,7 +147,7 @@ struct ExpertCase {
 };
 std::vector<ExpertCase> EachIsaAndRecord() {
   std::vector<ExpertCase> cases;
-  for (const CpuIsa isa : kAllIsas) {
+  for (const CpuIsa isa : kTestedIsas) {
     for (const DType dtype : {DType::kMXFP4, DType::kQ8_0, DType::kQ4_0, DType::kF32}) {
       cases.push_back({isa, dtype, dtype, dtype, true});
     }
