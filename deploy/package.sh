@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes dist/ferry-VERSION-linux-x86_64.tar.xz: the programs, the shared libraries they need except libc's and the driver's, and the
-# bundled model. It runs on another x86-64 Linux with glibc 2.36 or newer and nothing installed.
+# Makes dist/ferry-VERSION-linux-MACHINE.tar.xz: the programs, the shared libraries they need except libc's and the driver's, and the
+# bundled model. It runs on another Linux of this processor family with glibc 2.36 or newer and nothing installed.
 #
 #   deploy/package.sh [BUILD_DIR]     default: builds the preset `package` (every GPU architecture where nvcc is found)
 set -euo pipefail
@@ -16,7 +16,7 @@ if [ -z "$build" ]; then
 fi
 
 version=$("$build/bin/ferry" --version | awk '{print $2}')
-name=ferry-$version-linux-x86_64
+name=ferry-$version-linux-$(uname -m)
 stage=dist/$name
 rm -rf "$stage"
 mkdir -p "$stage/bin" "$stage/lib" "$stage/models"

@@ -73,6 +73,16 @@ else
   ferry_say "skipped: pip or the packages openai and anthropic cannot be had here"
 fi
 
+# Kubernetes' schemas, where pip finds them.
+schemas=build/schemas
+part "manifests"
+if [ -x "$schemas/bin/python" ] || { python3 -m venv "$schemas" && timeout 120 "$schemas/bin/pip" install -q kubernetes-validate pyyaml; }; then
+  check "manifests" "$schemas/bin/python" tests/deploy/check.py
+else
+  rm -rf "$schemas"
+  ferry_say "skipped: pip or the packages kubernetes-validate and pyyaml cannot be had here"
+fi
+
 # Programs under a sanitizer cost minutes to build on two cores, so each builds only what it is run on. gRPC, Protobuf and
 # Abseil come uninstrumented from Debian; what the thread sanitizer misunderstands of them is in tests/tsan.supp.
 if [ "$what" = all ]; then
