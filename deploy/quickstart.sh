@@ -10,6 +10,7 @@ cd "$(dirname "$0")/.."
 prompt=${1:-"Once upon a time there was a"}
 
 ferry_install "${ferry_build_packages[@]}" curl
+ferry_cuda
 
 ferry_say "building (the first time takes some minutes)"
 cmake --preset release -DFERRY_TESTS=OFF >/dev/null

@@ -19,7 +19,7 @@ asan_cluster='SameEverywhere.OverGrpcWithSlots:SameEverywhere.AmongEightOthers:F
 tsan_coordinator='GenerationLoop*:ClusterController*:Membership*:ExpertExchange*:Pipeline*:FerryService*:Server*'
 tsan_worker='*Link*:StepRunner*:ActivationQueue*:ActivationRing*:*TwoWorkers*:Loopback*:ExpertForecast*:HostChunks*:WorkerService*:Agent*:Heartbeat*:ExpertCache*'
 
-ferry_install "${ferry_build_packages[@]}" "${ferry_test_packages[@]}"
+ferry_install "${ferry_build_packages[@]}" "${ferry_developer_packages[@]}" "${ferry_test_packages[@]}"
 
 # part NAME: begins a part of the run and notes how long the one before it took.
 parts=()
