@@ -198,8 +198,8 @@ TEST_P(KilledWorkers, NoStreamSeesAnErrorOrAnotherToken) {
   SCOPED_TRACE("FERRY_TEST_SEED=" + std::to_string(seed));
   std::mt19937 random(seed);
   // A worker that is killed at once is started again later and later: in a long run streams have to end between two kills.
-  const int longest_pause = wanted_streams > 0 ? 8000 : 900;  // milliseconds
-  std::map<bool, std::vector<absl::Duration>> pauses;         // until the cluster served again: after SIGSTOP, after SIGKILL
+  const int longest_pause = wanted_streams > 0 ? 25000 : 900;  // milliseconds
+  std::map<bool, std::vector<absl::Duration>> pauses;          // until the cluster served again: after SIGSTOP, after SIGKILL
   for (int i = 1; (i <= kills || ended < wanted_streams) && !::testing::Test::HasFailure(); ++i) {
     const bool stops = i % 11 == 0 || (GetParam().ends_with_a_stop && i == kills);
     absl::SleepFor(absl::Milliseconds(std::uniform_int_distribution(100, longest_pause)(random)));
