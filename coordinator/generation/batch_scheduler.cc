@@ -315,7 +315,6 @@ std::map<std::string, int64_t> BatchScheduler::RowsOfPrompts(int64_t rows) const
     if (num > 0) prompts.emplace_back(num, owner);
   }
   std::map<std::string, int64_t> given;
-  if (prompts.empty()) return given;
   // Owners that only decode have a share as well: it is left free, so that their next tokens come sooner.
   const auto num_owners = static_cast<int64_t>(wanted.size()), num_prompts = static_cast<int64_t>(prompts.size());
   int64_t left = std::max(num_prompts, rows * num_prompts / num_owners);
@@ -354,7 +353,8 @@ std::optional<StepPlan> BatchScheduler::NextStep(int max_in_flight, double step_
 
   int64_t prompt_rows = std::min(rows_left, StepRows(rows_of_prompts, max_in_flight, step_cost_rows));
   if (anyone_decodes) prompt_rows = std::min(prompt_rows, options_.micro_batch_tokens);
-  std::map<std::string, int64_t> owner_rows = RowsOfPrompts(prompt_rows);
+  std::map<std::string, int64_t> owner_rows;
+  if (!prompts.empty()) owner_rows = RowsOfPrompts(prompt_rows);
   const auto add_prompt = [&](const std::shared_ptr<Running>& running) {
     int64_t& prompt_rows = owner_rows[running->generation->owner().name];
     const int64_t in_prompt_left = running->known_tokens - running->submitted;

@@ -205,7 +205,7 @@ class BatchScheduler {
   void Suspend(const std::shared_ptr<Running>& running);
   // Where an owner begins that comes, or comes back.
   void Welcome(const std::string& owner);
-  // Of a step's `rows` for prompts, how many each owner gets.
+  // Of a step's `rows` for prompts, how many each owner gets. There is a prompt.
   std::map<std::string, int64_t> RowsOfPrompts(int64_t rows) const;
   // Adds up to `max_tokens` of the request's next rows to the step, as far as its logits fit; returns how many.
   int64_t AddRows(const std::shared_ptr<Running>& running, int64_t max_tokens, int64_t* logits_left, StepPlan* step,
