@@ -29,6 +29,8 @@ absl::StatusOr<DryParams> DryParamsOf(const v1::Dry& dry, const Tokenizer& token
     }
   }
   if (params.multiplier == 0 || breakers.empty()) return params;
+  params.breaker_texts = breakers;
+  params.bytes_of = [&tokenizer](int32_t id) { return tokenizer.TokenBytes(id); };
   params.breakers.resize(static_cast<size_t>(tokenizer.vocab_size()));
   for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
     const std::string_view bytes = tokenizer.TokenBytes(id);

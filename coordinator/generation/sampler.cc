@@ -311,14 +311,38 @@ absl::StatusOr<Sampler> Sampler::Create(const SamplingParams& params, int32_t vo
     }
     if (HasPenalties(params)) sampler.output_counts_.emplace(prompt[i], 0);
   }
-  if (HasDry(params)) sampler.history_.assign(prompt.begin(), prompt.end());
+  if (HasDry(params)) {
+    for (const int32_t id : prompt) sampler.Remember(id);
+  }
   return sampler;
+}
+
+void Sampler::Remember(int32_t id) {
+  ends_breaker_.push_back(EndsBreaker(id));
+  history_.push_back(id);
+}
+
+bool Sampler::EndsBreaker(int32_t id) {
+  const DryParams& dry = *params_.dry;
+  bool ends = static_cast<size_t>(id) < dry.breakers.size() && dry.breakers[static_cast<size_t>(id)];
+  size_t longest = 0;
+  for (const std::string& text : dry.breaker_texts) longest = std::max(longest, text.size());
+  if (longest < 2) return ends;  // one byte spans no tokens
+  const size_t before = recent_.size();
+  recent_ += dry.bytes_of(id);
+  for (const std::string& text : dry.breaker_texts) {
+    // One that ended before this token is that token's.
+    const size_t first = before >= text.size() ? before - text.size() + 1 : 0;
+    ends = ends || recent_.find(text, first) != std::string::npos;
+  }
+  if (recent_.size() >= longest) recent_.erase(0, recent_.size() - (longest - 1));
+  return ends;
 }
 
 void Sampler::Accept(int32_t id) {
   ++num_accepted_;
   if (HasPenalties(params_)) ++output_counts_[id];
-  if (HasDry(params_)) history_.push_back(id);
+  if (HasDry(params_)) Remember(id);
 }
 
 bool Sampler::ChangesLogits() const {
@@ -335,7 +359,7 @@ void Sampler::PenalizeRepetitions(std::span<float> logits) const {
     return static_cast<size_t>(id) < dry.breakers.size() && dry.breakers[static_cast<size_t>(id)];
   };
   size_t limit = 0;  // a repetition ends at a breaker
-  while (limit < size && !breaks(back(limit))) ++limit;
+  while (limit < size && !ends_breaker_[history_.size() - 1 - limit]) ++limit;
   if (limit < static_cast<size_t>(dry.allowed_length)) return;
   std::vector<uint32_t> matches(size, 0);
   std::unordered_map<int32_t, size_t> longest;

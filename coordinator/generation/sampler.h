@@ -27,9 +27,12 @@
 // Log-probabilities are those of the raw logits, before step 1, as in vLLM: logit - log(sum(exp(all logits))).
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <optional>
 #include <span>
+#include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -43,6 +46,10 @@ struct DryParams {
   int32_t allowed_length = 2;  // [1, 10000]
   int64_t last_tokens = -1;    // so many of prompt and output are looked at; -1: all
   std::vector<bool> breakers;  // by id: no repetition goes over these tokens; may be shorter than the vocabulary
+  // Nor over a text that ends in a token and began in an earlier one. `bytes_of`, of a token, outlives the sampler; it is needed
+  // where there are texts.
+  std::vector<std::string> breaker_texts;
+  std::function<std::string_view(int32_t)> bytes_of;
 };
 
 struct SamplingParams {                     // unset means:
@@ -130,6 +137,8 @@ class Sampler {
   bool ChangesLogits() const;
   void ChangeLogits(std::span<float> logits) const;
   void PenalizeRepetitions(std::span<float> logits) const;
+  void Remember(int32_t id);       // for dry
+  bool EndsBreaker(int32_t id);    // behind history_
   int32_t NumChosenAmong() const;  // how many candidates Choose wants
   // The token among `candidates`, the best NumChosenAmong() in any order. Greedy: there is one.
   int32_t Choose(std::vector<Candidate> candidates) const;
@@ -142,6 +151,8 @@ class Sampler {
   uint64_t seed_ = 0;
   int64_t num_accepted_ = 0;
   std::vector<int32_t> history_;                        // with dry: prompt and output
+  std::vector<bool> ends_breaker_;                      // likewise: of each token of it
+  std::string recent_;                                  // the last bytes of its text, in which a breaker may have begun
   std::unordered_map<int32_t, int64_t> output_counts_;  // of every token of prompt and output; 0: in the prompt only
 };
 

@@ -417,6 +417,30 @@ TEST(Sampler, DryPenalizesWhatGoesOnWithARepetition) {
   EXPECT_FALSE(penalized({2, 3, 5, 7, 2, 3}, 0.5f)) << "a breaker itself may come again";
 }
 
+TEST(Sampler, DryBreakersMaySpanTokens) {
+  SamplingParams params = Greedy();
+  params.dry = DryParams{.multiplier = 1, .base = 2, .allowed_length = 2};
+  const auto penalized = [&](const std::vector<int32_t>& history) {
+    std::vector<float> led(10, 0.0f);
+    led[5] = 0.5f;  // the token that would repeat
+    return TokenOf(Make(params, 10, history), led) != 5;
+  };
+  const std::vector<std::string> texts = {"a", "b", "c", "d", "e", "f", "xb", "cx", "cab", "z"};
+  params.dry->bytes_of = [&texts](int32_t id) -> std::string_view { return texts[static_cast<size_t>(id)]; };
+  const std::vector<int32_t> repeats = {1, 2, 3, 5, 9, 1, 2, 3};  // "bcdfzbcd", then 5
+  EXPECT_TRUE(penalized(repeats));
+  params.dry->breaker_texts = {"bc"};
+  EXPECT_FALSE(penalized(repeats)) << "behind it there is one token, which is free";
+  EXPECT_TRUE(penalized({1, 2, 3, 4, 5, 9, 1, 2, 3, 4})) << "behind it there are two";
+  EXPECT_TRUE(penalized({2, 3, 5, 9, 2, 3})) << "half of it is none";
+  params.dry->breaker_texts = {"zbcd", "q"};
+  EXPECT_FALSE(penalized(repeats)) << "of four tokens";
+  params.dry->breaker_texts = {"bcx"};
+  EXPECT_FALSE(penalized({6, 7, 3, 5, 9, 6, 7, 3})) << "within \"xbcx\"";
+  params.dry->breaker_texts = {"zb"};
+  EXPECT_TRUE(penalized({1, 2, 3, 4, 5, 9, 1, 2, 3, 4})) << "bcde follows it";
+}
+
 TEST(Sampler, DryFindsWhatComparingEverySuffixFinds) {
   std::mt19937 random(7);
   for (int round = 0; round < 200; ++round) {
