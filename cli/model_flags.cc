@@ -105,6 +105,16 @@ CLI::Option* AddVramExperts(CLI::App& app, ModelOptions& options) {
                                 });
 }
 
+CLI::Option* AddCacheRam(CLI::App& app, ModelOptions& options) {
+  return command_line::AddValue(app, "--cache-ram,--cram", "SIZE",
+                                "host memory that keeps the KV cache of earlier requests: 8GiB, a number of MiB, 0 for none\n"
+                                "(default: a quarter of the memory that the experts leave, at most 8GiB)",
+                                [&options](const std::string& text) -> absl::Status {
+                                  options.cache_ram = text == "-1" ? "auto" : text;
+                                  return ParseCacheRam(options.cache_ram).status();
+                                });
+}
+
 std::vector<ModelFlag> ServerTable() {
   using M = ModelOptions;
   return {
@@ -170,6 +180,11 @@ std::vector<ModelFlag> ModelTable() {
               "tokens of one attention chunk inside a step (default: 512, on GPUs up to 4096\nas their memory allows)"),
       Integer("--parallel,--np", kSizes, Coordinator("--parallel"), &M::parallel, {.min = 1, .max = 256, .automatic = 4},
               "requests at once (default 4)", /*unset=*/-1),
+      Row("--cache-ram,--cram", kSizes, Coordinator("--cache-ram"), AddCacheRam,
+          [](const ModelOptions& options) -> std::vector<std::string> {
+            if (options.cache_ram == "auto") return {};
+            return {options.cache_ram};
+          }),
       Choice("--cache-type-k,--ctk", kSizes, Coordinator("--cache-type-k"), &M::key_type, kKvTypes,
              "type of the KV cache's keys"),
       Choice("--cache-type-v,--ctv", kSizes, Coordinator("--cache-type-v"), &M::value_type, kKvTypes, "type of its values"),

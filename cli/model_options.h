@@ -26,6 +26,7 @@ struct ModelOptions {
   // Sizes.
   int64_t context = 0, batch = 0, micro_batch = 0;
   int parallel = 4;
+  std::string cache_ram = "auto";  // host memory for the KV cache, as the coordinator takes it
   std::string key_type = "f16", value_type = "f16";
   // How.
   int threads = 0;

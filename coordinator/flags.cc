@@ -72,6 +72,13 @@ void CoordinatorFlags::AddPlacement(CLI::App& app) {
              "requests that run at once (default 4)");
   AddInteger(app, "--queue", options_.max_queued, {.max = 1 << 20},
              "requests that may wait (default 64); more are answered RESOURCE_EXHAUSTED");
+  command_line::AddValue(
+      app, "--cache-ram,--cram", "SIZE",
+      "host memory that keeps the KV cache of earlier requests: 8GiB, a number of MiB, 0; default: a share of what is free",
+      [this](const std::string& text) -> absl::Status {
+        ASSIGN_OR_RETURN(options_.cache_ram_bytes, ParseCacheRam(text == "-1" ? "auto" : text));
+        return absl::OkStatus();
+      });
   AddChoice(app, "--cache-type-k,--ctk", key_type_, kKvTypes, "type of cached keys (default f16)");
   AddChoice(app, "--cache-type-v,--ctv", value_type_, kKvTypes, "type of cached values (default f16)");
 }

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <array>
+#include <cctype>
 #include <utility>
 
 #include "absl/strings/match.h"
+#include "common/byte_size.h"
 #include "common/listen_address.h"
 #include "common/status.h"
 
@@ -33,6 +35,12 @@ absl::StatusOr<DType> ParseKvType(const std::string& flag, const std::string& na
   if (absl::EqualsIgnoreCase(name, "q8_0")) return DType::kQ8_0;
   if (absl::EqualsIgnoreCase(name, "f32")) return DType::kF32;
   return InvalidArgument("%s is '%s', want f16, q8_0 or, for the reference kernels, f32", flag, name);
+}
+
+absl::StatusOr<int64_t> ParseCacheRam(const std::string& text) {
+  if (absl::EqualsIgnoreCase(text, "auto")) return -1;
+  const bool plain = !text.empty() && std::ranges::all_of(text, [](unsigned char c) { return std::isdigit(c) != 0; });
+  return ParseByteSize(plain ? text + "MiB" : text);
 }
 
 absl::Status CheckOptions(const CoordinatorOptions& options) {

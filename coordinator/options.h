@@ -24,6 +24,7 @@ struct CoordinatorOptions {
   std::string cluster_certs;              // --cluster-certs: folder of certificates for them (common/tls/cluster_ca.h)
   std::string port_file;                  // --port-file: the port in use is written here once it is
   PlacementOptions placement;             // --workers --layers -ot -c -b -ub -np -ctk -ctv
+  int64_t cache_ram_bytes = -1;           // --cache-ram: host memory for the KV cache; -1: a share of what is free
   bool ooae = true;                       // --no-ooae: every expert of a layer is shipped
   int threads = 0;                        // --threads; 0: one a physical core
   std::string backend = "cpu";            // --backend of the expert engine: cpu or reference
@@ -51,6 +52,9 @@ struct CoordinatorOptions {
 inline const std::vector<const char*> kKvTypes = {"f16", "q8_0", "f32"};
 // Parses "f16" or "Q8_0". InvalidArgument names the flag.
 absl::StatusOr<DType> ParseKvType(const std::string& flag, const std::string& name);
+
+// The value of --cache-ram in bytes: "8GiB", or a plain number of MiB, as llama.cpp takes it; "auto" is -1. InvalidArgument.
+absl::StatusOr<int64_t> ParseCacheRam(const std::string& text);
 
 // Checks the options that do not depend on the model. InvalidArgument names the flag.
 absl::Status CheckOptions(const CoordinatorOptions& options);

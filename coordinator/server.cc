@@ -70,6 +70,7 @@ constexpr int kIdleConnectionMs = 10 * 60 * 1000, kKeepaliveMs = 60000, kKeepali
 constexpr unsigned kCertificateRefreshSeconds = 30;
 constexpr double kGiga = 1e9;
 constexpr int64_t kSmallestProbe = int64_t{16} << 20, kLargestProbe = int64_t{256} << 20;
+constexpr int64_t kLargestAutoCacheRam = int64_t{8} << 30;
 // Of the int8 dot products that a machine can do, about what expert products with many rows reach: until those are measured.
 constexpr double kProductShare = 0.5;
 
@@ -121,8 +122,15 @@ class ServerImpl final : public Server {
     RETURN_IF_ERROR(CheckModelTensors(model_, file_));
     ASSIGN_OR_RETURN(arena_layout_, ArenaLayoutOf(file_, model_));
     ASSIGN_OR_RETURN(const ModelSizes sizes, ModelSizesOf(file_, model_));
-    ASSIGN_OR_RETURN(Placement placement, PlanPlacement(model_, sizes, options_.placement));
+    PlacementOptions wanted = options_.placement;
+    wanted.cache_ram_bytes = CacheRam();
+    ASSIGN_OR_RETURN(Placement placement, PlanPlacement(model_, sizes, wanted));
     const CacheShape cache = placement.cache;
+    spdlog::info(
+        "host memory keeps the KV cache of up to {} tokens of earlier requests, and {} {}, in {:.2f} GB at most (--cache-ram)",
+        cache.num_host_blocks * kKvBlockTokens, cache.num_host_states,
+        model_.keeps_states() || model_.sliding_window() > 0 ? "states" : "ends of sequences",
+        static_cast<double>(wanted.cache_ram_bytes) / kGiga);
     spdlog::info("a step takes up to {} rows (-b{}), attention {} at a time (-ub)", cache.max_batch_tokens,
                  options_.placement.batch_tokens > 0 ? ""
                  : options_.placement.gpu_bytes > 0  ? ", chosen by the GPUs' memory"
@@ -256,6 +264,13 @@ class ServerImpl final : public Server {
   }
 
  private:
+  // --cache-ram, or a share of the memory that the experts leave.
+  int64_t CacheRam() const {
+    if (options_.cache_ram_bytes >= 0) return options_.cache_ram_bytes;
+    const int64_t left = ReadHostMemory().available_bytes - arena_layout_.bytes();
+    return std::clamp<int64_t>(left / 4, 0, kLargestAutoCacheRam);
+  }
+
   BatchSchedulerOptions SchedulerOptions(const CacheShape& cache) const {
     return {.max_batch_tokens = cache.max_batch_tokens,
             .micro_batch_tokens = cache.micro_batch_tokens,
@@ -267,7 +282,9 @@ class ServerImpl final : public Server {
                       .block_tokens = kKvBlockTokens,
                       .window = model_.sliding_window(),
                       .ring_tokens = cache.ring_blocks * kKvBlockTokens,
-                      .states = model_.keeps_states()},
+                      .states = model_.keeps_states(),
+                      .num_host_blocks = cache.num_host_blocks,
+                      .num_host_states = cache.num_host_states},
             .resume_patience = options_.resume ? options_.resume_patience : absl::ZeroDuration()};
   }
 

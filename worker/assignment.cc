@@ -27,14 +27,19 @@ absl::Status CheckCache(const internal::v1::CacheShape& cache, const ModelConfig
   RETURN_IF_ERROR(CheckRange("cache.ring_blocks", cache.ring_blocks(), 0, 1 << 20));
   RETURN_IF_ERROR(
       CheckRange("cache.ring_blocks * num_slots", static_cast<double>(cache.ring_blocks()) * cache.num_slots(), 0, INT32_MAX));
+  RETURN_IF_ERROR(CheckRange("cache.num_host_blocks", cache.num_host_blocks(), 0, INT32_MAX));
+  RETURN_IF_ERROR(CheckRange("cache.num_host_states", cache.num_host_states(), 0, 1 << 20));
   RETURN_IF_ERROR(CheckRange("cache.max_batch_tokens", cache.max_batch_tokens(), 1, 1 << 22));
   RETURN_IF_ERROR(CheckRange("cache.micro_batch_tokens", cache.micro_batch_tokens(), 1, 1 << 22));
   // Bytes of a layer's planes in F32, full or ring: ten terabytes are more than any device has, and add up over 1024 layers.
-  const double blocks = std::max<double>(cache.num_blocks(), static_cast<double>(cache.ring_blocks()) * cache.num_slots());
+  const double blocks =
+      std::max<double>({static_cast<double>(cache.num_blocks()), static_cast<double>(cache.num_host_blocks()),
+                        static_cast<double>(cache.ring_blocks()) * std::max(cache.num_slots(), cache.num_host_states())});
   for (const LayerConfig& layer : model.layers) {
     const auto block_bytes = static_cast<double>(KvLayerBytes(layer.attention, DType::kF32, DType::kF32, 1));
     RETURN_IF_ERROR(CheckRange("cache.num_blocks * the model's heads", blocks * block_bytes, 0, 1e13));
-    const double states = static_cast<double>(cache.num_slots()) * static_cast<double>(DeltaStateBytes(layer.attention));
+    const double states = static_cast<double>(std::max(cache.num_slots(), cache.num_host_states())) *
+                          static_cast<double>(DeltaStateBytes(layer.attention));
     RETURN_IF_ERROR(CheckRange("cache.num_slots * the model's states", states, 0, 1e13));
   }
   return absl::OkStatus();
@@ -96,7 +101,9 @@ absl::StatusOr<Assignment> AssignmentFromProto(const internal::v1::RegisterRespo
                    .value_type = static_cast<DType>(response.cache().kv_value_type()),
                    .num_blocks = response.cache().num_blocks(),
                    .num_slots = response.cache().num_slots(),
-                   .ring_blocks = response.cache().ring_blocks()};
+                   .ring_blocks = response.cache().ring_blocks(),
+                   .num_host_blocks = response.cache().num_host_blocks(),
+                   .num_host_states = response.cache().num_host_states()};
   assignment.max_rows = response.cache().max_batch_tokens();
   assignment.micro_batch_rows = response.cache().micro_batch_tokens();
   assignment.expert_transport = response.expert_transport();

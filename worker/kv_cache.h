@@ -20,7 +20,9 @@ struct KvCacheShape {
   DType key_type = DType::kF16, value_type = DType::kF16;
   int64_t num_blocks = 0;  // of a full layer
   int64_t num_slots = 0;
-  int64_t ring_blocks = 0;  // of one slot in a sliding layer; unused without a sliding window
+  int64_t ring_blocks = 0;      // of one slot in a sliding layer; unused without a sliding window
+  int64_t num_host_blocks = 0;  // of all full layers, in host memory (worker/kv_host_store.h)
+  int64_t num_host_states = 0;  // of slots, likewise
 };
 
 class KvCache {

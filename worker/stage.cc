@@ -324,6 +324,20 @@ Batch Stage::MakeBatch(const StageStep& step) const {
   return batch;
 }
 
+absl::Status Stage::MoveCaches(const StageStep& step, Deadline deadline) {
+  for (const CacheMove& move : step.moves) {
+    if (!state_positions_.empty()) {
+      int64_t& kept = state_positions_[move.slot];
+      if (move.kind == CacheMove::Kind::kSaveState && kept != move.position) {
+        return FailedPrecondition("slot %d cannot save the state behind %d tokens: its state is another", move.slot, move.position);
+      }
+      if (move.kind == CacheMove::Kind::kLoadState) kept = move.position;
+    }
+    RETURN_IF_ERROR(host_store_->Move(move, deadline));
+  }
+  return absl::OkStatus();
+}
+
 // Checks that each sequence begins anew or goes on where its slot's state is. Marks these states as unknown until KeepStates,
 // since a step that fails may have changed them.
 absl::Status Stage::TakeStates(const StageStep& step) {
@@ -368,6 +382,7 @@ absl::StatusOr<StageResult> Stage::Run(const StageStep& step, Deadline deadline,
       .normed = {normed_.data(), ops_.activation_dtype(), step.num_rows(), options_.model.n_embd},
   };
   const auto run = [&]() -> absl::Status {
+    RETURN_IF_ERROR(MoveCaches(step, deadline));
     RETURN_IF_ERROR(TakeStates(step));
     if (timed) RETURN_IF_ERROR(ops_.StartTimeline(deadline));
     ASSIGN_OR_RETURN(state.batch, ops_.PrepareBatch(MakeBatch(step)));
@@ -414,6 +429,8 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(Ops* ops, const StageOption
 absl::Status Stage::Allocate() {
   ASSIGN_OR_RETURN(kv_, KvCache::Create(&ops_, options_.model, options_.first_layer, options_.end_layer, options_.kv,
                                         std::min(options_.micro_batch_rows, options_.max_rows)));
+  ASSIGN_OR_RETURN(host_store_, KvHostStore::Create(&ops_, kv_.get(), options_.model, options_.first_layer, options_.end_layer,
+                                                    options_.kv));
   const auto layers = options_.model.layers.begin();
   const bool keeps_states = std::any_of(layers + options_.first_layer, layers + options_.end_layer,
                                         [](const LayerConfig& layer) { return layer.attention.delta(); });
@@ -515,6 +532,8 @@ StepLimits Stage::limits() const {
   return {.max_rows = options_.max_rows,
           .num_slots = options_.kv.num_slots,
           .num_blocks = options_.kv.num_blocks,
+          .num_host_blocks = options_.kv.num_host_blocks,
+          .num_host_states = options_.kv.num_host_states,
           .context_length = options_.model.context_length,
           .vocab_size = options_.model.vocab_size,
           .first_stage = options_.first()};

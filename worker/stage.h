@@ -26,6 +26,7 @@
 #include "worker/expert_forward.h"
 #include "worker/expert_link.h"
 #include "worker/kv_cache.h"
+#include "worker/kv_host_store.h"
 #include "worker/stage_link.h"
 #include "worker/stage_step.h"
 #include "worker/stage_weights.h"
@@ -72,7 +73,7 @@ class Stage {
   // source, the last a null sink. DeadlineExceeded: the step's time was over. Aborted: `stop` was requested, or the step failed
   // in an earlier stage. After any error the stage can run other steps.
   // FailedPrecondition: the model has gated delta nets, and a sequence neither begins at position 0 nor goes on where its slot's
-  // states are.
+  // states are, or a state to be saved is not behind the position that the step says.
   absl::StatusOr<StageResult> Run(const StageStep& step, Deadline deadline, ActivationSource* source, ActivationSink* sink,
                                   const std::stop_token& stop);
 
@@ -99,6 +100,7 @@ class Stage {
   absl::Status Allocate();
   absl::StatusOr<int64_t> NumExpertSlots() const;
   Batch MakeBatch(const StageStep& step) const;
+  absl::Status MoveCaches(const StageStep& step, Deadline deadline);
   absl::Status TakeStates(const StageStep& step);
   void KeepStates(const StageStep& step);
 
@@ -120,6 +122,7 @@ class Stage {
   ExpertLink& link_;
   std::unique_ptr<StageWeights> weights_;
   std::unique_ptr<KvCache> kv_;
+  std::unique_ptr<KvHostStore> host_store_;
   std::unique_ptr<ExpertCache> cache_;
   std::unique_ptr<ExpertForward> experts_;
   std::vector<int64_t> state_positions_;  // tokens behind each slot's states; kNoState: unknown. Empty without gated delta nets

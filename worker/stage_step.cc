@@ -57,6 +57,40 @@ absl::StatusOr<StageSequence> CheckSequence(const std::string& field, const inte
   return checked;
 }
 
+absl::StatusOr<CacheMove> CheckMove(const std::string& field, const internal::v1::CacheMove& move, const StepLimits& limits) {
+  CacheMove checked = {.block = static_cast<int32_t>(move.block()),
+                       .from_block = static_cast<int32_t>(move.from_block()),
+                       .host = static_cast<int32_t>(move.host()),
+                       .slot = static_cast<int32_t>(move.slot()),
+                       .position = move.position()};
+  switch (move.kind()) {
+    case internal::v1::CacheMove::SAVE_BLOCK:
+    case internal::v1::CacheMove::LOAD_BLOCK: {
+      const bool saves = move.kind() == internal::v1::CacheMove::SAVE_BLOCK;
+      checked.kind = saves ? CacheMove::Kind::kSaveBlock : CacheMove::Kind::kLoadBlock;
+      RETURN_IF_ERROR(CheckBelow(field + ".block", move.block(), limits.num_blocks));
+      RETURN_IF_ERROR(CheckBelow(field + ".host", move.host(), limits.num_host_blocks));
+      return checked;
+    }
+    case internal::v1::CacheMove::COPY_BLOCK:
+      checked.kind = CacheMove::Kind::kCopyBlock;
+      RETURN_IF_ERROR(CheckBelow(field + ".block", move.block(), limits.num_blocks));
+      RETURN_IF_ERROR(CheckBelow(field + ".from_block", move.from_block(), limits.num_blocks));
+      return checked;
+    case internal::v1::CacheMove::SAVE_STATE:
+    case internal::v1::CacheMove::LOAD_STATE: {
+      const bool saves = move.kind() == internal::v1::CacheMove::SAVE_STATE;
+      checked.kind = saves ? CacheMove::Kind::kSaveState : CacheMove::Kind::kLoadState;
+      RETURN_IF_ERROR(CheckBelow(field + ".host", move.host(), limits.num_host_states));
+      RETURN_IF_ERROR(CheckBelow(field + ".slot", move.slot(), limits.num_slots));
+      if (move.position() >= 1 && move.position() <= limits.context_length) return checked;
+      return InvalidArgument("%s.position is %d, want 1 to %d", field, move.position(), limits.context_length);
+    }
+    default:
+      return InvalidArgument("%s.kind is %d, which is none", field, static_cast<int>(move.kind()));
+  }
+}
+
 }  // namespace
 
 absl::StatusOr<StageStep> CheckStep(const internal::v1::StepRequest& request, const StepLimits& limits) {
@@ -74,6 +108,15 @@ absl::StatusOr<StageStep> CheckStep(const internal::v1::StepRequest& request, co
                     .timeout = timeout,
                     .forget_experts = request.forget_experts(),
                     .trace = request.trace()};
+  // Those of requests that came and went while other steps ran, and those of one more request.
+  const int64_t max_moves = kMaxWaitingMoves + 4 * (limits.num_blocks + limits.num_slots);
+  if (request.moves_size() > max_moves) {
+    return InvalidArgument("moves has %d entries, want at most %d", request.moves_size(), max_moves);
+  }
+  for (int i = 0; i < request.moves_size(); ++i) {
+    ASSIGN_OR_RETURN(const CacheMove move, CheckMove(absl::StrFormat("moves[%d]", i), request.moves(i), limits));
+    step.moves.push_back(move);
+  }
   std::vector<bool> slot_taken(limits.num_slots);
   int64_t logits_bytes = 0;
   for (int i = 0; i < request.sequences_size(); ++i) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "common/cache_move.h"
 #include "common/status.h"
 #include "ferry/internal/v1/worker.pb.h"
 
@@ -17,7 +18,8 @@ namespace ferry {
 struct StepLimits {
   int64_t max_rows = 0;  // CacheShape.max_batch_tokens
   int64_t num_slots = 0;
-  int64_t num_blocks = 0;      // of a full layer's KV cache
+  int64_t num_blocks = 0;  // of a full layer's KV cache
+  int64_t num_host_blocks = 0, num_host_states = 0;
   int64_t context_length = 0;  // positions are below it
   int64_t vocab_size = 0;
   bool first_stage = false;  // token ids are wanted
@@ -44,7 +46,8 @@ struct StageStep {
   uint64_t epoch = 0;
   uint64_t step = 0;
   absl::Duration timeout;
-  bool forget_experts = false;  // the expert slots are emptied first
+  bool forget_experts = false;   // the expert slots are emptied first
+  std::vector<CacheMove> moves;  // before the rows, in this order
   std::vector<StageSequence> sequences;
   std::vector<WantedLogits> logits;  // rows increasing
   bool trace = false;                // its spans are wanted
@@ -54,7 +57,8 @@ struct StageStep {
 
 // InvalidArgument names the field and its range: nothing to do or more rows than max_rows; a slot out of range or given
 // twice; positions beyond the context; blocks too few, out of range or given twice in a sequence; token ids missing or out
-// of range; logits out of order, too many, or of a row that is not there; a timeout not in (0, max_timeout].
+// of range; logits out of order, too many, or of a row that is not there; a move with a field out of range; a timeout not in
+// (0, max_timeout].
 absl::StatusOr<StageStep> CheckStep(const internal::v1::StepRequest& request, const StepLimits& limits);
 
 }  // namespace ferry

@@ -182,6 +182,8 @@ void ClusterController::FillResponse(const internal::v1::RegisterRequest& reques
   out->set_num_blocks(cache.num_blocks);
   out->set_num_slots(cache.num_slots);
   out->set_ring_blocks(cache.ring_blocks);
+  out->set_num_host_blocks(cache.num_host_blocks);
+  out->set_num_host_states(cache.num_host_states);
   out->set_max_batch_tokens(cache.max_batch_tokens);
   out->set_micro_batch_tokens(cache.micro_batch_tokens);
   const MailboxShape mailbox = MailboxShapeOf(options_.model, cache);

@@ -38,6 +38,33 @@ constexpr char kRunSteps[] = "/ferry.internal.v1.Worker/RunSteps";
 constexpr WireBounds kAnswerBounds = {.max_fields = 1 << 20, .max_packed_numbers = kMaxMessageBytes / sizeof(float)};
 constexpr absl::Duration kRoomPatience = absl::Seconds(1);  // for a worker that takes no step from its ring
 
+internal::v1::CacheMove ToProto(const CacheMove& move) {
+  internal::v1::CacheMove out;
+  switch (move.kind) {
+    case CacheMove::Kind::kSaveBlock:
+      out.set_kind(internal::v1::CacheMove::SAVE_BLOCK);
+      break;
+    case CacheMove::Kind::kLoadBlock:
+      out.set_kind(internal::v1::CacheMove::LOAD_BLOCK);
+      break;
+    case CacheMove::Kind::kCopyBlock:
+      out.set_kind(internal::v1::CacheMove::COPY_BLOCK);
+      break;
+    case CacheMove::Kind::kSaveState:
+      out.set_kind(internal::v1::CacheMove::SAVE_STATE);
+      break;
+    case CacheMove::Kind::kLoadState:
+      out.set_kind(internal::v1::CacheMove::LOAD_STATE);
+      break;
+  }
+  out.set_block(move.block);
+  out.set_from_block(move.from_block);
+  out.set_host(move.host);
+  out.set_slot(move.slot);
+  out.set_position(static_cast<uint32_t>(move.position));
+  return out;
+}
+
 class GrpcPipeline final : public Pipeline {
  public:
   GrpcPipeline(const PipelineOptions& options, const Clock* clock, OnFailed on_failed)
@@ -120,6 +147,7 @@ class GrpcPipeline final : public Pipeline {
         request.set_timeout_seconds(absl::ToDoubleSeconds(options_.step_timeout));
         request.set_forget_experts(plan.forget_experts);
         request.set_trace(options_.trace != nullptr);
+        for (const CacheMove& move : plan.moves) *request.add_moves() = ToProto(move);
       }
     }
     for (const PlannedSequence& sequence : plan.sequences) {

@@ -7,6 +7,7 @@
 #include <limits>
 #include <vector>
 
+#include "common/cache_move.h"
 #include "common/ids.h"
 #include "common/status.h"
 #include "ferry/v1/generate.pb.h"
@@ -30,7 +31,8 @@ struct PlannedSequence {
 
 struct StepPlan {
   StepId id;
-  bool forget_experts = false;  // the workers empty their expert slots first
+  bool forget_experts = false;   // the workers empty their expert slots first
+  std::vector<CacheMove> moves;  // before the rows, in this order
   std::vector<PlannedSequence> sequences;
   int64_t num_rows() const {
     int64_t rows = 0;

@@ -65,9 +65,10 @@ bool BatchScheduler::FreeAPlaceInQueue(int64_t of_owner) {
   });
   const std::shared_ptr<Generation> dropped = last->generation;
   queue_.erase(std::next(last).base());
-  dropped->OnFailed(ResourceExhausted("the queue is full, and %d of its %d places were taken by requests of %s; the last of these "
-                                      "made room for a request of another key",
-                                      most->second, options_.max_queued, most->first));
+  dropped->OnFailed(
+      ResourceExhausted("the queue is full, and %d of its %d places were taken by requests of %s; the last of these "
+                        "made room for a request of another key",
+                        most->second, options_.max_queued, most->first));
   return true;
 }
 
@@ -126,9 +127,15 @@ std::optional<size_t> BatchScheduler::NextInLine() const {
 }
 
 bool BatchScheduler::MakeRoomFor(const Waiting& waiting) {
-  const int64_t needed = slots_.BlocksFor(waiting.generation->reserve_tokens());
+  const Generation& generation = *waiting.generation;
+  // With what is shared it may need fewer, but whoever is suspended may be the one that shares.
+  const int64_t needed = slots_.BlocksFor(generation.reserve_tokens());
   int64_t free_blocks = slots_.free_blocks(), free_places = options_.max_running - num_running();
   if (free_places > 0 && free_blocks >= needed) return true;
+  if (free_places > 0 && free_blocks >= slots_.BlocksNeeded(generation.tokens(), generation.reserve_tokens(),
+                                                            generation.may_reuse_prefix(), generation.owner().cache_domain)) {
+    return true;
+  }
   if (waiting.cause == Cause::kHeld) return false;
   const std::string& name = waiting.generation->owner().name;
   std::map<std::string, int64_t> running;
@@ -143,7 +150,7 @@ bool BatchScheduler::MakeRoomFor(const Waiting& waiting) {
     if (next == rest.end() || rank(*next).first <= Share()) return false;  // nobody is suspended for nothing
     --running[(*next)->generation->owner().name];
     ++free_places;
-    free_blocks += static_cast<int64_t>((*next)->lease.blocks.size());
+    free_blocks += slots_.BlocksOf((*next)->lease.slot);
     suspended.push_back(*next);
     rest.erase(next);
   }
@@ -204,6 +211,8 @@ void BatchScheduler::Admit() {
   if (!lost_.ok() || queue_.empty()) return;
   CountOwners();
   while (!queue_.empty()) {
+    // Requests that come and go during a long step cannot fill a message.
+    if (num_in_flight() > 0 && slots_.num_moves() >= kMaxWaitingMoves) return;
     const std::optional<size_t> index = NextInLine();
     if (!index) return;
     const auto next = queue_.begin() + static_cast<std::ptrdiff_t>(*index);
@@ -274,6 +283,7 @@ int64_t BatchScheduler::AddRows(const std::shared_ptr<Running>& running, int64_t
   const std::span<const int32_t> tokens = generation.tokens();
   const int64_t first = running->submitted;
   int64_t end = std::min<int64_t>(static_cast<int64_t>(tokens.size()), first + max_tokens);
+  end = slots_.StepEnd(running->lease.slot, first, end);
   std::vector<RowLogits> logits;
   for (int64_t position = first; position < end; ++position) {
     const std::optional<LogitsRequest> wanted = generation.LogitsAt(position);
@@ -290,14 +300,13 @@ int64_t BatchScheduler::AddRows(const std::shared_ptr<Running>& running, int64_t
   if (end <= first) return 0;
 
   const int64_t num_tokens = end - first;
-  const int64_t num_blocks = (end + options_.slots.block_tokens - 1) / options_.slots.block_tokens;
   in_flight->parts.push_back(
       {.running = running, .first_position = first, .num_tokens = num_tokens, .num_logits = static_cast<int64_t>(logits.size())});
   step->sequences.push_back({.slot = running->lease.slot,
                              .decoding = first >= running->known_tokens,
                              .first_position = first,
                              .token_ids = {tokens.begin() + first, tokens.begin() + end},
-                             .blocks = {running->lease.blocks.begin(), running->lease.blocks.begin() + num_blocks},
+                             .blocks = slots_.Plan(running->lease.slot, tokens.first(end), first),
                              .logits = std::move(logits)});
   running->submitted = end;
   if (!std::exchange(running->begun, true) && generation.forgets_experts()) step->forget_experts = true;
@@ -372,6 +381,7 @@ std::optional<StepPlan> BatchScheduler::NextStep(int max_in_flight, double step_
   }
   std::for_each(first_in_turn, prompts.end(), add_prompt);
   if (step.sequences.empty()) return std::nullopt;
+  step.moves = slots_.TakeMoves();
   last_step_ = step.id.value();
   in_flight_.push_back(std::move(in_flight));
   return step;

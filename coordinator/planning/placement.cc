@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
+#include "common/cache_move.h"
 #include "common/model/model_tensors.h"
 #include "kernels/ops.h"
 
@@ -22,6 +23,8 @@ constexpr int64_t kActivationShare = 16;  // of a GPU's memory: its reciprocal; 
 constexpr int64_t kSmallestAutoMicroBatch = 512, kLargestAutoMicroBatch = 4096;
 constexpr int64_t kMicroBatchShare = 64;  // of a GPU's memory, likewise
 constexpr int64_t kMaxParallel = 256;
+constexpr int64_t kMaxHostBlocks = 1 << 17;  // 4 million tokens: the coordinator has some hundred bytes of its own for each
+constexpr int64_t kMaxHostStates = 1024;
 constexpr int64_t kMaxBatchTokens = 65536;
 
 std::optional<int64_t> ParseInt(std::string_view text) {
@@ -210,6 +213,22 @@ absl::StatusOr<CacheShape> ShapeCache(const ModelConfig& config, const Placement
   return shape;
 }
 
+// A state is as large as some thousand tokens in models with gated delta nets, so states get half of the memory there; otherwise
+// a quarter. A state has a block for the tokens behind its last whole block.
+void ShapeHostCache(const ModelConfig& config, int64_t bytes, CacheShape* shape) {
+  int64_t block_bytes = 0, state_bytes = 0;
+  const int64_t state_blocks = std::min(shape->ring_blocks, StateBlocks(config.sliding_window(), kKvBlockTokens));
+  for (const LayerConfig& layer : config.layers) {
+    const int64_t layer_bytes = KvLayerBytes(layer.attention, shape->key_type, shape->value_type, 1);
+    state_bytes += DeltaStateBytes(layer.attention) + (layer.slides() ? layer_bytes * state_blocks : 0);
+    block_bytes += layer.slides() ? 0 : layer_bytes;
+  }
+  const int64_t for_states = bytes / (config.keeps_states() ? 2 : 4);
+  shape->num_host_states = std::min(kMaxHostStates, for_states / std::max<int64_t>(1, state_bytes + block_bytes));
+  const int64_t for_blocks = bytes - shape->num_host_states * state_bytes;
+  shape->num_host_blocks = std::min(kMaxHostBlocks, for_blocks / std::max<int64_t>(1, block_bytes));
+}
+
 int64_t KvBytes(const ModelConfig& config, const CacheShape& cache, const LayerRange& layers) {
   int64_t bytes = 0;
   for (int64_t layer = layers.first; layer < layers.end; ++layer) {
@@ -274,6 +293,7 @@ absl::StatusOr<Placement> PlanPlacement(const ModelConfig& config, const ModelSi
   }
   Placement placement;
   ASSIGN_OR_RETURN(placement.cache, ShapeCache(config, options));
+  ShapeHostCache(config, options.cache_ram_bytes, &placement.cache);
   std::vector<LayerRange> ranges;
   if (options.layers.empty()) {
     ranges = EvenRanges(sizes, options.num_workers);

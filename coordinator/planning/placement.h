@@ -26,6 +26,7 @@ struct PlacementOptions {
   int64_t micro_batch_tokens = 0;             // -ub: rows of one dense or attention chunk; 0: AutoMicroBatchTokens
   DType key_type = DType::kF16;               // -ctk: F16 or Q8_0
   DType value_type = DType::kF16;             // -ctv
+  int64_t cache_ram_bytes = 0;                // --cache-ram: host memory of all workers for the KV cache
 };
 
 struct CacheShape {
@@ -36,6 +37,8 @@ struct CacheShape {
   int64_t max_batch_tokens = 0;
   int64_t micro_batch_tokens = 0;
   int64_t context_per_slot = 0;  // tokens of one request
+  int64_t num_host_blocks = 0;   // blocks of all full layers, in the workers' host memory
+  int64_t num_host_states = 0;   // states of slots there (common/cache_move.h); without states, tails of sequences
 };
 
 struct LayerRange {

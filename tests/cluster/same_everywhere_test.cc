@@ -1,6 +1,9 @@
 // The same request gives the same bits for any division of the work and any transport.
 
+#include <algorithm>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "kernels/ops.h"
 #include "tests/cluster/cluster.h"
@@ -128,6 +131,45 @@ TEST(SameEverywhere, WithThePrefixInTheCache) {
   EXPECT_EQ(got.ids, Plain().ids);
   EXPECT_EQ(got.logprobs, Plain().logprobs);
 }
+
+// The second turn of a conversation, another conversation in between. The demo model has sliding layers.
+struct Memory {
+  const char* name;
+  int64_t context;  // tokens of device memory: of one conversation, or of both
+  const char* cache_ram;
+  uint32_t cached;  // of the second turn's prompt
+};
+
+class SecondTurn : public ::testing::TestWithParam<Memory> {};
+
+TEST_P(SecondTurn, ComputesItsNewTokensAloneAndGivesTheSameBits) {
+  ModelOptions options = DemoModel(2);
+  options.parallel = 1;
+  options.context = GetParam().context;
+  options.cache_ram = GetParam().cache_ram;
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Connect("", options));
+  std::vector<uint32_t> prompt = SomePrompt(kPrompt);
+  ASSERT_OK_AND_ASSIGN(const Completion first, Greedy(*client, prompt, kTokens));
+  std::vector<uint32_t> other = SomePrompt(kPrompt);
+  std::reverse(other.begin(), other.end());
+  ASSERT_OK(Greedy(*client, other, kTokens));
+  prompt.insert(prompt.end(), first.ids.begin(), first.ids.end());
+  prompt.insert(prompt.end(), other.begin(), other.begin() + 20);
+  ASSERT_OK_AND_ASSIGN(const Completion second, Greedy(*client, prompt, kTokens));
+  EXPECT_EQ(second.finish.cached_prompt_tokens(), GetParam().cached);
+  ASSERT_OK_AND_ASSIGN(const Completion anew, Greedy(*client, prompt, kTokens, /*prompt_logprobs=*/true));
+  EXPECT_EQ(anew.finish.cached_prompt_tokens(), 0u) << "all its rows were computed";
+  EXPECT_EQ(second.ids, anew.ids);
+  EXPECT_EQ(second.logprobs, anew.logprobs);
+}
+
+// The last token that was generated never went through the model.
+constexpr uint32_t kFirstTurn = kPrompt + kTokens - 1;
+INSTANTIATE_TEST_SUITE_P(, SecondTurn,
+                         ::testing::Values(Memory{"FromDeviceMemory", 2048, "256MiB", kFirstTurn},
+                                           Memory{"FromHostMemory", 384, "256MiB", kFirstTurn},
+                                           Memory{"WithoutHostMemory", 2048, "0", 0}),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 // A GPU's products and the host's round differently, so the bits are compared where the same side computes: with all experts
 // placed on the GPU.

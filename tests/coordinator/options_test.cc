@@ -27,5 +27,15 @@ TEST(CoordinatorOptions, NamesTheFlagThatIsWrong) {
   refuses("--load-timeout", [](auto& o) { o.load_timeout = -absl::Seconds(1); });
 }
 
+TEST(CoordinatorOptions, TakeASizeOfHostMemoryAsLlamaCppDoes) {
+  EXPECT_EQ(*ParseCacheRam("8GiB"), int64_t{8} << 30);
+  EXPECT_EQ(*ParseCacheRam("8192"), int64_t{8} << 30) << "MiB";
+  EXPECT_EQ(*ParseCacheRam("0"), 0);
+  EXPECT_EQ(*ParseCacheRam("auto"), -1);
+  for (const char* bad : {"", "-2", "8GiBs", "99999999999999999999"}) {
+    EXPECT_THAT(ParseCacheRam(bad), StatusIs(absl::StatusCode::kInvalidArgument)) << bad;
+  }
+}
+
 }  // namespace
 }  // namespace ferry

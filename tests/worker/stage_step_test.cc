@@ -14,6 +14,8 @@ using testing::HasSubstr;
 constexpr StepLimits kLimits = {.max_rows = 64,
                                 .num_slots = 4,
                                 .num_blocks = 16,
+                                .num_host_blocks = 8,
+                                .num_host_states = 2,
                                 .context_length = 512,
                                 .vocab_size = 1000,
                                 .first_stage = true,
@@ -50,6 +52,38 @@ TEST(CheckStep, TakesWhatFits) {
   EXPECT_EQ(step.logits[1].target, -1);
   EXPECT_EQ(step.sequences[1].token_ids[3], 999);
   EXPECT_EQ(step.sequences[1].first_position, 30);
+}
+
+TEST(CheckStep, TakesMovesWhoseNumbersAreThere) {
+  const auto check = [](internal::v1::CacheMove::Kind kind, uint32_t block, uint32_t from, uint32_t host, uint32_t slot,
+                        uint32_t position) -> absl::Status {
+    internal::v1::StepRequest request = GoodRequest();
+    internal::v1::CacheMove* const move = request.add_moves();
+    move->set_kind(kind);
+    move->set_block(block);
+    move->set_from_block(from);
+    move->set_host(host);
+    move->set_slot(slot);
+    move->set_position(position);
+    ASSIGN_OR_RETURN(const StageStep step, CheckStep(request, kLimits));
+    const CacheMove& got = step.moves.at(0);
+    EXPECT_EQ(static_cast<int>(got.kind), static_cast<int>(kind));
+    EXPECT_EQ(got.position, position);
+    return absl::OkStatus();
+  };
+  const auto is_bad = [](const std::string& words) { return StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(words)); };
+  using internal::v1::CacheMove;
+  EXPECT_OK(check(CacheMove::SAVE_BLOCK, 15, 0, 7, 0, 0));
+  EXPECT_THAT(check(CacheMove::SAVE_BLOCK, 16, 0, 7, 0, 0), is_bad("moves[0].block is 16, want less than 16"));
+  EXPECT_THAT(check(CacheMove::LOAD_BLOCK, 15, 0, 8, 0, 0), is_bad("moves[0].host"));
+  EXPECT_OK(check(CacheMove::COPY_BLOCK, 15, 14, 0, 0, 0));
+  EXPECT_THAT(check(CacheMove::COPY_BLOCK, 15, 16, 0, 0, 0), is_bad("moves[0].from_block"));
+  EXPECT_OK(check(CacheMove::SAVE_STATE, 0, 0, 1, 3, 512));
+  EXPECT_THAT(check(CacheMove::SAVE_STATE, 0, 0, 2, 3, 512), is_bad("moves[0].host"));
+  EXPECT_THAT(check(CacheMove::LOAD_STATE, 0, 0, 1, 4, 512), is_bad("moves[0].slot"));
+  EXPECT_THAT(check(CacheMove::LOAD_STATE, 0, 0, 1, 3, 0), is_bad("moves[0].position is 0"));
+  EXPECT_THAT(check(CacheMove::LOAD_STATE, 0, 0, 1, 3, 513), is_bad("moves[0].position is 513"));
+  EXPECT_THAT(check(static_cast<CacheMove::Kind>(5), 0, 0, 0, 0, 0), is_bad("moves[0].kind is 5"));
 }
 
 TEST(CheckStep, WantsTokenIdsOfTheFirstStageAlone) {

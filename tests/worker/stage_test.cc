@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "common/deadline.h"
+#include "tests/testing/source_path.h"
 #include "tests/worker/tiny_model.h"
 
 namespace ferry {
@@ -426,6 +427,88 @@ TEST(StageWithStates, GoesOnOnlyWhereItsStateIs) {
   pipeline.link().fail_compute = absl::OkStatus();
   EXPECT_THAT(pipeline.Run({{.position = 40, .tokens = tokens}}), StatusIs(kWrongState, HasSubstr("no state")));
   EXPECT_OK(pipeline.Prompt(tokens));
+}
+
+// ----------------------------------------------------------------------------------------------------- what steps move
+// beforehand
+
+struct MovesCase {
+  const char* name;
+  const TinyModel& (*model)();
+  DType kv_type;
+  int num_stages;
+};
+
+class StageMoves : public ::testing::TestWithParam<MovesCase> {
+ protected:
+  const TinyModel& model() { return GetParam().model(); }
+  TinyPipeline MakePipeline() {
+    return TinyPipeline(&model(), GetParam().num_stages, [](StageOptions& options) {
+      options.kv.key_type = options.kv.value_type = GetParam().kv_type;
+      options.kv.num_host_blocks = 8;
+      options.kv.num_host_states = 2;
+    });
+  }
+};
+
+const TinyModel& LatentModel() {
+  static const auto* const model = TinyModel::Open(SourcePath("tests/worker/testdata/deepseek2-v3-f32.gguf")).release();
+  return *model;
+}
+
+// Puts a sequence into host memory, overwrites all that it left, and goes on with it in another slot and in other blocks.
+TEST_P(StageMoves, ASequenceGoesOnFromHostMemoryBitForBit) {
+  constexpr int64_t kFirst = 170;
+  constexpr int32_t kFrom = 2, kTo = 1;
+  const std::vector<int32_t> tokens = Tokens(model(), kFirst), more = Tokens(model(), 12, 5);
+  TinyPipeline plain = MakePipeline();
+  ASSERT_OK(plain.Prompt(tokens, 256, kFrom));
+  ASSERT_OK_AND_ASSIGN(const auto expected, plain.Run({{.slot = kFrom, .position = kFirst, .tokens = more}}));
+
+  TinyPipeline pipeline = MakePipeline();
+  ASSERT_OK(pipeline.Prompt(tokens, 256, kFrom));
+  const int32_t num_blocks = (kFirst + kKvBlockTokens - 1) / kKvBlockTokens;
+  for (int32_t i = 0; i < num_blocks; ++i) {
+    pipeline.moves.push_back({.kind = CacheMove::Kind::kSaveBlock, .block = TinyPipeline::BlockOf(kFrom, i), .host = 7 - i});
+  }
+  pipeline.moves.push_back({.kind = CacheMove::Kind::kSaveState, .host = 1, .slot = kFrom, .position = kFirst});
+  for (const int32_t slot : {kFrom, kTo}) ASSERT_OK(pipeline.Prompt(Tokens(model(), 200, 7 + slot), 256, slot));
+  for (int32_t i = 0; i < num_blocks; ++i) {
+    pipeline.moves.push_back({.kind = CacheMove::Kind::kLoadBlock, .block = TinyPipeline::BlockOf(kTo, i), .host = 7 - i});
+  }
+  pipeline.moves.push_back({.kind = CacheMove::Kind::kLoadState, .host = 1, .slot = kTo, .position = kFirst});
+  ASSERT_OK_AND_ASSIGN(const auto logits, pipeline.Run({{.slot = kTo, .position = kFirst, .tokens = more}}));
+  EXPECT_EQ(logits, expected);
+}
+
+TEST_P(StageMoves, ACopiedBlockHasTheSameTokens) {
+  if (model().config.keeps_states() || model().config.sliding_window() > 0) GTEST_SKIP() << "needs a state beside its blocks";
+  const std::vector<int32_t> tokens = Tokens(model(), 50), more = Tokens(model(), 12, 5);
+  TinyPipeline pipeline = MakePipeline();
+  ASSERT_OK(pipeline.Prompt(tokens, 256, 0));
+  ASSERT_OK_AND_ASSIGN(const auto expected, pipeline.Run({{.slot = 0, .position = 50, .tokens = more}}));
+  for (const int32_t block : {0, 1}) {
+    pipeline.moves.push_back({.kind = CacheMove::Kind::kCopyBlock,
+                              .block = TinyPipeline::BlockOf(3, block),
+                              .from_block = TinyPipeline::BlockOf(0, block)});
+  }
+  ASSERT_OK_AND_ASSIGN(const auto logits, pipeline.Run({{.slot = 3, .position = 50, .tokens = more}}));
+  EXPECT_EQ(logits, expected);
+}
+
+INSTANTIATE_TEST_SUITE_P(, StageMoves,
+                         ::testing::Values(MovesCase{"Sliding", &Model, DType::kF16, 1},
+                                           MovesCase{"SlidingQ8", &Model, DType::kQ8_0, 2},
+                                           MovesCase{"States", &HybridModel, DType::kF16, 2},
+                                           MovesCase{"Latent", &LatentModel, DType::kF16, 1}),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+TEST(StageWithStates, SavesNoStateThatItDoesNotHave) {
+  TinyPipeline pipeline(&HybridModel(), 1, [](StageOptions& options) { options.kv.num_host_states = 1; });
+  ASSERT_OK(pipeline.Prompt(Tokens(HybridModel(), 20)));
+  pipeline.moves = {{.kind = CacheMove::Kind::kSaveState, .slot = 0, .position = 19}};
+  EXPECT_THAT(pipeline.Prompt(Tokens(HybridModel(), 20)),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("the state behind 19 tokens")));
 }
 
 TEST(Stage, RefusesARingThatIsShorterThanWindowAndMicroBatch) {

@@ -283,6 +283,8 @@ class TinyPipeline {
 
   std::function<bool()> rows_come;  // later stages get rows when it says so; none: at once
 
+  std::vector<CacheMove> moves;  // before the rows of the next step
+
   void Trace() { trace_ = true; }  // all steps from here on
   FakeLink& link() { return link_; }
   Stage& stage(int i) { return *stages_[i]; }
@@ -294,9 +296,15 @@ class TinyPipeline {
     int64_t position = 0;
     std::vector<int32_t> tokens;
   };
+  // Interleaved, so that tables matter.
+  static int32_t BlockOf(int32_t slot, int64_t block) { return static_cast<int32_t>(block * kTinySlots + slot); }
   // The logits of each sequence's last row.
   absl::StatusOr<std::vector<std::vector<float>>> Run(const std::vector<Rows>& sequences) {
-    StageStep step = {.epoch = 1, .step = ++last_step_, .timeout = absl::Seconds(30), .trace = trace_};
+    StageStep step = {.epoch = 1,
+                      .step = ++last_step_,
+                      .timeout = absl::Seconds(30),
+                      .moves = std::exchange(moves, {}),
+                      .trace = trace_};
     for (const Rows& rows : sequences) {
       step.forget_experts |= rows.forget_experts;
       StageSequence sequence = {.slot = rows.slot,
@@ -305,9 +313,7 @@ class TinyPipeline {
                                 .first_position = rows.position,
                                 .token_ids = rows.tokens};
       const int64_t end = rows.position + sequence.num_rows;
-      for (int64_t block = 0; block * kKvBlockTokens < end; ++block) {  // interleaved, so that tables matter
-        sequence.blocks.push_back(static_cast<int32_t>(block * kTinySlots + rows.slot));
-      }
+      for (int64_t block = 0; block * kKvBlockTokens < end; ++block) sequence.blocks.push_back(BlockOf(rows.slot, block));
       step.sequences.push_back(sequence);
       step.logits.push_back({.row = step.num_rows() - 1, .top_n = static_cast<int32_t>(model_.config.vocab_size)});
     }

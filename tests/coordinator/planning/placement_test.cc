@@ -140,6 +140,17 @@ TEST(Placement, KeepsTheWindowAndOneMicroBatchInSlidingLayers) {
   EXPECT_EQ(placement.cache.context_per_slot, 8192);
 }
 
+// Three full layers of 16 KiB a block; three sliding layers, of whose rings a state has (64 + 127 + 62) / 32 = 7 blocks.
+TEST(Placement, DividesHostMemoryIntoBlocksAndStates) {
+  constexpr int64_t kBlock = 3 * 2 * 2 * 32 * 64 * 2, kState = 7 * kBlock;
+  ASSERT_OK_AND_ASSIGN(const Placement placement, Plan({.micro_batch_tokens = 512, .cache_ram_bytes = 400 * kBlock}));
+  EXPECT_EQ(placement.cache.num_host_states, 100 * kBlock / (kState + kBlock)) << "a quarter, with a block for each state's end";
+  EXPECT_EQ(placement.cache.num_host_blocks, 400 - placement.cache.num_host_states * 7);
+  ASSERT_OK_AND_ASSIGN(const Placement none, Plan({}));
+  EXPECT_EQ(none.cache.num_host_states, 0);
+  EXPECT_EQ(none.cache.num_host_blocks, 0);
+}
+
 TEST(Placement, RefusesACacheItCannotShape) {
   EXPECT_THAT(Plan({.parallel = 0}), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("-np is 0")));
   EXPECT_THAT(Plan({.key_type = DType::kQ4_0}), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("-ctk")));

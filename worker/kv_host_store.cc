@@ -1,0 +1,162 @@
+#include "worker/kv_host_store.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+
+#include "common/log.h"
+#include "kernels/kv_cache_format.h"
+
+namespace ferry {
+namespace {
+
+constexpr int64_t kPage = 4096;  // pinned memory shares no page with other pinned memory
+constexpr int64_t kPieceBytes = int64_t{64} << 20;
+
+int64_t RoundUp(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<KvHostStore>> KvHostStore::Create(Ops* ops, const KvCache* cache, const ModelConfig& model,
+                                                                 int64_t first_layer, int64_t end_layer,
+                                                                 const KvCacheShape& shape) {
+  std::unique_ptr<KvHostStore> store(new KvHostStore(ops));
+  store->window_ = model.sliding_window();
+  store->ring_blocks_ = store->window_ > 0 ? shape.ring_blocks : 0;
+  for (int64_t i = first_layer; i < end_layer; ++i) {
+    const AttentionConfig& attention = model.layers[i].attention;
+    if (attention.delta()) {
+      store->nets_.push_back({reinterpret_cast<std::byte*>(cache->states(i).data), DeltaStateBytes(attention)});
+      continue;
+    }
+    const KvLayer& layer = cache->layer(i);
+    std::vector<Plane>& planes = model.layers[i].slides() ? store->rings_ : store->full_;
+    const int64_t rows = layer.num_kv_heads * kKvBlockTokens;
+    const auto add = [&](std::byte* data, DType dtype) {
+      if (dtype == DType::kQ8_0) {
+        planes.push_back({data, rows * layer.head_dim});
+        planes.push_back({data + KvScalesOffset(layer), rows * (layer.head_dim / kKvQuantBlock) * 2});
+      } else {
+        planes.push_back({data, rows * layer.head_dim * (dtype == DType::kF32 ? 4 : 2)});
+      }
+    };
+    add(layer.keys, layer.key_type);
+    if (layer.latent_values == 0) add(layer.values, layer.value_type);
+  }
+  const auto bytes_of = [](const std::vector<Plane>& planes) {
+    int64_t bytes = 0;
+    for (const Plane& plane : planes) bytes += plane.bytes;
+    return bytes;
+  };
+  const int64_t state_blocks = std::min(store->ring_blocks_, StateBlocks(store->window_, kKvBlockTokens));
+  RETURN_IF_ERROR(store->Reserve(bytes_of(store->full_), shape.num_host_blocks + 1, &store->blocks_));
+  RETURN_IF_ERROR(
+      store->Reserve(bytes_of(store->rings_) * state_blocks + bytes_of(store->nets_), shape.num_host_states, &store->states_));
+  store->scratch_ = shape.num_host_blocks;
+  return store;
+}
+
+KvHostStore::~KvHostStore() {
+  for (Units* const units : {&blocks_, &states_}) {
+    for (size_t piece = 0; piece < units->locked.size(); ++piece) {
+      if (units->locked[piece]) ops_.UnpinHost(PieceOf(*units, static_cast<int64_t>(piece)));
+    }
+    if (!units->memory.empty()) munmap(units->memory.data(), units->memory.size());
+  }
+}
+
+absl::Status KvHostStore::Reserve(int64_t unit_bytes, int64_t count, Units* units) {
+  units->unit_bytes = RoundUp(unit_bytes, kPage);
+  units->count = count;
+  if (unit_bytes == 0 || count == 0) return absl::OkStatus();
+  units->units_a_piece = std::max<int64_t>(1, kPieceBytes / units->unit_bytes);
+  const int64_t bytes = units->unit_bytes * count;
+  void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) {
+    return ResourceExhausted("no %d bytes of address space for the KV cache in host memory (less with --cache-ram)", bytes);
+  }
+  units->memory = {static_cast<std::byte*>(memory), static_cast<size_t>(bytes)};
+  units->locked.assign((count + units->units_a_piece - 1) / units->units_a_piece, false);
+  return absl::OkStatus();
+}
+
+std::span<std::byte> KvHostStore::PieceOf(const Units& units, int64_t piece) const {
+  const int64_t bytes = units.units_a_piece * units.unit_bytes, first = piece * bytes;
+  return units.memory.subspan(first, std::min<int64_t>(bytes, std::ssize(units.memory) - first));
+}
+
+std::span<std::byte> KvHostStore::Unit(Units* units, int64_t index) {
+  const int64_t piece = index / units->units_a_piece;
+  if (!units->locked[piece] && may_lock_) {
+    const absl::Status locked = ops_.PinHost(PieceOf(*units, piece), /*read_only=*/false);
+    units->locked[piece] = locked.ok();
+    may_lock_ = locked.ok();
+    if (!locked.ok()) spdlog::warn("the KV cache in host memory is slower, since memory cannot be locked: {}", locked.ToString());
+  }
+  return units->memory.subspan(index * units->unit_bytes, units->unit_bytes);
+}
+
+absl::Status KvHostStore::Save(const Plane& plane, int64_t index, std::span<std::byte>* host) {
+  RETURN_IF_ERROR(ops_.DownloadAsync(host->first(plane.bytes), plane.data + index * plane.bytes));
+  *host = host->subspan(plane.bytes);
+  return absl::OkStatus();
+}
+
+absl::Status KvHostStore::Load(const Plane& plane, int64_t index, std::span<std::byte>* host) {
+  RETURN_IF_ERROR(ops_.UploadAsync(plane.data + index * plane.bytes, host->first(plane.bytes)));
+  *host = host->subspan(plane.bytes);
+  return absl::OkStatus();
+}
+
+// A backend may read host memory at the call.
+absl::Status KvHostStore::AwaitSaved(Deadline deadline) {
+  if (!saving_) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const Event saved, ops_.MarkCompute());
+  RETURN_IF_ERROR(ops_.Wait(saved, deadline));
+  saving_ = false;
+  return absl::OkStatus();
+}
+
+absl::Status KvHostStore::Move(const CacheMove& move, Deadline deadline) {
+  const bool is_state = move.kind == CacheMove::Kind::kSaveState || move.kind == CacheMove::Kind::kLoadState;
+  return is_state ? MoveState(move, deadline) : MoveBlock(move, deadline);
+}
+
+absl::Status KvHostStore::MoveBlock(const CacheMove& move, Deadline deadline) {
+  if (full_.empty()) return absl::OkStatus();
+  const bool copies = move.kind == CacheMove::Kind::kCopyBlock;
+  const std::span<std::byte> unit = Unit(&blocks_, copies ? scratch_ : move.host);
+  if (copies || move.kind == CacheMove::Kind::kSaveBlock) {
+    std::span<std::byte> host = unit;
+    for (const Plane& plane : full_) RETURN_IF_ERROR(Save(plane, copies ? move.from_block : move.block, &host));
+    saving_ = true;
+  }
+  if (copies || move.kind == CacheMove::Kind::kLoadBlock) {
+    RETURN_IF_ERROR(AwaitSaved(deadline));
+    std::span<std::byte> host = unit;
+    for (const Plane& plane : full_) RETURN_IF_ERROR(Load(plane, move.block, &host));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status KvHostStore::MoveState(const CacheMove& move, Deadline deadline) {
+  if (rings_.empty() && nets_.empty()) return absl::OkStatus();
+  const bool saves = move.kind == CacheMove::Kind::kSaveState;
+  if (!saves) RETURN_IF_ERROR(AwaitSaved(deadline));
+  std::span<std::byte> host = Unit(&states_, move.host);
+  const auto copy = [&](const Plane& plane, int64_t index) {
+    return saves ? Save(plane, index, &host) : Load(plane, index, &host);
+  };
+  const int64_t end = (move.position + kKvBlockTokens - 1) / kKvBlockTokens;
+  const int64_t first = std::max(FirstStateBlock(move.position, window_, kKvBlockTokens), end - ring_blocks_);
+  for (const Plane& ring : rings_) {
+    for (int64_t block = first; block < end; ++block) {
+      RETURN_IF_ERROR(copy(ring, move.slot * ring_blocks_ + block % ring_blocks_));
+    }
+  }
+  for (const Plane& net : nets_) RETURN_IF_ERROR(copy(net, move.slot));
+  saving_ |= saves;
+  return absl::OkStatus();
+}
+
+}  // namespace ferry
