@@ -46,6 +46,7 @@
 #include "coordinator/generation/ferry_service.h"
 #include "coordinator/generation/generation_loop.h"
 #include "coordinator/generation/text_calls.h"
+#include "coordinator/generation/vllm_service.h"
 #include "coordinator/generation/vocabulary_service.h"
 #include "coordinator/planning/rates_file.h"
 #include "coordinator/planning/rates_probe.h"
@@ -177,6 +178,7 @@ class ServerImpl final : public Server {
                                          .model_info = ModelInfo(cache),
                                          .server_info = [this] { return ServerInfo(); },
                                          .keys = keys_.get()}));
+    vllm_service_ = std::make_unique<VllmService>(ferry_service_.get());
     RETURN_IF_ERROR(StartClusterPlane());
     return StartPublicDoor();
   }
@@ -469,6 +471,7 @@ class ServerImpl final : public Server {
     builder.SetMaxSendMessageSize(kMaxMessageBytes);
     builder.RegisterService(ferry_service_.get());
     builder.RegisterService(vocabulary_service_.get());
+    builder.RegisterService(vllm_service_.get());
     builder.RegisterService(&reflection_service_);
     RETURN_IF_ERROR(CheckServerThreadsCanStart());
     grpc_server_ = builder.BuildAndStart();
@@ -570,8 +573,10 @@ class ServerImpl final : public Server {
   std::unique_ptr<CertificateKeeper> keeper_;
   std::unique_ptr<FerryService> ferry_service_;
   std::unique_ptr<VocabularyService> vocabulary_service_;
+  std::unique_ptr<VllmService> vllm_service_;
   ReflectionService reflection_service_{{v1::Ferry::service_full_name(), v1::Vocabulary::service_full_name(),
-                                         "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}};
+                                         vllm::VllmEngine::service_full_name(), "grpc.health.v1.Health",
+                                         "grpc.reflection.v1alpha.ServerReflection"}};
   std::unique_ptr<TextCalls> texts_;       // its tasks use all of the above
   std::unique_ptr<TaskPool> expert_pool_;  // as those of this
   std::unique_ptr<grpc::Server> grpc_server_, cluster_server_;

@@ -12,6 +12,7 @@
 
 #include "common/grpc_status.h"
 #include "common/listen_address.h"
+#include "common/rpc/detailed_status.h"
 #include "common/rpc/rpc_deadline.h"
 #include "ferry/v1/generate.grpc.pb.h"
 #include "ferry/v1/vocabulary.grpc.pb.h"
@@ -108,7 +109,7 @@ class StreamCall final : public grpc::ClientReadReactor<v1::GenerateResponse>, p
   }
   void OnDone(const grpc::Status& status) override {
     const std::shared_ptr<StreamCall> self = std::move(self_);
-    on_end_(FromGrpcStatus(status));
+    on_end_(FromDetailedGrpcStatus(status));
     on_message_ = nullptr;  // they hold what waits for the answer
     on_end_ = nullptr;
     const grpc::ClientContext* const context = context_.get();

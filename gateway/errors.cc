@@ -1,11 +1,15 @@
 #include "gateway/errors.h"
 
+#include <cmath>
+#include <optional>
+
+#include "common/error_details.h"
 #include "common/log.h"
 
 namespace ferry {
 namespace {
 
-constexpr char kRetryBusy[] = "1", kRetryUnavailable[] = "5";  // seconds
+constexpr char kRetryBusy[] = "1", kRetryUnavailable[] = "5";  // seconds, where the coordinator says nothing
 
 const char* OpenAiTypeOf(int status) {
   switch (status) {
@@ -110,7 +114,12 @@ HttpResponse ErrorResponse(ApiForm form, int http_status, const std::string& mes
 }
 
 HttpResponse ErrorResponse(ApiForm form, const absl::Status& status) {
-  return ErrorResponse(form, HttpStatusOf(status), MessageOf(status), FieldOf(status));
+  HttpResponse response = ErrorResponse(form, HttpStatusOf(status), MessageOf(status), FieldOf(status));
+  const std::optional<absl::Duration> delay = RetryOf(status);
+  for (auto& [name, value] : response.headers) {
+    if (name == "Retry-After" && delay) value = std::to_string(static_cast<int64_t>(std::ceil(absl::ToDoubleSeconds(*delay))));
+  }
+  return response;
 }
 
 }  // namespace ferry

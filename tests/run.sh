@@ -72,6 +72,12 @@ else
   rm -rf "$clients"
   ferry_say "skipped: pip or the packages openai and anthropic cannot be had here"
 fi
+# Another gateway before Ferry's gRPC.
+if [ -x "$clients/bin/smg" ] || timeout 120 "$clients/bin/pip" install -q smg; then
+  check "SMG in front" "$clients/bin/python" tests/gateway/smg_in_front.py build/release/bin models/demo-moe.gguf
+else
+  ferry_say "skipped: the package smg cannot be had here"
+fi
 
 # Kubernetes' schemas, where pip finds them.
 schemas=build/schemas

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "common/error_details.h"
+
 namespace ferry {
 
 void KeyUsage::FillLocked(const Principal& principal, Key& key) {
@@ -26,8 +28,9 @@ absl::Status KeyUsage::Begin(const Principal& principal) {
     FillLocked(principal, key);
     if (key.budget <= 0) {
       const double seconds = std::ceil(60 * (1 - key.budget) / static_cast<double>(principal.tokens_per_minute));
-      return ResourceExhausted("the key %s has used its %d tokens a minute: come again in %.0f s", principal.name,
-                               principal.tokens_per_minute, seconds);
+      return WithRetry(ResourceExhausted("the key %s has used its %d tokens a minute: come again in %.0f s", principal.name,
+                                         principal.tokens_per_minute, seconds),
+                       absl::Seconds(seconds));
     }
   }
   ++key.running;

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <utility>
 
+#include "common/error_details.h"
 #include "common/escaped.h"
 #include "common/grpc_status.h"
 #include "common/log.h"
@@ -42,6 +43,30 @@ uint64_t RandomSeed() {
 template <typename Message>
 absl::Status Parse(const grpc::ByteBuffer& bytes, Message* message) {
   return ParseBounded(bytes, {.max_fields = kMaxRequestFields}, message);
+}
+
+class FerryMessages final : public GenerateMessages {
+ public:
+  absl::Status Parse(const grpc::ByteBuffer& message, v1::GenerateRequest* request) override {
+    return ferry::Parse(message, request);
+  }
+  absl::Status Write(const v1::GenerateResponse& response, std::vector<grpc::ByteBuffer>* messages) override {
+    return Serialize(response, &messages->emplace_back());
+  }
+};
+
+// What does not need the model is checked first.
+absl::Status CheckGenerate(const Principal& caller, const v1::GenerateRequest& request) {
+  if (request.forget_experts() && caller.role != Role::kAdmin) {
+    return absl::PermissionDeniedError("forget_experts empties everybody's expert slots: it needs a key of the role admin");
+  }
+  const std::string& id = request.request_id();
+  const bool plain = std::all_of(id.begin(), id.end(), [](char c) { return c > ' ' && c <= '~'; });
+  if (id.size() > kMaxRequestIdBytes || !plain) {
+    return InvalidArgument("request_id has %d characters, want at most %d of printable ASCII without spaces", id.size(),
+                           kMaxRequestIdBytes);
+  }
+  return absl::OkStatus();
 }
 
 // Any caller when there are no keys.
@@ -94,28 +119,20 @@ absl::StatusOr<Principal> FerryService::CallerOf(const grpc::CallbackServerConte
   return parts_.keys->Authenticate(BearerToken(std::string_view(header->second.data(), header->second.size())));
 }
 
-absl::Status FerryService::CheckGenerate(const Principal& caller, const grpc::ByteBuffer& message,
-                                         v1::GenerateRequest* request) const {
-  RETURN_IF_ERROR(Parse(message, request));
-  if (request->forget_experts() && caller.role != Role::kAdmin) {
-    return absl::PermissionDeniedError("forget_experts empties everybody's expert slots: it needs a key of the role admin");
-  }
-  const std::string& id = request->request_id();
-  const bool plain = std::all_of(id.begin(), id.end(), [](char c) { return c > ' ' && c <= '~'; });
-  if (id.size() > kMaxRequestIdBytes || !plain) {
-    return InvalidArgument("request_id has %d characters, want at most %d of printable ASCII without spaces", id.size(),
-                           kMaxRequestIdBytes);
-  }
-  return absl::OkStatus();
-}
-
 grpc::ServerWriteReactor<grpc::ByteBuffer>* FerryService::Generate(grpc::CallbackServerContext* context,
                                                                    const grpc::ByteBuffer* message) {
+  return GenerateWith(context, message, std::make_shared<FerryMessages>());
+}
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* FerryService::GenerateWith(grpc::CallbackServerContext* context,
+                                                                       const grpc::ByteBuffer* message,
+                                                                       std::shared_ptr<GenerateMessages> messages) {
   const auto stream = std::make_shared<GenerateStream>(GenerateStream::Options{.loop = parts_.loop,
                                                                                .clock = parts_.clock,
                                                                                .max_unsent_bytes = parts_.max_unsent_bytes,
                                                                                .usage = usage_,
-                                                                               .open_calls = open_calls_},
+                                                                               .open_calls = open_calls_,
+                                                                               .messages = messages},
                                                        context);
   stream->HoldForCall(stream);
   const auto refuse = [&](const absl::Status& status) {
@@ -124,29 +141,33 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* FerryService::Generate(grpc::Callbac
   };
   // A connection that ends takes all its calls back at once.
   if (context->IsCancelled() || !message->Valid()) return refuse(Cancelled("the call was cancelled"));
-  if (const absl::Status placed = stream->TakePlace(); !placed.ok()) return refuse(placed);
+  if (const absl::Status placed = stream->TakePlace(); !placed.ok()) {
+    return refuse(WithReason(placed, "TOO_MANY_CALLS"));
+  }
   const absl::StatusOr<Principal> caller = CallerOf(*context);
   if (!caller.ok()) return refuse(caller.status());
   const absl::Status begun = usage_->Begin(*caller);
   stream->SetCaller(*caller, begun.ok());
-  if (!begun.ok()) return refuse(begun);
+  if (!begun.ok()) return refuse(WithReason(begun, "KEY_LIMIT"));
   {
     const std::lock_guard lock(mutex_);
     streams_.push_back(stream);
   }
   // A copy: the stream may end before its turn comes.
-  const auto begin = [this, stream, bytes = *message, deadline = DeadlineOf(*context, *parts_.clock), caller = *caller] {
+  const auto begin = [this, stream, messages, bytes = *message, deadline = DeadlineOf(*context, *parts_.clock),
+                      caller = *caller] {
     if (stream->cancelled()) return;
-    if (const absl::Status status = Begin(stream, caller, bytes, deadline); !status.ok()) stream->Close(status);
+    if (const absl::Status status = Begin(stream, caller, *messages, bytes, deadline); !status.ok()) stream->Close(status);
   };
   if (const absl::Status posted = parts_.texts->Post(begin, message->Length()); !posted.ok()) return refuse(posted);
   return stream.get();
 }
 
 absl::Status FerryService::Begin(const std::shared_ptr<GenerateStream>& stream, const Principal& caller,
-                                 const grpc::ByteBuffer& message, absl::Time deadline) {
+                                 GenerateMessages& messages, const grpc::ByteBuffer& message, absl::Time deadline) {
   v1::GenerateRequest request;
-  RETURN_IF_ERROR(CheckGenerate(caller, message, &request));
+  RETURN_IF_ERROR(messages.Parse(message, &request));
+  RETURN_IF_ERROR(CheckGenerate(caller, request));
   stream->SetRequestId(request.request_id());
   ASSIGN_OR_RETURN(
       const std::shared_ptr<Request> generation,
@@ -162,22 +183,31 @@ grpc::ServerUnaryReactor* FerryService::Abort(grpc::CallbackServerContext* conte
   if (!caller.ok()) return Finish(context, caller.status());
   v1::AbortRequest request;
   if (const absl::Status status = Parse(*message, &request); !status.ok()) return Finish(context, status);
-  if (request.request_ids_size() > kMaxAborts) {
-    return Finish(context, InvalidArgument("request_ids has %d ids, want at most %d", request.request_ids_size(), kMaxAborts));
+  v1::AbortResponse answer;
+  const absl::StatusOr<uint32_t> aborted = AbortCalls(request.request_ids(), *caller);
+  if (!aborted.ok()) return Finish(context, aborted.status());
+  answer.set_aborted(*aborted);
+  return Finish(context, Serialize(answer, response));
+}
+
+absl::StatusOr<uint32_t> FerryService::AbortCalls(const google::protobuf::RepeatedPtrField<std::string>& request_ids,
+                                                  const Principal& caller) {
+  if (request_ids.size() > kMaxAborts) {
+    return InvalidArgument("request_ids has %d ids, want at most %d", request_ids.size(), kMaxAborts);
   }
-  std::set<std::string_view> ids(request.request_ids().begin(), request.request_ids().end());
+  std::set<std::string_view> ids(request_ids.begin(), request_ids.end());
   ids.erase("");
   std::vector<std::weak_ptr<GenerateStream>> streams;
   {
     const std::lock_guard lock(mutex_);
     streams = streams_;
   }
-  v1::AbortResponse answer;
+  uint32_t aborted = 0;
   for (const std::weak_ptr<GenerateStream>& weak : streams) {
     const std::shared_ptr<GenerateStream> stream = weak.lock();
-    if (stream != nullptr && stream->Abort(ids, *caller)) answer.set_aborted(answer.aborted() + 1);
+    if (stream != nullptr && stream->Abort(ids, caller)) ++aborted;
   }
-  return Finish(context, Serialize(answer, response));
+  return aborted;
 }
 
 grpc::ServerUnaryReactor* FerryService::Tokenize(grpc::CallbackServerContext* context, const grpc::ByteBuffer* message,

@@ -29,6 +29,7 @@ namespace ferry {
 
 inline constexpr int kMaxRequestFields = 65536;
 
+class GenerateMessages;
 class GenerateStream;
 
 // Messages come in as bytes, so that they are looked at before they are parsed.
@@ -70,19 +71,26 @@ class FerryService final : public RawFerryService {
   grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
                                           grpc::ByteBuffer* response) override;
 
- private:
-  explicit FerryService(Parts parts);
+  // For another API beside this one (vllm_service.h), with the same bounds, queues and rights.
+  // Generate, whose messages are read and written by `messages`.
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerateWith(grpc::CallbackServerContext* context, const grpc::ByteBuffer* message,
+                                                           std::shared_ptr<GenerateMessages> messages);
+  // Abort: the number of calls that ended. InvalidArgument: too many ids.
+  absl::StatusOr<uint32_t> AbortCalls(const google::protobuf::RepeatedPtrField<std::string>& request_ids,
+                                      const Principal& caller);
   // The caller. Unauthenticated: no key, or one that is unknown.
   absl::StatusOr<Principal> CallerOf(const grpc::CallbackServerContext& context);
+  const Parts& parts() const { return parts_; }
+
+ private:
+  explicit FerryService(Parts parts);
   // On a thread of the texts, as the next.
   absl::Status TokenizeTo(const grpc::ByteBuffer& message, grpc::ByteBuffer* response) const;
   // InvalidArgument: an id is outside the vocabulary, or the text is too long.
   absl::Status DetokenizeTo(const grpc::ByteBuffer& message, grpc::ByteBuffer* response) const;
-  // Hands the request of `message` to the loop.
-  absl::Status Begin(const std::shared_ptr<GenerateStream>& stream, const Principal& caller, const grpc::ByteBuffer& message,
-                     absl::Time deadline);
-  // Checks a Generate call before any of its work.
-  absl::Status CheckGenerate(const Principal& caller, const grpc::ByteBuffer& message, v1::GenerateRequest* request) const;
+  // Checks the request of `message` and hands it to the loop.
+  absl::Status Begin(const std::shared_ptr<GenerateStream>& stream, const Principal& caller, GenerateMessages& messages,
+                     const grpc::ByteBuffer& message, absl::Time deadline);
   // Ends the calls of clients that do not read.
   void LookAfterStreams();
 

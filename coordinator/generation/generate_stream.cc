@@ -3,8 +3,8 @@
 #include <utility>
 
 #include "common/escaped.h"
-#include "common/grpc_status.h"
 #include "common/log.h"
+#include "common/rpc/detailed_status.h"
 #include "ferry/v1/generate.grpc.pb.h"
 
 namespace ferry {
@@ -59,23 +59,24 @@ bool GenerateStream::cancelled() const {
 }
 
 void GenerateStream::Send(v1::GenerateResponse response) {
-  grpc::ByteBuffer bytes;
-  bool own = false;
-  const grpc::Status serialized = grpc::SerializationTraits<v1::GenerateResponse>::Serialize(response, &bytes, &own);
+  std::vector<grpc::ByteBuffer> messages;
+  const absl::Status written = options_.messages->Write(response, &messages);
   bool too_slow = false;
   {
     const std::lock_guard lock(mutex_);
     if (finished_ || end_) return;
     generated_tokens_ += response.token_ids_size();
     if (response.has_finish()) finish_ = response.finish();
-    if (!serialized.ok()) {
-      end_ = FromGrpcStatus(serialized);
+    if (!written.ok()) {
+      end_ = written;
       FinishIfDoneLocked();
       return;
     }
-    queued_bytes_ += static_cast<int64_t>(bytes.Length());
-    queue_.push_back(std::move(bytes));
-    if (queue_.size() == 1) WriteFrontLocked();
+    for (grpc::ByteBuffer& bytes : messages) {
+      queued_bytes_ += static_cast<int64_t>(bytes.Length());
+      queue_.push_back(std::move(bytes));
+      if (queue_.size() == 1) WriteFrontLocked();
+    }
     too_slow = queued_bytes_ > options_.max_unsent_bytes;
   }
   if (too_slow) TryCancel();
@@ -144,7 +145,7 @@ void GenerateStream::OnDone() {
 void GenerateStream::FinishIfDoneLocked() {
   if (finished_ || !end_ || !queue_.empty()) return;
   finished_ = true;
-  Finish(ToGrpcStatus(*end_));
+  Finish(ToDetailedGrpcStatus(*end_));
 }
 
 void GenerateStream::WriteFrontLocked() {

@@ -13,6 +13,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "common/access/key_usage.h"
 #include "common/clock.h"
@@ -22,6 +23,16 @@
 
 namespace ferry {
 
+// The messages of one Generate call: those of ferry.v1, or another API's. Called by one thread at a time.
+class GenerateMessages {
+ public:
+  virtual ~GenerateMessages() = default;
+  // InvalidArgument names the field.
+  virtual absl::Status Parse(const grpc::ByteBuffer& message, v1::GenerateRequest* request) = 0;
+  // Appends the messages that tell `response`.
+  virtual absl::Status Write(const v1::GenerateResponse& response, std::vector<grpc::ByteBuffer>* messages) = 0;
+};
+
 class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, public GenerationSink {
  public:
   struct Options {
@@ -30,6 +41,7 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, 
     int64_t max_unsent_bytes = 0;
     std::shared_ptr<KeyUsage> usage;  // told of the end, when the call was `counted`
     std::shared_ptr<OpenCalls> open_calls;
+    std::shared_ptr<GenerateMessages> messages;
   };
   GenerateStream(Options options, grpc::CallbackServerContext* context);
   ~GenerateStream() override;

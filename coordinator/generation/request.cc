@@ -268,7 +268,10 @@ bool Request::OnRows(int64_t first_position, int64_t num_tokens, std::span<Logit
     FillFinish(ended ? v1::Finish::STOP : v1::Finish::LENGTH, response.mutable_finish());
   }
   const bool anything = response.token_ids_size() > 0 || response.prompt_logprobs_size() > 0 || progress || finished;
-  if (anything) sink_->Send(std::move(response));
+  if (anything) {
+    FillUsage(response.mutable_usage());
+    sink_->Send(std::move(response));
+  }
   if (finished) sink_->Close(absl::OkStatus());
   return finished;
 }
@@ -350,6 +353,12 @@ void Request::FillProgress(int64_t rows_done, v1::PromptProgress* progress) cons
   progress->set_cached(static_cast<uint32_t>(cached_tokens_));
   progress->set_processed(static_cast<uint32_t>(std::min(rows_done, prompt_tokens_)));
   progress->set_seconds(absl::ToDoubleSeconds(clock_.Now() - admitted_));
+}
+
+void Request::FillUsage(v1::Usage* usage) const {
+  usage->set_prompt_tokens(static_cast<uint32_t>(prompt_tokens_));
+  usage->set_cached_prompt_tokens(static_cast<uint32_t>(cached_tokens_));
+  usage->set_generated_tokens(static_cast<uint32_t>(generated_tokens()));
 }
 
 void Request::FillFinish(v1::Finish::Reason reason, v1::Finish* finish) const {

@@ -90,6 +90,7 @@ class Request final : public Generation {
   std::vector<uint64_t> AllButEndTokens() const;
   absl::StatusOr<bool> OnSampledRow(const LogitsResult& logits, v1::GenerateResponse* response);
   void FillProgress(int64_t rows_done, v1::PromptProgress* progress) const;
+  void FillUsage(v1::Usage* usage) const;
   void FillFinish(v1::Finish::Reason reason, v1::Finish* finish) const;
 
   const Tokenizer& tokenizer_;

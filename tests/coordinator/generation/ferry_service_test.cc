@@ -12,6 +12,8 @@
 
 #include "absl/time/clock.h"
 #include "common/deadline.h"
+#include "common/rpc/detailed_status.h"
+#include "coordinator/generation/vllm_service.h"
 #include "tests/coordinator/text/tiny_vocabulary.h"
 #include "tests/testing/status_matchers.h"
 
@@ -107,13 +109,16 @@ class FerryServiceTest : public ::testing::Test {
         }};
     Change(parts);
     ASSERT_OK_AND_ASSIGN(service_, FerryService::Create(std::move(parts)));
+    vllm_service_ = std::make_unique<VllmService>(service_.get());
     grpc::ServerBuilder builder;
     int port = 0;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
     builder.RegisterService(service_.get());
+    builder.RegisterService(vllm_service_.get());
     server_ = builder.BuildAndStart();
     address_ = "127.0.0.1:" + std::to_string(port);
     stub_ = v1::Ferry::NewStub(grpc::CreateChannel(address_, grpc::InsecureChannelCredentials()));
+    vllm_stub_ = vllm::VllmEngine::NewStub(grpc::CreateChannel(address_, grpc::InsecureChannelCredentials()));
     loop_->Attach(&model_);
   }
   void TearDown() override {
@@ -177,10 +182,12 @@ class FerryServiceTest : public ::testing::Test {
                              Clock::Real(), "loading")
           .value();
   std::unique_ptr<FerryService> service_;
+  std::unique_ptr<VllmService> vllm_service_;
   const std::unique_ptr<TextCalls> texts_ = TextCalls::Create(Clock::Real(), {}).value();  // its tasks use the service
   std::unique_ptr<grpc::Server> server_;
   std::string address_;
   std::unique_ptr<v1::Ferry::Stub> stub_;
+  std::unique_ptr<vllm::VllmEngine::Stub> vllm_stub_;
 };
 
 TEST_F(FerryServiceTest, StreamsACompletion) {
@@ -190,6 +197,78 @@ TEST_F(FerryServiceTest, StreamsACompletion) {
   ASSERT_TRUE(answer.finish);
   EXPECT_EQ(answer.finish->prompt_tokens(), 4u);
   EXPECT_EQ(answer.finish->generated_tokens(), 5u);
+}
+
+TEST_F(FerryServiceTest, EveryMessageTellsTheUsage) {
+  grpc::ClientContext context;
+  const auto stream = stub_->Generate(&context, Greedy("abc", 5));
+  v1::GenerateResponse response;
+  uint32_t generated = 0;
+  while (stream->Read(&response)) {
+    generated += response.token_ids_size();
+    EXPECT_EQ(response.usage().prompt_tokens(), 4u);
+    EXPECT_EQ(response.usage().generated_tokens(), generated);
+  }
+  EXPECT_EQ(generated, 5u);
+}
+
+TEST_F(FerryServiceTest, SpeaksTheApiOfVllmsEngine) {
+  vllm::GenerateRequest request;
+  for (const uint32_t id : {'a', 'b', 'c'}) request.mutable_tokenized()->add_input_ids(id);
+  request.mutable_sampling_params()->set_temperature(0);
+  request.mutable_sampling_params()->set_max_tokens(5);
+  request.mutable_sampling_params()->add_stop("fg");
+  request.mutable_sampling_params()->set_logprobs(1);
+  for (const bool stream : {true, false}) {
+    request.set_stream(stream);
+    grpc::ClientContext context;
+    const auto call = vllm_stub_->Generate(&context, request);
+    std::vector<vllm::GenerateResponse> messages;
+    for (vllm::GenerateResponse message; call->Read(&message);) messages.push_back(message);
+    ASSERT_TRUE(call->Finish().ok());
+    ASSERT_EQ(messages.size(), stream ? 5 : 1) << "four tokens, then all";
+    if (stream) {
+      EXPECT_EQ(messages[1].chunk().completion_tokens(), 2u);
+    }
+    const vllm::GenerateComplete& complete = messages.back().complete();
+    EXPECT_THAT(complete.output_ids(), testing::ElementsAre('d', 'e', 'f', 'g'));
+    EXPECT_EQ(complete.finish_reason(), "stop");
+    EXPECT_EQ(complete.matched_stop_str(), "fg");
+    EXPECT_EQ(complete.prompt_tokens(), 3u);
+    EXPECT_EQ(complete.output_logprobs().token_logprobs_size(), 4);
+  }
+  request.mutable_sampling_params()->set_n(2);
+  grpc::ClientContext refused;
+  EXPECT_THAT(vllm_stub_->Generate(&refused, request)->Finish().error_message(), testing::HasSubstr("sampling_params.n above 1"));
+  grpc::ClientContext asked;
+  vllm::GetModelInfoResponse model;
+  ASSERT_TRUE(vllm_stub_->GetModelInfo(&asked, {}, &model).ok());
+  EXPECT_TRUE(model.is_generation());
+  EXPECT_EQ(model.bos_token_id(), kBos);
+}
+
+TEST(VllmRequest, LeavesSamplersOffThatItDoesNotName) {
+  vllm::GenerateRequest request;
+  request.set_text("x");
+  request.mutable_sampling_params()->mutable_choice()->add_choices("yes");
+  v1::GenerateRequest asked;
+  ASSERT_OK(ToFerry(request, &asked));
+  EXPECT_EQ(asked.sampling().temperature(), 1);
+  EXPECT_EQ(asked.sampling().top_p(), 1);
+  EXPECT_TRUE(asked.sampling().has_top_k() && asked.sampling().has_min_p()) << "off, not Ferry's defaults";
+  EXPECT_EQ(asked.constraint().choice().texts(0), "yes");
+  EXPECT_FALSE(asked.has_max_tokens());
+  const auto refused = [&](const char* name, const std::function<void(vllm::GenerateRequest&)>& change) {
+    vllm::GenerateRequest bad = request;
+    change(bad);
+    v1::GenerateRequest ignored;
+    EXPECT_THAT(ToFerry(bad, &ignored), StatusIs(absl::StatusCode::kInvalidArgument, testing::HasSubstr(name)));
+  };
+  refused("structural_tag", [](auto& bad) { bad.mutable_sampling_params()->set_structural_tag("{}"); });
+  refused("mm_inputs", [](auto& bad) { bad.set_mm_inputs("x"); });
+  refused("logprobs", [](auto& bad) { bad.mutable_sampling_params()->set_logprobs(-1); });
+  refused("logit_bias", [](auto& bad) { (*bad.mutable_sampling_params()->mutable_logit_bias())[-1] = 1; });
+  refused("input is missing", [](auto& bad) { bad.clear_text(); });
 }
 
 TEST_F(FerryServiceTest, ServesManyClientsAtOnce) {
@@ -244,7 +323,10 @@ TEST_F(FerryServiceTest, AClientMayLeaveTheQueueToo) {
   }
   for (int i = 0; i < 10000 && loop_->stats().queued < 2; ++i) absl::SleepFor(absl::Milliseconds(1));
   ASSERT_EQ(loop_->stats().queued, 2);
-  EXPECT_EQ(Generate(Greedy("abc", 1)).status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  const absl::Status full = FromDetailedGrpcStatus(Generate(Greedy("abc", 1)).status);
+  EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(ReasonOf(full), "QUEUE_FULL");
+  EXPECT_EQ(RetryOf(full), absl::Seconds(1));
   for (const auto& context : contexts) context->TryCancel();
   for (const auto& stream : streams) EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
   EXPECT_TRUE(EventuallyIdle());
@@ -373,6 +455,7 @@ TEST_F(FewCallsTest, CallsAreBoundedWhateverTheyWaitFor) {
   const Answer third = Generate(Greedy("abc", 5));
   EXPECT_EQ(third.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_THAT(third.status.error_message(), testing::HasSubstr("calls are open"));
+  EXPECT_EQ(ReasonOf(FromDetailedGrpcStatus(third.status)), "TOO_MANY_CALLS");
   first.TryCancel();
   second.TryCancel();
   EXPECT_EQ(one->Finish().error_code(), grpc::StatusCode::CANCELLED);
@@ -499,6 +582,7 @@ TEST_F(KeysTest, AKeyHasSoManyRequestsAtOnceAsItsLineSays) {
   const Answer second = Generate(Greedy("abc", 2), absl::Seconds(60), user_.key);
   EXPECT_EQ(second.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_THAT(second.status.error_message(), testing::HasSubstr("alice"));
+  EXPECT_EQ(ReasonOf(FromDetailedGrpcStatus(second.status)), "KEY_LIMIT");
   context.TryCancel();
   EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
   model_.Hang(false);
