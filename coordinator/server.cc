@@ -43,6 +43,7 @@
 #include "coordinator/experts/expert_engine.h"
 #include "coordinator/experts/expert_exchange.h"
 #include "coordinator/experts/expert_store.h"
+#include "coordinator/generation/activity_service.h"
 #include "coordinator/generation/ferry_service.h"
 #include "coordinator/generation/generation_loop.h"
 #include "coordinator/generation/text_calls.h"
@@ -179,6 +180,12 @@ class ServerImpl final : public Server {
                                          .server_info = [this] { return ServerInfo(); },
                                          .keys = keys_.get()}));
     vllm_service_ = std::make_unique<VllmService>(ferry_service_.get());
+    misses_ = std::make_unique<ExpertMisses>(arena_layout_.num_layers(), arena_layout_.num_experts());
+    std::vector<int64_t> layers;
+    for (int64_t layer = 0; layer < arena_layout_.num_layers(); ++layer) {
+      if (arena_layout_.HasExperts(layer)) layers.push_back(layer);
+    }
+    activity_service_ = std::make_unique<ActivityService>(ferry_service_.get(), misses_.get(), std::move(layers));
     RETURN_IF_ERROR(StartClusterPlane());
     return StartPublicDoor();
   }
@@ -204,6 +211,7 @@ class ServerImpl final : public Server {
     const ExpertRates guess = UnlessByHand(
         {.read_bytes_per_second = peaks.read_bytes_per_second, .flops_per_second = kProductShare * peaks.int8_ops_per_second});
     ASSIGN_OR_RETURN(exchange_, ExpertExchange::Create(store_.get(), engine_.get(), PlannerRatesOf(guess), SocketName()));
+    exchange_->CountIn(misses_.get());
     {
       const std::lock_guard lock(info_mutex_);
       load_info_ = {.arena_bytes = store_->layout().bytes(),
@@ -472,6 +480,7 @@ class ServerImpl final : public Server {
     builder.RegisterService(ferry_service_.get());
     builder.RegisterService(vocabulary_service_.get());
     builder.RegisterService(vllm_service_.get());
+    builder.RegisterService(activity_service_.get());
     builder.RegisterService(&reflection_service_);
     RETURN_IF_ERROR(CheckServerThreadsCanStart());
     grpc_server_ = builder.BuildAndStart();
@@ -564,6 +573,7 @@ class ServerImpl final : public Server {
   std::unique_ptr<ExpertStore> store_;
   std::unique_ptr<Ops> ops_;
   std::unique_ptr<ExpertEngine> engine_;
+  std::unique_ptr<ExpertMisses> misses_;
   std::unique_ptr<ExpertExchange> exchange_;
   std::unique_ptr<GenerationLoop> loop_;
   std::unique_ptr<ClusterController> controller_;
@@ -574,9 +584,10 @@ class ServerImpl final : public Server {
   std::unique_ptr<FerryService> ferry_service_;
   std::unique_ptr<VocabularyService> vocabulary_service_;
   std::unique_ptr<VllmService> vllm_service_;
-  ReflectionService reflection_service_{{v1::Ferry::service_full_name(), v1::Vocabulary::service_full_name(),
-                                         vllm::VllmEngine::service_full_name(), "grpc.health.v1.Health",
-                                         "grpc.reflection.v1alpha.ServerReflection"}};
+  std::unique_ptr<ActivityService> activity_service_;
+  ReflectionService reflection_service_{{v1::Ferry::service_full_name(), v1::Activity::service_full_name(),
+                                         v1::Vocabulary::service_full_name(), vllm::VllmEngine::service_full_name(),
+                                         "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}};
   std::unique_ptr<TextCalls> texts_;       // its tasks use all of the above
   std::unique_ptr<TaskPool> expert_pool_;  // as those of this
   std::unique_ptr<grpc::Server> grpc_server_, cluster_server_;

@@ -14,6 +14,7 @@
 #include "common/listen_address.h"
 #include "common/rpc/detailed_status.h"
 #include "common/rpc/rpc_deadline.h"
+#include "ferry/v1/activity.grpc.pb.h"
 #include "ferry/v1/generate.grpc.pb.h"
 #include "ferry/v1/vocabulary.grpc.pb.h"
 
@@ -142,10 +143,14 @@ struct UnaryCall {
 // All engines of one client share it.
 struct Coordinator {
   explicit Coordinator(const std::shared_ptr<grpc::Channel>& channel)
-      : stub(v1::Ferry::NewStub(channel)), vocabulary(v1::Vocabulary::NewStub(channel)), any(channel) {}
+      : stub(v1::Ferry::NewStub(channel)),
+        vocabulary(v1::Vocabulary::NewStub(channel)),
+        activity(v1::Activity::NewStub(channel)),
+        any(channel) {}
 
   const std::unique_ptr<v1::Ferry::Stub> stub;
   const std::unique_ptr<v1::Vocabulary::Stub> vocabulary;
+  const std::unique_ptr<v1::Activity::Stub> activity;
   grpc::GenericStub any;
   Calls calls;
 };
@@ -181,6 +186,10 @@ class KeyedEngine final : public Engine {
   void GetServerInfo(OnAnswer<v1::GetServerInfoResponse> on_answer) override {
     Unary(v1::GetServerInfoRequest(), std::move(on_answer),
           [this](auto&&... args) { coordinator_.stub->async()->GetServerInfo(args...); });
+  }
+  void GetActivity(OnAnswer<v1::GetActivityResponse> on_answer) override {
+    Unary(v1::GetActivityRequest(), std::move(on_answer),
+          [this](auto&&... args) { coordinator_.activity->async()->GetActivity(args...); });
   }
   void IsServing(OnAnswer<bool> on_answer) override {
     // grpc.health.v1 has no header in Debian: an empty request asks for the whole server, and the answer is {status = 1}.

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "common/status.h"
+#include "ferry/v1/activity.pb.h"
 #include "ferry/v1/generate.pb.h"
 #include "ferry/v1/vocabulary.pb.h"
 
@@ -38,6 +39,7 @@ class Engine {
   virtual void GetVocabulary(OnAnswer<v1::GetVocabularyResponse> on_answer) = 0;
   virtual void GetModelInfo(OnAnswer<v1::GetModelInfoResponse> on_answer) = 0;
   virtual void GetServerInfo(OnAnswer<v1::GetServerInfoResponse> on_answer) = 0;
+  virtual void GetActivity(OnAnswer<v1::GetActivityResponse> on_answer) = 0;
   // Whether the model is served. The coordinator tells it without a key.
   virtual void IsServing(OnAnswer<bool> on_answer) = 0;
 };

@@ -172,7 +172,24 @@ std::vector<ExpertPlace> ExpertExchange::PlanFor(Peer& peer, const ExpertRequest
   return PlanExperts(input).places;
 }
 
+void ExpertExchange::CountShipped(const ExpertRequest& request, const std::vector<ExpertPlace>& places) {
+  for (size_t i = 0; misses_ != nullptr && i < places.size(); ++i) {
+    if (places[i] == ExpertPlace::kShip) misses_->Add(request.layer, request.uses[i].expert);
+  }
+}
+
+void ExpertExchange::CountComputed(const ExpertRequest& request) {
+  if (misses_ == nullptr) return;
+  for (const ActivatedExpert& use : request.uses) misses_->Add(request.layer, use.expert);
+}
+
 absl::StatusOr<std::vector<ExpertPlace>> ExpertExchange::Plan(WorkerId worker, const ExpertRequest& request) {
+  ASSIGN_OR_RETURN(std::vector<ExpertPlace> places, PlanUncounted(worker, request));
+  CountShipped(request, places);
+  return places;
+}
+
+absl::StatusOr<std::vector<ExpertPlace>> ExpertExchange::PlanUncounted(WorkerId worker, const ExpertRequest& request) {
   ASSIGN_OR_RETURN(const std::shared_ptr<Peer> peer, Find(worker));
   // A plan carries no rows, so there is nothing for their limits to bound.
   const MailboxShape shape = {
@@ -186,10 +203,14 @@ absl::Status ExpertExchange::Compute(WorkerId worker, const ExpertRequest& reque
                                      std::span<float> contributions) {
   ASSIGN_OR_RETURN(const std::shared_ptr<Peer> peer, Find(worker));
   RETURN_IF_ERROR(Admit(*peer, request));
-  return engine_.Compute(request, rows, contributions);
+  RETURN_IF_ERROR(engine_.Compute(request, rows, contributions));
+  CountComputed(request);
+  return absl::OkStatus();
 }
 
-absl::Status ExpertExchange::CheckFetch(WorkerId worker, const ExpertRequest& request) { return Plan(worker, request).status(); }
+absl::Status ExpertExchange::CheckFetch(WorkerId worker, const ExpertRequest& request) {
+  return PlanUncounted(worker, request).status();
+}
 
 void ExpertExchange::Serve(Peer& peer) {
   while (!peer.stop) {
@@ -206,8 +227,10 @@ void ExpertExchange::Serve(Peer& peer) {
     std::vector<ExpertPlace> places;
     if (status.ok() && request->kind == ExpertRequestKind::kPlan) {
       places = PlanFor(peer, *request);
+      CountShipped(*request, places);
     } else if (status.ok()) {
       status = engine_.Compute(*request, peer.mailbox->rows(), peer.mailbox->contributions());
+      if (status.ok()) CountComputed(*request);
     }
     peer.mailbox->Answer(status, places);
   }

@@ -15,6 +15,7 @@
 #include "common/shm/descriptor_socket.h"
 #include "common/shm/expert_mailbox.h"
 #include "coordinator/experts/expert_engine.h"
+#include "coordinator/experts/expert_misses.h"
 #include "coordinator/experts/expert_planner.h"
 #include "coordinator/experts/expert_store.h"
 
@@ -39,6 +40,8 @@ class ExpertExchange {
   ~ExpertExchange();
 
   const std::string& socket_name() const;
+  // From now on `misses` hears of every expert that is copied by a plan or computed by the host. Before the first peer.
+  void CountIn(ExpertMisses* misses) { misses_ = misses; }
   // A worker joins, replacing an earlier incarnation of the same id.
   void AddPeer(const ExchangePeer& peer);
   // Sets a worker's slots and its link's rate alone, once the worker has reported them.
@@ -71,9 +74,13 @@ class ExpertExchange {
   // Refuses another incarnation than the peer's, a step that is over, and a layer that the peer does not own.
   absl::Status Admit(Peer& peer, const ExpertRequest& request);
   std::vector<ExpertPlace> PlanFor(Peer& peer, const ExpertRequest& request);
+  absl::StatusOr<std::vector<ExpertPlace>> PlanUncounted(WorkerId worker, const ExpertRequest& request);
+  void CountShipped(const ExpertRequest& request, const std::vector<ExpertPlace>& places);
+  void CountComputed(const ExpertRequest& request);
 
   const ExpertStore& store_;
   ExpertEngine& engine_;
+  ExpertMisses* misses_ = nullptr;  // null: nobody counts
   std::unique_ptr<DescriptorServer> descriptors_;
   std::atomic<uint64_t> newest_step_{UINT64_MAX};  // before the first epoch nothing is known
   std::mutex mutex_;

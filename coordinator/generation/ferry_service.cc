@@ -210,6 +210,21 @@ absl::StatusOr<uint32_t> FerryService::AbortCalls(const google::protobuf::Repeat
   return aborted;
 }
 
+std::vector<v1::RunningRequest> FerryService::RunningRequests() {
+  std::vector<std::weak_ptr<GenerateStream>> streams;
+  {
+    const std::lock_guard lock(mutex_);
+    streams = streams_;
+  }
+  std::vector<v1::RunningRequest> requests;
+  for (const std::weak_ptr<GenerateStream>& weak : streams) {
+    const std::shared_ptr<GenerateStream> stream = weak.lock();
+    if (stream == nullptr) continue;
+    if (std::optional<v1::RunningRequest> request = stream->Describe()) requests.push_back(*std::move(request));
+  }
+  return requests;
+}
+
 grpc::ServerUnaryReactor* FerryService::Tokenize(grpc::CallbackServerContext* context, const grpc::ByteBuffer* message,
                                                  grpc::ByteBuffer* response) {
   if (const absl::StatusOr<Principal> caller = CallerOf(*context); !caller.ok()) return Finish(context, caller.status());

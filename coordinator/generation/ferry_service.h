@@ -23,6 +23,7 @@
 #include "coordinator/generation/request.h"
 #include "coordinator/generation/text_calls.h"
 #include "coordinator/text/tokenizer.h"
+#include "ferry/v1/activity.pb.h"
 #include "ferry/v1/generate.grpc.pb.h"
 
 namespace ferry {
@@ -78,6 +79,8 @@ class FerryService final : public RawFerryService {
   // Abort: the number of calls that ended. InvalidArgument: too many ids.
   absl::StatusOr<uint32_t> AbortCalls(const google::protobuf::RepeatedPtrField<std::string>& request_ids,
                                       const Principal& caller);
+  // The calls of Generate that have not ended, the oldest first.
+  std::vector<v1::RunningRequest> RunningRequests();
   // The caller. Unauthenticated: no key, or one that is unknown.
   absl::StatusOr<Principal> CallerOf(const grpc::CallbackServerContext& context);
   const Parts& parts() const { return parts_; }

@@ -82,6 +82,26 @@ void GenerateStream::Send(v1::GenerateResponse response) {
   if (too_slow) TryCancel();
 }
 
+void GenerateStream::OnProgress(int64_t cached, int64_t done) {
+  const std::lock_guard lock(mutex_);
+  cached_tokens_ = cached;
+  computed_tokens_ = done;
+}
+
+std::optional<v1::RunningRequest> GenerateStream::Describe() const {
+  v1::RunningRequest request;
+  const std::lock_guard lock(mutex_);
+  if (end_) return std::nullopt;
+  request.set_request_id(request_id_);
+  request.set_key(caller_.name);
+  request.set_prompt_tokens(static_cast<uint32_t>(prompt_tokens_));
+  request.set_cached_tokens(static_cast<uint32_t>(cached_tokens_));
+  request.set_computed_tokens(static_cast<uint32_t>(computed_tokens_));
+  request.set_generated_tokens(static_cast<uint32_t>(generated_tokens_));
+  request.set_seconds(absl::ToDoubleSeconds(options_.clock->Now() - begun_));
+  return request;
+}
+
 void GenerateStream::Close(const absl::Status& status) {
   const std::lock_guard lock(mutex_);
   if (!end_) end_ = status;

@@ -20,6 +20,7 @@
 #include "coordinator/generation/generation_loop.h"
 #include "coordinator/generation/open_calls.h"
 #include "coordinator/generation/request.h"
+#include "ferry/v1/activity.pb.h"
 
 namespace ferry {
 
@@ -59,7 +60,10 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, 
   bool cancelled() const;
 
   void Send(v1::GenerateResponse response) override;
+  void OnProgress(int64_t cached, int64_t done) override;
   void Close(const absl::Status& status) override;
+  // What an operator sees of the call; nothing: it has ended.
+  std::optional<v1::RunningRequest> Describe() const;
   // Ends the call when its client has taken nothing of what waits since `before`.
   void GiveUpSlowReader(absl::Time before);
 
@@ -93,7 +97,7 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, 
   std::optional<absl::Status> end_;  // what the call ends with, once the queue is empty
   bool cancelled_ = false;
   bool finished_ = false;
-  int64_t prompt_tokens_ = 0, generated_tokens_ = 0;
+  int64_t prompt_tokens_ = 0, cached_tokens_ = 0, computed_tokens_ = 0, generated_tokens_ = 0;
   v1::Finish finish_;
 };
 

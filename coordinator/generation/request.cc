@@ -256,6 +256,7 @@ bool Request::OnRows(int64_t first_position, int64_t num_tokens, std::span<Logit
       break;
     }
   }
+  sink_->OnProgress(cached_tokens_, std::min(rows_done_, prompt_tokens_));
   if (progress) FillProgress(first_position + num_tokens, response.mutable_prompt_progress());
   const bool full = last_row_done && generated_tokens() >= max_tokens_;
   const bool finished = ended || full;

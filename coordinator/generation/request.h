@@ -35,6 +35,8 @@ class GenerationSink {
  public:
   virtual ~GenerationSink() = default;
   virtual void Send(v1::GenerateResponse response) = 0;
+  // How many rows of the prompt are cached, and how many are cached or computed.
+  virtual void OnProgress(int64_t cached, int64_t done) {}
   // The end, exactly once, after the last Send: OK after a response with `finish`.
   virtual void Close(const absl::Status& status) = 0;
 };

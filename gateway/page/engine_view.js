@@ -3,6 +3,7 @@
 
 import { h } from "./dom.js";
 import { curve } from "./curve.js";
+import { heatMap, runningRequests } from "./activity_view.js";
 
 const kUnits = ["B", "kB", "MB", "GB", "TB"];
 
@@ -28,8 +29,11 @@ export function drawRoom(element, engine, rates) {
   const { scrollTop } = element;
   element.replaceChildren(
     tiles(engine, rates),
+    engine.activity ? h("section", { class: "panel" }, h("h2", {}, "Requests"), runningRequests(engine.activity)) : "",
     h("section", { class: "panel" }, h("h2", {}, "Layers"), layers(engine)),
     h("section", { class: "panel" }, h("h2", {}, "Where experts are computed"), legend(), machine(engine, rates)),
+    engine.activity
+      ? h("section", { class: "panel" }, h("h2", {}, "Experts that were not in slots, since the start"), heatMap(engine.activity)) : "",
     footer(engine));
   element.scrollTop = scrollTop;
 }

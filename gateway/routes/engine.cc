@@ -1,6 +1,10 @@
 // /engine: the coordinator's and its workers' state as JSON, for the page's engine room. Bytes, seconds and rates a second;
 // counters since the start.
 
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/str_format.h"
 #include "gateway/errors.h"
 #include "gateway/routes/routes.h"
 
@@ -70,6 +74,42 @@ Json EngineOf(const v1::GetModelInfoResponse& model, const v1::GetServerInfoResp
           {"workers", std::move(workers)}};
 }
 
+Json RunningOf(const v1::RunningRequest& request) {
+  return {{"id", request.request_id()},
+          {"key", request.key()},
+          {"prompt", request.prompt_tokens()},
+          {"cached", request.cached_tokens()},
+          {"computed", request.computed_tokens()},
+          {"generated", request.generated_tokens()},
+          {"seconds", request.seconds()}};
+}
+
+// Two hexadecimal digits an expert: the square root of its misses as a share of the most missed one's, of 255. Counters as they
+// are would be ten times as long, and the page asks every second.
+std::string HeatOf(const v1::LayerMisses& layer, uint64_t most) {
+  std::string heat;
+  for (const uint64_t misses : layer.experts()) {
+    const double share = most == 0 ? 0 : std::sqrt(static_cast<double>(misses) / static_cast<double>(most));
+    absl::StrAppendFormat(&heat, "%02x", static_cast<int>(std::ceil(255 * share)));
+  }
+  return heat;
+}
+
+void AddActivity(const v1::GetActivityResponse& activity, Json* engine) {
+  Json running = Json::array(), layers = Json::array();
+  for (const v1::RunningRequest& request : activity.requests()) running.push_back(RunningOf(request));
+  uint64_t most = 0;
+  for (const v1::LayerMisses& layer : activity.layers()) {
+    for (const uint64_t misses : layer.experts()) most = std::max(most, misses);
+  }
+  for (const v1::LayerMisses& layer : activity.layers())
+    layers.push_back({{"layer", layer.layer()}, {"heat", HeatOf(layer, most)}});
+  (*engine)["activity"] = {{"requests", std::move(running)},
+                           {"more_requests", activity.more_requests()},
+                           {"most_misses", most},
+                           {"misses", std::move(layers)}};
+}
+
 }  // namespace
 
 void AddEngineRoutes(const RouteParts& parts, Router& router) {
@@ -82,7 +122,13 @@ void AddEngineRoutes(const RouteParts& parts, Router& router) {
       }
       call.parts.models->Get(call.engine, [call, server = *server](const absl::StatusOr<Model>& model) {
         if (!model.ok()) return call.exchange->Respond(ErrorResponse(ApiForm::kOpenAi, model.status()));
-        call.exchange->Respond({.body = Dump(EngineOf((*model)->info, server))});
+        Json engine = EngineOf((*model)->info, server);
+        call.engine->GetActivity(
+            [call, engine = std::move(engine)](const absl::StatusOr<v1::GetActivityResponse>& activity) mutable {
+              // A coordinator of another version may have none.
+              if (activity.ok()) AddActivity(*activity, &engine);
+              call.exchange->Respond({.body = Dump(engine)});
+            });
       });
     });
     return absl::OkStatus();

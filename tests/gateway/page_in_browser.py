@@ -163,6 +163,10 @@ def engine_room_shows_the_engine(browser, picture):
     assert browser.run("document.querySelectorAll('.layers .layer').length") == 6
     assert texts(browser, ".worker h3")[0].startswith("Worker 0")
     browser.until("document.querySelector('.worker').textContent.includes('found in slots')")
+    heat = "document.querySelector('.heat')"
+    assert browser.run(f"[{heat}.width, {heat}.height]") == [32, 6], "experts, layers"
+    lit = f"{heat}.getContext('2d').getImageData(0, 0, 32, 6).data.filter((byte, i) => i % 4 === 3 && byte > 100).length"
+    assert browser.run(lit) > 10, "experts that were missed are hot"
     drawn = browser.run("document.querySelector('.tile-note').textContent")
     browser.until(f"document.querySelector('.tile-note').textContent !== {json.dumps(drawn)}")
     for scheme in "light", "dark":
@@ -172,6 +176,17 @@ def engine_room_shows_the_engine(browser, picture):
     for scheme in "light", "dark":
         browser.size(1200, 800, scheme)
         picture("chat-" + scheme)
+
+
+def engine_room_shows_running_requests(browser, root):
+    # The model goes on for ever, until this connection is closed.
+    body = json.dumps({"prompt": "A little dog", "max_tokens": 3500, "temperature": 0, "stream": True, "ignore_eos": True})
+    request = urllib.request.Request(root + "v1/completions", body.encode(), {"X-Request-Id": "seen-by-the-page"})
+    with urllib.request.urlopen(request, timeout=60):
+        browser.run("location.hash = '#engine'")
+        shown = "document.querySelector('.running')?.textContent"
+        browser.until(f"{shown}?.includes('seen-by-the-page') && {shown}.includes('tokens written behind')")
+    browser.run("location.hash = '#chat'")
 
 
 def a_key_is_asked_for(browser, root, key):
@@ -252,6 +267,7 @@ def main():
             conversations_are_kept_and_deleted(browser, roots[0])
             what_a_model_writes_stays_text(browser, roots[0], picture)
             narrow_screens_have_a_menu(browser, picture)
+            engine_room_shows_running_requests(browser, roots[0])
             engine_room_shows_the_engine(browser, picture)
             assert browser.errors == [], browser.errors
             a_key_is_asked_for(browser, roots[1], key)
