@@ -72,6 +72,7 @@ else
   rm -rf "$clients"
   ferry_say "skipped: pip or the packages openai and anthropic cannot be had here"
 fi
+check "many streams" python3 tests/gateway/many_streams.py build/release/bin
 # Another gateway before Ferry's gRPC.
 if [ -x "$clients/bin/smg" ] || timeout 120 "$clients/bin/pip" install -q smg; then
   check "SMG in front" "$clients/bin/python" tests/gateway/smg_in_front.py build/release/bin models/demo-moe.gguf
