@@ -54,6 +54,15 @@ class FakeCoordinator final : public v1::Ferry::Service, public v1::Vocabulary::
     model_.set_name(name);
     vocabulary_.set_chat_template(chat_template);
   }
+  // Ids from 256 on are control tokens of these texts.
+  void AddSpecialTokens(const std::vector<std::string>& texts) {
+    const std::lock_guard lock(mutex_);
+    for (const std::string& text : texts) {
+      vocabulary_.add_special_token_ids(static_cast<uint32_t>(vocabulary_.tokens_size()));
+      vocabulary_.add_tokens(text);
+    }
+    model_.set_vocab_size(static_cast<uint32_t>(vocabulary_.tokens_size()));
+  }
   // From now on only calls with this API key are answered.
   void WantKey(const std::string& key) {
     const std::lock_guard lock(mutex_);
