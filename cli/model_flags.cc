@@ -172,7 +172,8 @@ std::vector<ModelFlag> ModelTable() {
       Choice("--expert-transport", kWhere, Both("--expert-transport"), &M::expert_transport, {"auto", "shm", "grpc"},
              "how experts reach the workers"),
       Integer("-c,--ctx-size", kSizes, Coordinator("--ctx-size"), &M::context, tokens,
-              "tokens in the KV cache, all requests together (default: 4096 per request)"),
+              "tokens in the KV cache, all requests together (default: 4096 per request; on GPUs the\n"
+              "model's context, as far as a sixteenth of their memory goes)"),
       Integer("-b,--batch-size", kSizes, Coordinator("--batch-size"), &M::batch, rows,
               "tokens that go through the model in one step; on GPUs each expert is moved once a step\n"
               "(default: 2048 on CPUs; on GPUs up to 16384, as their memory allows)"),

@@ -59,8 +59,10 @@ void CoordinatorFlags::AddPlacement(CLI::App& app) {
   AddText(app, "--layers", placement.layers, "layer ranges of the workers, such as 0-9,10-23; default: even by bytes");
   AddTexts(app, "--override-tensor,--ot", placement.tensor_overrides,
            "REGEX=cpu|gpuN: where experts are computed; may be repeated, the first match wins");
-  AddInteger(app, "-c,--ctx-size", placement.context_tokens, {.max = kMaxTokens, .automatic = 0, .units = true},
-             "tokens of the KV cache, all requests together; default: min(model, 4096) for each of --parallel");
+  AddInteger(
+      app, "-c,--ctx-size", placement.context_tokens, {.max = kMaxTokens, .automatic = 0, .units = true},
+      "tokens of the KV cache, all requests together; default: min(model, 4096) for each of --parallel; with --gpu-memory the "
+      "model's context, as far as a sixteenth of that memory goes");
   AddInteger(app, "-b,--batch-size", placement.batch_tokens, rows,
              "rows of one step; default: 2048, or with --gpu-memory up to 16384");
   AddInteger(app, "--gpu-memory", placement.gpu_bytes, {.max = int64_t{1} << 50},

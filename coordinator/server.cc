@@ -133,6 +133,10 @@ class ServerImpl final : public Server {
         cache.num_host_blocks * kKvBlockTokens, cache.num_host_states,
         model_.keeps_states() || model_.sliding_window() > 0 ? "states" : "ends of sequences",
         static_cast<double>(wanted.cache_ram_bytes) / kGiga);
+    spdlog::info(
+        "the KV cache has {} tokens for up to {} requests at once, of which one may take {}; the model was made for {}{}",
+        cache.num_blocks * kKvBlockTokens, cache.num_slots, cache.context_per_slot, model_.context_length,
+        options_.placement.context_tokens > 0 ? " (-c)" : " (-c for another size)");
     spdlog::info("a step takes up to {} rows (-b{}), attention {} at a time (-ub)", cache.max_batch_tokens,
                  options_.placement.batch_tokens > 0 ? ""
                  : options_.placement.gpu_bytes > 0  ? ", chosen by the GPUs' memory"

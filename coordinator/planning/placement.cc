@@ -19,6 +19,7 @@ namespace {
 
 constexpr int64_t kDefaultContextPerRequest = 4096;
 constexpr int64_t kSmallestAutoBatch = 2048, kLargestAutoBatch = 16384;
+constexpr int64_t kContextShare = 16;     // of a GPU's memory: its reciprocal
 constexpr int64_t kActivationShare = 16;  // of a GPU's memory: its reciprocal; slots and KV cache need the rest
 constexpr int64_t kSmallestAutoMicroBatch = 512, kLargestAutoMicroBatch = 4096;
 constexpr int64_t kMicroBatchShare = 64;  // of a GPU's memory, likewise
@@ -198,9 +199,7 @@ absl::StatusOr<CacheShape> ShapeCache(const ModelConfig& config, const Placement
     }
   }
 
-  const int64_t total = options.context_tokens > 0
-                            ? options.context_tokens
-                            : std::min(config.context_length, kDefaultContextPerRequest) * options.parallel;
+  const int64_t total = options.context_tokens > 0 ? options.context_tokens : DefaultContextTokens(config, options);
   CacheShape shape{.key_type = options.key_type, .value_type = options.value_type, .num_slots = options.parallel};
   shape.max_batch_tokens = options.batch_tokens > 0 ? options.batch_tokens : AutoBatchTokens(config, options.gpu_bytes, total);
   shape.max_batch_tokens = std::max(shape.max_batch_tokens, options.parallel);  // one decode row of each request fits a step
@@ -260,6 +259,18 @@ absl::StatusOr<ModelSizes> ModelSizesOf(const GgufFile& file, const ModelConfig&
     sizes.expert_bytes.push_back(arena.layer(layer).bytes * arena.num_experts());
   }
   return sizes;
+}
+
+int64_t DefaultContextTokens(const ModelConfig& config, const PlacementOptions& options) {
+  const int64_t least = std::min(config.context_length, kDefaultContextPerRequest) * options.parallel;
+  if (options.gpu_bytes <= 0) return least;
+  int64_t block_bytes = 0;
+  for (const LayerConfig& layer : config.layers) {
+    if (!layer.slides()) block_bytes += KvLayerBytes(layer.attention, options.key_type, options.value_type, 1);
+  }
+  const int64_t worker_bytes = std::max<int64_t>(1, block_bytes / options.num_workers);
+  const int64_t fits = options.gpu_bytes / kContextShare / worker_bytes * kKvBlockTokens;
+  return std::max(least, std::min(config.context_length, fits));
 }
 
 int64_t AutoBatchTokens(const ModelConfig& config, int64_t gpu_bytes, int64_t cache_tokens) {

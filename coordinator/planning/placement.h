@@ -19,7 +19,7 @@ struct PlacementOptions {
   int64_t num_workers = 1;
   std::string layers;  // --layers "0-9,10-23": one range a worker, both ends included; empty: even by bytes
   std::vector<std::string> tensor_overrides;  // -ot REGEX=cpu|gpuN, first match wins; CUDAN is gpuN
-  int64_t context_tokens = 0;                 // -c: KV cache of all requests together; 0: min(model, 4096) * parallel
+  int64_t context_tokens = 0;                 // -c: KV cache of all requests together; 0: DefaultContextTokens
   int64_t parallel = 4;                       // -np: requests at once
   int64_t batch_tokens = 0;                   // -b: rows of one step; 0: AutoBatchTokens
   int64_t gpu_bytes = 0;                      // memory of the smallest GPU among the workers; 0: no GPUs, or unknown
@@ -67,6 +67,10 @@ struct ModelSizes {
 };
 // Errors name a tensor, as ExpertTensorsOf and FindDense.
 absl::StatusOr<ModelSizes> ModelSizesOf(const GgufFile& file, const ModelConfig& config);
+
+// The default of -c: min(model, 4096) for each of options.parallel. With GPUs it is the model's whole context when that is more,
+// as far as the full layers of a worker take at most a sixteenth of its GPU: the rest is worth more to experts.
+int64_t DefaultContextTokens(const ModelConfig& config, const PlacementOptions& options);
 
 // The default of -b. An expert crosses a GPU's link once a step, so longer steps ship less: with GPUs, the largest power of two
 // up to 16,384 whose activations take at most a sixteenth of `gpu_bytes`, and at least 2048. Without GPUs 2048, since the host's

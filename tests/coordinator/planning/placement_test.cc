@@ -151,6 +151,18 @@ TEST(Placement, DividesHostMemoryIntoBlocksAndStates) {
   EXPECT_EQ(none.cache.num_host_blocks, 0);
 }
 
+// Three full layers of 512 bytes a token each.
+TEST(Placement, GivesTheModelsContextAsFarAsGpusAllow) {
+  const auto context = [](const PlacementOptions& options) { return DefaultContextTokens(SixLayers(), options); };
+  EXPECT_EQ(context({.num_workers = 1, .parallel = 2}), 8192) << "without GPUs";
+  EXPECT_EQ(context({.num_workers = 1, .parallel = 2, .gpu_bytes = int64_t{24} << 30}), 131072) << "what the model was made for";
+  EXPECT_EQ(context({.num_workers = 1, .parallel = 2, .gpu_bytes = 16 * 20000 * 1536}), 20000);
+  EXPECT_EQ(context({.num_workers = 3, .parallel = 2, .gpu_bytes = 16 * 20000 * 1536}), 60000) << "a third of the layers each";
+  EXPECT_EQ(context({.num_workers = 1, .parallel = 2, .gpu_bytes = 1 << 20}), 8192) << "never less than without GPUs";
+  ASSERT_OK_AND_ASSIGN(const Placement placement, Plan({.num_workers = 1, .parallel = 2, .gpu_bytes = int64_t{24} << 30}));
+  EXPECT_EQ(placement.cache.context_per_slot, 131072);
+}
+
 TEST(Placement, RefusesACacheItCannotShape) {
   EXPECT_THAT(Plan({.parallel = 0}), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("-np is 0")));
   EXPECT_THAT(Plan({.key_type = DType::kQ4_0}), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("-ctk")));
