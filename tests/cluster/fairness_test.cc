@@ -21,7 +21,7 @@ namespace ferry {
 namespace {
 
 constexpr int kGreedyRequests = 64, kParallel = 4;
-constexpr int kRounds = 5, kPoliteRequests = 8;  // of each round, alone and beside the greedy ones
+constexpr int kRounds = 4, kPoliteRequests = 6;  // of each round, alone and beside the greedy ones
 
 // A client with a key and a connection of its own.
 class KeyedClient {
@@ -40,13 +40,17 @@ class KeyedClient {
     const auto stream = stub_->Generate(&context, request);
     proto::GenerateResponse response;
     while (stream->Read(&response)) {
+      if (response.has_finish()) suspended_ += static_cast<int>(response.finish().suspended());
     }
     return stream->Finish();
   }
 
+  int suspended() const { return suspended_; }  // how often its requests gave their place to another key's
+
  private:
   const std::unique_ptr<proto::Ferry::Stub> stub_;
   const std::string key_;
+  std::atomic<int> suspended_{0};
 };
 
 // The 95th percentile.
@@ -125,9 +129,11 @@ TEST(Fairness, APoliteClientDoesNotWaitForAGreedyOne) {
   std::printf(
       "p95 of a polite request: %.0f ms alone, %.0f ms beside %d greedy ones, which is %.1f times as much; %d of these ended\n",
       1e3 * P95(alone), 1e3 * P95(beside), kGreedyRequests, P95(beside) / P95(alone), P95(ends));
-  // While it runs, each of the other places ends one request, or two. Waiting for a place would add a round of them. A bound on
-  // time would measure what else the machine does.
-  EXPECT_LE(P95(ends), 2 * kParallel) << "in order of arrival there would be " << kGreedyRequests;
+  EXPECT_GT(greedy.suspended(), 0) << "they make room";
+  EXPECT_EQ(polite.suspended(), 0);
+  // What ends meanwhile is seen by a client whose threads wait for a core, so this bound is wide; BatchScheduler's tests have the
+  // exact rule.
+  EXPECT_LE(P95(ends), 8 * kParallel) << "in order of arrival there would be " << kGreedyRequests;
 }
 
 }  // namespace
