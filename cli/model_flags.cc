@@ -167,6 +167,8 @@ std::vector<ModelFlag> ModelTable() {
             if (options.vram_experts.empty()) return {};
             return {options.vram_experts};
           }),
+      Choice("--unified", kWhere, Worker("--unified"), &M::unified, {"auto", "on", "off"},
+             "compute experts where they lie in the host's memory, without slots; auto: where a GPU's memory is the host's"),
       Switch("--ooae,!--no-ooae", kWhere, Coordinator("--no-ooae"), &M::ooae, /*told_when=*/false,
              "ferry only the experts that a batch activates (default), or all of a layer"),
       Choice("--expert-transport", kWhere, Both("--expert-transport"), &M::expert_transport, {"auto", "shm", "grpc"},

@@ -19,7 +19,8 @@ struct ModelOptions {
   std::string gpus;
   std::string layers;
   std::vector<std::string> overrides;
-  std::string vram_experts;  // empty: auto on GPUs, 0 on CPUs
+  std::string vram_experts;      // empty: auto on GPUs, 0 on CPUs
+  std::string unified = "auto";  // auto, on, off
   bool ooae = true;
   std::string expert_transport = "auto";
   bool coordinator_only = false;

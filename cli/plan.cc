@@ -93,7 +93,11 @@ void PrintRates(const FoundRates& found, const PredictionInput& input, const Pla
               HumanRate(rates.host_beside_links.read_bytes_per_second).c_str(), rates.host_beside_links.flops_per_second / 1e9);
   for (size_t w = 0; w < rates.workers.size(); ++w) {
     const WorkerRates& worker = rates.workers[w];
-    std::printf("  worker %zu: %lld expert slots", w, static_cast<long long>(input.slots[w]));
+    if (machine.devices[w].in_place) {
+      std::printf("  worker %zu: experts where they lie", w);
+    } else {
+      std::printf("  worker %zu: %lld expert slots", w, static_cast<long long>(input.slots[w]));
+    }
     if (worker.link.alone > 0) {
       const bool assumed = machine.gpus_by_hand && machine.by_hand.link == 0;
       std::printf(", link %s%s", HumanRate(worker.link.alone).c_str(), assumed ? " (assumed)" : "");
@@ -218,7 +222,8 @@ void PrintText(const PlanResult& plan, const PredictionInput& input) {
   std::printf("predicted, with nothing resident at the start of a prompt:\n");
   for (const PrefillPrediction& prefill : plan.prefills) PrintPrefill(prefill, prefill.tokens);
   std::printf("  decode: %.1f t/s (%s from host memory a token; slots hold %.0f %% of what a token uses)\n",
-              1 / plan.decode.seconds_per_token, HumanBytes(plan.decode.host_bytes).c_str(), 100 * plan.decode.resident_share);
+              1 / plan.decode.seconds_per_token, HumanBytes(plan.decode.host_bytes).c_str(),
+              100 * std::min(plan.decode.resident_share, 1.0));
   PrintChoices(plan.choices, plan.prefills.back().tokens);
 }
 

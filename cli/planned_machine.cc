@@ -56,13 +56,16 @@ absl::Status AddGpusByHand(const ModelOptions& options, PlannedMachine* machine)
 }
 
 // Rates of a worker's device and link. `slots`: that it has.
-absl::StatusOr<WorkerRates> Measure(const ExpertLayout& layout, Ops& ops, bool gpu, int64_t slots) {
+absl::StatusOr<WorkerRates> Measure(const ExpertLayout& layout, Ops& ops, const PlannedDevice& device, int64_t slots) {
   WorkerRates rates;
-  if (slots > 0) {
-    ASSIGN_OR_RETURN(rates.link.alone, MeasureCopies(ops, layout.bytes, kCopyTime));
+  double link = 0;
+  if (slots > 0 && !device.of_host) {
+    ASSIGN_OR_RETURN(link, MeasureCopies(ops, layout.bytes, kCopyTime));
   }
-  if (!gpu) return rates;
+  if (!device.in_place) rates.link.alone = link;
+  if (!device.gpu) return rates;
   ASSIGN_OR_RETURN(rates.experts, MeasureExpertsOn(ops, layout, {.many_rows = 128, .many_row_experts = 32}));
+  if (device.in_place && link > 0) rates.experts.read_bytes_per_second = std::min(rates.experts.read_bytes_per_second, link);
   ASSIGN_OR_RETURN(rates.operation_seconds, MeasureOperation(ops, layout.down.rows));
   return rates;
 }
@@ -90,7 +93,8 @@ absl::StatusOr<FoundRates> KeptOrMeasured(const ModelOptions& options, const Pre
     }
     rated.push_back({.device = gpus_here ? gpus.back()->name() : host->name(),
                      .transport = options.expert_transport == "grpc" ? "grpc" : "shm",
-                     .has_slots = slots[w] > 0 && !machine.gpus_by_hand});
+                     .has_slots = slots[w] > 0 && !machine.gpus_by_hand && !machine.devices[w].in_place,
+                     .in_place = machine.devices[w].in_place && !machine.gpus_by_hand});
   }
   // For GPUs that are not here, the rates of a host without GPUs.
   if (machine.gpus_by_hand) rated.resize(1);
@@ -102,7 +106,8 @@ absl::StatusOr<FoundRates> KeptOrMeasured(const ModelOptions& options, const Pre
   ASSIGN_OR_RETURN(found.rates.host, MeasureExpertsOn(*host, layout, {}));
   found.rates.host_beside_links = found.rates.host;
   for (size_t w = 0; w < machine.devices.size() && !machine.gpus_by_hand; ++w) {
-    ASSIGN_OR_RETURN(found.rates.workers.emplace_back(), Measure(layout, gpus_here ? *gpus[w] : *host, gpus_here, slots[w]));
+    ASSIGN_OR_RETURN(found.rates.workers.emplace_back(),
+                     Measure(layout, gpus_here ? *gpus[w] : *host, machine.devices[w], slots[w]));
   }
   found.source = "measured now, one after the other: a start of the server measures all at once and keeps that";
   return found;
@@ -123,14 +128,18 @@ absl::StatusOr<PlannedMachine> PlannedMachineOf(const ModelOptions& options, con
     RETURN_IF_ERROR(AddGpusByHand(options, &machine));
     return machine;
   }
+  const bool slots_wanted = !options.ooae || !(options.vram_experts.empty() || options.vram_experts == "auto");
   ASSIGN_OR_RETURN(const std::vector<std::string> names, options.Devices());
   for (const std::string& name : names) {
     PlannedDevice& device = machine.devices.emplace_back(PlannedDevice{.name = name, .gpu = name.starts_with("cuda:")});
+    device.in_place = options.unified == "on";
     if (!device.gpu) continue;
     ASSIGN_OR_RETURN(const std::unique_ptr<Ops> ops, OpsOf(device));
     ASSIGN_OR_RETURN(const DeviceMemoryInfo memory, ops->MemoryInfo());
     device.total_bytes = memory.total_bytes;
     device.free_bytes = memory.free_bytes;
+    device.of_host = memory.of_host;
+    device.in_place |= options.unified == "auto" && memory.of_host && !slots_wanted;
   }
   return machine;
 }
@@ -140,9 +149,13 @@ absl::StatusOr<std::vector<int64_t>> SlotsOf(const ModelOptions& options, const 
   std::vector<int64_t> slots;
   for (size_t w = 0; w < machine.devices.size(); ++w) {
     const WorkerPlacement& worker = model.placement().workers[w];
+    const int64_t all = model.arena().num_records(worker.layers.first, worker.layers.end);
+    if (machine.devices[w].in_place) {
+      slots.push_back(all);
+      continue;
+    }
     ASSIGN_OR_RETURN(const std::optional<int64_t> asked, ExpertBytes(options, machine.gpu()));
     const int64_t bytes = asked ? *asked : Usable(machine.devices[w]) - worker.dense_bytes - worker.kv_bytes;
-    const int64_t all = model.arena().num_records(worker.layers.first, worker.layers.end);
     slots.push_back(std::clamp<int64_t>(bytes / model.arena().max_record_bytes(), 0, all));
   }
   return slots;
@@ -182,7 +195,7 @@ Fit FitOf(const ModelOptions& options, const PredictedModel& model, const Planne
     const WorkerPlacement& worker = model.placement().workers[w];
     const int64_t needed = worker.dense_bytes + worker.kv_bytes + experts;
     const PlannedDevice& device = machine.devices[w];
-    if (!device.gpu) {
+    if (!device.gpu || device.of_host) {
       fit.host_needed_bytes += needed;
     } else if (needed > Usable(device)) {
       fit.lacks.push_back({.where = "GPU " + device.name.substr(5), .needed_bytes = needed, .had_bytes = Usable(device)});

@@ -23,6 +23,8 @@ struct PlannedDevice {
   std::string name;  // "cuda:0", "cpu"
   bool gpu = false;
   int64_t total_bytes = 0, free_bytes = 0;  // of a GPU; a CPU worker takes from the host's memory
+  bool of_host = false;                     // the GPU's memory is the host's
+  bool in_place = false;                    // it reads experts where they lie, and has no slots
 };
 
 struct PlannedMachine {
@@ -40,7 +42,7 @@ struct PlannedMachine {
 // of ModelOptions::Devices.
 absl::StatusOr<PlannedMachine> PlannedMachineOf(const ModelOptions& options, const MachineByHand& by_hand);
 
-// Experts that each worker of `model` can hold.
+// Experts that each worker of `model` can hold; all of its layers where it reads them in place.
 absl::StatusOr<std::vector<int64_t>> SlotsOf(const ModelOptions& options, const PredictedModel& model,
                                              const PlannedMachine& machine);
 

@@ -1,5 +1,8 @@
 #include "cli/predicted_model.h"
 
+#include <algorithm>
+#include <limits>
+
 #include "common/model/model_tensors.h"
 
 namespace ferry {
@@ -26,6 +29,10 @@ absl::Status PredictedModel::Place(const ModelOptions& options, int num_workers,
 PredictionInput PredictedModel::Input(MachineRates rates, std::vector<int64_t> slots, bool gpu) const {
   rates.workers.resize(placement_.workers.size());
   slots.resize(placement_.workers.size());
+  for (size_t w = 0; w < slots.size(); ++w) {
+    const LayerRange& layers = placement_.workers[w].layers;
+    slots[w] = std::min(slots[w], arena_.num_records(layers.first, layers.end));
+  }
   for (WorkerRates& worker : rates.workers) {
     if (worker.experts.flops_per_second == 0) worker.experts.flops_per_second = kAssumedGpu.flops_per_second;
     if (worker.experts.read_bytes_per_second == 0) worker.experts.read_bytes_per_second = kAssumedGpu.read_bytes_per_second;
@@ -68,7 +75,8 @@ FoundRates RatesOf(const v1::GetServerInfoResponse& info) {
                                    .flops_per_second = host.flops_per_second_beside_links()};
   for (const v1::WorkerInfo& worker : info.workers()) {
     found.rates.workers.push_back(RatesOf(worker));
-    found.slots.push_back(worker.expert_slots());
+    // To a prediction, experts that are read where they lie are as good as experts in slots.
+    found.slots.push_back(worker.experts_in_place() ? std::numeric_limits<int64_t>::max() : worker.expert_slots());
   }
   if (host.measured_unix_seconds() == 0) {
     found.source = "given by hand, or guessed";

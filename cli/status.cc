@@ -107,9 +107,13 @@ void AddWork(const Look& look, const Look* before, std::string* text) {
 void AddWorker(const proto::WorkerInfo& worker, std::string* text) {
   absl::StrAppendFormat(text, "worker %d  %-8s layers %d-%d  %s\n", worker.worker_id(), worker.state(), worker.first_layer(),
                         static_cast<int64_t>(worker.end_layer()) - 1, worker.device());
-  absl::StrAppendFormat(text, "          dense %s, KV %s, %d expert slots of %s over %s", HumanBytes(worker.dense_bytes()),
-                        HumanBytes(worker.kv_bytes()), worker.expert_slots(), HumanBytes(worker.expert_slot_bytes()),
-                        worker.expert_transport());
+  absl::StrAppendFormat(text, "          dense %s, KV %s, ", HumanBytes(worker.dense_bytes()), HumanBytes(worker.kv_bytes()));
+  if (worker.experts_in_place()) {
+    *text += "experts computed where they lie in the host's memory";
+  } else {
+    absl::StrAppendFormat(text, "%d expert slots of %s over %s", worker.expert_slots(), HumanBytes(worker.expert_slot_bytes()),
+                          worker.expert_transport());
+  }
   if (worker.link_bytes_per_second() > 0)
     absl::StrAppendFormat(text, ", link %s alone", HumanRate(worker.link_bytes_per_second()));
   if (worker.link_together_bytes_per_second() > 0) {

@@ -348,7 +348,10 @@ class ServerImpl final : public Server {
     for (const RegisteredWorker& worker : workers) {
       const v1::WorkerInfo& info = worker.info;
       const bool has_slots = info.expert_slots() > 0;
-      rated.push_back({.device = info.device(), .transport = info.expert_transport(), .has_slots = has_slots});
+      rated.push_back({.device = info.device(),
+                       .transport = info.expert_transport(),
+                       .has_slots = has_slots,
+                       .in_place = info.experts_in_place()});
       probed.push_back({.id = WorkerId(static_cast<int32_t>(info.worker_id())),
                         .incarnation = worker.incarnation,
                         .address = worker.address,

@@ -76,6 +76,7 @@ inline constexpr char kWaitSpan[] = "wait";  // the compute queue waited for the
 
 struct DeviceMemoryInfo {
   int64_t free_bytes = 0, total_bytes = 0;
+  bool of_host = false;  // the device has no memory beside the host's
 };
 
 }  // namespace ferry

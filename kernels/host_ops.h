@@ -53,6 +53,7 @@ class HostOps : public Ops {
   // would punish is found here. Memory outside all of them may be copied from as well.
   absl::Status PinHost(std::span<const std::byte> region, bool read_only) final;
   void UnpinHost(std::span<const std::byte> region) final;
+  absl::StatusOr<const std::byte*> AddressOfHost(std::span<const std::byte> host) final { return host.data(); }
   absl::StatusOr<Event> CopyAsync(void* dst, std::span<const std::byte> host_src, std::span<const Event> after) final;
   absl::StatusOr<Event> MarkCompute() final;
   absl::Status ComputeAfter(const Event& event) final;

@@ -56,6 +56,9 @@ class Ops {
   // inside one.
   virtual absl::Status PinHost(std::span<const std::byte> region, bool read_only) = 0;
   virtual void UnpinHost(std::span<const std::byte> region) = 0;
+  // The address at which kernels of this device read `host`, which lies in one region given to PinHost or in memory that the
+  // device shares with the host; valid until UnpinHost. FailedPrecondition: the device cannot read it.
+  virtual absl::StatusOr<const std::byte*> AddressOfHost(std::span<const std::byte> host) = 0;
   // Copies host to device on the copy queue, after the events of `after` (compute that still reads dst). The returned event
   // passes when the copy is done.
   virtual absl::StatusOr<Event> CopyAsync(void* dst, std::span<const std::byte> host_src, std::span<const Event> after) = 0;

@@ -16,7 +16,7 @@ constexpr int64_t kMaxKept = 2;           // background copies at once: they sha
 
 absl::Status CheckSlots(const ExpertForward::Options& options, int64_t num_slots) {
   const ExpertPolicy& policy = options.policy;
-  if (options.arena.num_records(options.first_layer, options.end_layer) == 0) return absl::OkStatus();
+  if (policy.in_place || options.arena.num_records(options.first_layer, options.end_layer) == 0) return absl::OkStatus();
   if (policy.force != ExpertRule::kHost && !policy.ooae && num_slots < kMinSlotsToStream) {
     return FailedPrecondition(
         "--no-ooae ships every expert and needs at least %d expert slots, this worker has %d: give it --vram-experts of at "
@@ -31,6 +31,19 @@ absl::Status CheckSlots(const ExpertForward::Options& options, int64_t num_slots
         "this worker has to compute experts (-ot or --force-division=ship) and has no slots for them: give it --vram-experts");
   }
   return absl::OkStatus();
+}
+
+// Where the device reads a record that lies in the host's memory.
+absl::StatusOr<const std::byte*> AddressInPlace(Ops& ops, const ExpertLink& link, ExpertId id) {
+  ASSIGN_OR_RETURN(const std::span<const std::byte> record, link.RecordInPlace(id));
+  return ops.AddressOfHost(record);
+}
+
+absl::Status CheckReach(Ops& ops, const ExpertLink& link, const ExpertForward::Options& options) {
+  const int64_t layer = options.arena.NextWithExperts(options.first_layer, options.end_layer);
+  if (!options.policy.in_place || layer == options.end_layer) return absl::OkStatus();
+  const absl::Status reached = AddressInPlace(ops, link, {.layer = static_cast<int32_t>(layer), .expert = 0}).status();
+  return reached.ok() ? reached : Annotate(reached, "experts cannot be computed where they lie (--unified off copies them)");
 }
 
 }  // namespace
@@ -52,6 +65,7 @@ int64_t ExpertForward::BytesOf(const Ops& ops, const ModelConfig& model, int64_t
 absl::StatusOr<std::unique_ptr<ExpertForward>> ExpertForward::Create(Ops* ops, ExpertLink* link, ExpertCache* cache,
                                                                      const Options& options) {
   RETURN_IF_ERROR(CheckSlots(options, cache == nullptr ? 0 : cache->num_slots()));
+  RETURN_IF_ERROR(CheckReach(*ops, *link, options));
   std::unique_ptr<ExpertForward> forward(new ExpertForward(ops, link, cache, options));
   const ModelConfig& model = options.model;
   ASSIGN_OR_RETURN(forward->routing_, ExpertRouting::Create(ops, model.router, options.max_rows));
@@ -89,7 +103,8 @@ absl::Status ExpertForward::Run(const StepContext& context, int64_t layer, const
   const Shares shares = SharesOf(context, places);
   RETURN_IF_ERROR(BeginCopies(context, layer, mode, shares.here));
   RETURN_IF_ERROR(StartHost(context, layer, shares.on_host));
-  RETURN_IF_ERROR(ComputeReady(context, layer, in));
+  RETURN_IF_ERROR(mode == ExpertMode::kInPlace ? ComputeInPlace(context, layer, shares.here, in)
+                                               : ComputeReady(context, layer, in));
   RETURN_IF_ERROR(host_share_->Finish(context, layer, Contributions()));
   RETURN_IF_ERROR(ops_.Combine(Contributions(), routing_->weights(), options_.model.router.top_k, x));
   return mode == ExpertMode::kResidentElseHost ? KeepTheHot(context, layer, shares.on_host) : absl::OkStatus();
@@ -144,6 +159,9 @@ absl::StatusOr<std::vector<ExpertPlace>> ExpertForward::ChoosePlaces(const StepC
   switch (mode) {
     case ExpertMode::kHost:
       std::fill(places.begin(), places.end(), ExpertPlace::kHost);
+      return places;
+    case ExpertMode::kInPlace:
+      std::fill(places.begin(), places.end(), ExpertPlace::kResident);
       return places;
     case ExpertMode::kShipActivated:
     case ExpertMode::kShipAll:
@@ -228,11 +246,27 @@ absl::Status ExpertForward::ComputeTogether(const StepContext& context, int64_t 
     ASSIGN_OR_RETURN(const std::byte* const record, cache_->Acquire(IdOf(layer, expert), context.deadline));
     uses.push_back({.record = record, .group = expert, .num_rows = routing_->tokens()[expert]});
   }
-  RETURN_IF_ERROR(
-      ops_.ExpertMlp(options_.arena.layer(layer), uses, routing_->groups(), options_.model.expert.glu, in, Contributions()));
+  RETURN_IF_ERROR(Compute(layer, uses, in));
   ASSIGN_OR_RETURN(const Event used, ops_.MarkCompute());
   for (const int32_t expert : experts) cache_->Release(IdOf(layer, expert), used);
   return absl::OkStatus();
+}
+
+absl::Status ExpertForward::ComputeInPlace(const StepContext& context, int64_t layer, std::span<const ActivatedExpert> here,
+                                           Tensor in) {
+  if (here.empty()) return absl::OkStatus();
+  const StepTrace::Scope span(*context.trace, "experts in place", layer);
+  std::vector<ExpertUse> uses;
+  for (const ActivatedExpert& use : here) {
+    ASSIGN_OR_RETURN(const std::byte* const record, AddressInPlace(ops_, link_, IdOf(layer, use.expert)));
+    uses.push_back({.record = record, .group = use.expert, .num_rows = use.tokens});
+  }
+  context.counters->set_resident(context.counters->resident() + uses.size());
+  return Compute(layer, uses, in);
+}
+
+absl::Status ExpertForward::Compute(int64_t layer, std::span<const ExpertUse> uses, Tensor in) {
+  return ops_.ExpertMlp(options_.arena.layer(layer), uses, routing_->groups(), options_.model.expert.glu, in, Contributions());
 }
 
 // Admission to the cache in decode: an expert that the host just computed is copied when its heat exceeds the victim's by a whole

@@ -7,6 +7,8 @@
 // The coordinator's planner places the experts of a large step. A small step (decode) is not worth the question: this device
 // computes resident experts and the host the others; an expert hotter than one in a slot is copied in the background.
 //
+// A device that shares the host's memory needs none of this: it reads every expert where it lies (ExpertPolicy::in_place).
+//
 // One thread: the compute thread.
 
 #include <cstdint>
@@ -40,8 +42,8 @@ class ExpertForward {
     int64_t max_rows = 0;  // of a step
     ExpertPolicy policy;
   };
-  // `cache` is null without slots. All outlive this. FailedPrecondition: the policy needs more slots than there are; the message
-  // has the flag that gives some. ResourceExhausted: the device is full.
+  // `cache` is null without slots. All outlive this. FailedPrecondition: the policy needs more slots than there are, and the
+  // message has the flag that gives some; or the device cannot read experts in place. ResourceExhausted: the device is full.
   static absl::StatusOr<std::unique_ptr<ExpertForward>> Create(Ops* ops, ExpertLink* link, ExpertCache* cache,
                                                                const Options& options);
   // Device memory that Create allocates.
@@ -90,6 +92,8 @@ class ExpertForward {
   absl::Status StartHost(const StepContext& context, int64_t layer, std::span<const int32_t> experts);
   absl::Status ComputeReady(const StepContext& context, int64_t layer, Tensor in);
   absl::Status ComputeTogether(const StepContext& context, int64_t layer, std::span<const int32_t> experts, Tensor in);
+  absl::Status ComputeInPlace(const StepContext& context, int64_t layer, std::span<const ActivatedExpert> here, Tensor in);
+  absl::Status Compute(int64_t layer, std::span<const ExpertUse> uses, Tensor in);
   absl::Status KeepTheHot(const StepContext& context, int64_t layer, std::span<const int32_t> on_host);
 
   ExpertId IdOf(int64_t layer, int32_t expert) const { return {static_cast<int32_t>(layer), expert}; }

@@ -57,6 +57,10 @@ class ExpertLink {
   virtual absl::Status StartCompute(const HostRequest& request) = 0;
   virtual absl::StatusOr<std::span<const float>> FinishCompute(Deadline deadline) = 0;
 
+  // Where the record lies in the coordinator's memory, for as long as this link lives. FailedPrecondition: that memory is not
+  // shared.
+  virtual absl::StatusOr<std::span<const std::byte>> RecordInPlace(ExpertId id) const = 0;
+
   // Brings a record into host memory that Ops::CopyAsync can read. Records arrive roughly in the order of calls. The link holds a
   // limited number of them: later ones arrive as earlier ones are released.
   virtual absl::Status AskRecord(uint64_t step, ExpertId id) = 0;

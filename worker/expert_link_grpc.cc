@@ -114,6 +114,10 @@ class GrpcLink final : public ExpertLink {
     return ContributionsFrom(contributions_, num_entries_, options_.n_embd);
   }
 
+  absl::StatusOr<std::span<const std::byte>> RecordInPlace(ExpertId) const override {
+    return FailedPrecondition("experts come over gRPC, and the coordinator's memory is not shared with this worker");
+  }
+
   absl::Status AskRecord(uint64_t step, ExpertId id) override {
     RETURN_IF_ERROR(options_.arena.OffsetOf(id.layer, id.expert).status());
     SetStep(step);

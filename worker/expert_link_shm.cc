@@ -70,6 +70,10 @@ class ShmLink final : public ExpertLink {
     return mailbox_->contributions().first(num_entries_ * mailbox_->shape().n_embd);
   }
 
+  absl::StatusOr<std::span<const std::byte>> RecordInPlace(ExpertId id) const override {
+    return layout_.RecordIn(arena_.bytes(), id.layer, id.expert);
+  }
+
   // Every record is in host memory already: asking only remembers what may be read.
   absl::Status AskRecord(uint64_t, ExpertId id) override {
     RETURN_IF_ERROR(layout_.RecordIn(arena_.bytes(), id.layer, id.expert).status());

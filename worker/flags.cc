@@ -1,5 +1,9 @@
 #include "worker/flags.h"
 
+#include <string>
+#include <utility>
+#include <vector>
+
 #include "common/command_line.h"
 #include "common/log.h"
 #include "common/thread_pool.h"
@@ -7,6 +11,24 @@
 #include "kernels/cpu/isa.h"
 
 namespace ferry {
+namespace {
+
+// A flag that takes the name of one of the values.
+template <typename T>
+void AddNamed(CLI::App& app, const std::string& name, const std::string& names, const std::string& help,
+              std::vector<std::pair<std::string, T>> values, T& value) {
+  command_line::AddValue(app, name, names, help,
+                         [values = std::move(values), names, &value](const std::string& text) -> absl::Status {
+                           for (const auto& [candidate, meaning] : values) {
+                             if (text != candidate) continue;
+                             value = meaning;
+                             return absl::OkStatus();
+                           }
+                           return InvalidArgument("'%s', want one of %s", text, names);
+                         });
+}
+
+}  // namespace
 
 void AddWorkerFlags(CLI::App& app, WorkerOptions& options) {
   AddText(app, "--coordinator", options.coordinator,
@@ -32,22 +54,17 @@ void AddWorkerFlags(CLI::App& app, WorkerOptions& options) {
                            ASSIGN_OR_RETURN(options.vram_experts, ParseVramExperts(text));
                            return absl::OkStatus();
                          });
+  AddNamed(
+      app, "--unified", "auto|on|off",
+      "compute experts where they lie in the host's memory, without slots (default auto: on a GPU whose memory is the host's)",
+      {{"auto", Unified::kAuto}, {"on", Unified::kOn}, {"off", Unified::kOff}}, options.unified);
   AddChoice(app, "--expert-transport", options.expert_transport, {"auto", "shm", "grpc"},
             "how experts come: shm on the same host, grpc, or auto, the default: shm where possible");
   AddInteger(app, "--worker-id", options.wanted_worker_id, {.max = 1023},
              "the place in the pipeline to ask for; default: a free one");
-  command_line::AddValue(
-      app, "--force-division", "auto|host|ship",
-      "for tests and measurements: where activated experts are computed, whatever is planned (default auto)",
-      [&options](const std::string& text) -> absl::Status {
-        for (const auto& [name, division] : {std::pair("auto", ExpertRule::kAny), std::pair("host", ExpertRule::kHost),
-                                             std::pair("ship", ExpertRule::kDevice)}) {
-          if (text != name) continue;
-          options.force_division = division;
-          return absl::OkStatus();
-        }
-        return InvalidArgument("'%s', want auto, host or ship", text);
-      });
+  AddNamed(app, "--force-division", "auto|host|ship",
+           "for tests and measurements: where activated experts are computed, whatever is planned (default auto)",
+           {{"auto", ExpertRule::kAny}, {"host", ExpertRule::kHost}, {"ship", ExpertRule::kDevice}}, options.force_division);
   AddDecimal(app, "--connect-patience", options.connect_patience_seconds, 0, 86400,
              "seconds to wait for a coordinator that cannot be reached (default 60)");
   AddChoice(app, "--log-level", options.log_level, kLogLevels, "(default info)");

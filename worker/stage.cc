@@ -449,13 +449,15 @@ absl::Status Stage::Allocate() {
     ASSIGN_OR_RETURN(logits_, ops_.Allocate(sizes.logits));
   }
   ASSIGN_OR_RETURN(const int64_t num_slots, NumExpertSlots());
-  if (num_slots > 0) {
+  if (num_slots > 0 || options_.experts.in_place) {
     for (int64_t layer = options_.first_layer; layer < options_.end_layer; ++layer) {
       if (const absl::Status taken = ops_.CheckExperts(options_.arena.layer(layer)); !taken.ok()) {
-        return Annotate(taken,
-                        absl::StrFormat("tensors 'blk.%d.ffn_*_exps.weight' (--vram-experts 0 leaves them to the CPU)", layer));
+        return Annotate(taken, absl::StrFormat("tensors 'blk.%d.ffn_*_exps.weight' (%s leaves them to the CPU)", layer,
+                                               num_slots > 0 ? "--vram-experts 0" : "--unified off --vram-experts 0"));
       }
     }
+  }
+  if (num_slots > 0) {
     ASSIGN_OR_RETURN(cache_,
                      ExpertCache::Create(&ops_, &link_, &options_.arena, options_.first_layer, options_.end_layer, num_slots));
   }
@@ -508,6 +510,14 @@ absl::StatusOr<ExpertRates> Stage::MeasureExperts() {
   // Enough rows and experts to fill a large GPU with work.
   const ExpertRatesOptions how = {.time = absl::Milliseconds(30), .many_rows = 128, .many_row_experts = 32};
   if (cache_ != nullptr) return ferry::MeasureExperts(ops_, expert, cache_->SlotMemory(), how);
+  if (options_.experts.in_place) {
+    std::vector<const std::byte*> records;
+    for (int32_t e = 0; e < options_.arena.num_experts(); ++e) {
+      ASSIGN_OR_RETURN(const std::span<const std::byte> record, link_.RecordInPlace({static_cast<int32_t>(layer), e}));
+      ASSIGN_OR_RETURN(records.emplace_back(), ops_.AddressOfHost(record));
+    }
+    return ferry::MeasureExperts(ops_, expert, records, how);
+  }
   // On the host's cores experts are the engine's, which the coordinator measures.
   if (ops_.activation_dtype() == DType::kF32) return ExpertRates();
   return MeasureExpertsOn(ops_, expert, how);

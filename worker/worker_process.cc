@@ -84,6 +84,7 @@ class Report {
     heartbeat_.set_kv_bytes(stage.kv_bytes());
     heartbeat_.set_expert_slots(cache == nullptr ? 0 : cache->num_slots());
     heartbeat_.set_expert_slot_bytes(cache == nullptr ? 0 : cache->slot_bytes());
+    heartbeat_.set_experts_in_place(stage.options().experts.in_place);
     heartbeat_.set_link_bytes_per_second(rates.link_bytes_per_second);
     heartbeat_.set_expert_flops_per_second(rates.experts.flops_per_second);
     heartbeat_.set_expert_read_bytes_per_second(rates.experts.read_bytes_per_second);
@@ -247,7 +248,26 @@ Agent::Options AgentOptionsOf(const Assignment& assignment, Incarnation incarnat
           .same_machine = assignment.expert_transport == "shm" || over_loopback};
 }
 
-StageOptions StageOptionsOf(const WorkerOptions& options, const Assignment& assignment, bool has_gpu) {
+// Whether this worker reads experts where they lie. FailedPrecondition: --unified on, which this worker's other flags or its
+// place rule out.
+absl::StatusOr<bool> ComputesInPlace(const WorkerOptions& options, const Assignment& assignment, Ops& ops) {
+  const bool slots_wanted = !options.vram_experts.automatic && options.vram_experts.bytes > 0;
+  if (options.unified == Unified::kOn) {
+    if (slots_wanted) return FailedPrecondition("--unified on computes experts where they lie: leave out --vram-experts");
+    if (!assignment.ooae) return FailedPrecondition("--unified on copies no experts: leave out --no-ooae");
+    if (assignment.expert_transport != "shm") {
+      return FailedPrecondition("--unified on needs the coordinator's memory, and experts come over %s",
+                                assignment.expert_transport);
+    }
+    return true;
+  }
+  if (options.unified == Unified::kOff || slots_wanted || !assignment.ooae || assignment.expert_transport != "shm") return false;
+  if (!HasGpu(ops)) return false;
+  ASSIGN_OR_RETURN(const DeviceMemoryInfo memory, ops.MemoryInfo());
+  return memory.of_host;
+}
+
+StageOptions StageOptionsOf(const WorkerOptions& options, const Assignment& assignment, bool has_gpu, bool in_place) {
   return {.model = assignment.model,
           .arena = assignment.arena,
           .first_layer = assignment.first_layer,
@@ -257,22 +277,23 @@ StageOptions StageOptionsOf(const WorkerOptions& options, const Assignment& assi
           .micro_batch_rows = assignment.micro_batch_rows,
           .dense_bytes = assignment.dense_bytes,
           .expert_slot_bytes = options.vram_experts.automatic ? 0 : options.vram_experts.bytes,
-          .expert_slots_auto = options.vram_experts.automatic && has_gpu,
-          .experts = {.ooae = assignment.ooae, .force = options.force_division, .rules = assignment.rules}};
+          .expert_slots_auto = options.vram_experts.automatic && has_gpu && !in_place,
+          .experts = {.ooae = assignment.ooae, .in_place = in_place, .force = options.force_division, .rules = assignment.rules}};
 }
 
 bool HasSlots(const StageOptions& options) { return options.expert_slots_auto || options.expert_slot_bytes > 0; }
+bool ReadsArena(const StageOptions& options) { return HasSlots(options) || options.experts.in_place; }
 
 absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectExperts(const Assignment& assignment, Incarnation incarnation,
                                                            internal::v1::Cluster::StubInterface* cluster, Ops* ops,
-                                                           bool with_slots) {
+                                                           const StageOptions& options) {
   if (assignment.expert_transport == "shm") {
     return ConnectShmLink({.descriptor_socket = assignment.descriptor_socket,
                            .descriptor_key = assignment.descriptor_key,
                            .mailbox = assignment.mailbox,
                            .incarnation = incarnation,
                            .arena = assignment.arena},
-                          ops, /*pin=*/with_slots, Deadline::In(kDescriptorTimeout));
+                          ops, /*pin=*/ReadsArena(options), Deadline::In(kDescriptorTimeout));
   }
   return ConnectGrpcLink({.worker_id = assignment.worker_id,
                           .incarnation = incarnation,
@@ -280,7 +301,7 @@ absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectExperts(const Assignment& ass
                           .n_embd = assignment.model.n_embd,
                           .max_rows = assignment.mailbox.max_rows,
                           .max_entries = assignment.mailbox.max_entries,
-                          .records = with_slots},
+                          .records = HasSlots(options)},
                          cluster, ops);
 }
 
@@ -319,10 +340,13 @@ absl::Status FillSlots(Stage& stage, const std::function<bool()>& cancelled) {
 
 void LogLoaded(const Stage& stage, const DeviceRates& rates, double seconds) {
   const ExpertCache* const cache = stage.expert_cache();
-  spdlog::info("loaded in {:.1f} s: {:.1f} MiB of dense weights, {:.1f} MiB of KV cache, {} expert slots of {:.1f} MiB{}",
-               seconds, stage.dense_bytes() / 0x1p20, stage.kv_bytes() / 0x1p20, cache == nullptr ? 0 : cache->num_slots(),
-               cache == nullptr ? 0 : cache->slot_bytes() / 0x1p20,
-               cache == nullptr ? "" : absl::StrFormat(", link %.1f GB/s", rates.link_bytes_per_second / 1e9));
+  const std::string experts = cache != nullptr
+                                  ? absl::StrFormat("%d expert slots of %.1f MiB, link %.1f GB/s", cache->num_slots(),
+                                                    cache->slot_bytes() / 0x1p20, rates.link_bytes_per_second / 1e9)
+                              : stage.options().experts.in_place ? "experts computed where they lie in the host's memory"
+                                                                 : "no expert slots";
+  spdlog::info("loaded in {:.1f} s: {:.1f} MiB of dense weights, {:.1f} MiB of KV cache, {}", seconds,
+               stage.dense_bytes() / 0x1p20, stage.kv_bytes() / 0x1p20, experts);
 }
 
 // After a failed step. A fault of a kernel leaves the device's whole context unusable, and only a new process gets another.
@@ -364,9 +388,10 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
                        [&report](internal::v1::HeartbeatRequest* request) { report.Fill(request); },
                        [&ending](const absl::Status& why) { ending.End(why); }));
 
-  const StageOptions stage_options = StageOptionsOf(options, assignment, HasGpu(*ops));
+  ASSIGN_OR_RETURN(const bool in_place, ComputesInPlace(options, assignment, *ops));
+  const StageOptions stage_options = StageOptionsOf(options, assignment, HasGpu(*ops), in_place);
   ASSIGN_OR_RETURN(const std::unique_ptr<ExpertLink> link,
-                   ConnectExperts(assignment, incarnation, cluster.get(), ops.get(), HasSlots(stage_options)));
+                   ConnectExperts(assignment, incarnation, cluster.get(), ops.get(), stage_options));
   const Stopwatch loading;
   const std::unique_ptr<DenseTensorSource> source =
       OpenDenseStream(cluster.get(), assignment.worker_id, incarnation,

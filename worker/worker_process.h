@@ -21,6 +21,9 @@ struct VramExperts {
 // "4GiB", "512MiB", "1000000", "0", and "auto" or "-1". InvalidArgument: anything else.
 absl::StatusOr<VramExperts> ParseVramExperts(const std::string& text);
 
+// Whether the device computes experts where they lie in the host's memory, without slots.
+enum class Unified { kAuto, kOn, kOff };  // kAuto: where its memory is the host's
+
 // Every flag of ferry-worker.
 struct WorkerOptions {
   std::string coordinator;    // unix:PATH, HOST or HOST:PORT
@@ -28,6 +31,7 @@ struct WorkerOptions {
   std::string cluster_certs;  // folder of certificates (common/tls/cluster_ca.h), for everything but Unix sockets
   BackendOptions backend;
   VramExperts vram_experts;
+  Unified unified = Unified::kAuto;
   std::string expert_transport = "auto";  // auto, shm, grpc
   std::optional<uint32_t> wanted_worker_id;
   ExpertRule force_division = ExpertRule::kAny;

@@ -408,6 +408,7 @@ std::vector<RegisteredWorker> ClusterController::Workers() const {
       info.set_kv_bytes(report.heartbeat.kv_bytes());
       info.set_expert_slots(report.heartbeat.expert_slots());
       info.set_expert_slot_bytes(report.heartbeat.expert_slot_bytes());
+      info.set_experts_in_place(report.heartbeat.experts_in_place());
       info.set_resident_bytes(report.heartbeat.resident_bytes());
       info.set_link_bytes_per_second(report.heartbeat.link_bytes_per_second());
       info.set_expert_flops_per_second(report.heartbeat.expert_flops_per_second());

@@ -54,7 +54,10 @@ std::string RatesKey(const std::string& engine, const ArenaLayout& arena, std::s
                                     LineOf("/proc/sys/kernel/hostname"), LineOf("/proc/cpuinfo", "model name"), engine,
                                     record.gate.rows, record.gate.cols, arena.max_record_bytes());
   for (const RatedWorker& worker : workers) {
-    key += absl::StrFormat("|%s %s%s", worker.device, worker.transport, worker.has_slots ? "" : " without slots");
+    key += absl::StrFormat("|%s %s%s", worker.device, worker.transport,
+                           worker.in_place    ? " in place"
+                           : worker.has_slots ? ""
+                                              : " without slots");
   }
   return key;
 }

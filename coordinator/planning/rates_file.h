@@ -21,6 +21,7 @@ struct RatedWorker {
   std::string device;     // Ops::name()
   std::string transport;  // shm, grpc
   bool has_slots = false;
+  bool in_place = false;  // its device reads experts in the host's memory
 };
 // The key of a file as text: machine, CPU, engine (kernels and threads), the largest record, workers in order.
 std::string RatesKey(const std::string& engine, const ArenaLayout& arena, std::span<const RatedWorker> workers);

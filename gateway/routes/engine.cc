@@ -34,6 +34,7 @@ Json WorkerOf(const v1::WorkerInfo& worker) {
           {"kv_bytes", worker.kv_bytes()},
           {"slots", worker.expert_slots()},
           {"slot_bytes", worker.expert_slot_bytes()},
+          {"experts_in_place", worker.experts_in_place()},
           {"link_rate", worker.link_bytes_per_second()},
           {"link_rate_together", worker.link_together_bytes_per_second()},
           {"slot_read_rate", worker.expert_read_bytes_per_second()},

@@ -55,10 +55,13 @@ absl::StatusOr<std::unique_ptr<CopyEngine>> CopyEngine::Create(int device, std::
                                                                CudaTimeline* timeline) {
   std::unique_ptr<CopyEngine> out(new CopyEngine(timeline));
   out->device_ = device;
-  int reach = 0;
-  RETURN_IF_ERROR(CudaStatus(cudaDeviceGetAttribute(&reach, cudaDevAttrCanUseHostPointerForRegisteredMem, device),
-                             "asking how kernels reach pinned memory"));
-  out->kernels_reach_pinned_ = reach != 0;
+  for (const auto& [attribute, value] : {std::pair(cudaDevAttrCanUseHostPointerForRegisteredMem, &out->kernels_reach_pinned_),
+                                         std::pair(cudaDevAttrPageableMemoryAccess, &out->kernels_reach_pageable_),
+                                         std::pair(cudaDevAttrIntegrated, &out->shares_host_memory_)}) {
+    int answer = 0;
+    RETURN_IF_ERROR(CudaStatus(cudaDeviceGetAttribute(&answer, attribute, device), "asking how kernels reach the host's memory"));
+    *value = answer != 0;
+  }
   ASSIGN_OR_RETURN(out->stream_, Stream::Create());
   out->events_ = std::move(events);
   return out;
@@ -106,6 +109,13 @@ absl::StatusOr<bool> CopyEngine::InPinned(std::string_view name, std::span<const
   if (Begin(bytes) >= Begin(region->second) && End(bytes) <= End(region->second)) return true;
   return InvalidArgument("%s of %d bytes crosses the end of a pinned region of %d bytes", name, bytes.size(),
                          region->second.size());
+}
+
+absl::StatusOr<const std::byte*> CopyEngine::AddressOf(std::span<const std::byte> host) const {
+  ASSIGN_OR_RETURN(const bool pinned, InPinned("host", host));
+  if (pinned ? kernels_reach_pinned_ : kernels_reach_pageable_) return host.data();
+  return FailedPrecondition("this GPU's kernels cannot read the host's memory where it lies%s",
+                            pinned ? "" : ", which is not pinned");
 }
 
 absl::StatusOr<Event> CopyEngine::Copy(void* dst, std::span<const std::byte> host_src, std::span<const Event> after) {

@@ -68,6 +68,11 @@ class CopyEngine {
   absl::StatusOr<bool> InPinned(std::string_view name, std::span<const std::byte> bytes) const;
   // Whether kernels reach pinned memory by the host's own addresses.
   bool kernels_reach_pinned() const { return kernels_reach_pinned_; }
+  // Whether the device's memory is the host's, as in an integrated GPU.
+  bool shares_host_memory() const { return shares_host_memory_; }
+  // The address at which kernels read `host`. FailedPrecondition: it is not pinned, and kernels do not reach the host's other
+  // memory.
+  absl::StatusOr<const std::byte*> AddressOf(std::span<const std::byte> host) const;
 
   // Queues a copy after `after`, all of them CudaEvents or null. InvalidArgument: host_src crosses the end of a pinned
   // region. Memory outside all regions is copied as well, slower, and the call may wait for the queue.
@@ -80,6 +85,8 @@ class CopyEngine {
   CudaTimeline& timeline_;
   int device_ = 0;
   bool kernels_reach_pinned_ = false;
+  bool kernels_reach_pageable_ = false;
+  bool shares_host_memory_ = false;
   Stream stream_;
   std::shared_ptr<EventPool> events_;
   std::map<uintptr_t, std::span<const std::byte>> pinned_;  // by address

@@ -115,7 +115,7 @@ class CudaOps final : public Ops {
     RETURN_IF_ERROR(Use());
     size_t free_bytes = 0, total_bytes = 0;
     RETURN_IF_ERROR(CudaStatus(cudaMemGetInfo(&free_bytes, &total_bytes), "MemoryInfo"));
-    return DeviceMemoryInfo{static_cast<int64_t>(free_bytes), static_cast<int64_t>(total_bytes)};
+    return DeviceMemoryInfo{static_cast<int64_t>(free_bytes), static_cast<int64_t>(total_bytes), copies_->shares_host_memory()};
   }
 
   absl::Status Upload(void* dst, std::span<const std::byte> host_src) override {
@@ -142,6 +142,10 @@ class CudaOps final : public Ops {
     if (!Use().ok()) return;
     cudaStreamSynchronize(compute_.get());  // UploadAsync and DownloadAsync
     copies_->Unpin(region);
+  }
+  absl::StatusOr<const std::byte*> AddressOfHost(std::span<const std::byte> host) override {
+    RETURN_IF_ERROR(Use());
+    return copies_->AddressOf(host);
   }
   absl::StatusOr<Event> CopyAsync(void* dst, std::span<const std::byte> host_src, std::span<const Event> after) override {
     RETURN_IF_ERROR(Use());

@@ -71,6 +71,12 @@ TEST(SameEverywhere, WithEveryExpertInASlotAndWithAllForgotten) {
   }
 }
 
+TEST(SameEverywhere, WithExpertsReadWhereTheyLie) {
+  ModelOptions options = DemoModel(2);
+  options.unified = "on";
+  ExpectSame(options);
+}
+
 TEST(SameEverywhere, WithoutOoae) {
   ModelOptions options = DemoModel(2);
   options.vram_experts = "2MiB";
@@ -175,18 +181,23 @@ INSTANTIATE_TEST_SUITE_P(, SecondTurn,
 // placed on the GPU.
 TEST(SameEverywhere, OnAGpuWithAnySlotsAndWithoutOoae) {
   if (NumCudaDevices() == 0) GTEST_SKIP() << "no GPU here";
-  const auto run = [](const char* slots, bool ooae) -> absl::StatusOr<Completion> {
+  const auto run = [](const std::string& slots, bool ooae) -> absl::StatusOr<Completion> {
     ModelOptions options = DemoModel(1);
     options.backend = "cuda";
-    options.vram_experts = slots;
+    if (slots == "in place") {
+      options.unified = "on";
+    } else {
+      options.vram_experts = slots;
+    }
     options.ooae = ooae;
     options.overrides = {"exps=gpu0"};
     ASSIGN_OR_RETURN(const std::unique_ptr<Client> client, Client::Connect("", options));
     return Greedy(*client, SomePrompt(kPrompt), kTokens, /*prompt_logprobs=*/true);
   };
   ASSERT_OK_AND_ASSIGN(const Completion all, run("64MiB", true));
-  for (const char* slots : {"400KiB", "2MiB", "8MiB"}) {
+  for (const char* slots : {"400KiB", "2MiB", "8MiB", "in place"}) {
     for (const bool ooae : {true, false}) {
+      if (!ooae && slots == std::string("in place")) continue;  // nothing is copied
       ASSERT_OK_AND_ASSIGN(const Completion got, run(slots, ooae));
       EXPECT_EQ(got.ids, all.ids) << slots << ", ooae " << ooae;
       EXPECT_EQ(got.logprobs, all.logprobs) << slots << ", ooae " << ooae;

@@ -184,6 +184,9 @@ TEST_F(CudaMemoryTest, PinsASealedReadOnlyMapping) {
   ASSERT_OK_AND_ASSIGN(const Event copied, ops_->CopyAsync(target.data(), region, {}));
   ASSERT_OK(ops_->Wait(copied, Soon()));
   EXPECT_EQ(target.Read(), std::vector<std::byte>(kBytes, std::byte{0x5A}));
+  ASSERT_OK_AND_ASSIGN(const std::byte* const address, ops_->AddressOfHost(region.subspan(64, 256)));
+  EXPECT_NE(address, nullptr);
+  EXPECT_THAT(ops_->AddressOfHost({sealed, kBytes + 1}), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("crosses")));
   ops_->UnpinHost(region);
   munmap(sealed, kBytes);
   close(fd);

@@ -160,6 +160,16 @@ TEST(Stage, CopiesNothingASecondTimeWhenAllExpertsHaveSlots) {
   EXPECT_EQ(pipeline.counters()[1].resident(), pipeline.counters()[1].activated());
 }
 
+TEST(Stage, ReadsExpertsWhereTheyLieWithoutCopyingOrAsking) {
+  const std::vector<float> expected = Expected(80);
+  TinyPipeline pipeline(&Model(), 2, [](StageOptions& options) { options.experts.in_place = true; });
+  ASSERT_OK_AND_ASSIGN(const std::vector<float> logits, pipeline.Prompt(Tokens(Model(), 80)));
+  EXPECT_EQ(logits, expected);
+  EXPECT_EQ(pipeline.link().num_computes + pipeline.link().num_plans, 0);
+  EXPECT_TRUE(pipeline.link().asked.empty());
+  EXPECT_EQ(pipeline.counters()[0].resident(), pipeline.counters()[0].activated());
+}
+
 TEST(Stage, FindsNothingResidentAfterItsExpertsWereForgotten) {
   TinyPipeline pipeline(&Model(), 1, [](StageOptions& options) {
     options.expert_slot_bytes = Slots(32);

@@ -165,6 +165,10 @@ class FakeLink final : public ExpertLink {
     return contributions_;
   }
 
+  absl::StatusOr<std::span<const std::byte>> RecordInPlace(ExpertId id) const override {
+    return model_.Record(id.layer, id.expert);
+  }
+
   absl::Status AskRecord(uint64_t, ExpertId id) override {
     asked.push_back(id);
     held.insert(id);
