@@ -24,6 +24,8 @@ namespace {
 constexpr int kMaxMessageBytes = 64 << 20;
 constexpr absl::Duration kPoll = absl::Milliseconds(100);
 constexpr absl::Duration kConnectTimeout = absl::Seconds(5);
+constexpr absl::Duration kStartPatience =
+    absl::Minutes(1);                                    // for a process of ours, which a busy machine may keep from answering
 constexpr absl::Duration kFirstWord = absl::Seconds(1);  // of a wait
 constexpr absl::Duration kSayAgain = absl::Seconds(10);
 constexpr absl::Duration kStallPatience = absl::Seconds(20);  // heartbeats come every second
@@ -187,7 +189,7 @@ absl::Status Client::WaitUntilServed() {
       return absl::UnauthenticatedError(absl::StrFormat("%s; set FERRY_API_KEY", info.status().message()));
     } else {
       line.Say("no answer yet");
-      if (stall.ForSilence() > kConnectTimeout) {
+      if (stall.ForSilence() > (supervisor_ != nullptr ? kStartPatience : kConnectTimeout)) {
         return Unavailable("no answer from a Ferry coordinator at %s (it listens on loopback unless it was given --listen): %s",
                            address_, info.status().message());
       }

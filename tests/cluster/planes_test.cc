@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdio>
@@ -13,6 +14,7 @@
 #include <set>
 #include <thread>
 
+#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "cli/supervisor.h"
 #include "common/access/api_keys.h"
@@ -46,14 +48,27 @@ Output Execute(const std::string& command) {
   return output;
 }
 
-// The sockets where coordinators of this host take workers in, and where workers listen.
-std::set<std::string> PlaneSockets() {
+// The folder in which the server that this process started has its sockets: other tests start servers at the same time.
+std::string FolderOfSockets() {
+  for (const auto& process : std::filesystem::directory_iterator("/proc")) {
+    std::ifstream status(process.path() / "status"), command(process.path() / "cmdline");
+    const std::string about{std::istreambuf_iterator<char>(status), {}}, line{std::istreambuf_iterator<char>(command), {}};
+    const std::vector<std::string> arguments = absl::StrSplit(line, '\0');
+    const auto flag = std::find(arguments.begin(), arguments.end(), "--cluster-socket");
+    if (about.find("\nPPid:\t" + std::to_string(getpid()) + "\n") == std::string::npos || flag == arguments.end()) continue;
+    return std::filesystem::path(*(flag + 1)).parent_path();
+  }
+  return "";
+}
+
+// The sockets in it where the coordinator takes workers in, and where workers listen.
+std::set<std::string> PlaneSockets(const std::string& folder) {
   std::set<std::string> sockets;
   std::ifstream file("/proc/net/unix");
   std::string line;
   while (std::getline(file, line)) {
-    const size_t path = line.find('/');
-    if (path == std::string::npos || line.find("/ferry-run-") == std::string::npos) continue;
+    const size_t path = line.find(folder + "/");
+    if (path == std::string::npos) continue;
     if (line.ends_with("/cluster") || line.find("/worker-") != std::string::npos) sockets.insert(line.substr(path));
   }
   return sockets;
@@ -62,10 +77,10 @@ std::set<std::string> PlaneSockets() {
 class Planes : public ::testing::Test {
  protected:
   void SetUp() override {
-    const std::set<std::string> before = PlaneSockets();
     ASSERT_OK_AND_ASSIGN(client_, Client::Connect("", DemoModel(2)));
-    for (const std::string& socket : PlaneSockets()) {
-      if (before.contains(socket)) continue;
+    const std::string folder = FolderOfSockets();
+    ASSERT_FALSE(folder.empty());
+    for (const std::string& socket : PlaneSockets(folder)) {
       if (socket.ends_with("/cluster")) {
         socket_ = socket;
       } else {
