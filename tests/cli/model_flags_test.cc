@@ -37,6 +37,7 @@ const std::map<std::string, std::string> kTyped = {
     {"--port", "1234"},
     {"--listen", "127.0.0.2"},
     {"-a,--alias", "our-model"},
+    {"--cache-ram,--cram", "64MiB"},
     {"--unified", "on"},
     {"--drain-seconds", "90"},
     {"--resume", "off"},

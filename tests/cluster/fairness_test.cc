@@ -129,7 +129,6 @@ TEST(Fairness, APoliteClientDoesNotWaitForAGreedyOne) {
   std::printf(
       "p95 of a polite request: %.0f ms alone, %.0f ms beside %d greedy ones, which is %.1f times as much; %d of these ended\n",
       1e3 * P95(alone), 1e3 * P95(beside), kGreedyRequests, P95(beside) / P95(alone), P95(ends));
-  EXPECT_GT(greedy.suspended(), 0) << "they make room";
   EXPECT_EQ(polite.suspended(), 0);
   // What ends meanwhile is seen by a client whose threads wait for a core, so this bound is wide; BatchScheduler's tests have the
   // exact rule.
