@@ -28,7 +28,7 @@ namespace {
 constexpr int64_t kContextSpare = 64;  // tokens of the context beside those of the longest test
 constexpr const char* kListedFlags[] = {"-b", "--ubatch-size", "--cache-type-k", "--cache-type-v", "-t"};
 
-// A flag of the model of which bench takes a list, and measures with each value.
+// A flag of the model for which bench takes a list of values. It measures with each of them.
 struct ListedFlag {
   const ModelFlag* flag = nullptr;
   std::vector<std::string> values;  // empty: not given
@@ -259,7 +259,7 @@ absl::Status MeasureAll(const BenchOptions& options, const TableLengths& lengths
     const int64_t prompt = lengths.prompts.front(), generate = lengths.generated.front();
     while (static_cast<int64_t>(tokens.size()) + prompt + generate < context) {
       ShowMeasuring(absl::StrFormat("measuring %d tokens behind %d", prompt, tokens.size()));
-      ASSIGN_OR_RETURN(const Run run, runner.Measure(tokens, prompt, generate, 0));
+      ASSIGN_OR_RETURN(const Run run, runner.Measure(tokens, prompt, generate));
       ShowMeasuring("");
       RETURN_IF_ERROR(report(run));
     }
@@ -271,7 +271,7 @@ absl::Status MeasureAll(const BenchOptions& options, const TableLengths& lengths
       for (int repetition = 0; repetition < options.repetitions; ++repetition) {
         ShowMeasuring(absl::StrFormat("measuring a prompt of %d, run %d of %d", prompt, repetition + 1, options.repetitions));
         std::vector<uint32_t> tokens;
-        ASSIGN_OR_RETURN(const Run run, runner.Measure(tokens, prompt, generate, repetition));
+        ASSIGN_OR_RETURN(const Run run, runner.Measure(tokens, prompt, generate));
         runs.push_back(run);
       }
       ShowMeasuring("");
@@ -284,7 +284,7 @@ absl::Status MeasureAll(const BenchOptions& options, const TableLengths& lengths
 // The first prompt of a server is slower than later ones.
 absl::Status WarmUp(BenchRunner& runner, int64_t length) {
   std::vector<uint32_t> tokens;
-  return runner.Measure(tokens, std::clamp<int64_t>(length, 1, 64), 1, -1).status();
+  return runner.Measure(tokens, std::clamp<int64_t>(length, 1, 64), 1).status();
 }
 
 absl::Status RunTable(BenchOptions options, const TableLengths& lengths) {
@@ -415,7 +415,7 @@ absl::Status RunBench(BenchOptions options) {
   return RunAllTests(options, BenchTests(prompts, generated, pairs, depths));
 }
 
-// Puts a list in the place of each flag of which llama-bench takes one.
+// Where llama-bench takes a list for a flag, this makes the flag take one.
 void AddListedFlags(CLI::App& app, const std::shared_ptr<BenchOptions>& options) {
   for (const ModelFlag& flag : ModelFlags()) {
     const std::string names = flag.names;

@@ -3,17 +3,15 @@
 #include <unistd.h>
 
 #include <cstdio>
-#include <random>
 
 namespace ferry {
 
 BenchRunner::BenchRunner(const Options& options, Client* client, int64_t vocab)
-    : client_(*client), cold_(options.cold), vocab_(vocab), seed_(options.seed ? *options.seed : std::random_device()()) {}
+    : client_(*client), cold_(options.cold), vocab_(vocab), random_(options.seed ? *options.seed : std::random_device()()) {}
 
-absl::StatusOr<BenchRun> BenchRunner::Measure(std::vector<uint32_t>& tokens, int64_t length, int64_t generate, int repetition) {
+absl::StatusOr<BenchRun> BenchRunner::Measure(std::vector<uint32_t>& tokens, int64_t length, int64_t generate) {
   BenchRun run{.prompt = length, .n_kv = static_cast<int64_t>(tokens.size())};
-  std::mt19937_64 random(seed_ * 1000003 + static_cast<uint64_t>(repetition) * 7919 + tokens.size());
-  for (int64_t i = 0; i < length; ++i) tokens.push_back(static_cast<uint32_t>(random() % static_cast<uint64_t>(vocab_)));
+  for (int64_t i = 0; i < length; ++i) tokens.push_back(static_cast<uint32_t>(random_() % static_cast<uint64_t>(vocab_)));
   ASSIGN_OR_RETURN(const proto::Finish prefill, Generate(tokens, 0, cold_));
   run.prefill_seconds = prefill.prefill_seconds();
   run.prefill = prefill.experts();

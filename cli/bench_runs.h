@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <random>
 #include <vector>
 
 #include "cli/client.h"
@@ -28,8 +29,9 @@ class BenchRunner {
   BenchRunner(const Options& options, Client* client, int64_t vocab);
 
   // Appends `length` random tokens to `tokens`, computes them behind the earlier ones, which the server has cached, and continues
-  // them by `generate`. Prompts of another `repetition` differ from the first token on. Errors: those of Client::Generate.
-  absl::StatusOr<BenchRun> Measure(std::vector<uint32_t>& tokens, int64_t length, int64_t generate, int repetition);
+  // them by `generate`. Prompts that begin with empty `tokens` differ from the first token on, so none of them finds another one
+  // in the server's cache. Errors: those of Client::Generate.
+  absl::StatusOr<BenchRun> Measure(std::vector<uint32_t>& tokens, int64_t length, int64_t generate);
 
  private:
   absl::StatusOr<proto::Finish> Generate(const std::vector<uint32_t>& tokens, int64_t max_tokens, bool cold);
@@ -37,7 +39,7 @@ class BenchRunner {
   Client& client_;
   const bool cold_;
   const int64_t vocab_;
-  const uint64_t seed_;
+  std::mt19937_64 random_;
 };
 
 // Tells a person at a terminal what is measured, over its earlier words; nothing where standard error is no terminal. An empty

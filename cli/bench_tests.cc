@@ -128,10 +128,10 @@ absl::StatusOr<std::vector<double>> RunBenchTest(const BenchTest& test, int repe
     // A token is generated behind some token: without a prompt and a depth behind a single one.
     const int64_t before = test.prompt == 0 ? std::max<int64_t>(test.depth, 1) : test.depth;
     if (before > 0 && test.prompt > 0) {
-      ASSIGN_OR_RETURN([[maybe_unused]] const BenchRun depth, runner.Measure(tokens, before, 0, repetition));
+      ASSIGN_OR_RETURN([[maybe_unused]] const BenchRun depth, runner.Measure(tokens, before, 0));
     }
     const int64_t length = test.prompt > 0 ? test.prompt : before;
-    ASSIGN_OR_RETURN(const BenchRun run, runner.Measure(tokens, length, test.generate, repetition));
+    ASSIGN_OR_RETURN(const BenchRun run, runner.Measure(tokens, length, test.generate));
     seconds.push_back((test.prompt > 0 ? run.prefill_seconds : 0) + run.decode_seconds);
   }
   ShowMeasuring("");

@@ -4,8 +4,11 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "absl/strings/str_split.h"
+#include "cli/bench_runs.h"
+#include "cli/client.h"
 #include "cli/prompt.h"
 #include "tests/cli/run_ferry.h"
 #include "tests/testing/status_matchers.h"
@@ -201,6 +204,18 @@ TEST(CommandLine, BenchSaysWhatPlanPredicts) {
   EXPECT_THAT(predicted["rates_source"].get<std::string>(), HasSubstr("kept from a start"));
   EXPECT_EQ(predicted["rates"], measured["rates"]) << "of the start that bench made";
   EXPECT_EQ(predicted["prefill"][0]["tokens_per_second"], measured["plan"]["s_pp"]);
+}
+
+TEST(CommandLine, BenchMeasuresNoPromptThatTheCacheHas) {
+  ModelOptions options;
+  options.model = kDemoModel;
+  options.backend = "cpu";
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Connect("", options));
+  BenchRunner runner({.seed = 7}, client.get(), /*vocab=*/1000);
+  std::vector<std::vector<uint32_t>> prompts(3);
+  for (std::vector<uint32_t>& prompt : prompts) ASSERT_OK(runner.Measure(prompt, 40, 0));
+  const std::set<uint32_t> firsts = {prompts[0][0], prompts[1][0], prompts[2][0]};
+  EXPECT_EQ(firsts.size(), prompts.size()) << "the cache shares beginnings";
 }
 
 TEST(CommandLine, BenchRunsTheTestsOfLlamaBench) {
