@@ -3,6 +3,7 @@
 // Messages of a service that takes them as bytes, so that they are looked at before they are parsed.
 
 #include <grpcpp/impl/codegen/proto_utils.h>
+#include <grpcpp/server_context.h>
 #include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/slice.h>
 
@@ -35,6 +36,13 @@ absl::Status Serialize(const Message& message, grpc::ByteBuffer* bytes) {
   bytes->Clear();  // gRPC ends the process when it finds something
   bool own = false;
   return FromGrpcStatus(grpc::SerializationTraits<Message>::Serialize(message, bytes, &own));
+}
+
+// Ends a call, whose answer is in its response if `status` is OK. The result is what the call's method returns.
+inline grpc::ServerUnaryReactor* Finish(grpc::CallbackServerContext* context, const absl::Status& status) {
+  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
+  reactor->Finish(ToGrpcStatus(status));
+  return reactor;
 }
 
 }  // namespace ferry

@@ -12,12 +12,6 @@
 namespace ferry {
 namespace {
 
-grpc::ServerUnaryReactor* Finish(grpc::CallbackServerContext* context, const absl::Status& status) {
-  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-  reactor->Finish(ToGrpcStatus(status));
-  return reactor;
-}
-
 // Streams what `next` makes, one message at a time.
 template <typename Message>
 class StreamWriter final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {

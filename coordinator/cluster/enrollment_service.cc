@@ -1,6 +1,5 @@
 #include "coordinator/cluster/enrollment_service.h"
 
-#include "common/grpc_status.h"
 #include "common/log.h"
 #include "common/rpc/node_identity.h"
 #include "common/tls/cluster_ca.h"
@@ -19,12 +18,6 @@ absl::Status Issue(const std::string& folder, const std::string& request_pem, gr
   internal::v1::EnrollResponse answer;
   ASSIGN_OR_RETURN(*answer.mutable_certificate_pem(), IssueNodeCertificate(folder, request_pem, NodeRole::kWorker));
   return Serialize(answer, response);
-}
-
-grpc::ServerUnaryReactor* Finish(grpc::CallbackServerContext* context, const absl::Status& status) {
-  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-  reactor->Finish(ToGrpcStatus(status));
-  return reactor;
 }
 
 }  // namespace

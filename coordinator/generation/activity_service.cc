@@ -1,6 +1,5 @@
 #include "coordinator/generation/activity_service.h"
 
-#include "common/grpc_status.h"
 #include "coordinator/raw_message.h"
 
 namespace ferry {
@@ -24,15 +23,13 @@ v1::GetActivityResponse ActivityService::Activity() const {
 
 grpc::ServerUnaryReactor* ActivityService::GetActivity(grpc::CallbackServerContext* context, const grpc::ByteBuffer*,
                                                        grpc::ByteBuffer* response) {
-  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
   const absl::StatusOr<Principal> caller = ferry_.CallerOf(*context);
   absl::Status status = caller.status();
   if (caller.ok() && caller->role != Role::kAdmin) {
     status = absl::PermissionDeniedError("GetActivity shows everybody's requests: it needs a key of the role admin");
   }
   if (status.ok()) status = Serialize(Activity(), response);
-  reactor->Finish(ToGrpcStatus(status));
-  return reactor;
+  return Finish(context, status);
 }
 
 }  // namespace ferry

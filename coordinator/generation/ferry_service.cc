@@ -9,7 +9,6 @@
 
 #include "common/error_details.h"
 #include "common/escaped.h"
-#include "common/grpc_status.h"
 #include "common/log.h"
 #include "coordinator/generation/generate_stream.h"
 #include "coordinator/raw_message.h"
@@ -21,12 +20,6 @@ constexpr absl::Duration kWatchInterval = absl::Milliseconds(500);
 constexpr size_t kMaxRequestIdBytes = 128;
 constexpr int kMaxAborts = 1000;
 constexpr size_t kMaxDetokenizedBytes = 4 << 20;  // as much as Tokenize takes
-
-grpc::ServerUnaryReactor* Finish(grpc::CallbackServerContext* context, const absl::Status& status) {
-  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-  reactor->Finish(ToGrpcStatus(status));
-  return reactor;
-}
 
 // The deadline of a call on `clock`, whose date need not be the system's.
 absl::Time DeadlineOf(const grpc::CallbackServerContext& context, const Clock& clock) {
@@ -94,17 +87,21 @@ absl::StatusOr<std::unique_ptr<FerryService>> FerryService::Create(Parts parts) 
 
 FerryService::~FerryService() = default;
 
+std::vector<std::shared_ptr<GenerateStream>> FerryService::OpenStreams() {
+  std::vector<std::shared_ptr<GenerateStream>> open;
+  const std::lock_guard lock(mutex_);
+  std::erase_if(streams_, [&](const std::weak_ptr<GenerateStream>& weak) {
+    std::shared_ptr<GenerateStream> stream = weak.lock();
+    if (stream == nullptr) return true;
+    open.push_back(std::move(stream));
+    return false;
+  });
+  return open;
+}
+
 void FerryService::LookAfterStreams() {
-  std::vector<std::weak_ptr<GenerateStream>> streams;
-  {
-    const std::lock_guard lock(mutex_);
-    std::erase_if(streams_, [](const std::weak_ptr<GenerateStream>& stream) { return stream.expired(); });
-    streams = streams_;
-  }
   const absl::Time before = parts_.clock->Now() - parts_.reader_patience;
-  for (const std::weak_ptr<GenerateStream>& stream : streams) {
-    if (const std::shared_ptr<GenerateStream> open = stream.lock()) open->GiveUpSlowReader(before);
-  }
+  for (const std::shared_ptr<GenerateStream>& stream : OpenStreams()) stream->GiveUpSlowReader(before);
 }
 
 absl::StatusOr<Principal> FerryService::CallerOf(const grpc::CallbackServerContext& context) {
@@ -197,29 +194,14 @@ absl::StatusOr<uint32_t> FerryService::AbortCalls(const google::protobuf::Repeat
   }
   std::set<std::string_view> ids(request_ids.begin(), request_ids.end());
   ids.erase("");
-  std::vector<std::weak_ptr<GenerateStream>> streams;
-  {
-    const std::lock_guard lock(mutex_);
-    streams = streams_;
-  }
   uint32_t aborted = 0;
-  for (const std::weak_ptr<GenerateStream>& weak : streams) {
-    const std::shared_ptr<GenerateStream> stream = weak.lock();
-    if (stream != nullptr && stream->Abort(ids, caller)) ++aborted;
-  }
+  for (const std::shared_ptr<GenerateStream>& stream : OpenStreams()) aborted += stream->Abort(ids, caller) ? 1 : 0;
   return aborted;
 }
 
 std::vector<v1::RunningRequest> FerryService::RunningRequests() {
-  std::vector<std::weak_ptr<GenerateStream>> streams;
-  {
-    const std::lock_guard lock(mutex_);
-    streams = streams_;
-  }
   std::vector<v1::RunningRequest> requests;
-  for (const std::weak_ptr<GenerateStream>& weak : streams) {
-    const std::shared_ptr<GenerateStream> stream = weak.lock();
-    if (stream == nullptr) continue;
+  for (const std::shared_ptr<GenerateStream>& stream : OpenStreams()) {
     if (std::optional<v1::RunningRequest> request = stream->Describe()) requests.push_back(*std::move(request));
   }
   return requests;

@@ -94,6 +94,8 @@ class FerryService final : public RawFerryService {
   // Checks the request of `message` and hands it to the loop.
   absl::Status Begin(const std::shared_ptr<GenerateStream>& stream, const Principal& caller, GenerateMessages& messages,
                      const grpc::ByteBuffer& message, absl::Time deadline);
+  // The streams that are open now; forgets the others.
+  std::vector<std::shared_ptr<GenerateStream>> OpenStreams();
   // Ends the calls of clients that do not read.
   void LookAfterStreams();
 

@@ -4,18 +4,11 @@
 #include <string>
 #include <vector>
 
-#include "common/grpc_status.h"
 #include "coordinator/generation/generate_stream.h"
 #include "coordinator/raw_message.h"
 
 namespace ferry {
 namespace {
-
-grpc::ServerUnaryReactor* Finish(grpc::CallbackServerContext* context, const absl::Status& status) {
-  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-  reactor->Finish(ToGrpcStatus(status));
-  return reactor;
-}
 
 absl::Status RefuseWhatIsMissing(const vllm::GenerateRequest& request) {
   const vllm::SamplingParams& sampling = request.sampling_params();

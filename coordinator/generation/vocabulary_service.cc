@@ -4,19 +4,12 @@
 #include <string>
 #include <vector>
 
-#include "common/grpc_status.h"
 #include "coordinator/generation/ferry_service.h"
 #include "coordinator/raw_message.h"
 #include "coordinator/text/utf8.h"
 
 namespace ferry {
 namespace {
-
-grpc::ServerUnaryReactor* Finish(grpc::CallbackServerContext* context, const absl::Status& status) {
-  grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-  reactor->Finish(ToGrpcStatus(status));
-  return reactor;
-}
 
 v1::GetVocabularyResponse VocabularyOf(const Tokenizer& tokenizer) {
   v1::GetVocabularyResponse vocabulary;
