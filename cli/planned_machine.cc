@@ -27,9 +27,11 @@ int64_t Usable(const PlannedDevice& device) {
   return static_cast<int64_t>((1 - kShareLeft) * static_cast<double>(device.free_bytes));
 }
 
+bool AutomaticSlots(const ModelOptions& options) { return options.vram_experts.empty() || options.vram_experts == "auto"; }
+
 // Memory for experts of one worker that --vram-experts asks for; nothing: it takes what is left.
 absl::StatusOr<std::optional<int64_t>> ExpertBytes(const ModelOptions& options, bool gpu) {
-  if (options.vram_experts.empty() || options.vram_experts == "auto") {
+  if (AutomaticSlots(options)) {
     return gpu ? std::nullopt : std::optional<int64_t>(0);
   }
   ASSIGN_OR_RETURN(const int64_t bytes, ParseByteSize(options.vram_experts));
@@ -128,7 +130,6 @@ absl::StatusOr<PlannedMachine> PlannedMachineOf(const ModelOptions& options, con
     RETURN_IF_ERROR(AddGpusByHand(options, &machine));
     return machine;
   }
-  const bool slots_wanted = !options.ooae || !(options.vram_experts.empty() || options.vram_experts == "auto");
   ASSIGN_OR_RETURN(const std::vector<std::string> names, options.Devices());
   for (const std::string& name : names) {
     PlannedDevice& device = machine.devices.emplace_back(PlannedDevice{.name = name, .gpu = name.starts_with("cuda:")});
@@ -139,7 +140,7 @@ absl::StatusOr<PlannedMachine> PlannedMachineOf(const ModelOptions& options, con
     device.total_bytes = memory.total_bytes;
     device.free_bytes = memory.free_bytes;
     device.of_host = memory.of_host;
-    device.in_place |= options.unified == "auto" && memory.of_host && !slots_wanted;
+    device.in_place |= options.unified == "auto" && memory.of_host && options.ooae && AutomaticSlots(options);
   }
   return machine;
 }

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "common/log.h"
+#include "kernels/integer_division.h"
 #include "kernels/kv_cache_format.h"
 
 namespace ferry {
@@ -12,8 +13,6 @@ namespace {
 
 constexpr int64_t kPage = 4096;  // pinned memory shares no page with other pinned memory
 constexpr int64_t kPieceBytes = int64_t{64} << 20;
-
-int64_t RoundUp(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 }  // namespace
 
@@ -66,7 +65,7 @@ KvHostStore::~KvHostStore() {
 }
 
 absl::Status KvHostStore::Reserve(int64_t unit_bytes, int64_t count, Units* units) {
-  units->unit_bytes = RoundUp(unit_bytes, kPage);
+  units->unit_bytes = AlignUp(unit_bytes, kPage);
   units->count = count;
   if (unit_bytes == 0 || count == 0) return absl::OkStatus();
   units->units_a_piece = std::max<int64_t>(1, kPieceBytes / units->unit_bytes);
@@ -76,7 +75,7 @@ absl::Status KvHostStore::Reserve(int64_t unit_bytes, int64_t count, Units* unit
     return ResourceExhausted("no %d bytes of address space for the KV cache in host memory (less with --cache-ram)", bytes);
   }
   units->memory = {static_cast<std::byte*>(memory), static_cast<size_t>(bytes)};
-  units->locked.assign((count + units->units_a_piece - 1) / units->units_a_piece, false);
+  units->locked.assign(CeilDiv(count, units->units_a_piece), false);
   return absl::OkStatus();
 }
 
@@ -147,7 +146,7 @@ absl::Status KvHostStore::MoveState(const CacheMove& move, Deadline deadline) {
   const auto copy = [&](const Plane& plane, int64_t index) {
     return saves ? Save(plane, index, &host) : Load(plane, index, &host);
   };
-  const int64_t end = (move.position + kKvBlockTokens - 1) / kKvBlockTokens;
+  const int64_t end = CeilDiv(move.position, kKvBlockTokens);
   const int64_t first = std::max(FirstStateBlock(move.position, window_, kKvBlockTokens), end - ring_blocks_);
   for (const Plane& ring : rings_) {
     for (int64_t block = first; block < end; ++block) {

@@ -173,7 +173,8 @@ std::vector<ExpertPlace> ExpertExchange::PlanFor(Peer& peer, const ExpertRequest
 }
 
 void ExpertExchange::CountShipped(const ExpertRequest& request, const std::vector<ExpertPlace>& places) {
-  for (size_t i = 0; misses_ != nullptr && i < places.size(); ++i) {
+  if (misses_ == nullptr) return;
+  for (size_t i = 0; i < places.size(); ++i) {
     if (places[i] == ExpertPlace::kShip) misses_->Add(request.layer, request.uses[i].expert);
   }
 }
