@@ -134,7 +134,7 @@ class ServerImpl final : public Server {
         model_.keeps_states() || model_.sliding_window() > 0 ? "states" : "ends of sequences",
         static_cast<double>(wanted.cache_ram_bytes) / kGiga);
     spdlog::info(
-        "the KV cache has {} tokens for up to {} requests at once, of which one may take {}; the model was made for {}{}",
+        "the KV cache has {} tokens for up to {} requests at once, and {} at most for one of them; the model was made for {}{}",
         cache.num_blocks * kKvBlockTokens, cache.num_slots, cache.context_per_slot, model_.context_length,
         options_.placement.context_tokens > 0 ? " (-c)" : " (-c for another size)");
     spdlog::info("a step takes up to {} rows (-b{}), attention {} at a time (-ub)", cache.max_batch_tokens,

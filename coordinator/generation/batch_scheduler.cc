@@ -128,7 +128,7 @@ std::optional<size_t> BatchScheduler::NextInLine() const {
 
 bool BatchScheduler::MakeRoomFor(const Waiting& waiting) {
   const Generation& generation = *waiting.generation;
-  // With what is shared it may need fewer, but whoever is suspended may be the one that shares.
+  // Blocks that it shares with a running request need no room. They do when that request is the one to be suspended.
   const int64_t needed = slots_.BlocksFor(generation.reserve_tokens());
   int64_t free_blocks = slots_.free_blocks(), free_places = options_.max_running - num_running();
   if (free_places > 0 && free_blocks >= needed) return true;

@@ -31,7 +31,7 @@ void Read(const std::byte* data, int64_t bytes) {
   for (const uint32x4_t sum : sums) used = used ^ vgetq_lane_u32(sum, 0);
 }
 
-// Runs step(chain, a, b) on kChains chains; the operations of an iteration, of which a step holds `ops`.
+// Runs step(chain, a, b) on kChains chains. Returns the operations of an iteration. A step has `ops`.
 template <typename Sum, typename Operand, typename Step>
 inline int64_t Chains(int64_t iterations, Sum zero, Operand a, Operand b, int64_t ops, const Step& step) {
   Sum sums[kChains];

@@ -15,7 +15,7 @@ ProductFunction FormatProductNeon(DType) { return nullptr; }
 namespace ferry {
 namespace {
 
-// SMULL and SMLAL make products of 16 bits, of which two fit in a lane (2 * 128 * 127 = 32512); SADALP adds neighbours to 32
+// SMULL and SMLAL make products of 16 bits. The sum of two fits in a lane (2 * 128 * 127 = 32512). SADALP adds neighbours to 32
 // bits.
 struct Widening {
   static constexpr int kRows = 1;

@@ -10,9 +10,9 @@
 //
 //   kRows   rows of activations that it takes at once
 //   Row     32 codes of a row of activations, as Dots wants them
-//   Dots<kFirst, kCount>(start, w, quarter, x)   start + the dot products of groups [kFirst, kFirst + kCount) of four columns
-//   with
-//                                                row x, for rows 4 * quarter to 4 * quarter + 3 of the tile
+//   Dots<kFirst, kCount>(start, w, quarter, x)
+//           start + the dot products of groups [kFirst, kFirst + kCount) of four columns with row x, for rows 4 * quarter to
+//           4 * quarter + 3 of the tile
 //
 // Sums of bytes are exact in any order and the rest is fused as in kernels_portable.cc, so each output has the bits that it has
 // there. A tile is read once for up to kChunkRows rows of activations, whose sums wait in scratch.

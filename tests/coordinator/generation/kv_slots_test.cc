@@ -52,7 +52,7 @@ Ran Compute(KvSlots& slots, const KvSlots::Lease& lease, std::span<const int32_t
   return ran;
 }
 
-// A request whose sequence ends as `tokens`, of which the first `prompt` are its prompt.
+// A request whose sequence ends as `tokens`. Its prompt is the first `prompt` of them.
 Ran Converse(KvSlots& slots, const std::vector<int32_t>& tokens, int64_t prompt, const std::string& domain = "") {
   const absl::StatusOr<KvSlots::Lease> lease = slots.Acquire(std::span(tokens).first(prompt), std::ssize(tokens), true, domain);
   EXPECT_OK(lease);
