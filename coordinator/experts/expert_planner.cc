@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
 
 namespace ferry {
 namespace {
@@ -15,6 +16,135 @@ double HostSeconds(const PlannerInput& input, int64_t tokens) {
 
 bool HostRatesKnown(const PlannerRates& rates) { return rates.host_read_bytes_per_second > 0 && rates.host_flops_per_second > 0; }
 bool RatesKnown(const PlannerRates& rates) { return rates.link_bytes_per_second > 0 && HostRatesKnown(rates); }
+
+// The host's engine as one of the places, the first.
+EnginePlace HostPlace(const PlannerInput& input) {
+  EnginePlace host = {.read_bytes_per_second = input.rates.host_read_bytes_per_second,
+                      .flops_per_second = input.rates.host_flops_per_second,
+                      .memory = 0};
+  for (const EnginePlace& other : input.others) {
+    if (other.memory == 0) host.memory_bytes_per_second = std::max(host.memory_bytes_per_second, other.memory_bytes_per_second);
+  }
+  return host;
+}
+
+// What one engine has been given so far.
+struct EngineLoad {
+  double seconds = 0;  // of reading and multiplying
+  int64_t tokens = 0;  // contributions that it sends back
+};
+
+// Engines and their loads while uses are handed out.
+class EngineDivision {
+ public:
+  explicit EngineDivision(const PlannerInput& input) : input_(input) {
+    engines_.push_back(HostPlace(input));
+    engines_.insert(engines_.end(), input.others.begin(), input.others.end());
+    order_.push_back(0);
+    for (size_t i = 1; i < engines_.size(); ++i) {
+      if (engines_[i].read_bytes_per_second > 0 && engines_[i].flops_per_second > 0) order_.push_back(i);
+    }
+    const auto cost = [&](size_t i) {
+      return engines_[i].exchange_seconds + 2 * engines_[i].row_seconds +
+             input.bytes_per_expert / engines_[i].read_bytes_per_second;
+    };
+    std::stable_sort(order_.begin() + 1, order_.end(), [&](size_t a, size_t b) { return cost(a) < cost(b); });
+  }
+
+  // Divides `uses`, indices of input.uses, heaviest first. The engine of each, and the time until the last has answered.
+  struct Result {
+    std::vector<int32_t> engines;
+    double seconds = 0;
+  };
+  Result Divide(std::span<const size_t> uses) const {
+    Result best = DivideAmong(uses, 1);
+    for (size_t count = 2; count <= order_.size(); ++count) {
+      Result next = DivideAmong(uses, count);
+      if (next.seconds < best.seconds) best = std::move(next);
+    }
+    return best;
+  }
+
+ private:
+  Result DivideAmong(std::span<const size_t> uses, size_t count) const {
+    Result result;
+    std::vector<EngineLoad> loads(engines_.size());
+    std::vector<double> memory_seconds(engines_.size());  // by engine: of what all engines of its memory read
+    for (const size_t use : uses) {
+      const int32_t expert = input_.uses[use].expert;
+      const int64_t tokens = input_.uses[use].tokens;
+      size_t chosen = 0;
+      double soonest = 0;
+      for (size_t i = 0; i < count; ++i) {
+        const size_t engine = order_[i];
+        if (!MayTake(engine, loads[engine], expert, tokens)) continue;
+        const double end = EndWith(engine, loads[engine], memory_seconds[engine], tokens);
+        if (i == 0 || end < soonest) {
+          chosen = engine;
+          soonest = end;
+        }
+      }
+      loads[chosen].seconds += Seconds(engines_[chosen], tokens);
+      loads[chosen].tokens += tokens;
+      for (size_t i = 0; i < engines_.size(); ++i) {
+        if (engines_[i].memory == engines_[chosen].memory) memory_seconds[i] += MemorySeconds(i);
+      }
+      result.engines.push_back(static_cast<int32_t>(chosen));
+    }
+    for (size_t i = 0; i < engines_.size(); ++i) {
+      if (loads[i].tokens > 0)
+        result.seconds = std::max({result.seconds, loads[i].seconds + Transfer(i, loads[i].tokens), memory_seconds[i]});
+    }
+    return result;
+  }
+
+  bool MayTake(size_t engine, const EngineLoad& load, int32_t expert, int64_t tokens) const {
+    if (engine == 0) return true;
+    const EnginePlace& place = engines_[engine];
+    if (load.tokens + tokens > place.max_entries) return false;
+    return place.holds == nullptr || (static_cast<size_t>(expert) < place.holds->size() && (*place.holds)[expert]);
+  }
+  double Seconds(const EnginePlace& engine, int64_t tokens) const {
+    return input_.bytes_per_expert / engine.read_bytes_per_second +
+           static_cast<double>(tokens - 1) * input_.flops_per_token / engine.flops_per_second;
+  }
+  double MemorySeconds(size_t engine) const {
+    const double rate = engines_[engine].memory_bytes_per_second;
+    return rate > 0 ? input_.bytes_per_expert / rate : 0;
+  }
+  // Of an exchange: each row goes there once, every contribution comes back.
+  double Transfer(size_t engine, int64_t tokens) const {
+    const EnginePlace& place = engines_[engine];
+    const int64_t rows = input_.num_rows > 0 ? std::min(input_.num_rows, tokens) : tokens;
+    return place.exchange_seconds + static_cast<double>(rows + tokens) * place.row_seconds;
+  }
+  double EndWith(size_t engine, const EngineLoad& load, double memory_seconds, int64_t tokens) const {
+    return std::max(load.seconds + Seconds(engines_[engine], tokens) + Transfer(engine, load.tokens + tokens),
+                    memory_seconds + MemorySeconds(engine));
+  }
+
+  const PlannerInput& input_;
+  std::vector<EnginePlace> engines_;
+  std::vector<size_t> order_;  // those that may be used, the host's first, then the fastest
+};
+
+// How many of `absent` to ship when several engines take the rest: shipping more takes longer, and the rest shorter, so the best
+// number is next to where they cross.
+size_t BestShipped(const PlannerInput& input, const EngineDivision& division, std::span<const size_t> absent) {
+  const double copy_seconds = input.bytes_per_expert / input.rates.link_bytes_per_second;
+  const auto rest = [&](size_t shipped) { return division.Divide(absent.subspan(shipped)).seconds; };
+  size_t low = 0, high = absent.size();  // at `high` the copies take at least as long as the rest
+  while (low < high) {
+    const size_t middle = (low + high) / 2;
+    if (static_cast<double>(middle) * copy_seconds >= rest(middle)) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  if (low == 0) return 0;
+  return rest(low - 1) <= std::max(static_cast<double>(low) * copy_seconds, rest(low)) ? low - 1 : low;
+}
 
 }  // namespace
 
@@ -34,11 +164,15 @@ ExpertPlan PlanExperts(const PlannerInput& input) {
   std::stable_sort(absent.begin(), absent.end(), [&](size_t a, size_t b) { return input.uses[a].tokens > input.uses[b].tokens; });
 
   const bool can_ship = input.num_slots > 0 && input.ship_allowed;
+  const bool several = !input.others.empty() && HostRatesKnown(input.rates);
+  const std::optional<EngineDivision> division = several ? std::make_optional<EngineDivision>(input) : std::nullopt;
   size_t num_shipped = 0;
   if (!can_ship) {
     num_shipped = 0;
   } else if (input.ship_all || !input.host_allowed || !RatesKnown(input.rates)) {
     num_shipped = absent.size();
+  } else if (division) {
+    num_shipped = BestShipped(input, *division, absent);
   } else {
     // Shipping the s heaviest takes s * bytes / link; the host takes the rest. The first grows and the second shrinks with s,
     // so the best s is next to where they cross: try all, the list is at most num_experts long.
@@ -61,12 +195,21 @@ ExpertPlan PlanExperts(const PlannerInput& input) {
     if (rank < num_shipped) plan.places[absent[rank]] = coming ? ExpertPlace::kResident : ExpertPlace::kShip;
   }
 
+  if (division) {
+    const std::span<const size_t> left = std::span(absent).subspan(num_shipped);
+    const EngineDivision::Result result = division->Divide(left);
+    plan.engines.assign(input.uses.size(), 0);
+    for (size_t i = 0; i < left.size(); ++i) plan.engines[left[i]] = result.engines[i];
+    plan.engine_seconds = result.seconds;
+  }
+
   if (input.rates.link_bytes_per_second > 0) {
     plan.link_seconds = static_cast<double>(num_shipped) * input.bytes_per_expert / input.rates.link_bytes_per_second;
   }
   if (HostRatesKnown(input.rates)) {
     for (size_t rank = num_shipped; rank < absent.size(); ++rank) {
-      plan.host_seconds += HostSeconds(input, input.uses[absent[rank]].tokens);
+      if (plan.engines.empty() || plan.engines[absent[rank]] == 0)
+        plan.host_seconds += HostSeconds(input, input.uses[absent[rank]].tokens);
     }
   }
   return plan;

@@ -1,6 +1,7 @@
 #pragma once
 
-// Divides the activated experts of one layer between the worker's device and the host. A pure function: no clock, no state.
+// Divides the activated experts of one layer among the places that can compute them: the worker's device, the engine of the
+// coordinator's host, and the engines of any number of further hosts. A pure function: no clock, no state.
 //
 // An expert whose copy is running costs the link as much as one that nobody has asked for, so the planner divides both alike. So
 // an expert with few tokens may go to the host while its copy is running. The worker learns from that to copy less before it
@@ -10,8 +11,13 @@
 // rate, at one row) and multiplying the other rows ((tokens - 1) * flops / host flop rate). Both run at once, so the best plan
 // makes them end at the same time. It goes through the experts in order of tokens per byte, ships the heavy ones and
 // leaves the light ones to the host.
+//
+// What is left to engines goes, heaviest first, to the engine that would end first with it. Engines are tried in order of their
+// speed, the host's always and then each faster one before a slower one, and the fewest that give the shortest time are used. So
+// an engine that is slower than all others never lengthens the predicted time.
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -26,6 +32,18 @@ struct PlannerRates {
   bool operator==(const PlannerRates&) const = default;
 };
 
+// An engine beside that of the coordinator's host. Rates that are 0 are not known: such an engine gets nothing.
+struct EnginePlace {
+  double read_bytes_per_second = 0;
+  double flops_per_second = 0;
+  double exchange_seconds = 0;         // of a request and its answer, beside its rows and the computation
+  double row_seconds = 0;              // of one row on its way there or back
+  int memory = 1;                      // engines with the same number read the same memory; the host's engine reads memory 0
+  double memory_bytes_per_second = 0;  // of that memory, all its engines together; 0: they do not slow each other
+  int64_t max_entries = INT64_MAX;     // of one exchange
+  std::shared_ptr<const std::vector<bool>> holds;  // by expert of the layer; null: all
+};
+
 struct PlannerInput {
   std::span<const ActivatedExpert> uses;
   double bytes_per_expert = 0;
@@ -35,12 +53,17 @@ struct PlannerInput {
   bool host_allowed = true;  // -ot: this layer's experts may be computed on the host
   bool ship_allowed = true;  // -ot: they may be shipped
   bool ship_all = false;     // --no-ooae: every expert that is not resident is shipped
+  int64_t num_rows = 0;      // of the step: an exchange carries each of them at most once
+  std::span<const EnginePlace> others;
 };
 
 struct ExpertPlan {
   std::vector<ExpertPlace> places;  // one a use
-  double link_seconds = 0;          // predicted time of the copies; 0 when the rate is unknown
-  double host_seconds = 0;          // predicted time of the host's share; likewise
+  // One a use, with `others`; else empty. Where the place is kHost, the engine: 0 is the host's, i is others[i - 1].
+  std::vector<int32_t> engines;
+  double link_seconds = 0;    // predicted time of the copies; 0 when the rate is unknown
+  double host_seconds = 0;    // predicted time of the host's share; likewise
+  double engine_seconds = 0;  // predicted time until the last engine has answered; 0 without `others`
 };
 
 // The host computes what the input's rules leave no place for: an expert that may be neither shipped nor computed on the host.

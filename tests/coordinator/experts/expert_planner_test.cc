@@ -111,5 +111,131 @@ TEST(ExpertPlanner, PredictsItsOwnTimes) {
   EXPECT_DOUBLE_EQ(plan.host_seconds, 13e6 / 50e9);
 }
 
+// ------------------------------------------------------------------------------------------------- engines of further hosts
+
+EnginePlace LikeTheHost() {
+  return {.read_bytes_per_second = kRates.host_read_bytes_per_second, .flops_per_second = kRates.host_flops_per_second};
+}
+EnginePlace Slower(double times) {
+  EnginePlace place = LikeTheHost();
+  place.read_bytes_per_second /= times;
+  place.flops_per_second /= times;
+  return place;
+}
+std::vector<ActivatedExpert> OneTokenEach(int count) {
+  std::vector<ActivatedExpert> uses;
+  for (int i = 0; i < count; ++i) uses.push_back({.expert = i, .tokens = 1});
+  return uses;
+}
+PlannerInput OnEngines(const std::vector<ActivatedExpert>& uses, const std::vector<EnginePlace>& others) {
+  PlannerInput input = Input(uses);
+  input.num_slots = 0;
+  input.num_rows = 1;
+  input.others = others;
+  return input;
+}
+int64_t CountOf(const ExpertPlan& plan, int32_t engine) { return std::count(plan.engines.begin(), plan.engines.end(), engine); }
+
+TEST(ExpertPlanner, GivesAnEqualHostHalfOfTheExperts) {
+  const std::vector<ActivatedExpert> uses = OneTokenEach(4);
+  const ExpertPlan plan = PlanExperts(OnEngines(uses, {LikeTheHost()}));
+  EXPECT_EQ(CountOf(plan, 1), 2);
+  EXPECT_DOUBLE_EQ(plan.engine_seconds, 2 * 13e6 / 50e9);
+}
+
+TEST(ExpertPlanner, DividesByTheRatesOfSeveralHosts) {
+  const std::vector<ActivatedExpert> uses = OneTokenEach(9);
+  const ExpertPlan plan = PlanExperts(OnEngines(uses, {LikeTheHost(), Slower(0.5), Slower(2)}));
+  EXPECT_THAT((std::vector<int64_t>{CountOf(plan, 0), CountOf(plan, 1), CountOf(plan, 2), CountOf(plan, 3)}),
+              ElementsAre(2, 2, 4, 1));
+}
+
+TEST(ExpertPlanner, ASlowerHostNeverLengthensTheTime) {
+  std::mt19937 random(1);
+  for (int i = 0; i < 500; ++i) {
+    std::vector<ActivatedExpert> uses;
+    for (int expert = 0; expert < 32; ++expert) {
+      if (random() % 2 == 0) uses.push_back({.expert = expert, .tokens = 1 + static_cast<int32_t>(random() % 40)});
+    }
+    std::vector<EnginePlace> others;
+    for (int place = 0; place < static_cast<int>(random() % 4); ++place) {
+      others.push_back(Slower(1 + random() % 3));
+      others.back().exchange_seconds = (random() % 300) * 1e-6;
+      others.back().memory = place + 1;
+      auto holds = std::make_shared<std::vector<bool>>(32);
+      for (int expert = 0; expert < 32; ++expert) (*holds)[expert] = random() % 3 > 0;
+      others.back().holds = holds;
+    }
+    PlannerInput input = OnEngines(uses, others);
+    if (others.empty()) input.others = {};
+    const ExpertPlan without = PlanExperts(input);
+    const double before = others.empty() ? without.host_seconds : without.engine_seconds;
+    others.push_back(Slower(40));
+    others.back().exchange_seconds = 3e-4;
+    input.others = others;
+    EXPECT_LE(PlanExperts(input).engine_seconds, before * (1 + 1e-12)) << "case " << i;
+  }
+}
+
+TEST(ExpertPlanner, AHostWithoutRatesGetsNothing) {
+  const std::vector<ActivatedExpert> uses = OneTokenEach(8);
+  const ExpertPlan plan = PlanExperts(OnEngines(uses, {EnginePlace{}, LikeTheHost()}));
+  EXPECT_EQ(CountOf(plan, 1), 0);
+  EXPECT_EQ(CountOf(plan, 2), 4);
+}
+
+TEST(ExpertPlanner, AHostGetsOnlyExpertsThatItHolds) {
+  const std::vector<ActivatedExpert> uses = OneTokenEach(6);
+  std::vector<EnginePlace> others = {Slower(0.1)};
+  others[0].holds = std::make_shared<std::vector<bool>>(std::vector<bool>{false, true, false, false, true});
+  const ExpertPlan plan = PlanExperts(OnEngines(uses, others));
+  EXPECT_THAT(plan.engines, ElementsAre(0, 1, 0, 0, 1, 0));
+}
+
+TEST(ExpertPlanner, AnExchangeThatCostsMoreThanItSavesIsNotMade) {
+  const std::vector<ActivatedExpert> uses = OneTokenEach(4);
+  std::vector<EnginePlace> others = {LikeTheHost()};
+  others[0].exchange_seconds = 4 * 13e6 / 50e9;
+  EXPECT_EQ(CountOf(PlanExperts(OnEngines(uses, others)), 1), 0);
+  others[0].exchange_seconds = 0;
+  others[0].row_seconds = 13e6 / 50e9;
+  EXPECT_EQ(CountOf(PlanExperts(OnEngines(uses, others)), 1), 1) << "one row there and one back take as long as two experts";
+}
+
+TEST(ExpertPlanner, EnginesOfOneMemoryShareItsRate) {
+  const std::vector<ActivatedExpert> uses = OneTokenEach(8);
+  std::vector<EnginePlace> others = {LikeTheHost()};
+  others[0].memory = 0;
+  others[0].memory_bytes_per_second = kRates.host_read_bytes_per_second;
+  EXPECT_EQ(CountOf(PlanExperts(OnEngines(uses, others)), 1), 0) << "the host's engine reads all that the memory gives";
+  others[0].memory_bytes_per_second *= 2;
+  EXPECT_EQ(CountOf(PlanExperts(OnEngines(uses, others)), 1), 4);
+}
+
+TEST(ExpertPlanner, AnExchangeHoldsNoMoreThanItsEntries) {
+  const std::vector<ActivatedExpert> uses = {
+      {.expert = 0, .tokens = 30}, {.expert = 1, .tokens = 30}, {.expert = 2, .tokens = 30}};
+  std::vector<EnginePlace> others = {Slower(0.01)};
+  others[0].max_entries = 50;
+  EXPECT_EQ(CountOf(PlanExperts(OnEngines(uses, others)), 1), 1);
+}
+
+TEST(ExpertPlanner, FurtherHostsLeaveLessToTheLink) {
+  std::vector<ActivatedExpert> uses;
+  for (int i = 0; i < 32; ++i) uses.push_back({.expert = i, .tokens = 1 + i});
+  PlannerInput input = Input(uses);
+  input.num_rows = 100;
+  const auto shipped = [](const ExpertPlan& plan) {
+    return std::count(plan.places.begin(), plan.places.end(), ExpertPlace::kShip);
+  };
+  const ExpertPlan alone = PlanExperts(input);
+  const std::vector<EnginePlace> others = {LikeTheHost()};
+  input.others = others;
+  const ExpertPlan together = PlanExperts(input);
+  EXPECT_LT(shipped(together), shipped(alone));
+  EXPECT_GT(shipped(together), 0);
+  EXPECT_LT(std::max(together.link_seconds, together.engine_seconds), std::max(alone.link_seconds, alone.host_seconds));
+}
+
 }  // namespace
 }  // namespace ferry
