@@ -136,6 +136,8 @@ std::vector<ModelFlag> ServerTable() {
                      "ADDR or ADDR:PORT where workers of other hosts come in, known by certificates (port 8091)")),
       ServeOnly(Text("--cluster-certs", kServer, Coordinator("--cluster-certs"), &M::cluster_certs,
                      "folder with the certificates that `ferry cluster-init` makes (default: ~/.config/ferry/cluster)")),
+      ServeOnly(Choice("--divide-experts", kServer, Coordinator("--divide-experts"), &M::divide_experts, {"auto", "even", "off"},
+                       "among this host and the expert hosts that join: by their rates; in turns, for tests; not at all")),
       ServeOnly(Choice("--resume", kServer, Coordinator("--resume"), &M::resume, {"on", "off"},
                        "whether requests wait when a worker is lost, and go on with the next one")),
       ServeOnly(Seconds("--resume-patience", kServer, Coordinator("--resume-patience"), &M::resume_patience, 1e-3,

@@ -22,6 +22,7 @@ struct ModelOptions {
   std::string vram_experts;      // empty: auto on GPUs, 0 on CPUs
   std::string unified = "auto";  // auto, on, off
   bool ooae = true;
+  std::string divide_experts = "auto";
   std::string expert_transport = "auto";
   bool coordinator_only = false;
   // Sizes.

@@ -130,6 +130,21 @@ void AddWorker(const proto::WorkerInfo& worker, std::string* text) {
   absl::StrAppendFormat(text, "\n          %s\n", DescribeExperts(worker.experts()));
 }
 
+void AddExpertHost(int number, const proto::ExpertHostInfo& host, std::string* text) {
+  absl::StrAppendFormat(text, "experts %d %-13s %s at %s\n", number, host.state(), host.engine(), host.address());
+  if (host.state() == "loading") {
+    absl::StrAppendFormat(text, "          %.0f %% of its records\n", 100 * host.load_progress());
+    return;
+  }
+  absl::StrAppendFormat(text, "          %d records, %s; reads %s and %.0f GFLOP/s, %.2f times as long as that in steps\n",
+                        host.held_records(), HumanBytes(host.held_bytes()), HumanRate(host.read_bytes_per_second()),
+                        host.flops_per_second() / 1e9, host.slowdown());
+  absl::StrAppendFormat(
+      text, "          an exchange in %.0f us%s; %d exchanges, %d rows through experts, %d failures%s\n",
+      host.exchange_seconds() * 1e6, host.row_bytes_per_second() > 0 ? ", rows at " + HumanRate(host.row_bytes_per_second()) : "",
+      host.exchanges(), host.entries(), host.failures(), host.last_failure().empty() ? "" : ", the last: " + host.last_failure());
+}
+
 // Over what the screen showed; as many lines as it has.
 void Redraw(const std::string& text) {
   winsize size = {};
@@ -158,6 +173,8 @@ absl::Status Status(const StatusOptions& options) {
       AddServer(options.server, look, &text);
       AddWork(look, before ? &*before : nullptr, &text);
       for (const proto::WorkerInfo& worker : look.info.workers()) AddWorker(worker, &text);
+      int number = 0;
+      for (const proto::ExpertHostInfo& host : look.info.expert_hosts()) AddExpertHost(number++, host, &text);
       if (screen) {
         Redraw(text);
       } else {

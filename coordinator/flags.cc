@@ -91,6 +91,10 @@ void CoordinatorFlags::AddEngine(CLI::App& app) {
              "threads of the expert engine; 0, the default: one a physical core");
   AddChoice(app, "--backend", options_.backend, {"cpu", "reference"}, "kernels of the expert engine (default cpu)");
   AddChoice(app, "--isa", options_.isa, IsaChoices(), "instruction set of the cpu kernels (default auto)");
+  AddChoice(
+      app, "--divide-experts", options_.divide_experts, {"auto", "even", "off"},
+      "how experts are divided among this host and the expert hosts that join: auto, the default, by their rates; even, for "
+      "tests, in turns; off: this host computes all");
   AddChoice(app, "--expert-transport", options_.expert_transport, {"auto", "shm", "grpc"},
             "how experts reach workers that say auto (default auto)");
   AddInteger(app, "--steps-in-flight", options_.steps_in_flight, {.max = 1024, .automatic = 0},

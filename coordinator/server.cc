@@ -25,6 +25,7 @@
 #include "common/host_memory.h"
 #include "common/listen_address.h"
 #include "common/log.h"
+#include "common/machine_id.h"
 #include "common/model/model_header.h"
 #include "common/model/model_tensors.h"
 #include "common/rpc/acceptor.h"
@@ -39,10 +40,14 @@
 #include "coordinator/cluster/cluster_controller.h"
 #include "coordinator/cluster/cluster_service.h"
 #include "coordinator/cluster/enrollment_service.h"
+#include "coordinator/cluster/expert_host_calls.h"
 #include "coordinator/cluster/model_fingerprint.h"
+#include "coordinator/experts/divided_engine.h"
 #include "coordinator/experts/expert_engine.h"
 #include "coordinator/experts/expert_exchange.h"
+#include "coordinator/experts/expert_hosts.h"
 #include "coordinator/experts/expert_store.h"
+#include "coordinator/experts/load_reporter.h"
 #include "coordinator/generation/activity_service.h"
 #include "coordinator/generation/ferry_service.h"
 #include "coordinator/generation/generation_loop.h"
@@ -86,26 +91,6 @@ int64_t LongestToken(const Tokenizer& tokenizer) {
   for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) longest = std::max(longest, tokenizer.TokenBytes(id).size());
   return static_cast<int64_t>(longest);
 }
-
-// Says how far loading is, once a second.
-class LoadReporter {
- public:
-  void operator()(const LoadProgress& progress) {
-    const absl::Time now = Clock::Real()->Now();
-    if (now - last_ < absl::Seconds(1) || progress.bytes_total == 0) return;
-    last_ = now;
-    const double seconds = absl::ToDoubleSeconds(now - start_);
-    const double rate = static_cast<double>(progress.bytes_done) / seconds;
-    const double left = static_cast<double>(progress.bytes_total - progress.bytes_done) / std::max(rate, 1.0);
-    spdlog::info("loading experts: {:.0f} % of {:.2f} GB, {:.2f} GB/s, {:.0f} s left",
-                 100.0 * static_cast<double>(progress.bytes_done) / static_cast<double>(progress.bytes_total),
-                 static_cast<double>(progress.bytes_total) / kGiga, rate / kGiga, left);
-  }
-
- private:
-  const absl::Time start_ = Clock::Real()->Now();
-  absl::Time last_ = start_;
-};
 
 class ServerImpl final : public Server {
  public:
@@ -214,7 +199,9 @@ class ServerImpl final : public Server {
     engine_ = std::make_unique<ExpertEngine>(store_.get(), ops_.get(), model_.expert.glu, model_.n_embd, trace_.get());
     const ExpertRates guess = UnlessByHand(
         {.read_bytes_per_second = peaks.read_bytes_per_second, .flops_per_second = kProductShare * peaks.int8_ops_per_second});
-    ASSIGN_OR_RETURN(exchange_, ExpertExchange::Create(store_.get(), engine_.get(), PlannerRatesOf(guess), SocketName()));
+    RETURN_IF_ERROR(OpenToExpertHosts(peaks));
+    divided_->SetRates(PlannerRatesOf(guess));
+    ASSIGN_OR_RETURN(exchange_, ExpertExchange::Create(store_.get(), divided_.get(), PlannerRatesOf(guess), SocketName()));
     exchange_->CountIn(misses_.get());
     {
       const std::lock_guard lock(info_mutex_);
@@ -223,10 +210,11 @@ class ServerImpl final : public Server {
                     .seconds = store_->load_seconds(),
                     .bytes_per_second = rate,
                     .peaks = peaks,
-                    .engine = engine_->name()};
+                    .engine = engine_->name(),
+                    .expert_hosts = expert_hosts_.get()};
       rates_.host = rates_.host_beside_links = guess;
     }
-    cluster_service_->Open(store_.get(), exchange_.get());
+    cluster_service_->Open(store_.get(), exchange_.get(), expert_host_calls_.get());
     controller_->Open(store_.get(), exchange_.get());
     spdlog::info("waiting for {} workers; experts on the host are computed by {}", options_.placement.num_workers,
                  engine_->name());
@@ -312,6 +300,7 @@ class ServerImpl final : public Server {
     double seconds = 0, bytes_per_second = 0;
     HostPeaks peaks;
     std::string engine;
+    const ExpertHosts* expert_hosts = nullptr;
   };
 
   HostPeaks ProbePeaks(ThreadPool& pool) const {
@@ -332,6 +321,45 @@ class ServerImpl final : public Server {
     if (options_.host_read_bytes_per_second > 0) rates.read_bytes_per_second = options_.host_read_bytes_per_second;
     if (options_.host_flops_per_second > 0) rates.flops_per_second = options_.host_flops_per_second;
     return rates;
+  }
+  // From here on other hosts may compute a share of the experts.
+  absl::Status OpenToExpertHosts(const HostPeaks& peaks) {
+    const uint64_t fingerprint = FingerprintOf(file_);
+    const FirstWords words = {.fingerprint = fingerprint,
+                              .num_layers = model_.num_layers,
+                              .shape = {.n_embd = model_.n_embd,
+                                        .max_rows = kMaxExchangeRows,
+                                        .max_entries = kMaxExchangeRows * model_.router.top_k,
+                                        .max_experts = model_.router.num_experts}};
+    ASSIGN_OR_RETURN(const DivisionMode mode, ParseDivisionMode(options_.divide_experts));
+    ASSIGN_OR_RETURN(expert_hosts_, ExpertHosts::Create({.words = words,
+                                                         .kernels = KernelsOf(engine_->name()),
+                                                         .machine = MachineId(),
+                                                         .certificates = identity_ == nullptr ? "" : options_.cluster_certs,
+                                                         .memory_bytes_per_second = peaks.read_bytes_per_second,
+                                                         .silence = options_.heartbeat_timeout}));
+    divided_ = std::make_unique<DividedEngine>(store_.get(), engine_.get(), expert_hosts_.get(), mode);
+    expert_host_calls_ = std::make_unique<ExpertHostCalls>(store_.get(), expert_hosts_.get(), fingerprint, ModelHeaderOf(file_));
+    return absl::OkStatus();
+  }
+  static v1::ExpertHostInfo InfoOf(const ExpertHost::Report& report) {
+    v1::ExpertHostInfo info;
+    info.set_address(WithReplacements(report.offer.address));
+    info.set_engine(WithReplacements(report.offer.engine));
+    info.set_state(report.state);
+    info.set_load_progress(report.offer.load_progress);
+    info.set_held_records(report.offer.held_records);
+    info.set_held_bytes(report.offer.held_bytes);
+    info.set_read_bytes_per_second(report.offer.rates.read_bytes_per_second);
+    info.set_flops_per_second(report.offer.rates.flops_per_second);
+    info.set_exchange_seconds(report.cost.exchange_seconds);
+    if (report.cost.row_seconds > 0) info.set_row_bytes_per_second(report.row_bytes / report.cost.row_seconds);
+    info.set_slowdown(report.slowdown);
+    info.set_exchanges(report.exchanges);
+    info.set_entries(report.entries);
+    info.set_failures(report.failures);
+    info.set_last_failure(WithReplacements(report.last_failure));
+    return info;
   }
   static PlannerRates PlannerRatesOf(const ExpertRates& host) {
     return {.link_bytes_per_second = 0,
@@ -381,6 +409,7 @@ class ServerImpl final : public Server {
     std::vector<double> links;
     for (const WorkerRates& worker : rates->workers) links.push_back(worker.link.Planned());
     exchange_->SetRates(PlannerRatesOf(rates->host_beside_links), links);
+    divided_->SetRates(PlannerRatesOf(rates->host_beside_links));
     spdlog::info("this host computes experts at {:.1f} GB/s and {:.0f} GFLOP/s, {:.1f} and {:.0f} beside the links ({})",
                  rates->host.read_bytes_per_second / kGiga, rates->host.flops_per_second / kGiga,
                  rates->host_beside_links.read_bytes_per_second / kGiga, rates->host_beside_links.flops_per_second / kGiga,
@@ -559,6 +588,10 @@ class ServerImpl final : public Server {
       worker->set_message_seconds(rates_.workers[i].message_seconds);
     }
     info.set_engine(load_info_.engine);
+    if (load_info_.expert_hosts != nullptr) {
+      for (const std::shared_ptr<ExpertHost>& host : load_info_.expert_hosts->All())
+        *info.add_expert_hosts() = InfoOf(host->report());
+    }
     info.set_load_seconds(load_info_.seconds);
     info.set_load_bytes_per_second(load_info_.bytes_per_second);
     return info;
@@ -581,6 +614,9 @@ class ServerImpl final : public Server {
   std::unique_ptr<Ops> ops_;
   std::unique_ptr<ExpertEngine> engine_;
   std::unique_ptr<ExpertMisses> misses_;
+  std::unique_ptr<ExpertHosts> expert_hosts_;
+  std::unique_ptr<DividedEngine> divided_;
+  std::unique_ptr<ExpertHostCalls> expert_host_calls_;
   std::unique_ptr<ExpertExchange> exchange_;
   std::unique_ptr<GenerationLoop> loop_;
   std::unique_ptr<ClusterController> controller_;

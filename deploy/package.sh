@@ -12,7 +12,7 @@ build=${1:-}
 if [ -z "$build" ]; then
   ferry_install "${ferry_build_packages[@]}" xz-utils
   cmake --preset package >/dev/null
-  cmake --build --preset package --target ferry ferry-coordinator ferry-worker ferry-gateway
+  cmake --build --preset package --target ferry ferry-coordinator ferry-worker ferry-expert-host ferry-gateway
   build=build/package
 fi
 
@@ -24,7 +24,7 @@ mkdir -p "$stage/bin" "$stage/lib" "$stage/models"
 
 # libc's own parts and the NVIDIA driver belong to the machine it runs on.
 belongs_to_the_machine='^(ld-linux.*|libc|libm|libdl|libpthread|librt|libresolv|libcuda|linux-vdso)\.so'
-for program in ferry ferry-coordinator ferry-worker ferry-gateway; do
+for program in ferry ferry-coordinator ferry-worker ferry-expert-host ferry-gateway; do
   install -m 755 "$build/bin/$program" "$stage/bin/"
   ldd "$build/bin/$program" | awk '$2 == "=>" && $3 ~ /^\// {print $3}' | while read -r library; do
     basename "$library" | grep -Eq "$belongs_to_the_machine" || cp -Ln "$library" "$stage/lib/" 2>/dev/null || true

@@ -14,7 +14,7 @@ ferry_cuda
 
 ferry_say "building (the first time takes some minutes)"
 cmake --preset release -DFERRY_TESTS=OFF >/dev/null
-cmake --build --preset release --target ferry ferry-coordinator ferry-worker ferry-gateway
+cmake --build --preset release --target ferry ferry-coordinator ferry-worker ferry-expert-host ferry-gateway
 
 ferry_say "one coordinator, two workers, models/demo-moe.gguf: continuing «$prompt»"
 printf '%s' "$prompt"

@@ -48,10 +48,15 @@ absl::StatusOr<Memfd> CreateMemfd(const std::string& name, int64_t bytes, bool t
     absl::StatusOr<Memfd> memfd = Create(name, bytes, kHugePage, MFD_HUGETLB | MFD_HUGE_2MB);
     if (memfd.ok()) return memfd;
   }
+  return CreateSparseMemfd(name, bytes, bytes);
+}
+
+absl::StatusOr<Memfd> CreateSparseMemfd(const std::string& name, int64_t bytes, int64_t used) {
+  if (bytes < 1) return InvalidArgument("%s: bytes is %d, want at least 1", name, bytes);
   // The kernel promises pages that it does not have and kills the process that touches them, so ask first.
   const HostMemory memory = ReadHostMemory();
-  if (bytes > memory.available_bytes) {
-    return ResourceExhausted("%s needs %d bytes of memory, %d are available (%s)", name, bytes, memory.available_bytes,
+  if (used > memory.available_bytes) {
+    return ResourceExhausted("%s needs %d bytes of memory, %d are available (%s)", name, used, memory.available_bytes,
                              memory.limited_by);
   }
   return Create(name, bytes, ::sysconf(_SC_PAGESIZE), 0);

@@ -32,6 +32,14 @@ absl::StatusOr<ShmArena> ShmArena::Create(const std::string& name, int64_t bytes
   return arena;
 }
 
+absl::StatusOr<ShmArena> ShmArena::CreateSparse(const std::string& name, int64_t bytes, int64_t used) {
+  ShmArena arena;
+  ASSIGN_OR_RETURN(arena.memfd_, CreateSparseMemfd(name, bytes, used));
+  ASSIGN_OR_RETURN(arena.data_, MapMemfd(arena.memfd_, /*writable=*/true));
+  arena.bytes_ = bytes;
+  return arena;
+}
+
 absl::StatusOr<ShmArena> ShmArena::MapReadOnly(int fd, int64_t bytes) {
   if (bytes < 1) {
     const UniqueFd taken(fd);

@@ -21,6 +21,9 @@ class ShmArena {
   // A writable region of `bytes`, in huge pages where the machine has them reserved (MFD_HUGETLB), else ordinary pages with
   // MADV_HUGEPAGE advised. ResourceExhausted: not that much memory, with needed and available bytes named.
   static absl::StatusOr<ShmArena> Create(const std::string& name, int64_t bytes);
+  // The same, but that at most `used` of the bytes will ever be touched: only those have to be available, and no huge pages that
+  // were reserved are taken.
+  static absl::StatusOr<ShmArena> CreateSparse(const std::string& name, int64_t bytes, int64_t used);
   // Maps a descriptor read-only; takes it. InvalidArgument: it holds fewer than `bytes` or far more, or is not sealed against
   // shrinking (which would let the peer take pages away under a reader).
   static absl::StatusOr<ShmArena> MapReadOnly(int fd, int64_t bytes);

@@ -74,8 +74,9 @@ absl::Status NotOpen() { return Unavailable("the coordinator is loading the expe
 
 }  // namespace
 
-void ClusterService::Open(const ExpertStore* store, ExpertExchange* exchange) {
+void ClusterService::Open(const ExpertStore* store, ExpertExchange* exchange, ExpertHostCalls* expert_hosts) {
   store_ = store;
+  expert_hosts_ = expert_hosts;
   exchange_ = exchange;
 }
 
@@ -178,6 +179,32 @@ grpc::ServerUnaryReactor* ClusterService::ComputeExperts(Context* context, const
   pool_.Post(
       [this, exchange, reactor, message, response] { reactor->Finish(ToGrpcStatus(Compute(*exchange, *message, response))); });
   return reactor;
+}
+
+grpc::ServerUnaryReactor* ClusterService::OfferExperts(Context* context, const Bytes* message, Bytes* response) {
+  const auto answer = [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(const auto request, Take<internal::v1::OfferExpertsRequest>(*context, *message, kFewFields));
+    ExpertHostCalls* const hosts = expert_hosts_;
+    if (hosts == nullptr) return NotOpen();
+    internal::v1::OfferExpertsResponse place;
+    RETURN_IF_ERROR(hosts->Offer(request, &place));
+    return Serialize(place, response);
+  };
+  return Finish(context, answer());
+}
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* ClusterService::StreamExpertRecords(Context* context, const Bytes* message) {
+  const auto records_of = [&]() -> absl::StatusOr<ExpertRecordStream> {
+    constexpr WireBounds kManyExperts = {.max_fields = kMaxExperts + 16, .max_packed_numbers = kMaxExperts};
+    ASSIGN_OR_RETURN(const auto request, Take<internal::v1::StreamExpertRecordsRequest>(*context, *message, kManyExperts));
+    ExpertHostCalls* const hosts = expert_hosts_;
+    if (hosts == nullptr) return NotOpen();
+    return hosts->Records(request);
+  };
+  absl::StatusOr<ExpertRecordStream> records = records_of();
+  if (!records.ok()) return Refuse(records.status());
+  return new StreamWriter<internal::v1::ExpertRecordChunk>(
+      [records = *std::move(records)](internal::v1::ExpertRecordChunk* chunk) mutable { return records.Next(chunk); });
 }
 
 }  // namespace ferry

@@ -1,5 +1,6 @@
 #include "coordinator/experts/expert_engine.h"
 
+#include <numeric>
 #include <vector>
 
 #include "absl/time/clock.h"
@@ -10,6 +11,13 @@ ExpertEngine::ExpertEngine(const ExpertStore* store, Ops* ops, const GluParams& 
     : store_(*store), ops_(*ops), glu_(glu), n_embd_(n_embd), trace_(trace) {}
 
 absl::Status ExpertEngine::Compute(const ExpertRequest& request, std::span<float> rows, std::span<float> contributions) {
+  std::vector<int32_t> outs(request.entry_rows.size());
+  std::iota(outs.begin(), outs.end(), 0);
+  return ComputeShare(request, outs, rows, contributions);
+}
+
+absl::Status ExpertEngine::ComputeShare(const ExpertRequest& request, std::span<const int32_t> outs, std::span<float> rows,
+                                        std::span<float> contributions) {
   const ArenaLayout& arena = store_.layout();
   const int64_t num_entries = static_cast<int64_t>(request.entry_rows.size());
   if (request.kind != ExpertRequestKind::kCompute) return InvalidArgument("kind is not a computation");
@@ -18,12 +26,14 @@ absl::Status ExpertEngine::Compute(const ExpertRequest& request, std::span<float
                               .max_entries = static_cast<int64_t>(contributions.size()) / n_embd_,
                               .max_experts = arena.num_experts()};
   RETURN_IF_ERROR(CheckExpertRequest(request, shape, arena.num_layers()));
+  if (static_cast<int64_t>(outs.size()) != num_entries) return InvalidArgument("%d outs, want %d", outs.size(), num_entries);
+  for (const int32_t out : outs) {
+    if (out < 0 || out >= shape.max_entries) return InvalidArgument("out is %d, want 0 to %d", out, shape.max_entries - 1);
+  }
 
-  // The entries are grouped by use already: groups are the uses, outs count up.
+  // The entries are grouped by use already: groups are the uses.
   std::vector<ExpertUse> uses;
   std::vector<int32_t> offsets = {0};
-  std::vector<int32_t> outs(num_entries);
-  for (int64_t i = 0; i < num_entries; ++i) outs[i] = static_cast<int32_t>(i);
   int64_t bytes = 0;
   for (const ActivatedExpert& use : request.uses) {
     ASSIGN_OR_RETURN(const std::span<const std::byte> record, store_.Record(request.layer, use.expert));
@@ -41,7 +51,7 @@ absl::Status ExpertEngine::Compute(const ExpertRequest& request, std::span<float
   const absl::Time begin = absl::Now();
   RETURN_IF_ERROR(ops_.ExpertMlp(arena.layer(request.layer), uses, groups, glu_,
                                  Tensor(rows.data(), DType::kF32, request.num_rows, n_embd_),
-                                 Tensor(contributions.data(), DType::kF32, num_entries, n_embd_)));
+                                 Tensor(contributions.data(), DType::kF32, shape.max_entries, n_embd_)));
   if (trace_ != nullptr) trace_->AddEngine(request.layer, static_cast<int64_t>(uses.size()), num_entries, begin, absl::Now());
   return absl::OkStatus();
 }

@@ -1,7 +1,7 @@
 #pragma once
 
-// Computes experts from the arena, for all workers: the host's share of every layer. One computation at a time uses all threads.
-// The machine's memory rate bounds it, so two at once would only share that rate.
+// Computes experts from an arena: the share of every layer that this host has. One computation at a time uses all threads. The
+// machine's memory rate bounds it, so two at once would only share that rate.
 
 #include <atomic>
 #include <cstdint>
@@ -10,24 +10,24 @@
 #include <span>
 
 #include "common/shm/expert_mailbox.h"
-#include "coordinator/experts/expert_planner.h"
+#include "coordinator/experts/expert_computer.h"
 #include "coordinator/experts/expert_store.h"
 #include "coordinator/trace_writer.h"
 #include "kernels/ops.h"
 
 namespace ferry {
 
-class ExpertEngine {
+class ExpertEngine final : public ExpertComputer {
  public:
   // `ops` is a host backend. `trace`, unless null, gets a span for every computation. All outlive the engine.
   ExpertEngine(const ExpertStore* store, Ops* ops, const GluParams& glu, int64_t n_embd, TraceWriter* trace = nullptr);
 
-  // contributions[i] = expert of entry i applied to rows[entry_rows[i]]. First checks all of `request` against the store and the
-  // spans: InvalidArgument names the field. Thread-safe.
-  //   rows           [request.num_rows, n_embd]            F32
-  //   contributions  [request.entry_rows.size(), n_embd]   F32
-  absl::Status Compute(const ExpertRequest& request, std::span<float> rows, std::span<float> contributions);
+  absl::Status Compute(const ExpertRequest& request, std::span<float> rows, std::span<float> contributions) override;
+  // The same for a share of a larger request: entry i goes to row outs[i] of `contributions`. Each of outs is a row of it.
+  absl::Status ComputeShare(const ExpertRequest& request, std::span<const int32_t> outs, std::span<float> rows,
+                            std::span<float> contributions);
 
+  int64_t n_embd() const { return n_embd_; }
   int64_t bytes_read() const { return bytes_read_.load(std::memory_order_relaxed); }
   const std::string name() const { return ops_.name(); }
 

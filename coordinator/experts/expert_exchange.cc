@@ -37,11 +37,11 @@ struct ExpertExchange::Peer {
   }
 };
 
-ExpertExchange::ExpertExchange(const ExpertStore* store, ExpertEngine* engine, PlannerRates rates,
+ExpertExchange::ExpertExchange(const ExpertStore* store, ExpertComputer* engine, PlannerRates rates,
                                std::unique_ptr<DescriptorServer> descriptors)
     : store_(*store), engine_(*engine), descriptors_(std::move(descriptors)), rates_(rates) {}
 
-absl::StatusOr<std::unique_ptr<ExpertExchange>> ExpertExchange::Create(const ExpertStore* store, ExpertEngine* engine,
+absl::StatusOr<std::unique_ptr<ExpertExchange>> ExpertExchange::Create(const ExpertStore* store, ExpertComputer* engine,
                                                                        PlannerRates rates, const std::string& socket_name) {
   ASSIGN_OR_RETURN(std::unique_ptr<DescriptorServer> descriptors, DescriptorServer::Listen(socket_name));
   return std::unique_ptr<ExpertExchange>(new ExpertExchange(store, engine, rates, std::move(descriptors)));
@@ -165,6 +165,9 @@ std::vector<ExpertPlace> ExpertExchange::PlanFor(Peer& peer, const ExpertRequest
     input.rates.host_read_bytes_per_second /= 1 + others;
     input.rates.host_flops_per_second /= 1 + others;
   }
+  const std::vector<EnginePlace> others = engine_.OtherPlaces(request.layer);
+  input.num_rows = request.num_rows;
+  input.others = others;
   if (request.layer < static_cast<int64_t>(peer.info.overrides.size())) {
     input.host_allowed = peer.info.overrides[request.layer] != ExpertPlace::kShip;
     input.ship_allowed = peer.info.overrides[request.layer] != ExpertPlace::kHost;

@@ -14,7 +14,7 @@
 #include "common/ids.h"
 #include "common/shm/descriptor_socket.h"
 #include "common/shm/expert_mailbox.h"
-#include "coordinator/experts/expert_engine.h"
+#include "coordinator/experts/expert_computer.h"
 #include "coordinator/experts/expert_misses.h"
 #include "coordinator/experts/expert_planner.h"
 #include "coordinator/experts/expert_store.h"
@@ -35,7 +35,7 @@ struct ExchangePeer {
 class ExpertExchange {
  public:
   // Borrows both. `socket_name`: abstract Unix socket of this coordinator.
-  static absl::StatusOr<std::unique_ptr<ExpertExchange>> Create(const ExpertStore* store, ExpertEngine* engine,
+  static absl::StatusOr<std::unique_ptr<ExpertExchange>> Create(const ExpertStore* store, ExpertComputer* engine,
                                                                 PlannerRates rates, const std::string& socket_name);
   ~ExpertExchange();
 
@@ -66,7 +66,7 @@ class ExpertExchange {
 
  private:
   struct Peer;
-  ExpertExchange(const ExpertStore* store, ExpertEngine* engine, PlannerRates rates,
+  ExpertExchange(const ExpertStore* store, ExpertComputer* engine, PlannerRates rates,
                  std::unique_ptr<DescriptorServer> descriptors);
   double LinkRateLocked(const ExchangePeer& peer) const;
   absl::StatusOr<std::shared_ptr<Peer>> Find(WorkerId worker);
@@ -79,7 +79,7 @@ class ExpertExchange {
   void CountComputed(const ExpertRequest& request);
 
   const ExpertStore& store_;
-  ExpertEngine& engine_;
+  ExpertComputer& engine_;
   ExpertMisses* misses_ = nullptr;  // null: nobody counts
   std::unique_ptr<DescriptorServer> descriptors_;
   std::atomic<uint64_t> newest_step_{UINT64_MAX};  // before the first epoch nothing is known

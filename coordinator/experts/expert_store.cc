@@ -1,5 +1,6 @@
 #include "coordinator/experts/expert_store.h"
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstring>
@@ -31,7 +32,7 @@ constexpr int64_t kTouchBytes = 64 << 20;  // at once by one thread
 // come as they are written. Adds to `failures`. With ordinary pages half of a load's time went into page faults, and readers
 // of huge pages miss the TLB less.
 void MakeHugePages(ShmArena& arena, int64_t first, int64_t end, ThreadPool& pool, std::atomic<int>& failures) {
-  pool.ParallelFor(end - first, [&](int64_t i, int) {
+  pool.ParallelFor(std::max<int64_t>(0, end - first), [&](int64_t i, int) {
     if (failures.load(std::memory_order_relaxed) >= kHugePageFailures) return;
     const Stopwatch making;
     const bool made = arena.MakeHugePage(first + i);
@@ -40,6 +41,19 @@ void MakeHugePages(ShmArena& arena, int64_t first, int64_t end, ThreadPool& pool
 }
 
 }  // namespace
+
+bool ExpertStore::Holds(int64_t layer, int64_t expert) const {
+  if (layer < 0 || layer >= layout_.num_layers() || !layout_.HasExperts(layer) || expert < 0 || expert >= layout_.num_experts()) {
+    return false;
+  }
+  return !held_ || ((*held_)[layer] != nullptr && (*(*held_)[layer])[expert]);
+}
+
+absl::StatusOr<std::span<const std::byte>> ExpertStore::Record(int64_t layer, int64_t expert) const {
+  ASSIGN_OR_RETURN(const std::span<const std::byte> record, layout_.RecordIn(arena_.bytes(), layer, expert));
+  if (!Holds(layer, expert)) return NotFound("expert %d of layer %d is not held here", expert, layer);
+  return record;
+}
 
 absl::Status FillExpertRecord(const ExpertTensors& tensors, const ExpertLayout& layout, int64_t expert,
                               std::span<std::byte> record) {
@@ -103,6 +117,44 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Load(const GgufFile& f
   RETURN_IF_ERROR(store->arena_.Seal());
   pool.ParallelFor((store->layout_.bytes() + kTouchBytes - 1) / kTouchBytes,
                    [&](int64_t i, int) { store->arena_.Touch(i * kTouchBytes, kTouchBytes); });
+  store->load_seconds_ = loading.Seconds();
+  return store;
+}
+
+absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::LoadHeld(const ArenaLayout& layout, HeldExperts held, ThreadPool& pool,
+                                                                   const FillRecords& fill,
+                                                                   const std::function<void(const LoadProgress&)>& progress) {
+  const Stopwatch loading;
+  std::unique_ptr<ExpertStore> store(new ExpertStore);
+  store->layout_ = layout;
+  store->held_ = std::move(held);
+  const int64_t bytes = BytesOf(layout, *store->held_);
+  ASSIGN_OR_RETURN(store->arena_, ShmArena::CreateSparse("ferry-experts", layout.bytes(), bytes));
+  const std::span<std::byte> arena = store->arena_.writable();
+  int64_t done = 0;
+  std::atomic<int> failures = 0;
+  std::vector<std::pair<int64_t, int64_t>> ranges;  // offset and bytes of each record
+  for (int64_t layer = 0; layer < layout.num_layers(); ++layer) {
+    std::vector<RecordToFill> records;
+    for (int64_t expert = 0; expert < layout.num_experts(); ++expert) {
+      if (!store->Holds(layer, expert)) continue;
+      ASSIGN_OR_RETURN(const int64_t offset, layout.OffsetOf(layer, expert));
+      const int64_t end = offset + layout.layer(layer).bytes;
+      // Those that lie in the record alone: memory that is not needed is not taken.
+      MakeHugePages(store->arena_, (offset + ShmArena::kHugePage - 1) / ShmArena::kHugePage, end / ShmArena::kHugePage, pool,
+                    failures);
+      records.push_back({.expert = expert, .record = arena.subspan(offset, end - offset)});
+      ranges.emplace_back(offset, end - offset);
+      done += end - offset;
+    }
+    if (records.empty()) continue;
+    RETURN_IF_ERROR(fill(layer, records));
+    progress({.bytes_done = done, .bytes_total = bytes});
+  }
+  store->huge_pages_ = failures < kHugePageFailures;
+  RETURN_IF_ERROR(store->arena_.Seal());
+  pool.ParallelFor(static_cast<int64_t>(ranges.size()),
+                   [&](int64_t i, int) { store->arena_.Touch(ranges[i].first, ranges[i].second); });
   store->load_seconds_ = loading.Seconds();
   return store;
 }

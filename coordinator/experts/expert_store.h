@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -17,6 +18,7 @@
 #include "common/shm/shm_arena.h"
 #include "common/status.h"
 #include "common/thread_pool.h"
+#include "coordinator/experts/held_experts.h"
 
 namespace ferry {
 
@@ -33,12 +35,22 @@ class ExpertStore {
   static absl::StatusOr<std::unique_ptr<ExpertStore>> Load(const GgufFile& file, const ModelConfig& config, ThreadPool& pool,
                                                            const std::function<void(const LoadProgress&)>& progress);
 
+  // The records of some experts alone, of a model laid out as `layout`; memory is taken for those only. `fill` writes the records
+  // of one layer, experts increasing, into their zeros. Errors of `fill`; ResourceExhausted.
+  struct RecordToFill {
+    int64_t expert = 0;
+    std::span<std::byte> record;
+  };
+  using FillRecords = std::function<absl::Status(int64_t layer, std::span<const RecordToFill> records)>;
+  static absl::StatusOr<std::unique_ptr<ExpertStore>> LoadHeld(const ArenaLayout& layout, HeldExperts held, ThreadPool& pool,
+                                                               const FillRecords& fill,
+                                                               const std::function<void(const LoadProgress&)>& progress);
+
   const ArenaLayout& layout() const { return layout_; }
   const ShmArena& arena() const { return arena_; }
-  // The record of an expert. InvalidArgument: layer or expert out of range.
-  absl::StatusOr<std::span<const std::byte>> Record(int64_t layer, int64_t expert) const {
-    return layout_.RecordIn(arena_.bytes(), layer, expert);
-  }
+  // The record of an expert. InvalidArgument: layer or expert out of range. NotFound: this store does not hold it.
+  absl::StatusOr<std::span<const std::byte>> Record(int64_t layer, int64_t expert) const;
+  bool Holds(int64_t layer, int64_t expert) const;
   double load_seconds() const { return load_seconds_; }
   bool huge_pages() const { return huge_pages_; }  // whether almost all of the arena is in huge pages
 
@@ -46,6 +58,7 @@ class ExpertStore {
   ExpertStore() = default;
   ArenaLayout layout_;
   ShmArena arena_;
+  std::optional<HeldExperts> held_;  // nothing: all
   double load_seconds_ = 0;
   bool huge_pages_ = false;
 };

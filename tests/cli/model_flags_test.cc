@@ -22,6 +22,7 @@ const std::map<std::string, std::string> kTyped = {
     {"--override-tensor,--ot", "[a,b]=cpu"},
     {"--vram-experts", "3MiB"},
     {"--expert-transport", "grpc"},
+    {"--divide-experts", "even"},
     {"-c,--ctx-size", "12k"},
     {"-b,--batch-size", "777"},
     {"--ubatch-size,--ub", "333"},
@@ -125,6 +126,7 @@ TEST(ModelFlags, TheChildrenTakeWhatTheyAreTold) {
   EXPECT_EQ(coordinator.backend, "reference");
   EXPECT_EQ(coordinator.isa, "portable");
   EXPECT_EQ(coordinator.expert_transport, "grpc");
+  EXPECT_EQ(coordinator.divide_experts, "even");
   EXPECT_EQ(coordinator.step_timeout, absl::Seconds(7.5));
   EXPECT_EQ(coordinator.drain_timeout, absl::Seconds(90));
   EXPECT_FALSE(coordinator.resume);
