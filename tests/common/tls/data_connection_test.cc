@@ -1,0 +1,143 @@
+#include "common/tls/data_connection.h"
+
+#include <signal.h>
+
+#include <array>
+#include <fstream>
+#include <future>
+#include <iterator>
+#include <thread>
+
+#include "common/temporary_folder.h"
+#include "tests/testing/socket_folder.h"
+#include "tests/testing/status_matchers.h"
+
+namespace ferry {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr absl::Duration kLong = absl::Seconds(60);
+
+// A cluster's folder and those of two members, and a cluster of somebody else.
+class DataConnectionTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    signal(SIGPIPE, SIG_IGN);
+    ASSERT_OK_AND_ASSIGN(folder_, TemporaryFolder::Create());
+    ASSERT_OK(MakeClusterCa(Path("coordinator")));
+    ASSERT_OK(MakeClusterCa(Path("stranger")));
+    ASSERT_OK_AND_ASSIGN(const NodeRequest node, MakeNodeRequest());
+    ASSERT_OK_AND_ASSIGN(const std::string certificate,
+                         IssueNodeCertificate(Path("coordinator"), node.request_pem, NodeRole::kWorker));
+    ASSERT_OK_AND_ASSIGN(const std::string ca, Read(CaCertificatePath(Path("coordinator"))));
+    ASSERT_OK(WriteNodeFiles(Path("worker"), ca, certificate, node.key_pem));
+    ASSERT_OK_AND_ASSIGN(listener_,
+                         DataListener::Listen(Loopback(0), {.folder = Path("worker"), .peer = NodeRole::kCoordinator}));
+  }
+  static absl::StatusOr<std::string> Read(const std::string& path) {
+    std::ifstream file(path);
+    return std::string(std::istreambuf_iterator<char>(file), {});
+  }
+  std::string Path(const std::string& member) const { return (folder_->path() / member).string(); }
+  static ListenAddress Loopback(int port) { return {.host = "127.0.0.1", .port = port, .loopback = true}; }
+  std::future<absl::StatusOr<std::unique_ptr<DataConnection>>> AcceptInTheBackground() {
+    return std::async(std::launch::async, [this] { return listener_->Accept(Deadline::In(kLong), kLong); });
+  }
+  absl::StatusOr<std::unique_ptr<DataConnection>> Connect(const std::string& member, NodeRole peer = NodeRole::kWorker) {
+    return DataConnection::Connect(listener_->address(), {.folder = Path(member), .peer = peer}, Deadline::In(kLong));
+  }
+
+  std::unique_ptr<TemporaryFolder> folder_;
+  std::unique_ptr<DataListener> listener_;
+};
+
+std::vector<std::byte> SomeBytes(size_t count) {
+  std::vector<std::byte> bytes(count);
+  for (size_t i = 0; i < count; ++i) bytes[i] = static_cast<std::byte>(i * 2654435761u >> 13);
+  return bytes;
+}
+
+void ExpectEcho(DataConnection& client, DataConnection& server, size_t count) {
+  const std::vector<std::byte> sent = SomeBytes(count);
+  std::thread echo([&] {
+    std::vector<std::byte> bytes(count);
+    EXPECT_OK(server.Receive(bytes, Deadline::In(kLong)));
+    EXPECT_OK(server.Send(bytes, Deadline::In(kLong)));
+  });
+  std::vector<std::byte> back(count);
+  EXPECT_OK(client.Send(sent, Deadline::In(kLong)));
+  EXPECT_OK(client.Receive(back, Deadline::In(kLong)));
+  echo.join();
+  EXPECT_TRUE(back == sent) << count << " bytes";
+}
+
+TEST_F(DataConnectionTest, CarriesBytesBothWaysWhateverTheirNumber) {
+  auto accepted = AcceptInTheBackground();
+  ASSERT_OK_AND_ASSIGN(const auto client, Connect("coordinator"));
+  ASSERT_OK_AND_ASSIGN(const auto server, accepted.get());
+  for (const size_t count : {1u, 64u, 11584u, 3000000u}) ExpectEcho(*client, *server, count);
+}
+
+TEST_F(DataConnectionTest, CarriesThemOnAUnixSocketToo) {
+  const SocketFolder sockets;
+  const ListenAddress at = {.loopback = true, .unix_path = sockets.path() + "/data"};
+  ASSERT_OK_AND_ASSIGN(listener_, DataListener::Listen(at, {}));
+  auto accepted = AcceptInTheBackground();
+  ASSERT_OK_AND_ASSIGN(const auto client, DataConnection::Connect(at, {}, Deadline::In(kLong)));
+  ASSERT_OK_AND_ASSIGN(const auto server, accepted.get());
+  for (const size_t count : {1u, 3000000u}) ExpectEcho(*client, *server, count);
+}
+
+TEST_F(DataConnectionTest, RefusesTheCertificateOfAnotherCluster) {
+  auto accepted = AcceptInTheBackground();
+  EXPECT_THAT(Connect("stranger"), StatusIs(absl::StatusCode::kPermissionDenied, HasSubstr("worker.ferry.internal")));
+  EXPECT_THAT(accepted.get(), StatusIs(absl::StatusCode::kPermissionDenied));
+}
+
+TEST_F(DataConnectionTest, RefusesACallerOfAnotherRole) {
+  auto accepted = AcceptInTheBackground();
+  const auto client = Connect("worker");  // TLS 1.3 tells a client later what the server thinks of it
+  EXPECT_THAT(accepted.get(), StatusIs(absl::StatusCode::kPermissionDenied, HasSubstr("coordinator.ferry.internal")));
+  if (!client.ok()) return;
+  std::array<std::byte, 1> byte;
+  EXPECT_THAT((*client)->Receive(byte, Deadline::In(kLong)), StatusIs(absl::StatusCode::kUnavailable));
+}
+
+TEST_F(DataConnectionTest, RefusesAListenerOfAnotherRole) {
+  auto accepted = AcceptInTheBackground();
+  EXPECT_THAT(Connect("coordinator", NodeRole::kCoordinator),
+              StatusIs(absl::StatusCode::kPermissionDenied, HasSubstr("coordinator.ferry.internal")));
+  EXPECT_FALSE(accepted.get().ok());
+}
+
+TEST_F(DataConnectionTest, AWaitEndsAtItsDeadlineOrWhenTheOtherEndGoes) {
+  auto accepted = AcceptInTheBackground();
+  ASSERT_OK_AND_ASSIGN(const auto client, Connect("coordinator"));
+  ASSERT_OK_AND_ASSIGN(auto server, accepted.get());
+  std::array<std::byte, 8> bytes;
+  EXPECT_THAT(client->Receive(bytes, Deadline::In(absl::Milliseconds(20))), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  std::thread ending([&] { server = nullptr; });
+  EXPECT_THAT(client->Receive(bytes, Deadline::In(kLong)), StatusIs(absl::StatusCode::kUnavailable));
+  ending.join();
+}
+
+TEST_F(DataConnectionTest, ACutEndsTheWaitOfAnotherThread) {
+  auto accepted = AcceptInTheBackground();
+  ASSERT_OK_AND_ASSIGN(const auto client, Connect("coordinator"));
+  ASSERT_OK_AND_ASSIGN(const auto server, accepted.get());
+  std::thread cutting([&] { client->Cut(); });
+  std::array<std::byte, 8> bytes;
+  EXPECT_THAT(client->Receive(bytes, Deadline::In(kLong)), StatusIs(absl::StatusCode::kUnavailable));
+  cutting.join();
+}
+
+TEST_F(DataConnectionTest, SaysThatNobodyListens) {
+  const ListenAddress at = listener_->address();
+  listener_ = nullptr;
+  EXPECT_THAT(DataConnection::Connect(at, {.folder = Path("coordinator")}, Deadline::In(kLong)),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("127.0.0.1")));
+}
+
+}  // namespace
+}  // namespace ferry
