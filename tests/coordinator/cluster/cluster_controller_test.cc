@@ -9,6 +9,7 @@
 #include "common/deadline.h"
 #include "common/machine_id.h"
 #include "common/model/model_header.h"
+#include "coordinator/experts/expert_engine.h"
 #include "tests/coordinator/fake_worker.h"
 #include "tests/testing/fake_clock.h"
 #include "tests/testing/source_path.h"

@@ -7,6 +7,7 @@
 
 #include "absl/time/clock.h"
 #include "common/deadline.h"
+#include "coordinator/experts/expert_engine.h"
 #include "tests/testing/source_path.h"
 #include "tests/testing/status_matchers.h"
 
