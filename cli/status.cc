@@ -88,7 +88,12 @@ void AddWork(const Look& look, const Look* before, std::string* text) {
       text, "requests  %d running of %d, %d queued, %d resumed, %d suspended; %d prompt and %d generated tokens so far\n",
       info.running_requests(), info.max_parallel(), info.queued_requests(), info.resumed_requests_total(),
       info.suspended_requests_total(), info.prompt_tokens_total(), info.generated_tokens_total());
-  absl::StrAppendFormat(text, "KV cache  %d of %d blocks free\n", info.kv_blocks_free(), info.kv_blocks_total());
+  const proto::PrefixCacheInfo& cache = info.prefix_cache();
+  absl::StrAppendFormat(text, "KV cache  %d of %d blocks free, of these %d with tokens of earlier requests\n",
+                        info.kv_blocks_free(), info.kv_blocks_total(), cache.blocks());
+  absl::StrAppendFormat(text, "          %d of %d blocks of --cache-ram free; %d of %d tokens of prompts were found so far\n",
+                        cache.host_blocks_free(), cache.host_blocks_total(), cache.found_tokens_total(),
+                        cache.prompt_tokens_total());
   const std::optional<double> hits = HitRate(info, nullptr);
   if (hits) absl::StrAppendFormat(text, "slots     %.1f %% of the experts so far were found there", 100 * *hits);
   const bool restarted = before != nullptr && info.uptime_seconds() < before->info.uptime_seconds();

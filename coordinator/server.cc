@@ -566,6 +566,16 @@ class ServerImpl final : public Server {
     info.set_generated_tokens_total(stats.generated_tokens);
     info.set_resumed_requests_total(stats.resumed);
     info.set_suspended_requests_total(stats.suspended);
+    v1::PrefixCacheInfo* const cache = info.mutable_prefix_cache();
+    cache->set_blocks(stats.kv_blocks_cached);
+    cache->set_prompt_tokens_total(stats.cache.prompt_tokens);
+    cache->set_found_tokens_total(stats.cache.cached_tokens);
+    cache->set_host_blocks_total(stats.host_blocks_total);
+    cache->set_host_blocks_free(stats.host_blocks_free);
+    cache->set_blocks_saved_total(stats.cache.blocks_saved);
+    cache->set_blocks_loaded_total(stats.cache.blocks_loaded);
+    cache->set_states_saved_total(stats.cache.states_saved);
+    cache->set_states_loaded_total(stats.cache.states_loaded);
     info.set_resident_bytes(ResidentBytes());
     info.set_pid(getpid());
     const std::lock_guard lock(info_mutex_);

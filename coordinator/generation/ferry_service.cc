@@ -18,6 +18,7 @@ namespace {
 
 constexpr absl::Duration kWatchInterval = absl::Milliseconds(500);
 constexpr size_t kMaxRequestIdBytes = 128;
+constexpr size_t kMaxCacheSaltBytes = 256;
 constexpr int kMaxAborts = 1000;
 constexpr size_t kMaxDetokenizedBytes = 4 << 20;  // as much as Tokenize takes
 
@@ -59,15 +60,20 @@ absl::Status CheckGenerate(const Principal& caller, const v1::GenerateRequest& r
     return InvalidArgument("request_id has %d characters, want at most %d of printable ASCII without spaces", id.size(),
                            kMaxRequestIdBytes);
   }
+  if (request.cache_salt().size() > kMaxCacheSaltBytes) {
+    return InvalidArgument("cache_salt has %d bytes, want at most %d", request.cache_salt().size(), kMaxCacheSaltBytes);
+  }
   return absl::OkStatus();
 }
 
 // Any caller when there are no keys.
 Principal Anybody() { return {.name = "-", .role = Role::kAdmin, .shares_cache = true}; }
 
-// Keys are kept apart in the cache, unless both say otherwise.
-GenerationOwner OwnerOf(const Principal& caller) {
-  return {.name = caller.name, .cache_domain = caller.shares_cache ? "" : caller.name, .max_queued = caller.max_queued};
+// Keys are kept apart in the cache, unless both say otherwise; so are salts.
+GenerationOwner OwnerOf(const Principal& caller, const std::string& cache_salt) {
+  std::string domain = caller.shares_cache ? "" : caller.name;
+  if (!cache_salt.empty()) domain += '\n' + cache_salt;  // no name has a line break
+  return {.name = caller.name, .cache_domain = std::move(domain), .max_queued = caller.max_queued};
 }
 
 }  // namespace
@@ -169,7 +175,7 @@ absl::Status FerryService::Begin(const std::shared_ptr<GenerateStream>& stream, 
   ASSIGN_OR_RETURN(
       const std::shared_ptr<Request> generation,
       Request::Create(request, parts_.tokenizer, parts_.limits, RandomSeed(), deadline, parts_.clock, stream, &constraints_));
-  generation->SetOwner(OwnerOf(caller));
+  generation->SetOwner(OwnerOf(caller, request.cache_salt()));
   stream->Submit(generation);
   return absl::OkStatus();
 }

@@ -28,6 +28,9 @@ struct GenerationStats {
   int64_t queued = 0;
   int64_t kv_blocks_total = 0;
   int64_t kv_blocks_free = 0;    // not reserved by a running request
+  int64_t kv_blocks_cached = 0;  // of these: with tokens of earlier requests
+  int64_t host_blocks_total = 0, host_blocks_free = 0;
+  KvSlotsStats cache;
   int64_t prompt_tokens = 0;     // rows of prompts that were computed, and of requests that went on, since the start
   int64_t generated_tokens = 0;  // rows of decoding
   int64_t resumed = 0;           // how often requests went on after a Hold

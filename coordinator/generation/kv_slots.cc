@@ -135,8 +135,8 @@ absl::StatusOr<KvSlots::Lease> KvSlots::Acquire(std::span<const int32_t> prompt,
   slot.blocks.insert(slot.blocks.begin(), blocks.begin(), blocks.end());
   slot.reserved = BlocksFor(reserve_tokens) - static_cast<int64_t>(slot.blocks.size());
   reserved_ += slot.reserved;
+  stats_.prompt_tokens += std::ssize(prompt);
   stats_.cached_tokens += match.tokens;
-  if (match.tokens > 0) ++stats_.num_hits;
   return Lease{.slot = SlotId(IdOf(slot)), .cached_tokens = match.tokens};
 }
 

@@ -46,8 +46,8 @@ struct KvSlotsOptions {
 };
 
 struct KvSlotsStats {
-  int64_t num_hits = 0;       // leases that reused something
-  int64_t cached_tokens = 0;  // that leases reused
+  int64_t prompt_tokens = 0;  // of leases
+  int64_t cached_tokens = 0;  // of them: those that were reused
   int64_t blocks_saved = 0;   // to host memory
   int64_t blocks_loaded = 0;  // back
   int64_t states_saved = 0;   // likewise

@@ -93,6 +93,23 @@ void WriteServer(const v1::GetServerInfoResponse& server, TextWriter& writer) {
   const double used = static_cast<double>(server.kv_blocks_total()) - static_cast<double>(server.kv_blocks_free());
   writer.Metric("kv_cache_usage_perc", "gauge", "Share of the KV cache's blocks in use; 1 is all.",
                 Share(used, server.kv_blocks_total()));
+  const v1::PrefixCacheInfo& cache = server.prefix_cache();
+  writer.Metric("prefix_cache_queries_total", "counter", "Tokens of prompts of requests that began to run.",
+                static_cast<double>(cache.prompt_tokens_total()));
+  writer.Metric("prefix_cache_hits_total", "counter", "Of these tokens, those that were in the KV cache.",
+                static_cast<double>(cache.found_tokens_total()));
+  writer.Metric("prefix_cache_blocks", "gauge", "Free blocks of the KV cache that keep tokens of earlier requests.",
+                cache.blocks());
+  writer.Metric("prefix_cache_host_blocks", "gauge", "Blocks of --cache-ram in use.",
+                static_cast<double>(cache.host_blocks_total()) - static_cast<double>(cache.host_blocks_free()));
+  writer.Metric("prefix_cache_blocks_saved_total", "counter", "Blocks that went to host memory.",
+                static_cast<double>(cache.blocks_saved_total()));
+  writer.Metric("prefix_cache_blocks_loaded_total", "counter", "Blocks that came back from host memory.",
+                static_cast<double>(cache.blocks_loaded_total()));
+  writer.Metric("prefix_cache_states_saved_total", "counter", "States of sequences that went to host memory.",
+                static_cast<double>(cache.states_saved_total()));
+  writer.Metric("prefix_cache_states_loaded_total", "counter", "States of sequences that came back from host memory.",
+                static_cast<double>(cache.states_loaded_total()));
   writer.Metric("prompt_tokens_total", "counter", "Tokens of prompts since the coordinator started.",
                 static_cast<double>(server.prompt_tokens_total()));
   writer.Metric("generation_tokens_total", "counter", "Generated tokens since the coordinator started.",

@@ -43,6 +43,10 @@ TEST(PrometheusText, ShowsRequestsCacheAndExperts) {
   server.set_running_requests(2);
   server.set_kv_blocks_total(100);
   server.set_kv_blocks_free(75);
+  server.mutable_prefix_cache()->set_prompt_tokens_total(900);
+  server.mutable_prefix_cache()->set_found_tokens_total(600);
+  server.mutable_prefix_cache()->set_host_blocks_total(40);
+  server.mutable_prefix_cache()->set_host_blocks_free(10);
   v1::WorkerInfo* const worker = server.add_workers();
   worker->set_worker_id(3);
   worker->set_device("a \"device\"");
@@ -52,6 +56,9 @@ TEST(PrometheusText, ShowsRequestsCacheAndExperts) {
   const std::string text = PrometheusText(metrics, "m", &server);
   EXPECT_THAT(text, HasSubstr("ferry_num_requests_running{model_name=\"m\"} 2\n"));
   EXPECT_THAT(text, HasSubstr("ferry_kv_cache_usage_perc{model_name=\"m\"} 0.25\n"));
+  EXPECT_THAT(text, HasSubstr("ferry_prefix_cache_queries_total{model_name=\"m\"} 900\n"));
+  EXPECT_THAT(text, HasSubstr("ferry_prefix_cache_hits_total{model_name=\"m\"} 600\n"));
+  EXPECT_THAT(text, HasSubstr("ferry_prefix_cache_host_blocks{model_name=\"m\"} 30\n"));
   EXPECT_THAT(text, HasSubstr("ferry_request_failure_total{model_name=\"m\",status=\"429\"} 1\n"));
   EXPECT_THAT(text, HasSubstr("ferry_request_success_total{model_name=\"m\",finished_reason=\"length\"} 1\n"));
   EXPECT_THAT(text,

@@ -292,6 +292,23 @@ TEST_F(FerryServiceTest, NamesWhatIsWrongWithARequest) {
   EXPECT_THAT(answer.status.error_message(), testing::HasSubstr("temperature"));
 }
 
+TEST_F(FerryServiceTest, RequestsOfOneSaltReuseTheirPrefixes) {
+  const auto cached = [&](const std::string& salt) {
+    v1::GenerateRequest request = Greedy("abcdefghijklmnopqrstuvwxyabcdefghijklmnopqrstuvwxy", 2);  // longer than a block
+    request.set_cache_salt(salt);
+    const Answer answer = Generate(request);
+    EXPECT_TRUE(answer.finish) << answer.status.error_message();
+    return answer.finish ? answer.finish->cached_prompt_tokens() : 0;
+  };
+  EXPECT_EQ(cached("a"), 0u);
+  EXPECT_EQ(cached("b"), 0u);
+  EXPECT_EQ(cached(""), 0u);
+  EXPECT_GT(cached("a"), 0u);
+  v1::GenerateRequest request = Greedy("abc", 2);
+  request.set_cache_salt(std::string(257, 'a'));
+  EXPECT_THAT(Generate(request).status.error_message(), testing::HasSubstr("cache_salt has 257 bytes, want at most 256"));
+}
+
 TEST_F(FerryServiceTest, AClientThatLeavesFreesItsBlocks) {
   for (const bool hang : {false, true}) {
     model_.Hang(hang);
