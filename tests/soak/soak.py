@@ -91,10 +91,14 @@ class Service:
         self.log = open(arguments.log, "w", encoding="utf-8")
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
         deadline = time.monotonic() + START_SECONDS
-        while not self.serves():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"ferry serve does not serve; its words are in {arguments.log}")
-            time.sleep(0.2)
+        try:
+            while not self.serves():
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"ferry serve does not serve; its words are in {arguments.log}")
+                time.sleep(0.2)
+        except BaseException:
+            self.end()
+            raise
 
     def metrics(self):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
@@ -179,7 +183,9 @@ class Soak:
                     pause=0.02 if kind == "slow" else 0,
                 )
             except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
-                self.note("failed", f"request {i}: {error}")
+                if not self.over.is_set():
+                    self.note("failed", f"request {i}: {error}")
+                    self.over.wait(0.1)
                 continue
             if text is not None and text != self.alone[i]:
                 self.note("other text", f"request {i}: {text[:80]!r}, alone {self.alone[i][:80]!r}")
@@ -200,14 +206,17 @@ class Soak:
 
     def run(self):
         before = self.service.holdings()
-        threads = [threading.Thread(target=self.client, args=(i,)) for i in range(self.arguments.clients)]
-        threads.append(threading.Thread(target=self.strike))
+        # Daemons, so that an interrupted run need not wait for requests that are under way.
+        threads = [threading.Thread(target=self.client, args=(i,), daemon=True) for i in range(self.arguments.clients)]
+        threads.append(threading.Thread(target=self.strike, daemon=True))
         for thread in threads:
             thread.start()
-        time.sleep(60 * self.arguments.minutes)
-        while sum(self.counts[kind] for kind in KINDS) < self.arguments.requests and not self.wrong:
-            time.sleep(1)
-        self.over.set()
+        try:
+            time.sleep(60 * self.arguments.minutes)
+            while sum(self.counts[kind] for kind in KINDS) < self.arguments.requests and not self.wrong:
+                time.sleep(1)
+        finally:
+            self.over.set()
         for thread in threads:
             thread.join()
         self.check_holdings(before)
@@ -249,12 +258,21 @@ def main():
     parser.add_argument("--bin", default=str(ROOT / "build" / "release" / "bin"))
     parser.add_argument("--log", default="soak.log", help="where the words of ferry serve go")
     arguments = parser.parse_args()
+    # As Ctrl-C: the service ends too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     service = Service(arguments)
+    soak = None
+    interrupted = False
     try:
         soak = Soak(arguments, service)
         soak.run()
+    except KeyboardInterrupt:
+        interrupted = True
     finally:
         ended = service.end()
+    if interrupted:
+        print("interrupted:", ", ".join(f"{count} {what}" for what, count in sorted(soak.counts.items())) if soak else "at the start")
+        return 130
     if ended:
         soak.wrong.append(ended)
     print(", ".join(f"{count} {what}" for what, count in sorted(soak.counts.items())))
