@@ -49,24 +49,31 @@ class Calls {
     const std::lock_guard lock(mutex_);
     if (closed_) return false;
     contexts_.insert(context);
+    ++open_;
     return true;
   }
-  void Remove(const grpc::ClientContext* context) {
+  // The context goes after Close can no longer cancel it, and before Close returns: gRPC itself may end then.
+  void End(std::unique_ptr<grpc::ClientContext> context) {
+    {
+      const std::lock_guard lock(mutex_);
+      contexts_.erase(context.get());
+    }
+    context.reset();
     const std::lock_guard lock(mutex_);
-    contexts_.erase(const_cast<grpc::ClientContext*>(context));
-    if (contexts_.empty()) empty_.notify_all();
+    if (--open_ == 0) all_ended_.notify_all();
   }
   void Close() {
     std::unique_lock lock(mutex_);
     closed_ = true;
     for (grpc::ClientContext* const context : contexts_) context->TryCancel();
-    empty_.wait(lock, [this] { return contexts_.empty(); });
+    all_ended_.wait(lock, [this] { return open_ == 0; });
   }
 
  private:
   std::mutex mutex_;
-  std::condition_variable empty_;
+  std::condition_variable all_ended_;
   std::unordered_set<grpc::ClientContext*> contexts_;
+  int64_t open_ = 0;
   bool closed_ = false;
 };
 
@@ -113,12 +120,12 @@ class StreamCall final : public grpc::ClientReadReactor<v1::GenerateResponse>, p
     on_end_(FromDetailedGrpcStatus(status));
     on_message_ = nullptr;  // they hold what waits for the answer
     on_end_ = nullptr;
-    const grpc::ClientContext* const context = context_.get();
+    std::unique_ptr<grpc::ClientContext> context;
     {
       const std::lock_guard lock(mutex_);
-      context_.reset();  // before Remove: once all are removed, gRPC itself may end
+      context = std::move(context_);
     }
-    calls_.Remove(context);
+    calls_.End(std::move(context));
   }
 
  private:
@@ -225,9 +232,7 @@ class KeyedEngine final : public Engine {
         call->on_answer(FromGrpcStatus(status));
       }
       call->on_answer = nullptr;
-      const grpc::ClientContext* const context = call->context.get();
-      call->context.reset();  // before Remove: once all are removed, gRPC itself may end
-      calls.Remove(context);
+      calls.End(std::move(call->context));
     });
   }
 

@@ -5,12 +5,14 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <future>
 #include <regex>
 #include <thread>
 
 #include "common/deadline.h"
 #include "common/small_file.h"
 #include "common/tls/cluster_ca.h"
+#include "gateway/engine_client.h"
 #include "gateway/json/json.h"
 #include "tests/gateway/fake_coordinator.h"
 #include "tests/gateway/http_client.h"
@@ -494,6 +496,25 @@ TEST_F(GatewayTest, ServesManyStreamsAtOnce) {
     ASSERT_TRUE(clients.back().Send(Post("/v1/completions", R"({"prompt": "x", "stream": true})")));
   }
   for (HttpClient& client : clients) EXPECT_THAT(client.ReadUntilHas("0\r\n\r\n"), HasSubstr("[DONE]"));
+}
+
+// As the gateway ends while answers do.
+TEST(EngineClient, MayGoWhileItsCallsEnd) {
+  FakeCoordinator coordinator;
+  const std::string address = coordinator.address();
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 8; ++i) {
+    threads.emplace_back([&] {
+      for (int round = 0; round < 25; ++round) {
+        const std::unique_ptr<EngineClient> client = *EngineClient::Create(address);
+        std::promise<void> end;
+        client->As("")->Generate(
+            {}, [](const v1::GenerateResponse&) {}, [&](const absl::Status&) { end.set_value(); });
+        end.get_future().wait();
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
 }
 
 }  // namespace
