@@ -31,7 +31,9 @@ absl::Status BatchScheduler::Enqueue(std::shared_ptr<Generation> generation) {
   if (generation->deadline() <= clock_.Now()) return DeadlineExceeded("the deadline passed before the request was queued");
   // A request that can run at once needs no place in the queue.
   Admit();
-  const bool runs_at_once = lost_.ok() && queue_.empty() && num_running() < options_.max_running;
+  const auto for_rows = std::count_if(queue_.begin(), queue_.end(), [&](const Waiting& queued) { return WaitsForRows(queued); });
+  const int64_t free_places = options_.max_running - num_running();
+  const bool runs_at_once = lost_.ok() && num_queued() == for_rows && for_rows < free_places;
   const auto held =
       std::count_if(queue_.begin(), queue_.end(), [](const Waiting& queued) { return queued.cause != Cause::kNew; });
   const GenerationOwner& owner = generation->owner();
@@ -41,7 +43,7 @@ absl::Status BatchScheduler::Enqueue(std::shared_ptr<Generation> generation) {
   if (!runs_at_once && owner.max_queued > 0 && of_owner >= owner.max_queued) {
     return ResourceExhausted("%d requests of %s are waiting, its share of the queue", of_owner, owner.name);
   }
-  const auto waiting = num_queued() - held;
+  const auto waiting = num_queued() - held - std::min<int64_t>(for_rows, free_places);
   if (!runs_at_once && waiting >= options_.max_queued && !FreeAPlaceInQueue(of_owner)) {
     return ResourceExhausted("the queue is full: %d requests are waiting and %d are running", waiting, num_running() + held);
   }
@@ -60,11 +62,14 @@ bool BatchScheduler::FreeAPlaceInQueue(int64_t of_owner) {
   const auto most =
       std::max_element(waiting.begin(), waiting.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
   if (most == waiting.end() || most->second <= of_owner + 1) return false;
-  const auto last = std::find_if(queue_.rbegin(), queue_.rend(), [&](const Waiting& queued) {
-    return queued.cause == Cause::kNew && queued.generation->owner().name == most->first;
-  });
+  const auto rank = [&](const Waiting& queued) {  // the highest is dropped
+    const bool counts = queued.cause == Cause::kNew && queued.generation->owner().name == most->first;
+    return std::tuple(counts, queued.generation->priority(), queued.past.arrival);
+  };
+  const auto last =
+      std::max_element(queue_.begin(), queue_.end(), [&](const Waiting& a, const Waiting& b) { return rank(a) < rank(b); });
   const std::shared_ptr<Generation> dropped = last->generation;
-  queue_.erase(std::next(last).base());
+  queue_.erase(last);
   dropped->OnFailed(
       ResourceExhausted("the queue is full, and %d of its %d places were taken by requests of %s; the last of these "
                         "made room for a request of another key",
@@ -114,16 +119,27 @@ std::optional<size_t> BatchScheduler::NextInLine() const {
   };
   std::optional<size_t> next;
   for (size_t i = 0; i < queue_.size(); ++i) {
-    const std::string& name = queue_[i].generation->owner().name;
+    const Generation& generation = *queue_[i].generation;
+    const std::string& name = generation.owner().name;
     if (owners_.at(name).running >= MayRun(name)) continue;
-    if (!next) {
-      next = i;
-      continue;
+    if (next) {
+      const Generation& best = *queue_[*next].generation;
+      const bool same = name == best.owner().name;
+      if (same ? generation.priority() >= best.priority() : rank(name) >= rank(best.owner().name)) continue;
     }
-    const std::string& best = queue_[*next].generation->owner().name;
-    if (name != best && rank(name) < rank(best)) next = i;
+    if (!WaitsForRows(queue_[i])) next = i;
   }
   return next;
+}
+
+bool BatchScheduler::WaitsForRows(const Waiting& waiting) const {
+  const Generation& generation = *waiting.generation;
+  if (waiting.cause != Cause::kNew || !generation.may_reuse_prefix()) return false;
+  return std::any_of(running_.begin(), running_.end(), [&](const std::shared_ptr<Running>& running) {
+    return running->generation->owner().cache_domain == generation.owner().cache_domain &&
+           slots_.WorthWaitingFor(running->lease.slot, running->generation->tokens().first(running->known_tokens),
+                                  running->submitted, generation.tokens());
+  });
 }
 
 bool BatchScheduler::MakeRoomFor(const Waiting& waiting) {
@@ -358,6 +374,8 @@ std::optional<StepPlan> BatchScheduler::NextStep(int max_in_flight, double step_
   }
   // Requests that a full step left out go first into the next.
   std::stable_sort(decoding.begin(), decoding.end(), [](const auto& a, const auto& b) { return a->turn < b->turn; });
+  std::stable_sort(prompts.begin(), prompts.end(),
+                   [](const auto& a, const auto& b) { return a->generation->priority() < b->generation->priority(); });
   const auto first_in_turn = std::stable_partition(prompts.begin(), prompts.end(), [](const auto& p) { return p->left_out; });
 
   int64_t prompt_rows = std::min(rows_left, StepRows(rows_of_prompts, max_in_flight, step_cost_rows));

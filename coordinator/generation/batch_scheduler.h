@@ -13,15 +13,18 @@
 //
 // Owners share fairly. Each has a share of the requests that run at once: the same for all that are here, and one at least. The
 // next request is of an owner below its share, and of those, of the one that was given the fewest tokens; the requests of one
-// owner are served in their order. When there is no room for it, the youngest requests of owners above their share are suspended:
-// they give their slots away, wait before their owner's others, and go on later as after a loss of the caches. The oldest
-// requests of an owner, as many as its share, are never suspended, so all of them get to their end. An owner whose last request
-// has just ended keeps a place free for its next one for a moment, because a suspended request has its rows computed anew.
-// Prompts share the rows of a step in the same way.
+// owner are served by priority, and those of one priority in their order. When there is no room for it, the youngest requests of
+// owners above their share are suspended: they give their slots away, wait in their old order, and go on later as after a loss of
+// the caches. The oldest requests of an owner, as many as its share, are never suspended, so all of them get to their end. An
+// owner whose last request has just ended keeps a place free for its next one for a moment, because a suspended request has its
+// rows computed anew. Prompts share the rows of a step in the same way.
 //
 // Several steps may be in flight. A decoding request is in one of them at most, since its next token depends on the
 // last; the chunks of one prompt follow each other. Workers compute steps in order, so a slot released while a step
 // with it is in flight can be leased again at once: later steps overwrite what that step writes before they read it.
+//
+// A request waits while a running one computes rows that it will reuse (KvSlots::WorthWaitingFor), so that the common beginning
+// of requests that come together is computed once. Others go ahead of it meanwhile.
 //
 // One thread.
 
@@ -62,8 +65,9 @@ class Generation {
     static const GenerationOwner kNobody;
     return kNobody;
   }
-  virtual bool forgets_experts() const = 0;      // its first step begins with empty expert slots
-  virtual bool resumes() const { return true; }  // goes on after the caches were lost; otherwise that ends it
+  virtual int32_t priority() const { return 0; }  // of its owner's requests, the lowest go first
+  virtual bool forgets_experts() const = 0;       // its first step begins with empty expert slots
+  virtual bool resumes() const { return true; }   // goes on after the caches were lost; otherwise that ends it
 
   // The prompt and the tokens sampled so far.
   virtual std::span<const int32_t> tokens() const = 0;
@@ -198,8 +202,10 @@ class BatchScheduler {
   int64_t Share() const;
   // How many requests of the owner may run beside places that others have kept.
   int64_t MayRun(const std::string& owner) const;
-  // Of the requests that wait, the index of the one whose turn it is; none when all have to leave places free.
+  // Of the requests that wait, the index of the one whose turn it is; none when all have to leave places free, or wait for rows.
   std::optional<size_t> NextInLine() const;
+  // Whether a running request computes rows now that this one will reuse.
+  bool WaitsForRows(const Waiting& waiting) const;
   // Whether `waiting` can be placed now, after others were suspended for it if need be.
   bool MakeRoomFor(const Waiting& waiting);
   void Suspend(const std::shared_ptr<Running>& running);

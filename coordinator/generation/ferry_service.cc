@@ -19,6 +19,7 @@ namespace {
 constexpr absl::Duration kWatchInterval = absl::Milliseconds(500);
 constexpr size_t kMaxRequestIdBytes = 128;
 constexpr size_t kMaxCacheSaltBytes = 256;
+constexpr uint32_t kMaxOutputs = 64;
 constexpr int kMaxAborts = 1000;
 constexpr size_t kMaxDetokenizedBytes = 4 << 20;  // as much as Tokenize takes
 
@@ -63,6 +64,7 @@ absl::Status CheckGenerate(const Principal& caller, const v1::GenerateRequest& r
   if (request.cache_salt().size() > kMaxCacheSaltBytes) {
     return InvalidArgument("cache_salt has %d bytes, want at most %d", request.cache_salt().size(), kMaxCacheSaltBytes);
   }
+  if (request.n() > kMaxOutputs) return InvalidArgument("n is %d, want at most %d", request.n(), kMaxOutputs);
   return absl::OkStatus();
 }
 
@@ -149,9 +151,8 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* FerryService::GenerateWith(grpc::Cal
   }
   const absl::StatusOr<Principal> caller = CallerOf(*context);
   if (!caller.ok()) return refuse(caller.status());
-  const absl::Status begun = usage_->Begin(*caller);
-  stream->SetCaller(*caller, begun.ok());
-  if (!begun.ok()) return refuse(WithReason(begun, "KEY_LIMIT"));
+  stream->SetCaller(*caller);
+  if (const absl::Status begun = stream->CountRequests(1); !begun.ok()) return refuse(WithReason(begun, "KEY_LIMIT"));
   {
     const std::lock_guard lock(mutex_);
     streams_.push_back(stream);
@@ -172,11 +173,20 @@ absl::Status FerryService::Begin(const std::shared_ptr<GenerateStream>& stream, 
   RETURN_IF_ERROR(messages.Parse(message, &request));
   RETURN_IF_ERROR(CheckGenerate(caller, request));
   stream->SetRequestId(request.request_id());
-  ASSIGN_OR_RETURN(
-      const std::shared_ptr<Request> generation,
-      Request::Create(request, parts_.tokenizer, parts_.limits, RandomSeed(), deadline, parts_.clock, stream, &constraints_));
-  generation->SetOwner(OwnerOf(caller, request.cache_salt()));
-  stream->Submit(generation);
+  const uint32_t n = std::max(1u, request.n());
+  if (const absl::Status counted = stream->CountRequests(n - 1); !counted.ok()) return WithReason(counted, "KEY_LIMIT");
+  const uint64_t fallback_seed = RandomSeed();
+  std::vector<std::shared_ptr<Generation>> outputs;
+  for (uint32_t i = 0; i < n; ++i) {
+    ASSIGN_OR_RETURN(const std::shared_ptr<Request> output,
+                     Request::Create(request, parts_.tokenizer, parts_.limits, fallback_seed + i, deadline, parts_.clock,
+                                     GenerateStream::SinkOf(stream, i), &constraints_));
+    output->SetOwner(OwnerOf(caller, request.cache_salt()));
+    outputs.push_back(output);
+    if (request.sampling().has_seed()) request.mutable_sampling()->set_seed(request.sampling().seed() + 1);
+    if (i == 0 && n > 1) *request.mutable_tokens()->mutable_ids() = {output->tokens().begin(), output->tokens().end()};
+  }
+  stream->Submit(std::move(outputs));
   return absl::OkStatus();
 }
 

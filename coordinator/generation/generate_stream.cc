@@ -9,6 +9,24 @@
 
 namespace ferry {
 
+class GenerateStream::Sink final : public GenerationSink {
+ public:
+  Sink(std::shared_ptr<GenerateStream> stream, uint32_t index) : stream_(std::move(stream)), index_(index) {}
+  void Send(v1::GenerateResponse response) override { stream_->Send(index_, std::move(response)); }
+  void OnProgress(int64_t cached, int64_t done) override {
+    if (index_ == 0) stream_->OnProgress(cached, done);
+  }
+  void Close(const absl::Status& status) override { stream_->CloseOutput(status); }
+
+ private:
+  const std::shared_ptr<GenerateStream> stream_;
+  const uint32_t index_;
+};
+
+std::shared_ptr<GenerationSink> GenerateStream::SinkOf(std::shared_ptr<GenerateStream> stream, uint32_t index) {
+  return std::make_shared<Sink>(std::move(stream), index);
+}
+
 GenerateStream::GenerateStream(Options options, grpc::CallbackServerContext* context)
     : options_(std::move(options)), begun_(options_.clock->Now()), peer_(context->peer()), context_(context), progress_(begun_) {}
 
@@ -22,10 +40,18 @@ absl::Status GenerateStream::TakePlace() {
   return taken;
 }
 
-void GenerateStream::SetCaller(const Principal& caller, bool counted) {
+void GenerateStream::SetCaller(const Principal& caller) {
   const std::lock_guard lock(mutex_);
   caller_ = caller;
-  counted_ = counted;
+}
+
+absl::Status GenerateStream::CountRequests(int64_t num) {
+  const std::lock_guard lock(mutex_);
+  for (; num > 0; --num) {
+    RETURN_IF_ERROR(options_.usage->Begin(caller_));
+    ++counted_;
+  }
+  return absl::OkStatus();
 }
 
 void GenerateStream::SetRequestId(std::string request_id) {
@@ -43,14 +69,18 @@ bool GenerateStream::Abort(const std::set<std::string_view>& request_ids, const 
   return true;
 }
 
-void GenerateStream::Submit(std::shared_ptr<Generation> generation) {
+void GenerateStream::Submit(std::vector<std::shared_ptr<Generation>> outputs) {
   {
     const std::lock_guard lock(mutex_);
     if (cancelled_) return;
-    prompt_tokens_ = generation->prompt_tokens();
-    generation_ = generation;
+    prompt_tokens_ = outputs.front()->prompt_tokens();
+    outputs_ = outputs;
+    outputs_left_ = outputs.size();
   }
-  options_.loop->Submit(std::move(generation));
+  for (const std::shared_ptr<Generation>& output : outputs) options_.loop->Submit(output);
+  // OnCancel may have been quicker, and found nothing to drop.
+  if (!cancelled()) return;
+  for (std::shared_ptr<Generation>& output : outputs) options_.loop->Cancel(std::move(output));
 }
 
 bool GenerateStream::cancelled() const {
@@ -58,7 +88,8 @@ bool GenerateStream::cancelled() const {
   return cancelled_;
 }
 
-void GenerateStream::Send(v1::GenerateResponse response) {
+void GenerateStream::Send(uint32_t index, v1::GenerateResponse response) {
+  response.set_index(index);
   std::vector<grpc::ByteBuffer> messages;
   const absl::Status written = options_.messages->Write(response, &messages);
   bool too_slow = false;
@@ -66,7 +97,7 @@ void GenerateStream::Send(v1::GenerateResponse response) {
     const std::lock_guard lock(mutex_);
     if (finished_ || end_) return;
     generated_tokens_ += response.token_ids_size();
-    if (response.has_finish()) finish_ = response.finish();
+    if (response.has_finish() && index == 0) finish_ = response.finish();
     if (!written.ok()) {
       end_ = written;
       FinishIfDoneLocked();
@@ -108,6 +139,19 @@ void GenerateStream::Close(const absl::Status& status) {
   FinishIfDoneLocked();
 }
 
+void GenerateStream::CloseOutput(const absl::Status& status) {
+  std::vector<std::shared_ptr<Generation>> others;
+  {
+    const std::lock_guard lock(mutex_);
+    --outputs_left_;
+    if (status.ok() && outputs_left_ > 0) return;
+    if (!end_) end_ = status;
+    if (outputs_left_ > 0) others = outputs_;
+    FinishIfDoneLocked();
+  }
+  for (std::shared_ptr<Generation>& other : others) options_.loop->Cancel(std::move(other));
+}
+
 void GenerateStream::GiveUpSlowReader(absl::Time before) {
   {
     const std::lock_guard lock(mutex_);
@@ -134,11 +178,11 @@ void GenerateStream::OnWriteDone(bool ok) {
 }
 
 void GenerateStream::OnCancel() {
-  std::shared_ptr<Generation> generation;
+  std::vector<std::shared_ptr<Generation>> outputs;
   {
     const std::lock_guard lock(mutex_);
     cancelled_ = true;
-    generation = generation_;
+    outputs = outputs_;
     while (queue_.size() > 1) {  // the front one is on its way
       queued_bytes_ -= static_cast<int64_t>(queue_.back().Length());
       queue_.pop_back();
@@ -146,7 +190,7 @@ void GenerateStream::OnCancel() {
     if (!end_) end_ = Cancelled("the call was cancelled");
     FinishIfDoneLocked();
   }
-  if (generation != nullptr) options_.loop->Cancel(std::move(generation));
+  for (std::shared_ptr<Generation>& output : outputs) options_.loop->Cancel(std::move(output));
 }
 
 void GenerateStream::OnDone() {
@@ -154,11 +198,11 @@ void GenerateStream::OnDone() {
     const std::lock_guard lock(context_mutex_);
     context_ = nullptr;
   }
-  std::shared_ptr<Generation> generation;  // holds this stream as its sink: let go of it outside the lock
+  std::vector<std::shared_ptr<Generation>> outputs;  // their sinks hold this stream: let go of them outside the lock
   const std::shared_ptr<GenerateStream> self = std::move(self_);
   const std::lock_guard lock(mutex_);
-  generation = std::move(generation_);
-  if (counted_) options_.usage->End(caller_, prompt_tokens_ + generated_tokens_);
+  outputs = std::move(outputs_);
+  for (int64_t i = 0; i < counted_; ++i) options_.usage->End(caller_, i == 0 ? prompt_tokens_ + generated_tokens_ : 0);
   Audit();
 }
 

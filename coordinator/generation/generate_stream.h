@@ -1,8 +1,8 @@
 #pragma once
 
-// The stream of one Generate call: answers wait here while an earlier one is on its way, so the generation never waits for its
-// client. What waits is bounded in bytes, and in time by GiveUpSlowReader. Lives until gRPC and the generation have both let go
-// of it.
+// The stream of one Generate call, with one output or more: answers wait here while an earlier one is on its way, so the
+// generation never waits for its client. What waits is bounded in bytes, and in time by GiveUpSlowReader. Lives until gRPC and
+// the generation have both let go of it.
 
 #include <grpcpp/grpcpp.h>
 
@@ -34,13 +34,13 @@ class GenerateMessages {
   virtual absl::Status Write(const v1::GenerateResponse& response, std::vector<grpc::ByteBuffer>* messages) = 0;
 };
 
-class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, public GenerationSink {
+class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  public:
   struct Options {
     GenerationLoop* loop = nullptr;
     const Clock* clock = nullptr;
     int64_t max_unsent_bytes = 0;
-    std::shared_ptr<KeyUsage> usage;  // told of the end, when the call was `counted`
+    std::shared_ptr<KeyUsage> usage;
     std::shared_ptr<OpenCalls> open_calls;
     std::shared_ptr<GenerateMessages> messages;
   };
@@ -50,18 +50,22 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, 
   void HoldForCall(std::shared_ptr<GenerateStream> self) { self_ = std::move(self); }
   // Counts it among the open calls. ResourceExhausted: they are too many.
   absl::Status TakePlace();
-  // Names the caller, once it is known; `counted`: KeyUsage::Begin has succeeded.
-  void SetCaller(const Principal& caller, bool counted);
+  // Names the caller, once it is known.
+  void SetCaller(const Principal& caller);
+  // Counts `num` requests of the caller until the call ends. ResourceExhausted: a limit of the key.
+  absl::Status CountRequests(int64_t num);
   void SetRequestId(std::string request_id);
   // Ends the call as if its client had cancelled it, if its id is one of these and `caller` may end it; whether that is so.
   bool Abort(const std::set<std::string_view>& request_ids, const Principal& caller);
-  // Hands the request to the loop, unless the call was cancelled already.
-  void Submit(std::shared_ptr<Generation> generation);
+  // Where the answers of the output `index` of `stream` go.
+  static std::shared_ptr<GenerationSink> SinkOf(std::shared_ptr<GenerateStream> stream, uint32_t index);
+  // Hands the outputs to the loop, unless the call was cancelled already. The call ends with the last of them, or with the first
+  // that fails. There is one at least.
+  void Submit(std::vector<std::shared_ptr<Generation>> outputs);
   bool cancelled() const;
 
-  void Send(v1::GenerateResponse response) override;
-  void OnProgress(int64_t cached, int64_t done) override;
-  void Close(const absl::Status& status) override;
+  // Ends the call without outputs.
+  void Close(const absl::Status& status);
   // What an operator sees of the call; nothing: it has ended.
   std::optional<v1::RunningRequest> Describe() const;
   // Ends the call when its client has taken nothing of what waits since `before`.
@@ -72,6 +76,10 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, 
   void OnDone() override;
 
  private:
+  class Sink;
+  void Send(uint32_t index, v1::GenerateResponse response);
+  void OnProgress(int64_t cached, int64_t done);
+  void CloseOutput(const absl::Status& status);
   void FinishIfDoneLocked();
   void WriteFrontLocked();
   // Makes gRPC end the call, which OnCancel then hears. Without mutex_: gRPC may call back from within.
@@ -88,15 +96,17 @@ class GenerateStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, 
 
   mutable std::mutex mutex_;
   Principal caller_;
-  bool counted_ = false;
+  int64_t counted_ = 0;  // by KeyUsage
   std::string request_id_;
-  std::shared_ptr<Generation> generation_;
+  std::vector<std::shared_ptr<Generation>> outputs_;
+  size_t outputs_left_ = 0;
   std::deque<grpc::ByteBuffer> queue_;  // the front one is being written
   int64_t queued_bytes_ = 0;
   absl::Time progress_;              // when the client last took something, or the queue began
   std::optional<absl::Status> end_;  // what the call ends with, once the queue is empty
   bool cancelled_ = false;
   bool finished_ = false;
+  // Of the first output; generated tokens of all.
   int64_t prompt_tokens_ = 0, cached_tokens_ = 0, computed_tokens_ = 0, generated_tokens_ = 0;
   v1::Finish finish_;
 };

@@ -8,6 +8,8 @@ namespace {
 
 // A state is saved when it spares at least so many tokens: fewer are computed about as quickly as a state is copied twice.
 constexpr int64_t kTokensWorthAState = 64;
+// A request waits for another's rows if those are so many: fewer cost little in a step that is made anyway.
+constexpr int64_t kTokensWorthWaiting = 64;
 // A snapshot in a slot that cannot be saved is given up for a shorter prefix if that is at least this part of the prompt: less is
 // not worth another sequence.
 constexpr int64_t kPartWorthASequence = 10;
@@ -138,6 +140,17 @@ absl::StatusOr<KvSlots::Lease> KvSlots::Acquire(std::span<const int32_t> prompt,
   stats_.prompt_tokens += std::ssize(prompt);
   stats_.cached_tokens += match.tokens;
   return Lease{.slot = SlotId(IdOf(slot)), .cached_tokens = match.tokens};
+}
+
+bool KvSlots::WorthWaitingFor(SlotId id, std::span<const int32_t> known, int64_t submitted,
+                              std::span<const int32_t> prompt) const {
+  if (submitted == std::ssize(known) && !has_state()) return false;
+  const int64_t most = std::min(CommonOf(known, prompt), std::ssize(prompt) - 1);
+  if (!has_state()) return most / options_.block_tokens * options_.block_tokens - submitted >= kTokensWorthWaiting;
+  // The places where it will save its state are worth a state.
+  return std::ranges::any_of(slots_[id.value()].save_at, [&](int64_t place) {
+    return place <= most || (!options_.states && place - most <= kStateSlack && most >= kTokensWorthWaiting);
+  });
 }
 
 int64_t KvSlots::BlocksNeeded(std::span<const int32_t> prompt, int64_t reserve_tokens, bool reuse,

@@ -72,6 +72,9 @@ class KvSlots {
   // link carries in microseconds, and a step of a prompt of any length ships experts of a thousand times that size.
   absl::StatusOr<Lease> Acquire(std::span<const int32_t> prompt, int64_t reserve_tokens, bool reuse,
                                 const std::string& domain = "");
+  // Whether a sequence that begins with `prompt` should be placed later, since it can then reuse much that the running one in
+  // `slot`, of its domain, computes until then: of that one's `known` tokens, the first `submitted` are in steps.
+  bool WorthWaitingFor(SlotId slot, std::span<const int32_t> known, int64_t submitted, std::span<const int32_t> prompt) const;
   // Blocks that hold so many tokens.
   int64_t BlocksFor(int64_t tokens) const { return (tokens + options_.block_tokens - 1) / options_.block_tokens; }
   // How many of free_blocks() such a request takes: those that it shares with running ones are not among them.

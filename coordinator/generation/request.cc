@@ -185,6 +185,7 @@ absl::StatusOr<std::shared_ptr<Request>> Request::Create(const v1::GenerateReque
   result->logprobs_ = request.has_logprobs();
   result->prompt_progress_ = request.prompt_progress();
   result->stop_strings_.assign(request.stop().begin(), request.stop().end());
+  result->priority_ = request.priority();
   result->forget_experts_ = request.forget_experts();
   result->resumes_ = !request.has_resume() || request.resume();
   if (request.has_prompt_logprobs()) result->prompt_logprobs_ = static_cast<int32_t>(request.prompt_logprobs());

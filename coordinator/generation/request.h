@@ -70,6 +70,7 @@ class Request final : public Generation {
   const GenerationOwner& owner() const override { return owner_; }
   // Before it is submitted.
   void SetOwner(GenerationOwner owner) { owner_ = std::move(owner); }
+  int32_t priority() const override { return priority_; }
   bool forgets_experts() const override { return forget_experts_; }
   bool resumes() const override { return resumes_; }
   std::span<const int32_t> tokens() const override { return tokens_; }
@@ -116,6 +117,7 @@ class Request final : public Generation {
   std::vector<std::string> stop_strings_;
   std::optional<int32_t> matched_token_;  // the end token that ended the output
   std::optional<int> matched_stop_;       // index into stop_strings_ of the stop string that ended it
+  int32_t priority_ = 0;
   bool forget_experts_ = false;
   bool resumes_ = true;
   std::optional<int32_t> prompt_logprobs_;  // how many of the best

@@ -1,5 +1,6 @@
 #include "coordinator/generation/vllm_service.h"
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -17,7 +18,6 @@ absl::Status RefuseWhatIsMissing(const vllm::GenerateRequest& request) {
       {"mm_inputs", !request.mm_inputs().empty() || request.extra_mm_inputs_size() > 0},
       {"media_refs", !request.media_refs().empty()},
       {"data_parallel_rank", request.data_parallel_rank() != 0},
-      {"sampling_params.n above 1", sampling.n() > 1},
       {"sampling_params.structural_tag", sampling.has_structural_tag()},
       {"sampling_params.truncate_prompt_tokens", sampling.has_truncate_prompt_tokens()}};
   for (const auto& [name, given] : kMissing) {
@@ -59,7 +59,7 @@ void Append(const v1::PositionLogprobs& from, vllm::TopLogProbs* top) {
   }
 }
 
-// Messages of one call. Keeps the ids and log-probabilities of the whole output for the last message.
+// Messages of one call. Keeps the ids and log-probabilities of each whole output for its last message.
 class VllmMessages final : public GenerateMessages {
  public:
   absl::Status Parse(const grpc::ByteBuffer& message, v1::GenerateRequest* request) override {
@@ -73,19 +73,30 @@ class VllmMessages final : public GenerateMessages {
   }
 
   absl::Status Write(const v1::GenerateResponse& response, std::vector<grpc::ByteBuffer>* messages) override {
+    Output& output = outputs_[response.index()];
     vllm::GenerateResponse chunk;
-    FillChunk(response, chunk.mutable_chunk());
-    Keep(chunk.chunk());
+    FillChunk(response, output, chunk.mutable_chunk());
+    output.complete.mutable_output_ids()->MergeFrom(chunk.chunk().token_ids());
+    if (chunk.chunk().has_output_logprobs()) {
+      output.complete.mutable_output_logprobs()->MergeFrom(chunk.chunk().output_logprobs());
+    }
     const bool says = chunk.chunk().token_ids_size() > 0 || chunk.chunk().has_input_logprobs();
     if (streams_ && says) RETURN_IF_ERROR(Serialize(chunk, &messages->emplace_back()));
     if (!response.has_finish()) return absl::OkStatus();
     vllm::GenerateResponse last;
-    FillComplete(response, last.mutable_complete());
+    FillComplete(response, output, last.mutable_complete());
     return Serialize(last, &messages->emplace_back());
   }
 
  private:
-  void FillChunk(const v1::GenerateResponse& response, vllm::GenerateStreamChunk* chunk) {
+  struct Output {
+    vllm::GenerateComplete complete;
+    vllm::InputLogProbs prompt;
+    bool prompt_told = false;
+  };
+
+  void FillChunk(const v1::GenerateResponse& response, Output& output, vllm::GenerateStreamChunk* chunk) const {
+    chunk->set_index(response.index());
     *chunk->mutable_token_ids() = response.token_ids();
     chunk->set_prompt_tokens(response.usage().prompt_tokens());
     chunk->set_completion_tokens(response.usage().generated_tokens());
@@ -96,49 +107,43 @@ class VllmMessages final : public GenerateMessages {
       Append(position, chunk->mutable_output_logprobs()->add_top_logprobs());
     }
     // Those of a long prompt come in parts; the API has them in one message.
-    AddPrompt(response);
-    if (response.token_ids_size() > 0 && !prompt_told_ && prompt_.token_ids_size() > 0) {
-      *chunk->mutable_input_logprobs() = prompt_;
-      prompt_told_ = true;
+    AddPrompt(response, &output.prompt);
+    if (response.token_ids_size() > 0 && !output.prompt_told && output.prompt.token_ids_size() > 0) {
+      *chunk->mutable_input_logprobs() = output.prompt;
+      output.prompt_told = true;
     }
   }
 
-  void AddPrompt(const v1::GenerateResponse& response) {
+  void AddPrompt(const v1::GenerateResponse& response, vllm::InputLogProbs* prompt) const {
     if (response.prompt_logprobs_size() == 0) return;
-    if (prompt_.token_ids_size() == 0) {
-      prompt_.add_token_logprobs();
-      prompt_.add_token_ids(first_token_);
-      prompt_.add_top_logprobs();
+    if (prompt->token_ids_size() == 0) {
+      prompt->add_token_logprobs();
+      prompt->add_token_ids(first_token_);
+      prompt->add_top_logprobs();
     }
     for (const v1::PositionLogprobs& position : response.prompt_logprobs()) {
-      prompt_.add_token_logprobs()->set_value(position.logprob());
-      prompt_.add_token_ids(position.id());
-      Append(position, prompt_.add_top_logprobs());
+      prompt->add_token_logprobs()->set_value(position.logprob());
+      prompt->add_token_ids(position.id());
+      Append(position, prompt->add_top_logprobs());
     }
   }
 
-  void Keep(const vllm::GenerateStreamChunk& chunk) {
-    complete_.mutable_output_ids()->MergeFrom(chunk.token_ids());
-    if (chunk.has_output_logprobs()) complete_.mutable_output_logprobs()->MergeFrom(chunk.output_logprobs());
-  }
-
-  void FillComplete(const v1::GenerateResponse& response, vllm::GenerateComplete* complete) {
-    *complete = std::move(complete_);
+  static void FillComplete(const v1::GenerateResponse& response, Output& output, vllm::GenerateComplete* complete) {
+    *complete = std::move(output.complete);
+    complete->set_index(response.index());
     const v1::Finish& finish = response.finish();
     complete->set_finish_reason(finish.reason() == v1::Finish::LENGTH ? "length" : "stop");
     complete->set_prompt_tokens(finish.prompt_tokens());
     complete->set_completion_tokens(finish.generated_tokens());
     complete->set_cached_tokens(finish.cached_prompt_tokens());
-    if (prompt_.token_ids_size() > 0) *complete->mutable_input_logprobs() = std::move(prompt_);
+    if (output.prompt.token_ids_size() > 0) *complete->mutable_input_logprobs() = std::move(output.prompt);
     if (finish.has_matched_token_id()) complete->set_matched_token_id(finish.matched_token_id());
     if (finish.has_matched_stop()) complete->set_matched_stop_str(finish.matched_stop());
   }
 
   bool streams_ = false;
   uint32_t first_token_ = 0;
-  vllm::GenerateComplete complete_;
-  vllm::InputLogProbs prompt_;
-  bool prompt_told_ = false;
+  std::map<uint32_t, Output> outputs_;
 };
 
 }  // namespace
@@ -160,6 +165,7 @@ absl::Status ToFerry(const vllm::GenerateRequest& request, v1::GenerateRequest* 
   for (const std::string& stop : sampling.stop()) result->add_stop(stop);
   *result->mutable_stop_token_ids() = sampling.stop_token_ids();
   result->set_ignore_eos(sampling.ignore_eos());
+  result->set_n(sampling.n());
   const auto count = [](const char* name, int32_t value) -> absl::Status {
     return value >= 0 ? absl::OkStatus() : InvalidArgument("sampling_params.%s is %d, want 0 to 20", name, value);
   };

@@ -154,7 +154,10 @@ absl::Status ReadSamplingFields(const JsonFields& fields, v1::GenerateRequest* r
     ASSIGN_OR_RETURN(const std::vector<uint32_t> tokens, TokenIdsOf(*ids, fields.PathOf("stop_token_ids")));
     request->mutable_stop_token_ids()->Add(tokens.begin(), tokens.end());
   }
-  ASSIGN_OR_RETURN(const auto salt, fields.String("cache_salt"));  // vLLM's
+  // vLLM's.
+  ASSIGN_OR_RETURN(const auto priority, fields.Integer("priority", -kMaxInt32 - 1, kMaxInt32));
+  if (priority) request->set_priority(static_cast<int32_t>(*priority));
+  ASSIGN_OR_RETURN(const auto salt, fields.String("cache_salt"));
   if (salt) request->set_cache_salt(*salt);
   ASSIGN_OR_RETURN(const auto ignore_eos, fields.Bool("ignore_eos"));
   if (ignore_eos) request->set_ignore_eos(*ignore_eos);

@@ -26,6 +26,7 @@ class FakeGeneration final : public Generation {
   bool forgets_experts() const override { return forgets; }
   bool resumes() const override { return may_resume; }
   const GenerationOwner& owner() const override { return whose; }
+  int32_t priority() const override { return urgency; }
   std::span<const int32_t> tokens() const override { return tokens_; }
   std::optional<LogitsRequest> LogitsAt(int64_t position) const override {
     if (position + 1 < static_cast<int64_t>(tokens_.size()) && position >= prompt_tokens_ - 1) return std::nullopt;  // sampled
@@ -50,6 +51,7 @@ class FakeGeneration final : public Generation {
   bool score = false, forgets = false, may_resume = true;
   int resumed = 0, suspended = 0;
   GenerationOwner whose;
+  int32_t urgency = 0;
   int32_t top_n = 4;
   absl::Time end_by = absl::InfiniteFuture();
   bool admitted = false, finished = false;
@@ -456,6 +458,88 @@ TEST_F(BatchSchedulerTest, GoesOnFromAFinishedRequestsSequence) {
   ASSERT_OK(scheduler_.Enqueue(next));
   EXPECT_EQ(next->cached, 23) << "the last sampled token was never computed";
   EXPECT_THAT(RunStep(), ElementsAre(2));
+}
+
+// Room for several prompts of 80 tokens.
+class CommonBeginningsTest : public BatchSchedulerTest {
+ protected:
+  CommonBeginningsTest() : BatchSchedulerTest(Options()) {}
+  static BatchSchedulerOptions Options() {
+    BatchSchedulerOptions options = SmallOptions();
+    options.slots.num_blocks = 100;
+    return options;
+  }
+  static std::shared_ptr<FakeGeneration> SameAs(const FakeGeneration& first) {
+    return std::make_shared<FakeGeneration>(std::vector<int32_t>(first.tokens().begin(), first.tokens().end()), 4);
+  }
+};
+
+TEST_F(CommonBeginningsTest, AreComputedOnce) {
+  const auto first = Add(80, 4);
+  const auto same = SameAs(*first), forked = SameAs(*first);
+  ASSERT_OK(scheduler_.Enqueue(same));
+  ASSERT_OK(scheduler_.Enqueue(forked));
+  EXPECT_FALSE(same->admitted || forked->admitted);
+  const auto other = Add(8, 2);
+  EXPECT_TRUE(other->admitted) << "nobody waits behind requests that wait for rows";
+  RunStep();
+  EXPECT_FALSE(same->admitted);
+  RunStep();
+  EXPECT_TRUE(same->admitted) << "fewer than 64 tokens are not worth the wait";
+  EXPECT_EQ(same->cached, 16);
+  RunAll();
+  EXPECT_TRUE(first->finished && same->finished && forked->finished && other->finished);
+  EXPECT_EQ(forked->cached, 79);
+}
+
+TEST_F(CommonBeginningsTest, NobodyWaitsForRowsOfARequestThatHasGone) {
+  const auto first = Add(80, 4);
+  const auto same = std::make_shared<FakeGeneration>(std::vector<int32_t>(first->tokens().begin(), first->tokens().end()), 4);
+  ASSERT_OK(scheduler_.Enqueue(same));
+  RunStep();
+  scheduler_.Cancel(first.get());
+  RunAll();
+  EXPECT_TRUE(same->finished);
+  EXPECT_EQ(same->cached, 16);
+}
+
+TEST_F(CommonBeginningsTest, WhoWaitsForRowsNeedsNoPlaceInTheQueue) {
+  BatchSchedulerOptions options = Options();
+  options.max_queued = 0;
+  BatchScheduler scheduler(options, &clock_);
+  const auto first = Make(80, 4);
+  ASSERT_OK(scheduler.Enqueue(first));
+  for (int i = 0; i < 2; ++i) EXPECT_OK(scheduler.Enqueue(SameAs(*first)));
+  EXPECT_THAT(scheduler.Enqueue(SameAs(*first)), StatusIs(absl::StatusCode::kResourceExhausted));
+}
+
+TEST_F(BatchSchedulerTest, OfAnOwnersRequestsTheLowestPriorityGoesFirst) {
+  for (int i = 0; i < 3; ++i) Add(4, 8);
+  const auto add = [&](int32_t urgency) {
+    auto generation = Make(4, 8);
+    generation->urgency = urgency;
+    EXPECT_OK(scheduler_.Enqueue(generation));
+    return generation;
+  };
+  const auto usual = add(0), late = add(5), urgent = add(-5), also_urgent = add(-5);
+  std::vector<const FakeGeneration*> admitted;
+  const auto look = [&] {
+    for (const auto& each : {usual, late, urgent, also_urgent}) {
+      if (each->admitted && std::ranges::find(admitted, each.get()) == admitted.end()) admitted.push_back(each.get());
+    }
+  };
+  while (!RunStep().empty()) look();
+  // Three places become free at once: of those the urgent ones are two.
+  EXPECT_EQ(admitted.size(), 4u);
+  EXPECT_EQ(admitted.back(), late.get());
+}
+
+TEST_F(BatchSchedulerTest, PromptsOfALowPriorityNumberGetTheRowsFirst) {
+  const auto first = Add(40, 4);
+  const auto urgent = Make(10, 4);
+  urgent->urgency = -1;
+  ASSERT_OK(scheduler_.Enqueue(urgent));
+  EXPECT_THAT(RunStep(), ElementsAre(10, 6));
 }
 
 TEST_F(BatchSchedulerTest, ComputesAWholePromptThatIsScored) {

@@ -238,8 +238,12 @@ TEST_F(FerryServiceTest, SpeaksTheApiOfVllmsEngine) {
     EXPECT_EQ(complete.output_logprobs().token_logprobs_size(), 4);
   }
   request.mutable_sampling_params()->set_n(2);
-  grpc::ClientContext refused;
-  EXPECT_THAT(vllm_stub_->Generate(&refused, request)->Finish().error_message(), testing::HasSubstr("sampling_params.n above 1"));
+  grpc::ClientContext twice;
+  const auto call = vllm_stub_->Generate(&twice, request);
+  for (vllm::GenerateResponse message; call->Read(&message);) {
+    EXPECT_THAT(message.complete().output_ids(), testing::ElementsAre('d', 'e', 'f', 'g')) << message.complete().index();
+  }
+  EXPECT_TRUE(call->Finish().ok());
   grpc::ClientContext asked;
   vllm::GetModelInfoResponse model;
   ASSERT_TRUE(vllm_stub_->GetModelInfo(&asked, {}, &model).ok());
@@ -307,6 +311,42 @@ TEST_F(FerryServiceTest, RequestsOfOneSaltReuseTheirPrefixes) {
   v1::GenerateRequest request = Greedy("abc", 2);
   request.set_cache_salt(std::string(257, 'a'));
   EXPECT_THAT(Generate(request).status.error_message(), testing::HasSubstr("cache_salt has 257 bytes, want at most 256"));
+}
+
+TEST_F(FerryServiceTest, SeveralOutputsOfOnePromptComputeItOnce) {
+  std::string prompt;
+  for (int i = 0; i < 10; ++i) prompt += "abcdefghijklmnopqrstuvw";
+  v1::GenerateRequest request = Greedy(prompt, 3);
+  request.set_n(4);
+  request.mutable_sampling()->set_seed(7);
+  grpc::ClientContext context;
+  const auto stream = stub_->Generate(&context, request);
+  std::map<uint32_t, std::string> texts;
+  std::map<uint32_t, v1::Finish> finishes;
+  v1::GenerateResponse response;
+  while (stream->Read(&response)) {
+    texts[response.index()] += response.text();
+    if (response.has_finish()) finishes[response.index()] = response.finish();
+  }
+  EXPECT_TRUE(stream->Finish().ok());
+  EXPECT_EQ(texts, (std::map<uint32_t, std::string>{{0, "xyz"}, {1, "xyz"}, {2, "xyz"}, {3, "xyz"}}));
+  ASSERT_EQ(finishes.size(), 4u);
+  int64_t computed = 0;
+  for (const auto& [index, finish] : finishes) {
+    EXPECT_EQ(finish.seed(), 7 + index);
+    computed += finish.prompt_tokens() - finish.cached_prompt_tokens();
+  }
+  EXPECT_LT(computed, 231 + 3 * 32) << "of 231 tokens each, the others compute less than a block";
+  request.set_n(65);
+  EXPECT_THAT(Generate(request).status.error_message(), testing::HasSubstr("n is 65, want at most 64"));
+}
+
+TEST_F(FerryServiceTest, AnOutputThatFailsEndsTheCall) {
+  v1::GenerateRequest request = Greedy("abc", 3);
+  request.set_n(10);  // two run and two wait
+  const Answer answer = Generate(request);
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED) << answer.status.error_message();
+  EXPECT_TRUE(EventuallyIdle());
 }
 
 TEST_F(FerryServiceTest, AClientThatLeavesFreesItsBlocks) {

@@ -225,6 +225,29 @@ TEST(KvSlots, HostMemoryForgetsTheOldestFirst) {
 // Window 8, ring 12: after n tokens the ring holds [n - 12, n).
 KvSlotsOptions Sliding() { return {.num_slots = 1, .num_blocks = 50, .block_tokens = 4, .window = 8, .ring_tokens = 12}; }
 
+TEST(KvSlots, AnotherIsWorthWaitingForUntilItsStateIsSaved) {
+  KvSlots slots({.num_slots = 2,
+                 .num_blocks = 100,
+                 .block_tokens = 4,
+                 .window = 8,
+                 .ring_tokens = 12,
+                 .num_host_blocks = 50,
+                 .num_host_states = 4});
+  const std::vector<int32_t> prompt = Tokens(100);
+  ASSERT_OK_AND_ASSIGN(const KvSlots::Lease lease, slots.Acquire(prompt, 110, true));
+  const auto worth = [&](int64_t submitted, const std::vector<int32_t>& other) {
+    return slots.WorthWaitingFor(lease.slot, prompt, submitted, other);
+  };
+  EXPECT_TRUE(worth(0, prompt));
+  EXPECT_FALSE(worth(0, Branch(30, 100))) << "what it has in common is far before the state";
+  Compute(slots, lease, prompt);
+  EXPECT_TRUE(worth(100, prompt)) << "the next step saves the state";
+  Compute(slots, {.slot = lease.slot, .cached_tokens = 100}, Tokens(101));
+  EXPECT_FALSE(worth(100, prompt));
+  ASSERT_OK_AND_ASSIGN(const KvSlots::Lease same, slots.Acquire(prompt, 110, true));
+  EXPECT_EQ(same.cached_tokens, 99);
+}
+
 TEST(KvSlots, GoesOnOnlyWhereTheRingStillHoldsTheWindow) {
   for (int64_t common = 1; common < 40; ++common) {
     KvSlots slots(Sliding());
