@@ -35,7 +35,7 @@ struct Control {
   alignas(64) std::atomic<uint32_t> answer_number;   // set to the request's number when the answer is written
 
   alignas(64) std::atomic<uint32_t> kind;
-  std::atomic<uint32_t> layer, num_rows, num_uses, num_entries;
+  std::atomic<uint32_t> layer, num_rows, num_uses, num_entries, helpers;
   std::atomic<uint64_t> incarnation, step;
 
   alignas(64) std::atomic<uint32_t> code;  // absl::StatusCode
@@ -164,6 +164,7 @@ struct ExpertMailbox::Impl {
     request.step = from.step.load(kRelaxed);
     request.layer = static_cast<int32_t>(from.layer.load(kRelaxed));
     request.num_rows = static_cast<int32_t>(from.num_rows.load(kRelaxed));
+    request.helpers = from.helpers.load(kRelaxed);
     const uint32_t num_uses = from.num_uses.load(kRelaxed), num_entries = from.num_entries.load(kRelaxed);
     if (num_uses > shape.max_experts) {
       return InvalidArgument("num_uses is %d, want at most %d", num_uses, shape.max_experts);
@@ -212,10 +213,10 @@ struct ExpertMailbox::Impl {
     const Word* words = Words(regions.places);
     for (ExpertPlace& place : result) {
       const uint32_t value = (words++)->load(kRelaxed);
-      if (value > static_cast<uint32_t>(ExpertPlace::kHost)) {
+      place = static_cast<ExpertPlace>(value);
+      if (value > UINT8_MAX || (place > ExpertPlace::kHost && !IsHelper(place))) {
         return Internal("the expert engine answered with the unknown place %d", value);
       }
-      place = static_cast<ExpertPlace>(value);
     }
     if (places != nullptr) *places = std::move(result);
     return absl::OkStatus();
@@ -299,6 +300,7 @@ absl::Status ExpertMailbox::Post(const ExpertRequest& request) {
   to.step.store(request.step, kRelaxed);
   to.layer.store(static_cast<uint32_t>(request.layer), kRelaxed);
   to.num_rows.store(static_cast<uint32_t>(request.num_rows), kRelaxed);
+  to.helpers.store(request.helpers, kRelaxed);
   to.num_uses.store(static_cast<uint32_t>(request.uses.size()), kRelaxed);
   to.num_entries.store(static_cast<uint32_t>(request.entry_rows.size()), kRelaxed);
   Word* words = impl.Words(impl.regions.uses);

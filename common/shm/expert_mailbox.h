@@ -31,8 +31,21 @@ struct MailboxShape {
 
 enum class ExpertRequestKind : uint32_t { kPlan = 1, kCompute = 2 };
 
-// Where an activated expert is computed: on the worker from a slot, on the worker after a copy, or on the coordinator's host.
-enum class ExpertPlace : uint8_t { kResident = 0, kShip = 1, kHost = 2 };
+// Where an activated expert is computed: on the worker from a slot, on the worker after a copy, on the coordinator's host, or by
+// another worker of the host, which PlaceOfHelper names.
+enum class ExpertPlace : uint8_t { kResident = 0, kShip = 1, kHost = 2, kFirstHelper = 16 };
+
+// Workers that may help are numbered by their ids, below this.
+inline constexpr int64_t kMaxHelpers = 16;
+inline constexpr ExpertPlace PlaceOfHelper(int64_t worker) {
+  return static_cast<ExpertPlace>(static_cast<int64_t>(ExpertPlace::kFirstHelper) + worker);
+}
+inline constexpr bool IsHelper(ExpertPlace place) {
+  return place >= ExpertPlace::kFirstHelper && place < PlaceOfHelper(kMaxHelpers);
+}
+inline constexpr int64_t HelperOf(ExpertPlace place) {
+  return static_cast<int64_t>(place) - static_cast<int64_t>(ExpertPlace::kFirstHelper);
+}
 
 struct ActivatedExpert {
   int32_t expert = 0;
@@ -54,6 +67,7 @@ struct ExpertRequest {
   int32_t num_rows = 0;
   std::vector<ActivatedExpert> uses;
   std::vector<int32_t> entry_rows;  // kCompute: input row of each entry, grouped by use in order
+  uint32_t helpers = 0;             // kPlan: bit i: worker i has nothing else to do
 };
 // InvalidArgument naming the field, for a request that came over any transport. Incarnation and step are the caller's to check.
 absl::Status CheckExpertRequest(const ExpertRequest& request, const MailboxShape& shape, int64_t num_layers);

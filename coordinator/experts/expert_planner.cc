@@ -1,6 +1,7 @@
 #include "coordinator/experts/expert_planner.h"
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 #include <optional>
 
@@ -129,21 +130,139 @@ class EngineDivision {
 };
 
 // How many of `absent` to ship when several engines take the rest: shipping more takes longer, and the rest shorter, so the best
-// number is next to where they cross.
-size_t BestShipped(const PlannerInput& input, const EngineDivision& division, std::span<const size_t> absent) {
-  const double copy_seconds = input.bytes_per_expert / input.rates.link_bytes_per_second;
-  const auto rest = [&](size_t shipped) { return division.Divide(absent.subspan(shipped)).seconds; };
-  size_t low = 0, high = absent.size();  // at `high` the copies take at least as long as the rest
+// number is next to where they cross. `shipping` and `rest`: seconds, by the number shipped.
+template <typename Shipping, typename Rest>
+size_t BestShipped(size_t absent, const Shipping& shipping, const Rest& rest) {
+  size_t low = 0, high = absent;  // at `high` the copies take at least as long as the rest
   while (low < high) {
     const size_t middle = (low + high) / 2;
-    if (static_cast<double>(middle) * copy_seconds >= rest(middle)) {
+    if (shipping(middle) >= rest(middle)) {
       high = middle;
     } else {
       low = middle + 1;
     }
   }
   if (low == 0) return 0;
-  return rest(low - 1) <= std::max(static_cast<double>(low) * copy_seconds, rest(low)) ? low - 1 : low;
+  return rest(low - 1) <= std::max(shipping(low), rest(low)) ? low - 1 : low;
+}
+
+// The worker's own link and those of its helpers while uses are handed out.
+class LinkDivision {
+ public:
+  explicit LinkDivision(const PlannerInput& input) : input_(input) {
+    for (size_t i = 0; i < input.helpers.size(); ++i) {
+      if (input.helpers[i].link_bytes_per_second > 0) order_.push_back(i);
+    }
+    const auto cost = [&](size_t i) { return Start(i) + input.bytes_per_expert / input.helpers[i].link_bytes_per_second; };
+    std::stable_sort(order_.begin(), order_.end(), [&](size_t a, size_t b) { return cost(a) < cost(b); });
+  }
+
+  size_t num_helpers() const { return order_.size(); }
+
+  // Divides `uses`, indices of input.uses, heaviest first, among the own link and the `count` quickest helpers. The helper of
+  // each, -1 for the own link, and the time until the last has answered.
+  struct Result {
+    std::vector<int32_t> helpers;
+    double seconds = 0;
+  };
+  Result Divide(std::span<const size_t> uses, size_t count) const {
+    // What is on its way already stays with the own link.
+    std::vector<size_t> order(uses.size());
+    std::iota(order.begin(), order.end(), 0);
+    const auto first =
+        std::stable_partition(order.begin(), order.end(), [&](size_t at) { return input_.uses[uses[at]].resident == kComing; });
+    const size_t num_coming = first - order.begin();
+    const double copy = input_.bytes_per_expert / input_.rates.link_bytes_per_second;
+    const auto own = [&](size_t number) { return static_cast<double>(num_coming + number) * copy; };
+    const auto others = [&](size_t number) {
+      return HelperSeconds(uses, std::span(order).subspan(num_coming + number), count, nullptr);
+    };
+    const size_t number = BestShipped(order.size() - num_coming, own, others);
+    Result result = {.helpers = std::vector<int32_t>(uses.size(), -1), .seconds = own(number)};
+    const std::span<const size_t> left = std::span(order).subspan(num_coming + number);
+    result.seconds = std::max(result.seconds, HelperSeconds(uses, left, count, &result.helpers));
+    return result;
+  }
+
+ private:
+  // What a helper takes before its first copy.
+  double Start(size_t i) const {
+    return input_.helpers[i].fixed_seconds + static_cast<double>(input_.num_rows) * input_.helpers[i].row_seconds;
+  }
+
+  // Gives those of `uses` that `left` counts to the `count` quickest helpers, each to the one that would end first with it. The
+  // time until the last has answered; infinite when they may not take so many tokens. `helpers`: by use, or null.
+  double HelperSeconds(std::span<const size_t> uses, std::span<const size_t> left, size_t count,
+                       std::vector<int32_t>* helpers) const {
+    std::vector<double> ends(input_.helpers.size());
+    int64_t tokens_left = input_.max_helper_tokens;
+    double last = 0;
+    for (const size_t at : left) {
+      const int64_t tokens = input_.uses[uses[at]].tokens;
+      tokens_left -= tokens;
+      size_t chosen = 0;
+      double soonest = std::numeric_limits<double>::infinity();
+      for (const size_t i : std::span(order_).first(count)) {
+        const HelperPlace& helper = input_.helpers[i];
+        const double end = (ends[i] > 0 ? ends[i] : Start(i)) + input_.bytes_per_expert / helper.link_bytes_per_second +
+                           static_cast<double>(tokens) * helper.contribution_seconds;
+        if (end < soonest) {
+          chosen = i;
+          soonest = end;
+        }
+      }
+      ends[chosen] = soonest;
+      last = std::max(last, soonest);
+      if (helpers != nullptr) (*helpers)[at] = static_cast<int32_t>(chosen);
+    }
+    return tokens_left < 0 ? std::numeric_limits<double>::infinity() : last;
+  }
+
+  const PlannerInput& input_;
+  std::vector<size_t> order_;  // helpers whose rates are known, the quickest first
+};
+
+// The seconds that the host and further engines take for `absent` without the first of them, by how many those are.
+class RestSeconds {
+ public:
+  RestSeconds(const PlannerInput& input, const EngineDivision* division, std::span<const size_t> absent)
+      : division_(division), absent_(absent), host_(absent.size() + 1) {
+    if (division != nullptr) return;
+    for (size_t i = absent.size(); i-- > 0;) host_[i] = host_[i + 1] + HostSeconds(input, input.uses[absent[i]].tokens);
+  }
+  double operator()(size_t shipped) const {
+    return division_ != nullptr ? division_->Divide(absent_.subspan(shipped)).seconds : host_[shipped];
+  }
+
+ private:
+  const EngineDivision* const division_;
+  const std::span<const size_t> absent_;
+  std::vector<double> host_;
+};
+
+// How many of `absent` to ship, and by which links, when helpers make the layer shorter; nullopt: they do not. `alone`: how many
+// are shipped without them. `host`: the rest may be computed by engines.
+struct HelpedPlan {
+  size_t num_shipped = 0;
+  LinkDivision::Result links;
+};
+std::optional<HelpedPlan> PlanWithHelpers(const PlannerInput& input, const EngineDivision* division,
+                                          std::span<const size_t> absent, size_t alone, bool host) {
+  const LinkDivision links(input);
+  if (links.num_helpers() == 0 || absent.empty()) return std::nullopt;
+  const RestSeconds rest(input, division, absent);
+  const double own_copy = input.bytes_per_expert / input.rates.link_bytes_per_second;
+  double best = std::max(static_cast<double>(alone) * own_copy, host ? rest(alone) : 0);
+  std::optional<HelpedPlan> plan;
+  for (size_t count = 1; count <= links.num_helpers(); ++count) {
+    const auto shipping = [&](size_t shipped) { return links.Divide(absent.first(shipped), count).seconds; };
+    const size_t shipped = host ? BestShipped(absent.size(), shipping, rest) : absent.size();
+    const double seconds = std::max(shipping(shipped), host ? rest(shipped) : 0);
+    if (!(seconds < kWorthHelp * best)) continue;
+    best = seconds;
+    plan = {.num_shipped = shipped, .links = links.Divide(absent.first(shipped), count)};
+  }
+  return plan;
 }
 
 }  // namespace
@@ -172,7 +291,10 @@ ExpertPlan PlanExperts(const PlannerInput& input) {
   } else if (input.ship_all || !input.host_allowed || !RatesKnown(input.rates)) {
     num_shipped = absent.size();
   } else if (division) {
-    num_shipped = BestShipped(input, *division, absent);
+    const double copy_seconds = input.bytes_per_expert / input.rates.link_bytes_per_second;
+    num_shipped = BestShipped(
+        absent.size(), [&](size_t shipped) { return static_cast<double>(shipped) * copy_seconds; },
+        RestSeconds(input, &*division, absent));
   } else {
     // Shipping the s heaviest takes s * bytes / link; the host takes the rest. The first grows and the second shrinks with s,
     // so the best s is next to where they cross: try all, the list is at most num_experts long.
@@ -190,7 +312,21 @@ ExpertPlan PlanExperts(const PlannerInput& input) {
       }
     }
   }
+  const bool host = input.host_allowed && !input.ship_all;
+  std::optional<HelpedPlan> helped;
+  if (can_ship && input.rates.link_bytes_per_second > 0 && (!host || HostRatesKnown(input.rates))) {
+    helped = PlanWithHelpers(input, division ? &*division : nullptr, absent, num_shipped, host);
+  }
+  if (helped) {
+    num_shipped = helped->num_shipped;
+    plan.helpers.assign(input.uses.size(), -1);
+    for (size_t rank = 0; rank < num_shipped; ++rank) plan.helpers[absent[rank]] = helped->links.helpers[rank];
+  }
   for (size_t rank = 0; rank < absent.size(); ++rank) {
+    if (helped && rank < num_shipped && helped->links.helpers[rank] >= 0) {
+      plan.places[absent[rank]] = ExpertPlace::kShip;
+      continue;
+    }
     const bool coming = input.uses[absent[rank]].resident == kComing;
     if (rank < num_shipped) plan.places[absent[rank]] = coming ? ExpertPlace::kResident : ExpertPlace::kShip;
   }
@@ -203,7 +339,9 @@ ExpertPlan PlanExperts(const PlannerInput& input) {
     plan.engine_seconds = result.seconds;
   }
 
-  if (input.rates.link_bytes_per_second > 0) {
+  if (helped) {
+    plan.link_seconds = helped->links.seconds;
+  } else if (input.rates.link_bytes_per_second > 0) {
     plan.link_seconds = static_cast<double>(num_shipped) * input.bytes_per_expert / input.rates.link_bytes_per_second;
   }
   if (HostRatesKnown(input.rates)) {

@@ -15,6 +15,10 @@
 // What is left to engines goes, heaviest first, to the engine that would end first with it. Engines are tried in order of their
 // speed, the host's always and then each faster one before a slower one, and the fewest that give the shortest time are used. So
 // an engine that is slower than all others never lengthens the predicted time.
+//
+// Another worker of the host that has nothing else to do is a second link: rows go there and contributions come back through the
+// host's memory. The own link takes the heaviest experts, since only helpers pay for each token. Helpers are used from the
+// quickest on, and only as far as they make the layer shorter by kWorthHelp.
 
 #include <cstdint>
 #include <memory>
@@ -44,6 +48,16 @@ struct EnginePlace {
   std::shared_ptr<const std::vector<bool>> holds;  // by expert of the layer; null: all
 };
 
+// Another worker of this host that ships and computes experts for the one that asks. A rate of 0 is not known: it gets nothing.
+struct HelperPlace {
+  double link_bytes_per_second = 0;
+  double fixed_seconds = 0;         // of a request and its answer
+  double row_seconds = 0;           // of each row of the step, all of which go there
+  double contribution_seconds = 0;  // of each token's contribution, which comes back
+};
+// The share of its time without the next helper that a layer may at most take with it. Predictions are no better than that.
+inline constexpr double kWorthHelp = 0.95;
+
 struct PlannerInput {
   std::span<const ActivatedExpert> uses;
   double bytes_per_expert = 0;
@@ -55,14 +69,18 @@ struct PlannerInput {
   bool ship_all = false;     // --no-ooae: every expert that is not resident is shipped
   int64_t num_rows = 0;      // of the step: an exchange carries each of them at most once
   std::span<const EnginePlace> others;
+  std::span<const HelperPlace> helpers;
+  int64_t max_helper_tokens = INT64_MAX;  // of all helpers together
 };
 
 struct ExpertPlan {
-  std::vector<ExpertPlace> places;  // one a use
+  std::vector<ExpertPlace> places;  // one a use; never a helper's
+  // One a use, when helpers are used; else empty. Where the place is kShip: the number of the helper that ships it, or -1.
+  std::vector<int32_t> helpers;
   // One a use, with `others`; else empty. Where the place is kHost, the engine: 0 is the host's, i is others[i - 1].
   std::vector<int32_t> engines;
-  double link_seconds = 0;    // predicted time of the copies; 0 when the rate is unknown
-  double host_seconds = 0;    // predicted time of the host's share; likewise
+  double link_seconds = 0;  // predicted time of the copies, with helpers until the last has answered; 0 when the rate is unknown
+  double host_seconds = 0;  // predicted time of the host's share; likewise
   double engine_seconds = 0;  // predicted time until the last engine has answered; 0 without `others`
 };
 

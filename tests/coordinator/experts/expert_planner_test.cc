@@ -237,5 +237,122 @@ TEST(ExpertPlanner, FurtherHostsLeaveLessToTheLink) {
   EXPECT_LT(std::max(together.link_seconds, together.engine_seconds), std::max(alone.link_seconds, alone.host_seconds));
 }
 
+// Another worker's link as fast as the own one, `times` as slow.
+HelperPlace Helper(double times = 1) {
+  return {.link_bytes_per_second = 50e9 / times,
+          .fixed_seconds = times * 100e-6,
+          .row_seconds = times * 0.1e-6,
+          .contribution_seconds = times * 0.1e-6};
+}
+std::vector<ActivatedExpert> Uses(int32_t count, int32_t tokens) {
+  std::vector<ActivatedExpert> uses;
+  for (int32_t i = 0; i < count; ++i) uses.push_back({.expert = i, .tokens = tokens + i % 7});
+  return uses;
+}
+PlannerInput WithHelpers(const std::vector<ActivatedExpert>& uses, const std::vector<HelperPlace>& helpers) {
+  PlannerInput input = Input(uses);
+  input.num_slots = 128;
+  input.num_rows = 4096;
+  input.helpers = helpers;
+  return input;
+}
+// The time until the layer's last expert is computed, by the rates that the planner was given.
+double LayerSeconds(const PlannerInput& input, const ExpertPlan& plan) {
+  double own = 0, host = 0;
+  std::vector<double> ends(input.helpers.size());
+  for (size_t i = 0; i < plan.places.size(); ++i) {
+    const int64_t tokens = input.uses[i].tokens;
+    const int32_t helper = plan.helpers.empty() ? -1 : plan.helpers[i];
+    if (plan.places[i] == ExpertPlace::kHost) {
+      host += input.bytes_per_expert / input.rates.host_read_bytes_per_second +
+              static_cast<double>(tokens - 1) * input.flops_per_token / input.rates.host_flops_per_second;
+    } else if (helper < 0) {
+      own += input.bytes_per_expert / input.rates.link_bytes_per_second;
+    } else {
+      const HelperPlace& place = input.helpers[helper];
+      if (ends[helper] == 0) ends[helper] = place.fixed_seconds + static_cast<double>(input.num_rows) * place.row_seconds;
+      ends[helper] +=
+          input.bytes_per_expert / place.link_bytes_per_second + static_cast<double>(tokens) * place.contribution_seconds;
+    }
+  }
+  double last = std::max(own, host);
+  for (const double end : ends) last = std::max(last, end);
+  return last;
+}
+int64_t HelpedBy(const ExpertPlan& plan, int32_t helper) { return std::count(plan.helpers.begin(), plan.helpers.end(), helper); }
+
+TEST(ExpertPlanner, ASecondLinkMakesALayerShorter) {
+  const std::vector<ActivatedExpert> uses = Uses(80, 200);
+  const std::vector<HelperPlace> helpers = {Helper()};
+  PlannerInput input = WithHelpers(uses, helpers);
+  input.host_allowed = false;
+  const ExpertPlan plan = PlanExperts(input);
+  EXPECT_THAT(plan.places, Each(ExpertPlace::kShip));
+  EXPECT_GT(HelpedBy(plan, 0), 34);
+  EXPECT_LT(HelpedBy(plan, 0), 40) << "rows and contributions take some of its time";
+  EXPECT_NEAR(LayerSeconds(input, plan), plan.link_seconds, 1e-9);
+}
+
+TEST(ExpertPlanner, AHelperLeavesLessToTheHost) {
+  const std::vector<ActivatedExpert> uses = Uses(80, 200);
+  const ExpertPlan alone = PlanExperts(WithHelpers(uses, {}));
+  const std::vector<HelperPlace> helpers = {Helper()};
+  const PlannerInput input = WithHelpers(uses, helpers);
+  const ExpertPlan helped = PlanExperts(input);
+  const auto on_host = [](const ExpertPlan& plan) {
+    return std::count(plan.places.begin(), plan.places.end(), ExpertPlace::kHost);
+  };
+  EXPECT_LT(on_host(helped), on_host(alone));
+  EXPECT_GT(on_host(helped), 0);
+  EXPECT_LT(LayerSeconds(input, helped), LayerSeconds(input, alone));
+}
+
+TEST(ExpertPlanner, ASlowerHelperNeverLengthensTheTime) {
+  std::mt19937 random(5);
+  for (int round = 0; round < 300; ++round) {
+    std::vector<ActivatedExpert> uses;
+    for (int32_t expert = 0; expert < 64; ++expert) {
+      if (random() % 4 != 0) uses.push_back({.expert = expert, .tokens = 1 + static_cast<int32_t>(random() % 600)});
+    }
+    std::vector<HelperPlace> helpers;
+    for (uint32_t i = random() % 4; i > 0; --i) helpers.push_back(Helper(1 + random() % 4));
+    const PlannerInput without = WithHelpers(uses, helpers);
+    std::vector<HelperPlace> more = helpers;
+    more.insert(more.begin() + static_cast<int64_t>(random() % (helpers.size() + 1)), Helper(10));
+    const PlannerInput with = WithHelpers(uses, more);
+    EXPECT_LE(LayerSeconds(with, PlanExperts(with)), LayerSeconds(without, PlanExperts(without)) * 1.0001);
+  }
+}
+
+TEST(ExpertPlanner, NoHelperIsAskedForTooLittle) {
+  const std::vector<HelperPlace> helpers = {Helper()};
+  EXPECT_TRUE(PlanExperts(WithHelpers(Uses(2, 3), helpers)).helpers.empty());
+  EXPECT_TRUE(PlanExperts(WithHelpers({}, helpers)).helpers.empty());
+  const std::vector<HelperPlace> unknown = {HelperPlace()};
+  EXPECT_TRUE(PlanExperts(WithHelpers(Uses(80, 200), unknown)).helpers.empty());
+}
+
+TEST(ExpertPlanner, HelpersGetNoMoreTokensThanTheBoardHolds) {
+  const std::vector<ActivatedExpert> uses = Uses(80, 200);
+  const std::vector<HelperPlace> helpers = {Helper(), Helper(), Helper()};
+  PlannerInput input = WithHelpers(uses, helpers);
+  input.max_helper_tokens = 2000;
+  const ExpertPlan plan = PlanExperts(input);
+  int64_t tokens = 0;
+  for (size_t i = 0; i < plan.helpers.size(); ++i) tokens += plan.helpers[i] >= 0 ? uses[i].tokens : 0;
+  EXPECT_GT(tokens, 0);
+  EXPECT_LE(tokens, 2000);
+}
+
+TEST(ExpertPlanner, WhatIsOnItsWayGoesToNoHelper) {
+  std::vector<ActivatedExpert> uses = Uses(80, 200);
+  for (size_t i = 0; i < uses.size(); i += 3) uses[i].resident = kComing;
+  const std::vector<HelperPlace> helpers = {Helper()};
+  const ExpertPlan plan = PlanExperts(WithHelpers(uses, helpers));
+  ASSERT_FALSE(plan.helpers.empty());
+  for (size_t i = 0; i < uses.size(); i += 3) EXPECT_EQ(plan.helpers[i], -1);
+  EXPECT_GT(HelpedBy(plan, 0), 0);
+}
+
 }  // namespace
 }  // namespace ferry
