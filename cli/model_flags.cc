@@ -173,6 +173,9 @@ std::vector<ModelFlag> ModelTable() {
              "compute experts where they lie in the host's memory, without slots; auto: where a GPU's memory is the host's"),
       Switch("--ooae,!--no-ooae", kWhere, Coordinator("--no-ooae"), &M::ooae, /*told_when=*/false,
              "ferry only the experts that a batch activates (default), or all of a layer"),
+      Choice("--share-links", kWhere, Coordinator("--share-links"), &M::share_links, {"auto", "even", "off"},
+             "whether a GPU with nothing else to do copies and computes experts for the others of this host: where a prompt gets "
+             "faster by it; in turns, for tests; never"),
       Choice("--expert-transport", kWhere, Both("--expert-transport"), &M::expert_transport, {"auto", "shm", "grpc"},
              "how experts reach the workers"),
       Integer("-c,--ctx-size", kSizes, Coordinator("--ctx-size"), &M::context, tokens,

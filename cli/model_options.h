@@ -23,6 +23,7 @@ struct ModelOptions {
   std::string unified = "auto";  // auto, on, off
   bool ooae = true;
   std::string divide_experts = "auto";
+  std::string share_links = "auto";
   std::string expert_transport = "auto";
   bool coordinator_only = false;
   // Sizes.

@@ -23,18 +23,18 @@ inline constexpr int64_t kMinRowsToForecast = 9;
 inline constexpr double kCertainUse = 0.9;
 
 // The fewest tokens with which the plan sent an expert that had not arrived to the worker's device; 0 when it left none to the
-// host. `places`: one for each of `uses`. In the next layer, an expert that expects fewer tokens is not worth a copy before the
-// routing is known.
+// host or to helpers. `places`: one for each of `uses`. In the next layer, an expert that expects fewer tokens is not worth a
+// copy before the routing is known.
 inline int64_t TokensWorthACopy(std::span<const ActivatedExpert> uses, std::span<const ExpertPlace> places) {
-  int64_t fewest_here = std::numeric_limits<int64_t>::max(), most_on_host = 0;
+  int64_t fewest_here = std::numeric_limits<int64_t>::max(), most_elsewhere = 0;
   for (size_t i = 0; i < uses.size(); ++i) {
-    if (places[i] == ExpertPlace::kHost) {
-      most_on_host = std::max<int64_t>(most_on_host, uses[i].tokens);
+    if (places[i] == ExpertPlace::kHost || IsHelper(places[i])) {
+      most_elsewhere = std::max<int64_t>(most_elsewhere, uses[i].tokens);
     } else if (uses[i].resident != 1) {
       fewest_here = std::min<int64_t>(fewest_here, uses[i].tokens);
     }
   }
-  return most_on_host == 0 ? 0 : std::min(fewest_here, most_on_host + 1);
+  return most_elsewhere == 0 ? 0 : std::min(fewest_here, most_elsewhere + 1);
 }
 
 }  // namespace ferry

@@ -95,6 +95,10 @@ void CoordinatorFlags::AddEngine(CLI::App& app) {
       app, "--divide-experts", options_.divide_experts, {"auto", "even", "off"},
       "how experts are divided among this host and the expert hosts that join: auto, the default, by their rates; even, for "
       "tests, in turns; off: this host computes all");
+  AddChoice(
+      app, "--share-links", options_.share_links, {"auto", "even", "off"},
+      "whether a worker with nothing else to do copies and computes experts for others of its host: auto, the default, where "
+      "a layer gets faster by it; even, for tests, in turns; off");
   AddChoice(app, "--expert-transport", options_.expert_transport, {"auto", "shm", "grpc"},
             "how experts reach workers that say auto (default auto)");
   AddInteger(app, "--steps-in-flight", options_.steps_in_flight, {.max = 1024, .automatic = 0},

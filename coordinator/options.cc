@@ -69,6 +69,7 @@ absl::Status CheckOptions(const CoordinatorOptions& options) {
   if (options.threads < 0) return InvalidArgument("--threads is %d, want 0 or more", options.threads);
   RETURN_IF_ERROR(CheckOneOf<2>("--backend", options.backend, {"cpu", "reference"}));
   RETURN_IF_ERROR(CheckOneOf<3>("--divide-experts", options.divide_experts, {"auto", "even", "off"}));
+  RETURN_IF_ERROR(CheckOneOf<3>("--share-links", options.share_links, {"auto", "even", "off"}));
   RETURN_IF_ERROR(CheckOneOf<3>("--expert-transport", options.expert_transport, {"auto", "shm", "grpc"}));
   if (options.max_queued < 0) return InvalidArgument("--queue is %d, want 0 or more", options.max_queued);
   if (options.steps_in_flight < 0) return InvalidArgument("--steps-in-flight is %d, want 0 or more", options.steps_in_flight);

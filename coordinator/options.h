@@ -30,6 +30,7 @@ struct CoordinatorOptions {
   std::string backend = "cpu";            // --backend of the expert engine: cpu or reference
   std::string isa = "auto";               // --isa
   std::string divide_experts = "auto";    // --divide-experts: auto, even, off; among the expert hosts
+  std::string share_links = "auto";       // --share-links: auto, even, off; a layer's copies among the workers of a host
   std::string expert_transport = "auto";  // --expert-transport: for workers that say auto
   int64_t max_queued = 64;                // --queue
   int steps_in_flight = 0;                // --steps-in-flight; 0: one a worker

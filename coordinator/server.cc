@@ -139,6 +139,7 @@ class ServerImpl final : public Server {
                                                      .placement = std::move(placement),
                                                      .expert_transport = options_.expert_transport,
                                                      .ooae = options_.ooae,
+                                                     .help = options_.share_links != "off",
                                                      .max_steps_in_flight = options_.steps_in_flight,
                                                      .heartbeat_interval = options_.heartbeat_interval,
                                                      .heartbeat_timeout = options_.heartbeat_timeout,
@@ -203,6 +204,8 @@ class ServerImpl final : public Server {
     divided_->SetRates(PlannerRatesOf(guess));
     ASSIGN_OR_RETURN(exchange_, ExpertExchange::Create(store_.get(), divided_.get(), PlannerRatesOf(guess), SocketName()));
     exchange_->CountIn(misses_.get());
+    ASSIGN_OR_RETURN(const HelpMode help, ParseHelpMode(options_.share_links));
+    exchange_->SetHelp(help);
     {
       const std::lock_guard lock(info_mutex_);
       load_info_ = {.arena_bytes = store_->layout().bytes(),

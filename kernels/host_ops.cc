@@ -427,6 +427,12 @@ absl::Status HostOps::ScatterContributions(std::span<const float> host_rows, std
   return absl::OkStatus();
 }
 
+absl::Status HostOps::ScatterComputedAsync(std::span<const std::byte> host_rows, std::span<const int32_t> outs,
+                                           Tensor contributions) {
+  return ScatterContributions({reinterpret_cast<const float*>(host_rows.data()), host_rows.size() / sizeof(float)}, outs,
+                              contributions);
+}
+
 absl::Status HostOps::Combine(Tensor contributions, const float* weights, int64_t top_k, Tensor x) {
   const HostTimeline::Scope span(timeline_, "Combine");
   RETURN_IF_ERROR(CheckCombine(contributions, weights, top_k, x, DType::kF32));

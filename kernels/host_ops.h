@@ -90,6 +90,8 @@ class HostOps : public Ops {
   absl::Status ExpertMlp(const ExpertLayout& layout, std::span<const ExpertUse> uses, const ExpertGroups& groups,
                          const GluParams& glu, Tensor in, Tensor contributions) final;
   absl::Status ScatterContributions(std::span<const float> host_rows, std::span<const int32_t> outs, Tensor contributions) final;
+  absl::Status ScatterComputedAsync(std::span<const std::byte> host_rows, std::span<const int32_t> outs,
+                                    Tensor contributions) final;
   absl::Status Combine(Tensor contributions, const float* weights, int64_t top_k, Tensor x) final;
   absl::Status GatherRows(Tensor in, std::span<const int32_t> host_rows, Tensor out) final;
   absl::StatusOr<std::vector<LogitsResult>> ReadLogits(Tensor logits, std::span<const LogitsRequest> requests) final;

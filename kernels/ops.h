@@ -143,6 +143,10 @@ class Ops {
                                                  Tensor contributions) {
     return ScatterContributions(host_rows, outs, contributions);
   }
+  // The same for rows that another device of this kind computed: host_rows [n, cols] are of contribution_dtype(), and their bits
+  // stay.
+  virtual absl::Status ScatterComputedAsync(std::span<const std::byte> host_rows, std::span<const int32_t> outs,
+                                            Tensor contributions) = 0;
   // x[t] += sum over rank r, in order, of weights[t, r] * contributions[t * top_k + r].
   virtual absl::Status Combine(Tensor contributions, const float* weights, int64_t top_k, Tensor x) = 0;
 

@@ -116,6 +116,7 @@ absl::StatusOr<Assignment> AssignmentFromProto(const internal::v1::RegisterRespo
   assignment.heartbeat_interval = absl::Seconds(response.heartbeat_interval_seconds());
   assignment.heartbeat_timeout = absl::Seconds(response.heartbeat_timeout_seconds());
   assignment.ooae = response.ooae();
+  assignment.may_help = response.may_help();
   assignment.model_fingerprint = response.model_fingerprint();
   assignment.dense_bytes = static_cast<int64_t>(response.dense_bytes());
   return assignment;

@@ -32,6 +32,7 @@ struct Assignment {
   absl::Duration heartbeat_interval, heartbeat_timeout;
   bool ooae = true;
   std::vector<ExpertRule> rules;  // one a layer of this worker
+  bool may_help = false;          // other workers of this host, with shares of their layers
   uint64_t model_fingerprint = 0;
   int64_t dense_bytes = 0;  // 0: not known
 };

@@ -26,11 +26,16 @@ absl::StatusOr<std::vector<ExpertPlace>> PlacesFromProto(const internal::v1::Exp
   return places;
 }
 
-absl::Status CheckPlaces(std::span<const ExpertPlace> places, std::span<const ActivatedExpert> uses, int64_t layer) {
+absl::Status CheckPlaces(std::span<const ExpertPlace> places, std::span<const ActivatedExpert> uses, uint32_t helpers,
+                         int64_t layer) {
   if (places.size() != uses.size()) return Internal("the plan places %d experts, want %d", places.size(), uses.size());
   for (size_t i = 0; i < uses.size(); ++i) {
     if (places[i] == ExpertPlace::kResident && uses[i].resident == 0) {
       return Internal("the plan takes expert %d of layer %d for resident", uses[i].expert, layer);
+    }
+    if (IsHelper(places[i]) && (helpers >> HelperOf(places[i]) & 1) == 0) {
+      return Internal("the plan gives expert %d of layer %d to worker %d, which does not help", uses[i].expert, layer,
+                      HelperOf(places[i]));
     }
   }
   return absl::OkStatus();

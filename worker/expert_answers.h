@@ -16,8 +16,9 @@ namespace ferry {
 absl::StatusOr<std::vector<ExpertPlace>> PlacesFromProto(const internal::v1::ExpertPlan& plan);
 
 // Checks a plan against the request, over either link. Internal: not one place for each use, or a place kResident for an expert
-// that is not resident.
-absl::Status CheckPlaces(std::span<const ExpertPlace> places, std::span<const ActivatedExpert> uses, int64_t layer);
+// that is not resident, or a worker that is none of `helpers` (bit i: worker i).
+absl::Status CheckPlaces(std::span<const ExpertPlace> places, std::span<const ActivatedExpert> uses, uint32_t helpers,
+                         int64_t layer);
 
 // The contributions [num_entries, n_embd] in `bytes`, borrowed. DataLoss: another number of bytes.
 absl::StatusOr<std::span<const float>> ContributionsFrom(const std::string& bytes, int64_t num_entries, int64_t n_embd);

@@ -49,7 +49,7 @@ absl::Status CheckReach(Ops& ops, const ExpertLink& link, const ExpertForward::O
 }  // namespace
 
 ExpertForward::ExpertForward(Ops* ops, ExpertLink* link, ExpertCache* cache, const Options& options)
-    : ops_(*ops), link_(*link), cache_(cache), options_(options) {
+    : ops_(*ops), link_(*link), cache_(cache), options_(options), help_share_(ops) {
   if (cache == nullptr) return;
   const auto mode_of = [this](int64_t layer, int64_t rows) { return ModeOf(layer, rows); };
   copies_.emplace(Copies{PassCopies(cache), CopyAhead(cache, &options_.arena, options.first_layer, options.end_layer,
@@ -80,6 +80,11 @@ Tensor ExpertForward::Contributions() const {
           options_.model.n_embd};
 }
 
+Tensor ExpertForward::IdleContributions() const {
+  return {contributions_.data(), ops_.contribution_dtype(), options_.max_rows * options_.model.router.top_k,
+          options_.model.n_embd};
+}
+
 absl::Status ExpertForward::Forget(Deadline deadline) { return cache_ == nullptr ? absl::OkStatus() : cache_->Forget(deadline); }
 
 absl::Status ExpertForward::BeginStep(const StepContext& context, int64_t rows) {
@@ -102,16 +107,18 @@ absl::Status ExpertForward::Run(const StepContext& context, int64_t layer, const
   ASSIGN_OR_RETURN(const std::vector<ExpertPlace> places, ChoosePlaces(context, layer, mode));
   const Shares shares = SharesOf(context, places);
   RETURN_IF_ERROR(BeginCopies(context, layer, mode, shares.here));
-  RETURN_IF_ERROR(StartHost(context, layer, shares.on_host));
+  RETURN_IF_ERROR(StartOthers(context, layer, in, shares));
   RETURN_IF_ERROR(mode == ExpertMode::kInPlace ? ComputeInPlace(context, layer, shares.here, in)
                                                : ComputeReady(context, layer, in));
   RETURN_IF_ERROR(host_share_->Finish(context, layer, Contributions()));
+  RETURN_IF_ERROR(FinishHelp(context, layer, mode, in));
   RETURN_IF_ERROR(ops_.Combine(Contributions(), routing_->weights(), options_.model.router.top_k, x));
   return mode == ExpertMode::kResidentElseHost ? KeepTheHot(context, layer, shares.on_host) : absl::OkStatus();
 }
 
 void ExpertForward::Recover() {
   host_share_->Recover();
+  help_share_.Recover();
   if (cache_ == nullptr) return;
   cache_->Recover();
   copies_->ahead.Recover();
@@ -164,6 +171,9 @@ absl::StatusOr<std::vector<ExpertPlace>> ExpertForward::ChoosePlaces(const StepC
       std::fill(places.begin(), places.end(), ExpertPlace::kResident);
       return places;
     case ExpertMode::kShipActivated:
+      // The planner knows of -ot, so it leaves nothing to the host; of --force-division it does not.
+      if (options_.policy.force == ExpertRule::kAny && help_share_.Available(routing_->rows()) != 0) break;
+      [[fallthrough]];
     case ExpertMode::kShipAll:
       std::fill(places.begin(), places.end(), ExpertPlace::kShip);
       return places;
@@ -181,8 +191,9 @@ absl::StatusOr<std::vector<ExpertPlace>> ExpertForward::ChoosePlaces(const StepC
     return places;
   }
   const StepTrace::Scope span(*context.trace, "plan", layer);
-  ASSIGN_OR_RETURN(places, link_.Plan(context.step, layer, routing_->rows(), uses_, context.deadline));
-  RETURN_IF_ERROR(CheckPlaces(places, uses_, layer));
+  const uint32_t helpers = routing_->rows() > kMaxRowsWithoutPlan ? help_share_.Available(routing_->rows()) : 0;
+  ASSIGN_OR_RETURN(places, link_.Plan(context.step, layer, routing_->rows(), uses_, helpers, context.deadline));
+  RETURN_IF_ERROR(CheckPlaces(places, uses_, helpers, layer));
   copies_->ahead.LearnPlan(routing_->rows(), TokensWorthACopy(uses_, places));
   return places;
 }
@@ -192,6 +203,8 @@ ExpertForward::Shares ExpertForward::SharesOf(const StepContext& context, std::s
   for (size_t i = 0; i < places.size(); ++i) {
     if (places[i] == ExpertPlace::kHost) {
       shares.on_host.push_back(uses_[i].expert);
+    } else if (IsHelper(places[i])) {
+      shares.helped[HelperOf(places[i])].push_back(uses_[i]);
     } else {
       shares.here.push_back(uses_[i]);
     }
@@ -201,10 +214,19 @@ ExpertForward::Shares ExpertForward::SharesOf(const StepContext& context, std::s
   return shares;
 }
 
-absl::Status ExpertForward::StartHost(const StepContext& context, int64_t layer, std::span<const int32_t> experts) {
-  if (experts.empty()) return absl::OkStatus();
+// Helpers first: their devices need the rows sooner than the host's cores.
+absl::Status ExpertForward::StartOthers(const StepContext& context, int64_t layer, Tensor in, const Shares& shares) {
+  if (shares.on_host.empty() && shares.helped.empty()) return absl::OkStatus();
   ASSIGN_OR_RETURN(const HostGroups groups, routing_->ReadEntries(layer));
-  return host_share_->Start(context, layer, experts, groups);
+  RETURN_IF_ERROR(help_share_.Start(context, layer, in, shares.helped, groups));
+  return shares.on_host.empty() ? absl::OkStatus() : host_share_->Start(context, layer, shares.on_host, groups);
+}
+
+absl::Status ExpertForward::FinishHelp(const StepContext& context, int64_t layer, ExpertMode mode, Tensor in) {
+  ASSIGN_OR_RETURN(const std::vector<ActivatedExpert> left, help_share_.Finish(context, layer, Contributions()));
+  if (left.empty()) return absl::OkStatus();
+  RETURN_IF_ERROR(BeginCopies(context, layer, mode, left));
+  return ComputeReady(context, layer, in);
 }
 
 // ------------------------------------------------------------------------------------------------------- this device's share

@@ -7,11 +7,14 @@
 // The coordinator's planner places the experts of a large step. A small step (decode) is not worth the question: this device
 // computes resident experts and the host the others; an expert hotter than one in a slot is copied in the background.
 //
+// Other workers of the host that have nothing else to do compute shares of a large step too (worker/help_share.h).
+//
 // A device that shares the host's memory needs none of this: it reads every expert where it lies (ExpertPolicy::in_place).
 //
 // One thread: the compute thread.
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -27,6 +30,7 @@
 #include "worker/expert_link.h"
 #include "worker/expert_policy.h"
 #include "worker/expert_routing.h"
+#include "worker/help_share.h"
 #include "worker/host_share.h"
 #include "worker/pass_copies.h"
 #include "worker/step_context.h"
@@ -51,6 +55,11 @@ class ExpertForward {
 
   // Whether a step can compute experts of this layer on this device.
   bool ComputesHere(int64_t layer) const { return ModeOf(layer, INT64_MAX) != ExpertMode::kHost; }
+  // Between steps: the boards over which other workers help; null: none do.
+  void SetBoards(std::shared_ptr<HelpBoards> boards) { help_share_.SetBoards(std::move(boards)); }
+  // Between steps or before a step's rows have come: memory that nothing uses then, contribution_dtype [max_rows * top_k,
+  // n_embd].
+  Tensor IdleContributions() const;
   // Before a step: empties the slots.
   absl::Status Forget(Deadline deadline);
   // A step of so many rows begins; its rows may not have arrived. Starts copies for its first layer.
@@ -70,6 +79,7 @@ class ExpertForward {
   struct Shares {
     std::vector<ActivatedExpert> here;
     std::vector<int32_t> on_host;
+    std::map<int64_t, std::vector<ActivatedExpert>> helped;  // by the helping worker's id
   };
   // Present when there are slots.
   struct Copies {
@@ -89,7 +99,8 @@ class ExpertForward {
   Shares SharesOf(const StepContext& context, std::span<const ExpertPlace> places) const;
   absl::Status BeginCopies(const StepContext& context, int64_t layer, ExpertMode mode, std::span<const ActivatedExpert> here);
   absl::Status StartCopies(const StepContext& context);
-  absl::Status StartHost(const StepContext& context, int64_t layer, std::span<const int32_t> experts);
+  absl::Status StartOthers(const StepContext& context, int64_t layer, Tensor in, const Shares& shares);
+  absl::Status FinishHelp(const StepContext& context, int64_t layer, ExpertMode mode, Tensor in);
   absl::Status ComputeReady(const StepContext& context, int64_t layer, Tensor in);
   absl::Status ComputeTogether(const StepContext& context, int64_t layer, std::span<const int32_t> experts, Tensor in);
   absl::Status ComputeInPlace(const StepContext& context, int64_t layer, std::span<const ActivatedExpert> here, Tensor in);
@@ -107,6 +118,7 @@ class ExpertForward {
   std::unique_ptr<ExpertRouting> routing_;
   DeviceBuffer contributions_;  // contribution_dtype [max_rows * top_k, n_embd]
   std::unique_ptr<HostShare> host_share_;
+  HelpShare help_share_;
   std::optional<Copies> copies_;
   std::vector<ActivatedExpert> uses_;  // of the layer in progress, ids increasing
 };

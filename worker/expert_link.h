@@ -43,10 +43,12 @@ class ExpertLink {
   virtual ~ExpertLink() = default;
   virtual std::string name() const = 0;  // "shm", "grpc"
 
-  // Asks the coordinator's planner where to compute each of `uses`, the experts that num_rows rows activate. Unavailable or
-  // DeadlineExceeded: the coordinator does not answer. Aborted: the coordinator has given up this worker or the step.
+  // Asks the coordinator's planner where to compute each of `uses`, the experts that num_rows rows activate. Bit i of `helpers`:
+  // worker i may compute some; a link over gRPC leaves helpers out. Unavailable or DeadlineExceeded: the coordinator does not
+  // answer. Aborted: the coordinator has given up this worker or the step.
   virtual absl::StatusOr<std::vector<ExpertPlace>> Plan(uint64_t step, int64_t layer, int64_t num_rows,
-                                                        std::span<const ActivatedExpert> uses, Deadline deadline) = 0;
+                                                        std::span<const ActivatedExpert> uses, uint32_t helpers,
+                                                        Deadline deadline) = 0;
 
   // One computation on the host at a time: the caller fills HostRows(n) [n, n_embd], calls StartCompute, and calls FinishCompute
   // exactly once for each start that returned OK. FinishCompute returns the contributions [entries, n_embd], valid until the next

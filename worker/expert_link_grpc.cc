@@ -71,7 +71,8 @@ class GrpcLink final : public ExpertLink {
   std::string name() const override { return "grpc"; }
 
   absl::StatusOr<std::vector<ExpertPlace>> Plan(uint64_t step, int64_t layer, int64_t /*num_rows*/,
-                                                std::span<const ActivatedExpert> uses, Deadline deadline) override {
+                                                std::span<const ActivatedExpert> uses, uint32_t /*helpers*/,
+                                                Deadline deadline) override {
     SetStep(step);
     internal::v1::ExpertRequest request;
     Fill(step, layer, uses, &request);

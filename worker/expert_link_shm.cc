@@ -37,14 +37,16 @@ class ShmLink final : public ExpertLink {
   std::string name() const override { return "shm"; }
 
   absl::StatusOr<std::vector<ExpertPlace>> Plan(uint64_t step, int64_t layer, int64_t num_rows,
-                                                std::span<const ActivatedExpert> uses, Deadline deadline) override {
+                                                std::span<const ActivatedExpert> uses, uint32_t helpers,
+                                                Deadline deadline) override {
     RETURN_IF_ERROR(mailbox_->Post({.kind = ExpertRequestKind::kPlan,
                                     .incarnation = incarnation_.value(),
                                     .step = step,
                                     .layer = static_cast<int32_t>(layer),
                                     .num_rows = static_cast<int32_t>(num_rows),
                                     .uses = {uses.begin(), uses.end()},
-                                    .entry_rows = {}}));
+                                    .entry_rows = {},
+                                    .helpers = helpers}));
     std::vector<ExpertPlace> places;
     RETURN_IF_ERROR(mailbox_->WaitForAnswer(deadline, &places));
     return places;

@@ -20,11 +20,12 @@ namespace ferry {
 
 class NodeIdentity;  // common/rpc/node_identity.h
 
-// What this worker's links to its two neighbours are made of.
+// What this worker's links to its two neighbours, and to those that it helps, are made of.
 struct StageLinkOptions {
   Ops* ops = nullptr;
   int64_t n_embd = 0;
   int64_t max_rows = 0;                    // of a step
+  int64_t num_experts = 0;                 // of a layer
   bool share_memory = false;               // with workers of the same host
   const NodeIdentity* identity = nullptr;  // towards workers of other hosts
 };

@@ -4,6 +4,7 @@
 #include <deque>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "common/deadline.h"
 #include "common/log.h"
 #include "kernels/element_bytes.h"
@@ -15,9 +16,12 @@ constexpr int64_t kNoState = -1;             // of a slot: nobody knows what its
 constexpr int64_t kLogitsRows = 64;          // rows through the output matrix at once: bounds the logits' buffer
 constexpr int64_t kMinMemoryLeft = 1 << 30;  // of the device, by automatic slots: for the backend's own use and for others
 constexpr int64_t kMinRowsToTime = 32;       // decode is too quick to be timed always: 3 us an operation of 5 to 30
+constexpr absl::Duration kLookAtRows = absl::Microseconds(100);    // beside the offer to help: rows ring no bell
 constexpr absl::Duration kLookAtCopies = absl::Microseconds(100);  // less than two records take on any link
 constexpr absl::Duration kLinkPatience = absl::Seconds(60);        // for a remote link's first records
-constexpr absl::Duration kFillPatience = absl::Seconds(60);        // for one expert
+constexpr int64_t kHelpSlots = 24;          // a link brings a record in 0.1 to 1 ms, and a device computes it in less
+constexpr int64_t kSlotsForAHelpSlot = 16;  // of a device whose slots do not hold all of its experts
+constexpr absl::Duration kFillPatience = absl::Seconds(60);  // for one expert
 
 // Bytes of the stage's own buffers, in the order of its members.
 struct BufferSizes {
@@ -81,7 +85,10 @@ struct Stage::StepState {
 // ------------------------------------------------------------------------------------------------------------ the forward pass
 
 absl::Status Stage::Forward(StepState& state) {
-  if (state.step.forget_experts) RETURN_IF_ERROR(experts_->Forget(state.deadline));
+  if (state.step.forget_experts) {
+    RETURN_IF_ERROR(experts_->Forget(state.deadline));
+    if (help_ != nullptr) RETURN_IF_ERROR(help_->Forget(state.deadline));
+  }
   RETURN_IF_ERROR(experts_->BeginStep(state.experts, state.x.rows));
   for (int64_t layer = options_.first_layer; layer < options_.end_layer; ++layer) {
     for (int64_t row = 0; row < state.x.rows; row += options_.micro_batch_rows) {
@@ -250,17 +257,49 @@ absl::Status Stage::EnsureRows(StepState& state, int64_t end_row) {
 }
 
 // While the previous stage computes, this one's link is free for its experts. Memory that has been read is given back meanwhile,
-// since the previous stage may be waiting for it.
+// since the previous stage may be waiting for it. When nothing is left to copy, this device helps the previous ones.
 absl::StatusOr<ActivationChunk> Stage::NextChunk(StepState& state) {
+  const bool may_help = helps() && state.x.rows > kMaxRowsWithoutPlan;
+  const absl::Cleanup busy = [&] {
+    if (may_help) boards_->own().SetAvailable(false);
+  };
   while (true) {
     ASSIGN_OR_RETURN(const bool copying, experts_->CopyWhileWaiting(state.experts));
     GiveBackUploaded(state);
+    if (may_help && !copying && state.uploading.empty()) {
+      absl::StatusOr<ActivationChunk> chunk =
+          state.source->Next(state.step.step, state.rows_here, Deadline::In(absl::ZeroDuration()));
+      if (!absl::IsDeadlineExceeded(chunk.status())) return chunk;
+      RETURN_IF_ERROR(state.Check());
+      HelpUntil(Deadline::In(kLookAtRows), &state.trace);
+      continue;
+    }
     const bool look = copying || !state.uploading.empty();
     const Deadline until = look ? std::min(state.deadline, Deadline::In(kLookAtCopies)) : state.deadline;
     absl::StatusOr<ActivationChunk> chunk = state.source->Next(state.step.step, state.rows_here, until);
     if (until == state.deadline || !absl::IsDeadlineExceeded(chunk.status())) return chunk;
     RETURN_IF_ERROR(state.Check());
   }
+}
+
+// Offers help until `until` has passed or another worker has taken it.
+void Stage::HelpUntil(Deadline until, StepTrace* trace) {
+  HelpBoard& own = boards_->own();
+  const uint32_t seen = own.bell();
+  own.SetAvailable(true);
+  if (!boards_->Called()) own.WaitForBell(seen, until);
+  if (boards_->Called()) ServeHelp(trace);
+}
+
+void Stage::ServeHelp(StepTrace* trace) {
+  boards_->own().SetAvailable(false);
+  const Tensor in(normed_.data(), ops_.activation_dtype(), options_.max_rows, options_.model.n_embd);
+  help_->Serve(*boards_, {.in = in, .contributions = experts_->IdleContributions()}, trace);
+}
+
+void Stage::SetBoards(std::shared_ptr<HelpBoards> boards) {
+  boards_ = std::move(boards);
+  experts_->SetBoards(boards_);
 }
 
 void Stage::GiveBackUploaded(StepState& state) {
@@ -329,7 +368,8 @@ absl::Status Stage::MoveCaches(const StageStep& step, Deadline deadline) {
     if (!state_positions_.empty()) {
       int64_t& kept = state_positions_[move.slot];
       if (move.kind == CacheMove::Kind::kSaveState && kept != move.position) {
-        return FailedPrecondition("slot %d cannot save the state behind %d tokens: its state is another", move.slot, move.position);
+        return FailedPrecondition("slot %d cannot save the state behind %d tokens: its state is another", move.slot,
+                                  move.position);
       }
       if (move.kind == CacheMove::Kind::kLoadState) kept = move.position;
     }
@@ -429,8 +469,8 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(Ops* ops, const StageOption
 absl::Status Stage::Allocate() {
   ASSIGN_OR_RETURN(kv_, KvCache::Create(&ops_, options_.model, options_.first_layer, options_.end_layer, options_.kv,
                                         std::min(options_.micro_batch_rows, options_.max_rows)));
-  ASSIGN_OR_RETURN(host_store_, KvHostStore::Create(&ops_, kv_.get(), options_.model, options_.first_layer, options_.end_layer,
-                                                    options_.kv));
+  ASSIGN_OR_RETURN(host_store_,
+                   KvHostStore::Create(&ops_, kv_.get(), options_.model, options_.first_layer, options_.end_layer, options_.kv));
   const auto layers = options_.model.layers.begin();
   const bool keeps_states = std::any_of(layers + options_.first_layer, layers + options_.end_layer,
                                         [](const LayerConfig& layer) { return layer.attention.delta(); });
@@ -448,7 +488,8 @@ absl::Status Stage::Allocate() {
     ASSIGN_OR_RETURN(gathered_, ops_.Allocate(sizes.gathered));
     ASSIGN_OR_RETURN(logits_, ops_.Allocate(sizes.logits));
   }
-  ASSIGN_OR_RETURN(const int64_t num_slots, NumExpertSlots());
+  ASSIGN_OR_RETURN(const NumSlots slots, NumExpertSlots());
+  const int64_t num_slots = slots.own;
   if (num_slots > 0 || options_.experts.in_place) {
     for (int64_t layer = options_.first_layer; layer < options_.end_layer; ++layer) {
       if (const absl::Status taken = ops_.CheckExperts(options_.arena.layer(layer)); !taken.ok()) {
@@ -468,6 +509,10 @@ absl::Status Stage::Allocate() {
                                                     .end_layer = options_.end_layer,
                                                     .max_rows = options_.max_rows,
                                                     .policy = options_.experts}));
+  if (slots.help > 0) {
+    ASSIGN_OR_RETURN(help_, HelpService::Create(&ops_, &link_, &options_.model, &options_.arena, slots.help,
+                                                options_.max_rows * options_.model.router.top_k));
+  }
   return absl::OkStatus();
 }
 
@@ -489,13 +534,22 @@ absl::Status Stage::CheckMemory() const {
 }
 
 // Everything else is allocated.
-absl::StatusOr<int64_t> Stage::NumExpertSlots() const {
+absl::StatusOr<Stage::NumSlots> Stage::NumExpertSlots() const {
   int64_t bytes = options_.expert_slot_bytes;
   if (options_.expert_slots_auto) {
     ASSIGN_OR_RETURN(const DeviceMemoryInfo memory, ops_.MemoryInfo());
     bytes = memory.free_bytes - std::max(kMinMemoryLeft, memory.total_bytes / 20);
   }
-  return ExpertCache::SlotsIn(bytes, options_.arena, options_.first_layer, options_.end_layer);
+  const int64_t slots = ExpertCache::SlotsIn(bytes, options_.arena, options_.first_layer, options_.end_layer);
+  if (!options_.may_help || slots == 0) return NumSlots{.own = slots};
+  // A slot for others holds any record of the model.
+  const int64_t help_bytes = ExpertCache::SlotBytes(options_.arena, 0, options_.model.num_layers);
+  const int64_t own_bytes = ExpertCache::SlotBytes(options_.arena, options_.first_layer, options_.end_layer);
+  const int64_t beside = std::max<int64_t>(0, bytes - slots * own_bytes) / help_bytes;  // once all own experts have a slot
+  const int64_t help = std::min(kHelpSlots, std::max(beside, slots / kSlotsForAHelpSlot));
+  if (help < HelpService::kMinSlots) return NumSlots{.own = slots};
+  const int64_t own = std::max<int64_t>(0, bytes - help * help_bytes);
+  return NumSlots{.own = ExpertCache::SlotsIn(own, options_.arena, options_.first_layer, options_.end_layer), .help = help};
 }
 
 absl::StatusOr<ExpertCache::Measurement> Stage::MeasureLink(absl::Duration time) {

@@ -25,6 +25,8 @@
 #include "worker/expert_cache.h"
 #include "worker/expert_forward.h"
 #include "worker/expert_link.h"
+#include "worker/help_boards.h"
+#include "worker/help_service.h"
 #include "worker/kv_cache.h"
 #include "worker/kv_host_store.h"
 #include "worker/stage_link.h"
@@ -44,6 +46,7 @@ struct StageOptions {
   int64_t dense_bytes = 0;         // of the weights to load, for the check of memory before any allocation; 0: unknown
   int64_t expert_slot_bytes = 0;   // device memory for expert slots
   bool expert_slots_auto = false;  // instead: all memory that is free after every other allocation
+  bool may_help = false;           // some slots are for experts that this stage computes for other workers
   ExpertPolicy experts;
 
   bool first() const { return first_layer == 0; }
@@ -85,6 +88,13 @@ class Stage {
   // ship none. Calls `go_on` with the progress; false ends the copying. Returns how many experts were copied: all, or 0.
   absl::StatusOr<int64_t> FillSlots(const std::function<bool(int64_t done, int64_t all)>& go_on);
 
+  // Between steps: the boards of an epoch; null: this stage neither helps nor is helped.
+  void SetBoards(std::shared_ptr<HelpBoards> boards);
+  // Whether this stage can help others: it has boards, and slots for it.
+  bool helps() const { return help_ != nullptr && boards_ != nullptr; }
+  // Between steps: computes what other workers ask for.
+  void ServeHelp() { ServeHelp(nullptr); }
+
   StepLimits limits() const;
   const StageOptions& options() const { return options_; }
   int64_t dense_bytes() const { return weights_->bytes(); }
@@ -98,7 +108,13 @@ class Stage {
 
   absl::Status CheckMemory() const;
   absl::Status Allocate();
-  absl::StatusOr<int64_t> NumExpertSlots() const;
+  // How many of the device's slots are for the stage's own experts, and for those of others.
+  struct NumSlots {
+    int64_t own = 0, help = 0;
+  };
+  absl::StatusOr<NumSlots> NumExpertSlots() const;
+  void HelpUntil(Deadline until, StepTrace* trace);
+  void ServeHelp(StepTrace* trace);
   Batch MakeBatch(const StageStep& step) const;
   absl::Status MoveCaches(const StageStep& step, Deadline deadline);
   absl::Status TakeStates(const StageStep& step);
@@ -125,6 +141,8 @@ class Stage {
   std::unique_ptr<KvHostStore> host_store_;
   std::unique_ptr<ExpertCache> cache_;
   std::unique_ptr<ExpertForward> experts_;
+  std::unique_ptr<HelpService> help_;  // null: this stage helps nobody
+  std::shared_ptr<HelpBoards> boards_;
   std::vector<int64_t> state_positions_;  // tokens behind each slot's states; kNoState: unknown. Empty without gated delta nets
 
   DeviceBuffer residual_;  // F32 [max_rows, n_embd]

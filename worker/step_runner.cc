@@ -121,6 +121,7 @@ absl::Status StepRunner::BeginEpoch(uint64_t epoch, std::unique_ptr<ActivationSi
   epoch_ = last_epoch_ = epoch;
   next_step_ = 1;
   source_ = nullptr;
+  DropHelp();
   sink_ = std::move(next);
   stop_ = std::stop_source();
   activations_.BeginEpoch(epoch);
@@ -130,9 +131,29 @@ absl::Status StepRunner::BeginEpoch(uint64_t epoch, std::unique_ptr<ActivationSi
 absl::Status StepRunner::ReceiveFrom(uint64_t epoch, std::unique_ptr<ActivationSource> previous) {
   const std::lock_guard lock(mutex_);
   if (epoch == 0 || epoch != epoch_) return Aborted("epoch is %d, want %d", epoch, epoch_);
-  if (running_ || next_step_ > 1) return FailedPrecondition("epoch %d has had steps already", epoch);
+  if (next_step_ > 1) return FailedPrecondition("epoch %d has had steps already", epoch);
   source_ = std::move(previous);
   return absl::OkStatus();
+}
+
+absl::Status StepRunner::HelpOver(uint64_t epoch, std::shared_ptr<HelpBoards> boards) {
+  const std::lock_guard lock(mutex_);
+  if (epoch == 0 || epoch != epoch_) return Aborted("epoch is %d, want %d", epoch, epoch_);
+  if (running_ || next_step_ > 1) return FailedPrecondition("epoch %d has had steps already", epoch);
+  DropHelp();
+  stage_.SetBoards(boards);
+  help_pinned_ = false;
+  Call();
+  help_ = std::move(boards);
+  return absl::OkStatus();
+}
+
+void StepRunner::DropHelp() {
+  if (help_ == nullptr) return;
+  stage_.SetBoards(nullptr);
+  help_->Wake();  // the compute thread may sleep on their bell
+  help_ = nullptr;
+  help_pinned_ = true;
 }
 
 absl::StatusOr<ExpertCache::Measurement> StepRunner::MeasureLink(absl::Duration time, Deadline deadline) {
@@ -179,11 +200,52 @@ void StepRunner::AwaitCall(std::unique_lock<std::mutex>& lock) {
   lock.lock();
 }
 
+// The same while this worker offers help.
+void StepRunner::AwaitCallOrHelp(std::unique_lock<std::mutex>& lock) {
+  const std::shared_ptr<HelpBoards> help = help_;
+  called_.store(false, std::memory_order_relaxed);
+  lock.unlock();
+  help->own().SetAvailable(true);
+  const auto called = [&] { return called_.load(std::memory_order_relaxed) || help->Called(); };
+  wait_.Until(Deadline::Never(), called, [&](Deadline until) {
+    const uint32_t seen = help->own().bell();
+    if (!called()) help->own().WaitForBell(seen, until);
+  });
+  help->own().SetAvailable(false);
+  lock.lock();
+}
+
+void StepRunner::ServeHelp(std::unique_lock<std::mutex>& lock) {
+  const std::shared_ptr<HelpBoards> help = help_;
+  const bool pin = !std::exchange(help_pinned_, true);
+  running_ = true;
+  lock.unlock();
+  if (pin) help->Pin();
+  if (stage_.helps()) {
+    stage_.ServeHelp();
+  } else {
+    help->Hear();
+  }
+  lock.lock();
+  running_ = false;
+  changed_.notify_all();
+}
+
 void StepRunner::Loop() {
   std::unique_lock lock(mutex_);
   while (true) {
-    while (!HasCall()) AwaitCall(lock);
+    while (!HasCall()) {
+      if (help_ != nullptr && stage_.helps()) {
+        AwaitCallOrHelp(lock);
+      } else {
+        AwaitCall(lock);
+      }
+    }
     if (ending_) return;
+    if (!help_pinned_ || HelpWanted()) {
+      ServeHelp(lock);
+      continue;
+    }
     if (link_job_ != nullptr) {
       const std::shared_ptr<LinkJob> job = link_job_;
       running_ = true;

@@ -22,6 +22,7 @@
 #include "common/shm/paced_wait.h"
 #include "common/status.h"
 #include "ferry/internal/v1/worker.pb.h"
+#include "worker/help_boards.h"
 #include "worker/stage.h"
 #include "worker/stage_link.h"
 
@@ -47,6 +48,8 @@ class StepRunner {
   // Before the epoch's first step: its hidden states come from `previous`, or from the queue if that is null. Aborted: another
   // epoch is current. FailedPrecondition: the epoch has had steps.
   absl::Status ReceiveFrom(uint64_t epoch, std::unique_ptr<ActivationSource> previous);
+  // Before the epoch's first step: workers help each other over `boards`. Errors as of ReceiveFrom.
+  absl::Status HelpOver(uint64_t epoch, std::shared_ptr<HelpBoards> boards);
   uint64_t epoch() const;
 
   // Measures the link on the compute thread. FailedPrecondition: there is a current epoch, or another measurement runs.
@@ -74,12 +77,17 @@ class StepRunner {
   StepRunner(Stage* stage, ActivationQueue* activations, OnFailed on_failed);
   void Loop();
   // All of these with the lock held.
-  bool HasCall() const { return ending_ || link_job_ != nullptr || !queue_.empty(); }
+  bool HasCall() const { return ending_ || link_job_ != nullptr || !queue_.empty() || !help_pinned_ || HelpWanted(); }
+  bool HelpWanted() const { return help_ != nullptr && help_->Called(); }
   void Call() {
     called_.store(true, std::memory_order_relaxed);
     changed_.notify_all();
+    if (help_ != nullptr) help_->Wake();
   }
+  void DropHelp();
   void AwaitCall(std::unique_lock<std::mutex>& lock);
+  void AwaitCallOrHelp(std::unique_lock<std::mutex>& lock);
+  void ServeHelp(std::unique_lock<std::mutex>& lock);
   absl::StatusOr<StageResult> RunOne(const Queued& queued);
   void AbortLocked(std::unique_lock<std::mutex>& lock);
 
@@ -97,6 +105,8 @@ class StepRunner {
   uint64_t next_step_ = 1;
   std::unique_ptr<ActivationSource> source_;  // null: the queue; used by the compute thread while running_
   std::unique_ptr<ActivationSink> sink_;      // likewise; null: last stage
+  std::shared_ptr<HelpBoards> help_;          // null: this worker helps nobody
+  bool help_pinned_ = true;                   // false: help_ is new
   std::stop_source stop_;
   std::deque<Queued> queue_;
   std::shared_ptr<LinkJob> link_job_;  // queued or running

@@ -278,6 +278,7 @@ StageOptions StageOptionsOf(const WorkerOptions& options, const Assignment& assi
           .dense_bytes = assignment.dense_bytes,
           .expert_slot_bytes = options.vram_experts.automatic ? 0 : options.vram_experts.bytes,
           .expert_slots_auto = options.vram_experts.automatic && has_gpu && !in_place,
+          .may_help = assignment.num_workers > 1 && assignment.expert_transport == "shm" && assignment.may_help,
           .experts = {.ooae = assignment.ooae, .in_place = in_place, .force = options.force_division, .rules = assignment.rules}};
 }
 
@@ -408,6 +409,7 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
                  {.ops = ops.get(),
                   .n_embd = assignment.model.n_embd,
                   .max_rows = assignment.max_rows,
+                  .num_experts = assignment.model.router.num_experts,
                   .share_memory = assignment.expert_transport == "shm",
                   .identity = addresses.identity.get()});
   report.SetReady(*stage, rates, runner.get());

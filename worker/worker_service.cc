@@ -112,12 +112,31 @@ grpc::Status WorkerService::BeginEpoch(grpc::ServerContext* context, const inter
                                          attached.links, std::min(deadline, Deadline::In(kConnectTimeout))));
     }
     RETURN_IF_ERROR(attached.runner->BeginEpoch(request->epoch(), std::move(sink), deadline));
+    if (request->has_help() && attached.links.share_memory) {
+      const absl::Status help =
+          JoinHelp(request->epoch(), request->help(), attached, std::min(deadline, Deadline::In(kConnectTimeout)));
+      if (!help.ok()) spdlog::warn("this worker and others of its host do not help each other: {}", help.ToString());
+    }
     step_sharer_.Offer(attached.links.share_memory ? request->machine() : "", response);
     return absl::OkStatus();
   };
   const absl::Status begun = begin();
   spdlog::info("epoch {}: {}", request->epoch(), begun.ok() ? "begun" : Escaped(begun.ToString()));
   return ToGrpcStatus(begun);
+}
+
+absl::Status WorkerService::JoinHelp(uint64_t epoch, const internal::v1::HelpBoards& help, const Attached& attached,
+                                     Deadline deadline) {
+  const HelpBoards::Offer offer = {.socket = help.socket(),
+                                   .key = help.key(),
+                                   .workers = {help.workers().begin(), help.workers().end()},
+                                   .self = help.self(),
+                                   .shape = {.n_embd = attached.links.n_embd,
+                                             .max_rows = static_cast<int64_t>(help.max_rows()),
+                                             .max_entries = static_cast<int64_t>(help.max_entries()),
+                                             .max_experts = attached.links.num_experts}};
+  ASSIGN_OR_RETURN(std::shared_ptr<HelpBoards> boards, HelpBoards::Fetch(offer, attached.links.ops, deadline));
+  return attached.runner->HelpOver(epoch, std::move(boards));
 }
 
 grpc::Status WorkerService::RunSteps(grpc::ServerContext* context,

@@ -49,6 +49,8 @@ class WorkerService final : public internal::v1::Worker::Service {
     StageLinkOptions links;
   };
   absl::StatusOr<Attached> Get() const;
+  // Maps the boards of an epoch and hands them to the runner.
+  static absl::Status JoinHelp(uint64_t epoch, const internal::v1::HelpBoards& help, const Attached& attached, Deadline deadline);
   // Ok: the coordinator of this worker calls; PermissionDenied, Aborted.
   absl::Status CheckCoordinator(const grpc::ServerContext& context, uint64_t meant) const;
   absl::Status CheckIncarnation(uint64_t meant) const;

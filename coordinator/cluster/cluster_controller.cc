@@ -14,6 +14,8 @@
 namespace ferry {
 namespace {
 
+// The device's products, not its link, take most of a step of more rows; to send them to a helper would only keep it waiting.
+constexpr int64_t kMaxHelpedRows = 8192;
 constexpr absl::Duration kTick = absl::Milliseconds(50);
 // Between epochs that end soon after they began.
 constexpr absl::Duration kFirstPause = absl::Milliseconds(100);
@@ -137,6 +139,7 @@ absl::Status ClusterController::Register(const internal::v1::RegisterRequest& re
                        .num_slots = 0,  // until its heartbeats name them
                        .link_bytes_per_second = registration.link_bytes_per_second,
                        .ship_all = !options_.ooae,
+                       .has_gpu = request.has_gpu(),
                        .overrides = {}};
   for (const ExpertRule rule : options_.placement.expert_rules) {
     peer.overrides.push_back(rule == ExpertRule::kHost     ? ExpertPlace::kHost
@@ -192,6 +195,7 @@ void ClusterController::FillResponse(const internal::v1::RegisterRequest& reques
   response->set_heartbeat_interval_seconds(absl::ToDoubleSeconds(options_.heartbeat_interval));
   response->set_heartbeat_timeout_seconds(absl::ToDoubleSeconds(options_.heartbeat_timeout));
   response->set_ooae(options_.ooae);
+  response->set_may_help(options_.help);
   response->set_model_fingerprint(options_.fingerprint);
   for (int64_t layer = placement.layers.first; layer < placement.layers.end; ++layer) {
     const ExpertRule rule = options_.placement.expert_rules[layer];
@@ -311,6 +315,13 @@ void ClusterController::TryBeginEpoch() {
     options.workers.push_back({.id = member.id, .incarnation = member.info.incarnation, .address = member.info.address});
   }
   options.step_cost_rows = StepCost();
+  if (options_.help) {
+    const int64_t max_rows = std::min<int64_t>(options_.placement.cache.max_batch_tokens, kMaxHelpedRows);
+    options.help = exchange_->OfferHelp({.n_embd = options_.model.n_embd,
+                                         .max_rows = max_rows,
+                                         .max_entries = (max_rows * options_.model.router.top_k + 1) / 2,
+                                         .max_experts = options_.model.router.num_experts});
+  }
   PipelineFailure failure;
   const auto on_failed = [this](PipelineFailure failure) {
     const std::lock_guard lock(mutex_);

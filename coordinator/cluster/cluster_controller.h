@@ -44,6 +44,7 @@ struct ClusterOptions {
   Placement placement;
   std::string expert_transport = "auto";  // for workers that say auto
   bool ooae = true;
+  bool help = false;  // workers of one host compute shares of each other's layers
   int max_steps_in_flight = 0;
   absl::Duration heartbeat_interval, heartbeat_timeout, step_timeout;
   TraceWriter* trace = nullptr;  // null: no trace is written

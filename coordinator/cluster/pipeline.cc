@@ -96,6 +96,7 @@ class GrpcPipeline final : public Pipeline {
         request.set_next_address(options_.workers[i + 1].address);
         request.set_next_incarnation(options_.workers[i + 1].incarnation.value());
       }
+      AddHelp(worker.id, &request);
       grpc::ClientContext context;
       context.set_deadline(RpcDeadline(deadline));
       internal::v1::BeginEpochResponse response;
@@ -185,6 +186,19 @@ class GrpcPipeline final : public Pipeline {
   }
 
  private:
+  void AddHelp(WorkerId worker, internal::v1::BeginEpochRequest* request) const {
+    const HelpOffer& offer = options_.help;
+    const auto key = offer.keys.find(worker);
+    if (key == offer.keys.end()) return;
+    internal::v1::HelpBoards* const help = request->mutable_help();
+    help->set_socket(offer.socket);
+    help->set_key(key->second);
+    for (const WorkerId other : offer.workers) help->add_workers(static_cast<uint32_t>(other.value()));
+    help->set_self(static_cast<uint32_t>(worker.value()));
+    help->set_max_rows(static_cast<uint64_t>(offer.shape.max_rows));
+    help->set_max_entries(static_cast<uint64_t>(offer.shape.max_entries));
+  }
+
   struct Pending {
     uint64_t step = 0;
     absl::Time begin;

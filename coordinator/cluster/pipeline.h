@@ -18,6 +18,7 @@
 #include "common/ids.h"
 #include "common/status.h"
 #include "coordinator/cluster/step_plan.h"
+#include "coordinator/experts/help_offer.h"
 #include "coordinator/trace_writer.h"
 
 namespace ferry {
@@ -36,6 +37,7 @@ struct PipelineOptions {
   int64_t vocab_size = 0;
   int max_steps_in_flight = 0;                                      // 0: one a worker
   double step_cost_rows = std::numeric_limits<double>::infinity();  // StepCostRows of the slowest worker (step_rows.h)
+  HelpOffer help;                                                   // without keys: no worker helps another
   absl::Duration begin_timeout = absl::Seconds(10);
   absl::Duration step_timeout = absl::Seconds(120);
   TraceWriter* trace = nullptr;                // where every step's spans go; null: none are asked for

@@ -19,6 +19,22 @@ namespace {
 constexpr absl::Duration kAtWork = absl::Milliseconds(20);
 // How long a mailbox thread sleeps in one wait before it looks whether its worker is still there.
 constexpr absl::Duration kMailboxPoll = absl::Milliseconds(200);
+// Of a request to another worker and its answer, beside rows, copies and contributions: the threads of both sleep.
+constexpr double kHelpSeconds = 300e-6;
+
+// In turns among this worker and its helpers, as far as the board has room.
+void DivideEvenly(const ExpertRequest& request, const std::vector<WorkerId>& helpers, int64_t max_tokens,
+                  std::vector<ExpertPlace>* places) {
+  size_t turn = 0;
+  int64_t tokens = 0;
+  for (size_t i = 0; i < places->size(); ++i) {
+    if (request.uses[i].resident != 0) continue;
+    const size_t helper = turn++ % (helpers.size() + 1);
+    if (helper == 0 || tokens + request.uses[i].tokens > max_tokens) continue;
+    tokens += request.uses[i].tokens;
+    (*places)[i] = PlaceOfHelper(helpers[helper - 1].value());
+  }
+}
 
 }  // namespace
 
@@ -36,6 +52,13 @@ struct ExpertExchange::Peer {
     if (thread.joinable()) thread.join();
   }
 };
+
+absl::StatusOr<HelpMode> ParseHelpMode(const std::string& text) {
+  if (text == "auto") return HelpMode::kAuto;
+  if (text == "even") return HelpMode::kEven;
+  if (text == "off") return HelpMode::kOff;
+  return InvalidArgument("'%s', want auto, even or off", text);
+}
 
 ExpertExchange::ExpertExchange(const ExpertStore* store, ExpertComputer* engine, PlannerRates rates,
                                std::unique_ptr<DescriptorServer> descriptors)
@@ -147,17 +170,41 @@ absl::Status ExpertExchange::Admit(Peer& peer, const ExpertRequest& request) {
   return absl::OkStatus();
 }
 
+// Rows go to a helper's device through the host's memory, over both links; a contribution comes back the same way, beside the
+// helper's next copies.
+ExpertExchange::Helpers ExpertExchange::HelpersLocked(const Peer& peer, const ExpertRequest& request,
+                                                      const ExpertLayout& layout) const {
+  Helpers helpers;
+  if (help_mode_ == HelpMode::kOff || request.helpers == 0 || request.num_rows > help_shape_.max_rows) return helpers;
+  const double row_bytes = static_cast<double>(layout.gate.cols) * (peer.info.has_gpu ? 2 : 4);
+  const double own_link = LinkRateLocked(peer.info);
+  for (const auto& [worker, other] : peers_) {
+    const bool asked = worker.value() < kMaxHelpers && (request.helpers >> worker.value() & 1) != 0;
+    const double link = LinkRateLocked(other->info);
+    if (!asked || worker == peer.info.worker || other->info.has_gpu != peer.info.has_gpu || !(link > 0)) continue;
+    helpers.workers.push_back(worker);
+    helpers.places.push_back({.link_bytes_per_second = link,
+                              .fixed_seconds = kHelpSeconds,
+                              .row_seconds = row_bytes / own_link + row_bytes / link,
+                              .contribution_seconds = row_bytes / own_link});
+  }
+  return helpers;
+}
+
 std::vector<ExpertPlace> ExpertExchange::PlanFor(Peer& peer, const ExpertRequest& request) {
   const ExpertLayout& layout = store_.layout().layer(request.layer);
   PlannerInput input = {.uses = request.uses,
                         .bytes_per_expert = static_cast<double>(layout.bytes),
                         .flops_per_token = static_cast<double>(layout.flops_per_token()),
                         .ship_all = peer.info.ship_all};
+  Helpers helpers;
   {
     const std::lock_guard lock(mutex_);
     input.num_slots = peer.info.num_slots;
     input.rates = rates_;
     input.rates.link_bytes_per_second = LinkRateLocked(peer.info);
+    helpers = HelpersLocked(peer, request, layout);
+    input.max_helper_tokens = help_shape_.max_entries;
     peer.at_work_until = Deadline::In(kAtWork);
     const auto others = static_cast<double>(std::count_if(peers_.begin(), peers_.end(), [&](const auto& entry) {
       return entry.second->last_step != peer.last_step && entry.second->at_work_until && !entry.second->at_work_until->Passed();
@@ -172,13 +219,53 @@ std::vector<ExpertPlace> ExpertExchange::PlanFor(Peer& peer, const ExpertRequest
     input.host_allowed = peer.info.overrides[request.layer] != ExpertPlace::kShip;
     input.ship_allowed = peer.info.overrides[request.layer] != ExpertPlace::kHost;
   }
-  return PlanExperts(input).places;
+  if (help_mode_ == HelpMode::kAuto) input.helpers = helpers.places;
+  ExpertPlan plan = PlanExperts(input);
+  for (size_t i = 0; i < plan.helpers.size(); ++i) {
+    if (plan.helpers[i] >= 0) plan.places[i] = PlaceOfHelper(helpers.workers[plan.helpers[i]].value());
+  }
+  if (help_mode_ == HelpMode::kEven && input.ship_allowed && input.num_slots > 0) {
+    DivideEvenly(request, helpers.workers, input.max_helper_tokens, &plan.places);
+  }
+  return std::move(plan.places);
+}
+
+HelpOffer ExpertExchange::OfferHelp(const HelpBoardShape& shape) {
+  HelpOffer offer = {.socket = descriptors_->name(), .shape = shape};
+  const std::lock_guard lock(mutex_);
+  for (const std::string& key : help_keys_) descriptors_->Withdraw(key);
+  help_keys_.clear();
+  help_shape_ = shape;
+  for (const auto& [worker, peer] : peers_) {
+    if (worker.value() < kMaxHelpers && peer->mailbox != nullptr) offer.workers.push_back(worker);
+  }
+  if (help_mode_ == HelpMode::kOff || offer.workers.size() < 2) return offer;
+  if (const absl::Status made = MakeBoards(&offer); !made.ok()) {
+    spdlog::warn("workers of this host do not help each other: {}", made.ToString());
+    offer.keys.clear();
+  }
+  return offer;
+}
+
+absl::Status ExpertExchange::MakeBoards(HelpOffer* offer) {
+  std::vector<std::unique_ptr<HelpBoard>> boards;
+  std::vector<int> descriptors;
+  for (size_t i = 0; i < offer->workers.size(); ++i) {
+    ASSIGN_OR_RETURN(boards.emplace_back(), HelpBoard::Create(offer->shape));
+    descriptors.push_back(boards.back()->fd());
+  }
+  for (const WorkerId worker : offer->workers) {
+    help_keys_.push_back(RandomDescriptorKey());
+    if (!descriptors_->Offer(help_keys_.back(), descriptors)) return ResourceExhausted("no descriptors are left");
+    offer->keys[worker] = help_keys_.back();
+  }
+  return absl::OkStatus();
 }
 
 void ExpertExchange::CountShipped(const ExpertRequest& request, const std::vector<ExpertPlace>& places) {
   if (misses_ == nullptr) return;
   for (size_t i = 0; i < places.size(); ++i) {
-    if (places[i] == ExpertPlace::kShip) misses_->Add(request.layer, request.uses[i].expert);
+    if (places[i] == ExpertPlace::kShip || IsHelper(places[i])) misses_->Add(request.layer, request.uses[i].expert);
   }
 }
 

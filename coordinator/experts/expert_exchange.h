@@ -18,6 +18,7 @@
 #include "coordinator/experts/expert_misses.h"
 #include "coordinator/experts/expert_planner.h"
 #include "coordinator/experts/expert_store.h"
+#include "coordinator/experts/help_offer.h"
 
 namespace ferry {
 
@@ -29,8 +30,18 @@ struct ExchangePeer {
   int64_t num_slots = 0;
   double link_bytes_per_second = 0;
   bool ship_all = false;               // --no-ooae
+  bool has_gpu = false;                // workers help others of their own kind alone: results would differ
   std::vector<ExpertPlace> overrides;  // one a layer of the model; kResident: none, kShip: never host, kHost: never shipped
 };
+
+// Whether workers of one host compute shares of each other's layers.
+enum class HelpMode {
+  kAuto,  // as the planner predicts to be fastest
+  kEven,  // for tests and measurements: in turns among all that have nothing else to do
+  kOff,
+};
+// InvalidArgument: none of auto, even, off.
+absl::StatusOr<HelpMode> ParseHelpMode(const std::string& text);
 
 class ExpertExchange {
  public:
@@ -53,7 +64,12 @@ class ExpertExchange {
   // arena and the mailbox, in this order.
   absl::StatusOr<std::string> OpenMailbox(WorkerId worker, const MailboxShape& shape);
   void RemovePeer(WorkerId worker);  // and its mailbox
-  void BeginEpoch();                 // steps are numbered from 1 again
+  // How workers help each other; before the first epoch.
+  void SetHelp(HelpMode mode) { help_mode_ = mode; }
+  // Makes a board for each worker that has a mailbox, for the epoch that begins, and withdraws those of the one before. No keys:
+  // fewer than two workers could help each other, or there is no memory for boards, which is logged.
+  HelpOffer OfferHelp(const HelpBoardShape& shape);
+  void BeginEpoch();  // steps are numbered from 1 again
   // The newest step of the epoch that workers were sent. One beyond it is refused: it would make the real ones "over".
   void NoteStep(uint64_t step) { newest_step_ = step; }
 
@@ -74,6 +90,13 @@ class ExpertExchange {
   // Refuses another incarnation than the peer's, a step that is over, and a layer that the peer does not own.
   absl::Status Admit(Peer& peer, const ExpertRequest& request);
   std::vector<ExpertPlace> PlanFor(Peer& peer, const ExpertRequest& request);
+  // The workers of `request.helpers` that may help `peer`, and their costs, by the same index.
+  struct Helpers {
+    std::vector<WorkerId> workers;
+    std::vector<HelperPlace> places;
+  };
+  Helpers HelpersLocked(const Peer& peer, const ExpertRequest& request, const ExpertLayout& layout) const;
+  absl::Status MakeBoards(HelpOffer* offer);
   absl::StatusOr<std::vector<ExpertPlace>> PlanUncounted(WorkerId worker, const ExpertRequest& request);
   void CountShipped(const ExpertRequest& request, const std::vector<ExpertPlace>& places);
   void CountComputed(const ExpertRequest& request);
@@ -87,6 +110,9 @@ class ExpertExchange {
   PlannerRates rates_;                     // the host's
   std::vector<double> links_beside_host_;  // by worker; 0 or missing: not measured
   std::map<WorkerId, std::shared_ptr<Peer>> peers_;
+  HelpMode help_mode_ = HelpMode::kOff;  // constant once workers come
+  HelpBoardShape help_shape_;            // of this epoch's boards
+  std::vector<std::string> help_keys_;   // that this epoch's workers may still ask with
 };
 
 }  // namespace ferry

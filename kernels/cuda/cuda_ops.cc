@@ -500,6 +500,48 @@ class CudaOps final : public Ops {
     RETURN_IF_ERROR(Use());
     const CudaTimeline::Scope span = SpanOf("ScatterContributions");
     RETURN_IF_ERROR(CheckScatterContributions(host_rows, outs, contributions, contribution_dtype_));
+    return ScatterStaged(host_rows, outs, contributions);
+  }
+
+  absl::Status ScatterContributionsAsync(std::span<const float> host_rows, std::span<const int32_t> outs,
+                                         Tensor contributions) override {
+    RETURN_IF_ERROR(Use());
+    const CudaTimeline::Scope span = SpanOf("ScatterContributions");
+    RETURN_IF_ERROR(CheckScatterContributions(host_rows, outs, contributions, contribution_dtype_));
+    return ScatterInPlace(host_rows, outs, contributions);
+  }
+
+  absl::Status ScatterComputedAsync(std::span<const std::byte> host_rows, std::span<const int32_t> outs,
+                                    Tensor contributions) override {
+    RETURN_IF_ERROR(Use());
+    const CudaTimeline::Scope span = SpanOf("ScatterComputed");
+    RETURN_IF_ERROR(CheckTensor("contributions", contributions));
+    RETURN_IF_ERROR(CheckDType("contributions", contributions.dtype, {contribution_dtype_}));
+    // Words of four bytes, which are copied as they are, whatever numbers they hold.
+    const int64_t in_a_word = 4 / contributions.element_bytes();
+    if (contributions.cols % in_a_word != 0 || contributions.stride % in_a_word != 0) {
+      return InvalidArgument("contributions has %d columns, want a multiple of %d", contributions.cols, in_a_word);
+    }
+    const Tensor words(contributions.data, DType::kF32, contributions.rows, contributions.cols / in_a_word,
+                       contributions.stride / in_a_word);
+    const std::span<const float> host_words(reinterpret_cast<const float*>(host_rows.data()), host_rows.size() / 4);
+    RETURN_IF_ERROR(CheckScatterContributions(host_words, outs, words, DType::kF32));
+    return ScatterInPlace(host_words, outs, words);
+  }
+
+  // The kernel reads the rows where they lie, if it reaches them.
+  absl::Status ScatterInPlace(std::span<const float> host_rows, std::span<const int32_t> outs, Tensor contributions) {
+    const auto outs_bytes = static_cast<int64_t>(outs.size_bytes());
+    if (!transfers_->KernelsReach(std::as_bytes(host_rows)) || outs_bytes > Staging::kBufferBytes)
+      return ScatterStaged(host_rows, outs, contributions);
+    ASSIGN_OR_RETURN(std::byte * staged, transfers_->Stage(outs_bytes));
+    std::memcpy(staged, outs.data(), outs_bytes);
+    return Queued("ScatterContributions",
+                  LaunchScatterRows(host_rows.data(), reinterpret_cast<const int32_t*>(staged), static_cast<int64_t>(outs.size()),
+                                    RowsOf(contributions), compute_.get()));
+  }
+
+  absl::Status ScatterStaged(std::span<const float> host_rows, std::span<const int32_t> outs, Tensor contributions) {
     // The kernel reads the staged rows across the link itself: one launch, and no second buffer on the device.
     const int64_t cols = contributions.cols, row_bytes = cols * 4 + 4;
     const int64_t rows_at_once = (Staging::kBufferBytes - 256) / row_bytes;
@@ -516,21 +558,6 @@ class CudaOps final : public Ops {
                                                                        count, RowsOf(contributions), compute_.get())));
     }
     return absl::OkStatus();
-  }
-
-  absl::Status ScatterContributionsAsync(std::span<const float> host_rows, std::span<const int32_t> outs,
-                                         Tensor contributions) override {
-    RETURN_IF_ERROR(Use());
-    const auto outs_bytes = static_cast<int64_t>(outs.size_bytes());
-    if (!transfers_->KernelsReach(std::as_bytes(host_rows)) || outs_bytes > Staging::kBufferBytes)
-      return ScatterContributions(host_rows, outs, contributions);
-    const CudaTimeline::Scope span = SpanOf("ScatterContributions");
-    RETURN_IF_ERROR(CheckScatterContributions(host_rows, outs, contributions, contribution_dtype_));
-    ASSIGN_OR_RETURN(std::byte * staged, transfers_->Stage(outs_bytes));
-    std::memcpy(staged, outs.data(), outs_bytes);
-    return Queued("ScatterContributions",
-                  LaunchScatterRows(host_rows.data(), reinterpret_cast<const int32_t*>(staged), static_cast<int64_t>(outs.size()),
-                                    RowsOf(contributions), compute_.get()));
   }
 
   absl::Status Combine(Tensor contributions, const float* weights, int64_t top_k, Tensor x) override {

@@ -23,6 +23,7 @@ const std::map<std::string, std::string> kTyped = {
     {"--vram-experts", "3MiB"},
     {"--expert-transport", "grpc"},
     {"--divide-experts", "even"},
+    {"--share-links", "even"},
     {"-c,--ctx-size", "12k"},
     {"-b,--batch-size", "777"},
     {"--ubatch-size,--ub", "333"},
@@ -127,6 +128,7 @@ TEST(ModelFlags, TheChildrenTakeWhatTheyAreTold) {
   EXPECT_EQ(coordinator.isa, "portable");
   EXPECT_EQ(coordinator.expert_transport, "grpc");
   EXPECT_EQ(coordinator.divide_experts, "even");
+  EXPECT_EQ(coordinator.share_links, "even");
   EXPECT_EQ(coordinator.step_timeout, absl::Seconds(7.5));
   EXPECT_EQ(coordinator.drain_timeout, absl::Seconds(90));
   EXPECT_FALSE(coordinator.resume);

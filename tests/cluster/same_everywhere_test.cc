@@ -47,9 +47,10 @@ TEST_P(Slots, FewOrAllGiveTheSameBits) {
 }
 INSTANTIATE_TEST_SUITE_P(, Slots, ::testing::Values("400KiB", "2MiB", "64MiB"));
 
-TEST(SameEverywhere, WithEveryExpertInASlotAndWithAllForgotten) {
+// All experts have slots; each of `forget` is a prompt, before which they are emptied or not.
+void ExpectSameWithSlots(const ModelOptions& without_slots, const std::vector<bool>& forget) {
   ASSERT_EQ(Plain().ids.size(), kTokens);
-  ModelOptions options = DemoModel(2);
+  ModelOptions options = without_slots;
   options.vram_experts = "64MiB";
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Connect("", options));
   proto::GenerateRequest request;
@@ -57,18 +58,26 @@ TEST(SameEverywhere, WithEveryExpertInASlotAndWithAllForgotten) {
   request.mutable_tokens()->mutable_ids()->Add(prompt.begin(), prompt.end());
   request.set_max_tokens(0);
   request.set_prompt_logprobs(1);
-  for (const bool forget : {false, true}) {
-    request.set_forget_experts(forget);
+  for (const bool cold : forget) {
+    request.set_forget_experts(cold);
     std::vector<float> logprobs;
     ASSERT_OK_AND_ASSIGN(const proto::Finish finish, client->Generate(request, [&](const proto::GenerateResponse& response) {
       for (const proto::PositionLogprobs& position : response.prompt_logprobs()) logprobs.push_back(position.logprob());
       return true;
     }));
     const proto::ExpertCounters& experts = finish.experts();
-    EXPECT_EQ(experts.resident(), forget ? 0 : experts.activated()) << experts.ShortDebugString();
+    EXPECT_EQ(experts.resident(), cold ? 0 : experts.activated()) << experts.ShortDebugString();
     EXPECT_EQ(experts.activated(), experts.resident() + experts.shipped() + experts.on_host());
     EXPECT_EQ(logprobs, Plain().prompt_logprobs);
   }
+}
+
+TEST(SameEverywhere, WithEveryExpertInASlotAndWithAllForgotten) { ExpectSameWithSlots(DemoModel(2), {false, true}); }
+
+TEST(SameEverywhere, WithWorkersThatHelpEachOther) {
+  ModelOptions options = DemoModel(3);
+  options.share_links = "even";
+  ExpectSameWithSlots(options, {true, true, true, true});
 }
 
 TEST(SameEverywhere, WithExpertsReadWhereTheyLie) {

@@ -57,7 +57,7 @@ void FuzzPlanner(const ExpertRequest& request, uint8_t knobs) {
   planner.host_allowed = knobs & 8;
   planner.ship_allowed = knobs & 16;
   const ExpertPlan plan = PlanExperts(planner);
-  Require(CheckPlaces(plan.places, request.uses, request.layer).ok());
+  Require(CheckPlaces(plan.places, request.uses, 0, request.layer).ok());
   const absl::StatusOr<std::vector<ExpertPlace>> sent = PlacesFromProto(ToProto(plan.places));
   Require(sent.ok() && *sent == plan.places);
 }
@@ -151,7 +151,7 @@ void FuzzComputeRequest(WireInput& input) {
 void FuzzAnswers(WireInput& input) {
   const ActivatedExpert uses[] = {{.expert = 0, .tokens = 3, .resident = 1}, {.expert = 2, .tokens = 1}};
   const absl::StatusOr<std::vector<ExpertPlace>> places = PlacesFromProto(input.Next<internal::v1::ExpertPlan>());
-  if (places.ok() && CheckPlaces(*places, uses, 1).ok()) {
+  if (places.ok() && CheckPlaces(*places, uses, 0, 1).ok()) {
     Require(places->size() == 2 && (*places)[1] != ExpertPlace::kResident);
   }
   const internal::v1::ComputeExpertsResponse answer = input.Next<internal::v1::ComputeExpertsResponse>();

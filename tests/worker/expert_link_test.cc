@@ -179,7 +179,7 @@ TEST_F(GrpcLinkTest, AsksAgainInTheNewStepWhenTheOldOneHasBeenOvertaken) {
   cluster_.silent = true;
   ASSERT_OK(link_->AskRecord(1, {0, 1}));
   while (cluster_.fetches == 0) absl::SleepFor(absl::Milliseconds(1));
-  ASSERT_OK(link_->Plan(2, 0, 1, {}, Soon()));  // a later step
+  ASSERT_OK(link_->Plan(2, 0, 1, {}, 0, Soon()));  // a later step
   cluster_.silent = false;
   EXPECT_OK(link_->WaitRecord({0, 1}, Soon()));
   EXPECT_EQ(cluster_.fetches, 2);
@@ -202,7 +202,7 @@ TEST_F(GrpcLinkTest, GivesUpARecordThatDoesNotCome) {
 TEST_F(GrpcLinkTest, AsksThePlanner) {
   const std::vector<ActivatedExpert> uses = {
       {.expert = 0, .tokens = 1}, {.expert = 2, .tokens = 1, .resident = 1}, {.expert = 5, .tokens = 9}};
-  ASSERT_OK_AND_ASSIGN(const auto places, link_->Plan(1, 0, 11, uses, Soon()));
+  ASSERT_OK_AND_ASSIGN(const auto places, link_->Plan(1, 0, 11, uses, 0, Soon()));
   EXPECT_THAT(places, ElementsAre(ExpertPlace::kHost, ExpertPlace::kResident, ExpertPlace::kShip));
 }
 
@@ -296,7 +296,8 @@ TEST_F(ShmLinkTest, ExchangesPlansAndComputations) {
     }
     mailbox_->Answer(absl::OkStatus(), {});
   });
-  ASSERT_OK_AND_ASSIGN(const auto places, link->Plan(1, 2, 1000, std::vector<ActivatedExpert>{{0, 500, 0}, {7, 3, 0}}, Soon()));
+  ASSERT_OK_AND_ASSIGN(const auto places,
+                       link->Plan(1, 2, 1000, std::vector<ActivatedExpert>{{0, 500, 0}, {7, 3, 0}}, 0, Soon()));
   EXPECT_THAT(places, ElementsAre(ExpertPlace::kShip, ExpertPlace::kHost));
   const std::span<float> rows = link->HostRows(2);
   rows[0] = 10, rows[64] = 20;
@@ -310,7 +311,7 @@ TEST_F(ShmLinkTest, ExchangesPlansAndComputations) {
 
 TEST_F(ShmLinkTest, EndsAWaitForAnEngineThatDoesNotAnswer) {
   ASSERT_OK_AND_ASSIGN(const auto link, Connect());
-  EXPECT_THAT(link->Plan(1, 0, 5, kUses, Deadline::In(absl::Milliseconds(30))), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  EXPECT_THAT(link->Plan(1, 0, 5, kUses, 0, Deadline::In(absl::Milliseconds(30))), StatusIs(absl::StatusCode::kDeadlineExceeded));
 }
 
 TEST_F(ShmLinkTest, RefusesMemoryThatIsNotWhatItWasTold) {

@@ -122,6 +122,7 @@ class FakeLink final : public ExpertLink {
     return use.resident ? ExpertPlace::kResident : use.expert % 2 == 0 ? ExpertPlace::kShip : ExpertPlace::kHost;
   };
   std::function<void(int64_t layer)> on_plan;
+  std::function<ExpertPlace(const ActivatedExpert&, uint32_t helpers)> place_among;  // instead of `place`, where it is set
   absl::Status fail_compute, fail_plan, fail_record;
   size_t max_records_here = 1000;  // like the buffers of a remote link: more come when some are released
 
@@ -133,12 +134,12 @@ class FakeLink final : public ExpertLink {
 
   std::string name() const override { return "fake"; }
   absl::StatusOr<std::vector<ExpertPlace>> Plan(uint64_t, int64_t layer, int64_t, std::span<const ActivatedExpert> uses,
-                                                Deadline) override {
+                                                uint32_t helpers, Deadline) override {
     ++num_plans;
     if (on_plan) on_plan(layer);
     RETURN_IF_ERROR(fail_plan);
     std::vector<ExpertPlace> places;
-    for (const ActivatedExpert& use : uses) places.push_back(place(use));
+    for (const ActivatedExpert& use : uses) places.push_back(place_among ? place_among(use, helpers) : place(use));
     return places;
   }
 
@@ -304,11 +305,8 @@ class TinyPipeline {
   static int32_t BlockOf(int32_t slot, int64_t block) { return static_cast<int32_t>(block * kTinySlots + slot); }
   // The logits of each sequence's last row.
   absl::StatusOr<std::vector<std::vector<float>>> Run(const std::vector<Rows>& sequences) {
-    StageStep step = {.epoch = 1,
-                      .step = ++last_step_,
-                      .timeout = absl::Seconds(30),
-                      .moves = std::exchange(moves, {}),
-                      .trace = trace_};
+    StageStep step = {
+        .epoch = 1, .step = ++last_step_, .timeout = absl::Seconds(30), .moves = std::exchange(moves, {}), .trace = trace_};
     for (const Rows& rows : sequences) {
       step.forget_experts |= rows.forget_experts;
       StageSequence sequence = {.slot = rows.slot,

@@ -229,5 +229,83 @@ TEST_F(ExpertExchangeTest, HandsDescriptorsToTheHolderOfTheKeyAlone) {
               StatusIs(absl::StatusCode::kNotFound));
 }
 
+// Two workers with mailboxes, of which worker 1 owns the last layer and has nothing to do.
+class HelpTest : public ExpertExchangeTest {
+ protected:
+  static constexpr HelpBoardShape kShape = {.n_embd = 32, .max_rows = 500, .max_entries = 1000, .max_experts = 8};
+
+  void AddHelper(bool has_gpu = false) {
+    const MailboxShape shape = {
+        .n_embd = config_.n_embd, .max_rows = 4, .max_entries = 8, .max_experts = config_.router.num_experts};
+    exchange_->AddPeer({.worker = WorkerId(1),
+                        .incarnation = Incarnation(78),
+                        .first_layer = 3,
+                        .end_layer = 4,
+                        .num_slots = 8,
+                        .link_bytes_per_second = 100e9,
+                        .has_gpu = has_gpu});
+    ASSERT_OK(exchange_->OpenMailbox(WorkerId(0), shape).status());
+    ASSERT_OK(exchange_->OpenMailbox(WorkerId(1), shape).status());
+  }
+  // How many of eight experts worker 1 computes for worker 0, if worker 0 says that `helpers` have nothing to do.
+  int64_t Helped(uint32_t helpers, int32_t num_rows = 500, int32_t tokens = 100) {
+    ExpertRequest request = {
+        .kind = ExpertRequestKind::kPlan, .incarnation = kIncarnation, .step = 1, .layer = 0, .num_rows = num_rows, .uses = {}};
+    for (int32_t expert = 0; expert < 8; ++expert) request.uses.push_back({.expert = expert, .tokens = tokens});
+    request.helpers = helpers;
+    const std::vector<ExpertPlace> places = exchange_->Plan(WorkerId(0), request).value();
+    return std::count(places.begin(), places.end(), PlaceOfHelper(1));
+  }
+};
+
+TEST_F(HelpTest, AsksWorkersThatHaveNothingElseToDo) {
+  exchange_->SetHelp(HelpMode::kEven);
+  AddHelper();
+  const HelpOffer offer = exchange_->OfferHelp(kShape);
+  EXPECT_EQ(offer.keys.size(), 2u);
+  EXPECT_EQ(Helped(0b10), 4);
+  EXPECT_EQ(Helped(0), 0);
+  EXPECT_EQ(Helped(0b101), 0) << "nobody is its own helper, and there is no worker 2";
+  EXPECT_EQ(Helped(0b10, 501), 0) << "more rows than the board holds";
+}
+
+TEST_F(HelpTest, AsksWhereALinkIsTheSlowestPart) {
+  exchange_->SetHelp(HelpMode::kAuto);
+  AddHelper();
+  exchange_->OfferHelp(kShape);
+  EXPECT_EQ(Helped(0b10), 0) << "the links are far faster than a request and its answer";
+  exchange_->SetRates({.host_read_bytes_per_second = 1, .host_flops_per_second = 1}, {1e6, 1e6});
+  EXPECT_GT(Helped(0b10, /*num_rows=*/9, /*tokens=*/2), 1);
+  EXPECT_EQ(Helped(0b10), 0) << "rows and contributions have more bytes than these small experts";
+  exchange_->SetRates({.host_read_bytes_per_second = 1, .host_flops_per_second = 1}, {1e6, 1e4});
+  EXPECT_EQ(Helped(0b10, /*num_rows=*/9, /*tokens=*/2), 0) << "a hundred times slower";
+}
+
+TEST_F(HelpTest, AsksNoWorkerOfAnotherKind) {
+  exchange_->SetHelp(HelpMode::kEven);
+  AddHelper(/*has_gpu=*/true);
+  exchange_->OfferHelp(kShape);
+  EXPECT_EQ(Helped(0b10), 0);
+}
+
+TEST_F(HelpTest, HandsBoardsToEachWorkerOnceAnEpoch) {
+  exchange_->SetHelp(HelpMode::kAuto);
+  AddHelper();
+  const HelpOffer earlier = exchange_->OfferHelp(kShape), offer = exchange_->OfferHelp(kShape);
+  const Deadline soon = Deadline::In(absl::Seconds(60));
+  EXPECT_THAT(FetchDescriptors(earlier.socket, earlier.keys.at(WorkerId(0)), soon), StatusIs(absl::StatusCode::kNotFound));
+  ASSERT_OK_AND_ASSIGN(std::vector<UniqueFd> descriptors, FetchDescriptors(offer.socket, offer.keys.at(WorkerId(1)), soon));
+  ASSERT_EQ(descriptors.size(), 2u);
+  EXPECT_OK(HelpBoard::Map(descriptors[0].Release(), kShape).status());
+}
+
+TEST_F(HelpTest, OffersNothingToOneWorkerOrWhenItIsOff) {
+  exchange_->SetHelp(HelpMode::kAuto);
+  EXPECT_TRUE(exchange_->OfferHelp(kShape).keys.empty());
+  exchange_->SetHelp(HelpMode::kOff);
+  AddHelper();
+  EXPECT_TRUE(exchange_->OfferHelp(kShape).keys.empty());
+}
+
 }  // namespace
 }  // namespace ferry

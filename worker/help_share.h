@@ -1,0 +1,64 @@
+#pragma once
+
+// The shares of a layer that other workers of the host compute for this one (common/shm/help_board.h).
+//
+//   Start -> (this device's share) -> Finish
+//
+// A helper that has not begun by Finish loses its share, and one that fails or is late too; the caller computes what is left.
+// After a late answer nobody is asked any more in this epoch, since that helper may still write to the board.
+//
+// One thread: the compute thread.
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "common/deadline.h"
+#include "common/shm/expert_mailbox.h"
+#include "common/status.h"
+#include "kernels/ops.h"
+#include "worker/help_boards.h"
+#include "worker/host_chunks.h"
+#include "worker/step_context.h"
+
+namespace ferry {
+
+class HelpShare {
+ public:
+  // `ops` outlives this.
+  explicit HelpShare(Ops* ops) : ops_(*ops) {}
+
+  // Between steps: the boards of the epoch that begins; null: nobody helps.
+  void SetBoards(std::shared_ptr<HelpBoards> boards);
+  // Bit i: worker i has nothing else to do than help with a layer of so many rows.
+  uint32_t Available(int64_t rows) const;
+
+  // Sends the layer's rows, `in` [rows, n_embd], and each helper its share; `shares`: by the helper's id, experts with increasing
+  // ids. The device's errors, or those of HelpBoard::Post.
+  absl::Status Start(const StepContext& context, int64_t layer, Tensor in,
+                     const std::map<int64_t, std::vector<ActivatedExpert>>& shares, const HostGroups& groups);
+  // Waits for the helpers and scatters their results into `contributions`, which are written once a MarkCompute queued after this
+  // call has passed. Returns the experts that nobody computed, ids increasing.
+  absl::StatusOr<std::vector<ActivatedExpert>> Finish(const StepContext& context, int64_t layer, Tensor contributions);
+  // After a failed step: withdraws what was posted, and asks nobody any more if a helper is at it.
+  void Recover();
+
+ private:
+  struct Running {
+    int64_t helper = 0;
+    int64_t first_entry = 0;
+    std::vector<ActivatedExpert> uses;
+    std::vector<int32_t> outs;
+  };
+  bool WaitFor(const Running& share, Deadline deadline);
+
+  Ops& ops_;
+  std::shared_ptr<HelpBoards> boards_;
+  bool usable_ = false;
+  std::vector<Running> running_;
+  Stopwatch since_start_;
+};
+
+}  // namespace ferry
