@@ -158,21 +158,47 @@ double SigmaOf(std::span<const float> logits, std::span<const uint64_t> allowed)
   return count > 0 ? std::sqrt(std::max(0.0, squares / count - mean * mean)) : 0;
 }
 
-// The `count` best of the tokens that a mask allows, in any order but with the best one first when it is the only one.
+// The `wanted` best of the candidates that it is shown, which come in order of their ids. It collects those that beat the worst
+// of the best so far, and cuts back to `wanted` whenever twice as many lie there: linear for every order of the logits. Equal
+// logits come in order of id, so a later equal one never belongs.
+class BestSoFar {
+ public:
+  // Of at most `most` candidates. `wanted` is above 0.
+  BestSoFar(size_t wanted, size_t most) : wanted_(wanted), room_(2 * wanted + 64) { best_.reserve(std::min(room_, most)); }
+  void Add(int32_t id, float logit) {
+    if (!(logit > bar_)) return;
+    best_.push_back({id, logit});
+    if (best_.size() == room_) CutBack();
+  }
+  // In any order.
+  std::vector<Candidate> Take() {
+    if (best_.size() > wanted_) CutBack();
+    return std::move(best_);
+  }
+
+ private:
+  void CutBack() {
+    std::nth_element(best_.begin(), best_.begin() + static_cast<std::ptrdiff_t>(wanted_ - 1), best_.end(), IsBetter);
+    best_.resize(wanted_);
+    bar_ = best_.back().logit;
+  }
+
+  const size_t wanted_, room_;
+  std::vector<Candidate> best_;
+  float bar_ = -std::numeric_limits<float>::infinity();
+};
+
+// The `count` best of the tokens that a mask allows, in any order. The logits are finite.
 std::vector<Candidate> BestAllowed(std::span<const float> logits, std::span<const uint64_t> allowed, int32_t count) {
-  std::vector<Candidate> candidates;
+  BestSoFar best(static_cast<size_t>(count), logits.size());
   const size_t words = std::min(allowed.size(), (logits.size() + 63) / 64);
   for (size_t word = 0; word < words; ++word) {
     for (uint64_t left = allowed[word]; left != 0; left &= left - 1) {
       const size_t id = 64 * word + static_cast<size_t>(std::countr_zero(left));
-      if (id < logits.size()) candidates.push_back({static_cast<int32_t>(id), logits[id]});
+      if (id < logits.size()) best.Add(static_cast<int32_t>(id), logits[id]);
     }
   }
-  if (candidates.size() > static_cast<size_t>(count)) {
-    std::nth_element(candidates.begin(), candidates.begin() + (count - 1), candidates.end(), IsBetter);
-    candidates.resize(count);
-  }
-  return candidates;
+  return best.Take();
 }
 
 }  // namespace
@@ -277,22 +303,9 @@ absl::StatusOr<std::vector<Candidate>> BestCandidates(std::span<const float> log
   std::vector<Candidate> best;
   const size_t wanted = std::min(logits.size(), static_cast<size_t>(std::max(count, 0)));
   if (wanted == 0) return best;
-  // Collects what beats the worst of the best so far, and cuts back to `wanted` whenever twice as many lie there:
-  // linear for every order of the logits. Equal logits come in order of id, so a later equal one never belongs.
-  const size_t room = 2 * wanted + 64;
-  best.reserve(std::min(room, logits.size()));
-  float bar = -std::numeric_limits<float>::infinity();
-  const auto cut_back = [&] {
-    std::nth_element(best.begin(), best.begin() + (wanted - 1), best.end(), IsBetter);
-    best.resize(wanted);
-    bar = best.back().logit;
-  };
-  for (size_t id = 0; id < logits.size(); ++id) {
-    if (!(logits[id] > bar)) continue;
-    best.push_back({static_cast<int32_t>(id), logits[id]});
-    if (best.size() == room) cut_back();
-  }
-  if (best.size() > wanted) cut_back();
+  BestSoFar collected(wanted, logits.size());
+  for (size_t id = 0; id < logits.size(); ++id) collected.Add(static_cast<int32_t>(id), logits[id]);
+  best = collected.Take();
   std::sort(best.begin(), best.end(), IsBetter);
   return best;
 }
