@@ -80,6 +80,14 @@ else
   ferry_say "skipped: the package smg cannot be had here"
 fi
 
+# Outputs in the form of schemas, judged by another program.
+part "schemas"
+if [ -x "$clients/bin/python" ] && timeout 120 "$clients/bin/pip" install -q jsonschema; then
+  check "schemas" "$clients/bin/python" tests/gateway/schemas_judged.py build/release/bin models/demo-moe.gguf 60
+else
+  ferry_say "skipped: the package jsonschema cannot be had here"
+fi
+
 # Kubernetes' schemas, where pip finds them.
 schemas=build/schemas
 part "manifests"
