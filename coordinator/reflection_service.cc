@@ -40,11 +40,19 @@ void SetFiles(const FileDescriptor* file, v1alpha::ServerReflectionResponse* res
 }
 
 // Questions and answers of one stream, one after the other.
-class Conversation final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
+class Conversation final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>, public MessageReads::Read {
  public:
-  explicit Conversation(const std::vector<std::string>& services) : services_(services) { StartRead(&question_); }
+  Conversation(MessageReads* reads, grpc::CallbackServerContext* context, const std::vector<std::string>& services)
+      : reads_(*reads), context_(*context), services_(services) {
+    reads_.Begin(this, context_.peer());
+  }
+
+  void Start() override { StartRead(&question_); }
+  void GiveUp() override { context_.TryCancel(); }
+  void Refuse(const absl::Status& status) override { Finish(ToGrpcStatus(status)); }
 
   void OnReadDone(bool ok) override {
+    reads_.Ended(this);
     const absl::Status status = ok ? Answer() : absl::OkStatus();
     if (ok && status.ok()) {
       StartWrite(&answer_);
@@ -54,7 +62,7 @@ class Conversation final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc
   }
   void OnWriteDone(bool ok) override {
     if (ok) {
-      StartRead(&question_);
+      reads_.Begin(this, context_.peer());
     } else {
       Finish(grpc::Status::CANCELLED);
     }
@@ -87,6 +95,8 @@ class Conversation final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc
     return Serialize(response, &answer_);
   }
 
+  MessageReads& reads_;
+  grpc::CallbackServerContext& context_;
   const std::vector<std::string>& services_;
   grpc::ByteBuffer question_, answer_;
 };
@@ -94,8 +104,8 @@ class Conversation final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc
 }  // namespace
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* ReflectionService::ServerReflectionInfo(
-    grpc::CallbackServerContext*) {
-  return new Conversation(services_);
+    grpc::CallbackServerContext* context) {
+  return new Conversation(&reads_, context, services_);
 }
 
 }  // namespace ferry

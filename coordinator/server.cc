@@ -1,6 +1,5 @@
 #include "coordinator/server.h"
 
-#include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/resource_quota.h>
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/security/tls_certificate_provider.h>
@@ -54,15 +53,24 @@
 #include "coordinator/generation/text_calls.h"
 #include "coordinator/generation/vllm_service.h"
 #include "coordinator/generation/vocabulary_service.h"
+#include "coordinator/health_service.h"
+#include "coordinator/message_reads.h"
 #include "coordinator/planning/rates_file.h"
 #include "coordinator/planning/rates_probe.h"
 #include "coordinator/reflection_service.h"
 #include "coordinator/text/utf8.h"
+#include "ferry/v1/activity.grpc.pb.h"
+#include "ferry/v1/generate.grpc.pb.h"
+#include "ferry/v1/vocabulary.grpc.pb.h"
+#include "grpc/health/v1/health.grpc.pb.h"
 #include "kernels/cpu/cpu_features.h"
 #include "kernels/cpu/cpu_peaks.h"
+#include "vllm/grpc/engine/vllm_engine.grpc.pb.h"
 
 namespace ferry {
 namespace {
+
+namespace health = grpc::health::v1;
 
 constexpr char kVersion[] = "0.1.0";
 constexpr absl::Duration kWorkerShutdownTimeout = absl::Seconds(2);
@@ -72,7 +80,7 @@ constexpr int kHandshakeTimeoutMs = 10000;
 // Of the public API; docs/operations.md has them all in a table.
 constexpr int kMaxPublicMessageBytes = 4 << 20;
 constexpr size_t kClientBytes = size_t{256} << 20;
-constexpr int kClientStreams = 128;
+constexpr int kClientStreams = 128, kUnreadBytes = 65536;
 constexpr int kIdleConnectionMs = 10 * 60 * 1000, kKeepaliveMs = 60000, kKeepaliveTimeoutMs = 20000;
 constexpr unsigned kCertificateRefreshSeconds = 30;
 constexpr double kGiga = 1e9;
@@ -132,22 +140,25 @@ class ServerImpl final : public Server {
       ASSIGN_OR_RETURN(trace_, TraceWriter::Create(options_.trace, {.force = options_.force, .inputs = file_.paths()}));
     }
     ASSIGN_OR_RETURN(loop_, GenerationLoop::Create(SchedulerOptions(cache), Clock::Real(), "the model is being loaded"));
-    ASSIGN_OR_RETURN(controller_, ClusterController::Create(
-                                      ClusterOptions{.model = model_,
-                                                     .model_header = ModelHeaderOf(file_),
-                                                     .fingerprint = FingerprintOf(file_),
-                                                     .placement = std::move(placement),
-                                                     .expert_transport = options_.expert_transport,
-                                                     .ooae = options_.ooae,
-                                                     .help = options_.share_links != "off",
-                                                     .max_steps_in_flight = options_.steps_in_flight,
-                                                     .heartbeat_interval = options_.heartbeat_interval,
-                                                     .heartbeat_timeout = options_.heartbeat_timeout,
-                                                     .step_timeout = options_.step_timeout,
-                                                     .trace = trace_.get(),
-                                                     .before_first_epoch = [this](const auto& workers) { FindRates(workers); },
-                                                     .identity = identity_.get()},
-                                      loop_.get(), Clock::Real(), [this](bool serving) { SetServing(serving); }));
+    ASSIGN_OR_RETURN(reads_, MessageReads::Create(Clock::Real(), {}));
+    health_service_ = std::make_unique<HealthService>(reads_.get(), std::vector<std::string>{v1::Ferry::service_full_name()});
+    ASSIGN_OR_RETURN(
+        controller_,
+        ClusterController::Create(ClusterOptions{.model = model_,
+                                                 .model_header = ModelHeaderOf(file_),
+                                                 .fingerprint = FingerprintOf(file_),
+                                                 .placement = std::move(placement),
+                                                 .expert_transport = options_.expert_transport,
+                                                 .ooae = options_.ooae,
+                                                 .help = options_.share_links != "off",
+                                                 .max_steps_in_flight = options_.steps_in_flight,
+                                                 .heartbeat_interval = options_.heartbeat_interval,
+                                                 .heartbeat_timeout = options_.heartbeat_timeout,
+                                                 .step_timeout = options_.step_timeout,
+                                                 .trace = trace_.get(),
+                                                 .before_first_epoch = [this](const auto& workers) { FindRates(workers); },
+                                                 .identity = identity_.get()},
+                                  loop_.get(), Clock::Real(), [this](bool serving) { health_service_->SetServing(serving); }));
     if (!options_.api_keys.empty()) {
       ASSIGN_OR_RETURN(keys_, ApiKeys::Load(options_.api_keys));
       spdlog::info("{} API keys", keys_->size());
@@ -156,11 +167,12 @@ class ServerImpl final : public Server {
     // One request at a time of each worker; the engine computes them one after the other.
     ASSIGN_OR_RETURN(expert_pool_, TaskPool::Create(static_cast<int>(options_.placement.num_workers)));
     cluster_service_ = std::make_unique<ClusterService>(controller_.get(), &file_, &model_, expert_pool_.get());
-    vocabulary_service_ = std::make_unique<VocabularyService>(tokenizer_.get(), texts_.get(), keys_.get());
+    vocabulary_service_ = std::make_unique<VocabularyService>(tokenizer_.get(), reads_.get(), texts_.get(), keys_.get());
     ASSIGN_OR_RETURN(ferry_service_, FerryService::Create(FerryService::Parts{
                                          .loop = loop_.get(),
                                          .tokenizer = tokenizer_.get(),
                                          .clock = Clock::Real(),
+                                         .reads = reads_.get(),
                                          .texts = texts_.get(),
                                          .limits = {.context_tokens = cache.context_per_slot,
                                                     .share_tokens = cache.num_blocks * kKvBlockTokens / cache.num_slots,
@@ -259,6 +271,7 @@ class ServerImpl final : public Server {
     for (Acceptor* const acceptor : {acceptor_.get(), local_acceptor_.get(), cluster_acceptor_.get(), remote_acceptor_.get()}) {
       if (acceptor != nullptr) acceptor->Stop();
     }
+    if (reads_ != nullptr) reads_->Close();
     for (grpc::Server* const server : {grpc_server_.get(), cluster_server_.get()}) {
       if (server == nullptr) continue;
       server->Shutdown(RpcDeadline(absl::Seconds(2)));
@@ -474,6 +487,9 @@ class ServerImpl final : public Server {
     // A compressed message would count by what it was before it is unpacked.
     builder.AddChannelArgument(GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET, 1 << GRPC_COMPRESS_NONE);
     builder.AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0);
+    // What a call may send before its message is read: gRPC would give quick clients more.
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, kUnreadBytes);
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, 0);
   }
 
   // gRPC reads the file again and again.
@@ -491,7 +507,6 @@ class ServerImpl final : public Server {
           "listening on {}: the connections are not encrypted{}", listen.ToString(),
           options_.api_keys.empty() ? " and anybody who reaches it may use it" : "; --tls-cert and --tls-key encrypt them");
     }
-    grpc::EnableDefaultHealthCheckService(true);
     grpc::ServerBuilder builder;
     ASSIGN_OR_RETURN(acceptor_, Acceptor::Listen(listen, {}));
     std::shared_ptr<grpc::ServerCredentials> credentials = grpc::InsecureServerCredentials();
@@ -520,21 +535,19 @@ class ServerImpl final : public Server {
     builder.RegisterService(vocabulary_service_.get());
     builder.RegisterService(vllm_service_.get());
     builder.RegisterService(activity_service_.get());
-    builder.RegisterService(&reflection_service_);
+    builder.RegisterService(health_service_.get());
+    reflection_service_ = std::make_unique<ReflectionService>(
+        reads_.get(), std::vector<std::string>{v1::Ferry::service_full_name(), v1::Activity::service_full_name(),
+                                               v1::Vocabulary::service_full_name(), vllm::VllmEngine::service_full_name(),
+                                               health::Health::service_full_name(), "grpc.reflection.v1alpha.ServerReflection"});
+    builder.RegisterService(reflection_service_.get());
     RETURN_IF_ERROR(CheckServerThreadsCanStart());
     grpc_server_ = builder.BuildAndStart();
     if (grpc_server_ == nullptr) return Internal("the API's server does not start");
-    SetServing(false);
     port_ = acceptor_->address().port;
     address_ = acceptor_->address().ToString();
     RETURN_IF_ERROR(acceptor_->Start());
     return local_acceptor_ != nullptr ? local_acceptor_->Start() : absl::OkStatus();
-  }
-
-  void SetServing(bool serving) {
-    grpc::HealthCheckServiceInterface* const health = grpc_server_->GetHealthCheckService();
-    health->SetServingStatus("ferry.v1.Ferry", serving);
-    health->SetServingStatus(serving);
   }
 
   v1::GetModelInfoResponse ModelInfo(const CacheShape& cache) const {
@@ -631,6 +644,8 @@ class ServerImpl final : public Server {
   std::unique_ptr<DividedEngine> divided_;
   std::unique_ptr<ExpertHostCalls> expert_host_calls_;
   std::unique_ptr<ExpertExchange> exchange_;
+  std::unique_ptr<MessageReads> reads_;
+  std::unique_ptr<HealthService> health_service_;
   std::unique_ptr<GenerationLoop> loop_;
   std::unique_ptr<ClusterController> controller_;
   std::unique_ptr<ClusterService> cluster_service_;
@@ -641,9 +656,7 @@ class ServerImpl final : public Server {
   std::unique_ptr<VocabularyService> vocabulary_service_;
   std::unique_ptr<VllmService> vllm_service_;
   std::unique_ptr<ActivityService> activity_service_;
-  ReflectionService reflection_service_{{v1::Ferry::service_full_name(), v1::Activity::service_full_name(),
-                                         v1::Vocabulary::service_full_name(), vllm::VllmEngine::service_full_name(),
-                                         "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}};
+  std::unique_ptr<ReflectionService> reflection_service_;
   std::unique_ptr<TextCalls> texts_;       // its tasks use all of the above
   std::unique_ptr<TaskPool> expert_pool_;  // as those of this
   std::unique_ptr<grpc::Server> grpc_server_, cluster_server_;

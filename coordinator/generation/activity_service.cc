@@ -1,8 +1,16 @@
 #include "coordinator/generation/activity_service.h"
 
+#include <functional>
+#include <utility>
+
 #include "coordinator/raw_message.h"
 
 namespace ferry {
+
+ActivityService::ActivityService(FerryService* ferry, const ExpertMisses* misses, std::vector<int64_t> layers)
+    : BoundedService(ferry->parts().reads), ferry_(*ferry), misses_(*misses), layers_(std::move(layers)) {
+  AddUnary("/ferry.v1.Activity/GetActivity", std::bind_front(&ActivityService::GetActivity, this));
+}
 
 v1::GetActivityResponse ActivityService::Activity() const {
   v1::GetActivityResponse activity;

@@ -6,22 +6,19 @@
 
 #include "coordinator/experts/expert_misses.h"
 #include "coordinator/generation/ferry_service.h"
-#include "ferry/v1/activity.grpc.pb.h"
+#include "ferry/v1/activity.pb.h"
 
 namespace ferry {
 
 inline constexpr int kMaxShownRequests = 256;
 
-using RawActivityService = v1::Activity::WithRawCallbackMethod_GetActivity<v1::Activity::Service>;
-
-class ActivityService final : public RawActivityService {
+class ActivityService final : public BoundedService {
  public:
   // Both outlive this. `layers`: those that have experts.
-  ActivityService(FerryService* ferry, const ExpertMisses* misses, std::vector<int64_t> layers)
-      : ferry_(*ferry), misses_(*misses), layers_(std::move(layers)) {}
+  ActivityService(FerryService* ferry, const ExpertMisses* misses, std::vector<int64_t> layers);
 
   grpc::ServerUnaryReactor* GetActivity(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
-                                        grpc::ByteBuffer* response) override;
+                                        grpc::ByteBuffer* response);
 
  private:
   v1::GetActivityResponse Activity() const;

@@ -1,6 +1,7 @@
 #include "coordinator/generation/ferry_service.h"
 
 #include <algorithm>
+#include <functional>
 #include <optional>
 #include <random>
 #include <set>
@@ -81,11 +82,19 @@ GenerationOwner OwnerOf(const Principal& caller, const std::string& cache_salt) 
 }  // namespace
 
 FerryService::FerryService(Parts parts)
-    : parts_(std::move(parts)),
+    : BoundedService(parts.reads),
+      parts_(std::move(parts)),
       tokens_(parts_.tokenizer),
       constraints_(&tokens_),
       usage_(std::make_shared<KeyUsage>(parts_.clock)),
-      open_calls_(std::make_shared<OpenCalls>(parts_.max_open_calls, parts_.max_calls_of_connection)) {}
+      open_calls_(std::make_shared<OpenCalls>(parts_.max_open_calls, parts_.max_calls_of_connection)) {
+  AddStream("/ferry.v1.Ferry/Generate", std::bind_front(&FerryService::Generate, this));
+  AddUnary("/ferry.v1.Ferry/Abort", std::bind_front(&FerryService::Abort, this));
+  AddUnary("/ferry.v1.Ferry/Tokenize", std::bind_front(&FerryService::Tokenize, this));
+  AddUnary("/ferry.v1.Ferry/Detokenize", std::bind_front(&FerryService::Detokenize, this));
+  AddUnary("/ferry.v1.Ferry/GetModelInfo", std::bind_front(&FerryService::GetModelInfo, this));
+  AddUnary("/ferry.v1.Ferry/GetServerInfo", std::bind_front(&FerryService::GetServerInfo, this));
+}
 
 absl::StatusOr<std::unique_ptr<FerryService>> FerryService::Create(Parts parts) {
   std::unique_ptr<FerryService> service(new FerryService(std::move(parts)));

@@ -2,10 +2,10 @@
 
 // The gRPC service of generate.proto. It checks the caller and the message, translates, and decides nothing else.
 //
-// Bounds: a message has at most kMaxRequestFields fields (coordinator/wire_bounds.h) before it is parsed; so many calls are open
-// at once as max_open_calls and max_calls_of_connection say; an answer that its client does not read is given up after
-// max_unsent_bytes or reader_patience, and the call ends CANCELLED; a call that is cancelled before its text is tokenized is not
-// tokenized.
+// Bounds: messages are read in turns (coordinator/bounded_service.h); a message has at most kMaxRequestFields fields
+// (coordinator/wire_bounds.h) before it is parsed; so many calls are open at once as max_open_calls and max_calls_of_connection
+// say; an answer that its client does not read is given up after max_unsent_bytes or reader_patience, and the call ends
+// CANCELLED; a call that is cancelled before its text is tokenized is not tokenized.
 
 #include <functional>
 #include <memory>
@@ -17,6 +17,7 @@
 #include "common/access/key_usage.h"
 #include "common/clock.h"
 #include "common/repeating_thread.h"
+#include "coordinator/bounded_service.h"
 #include "coordinator/constraint/constraint.h"
 #include "coordinator/generation/generation_loop.h"
 #include "coordinator/generation/open_calls.h"
@@ -24,7 +25,7 @@
 #include "coordinator/generation/text_calls.h"
 #include "coordinator/text/tokenizer.h"
 #include "ferry/v1/activity.pb.h"
-#include "ferry/v1/generate.grpc.pb.h"
+#include "ferry/v1/generate.pb.h"
 
 namespace ferry {
 
@@ -33,17 +34,13 @@ inline constexpr int kMaxRequestFields = 65536;
 class GenerateMessages;
 class GenerateStream;
 
-// Messages come in as bytes, so that they are looked at before they are parsed.
-using RawFerryService = v1::Ferry::WithRawCallbackMethod_Generate<v1::Ferry::WithRawCallbackMethod_Tokenize<
-    v1::Ferry::WithRawCallbackMethod_Detokenize<v1::Ferry::WithRawCallbackMethod_GetModelInfo<
-        v1::Ferry::WithRawCallbackMethod_GetServerInfo<v1::Ferry::WithRawCallbackMethod_Abort<v1::Ferry::Service>>>>>>;
-
-class FerryService final : public RawFerryService {
+class FerryService final : public BoundedService {
  public:
   struct Parts {  // all borrowed
     GenerationLoop* loop = nullptr;
     const Tokenizer* tokenizer = nullptr;
     const Clock* clock = nullptr;
+    MessageReads* reads = nullptr;
     TextCalls* texts = nullptr;  // a megabyte of prompt takes longer than a callback should
     RequestLimits limits;
     v1::GetModelInfoResponse model_info;
@@ -58,19 +55,18 @@ class FerryService final : public RawFerryService {
   static absl::StatusOr<std::unique_ptr<FerryService>> Create(Parts parts);
   ~FerryService() override;
 
-  grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
-                                                       const grpc::ByteBuffer* request) override;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request);
   grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
-                                     grpc::ByteBuffer* response) override;
+                                     grpc::ByteBuffer* response);
   grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
-                                       grpc::ByteBuffer* response) override;
+                                       grpc::ByteBuffer* response);
   grpc::ServerUnaryReactor* Abort(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
-                                  grpc::ByteBuffer* response) override;
+                                  grpc::ByteBuffer* response);
   grpc::ServerUnaryReactor* GetModelInfo(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
-                                         grpc::ByteBuffer* response) override;
+                                         grpc::ByteBuffer* response);
   // Users are told whether it serves and how many requests it has; admins also what runs where.
   grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
-                                          grpc::ByteBuffer* response) override;
+                                          grpc::ByteBuffer* response);
 
   // For another API beside this one (vllm_service.h), with the same bounds, queues and rights.
   // Generate, whose messages are read and written by `messages`.

@@ -1,5 +1,6 @@
 #include "coordinator/generation/vllm_service.h"
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -179,6 +180,14 @@ absl::Status ToFerry(const vllm::GenerateRequest& request, v1::GenerateRequest* 
   }
   FillConstraint(sampling, result);
   return absl::OkStatus();
+}
+
+VllmService::VllmService(FerryService* ferry) : BoundedService(ferry->parts().reads), ferry_(*ferry) {
+  AddStream("/vllm.grpc.engine.VllmEngine/Generate", std::bind_front(&VllmService::Generate, this));
+  AddUnary("/vllm.grpc.engine.VllmEngine/HealthCheck", std::bind_front(&VllmService::HealthCheck, this));
+  AddUnary("/vllm.grpc.engine.VllmEngine/Abort", std::bind_front(&VllmService::Abort, this));
+  AddUnary("/vllm.grpc.engine.VllmEngine/GetModelInfo", std::bind_front(&VllmService::GetModelInfo, this));
+  AddUnary("/vllm.grpc.engine.VllmEngine/GetServerInfo", std::bind_front(&VllmService::GetServerInfo, this));
 }
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* VllmService::Generate(grpc::CallbackServerContext* context,

@@ -4,30 +4,25 @@
 // are FerryService's.
 
 #include "coordinator/generation/ferry_service.h"
-#include "vllm/grpc/engine/vllm_engine.grpc.pb.h"
+#include "vllm/grpc/engine/vllm_engine.pb.h"
 
 namespace ferry {
 
 namespace vllm = ::vllm::grpc::engine;
 
-using RawVllmService = vllm::VllmEngine::WithRawCallbackMethod_Generate<vllm::VllmEngine::WithRawCallbackMethod_HealthCheck<
-    vllm::VllmEngine::WithRawCallbackMethod_Abort<vllm::VllmEngine::WithRawCallbackMethod_GetModelInfo<
-        vllm::VllmEngine::WithRawCallbackMethod_GetServerInfo<vllm::VllmEngine::Service>>>>>;
-
-class VllmService final : public RawVllmService {
+class VllmService final : public BoundedService {
  public:
-  explicit VllmService(FerryService* ferry) : ferry_(*ferry) {}  // which outlives this
+  explicit VllmService(FerryService* ferry);  // which outlives this
 
-  grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
-                                                       const grpc::ByteBuffer* request) override;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request);
   grpc::ServerUnaryReactor* HealthCheck(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
-                                        grpc::ByteBuffer* response) override;
+                                        grpc::ByteBuffer* response);
   grpc::ServerUnaryReactor* Abort(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
-                                  grpc::ByteBuffer* response) override;
+                                  grpc::ByteBuffer* response);
   grpc::ServerUnaryReactor* GetModelInfo(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
-                                         grpc::ByteBuffer* response) override;
+                                         grpc::ByteBuffer* response);
   grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
-                                          grpc::ByteBuffer* response) override;
+                                          grpc::ByteBuffer* response);
 
  private:
   FerryService& ferry_;

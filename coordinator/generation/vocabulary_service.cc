@@ -1,5 +1,6 @@
 #include "coordinator/generation/vocabulary_service.h"
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -27,8 +28,10 @@ v1::GetVocabularyResponse VocabularyOf(const Tokenizer& tokenizer) {
 
 }  // namespace
 
-VocabularyService::VocabularyService(const Tokenizer* tokenizer, TextCalls* texts, const ApiKeys* keys)
-    : tokenizer_(*tokenizer), texts_(*texts), keys_(keys) {
+VocabularyService::VocabularyService(const Tokenizer* tokenizer, MessageReads* reads, TextCalls* texts, const ApiKeys* keys)
+    : BoundedService(reads), tokenizer_(*tokenizer), texts_(*texts), keys_(keys) {
+  AddUnary("/ferry.v1.Vocabulary/GetVocabulary", std::bind_front(&VocabularyService::GetVocabulary, this));
+  AddUnary("/ferry.v1.Vocabulary/TokenizePieces", std::bind_front(&VocabularyService::TokenizePieces, this));
   Serialize(VocabularyOf(tokenizer_), &vocabulary_).IgnoreError();  // memory alone can be short, which ends the process anyway
 }
 

@@ -4,24 +4,22 @@
 // GetVocabulary share one copy of its bytes.
 
 #include "common/access/api_keys.h"
+#include "coordinator/bounded_service.h"
 #include "coordinator/generation/text_calls.h"
 #include "coordinator/text/tokenizer.h"
-#include "ferry/v1/vocabulary.grpc.pb.h"
+#include "ferry/v1/vocabulary.pb.h"
 
 namespace ferry {
 
-using RawVocabularyService = v1::Vocabulary::WithRawCallbackMethod_GetVocabulary<
-    v1::Vocabulary::WithRawCallbackMethod_TokenizePieces<v1::Vocabulary::Service>>;
-
-class VocabularyService final : public RawVocabularyService {
+class VocabularyService final : public BoundedService {
  public:
   // All outlive this. `keys` is null where everybody may call.
-  VocabularyService(const Tokenizer* tokenizer, TextCalls* texts, const ApiKeys* keys);
+  VocabularyService(const Tokenizer* tokenizer, MessageReads* reads, TextCalls* texts, const ApiKeys* keys);
 
   grpc::ServerUnaryReactor* GetVocabulary(grpc::CallbackServerContext* context, const grpc::ByteBuffer* message,
-                                          grpc::ByteBuffer* response) override;
+                                          grpc::ByteBuffer* response);
   grpc::ServerUnaryReactor* TokenizePieces(grpc::CallbackServerContext* context, const grpc::ByteBuffer* message,
-                                           grpc::ByteBuffer* response) override;
+                                           grpc::ByteBuffer* response);
 
  private:
   absl::Status CheckCaller(const grpc::CallbackServerContext& context) const;

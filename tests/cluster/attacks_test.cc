@@ -160,6 +160,35 @@ TEST_F(Attacks, SixBombsAtOnceHoldLittleMemoryAndGiveItBack) {
       << before / kMiB << " MiB before, " << Resident() / kMiB << " MiB after";
 }
 
+TEST_F(Attacks, UnfinishedMessagesHoldLittleMemory) {
+  const int64_t before = Resident();
+  std::atomic<int64_t> sent = 0;
+  int64_t peak = 0;
+  const auto attack = [&] {
+    peak = PeakDuring([&] {
+      std::vector<std::thread> connections;
+      for (const std::string method :
+           {kGenerate, "/ferry.v1.Ferry/Tokenize", "/ferry.v1.Vocabulary/TokenizePieces", "/vllm.grpc.engine.VllmEngine/Generate",
+            "/grpc.health.v1.Health/Check", "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"}) {
+        connections.emplace_back([this, &sent, method] {
+          HostileConnection connection(address(), "127.0.0.2");
+          sent += connection.SendUnfinished(128, method, 4 * kMiB - 64, absl::Seconds(3));
+        });
+      }
+      EXPECT_TRUE(ServesANewClient());
+      for (std::thread& connection : connections) connection.join();
+    });
+    EXPECT_TRUE(ServesANewClient());
+  };
+  EXPECT_OK(victim_->AskDuring(attack));
+  std::printf("%d MiB of unfinished messages were taken; the coordinator held %d MiB beside the arena at most\n",
+              static_cast<int>(sent / kMiB), static_cast<int>(peak / kMiB));
+  EXPECT_GT(sent.load(), kMiB) << "it is told how much it may send";
+  EXPECT_LE(peak, kMaxAboveArena);
+  EXPECT_TRUE(Eventually(absl::Seconds(30), [&] { return Resident() <= before * 6 / 5; }))
+      << before / kMiB << " MiB before, " << Resident() / kMiB << " MiB after";
+}
+
 TEST_F(Attacks, TextsThatWaitHoldLittleAndCanBeCancelled) {
   const std::string message = FirstField(Repeated("abcdefghij", 4 * kMiB - 64));
   const auto attack = [&] {

@@ -7,9 +7,11 @@
 #include <poll.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <utility>
+#include <vector>
 
 #include "common/deadline.h"
 
@@ -70,6 +72,98 @@ bool HostileConnection::IsClosedWithin(absl::Duration timeout) {
     if (::poll(&poll, 1, 50) > 0 && ::recv(socket_.get(), buffer.data(), buffer.size(), MSG_DONTWAIT) <= 0) return true;
   } while (!end.Passed());
   return false;
+}
+
+namespace {
+
+// What the other end lets a client send: HTTP/2's flow control, as its frames say.
+class Windows {
+ public:
+  explicit Windows(int calls) : streams_(calls, 65535) {}
+  int64_t OfCall(int call) const { return std::min(connection_, streams_[call]); }
+  void Use(int call, int64_t bytes) {
+    connection_ -= bytes;
+    streams_[call] -= bytes;
+  }
+  // Takes the whole frames off `bytes`, and returns what a client has to answer.
+  std::string Read(std::string* bytes) {
+    std::string answer;
+    size_t begin = 0;
+    while (bytes->size() - begin >= 9) {
+      const auto number = [&](size_t at, int size) {
+        uint64_t value = 0;
+        for (int i = 0; i < size; ++i) value = value << 8 | static_cast<unsigned char>((*bytes)[begin + at + i]);
+        return value;
+      };
+      const size_t size = number(0, 3);
+      if (bytes->size() - begin < 9 + size) break;
+      const auto type = static_cast<FrameType>(number(3, 1));
+      const bool acknowledges = (number(4, 1) & kAcknowledge) != 0;
+      const uint64_t stream = number(5, 4);
+      if (type == FrameType::kWindowUpdate) {
+        if (stream == 0) {
+          connection_ += static_cast<int64_t>(number(9, 4));
+        } else if ((stream - 1) / 2 < streams_.size()) {
+          streams_[(stream - 1) / 2] += static_cast<int64_t>(number(9, 4));
+        }
+      } else if (type == FrameType::kSettings && !acknowledges) {
+        for (size_t at = 9; at + 6 <= 9 + size; at += 6) {
+          if (number(at, 2) != kInitialWindowSize) continue;
+          const auto initial = static_cast<int64_t>(number(at + 2, 4));
+          for (int64_t& window : streams_) window += initial - initial_;
+          initial_ = initial;
+        }
+        answer += Http2Frame(FrameType::kSettings, kAcknowledge, 0, "");
+      } else if (type == FrameType::kPing && !acknowledges) {
+        answer += Http2Frame(FrameType::kPing, kAcknowledge, 0, bytes->substr(begin + 9, size));
+      }
+      begin += 9 + size;
+    }
+    bytes->erase(0, begin);
+    return answer;
+  }
+
+ private:
+  int64_t connection_ = 65535, initial_ = 65535;
+  std::vector<int64_t> streams_;  // call i is stream 2 i + 1
+};
+
+}  // namespace
+
+int64_t HostileConnection::SendUnfinished(int calls, const std::string& method, uint32_t message_bytes, absl::Duration patience) {
+  constexpr int64_t kFrameBytes = 16384, kPrefixBytes = 5;
+  const auto stream = [](int call) { return static_cast<uint32_t>(2 * call + 1); };
+  Windows windows(calls);
+  std::vector<int64_t> left(calls, message_bytes - 1);
+  std::string opening = Http2Opening();
+  for (int call = 0; call < calls; ++call) {
+    opening += CallHeaders(stream(call), method);
+    opening += Http2Frame(FrameType::kData, 0, stream(call), std::string(1, '\0') + BigEndian(message_bytes, 4));
+    windows.Use(call, kPrefixBytes);
+  }
+  int64_t sent = 0;
+  std::string received;
+  std::array<char, 65536> buffer;
+  Deadline end = Deadline::In(patience);
+  for (bool open = Send(opening); open && !end.Passed();) {
+    pollfd poll = {socket_.get(), POLLIN, 0};
+    if (::poll(&poll, 1, 20) > 0) {
+      const ssize_t size = ::recv(socket_.get(), buffer.data(), buffer.size(), MSG_DONTWAIT);
+      if (size <= 0) break;
+      received.append(buffer.data(), static_cast<size_t>(size));
+      open = Send(windows.Read(&received));
+    }
+    for (int call = 0; call < calls && open; ++call) {
+      const int64_t bytes = std::min({left[call], windows.OfCall(call), kFrameBytes});
+      if (bytes <= 0) continue;
+      open = Send(Http2Frame(FrameType::kData, 0, stream(call), std::string(static_cast<size_t>(bytes), 'x')));
+      windows.Use(call, bytes);
+      left[call] -= bytes;
+      sent += bytes;
+      end = Deadline::In(patience);
+    }
+  }
+  return sent;
 }
 
 void HostileConnection::Reset() {

@@ -15,7 +15,7 @@
 
 namespace ferry {
 
-// A TCP connection that reads nothing by itself.
+// A TCP connection that reads only where a member says so.
 class HostileConnection {
  public:
   // `address` is IPv4:PORT. `source` is the address to come from: Linux lets everybody use all of 127.0.0.0/8.
@@ -23,6 +23,9 @@ class HostileConnection {
   bool connected() const { return socket_.valid(); }
   // False: the other end has closed the connection, or has taken nothing for 5 seconds.
   bool Send(std::string_view bytes);
+  // Opens `calls` of `method`, each with a message of `message_bytes`, and sends of these what the other end's windows allow, but
+  // never the last byte. Returns how many bytes it sent once the other end has taken nothing more for `patience`.
+  int64_t SendUnfinished(int calls, const std::string& method, uint32_t message_bytes, absl::Duration patience);
   // Whether the other end closes it within `timeout`. What comes is read and dropped.
   bool IsClosedWithin(absl::Duration timeout);
   void Close() { socket_ = UniqueFd(); }
@@ -32,8 +35,16 @@ class HostileConnection {
   UniqueFd socket_;
 };
 
-enum class FrameType : uint8_t { kData = 0, kHeaders = 1, kResetStream = 3, kSettings = 4, kPing = 6, kContinuation = 9 };
-inline constexpr uint8_t kEndStream = 1, kEndHeaders = 4;
+enum class FrameType : uint8_t {
+  kData = 0,
+  kHeaders = 1,
+  kResetStream = 3,
+  kSettings = 4,
+  kPing = 6,
+  kWindowUpdate = 8,
+  kContinuation = 9
+};
+inline constexpr uint8_t kEndStream = 1, kEndHeaders = 4, kAcknowledge = 1;
 
 std::string Http2Frame(FrameType type, uint8_t flags, uint32_t stream, std::string_view payload);
 // What a client sends first. `window`: bytes that each stream may send to it.

@@ -14,8 +14,10 @@
 #include "common/deadline.h"
 #include "common/rpc/detailed_status.h"
 #include "coordinator/generation/vllm_service.h"
+#include "ferry/v1/generate.grpc.pb.h"
 #include "tests/coordinator/text/tiny_vocabulary.h"
 #include "tests/testing/status_matchers.h"
+#include "vllm/grpc/engine/vllm_engine.grpc.pb.h"
 
 namespace ferry {
 namespace {
@@ -98,6 +100,7 @@ class FerryServiceTest : public ::testing::Test {
         .loop = loop_.get(),
         .tokenizer = tokenizer_.get(),
         .clock = Clock::Real(),
+        .reads = reads_.get(),
         .texts = texts_.get(),
         .limits = {.context_tokens = 4096, .share_tokens = 1024, .vocab_size = kVocab, .max_token_bytes = 10},
         .model_info = model_info,
@@ -183,6 +186,7 @@ class FerryServiceTest : public ::testing::Test {
           .value();
   std::unique_ptr<FerryService> service_;
   std::unique_ptr<VllmService> vllm_service_;
+  const std::unique_ptr<MessageReads> reads_ = MessageReads::Create(Clock::Real(), {}).value();
   const std::unique_ptr<TextCalls> texts_ = TextCalls::Create(Clock::Real(), {}).value();  // its tasks use the service
   std::unique_ptr<grpc::Server> server_;
   std::string address_;

@@ -2,6 +2,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include "ferry/v1/vocabulary.grpc.pb.h"
 #include "tests/coordinator/text/tiny_vocabulary.h"
 #include "tests/testing/status_matchers.h"
 
@@ -20,7 +21,7 @@ class VocabularyServiceTest : public ::testing::Test {
     data.eos = kEnd;
     data.add_bos = true;
     ASSERT_OK_AND_ASSIGN(tokenizer_, Tokenizer::Create(data));
-    service_ = std::make_unique<VocabularyService>(tokenizer_.get(), texts_.get(), /*keys=*/nullptr);
+    service_ = std::make_unique<VocabularyService>(tokenizer_.get(), reads_.get(), texts_.get(), /*keys=*/nullptr);
     grpc::ServerBuilder builder;
     int port = 0;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
@@ -31,6 +32,7 @@ class VocabularyServiceTest : public ::testing::Test {
   void TearDown() override { server_->Shutdown(); }
 
   std::unique_ptr<Tokenizer> tokenizer_;
+  const std::unique_ptr<MessageReads> reads_ = MessageReads::Create(Clock::Real(), {}).value();
   const std::unique_ptr<TextCalls> texts_ = TextCalls::Create(Clock::Real(), {}).value();
   std::unique_ptr<VocabularyService> service_;
   std::unique_ptr<grpc::Server> server_;
