@@ -84,7 +84,7 @@ constexpr int kClientStreams = 128, kUnreadBytes = 65536;
 constexpr int kIdleConnectionMs = 10 * 60 * 1000, kKeepaliveMs = 60000, kKeepaliveTimeoutMs = 20000;
 constexpr unsigned kCertificateRefreshSeconds = 30;
 constexpr double kGiga = 1e9;
-constexpr int64_t kSmallestProbe = int64_t{16} << 20, kLargestProbe = int64_t{256} << 20;
+constexpr int64_t kCopyProbeBytes = int64_t{16} << 20;
 constexpr int64_t kLargestAutoCacheRam = int64_t{8} << 30;
 // Of the int8 dot products that a machine can do, about what expert products with many rows reach: until those are measured.
 constexpr double kProductShare = 0.5;
@@ -321,9 +321,9 @@ class ServerImpl final : public Server {
 
   HostPeaks ProbePeaks(ThreadPool& pool) const {
     if (AllByHand()) return {};
-    // A small model's experts stay in the cache, and are read at its rate.
-    const int64_t buffer_bytes = std::clamp(store_->layout().bytes(), kSmallestProbe, kLargestProbe) / 4096 * 4096;
-    const absl::StatusOr<CpuPeaks> measured = MeasureCpuPeaks(pool, IsaNamed(options_.isa), {.buffer_bytes = buffer_bytes});
+    // The experts themselves are read: a small model's stay in the cache, and a large one's are several times as large.
+    const absl::StatusOr<CpuPeaks> measured =
+        MeasureCpuPeaks(pool, IsaNamed(options_.isa), {.buffer_bytes = kCopyProbeBytes, .memory = store_->arena().bytes()});
     if (!measured.ok()) {
       spdlog::warn("the host's peaks could not be measured: {}", measured.status().ToString());
       return {};

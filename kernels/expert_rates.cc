@@ -13,13 +13,12 @@ namespace ferry {
 namespace {
 
 constexpr int64_t kMadeUpBytes = int64_t{512} << 20;
-constexpr size_t kReadSetBytes = size_t{1} << 30;  // read in turn: several times the last cache of common machines
 constexpr int64_t kCopiedBytes = int64_t{256} << 20;
 constexpr int64_t kFewestCalls = 3;
 constexpr int64_t kOperations = 400;                  // queued at once: 1 to 2 ms of a host's time
 constexpr int64_t kBefore = 160, kRowsBefore = 4096;  // 4 ms of an H100
 constexpr int kRounds = 6;
-constexpr size_t kFastShare = 10;
+constexpr double kMedian = 0.5, kFast = 0.1;
 constexpr absl::Duration kCallTimeout = absl::Seconds(20);
 // A byte that makes neither NaN nor denormal numbers, as a code or as a scale of any type, nor as F32, F16 or BF16.
 constexpr int kPlainByte = 0x3c;
@@ -50,9 +49,10 @@ class Call {
     return call;
   }
 
-  // Seconds of a fast call, each with the records behind those of the one before. The first does not count: it warms up. The
-  // records' pages are in this process's tables: the arena's since its load, made-up ones since they were written.
-  absl::StatusOr<double> Seconds(std::span<const std::byte* const> records, absl::Duration time) {
+  // Seconds of the call that a `share` of the calls undercut, each with the records behind those of the one before. The first
+  // does not count: it warms up. The records' pages are in this process's tables: the arena's since its load, made-up ones since
+  // they were written.
+  absl::StatusOr<double> Seconds(std::span<const std::byte* const> records, absl::Duration time, double share) {
     size_t next = 0;
     const auto call = [&]() -> absl::Status {
       std::vector<ExpertUse> uses;
@@ -72,9 +72,9 @@ class Call {
       RETURN_IF_ERROR(call());
       seconds.push_back(running.Seconds());
     }
-    const size_t fast = seconds.size() / kFastShare;
-    std::nth_element(seconds.begin(), seconds.begin() + fast, seconds.end());
-    return seconds[fast];
+    const auto at = static_cast<size_t>(static_cast<double>(seconds.size()) * share);
+    std::nth_element(seconds.begin(), seconds.begin() + at, seconds.end());
+    return seconds[at];
   }
 
  private:
@@ -99,16 +99,15 @@ class Call {
 absl::StatusOr<ExpertRates> MeasureExperts(Ops& ops, const ExpertLayout& layout, std::span<const std::byte* const> records,
                                            const ExpertRatesOptions& options) {
   if (records.empty()) return InvalidArgument("no expert records to measure with");
-  records = records.first(std::clamp<size_t>(kReadSetBytes / layout.bytes, 1, records.size()));
   const int64_t num_records = static_cast<int64_t>(records.size());
   ExpertRates rates;
   const int64_t to_read = std::clamp<int64_t>(options.read_bytes / layout.bytes, 1, num_records);
   ASSIGN_OR_RETURN(Call read, Call::Create(&ops, layout, to_read, /*rows=*/1));
-  ASSIGN_OR_RETURN(const double read_seconds, read.Seconds(records, options.time));
+  ASSIGN_OR_RETURN(const double read_seconds, read.Seconds(records, options.time, kMedian));
   rates.read_bytes_per_second = static_cast<double>(to_read * layout.bytes) / read_seconds;
   const int64_t to_multiply = std::min(num_records, options.many_row_experts);
   ASSIGN_OR_RETURN(Call multiply, Call::Create(&ops, layout, to_multiply, options.many_rows));
-  ASSIGN_OR_RETURN(const double multiply_seconds, multiply.Seconds(records.first(to_multiply), options.time));
+  ASSIGN_OR_RETURN(const double multiply_seconds, multiply.Seconds(records.first(to_multiply), options.time, kFast));
   rates.flops_per_second = static_cast<double>(to_multiply * options.many_rows * layout.flops_per_token()) / multiply_seconds;
   return rates;
 }

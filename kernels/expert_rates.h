@@ -28,9 +28,10 @@ struct ExpertRatesOptions {
   int64_t many_row_experts = 4;
 };
 
-// `records` lie in the memory of `ops`, and are together larger than the last cache if the read rate is to mean memory. A rate
-// is the one that one call in ten exceeds: on a busy machine the median measures the other processes too, 22 instead of 500
-// GFLOP/s in one start on two shared cores. InvalidArgument: no records.
+// `records` lie in the memory of `ops`, and are together several times the last cache if the read rate is to mean memory: no
+// record is read again before all others. The read rate is the median of the calls. The rate of products is the one that one
+// call in ten exceeds: on a busy machine the median measures the other processes too, 22 instead of 500 GFLOP/s in one start on
+// two shared cores. InvalidArgument: no records.
 absl::StatusOr<ExpertRates> MeasureExperts(Ops& ops, const ExpertLayout& layout, std::span<const std::byte* const> records,
                                            const ExpertRatesOptions& options);
 

@@ -32,6 +32,29 @@ class Mapping {
   int64_t bytes_;
 };
 
+// Cuts memory into slices, one for each repetition in turn, so that a repetition is short and yet finds nothing in the caches. A
+// thread's part of a slice is contiguous, and its parts of all slices are.
+template <typename Byte>
+class Slices {
+ public:
+  Slices(Byte* data, int64_t bytes, int64_t threads)
+      : data_(data), threads_(threads), part_bytes_(std::min(kPartBytes, bytes / (2 * threads) / kPage * kPage)) {
+    if (part_bytes_ > 0) count_ = bytes / (part_bytes_ * threads);
+  }
+
+  int64_t part_bytes() const { return part_bytes_; }  // 0: too little memory for so many threads
+  double slice_bytes() const { return static_cast<double>(part_bytes_ * threads_); }
+  int64_t thread_bytes() const { return count_ * part_bytes_; }
+  int64_t bytes() const { return thread_bytes() * threads_; }
+  Byte* Part(int64_t slice, int64_t thread) const { return data_ + (thread * count_ + slice % count_) * part_bytes_; }
+
+ private:
+  static constexpr int64_t kPartBytes = int64_t{16} << 20, kPage = 4096;
+
+  Byte* data_;
+  int64_t threads_, part_bytes_, count_ = 0;
+};
+
 // Seconds of the fastest of `repetitions` calls of body(repetition, thread) on all threads at once.
 template <typename Body>
 double BestSeconds(ThreadPool& pool, int repetitions, const Body& body) {
@@ -71,34 +94,28 @@ absl::StatusOr<CpuPeaks> MeasureCpuPeaks(ThreadPool& pool, CpuIsa isa, const Cpu
   const PeakLoops* const loops = LoopsOf(isa);
   if (loops == nullptr || !MachineHas(isa)) return FailedPrecondition("this machine or build lacks %s", NameOf(isa));
   const int64_t threads = pool.num_threads();
-  // The buffer is slices, one for each repetition in turn, so that a repetition is short and yet finds nothing in the caches; a
-  // thread's part of a slice is contiguous.
-  constexpr int64_t kPartBytes = int64_t{16} << 20;
-  const int64_t part = std::min(kPartBytes, options.buffer_bytes / (2 * threads) / 4096 * 4096);
-  if (part <= 0) return InvalidArgument("buffer_bytes is %d, want at least %d", options.buffer_bytes, 8192 * threads);
   if (options.repetitions <= 0) return InvalidArgument("repetitions is %d, want 1 or more", options.repetitions);
-  const int64_t slices = options.buffer_bytes / (part * threads);
-  const auto part_of = [&](std::byte* data, int64_t slice, int64_t thread) {
-    return data + (thread * slices + slice % slices) * part;
-  };
-
-  const Mapping buffer(slices * part * threads);
-  if (buffer.data() == nullptr) return ResourceExhausted("no memory for a buffer of %d bytes", slices * part * threads);
+  const int64_t wanted = Slices<std::byte>(nullptr, options.buffer_bytes, threads).bytes();
+  if (wanted <= 0) return InvalidArgument("buffer_bytes is %d, want at least %d", options.buffer_bytes, 8192 * threads);
+  const Mapping buffer(wanted);
+  if (buffer.data() == nullptr) return ResourceExhausted("no memory for a buffer of %d bytes", wanted);
+  const Slices<std::byte> own(buffer.data(), wanted, threads);
   // Each thread's pages are touched by it first, and so lie on its node.
   pool.ParallelFor(threads, [&](int64_t thread, int) {
-    std::memset(part_of(buffer.data(), 0, thread), static_cast<int>(thread + 1), static_cast<size_t>(slices * part));
+    std::memset(own.Part(0, thread), static_cast<int>(thread + 1), static_cast<size_t>(own.thread_bytes()));
   });
+  const Slices<const std::byte> given(options.memory.data(), static_cast<int64_t>(options.memory.size()), threads);
+  const Slices<const std::byte> read = given.bytes() > 0 ? given : Slices<const std::byte>(buffer.data(), wanted, threads);
 
   CpuPeaks rates;
   rates.num_threads = pool.num_threads();
   rates.isa = isa;
-  const double slice_bytes = static_cast<double>(part * threads);
-  rates.read_bytes_per_second = slice_bytes / BestSeconds(pool, options.repetitions, [&](int repetition, int64_t thread) {
-                                  loops->read(part_of(buffer.data(), repetition, thread), part);
+  rates.read_bytes_per_second = read.slice_bytes() / BestSeconds(pool, options.repetitions, [&](int repetition, int64_t thread) {
+                                  loops->read(read.Part(repetition, thread), read.part_bytes());
                                 });
-  rates.copy_bytes_per_second = slice_bytes / BestSeconds(pool, options.repetitions, [&](int repetition, int64_t thread) {
-                                  std::memcpy(part_of(buffer.data(), 2 * repetition + 1, thread),
-                                              part_of(buffer.data(), 2 * repetition, thread), static_cast<size_t>(part));
+  rates.copy_bytes_per_second = own.slice_bytes() / BestSeconds(pool, options.repetitions, [&](int repetition, int64_t thread) {
+                                  std::memcpy(own.Part(2 * repetition + 1, thread), own.Part(2 * repetition, thread),
+                                              static_cast<size_t>(own.part_bytes()));
                                 });
   rates.int8_ops_per_second = BestOpsPerSecond(pool, options.repetitions, loops->int8_dots);
   rates.bf16_ops_per_second = BestOpsPerSecond(pool, options.repetitions, loops->bf16_dots);

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "common/status.h"
 #include "common/thread_pool.h"
@@ -14,6 +15,8 @@ namespace ferry {
 
 struct CpuPeaksOptions {
   int64_t buffer_bytes = int64_t{1} << 30;  // read and copied; several times the last cache, or the cache is measured
+  // Read instead of the buffer, unless empty: what a process has in memory anyway may be far larger.
+  std::span<const std::byte> memory;
   // Of a millisecond or a few each. The best counts, since the load of others is no limit of the machine.
   int repetitions = 64;
 };

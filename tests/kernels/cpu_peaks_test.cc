@@ -1,5 +1,11 @@
 #include "kernels/cpu/cpu_peaks.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <vector>
+
 #include "tests/kernels/cpu_backends.h"
 
 namespace ferry {
@@ -28,6 +34,27 @@ TEST_P(CpuPeaksTest, MeasuresWhatTheInstructionSetOffers) {
   EXPECT_LT(rates.f32_ops_per_second, 2 * 5e11);
   EXPECT_EQ(rates.int8_ops_per_second > 0, isa() != CpuIsa::kPortable);
   EXPECT_LT(rates.int8_ops_per_second, 2 * 2e12);
+}
+
+TEST_P(CpuPeaksTest, ReadsTheMemoryThatItIsGiven) {
+  constexpr size_t kBytes = 4 << 20, kPage = 4096;
+  const int fd = memfd_create("ferry-test", 0);
+  ASSERT_EQ(ftruncate(fd, kBytes), 0);
+  void* const memory = mmap(nullptr, kBytes, PROT_READ, MAP_SHARED, fd, 0);
+  ASSERT_NE(memory, MAP_FAILED);
+  const auto resident_pages = [&] {  // a page of this file is there once somebody has read it
+    std::vector<unsigned char> pages(kBytes / kPage);
+    EXPECT_EQ(mincore(memory, kBytes, pages.data()), 0);
+    return std::count_if(pages.begin(), pages.end(), [](unsigned char page) { return (page & 1) != 0; });
+  };
+  EXPECT_EQ(resident_pages(), 0);
+  const std::unique_ptr<ThreadPool> pool = MakePool();
+  const CpuPeaksOptions options = {
+      .buffer_bytes = 1 << 16, .memory = {static_cast<const std::byte*>(memory), kBytes}, .repetitions = 2};
+  EXPECT_OK(MeasureCpuPeaks(*pool, isa(), options));
+  EXPECT_EQ(resident_pages(), kBytes / kPage);
+  munmap(memory, kBytes);
+  close(fd);
 }
 
 TEST_P(CpuPeaksTest, RefusesSizesThatAreNotPositive) {
