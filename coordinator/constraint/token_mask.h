@@ -5,6 +5,9 @@
 // A token that stays within the rule that is being read depends on that rule's state alone, whatever lies on the stack:
 // the mask of such tokens is computed once a state and shared by all users of the grammar. A token that leaves the
 // rule is tested against the stack, and only from where it leaves.
+//
+// Many states differ only in what long texts they take, such as the places within a string of at most 200 characters. States that
+// no text of up to TokenTrie::kShortBytes bytes tells apart share what short tokens do; only long tokens are walked for each.
 
 #include <cstdint>
 #include <memory>
@@ -56,14 +59,19 @@ class CompiledGrammar {
   std::shared_ptr<const InsideTokens> Inside(StateId state) const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
-  InsideTokens Compute(StateId state) const;
+  // What tokens of up to kShortBytes bytes do, and what longer ones do.
+  InsideTokens ComputeShort(StateId state) const;
+  void AddLong(StateId state, InsideTokens* tokens) const;
+  std::shared_ptr<const InsideTokens> Short(StateId state) const ABSL_LOCKS_EXCLUDED(mutex_);
 
   const Automaton automaton_;
   const std::shared_ptr<const TokenTrie> trie_;
-  const size_t max_cached_;
+  const std::vector<int32_t> groups_;  // by state: those of one group are alike for short tokens
+  const size_t max_cached_;            // of each of the two
   mutable absl::Mutex mutex_;
   // Emptied when full: the states in use come back at once.
   mutable std::unordered_map<StateId, std::shared_ptr<const InsideTokens>> inside_ ABSL_GUARDED_BY(mutex_);
+  mutable std::unordered_map<int32_t, std::shared_ptr<const InsideTokens>> short_ ABSL_GUARDED_BY(mutex_);  // by group
 };
 
 }  // namespace ferry::constraint

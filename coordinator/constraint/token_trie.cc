@@ -53,6 +53,31 @@ TokenTrie::TokenTrie(const TokenSource& source) {
     node.token = id;
   }
   close_to(0);
+  FindLongNodes();
+}
+
+void TokenTrie::FindLongNodes() {
+  std::vector<int32_t> open;  // nodes on the path to the one that is looked at
+  std::vector<bool> is_long(nodes_.size(), false);
+  for (int32_t i = 0; i < static_cast<int32_t>(nodes_.size()); ++i) {
+    open.resize(nodes_[i].depth);
+    open.push_back(i);
+    if (nodes_[i].depth < kShortBytes) continue;
+    for (auto node = open.rbegin(); node != open.rend() && !is_long[*node]; ++node) is_long[*node] = true;
+  }
+  std::vector<size_t> ending;  // indices of long nodes whose descendants are not over
+  const auto close_before = [&](int32_t i) {
+    for (; !ending.empty() && nodes_[long_nodes_[ending.back()].node].end <= i; ending.pop_back()) {
+      long_nodes_[ending.back()].end = static_cast<int32_t>(long_nodes_.size());
+    }
+  };
+  for (int32_t i = 0; i < static_cast<int32_t>(nodes_.size()); ++i) {
+    if (!is_long[i]) continue;
+    close_before(i);
+    ending.push_back(long_nodes_.size());
+    long_nodes_.push_back({.node = i, .end = 0});
+  }
+  close_before(static_cast<int32_t>(nodes_.size()));
 }
 
 }  // namespace ferry::constraint

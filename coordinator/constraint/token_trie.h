@@ -36,11 +36,19 @@ class TokenTrie {
     uint8_t byte;
   };
 
+  // The nodes that lie on a path to a token of more than kShortBytes bytes, in depth-first order.
+  struct LongNode {
+    int32_t node;
+    int32_t end;  // the first of these that is no descendant
+  };
+  static constexpr int32_t kShortBytes = 16;
+
   // A control token has its ControlBytes. Tokens without bytes, with more than 1024, and others with kControlByte are left out.
   explicit TokenTrie(const TokenSource& source);
 
   int32_t vocab_size() const { return static_cast<int32_t>(same_bytes_.size()); }
   std::span<const Node> nodes() const { return nodes_; }
+  std::span<const LongNode> long_nodes() const { return long_nodes_; }
   int32_t SameBytes(int32_t token) const { return same_bytes_[token]; }  // the next one, or -1
   std::span<const uint8_t> Bytes(int32_t token) const {
     return {bytes_.data() + offsets_[token], bytes_.data() + offsets_[token + 1]};  // empty: the token is left out
@@ -48,7 +56,10 @@ class TokenTrie {
   int32_t max_depth() const { return max_depth_; }
 
  private:
+  void FindLongNodes();
+
   std::vector<Node> nodes_;
+  std::vector<LongNode> long_nodes_;
   std::vector<int32_t> same_bytes_;  // [vocab_size]
   std::vector<uint8_t> bytes_;
   std::vector<size_t> offsets_;  // [vocab_size + 1]

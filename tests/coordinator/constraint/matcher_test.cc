@@ -83,6 +83,46 @@ TEST(Matcher, AMaskHasExactlyTheTokensWhoseBytesMayFollow) {
   }
 }
 
+// Runs of up to 60 letters, alone and before the end of a string.
+class Runs final : public TokenSource {
+ public:
+  Runs() {
+    for (int byte = 0; byte < 128; ++byte) tokens_.emplace_back(1, static_cast<char>(byte));
+    for (size_t length = 2; length <= 60; ++length) {
+      for (const char* const end : {"", "\"", "\",\"a", "\",\"aaaaaaaaaaaaaaaaaaaaaa"})
+        tokens_.push_back(std::string(length, 'a') + end);
+    }
+  }
+  int32_t vocab_size() const override { return static_cast<int32_t>(tokens_.size()); }
+  std::string_view TokenBytes(int32_t id) const override { return tokens_[static_cast<size_t>(id)]; }
+  bool IsControl(int32_t) const override { return false; }
+
+ private:
+  std::vector<std::string> tokens_;
+};
+
+TEST(Matcher, LongTokensFitAsFarAsAStringMayStillGo) {
+  const Runs runs;
+  ConstraintCompiler compiler(&runs);
+  const ConstraintSpec spec = Schema(R"({"type":"array","items":{"type":"string","minLength":3,"maxLength":50},"maxItems":2})");
+  ASSERT_OK_AND_ASSIGN(const Automaton automaton, CompileAutomaton(spec));
+  Pushdown pushdown(&automaton);
+  Matcher matcher(compiler.Compile(spec).value());
+  Position position = pushdown.start();
+  for (const char c : std::string("[\"") + std::string(48, 'a') + "\",\"" + std::string(50, 'a')) {
+    ASSERT_OK(matcher.Accept(static_cast<uint8_t>(c)));
+    position = pushdown.Advance(position, static_cast<uint8_t>(c));
+    ASSERT_OK_AND_ASSIGN(const TokenMask* mask, matcher.Mask());
+    for (int32_t id = 0; id < runs.vocab_size(); ++id) {
+      Position then = position;
+      for (const char next : runs.TokenBytes(id)) {
+        if (then != kNowhere) then = pushdown.Advance(then, static_cast<uint8_t>(next));
+      }
+      ASSERT_EQ(mask->Allows(id), then != kNowhere) << runs.TokenBytes(id);
+    }
+  }
+}
+
 TEST(Matcher, RefusesATokenThatDoesNotFit) {
   const std::unique_ptr<Matcher> matcher = Match(Choice({"hello"}));
   EXPECT_THAT(matcher->Accept('x'), StatusIs(absl::StatusCode::kInvalidArgument));
