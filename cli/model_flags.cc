@@ -178,6 +178,12 @@ std::vector<ModelFlag> ModelTable() {
              "faster by it; in turns, for tests; never"),
       Choice("--expert-transport", kWhere, Both("--expert-transport"), &M::expert_transport, {"auto", "shm", "grpc"},
              "how experts reach the workers"),
+      Choice("--transport", kWhere, Worker("--transport"), &M::transport, {"auto", "shm", "nccl", "grpc"},
+             "how hidden states go from worker to worker; auto: the fastest way, measured between GPUs of one host"),
+      Text("--nccl-library", kWhere, Worker("--nccl-library"), &M::nccl_library,
+           "file of NCCL 2.18 or later (default: libnccl.so.2 of the system)"),
+      Text("--nccl-interface", kWhere, Worker("--nccl-interface"), &M::nccl_interface,
+           "network interface for NCCL between hosts, which encrypts nothing (default: none, NCCL stays within a host)"),
       Integer("-c,--ctx-size", kSizes, Coordinator("--ctx-size"), &M::context, tokens,
               "tokens in the KV cache, all requests together (default: 4096 per request; on GPUs the\n"
               "model's context, as far as a sixteenth of their memory goes)"),

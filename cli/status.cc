@@ -109,6 +109,14 @@ void AddWork(const Look& look, const Look* before, std::string* text) {
   if (hits || (before != nullptr && !restarted)) *text += "\n";
 }
 
+void AddHiddenStates(const proto::HiddenStatesLink& link, std::string* text) {
+  absl::StrAppendFormat(text, "          hidden states to the next worker by %s (%s)\n", link.way(), link.why());
+  for (const proto::HiddenStatesTime& time : link.times()) {
+    absl::StrAppendFormat(text, "            %d rows: %.0f us through shared memory, %.0f us over NCCL\n", time.rows(),
+                          time.shm_seconds() * 1e6, time.nccl_seconds() * 1e6);
+  }
+}
+
 void AddWorker(const proto::WorkerInfo& worker, std::string* text) {
   absl::StrAppendFormat(text, "worker %d  %-8s layers %d-%d  %s\n", worker.worker_id(), worker.state(), worker.first_layer(),
                         static_cast<int64_t>(worker.end_layer()) - 1, worker.device());
@@ -133,6 +141,7 @@ void AddWorker(const proto::WorkerInfo& worker, std::string* text) {
     absl::StrAppendFormat(text, "; a message and its answer in %.0f us", worker.message_seconds() * 1e6);
   }
   absl::StrAppendFormat(text, "\n          %s\n", DescribeExperts(worker.experts()));
+  if (!worker.hidden_states().way().empty()) AddHiddenStates(worker.hidden_states(), text);
 }
 
 void AddExpertHost(int number, const proto::ExpertHostInfo& host, std::string* text) {

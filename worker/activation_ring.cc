@@ -23,11 +23,14 @@ constexpr int64_t kMaxBytes = int64_t{64} << 20;
 constexpr int64_t kMaxSlots = 1024;
 constexpr auto kRelaxed = std::memory_order_relaxed;  // ordered by the counters
 
+constexpr uint32_t kAnnouncement = UINT32_MAX;
+constexpr int64_t kMaxAnnouncedRows = 1 << 20;
+
 // What the other side may write while we read is atomic, read once, and checked after that.
 struct Head {
   std::atomic<uint64_t> step;
   std::atomic<uint32_t> first_row, num_rows;
-  std::atomic<uint32_t> error_bytes;  // not 0: a failure
+  std::atomic<uint32_t> error_bytes;  // not 0: a failure, or kAnnouncement
   std::atomic<uint32_t> error[ActivationRing::kMaxErrorBytes / 4];
 };
 
@@ -142,14 +145,27 @@ absl::StatusOr<std::span<float>> ActivationRing::Reserve(Deadline deadline) {
   return RowsOf(written_);
 }
 
-void ActivationRing::Commit(uint64_t step, int64_t first_row, int64_t num_rows) {
+void ActivationRing::CommitRows(uint64_t step, int64_t first_row, int64_t num_rows, uint32_t error_bytes) {
   Head& to = HeadOf(data_, shape_, written_);
   to.step.store(step, kRelaxed);
   to.first_row.store(static_cast<uint32_t>(first_row), kRelaxed);
   to.num_rows.store(static_cast<uint32_t>(num_rows), kRelaxed);
-  to.error_bytes.store(0, kRelaxed);
+  to.error_bytes.store(error_bytes, kRelaxed);
   ControlOf(data_).written.store(++written_, std::memory_order_release);
   FutexWake(ControlOf(data_).written, FutexScope::kShared);
+}
+
+void ActivationRing::Commit(uint64_t step, int64_t first_row, int64_t num_rows) {
+  CommitRows(step, first_row, num_rows, /*error_bytes=*/0);
+}
+
+void ActivationRing::CommitAnnouncement(uint64_t step, int64_t first_row, int64_t num_rows) {
+  CommitRows(step, first_row, num_rows, kAnnouncement);
+}
+
+absl::Status ActivationRing::AwaitReleased(Deadline deadline) {
+  const std::atomic<uint32_t>& released = ControlOf(data_).released;
+  return wait_.Until(released, deadline, [&] { return released.load(std::memory_order_acquire) == written_; });
 }
 
 void ActivationRing::CommitFailure(uint64_t step, const std::string& error) {
@@ -179,6 +195,15 @@ absl::StatusOr<ActivationRing::Entry> ActivationRing::Next(Deadline deadline) {
   Entry entry = {.step = from.step.load(kRelaxed)};
   const uint32_t first_row = from.first_row.load(kRelaxed), num_rows = from.num_rows.load(kRelaxed);
   const uint32_t error_bytes = from.error_bytes.load(kRelaxed);
+  if (error_bytes == kAnnouncement) {
+    if (num_rows < 1 || num_rows > kMaxAnnouncedRows) {
+      return Internal("num_rows that the previous worker announces is %d, want 1 to %d", num_rows, kMaxAnnouncedRows);
+    }
+    entry.first_row = first_row;
+    entry.announced_rows = num_rows;
+    ++taken_;
+    return entry;
+  }
   if (error_bytes > kMaxErrorBytes) {
     return Internal("the previous worker's error has %d bytes, want at most %d", error_bytes, kMaxErrorBytes);
   }

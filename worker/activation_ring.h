@@ -58,12 +58,16 @@ class ActivationRing {
   absl::StatusOr<std::span<float>> Reserve(Deadline deadline);
   void Commit(uint64_t step, int64_t first_row, int64_t num_rows);
   void CommitFailure(uint64_t step, const std::string& error);
+  void CommitAnnouncement(uint64_t step, int64_t first_row, int64_t num_rows);  // of rows that come by another way
+  // Waits until the reader has released every entry. DeadlineExceeded, Aborted.
+  absl::Status AwaitReleased(Deadline deadline);
 
   // The reader's side, one thread. An entry's rows are valid until Release, which releases the oldest entry.
   struct Entry {
     uint64_t step = 0;
     int64_t first_row = 0;
     std::span<const float> rows;  // [n, n_embd]
+    int64_t announced_rows = 0;   // not 0: they come by another way, and there are no rows here
     std::string error;            // not empty: the step failed, and there are no rows
   };
   // DeadlineExceeded: no entry came. Internal: a number of the writer's is out of range.
@@ -74,6 +78,7 @@ class ActivationRing {
   ActivationRing(const RingShape& shape, Memfd memfd, std::byte* data) : shape_(shape), memfd_(std::move(memfd)), data_(data) {}
 
   std::span<float> RowsOf(uint32_t number) const;
+  void CommitRows(uint64_t step, int64_t first_row, int64_t num_rows, uint32_t error_bytes);
 
   const RingShape shape_;
   const Memfd memfd_;

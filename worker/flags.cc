@@ -60,6 +60,16 @@ void AddWorkerFlags(CLI::App& app, WorkerOptions& options) {
       {{"auto", Unified::kAuto}, {"on", Unified::kOn}, {"off", Unified::kOff}}, options.unified);
   AddChoice(app, "--expert-transport", options.expert_transport, {"auto", "shm", "grpc"},
             "how experts come: shm on the same host, grpc, or auto, the default: shm where possible");
+  AddNamed(app, "--transport", "auto|shm|nccl|grpc",
+           "how hidden states go to the next worker: through memory of one host, over NCCL between GPUs, or by messages (default "
+           "auto: the fastest of those)",
+           {{"auto", Transport::kAuto}, {"shm", Transport::kShm}, {"nccl", Transport::kNccl}, {"grpc", Transport::kGrpc}},
+           options.transport);
+  AddText(app, "--nccl-library", options.nccl_library, "file of NCCL 2.18 or later (default: libnccl.so.2 of the system)");
+  AddText(
+      app, "--nccl-interface", options.nccl_interface,
+      "network interface for NCCL between hosts, of a network that nobody else can use: NCCL encrypts nothing (default: none, "
+      "and NCCL stays within a host)");
   AddInteger(app, "--worker-id", options.wanted_worker_id, {.max = 1023},
              "the place in the pipeline to ask for; default: a free one");
   AddNamed(app, "--force-division", "auto|host|ship",

@@ -8,6 +8,7 @@
 #include "common/deadline.h"
 #include "common/log.h"
 #include "kernels/element_bytes.h"
+#include "worker/device_rows.h"
 
 namespace ferry {
 namespace {
@@ -243,14 +244,14 @@ absl::Status Stage::EnsureRows(StepState& state, int64_t end_row) {
     } else {
       state.waited += waiting.Elapsed();
     }
-    const int64_t num_rows = static_cast<int64_t>(chunk.values.size()) / state.x.cols;
+    const int64_t num_rows = NumRowsOf(chunk, state.x.cols);
     if (num_rows > state.x.rows - state.rows_here) {
       return InvalidArgument("%d hidden states came from row %d on, want at most %d", num_rows, state.rows_here,
                              state.x.rows - state.rows_here);
     }
-    RETURN_IF_ERROR(ops_.UploadAsync(state.x.Rows(state.rows_here, num_rows).data, std::as_bytes(chunk.values)));
-    ASSIGN_OR_RETURN(Event uploaded, ops_.MarkCompute());
-    state.uploading.emplace_back(std::move(chunk), std::move(uploaded));
+    const Tensor rows = state.x.Rows(state.rows_here, num_rows);
+    ASSIGN_OR_RETURN(Event here, TakeDeviceRows(ops_, *state.source, chunk, rows, state.deadline));
+    state.uploading.emplace_back(std::move(chunk), std::move(here));
     state.rows_here += num_rows;
   }
   return absl::OkStatus();
@@ -308,16 +309,7 @@ void Stage::GiveBackUploaded(StepState& state) {
 
 absl::Status Stage::SendRows(StepState& state) {
   const StepTrace::Scope span(state.trace, "send rows", -1);
-  for (int64_t first = 0; first < state.x.rows;) {
-    ASSIGN_OR_RETURN(const std::span<float> rows, state.sink->Reserve(state.x.rows - first, state.deadline));
-    const int64_t num_rows = static_cast<int64_t>(rows.size()) / state.x.cols;
-    RETURN_IF_ERROR(ops_.DownloadAsync(std::as_writable_bytes(rows), state.x.Rows(first, num_rows).data));
-    ASSIGN_OR_RETURN(const Event downloaded, ops_.MarkCompute());
-    RETURN_IF_ERROR(ops_.Wait(downloaded, state.deadline));
-    RETURN_IF_ERROR(state.sink->Send(state.step.step, first, state.deadline));
-    first += num_rows;
-  }
-  return absl::OkStatus();
+  return SendDeviceRows(ops_, *state.sink, state.step.step, state.x, state.deadline);
 }
 
 // Only the rows whose logits are wanted go through the output matrix.

@@ -10,10 +10,25 @@ namespace ferry {
 namespace {
 
 constexpr auto kCancelPoll = std::chrono::milliseconds(100);
-constexpr int64_t kMaxFailuresHeld = 256;  // as many as steps that a worker queues (step_runner.cc)
-constexpr size_t kMaxErrorBytes = 1024;    // of the message that goes on to the client
+constexpr int64_t kMaxOthersHeld = 256;  // as many as steps that a worker queues (step_runner.cc)
+constexpr size_t kMaxErrorBytes = 1024;  // of the message that goes on to the client
 
 }  // namespace
+
+absl::Status ActivationSource::Receive(float*, int64_t num_rows, Deadline) {
+  return Internal("the previous worker announced %d hidden states from device to device, and this link has no such way",
+                  num_rows);
+}
+
+absl::StatusOr<bool> ActivationSink::SendFromDevice(uint64_t, int64_t, const float*, int64_t, Deadline) { return false; }
+
+absl::Status ActivationSink::Announce(uint64_t, int64_t, int64_t, Deadline) {
+  return absl::InternalError("this link announces no hidden states");
+}
+
+absl::Status ActivationSink::AwaitDropped(Deadline) {
+  return absl::InternalError("this link cannot tell when the next worker has taken hidden states");
+}
 
 int64_t RowsOfAMessage(int64_t n_embd) {
   return std::max<int64_t>(1, kMaxActivationBytes / (n_embd * static_cast<int64_t>(sizeof(float))));
@@ -27,21 +42,24 @@ absl::Status CheckNextChunk(uint64_t step, int64_t first_row, uint64_t next_step
   return Internal("hidden states of step %d begin at row %d, want %d", step, next_first_row, first_row);
 }
 
+absl::Status MissedAnnouncement(uint64_t step) {
+  return Aborted("hidden states of step %d were announced from device to device and never received: the epoch has to end", step);
+}
+
 void ActivationQueue::BeginEpoch(uint64_t epoch) {
   const std::lock_guard lock(mutex_);
   epoch_ = epoch;
   broken_.clear();
   items_.clear();
   rows_held_ = 0;
-  failures_held_ = 0;
+  others_held_ = 0;
   last_step_ = 0;
   last_failed_ = false;
   end_row_ = 0;
   changed_.notify_all();
 }
 
-absl::Status ActivationQueue::CheckLocked(uint64_t epoch, uint64_t step, int64_t first_row, int64_t num_rows,
-                                          size_t bytes) const {
+absl::Status ActivationQueue::CheckLocked(uint64_t epoch, uint64_t step, int64_t first_row, int64_t num_rows) const {
   if (epoch != epoch_ || epoch == 0) return Aborted("epoch is %d, want %d", epoch, epoch_);
   if (step < last_step_ || step == 0) return InvalidArgument("step is %d after %d", step, last_step_);
   const int64_t want_first = step == last_step_ ? end_row_ : 0;
@@ -49,6 +67,10 @@ absl::Status ActivationQueue::CheckLocked(uint64_t epoch, uint64_t step, int64_t
   if (num_rows < 1 || num_rows > max_rows_ - first_row) {
     return InvalidArgument("num_rows is %d, want 1 to %d", num_rows, max_rows_ - first_row);
   }
+  return absl::OkStatus();
+}
+
+absl::Status ActivationQueue::CheckDataLocked(int64_t num_rows, size_t bytes) const {
   const size_t want_bytes = num_rows * n_embd_ * sizeof(float);
   if (num_rows > 1 && want_bytes > kMaxActivationBytes) {
     return InvalidArgument("num_rows is %d, want at most %d bytes of them", num_rows, kMaxActivationBytes);
@@ -60,17 +82,39 @@ absl::Status ActivationQueue::CheckLocked(uint64_t epoch, uint64_t step, int64_t
 absl::Status ActivationQueue::Push(uint64_t epoch, uint64_t step, int64_t first_row, int64_t num_rows, std::string data,
                                    const std::function<bool()>& cancelled) {
   std::unique_lock lock(mutex_);
-  RETURN_IF_ERROR(CheckLocked(epoch, step, first_row, num_rows, data.size()));
+  RETURN_IF_ERROR(CheckLocked(epoch, step, first_row, num_rows));
+  RETURN_IF_ERROR(CheckDataLocked(num_rows, data.size()));
   while (epoch_ == epoch && rows_held_ > 0 && rows_held_ + num_rows > max_rows_) {
     changed_.wait_for(lock, kCancelPoll);
     if (cancelled && cancelled()) return Cancelled("the sender is gone");
   }
-  RETURN_IF_ERROR(CheckLocked(epoch, step, first_row, num_rows, data.size()));  // the lock was given up
+  RETURN_IF_ERROR(CheckLocked(epoch, step, first_row, num_rows));  // the lock was given up
   last_step_ = step;
   last_failed_ = false;
   end_row_ = first_row + num_rows;
   rows_held_ += num_rows;
-  items_.push_back({.step = step, .first_row = first_row, .num_rows = num_rows, .data = std::move(data), .error = {}});
+  Item& item = items_.emplace_back();
+  item.step = step;
+  item.first_row = first_row;
+  item.num_rows = num_rows;
+  item.data = std::move(data);
+  changed_.notify_all();
+  return absl::OkStatus();
+}
+
+absl::Status ActivationQueue::PushAnnouncement(uint64_t epoch, uint64_t step, int64_t first_row, int64_t num_rows) {
+  const std::lock_guard lock(mutex_);
+  RETURN_IF_ERROR(CheckLocked(epoch, step, first_row, num_rows));
+  if (others_held_ >= kMaxOthersHeld) return ResourceExhausted("%d announcements and failed steps are waiting", others_held_);
+  last_step_ = step;
+  last_failed_ = false;
+  end_row_ = first_row + num_rows;
+  ++others_held_;
+  Item& item = items_.emplace_back();
+  item.step = step;
+  item.first_row = first_row;
+  item.num_rows = num_rows;
+  item.announced = true;
   changed_.notify_all();
   return absl::OkStatus();
 }
@@ -81,11 +125,11 @@ absl::Status ActivationQueue::PushFailure(uint64_t epoch, uint64_t step, const s
   if (step < last_step_ || step == 0) return InvalidArgument("step is %d after %d", step, last_step_);
   if (step == last_step_ && last_failed_) return InvalidArgument("step %d failed already", step);
   // A failure takes no room among the rows, so their number is bounded by itself.
-  if (failures_held_ >= kMaxFailuresHeld) return ResourceExhausted("%d failed steps are waiting", failures_held_);
+  if (others_held_ >= kMaxOthersHeld) return ResourceExhausted("%d announcements and failed steps are waiting", others_held_);
   last_step_ = step;
   last_failed_ = true;
   end_row_ = max_rows_;  // nothing more of this step
-  ++failures_held_;
+  ++others_held_;
   Item& item = items_.emplace_back();
   item.step = step;
   item.error = error.empty() ? "it failed" : error.substr(0, kMaxErrorBytes);
@@ -112,10 +156,8 @@ absl::StatusOr<ActivationChunk> ActivationQueue::Next(uint64_t step, int64_t fir
     if (epoch_ != epoch || epoch == 0) return Aborted("epoch %d is over", epoch);
     // What an earlier step, which failed here, left behind.
     while (!items_.empty() && items_.front().step < step) {
-      rows_held_ -= items_.front().num_rows;
-      failures_held_ -= !items_.front().error.empty();
-      items_.pop_front();
-      changed_.notify_all();
+      if (items_.front().announced) return MissedAnnouncement(items_.front().step);
+      PopLocked();
     }
     if (!items_.empty()) break;
     if (!broken_.empty()) return Aborted("no hidden states of step %d come any more: %s", step, broken_);
@@ -125,13 +167,27 @@ absl::StatusOr<ActivationChunk> ActivationQueue::Next(uint64_t step, int64_t fir
   }
   Item& front = items_.front();
   RETURN_IF_ERROR(CheckNextChunk(step, first_row, front.step, front.first_row, front.error));
+  if (front.announced) {
+    const int64_t num_rows = front.num_rows;
+    PopLocked();
+    return ActivationChunk{.first_row = first_row, .announced_rows = num_rows};
+  }
   const auto owner = std::make_shared<const std::string>(std::move(front.data));
-  rows_held_ -= front.num_rows;
-  items_.pop_front();
-  changed_.notify_all();
+  PopLocked();
   return ActivationChunk{.first_row = first_row,
                          .values = {reinterpret_cast<const float*>(owner->data()), owner->size() / sizeof(float)},
                          .owner = owner};
+}
+
+void ActivationQueue::PopLocked() {
+  const Item& front = items_.front();
+  if (front.holds_rows()) {
+    rows_held_ -= front.num_rows;
+  } else {
+    --others_held_;
+  }
+  items_.pop_front();
+  changed_.notify_all();
 }
 
 absl::StatusOr<std::span<float>> LoopbackSink::Reserve(int64_t num_rows, Deadline) {

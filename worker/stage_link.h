@@ -4,7 +4,9 @@
 // tells the next, so that no stage waits for rows that will not come.
 //
 // This header has the two interfaces that a stage uses, the queue that holds rows received by message, and a loopback that joins
-// two stages of one process. stage_link_grpc.h sends rows to other hosts, stage_link_shm.h through memory of one host.
+// two stages of one process. stage_link_grpc.h sends rows to other hosts, stage_link_shm.h through memory of one host, and
+// stage_link_devices.h adds to either of them a way from device to device: its rows are announced by the link that it is added
+// to.
 
 #include <atomic>
 #include <condition_variable>
@@ -24,10 +26,11 @@ namespace ferry {
 
 inline constexpr int64_t kMaxActivationBytes = int64_t{3} << 20;  // limit of one chunk; a single row may be larger
 
-// Rows [first_row, first_row + values.size() / n_embd) of a step, in the memory that received them. The receiver drops chunks in
-// the order in which they came.
+// Rows [first_row, first_row + values.size() / n_embd) of a step, in the memory that received them; or announced ones, which
+// ActivationSource::Receive brings. The receiver drops chunks in the order in which they came.
 struct ActivationChunk {
   int64_t first_row = 0;
+  int64_t announced_rows = 0;         // not 0: there are no values
   std::span<const float> values;      // whole rows
   std::shared_ptr<const void> owner;  // keeps the memory; dropping it lets the sender reuse the memory
 };
@@ -38,6 +41,9 @@ class ActivationSource {
   // Waits for the next chunk of `step`, whose rows begin at `first_row`. DeadlineExceeded: it did not come. Aborted: the epoch
   // is over, the step failed in an earlier stage, or the connection to the previous stage broke.
   virtual absl::StatusOr<ActivationChunk> Next(uint64_t step, int64_t first_row, Deadline deadline) = 0;
+  // Fills device memory [num_rows, n_embd] with the rows that the last chunk announced, and waits until they are there. Errors as
+  // of Next; Unavailable: the previous worker is lost. Internal: the link has no way from device to device.
+  virtual absl::Status Receive(float* device_rows, int64_t num_rows, Deadline deadline);
   // Ends the epoch: running and later calls of Next return Aborted. Any thread.
   virtual void Abort() = 0;
 };
@@ -52,6 +58,14 @@ class ActivationSink {
   virtual absl::Status Send(uint64_t step, int64_t first_row, Deadline deadline) = 0;
   // Tells the next stage that the step failed, here or in an earlier stage. Errors as of Reserve.
   virtual absl::Status SendFailure(uint64_t step, const std::string& error, Deadline deadline) = 0;
+  // Sends rows of the device's memory [num_rows, n_embd], as the compute queued so far leaves them, from device to device, and
+  // waits until that memory can be written again. False: this link sends so many rows by Reserve and Send. Errors as of Reserve.
+  virtual absl::StatusOr<bool> SendFromDevice(uint64_t step, int64_t first_row, const float* device_rows, int64_t num_rows,
+                                              Deadline deadline);
+  // Announces rows that come from device to device. Errors as of Reserve; Internal: the link announces none.
+  virtual absl::Status Announce(uint64_t step, int64_t first_row, int64_t num_rows, Deadline deadline);
+  // Waits until the next stage has dropped every chunk. DeadlineExceeded, Aborted; Internal: the link cannot tell.
+  virtual absl::Status AwaitDropped(Deadline deadline);
   // Ends the epoch: running and later calls return Aborted. Any thread.
   virtual void Abort() = 0;
 };
@@ -60,6 +74,10 @@ class ActivationSink {
 // Aborted: the step failed in an earlier stage, for the reason in `error`. Internal: another step, or other rows.
 absl::Status CheckNextChunk(uint64_t step, int64_t first_row, uint64_t next_step, int64_t next_first_row,
                             const std::string& error);
+
+// What a source answers that finds an announcement of an earlier step, which failed here: its rows would come in place of later
+// ones.
+absl::Status MissedAnnouncement(uint64_t step);
 
 // The receiving end for messages: a transport pushes rows, the compute thread takes them. Push checks every field, since the rows
 // come from another process. The queue holds the rows of one full step; a Push beyond that waits. Thread-safe.
@@ -76,6 +94,9 @@ class ActivationQueue final : public ActivationSource {
   // is polled every 100 ms.
   absl::Status Push(uint64_t epoch, uint64_t step, int64_t first_row, int64_t num_rows, std::string data,
                     const std::function<bool()>& cancelled = nullptr);
+  // Records that rows come from device to device. Errors as of Push; ResourceExhausted: as many announcements and failures wait
+  // as a worker queues steps.
+  absl::Status PushAnnouncement(uint64_t epoch, uint64_t step, int64_t first_row, int64_t num_rows);
   // Records that the step failed in an earlier stage. ResourceExhausted: as many failures wait as a worker queues steps.
   absl::Status PushFailure(uint64_t epoch, uint64_t step, const std::string& error);
   // The connection that pushes in `epoch` is lost: Next still returns the rows that came, then Aborted with `why`. No effect in
@@ -91,10 +112,14 @@ class ActivationQueue final : public ActivationSource {
     uint64_t step = 0;
     int64_t first_row = 0;
     int64_t num_rows = 0;
-    std::string data;   // F32 [num_rows, n_embd]
-    std::string error;  // not empty: the step failed
+    std::string data;        // F32 [num_rows, n_embd]
+    bool announced = false;  // there is no data
+    std::string error;       // not empty: the step failed
+    bool holds_rows() const { return !announced && error.empty(); }
   };
-  absl::Status CheckLocked(uint64_t epoch, uint64_t step, int64_t first_row, int64_t num_rows, size_t bytes) const;
+  absl::Status CheckLocked(uint64_t epoch, uint64_t step, int64_t first_row, int64_t num_rows) const;
+  absl::Status CheckDataLocked(int64_t num_rows, size_t bytes) const;
+  void PopLocked();
 
   const int64_t n_embd_, max_rows_;
   mutable std::mutex mutex_;  // guards what follows
@@ -103,8 +128,8 @@ class ActivationQueue final : public ActivationSource {
   std::string broken_;  // not empty: why this epoch's rows have ended
   std::deque<Item> items_;
   int64_t rows_held_ = 0;
-  int64_t failures_held_ = 0;
-  uint64_t last_step_ = 0;  // the last step pushed
+  int64_t others_held_ = 0;  // failures and announcements
+  uint64_t last_step_ = 0;   // the last step pushed
   bool last_failed_ = false;
   int64_t end_row_ = 0;  // where the rows of last_step_ end so far
 };

@@ -117,6 +117,14 @@ class GrpcSink final : public ActivationSink {
     message->set_error(error.empty() ? "it failed" : error);
     return stream_->Write(deadline);
   }
+  absl::Status Announce(uint64_t step, int64_t first_row, int64_t num_rows, Deadline deadline) override {
+    ASSIGN_OR_RETURN(internal::v1::Activations* const message, Begin());
+    message->set_step(step);
+    message->set_first_row(first_row);
+    message->set_num_rows(num_rows);
+    message->set_announced(true);
+    return stream_->Write(deadline);
+  }
   void Abort() override {
     const std::lock_guard lock(mutex_);
     aborted_ = true;

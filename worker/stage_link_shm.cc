@@ -52,6 +52,12 @@ class RingSink final : public ActivationSink {
     memory_.ring().CommitFailure(step, error);
     return absl::OkStatus();
   }
+  absl::Status Announce(uint64_t step, int64_t first_row, int64_t num_rows, Deadline deadline) override {
+    RETURN_IF_ERROR(memory_.ring().Reserve(deadline).status());
+    memory_.ring().CommitAnnouncement(step, first_row, num_rows);
+    return absl::OkStatus();
+  }
+  absl::Status AwaitDropped(Deadline deadline) override { return memory_.ring().AwaitReleased(deadline); }
   void Abort() override { memory_.ring().Abort(); }
 
  private:
@@ -72,13 +78,15 @@ class RingSource final : public ActivationSource {
       }
       if (front_->step >= step) break;
       // What an earlier step, which failed here, left behind.
+      if (front_->announced_rows > 0) return MissedAnnouncement(front_->step);
       front_.reset();
       ring.Release();
     }
     RETURN_IF_ERROR(CheckNextChunk(step, first_row, front_->step, front_->first_row, front_->error));
-    ActivationChunk chunk = {.first_row = first_row, .values = front_->rows};
+    ActivationChunk chunk = {
+        .first_row = first_row, .announced_rows = front_->announced_rows, .values = front_->rows, .owner = nullptr};
     // Gives the slot back when the last user drops it.
-    chunk.owner = std::shared_ptr<const void>(front_->rows.data(), [memory = memory_](const void*) { memory->ring().Release(); });
+    chunk.owner = std::shared_ptr<const void>(&ring, [memory = memory_](const void*) { memory->ring().Release(); });
     front_.reset();
     return chunk;
   }

@@ -8,6 +8,7 @@
 #include "common/log.h"
 #include "common/thread_limit.h"
 #include "proto/expert_counters.h"
+#include "worker/stage_link_devices.h"
 
 namespace ferry {
 namespace {
@@ -110,30 +111,87 @@ void StepRunner::AbortLocked(std::unique_lock<std::mutex>& lock) {
   lock.lock();
 }
 
-absl::Status StepRunner::BeginEpoch(uint64_t epoch, std::unique_ptr<ActivationSink> next, Deadline deadline) {
-  std::unique_lock lock(mutex_);
-  if (epoch <= last_epoch_) return Aborted("epoch is %d, want one after %d", epoch, last_epoch_);
+absl::Status StepRunner::EndEpochLocked(uint64_t next_epoch, Deadline deadline, std::unique_lock<std::mutex>& lock) {
+  if (next_epoch <= last_epoch_) return Aborted("epoch is %d, want one after %d", next_epoch, last_epoch_);
   AbortLocked(lock);
   if (!changed_.wait_until(lock, deadline.time(), [&] { return !running_; })) {
     return DeadlineExceeded("a step of epoch %d is still running", last_epoch_);
   }
-  if (epoch <= last_epoch_ || ending_) return Aborted("epoch is %d, want one after %d", epoch, last_epoch_);
+  if (next_epoch <= last_epoch_ || ending_) return Aborted("epoch is %d, want one after %d", next_epoch, last_epoch_);
+  if (job_ != nullptr) {  // it has not started, and would use what goes now
+    job_->done = true;
+    job_ = nullptr;
+    changed_.notify_all();
+  }
+  source_ = nullptr;
+  has_device_way_ = false;
+  sink_ = nullptr;
+  DropHelp();
+  return absl::OkStatus();
+}
+
+absl::Status StepRunner::EndEpochBefore(uint64_t epoch, Deadline deadline) {
+  std::unique_lock lock(mutex_);
+  return EndEpochLocked(epoch, deadline, lock);
+}
+
+absl::Status StepRunner::BeginEpoch(uint64_t epoch, std::unique_ptr<ActivationSink> next, Deadline deadline) {
+  std::unique_lock lock(mutex_);
+  RETURN_IF_ERROR(EndEpochLocked(epoch, deadline, lock));
   epoch_ = last_epoch_ = epoch;
   next_step_ = 1;
-  source_ = nullptr;
-  DropHelp();
   sink_ = std::move(next);
   stop_ = std::stop_source();
   activations_.BeginEpoch(epoch);
   return absl::OkStatus();
 }
 
-absl::Status StepRunner::ReceiveFrom(uint64_t epoch, std::unique_ptr<ActivationSource> previous) {
-  const std::lock_guard lock(mutex_);
+absl::Status StepRunner::CheckBeforeStepsLocked(uint64_t epoch) const {
   if (epoch == 0 || epoch != epoch_) return Aborted("epoch is %d, want %d", epoch, epoch_);
   if (next_step_ > 1) return FailedPrecondition("epoch %d has had steps already", epoch);
-  source_ = std::move(previous);
+  if (job_ != nullptr) return FailedPrecondition("a measurement runs in epoch %d", epoch);
   return absl::OkStatus();
+}
+
+absl::Status StepRunner::ReceiveFrom(uint64_t epoch, std::unique_ptr<ActivationSource> previous) {
+  const std::lock_guard lock(mutex_);
+  RETURN_IF_ERROR(CheckBeforeStepsLocked(epoch));
+  source_ = std::move(previous);
+  has_device_way_ = false;
+  return absl::OkStatus();
+}
+
+absl::Status StepRunner::ReceiveFromDevice(uint64_t epoch, std::unique_ptr<DevicePeer> peer, int64_t n_embd) {
+  const std::lock_guard lock(mutex_);
+  RETURN_IF_ERROR(CheckBeforeStepsLocked(epoch));
+  if (has_device_way_) return FailedPrecondition("epoch %d has a way between the devices already", epoch);
+  has_device_way_ = true;
+  ActivationSource* const announcer = source_ != nullptr ? source_.get() : &activations_;
+  source_ = std::make_unique<DeviceSource>(announcer, std::move(source_), std::move(peer), n_embd);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<StepRunner::Job>> StepRunner::QueueJobLocked(std::function<void()> run) {
+  if (job_ != nullptr) return FailedPrecondition("another measurement runs");
+  job_ = std::make_shared<Job>();
+  job_->run = std::move(run);
+  Call();
+  return job_;
+}
+
+absl::Status StepRunner::RunBeforeSteps(uint64_t epoch, const std::function<absl::Status(ActivationSource*)>& job,
+                                        Deadline deadline) {
+  std::unique_lock lock(mutex_);
+  if (epoch != 0 || epoch_ != 0) RETURN_IF_ERROR(CheckBeforeStepsLocked(epoch));
+  absl::Status result = Aborted("the measurement was given up");
+  ASSIGN_OR_RETURN(const std::shared_ptr<Job> queued, QueueJobLocked([&, source = source_.get()] { result = job(source); }));
+  const bool in_time = changed_.wait_until(lock, deadline.time(), [&] { return queued->started || queued->done || ending_; });
+  if (!queued->started) {
+    if (job_ == queued) job_ = nullptr;
+    return in_time ? result : DeadlineExceeded("the worker's device is busy");
+  }
+  changed_.wait(lock, [&] { return queued->done; });
+  return result;
 }
 
 absl::Status StepRunner::HelpOver(uint64_t epoch, std::shared_ptr<HelpBoards> boards) {
@@ -159,15 +217,14 @@ void StepRunner::DropHelp() {
 absl::StatusOr<ExpertCache::Measurement> StepRunner::MeasureLink(absl::Duration time, Deadline deadline) {
   std::unique_lock lock(mutex_);
   if (epoch_ != 0) return FailedPrecondition("epoch %d is current: the link is measured between epochs", epoch_);
-  if (link_job_ != nullptr) return FailedPrecondition("another measurement of the link runs");
-  const auto job = std::make_shared<LinkJob>(LinkJob{.time = time, .result = std::nullopt});
-  link_job_ = job;
-  Call();
-  if (!changed_.wait_until(lock, deadline.time(), [&] { return job->result.has_value() || ending_; })) {
+  const auto measured = std::make_shared<absl::StatusOr<ExpertCache::Measurement>>(Aborted("the measurement was given up"));
+  ASSIGN_OR_RETURN(const std::shared_ptr<Job> job,
+                   QueueJobLocked([this, measured, time] { *measured = stage_.MeasureLink(time); }));
+  if (!changed_.wait_until(lock, deadline.time(), [&] { return job->done || ending_; })) {
     return DeadlineExceeded("measuring the link takes too long");
   }
-  if (!job->result) return Aborted("the worker is ending");
-  return *job->result;
+  if (!job->done) return Aborted("the worker is ending");
+  return *measured;
 }
 
 void StepRunner::Submit(internal::v1::StepRequest request, Answer answer) {
@@ -246,15 +303,16 @@ void StepRunner::Loop() {
       ServeHelp(lock);
       continue;
     }
-    if (link_job_ != nullptr) {
-      const std::shared_ptr<LinkJob> job = link_job_;
-      running_ = true;
+    if (job_ != nullptr) {
+      const std::shared_ptr<Job> job = job_;
+      running_ = job->started = true;
+      changed_.notify_all();
       lock.unlock();
-      absl::StatusOr<ExpertCache::Measurement> measured = stage_.MeasureLink(job->time);
+      job->run();
       lock.lock();
       running_ = false;
-      job->result = std::move(measured);
-      link_job_ = nullptr;
+      job->done = true;
+      job_ = nullptr;
       changed_.notify_all();
       continue;
     }

@@ -22,6 +22,7 @@
 #include "common/shm/paced_wait.h"
 #include "common/status.h"
 #include "ferry/internal/v1/worker.pb.h"
+#include "kernels/device_peer.h"
 #include "worker/help_boards.h"
 #include "worker/stage.h"
 #include "worker/stage_link.h"
@@ -41,17 +42,27 @@ class StepRunner {
                                                             OnFailed on_failed = nullptr);
   ~StepRunner();  // aborts queued and running steps, and waits for the running one
 
-  // Ends the current epoch: answers its steps with ABORTED, the running one at the end of its layer. Then begins `epoch`, whose
-  // hidden states go to `next` (null: last stage). Aborted: `epoch` is not later than the current one. DeadlineExceeded: the
-  // running step did not end in time, and there is no current epoch.
+  // Ends the current epoch before `epoch`: answers its steps with ABORTED, the running one at the end of its layer, and gives up
+  // its links. Aborted: `epoch` is not later than the current one. DeadlineExceeded: the running step did not end in time, and
+  // there is no current epoch.
+  absl::Status EndEpochBefore(uint64_t epoch, Deadline deadline);
+  // The same, and then begins `epoch`, whose hidden states go to `next` (null: last stage).
   absl::Status BeginEpoch(uint64_t epoch, std::unique_ptr<ActivationSink> next, Deadline deadline);
   // Before the epoch's first step: its hidden states come from `previous`, or from the queue if that is null. Aborted: another
   // epoch is current. FailedPrecondition: the epoch has had steps.
   absl::Status ReceiveFrom(uint64_t epoch, std::unique_ptr<ActivationSource> previous);
   // Before the epoch's first step: workers help each other over `boards`. Errors as of ReceiveFrom.
   absl::Status HelpOver(uint64_t epoch, std::shared_ptr<HelpBoards> boards);
+  // Before the epoch's first step: hidden states may also come from the previous worker's device by `peer`, which is ready; they
+  // are announced where they came before. A row has n_embd floats. Errors as of ReceiveFrom; FailedPrecondition: there is such a
+  // way.
+  absl::Status ReceiveFromDevice(uint64_t epoch, std::unique_ptr<DevicePeer> peer, int64_t n_embd);
   uint64_t epoch() const;
 
+  // Runs `job` on the compute thread before the first step of `epoch`, with the epoch's source of hidden states; or between
+  // epochs, for epoch 0, with null. Returns what it returns, when it has ended. `job` bounds itself. Errors as of ReceiveFrom;
+  // FailedPrecondition: another job runs, or an epoch lasts; DeadlineExceeded: it could not begin in time.
+  absl::Status RunBeforeSteps(uint64_t epoch, const std::function<absl::Status(ActivationSource*)>& job, Deadline deadline);
   // Measures the link on the compute thread. FailedPrecondition: there is a current epoch, or another measurement runs.
   // DeadlineExceeded: it did not end in time; the compute thread starts nothing else before it has.
   absl::StatusOr<ExpertCache::Measurement> MeasureLink(absl::Duration time, Deadline deadline);
@@ -69,15 +80,15 @@ class StepRunner {
     Deadline deadline;
   };
   // Shared by the compute thread and a caller that may have given up.
-  struct LinkJob {
-    absl::Duration time;
-    std::optional<absl::StatusOr<ExpertCache::Measurement>> result;
+  struct Job {
+    std::function<void()> run;
+    bool started = false, done = false;
   };
 
   StepRunner(Stage* stage, ActivationQueue* activations, OnFailed on_failed);
   void Loop();
   // All of these with the lock held.
-  bool HasCall() const { return ending_ || link_job_ != nullptr || !queue_.empty() || !help_pinned_ || HelpWanted(); }
+  bool HasCall() const { return ending_ || job_ != nullptr || !queue_.empty() || !help_pinned_ || HelpWanted(); }
   bool HelpWanted() const { return help_ != nullptr && help_->Called(); }
   void Call() {
     called_.store(true, std::memory_order_relaxed);
@@ -90,6 +101,9 @@ class StepRunner {
   void ServeHelp(std::unique_lock<std::mutex>& lock);
   absl::StatusOr<StageResult> RunOne(const Queued& queued);
   void AbortLocked(std::unique_lock<std::mutex>& lock);
+  absl::Status EndEpochLocked(uint64_t next_epoch, Deadline deadline, std::unique_lock<std::mutex>& lock);
+  absl::Status CheckBeforeStepsLocked(uint64_t epoch) const;
+  absl::StatusOr<std::shared_ptr<Job>> QueueJobLocked(std::function<void()> run);
 
   Stage& stage_;
   ActivationQueue& activations_;
@@ -104,12 +118,13 @@ class StepRunner {
   uint64_t last_epoch_ = 0;
   uint64_t next_step_ = 1;
   std::unique_ptr<ActivationSource> source_;  // null: the queue; used by the compute thread while running_
+  bool has_device_way_ = false;               // of source_
   std::unique_ptr<ActivationSink> sink_;      // likewise; null: last stage
   std::shared_ptr<HelpBoards> help_;          // null: this worker helps nobody
   bool help_pinned_ = true;                   // false: help_ is new
   std::stop_source stop_;
   std::deque<Queued> queue_;
-  std::shared_ptr<LinkJob> link_job_;  // queued or running
+  std::shared_ptr<Job> job_;  // queued or running
   v1::ExpertCounters counters_;
   std::atomic<bool> called_ = false;  // Call() since the compute thread last found nothing to do; read without the lock
   PacedWait wait_;                    // the compute thread's wait for Call()

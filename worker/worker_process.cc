@@ -18,6 +18,7 @@
 #include "common/listen_address.h"
 #include "common/log.h"
 #include "common/machine_id.h"
+#include "common/nccl/nccl_library.h"
 #include "common/rpc/acceptor.h"
 #include "common/rpc/certificate_keeper.h"
 #include "common/rpc/channels.h"
@@ -25,6 +26,7 @@
 #include "common/rpc/node_identity.h"
 #include "common/rpc/rpc_deadline.h"
 #include "common/thread_limit.h"
+#include "kernels/device_peer.h"
 #include "worker/agent.h"
 #include "worker/assignment.h"
 #include "worker/dense_stream.h"
@@ -73,11 +75,12 @@ class Report {
       heartbeat_.set_load_progress(std::min(1.0, static_cast<double>(dense_bytes) / static_cast<double>(all_dense_bytes)));
     }
   }
-  // `runner` is read until Detach.
-  void SetReady(const Stage& stage, const DeviceRates& rates, StepRunner* runner) {
+  // `runner` and `service` are read until Detach.
+  void SetReady(const Stage& stage, const DeviceRates& rates, StepRunner* runner, const WorkerService* service) {
     const ExpertCache* const cache = stage.expert_cache();
     const std::lock_guard lock(mutex_);
     runner_ = runner;
+    service_ = service;
     heartbeat_.set_state("ready");
     heartbeat_.set_load_progress(1);
     heartbeat_.set_dense_bytes(stage.dense_bytes());
@@ -98,13 +101,18 @@ class Report {
     const std::lock_guard lock(mutex_);
     *request = heartbeat_;
     request->set_resident_bytes(ResidentBytes());
-    if (runner_ != nullptr) *request->mutable_experts() = runner_->counters();
+    if (runner_ == nullptr) return;
+    *request->mutable_experts() = runner_->counters();
+    if (v1::HiddenStatesLink link = service_->hidden_states(); !link.way().empty()) {
+      *request->mutable_hidden_states() = std::move(link);
+    }
   }
 
  private:
   std::mutex mutex_;
   internal::v1::HeartbeatRequest heartbeat_;
   StepRunner* runner_ = nullptr;
+  const WorkerService* service_ = nullptr;
 };
 
 // Why the worker ends: the first reason given.
@@ -350,6 +358,23 @@ void LogLoaded(const Stage& stage, const DeviceRates& rates, double seconds) {
                stage.dense_bytes() / 0x1p20, stage.kv_bytes() / 0x1p20, experts);
 }
 
+// What joins this worker's GPU to others. An error says why there is none.
+absl::StatusOr<std::unique_ptr<DevicePeers>> OpenPeers(const WorkerOptions& options, const Assignment& assignment, Ops* ops,
+                                                       Ending& ending) {
+  if (options.transport == Transport::kShm || options.transport == Transport::kGrpc) {
+    return FailedPrecondition("this worker was started with --transport %s", NameOf(options.transport));
+  }
+  if (assignment.num_workers == 1 && options.transport == Transport::kAuto) {
+    return absl::FailedPreconditionError("there is no other worker");
+  }
+  const DevicePeersOptions how = {.library = options.nccl_library,
+                                  .backend = options.backend,
+                                  .on_stuck = [&ending](const absl::Status& why) { ending.End(why); }};
+  absl::StatusOr<std::unique_ptr<DevicePeers>> peers = CreateDevicePeers(how, ops);
+  if (peers.ok()) spdlog::info("{} can join this GPU to others", (*peers)->name());
+  return peers;
+}
+
 // After a failed step. A fault of a kernel leaves the device's whole context unusable, and only a new process gets another.
 void EndWithoutDevice(Ops& ops, Ending& ending) {
   const absl::Status device = ops.Synchronize(Deadline::In(kDevicePatience));
@@ -366,6 +391,7 @@ absl::StatusOr<VramExperts> ParseVramExperts(const std::string& text) {
 
 absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>& asked_to_end,
                        const std::function<void()>& on_ending) {
+  RETURN_IF_ERROR(PrepareNcclEnvironment(options.nccl_interface));
   const Incarnation incarnation = RandomIncarnation();
   Ending ending(on_ending);
   ASSIGN_OR_RETURN(const Addresses addresses, AddressesOf(options));
@@ -382,6 +408,8 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
   ASSIGN_OR_RETURN(const std::unique_ptr<CertificateKeeper> keeper, KeepCertificate(addresses, channel));
   const auto cancelled = [&] { return ending.ended() || asked_to_end(); };
   ASSIGN_OR_RETURN(const Assignment assignment, Join(options, cluster.get(), server.address, incarnation, *ops, cancelled));
+  const absl::StatusOr<std::unique_ptr<DevicePeers>> peers = OpenPeers(options, assignment, ops.get(), ending);
+  if (options.transport == Transport::kNccl && !peers.ok()) return Annotate(peers.status(), "--transport nccl");
   Report report;
   ASSIGN_OR_RETURN(const std::unique_ptr<Agent> agent,
                    Agent::Start(
@@ -411,8 +439,13 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
                   .max_rows = assignment.max_rows,
                   .num_experts = assignment.model.router.num_experts,
                   .share_memory = assignment.expert_transport == "shm",
-                  .identity = addresses.identity.get()});
-  report.SetReady(*stage, rates, runner.get());
+                  .identity = addresses.identity.get(),
+                  .transport = options.transport,
+                  .peers = peers.ok() ? peers->get() : nullptr,
+                  .no_peers_because = std::string(peers.status().message()),
+                  .peers_over_network = !options.nccl_interface.empty(),
+                  .num_workers = static_cast<int>(assignment.num_workers)});
+  report.SetReady(*stage, rates, runner.get(), &service);
   agent->Hurry();
 
   const absl::Status why = ending.Wait(asked_to_end);

@@ -10,6 +10,7 @@
 #include "common/expert_plan.h"
 #include "common/status.h"
 #include "kernels/ops.h"
+#include "worker/link_choice.h"
 
 namespace ferry {
 
@@ -32,7 +33,10 @@ struct WorkerOptions {
   BackendOptions backend;
   VramExperts vram_experts;
   Unified unified = Unified::kAuto;
-  std::string expert_transport = "auto";  // auto, shm, grpc
+  std::string expert_transport = "auto";   // auto, shm, grpc
+  Transport transport = Transport::kAuto;  // of hidden states to the next worker
+  std::string nccl_library;                // file; empty: libnccl.so.2 from where the system looks
+  std::string nccl_interface;              // network interface for NCCL between hosts; empty: none
   std::optional<uint32_t> wanted_worker_id;
   ExpertRule force_division = ExpertRule::kAny;
   double connect_patience_seconds = 60;  // how long to wait at start for a coordinator that cannot be reached

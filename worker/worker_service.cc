@@ -26,8 +26,22 @@ constexpr uint64_t kMaxEpoch = uint64_t{1} << 32;             // far more than a
 constexpr int kMaxStepStreams = 4;                            // the epoch's, and those of earlier ones that have not ended yet
 constexpr absl::Duration kProbePatience = absl::Seconds(10);  // beyond the probe's own time, when the caller names no deadline
 
+// A worker whose GPU has to join the next one's waits as long as the epoch's begin allows.
+absl::Duration ConnectTimeoutOf(const StageLinkOptions& links) {
+  return links.transport == Transport::kNccl ? kBeginEpochTimeout : kConnectTimeout;
+}
+
 Deadline DeadlineOf(const grpc::ServerContext& context, absl::Duration otherwise) {
   return Deadline::In(std::min(absl::FromChrono(context.deadline()) - absl::Now(), otherwise));
+}
+
+absl::Status Take(ActivationQueue& queue, const grpc::ServerContext& context, internal::v1::Activations* message) {
+  if (!message->error().empty()) return queue.PushFailure(message->epoch(), message->step(), message->error());
+  if (message->announced()) {
+    return queue.PushAnnouncement(message->epoch(), message->step(), message->first_row(), message->num_rows());
+  }
+  return queue.Push(message->epoch(), message->step(), message->first_row(), message->num_rows(),
+                    std::move(*message->mutable_data()), [&context] { return context.IsCancelled(); });
 }
 
 // Answers of one RunSteps stream: written by the compute thread as they come, until the stream ends.
@@ -105,11 +119,14 @@ grpc::Status WorkerService::BeginEpoch(grpc::ServerContext* context, const inter
       return InvalidArgument("epoch is %d, want 1 to %d", request->epoch(), kMaxEpoch);
     }
     const Deadline deadline = DeadlineOf(*context, kBeginEpochTimeout);
+    // First, since a device that still takes part in the last epoch joins no other.
+    RETURN_IF_ERROR(attached.runner->EndEpochBefore(request->epoch(), deadline));
     std::unique_ptr<ActivationSink> sink;
     if (!request->next_address().empty()) {
-      ASSIGN_OR_RETURN(sink,
-                       ConnectNextWorker(request->next_address(), Incarnation(request->next_incarnation()), request->epoch(),
-                                         attached.links, std::min(deadline, Deadline::In(kConnectTimeout))));
+      const std::lock_guard lock(connecting_);
+      ASSIGN_OR_RETURN(
+          sink, next_.Connect(request->next_address(), Incarnation(request->next_incarnation()), request->epoch(), attached.links,
+                              attached.runner, std::min(deadline, Deadline::In(ConnectTimeoutOf(attached.links)))));
     }
     RETURN_IF_ERROR(attached.runner->BeginEpoch(request->epoch(), std::move(sink), deadline));
     if (request->has_help() && attached.links.share_memory) {
@@ -181,11 +198,7 @@ grpc::Status WorkerService::PushActivations(grpc::ServerContext* context, grpc::
   uint64_t epoch = 0;
   while (stream->Read(&message)) {
     epoch = message.epoch();
-    const absl::Status taken =
-        message.error().empty()
-            ? attached->activations->Push(message.epoch(), message.step(), message.first_row(), message.num_rows(),
-                                          std::move(*message.mutable_data()), [context] { return context->IsCancelled(); })
-            : attached->activations->PushFailure(message.epoch(), message.step(), message.error());
+    const absl::Status taken = Take(*attached->activations, *context, &message);
     if (!taken.ok()) return ToGrpcStatus(taken);
   }
   // A new epoch begins here before it begins there, so a stream that ends first is cut off. If its worker died, the coordinator
@@ -196,16 +209,42 @@ grpc::Status WorkerService::PushActivations(grpc::ServerContext* context, grpc::
   return grpc::Status::OK;
 }
 
+absl::Status WorkerService::CheckNeighbour(const grpc::ServerContext& context, uint64_t meant) const {
+  if (CallerOf(context) == NodeCaller::kStranger) return absl::PermissionDeniedError("another worker may ask this");
+  return CheckIncarnation(meant);
+}
+
 grpc::Status WorkerService::ShareActivations(grpc::ServerContext* context, const internal::v1::ShareActivationsRequest* request,
                                              internal::v1::ShareActivationsResponse* response) {
   const auto share = [&]() -> absl::Status {
     ASSIGN_OR_RETURN(const Attached attached, Get());
-    if (CallerOf(*context) == NodeCaller::kStranger) return absl::PermissionDeniedError("another worker may ask this");
-    RETURN_IF_ERROR(CheckIncarnation(request->incarnation()));
+    RETURN_IF_ERROR(CheckNeighbour(*context, request->incarnation()));
     ASSIGN_OR_RETURN(*response, sharer_.Share(*request, attached.links, attached.runner));
     return absl::OkStatus();
   };
   return ToGrpcStatus(share());
+}
+
+grpc::Status WorkerService::JoinDevices(grpc::ServerContext* context, const internal::v1::JoinDevicesRequest* request,
+                                        internal::v1::JoinDevicesResponse*) {
+  const auto join = [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(const Attached attached, Get());
+    RETURN_IF_ERROR(CheckNeighbour(*context, request->incarnation()));
+    return JoinPreviousDevice(*request, attached.links, attached.runner, DeadlineOf(*context, kBeginEpochTimeout),
+                              [context] { return context->IsCancelled(); });
+  };
+  return ToGrpcStatus(join());
+}
+
+grpc::Status WorkerService::MeasureActivations(grpc::ServerContext* context,
+                                               const internal::v1::MeasureActivationsRequest* request,
+                                               internal::v1::MeasureActivationsResponse*) {
+  const auto measure = [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(const Attached attached, Get());
+    RETURN_IF_ERROR(CheckNeighbour(*context, request->incarnation()));
+    return TakeMeasurement(*request, attached.links, attached.runner);
+  };
+  return ToGrpcStatus(measure());
 }
 
 grpc::Status WorkerService::ProbeLink(grpc::ServerContext* context, const internal::v1::ProbeLinkRequest* request,

@@ -27,6 +27,9 @@ class WorkerService final : public internal::v1::Worker::Service {
   // The worker is loaded: serves calls with `runner` and `activations`, which outlive the gRPC server.
   void Attach(StepRunner* runner, ActivationQueue* activations, const StageLinkOptions& links);
 
+  // How hidden states go to the next worker. Any thread.
+  v1::HiddenStatesLink hidden_states() const { return next_.link(); }
+
   grpc::Status BeginEpoch(grpc::ServerContext* context, const internal::v1::BeginEpochRequest* request,
                           internal::v1::BeginEpochResponse* response) override;
   grpc::Status RunSteps(grpc::ServerContext* context,
@@ -35,6 +38,10 @@ class WorkerService final : public internal::v1::Worker::Service {
                                internal::v1::PushActivationsResponse* response) override;
   grpc::Status ShareActivations(grpc::ServerContext* context, const internal::v1::ShareActivationsRequest* request,
                                 internal::v1::ShareActivationsResponse* response) override;
+  grpc::Status JoinDevices(grpc::ServerContext* context, const internal::v1::JoinDevicesRequest* request,
+                           internal::v1::JoinDevicesResponse* response) override;
+  grpc::Status MeasureActivations(grpc::ServerContext* context, const internal::v1::MeasureActivationsRequest* request,
+                                  internal::v1::MeasureActivationsResponse* response) override;
   grpc::Status Ping(grpc::ServerContext* context, const internal::v1::PingRequest* request,
                     internal::v1::PingResponse* response) override;
   grpc::Status ProbeLink(grpc::ServerContext* context, const internal::v1::ProbeLinkRequest* request,
@@ -54,12 +61,16 @@ class WorkerService final : public internal::v1::Worker::Service {
   // Ok: the coordinator of this worker calls; PermissionDenied, Aborted.
   absl::Status CheckCoordinator(const grpc::ServerContext& context, uint64_t meant) const;
   absl::Status CheckIncarnation(uint64_t meant) const;
+  // Ok: another worker of the cluster calls, and means this one.
+  absl::Status CheckNeighbour(const grpc::ServerContext& context, uint64_t meant) const;
   // What a stream says before its first message; 0: nothing.
   static uint64_t IncarnationOf(const grpc::ServerContext& context);
 
   const Incarnation incarnation_;
   const std::function<void(const absl::Status&)> end_;
   ActivationSharer sharer_;
+  std::mutex connecting_;  // guards NextWorker::Connect: an earlier epoch's call may still run
+  NextWorker next_;
   StepSharer step_sharer_;
   std::atomic<int> step_streams_{0};  // that are open
   mutable std::mutex mutex_;

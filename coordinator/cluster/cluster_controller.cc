@@ -426,6 +426,7 @@ std::vector<RegisteredWorker> ClusterController::Workers() const {
       info.set_expert_read_bytes_per_second(report.heartbeat.expert_read_bytes_per_second());
       info.set_operation_seconds(report.heartbeat.operation_seconds());
       *info.mutable_experts() = report.heartbeat.experts();
+      if (report.heartbeat.has_hidden_states()) *info.mutable_hidden_states() = report.heartbeat.hidden_states();
     }
     workers.push_back({.info = std::move(info), .incarnation = member.info.incarnation, .address = member.info.address});
   }

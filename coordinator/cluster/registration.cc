@@ -30,6 +30,20 @@ constexpr double kMaxLinkRate = 1e15;  // a petabyte a second: far above any lin
 
 constexpr double kMaxRate = 1e18;  // likewise, of operations
 constexpr double kMaxOperationSeconds = 60;
+constexpr int kMaxHiddenStatesTimes = 16;
+
+absl::Status CheckHiddenStates(const v1::HiddenStatesLink& link) {
+  RETURN_IF_ERROR(CheckText("hidden_states.way", link.way()));
+  RETURN_IF_ERROR(CheckText("hidden_states.why", link.why()));
+  if (link.times_size() > kMaxHiddenStatesTimes) {
+    return InvalidArgument("hidden_states.times has %d sizes, want at most %d", link.times_size(), kMaxHiddenStatesTimes);
+  }
+  for (const v1::HiddenStatesTime& time : link.times()) {
+    RETURN_IF_ERROR(CheckRate("hidden_states.times.shm_seconds", time.shm_seconds(), kMaxOperationSeconds));
+    RETURN_IF_ERROR(CheckRate("hidden_states.times.nccl_seconds", time.nccl_seconds(), kMaxOperationSeconds));
+  }
+  return absl::OkStatus();
+}
 
 }  // namespace
 
@@ -92,6 +106,7 @@ absl::Status CheckHeartbeat(const internal::v1::HeartbeatRequest& request) {
   RETURN_IF_ERROR(CheckRate("expert_flops_per_second", request.expert_flops_per_second(), kMaxRate));
   RETURN_IF_ERROR(CheckRate("expert_read_bytes_per_second", request.expert_read_bytes_per_second(), kMaxRate));
   RETURN_IF_ERROR(CheckRate("operation_seconds", request.operation_seconds(), kMaxOperationSeconds));
+  RETURN_IF_ERROR(CheckHiddenStates(request.hidden_states()));
   return CheckRate("load_progress", request.load_progress(), 1);
 }
 

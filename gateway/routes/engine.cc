@@ -38,6 +38,7 @@ Json WorkerOf(const v1::WorkerInfo& worker) {
           {"link_rate", worker.link_bytes_per_second()},
           {"link_rate_together", worker.link_together_bytes_per_second()},
           {"slot_read_rate", worker.expert_read_bytes_per_second()},
+          {"hidden_states", worker.hidden_states().way()},
           {"experts", CountersOf(worker.experts())}};
 }
 

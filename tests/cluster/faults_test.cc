@@ -17,6 +17,7 @@
 #include "absl/time/clock.h"
 #include "cli/supervisor.h"
 #include "common/deadline.h"
+#include "kernels/ops.h"
 #include "tests/cluster/cluster.h"
 #include "tests/testing/status_matchers.h"
 
@@ -139,14 +140,16 @@ std::vector<Ask> Asks() {
   return asks;
 }
 
-// What each ask gives when nothing fails: the same in every cluster.
-const std::vector<Completion>& AnswersAlone() {
-  static const std::vector<Completion> answers = [] {
-    std::vector<Completion> answers;
-    const absl::StatusOr<std::unique_ptr<Client>> client = Client::Connect("", DemoModel(1));
+// What each ask gives when nothing fails: the same in every cluster of one backend.
+const std::vector<Completion>& AnswersAlone(const std::string& backend) {
+  static auto* const by_backend = new std::map<std::string, std::vector<Completion>>();
+  std::vector<Completion>& answers = (*by_backend)[backend];
+  if (answers.empty()) {
+    ModelOptions options = DemoModel(1);
+    options.backend = backend;
+    const absl::StatusOr<std::unique_ptr<Client>> client = Client::Connect("", options);
     for (const Ask& ask : Asks()) answers.push_back(AnswerTo(**client, ask).value());
-    return answers;
-  }();
+  }
   return answers;
 }
 
@@ -156,6 +159,7 @@ struct Killing {
   const char* transport;
   bool ends_with_a_stop = false;  // SIGSTOP, which nobody notices for 10 s
   bool in_long_runs_alone = false;
+  const char* hidden_states = "auto";  // --transport; "nccl": on GPUs
 };
 class KilledWorkers : public ::testing::TestWithParam<Killing> {};
 
@@ -171,10 +175,15 @@ TEST_P(KilledWorkers, NoStreamSeesAnErrorOrAnotherToken) {
   if (GetParam().in_long_runs_alone && wanted_streams == 0) GTEST_SKIP() << "FERRY_TEST_STREAMS=200 runs it";
   ModelOptions options = DemoModel(GetParam().workers);
   options.expert_transport = GetParam().transport;
+  options.transport = GetParam().hidden_states;
   options.parallel = 4;
   options.resume_patience = kPatience;
+  if (options.transport == "nccl") {
+    if (NumCudaDevices() < options.workers) GTEST_SKIP() << "NCCL between workers needs " << options.workers << " GPUs";
+    options.backend = "cuda";
+  }
   const std::vector<Ask> asks = Asks();
-  const std::vector<Completion>& alone = AnswersAlone();
+  const std::vector<Completion>& alone = AnswersAlone(options.backend);
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Supervisor> supervisor, Supervisor::Start(options));
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> observer, Client::Connect(supervisor->address(), options));
   std::atomic<bool> killing{true};
@@ -232,7 +241,8 @@ INSTANTIATE_TEST_SUITE_P(Faults, KilledWorkers,
                                            Killing{"ThreeOverSharedMemory", 3, "shm"},
                                            Killing{"OneOverGrpc", 1, "grpc", true, true},
                                            Killing{"TwoOverSharedMemory", 2, "shm", true, true},
-                                           Killing{"ThreeOverGrpc", 3, "grpc", true, true}),
+                                           Killing{"ThreeOverGrpc", 3, "grpc", true, true},
+                                           Killing{"TwoOverNccl", 2, "shm", false, false, "nccl"}),
                          [](const auto& info) { return info.param.name; });
 
 TEST(Faults, AKilledCoordinatorLeavesNothingBehind) {

@@ -64,6 +64,27 @@ TEST_F(ActivationRingTest, WritesNoSlotThatTheReaderStillHas) {
   EXPECT_OK(writer_->Reserve(Soon()).status());
 }
 
+TEST_F(ActivationRingTest, AnnouncesRowsThatComeByAnotherWay) {
+  Write(1, 0, {1, 2});
+  ASSERT_OK(writer_->Reserve(Soon()).status());
+  writer_->CommitAnnouncement(1, 1, 4096);
+  ASSERT_OK(reader_->Next(Soon()).status());
+  ASSERT_OK_AND_ASSIGN(const ActivationRing::Entry entry, reader_->Next(Soon()));
+  EXPECT_EQ(entry.first_row, 1);
+  EXPECT_EQ(entry.announced_rows, 4096);
+  EXPECT_TRUE(entry.rows.empty());
+  reader_->Release();
+  EXPECT_THAT(writer_->AwaitReleased(Deadline::In(absl::Milliseconds(10))), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  reader_->Release();
+  EXPECT_OK(writer_->AwaitReleased(Soon()));
+}
+
+TEST_F(ActivationRingTest, RefusesAnAnnouncementOfTooManyRows) {
+  ASSERT_OK(writer_->Reserve(Soon()).status());
+  writer_->CommitAnnouncement(1, 0, int64_t{1} << 30);
+  EXPECT_THAT(reader_->Next(Soon()), StatusIs(absl::StatusCode::kInternal, HasSubstr("announces is 1073741824")));
+}
+
 TEST_F(ActivationRingTest, GoesRoundManyTimesWithBothSidesAtWork) {
   std::thread writer([&] {
     for (int i = 0; i < 5000; ++i) Write(i + 1, 0, {static_cast<float>(i), static_cast<float>(-i)});

@@ -40,14 +40,19 @@ bool Eventually(const Condition& condition) {
 // A worker process without a process: layers [first, end) behind a real server.
 class ServedWorker {
  public:
-  ServedWorker(uint64_t incarnation, int64_t first, int64_t end, bool loaded = true, bool share_memory = false)
+  ServedWorker(uint64_t incarnation, int64_t first, int64_t end, bool loaded = true, bool share_memory = false,
+               const StageLinkOptions& links = {})
       : incarnation_(incarnation), service_(Incarnation(incarnation), [this](const absl::Status&) { shut_down_ = true; }) {
     FileTensorSource source(Model(), first, end);
     stage_ = Stage::Create(ops_.get(), TinyStageOptions(Model(), first, end), source, &link_).value();
     runner_ = StepRunner::Create(stage_.get(), &queue_).value();
     if (loaded) {
-      service_.Attach(runner_.get(), &queue_,
-                      {.ops = ops_.get(), .n_embd = Model().config.n_embd, .max_rows = 256, .share_memory = share_memory});
+      StageLinkOptions own = links;
+      own.ops = ops_.get();
+      own.n_embd = Model().config.n_embd;
+      own.max_rows = 256;
+      own.share_memory = share_memory;
+      service_.Attach(runner_.get(), &queue_, own);
     }
     grpc::ServerBuilder builder;
     SetServerLimits(builder);
@@ -62,6 +67,7 @@ class ServedWorker {
   internal::v1::Worker::Stub& stub() { return *stub_; }
   const std::string& address() const { return address_; }
   bool shut_down() const { return shut_down_; }
+  v1::HiddenStatesLink link() const { return service_.hidden_states(); }
   uint64_t incarnation() const { return incarnation_; }
 
   // Begins an epoch as a coordinator on `host` does.

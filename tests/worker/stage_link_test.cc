@@ -78,6 +78,30 @@ TEST_F(ActivationQueueTest, RefusesSizesThatDisagree) {
   EXPECT_THAT(queue_.Push(7, 1, 0, 1, std::string(7, 'x')), StatusIs(kInvalid, HasSubstr("data has 7 bytes, want 8")));
 }
 
+TEST_F(ActivationQueueTest, GivesAnnouncementsInTheOrderOfRows) {
+  ASSERT_OK(queue_.Push(7, 1, 0, 1, Row(1)));
+  ASSERT_OK(queue_.PushAnnouncement(7, 1, 1, 3));
+  ASSERT_OK(queue_.Next(1, 0, Soon()));
+  ASSERT_OK_AND_ASSIGN(const ActivationChunk announced, queue_.Next(1, 1, Soon()));
+  EXPECT_EQ(announced.announced_rows, 3);
+  EXPECT_TRUE(announced.values.empty());
+  EXPECT_THAT(queue_.PushAnnouncement(7, 2, 0, 5), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("num_rows is 5")));
+  EXPECT_THAT(queue_.PushAnnouncement(6, 2, 0, 1), StatusIs(absl::StatusCode::kAborted));
+  EXPECT_THAT(queue_.Receive(nullptr, 3, Soon()), StatusIs(absl::StatusCode::kInternal, HasSubstr("no such way")));
+}
+
+TEST_F(ActivationQueueTest, EndsWhenAnnouncedRowsOfAFailedStepWereNeverReceived) {
+  ASSERT_OK(queue_.PushAnnouncement(7, 1, 0, 2));
+  ASSERT_OK(queue_.Push(7, 2, 0, 1, Row(3)));
+  EXPECT_THAT(queue_.Next(2, 0, Soon()), StatusIs(absl::StatusCode::kAborted, HasSubstr("step 1 were announced")));
+}
+
+TEST_F(ActivationQueueTest, HoldsABoundedNumberOfAnnouncements) {
+  absl::Status status;
+  for (uint64_t step = 1; step < 10'000 && status.ok(); ++step) status = queue_.PushAnnouncement(7, step, 0, 1);
+  EXPECT_THAT(status, StatusIs(absl::StatusCode::kResourceExhausted));
+}
+
 TEST_F(ActivationQueueTest, EndsAWaitAtItsDeadline) {
   EXPECT_THAT(queue_.Next(1, 0, Deadline::In(absl::Milliseconds(20))), StatusIs(absl::StatusCode::kDeadlineExceeded));
 }

@@ -17,7 +17,11 @@ namespace {
 
 using testing::HasSubstr;
 
-StageLinkOptions ByMessages() { return {.n_embd = 64}; }
+// By messages, in epoch 1.
+absl::StatusOr<std::unique_ptr<ActivationSink>> Connect(const std::string& address, Incarnation next) {
+  NextWorker worker;
+  return worker.Connect(address, next, /*epoch=*/1, {.n_embd = 64}, /*runner=*/nullptr, Soon());
+}
 
 class TwoWorkers : public testing::TestWithParam<std::tuple<bool, bool>> {};
 INSTANTIATE_TEST_SUITE_P(Sharing, TwoWorkers, testing::Combine(testing::Bool(), testing::Bool()));
@@ -43,7 +47,7 @@ TEST_P(TwoWorkers, GiveTheLogitsOfOneWhicheverOfThemSharesMemory) {
 TEST(WorkerService, RefusesHiddenStatesForAnotherIncarnation) {
   ServedWorker worker(2, 2, 4);
   ASSERT_OK(worker.BeginEpoch(1, nullptr));
-  ASSERT_OK_AND_ASSIGN(const auto sink, ConnectNextWorker(worker.address(), Incarnation(3), 1, ByMessages(), Soon()));
+  ASSERT_OK_AND_ASSIGN(const auto sink, Connect(worker.address(), Incarnation(3)));
   const std::vector<float> row(64);
   absl::Status sent;
   for (int64_t i = 0; i < 200 && sent.ok(); ++i) {  // the refusal takes a moment to arrive
@@ -57,7 +61,7 @@ TEST(WorkerService, RefusesHiddenStatesForAnotherIncarnation) {
 TEST(WorkerService, NoticesAWorkerThatIsLostWhileItSends) {
   auto worker = std::make_unique<ServedWorker>(2, 2, 4);
   ASSERT_OK(worker->BeginEpoch(1, nullptr));
-  ASSERT_OK_AND_ASSIGN(const auto sink, ConnectNextWorker(worker->address(), Incarnation(2), 1, ByMessages(), Soon()));
+  ASSERT_OK_AND_ASSIGN(const auto sink, Connect(worker->address(), Incarnation(2)));
   const std::vector<float> row(64);
   ASSERT_OK(SendRows(*sink, 1, row, 64, Soon()));
   worker.reset();
@@ -73,7 +77,7 @@ TEST(WorkerService, NoticesAWorkerThatIsLostWhileItSends) {
 TEST(WorkerService, EndsASendToAWorkerThatTakesNothing) {
   ServedWorker worker(2, 2, 4);
   ASSERT_OK(worker.BeginEpoch(1, nullptr));
-  ASSERT_OK_AND_ASSIGN(const auto sink, ConnectNextWorker(worker.address(), Incarnation(2), 1, ByMessages(), Soon()));
+  ASSERT_OK_AND_ASSIGN(const auto sink, Connect(worker.address(), Incarnation(2)));
   const std::vector<float> rows(256 * 64);
   absl::Status sent;
   for (uint64_t step = 1; step < 5000 && sent.ok(); ++step)
@@ -131,7 +135,7 @@ TEST(WorkerService, AStepDoesNotWaitForHiddenStatesOfASenderThatIsCutOff) {
   steps.Send(Request(1, 1, {1, 2}));
   steps.Send(Request(1, 2, {1, 2}));
   {
-    ASSERT_OK_AND_ASSIGN(const auto sink, ConnectNextWorker(worker.address(), Incarnation(2), 1, ByMessages(), Soon()));
+    ASSERT_OK_AND_ASSIGN(const auto sink, Connect(worker.address(), Incarnation(2)));
     ASSERT_OK(SendRows(*sink, 1, std::vector<float>(2 * 64), 64, Soon()));
     EXPECT_EQ(CodeOf(steps.Receive()), absl::StatusCode::kOk);
   }

@@ -17,8 +17,6 @@ namespace {
 
 using testing::HasSubstr;
 
-StageLinkOptions ByMessages() { return {.n_embd = 64}; }
-
 TEST(WorkerService, RefusesAnEpochForAnotherIncarnation) {
   ServedWorker worker(1, 0, 4);
   EXPECT_THAT(worker.BeginEpoch(1, nullptr, /*incarnation=*/9),
@@ -75,7 +73,9 @@ TEST(WorkerService, SaysThatItsSuccessorDoesNotAnswer) {
   ServedWorker* const next = gone.get();
   const std::string address = next->address();
   gone.reset();
-  const auto sink = ConnectNextWorker(address, Incarnation(2), 1, ByMessages(), Deadline::In(absl::Milliseconds(300)));
+  NextWorker connector;
+  const auto sink = connector.Connect(address, Incarnation(2), /*epoch=*/1, {.n_embd = 64}, /*runner=*/nullptr,
+                                      Deadline::In(absl::Milliseconds(300)));
   EXPECT_THAT(sink, StatusIs(absl::StatusCode::kUnavailable, HasSubstr(address)));
 }
 
