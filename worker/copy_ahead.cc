@@ -20,7 +20,7 @@ void CopyAhead::BeginStep(int64_t rows) {
   waiting_ = {.rows = rows};
 }
 
-void CopyAhead::Plan(int64_t layer, int64_t rows) {
+void CopyAhead::Plan(int64_t layer, int64_t rows, int helpers) {
   next_ = {};
   if (layer >= end_layer_) return;
   next_.layer = layer;
@@ -33,6 +33,10 @@ void CopyAhead::Plan(int64_t layer, int64_t rows) {
       break;
     case ExpertMode::kShipActivated:
       next_.candidates = forecast_.For(layer, rows, 0);
+      if (helpers > 0) {
+        next_.candidates.num_certain /= 1 + helpers;
+        next_.candidates.experts.resize(next_.candidates.num_certain);
+      }
       break;
     case ExpertMode::kShipAll:
       next_.candidates.experts.resize(num_experts_);

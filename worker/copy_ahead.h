@@ -37,7 +37,8 @@ class CopyAhead {
   // A step of so many rows begins; the next layer is the first one with experts.
   void BeginStep(int64_t rows);
   // `layer` is the next one that is routed, for `rows` rows: chooses the experts that Start copies. None past the last layer.
-  void Plan(int64_t layer, int64_t rows);
+  // When `helpers` other workers will copy as much, experts are left to them: what this link has begun they cannot take over.
+  void Plan(int64_t layer, int64_t rows, int helpers = 0);
   // Starts as many of these copies as slots allow, and pins them until EndLayer.
   absl::Status Start(Deadline deadline);
   // The planned layer is routed: unpins its experts, so that the layer itself pins those it uses.

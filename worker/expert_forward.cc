@@ -1,6 +1,7 @@
 #include "worker/expert_forward.h"
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 #include "common/deadline.h"
@@ -161,6 +162,11 @@ absl::Status ExpertForward::LearnRouting(int64_t layer) {
   return absl::OkStatus();
 }
 
+uint32_t ExpertForward::Helpers() const {
+  if (options_.policy.force != ExpertRule::kAny || routing_->rows() <= kMaxRowsWithoutPlan) return 0;
+  return help_share_.Available(routing_->rows());
+}
+
 absl::StatusOr<std::vector<ExpertPlace>> ExpertForward::ChoosePlaces(const StepContext& context, int64_t layer, ExpertMode mode) {
   std::vector<ExpertPlace> places(uses_.size());
   switch (mode) {
@@ -171,8 +177,7 @@ absl::StatusOr<std::vector<ExpertPlace>> ExpertForward::ChoosePlaces(const StepC
       std::fill(places.begin(), places.end(), ExpertPlace::kResident);
       return places;
     case ExpertMode::kShipActivated:
-      // The planner knows of -ot, so it leaves nothing to the host; of --force-division it does not.
-      if (options_.policy.force == ExpertRule::kAny && help_share_.Available(routing_->rows()) != 0) break;
+      if (Helpers() != 0) break;  // the planner knows of -ot, so it leaves nothing to the host
       [[fallthrough]];
     case ExpertMode::kShipAll:
       std::fill(places.begin(), places.end(), ExpertPlace::kShip);
@@ -191,7 +196,7 @@ absl::StatusOr<std::vector<ExpertPlace>> ExpertForward::ChoosePlaces(const StepC
     return places;
   }
   const StepTrace::Scope span(*context.trace, "plan", layer);
-  const uint32_t helpers = routing_->rows() > kMaxRowsWithoutPlan ? help_share_.Available(routing_->rows()) : 0;
+  const uint32_t helpers = Helpers();
   ASSIGN_OR_RETURN(places, link_.Plan(context.step, layer, routing_->rows(), uses_, helpers, context.deadline));
   RETURN_IF_ERROR(CheckPlaces(places, uses_, helpers, layer));
   copies_->ahead.LearnPlan(routing_->rows(), TokensWorthACopy(uses_, places));
@@ -236,7 +241,7 @@ absl::Status ExpertForward::BeginCopies(const StepContext& context, int64_t laye
   if (cache_ == nullptr) return absl::OkStatus();
   copies_->ahead.EndLayer();
   copies_->pass.Begin(layer, here, routing_->tokens(), /*copy_unused=*/mode == ExpertMode::kShipAll);
-  copies_->ahead.Plan(options_.arena.NextWithExperts(layer + 1, options_.end_layer), routing_->rows());
+  copies_->ahead.Plan(options_.arena.NextWithExperts(layer + 1, options_.end_layer), routing_->rows(), std::popcount(Helpers()));
   RETURN_IF_ERROR(copies_->pass.Start(context.deadline).status());
   return cache_->StartReadyCopies();  // the last neighbours, which are copied together, too
 }

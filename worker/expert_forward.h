@@ -89,6 +89,9 @@ class ExpertForward {
 
   ExpertForward(Ops* ops, ExpertLink* link, ExpertCache* cache, const Options& options);
 
+  // The workers that may help with the layer in progress; bit i: worker i. Decode asks nobody, and the planner, which divides
+  // among them, knows nothing of a forced division.
+  uint32_t Helpers() const;
   ExpertMode ModeOf(int64_t layer, int64_t rows) const {
     return ModeFor(options_.policy, options_.policy.RuleOf(layer - options_.first_layer), cache_ != nullptr, rows);
   }

@@ -21,7 +21,7 @@ constexpr absl::Duration kLookAtRows = absl::Microseconds(100);    // beside the
 constexpr absl::Duration kLookAtCopies = absl::Microseconds(100);  // less than two records take on any link
 constexpr absl::Duration kLinkPatience = absl::Seconds(60);        // for a remote link's first records
 constexpr int64_t kHelpSlots = 24;          // a link brings a record in 0.1 to 1 ms, and a device computes it in less
-constexpr int64_t kSlotsForAHelpSlot = 16;  // of a device whose slots do not hold all of its experts
+constexpr int64_t kSlotsForAHelpSlot = 32;  // of a device whose slots do not hold all of its experts
 constexpr absl::Duration kFillPatience = absl::Seconds(60);  // for one expert
 
 // Bytes of the stage's own buffers, in the order of its members.
