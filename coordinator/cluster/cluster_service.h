@@ -10,6 +10,7 @@
 #include "coordinator/cluster/expert_host_calls.h"
 #include "coordinator/experts/expert_exchange.h"
 #include "coordinator/experts/expert_messages.h"
+#include "coordinator/experts/expert_record_stream.h"
 #include "coordinator/experts/expert_store.h"
 #include "coordinator/generation/task_pool.h"
 #include "ferry/internal/v1/cluster.grpc.pb.h"

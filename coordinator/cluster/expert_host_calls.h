@@ -7,6 +7,7 @@
 
 #include "coordinator/experts/expert_hosts.h"
 #include "coordinator/experts/expert_messages.h"
+#include "coordinator/experts/expert_record_stream.h"
 #include "coordinator/experts/expert_store.h"
 #include "ferry/internal/v1/cluster.pb.h"
 

@@ -8,7 +8,6 @@
 
 #include "common/shm/expert_mailbox.h"
 #include "common/status.h"
-#include "coordinator/experts/expert_store.h"
 #include "ferry/internal/v1/cluster.pb.h"
 
 namespace ferry {
@@ -28,22 +27,5 @@ inline constexpr int64_t kMaxAnswerBytes = int64_t{48} << 20;  // of a message's
 constexpr int64_t MaxEntries(int64_t n_embd) { return kMaxAnswerBytes / static_cast<int64_t>(n_embd * sizeof(float)); }
 
 internal::v1::ExpertPlan ToProto(const std::vector<ExpertPlace>& places);
-
-// The records of a fetch in chunks, one record after the other. Reads the store, which must outlive it.
-inline constexpr int64_t kRecordChunkBytes = int64_t{2} << 20;
-
-class ExpertRecordStream {
- public:
-  // `request` has been checked (ExpertExchange::CheckFetch).
-  ExpertRecordStream(const ExpertStore* store, ExpertRequest request) : store_(*store), request_(std::move(request)) {}
-  // Fills the next chunk; false at the end. InvalidArgument: no such record.
-  absl::StatusOr<bool> Next(internal::v1::ExpertRecordChunk* chunk);
-
- private:
-  const ExpertStore& store_;
-  const ExpertRequest request_;
-  size_t use_ = 0;
-  int64_t offset_ = 0;
-};
 
 }  // namespace ferry

@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "coordinator/experts/expert_record_stream.h"
 #include "tests/testing/source_path.h"
 #include "tests/testing/status_matchers.h"
 #include "xxhash.h"
