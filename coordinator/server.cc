@@ -58,7 +58,7 @@
 #include "coordinator/planning/rates_file.h"
 #include "coordinator/planning/rates_probe.h"
 #include "coordinator/reflection_service.h"
-#include "coordinator/text/utf8.h"
+#include "coordinator/server_info.h"
 #include "ferry/v1/activity.grpc.pb.h"
 #include "ferry/v1/generate.grpc.pb.h"
 #include "ferry/v1/vocabulary.grpc.pb.h"
@@ -178,7 +178,7 @@ class ServerImpl final : public Server {
                                                     .share_tokens = cache.num_blocks * kKvBlockTokens / cache.num_slots,
                                                     .vocab_size = model_.vocab_size,
                                                     .max_token_bytes = LongestToken(*tokenizer_)},
-                                         .model_info = ModelInfo(cache),
+                                         .model_info = ModelInfoOf(options_.alias, model_, arena_layout_, cache),
                                          .server_info = [this] { return ServerInfo(); },
                                          .keys = keys_.get()}));
     vllm_service_ = std::make_unique<VllmService>(ferry_service_.get());
@@ -307,18 +307,6 @@ class ServerImpl final : public Server {
   }
 
   // What this host can do at most: what shares are taken of.
-  struct HostPeaks {
-    double read_bytes_per_second = 0, int8_ops_per_second = 0;
-  };
-  struct LoadInfo {
-    int64_t arena_bytes = 0;
-    bool huge_pages = false;
-    double seconds = 0, bytes_per_second = 0;
-    HostPeaks peaks;
-    std::string engine;
-    const ExpertHosts* expert_hosts = nullptr;
-  };
-
   HostPeaks ProbePeaks(ThreadPool& pool) const {
     if (AllByHand()) return {};
     // The experts themselves are read: a small model's stay in the cache, and a large one's are several times as large.
@@ -357,25 +345,6 @@ class ServerImpl final : public Server {
     divided_ = std::make_unique<DividedEngine>(store_.get(), engine_.get(), expert_hosts_.get(), mode);
     expert_host_calls_ = std::make_unique<ExpertHostCalls>(store_.get(), expert_hosts_.get(), fingerprint, ModelHeaderOf(file_));
     return absl::OkStatus();
-  }
-  static v1::ExpertHostInfo InfoOf(const ExpertHost::Report& report) {
-    v1::ExpertHostInfo info;
-    info.set_address(WithReplacements(report.offer.address));
-    info.set_engine(WithReplacements(report.offer.engine));
-    info.set_state(report.state);
-    info.set_load_progress(report.offer.load_progress);
-    info.set_held_records(report.offer.held_records);
-    info.set_held_bytes(report.offer.held_bytes);
-    info.set_read_bytes_per_second(report.offer.rates.read_bytes_per_second);
-    info.set_flops_per_second(report.offer.rates.flops_per_second);
-    info.set_exchange_seconds(report.cost.exchange_seconds);
-    if (report.cost.row_seconds > 0) info.set_row_bytes_per_second(report.row_bytes / report.cost.row_seconds);
-    info.set_slowdown(report.slowdown);
-    info.set_exchanges(report.exchanges);
-    info.set_entries(report.entries);
-    info.set_failures(report.failures);
-    info.set_last_failure(WithReplacements(report.last_failure));
-    return info;
   }
   static PlannerRates PlannerRatesOf(const ExpertRates& host) {
     return {.link_bytes_per_second = 0,
@@ -550,76 +519,19 @@ class ServerImpl final : public Server {
     return local_acceptor_ != nullptr ? local_acceptor_->Start() : absl::OkStatus();
   }
 
-  v1::GetModelInfoResponse ModelInfo(const CacheShape& cache) const {
-    v1::GetModelInfoResponse info;
-    info.set_name(WithReplacements(options_.alias.empty() ? model_.name : options_.alias));
-    info.set_architecture(WithReplacements(model_.architecture));
-    info.set_num_layers(model_.num_layers);
-    info.set_n_embd(model_.n_embd);
-    info.set_num_experts(model_.router.num_experts);
-    info.set_top_k(model_.router.top_k);
-    info.set_vocab_size(model_.vocab_size);
-    info.set_model_context_length(model_.context_length);
-    info.set_context_length(cache.context_per_slot);
-    info.set_expert_bytes(arena_layout_.bytes());
-    info.set_expert_record_bytes(arena_layout_.max_record_bytes());
-    return info;
-  }
-
   v1::GetServerInfoResponse ServerInfo() const {
     v1::GetServerInfoResponse info;
     info.set_version(kVersion);
     info.set_state(controller_->state());
     info.set_uptime_seconds(absl::ToDoubleSeconds(Clock::Real()->Now() - started_));
     for (RegisteredWorker& worker : controller_->Workers()) *info.add_workers() = std::move(worker.info);
-    const GenerationStats stats = loop_->stats();
-    info.set_running_requests(stats.running);
-    info.set_queued_requests(stats.queued);
+    AddStats(loop_->stats(), info);
     info.set_max_parallel(options_.placement.parallel);
-    info.set_kv_blocks_total(stats.kv_blocks_total);
-    info.set_kv_blocks_free(stats.kv_blocks_free);
-    info.set_prompt_tokens_total(stats.prompt_tokens);
-    info.set_generated_tokens_total(stats.generated_tokens);
-    info.set_resumed_requests_total(stats.resumed);
-    info.set_suspended_requests_total(stats.suspended);
-    v1::PrefixCacheInfo* const cache = info.mutable_prefix_cache();
-    cache->set_blocks(stats.kv_blocks_cached);
-    cache->set_prompt_tokens_total(stats.cache.prompt_tokens);
-    cache->set_found_tokens_total(stats.cache.cached_tokens);
-    cache->set_host_blocks_total(stats.host_blocks_total);
-    cache->set_host_blocks_free(stats.host_blocks_free);
-    cache->set_blocks_saved_total(stats.cache.blocks_saved);
-    cache->set_blocks_loaded_total(stats.cache.blocks_loaded);
-    cache->set_states_saved_total(stats.cache.states_saved);
-    cache->set_states_loaded_total(stats.cache.states_loaded);
     info.set_resident_bytes(ResidentBytes());
     info.set_pid(getpid());
     const std::lock_guard lock(info_mutex_);
-    info.set_arena_bytes(load_info_.arena_bytes);
-    info.set_arena_huge_pages(load_info_.huge_pages);
-    info.set_host_read_bytes_per_second(load_info_.peaks.read_bytes_per_second);
-    info.set_host_flops_per_second(load_info_.peaks.int8_ops_per_second);
-    v1::HostExpertRates* const host = info.mutable_host_experts();
-    host->set_read_bytes_per_second(rates_.host.read_bytes_per_second);
-    host->set_flops_per_second(rates_.host.flops_per_second);
-    host->set_read_bytes_per_second_beside_links(rates_.host_beside_links.read_bytes_per_second);
-    host->set_flops_per_second_beside_links(rates_.host_beside_links.flops_per_second);
-    if (rates_.measured != absl::InfinitePast())
-      host->set_measured_unix_seconds(absl::ToDoubleSeconds(rates_.measured - absl::UnixEpoch()));
-    host->set_kept(rates_kept_);
-    for (size_t i = 0; i < rates_.workers.size(); ++i) {
-      v1::WorkerInfo* const worker = info.mutable_workers(static_cast<int>(i));  // places are constant
-      worker->set_link_together_bytes_per_second(rates_.workers[i].link.together);
-      worker->set_link_beside_host_bytes_per_second(rates_.workers[i].link.beside_host);
-      worker->set_message_seconds(rates_.workers[i].message_seconds);
-    }
-    info.set_engine(load_info_.engine);
-    if (load_info_.expert_hosts != nullptr) {
-      for (const std::shared_ptr<ExpertHost>& host : load_info_.expert_hosts->All())
-        *info.add_expert_hosts() = InfoOf(host->report());
-    }
-    info.set_load_seconds(load_info_.seconds);
-    info.set_load_bytes_per_second(load_info_.bytes_per_second);
+    AddLoad(load_info_, info);
+    AddRates(rates_, rates_kept_, info);
     return info;
   }
 

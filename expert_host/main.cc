@@ -1,18 +1,14 @@
 // ferry-expert-host: holds experts of a model in this host's memory and computes with them for a ferry-coordinator.
 
-#include <signal.h>
-#include <sys/prctl.h>
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <optional>
 
 #include "common/byte_size.h"
 #include "common/command_line.h"
+#include "common/ending_signals.h"
 #include "common/exit_codes.h"
 #include "common/log.h"
 #include "common/program.h"
-#include "common/signal_cleanup.h"
 #include "common/thread_limit.h"
 #include "common/thread_pool.h"
 #include "common/tls/cluster_ca.h"
@@ -21,27 +17,6 @@
 
 namespace ferry {
 namespace {
-
-constexpr unsigned kEndingSeconds = 3;
-volatile sig_atomic_t asked_to_end = 0;
-
-// By the alarm clock, whatever hangs. Async-signal-safe.
-void AskToEnd(int) {
-  asked_to_end = 1;
-  alarm(kEndingSeconds);
-}
-
-// A host that a supervisor started is ended by it: Ctrl-C in the terminal reaches both.
-void HandleSignals() {
-  int parent_death_signal = 0;
-  prctl(PR_GET_PDEATHSIG, &parent_death_signal);
-  signal(SIGALRM, [](int) {
-    RemoveRegisteredPaths();
-    _exit(0);
-  });
-  signal(SIGTERM, AskToEnd);
-  signal(SIGINT, parent_death_signal != 0 ? SIG_IGN : AskToEnd);
-}
 
 void AddFlags(CLI::App& app, ExpertHostOptions& options) {
   AddText(app, "--coordinator", options.coordinator,
@@ -92,8 +67,8 @@ int Main(int argc, char** argv) {
   absl::Status status = CheckDescriptorsAllowed();
   if (status.ok()) status = CheckThreadsCanStart(WorkerThreads());
   if (status.ok()) {
-    HandleSignals();
-    status = RunExpertHost(options, [] { return asked_to_end != 0; });
+    HandleEndingSignals();
+    status = RunExpertHost(options, AskedToEnd);
   }
   const int code = ExitCodeOf(status);
   if (code != 0) spdlog::error("{}", status.ToString());

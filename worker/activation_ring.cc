@@ -1,8 +1,5 @@
 #include "worker/activation_ring.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -90,32 +87,27 @@ RingShape RingShapeFor(int64_t n_embd, int64_t max_rows) {
 
 absl::StatusOr<std::unique_ptr<ActivationRing>> ActivationRing::Create(const RingShape& shape) {
   ASSIGN_OR_RETURN(const int64_t bytes, BytesOf(shape));
-  ASSIGN_OR_RETURN(Memfd memfd, CreateMemfd("ferry-hidden-states", bytes, /*try_huge_pages=*/false));
-  RETURN_IF_ERROR(AddSeals(memfd, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL));
-  ASSIGN_OR_RETURN(std::byte* const data, MapMemfd(memfd, /*writable=*/true));
-  auto* const control = new (data) Control();
+  ASSIGN_OR_RETURN(SharedRegion memory, SharedRegion::Create("ferry-hidden-states", bytes));
+  auto* const control = new (memory.data()) Control();
   control->magic = kMagic;
   control->num_slots = static_cast<uint32_t>(shape.num_slots);
   control->n_embd = static_cast<uint64_t>(shape.n_embd);
   control->rows_per_slot = static_cast<uint64_t>(shape.rows_per_slot);
-  return std::unique_ptr<ActivationRing>(new ActivationRing(shape, std::move(memfd), data));
+  return std::unique_ptr<ActivationRing>(new ActivationRing(shape, std::move(memory)));
 }
 
 absl::StatusOr<std::unique_ptr<ActivationRing>> ActivationRing::Map(int fd, const RingShape& shape) {
   UniqueFd taken(fd);
   ASSIGN_OR_RETURN(const int64_t bytes, BytesOf(shape));
-  ASSIGN_OR_RETURN(Memfd memfd, AdoptMemfd(taken.Release(), bytes));
-  ASSIGN_OR_RETURN(std::byte* const data, MapMemfd(memfd, /*writable=*/true));
-  std::unique_ptr<ActivationRing> ring(new ActivationRing(shape, std::move(memfd), data));
-  const Control& control = ControlOf(data);
+  ASSIGN_OR_RETURN(SharedRegion memory, SharedRegion::Map(taken.Release(), bytes));
+  std::unique_ptr<ActivationRing> ring(new ActivationRing(shape, std::move(memory)));
+  const Control& control = ControlOf(ring->data_);
   if (control.magic != kMagic || control.num_slots != shape.num_slots || control.n_embd != static_cast<uint64_t>(shape.n_embd) ||
       control.rows_per_slot != static_cast<uint64_t>(shape.rows_per_slot)) {
     return InvalidArgument("the ring of hidden states was made for another shape");
   }
   return ring;
 }
-
-ActivationRing::~ActivationRing() { ::munmap(data_, memfd_.bytes); }
 
 std::span<std::byte> ActivationRing::slots() const {
   const size_t begin = SlotsOffset(shape_).value();

@@ -19,8 +19,8 @@
 #include <string>
 
 #include "common/deadline.h"
-#include "common/shm/memfd.h"
 #include "common/shm/ring_wait.h"
+#include "common/shm/shared_region.h"
 #include "common/status.h"
 
 namespace ferry {
@@ -44,9 +44,8 @@ class ActivationRing {
   // The writer maps it; takes the descriptor. InvalidArgument: the memory was made for another shape, is too small, or may
   // shrink.
   static absl::StatusOr<std::unique_ptr<ActivationRing>> Map(int fd, const RingShape& shape);
-  ~ActivationRing();
 
-  int fd() const { return memfd_.fd.get(); }
+  int fd() const { return memory_.fd(); }
   const RingShape& shape() const { return shape_; }
   std::span<std::byte> slots() const;  // the memory of all rows, on whole pages
 
@@ -75,13 +74,14 @@ class ActivationRing {
   void Release();
 
  private:
-  ActivationRing(const RingShape& shape, Memfd memfd, std::byte* data) : shape_(shape), memfd_(std::move(memfd)), data_(data) {}
+  ActivationRing(const RingShape& shape, SharedRegion memory)
+      : shape_(shape), memory_(std::move(memory)), data_(memory_.data()) {}
 
   std::span<float> RowsOf(uint32_t number) const;
   void CommitRows(uint64_t step, int64_t first_row, int64_t num_rows, uint32_t error_bytes);
 
   const RingShape shape_;
-  const Memfd memfd_;
+  const SharedRegion memory_;
   std::byte* const data_;
   RingWait wait_{"the epoch is over"};
   uint32_t written_ = 0;  // the writer's count of entries

@@ -1,20 +1,16 @@
 // ferry-worker: computes some layers of a model for a ferry-coordinator.
 
-#include <signal.h>
-#include <sys/prctl.h>
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <cstdlib>
 
 #include "absl/strings/match.h"
 #include "common/command_line.h"
+#include "common/ending_signals.h"
 #include "common/exit_codes.h"
 #include "common/log.h"
 #include "common/program.h"
 #include "common/rpc/acceptor.h"
-#include "common/signal_cleanup.h"
 #include "common/thread_limit.h"
 #include "worker/dense_stream.h"
 #include "worker/flags.h"
@@ -22,35 +18,6 @@
 
 namespace ferry {
 namespace {
-
-constexpr unsigned kEndingSeconds = 3;
-
-volatile sig_atomic_t asked_to_end = 0, ending = 0, exit_code = 0;
-
-// Exits in some seconds, whatever hangs: a worker that ends must not stay behind as a process. By the alarm clock, since another
-// thread may not start then. Async-signal-safe.
-void ExitLatest(int code) {
-  if (ending != 0) return;  // a later call changes neither the exit code nor the alarm
-  ending = 1;
-  exit_code = code;
-  alarm(kEndingSeconds);
-}
-void AskToEnd(int) {
-  asked_to_end = 1;
-  ExitLatest(0);
-}
-
-// A worker that a supervisor started is ended by it: Ctrl-C in the terminal reaches both, and the supervisor drains first.
-void HandleSignals() {
-  int parent_death_signal = 0;
-  prctl(PR_GET_PDEATHSIG, &parent_death_signal);
-  signal(SIGALRM, [](int) {
-    RemoveRegisteredPaths();
-    _exit(exit_code);
-  });
-  signal(SIGTERM, AskToEnd);
-  signal(SIGINT, parent_death_signal != 0 ? SIG_IGN : AskToEnd);
-}
 
 int ExitCodeOf(const absl::Status& status) {
   if (status.ok() || absl::IsCancelled(status)) return 0;
@@ -76,9 +43,8 @@ int Main(int argc, char** argv) {
     return ExitCodeOf(status);
   }
   RaiseDescriptorLimit();
-  HandleSignals();
-  const absl::Status status = RunWorker(
-      options, [] { return asked_to_end != 0; }, [] { ExitLatest(1); });
+  HandleEndingSignals();
+  const absl::Status status = RunWorker(options, AskedToEnd, [] { ExitSoon(1); });
   const int code = ExitCodeOf(status);
   if (code != 0) spdlog::error("{}", status.ToString());
   return code;

@@ -1,8 +1,5 @@
 #include "common/shm/expert_mailbox.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -14,8 +11,8 @@
 #include "common/deadline.h"
 #include "common/model/limits.h"
 #include "common/shm/futex.h"
-#include "common/shm/memfd.h"
 #include "common/shm/paced_wait.h"
+#include "common/shm/shared_region.h"
 
 namespace ferry {
 namespace {
@@ -26,10 +23,7 @@ constexpr int64_t kPage = 4096;
 
 // The start of the region. Everything the peer may write while we read is atomic, read once, and checked after that.
 struct Control {
-  // Constant after Create.
-  uint32_t magic;
-  uint32_t max_experts;
-  uint64_t n_embd, max_rows, max_entries;
+  ExpertRegionHead head;
 
   alignas(64) std::atomic<uint32_t> request_number;  // raised by Post when the request is written
   alignas(64) std::atomic<uint32_t> answer_number;   // set to the request's number when the answer is written
@@ -57,14 +51,7 @@ struct Regions {
 };
 
 absl::StatusOr<Regions> RegionsOf(const MailboxShape& shape) {
-  const auto check = [](const char* name, int64_t value, int64_t last) {
-    if (value >= 1 && value <= last) return absl::OkStatus();
-    return InvalidArgument("mailbox %s is %d, want 1 to %d", name, value, last);
-  };
-  RETURN_IF_ERROR(check("n_embd", shape.n_embd, 1 << 20));
-  RETURN_IF_ERROR(check("max_rows", shape.max_rows, 1 << 24));
-  RETURN_IF_ERROR(check("max_entries", shape.max_entries, 1 << 26));
-  RETURN_IF_ERROR(check("max_experts", shape.max_experts, kMaxExperts));
+  RETURN_IF_ERROR(CheckExpertRegionShape("mailbox", shape));
   Regions regions;
   CheckedSize end = sizeof(Control);
   const auto add = [&end](CheckedSize bytes, int64_t alignment) {
@@ -132,9 +119,8 @@ absl::Status CheckExpertRequest(const ExpertRequest& request, const MailboxShape
 }
 
 struct ExpertMailbox::Impl {
-  Impl(const MailboxShape& shape, const Regions& regions, Memfd memfd, std::byte* data)
-      : shape(shape), regions(regions), memfd(std::move(memfd)), data(data) {}
-  ~Impl() { ::munmap(data, memfd.bytes); }
+  Impl(const MailboxShape& shape, const Regions& regions, SharedRegion memory)
+      : shape(shape), regions(regions), memory(std::move(memory)), data(this->memory.data()) {}
 
   Control& control() { return *reinterpret_cast<Control*>(data); }
   Word* Words(int64_t offset) { return reinterpret_cast<Word*>(data + offset); }
@@ -224,7 +210,7 @@ struct ExpertMailbox::Impl {
 
   const MailboxShape shape;
   const Regions regions;
-  const Memfd memfd;
+  const SharedRegion memory;
   std::byte* const data;
 
   PacedWait wait;  // of this side
@@ -246,34 +232,23 @@ ExpertMailbox::~ExpertMailbox() = default;
 
 absl::StatusOr<std::unique_ptr<ExpertMailbox>> ExpertMailbox::Create(const MailboxShape& shape) {
   ASSIGN_OR_RETURN(const Regions regions, RegionsOf(shape));
-  ASSIGN_OR_RETURN(Memfd memfd, CreateMemfd("ferry-mailbox", regions.bytes, /*try_huge_pages=*/false));
-  RETURN_IF_ERROR(AddSeals(memfd, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL));
-  ASSIGN_OR_RETURN(std::byte * data, MapMemfd(memfd, /*writable=*/true));
-  auto* control = new (data) Control();
-  control->magic = kMagic;
-  control->max_experts = static_cast<uint32_t>(shape.max_experts);
-  control->n_embd = static_cast<uint64_t>(shape.n_embd);
-  control->max_rows = static_cast<uint64_t>(shape.max_rows);
-  control->max_entries = static_cast<uint64_t>(shape.max_entries);
-  return std::unique_ptr<ExpertMailbox>(new ExpertMailbox(std::make_unique<Impl>(shape, regions, std::move(memfd), data)));
+  ASSIGN_OR_RETURN(SharedRegion memory, SharedRegion::Create("ferry-mailbox", regions.bytes));
+  (new (memory.data()) Control())->head = ExpertRegionHead(kMagic, shape);
+  return std::unique_ptr<ExpertMailbox>(new ExpertMailbox(std::make_unique<Impl>(shape, regions, std::move(memory))));
 }
 
 absl::StatusOr<std::unique_ptr<ExpertMailbox>> ExpertMailbox::Map(int fd, const MailboxShape& shape) {
   UniqueFd taken(fd);
   ASSIGN_OR_RETURN(const Regions regions, RegionsOf(shape));
-  ASSIGN_OR_RETURN(Memfd memfd, AdoptMemfd(taken.Release(), regions.bytes));
-  ASSIGN_OR_RETURN(std::byte * data, MapMemfd(memfd, /*writable=*/true));
-  auto impl = std::make_unique<Impl>(shape, regions, std::move(memfd), data);
-  const Control& control = impl->control();
-  if (control.magic != kMagic || control.max_experts != shape.max_experts ||
-      control.n_embd != static_cast<uint64_t>(shape.n_embd) || control.max_rows != static_cast<uint64_t>(shape.max_rows) ||
-      control.max_entries != static_cast<uint64_t>(shape.max_entries)) {
+  ASSIGN_OR_RETURN(SharedRegion memory, SharedRegion::Map(taken.Release(), regions.bytes));
+  auto impl = std::make_unique<Impl>(shape, regions, std::move(memory));
+  if (impl->control().head != ExpertRegionHead(kMagic, shape)) {
     return InvalidArgument("the mailbox was made for another shape");
   }
   return std::unique_ptr<ExpertMailbox>(new ExpertMailbox(std::move(impl)));
 }
 
-int ExpertMailbox::fd() const { return impl_->memfd.fd.get(); }
+int ExpertMailbox::fd() const { return impl_->memory.fd(); }
 const MailboxShape& ExpertMailbox::shape() const { return impl_->shape; }
 std::span<float> ExpertMailbox::rows() { return impl_->Floats(impl_->regions.rows, impl_->shape.max_rows); }
 std::span<float> ExpertMailbox::contributions() { return impl_->Floats(impl_->regions.contributions, impl_->shape.max_entries); }

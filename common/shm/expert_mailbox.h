@@ -16,18 +16,13 @@
 #include <vector>
 
 #include "common/deadline.h"
+#include "common/shm/expert_region.h"
 #include "common/status.h"
 
 namespace ferry {
 
-// Capacities of one mailbox; both sides compute the same layout from them.
-struct MailboxShape {
-  int64_t n_embd = 0;
-  int64_t max_rows = 0;     // input rows of one request
-  int64_t max_entries = 0;  // (row, expert) pairs of one request = contribution rows
-  int64_t max_experts = 0;  // of the model: uses of one request
-  bool operator==(const MailboxShape&) const = default;
-};
+// Capacities for one request.
+using MailboxShape = ExpertRegionShape;
 
 enum class ExpertRequestKind : uint32_t { kPlan = 1, kCompute = 2 };
 

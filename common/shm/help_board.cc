@@ -1,8 +1,5 @@
 #include "common/shm/help_board.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-
 #include <array>
 #include <atomic>
 #include <new>
@@ -11,8 +8,8 @@
 #include "common/checked_size.h"
 #include "common/model/limits.h"
 #include "common/shm/futex.h"
-#include "common/shm/memfd.h"
 #include "common/shm/paced_wait.h"
+#include "common/shm/shared_region.h"
 
 namespace ferry {
 namespace {
@@ -38,10 +35,7 @@ struct Request {
 
 // The start of the region.
 struct Control {
-  // Constant after Create.
-  uint32_t magic;
-  uint32_t max_experts;
-  uint64_t n_embd, max_rows, max_entries;
+  ExpertRegionHead head;
 
   alignas(64) Word available;
   alignas(64) Word bell;
@@ -59,14 +53,7 @@ struct Regions {
 };
 
 absl::StatusOr<Regions> RegionsOf(const HelpBoardShape& shape) {
-  const auto check = [](const char* name, int64_t value, int64_t last) {
-    if (value >= 1 && value <= last) return absl::OkStatus();
-    return InvalidArgument("help board %s is %d, want 1 to %d", name, value, last);
-  };
-  RETURN_IF_ERROR(check("n_embd", shape.n_embd, 1 << 20));
-  RETURN_IF_ERROR(check("max_rows", shape.max_rows, 1 << 24));
-  RETURN_IF_ERROR(check("max_entries", shape.max_entries, 1 << 26));
-  RETURN_IF_ERROR(check("max_experts", shape.max_experts, kMaxExperts));
+  RETURN_IF_ERROR(CheckExpertRegionShape("help board", shape));
   Regions regions;
   CheckedSize end = sizeof(Control);
   const auto add = [&end](CheckedSize bytes) {
@@ -90,9 +77,8 @@ absl::StatusOr<Regions> RegionsOf(const HelpBoardShape& shape) {
 }  // namespace
 
 struct HelpBoard::Impl {
-  Impl(const HelpBoardShape& shape, const Regions& regions, Memfd memfd, std::byte* data)
-      : shape(shape), regions(regions), memfd(std::move(memfd)), data(data) {}
-  ~Impl() { ::munmap(data, memfd.bytes); }
+  Impl(const HelpBoardShape& shape, const Regions& regions, SharedRegion memory)
+      : shape(shape), regions(regions), memory(std::move(memory)), data(this->memory.data()) {}
 
   Control& control() const { return *reinterpret_cast<Control*>(data); }
   Request& request(int64_t helper) const { return control().requests[helper]; }
@@ -130,7 +116,7 @@ struct HelpBoard::Impl {
 
   const HelpBoardShape shape;
   const Regions regions;
-  const Memfd memfd;
+  const SharedRegion memory;
   std::byte* const data;
 
   std::array<uint32_t, kMaxHelpers> numbers = {};  // the owner's: of each helper's last request
@@ -143,34 +129,23 @@ HelpBoard::~HelpBoard() = default;
 
 absl::StatusOr<std::unique_ptr<HelpBoard>> HelpBoard::Create(const HelpBoardShape& shape) {
   ASSIGN_OR_RETURN(const Regions regions, RegionsOf(shape));
-  ASSIGN_OR_RETURN(Memfd memfd, CreateMemfd("ferry-help-board", regions.bytes, /*try_huge_pages=*/false));
-  RETURN_IF_ERROR(AddSeals(memfd, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL));
-  ASSIGN_OR_RETURN(std::byte * data, MapMemfd(memfd, /*writable=*/true));
-  auto* const control = new (data) Control();
-  control->magic = kMagic;
-  control->max_experts = static_cast<uint32_t>(shape.max_experts);
-  control->n_embd = static_cast<uint64_t>(shape.n_embd);
-  control->max_rows = static_cast<uint64_t>(shape.max_rows);
-  control->max_entries = static_cast<uint64_t>(shape.max_entries);
-  return std::unique_ptr<HelpBoard>(new HelpBoard(std::make_unique<Impl>(shape, regions, std::move(memfd), data)));
+  ASSIGN_OR_RETURN(SharedRegion memory, SharedRegion::Create("ferry-help-board", regions.bytes));
+  (new (memory.data()) Control())->head = ExpertRegionHead(kMagic, shape);
+  return std::unique_ptr<HelpBoard>(new HelpBoard(std::make_unique<Impl>(shape, regions, std::move(memory))));
 }
 
 absl::StatusOr<std::unique_ptr<HelpBoard>> HelpBoard::Map(int fd, const HelpBoardShape& shape) {
   UniqueFd taken(fd);
   ASSIGN_OR_RETURN(const Regions regions, RegionsOf(shape));
-  ASSIGN_OR_RETURN(Memfd memfd, AdoptMemfd(taken.Release(), regions.bytes));
-  ASSIGN_OR_RETURN(std::byte * data, MapMemfd(memfd, /*writable=*/true));
-  auto impl = std::make_unique<Impl>(shape, regions, std::move(memfd), data);
-  const Control& control = impl->control();
-  if (control.magic != kMagic || control.max_experts != shape.max_experts ||
-      control.n_embd != static_cast<uint64_t>(shape.n_embd) || control.max_rows != static_cast<uint64_t>(shape.max_rows) ||
-      control.max_entries != static_cast<uint64_t>(shape.max_entries)) {
+  ASSIGN_OR_RETURN(SharedRegion memory, SharedRegion::Map(taken.Release(), regions.bytes));
+  auto impl = std::make_unique<Impl>(shape, regions, std::move(memory));
+  if (impl->control().head != ExpertRegionHead(kMagic, shape)) {
     return InvalidArgument("the help board was made for another shape");
   }
   return std::unique_ptr<HelpBoard>(new HelpBoard(std::move(impl)));
 }
 
-int HelpBoard::fd() const { return impl_->memfd.fd.get(); }
+int HelpBoard::fd() const { return impl_->memory.fd(); }
 const HelpBoardShape& HelpBoard::shape() const { return impl_->shape; }
 std::span<std::byte> HelpBoard::rows() const {
   return {impl_->data + impl_->regions.rows, static_cast<size_t>(impl_->regions.row_bytes)};

@@ -19,17 +19,13 @@
 #include "common/deadline.h"
 #include "common/model/dtype.h"
 #include "common/shm/expert_mailbox.h"
+#include "common/shm/expert_region.h"
 #include "common/status.h"
 
 namespace ferry {
 
-struct HelpBoardShape {
-  int64_t n_embd = 0;
-  int64_t max_rows = 0;     // of a layer
-  int64_t max_entries = 0;  // (row, expert) pairs of all requests together = contribution rows
-  int64_t max_experts = 0;  // of the model: uses of one request
-  bool operator==(const HelpBoardShape&) const = default;
-};
+// Capacities for the requests of all helpers together.
+using HelpBoardShape = ExpertRegionShape;
 
 // A share for one helper. The types are the owner's: a helper with other ones refuses, since its bits would differ.
 struct HelpRequest {

@@ -1,8 +1,5 @@
 #include "common/shm/message_ring.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -40,22 +37,17 @@ std::byte* SlotOf(std::byte* data, uint32_t number) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<MessageRing>> MessageRing::Create() {
-  ASSIGN_OR_RETURN(Memfd memfd, CreateMemfd("ferry-messages", kBytes, /*try_huge_pages=*/false));
-  RETURN_IF_ERROR(AddSeals(memfd, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL));
-  ASSIGN_OR_RETURN(std::byte* const data, MapMemfd(memfd, /*writable=*/true));
-  (new (data) Control())->magic = kMagic;
-  return std::unique_ptr<MessageRing>(new MessageRing(std::move(memfd), data));
+  ASSIGN_OR_RETURN(SharedRegion memory, SharedRegion::Create("ferry-messages", kBytes));
+  (new (memory.data()) Control())->magic = kMagic;
+  return std::unique_ptr<MessageRing>(new MessageRing(std::move(memory)));
 }
 
 absl::StatusOr<std::unique_ptr<MessageRing>> MessageRing::Map(int fd) {
-  ASSIGN_OR_RETURN(Memfd memfd, AdoptMemfd(fd, kBytes));
-  ASSIGN_OR_RETURN(std::byte* const data, MapMemfd(memfd, /*writable=*/true));
-  std::unique_ptr<MessageRing> ring(new MessageRing(std::move(memfd), data));
-  if (ControlOf(data).magic != kMagic) return InvalidArgument("the memory for messages was made for something else");
+  ASSIGN_OR_RETURN(SharedRegion memory, SharedRegion::Map(fd, kBytes));
+  std::unique_ptr<MessageRing> ring(new MessageRing(std::move(memory)));
+  if (ControlOf(ring->data_).magic != kMagic) return InvalidArgument("the memory for messages was made for something else");
   return ring;
 }
-
-MessageRing::~MessageRing() { ::munmap(data_, memfd_.bytes); }
 
 void MessageRing::Abort() {
   Control& control = ControlOf(data_);

@@ -17,8 +17,8 @@
 #include <string_view>
 
 #include "common/deadline.h"
-#include "common/shm/memfd.h"
 #include "common/shm/ring_wait.h"
+#include "common/shm/shared_region.h"
 #include "common/status.h"
 
 namespace ferry {
@@ -33,11 +33,10 @@ class MessageRing {
   static absl::StatusOr<std::unique_ptr<MessageRing>> Create();
   // The other side maps it; takes the descriptor. InvalidArgument: the memory is no such ring, is too small, or may shrink.
   static absl::StatusOr<std::unique_ptr<MessageRing>> Map(int fd);
-  ~MessageRing();
   MessageRing(const MessageRing&) = delete;
   MessageRing& operator=(const MessageRing&) = delete;
 
-  int fd() const { return memfd_.fd.get(); }
+  int fd() const { return memory_.fd(); }
   // Running and later waits of this side return Aborted. Any thread.
   void Abort();
 
@@ -49,9 +48,9 @@ class MessageRing {
   absl::StatusOr<std::string> Read(Deadline deadline);
 
  private:
-  MessageRing(Memfd memfd, std::byte* data) : memfd_(std::move(memfd)), data_(data) {}
+  explicit MessageRing(SharedRegion memory) : memory_(std::move(memory)), data_(memory_.data()) {}
 
-  const Memfd memfd_;
+  const SharedRegion memory_;
   std::byte* const data_;
   RingWait wait_{"the exchange of messages is over"};
   uint32_t written_ = 0;  // the writer's count of slots

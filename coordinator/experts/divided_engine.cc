@@ -12,8 +12,6 @@ namespace {
 // How long a host may take: far longer than its share, and short enough that a request outlives the host's death.
 constexpr absl::Duration kPatience = absl::Seconds(1);
 constexpr double kPatienceOfPredicted = 20;
-// A wait as long as this says that the answer had not come before this host had ended its own share.
-constexpr absl::Duration kWaited = absl::Microseconds(20);
 
 // The uses of `request` that `engines` gives to `engine`, with their entries. `outs` gets the entries' numbers in `request`.
 ExpertRequest ShareOf(const ExpertRequest& request, std::span<const int32_t> engines, int32_t engine,
@@ -163,15 +161,13 @@ void DividedEngine::Start(Share& share, std::span<const float> rows) {
 void DividedEngine::Finish(Share& share, std::span<float> contributions) {
   if (!share.status.ok()) return;
   const absl::Duration patience = kPatience + absl::Seconds(std::min(60.0, kPatienceOfPredicted * share.predicted));
-  const Stopwatch waiting;
-  const absl::StatusOr<double> computed = share.engine->Finish(share.outs, contributions, Deadline::In(patience));
-  share.status = computed.status();
-  if (!computed.ok()) {
-    share.host->NoteFailure(computed.status());
+  const absl::StatusOr<RemoteAnswer> answer = share.engine->Finish(share.outs, contributions, Deadline::In(patience));
+  share.status = answer.status();
+  if (!answer.ok()) {
+    share.host->NoteFailure(answer.status());
     return;
   }
-  share.host->NoteExchange(static_cast<int64_t>(share.outs.size()), share.predicted, *computed, share.since_start.Seconds(),
-                           waiting.Elapsed() > kWaited);
+  share.host->NoteExchange(static_cast<int64_t>(share.outs.size()), share.predicted, share.since_start.Seconds(), *answer);
 }
 
 }  // namespace ferry

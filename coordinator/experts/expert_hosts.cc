@@ -63,19 +63,20 @@ std::string ExpertHost::Name() const {
   return absl::StrFormat("expert host %d (%s)", place_, Escaped(offer_.address));
 }
 
-void ExpertHost::NoteExchange(int64_t entries, double predicted, double computed, double elapsed, bool waited) {
+void ExpertHost::NoteExchange(int64_t entries, double predicted, double elapsed, const RemoteAnswer& answer) {
   const std::lock_guard lock(mutex_);
   ++exchanges_;
   entries_ += entries;
   if (since_connect_.Elapsed() > kLongestRetry) failures_in_a_row_ = 0;
   since_exchange_.Restart();
+  const double computed = answer.computed_seconds;
   if (predicted > 0 && computed > 0) {
     slowdown_ = std::clamp(Followed(slowdown_, slowdown_ * computed / predicted), 1 / kLargestCorrection, kLargestCorrection);
   }
-  if (waited) {
-    const double rows = 2 * static_cast<double>(entries) * cost_.row_seconds;
-    cost_.exchange_seconds = Followed(cost_.exchange_seconds, std::max(1e-6, elapsed - computed - rows));
-  }
+  const double rows = 2 * static_cast<double>(entries) * cost_.row_seconds;
+  const double exchange = std::max(1e-6, elapsed - computed - rows);
+  // Of an answer that lay there already, `elapsed` includes what this host did meanwhile: the exchange took no longer than that.
+  if (answer.waited || exchange < cost_.exchange_seconds) cost_.exchange_seconds = Followed(cost_.exchange_seconds, exchange);
 }
 
 void ExpertHost::NoteFailure(const absl::Status& why) {

@@ -106,9 +106,8 @@ class ExpertHost {
   std::mutex& exchange_mutex() { return exchange_; }
   std::string Name() const;
 
-  // An exchange has succeeded: the planner's model had said `predicted` for its computation, which took `computed` of the
-  // `elapsed` seconds. `waited`: this side had nothing else to do until the answer came, so that the rest is the exchange's cost.
-  void NoteExchange(int64_t entries, double predicted, double computed, double elapsed, bool waited);
+  // An exchange of `entries` rows has succeeded within `elapsed` seconds, for whose computation the planner had said `predicted`.
+  void NoteExchange(int64_t entries, double predicted, double elapsed, const RemoteAnswer& answer);
   // The exchange has failed: the connection is cut, and made again after a pause.
   void NoteFailure(const absl::Status& why);
   Report report() const;

@@ -12,6 +12,7 @@ namespace {
 
 constexpr int kSmallProbes = 15, kCountedProbe = 2, kLargeProbes = 2;  // the third fastest counts
 constexpr int64_t kLargeProbeRows = 64;
+constexpr absl::Duration kReadAtOnce = absl::Microseconds(20);    // a header that was there already
 constexpr absl::Duration kBetweenProbes = absl::Milliseconds(1);  // as in decode, where threads have fallen asleep by then
 
 void Append(std::vector<std::byte>& frame, const void* data, size_t bytes) {
@@ -64,9 +65,12 @@ absl::Status RemoteEngine::Start(const ExpertRequest& request, std::span<const f
               ids, deadline);
 }
 
-absl::StatusOr<double> RemoteEngine::Finish(std::span<const int32_t> outs, std::span<float> contributions, Deadline deadline) {
+absl::StatusOr<RemoteAnswer> RemoteEngine::Finish(std::span<const int32_t> outs, std::span<float> contributions,
+                                                  Deadline deadline) {
+  const Stopwatch waiting;
   std::array<std::byte, kHeaderBytes> bytes;
   RETURN_IF_ERROR(connection_->Receive(bytes, deadline));
+  const bool waited = waiting.Elapsed() > kReadAtOnce;
   ASSIGN_OR_RETURN(const AnswerHeader answer, ParseAnswerHeader(bytes, sent_));
   if (answer.code != absl::StatusCode::kOk) {
     std::string text(answer.text_bytes, '\0');
@@ -83,7 +87,7 @@ absl::StatusOr<double> RemoteEngine::Finish(std::span<const int32_t> outs, std::
     RETURN_IF_ERROR(connection_->Receive(std::as_writable_bytes(rows), deadline));
     first = end;
   }
-  return answer.seconds;
+  return RemoteAnswer{.computed_seconds = answer.seconds, .waited = waited};
 }
 
 absl::StatusOr<double> RemoteEngine::Probe(int64_t rows, Deadline deadline) {

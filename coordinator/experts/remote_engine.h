@@ -21,6 +21,11 @@ struct ExchangeCost {
   double row_seconds = 0;       // of each row, either way
 };
 
+struct RemoteAnswer {
+  double computed_seconds = 0;  // by the other host
+  bool waited = false;          // the caller came first: it waited for the answer to begin
+};
+
 class RemoteEngine {
  public:
   // Errors of DataConnection::Connect and CheckFirstWords.
@@ -32,10 +37,9 @@ class RemoteEngine {
 
   // Sends `request`, whose entries are grouped by use, and those rows of `rows` [request.num_rows, n_embd] that it names.
   absl::Status Start(const ExpertRequest& request, std::span<const float> rows, Deadline deadline);
-  // The answer to the request that was started: entry i goes to row outs[i] of `contributions` [*, n_embd]. Returns the seconds
-  // that the other host computed. The other host's error; Unavailable, DeadlineExceeded: its answer did not come;
-  // InvalidArgument: it is none to this request.
-  absl::StatusOr<double> Finish(std::span<const int32_t> outs, std::span<float> contributions, Deadline deadline);
+  // The answer to the request that was started: entry i goes to row outs[i] of `contributions` [*, n_embd]. The other host's
+  // error; Unavailable, DeadlineExceeded: its answer did not come; InvalidArgument: it is none to this request.
+  absl::StatusOr<RemoteAnswer> Finish(std::span<const int32_t> outs, std::span<float> contributions, Deadline deadline);
 
   void Cut() { connection_->Cut(); }
 
