@@ -41,7 +41,7 @@ struct ExpertHostOffer {
   ExpertRates rates;  // of its engine alone
 };
 
-// "avx512" of an engine's name: hosts of other kernels do not give the same bits.
+// "AVX-512 VNNI" of an engine's name, the words before a comma: hosts of other kernels do not give the same bits.
 std::string KernelsOf(const std::string& engine_name);
 
 class ExpertHost;

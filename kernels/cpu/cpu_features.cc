@@ -11,6 +11,7 @@
 #endif
 
 #include "absl/strings/str_join.h"
+#include "kernels/cpu/amx_permission.h"
 
 namespace ferry {
 namespace {
@@ -31,6 +32,8 @@ const CpuKernels* TableOf(CpuIsa isa) {
       return Avx2Kernels();
     case CpuIsa::kAvx512:
       return Avx512Kernels();
+    case CpuIsa::kAmx:
+      return AmxKernels();
     case CpuIsa::kNeon:
       return NeonKernels();
     case CpuIsa::kDotprod:
@@ -48,15 +51,18 @@ bool MachineHas(CpuIsa isa) {
   // The compiler's run-time check asks the operating system too (XGETBV), unlike a bare look at CPUID.
   const bool avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") && HasF16c();
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
   switch (isa) {
     case CpuIsa::kPortable:
       return true;
     case CpuIsa::kAvx2:
       return avx2;
     case CpuIsa::kAvx512:
-      return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
-             __builtin_cpu_supports("avx512vnni");
+      return avx512;
+    case CpuIsa::kAmx:
+      return avx512 && CheckAmx().ok();
     default:
       return false;
   }
@@ -87,6 +93,11 @@ absl::StatusOr<const CpuKernels*> SelectKernels(std::string_view isa) {
     usable_names.push_back(NameOf(candidate));
   }
   RETURN_IF_ERROR(CheckIsa(isa));
+  if (isa == NameOf(CpuIsa::kAmx)) {
+    const absl::Status amx = CheckAmx();
+    return FailedPrecondition("isa is amx, but %s; it has %s", amx.ok() ? "AVX-512 is missing" : amx.message(),
+                              absl::StrJoin(usable_names, ", "));
+  }
   return FailedPrecondition("isa is %s, which this machine or build lacks; it has %s", isa, absl::StrJoin(usable_names, ", "));
 }
 

@@ -10,7 +10,8 @@
 
 namespace ferry {
 
-// kAvx2 means AVX2, FMA, F16C and BMI2; kAvx512 means F, BW, DQ, VL, VBMI and VNNI besides. kNeon means what every aarch64
+// kAvx2 means AVX2, FMA, F16C and BMI2; kAvx512 means F, BW, DQ, VL, VBMI and VNNI besides, and
+// kAmx tiles of bytes besides, which this process may use (amx_permission.h). kNeon means what every aarch64
 // processor has; kDotprod means SDOT besides, and kI8mm both SDOT and SMMLA.
 bool MachineHas(CpuIsa isa);
 

@@ -68,6 +68,13 @@ struct QuantizedRows {
   int64_t row_stride = 0;
 };
 
+// The same rows as tile products read them, without offsets: groups of 16 rows, the last one filled up with any,
+//
+//   groups  [ceil(rows / 16)][cols / 32], each RowBlockBytes(kind) of
+//     codes   i8 [16 rows][32]. Wide: those of the high codes, then those of the low ones
+//     scales  f32 [16]
+constexpr int64_t RowBlockBytes(Activations kind) { return kLanes * ((kind == Activations::kWide ? 64 : 32) + 4); }
+
 // One panel, the up to 32 rows of W at `codes`, times num_rows rows of activations:
 //
 //   out[out_row(i)][j] (+)= sum over columns of W[j][c] * in[in_row(i)][c] + bias[j]      j in [0, num_outputs)
@@ -81,7 +88,8 @@ struct PanelProduct {
   int64_t num_outputs = 0;                 // in [1, kPanelRows]; tiles = ceil(num_outputs / 16), all of them whole in memory
   int64_t num_blocks = 0;                  // column blocks
   const QuantizedRows* in = nullptr;       // quantised types; ActivationsFor(dtype)
-  const float* float_in = nullptr;         // F32, F16, BF16: [rows][float_in_stride]
+  const std::byte* groups = nullptr;  // the rows of the product once more, in groups, where CpuKernels::takes_groups; or null
+  const float* float_in = nullptr;    // F32, F16, BF16: [rows][float_in_stride]
   int64_t float_in_stride = 0;
   const int32_t* in_rows = nullptr;
   int64_t num_rows = 0;
@@ -168,6 +176,9 @@ struct CpuKernels {
   void (*attention)(const AttentionTask& task);
   float (*log_sum_exp)(const float* x, int64_t count);  // log(sum(exp(x))), count >= 1
   void (*delta)(const DeltaTask& task);
+  // Whether products of this many rows with weights of a type go faster when PanelProduct::groups are there; null: none do. The
+  // bits are the same.
+  bool (*takes_groups)(DType weights, int64_t num_rows) = nullptr;
 };
 
 // The products of the formats that readers_of_formats.h composes, null for other types and where the build has none.
@@ -181,8 +192,13 @@ ProductFunction FormatProductI8mm(DType type);
 const CpuKernels* PortableKernels();
 const CpuKernels* Avx2Kernels();
 const CpuKernels* Avx512Kernels();
+const CpuKernels* AmxKernels();
 const CpuKernels* NeonKernels();
 const CpuKernels* DotprodKernels();
 const CpuKernels* I8mmKernels();
+
+// Whether a product of tiles gives what it should; null where the build has none. For amx_permission.h.
+using AmxTrial = bool (*)();
+AmxTrial AmxTrialOfBuild();
 
 }  // namespace ferry

@@ -1,8 +1,10 @@
 #include "kernels/cpu/cpu_ops.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -32,7 +34,7 @@ constexpr int64_t kExpertRows = 256;  // of one expert that wait between the pro
 constexpr int64_t kFewRows = 16;
 constexpr int64_t kStretchPanels = 16;
 constexpr int64_t kLatentHeads = 16;  // of one task over a latent cache
-static_assert(kStretchPanels * kFewRows <= kExpertRows);
+static_assert(kStretchPanels * kFewRows <= kExpertRows && kExpertRows % kLanes == 0);
 
 QuantizedRows RowsFrom(QuantizedRows rows, int64_t first_row) {
   rows.blocks += first_row * rows.row_stride;
@@ -64,12 +66,24 @@ class CpuOps final : public HostOps {
     if (in.cols % kBlock != 0) in = PaddedRows(in, weight.layout.padded_cols());
     QuantizedRows rows;
     if (quantized) rows = QuantizeRows(ActivationsFor(weight.layout.dtype), in, nullptr);
-    const int64_t panels = NumPanels(weight.layout);
+    const int64_t blocks = weight.layout.col_blocks(), panels = NumPanels(weight.layout);
+    const bool in_groups = TakesGroups(weight.layout.dtype, in.rows);
+    const int64_t group_bytes = in_groups ? blocks * RowBlockBytes(ActivationsFor(weight.layout.dtype)) : 0;
+    std::byte* const groups = in_groups ? groups_[0].Get(CeilDiv(in.rows, kLanes) * group_bytes) : nullptr;
+    if (in_groups) {
+      Run(CeilDiv(in.rows, kLanes), false, [&](int64_t group, int) {
+        const int64_t count = std::min<int64_t>(kLanes, in.rows - group * kLanes);
+        GroupRows(
+            ActivationsFor(weight.layout.dtype), rows, [&](int64_t i) { return group * kLanes + i; }, count, blocks,
+            groups + group * group_bytes);
+      });
+    }
     const bool small = weight.layout.bytes * CeilDiv(in.rows, kFewRows) < kInlineBytes;
     const auto multiply = [&](int64_t panel, int64_t first_row, int64_t num_rows, int thread) {
       PanelProduct p = PanelOf(weight, panel, bias);
       const QuantizedRows part = quantized ? RowsFrom(rows, first_row) : rows;
       p.in = &part;
+      if (in_groups) p.groups = groups + first_row / kLanes * group_bytes;
       p.float_in = RowOf(in, first_row);
       p.float_in_stride = in.stride;
       p.num_rows = num_rows;
@@ -81,7 +95,8 @@ class CpuOps final : public HostOps {
     };
     // Where panels are so few that threads would be idle at the end, rows are cut too.
     const int64_t wanted_cuts = CeilDiv(4 * pool_->num_threads(), panels);
-    const int64_t cut_rows = std::max<int64_t>(CeilDiv(in.rows, wanted_cuts), std::min<int64_t>(in.rows, 24));
+    int64_t cut_rows = std::max<int64_t>(CeilDiv(in.rows, wanted_cuts), std::min<int64_t>(in.rows, 24));
+    if (in_groups) cut_rows = AlignUp(cut_rows, kLanes);
     const int64_t cuts = CeilDiv(in.rows, cut_rows);
     if (in.rows <= kFewRows || cuts == 1) {
       RunInStretches(panels, StretchFor(in.rows), small, [&](int64_t first, int64_t end, int thread) {
@@ -343,6 +358,11 @@ class CpuOps final : public HostOps {
       if (!IsQuantized(type)) continue;
       QuantizedRows& rows = call.inputs[static_cast<int>(ActivationsFor(type))];
       if (rows.blocks == nullptr) rows = QuantizeRows(ActivationsFor(type), in, needed.data());
+      UseGroups& in_groups = call.input_groups[static_cast<int>(ActivationsFor(type))];
+      if (in_groups.data != nullptr) continue;
+      in_groups =
+          GroupUses(call, type, rows, layout.gate.col_blocks(), groups_[static_cast<int>(ActivationsFor(type))],
+                    [&](int64_t u, int64_t entry) -> int64_t { return groups.rows[groups.offsets[uses[u].group] + entry]; });
     }
     if (IsQuantized(layout.down.dtype)) {
       call.hidden = TakeQuantizedRows(hidden_, ActivationsFor(layout.down.dtype), num_hidden, n_ff);
@@ -364,6 +384,10 @@ class CpuOps final : public HostOps {
         first += count;
       }
     });
+    if (call.hidden_floats == nullptr) {
+      call.hidden_groups = GroupUses(call, layout.down.dtype, call.hidden, layout.down.col_blocks(), hidden_groups_,
+                                     [&](int64_t u, int64_t entry) { return first_hidden[u] + entry; });
+    }
     RunInStretches(num_uses * embd_panels, stretch, small, [&](int64_t first, int64_t end, int thread) {
       for (; first < end; ++first) MultiplyDown(call, first / embd_panels, first % embd_panels, thread);
     });
@@ -392,6 +416,18 @@ class CpuOps final : public HostOps {
     return stretches;
   }
 
+  // Quantised rows of the uses of a call in groups (PanelProduct::groups); data is null where no use takes them.
+  struct UseGroups {
+    std::byte* data = nullptr;
+    std::vector<int64_t> first_byte;  // of each use; -1: it has none
+    int64_t group_bytes = 0;
+
+    // Those of use u from row first_row on, which is a multiple of 16.
+    const std::byte* Of(int64_t u, int64_t first_row) const {
+      return data == nullptr || first_byte[u] < 0 ? nullptr : data + first_byte[u] + first_row / kLanes * group_bytes;
+    }
+  };
+
   // A call of DoExpertMlp, and the rows between its two products: the activated gate and up of every entry.
   struct ExpertCall {
     const ExpertLayout& layout;
@@ -401,8 +437,10 @@ class CpuOps final : public HostOps {
     const Tensor in, contributions;
     std::vector<int64_t> first_hidden = {};      // the first hidden row of each use
     QuantizedRows inputs[kNumActivations] = {};  // by Activations: gate and up may be of different types
-    QuantizedRows hidden = {};                   // when the down matrix is quantised
-    float* hidden_floats = nullptr;              // otherwise: [hidden rows, n_ff as padded], zeros beyond n_ff
+    std::array<UseGroups, kNumActivations> input_groups = std::array<UseGroups, kNumActivations>();
+    QuantizedRows hidden = {};  // when the down matrix is quantised
+    UseGroups hidden_groups = UseGroups();
+    float* hidden_floats = nullptr;  // otherwise: [hidden rows, n_ff as padded], zeros beyond n_ff
   };
 
   // Panels [first, first + count) of one matrix; the thread multiplies panel `next` of `next_weight` after them.
@@ -419,7 +457,9 @@ class CpuOps final : public HostOps {
                       int thread) {
     for (int64_t i = 0; i < panels.count; ++i) {
       PanelProduct p = PanelOf(panels.weight, panels.first + i, panels.bias);
-      p.in = &call.inputs[static_cast<int>(ActivationsFor(panels.weight.layout.dtype))];
+      const int kind = static_cast<int>(ActivationsFor(panels.weight.layout.dtype));
+      p.in = &call.inputs[kind];
+      p.groups = call.input_groups[kind].Of(u, first_row);
       p.float_in = RowOf(call.in, 0), p.float_in_stride = call.in.stride;
       p.in_rows = call.groups.rows + call.groups.offsets[call.uses[u].group] + first_row;
       p.num_rows = num_rows;
@@ -476,6 +516,7 @@ class CpuOps final : public HostOps {
     const std::byte* const record = call.uses[u].record;
     PanelProduct p = PanelOf(layout.Down(record), panel, layout.DownBias(record));
     p.in = &rows;
+    p.groups = call.hidden_groups.Of(u, 0);
     p.float_in = quantized ? nullptr : call.hidden_floats + call.first_hidden[u] * layout.down.padded_cols();
     p.float_in_stride = layout.down.padded_cols();
     p.num_rows = call.uses[u].num_rows;
@@ -553,6 +594,59 @@ class CpuOps final : public HostOps {
     return rows;
   }
 
+  bool TakesGroups(DType weights, int64_t num_rows) const {
+    return kernels_.takes_groups != nullptr && kernels_.takes_groups(weights, num_rows);
+  }
+
+  // Up to 16 rows, row_of(i) of `rows` each, as one group. Rows that are missing are zeros, which cost no time: other bytes may
+  // be denormal scales.
+  template <typename RowOf>
+  static void GroupRows(Activations kind, const QuantizedRows& rows, const RowOf& row_of, int64_t count, int64_t blocks,
+                        std::byte* group) {
+    const int64_t block_bytes = RowBlockBytes(kind), scales_at = block_bytes - kLanes * 4;
+    if (count < kLanes) std::fill_n(group, blocks * block_bytes, std::byte{0});
+    for (int64_t i = 0; i < count; ++i) {
+      const std::byte* from = rows.blocks + row_of(i) * rows.row_stride;
+      std::byte* to = group;
+      for (int64_t block = 0; block < blocks; ++block, from += BlockBytes(kind), to += block_bytes) {
+        std::memcpy(to + i * kBlock, from, kBlock);
+        if (kind == Activations::kWide) std::memcpy(to + (kLanes + i) * kBlock, from + kBlock, kBlock);
+        std::memcpy(to + scales_at + i * 4, from + CodeBytes(kind), 4);
+      }
+    }
+  }
+
+  // Rows of `blocks` blocks for products with weights of `type`, of the uses that take them in groups; row_of(u, entry) says
+  // which of `rows`.
+  template <typename RowOfEntry>
+  UseGroups GroupUses(const ExpertCall& call, DType type, const QuantizedRows& rows, int64_t blocks, Scratch& scratch,
+                      const RowOfEntry& row_of) {
+    struct Group {
+      int64_t use, first_entry, byte;
+    };
+    UseGroups of_uses;
+    std::vector<Group> all;
+    of_uses.group_bytes = blocks * RowBlockBytes(ActivationsFor(type));
+    int64_t bytes = 0;
+    for (size_t u = 0; u < call.uses.size(); ++u) {
+      const bool takes = TakesGroups(type, call.uses[u].num_rows);
+      of_uses.first_byte.push_back(takes ? bytes : -1);
+      for (int64_t first = 0; takes && first < call.uses[u].num_rows; first += kLanes, bytes += of_uses.group_bytes) {
+        all.push_back({static_cast<int64_t>(u), first, bytes});
+      }
+    }
+    if (all.empty()) return of_uses;
+    of_uses.data = scratch.Get(bytes);
+    Run(static_cast<int64_t>(all.size()), false, [&](int64_t task, int) {
+      const Group& group = all[task];
+      const int64_t count = std::min<int64_t>(kLanes, call.uses[group.use].num_rows - group.first_entry);
+      GroupRows(
+          ActivationsFor(type), rows, [&](int64_t i) { return row_of(group.use, group.first_entry + i); }, count, blocks,
+          of_uses.data + group.byte);
+    });
+    return of_uses;
+  }
+
   // Rows of `in` with zeros behind them up to `cols`, valid until the next call.
   Tensor PaddedRows(Tensor in, int64_t cols) {
     const Tensor padded(padded_.Get(in.rows * cols * 4), DType::kF32, in.rows, cols);
@@ -567,6 +661,7 @@ class CpuOps final : public HostOps {
   const std::unique_ptr<ThreadPool> pool_;
   std::vector<Thread> threads_;                                         // scratch of each thread of the pool
   Scratch inputs_[kNumActivations], hidden_, logits_, padded_, delta_;  // inputs by Activations
+  Scratch groups_[kNumActivations], hidden_groups_;
 };
 
 }  // namespace

@@ -83,6 +83,8 @@ const PeakLoops* LoopsOf(CpuIsa isa) {
       return Avx2PeakLoops();
     case CpuIsa::kAvx512:
       return Avx512PeakLoops();
+    case CpuIsa::kAmx:
+      return AmxPeakLoops();
     default:
       return NeonPeakLoops(isa);
   }
@@ -120,6 +122,7 @@ absl::StatusOr<CpuPeaks> MeasureCpuPeaks(ThreadPool& pool, CpuIsa isa, const Cpu
   rates.int8_ops_per_second = BestOpsPerSecond(pool, options.repetitions, loops->int8_dots);
   rates.bf16_ops_per_second = BestOpsPerSecond(pool, options.repetitions, loops->bf16_dots);
   rates.f32_ops_per_second = BestOpsPerSecond(pool, options.repetitions, loops->f32_fmas);
+  rates.tile_ops_per_second = BestOpsPerSecond(pool, options.repetitions, loops->int8_tiles);
   return rates;
 }
 

@@ -30,6 +30,10 @@ struct CpuPeaks {
   double int8_ops_per_second = 0;    // dot products of bytes into i32, as the instruction set has them
   double bf16_ops_per_second = 0;    // vdpbf16ps, BFDOT; 0 where the machine lacks it
   double f32_ops_per_second = 0;     // fused multiply-add
+  double tile_ops_per_second = 0;    // int8 tiles of AMX, twice those of bf16; 0 unless `isa` is kAmx
+
+  // What products of quantised weights can reach: tiles have 64 columns and a scale covers 32, so half of theirs.
+  double product_ops_per_second() const { return tile_ops_per_second > 0 ? tile_ops_per_second / 2 : int8_ops_per_second; }
 };
 
 // Takes about a second. ResourceExhausted: no memory for the buffer; FailedPrecondition: the machine lacks `isa`.
@@ -43,10 +47,12 @@ struct PeakLoops {
   int64_t (*int8_dots)(int64_t iterations);
   int64_t (*bf16_dots)(int64_t iterations);
   int64_t (*f32_fmas)(int64_t iterations);
+  int64_t (*int8_tiles)(int64_t iterations) = nullptr;
 };
 const PeakLoops* PortablePeakLoops();
 const PeakLoops* Avx2PeakLoops();
 const PeakLoops* Avx512PeakLoops();
+const PeakLoops* AmxPeakLoops();
 const PeakLoops* NeonPeakLoops(CpuIsa isa);  // kNeon, kDotprod or kI8mm
 
 }  // namespace ferry

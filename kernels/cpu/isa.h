@@ -7,11 +7,11 @@
 
 namespace ferry {
 
-enum class CpuIsa { kPortable, kAvx2, kAvx512, kNeon, kDotprod, kI8mm };
+enum class CpuIsa { kPortable, kAvx2, kAvx512, kAmx, kNeon, kDotprod, kI8mm };
 
 // Best first; no machine has those of two processor families.
-inline constexpr CpuIsa kAllIsas[] = {CpuIsa::kAvx512,  CpuIsa::kAvx2, CpuIsa::kI8mm,
-                                      CpuIsa::kDotprod, CpuIsa::kNeon, CpuIsa::kPortable};
+inline constexpr CpuIsa kAllIsas[] = {CpuIsa::kAmx,     CpuIsa::kAvx512, CpuIsa::kAvx2,    CpuIsa::kI8mm,
+                                      CpuIsa::kDotprod, CpuIsa::kNeon,   CpuIsa::kPortable};
 
 constexpr const char* NameOf(CpuIsa isa) {
   switch (isa) {
@@ -21,6 +21,8 @@ constexpr const char* NameOf(CpuIsa isa) {
       return "avx2";
     case CpuIsa::kAvx512:
       return "avx512";
+    case CpuIsa::kAmx:
+      return "amx";
     case CpuIsa::kNeon:
       return "neon";
     case CpuIsa::kDotprod:

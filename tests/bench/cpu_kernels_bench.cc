@@ -1,14 +1,17 @@
 // How near the CPU kernels come to the machine: every figure beside the ceiling that the same run measured.
 //
-//   cpu_kernels_bench [--isa auto] [--threads 0] [--only decode,prefill,formats,experts,attention,rows] [--seconds 0.5] [--best]
+//   cpu_kernels_bench [--isa auto] [--beside avx512] [--threads 0] [--only decode,prefill,formats,experts,curve,attention,rows]
+//                     [--seconds 0.5] [--best]
 //
 // decode   MatMul of 1 to 8 rows, each call over another matrix, so that weights come from memory: us, GB/s of weights,
 //          share of the read rate
-// prefill  MatMul of 9 to 512 rows: us, GFLOP/s, share of the int8 peak (Q8_0 uses two int8 products for each of its
-//          own, so its limit is one half)
+// prefill  MatMul of 9 to 512 rows: us, GFLOP/s, share of the int8 peak, with AMX of half of its own (Q8_0 uses two int8
+//          products for each of its own, so its limit is one half)
 // formats  every number format, columns of 2048: one row with weights from memory (GB/s, share of the read rate), and 512 rows
 //          (GFLOP/s, share of what Q4_0 reached)
 // experts  ExpertMlp at gpt-oss width (n_embd 2880, n_ff 2880, 32 experts, top 4), 1 to 512 tokens: both shares
+// curve    ExpertMlp with 1 to 512 rows for each of two experts, whose records come from memory: GB/s, GFLOP/s and share of the
+//          peak; with --beside the same of another instruction set, call after call in turns
 // attention, rows   the rest of a layer: us
 // Times are medians over --seconds of calls; with --best the fastest call, as the ceilings are: for a machine that others use.
 
@@ -33,7 +36,7 @@ namespace ferry {
 namespace {
 
 struct Options {
-  std::string isa = "auto", only;
+  std::string isa = "auto", beside, only;
   int threads = 0;
   double seconds = 0.5;
   bool best = false;
@@ -142,7 +145,7 @@ void BenchPrefill(Ops& ops, const Options& options, const CpuPeaks& rates) {
         Check(ops.MatMul(in.Rows(0, m), {layout, weights.data()}, nullptr, out.Rows(0, m), false));
       });
       const double rate = 2.0 * m * kRows * kWidth / seconds;
-      const double peak = type == DType::kF16 ? rates.f32_ops_per_second : rates.int8_ops_per_second;
+      const double peak = type == DType::kF16 ? rates.f32_ops_per_second : rates.product_ops_per_second();
       std::printf("%-6s %4d %10.1f %9.1f %6.1f%%%s\n", std::string(NameOf(type)).c_str(), static_cast<int>(m), seconds * 1e6,
                   rate / 1e9, 100 * rate / peak, type == DType::kF16 ? " (of f32)" : "");
     }
@@ -248,7 +251,71 @@ void BenchExperts(Ops& ops, const Options& options, const CpuPeaks& rates) {
       std::printf("%-6s %6d %8d %10.1f %8.1f %6.1f%% %9.1f %6.1f%%\n", std::string(NameOf(type)).c_str(),
                   static_cast<int>(tokens), static_cast<int>(activated), seconds * 1e6, bytes / seconds / 1e9,
                   100 * bytes / seconds / rates.read_bytes_per_second, flops / seconds / 1e9,
-                  100 * flops / seconds / rates.int8_ops_per_second);
+                  100 * flops / seconds / rates.product_ops_per_second());
+    }
+  }
+}
+
+// Medians of seconds of each body, called in turns.
+template <typename Body>
+std::vector<double> SecondsInTurns(const Options& options, size_t count, const Body& body) {
+  std::vector<std::vector<double>> times(count);
+  const double start = Now();
+  while (times[0].size() < 6 || Now() - start < options.seconds * static_cast<double>(count)) {
+    for (size_t i = 0; i < count; ++i) {
+      const double before = Now();
+      body(i);
+      times[i].push_back(Now() - before);
+    }
+  }
+  std::vector<double> seconds;
+  for (std::vector<double>& of : times) {
+    of.erase(of.begin());  // warms up
+    const auto at = of.begin() + static_cast<int64_t>(options.best ? 0 : of.size() / 2);
+    std::nth_element(of.begin(), at, of.end());
+    seconds.push_back(*at);
+  }
+  return seconds;
+}
+
+void BenchCurve(const std::vector<Ops*>& all, const Options& options, const CpuPeaks& rates) {
+  constexpr int64_t kTogether = 2, kMostRows = 512, kBytes = int64_t{1} << 30;
+  std::printf("\ncurve: n_embd %d, n_ff %d, %d experts at once\n%-6s %5s", static_cast<int>(kWidth), static_cast<int>(kWidth),
+              static_cast<int>(kTogether), "type", "rows");
+  for (size_t i = 0; i < all.size(); ++i) std::printf(" %10s %7s %9s %7s", "us", "GB/s", "GFLOP/s", "share");
+  std::printf("\n");
+  for (const DType type : kTypes) {
+    const ExpertLayout layout = Check(ExpertLayout::Create(type, type, type, kWidth, kWidth, false));
+    const int64_t count = kBytes / layout.bytes;
+    Weights records(*all[0], layout.bytes * count);
+    for (int64_t expert = 0; expert < count; ++expert) {
+      records.SetScales(layout.gate, expert * layout.bytes + layout.gate_offset);
+      records.SetScales(layout.up, expert * layout.bytes + layout.up_offset);
+      records.SetScales(layout.down, expert * layout.bytes + layout.down_offset);
+    }
+    std::vector<DeviceBuffer> keep;
+    const Tensor in = Floats(*all[0], keep, kMostRows, kWidth, 3), out = Floats(*all[0], keep, kMostRows * kTogether, kWidth, 5);
+    int64_t next = 0;
+    for (const int64_t rows : {1, 2, 4, 8, 16, 32, 64, 128, 256, 512}) {
+      std::vector<int32_t> offsets, entries, outs;
+      for (int64_t e = 0; e <= kTogether; ++e) offsets.push_back(static_cast<int32_t>(e * rows));
+      for (int64_t i = 0; i < kTogether * rows; ++i) {
+        entries.push_back(static_cast<int32_t>(i % rows)), outs.push_back(static_cast<int32_t>(i));
+      }
+      const ExpertGroups groups = {kTogether, kTogether * rows, offsets.data(), entries.data(), outs.data()};
+      const std::vector<double> seconds = SecondsInTurns(options, all.size(), [&](size_t i) {
+        std::vector<ExpertUse> uses;
+        for (int32_t e = 0; e < kTogether; ++e) uses.push_back({records.data() + next++ % count * layout.bytes, e, rows});
+        Check(all[i]->ExpertMlp(layout, uses, groups, {}, in.Rows(0, rows), out.Rows(0, rows * kTogether)));
+      });
+      std::printf("%-6s %5d", std::string(NameOf(type)).c_str(), static_cast<int>(rows));
+      for (const double s : seconds) {
+        const double flops = static_cast<double>(layout.flops_per_token() * rows * kTogether) / s;
+        std::printf(" %10.1f %7.1f %9.1f %6.1f%%", s * 1e6, static_cast<double>(layout.bytes * kTogether) / s / 1e9, flops / 1e9,
+                    100 * flops / rates.product_ops_per_second());
+      }
+      std::printf("\n");
+      std::fflush(stdout);
     }
   }
 }
@@ -333,6 +400,7 @@ int Main(int argc, char** argv) {
   Options options;
   CLI::App app("CPU kernels against the ceilings of this machine");
   app.add_option("--isa", options.isa, "auto, or a name of kernels/cpu/isa.h");
+  app.add_option("--beside", options.beside, "for curve: another instruction set, in turns with the first");
   app.add_option("--threads", options.threads, "0: one per physical core");
   app.add_option("--only", options.only, "parts to run, by name, separated by commas");
   app.add_option("--seconds", options.seconds, "of calls for each figure");
@@ -347,13 +415,25 @@ int Main(int argc, char** argv) {
   pool_options.num_threads = options.threads;
   const std::unique_ptr<ThreadPool> pool = Check(ThreadPool::Create(pool_options));
   const CpuPeaks rates = Check(MeasureCpuPeaks(*pool, isa, {}));
-  std::printf("%s\nceilings: read %.1f GB/s, copy %.1f GB/s, int8 %.0f, bf16 %.0f, f32 %.0f Gop/s\n", ops->name().c_str(),
-              rates.read_bytes_per_second / 1e9, rates.copy_bytes_per_second / 1e9, rates.int8_ops_per_second / 1e9,
-              rates.bf16_ops_per_second / 1e9, rates.f32_ops_per_second / 1e9);
+  std::printf("%s\nceilings: read %.1f GB/s, copy %.1f GB/s, int8 %.0f, bf16 %.0f, f32 %.0f, tiles of bytes %.0f Gop/s\n",
+              ops->name().c_str(), rates.read_bytes_per_second / 1e9, rates.copy_bytes_per_second / 1e9,
+              rates.int8_ops_per_second / 1e9, rates.bf16_ops_per_second / 1e9, rates.f32_ops_per_second / 1e9,
+              rates.tile_ops_per_second / 1e9);
   if (options.Wants("decode")) BenchDecode(*ops, options, rates);
   if (options.Wants("prefill")) BenchPrefill(*ops, options, rates);
   if (options.Wants("formats")) BenchFormats(*ops, options, rates);
   if (options.Wants("experts")) BenchExperts(*ops, options, rates);
+  if (options.Wants("curve")) {
+    std::vector<Ops*> all = {ops.get()};
+    std::unique_ptr<Ops> beside;
+    if (!options.beside.empty()) {
+      backend.isa = options.beside;
+      beside = Check(CreateCpuOps(backend));
+      all.push_back(beside.get());
+      std::printf("beside %s\n", beside->name().c_str());
+    }
+    BenchCurve(all, options, rates);
+  }
   if (options.Wants("attention")) BenchAttention(*ops, options);
   if (options.Wants("rows")) BenchRows(*ops, options);
   return 0;

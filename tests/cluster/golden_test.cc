@@ -77,7 +77,7 @@ TEST_P(GoldenFast, AgreesWithinTheToleranceOfQuantisedActivations) {
   ExpectGreedyAgrees(*client);
 }
 
-INSTANTIATE_TEST_SUITE_P(, GoldenFast, ::testing::Values("avx512", "avx2", "portable"),
+INSTANTIATE_TEST_SUITE_P(, GoldenFast, ::testing::Values("amx", "avx512", "avx2", "portable"),
                          [](const auto& info) { return info.param; });
 
 // All experts on the GPU, some of them, none: the host's share has the tolerance of its own kernels.

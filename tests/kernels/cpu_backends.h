@@ -24,7 +24,7 @@ namespace ferry {
 #if defined(__aarch64__)
 inline constexpr CpuIsa kTestedIsas[] = {CpuIsa::kPortable, CpuIsa::kNeon, CpuIsa::kDotprod, CpuIsa::kI8mm};
 #else
-inline constexpr CpuIsa kTestedIsas[] = {CpuIsa::kPortable, CpuIsa::kAvx2, CpuIsa::kAvx512};
+inline constexpr CpuIsa kTestedIsas[] = {CpuIsa::kPortable, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAmx};
 #endif
 
 // A test that runs once per instruction set; where the machine or the build lacks it, skipped saying so.

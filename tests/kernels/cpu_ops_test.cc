@@ -40,6 +40,7 @@ TEST(CpuOps, TakesTheBestInstructionSetByItself) {
   const CpuKernels* want = PortableKernels();
   if (MachineHas(CpuIsa::kAvx2)) want = Avx2Kernels();
   if (MachineHas(CpuIsa::kAvx512)) want = Avx512Kernels();
+  if (MachineHas(CpuIsa::kAmx)) want = AmxKernels();
   if (MachineHas(CpuIsa::kNeon)) want = NeonKernels();
   if (MachineHas(CpuIsa::kDotprod)) want = DotprodKernels();
   if (MachineHas(CpuIsa::kI8mm)) want = I8mmKernels();

@@ -34,6 +34,8 @@ TEST_P(CpuPeaksTest, MeasuresWhatTheInstructionSetOffers) {
   EXPECT_LT(rates.f32_ops_per_second, 2 * 5e11);
   EXPECT_EQ(rates.int8_ops_per_second > 0, isa() != CpuIsa::kPortable);
   EXPECT_LT(rates.int8_ops_per_second, 2 * 2e12);
+  EXPECT_EQ(rates.tile_ops_per_second > 0, isa() == CpuIsa::kAmx);
+  EXPECT_LT(rates.tile_ops_per_second, 2 * 2e13);
 }
 
 TEST_P(CpuPeaksTest, ReadsTheMemoryThatItIsGiven) {
