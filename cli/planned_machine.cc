@@ -105,7 +105,7 @@ absl::StatusOr<FoundRates> KeptOrMeasured(const ModelOptions& options, const Pre
   }
   FoundRates found;
   const ExpertLayout& layout = model.arena().layer(model.arena().FirstWithExperts());
-  ASSIGN_OR_RETURN(found.rates.host, MeasureExpertsOn(*host, layout, {}));
+  ASSIGN_OR_RETURN(found.rates.host, MeasureExpertsOn(*host, layout, {.curve = true}));
   found.rates.host_beside_links = found.rates.host;
   for (size_t w = 0; w < machine.devices.size() && !machine.gpus_by_hand; ++w) {
     ASSIGN_OR_RETURN(found.rates.workers.emplace_back(),

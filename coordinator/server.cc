@@ -324,6 +324,7 @@ class ServerImpl final : public Server {
   ExpertRates UnlessByHand(ExpertRates rates) const {
     if (options_.host_read_bytes_per_second > 0) rates.read_bytes_per_second = options_.host_read_bytes_per_second;
     if (options_.host_flops_per_second > 0) rates.flops_per_second = options_.host_flops_per_second;
+    if (options_.host_read_bytes_per_second > 0 || options_.host_flops_per_second > 0) rates.flops_at_rows = {};
     return rates;
   }
   // From here on other hosts may compute a share of the experts.
@@ -349,7 +350,8 @@ class ServerImpl final : public Server {
   static PlannerRates PlannerRatesOf(const ExpertRates& host) {
     return {.link_bytes_per_second = 0,
             .host_read_bytes_per_second = host.read_bytes_per_second,
-            .host_flops_per_second = host.flops_per_second};
+            .host_flops_per_second = host.flops_per_second,
+            .host_flops_at_rows = host.flops_at_rows};
   }
 
   // The workers are there and nothing runs yet: what an earlier start kept, or a probe. Without rates serving goes on with a

@@ -109,6 +109,11 @@ absl::StatusOr<ExpertRates> MeasureExperts(Ops& ops, const ExpertLayout& layout,
   ASSIGN_OR_RETURN(Call multiply, Call::Create(&ops, layout, to_multiply, options.many_rows));
   ASSIGN_OR_RETURN(const double multiply_seconds, multiply.Seconds(records.first(to_multiply), options.time, kFast));
   rates.flops_per_second = static_cast<double>(to_multiply * options.many_rows * layout.flops_per_token()) / multiply_seconds;
+  for (size_t i = 0; options.curve && i < kCurveRows.size(); ++i) {
+    ASSIGN_OR_RETURN(Call call, Call::Create(&ops, layout, to_multiply, kCurveRows[i]));
+    ASSIGN_OR_RETURN(const double seconds, call.Seconds(records, options.time / 4, kFast));
+    rates.flops_at_rows[i] = static_cast<double>(to_multiply * kCurveRows[i] * layout.flops_per_token()) / seconds;
+  }
   return rates;
 }
 

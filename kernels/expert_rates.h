@@ -9,23 +9,17 @@
 #include "absl/time/time.h"
 #include "common/model/expert_layout.h"
 #include "common/status.h"
+#include "kernels/expert_seconds.h"
 #include "kernels/ops.h"
 
 namespace ferry {
-
-// The rates in a plan's model of an expert with n rows: its time is that of reading the record, which includes the first row's
-// product, plus that of the operations of the other n - 1 rows.
-struct ExpertRates {
-  double read_bytes_per_second = 0;  // of records, one row each
-  double flops_per_second = 0;       // many rows an expert; a product and its addition are two
-  bool operator==(const ExpertRates&) const = default;
-};
 
 struct ExpertRatesOptions {
   absl::Duration time = absl::Milliseconds(150);  // of each of the two; no less than a few calls
   int64_t read_bytes = int64_t{128} << 20;        // of one call; the next call takes the next records, past the last cache
   int64_t many_rows = 64;                         // of one expert: from about 32 on a CPU's products are bound by arithmetic
   int64_t many_row_experts = 4;
+  bool curve = false;  // ExpertRates::flops_at_rows too; each of its points takes a quarter of `time`
 };
 
 // `records` lie in the memory of `ops`, and are together several times the last cache if the read rate is to mean memory: no

@@ -211,6 +211,7 @@ std::vector<ExpertPlace> ExpertExchange::PlanFor(Peer& peer, const ExpertRequest
     }));
     input.rates.host_read_bytes_per_second /= 1 + others;
     input.rates.host_flops_per_second /= 1 + others;
+    for (double& flops : input.rates.host_flops_at_rows) flops /= 1 + others;
   }
   const std::vector<EnginePlace> others = engine_.OtherPlaces(request.layer);
   input.num_rows = request.num_rows;

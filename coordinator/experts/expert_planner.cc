@@ -8,11 +8,13 @@
 namespace ferry {
 namespace {
 
-// Seconds the host takes for one expert of n tokens: reading it, in which the first row is multiplied, and the other rows. On an
-// H100's host (119 GB/s, 3,745 GFLOP/s beside the links) 29 to 45 experts of 153 to 451 rows took 7 to 11 % less than this.
+// Seconds the host takes for one expert of n tokens. On an H100's host without a curve (119 GB/s, 3,745 GFLOP/s beside the links)
+// 29 to 45 experts of 153 to 451 rows took 7 to 11 % less than this.
 double HostSeconds(const PlannerInput& input, int64_t tokens) {
-  const double read = input.bytes_per_expert / input.rates.host_read_bytes_per_second;
-  return read + static_cast<double>(tokens - 1) * input.flops_per_token / input.rates.host_flops_per_second;
+  const ExpertRates rates = {.read_bytes_per_second = input.rates.host_read_bytes_per_second,
+                             .flops_per_second = input.rates.host_flops_per_second,
+                             .flops_at_rows = input.rates.host_flops_at_rows};
+  return ExpertSeconds(rates, input.bytes_per_expert, input.flops_per_token, tokens);
 }
 
 bool HostRatesKnown(const PlannerRates& rates) { return rates.host_read_bytes_per_second > 0 && rates.host_flops_per_second > 0; }
@@ -22,6 +24,7 @@ bool RatesKnown(const PlannerRates& rates) { return rates.link_bytes_per_second 
 EnginePlace HostPlace(const PlannerInput& input) {
   EnginePlace host = {.read_bytes_per_second = input.rates.host_read_bytes_per_second,
                       .flops_per_second = input.rates.host_flops_per_second,
+                      .flops_at_rows = input.rates.host_flops_at_rows,
                       .memory = 0};
   for (const EnginePlace& other : input.others) {
     if (other.memory == 0) host.memory_bytes_per_second = std::max(host.memory_bytes_per_second, other.memory_bytes_per_second);
@@ -106,8 +109,10 @@ class EngineDivision {
     return place.holds == nullptr || (static_cast<size_t>(expert) < place.holds->size() && (*place.holds)[expert]);
   }
   double Seconds(const EnginePlace& engine, int64_t tokens) const {
-    return input_.bytes_per_expert / engine.read_bytes_per_second +
-           static_cast<double>(tokens - 1) * input_.flops_per_token / engine.flops_per_second;
+    const ExpertRates rates = {.read_bytes_per_second = engine.read_bytes_per_second,
+                               .flops_per_second = engine.flops_per_second,
+                               .flops_at_rows = engine.flops_at_rows};
+    return ExpertSeconds(rates, input_.bytes_per_expert, input_.flops_per_token, tokens);
   }
   double MemorySeconds(size_t engine) const {
     const double rate = engines_[engine].memory_bytes_per_second;

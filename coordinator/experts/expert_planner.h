@@ -7,10 +7,9 @@
 // an expert with few tokens may go to the host while its copy is running. The worker learns from that to copy less before it
 // knows the routing (worker/expert_forecast.h).
 //
-// Shipping an expert costs bytes / link rate whatever its tokens; computing it on the host costs reading it (bytes / host read
-// rate, at one row) and multiplying the other rows ((tokens - 1) * flops / host flop rate). Both run at once, so the best plan
-// makes them end at the same time. It goes through the experts in order of tokens per byte, ships the heavy ones and
-// leaves the light ones to the host.
+// Shipping an expert costs bytes / link rate whatever its tokens; computing it on the host costs what kernels/expert_seconds.h
+// says of its tokens. Both run at once, so the best plan makes them end at the same time. It goes through the experts in order of
+// tokens per byte, ships the heavy ones and leaves the light ones to the host.
 //
 // What is left to engines goes, heaviest first, to the engine that would end first with it. Engines are tried in order of their
 // speed, the host's always and then each faster one before a slower one, and the fewest that give the shortest time are used. So
@@ -26,6 +25,7 @@
 #include <vector>
 
 #include "common/shm/expert_mailbox.h"
+#include "kernels/expert_seconds.h"
 
 namespace ferry {
 
@@ -33,6 +33,7 @@ struct PlannerRates {
   double link_bytes_per_second = 0;       // to this worker's device, while the host computes
   double host_read_bytes_per_second = 0;  // while the link runs
   double host_flops_per_second = 0;       // of expert products with many rows
+  ProductCurve host_flops_at_rows = {};   // likewise of a few, and of very many
   bool operator==(const PlannerRates&) const = default;
 };
 
@@ -40,6 +41,7 @@ struct PlannerRates {
 struct EnginePlace {
   double read_bytes_per_second = 0;
   double flops_per_second = 0;
+  ProductCurve flops_at_rows = {};
   double exchange_seconds = 0;         // of a request and its answer, beside its rows and the computation
   double row_seconds = 0;              // of one row on its way there or back
   int memory = 1;                      // engines with the same number read the same memory; the host's engine reads memory 0

@@ -185,7 +185,8 @@ class StepPredictor {
             .num_slots = slots_,
             .rates = {.link_bytes_per_second = worker_.link.Planned(),
                       .host_read_bytes_per_second = input_.rates.host_beside_links.read_bytes_per_second,
-                      .host_flops_per_second = input_.rates.host_beside_links.flops_per_second},
+                      .host_flops_per_second = input_.rates.host_beside_links.flops_per_second,
+                      .host_flops_at_rows = input_.rates.host_beside_links.flops_at_rows},
             .host_allowed = rule != ExpertRule::kDevice,
             .ship_allowed = rule != ExpertRule::kHost && rows > kMaxRowsWithoutPlan,
             .ship_all = !input_.ooae};

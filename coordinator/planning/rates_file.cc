@@ -13,7 +13,7 @@
 namespace ferry {
 namespace {
 
-constexpr int kVersion = 3;
+constexpr int kVersion = 4;
 
 // The value of the first line of a file such as /proc/cpuinfo that begins with `name`; of any file, its first line.
 std::string LineOf(const char* path, const std::string& name = "") {
@@ -25,17 +25,25 @@ std::string LineOf(const char* path, const std::string& name = "") {
 }
 
 nlohmann::json ToJson(const ExpertRates& rates) {
-  return {{"read_bytes_per_second", rates.read_bytes_per_second}, {"flops_per_second", rates.flops_per_second}};
+  return {{"read_bytes_per_second", rates.read_bytes_per_second},
+          {"flops_per_second", rates.flops_per_second},
+          {"flops_at_rows", rates.flops_at_rows}};
 }
 
 // Throws what nlohmann throws; a rate that is none is caught here.
-double RateIn(const nlohmann::json& json, const char* name) {
-  const double rate = json.at(name).get<double>();
+double RateOf(const nlohmann::json& json, const char* name) {
+  const double rate = json.get<double>();
   if (!(rate >= 0 && rate < 1e18)) throw std::out_of_range(name);
   return rate;
 }
+double RateIn(const nlohmann::json& json, const char* name) { return RateOf(json.at(name), name); }
 ExpertRates ExpertRatesIn(const nlohmann::json& json) {
-  return {.read_bytes_per_second = RateIn(json, "read_bytes_per_second"), .flops_per_second = RateIn(json, "flops_per_second")};
+  ExpertRates rates = {.read_bytes_per_second = RateIn(json, "read_bytes_per_second"),
+                       .flops_per_second = RateIn(json, "flops_per_second")};
+  const nlohmann::json& curve = json.at("flops_at_rows");
+  if (curve.size() != kCurveRows.size()) throw std::out_of_range("flops_at_rows");
+  for (size_t i = 0; i < kCurveRows.size(); ++i) rates.flops_at_rows[i] = RateOf(curve.at(i), "flops_at_rows");
+  return rates;
 }
 
 }  // namespace

@@ -18,9 +18,9 @@
 namespace ferry {
 namespace {
 
-constexpr absl::Duration kHostTime = absl::Milliseconds(150);  // of each of the engine's two rates
+constexpr absl::Duration kHostTime = absl::Milliseconds(150);  // of each of the engine's two rates, and of its curve
 constexpr absl::Duration kLinksTime = absl::Milliseconds(250);
-constexpr absl::Duration kLinksBesideHostTime = absl::Milliseconds(450);  // a little longer than the host's two
+constexpr absl::Duration kLinksBesideHostTime = absl::Milliseconds(600);  // a little longer than those
 constexpr int kMessages = 51;                                             // the median of them counts
 constexpr absl::Duration kBetweenMessages = absl::Milliseconds(2);  // as in decode: threads and cores have fallen asleep by then
 constexpr absl::Duration kPatience = absl::Seconds(10);  // more than the time asked for: the engine's threads may have all cores
@@ -101,7 +101,9 @@ absl::StatusOr<double> ProbeMessagesOverGrpc(const ProbedWorker& worker) {
 absl::StatusOr<MachineRates> ProbeRates(Ops& engine, const ExpertStore& store, std::span<const ProbedWorker> workers,
                                         const LinkProbe& probe_link, const MessageProbe& probe_messages) {
   const std::vector<const std::byte*> records = RecordsOf(store);
-  const auto measure_host = [&] { return MeasureExperts(engine, FirstLayout(store), records, {.time = kHostTime}); };
+  const auto measure_host = [&] {
+    return MeasureExperts(engine, FirstLayout(store), records, {.time = kHostTime, .curve = true});
+  };
   MachineRates rates;
   const absl::StatusOr<ProcessorTime> before = ReadProcessorTime();
   const Stopwatch measuring;

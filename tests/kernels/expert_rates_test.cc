@@ -23,6 +23,19 @@ TEST(ExpertRates, AreThoseOfAMachine) {
   EXPECT_LT(rates.flops_per_second, 1e14);
 }
 
+TEST(ExpertRates, HaveACurveWhenAsked) {
+  const std::unique_ptr<Ops> ops = MakeOps();
+  ExpertRatesOptions options = kShort;
+  ASSERT_OK_AND_ASSIGN(const ExpertRates without, MeasureExpertsOn(*ops, SmallExpert(), options));
+  EXPECT_EQ(without.flops_at_rows, ProductCurve{});
+  options.curve = true;
+  ASSERT_OK_AND_ASSIGN(const ExpertRates with, MeasureExpertsOn(*ops, SmallExpert(), options));
+  for (const double flops : with.flops_at_rows) {
+    EXPECT_GT(flops, 1e6);
+    EXPECT_LT(flops, 1e14);
+  }
+}
+
 TEST(ExpertRates, NeedRecords) {
   const std::unique_ptr<Ops> ops = MakeOps();
   EXPECT_THAT(MeasureExperts(*ops, SmallExpert(), {}, kShort), StatusIs(absl::StatusCode::kInvalidArgument));

@@ -60,6 +60,15 @@ TEST(ExpertPlanner, DividesWhatIsOnItsWayLikeWhatIsAbsent) {
   EXPECT_THAT(PlanExperts(Input(uses)).places, ElementsAre(ExpertPlace::kHost, ExpertPlace::kResident, ExpertPlace::kShip));
 }
 
+TEST(ExpertPlanner, LeavesMoreToAHostThatComputesManyRowsInOnesTime) {
+  // By the two rates alone, 64 rows take 3 ms more than one; by the curve, nothing more.
+  const std::vector<ActivatedExpert> uses = {{.expert = 0, .tokens = 64}, {.expert = 3, .tokens = 64}};
+  PlannerInput input = Input(uses);
+  EXPECT_THAT(PlanExperts(input).places, Each(ExpertPlace::kShip));
+  input.rates.host_flops_at_rows = {0.77e12, 3e12, 12e12, 13e12};
+  EXPECT_THAT(PlanExperts(input).places, ElementsAre(ExpertPlace::kShip, ExpertPlace::kHost));
+}
+
 TEST(ExpertPlanner, BreaksTiesByTheLowerId) {
   // Two equal experts, link as fast as the host: one goes each way, the first one ships.
   const std::vector<ActivatedExpert> uses = {{.expert = 2, .tokens = 1}, {.expert = 7, .tokens = 1}};

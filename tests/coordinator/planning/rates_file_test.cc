@@ -18,7 +18,7 @@ class RatesFileTest : public ::testing::Test {
   ~RatesFileTest() override { std::filesystem::remove_all(directory_); }
 
   static MachineRates Some() {
-    return {.host = {.read_bytes_per_second = 166e9, .flops_per_second = 3e12},
+    return {.host = {.read_bytes_per_second = 166e9, .flops_per_second = 3e12, .flops_at_rows = {1e12, 2e12, 3e12, 4e12}},
             .host_beside_links = {.read_bytes_per_second = 120e9, .flops_per_second = 2.5e12},
             .workers = {{.link = {.alone = 54e9, .together = 50e9, .beside_host = 48e9},
                          .experts = {.read_bytes_per_second = 2e12, .flops_per_second = 5e14},
@@ -64,13 +64,14 @@ TEST_F(RatesFileTest, TrustsNothingDamaged) {
     changed.replace(changed.find(from), from.size(), to);
     return changed;
   };
-  for (const std::string& damaged : {std::string(), std::string("{}"), std::string("[1, 2"), text.substr(0, text.size() / 2),
-                                     with("\"version\": 3", "\"version\": \"two\""), with("166000000000.0", "-1"),
-                                     with("166000000000.0", "1e300"), with("166000000000.0", "\"fast\"")}) {
+  for (const std::string& damaged :
+       {std::string(), std::string("{}"), std::string("[1, 2"), text.substr(0, text.size() / 2),
+        with("\"version\": 4", "\"version\": \"two\""), with("166000000000.0", "-1"), with("166000000000.0", "1e300"),
+        with("166000000000.0", "\"fast\""), with("flops_at_rows", "flops_at_columns")}) {
     Spoil(damaged);
     EXPECT_THAT(ReadRates(directory_, "key", kMeasured), StatusIs(absl::StatusCode::kDataLoss)) << damaged;
   }
-  Spoil(with("\"version\": 3", "\"version\": 1"));
+  Spoil(with("\"version\": 4", "\"version\": 1"));
   EXPECT_THAT(ReadRates(directory_, "key", kMeasured), StatusIs(absl::StatusCode::kNotFound)) << "no damage to warn of";
   ASSERT_OK(WriteRates(directory_, "key", Some())) << "the next start measures and keeps it again";
   EXPECT_OK(ReadRates(directory_, "key", kMeasured));
