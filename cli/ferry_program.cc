@@ -44,7 +44,7 @@ std::unique_ptr<FerryProgram> MakeFerry(const std::string& version) {
   add("status", "workers, caches and rates of a running server", AddStatus);
   add("tokenize", "text to token ids, from a file alone", AddTokenize);
   add("detokenize", "token ids to text, from a file alone", AddDetokenize);
-  add("make-model", "write a model of any gpt-oss shape with random weights, for benchmarks", AddMakeModel);
+  add("make-model", "write a model of a published shape, or of a tiny one, with random weights, for benchmarks", AddMakeModel);
   add("cluster-init", "make the certificates of a cluster of several hosts", AddClusterInit);
   add("cluster-token", "a one-time token for a host that joins the cluster", AddClusterToken);
   add("api-key", "make a key for the API", AddApiKey);

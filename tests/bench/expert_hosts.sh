@@ -8,9 +8,8 @@
 set -euo pipefail
 programs=$(realpath "${1:?the folder of the programs}") model=$(realpath "${2:?a model file}") turns=${3:-5} tokens=${4:-64}
 work=$(mktemp -d) a=ferry-a-$$ b=ferry-b-$$
-pids=()
 cleanup() {
-  for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
+  { ip netns pids "$a"; ip netns pids "$b"; } 2>/dev/null | xargs -r kill 2>/dev/null || true
   wait 2>/dev/null || true
   ip netns del "$a" 2>/dev/null || true
   ip netns del "$b" 2>/dev/null || true
@@ -33,14 +32,12 @@ serve() {  # NAME PORT FLAGS...
   local name=$1 port=$2; shift 2
   in_a "$programs/ferry" serve -m "$model" --backend cpu --threads 1 -c 2048 --http-port 0 --port "$port" \
     --keep-rates "$@" >"$work/$name.log" 2>&1 &
-  pids+=($!)
   wait_for "$work/$name.log" "serving on"
 }
 serve one 8090 --divide-experts off
 serve two 8190 --divide-experts auto --cluster-listen 192.0.2.1 --cluster-certs "$work/certs"
 token=$(in_a "$programs/ferry" cluster-token --cluster-certs "$work/certs")
 in_b "$programs/ferry" join 192.0.2.1 --token "$token" --cluster-certs "$work/certs-b" --experts -m "$model" --threads 1 >"$work/experts.log" 2>&1 &
-pids+=($!)
 wait_for "$work/two.log" "takes part:"
 grep -h "takes part:" "$work/two.log"
 
