@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "common/model/make_model.h"
 #include "tests/cluster/cluster.h"
 #include "tests/testing/status_matchers.h"
 
@@ -63,6 +64,36 @@ INSTANTIATE_TEST_SUITE_P(, EveryModel,
                            std::replace(name.begin(), name.end(), '-', '_');
                            return name;
                          });
+
+// As on a machine with eight GPUs.
+TEST(EightWorkers, GiveTheBitsOfOne) {
+  const std::string model = ::testing::TempDir() + "/ten_layers.gguf";
+  MakeModelOptions shape;
+  shape.layers = 10;
+  ASSERT_OK(MakeModelFile(shape, model, {.force = true}));
+  ModelOptions one = DemoModel(1);
+  one.model = model;
+  ASSERT_OK_AND_ASSIGN(const Completion plain, Served(one));
+  ASSERT_EQ(plain.ids.size(), kTokens);
+
+  ModelOptions eight = DemoModel(8);
+  eight.model = model;
+  ASSERT_OK_AND_ASSIGN(const Completion on_host, Served(eight));
+  EXPECT_TRUE(on_host == plain);
+
+  eight.vram_experts = "60KiB";  // a few slots each, filled by each other's links too
+  eight.share_links = "even";
+  eight.batch = 48;
+  eight.micro_batch = 40;
+  ASSERT_OK_AND_ASSIGN(const Completion helped, Served(eight));
+  EXPECT_TRUE(helped == plain);
+
+  eight.transport = "grpc";
+  eight.expert_transport = "grpc";
+  eight.layers = "0-0,1-1,2-2,3-3,4-4,5-6,7-8,9-9";
+  ASSERT_OK_AND_ASSIGN(const Completion by_messages, Served(eight));
+  EXPECT_TRUE(by_messages == plain);
+}
 
 }  // namespace
 }  // namespace ferry
