@@ -29,7 +29,7 @@ constexpr int kStretchBlocks = 24;       // of a panel at once: 24 KiB, which st
 constexpr int64_t kPartRows = 256;       // whose sums wait in scratch
 constexpr int kDotsBytes = kLanes * 64;  // of a tile's products
 constexpr int64_t kFewRowsOver = 7;      // beyond whole groups that take less time by AVX-512 than a group: 8 to 28 ns a tile
-constexpr int kLater = 2, kRing = 4;     // blocks between a product and its use (1 and 3 are slower), and room for them
+constexpr int kLater = 2, kRing = 4;     // blocks between a product and its use (1 is slower, 3 no faster), and room for them
 constexpr int64_t kCodesBytes = int64_t{kStretchBlocks} * kPanelTiles * kGroups * 64;
 constexpr int64_t kScalesBytes = int64_t{kStretchBlocks} * kPanelTiles * 64;
 constexpr int64_t kSumsBytes = kPartRows * kPanelRows * 4;
@@ -157,7 +157,7 @@ void ProductOf(const PanelProduct& p) {
   TileProduct<Type, 1>(p);
 }
 
-// Up to 16 rows AVX-512 reads memory as fast as it gives; from there to 27 it is as fast (0.9 to 1.06, tests/bench).
+// Up to 16 rows AVX-512 reads memory as fast as it gives; from there to 27 tiles are 0.9 to 1.06 times as fast.
 constexpr int64_t kFewestRows = 28;
 bool TakesGroups(DType weights, int64_t num_rows) {
   return num_rows >= kFewestRows && (weights == DType::kMXFP4 || weights == DType::kQ4_0 || weights == DType::kQ8_0);
