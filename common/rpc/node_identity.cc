@@ -16,15 +16,12 @@ namespace {
 
 class FileIdentity final : public NodeIdentity {
  public:
-  FileIdentity(std::string folder, unsigned refresh_seconds)
-      : folder_(std::move(folder)),
-        provider_(std::make_shared<grpc::experimental::FileWatcherCertificateProvider>(
-            NodeKeyPath(folder_), NodeCertificatePath(folder_), CaCertificatePath(folder_), refresh_seconds)) {}
+  FileIdentity(std::string folder, unsigned refresh_seconds) : folder_(std::move(folder)), refresh_seconds_(refresh_seconds) {}
 
   const std::string& folder() const override { return folder_; }
 
   std::shared_ptr<grpc::ServerCredentials> ForServer(bool admits_strangers) const override {
-    grpc::experimental::TlsServerCredentialsOptions options(provider_);
+    grpc::experimental::TlsServerCredentialsOptions options(NewProvider());
     options.watch_root_certs();
     options.watch_identity_key_cert_pairs();
     options.set_cert_request_type(admits_strangers ? GRPC_SSL_REQUEST_CLIENT_CERTIFICATE_AND_VERIFY
@@ -34,7 +31,7 @@ class FileIdentity final : public NodeIdentity {
 
   std::shared_ptr<grpc::ChannelCredentials> ForChannel() const override {
     grpc::experimental::TlsChannelCredentialsOptions options;
-    options.set_certificate_provider(provider_);
+    options.set_certificate_provider(NewProvider());
     options.watch_root_certs();
     options.watch_identity_key_cert_pairs();
     options.set_verify_server_certs(true);
@@ -42,8 +39,16 @@ class FileIdentity final : public NodeIdentity {
   }
 
  private:
+  // One for each server and each channel. gRPC 1.51 loses a watcher that comes to a provider while its last one leaves: the new
+  // one gets "Unable to get latest root certificates", and no later change of the files either. Channels come and go; what
+  // watches the provider of one channel is that channel alone.
+  std::shared_ptr<grpc::experimental::FileWatcherCertificateProvider> NewProvider() const {
+    return std::make_shared<grpc::experimental::FileWatcherCertificateProvider>(
+        NodeKeyPath(folder_), NodeCertificatePath(folder_), CaCertificatePath(folder_), refresh_seconds_);
+  }
+
   const std::string folder_;
-  const std::shared_ptr<grpc::experimental::FileWatcherCertificateProvider> provider_;
+  const unsigned refresh_seconds_;
 };
 
 }  // namespace

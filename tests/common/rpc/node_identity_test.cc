@@ -3,6 +3,8 @@
 #include <grpcpp/grpcpp.h>
 
 #include <mutex>
+#include <thread>
+#include <vector>
 
 #include "absl/time/clock.h"
 #include "common/grpc_status.h"
@@ -152,6 +154,20 @@ TEST_F(NodeIdentityTest, CertificatesAreRenewedBeforeTheyEnd) {
     absl::SleepFor(absl::Milliseconds(200));
   }
   EXPECT_FALSE(Call(NodeRole::kCoordinator, forgetful.get()).ok());
+}
+
+// gRPC 1.51 may tell a provider of certificates that its last watcher has gone after a new one has come: who shares a provider
+// then has no certificates for good.
+TEST_F(NodeIdentityTest, AChannelThatOpensWhileAnotherClosesHasCertificates) {
+  constexpr int kThreads = 4, kChannels = 40;
+  Serve(*coordinator_, /*admits_strangers=*/false);
+  std::vector<std::thread> threads;
+  for (int i = 0; i < kThreads; ++i) {
+    threads.emplace_back([this] {
+      for (int channel = 0; channel < kChannels; ++channel) EXPECT_OK(Call(NodeRole::kCoordinator, worker_.get()));
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
 }
 
 TEST_F(NodeIdentityTest, SaysWhatAFolderLacks) {
