@@ -8,6 +8,7 @@
 
 #include "coordinator/generation/output_constraint.h"
 #include "gateway/chat/answer_rule.h"
+#include "tests/chat/families.h"
 #include "tests/chat/harmony_output.h"
 #include "tests/chat/parsing.h"
 #include "tests/testing/status_matchers.h"
@@ -16,23 +17,6 @@ namespace ferry {
 namespace {
 
 using testing::HasSubstr;
-
-struct Family {
-  const char* name;
-  const char* architecture;
-  std::vector<std::string> tokens;
-};
-
-std::vector<Family> Families() {
-  return {{"Kimi", "deepseek2", {"<|im_middle|>", "<|im_end|>"}},
-          {"DeepSeekV3", "deepseek2", {"<｜tool▁calls▁begin｜>"}},
-          {"DeepSeekV31", "deepseek2", {"<｜tool▁calls▁begin｜>", "<｜search▁begin｜>"}},
-          {"Glm", "glm4moe", {"[gMASK]"}},
-          {"Qwen3", "qwen3moe", {"<|im_start|>", "<tool_call>"}},
-          {"Qwen3Next", "qwen3next", {"<|im_start|>", "<tool_call>"}},
-          {"Qwen35", "qwen35moe", {"<|im_start|>", "<tool_call>"}},
-          {"GptOss", "gpt-oss", {}}};
-}
 
 class FamilyTest : public testing::TestWithParam<Family> {
  protected:
