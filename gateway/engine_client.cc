@@ -4,8 +4,11 @@
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
+#include <boost/asio/post.hpp>
+#include <boost/asio/thread_pool.hpp>
 #include <condition_variable>
 #include <mutex>
+#include <thread>
 #include <type_traits>
 #include <unordered_set>
 #include <utility>
@@ -14,6 +17,7 @@
 #include "common/listen_address.h"
 #include "common/rpc/detailed_status.h"
 #include "common/rpc/rpc_deadline.h"
+#include "common/thread_limit.h"
 #include "ferry/v1/activity.grpc.pb.h"
 #include "ferry/v1/generate.grpc.pb.h"
 #include "ferry/v1/vocabulary.grpc.pb.h"
@@ -26,6 +30,7 @@ constexpr absl::Duration kUnaryTimeout = absl::Seconds(20);  // a megabyte of te
 // A coordinator whose host has gone says nothing any more.
 constexpr int kKeepaliveMs = 10000, kKeepaliveTimeoutMs = 5000;
 constexpr int kMaxReconnectMs = 1000;
+constexpr int kAnswerThreads = 2;
 constexpr size_t kMaxKeyBytes = 1024;
 constexpr size_t kMaxRequestBytes = (size_t{4} << 20) - 4096;  // the coordinator reads messages of 4 MiB
 
@@ -83,8 +88,41 @@ void AddKey(const std::string& key, grpc::ClientContext* context) {
   if (!key.empty() && key.size() <= kMaxKeyBytes && sendable) context->AddMetadata("authorization", "Bearer " + key);
 }
 
-// Owns itself through self_ while gRPC uses it.
-class StreamCall final : public grpc::ClientReadReactor<v1::GenerateResponse>, public GenerateCall {
+// What a completion queue hands back.
+class Step {
+ public:
+  virtual ~Step() = default;
+  virtual void OnStepDone(bool ok) = 0;
+};
+
+// Waits for all calls of a client on one thread. A message then wakes one thread of this process; gRPC's own threads hand the
+// waiting to each other, which wakes two.
+class CallQueue {
+ public:
+  absl::Status Start() {
+    ASSIGN_OR_RETURN(thread_, StartThread([this] { Run(); }));
+    return absl::OkStatus();
+  }
+  // After the last call has ended.
+  ~CallQueue() {
+    queue_.Shutdown();
+    if (thread_.joinable()) thread_.join();
+  }
+  grpc::CompletionQueue* get() { return &queue_; }
+
+ private:
+  void Run() {
+    void* tag = nullptr;
+    bool ok = false;
+    while (queue_.Next(&tag, &ok)) static_cast<Step*>(tag)->OnStepDone(ok);
+  }
+
+  grpc::CompletionQueue queue_;
+  std::thread thread_;
+};
+
+// Owns itself through self_ while gRPC uses it. Its callbacks run on the queue's thread.
+class StreamCall final : public Step, public GenerateCall {
  public:
   StreamCall(v1::GenerateRequest request, const std::string& key, Engine::OnMessage on_message, Engine::OnEnd on_end,
              Calls* calls)
@@ -92,7 +130,7 @@ class StreamCall final : public grpc::ClientReadReactor<v1::GenerateResponse>, p
     AddKey(key, context_.get());
   }
 
-  void Start(std::shared_ptr<StreamCall> self, v1::Ferry::Stub& stub) {
+  void Start(std::shared_ptr<StreamCall> self, v1::Ferry::Stub& stub, grpc::CompletionQueue* queue) {
     absl::Status begun = CheckSize(request_);
     if (begun.ok() && !calls_.Add(context_.get())) begun = Cancelled("the gateway is ending");
     if (!begun.ok()) {
@@ -101,25 +139,33 @@ class StreamCall final : public grpc::ClientReadReactor<v1::GenerateResponse>, p
       return on_end(begun);
     }
     self_ = std::move(self);
-    stub.async()->Generate(context_.get(), &request_, this);
-    StartRead(&response_);
-    StartCall();
+    reader_ = stub.PrepareAsyncGenerate(context_.get(), request_, queue);
+    reader_->StartCall(this);
   }
   void Cancel() override {
     const std::lock_guard lock(mutex_);
     if (context_ != nullptr) context_->TryCancel();
   }
 
-  void OnReadDone(bool ok) override {
-    if (!ok) return;
-    on_message_(response_);
-    StartRead(&response_);
+  void OnStepDone(bool ok) override {
+    if (state_ == State::kEnding) return OnEnded();
+    if (!ok) {
+      state_ = State::kEnding;
+      return reader_->Finish(&status_, this);
+    }
+    if (std::exchange(state_, State::kReading) == State::kReading) on_message_(response_);
+    reader_->Read(&response_, this);
   }
-  void OnDone(const grpc::Status& status) override {
+
+ private:
+  enum class State { kStarting, kReading, kEnding };
+
+  void OnEnded() {
     const std::shared_ptr<StreamCall> self = std::move(self_);
-    on_end_(FromDetailedGrpcStatus(status));
+    on_end_(FromDetailedGrpcStatus(status_));
     on_message_ = nullptr;  // they hold what waits for the answer
     on_end_ = nullptr;
+    reader_.reset();
     std::unique_ptr<grpc::ClientContext> context;
     {
       const std::lock_guard lock(mutex_);
@@ -128,23 +174,62 @@ class StreamCall final : public grpc::ClientReadReactor<v1::GenerateResponse>, p
     calls_.End(std::move(context));
   }
 
- private:
   const v1::GenerateRequest request_;
   Engine::OnMessage on_message_;
   Engine::OnEnd on_end_;
   Calls& calls_;
   std::mutex mutex_;
   std::unique_ptr<grpc::ClientContext> context_ = std::make_unique<grpc::ClientContext>();  // null: the call has ended
+  std::unique_ptr<grpc::ClientAsyncReader<v1::GenerateResponse>> reader_;
+  State state_ = State::kStarting;
   v1::GenerateResponse response_;
+  grpc::Status status_;
   std::shared_ptr<StreamCall> self_;
 };
 
+// Owns itself while gRPC uses it. Its answer is used on a thread of `pool`, so that what is long with it holds no stream up.
 template <typename Request, typename Response>
-struct UnaryCall {
-  std::unique_ptr<grpc::ClientContext> context = std::make_unique<grpc::ClientContext>();
-  Request request;
-  Response response;
-  Engine::OnAnswer<Response> on_answer;
+class UnaryCall final : public Step {
+ public:
+  UnaryCall(Request request, Engine::OnAnswer<Response> on_answer, Calls* calls, boost::asio::thread_pool* pool)
+      : request_(std::move(request)), on_answer_(std::move(on_answer)), calls_(*calls), pool_(*pool) {}
+
+  // `prepare`: makes the reader of the call.
+  template <typename Prepare>
+  static void Start(std::unique_ptr<UnaryCall> call, const std::string& key, const Prepare& prepare) {
+    if (const absl::Status size = CheckSize(call->request_); !size.ok()) return call->on_answer_(size);
+    if (!call->calls_.Add(call->context_.get())) return call->on_answer_(Cancelled("the gateway is ending"));
+    AddKey(key, call->context_.get());
+    call->context_->set_deadline(RpcDeadline(kUnaryTimeout));
+    UnaryCall* const self = call.release();
+    self->reader_ = prepare(self->context_.get(), self->request_);
+    self->reader_->StartCall();
+    self->reader_->Finish(&self->response_, &self->status_, self);
+  }
+
+  void OnStepDone(bool) override {
+    boost::asio::post(pool_, [this] {
+      const std::unique_ptr<UnaryCall> self(this);
+      if (status_.ok()) {
+        on_answer_(std::move(response_));
+      } else {
+        on_answer_(FromGrpcStatus(status_));
+      }
+      on_answer_ = nullptr;
+      reader_.reset();
+      calls_.End(std::move(context_));
+    });
+  }
+
+ private:
+  const Request request_;
+  Response response_;
+  grpc::Status status_;
+  Engine::OnAnswer<Response> on_answer_;
+  Calls& calls_;
+  boost::asio::thread_pool& pool_;
+  std::unique_ptr<grpc::ClientContext> context_ = std::make_unique<grpc::ClientContext>();
+  std::unique_ptr<grpc::ClientAsyncResponseReader<Response>> reader_;
 };
 
 // All engines of one client share it.
@@ -160,6 +245,8 @@ struct Coordinator {
   const std::unique_ptr<v1::Activity::Stub> activity;
   grpc::GenericStub any;
   Calls calls;
+  boost::asio::thread_pool answers{kAnswerThreads};
+  CallQueue queue;  // goes first: a step may still post to `answers`
 };
 
 class KeyedEngine final : public Engine {
@@ -169,34 +256,36 @@ class KeyedEngine final : public Engine {
   std::shared_ptr<GenerateCall> Generate(v1::GenerateRequest request, OnMessage on_message, OnEnd on_end) override {
     const auto call =
         std::make_shared<StreamCall>(std::move(request), key_, std::move(on_message), std::move(on_end), &coordinator_.calls);
-    call->Start(call, *coordinator_.stub);
+    call->Start(call, *coordinator_.stub, coordinator_.queue.get());
     return call;
   }
   void Tokenize(v1::TokenizeRequest request, OnAnswer<v1::TokenizeResponse> on_answer) override {
-    Unary(std::move(request), std::move(on_answer), [this](auto&&... args) { coordinator_.stub->async()->Tokenize(args...); });
+    Unary(std::move(request), std::move(on_answer),
+          [this](auto&&... args) { return coordinator_.stub->PrepareAsyncTokenize(args..., Queue()); });
   }
   void Detokenize(v1::DetokenizeRequest request, OnAnswer<v1::DetokenizeResponse> on_answer) override {
-    Unary(std::move(request), std::move(on_answer), [this](auto&&... args) { coordinator_.stub->async()->Detokenize(args...); });
+    Unary(std::move(request), std::move(on_answer),
+          [this](auto&&... args) { return coordinator_.stub->PrepareAsyncDetokenize(args..., Queue()); });
   }
   void TokenizePieces(v1::TokenizePiecesRequest request, OnAnswer<v1::TokenizePiecesResponse> on_answer) override {
     Unary(std::move(request), std::move(on_answer),
-          [this](auto&&... args) { coordinator_.vocabulary->async()->TokenizePieces(args...); });
+          [this](auto&&... args) { return coordinator_.vocabulary->PrepareAsyncTokenizePieces(args..., Queue()); });
   }
   void GetVocabulary(OnAnswer<v1::GetVocabularyResponse> on_answer) override {
     Unary(v1::GetVocabularyRequest(), std::move(on_answer),
-          [this](auto&&... args) { coordinator_.vocabulary->async()->GetVocabulary(args...); });
+          [this](auto&&... args) { return coordinator_.vocabulary->PrepareAsyncGetVocabulary(args..., Queue()); });
   }
   void GetModelInfo(OnAnswer<v1::GetModelInfoResponse> on_answer) override {
     Unary(v1::GetModelInfoRequest(), std::move(on_answer),
-          [this](auto&&... args) { coordinator_.stub->async()->GetModelInfo(args...); });
+          [this](auto&&... args) { return coordinator_.stub->PrepareAsyncGetModelInfo(args..., Queue()); });
   }
   void GetServerInfo(OnAnswer<v1::GetServerInfoResponse> on_answer) override {
     Unary(v1::GetServerInfoRequest(), std::move(on_answer),
-          [this](auto&&... args) { coordinator_.stub->async()->GetServerInfo(args...); });
+          [this](auto&&... args) { return coordinator_.stub->PrepareAsyncGetServerInfo(args..., Queue()); });
   }
   void GetActivity(OnAnswer<v1::GetActivityResponse> on_answer) override {
     Unary(v1::GetActivityRequest(), std::move(on_answer),
-          [this](auto&&... args) { coordinator_.activity->async()->GetActivity(args...); });
+          [this](auto&&... args) { return coordinator_.activity->PrepareAsyncGetActivity(args..., Queue()); });
   }
   void IsServing(OnAnswer<bool> on_answer) override {
     // grpc.health.v1 has no header in Debian: an empty request asks for the whole server, and the answer is {status = 1}.
@@ -209,32 +298,19 @@ class KeyedEngine final : public Engine {
             on_answer(answer->DumpToSingleSlice(&bytes).ok() &&
                       std::string_view(reinterpret_cast<const char*>(bytes.begin()), bytes.size()) == kServing);
           }),
-          [this](grpc::ClientContext* context, const grpc::ByteBuffer* request, grpc::ByteBuffer* response, auto done) {
-            coordinator_.any.UnaryCall(context, "/grpc.health.v1.Health/Check", grpc::StubOptions(), request, response, done);
+          [this](grpc::ClientContext* context, const grpc::ByteBuffer& request) {
+            return coordinator_.any.PrepareUnaryCall(context, "/grpc.health.v1.Health/Check", request, Queue());
           });
   }
 
  private:
-  template <typename Request, typename Response, typename Start>
-  void Unary(Request request, OnAnswer<Response> on_answer, const Start& start) {
-    auto call = std::make_shared<UnaryCall<Request, Response>>();
-    if (const absl::Status size = CheckSize(request); !size.ok()) return on_answer(size);
-    Calls& calls = coordinator_.calls;
-    if (!calls.Add(call->context.get())) return on_answer(Cancelled("the gateway is ending"));
-    call->request = std::move(request);
-    call->on_answer = std::move(on_answer);
-    AddKey(key_, call->context.get());
-    call->context->set_deadline(RpcDeadline(kUnaryTimeout));
-    start(call->context.get(), &call->request, &call->response, [&calls, call](grpc::Status status) {
-      if (status.ok()) {
-        call->on_answer(std::move(call->response));
-      } else {
-        call->on_answer(FromGrpcStatus(status));
-      }
-      call->on_answer = nullptr;
-      calls.End(std::move(call->context));
-    });
+  template <typename Request, typename Response, typename Prepare>
+  void Unary(Request request, OnAnswer<Response> on_answer, const Prepare& prepare) {
+    UnaryCall<Request, Response>::Start(std::make_unique<UnaryCall<Request, Response>>(
+                                            std::move(request), std::move(on_answer), &coordinator_.calls, &coordinator_.answers),
+                                        key_, prepare);
   }
+  grpc::CompletionQueue* Queue() const { return coordinator_.queue.get(); }
 
   Coordinator& coordinator_;
   const std::string key_;
@@ -244,6 +320,7 @@ class GrpcEngineClient final : public EngineClient {
  public:
   explicit GrpcEngineClient(const std::shared_ptr<grpc::Channel>& channel) : coordinator_(channel) {}
   ~GrpcEngineClient() override { Shutdown(); }
+  absl::Status Start() { return coordinator_.queue.Start(); }
 
   std::shared_ptr<Engine> As(const std::string& key) override { return std::make_shared<KeyedEngine>(&coordinator_, key); }
   void Shutdown() override { coordinator_.calls.Close(); }
@@ -265,9 +342,11 @@ absl::StatusOr<std::unique_ptr<EngineClient>> EngineClient::Create(const std::st
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kMaxReconnectMs);
   const bool tls = !ca_pem.empty() && address.unix_path.empty();
-  return std::make_unique<GrpcEngineClient>(grpc::CreateCustomChannel(
+  auto client = std::make_unique<GrpcEngineClient>(grpc::CreateCustomChannel(
       address.ToString(), tls ? grpc::SslCredentials({.pem_root_certs = ca_pem}) : grpc::InsecureChannelCredentials(),
       arguments));
+  RETURN_IF_ERROR(client->Start());
+  return client;
 }
 
 }  // namespace ferry

@@ -2,7 +2,8 @@
 
 // The coordinator as the gateway calls it: asynchronous, every unary call with a deadline, streams ended by Cancel.
 //
-// Callbacks come on gRPC's threads and must not wait. Those of one call follow each other.
+// Callbacks come on the client's threads, those of all streams on one of them, and must not wait. Those of one call follow each
+// other.
 
 #include <functional>
 #include <memory>

@@ -1,5 +1,7 @@
 #include "gateway/http/connection.h"
 
+#include <sys/socket.h>
+
 #include <algorithm>
 #include <array>
 #include <boost/asio/post.hpp>
@@ -81,6 +83,7 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
     ReleaseBody();
     timer_.cancel();
     write_timer_.cancel();
+    CloseShortWay();  // before the socket's number can be another's
     error_code ignored;
     socket_.close(ignored);
     LeaveExchange();
@@ -94,17 +97,19 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
   void BeginStream(uint64_t serial, HttpResponse head) {
     if (!Current(serial) || head_sent_ || stream_) return;
     stream_ = std::move(head);
-    last_sent_ = Now();
+    NoteSent();
     SetTimer(host_.limits().heartbeat);
   }
   void Send(uint64_t serial, std::string_view piece) {
     if (!Current(serial) || !stream_) return;
     SendPiece(piece);
   }
+  // The same on any thread. The piece is written before this returns, if nothing else waits to be written.
+  void SendFromAnyThread(uint64_t serial, std::string piece);
   void End(uint64_t serial) {
     if (!Current(serial) || !stream_) return;
     QueueHeadOfStream();
-    if (framing_ == Framing::kChunked) unsent_ += kLastChunk;
+    Queue(framing_ == Framing::kChunked ? kLastChunk : std::string_view());
     Complete();
   }
   void Fail(uint64_t serial, HttpResponse response, std::string_view last_piece) {
@@ -153,6 +158,29 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
   }
 
   // Writing.
+  static std::string Framed(std::string_view piece, Framing framing) {
+    return framing == Framing::kChunked ? ChunkText(piece) : std::string(piece);
+  }
+  // Puts bytes behind those that wait, all of which Write writes.
+  void Queue(std::string_view bytes) {
+    unsent_ += CloseShortWay();
+    unsent_ += bytes;
+  }
+  // Returns what a piece on the short way has left.
+  std::string CloseShortWay() {
+    const std::lock_guard lock(short_way_.mutex);
+    short_way_.open = false;
+    return std::exchange(short_way_.left, {});
+  }
+  void OpenShortWay();
+  void NoteSent() {
+    const std::lock_guard lock(short_way_.mutex);
+    short_way_.last_sent = Now();
+  }
+  std::chrono::nanoseconds SinceSent() const {
+    const std::lock_guard lock(short_way_.mutex);
+    return Now() - short_way_.last_sent;
+  }
   void Answer(HttpResponse response);
   void AddHeaders(HttpResponse* response) const {
     response->headers.insert(response->headers.end(), answer_headers_.begin(), answer_headers_.end());
@@ -197,8 +225,21 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
   std::string unsent_, writing_;
   size_t written_ = 0;  // of writing_
   bool write_running_ = false, write_watched_ = false;
-  std::chrono::steady_clock::time_point last_sent_, write_started_;
+  std::chrono::steady_clock::time_point write_started_;
   size_t lingered_bytes_ = 0;
+
+  // How a piece of a stream is written by the thread that has it: waking the network thread for every token would cost more than
+  // the write. It is open while the head of the stream is out and nothing waits to be written; TLS has none.
+  struct ShortWay {
+    mutable std::mutex mutex;
+    bool open = false;
+    Framing framing = Framing::kChunked;
+    uint64_t serial = 0;  // of the request that is handled
+    int posted = 0;       // pieces of that request that are on their way to the network thread: the next ones follow them
+    std::string left;     // of a piece that the socket did not take whole: what is written next
+    std::chrono::steady_clock::time_point last_sent;
+  };
+  ShortWay short_way_;
 };
 
 // Hands every call to the network thread; knows whether the client has gone.
@@ -220,9 +261,7 @@ class Connection::Exchange final : public ferry::Exchange {
       connection.BeginStream(serial, std::move(head));
     });
   }
-  void Send(std::string piece) override {
-    Post([serial = serial_, piece = std::move(piece)](Connection& connection) { connection.Send(serial, piece); });
-  }
+  void Send(std::string piece) override { connection_->SendFromAnyThread(serial_, std::move(piece)); }
   void End() override {
     Post([serial = serial_](Connection& connection) { connection.End(serial); });
   }
@@ -287,7 +326,7 @@ void Connection::OnTimer() {
       return RefuseRequest(408, "the body of the request did not arrive in time");
     case State::kBusy: {
       if (!stream_ || complete_) return;
-      const auto left = last_sent_ + absl::ToChronoNanoseconds(host_.limits().heartbeat) - Now();
+      const auto left = absl::ToChronoNanoseconds(host_.limits().heartbeat) - SinceSent();
       if (left.count() <= 0) return SendPiece(kHeartbeat);
       return SetTimer(absl::FromChrono(left));
     }
@@ -399,7 +438,7 @@ void Connection::OnHead(RequestHead head, size_t head_bytes) {
   state_ = State::kBody;
   SetTimer(limits.body_timeout);
   if (head.expects_continue && bytes.size() == head_bytes) {
-    unsent_ += kContinue;
+    Queue(kContinue);
     Write();
   }
   OnBodyBytes(std::string_view(bytes).substr(head_bytes));
@@ -439,6 +478,11 @@ void Connection::OnRequest() {
   ++serial_;
   stream_.reset();
   head_sent_ = complete_ = false;
+  {
+    const std::lock_guard lock(short_way_.mutex);
+    short_way_.serial = serial_;
+    short_way_.posted = 0;
+  }
   auto exchange = std::make_shared<Exchange>(shared_from_this(), serial_, request_.path);
   exchange_ = exchange;
   HttpRequest request = std::move(request_);
@@ -458,8 +502,8 @@ void Connection::Answer(HttpResponse response) {
   if (host_.draining()) keep_alive_ = false;
   head_sent_ = true;
   AddHeaders(&response);
-  unsent_ += HeadText(response, Framing::kLength, keep_alive_);
-  unsent_ += response.body;
+  Queue(HeadText(response, Framing::kLength, keep_alive_));
+  Queue(response.body);
   Complete();
 }
 
@@ -467,18 +511,57 @@ void Connection::QueueHeadOfStream() {
   if (std::exchange(head_sent_, true)) return;
   if (framing_ == Framing::kUntilClose || host_.draining()) keep_alive_ = false;
   AddHeaders(&*stream_);
-  unsent_ += HeadText(*stream_, framing_, keep_alive_);
+  Queue(HeadText(*stream_, framing_, keep_alive_));
+}
+
+void Connection::SendFromAnyThread(uint64_t serial, std::string piece) {
+  bool whole = false;
+  {
+    const std::lock_guard lock(short_way_.mutex);
+    ShortWay& way = short_way_;
+    whole = !(way.open && way.serial == serial && way.posted == 0);
+    if (!whole) {
+      const std::string bytes = Framed(piece, way.framing);
+      const ssize_t sent = ::send(socket_.native_handle(), bytes.data(), bytes.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+      way.last_sent = Now();
+      if (sent == static_cast<ssize_t>(bytes.size())) return;
+      way.left = bytes.substr(sent > 0 ? static_cast<size_t>(sent) : 0);
+      way.open = false;
+      piece.clear();
+    } else if (way.serial == serial) {
+      ++way.posted;
+    }
+  }
+  asio::post(executor(), [self = shared_from_this(), serial, whole, piece = std::move(piece)] {
+    if (!whole) {
+      if (self->state_ == State::kClosed) return;
+      self->Queue({});
+      return self->Write();
+    }
+    {
+      const std::lock_guard lock(self->short_way_.mutex);
+      if (self->short_way_.serial == serial) --self->short_way_.posted;
+    }
+    self->Send(serial, piece);
+  });
+}
+
+void Connection::OpenShortWay() {
+  if (tls_ || state_ != State::kBusy || !stream_ || !head_sent_ || complete_) return;
+  const std::lock_guard lock(short_way_.mutex);
+  short_way_.open = short_way_.left.empty();
+  short_way_.framing = framing_;
 }
 
 void Connection::SendPiece(std::string_view piece) {
   QueueHeadOfStream();
-  unsent_ += framing_ == Framing::kChunked ? ChunkText(piece) : std::string(piece);
+  Queue(Framed(piece, framing_));
   if (unsent_.size() > host_.limits().max_unsent_bytes) {
     spdlog::warn("a client reads its stream too slowly: it is cut off with {} bytes unsent", unsent_.size());
     return Close();
   }
-  const bool heartbeat = Now() - last_sent_ >= absl::ToChronoNanoseconds(host_.limits().heartbeat);
-  last_sent_ = Now();
+  const bool heartbeat = SinceSent() >= absl::ToChronoNanoseconds(host_.limits().heartbeat);
+  NoteSent();
   if (heartbeat) SetTimer(host_.limits().heartbeat);
   Write();
 }
@@ -525,7 +608,8 @@ void Connection::OnWritten(const error_code& error, size_t bytes) {
   if (error) return Close();
   written_ += bytes;
   if (written_ < writing_.size() || !unsent_.empty()) return Write();
-  if (state_ == State::kBusy && complete_) OnAllWritten();
+  if (state_ == State::kBusy && complete_) return OnAllWritten();
+  OpenShortWay();
 }
 
 void Connection::OnAllWritten() {

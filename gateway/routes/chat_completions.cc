@@ -5,6 +5,7 @@
 
 #include "absl/time/clock.h"
 #include "gateway/http/sse.h"
+#include "gateway/json/repeated_event.h"
 #include "gateway/routes/output_rules.h"
 #include "gateway/routes/sampling_fields.h"
 
@@ -118,12 +119,10 @@ class ChatCompletionWriter final : public ChatWriter {
     switch (event.kind) {
       case OutputEvent::Kind::kReasoning:
         choice.reasoning += event.text;
-        delta["reasoning_content"] = event.text;
-        break;
+        return Piece(index, &choice.reasoning_pieces, "reasoning_content", event.text);
       case OutputEvent::Kind::kContent:
         choice.content += event.text;
-        delta["content"] = event.text;
-        break;
+        return Piece(index, &choice.content_pieces, "content", event.text);
       case OutputEvent::Kind::kToolCallStart: {
         Json call = {{"id", event.id.empty() ? RandomId("call_") : event.id},
                      {"type", "function"},
@@ -180,6 +179,7 @@ class ChatCompletionWriter final : public ChatWriter {
     std::string content, reasoning;
     Json calls = Json::array(), logprobs = Json::array();  // logprobs: not yet sent
     std::optional<ChatFinish> finish;
+    RepeatedEvent content_pieces, reasoning_pieces;  // without logprobs
   };
 
   static Json Indexed(size_t index, Json call) {
@@ -199,6 +199,11 @@ class ChatCompletionWriter final : public ChatWriter {
                                      {"logprobs", nullptr},
                                      {"finish_reason", nullptr}}});
     return SseEvent(Dump(chunk));
+  }
+  std::string Piece(size_t index, RepeatedEvent* pieces, const char* name, const std::string& text) {
+    if (!shape_.stream) return {};
+    const auto make = [&](const std::string& piece) { return Chunk(index, {{name, piece}}, nullptr); };
+    return Begin(index) + (shape_.logprobs ? make(text) : pieces->Of(text, make));
   }
   Json TakeLogprobs(size_t index) {
     Choice& choice = choices_[index];

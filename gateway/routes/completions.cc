@@ -7,6 +7,7 @@
 
 #include "absl/time/clock.h"
 #include "gateway/http/sse.h"
+#include "gateway/json/repeated_event.h"
 #include "gateway/json/token_ids.h"
 #include "gateway/routes/output_rules.h"
 #include "gateway/routes/routes.h"
@@ -163,6 +164,7 @@ class CompletionWriter final : public AnswerWriter {
     std::vector<v1::PositionLogprobs> prompt;  // until the first generated token
     LogprobsJson logprobs;
     std::optional<v1::Finish> finish;
+    RepeatedEvent pieces;  // of the text, without logprobs
 
     // The engine's begin with the second token: what they leave of the text is the first, which is nothing for a bos that was
     // added.
@@ -185,9 +187,17 @@ class CompletionWriter final : public AnswerWriter {
     if (message.has_finish()) choice.finish = message.finish();
     const bool anything = !choice.text.empty() || !choice.logprobs.empty() || message.has_finish();
     if (!stream_ || !anything) return {};
+    std::string text = std::exchange(choice.text, {});
+    if (logprobs_ || message.has_finish()) return Chunk(index, std::move(text));
+    return choice.pieces.Of(text, [&](const std::string& piece) { return Chunk(index, piece); });
+  }
+
+  std::string Chunk(size_t index, std::string text) {
+    Choice& choice = choices_[index];
+    choice.text = std::move(text);
     Json chunk = Envelope();
     chunk["choices"] = Json::array({ChoiceJson(index)});
-    if (message.has_finish()) chunk["timings"] = TimingsOf(message.finish());
+    if (choice.finish) chunk["timings"] = TimingsOf(*choice.finish);
     choice.text.clear();
     return SseEvent(Dump(chunk));
   }

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "gateway/http/sse.h"
+#include "gateway/json/repeated_event.h"
 #include "gateway/routes/completions.h"
 #include "gateway/routes/messages.h"
 
@@ -34,10 +35,10 @@ class MessagesWriter final : public ChatWriter {
     switch (event.kind) {
       case OutputEvent::Kind::kReasoning:
         stream += Open("thinking", {{"type", "thinking"}, {"thinking", ""}, {"signature", ""}});
-        return stream + Delta("thinking", {{"type", "thinking_delta"}, {"thinking", event.text}}, event.text);
+        return stream + Delta("thinking", "thinking_delta", event.text);
       case OutputEvent::Kind::kContent:
         stream += Open("text", {{"type", "text"}, {"text", ""}});
-        return stream + Delta("text", {{"type", "text_delta"}, {"text", event.text}}, event.text);
+        return stream + Delta("text", "text_delta", event.text);
       case OutputEvent::Kind::kToolCallStart:
         stream += Close();  // two calls are two blocks
         stream += Open("tool_use", {{"type", "tool_use"},
@@ -48,7 +49,7 @@ class MessagesWriter final : public ChatWriter {
       case OutputEvent::Kind::kToolCallArguments:
         if (open_ != "tool_use") return stream;
         arguments_ += event.text;
-        return stream + DeltaEvent({{"type", "input_json_delta"}, {"partial_json", event.text}});
+        return stream + Piece("input_json_delta", "partial_json", event.text);
       case OutputEvent::Kind::kToolCallEnd:
         return stream + Close();
     }
@@ -109,6 +110,7 @@ class MessagesWriter final : public ChatWriter {
     std::string stream = Close();
     open_ = type;
     arguments_.clear();
+    pieces_.Forget();
     stream += Event({{"type", "content_block_start"}, {"index", blocks_.size()}, {"content_block", block}});
     blocks_.push_back(std::move(block));
     return stream;
@@ -116,10 +118,13 @@ class MessagesWriter final : public ChatWriter {
   std::string DeltaEvent(Json delta) {
     return Event({{"type", "content_block_delta"}, {"index", blocks_.size() - 1}, {"delta", std::move(delta)}});
   }
-  std::string Delta(const char* field, Json delta, const std::string& text) {
-    Json& whole = blocks_.back()[field];
-    whole.get_ref<std::string&>() += text;
-    return DeltaEvent(std::move(delta));
+  std::string Piece(const char* type, const char* field, const std::string& text) {
+    if (!stream_) return {};
+    return pieces_.Of(text, [&](const std::string& piece) { return DeltaEvent({{"type", type}, {field, piece}}); });
+  }
+  std::string Delta(const char* field, const char* type, const std::string& text) {
+    blocks_.back()[field].get_ref<std::string&>() += text;
+    return Piece(type, field, text);
   }
   std::string Close() {
     if (open_.empty()) return {};
@@ -140,6 +145,7 @@ class MessagesWriter final : public ChatWriter {
   bool begun_ = false;
   std::string open_;       // the type of the block that is open
   std::string arguments_;  // of the open call
+  RepeatedEvent pieces_;   // of the open block
   Json blocks_ = Json::array();
   std::optional<ChatFinish> finish_;
 };

@@ -69,7 +69,7 @@ std::vector<int64_t> OverHttp(int port) {
       delays.push_back(now - std::stoll(text.substr(at + name.size(), 20)));
       read = at + name.size();
     }
-    return text.find("[DONE]") != std::string::npos;
+    return text.find("[DONE]", read) != std::string::npos;
   });
   return delays;
 }
@@ -131,7 +131,7 @@ double DecodeOverHttp(int port, int tokens) {
           time.OnText();
           read = at + name.size();
         }
-        return text.find("[DONE]") != std::string::npos;
+        return text.find("[DONE]", read) != std::string::npos;
       },
       absl::Minutes(5));
   return time.TokensPerSecond(tokens);

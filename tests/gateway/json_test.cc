@@ -1,5 +1,6 @@
 #include "gateway/json/json.h"
 
+#include "gateway/json/repeated_event.h"
 #include "gateway/json/token_ids.h"
 #include "tests/testing/status_matchers.h"
 
@@ -44,6 +45,38 @@ TEST(Json, SaysWhereABodyIsNoJson) {
 }
 
 TEST(Json, WritesWhatIsNotUtf8AsReplacementCharacters) { EXPECT_EQ(Dump(Json("a\xff")), "\"a\xEF\xBF\xBD\""); }
+
+TEST(RepeatedEvent, IsWhatWouldHaveBeenMade) {
+  int made = 0;
+  Json around = {{"index", 0}, {"text", ""}, {"model", "demo"}};
+  const auto make = [&](const std::string& text) {
+    ++made;
+    around["text"] = text;
+    return Dump(around);
+  };
+  RepeatedEvent event;
+  for (const std::string& text :
+       {std::string("a"), std::string(), std::string("\"quoted\" \\ \n"), std::string("\xC3\xA4 \xE2\x82\xAC"),
+        std::string("half a character \xC3"), std::string("\0 nul \x7f", 7)}) {
+    const std::string got = event.Of(text, make);
+    EXPECT_EQ(got, make(text)) << text;
+  }
+  EXPECT_EQ(made, 7) << "once for all events, and by this test for each";
+  around["model"] = "other";
+  event.Forget();
+  EXPECT_EQ(event.Of("a", make), R"({"index":0,"text":"a","model":"other"})");
+}
+
+TEST(RepeatedEvent, IsMadeAnewWhereItCannotBeCut) {
+  std::string last;
+  const auto twice = [&](const std::string& text) {
+    last = text;
+    return Dump(Json{{"text", text}, {"again", text}});
+  };
+  RepeatedEvent event;
+  EXPECT_EQ(event.Of("a", twice), R"({"text":"a","again":"a"})");
+  EXPECT_EQ(event.Of("b", twice), R"({"text":"b","again":"b"})");
+}
 
 TEST(JsonFields, NullAndMissingAreNotThere) {
   const Json object = {{"a", nullptr}};
