@@ -61,6 +61,7 @@ class HarmonyRenderer {
                                              : "medium");
     std::string level = effort;
     if (effort == "minimal" || effort == "none") level = "low";  // the least that the model knows
+    if (effort == "xhigh") level = "high";                       // the most
     if (level != "low" && level != "medium" && level != "high") {
       return InvalidArgument("reasoning_effort is \"%s\", want low, medium or high", effort);
     }

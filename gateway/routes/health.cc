@@ -23,7 +23,7 @@ HttpResponse HealthAnswer(const absl::StatusOr<v1::GetServerInfoResponse>& info)
 }  // namespace
 
 void AddHealthRoutes(const RouteParts& parts, Router& router) {
-  router.AddOpen("/health", [parts](HttpRequest, const std::shared_ptr<Exchange>& exchange) {
+  const auto health = [parts](HttpRequest, const std::shared_ptr<Exchange>& exchange) {
     const std::shared_ptr<Engine> engine = parts.coordinator->As("");
     engine->GetServerInfo([exchange, engine](const absl::StatusOr<v1::GetServerInfoResponse>& info) {
       if (!absl::IsUnauthenticated(info.status())) return exchange->Respond(HealthAnswer(info));
@@ -31,7 +31,9 @@ void AddHealthRoutes(const RouteParts& parts, Router& router) {
       engine->IsServing([exchange](const absl::StatusOr<bool>& serving) { exchange->Respond(HealthAnswer(StateOf(serving))); });
     });
     return absl::OkStatus();
-  });
+  };
+  router.AddOpen("/health", health);
+  router.AddOpen("/v1/health", health);  // llama-server has both
 }
 
 }  // namespace ferry

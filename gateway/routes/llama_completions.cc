@@ -36,7 +36,8 @@ absl::StatusOr<Json> TranslatedBody(const Json& body) {
   return translated;
 }
 
-// The fields that clients look at, with the values that hold where the request named none.
+}  // namespace
+
 Json SettingsOf(const v1::GenerateRequest& request, bool stream) {
   const v1::Sampling& sampling = request.sampling();
   const auto value_or = [](bool given, double value, double otherwise) { return given ? value : otherwise; };
@@ -54,6 +55,8 @@ Json SettingsOf(const v1::GenerateRequest& request, bool stream) {
           {"n_probs", request.logprobs()},
           {"stream", stream}};
 }
+
+namespace {
 
 Json BytesOf(std::string_view text) {
   Json bytes = Json::array();

@@ -17,6 +17,9 @@ struct LlamaCompletion {
   Json settings;               // what the answer repeats as generation_settings
 };
 
+// generation_settings: the fields that clients look at, with the values that hold where `request` names none.
+Json SettingsOf(const v1::GenerateRequest& request, bool stream);
+
 // InvalidArgument names the field.
 absl::StatusOr<LlamaCompletion> LlamaCompletionOf(const Json& body);
 

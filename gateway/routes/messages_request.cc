@@ -181,6 +181,15 @@ absl::StatusOr<std::optional<v1::Constraint>> ReadOutputFormat(const JsonFields&
   return OutputConstraintOf(fields, format, newer ? "output_config.format" : "output_format");
 }
 
+// output_config.effort; "high" is the most that templates know.
+absl::Status ReadEffort(const JsonFields& fields, ChatPlan* plan) {
+  ASSIGN_OR_RETURN(const Json* const config, fields.Object("output_config"));
+  if (config == nullptr) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const auto effort, JsonFields(*config, "output_config.").String("effort"));
+  if (effort) plan->chat.reasoning_effort = *effort == "max" || *effort == "xhigh" ? "high" : *effort;
+  return absl::OkStatus();
+}
+
 absl::Status ReadThinking(const JsonFields& fields, ChatPlan* plan) {
   ASSIGN_OR_RETURN(const Json* const thinking, fields.Object("thinking"));
   if (thinking == nullptr) return absl::OkStatus();
@@ -210,6 +219,7 @@ absl::StatusOr<ChatPlan> MessagesPlanOf(const Json& body, bool count_only) {
   RETURN_IF_ERROR(KeepChosenTools(choice, &plan.chat.tools));
   ASSIGN_OR_RETURN(std::optional<v1::Constraint> content, ReadOutputFormat(fields, &plan));
   ASSIGN_OR_RETURN(plan.rule, AnswerRuleOf(choice, plan.chat.tools, plan.answer.parallel_tool_calls, std::move(content)));
+  RETURN_IF_ERROR(ReadEffort(fields, &plan));
   RETURN_IF_ERROR(ReadThinking(fields, &plan));
   plan.chat.now = absl::Now();
   if (count_only) return plan;

@@ -1,6 +1,9 @@
 // /v1/models, and what llama-server's clients ask about the server: /props and /slots.
 
+#include <algorithm>
+
 #include "gateway/errors.h"
+#include "gateway/routes/llama_completions.h"
 #include "gateway/routes/routes.h"
 
 namespace ferry {
@@ -24,23 +27,53 @@ Json ModelEntry(const ServedModel& served) {
             {"architecture", model.architecture()}}}};
 }
 
+// Anthropic's clients read models in a form of their own.
+bool AsksAnthropic(const HttpRequest& request) { return !request.Header("anthropic-version").empty(); }
+Json AnthropicModels(const ServedModel& served) {
+  const std::string& name = served.info.name();
+  const Json entry = {{"type", "model"}, {"id", name}, {"display_name", name}, {"created_at", "1970-01-01T00:00:00Z"}};
+  return {{"data", Json::array({entry})}, {"has_more", false}, {"first_id", name}, {"last_id", name}};
+}
+
+// model_path is a name alone: where the server's files lie is nobody's affair.
 Json PropsOf(const ServedModel& served, const v1::GetServerInfoResponse& server, bool can_chat) {
   const v1::GetModelInfoResponse& model = served.info;
-  return {{"default_generation_settings", {{"n_ctx", model.context_length()}}},
+  return {{"default_generation_settings",
+           {{"id", 0},
+            {"n_ctx", model.context_length()},
+            {"is_processing", false},
+            {"params", SettingsOf(v1::GenerateRequest(), /*stream=*/true)}}},
           {"total_slots", server.max_parallel()},
           {"model_alias", model.name()},
+          {"model_path", model.name()},
           {"chat_template", served.chat_template},
+          {"bos_token", served.bos},
+          {"eos_token", served.eos},
           {"can_chat", can_chat},
           {"build_info", "ferry " + server.version()},
           {"modalities", {{"vision", false}, {"audio", false}}},
+          {"endpoint_slots", true},
+          {"endpoint_props", false},
+          {"endpoint_metrics", true},
           {"is_sleeping", false}};
 }
 
-// Requests are not bound to slots that a client could name: as many are shown busy as requests run.
-Json SlotsOf(const ServedModel& served, const v1::GetServerInfoResponse& server) {
+// Requests are not bound to slots that a client could name: as many are shown busy as requests run. `activity` says how far they
+// are, to those who may know.
+Json SlotsOf(const ServedModel& served, const v1::GetServerInfoResponse& server, const v1::GetActivityResponse& activity) {
   Json slots = Json::array();
   for (uint32_t i = 0; i < server.max_parallel(); ++i) {
-    slots.push_back({{"id", i}, {"n_ctx", served.info.context_length()}, {"is_processing", i < server.running_requests()}});
+    const bool busy = i < server.running_requests();
+    Json slot = {{"id", i}, {"n_ctx", served.info.context_length()}, {"is_processing", busy}};
+    if (busy && i < static_cast<uint32_t>(activity.requests_size())) {
+      const v1::RunningRequest& request = activity.requests(static_cast<int>(i));
+      slot["n_prompt_tokens"] = request.prompt_tokens();
+      slot["n_prompt_tokens_cache"] = request.cached_tokens();
+      slot["n_prompt_tokens_processed"] =
+          request.computed_tokens() - std::min(request.computed_tokens(), request.cached_tokens());
+      slot["next_token"] = Json::array({{{"n_decoded", request.generated_tokens()}}});
+    }
+    slots.push_back(std::move(slot));
   }
   return slots;
 }
@@ -59,12 +92,17 @@ void AnswerWithBoth(const RouteCall& call, Render render) {
 HttpResponse Models(const ServedModel& served, const v1::GetServerInfoResponse&) {
   return {.body = Dump({{"object", "list"}, {"data", Json::array({ModelEntry(served)})}})};
 }
-HttpResponse ModelNamed(const std::string& name, const ServedModel& served) {
-  if (served.info.name() == name) return {.body = Dump(ModelEntry(served))};
+HttpResponse ModelNamed(const std::string& name, bool anthropic, const ServedModel& served) {
+  if (served.info.name() == name) return {.body = Dump(anthropic ? AnthropicModels(served)["data"][0] : ModelEntry(served))};
   return ErrorResponse(ApiForm::kOpenAi, 404, "the model served here is " + served.info.name(), "model");
 }
-HttpResponse Slots(const ServedModel& served, const v1::GetServerInfoResponse& server) {
-  return {.body = Dump(SlotsOf(served, server))};
+// With `fail_on_no_slot` a balancer learns by the status that a request would wait.
+HttpResponse Slots(bool fail_when_busy, const ServedModel& served, const v1::GetServerInfoResponse& server,
+                   const v1::GetActivityResponse& activity) {
+  if (fail_when_busy && server.running_requests() >= server.max_parallel()) {
+    return ErrorResponse(ApiForm::kOpenAi, 503, "no slot is free: a request would wait");
+  }
+  return {.body = Dump(SlotsOf(served, server, activity))};
 }
 
 }  // namespace
@@ -76,9 +114,26 @@ void AddModelRoutes(const RouteParts& parts, Router& router) {
       return absl::OkStatus();
     });
   };
-  add("/v1/models", Models);
   add("/models", Models);  // llama-server has both
-  add("/slots", Slots);
+  router.Add("GET", "/v1/models", [parts](HttpRequest request, const std::shared_ptr<Exchange>& exchange) {
+    AnswerWithBoth(CallOf(parts, request, exchange),
+                   [anthropic = AsksAnthropic(request)](const ServedModel& served, const v1::GetServerInfoResponse& server) {
+                     return anthropic ? HttpResponse{.body = Dump(AnthropicModels(served))} : Models(served, server);
+                   });
+    return absl::OkStatus();
+  });
+  router.Add("GET", "/slots", [parts](HttpRequest request, const std::shared_ptr<Exchange>& exchange) {
+    const bool fail = request.query.find("fail_on_no_slot=1") != std::string::npos;
+    const RouteCall call = CallOf(parts, request, exchange);
+    call.engine->GetActivity([call, fail](absl::StatusOr<v1::GetActivityResponse> activity) {
+      // Keys of the role user may not know; a coordinator of another version may have none.
+      v1::GetActivityResponse known = activity.ok() ? *std::move(activity) : v1::GetActivityResponse();
+      AnswerWithBoth(call, [fail, known = std::move(known)](const ServedModel& served, const v1::GetServerInfoResponse& server) {
+        return Slots(fail, served, server, known);
+      });
+    });
+    return absl::OkStatus();
+  });
   router.Add("GET", "/props", [parts](HttpRequest request, const std::shared_ptr<Exchange>& exchange) {
     const RouteCall call = CallOf(parts, request, exchange);
     call.engine->GetServerInfo([call](const absl::StatusOr<v1::GetServerInfoResponse>& server) {
@@ -95,7 +150,9 @@ void AddModelRoutes(const RouteParts& parts, Router& router) {
   router.Add("GET", "/v1/models/*", [parts](HttpRequest request, const std::shared_ptr<Exchange>& exchange) {
     const std::string name = request.path.substr(std::string_view("/v1/models/").size());
     AnswerWithBoth(CallOf(parts, request, exchange),
-                   [name](const ServedModel& served, const v1::GetServerInfoResponse&) { return ModelNamed(name, served); });
+                   [name, anthropic = AsksAnthropic(request)](const ServedModel& served, const v1::GetServerInfoResponse&) {
+                     return ModelNamed(name, anthropic, served);
+                   });
     return absl::OkStatus();
   });
 }

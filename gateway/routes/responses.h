@@ -13,7 +13,8 @@ namespace ferry {
 // What the answer repeats of the request.
 struct ResponseEcho {
   Json instructions = nullptr, tools = Json::array(), tool_choice = "auto", metadata = Json::object(), temperature = nullptr,
-       top_p = nullptr, max_output_tokens = nullptr, text_format = {{"type", "text"}};
+       top_p = nullptr, max_output_tokens = nullptr, reasoning = {{"effort", nullptr}, {"summary", nullptr}},
+       text_format = {{"type", "text"}};
   bool parallel_tool_calls = true;
   bool stream = false;
 };

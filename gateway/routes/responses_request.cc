@@ -200,7 +200,8 @@ absl::StatusOr<ResponsesPlan> ResponsesPlanOf(const Json& body) {
   plan.chat.now = absl::Now();
   for (const auto& [name, to] :
        {std::pair("metadata", &responses.echo.metadata), std::pair("temperature", &responses.echo.temperature),
-        std::pair("top_p", &responses.echo.top_p), std::pair("max_output_tokens", &responses.echo.max_output_tokens)}) {
+        std::pair("top_p", &responses.echo.top_p), std::pair("max_output_tokens", &responses.echo.max_output_tokens),
+        std::pair("reasoning", &responses.echo.reasoning)}) {
     if (const Json* const value = fields.Find(name)) *to = *value;
   }
   return responses;

@@ -71,6 +71,7 @@ class ResponsesWriter final : public ChatWriter {
                      {"output", output_},
                      {"parallel_tool_calls", echo_.parallel_tool_calls},
                      {"previous_response_id", nullptr},
+                     {"reasoning", echo_.reasoning},
                      {"store", false},
                      {"temperature", echo_.temperature},
                      {"text", {{"format", echo_.text_format}}},
@@ -84,7 +85,7 @@ class ResponsesWriter final : public ChatWriter {
   }
   Json Usage() const {
     return {{"input_tokens", finish_->prompt_tokens},
-            {"input_tokens_details", {{"cached_tokens", finish_->cached_tokens}}},
+            {"input_tokens_details", {{"cached_tokens", finish_->cached_tokens}, {"cache_write_tokens", 0}}},
             {"output_tokens", finish_->generated_tokens},
             {"output_tokens_details", {{"reasoning_tokens", finish_->reasoning_tokens}}},
             {"total_tokens", finish_->prompt_tokens + finish_->generated_tokens}};

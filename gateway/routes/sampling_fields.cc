@@ -1,6 +1,8 @@
 #include "gateway/routes/sampling_fields.h"
 
+#include <algorithm>
 #include <charconv>
+#include <set>
 
 #include "gateway/json/token_ids.h"
 
@@ -31,7 +33,12 @@ absl::Status RefuseUnsupported(const JsonFields& fields) {
                                           "t_max_predict_ms",
                                           "prompt_embeds",
                                           "top_a",
-                                          "thinking_token_budget"};
+                                          "thinking_token_budget",
+                                          "include_stop_str_in_output",
+                                          "truncate_prompt_tokens",
+                                          "prompt_logprobs",
+                                          "post_sampling_probs",
+                                          "adaptive_target"};
   for (const char* const name : kUnsupported) {
     if (const Json* const value = fields.Find(name); value != nullptr && !AsksNothing(*value)) {
       return FieldError(fields.PathOf(name), fields.PathOf(name) + " is not supported");
@@ -39,6 +46,74 @@ absl::Status RefuseUnsupported(const JsonFields& fields) {
   }
   if (const Json* const tail = fields.Find("tfs_z"); tail != nullptr && *tail != 1) {  // 1 is off
     return FieldError(fields.PathOf("tfs_z"), fields.PathOf("tfs_z") + " is not supported");
+  }
+  if (const Json* const skip = fields.Find("skip_special_tokens"); skip != nullptr && *skip == false) {
+    return FieldError(fields.PathOf("skip_special_tokens"),
+                      fields.PathOf("skip_special_tokens") + " is false, which is not supported: special tokens are never shown");
+  }
+  ASSIGN_OR_RETURN(const auto keep, fields.Integer("min_keep", 0, kMaxInt32));
+  if (keep.value_or(0) > 1) {
+    return FieldError(fields.PathOf("min_keep"), fields.PathOf("min_keep") + " is not supported: the filters keep one token");
+  }
+  return absl::OkStatus();
+}
+
+// llama-server's order of samplers. Ferry has one order: a list asks for nothing else when it names no sampler that Ferry lacks
+// and its filters come in that order; the others of Ferry's filters are then off. The temperature's place is not looked at.
+absl::Status ReadSamplerOrder(const JsonFields& fields, v1::Sampling* sampling) {
+  const Json* const list = fields.Find("samplers");
+  if (list == nullptr || (list->is_array() && list->empty())) return absl::OkStatus();
+  const std::string path = fields.PathOf("samplers");
+  constexpr std::string_view kOrder[] = {"top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc"};
+  constexpr char kOrderText[] = "top_n_sigma, top_k, typ_p, top_p, min_p, xtc";
+  const auto refused = [&](const std::string& why) { return FieldError(path, path + " " + why); };
+  if (!list->is_array()) return refused("is " + DescribeType(*list) + ", want an array of names");
+  const std::string_view* last = std::begin(kOrder);
+  std::set<std::string> named;
+  for (const Json& entry : *list) {
+    std::string name = entry.is_string() ? entry.get<std::string>() : "";
+    if (name == "typical_p") name = "typ_p";
+    named.insert(name);
+    if (name == "temperature" || name == "penalties" || name == "dry") continue;
+    const std::string_view* const place = std::find(std::begin(kOrder), std::end(kOrder), name);
+    if (place == std::end(kOrder)) {
+      return refused("has " + Dump(entry).substr(0, 40) + ": want some of penalties, dry, temperature, " + kOrderText);
+    }
+    if (place < last) return refused(std::string("is in another order than Ferry's, which is ") + kOrderText);
+    last = place;
+  }
+  if (!named.contains("top_n_sigma")) sampling->clear_top_n_sigma();
+  if (!named.contains("top_k")) sampling->set_top_k(0);
+  if (!named.contains("typ_p")) sampling->clear_typical_p();
+  if (!named.contains("top_p")) sampling->set_top_p(1);
+  if (!named.contains("min_p")) sampling->set_min_p(0);
+  if (!named.contains("xtc")) sampling->clear_xtc_probability();
+  if (!named.contains("temperature")) sampling->set_temperature(1);
+  if (!named.contains("dry")) sampling->clear_dry();
+  if (!named.contains("penalties")) {
+    sampling->clear_repetition_penalty();
+    sampling->clear_frequency_penalty();
+    sampling->clear_presence_penalty();
+  }
+  return absl::OkStatus();
+}
+
+// How many of the last tokens llama-server's penalties look at: all of them here, unless it is none.
+absl::Status ReadPenaltyRange(const JsonFields& fields, v1::Sampling* sampling) {
+  ASSIGN_OR_RETURN(const auto last, fields.Integer("repeat_last_n", -1, kMaxInt32));
+  if (!last || *last == -1) return absl::OkStatus();
+  const bool penalizes = (sampling->has_repetition_penalty() && sampling->repetition_penalty() != 1) ||
+                         sampling->frequency_penalty() != 0 || sampling->presence_penalty() != 0;
+  if (*last > 0 && penalizes) {
+    return FieldError(
+        fields.PathOf("repeat_last_n"),
+        absl::StrFormat("%s is %d beside a penalty: penalties look at the whole text here, want -1 (all), or 0 (off)",
+                        fields.PathOf("repeat_last_n"), *last));
+  }
+  if (*last == 0) {
+    sampling->clear_repetition_penalty();
+    sampling->clear_frequency_penalty();
+    sampling->clear_presence_penalty();
   }
   return absl::OkStatus();
 }
@@ -143,6 +218,8 @@ absl::Status ReadSamplingFields(const JsonFields& fields, v1::GenerateRequest* r
   RETURN_IF_ERROR(ReadNumbers(fields, request->mutable_sampling()));
   RETURN_IF_ERROR(ReadLogitBias(fields, request->mutable_sampling()));
   RETURN_IF_ERROR(ReadMoreSamplers(fields, request->mutable_sampling()));
+  RETURN_IF_ERROR(ReadPenaltyRange(fields, request->mutable_sampling()));
+  RETURN_IF_ERROR(ReadSamplerOrder(fields, request->mutable_sampling()));
   ASSIGN_OR_RETURN(const auto min_tokens, fields.Integer("min_tokens", 0, kMaxInt32));
   if (min_tokens) request->set_min_tokens(static_cast<uint32_t>(*min_tokens));
   ASSIGN_OR_RETURN(const std::vector<std::string> stops, fields.Strings("stop", kMaxStops));

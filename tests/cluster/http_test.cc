@@ -87,6 +87,41 @@ TEST(Http, SaysWhatGrpcSays) {
   for (size_t i = 0; i < want.logprobs.size(); ++i) EXPECT_NEAR(logprobs[i], want.logprobs[i], 1e-6);
 }
 
+// Each goes on until its client leaves, or for a minute; there is one place.
+TEST(Http, OfThoseThatWaitTheLowestPriorityNumberGoesFirst) {
+  const int port = FreePort();
+  ModelOptions options = DemoModel(1);
+  options.parallel = 1;
+  options.context = 65536;
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Supervisor> supervisor, StartWithGateway(options, GatewayOn(port, true)));
+  ASSERT_TRUE(ServesOn(port));
+  const auto ask = [&](HttpClient& client, int priority) {
+    const nlohmann::json body = {
+        {"prompt", "Once"}, {"max_tokens", -1}, {"ignore_eos", true}, {"stream", true}, {"priority", priority}};
+    return client.Send(Post("/v1/completions", body.dump()));
+  };
+  const auto says = [](HttpClient& client, absl::Duration patience) {
+    const auto any = [](const std::string& read) { return read.find("data: ") != std::string::npos; };
+    return any(client.ReadUntil(any, patience));
+  };
+  const auto waiting = [&](int want) {
+    return Eventually(absl::Seconds(30), [&] {
+      const nlohmann::json engine = nlohmann::json::parse(BodyOf(Ask(port, Get("/engine"))), nullptr, false);
+      return engine.is_object() && engine.contains("requests") && engine["requests"]["queued"] == want;
+    });
+  };
+  HttpClient running(port), last(port), first(port);
+  ASSERT_TRUE(ask(running, 0));
+  ASSERT_TRUE(says(running, absl::Seconds(30)));
+  ASSERT_TRUE(ask(last, 5));
+  ASSERT_TRUE(waiting(1));
+  ASSERT_TRUE(ask(first, -5));
+  ASSERT_TRUE(waiting(2));
+  running.Close();
+  EXPECT_TRUE(says(first, absl::Seconds(30)));
+  EXPECT_FALSE(says(last, absl::Milliseconds(1)));
+}
+
 // A template in front of the bundled model, which has none: its answers are noise, and constraints make them calls.
 class TemplateFile {
  public:

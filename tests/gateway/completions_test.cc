@@ -169,6 +169,43 @@ TEST(Completions, RefusesByName) {
   refused(R"({"prompt": "x", "response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}})",
           "response_format.json_schema.schema");
   refused(R"({"prompt": "x", "stream": "yes"})", "stream");
+  refused(R"({"prompt": "x", "priority": "high"})", "priority");
+  refused(R"({"prompt": "x", "priority": 3000000000})", "priority");
+  refused(R"({"prompt": "x", "include_stop_str_in_output": true})", "include_stop_str_in_output");
+  refused(R"({"prompt": "x", "skip_special_tokens": false})", "skip_special_tokens");
+  refused(R"({"prompt": "x", "truncate_prompt_tokens": 100})", "truncate_prompt_tokens");
+  refused(R"({"prompt": "x", "min_keep": 3})", "min_keep");
+  refused(R"({"prompt": "x", "repeat_penalty": 1.1, "repeat_last_n": 64})", "repeat_last_n");
+  refused(R"({"prompt": "x", "samplers": ["top_p", "top_k"]})", "samplers");
+  refused(R"({"prompt": "x", "samplers": ["mirostat"]})", "samplers");
+  refused(R"({"prompt": "x", "samplers": "kt"})", "samplers");
+}
+
+TEST(Completions, AListOfSamplersTurnsTheOthersOff) {
+  const auto sampling = [](const char* body) {
+    const absl::StatusOr<CompletionRequest> request = CompletionRequestOf(Json::parse(body));
+    EXPECT_OK(request);
+    return request.ok() ? request->prompts.at(0).sampling() : v1::Sampling();
+  };
+  const v1::Sampling all =
+      sampling(R"({"prompt": "x", "top_k": 3, "min_p": 0.5, "repeat_penalty": 2, "samplers": ["penalties", "dry",
+      "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"]})");
+  EXPECT_EQ(all.top_k(), 3u);
+  EXPECT_EQ(all.min_p(), 0.5f);
+  EXPECT_EQ(all.repetition_penalty(), 2);
+  EXPECT_FALSE(all.has_top_p()) << "Ferry's default";
+  const v1::Sampling one =
+      sampling(R"({"prompt": "x", "top_k": 3, "top_p": 0.5, "min_p": 0.5, "repeat_penalty": 2, "temperature": 2,
+      "dry_multiplier": 1, "samplers": ["top_k"]})");
+  EXPECT_EQ(one.top_k(), 3u);
+  EXPECT_EQ(one.top_p(), 1);
+  EXPECT_EQ(one.min_p(), 0);
+  EXPECT_EQ(one.temperature(), 1);
+  EXPECT_FALSE(one.has_repetition_penalty());
+  EXPECT_FALSE(one.has_dry());
+  EXPECT_FALSE(sampling(R"({"prompt": "x", "repeat_penalty": 2, "repeat_last_n": 0})").has_repetition_penalty());
+  EXPECT_EQ(sampling(R"({"prompt": "x", "repeat_penalty": 2, "repeat_last_n": -1})").repetition_penalty(), 2);
+  EXPECT_OK(CompletionRequestOf(Json::parse(R"({"prompt": "x", "repeat_penalty": 1.0, "repeat_last_n": 64})")));
 }
 
 TEST(Completions, TakeTheConstraintsOfEveryServersClients) {

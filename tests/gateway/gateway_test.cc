@@ -79,6 +79,31 @@ TEST_F(GatewayTest, DescribesModelAndServer) {
   ASSERT_EQ(slots.size(), 2u);
   EXPECT_TRUE(slots[0]["is_processing"]);
   EXPECT_FALSE(slots[1]["is_processing"]);
+  EXPECT_EQ(StatusOfAnswer(Ask(Get("/slots?fail_on_no_slot=1"))), 200);
+  coordinator_.SetInfo([](auto& info) { info.set_running_requests(2); });
+  EXPECT_EQ(StatusOfAnswer(Ask(Get("/slots?fail_on_no_slot=1"))), 503);
+}
+
+// What llama.cpp's page, SillyTavern and scripts read of /props.
+TEST_F(GatewayTest, PropsHasWhatLlamaServersUsersRead) {
+  const Json props = AskJson(Get("/props"));
+  EXPECT_EQ(props["default_generation_settings"]["n_ctx"], 4096);
+  EXPECT_EQ(props["default_generation_settings"]["params"]["top_k"], 40);
+  EXPECT_EQ(props["model_path"], "fake");
+  EXPECT_TRUE(props["chat_template"].is_string());
+  EXPECT_TRUE(props["bos_token"].is_string());
+  EXPECT_TRUE(props["eos_token"].is_string());
+  EXPECT_EQ(props["modalities"]["vision"], false);
+  EXPECT_THAT(props["build_info"].get<std::string>(), HasSubstr("ferry"));
+}
+
+TEST_F(GatewayTest, DescribesTheModelInAnthropicsForm) {
+  const std::string header = "anthropic-version: 2023-06-01\r\n";
+  const Json models = AskJson(Get("/v1/models", header));
+  EXPECT_EQ(models["data"][0]["type"], "model");
+  EXPECT_EQ(models["data"][0]["display_name"], "fake");
+  EXPECT_EQ(models["has_more"], false);
+  EXPECT_EQ(AskJson(Get("/v1/models/fake", header))["type"], "model");
 }
 
 TEST_F(GatewayTest, TokenizesAndDetokenizes) {
@@ -87,6 +112,11 @@ TEST_F(GatewayTest, TokenizesAndDetokenizes) {
   EXPECT_EQ(AskJson(Post("/detokenize", R"({"tokens": [97, 98]})"))["content"], "ab");
   EXPECT_EQ(AskJson(Post("/detokenize", R"({"tokens": [200]})"), 400)["error"]["param"], "ids[0]");
   EXPECT_EQ(AskJson(Post("/tokenize", "{}"), 400)["error"]["param"], "content");
+  EXPECT_EQ(AskJson(Post("/tokenize", R"({"messages": []})"), 400)["error"]["param"], "messages");
+  const Json pieces = AskJson(Post("/tokenize", R"({"content": "a\u00e4", "with_pieces": true})"))["tokens"];
+  ASSERT_EQ(pieces.size(), 3u);
+  EXPECT_EQ(pieces[0], Json::parse(R"({"id": 97, "piece": "a"})"));
+  EXPECT_EQ(pieces[1], Json::parse(R"({"id": 195, "piece": [195]})")) << "half a character";
 }
 
 TEST_F(GatewayTest, CompletesAPrompt) {
@@ -205,6 +235,22 @@ TEST_F(ChatTest, RefusesInTheFormOfTheApi) {
   EXPECT_EQ(AskJson(Post("/v1/chat/completions", R"({"messages": [5]})"), 400)["error"]["param"], "messages[0]");
 }
 
+TEST_F(ChatTest, EveryRoutePassesThePriorityOn) {
+  const std::string chat = R"({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 9, "priority": -7})";
+  for (const auto& [path, body] :
+       {std::pair("/v1/completions", std::string(R"({"prompt": "x", "priority": -7})")),
+        std::pair("/completion", std::string(R"({"prompt": "x", "priority": -7})")), std::pair("/v1/chat/completions", chat),
+        std::pair("/v1/messages", chat), std::pair("/v1/responses", std::string(R"({"input": "hi", "priority": -7})"))}) {
+    AskJson(Post(path, body));
+    ASSERT_FALSE(coordinator_.requests().empty()) << path;
+    EXPECT_EQ(coordinator_.requests().back().priority(), -7) << path;
+  }
+  EXPECT_EQ(coordinator_.requests().size(), 5u);
+  EXPECT_EQ(AskJson(Post("/v1/completions", R"({"prompt": "x", "priority": 0.5})"), 400)["error"]["param"], "priority");
+  AskJson(Post("/v1/completions", R"({"prompt": "x"})"));
+  EXPECT_EQ(coordinator_.requests().back().priority(), 0);
+}
+
 TEST_F(GatewayTest, SaysThatAModelWithoutATemplateCannotChat) {
   const std::string answer = Ask(Post("/v1/chat/completions", R"({"messages": [{"role": "user", "content": "hi"}]})"));
   EXPECT_EQ(StatusOfAnswer(answer), 400);
@@ -307,7 +353,7 @@ TEST_F(ChatTest, TheClientsKeyIsTheCoordinatorsToJudge) {
          {std::string(), std::string("Authorization: Bearer fk-bob\r\n"), "x-api-key: " + std::string(2000, 'a') + "\r\n"}) {
       for (const std::string& request : requests(header)) EXPECT_EQ(StatusOfAnswer(Ask(request)), 401) << request << cached;
     }
-    for (const std::string& header : {"Authorization: Bearer fk-alice\r\n", "x-api-key: fk-alice\r\n"}) {
+    for (const std::string header : {"Authorization: Bearer fk-alice\r\n", "x-api-key: fk-alice\r\n"}) {
       for (const std::string& request : requests(header)) EXPECT_EQ(StatusOfAnswer(Ask(request)), 200) << request;
     }
   }

@@ -52,6 +52,14 @@ TEST(Messages, DropTheLineThatChangesWithEveryRequest) {
       "You are");
 }
 
+TEST(Messages, SayHowMuchTheModelReasons) {
+  const auto effort = [](const char* more) { return MessagesPlanOf(Body(more), false)->chat.reasoning_effort; };
+  EXPECT_EQ(effort("{}"), std::nullopt);
+  EXPECT_EQ(effort(R"({"output_config": {"effort": "low"}})"), "low");
+  EXPECT_EQ(effort(R"({"output_config": {"effort": "max"}})"), "high");
+  EXPECT_EQ(effort(R"({"output_config": {"effort": "high"}, "thinking": {"type": "disabled"}})"), "none");
+}
+
 TEST(Messages, RefuseByName) {
   const auto refused = [](const char* more, const char* field) {
     const absl::StatusOr<ChatPlan> plan = MessagesPlanOf(Body(more), false);

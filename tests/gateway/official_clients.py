@@ -13,9 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 
 import anthropic
+import anthropic.types
 import openai
+import openai.types.chat
+import openai.types.responses
 import pydantic
 
 WEATHER = {
@@ -195,6 +199,33 @@ def keys(root, key):
         raise AssertionError("a wrong key was not refused")
 
 
+def answers_are_valid(root):
+    """Every answer and event has the fields that the clients' own models want: the clients themselves let missing ones pass."""
+
+    def post(path, body):
+        request = urllib.request.Request(root + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        return urllib.request.urlopen(request, timeout=60).read().decode()
+
+    def check(kind, path, body):
+        adapter = pydantic.TypeAdapter(kind)
+        if not body.get("stream"):
+            return adapter.validate_json(post(path, body))
+        events = [line[6:] for line in post(path, body).splitlines() if line.startswith("data: ") and line != "data: [DONE]"]
+        assert len(events) > 2, events
+        for event in events:
+            adapter.validate_json(event)
+
+    weather = [{"role": "user", "content": "What is the weather?"}]
+    for asked, stream in (HI, True), (weather, True), (HI, False), (weather, False):
+        body = {"max_tokens": 100, "messages": asked, "stream": stream}
+        check(openai.types.chat.ChatCompletionChunk if stream else openai.types.chat.ChatCompletion, "/v1/chat/completions",
+              {**body, "tools": [OPENAI_TOOL], "logprobs": True, "stream_options": {"include_usage": True}})
+        check(anthropic.types.RawMessageStreamEvent if stream else anthropic.types.Message, "/v1/messages",
+              {**body, "tools": [ANTHROPIC_TOOL]})
+        check(openai.types.responses.ResponseStreamEvent if stream else openai.types.responses.Response, "/v1/responses",
+              {"input": asked, "stream": stream, "tools": [RESPONSES_TOOL], "reasoning": {"effort": "low"}})
+
+
 def start_gateway(programs, coordinator, port_file, *more):
     return subprocess.Popen(
         [os.path.join(programs, "ferry-gateway"), "--listen", "127.0.0.1:0", "--coordinator", coordinator,
@@ -233,6 +264,11 @@ def main():
             print("ok: openai, many at once and one that leaves")
             messages(anthropic.Anthropic(base_url=root, api_key="none", max_retries=0, timeout=60))
             print("ok: anthropic messages")
+            models = anthropic.Anthropic(base_url=root, api_key="none", max_retries=0, timeout=60).models.list()
+            assert models.data[0].id == models.data[0].display_name == "scripted" and not models.has_more, models
+            print("ok: anthropic models")
+            answers_are_valid(root)
+            print("ok: every answer and event is valid by the clients' models")
             keys("http://127.0.0.1:" + wait_for_line(keyed_port_file), re.search("fk-[-0-9a-f]+", made.stdout).group())
             print("ok: keys")
         finally:

@@ -39,6 +39,7 @@ TEST(Responses, BecomeAConversation) {
   EXPECT_EQ(messages[4]["content"], "2");
   EXPECT_EQ(messages[5]["content"], "done");
   EXPECT_EQ(responses.plan.chat.reasoning_effort, "high");
+  EXPECT_EQ(responses.echo.reasoning["effort"], "high");
   ASSERT_THAT(responses.plan.chat.tools, SizeIs(1));
   EXPECT_EQ(responses.plan.chat.tools[0]["function"]["name"], "f");
   EXPECT_EQ(ResponsesPlanOf({{"input", "hi"}})->plan.chat.messages[0]["content"], "hi");
@@ -86,6 +87,7 @@ TEST(Responses, AnswerWhole) {
   EXPECT_EQ(answer["output"][2]["arguments"], "{}");
   EXPECT_NE(answer["output"][2]["id"], answer["output"][2]["call_id"]);
   EXPECT_EQ(answer["usage"]["output_tokens"], 5);
+  EXPECT_EQ(answer["usage"]["input_tokens_details"]["cache_write_tokens"], 0) << "the official client wants it";
 }
 
 TEST(Responses, StreamItemsInOrderWithNumbers) {
