@@ -138,9 +138,9 @@ void PrintPlan(const Run& run, const Predictions& predictions, bool cold) {
   if (predictions.model == nullptr || run.n_kv > 0) return;
   const PredictionInput input = predictions.Input(cold);
   const PrefillPrediction prefill = PredictPrefill(input, run.prompt);
-  std::printf("    %s: %.0f activated = %.0f resident + %.0f shipped + %.0f on the host%s\n",
+  std::printf("    %s: %.0f activated = %.0f resident + %.0f shipped (%.0f by helpers) + %.0f on the host%s\n",
               Compare(prefill.tokens_per_second(), run.prefill_rate()).c_str(), prefill.activated, prefill.resident,
-              prefill.shipped, prefill.on_host,
+              prefill.shipped, prefill.helped, prefill.on_host,
               cold || prefill.shipped == 0 ? "" : "; it takes slots to be empty at the start: compare with --cold");
   if (run.generated == 0) return;
   const DecodePrediction decode = PredictedDecode(input, prefill, run.generated, cold);
@@ -218,6 +218,7 @@ void PrintJson(const Run& run, const Limits& limits, const Predictions& predicti
                     {"activated", prefill.activated},
                     {"resident", prefill.resident},
                     {"shipped", prefill.shipped},
+                    {"helped", prefill.helped},
                     {"on_host", prefill.on_host},
                     {"bytes_shipped", prefill.bytes_shipped},
                     {"s_tg", 1 / PredictedDecode(input, prefill, run.generated, cold).seconds_per_token}};

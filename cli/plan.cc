@@ -113,6 +113,7 @@ void PrintRates(const FoundRates& found, const PredictionInput& input, const Pla
 void PrintPrefill(const PrefillPrediction& prefill, int64_t tokens) {
   std::printf("  prefill of %6lld tokens: %8.0f t/s (%.0f experts active: %.0f shipped, %.0f on the host)",
               static_cast<long long>(tokens), prefill.tokens_per_second(), prefill.activated, prefill.shipped, prefill.on_host);
+  if (prefill.helped > 0) std::printf(", %.0f by another worker than their layer's", prefill.helped);
   if (prefill.step_rows < tokens) std::printf(", in steps of %lld", static_cast<long long>(prefill.step_rows));
   std::printf("\n");
 }
@@ -199,6 +200,7 @@ nlohmann::json PrefillJson(const PrefillPrediction& prefill) {
           {"step_rows", prefill.step_rows},
           {"activated", prefill.activated},
           {"shipped", prefill.shipped},
+          {"helped", prefill.helped},  // of those shipped
           {"on_host", prefill.on_host},
           {"bytes_shipped", prefill.bytes_shipped}};
 }

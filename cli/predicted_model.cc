@@ -12,6 +12,7 @@ absl::StatusOr<std::unique_ptr<PredictedModel>> PredictedModel::Open(const Model
   ASSIGN_OR_RETURN(const GgufFile file, GgufFile::Open(options.model));
   std::unique_ptr<PredictedModel> model(new PredictedModel);
   model->ooae_ = options.ooae;
+  model->help_ = options.share_links != "off";
   ASSIGN_OR_RETURN(model->config_, ModelConfig::FromGguf(file));
   ASSIGN_OR_RETURN(model->arena_, ArenaLayoutOf(file, model->config_));
   ASSIGN_OR_RETURN(model->sizes_, ModelSizesOf(file, model->config_));
@@ -45,7 +46,8 @@ PredictionInput PredictedModel::Input(MachineRates rates, std::vector<int64_t> s
           .rates = std::move(rates),
           .slots = std::move(slots),
           .gpu = gpu,
-          .ooae = ooae_};
+          .ooae = ooae_,
+          .help = help_};
 }
 
 std::string LocalMinute(absl::Time time) { return absl::FormatTime("%Y-%m-%d %H:%M", time, absl::LocalTimeZone()); }

@@ -35,7 +35,7 @@ class PredictedModel {
 
  private:
   PredictedModel() = default;
-  bool ooae_ = true;
+  bool ooae_ = true, help_ = false;
   ModelConfig config_;
   ModelSizes sizes_;
   ArenaLayout arena_;

@@ -55,6 +55,7 @@
 #include "coordinator/generation/vocabulary_service.h"
 #include "coordinator/health_service.h"
 #include "coordinator/message_reads.h"
+#include "coordinator/planning/layer_costs.h"
 #include "coordinator/planning/rates_file.h"
 #include "coordinator/planning/rates_probe.h"
 #include "coordinator/reflection_service.h"
@@ -393,9 +394,12 @@ class ServerImpl final : public Server {
     }
     rates->host = UnlessByHand(rates->host);
     rates->host_beside_links = UnlessByHand(rates->host_beside_links);
-    std::vector<double> links;
-    for (const WorkerRates& worker : rates->workers) links.push_back(worker.link.Planned());
-    exchange_->SetRates(PlannerRatesOf(rates->host_beside_links), links);
+    std::vector<double> links, device_flops;
+    for (const WorkerRates& worker : rates->workers) {
+      links.push_back(worker.link.Planned());
+      device_flops.push_back(kGpuProductShare * worker.experts.flops_per_second);
+    }
+    exchange_->SetRates(PlannerRatesOf(rates->host_beside_links), links, device_flops);
     divided_->SetRates(PlannerRatesOf(rates->host_beside_links));
     spdlog::info("this host computes experts at {:.1f} GB/s and {:.0f} GFLOP/s, {:.1f} and {:.0f} beside the links ({})",
                  rates->host.read_bytes_per_second / kGiga, rates->host.flops_per_second / kGiga,

@@ -1,6 +1,7 @@
 #include "worker/copy_ahead.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <optional>
 #include <utility>
@@ -12,6 +13,8 @@ namespace {
 
 // Copies queued while rows are awaited: 3 ms of PCIe 5, since the engine's threads may keep this thread from its queue that long.
 constexpr int64_t kMaxWhileWaiting = 12;
+// More than an even share: a helper begins after the routing, this link before it.
+constexpr double kShareBesideHelpers = 1.15;
 
 }  // namespace
 
@@ -30,13 +33,11 @@ void CopyAhead::Plan(int64_t layer, int64_t rows, int helpers) {
       break;
     case ExpertMode::kPlanned:
       next_.candidates = forecast_.For(layer, rows, forecast_.worth_tokens(rows));
+      LeaveToHelpers(helpers);
       break;
     case ExpertMode::kShipActivated:
       next_.candidates = forecast_.For(layer, rows, 0);
-      if (helpers > 0) {
-        next_.candidates.num_certain /= 1 + helpers;
-        next_.candidates.experts.resize(next_.candidates.num_certain);
-      }
+      LeaveToHelpers(helpers);
       break;
     case ExpertMode::kShipAll:
       next_.candidates.experts.resize(num_experts_);
@@ -48,6 +49,19 @@ void CopyAhead::Plan(int64_t layer, int64_t rows, int helpers) {
   if (cache_.JoinsRecordsOf(layer) && next_.candidates.num_certain <= cache_.num_slots()) {
     std::sort(next_.candidates.experts.begin(), next_.candidates.experts.begin() + next_.candidates.num_certain);
   }
+}
+
+// Of the certain experts that have no slot, this link's share stays: the most likely ones, which have the most tokens.
+void CopyAhead::LeaveToHelpers(int helpers) {
+  if (helpers == 0) return;
+  std::vector<int32_t>& experts = next_.candidates.experts;
+  experts.resize(next_.candidates.num_certain);
+  const auto absent = [this](int32_t expert) { return !cache_.Contains({static_cast<int32_t>(next_.layer), expert}); };
+  auto left = static_cast<int64_t>(
+      std::ceil(kShareBesideHelpers * static_cast<double>(std::count_if(experts.begin(), experts.end(), absent)) /
+                static_cast<double>(1 + helpers)));
+  std::erase_if(experts, [&](int32_t expert) { return absent(expert) && left-- <= 0; });
+  next_.candidates.num_certain = static_cast<int64_t>(experts.size());
 }
 
 absl::Status CopyAhead::Start(Deadline deadline) {
@@ -106,10 +120,20 @@ absl::StatusOr<bool> CopyAhead::CopyWhileWaiting(Deadline deadline) {
     // Not pinned: pinned slots of later layers would leave none to the first. An expert evicts only a colder one.
     const std::optional<double> victim_heat = cache_.HeatOfVictim();
     if (!victim_heat || cache_.Heat(id) <= *victim_heat) continue;
+    if (waiting_.asked++ == 0) waiting_.since.Restart();
     RETURN_IF_ERROR(cache_.Fetch(id, ExpertCache::Purpose::kThisStep, deadline).status());
   }
   RETURN_IF_ERROR(cache_.StartReadyCopies());
   return cache_.num_coming() > 0;
+}
+
+absl::Duration CopyAhead::WaitingCopiesLeft() const {
+  const int64_t arrived = waiting_.asked - cache_.num_coming();
+  if (arrived < 1) return absl::InfiniteDuration();
+  const int64_t room = std::max<int64_t>(0, cache_.num_slots() - waiting_.asked);  // by then all slots have this step's experts
+  const auto left =
+      cache_.num_coming() + std::min<int64_t>(room, static_cast<int64_t>(waiting_.candidates.size() - waiting_.next));
+  return waiting_.since.Elapsed() * left / arrived;
 }
 
 void CopyAhead::Recover() {

@@ -10,6 +10,7 @@
 #include <span>
 #include <vector>
 
+#include "absl/time/time.h"
 #include "common/deadline.h"
 #include "common/model/expert_layout.h"
 #include "common/status.h"
@@ -47,6 +48,8 @@ class CopyAhead {
   // While the rows of the step that began are awaited and the link is idle: starts copies for its layers, a few at a time, so
   // that a record needed at once does not queue behind many. False: nothing is left to copy.
   absl::StatusOr<bool> CopyWhileWaiting(Deadline deadline);
+  // How long that will go on at the rate seen so far; InfiniteDuration while no rate is known.
+  absl::Duration WaitingCopiesLeft() const;
 
   // The forecast learns from each layer's routing and from each plan (expert_forecast.h).
   void LearnRouting(int64_t layer, int64_t rows, std::span<const int32_t> tokens) { forecast_.Learn(layer, rows, tokens); }
@@ -70,8 +73,11 @@ class CopyAhead {
     bool planned = false;
     std::vector<ExpertId> candidates;  // in the order in which they are copied
     size_t next = 0;
+    int64_t asked = 0;  // records
+    Stopwatch since;    // the first was asked for
   };
   void PlanWaiting();
+  void LeaveToHelpers(int helpers);
 
   ExpertCache& cache_;
   const ArenaLayout& arena_;

@@ -1,7 +1,6 @@
 #include "worker/expert_forward.h"
 
 #include <algorithm>
-#include <bit>
 #include <utility>
 
 #include "common/deadline.h"
@@ -89,6 +88,7 @@ Tensor ExpertForward::IdleContributions() const {
 absl::Status ExpertForward::Forget(Deadline deadline) { return cache_ == nullptr ? absl::OkStatus() : cache_->Forget(deadline); }
 
 absl::Status ExpertForward::BeginStep(const StepContext& context, int64_t rows) {
+  since_last_layer_.reset();
   if (cache_ == nullptr) return absl::OkStatus();
   cache_->BeginStep(context.step, context.counters);
   cache_->BeginLayer(options_.first_layer);
@@ -167,6 +167,13 @@ uint32_t ExpertForward::Helpers() const {
   return help_share_.Available(routing_->rows());
 }
 
+int ExpertForward::HelpersForNextLayer() {
+  const absl::Duration layer_took = since_last_layer_ ? since_last_layer_->Elapsed() : absl::ZeroDuration();
+  since_last_layer_.emplace();
+  if (options_.policy.force != ExpertRule::kAny || routing_->rows() <= kMaxRowsWithoutPlan) return 0;
+  return help_share_.NumAvailableWithin(layer_took, routing_->rows());
+}
+
 absl::StatusOr<std::vector<ExpertPlace>> ExpertForward::ChoosePlaces(const StepContext& context, int64_t layer, ExpertMode mode) {
   std::vector<ExpertPlace> places(uses_.size());
   switch (mode) {
@@ -199,7 +206,9 @@ absl::StatusOr<std::vector<ExpertPlace>> ExpertForward::ChoosePlaces(const StepC
   const uint32_t helpers = Helpers();
   ASSIGN_OR_RETURN(places, link_.Plan(context.step, layer, routing_->rows(), uses_, helpers, context.deadline));
   RETURN_IF_ERROR(CheckPlaces(places, uses_, helpers, layer));
-  copies_->ahead.LearnPlan(routing_->rows(), TokensWorthACopy(uses_, places));
+  std::vector<ExpertPlace> copied = places;  // a helper's copies are as much worth as this link's
+  std::replace_if(copied.begin(), copied.end(), IsHelper, ExpertPlace::kShip);
+  copies_->ahead.LearnPlan(routing_->rows(), TokensWorthACopy(uses_, copied));
   return places;
 }
 
@@ -241,7 +250,7 @@ absl::Status ExpertForward::BeginCopies(const StepContext& context, int64_t laye
   if (cache_ == nullptr) return absl::OkStatus();
   copies_->ahead.EndLayer();
   copies_->pass.Begin(layer, here, routing_->tokens(), /*copy_unused=*/mode == ExpertMode::kShipAll);
-  copies_->ahead.Plan(options_.arena.NextWithExperts(layer + 1, options_.end_layer), routing_->rows(), std::popcount(Helpers()));
+  copies_->ahead.Plan(options_.arena.NextWithExperts(layer + 1, options_.end_layer), routing_->rows(), HelpersForNextLayer());
   RETURN_IF_ERROR(copies_->pass.Start(context.deadline).status());
   return cache_->StartReadyCopies();  // the last neighbours, which are copied together, too
 }

@@ -67,6 +67,8 @@ class ExpertForward {
   // Between BeginStep and the arrival of the rows, while the link is idle: copies experts that the step will probably use. False:
   // nothing is left to copy.
   absl::StatusOr<bool> CopyWhileWaiting(const StepContext& context);
+  // How long that will take; InfiniteDuration: not known.
+  absl::Duration WaitingCopiesLeft() const { return copies_ ? copies_->ahead.WaitingCopiesLeft() : absl::ZeroDuration(); }
   // x += the experts of `layer` applied to `in`. in: act [rows, n_embd], x: F32 [rows, n_embd].
   absl::Status Run(const StepContext& context, int64_t layer, const RouterWeights& router, Tensor in, Tensor x);
   // The step failed, here or elsewhere: releases slots and ends what runs.
@@ -89,9 +91,12 @@ class ExpertForward {
 
   ExpertForward(Ops* ops, ExpertLink* link, ExpertCache* cache, const Options& options);
 
-  // The workers that may help with the layer in progress; bit i: worker i. Decode asks nobody, and the planner, which divides
-  // among them, knows nothing of a forced division.
+  // The workers that may help with the layer in progress, as of ExpertRequest::helpers. Decode asks nobody, and the planner,
+  // which divides among them, knows nothing of a forced division.
   uint32_t Helpers() const;
+  // How many of them may help with the next layer, if it is routed as long after the one in progress as that was after its own
+  // predecessor.
+  int HelpersForNextLayer();
   ExpertMode ModeOf(int64_t layer, int64_t rows) const {
     return ModeFor(options_.policy, options_.policy.RuleOf(layer - options_.first_layer), cache_ != nullptr, rows);
   }
@@ -123,7 +128,8 @@ class ExpertForward {
   std::unique_ptr<HostShare> host_share_;
   HelpShare help_share_;
   std::optional<Copies> copies_;
-  std::vector<ActivatedExpert> uses_;  // of the layer in progress, ids increasing
+  std::vector<ActivatedExpert> uses_;          // of the layer in progress, ids increasing
+  std::optional<Stopwatch> since_last_layer_;  // of this step, was routed
 };
 
 }  // namespace ferry

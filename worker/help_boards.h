@@ -1,10 +1,15 @@
 #pragma once
 
 // The boards of one epoch (common/shm/help_board.h) as one worker has them: its own, and those of the workers that it may help.
+//
+// Rows and contributions of a worker's requests lie in its device's memory for helpers that reach it, else on its board. Each
+// worker publishes its memory, and tries once to map that of every other.
 
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -13,6 +18,7 @@
 #include "common/shm/help_board.h"
 #include "common/status.h"
 #include "kernels/ops.h"
+#include "kernels/peer_memory.h"
 
 namespace ferry {
 
@@ -29,13 +35,27 @@ class HelpBoards {
   // `ops` outlives the boards.
   static absl::StatusOr<std::unique_ptr<HelpBoards>> Fetch(const Offer& offer, Ops* ops, Deadline deadline);
   // The same of boards that are mapped already: boards[i] is that of worker i.
-  HelpBoards(int64_t self, std::map<int64_t, std::unique_ptr<HelpBoard>> boards, Ops* ops)
-      : self_(self), boards_(std::move(boards)), ops_(*ops) {}
+  // `peers`: how memory is mapped; null: none is.
+  HelpBoards(int64_t self, std::map<int64_t, std::unique_ptr<HelpBoard>> boards, Ops* ops, PeerMemories* peers = nullptr)
+      : self_(self), boards_(std::move(boards)), ops_(*ops), peers_(peers) {}
   ~HelpBoards();
   HelpBoards(const HelpBoards&) = delete;
 
-  // Pins the memory that devices copy from and to; what cannot be pinned is logged and copied slower.
-  void Pin();
+  // Where rows and contributions of one worker's requests lie, as the devices of both workers address it.
+  struct Memory {
+    std::span<std::byte> rows, contributions;
+  };
+
+  // Before the first step: publishes `own`, this worker's device memory of the shape's size, which outlives the boards; null:
+  // there is none.
+  void Publish(const PeerMemory* own);
+  // While this worker's device has nothing to do: maps what the others have published since, and pins the boards of those that
+  // this device does not reach. What cannot be pinned is logged and copied slower. `scratch`: device memory that is overwritten.
+  void Settle(std::span<std::byte> scratch);
+
+  // The memory for a request of `owner` and this worker, its owner or its helper. Null: the two do not share device memory.
+  std::optional<Memory> OnDevice(int64_t owner) const;
+  Memory OnBoard(int64_t owner) const { return {boards_.at(owner)->rows(), boards_.at(owner)->contributions()}; }
 
   int64_t self() const { return self_; }
   HelpBoard& own() const { return *boards_.at(self_); }
@@ -51,9 +71,17 @@ class HelpBoards {
  private:
   const int64_t self_;
   const std::map<int64_t, std::unique_ptr<HelpBoard>> boards_;
+  void PinBoard(int64_t owner);
+  absl::Status Map(int64_t owner, const std::string& key, std::span<std::byte> scratch);
+
   Ops& ops_;
+  PeerMemories* const peers_;
   uint32_t heard_ = 0;
+  std::set<int64_t> settled_;  // the others whose memory is mapped or will not be
   std::vector<std::span<const std::byte>> pinned_;
+  std::set<int64_t> boards_pinned_;  // or tried
+  std::span<std::byte> own_memory_;
+  std::map<int64_t, std::unique_ptr<PeerMemory>> mapped_;  // by owner
 };
 
 }  // namespace ferry

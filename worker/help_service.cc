@@ -29,6 +29,8 @@ absl::StatusOr<std::unique_ptr<HelpService>> HelpService::Create(Ops* ops, Exper
 
 void HelpService::Serve(HelpBoards& boards, const Buffers& buffers, StepTrace* trace) {
   boards.Hear();
+  boards.Settle({static_cast<std::byte*>(buffers.in.data),
+                 static_cast<size_t>(buffers.in.rows * buffers.in.cols * buffers.in.element_bytes())});
   const int64_t self = boards.self();
   for (const auto& [owner, board] : boards.boards()) {
     if (owner == self || !board->Posted(self)) continue;
@@ -40,7 +42,10 @@ void HelpService::Serve(HelpBoards& boards, const Buffers& buffers, StepTrace* t
     if (!*request) continue;
     std::optional<StepTrace::Scope> span;
     if (trace != nullptr) span.emplace(*trace, "help another worker", (*request)->share.layer);
-    const absl::Status computed = Compute(**request, *board, buffers);
+    const std::optional<HelpBoards::Memory> memory =
+        (*request)->on_device ? boards.OnDevice(owner) : std::make_optional(boards.OnBoard(owner));
+    const absl::Status computed =
+        memory ? Compute(**request, *memory, buffers) : FailedPrecondition("this device does not reach that of its worker");
     if (!computed.ok()) {
       cache_->Recover();
       spdlog::warn("a share of worker {} failed: {}", owner, computed.ToString());
@@ -49,7 +54,7 @@ void HelpService::Serve(HelpBoards& boards, const Buffers& buffers, StepTrace* t
   }
 }
 
-absl::Status HelpService::Compute(const HelpRequest& request, HelpBoard& board, const Buffers& buffers) {
+absl::Status HelpService::Compute(const HelpRequest& request, const HelpBoards::Memory& memory, const Buffers& buffers) {
   const ExpertRequest& share = request.share;
   const auto num_entries = static_cast<int64_t>(share.entry_rows.size());
   if (!arena_.HasExperts(share.layer)) return InvalidArgument("layer %d has no experts", share.layer);
@@ -63,7 +68,7 @@ absl::Status HelpService::Compute(const HelpRequest& request, HelpBoard& board, 
   const Deadline deadline = Deadline::In(kShareTime);
   const Tensor in = buffers.in.Rows(0, share.num_rows), contributions = buffers.contributions.Rows(0, num_entries);
   // The rows before the records, behind which the link would bring them.
-  RETURN_IF_ERROR(ops_.UploadAsync(in.data, board.rows().first(in.rows * in.cols * in.element_bytes())));
+  RETURN_IF_ERROR(ops_.UploadAsync(in.data, memory.rows.first(in.rows * in.cols * in.element_bytes())));
   ASSIGN_OR_RETURN(const ExpertGroups groups, UploadGroups(share));
   cache_->BeginStep(++num_shares_, nullptr);
   cache_->BeginLayer(share.layer);
@@ -74,7 +79,7 @@ absl::Status HelpService::Compute(const HelpRequest& request, HelpBoard& board, 
   RETURN_IF_ERROR(cache_->StartReadyCopies());
   while (!copies.done()) {
     ASSIGN_OR_RETURN(const std::vector<int32_t> ready, copies.NextReady(deadline));
-    RETURN_IF_ERROR(ComputeTogether(request, ready, groups, in, contributions, board));
+    RETURN_IF_ERROR(ComputeTogether(request, ready, groups, in, contributions, memory.contributions));
     RETURN_IF_ERROR(copies.Start(deadline).status());
     RETURN_IF_ERROR(cache_->StartReadyCopies());
   }
@@ -110,7 +115,8 @@ absl::StatusOr<ExpertGroups> HelpService::UploadGroups(const ExpertRequest& shar
 }
 
 absl::Status HelpService::ComputeTogether(const HelpRequest& request, std::span<const int32_t> experts,
-                                          const ExpertGroups& groups, Tensor in, Tensor contributions, HelpBoard& board) {
+                                          const ExpertGroups& groups, Tensor in, Tensor contributions,
+                                          std::span<std::byte> results) {
   if (experts.empty()) return absl::OkStatus();
   const int32_t layer = request.share.layer;
   std::vector<ExpertUse> uses;
@@ -125,9 +131,8 @@ absl::Status HelpService::ComputeTogether(const HelpRequest& request, std::span<
   const int64_t row_bytes = contributions.cols * contributions.element_bytes();
   for (const int32_t expert : experts) {
     const int64_t first = offsets_[use_of_[expert]];
-    RETURN_IF_ERROR(
-        ops_.DownloadAsync(board.contributions().subspan((request.first_entry + first) * row_bytes, tokens_[expert] * row_bytes),
-                           contributions.Rows(first, tokens_[expert]).data));
+    RETURN_IF_ERROR(ops_.DownloadAsync(results.subspan((request.first_entry + first) * row_bytes, tokens_[expert] * row_bytes),
+                                       contributions.Rows(first, tokens_[expert]).data));
   }
   return absl::OkStatus();
 }

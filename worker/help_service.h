@@ -33,8 +33,8 @@ class HelpService {
   struct Buffers {
     Tensor in, contributions;
   };
-  // Computes every share that waits for this worker on `boards` and answers it. A share that fails is logged, and its owner
-  // computes it.
+  // Settles `boards`, computes every share that waits for this worker on them, and answers it. A share that fails is logged, and
+  // its owner computes it.
   void Serve(HelpBoards& boards, const Buffers& buffers, StepTrace* trace);
   // Empties the slots. DeadlineExceeded: a copy did not end.
   absl::Status Forget(Deadline deadline) { return cache_->Forget(deadline); }
@@ -43,10 +43,10 @@ class HelpService {
 
  private:
   HelpService(Ops* ops, const ModelConfig* model, const ArenaLayout* arena) : ops_(*ops), model_(*model), arena_(*arena) {}
-  absl::Status Compute(const HelpRequest& request, HelpBoard& board, const Buffers& buffers);
+  absl::Status Compute(const HelpRequest& request, const HelpBoards::Memory& memory, const Buffers& buffers);
   absl::StatusOr<ExpertGroups> UploadGroups(const ExpertRequest& share);
   absl::Status ComputeTogether(const HelpRequest& request, std::span<const int32_t> experts, const ExpertGroups& groups,
-                               Tensor in, Tensor contributions, HelpBoard& board);
+                               Tensor in, Tensor contributions, std::span<std::byte> results);
 
   Ops& ops_;
   const ModelConfig& model_;

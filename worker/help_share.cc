@@ -1,6 +1,7 @@
 #include "worker/help_share.h"
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "common/log.h"
@@ -22,12 +23,21 @@ void HelpShare::SetBoards(std::shared_ptr<HelpBoards> boards) {
 }
 
 uint32_t HelpShare::Available(int64_t rows) const {
-  if (!usable_ || rows > boards_->own().shape().max_rows) return 0;
+  if (!usable_) return 0;
   uint32_t helpers = 0;
   for (const auto& [worker, board] : boards_->boards()) {
-    if (worker != boards_->self() && board->available()) helpers |= uint32_t{1} << worker;
+    if (!board->available() || !Takes(worker, rows)) continue;
+    helpers |= uint32_t{1} << worker;
+    if (OnDevice(worker)) helpers |= uint32_t{1} << (kMaxHelpers + worker);
   }
   return helpers;
+}
+
+int HelpShare::NumAvailableWithin(absl::Duration time, int64_t rows) const {
+  if (!usable_) return 0;
+  return static_cast<int>(std::count_if(boards_->boards().begin(), boards_->boards().end(), [&](const auto& entry) {
+    return Takes(entry.first, rows) && entry.second->AvailableWithin(time);
+  }));
 }
 
 absl::Status HelpShare::Start(const StepContext& context, int64_t layer, Tensor in,
@@ -36,13 +46,21 @@ absl::Status HelpShare::Start(const StepContext& context, int64_t layer, Tensor 
   const StepTrace::Scope span(*context.trace, "rows to helpers", layer);
   since_start_.Restart();
   HelpBoard& board = boards_->own();
-  RETURN_IF_ERROR(ops_.DownloadAsync(board.rows().first(in.rows * in.cols * in.element_bytes()), in.data));
+  std::set<const std::byte*> filled;
+  for (const auto& [helper, uses] : shares) {
+    const std::span<std::byte> rows = MemoryOf(helper).rows;
+    if (!filled.insert(rows.data()).second) continue;
+    RETURN_IF_ERROR(ops_.DownloadAsync(rows.first(in.rows * in.cols * in.element_bytes()), in.data));
+  }
   ASSIGN_OR_RETURN(const Event sent, ops_.MarkCompute());
   RETURN_IF_ERROR(ops_.Wait(sent, context.deadline));
   int64_t first_entry = 0;
   for (const auto& [helper, uses] : shares) {
-    Running share = {.helper = helper, .first_entry = first_entry, .uses = uses};
-    HelpRequest request = {.row_type = in.dtype, .contribution_type = ops_.contribution_dtype(), .first_entry = first_entry};
+    Running share = {.helper = helper, .contributions = MemoryOf(helper).contributions, .first_entry = first_entry, .uses = uses};
+    HelpRequest request = {.row_type = in.dtype,
+                           .contribution_type = ops_.contribution_dtype(),
+                           .first_entry = first_entry,
+                           .on_device = OnDevice(helper)};
     request.share.kind = ExpertRequestKind::kCompute;
     request.share.step = context.step;
     request.share.layer = static_cast<int32_t>(layer);
@@ -75,8 +93,8 @@ absl::StatusOr<std::vector<ActivatedExpert>> HelpShare::Finish(const StepContext
       left.insert(left.end(), share.uses.begin(), share.uses.end());
       continue;
     }
-    const std::span<const std::byte> rows = boards_->own().contributions().subspan(
-        share.first_entry * row_bytes, static_cast<int64_t>(share.outs.size()) * row_bytes);
+    const std::span<const std::byte> rows =
+        share.contributions.subspan(share.first_entry * row_bytes, static_cast<int64_t>(share.outs.size()) * row_bytes);
     RETURN_IF_ERROR(ops_.ScatterComputedAsync(rows, share.outs, contributions));
     context.counters->set_shipped(context.counters->shipped() + share.uses.size());
   }

@@ -25,15 +25,23 @@
 
 namespace ferry {
 
+static_assert(2 * kMaxHelpers <= 32, "two bits a worker in ExpertRequest::helpers");
+
 class HelpShare {
  public:
+  // A helper's device reaches this one fast from this rate on; the planner reckons with it (PlaceOf). Slower ways are no better
+  // than that through the host's memory, which leaves the devices' own ways to their copies.
+  static constexpr double kNearBytesPerSecond = 80e9;
+
   // `ops` outlives this.
   explicit HelpShare(Ops* ops) : ops_(*ops) {}
 
   // Between steps: the boards of the epoch that begins; null: nobody helps.
   void SetBoards(std::shared_ptr<HelpBoards> boards);
-  // Bit i: worker i has nothing else to do than help with a layer of so many rows.
+  // The workers that have nothing else to do than help with a layer of so many rows, as of ExpertRequest::helpers.
   uint32_t Available(int64_t rows) const;
+  // How many there will probably be `time` from now.
+  int NumAvailableWithin(absl::Duration time, int64_t rows) const;
 
   // Sends the layer's rows, `in` [rows, n_embd], and each helper its share; `shares`: by the helper's id, experts with increasing
   // ids. The device's errors, or those of HelpBoard::Post.
@@ -48,10 +56,22 @@ class HelpShare {
  private:
   struct Running {
     int64_t helper = 0;
+    std::span<std::byte> contributions;  // of all helpers that use the same memory
     int64_t first_entry = 0;
     std::vector<ActivatedExpert> uses;
     std::vector<int32_t> outs;
   };
+  // Whether rows and contributions of a share lie in this device's memory, which that helper reaches fast.
+  bool OnDevice(int64_t helper) const {
+    return boards_->own().reach(helper) >= kNearBytesPerSecond && boards_->OnDevice(boards_->self()).has_value();
+  }
+  HelpBoards::Memory MemoryOf(int64_t helper) const {
+    return OnDevice(helper) ? *boards_->OnDevice(boards_->self()) : boards_->OnBoard(boards_->self());
+  }
+  bool Takes(int64_t helper, int64_t rows) const {
+    const HelpBoardShape& shape = boards_->own().shape();
+    return helper != boards_->self() && rows <= (OnDevice(helper) ? shape.max_rows : shape.board_rows());
+  }
   bool WaitFor(const Running& share, Deadline deadline);
 
   Ops& ops_;

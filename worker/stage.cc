@@ -262,10 +262,13 @@ absl::Status Stage::EnsureRows(StepState& state, int64_t end_row) {
 absl::StatusOr<ActivationChunk> Stage::NextChunk(StepState& state) {
   const bool may_help = helps() && state.x.rows > kMaxRowsWithoutPlan;
   const absl::Cleanup busy = [&] {
-    if (may_help) boards_->own().SetAvailable(false);
+    if (!may_help) return;
+    boards_->own().SetAvailable(false);
+    boards_->own().ExpectAvailable(absl::InfiniteDuration());
   };
   while (true) {
     ASSIGN_OR_RETURN(const bool copying, experts_->CopyWhileWaiting(state.experts));
+    if (may_help && copying) boards_->own().ExpectAvailable(experts_->WaitingCopiesLeft());
     GiveBackUploaded(state);
     if (may_help && !copying && state.uploading.empty()) {
       absl::StatusOr<ActivationChunk> chunk =
@@ -294,6 +297,7 @@ void Stage::HelpUntil(Deadline until, StepTrace* trace) {
 
 void Stage::ServeHelp(StepTrace* trace) {
   boards_->own().SetAvailable(false);
+  if (help_ == nullptr) return boards_->Hear();
   const Tensor in(normed_.data(), ops_.activation_dtype(), options_.max_rows, options_.model.n_embd);
   help_->Serve(*boards_, {.in = in, .contributions = experts_->IdleContributions()}, trace);
 }
@@ -480,6 +484,15 @@ absl::Status Stage::Allocate() {
     ASSIGN_OR_RETURN(gathered_, ops_.Allocate(sizes.gathered));
     ASSIGN_OR_RETURN(logits_, ops_.Allocate(sizes.logits));
   }
+  PeerMemories* const peers = PeerMemoriesOf(ops_);
+  if (const int64_t bytes = HelpBytesOf(ops_, options_); bytes > 0 && peers != nullptr) {
+    absl::StatusOr<std::unique_ptr<PeerMemory>> memory = peers->Share(bytes);
+    if (memory.ok()) {
+      help_memory_ = *std::move(memory);
+    } else {
+      spdlog::info("workers help each other through the host's memory: {}", memory.status().ToString());
+    }
+  }
   ASSIGN_OR_RETURN(const NumSlots slots, NumExpertSlots());
   const int64_t num_slots = slots.own;
   if (num_slots > 0 || options_.experts.in_place) {
@@ -508,9 +521,17 @@ absl::Status Stage::Allocate() {
   return absl::OkStatus();
 }
 
+int64_t Stage::HelpBytesOf(const Ops& ops, const StageOptions& options) {
+  const ModelConfig& model = options.model;
+  if (!options.may_help || ops.activation_dtype() == DType::kF32) return 0;  // the host's cores work in the host's memory
+  const HelpBoardShape shape =
+      HelpShapeFor(model.n_embd, options.max_rows, model.router.top_k, std::max<int64_t>(model.router.num_experts, 1));
+  return shape.row_bytes(ops.activation_dtype()) + shape.contribution_bytes(ops.contribution_dtype());
+}
+
 int64_t Stage::BytesOf(const Ops& ops, const StageOptions& options) {
-  return KvCache::BytesOf(options.model, options.first_layer, options.end_layer, options.kv) + SizesOf(ops, options).total() +
-         ExpertForward::BytesOf(ops, options.model, options.max_rows);
+  return HelpBytesOf(ops, options) + KvCache::BytesOf(options.model, options.first_layer, options.end_layer, options.kv) +
+         SizesOf(ops, options).total() + ExpertForward::BytesOf(ops, options.model, options.max_rows);
 }
 
 absl::Status Stage::CheckMemory() const {

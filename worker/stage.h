@@ -71,6 +71,8 @@ class Stage {
 
   // Device memory that a stage needs beside its dense weights and expert slots.
   static int64_t BytesOf(const Ops& ops, const StageOptions& options);
+  // Of that: what it shares with the devices of helpers.
+  static int64_t HelpBytesOf(const Ops& ops, const StageOptions& options);
 
   // Runs one step, from token ids (first stage) or `source`, to logits (last stage) or `sink`; the first stage takes a null
   // source, the last a null sink. DeadlineExceeded: the step's time was over. Aborted: `stop` was requested, or the step failed
@@ -90,9 +92,13 @@ class Stage {
 
   // Between steps: the boards of an epoch; null: this stage neither helps nor is helped.
   void SetBoards(std::shared_ptr<HelpBoards> boards);
+  // After SetBoards, before the first step: offers this device's memory to the others.
+  void PublishHelpMemory() {
+    if (boards_ != nullptr) boards_->Publish(help_memory_.get());
+  }
   // Whether this stage can help others: it has boards, and slots for it.
   bool helps() const { return help_ != nullptr && boards_ != nullptr; }
-  // Between steps: computes what other workers ask for.
+  // Between steps, when another worker has called: maps its memory, and computes what it asks for.
   void ServeHelp() { ServeHelp(nullptr); }
 
   StepLimits limits() const;
@@ -142,6 +148,8 @@ class Stage {
   std::unique_ptr<ExpertCache> cache_;
   std::unique_ptr<ExpertForward> experts_;
   std::unique_ptr<HelpService> help_;  // null: this stage helps nobody
+  // Rows and contributions of layers that others help with; null: they go through the host's memory.
+  std::unique_ptr<PeerMemory> help_memory_;
   std::shared_ptr<HelpBoards> boards_;
   std::vector<int64_t> state_positions_;  // tokens behind each slot's states; kNoState: unknown. Empty without gated delta nets
 

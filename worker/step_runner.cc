@@ -200,7 +200,7 @@ absl::Status StepRunner::HelpOver(uint64_t epoch, std::shared_ptr<HelpBoards> bo
   if (running_ || next_step_ > 1) return FailedPrecondition("epoch %d has had steps already", epoch);
   DropHelp();
   stage_.SetBoards(boards);
-  help_pinned_ = false;
+  help_published_ = false;
   Call();
   help_ = std::move(boards);
   return absl::OkStatus();
@@ -211,7 +211,7 @@ void StepRunner::DropHelp() {
   stage_.SetBoards(nullptr);
   help_->Wake();  // the compute thread may sleep on their bell
   help_ = nullptr;
-  help_pinned_ = true;
+  help_published_ = true;
 }
 
 absl::StatusOr<ExpertCache::Measurement> StepRunner::MeasureLink(absl::Duration time, Deadline deadline) {
@@ -274,15 +274,11 @@ void StepRunner::AwaitCallOrHelp(std::unique_lock<std::mutex>& lock) {
 
 void StepRunner::ServeHelp(std::unique_lock<std::mutex>& lock) {
   const std::shared_ptr<HelpBoards> help = help_;
-  const bool pin = !std::exchange(help_pinned_, true);
+  const bool publish = !std::exchange(help_published_, true);
   running_ = true;
   lock.unlock();
-  if (pin) help->Pin();
-  if (stage_.helps()) {
-    stage_.ServeHelp();
-  } else {
-    help->Hear();
-  }
+  if (publish) stage_.PublishHelpMemory();
+  stage_.ServeHelp();
   lock.lock();
   running_ = false;
   changed_.notify_all();
@@ -299,7 +295,7 @@ void StepRunner::Loop() {
       }
     }
     if (ending_) return;
-    if (!help_pinned_ || HelpWanted()) {
+    if (!help_published_ || HelpWanted()) {
       ServeHelp(lock);
       continue;
     }

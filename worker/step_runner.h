@@ -88,7 +88,7 @@ class StepRunner {
   StepRunner(Stage* stage, ActivationQueue* activations, OnFailed on_failed);
   void Loop();
   // All of these with the lock held.
-  bool HasCall() const { return ending_ || job_ != nullptr || !queue_.empty() || !help_pinned_ || HelpWanted(); }
+  bool HasCall() const { return ending_ || job_ != nullptr || !queue_.empty() || !help_published_ || HelpWanted(); }
   bool HelpWanted() const { return help_ != nullptr && help_->Called(); }
   void Call() {
     called_.store(true, std::memory_order_relaxed);
@@ -121,7 +121,7 @@ class StepRunner {
   bool has_device_way_ = false;               // of source_
   std::unique_ptr<ActivationSink> sink_;      // likewise; null: last stage
   std::shared_ptr<HelpBoards> help_;          // null: this worker helps nobody
-  bool help_pinned_ = true;                   // false: help_ is new
+  bool help_published_ = true;                // false: help_ is new
   std::stop_source stop_;
   std::deque<Queued> queue_;
   std::shared_ptr<Job> job_;  // queued or running

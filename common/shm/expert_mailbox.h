@@ -62,7 +62,7 @@ struct ExpertRequest {
   int32_t num_rows = 0;
   std::vector<ActivatedExpert> uses;
   std::vector<int32_t> entry_rows;  // kCompute: input row of each entry, grouped by use in order
-  uint32_t helpers = 0;             // kPlan: bit i: worker i has nothing else to do
+  uint32_t helpers = 0;  // kPlan: bit i: worker i has nothing else to do; kMaxHelpers + i: it reaches this worker's device fast
 };
 // InvalidArgument naming the field, for a request that came over any transport. Incarnation and step are the caller's to check.
 absl::Status CheckExpertRequest(const ExpertRequest& request, const MailboxShape& shape, int64_t num_layers);

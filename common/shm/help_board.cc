@@ -1,7 +1,9 @@
 #include "common/shm/help_board.h"
 
+#include <algorithm>
 #include <array>
 #include <atomic>
+#include <cstring>
 #include <new>
 #include <utility>
 
@@ -20,6 +22,8 @@ constexpr auto kRelaxed = std::memory_order_relaxed;  // ordered by a request's 
 
 using Word = std::atomic<uint32_t>;
 
+enum Memory : uint32_t { kUnknown = 0, kNoMemory = 1, kHasKey = 2 };
+
 // The lowest bits of a request's state; the others count the requests of its helper.
 enum Phase : uint32_t { kNone = 0, kPosted = 1, kTaken = 2, kAnswered = 3 };
 uint32_t StateOf(uint32_t number, Phase phase) { return number << 2 | phase; }
@@ -29,16 +33,21 @@ Phase PhaseOf(uint32_t state) { return static_cast<Phase>(state & 3); }
 struct Request {
   alignas(64) Word state;
   Word code;  // absl::StatusCode of the answer
-  Word layer, num_rows, num_uses, num_entries, first_entry, row_type, contribution_type;
+  Word layer, num_rows, num_uses, num_entries, first_entry, row_type, contribution_type, on_device;
   std::atomic<uint64_t> step;
 };
 
 // The start of the region.
 struct Control {
   ExpertRegionHead head;
+  uint64_t board_rows;  // constant once it was made
 
   alignas(64) Word available;
+  std::atomic<int64_t> available_at_ns;  // of the monotonic clock; INT64_MAX: not expected
   alignas(64) Word bell;
+  alignas(64) Word memory;  // Memory: what is published of the owner's device memory
+  Word key[HelpBoard::kKeyBytes / sizeof(uint32_t)];
+  Word reach[kMaxHelpers];  // MB/s
   Request requests[kMaxHelpers];
 };
 static_assert(std::atomic<uint64_t>::is_always_lock_free, "atomics of two processes must not need a lock");
@@ -52,8 +61,14 @@ struct Regions {
   int64_t bytes = 0;
 };
 
+int64_t MonotonicNs() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(Deadline::Clock::now().time_since_epoch()).count();
+}
+
 absl::StatusOr<Regions> RegionsOf(const HelpBoardShape& shape) {
-  RETURN_IF_ERROR(CheckExpertRegionShape("help board", shape));
+  RETURN_IF_ERROR(CheckExpertRegionShape("help board", shape.region()));
+  if (shape.most_board_rows < 1)
+    return InvalidArgument("help board most_board_rows is %d, want at least 1", shape.most_board_rows);
   Regions regions;
   CheckedSize end = sizeof(Control);
   const auto add = [&end](CheckedSize bytes) {
@@ -64,17 +79,27 @@ absl::StatusOr<Regions> RegionsOf(const HelpBoardShape& shape) {
   const CheckedSize row_bytes = CheckedSize(shape.n_embd) * sizeof(float);
   regions.uses = add(CheckedSize(shape.max_experts) * 2 * kMaxHelpers * sizeof(Word));
   regions.entry_rows = add(CheckedSize(shape.max_entries) * sizeof(Word));
-  regions.rows = add(row_bytes * shape.max_rows);
-  regions.contributions = add(row_bytes * shape.max_entries);
+  regions.rows = add(row_bytes * shape.board_rows());
+  regions.contributions = add(row_bytes * shape.board_entries());
   end = end.AlignedUp(kPage);
   if (!end.valid()) return InvalidArgument("the help board is too large");
-  regions.row_bytes = shape.max_rows * shape.n_embd * static_cast<int64_t>(sizeof(float));
-  regions.contribution_bytes = shape.max_entries * shape.n_embd * static_cast<int64_t>(sizeof(float));
+  regions.row_bytes = shape.board_rows() * shape.n_embd * static_cast<int64_t>(sizeof(float));
+  regions.contribution_bytes = shape.board_entries() * shape.n_embd * static_cast<int64_t>(sizeof(float));
   regions.bytes = static_cast<int64_t>(end.value());
   return regions;
 }
 
 }  // namespace
+
+int64_t HelpBoardShape::row_bytes(DType type) const {
+  constexpr int64_t kAlignment = 256;
+  return (max_rows * n_embd * (type == DType::kF32 ? 4 : 2) + kAlignment - 1) / kAlignment * kAlignment;
+}
+int64_t HelpBoardShape::contribution_bytes(DType type) const { return max_entries * n_embd * (type == DType::kF32 ? 4 : 2); }
+
+HelpBoardShape HelpShapeFor(int64_t n_embd, int64_t max_rows, int64_t top_k, int64_t max_experts) {
+  return {.n_embd = n_embd, .max_rows = max_rows, .max_entries = (max_rows * top_k + 1) / 2, .max_experts = max_experts};
+}
 
 struct HelpBoard::Impl {
   Impl(const HelpBoardShape& shape, const Regions& regions, SharedRegion memory)
@@ -94,11 +119,13 @@ struct HelpBoard::Impl {
     out.share.num_rows = static_cast<int32_t>(from.num_rows.load(kRelaxed));
     out.row_type = static_cast<DType>(from.row_type.load(kRelaxed));
     out.contribution_type = static_cast<DType>(from.contribution_type.load(kRelaxed));
+    out.on_device = from.on_device.load(kRelaxed) == 1;
     const uint32_t num_uses = from.num_uses.load(kRelaxed), num_entries = from.num_entries.load(kRelaxed);
     const uint32_t first_entry = from.first_entry.load(kRelaxed);
     if (num_uses > shape.max_experts) return InvalidArgument("num_uses is %d, want at most %d", num_uses, shape.max_experts);
-    if (first_entry > shape.max_entries || num_entries > shape.max_entries - first_entry) {
-      return InvalidArgument("%d entries from %d on, want them below %d", num_entries, first_entry, shape.max_entries);
+    const int64_t max_entries = out.on_device ? shape.max_entries : shape.board_entries();
+    if (first_entry > max_entries || num_entries > max_entries - first_entry) {
+      return InvalidArgument("%d entries from %d on, want them below %d", num_entries, first_entry, max_entries);
     }
     out.first_entry = first_entry;
     out.share.uses.resize(num_uses);
@@ -130,7 +157,10 @@ HelpBoard::~HelpBoard() = default;
 absl::StatusOr<std::unique_ptr<HelpBoard>> HelpBoard::Create(const HelpBoardShape& shape) {
   ASSIGN_OR_RETURN(const Regions regions, RegionsOf(shape));
   ASSIGN_OR_RETURN(SharedRegion memory, SharedRegion::Create("ferry-help-board", regions.bytes));
-  (new (memory.data()) Control())->head = ExpertRegionHead(kMagic, shape);
+  auto* const control = new (memory.data()) Control();
+  control->head = ExpertRegionHead(kMagic, shape.region());
+  control->board_rows = static_cast<uint64_t>(shape.board_rows());
+  control->available_at_ns.store(INT64_MAX, kRelaxed);
   return std::unique_ptr<HelpBoard>(new HelpBoard(std::make_unique<Impl>(shape, regions, std::move(memory))));
 }
 
@@ -139,7 +169,9 @@ absl::StatusOr<std::unique_ptr<HelpBoard>> HelpBoard::Map(int fd, const HelpBoar
   ASSIGN_OR_RETURN(const Regions regions, RegionsOf(shape));
   ASSIGN_OR_RETURN(SharedRegion memory, SharedRegion::Map(taken.Release(), regions.bytes));
   auto impl = std::make_unique<Impl>(shape, regions, std::move(memory));
-  if (impl->control().head != ExpertRegionHead(kMagic, shape)) {
+  const Control& control = impl->control();
+  if (control.head != ExpertRegionHead(kMagic, shape.region()) ||
+      control.board_rows != static_cast<uint64_t>(shape.board_rows())) {
     return InvalidArgument("the help board was made for another shape");
   }
   return std::unique_ptr<HelpBoard>(new HelpBoard(std::move(impl)));
@@ -154,8 +186,47 @@ std::span<std::byte> HelpBoard::contributions() const {
   return {impl_->data + impl_->regions.contributions, static_cast<size_t>(impl_->regions.contribution_bytes)};
 }
 
+void HelpBoard::PublishMemory(std::span<const std::byte> key) {
+  Control& control = impl_->control();
+  std::array<uint32_t, kKeyBytes / sizeof(uint32_t)> words;
+  if (key.size() == kKeyBytes) {
+    std::memcpy(words.data(), key.data(), kKeyBytes);
+    for (size_t i = 0; i < words.size(); ++i) control.key[i].store(words[i], kRelaxed);
+  }
+  control.memory.store(key.size() == kKeyBytes ? kHasKey : kNoMemory, std::memory_order_release);
+}
+std::optional<std::string> HelpBoard::memory_key() const {
+  const Control& control = impl_->control();
+  const uint32_t memory = control.memory.load(std::memory_order_acquire);
+  if (memory == kUnknown) return std::nullopt;
+  std::string key;
+  if (memory != kHasKey) return key;
+  for (const Word& word : control.key) {
+    const uint32_t value = word.load(kRelaxed);
+    key.append(reinterpret_cast<const char*>(&value), sizeof(value));
+  }
+  return key;
+}
+void HelpBoard::SetReach(int64_t helper, double bytes_per_second) {
+  const double megabytes = std::clamp(bytes_per_second / 1e6, 0.0, 4e9);
+  impl_->control().reach[helper].store(static_cast<uint32_t>(megabytes), std::memory_order_release);
+}
+double HelpBoard::reach(int64_t helper) const {
+  return 1e6 * static_cast<double>(impl_->control().reach[helper].load(std::memory_order_acquire));
+}
+
 void HelpBoard::SetAvailable(bool available) { impl_->control().available.store(available, std::memory_order_release); }
 bool HelpBoard::available() const { return impl_->control().available.load(std::memory_order_acquire) == 1; }
+void HelpBoard::ExpectAvailable(absl::Duration from_now) {
+  constexpr absl::Duration kSoon = absl::Hours(1);
+  impl_->control().available_at_ns.store(from_now > kSoon ? INT64_MAX : MonotonicNs() + absl::ToInt64Nanoseconds(from_now),
+                                         kRelaxed);
+}
+bool HelpBoard::AvailableWithin(absl::Duration time) const {
+  if (available()) return true;
+  const int64_t at = impl_->control().available_at_ns.load(kRelaxed);
+  return at != INT64_MAX && absl::Nanoseconds(at - MonotonicNs()) <= time;
+}
 
 void HelpBoard::Ring() {
   Word& bell = impl_->control().bell;
@@ -177,9 +248,11 @@ absl::Status HelpBoard::Post(int64_t helper, const HelpRequest& request) {
   const ExpertRequest& share = request.share;
   const auto num_entries = static_cast<int64_t>(share.entry_rows.size());
   RETURN_IF_ERROR(check("helper", helper, kMaxHelpers - 1));
-  RETURN_IF_ERROR(check("num_rows", share.num_rows, impl_->shape.max_rows));
-  RETURN_IF_ERROR(check("number of uses", static_cast<int64_t>(share.uses.size()), impl_->shape.max_experts));
-  RETURN_IF_ERROR(check("end of the entries", request.first_entry + num_entries, impl_->shape.max_entries));
+  const HelpBoardShape& shape = impl_->shape;
+  RETURN_IF_ERROR(check("num_rows", share.num_rows, request.on_device ? shape.max_rows : shape.board_rows()));
+  RETURN_IF_ERROR(check("number of uses", static_cast<int64_t>(share.uses.size()), shape.max_experts));
+  RETURN_IF_ERROR(check("end of the entries", request.first_entry + num_entries,
+                        request.on_device ? shape.max_entries : shape.board_entries()));
   Request& to = impl_->request(helper);
   const Phase phase = PhaseOf(to.state.load(std::memory_order_acquire));
   if (phase != kNone && phase != kAnswered) return FailedPrecondition("worker %d has a request already", helper);
@@ -190,6 +263,7 @@ absl::Status HelpBoard::Post(int64_t helper, const HelpRequest& request) {
   to.first_entry.store(static_cast<uint32_t>(request.first_entry), kRelaxed);
   to.row_type.store(static_cast<uint32_t>(request.row_type), kRelaxed);
   to.contribution_type.store(static_cast<uint32_t>(request.contribution_type), kRelaxed);
+  to.on_device.store(request.on_device ? 1 : 0, kRelaxed);
   to.step.store(share.step, kRelaxed);
   Word* words = impl_->Uses(helper);
   for (const ActivatedExpert& use : share.uses) {
@@ -237,9 +311,10 @@ absl::StatusOr<std::optional<HelpRequest>> HelpBoard::Take(int64_t helper, int64
   impl_->taken[helper] = taken;
   absl::StatusOr<HelpRequest> request = impl_->Copy(helper);
   if (request.ok()) {
+    const bool on_device = request->on_device;
     const MailboxShape shape = {.n_embd = impl_->shape.n_embd,
-                                .max_rows = impl_->shape.max_rows,
-                                .max_entries = impl_->shape.max_entries,
+                                .max_rows = on_device ? impl_->shape.max_rows : impl_->shape.board_rows(),
+                                .max_entries = on_device ? impl_->shape.max_entries : impl_->shape.board_entries(),
                                 .max_experts = impl_->shape.max_experts};
     if (const absl::Status valid = CheckExpertRequest(request->share, shape, num_layers); !valid.ok()) request = valid;
   }

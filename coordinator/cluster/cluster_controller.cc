@@ -14,8 +14,6 @@
 namespace ferry {
 namespace {
 
-// The device's products, not its link, take most of a step of more rows; to send them to a helper would only keep it waiting.
-constexpr int64_t kMaxHelpedRows = 8192;
 constexpr absl::Duration kTick = absl::Milliseconds(50);
 // Between epochs that end soon after they began.
 constexpr absl::Duration kFirstPause = absl::Milliseconds(100);
@@ -316,11 +314,8 @@ void ClusterController::TryBeginEpoch() {
   }
   options.step_cost_rows = StepCost();
   if (options_.help) {
-    const int64_t max_rows = std::min<int64_t>(options_.placement.cache.max_batch_tokens, kMaxHelpedRows);
-    options.help = exchange_->OfferHelp({.n_embd = options_.model.n_embd,
-                                         .max_rows = max_rows,
-                                         .max_entries = (max_rows * options_.model.router.top_k + 1) / 2,
-                                         .max_experts = options_.model.router.num_experts});
+    options.help = exchange_->OfferHelp(HelpShapeFor(options_.model.n_embd, options_.placement.cache.max_batch_tokens,
+                                                     options_.model.router.top_k, options_.model.router.num_experts));
   }
   PipelineFailure failure;
   const auto on_failed = [this](PipelineFailure failure) {

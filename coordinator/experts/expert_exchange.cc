@@ -19,8 +19,8 @@ namespace {
 constexpr absl::Duration kAtWork = absl::Milliseconds(20);
 // How long a mailbox thread sleeps in one wait before it looks whether its worker is still there.
 constexpr absl::Duration kMailboxPoll = absl::Milliseconds(200);
-// Of a request to another worker and its answer, beside rows, copies and contributions: the threads of both sleep.
-constexpr double kHelpSeconds = 300e-6;
+
+bool OnDevice(uint32_t helpers, int64_t worker) { return (helpers >> (kMaxHelpers + worker) & 1) != 0; }
 
 // In turns among this worker and its helpers, as far as the board has room.
 void DivideEvenly(const ExpertRequest& request, const std::vector<WorkerId>& helpers, int64_t max_tokens,
@@ -101,10 +101,17 @@ void ExpertExchange::UpdatePeer(WorkerId worker, int64_t num_slots, double link_
   found->second->info.link_bytes_per_second = link_bytes_per_second;
 }
 
-void ExpertExchange::SetRates(const PlannerRates& host, const std::vector<double>& links) {
+void ExpertExchange::SetRates(const PlannerRates& host, const std::vector<double>& links,
+                              const std::vector<double>& device_flops) {
   const std::lock_guard lock(mutex_);
   rates_ = host;
   links_beside_host_ = links;
+  device_flops_ = device_flops;
+}
+
+double ExpertExchange::FlopsLocked(WorkerId worker) const {
+  const auto index = static_cast<size_t>(worker.value());
+  return index < device_flops_.size() ? device_flops_[index] : 0;
 }
 
 double ExpertExchange::LinkRateLocked(const ExchangePeer& peer) const {
@@ -170,8 +177,6 @@ absl::Status ExpertExchange::Admit(Peer& peer, const ExpertRequest& request) {
   return absl::OkStatus();
 }
 
-// Rows go to a helper's device through the host's memory, over both links; a contribution comes back the same way, beside the
-// helper's next copies.
 ExpertExchange::Helpers ExpertExchange::HelpersLocked(const Peer& peer, const ExpertRequest& request,
                                                       const ExpertLayout& layout) const {
   Helpers helpers;
@@ -182,11 +187,14 @@ ExpertExchange::Helpers ExpertExchange::HelpersLocked(const Peer& peer, const Ex
     const bool asked = worker.value() < kMaxHelpers && (request.helpers >> worker.value() & 1) != 0;
     const double link = LinkRateLocked(other->info);
     if (!asked || worker == peer.info.worker || other->info.has_gpu != peer.info.has_gpu || !(link > 0)) continue;
+    const bool on_device = OnDevice(request.helpers, worker.value());
+    if (!on_device && request.num_rows > help_shape_.board_rows()) continue;
     helpers.workers.push_back(worker);
-    helpers.places.push_back({.link_bytes_per_second = link,
-                              .fixed_seconds = kHelpSeconds,
-                              .row_seconds = row_bytes / own_link + row_bytes / link,
-                              .contribution_seconds = row_bytes / own_link});
+    helpers.places.push_back(PlaceOf({.link_bytes_per_second = link,
+                                      .own_link_bytes_per_second = own_link,
+                                      .device_to_device = on_device,
+                                      .flops_per_second = FlopsLocked(worker)},
+                                     row_bytes));
   }
   return helpers;
 }
@@ -204,7 +212,11 @@ std::vector<ExpertPlace> ExpertExchange::PlanFor(Peer& peer, const ExpertRequest
     input.rates = rates_;
     input.rates.link_bytes_per_second = LinkRateLocked(peer.info);
     helpers = HelpersLocked(peer, request, layout);
-    input.max_helper_tokens = help_shape_.max_entries;
+    // What lies on the board and what lies on a device have the same numbers, so the smaller bounds both.
+    const uint32_t helping = request.helpers & ((uint32_t{1} << kMaxHelpers) - 1);
+    const bool all_on_device = (helping & ~(request.helpers >> kMaxHelpers)) == 0;
+    input.max_helper_tokens = all_on_device ? help_shape_.max_entries : help_shape_.board_entries();
+    input.rates.device_flops_per_second = FlopsLocked(peer.info.worker);
     peer.at_work_until = Deadline::In(kAtWork);
     const auto others = static_cast<double>(std::count_if(peers_.begin(), peers_.end(), [&](const auto& entry) {
       return entry.second->last_step != peer.last_step && entry.second->at_work_until && !entry.second->at_work_until->Passed();

@@ -58,8 +58,9 @@ class ExpertExchange {
   // Sets a worker's slots and its link's rate alone, once the worker has reported them.
   void UpdatePeer(WorkerId worker, int64_t num_slots, double link_bytes_per_second);
   // Sets the rates of later plans: the host's beside the links, and `links[i]`, the rate of the link to place i beside the host.
-  // A place without a measured rate uses its link's rate alone.
-  void SetRates(const PlannerRates& host, const std::vector<double>& links);
+  // A place without a measured rate uses its link's rate alone. `device_flops[i]`: of expert products on place i's device; 0 or
+  // missing: not known.
+  void SetRates(const PlannerRates& host, const std::vector<double>& links, const std::vector<double>& device_flops = {});
   // Makes a mailbox for a worker and starts to answer it. Returns the key with which the worker fetches the descriptors of the
   // arena and the mailbox, in this order.
   absl::StatusOr<std::string> OpenMailbox(WorkerId worker, const MailboxShape& shape);
@@ -85,6 +86,7 @@ class ExpertExchange {
   ExpertExchange(const ExpertStore* store, ExpertComputer* engine, PlannerRates rates,
                  std::unique_ptr<DescriptorServer> descriptors);
   double LinkRateLocked(const ExchangePeer& peer) const;
+  double FlopsLocked(WorkerId worker) const;
   absl::StatusOr<std::shared_ptr<Peer>> Find(WorkerId worker);
   void Serve(Peer& peer);
   // Refuses another incarnation than the peer's, a step that is over, and a layer that the peer does not own.
@@ -109,6 +111,7 @@ class ExpertExchange {
   std::mutex mutex_;
   PlannerRates rates_;                     // the host's
   std::vector<double> links_beside_host_;  // by worker; 0 or missing: not measured
+  std::vector<double> device_flops_;       // likewise
   std::map<WorkerId, std::shared_ptr<Peer>> peers_;
   HelpMode help_mode_ = HelpMode::kOff;  // constant once workers come
   HelpBoardShape help_shape_;            // of this epoch's boards

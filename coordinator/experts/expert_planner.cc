@@ -151,10 +151,22 @@ size_t BestShipped(size_t absent, const Shipping& shipping, const Rest& rest) {
   return rest(low - 1) <= std::max(shipping(low), rest(low)) ? low - 1 : low;
 }
 
+// Seconds a device computes experts of so many tokens together.
+double DeviceSeconds(const PlannerInput& input, double flops_per_second, int64_t tokens) {
+  return flops_per_second > 0 ? static_cast<double>(tokens) * input.flops_per_token / flops_per_second : 0;
+}
+
+// Tokens of the experts that the worker has.
+int64_t ResidentTokens(const PlannerInput& input) {
+  int64_t tokens = 0;
+  for (const ActivatedExpert& use : input.uses) tokens += use.resident == 1 ? use.tokens : 0;
+  return tokens;
+}
+
 // The worker's own link and those of its helpers while uses are handed out.
 class LinkDivision {
  public:
-  explicit LinkDivision(const PlannerInput& input) : input_(input) {
+  explicit LinkDivision(const PlannerInput& input) : input_(input), resident_tokens_(ResidentTokens(input)) {
     for (size_t i = 0; i < input.helpers.size(); ++i) {
       if (input.helpers[i].link_bytes_per_second > 0) order_.push_back(i);
     }
@@ -177,8 +189,9 @@ class LinkDivision {
     const auto first =
         std::stable_partition(order.begin(), order.end(), [&](size_t at) { return input_.uses[uses[at]].resident == kComing; });
     const size_t num_coming = first - order.begin();
-    const double copy = input_.bytes_per_expert / input_.rates.link_bytes_per_second;
-    const auto own = [&](size_t number) { return static_cast<double>(num_coming + number) * copy; };
+    std::vector<int64_t> tokens(order.size() + 1, resident_tokens_);  // on this device, by how many of `order` come here
+    for (size_t i = 0; i < order.size(); ++i) tokens[i + 1] = tokens[i] + input_.uses[uses[order[i]]].tokens;
+    const auto own = [&](size_t number) { return OwnSeconds(num_coming + number, tokens[num_coming + number]); };
     const auto others = [&](size_t number) {
       return HelperSeconds(uses, std::span(order).subspan(num_coming + number), count, nullptr);
     };
@@ -190,6 +203,12 @@ class LinkDivision {
   }
 
  private:
+  // Of this worker, which copies so many experts and computes so many tokens.
+  double OwnSeconds(size_t copies, int64_t tokens) const {
+    const double copy = input_.bytes_per_expert / input_.rates.link_bytes_per_second;
+    return std::max(static_cast<double>(copies) * copy, DeviceSeconds(input_, input_.rates.device_flops_per_second, tokens));
+  }
+
   // What a helper takes before its first copy.
   double Start(size_t i) const {
     return input_.helpers[i].fixed_seconds + static_cast<double>(input_.num_rows) * input_.helpers[i].row_seconds;
@@ -200,6 +219,7 @@ class LinkDivision {
   double HelperSeconds(std::span<const size_t> uses, std::span<const size_t> left, size_t count,
                        std::vector<int32_t>* helpers) const {
     std::vector<double> ends(input_.helpers.size());
+    std::vector<int64_t> computed(input_.helpers.size());  // tokens
     int64_t tokens_left = input_.max_helper_tokens;
     double last = 0;
     for (const size_t at : left) {
@@ -209,14 +229,16 @@ class LinkDivision {
       double soonest = std::numeric_limits<double>::infinity();
       for (const size_t i : std::span(order_).first(count)) {
         const HelperPlace& helper = input_.helpers[i];
-        const double end = (ends[i] > 0 ? ends[i] : Start(i)) + input_.bytes_per_expert / helper.link_bytes_per_second +
-                           static_cast<double>(tokens) * helper.contribution_seconds;
+        const double copied = (ends[i] > 0 ? ends[i] : Start(i)) + input_.bytes_per_expert / helper.link_bytes_per_second +
+                              static_cast<double>(tokens) * helper.contribution_seconds;
+        const double end = std::max(copied, Start(i) + DeviceSeconds(input_, helper.flops_per_second, computed[i] + tokens));
         if (end < soonest) {
           chosen = i;
           soonest = end;
         }
       }
       ends[chosen] = soonest;
+      computed[chosen] += tokens;
       last = std::max(last, soonest);
       if (helpers != nullptr) (*helpers)[at] = static_cast<int32_t>(chosen);
     }
@@ -224,6 +246,7 @@ class LinkDivision {
   }
 
   const PlannerInput& input_;
+  const int64_t resident_tokens_;
   std::vector<size_t> order_;  // helpers whose rates are known, the quickest first
 };
 
@@ -256,8 +279,7 @@ std::optional<HelpedPlan> PlanWithHelpers(const PlannerInput& input, const Engin
   const LinkDivision links(input);
   if (links.num_helpers() == 0 || absent.empty()) return std::nullopt;
   const RestSeconds rest(input, division, absent);
-  const double own_copy = input.bytes_per_expert / input.rates.link_bytes_per_second;
-  double best = std::max(static_cast<double>(alone) * own_copy, host ? rest(alone) : 0);
+  double best = std::max(links.Divide(absent.first(alone), 0).seconds, host ? rest(alone) : 0);
   std::optional<HelpedPlan> plan;
   for (size_t count = 1; count <= links.num_helpers(); ++count) {
     const auto shipping = [&](size_t shipped) { return links.Divide(absent.first(shipped), count).seconds; };
@@ -271,6 +293,25 @@ std::optional<HelpedPlan> PlanWithHelpers(const PlannerInput& input, const Engin
 }
 
 }  // namespace
+
+HelperPlace PlaceOf(const HelperWay& way, double row_bytes) {
+  // Of a request and its answer, beside rows, copies and contributions: the threads of both sleep. From device to device nothing
+  // waits for copies on the links.
+  constexpr double kHelpSeconds = 300e-6, kHelpOnDeviceSeconds = 150e-6;
+  constexpr double kDeviceToDevice = 100e9;  // bytes a second by a kernel over NVLink; slower ways are not taken (help_share.h)
+  HelperPlace place = {.link_bytes_per_second = way.link_bytes_per_second, .flops_per_second = way.flops_per_second};
+  if (way.device_to_device) {
+    place.fixed_seconds = kHelpOnDeviceSeconds;
+    place.row_seconds = row_bytes / kDeviceToDevice;
+    // A contribution is read once more, by its owner, when all have come.
+    place.contribution_seconds = row_bytes / kDeviceToDevice;
+  } else {
+    place.fixed_seconds = kHelpSeconds;
+    place.row_seconds = row_bytes / way.own_link_bytes_per_second + row_bytes / way.link_bytes_per_second;
+    place.contribution_seconds = row_bytes / way.own_link_bytes_per_second;
+  }
+  return place;
+}
 
 ExpertPlan PlanExperts(const PlannerInput& input) {
   ExpertPlan plan;

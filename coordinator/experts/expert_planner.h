@@ -15,9 +15,10 @@
 // speed, the host's always and then each faster one before a slower one, and the fewest that give the shortest time are used. So
 // an engine that is slower than all others never lengthens the predicted time.
 //
-// Another worker of the host that has nothing else to do is a second link: rows go there and contributions come back through the
-// host's memory. The own link takes the heaviest experts, since only helpers pay for each token. Helpers are used from the
-// quickest on, and only as far as they make the layer shorter by kWorthHelp.
+// Another worker of the host that has nothing else to do is a second link and a second device: rows go there and contributions
+// come back. The own link takes the heaviest experts, since only helpers pay for each token. Helpers are used from the quickest
+// on, and only as far as they make the layer shorter by kWorthHelp. Of a layer with many rows the products take longer than the
+// copies, so a device's share takes the longer of both.
 
 #include <cstdint>
 #include <memory>
@@ -34,6 +35,7 @@ struct PlannerRates {
   double host_read_bytes_per_second = 0;  // while the link runs
   double host_flops_per_second = 0;       // of expert products with many rows
   ProductCurve host_flops_at_rows = {};   // likewise of a few, and of very many
+  double device_flops_per_second = 0;     // of the worker's device; 0: not known, and no bound
   bool operator==(const PlannerRates&) const = default;
 };
 
@@ -56,7 +58,18 @@ struct HelperPlace {
   double fixed_seconds = 0;         // of a request and its answer
   double row_seconds = 0;           // of each row of the step, all of which go there
   double contribution_seconds = 0;  // of each token's contribution, which comes back
+  double flops_per_second = 0;      // of expert products on its device; 0: not known, and no bound
 };
+// How a helper is reached.
+struct HelperWay {
+  double link_bytes_per_second = 0;      // the helper's
+  double own_link_bytes_per_second = 0;  // of the worker that it helps
+  bool device_to_device = false;         // rows and contributions do not go through the host's memory
+  double flops_per_second = 0;           // of the helper's device; 0: not known
+};
+// Through the host's memory rows cross both links, and a contribution the owner's, beside the helper's next copies. From device
+// to device they cross neither. `row_bytes`: of a row and of a contribution.
+HelperPlace PlaceOf(const HelperWay& way, double row_bytes);
 // The share of its time without the next helper that a layer may at most take with it. Predictions are no better than that.
 inline constexpr double kWorthHelp = 0.95;
 

@@ -48,6 +48,7 @@ double CommonShare(int64_t layer) {
 constexpr double kGpuBytesPerValue = 56;         // of a token's n_embd values, through norms, residual and contributions
 constexpr double kGpuHostTripSeconds = 0.05e-3;  // prefill: rows to the engine and contributions back
 constexpr double kGpuHostEntrySeconds = 2.7e-6;  // the same of a (row, expert) pair, where no copy hides it
+constexpr double kShareBesideHelpers = 1.15;     // of the experts copied ahead (worker/copy_ahead.cc)
 // Decode, of runs on an H100 and an H200.
 constexpr double kGpuDecodeLayerOperations = 21;  // small operations' time: kernels that wait for each other, the routing's way
 constexpr double kGpuOperationSeconds = 2.7e-6;   // where it was not measured
@@ -92,7 +93,8 @@ double KvBytesRead(const PredictionInput& input, int64_t layer, int64_t context)
 
 // One layer of a step as the worker and the planner go through it.
 struct LayerTraffic {
-  double activated = 0, resident = 0, shipped = 0, on_host = 0;
+  double activated = 0, resident = 0, shipped = 0, on_host = 0, helped = 0;
+  double helped_seconds = 0;                                   // until the last helper has answered
   double waiting_bytes = 0, ahead_bytes = 0, later_bytes = 0;  // over the link: before rows come, before and after routing
   double host_seconds = 0;
   double host_entries = 0;  // (row, expert) pairs computed on the host
@@ -109,7 +111,9 @@ class StepPredictor {
         worker_(input.rates.workers[worker]) {}
 
   // Seconds of a worker's layers for rows [first, first + rows) of a prompt, which it awaited for `waited` seconds.
-  double Seconds(int64_t first, int64_t rows, double waited, std::mt19937_64& random, PrefillPrediction* total) {
+  // `helps_from[i]`: how long after their arrival worker i has nothing else to do; infinite: never.
+  double Seconds(int64_t first, int64_t rows, double waited, const std::vector<double>& helps_from, std::mt19937_64& random,
+                 PrefillPrediction* total) {
     double seconds = kStepSeconds;
     waited_seconds_ = waited;
     for (int64_t layer = layers_.first; layer < layers_.end; ++layer) {
@@ -118,18 +122,35 @@ class StepPredictor {
         seconds += before_routing;
         continue;
       }
+      helpers_.clear();
+      for (size_t i = 0; i < helps_from.size(); ++i) {
+        if (helps_from[i] <= seconds) helpers_.push_back(HelperOf(layer, input_.rates.workers[i]));
+      }
       const LayerTraffic traffic = Traffic(layer, first > 0, rows, before_routing, random);
       seconds += LayerSeconds(traffic, before_routing);
       total->activated += traffic.activated;
       total->resident += traffic.resident;
       total->shipped += traffic.shipped;
       total->on_host += traffic.on_host;
+      total->helped += traffic.helped;
+      total->bytes_shipped += traffic.helped * static_cast<double>(input_.arena.layer(layer).bytes);
       total->bytes_shipped += traffic.waiting_bytes + traffic.ahead_bytes + traffic.later_bytes;
     }
     return seconds;
   }
 
  private:
+  // GPUs are taken to reach each other, as by NVLink. Where they do not, help brings less than predicted, and nothing in steps of
+  // more rows than a board holds.
+  HelperPlace HelperOf(int64_t layer, const WorkerRates& helper) const {
+    constexpr int64_t kBytesPerValue = 2;
+    return PlaceOf({.link_bytes_per_second = helper.link.Planned(),
+                    .own_link_bytes_per_second = worker_.link.Planned(),
+                    .device_to_device = true,
+                    .flops_per_second = kGpuProductShare * helper.experts.flops_per_second},
+                   static_cast<double>(input_.arena.layer(layer).gate.cols * kBytesPerValue));
+  }
+
   // What slots hold of a layer's experts when it is routed.
   struct Slots {
     std::vector<uint32_t> resident;  // ActivatedExpert::resident of each expert
@@ -155,6 +176,7 @@ class StepPredictor {
     // The first of those copied ahead have arrived when the layer is routed.
     auto arrive = static_cast<int64_t>(before_routing * worker_.link.Planned() / record_bytes);
     Slots slots{.resident = std::vector<uint32_t>(probabilities.size()), .copied = std::vector<bool>(probabilities.size())};
+    std::vector<int32_t> ahead;
     for (size_t rank = 0; rank < by_use.size(); ++rank) {
       const int32_t e = by_use[rank];
       const double used = 1 - std::pow(1 - std::min(probabilities[e], 1.0), static_cast<double>(rows));
@@ -167,11 +189,19 @@ class StepPredictor {
         slots.waiting_bytes += record_bytes;
         --while_waiting;
       } else if (room > 0 && (worth || !input_.ooae)) {
-        slots.copied[e] = true;
-        slots.resident[e] = arrive-- > 0 ? 1 : kComing;
-        slots.ahead_bytes += record_bytes;
+        ahead.push_back(e);
         --room;
       }
+    }
+    // Helpers copy their shares once the layer is routed.
+    const auto count = static_cast<double>(ahead.size());
+    if (!helpers_.empty())
+      ahead.resize(static_cast<size_t>(
+          std::min(count, std::ceil(kShareBesideHelpers * count / (1.0 + static_cast<double>(helpers_.size()))))));
+    for (const int32_t e : ahead) {
+      slots.copied[e] = true;
+      slots.resident[e] = arrive-- > 0 ? 1 : kComing;
+      slots.ahead_bytes += record_bytes;
     }
     return slots;
   }
@@ -186,10 +216,14 @@ class StepPredictor {
             .rates = {.link_bytes_per_second = worker_.link.Planned(),
                       .host_read_bytes_per_second = input_.rates.host_beside_links.read_bytes_per_second,
                       .host_flops_per_second = input_.rates.host_beside_links.flops_per_second,
-                      .host_flops_at_rows = input_.rates.host_beside_links.flops_at_rows},
+                      .host_flops_at_rows = input_.rates.host_beside_links.flops_at_rows,
+                      .device_flops_per_second = input_.gpu ? ProductRate() : 0},
             .host_allowed = rule != ExpertRule::kDevice,
             .ship_allowed = rule != ExpertRule::kHost && rows > kMaxRowsWithoutPlan,
-            .ship_all = !input_.ooae};
+            .ship_all = !input_.ooae,
+            .num_rows = rows,
+            .helpers = helpers_,
+            .max_helper_tokens = (rows * input_.config.router.top_k + 1) / 2};
   }
 
   LayerTraffic Traffic(int64_t layer, bool later_step, int64_t rows, double before_routing, std::mt19937_64& random) {
@@ -214,11 +248,17 @@ class StepPredictor {
         traffic.host_entries += uses[i].tokens;
         continue;
       }
+      if (!plan.helpers.empty() && plan.helpers[i] >= 0) {
+        traffic.shipped += 1;
+        traffic.helped += 1;
+        continue;
+      }
       traffic.device_flops += static_cast<double>(uses[i].tokens) * input.flops_per_token;
       const bool shipped = slots.copied[e] || plan.places[i] == ExpertPlace::kShip;
       (shipped ? traffic.shipped : traffic.resident) += 1;
       if (shipped && !slots.copied[e]) traffic.later_bytes += input.bytes_per_expert;
     }
+    if (traffic.helped > 0) traffic.helped_seconds = plan.link_seconds;
     worth_tokens_ = static_cast<double>(TokensWorthACopy(uses, plan.places));
     return traffic;
   }
@@ -245,8 +285,8 @@ class StepPredictor {
     double host = traffic.host_seconds > 0 ? traffic.host_seconds + kGpuHostTripSeconds : 0;
     if (traffic.device_flops == 0) host += traffic.host_entries * kGpuHostEntrySeconds;
     // The link runs on from layer to layer while there are experts certain enough to be copied ahead.
-    return std::max(link_seconds,
-                    before_routing + std::max({host, traffic.device_flops / ProductRate(), traffic.later_bytes / link}));
+    return std::max(link_seconds, before_routing + std::max({host, traffic.device_flops / ProductRate(),
+                                                             traffic.later_bytes / link, traffic.helped_seconds}));
   }
 
   double ProductRate() const { return kGpuProductShare * worker_.experts.flops_per_second; }
@@ -257,8 +297,28 @@ class StepPredictor {
   const int64_t num_expert_layers_;
   const WorkerRates& worker_;
   double waited_seconds_ = 0;
-  double worth_tokens_ = 0;  // fewest tokens worth a copy ahead, by the layer before
+  double worth_tokens_ = 0;           // fewest tokens worth a copy ahead, by the layer before
+  std::vector<HelperPlace> helpers_;  // of the layer in progress
 };
+
+// When each other worker has nothing else to do than help worker `worker` with a step that begins there at `begin`: those before
+// it once they have no further step, those behind it once their slots are full of what they will need. `free_at`: when each has
+// ended its last step; infinite where it helps nobody.
+std::vector<double> HelpsFrom(const PredictionInput& input, size_t worker, double begin, const std::vector<double>& free_at,
+                              bool first_step, bool last_step) {
+  std::vector<double> from(free_at.size(), std::numeric_limits<double>::infinity());
+  if (!input.help || !input.gpu) return from;
+  for (size_t i = 0; i < free_at.size(); ++i) {
+    const double link = input.rates.workers[i].link.Planned();
+    if (i == worker || link <= 0 || input.slots[i] == 0 || (i < worker && !last_step)) continue;
+    const LayerRange& layers = input.placement.workers[i].layers;
+    const int64_t layer = input.arena.NextWithExperts(layers.first, layers.end);
+    const bool fills = i > worker && first_step && layer < layers.end;
+    const double full = fills ? static_cast<double>(input.slots[i] * input.arena.layer(layer).bytes) / link : 0;
+    from[i] = std::max(0.0, free_at[i] + full - begin);
+  }
+  return from;
+}
 
 // Decode through one worker's layers.
 class DecodePredictor {
@@ -456,7 +516,9 @@ PrefillPrediction PredictPrefill(const PredictionInput& input, int64_t tokens) {
       const double begin = std::max(through, free_at[worker]);
       through = free_at[worker] =
           begin + StepPredictor(input, worker)
-                      .Seconds(first, std::min(step_rows, tokens - first), begin - free_at[worker], random, &result);
+                      .Seconds(first, std::min(step_rows, tokens - first), begin - free_at[worker],
+                               HelpsFrom(input, worker, begin, free_at, first == 0, first + step_rows >= tokens), random,
+                               &result);
     }
   }
   result.seconds = free_at.back();
@@ -477,7 +539,7 @@ DecodePrediction PredictDecodeAfter(const PredictionInput& input, const PrefillP
   DecodePrediction result;
   for (size_t worker = 0; worker < input.placement.workers.size(); ++worker) {
     const DecodePredictor predictor(input, worker, prefill.tokens);
-    const double came = (prefill.shipped + prefill.resident) * static_cast<double>(input.arena.num_experts()) /
+    const double came = (prefill.shipped - prefill.helped + prefill.resident) * static_cast<double>(input.arena.num_experts()) /
                         static_cast<double>(input.arena.num_records());
     double kept = came <= predictor.most_kept() ? came : kKeptShare * predictor.most_kept();
     DecodePrediction sum;

@@ -30,6 +30,7 @@ struct PrefillPrediction {
   int64_t step_rows = 0;  // rows of each step but the last
   double seconds = 0;
   double activated = 0, resident = 0, shipped = 0, on_host = 0;  // experts, summed over layers and steps
+  double helped = 0;                                             // of those shipped: by another worker than the layer's
   double bytes_shipped = 0;
   double tokens_per_second() const { return seconds > 0 ? static_cast<double>(tokens) / seconds : 0; }
 };
@@ -50,6 +51,7 @@ struct PredictionInput {
   std::vector<int64_t> slots;  // experts that each worker can hold
   bool gpu = false;            // the workers have GPUs; otherwise they share the host's cores
   bool ooae = true;
+  bool help = false;  // workers with GPUs ship and compute experts for each other (--share-links)
   bool cold = false;  // slots that could hold every expert were emptied, as by bench --cold
 };
 // One prompt alone. At its start the slots are empty, except slots that hold every expert, which are filled at load. Copying

@@ -111,6 +111,11 @@ absl::StatusOr<bool> CopyEngine::InPinned(std::string_view name, std::span<const
                          region->second.size());
 }
 
+bool CopyEngine::InShared(std::span<const std::byte> bytes) const {
+  const auto after = shared_.upper_bound(Begin(bytes));
+  return after != shared_.begin() && End(bytes) <= End(std::prev(after)->second);
+}
+
 absl::StatusOr<const std::byte*> CopyEngine::AddressOf(std::span<const std::byte> host) const {
   ASSIGN_OR_RETURN(const bool pinned, InPinned("host", host));
   if (pinned ? kernels_reach_pinned_ : kernels_reach_pageable_) return host.data();

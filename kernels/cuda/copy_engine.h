@@ -66,6 +66,11 @@ class CopyEngine {
 
   // Whether all of `bytes` lies in one pinned region. InvalidArgument: it crosses the end of one.
   absl::StatusOr<bool> InPinned(std::string_view name, std::span<const std::byte> bytes) const;
+  // Device memory that several processes share (kernels/peer_memory.h), from its making to its end.
+  void AddShared(std::span<const std::byte> region) { shared_[reinterpret_cast<uintptr_t>(region.data())] = region; }
+  void RemoveShared(std::span<const std::byte> region) { shared_.erase(reinterpret_cast<uintptr_t>(region.data())); }
+  // Whether all of `bytes` lies in one such region.
+  bool InShared(std::span<const std::byte> bytes) const;
   // Whether kernels reach pinned memory by the host's own addresses.
   bool kernels_reach_pinned() const { return kernels_reach_pinned_; }
   // Whether the device's memory is the host's, as in an integrated GPU.
@@ -90,6 +95,7 @@ class CopyEngine {
   Stream stream_;
   std::shared_ptr<EventPool> events_;
   std::map<uintptr_t, std::span<const std::byte>> pinned_;  // by address
+  std::map<uintptr_t, std::span<const std::byte>> shared_;  // likewise
 };
 
 }  // namespace ferry::cuda

@@ -28,6 +28,7 @@
 #include "kernels/cuda/latent_store.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/logits_reader.h"
+#include "kernels/cuda/peer_memory.h"
 #include "kernels/cuda/products.h"
 #include "kernels/cuda/rope_store.h"
 #include "kernels/cuda/routing.h"
@@ -69,7 +70,7 @@ absl::Status CheckEvent(std::string_view name, const Event& event) {
   return InvalidArgument("%s is an event of another backend", name);
 }
 
-class CudaOps final : public Ops {
+class CudaOps final : public Ops, public PeerMemories {
  public:
   static absl::StatusOr<std::unique_ptr<Ops>> Create(int device) {
     std::unique_ptr<CudaOps> ops(new CudaOps());
@@ -146,6 +147,14 @@ class CudaOps final : public Ops {
   absl::StatusOr<const std::byte*> AddressOfHost(std::span<const std::byte> host) override {
     RETURN_IF_ERROR(Use());
     return copies_->AddressOf(host);
+  }
+  absl::StatusOr<std::unique_ptr<PeerMemory>> Share(int64_t bytes) override {
+    RETURN_IF_ERROR(Use());
+    return cuda::SharePeerMemory(bytes, copies_.get(), compute_.get());
+  }
+  absl::StatusOr<std::unique_ptr<PeerMemory>> Map(const std::string& key, int64_t bytes) override {
+    RETURN_IF_ERROR(Use());
+    return cuda::MapPeerMemory(key, bytes, copies_.get(), compute_.get());
   }
   absl::StatusOr<Event> CopyAsync(void* dst, std::span<const std::byte> host_src, std::span<const Event> after) override {
     RETURN_IF_ERROR(Use());

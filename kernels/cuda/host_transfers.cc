@@ -34,7 +34,7 @@ absl::StatusOr<std::unique_ptr<HostTransfers>> HostTransfers::Create(ComputeQueu
 }
 
 bool HostTransfers::KernelsReach(std::span<const std::byte> bytes) const {
-  return copies_.kernels_reach_pinned() && copies_.InPinned("host memory", bytes).value_or(false);
+  return copies_.InShared(bytes) || (copies_.kernels_reach_pinned() && copies_.InPinned("host memory", bytes).value_or(false));
 }
 
 absl::Status HostTransfers::Upload(void* dst, std::span<const std::byte> host_src) {
@@ -107,7 +107,7 @@ absl::Status HostTransfers::DownloadSmall(std::span<std::byte> host_dst, const v
 
 absl::Status HostTransfers::UploadAsync(void* dst, std::span<const std::byte> host_src) {
   ASSIGN_OR_RETURN(const bool pinned, copies_.InPinned("host_src", host_src));
-  if (!pinned || !copies_.kernels_reach_pinned()) return Upload(dst, host_src);
+  if (!copies_.InShared(host_src) && (!pinned || !copies_.kernels_reach_pinned())) return Upload(dst, host_src);
   const CudaTimeline::Scope span = queue_.SpanOf("UploadAsync");
   RETURN_IF_ERROR(CheckNotNull("dst", dst));
   return queue_.Queued("UploadAsync", LaunchCopy(dst, host_src.data(), static_cast<int64_t>(host_src.size()), queue_.get()));
@@ -115,11 +115,12 @@ absl::Status HostTransfers::UploadAsync(void* dst, std::span<const std::byte> ho
 
 absl::Status HostTransfers::DownloadAsync(std::span<std::byte> host_dst, const void* src) {
   ASSIGN_OR_RETURN(const bool pinned, copies_.InPinned("host_dst", host_dst));
-  if (!pinned) return Download(host_dst, src);
+  const bool shared = copies_.InShared(host_dst);
+  if (!pinned && !shared) return Download(host_dst, src);
   const CudaTimeline::Scope span = queue_.SpanOf("DownloadAsync");
   RETURN_IF_ERROR(CheckNotNull("src", src));
   const auto bytes = static_cast<int64_t>(host_dst.size());
-  if (bytes <= kMaxKernelDownload && copies_.kernels_reach_pinned()) {
+  if (shared || (bytes <= kMaxKernelDownload && copies_.kernels_reach_pinned())) {
     return queue_.Queued("DownloadAsync", LaunchCopy(host_dst.data(), src, bytes, queue_.get()));
   }
   return queue_.Queued("DownloadAsync",

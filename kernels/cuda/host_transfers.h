@@ -30,7 +30,7 @@ class HostTransfers {
 
   // Pinned memory for the arguments of one operation (Staging::Reserve).
   absl::StatusOr<std::byte*> Stage(int64_t bytes) { return staging_.Reserve(bytes); }
-  // Whether a kernel can read `bytes` in place. False when they are not in one pinned region.
+  // Whether a kernel can read `bytes` in place. False when they are not in one pinned or shared region.
   bool KernelsReach(std::span<const std::byte> bytes) const;
 
  private:

@@ -111,8 +111,9 @@ struct Ask {
   uint32_t tokens = 0;
   uint64_t seed = 0;
 };
-absl::StatusOr<Completion> AnswerTo(Client& client, const Ask& ask) {
+absl::StatusOr<Completion> AnswerTo(Client& client, const Ask& ask, bool forget_experts = false) {
   proto::GenerateRequest request;
+  request.set_forget_experts(forget_experts);
   request.mutable_tokens()->mutable_ids()->Add(ask.prompt.begin(), ask.prompt.end());
   request.set_max_tokens(ask.tokens);
   request.set_ignore_eos(true);
@@ -160,6 +161,7 @@ struct Killing {
   bool ends_with_a_stop = false;  // SIGSTOP, which nobody notices for 10 s
   bool in_long_runs_alone = false;
   const char* hidden_states = "auto";  // --transport; "nccl": on GPUs
+  bool help = false;                   // on GPUs, whose workers compute experts for each other
 };
 class KilledWorkers : public ::testing::TestWithParam<Killing> {};
 
@@ -178,10 +180,12 @@ TEST_P(KilledWorkers, NoStreamSeesAnErrorOrAnotherToken) {
   options.transport = GetParam().hidden_states;
   options.parallel = 4;
   options.resume_patience = kPatience;
-  if (options.transport == "nccl") {
-    if (NumCudaDevices() < options.workers) GTEST_SKIP() << "NCCL between workers needs " << options.workers << " GPUs";
+  const bool help = GetParam().help;
+  if (options.transport == "nccl" || help) {
+    if (NumCudaDevices() < options.workers) GTEST_SKIP() << "workers on GPUs of their own need " << options.workers << " GPUs";
     options.backend = "cuda";
   }
+  if (help) options.share_links = "even";
   const std::vector<Ask> asks = Asks();
   const std::vector<Completion>& alone = AnswersAlone(options.backend);
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Supervisor> supervisor, Supervisor::Start(options));
@@ -194,7 +198,7 @@ TEST_P(KilledWorkers, NoStreamSeesAnErrorOrAnotherToken) {
       const absl::StatusOr<std::unique_ptr<Client>> client = Client::Connect(supervisor->address(), options);
       ASSERT_OK(client.status());
       for (size_t i = first; killing; i = (i + 1) % asks.size()) {
-        const absl::StatusOr<Completion> completion = AnswerTo(**client, asks[i]);
+        const absl::StatusOr<Completion> completion = AnswerTo(**client, asks[i], help);
         ASSERT_OK(completion.status()) << "ask " << i;
         EXPECT_EQ(completion->ids, alone[i].ids) << "ask " << i << ", resumed " << completion->finish.resumed();
         EXPECT_EQ(completion->text, alone[i].text) << "ask " << i;
@@ -242,7 +246,8 @@ INSTANTIATE_TEST_SUITE_P(Faults, KilledWorkers,
                                            Killing{"OneOverGrpc", 1, "grpc", true, true},
                                            Killing{"TwoOverSharedMemory", 2, "shm", true, true},
                                            Killing{"ThreeOverGrpc", 3, "grpc", true, true},
-                                           Killing{"TwoOverNccl", 2, "shm", false, false, "nccl"}),
+                                           Killing{"TwoOverNccl", 2, "shm", false, false, "nccl"},
+                                           Killing{"TwoGpusThatHelp", 2, "shm", true, false, "auto", true}),
                          [](const auto& info) { return info.param.name; });
 
 TEST(Faults, AKilledCoordinatorLeavesNothingBehind) {

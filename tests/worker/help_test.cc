@@ -10,6 +10,7 @@ namespace ferry {
 namespace {
 
 constexpr int64_t kOwner = 0, kHelper = 1;
+constexpr double kNear = 2 * HelpShare::kNearBytesPerSecond;  // the host's memory, which plays the device's, may be slower
 constexpr HelpBoardShape kWide = {.n_embd = 0, .max_rows = 256, .max_entries = 512, .max_experts = 8};
 
 const TinyModel& Model() {
@@ -24,19 +25,50 @@ const std::vector<float>& Expected() {
   return *expected;
 }
 
+// Memory of a device that both workers reach.
+class SharedVector final : public PeerMemory {
+ public:
+  explicit SharedVector(std::vector<std::byte>* bytes) : bytes_(*bytes) {}
+  std::span<std::byte> bytes() const override { return bytes_; }
+  const std::string& key() const override { return key_; }
+
+ private:
+  std::vector<std::byte>& bytes_;
+  const std::string key_ = std::string(PeerMemory::kKeyBytes, 'k');
+};
+
 // Both workers' views of two boards.
-struct Boards {
-  Boards(Ops* owner_ops, Ops* helper_ops) {
-    HelpBoardShape shape = kWide;
+struct Boards final : PeerMemories {
+  Boards(Ops* owner_ops, Ops* helper_ops, HelpBoardShape shape = kWide) {
     shape.n_embd = Model().config.n_embd;
     std::map<int64_t, std::unique_ptr<HelpBoard>> made, mapped;
     for (const int64_t worker : {kOwner, kHelper}) {
       made[worker] = HelpBoard::Create(shape).value();
       mapped[worker] = HelpBoard::Map(::dup(made[worker]->fd()), shape).value();
     }
+    memory = std::vector<std::byte>(shape.row_bytes(DType::kF32) + shape.contribution_bytes(DType::kF32));
     owner = std::make_shared<HelpBoards>(kOwner, std::move(made), owner_ops);
-    helper = std::make_shared<HelpBoards>(kHelper, std::move(mapped), helper_ops);
+    helper = std::make_shared<HelpBoards>(kHelper, std::move(mapped), helper_ops, this);
   }
+  // The owner offers its device's memory, and the helper has seen it.
+  void Publish(std::span<std::byte> scratch) {
+    owner->Publish(&owners);
+    helper->Publish(nullptr);
+    helper->Settle(scratch);
+    if (reached) owner->own().SetReach(kHelper, kNear);
+    owner->Hear();
+    helper->Hear();
+  }
+  absl::StatusOr<std::unique_ptr<PeerMemory>> Share(int64_t) override { return Internal("nobody asks"); }
+  absl::StatusOr<std::unique_ptr<PeerMemory>> Map(const std::string& key, int64_t bytes) override {
+    if (!reached) return FailedPrecondition("as the test wants");
+    EXPECT_EQ(key, owners.key());
+    EXPECT_EQ(bytes, static_cast<int64_t>(memory.size()));
+    return std::make_unique<SharedVector>(&memory);
+  }
+  bool reached = true;
+  std::vector<std::byte> memory;
+  SharedVector owners{&memory};
   std::shared_ptr<HelpBoards> owner, helper;
 };
 
@@ -47,7 +79,7 @@ class Help : public ::testing::Test {
     // Every second absent expert goes to whoever helps.
     pipeline_.link().place_among = [](const ActivatedExpert& use, uint32_t helpers) {
       if (use.resident == 1) return ExpertPlace::kResident;
-      return helpers == 1u << kHelper && use.expert % 2 == 1 ? PlaceOfHelper(kHelper) : ExpertPlace::kShip;
+      return (helpers & 0xffff) == 1u << kHelper && use.expert % 2 == 1 ? PlaceOfHelper(kHelper) : ExpertPlace::kShip;
     };
   }
   ~Help() override { Stop(); }
@@ -95,6 +127,64 @@ TEST_F(Help, ChangesNoBit) {
   Stop();
   EXPECT_GT(service_->num_computed(), 0u);
   EXPECT_TRUE(link_.held.empty());
+}
+
+TEST_F(Help, ChangesNoBitFromDeviceToDevice) {
+  boards_.Publish(std::as_writable_bytes(std::span(rows_)));
+  ServeWell();
+  EXPECT_EQ(pipeline_.Prompt(Tokens(Model(), 200)).value(), Expected());
+  Stop();
+  EXPECT_GT(service_->num_computed(), 0u);
+  const auto all_zero = [](std::span<const std::byte> bytes) {
+    return std::all_of(bytes.begin(), bytes.end(), [](std::byte b) { return b == std::byte{0}; });
+  };
+  EXPECT_TRUE(all_zero(boards_.owner->own().rows())) << "what goes from device to device is not on the board";
+  EXPECT_FALSE(all_zero(boards_.memory));
+}
+
+// A board for 50 rows beside device memory for all.
+class HelpBesideASmallBoard : public Help {
+ protected:
+  HelpBesideASmallBoard() {
+    HelpBoardShape shape = kWide;
+    shape.most_board_rows = 50;
+    small_ = std::make_unique<Boards>(ops_.get(), ops_.get(), shape);
+    pipeline_.stage(0).SetBoards(small_->owner);
+    service_ = HelpService::Create(ops_.get(), &link_, &Model().config, &Model().layout, 3, 512).value();
+    small_->helper->own().SetAvailable(true);
+    serving_ = std::thread([this] {
+      while (!stop_) {
+        const uint32_t seen = small_->helper->own().bell();
+        if (!small_->helper->Called()) small_->helper->own().WaitForBell(seen, Deadline::In(absl::Milliseconds(10)));
+        if (small_->helper->Called()) service_->Serve(*small_->helper, {.in = in_, .contributions = contributions_}, nullptr);
+      }
+    });
+  }
+  ~HelpBesideASmallBoard() override { Stop(); }
+  std::unique_ptr<Boards> small_;
+};
+
+TEST_F(HelpBesideASmallBoard, AStepOfManyRowsIsHelpedWithFromDeviceToDeviceAlone) {
+  EXPECT_EQ(pipeline_.Prompt(Tokens(Model(), 200)).value(), Expected());
+  EXPECT_EQ(service_->num_computed(), 0u) << "nobody has published device memory";
+  small_->owner->Publish(&small_->owners);  // rings the helper, which maps it
+  const Deadline end = Deadline::In(absl::Seconds(60));
+  while (small_->owner->own().reach(kHelper) == 0 && !end.Passed()) absl::SleepFor(absl::Milliseconds(1));
+  small_->owner->own().SetReach(kHelper, kNear);
+  while (service_->num_computed() == 0 && !end.Passed()) {
+    EXPECT_EQ(pipeline_.Prompt(Tokens(Model(), 200)).value(), Expected());
+  }
+  EXPECT_GT(service_->num_computed(), 0u);
+}
+
+TEST_F(Help, GoesThroughTheBoardWhereDevicesDoNotReachEachOther) {
+  boards_.reached = false;
+  boards_.Publish(std::as_writable_bytes(std::span(rows_)));
+  EXPECT_EQ(boards_.owner->own().reach(kHelper), 0);
+  ServeWell();
+  EXPECT_EQ(pipeline_.Prompt(Tokens(Model(), 200)).value(), Expected());
+  Stop();
+  EXPECT_GT(service_->num_computed(), 0u);
 }
 
 TEST_F(Help, IsNotAskedForInDecode) {

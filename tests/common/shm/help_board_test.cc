@@ -16,7 +16,7 @@ namespace {
 
 using testing::HasSubstr;
 constexpr int64_t kLayers = 6;
-constexpr HelpBoardShape kShape = {.n_embd = 4, .max_rows = 8, .max_entries = 16, .max_experts = 32};
+constexpr HelpBoardShape kShape = {.n_embd = 4, .max_rows = 20, .max_entries = 40, .max_experts = 32, .most_board_rows = 8};
 
 Deadline Soon() { return Deadline::In(absl::Seconds(60)); }
 Deadline Shortly() { return Deadline::In(absl::Milliseconds(5)); }
@@ -168,10 +168,61 @@ TEST(HelpBoard, ABellWakesItsOwner) {
 TEST(HelpBoard, RefusesMemoryOfAnotherShape) {
   const auto board = *HelpBoard::Create(kShape);
   HelpBoardShape other = kShape;
-  other.max_entries = 15;
+  other.max_entries = 39;
   EXPECT_THAT(HelpBoard::Map(::dup(board->fd()), other), StatusIs(absl::StatusCode::kInvalidArgument));
-  EXPECT_THAT(HelpBoard::Create({.n_embd = 4, .max_rows = 0, .max_entries = 1, .max_experts = 1}),
-              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("max_rows")));
+  other = kShape;
+  other.most_board_rows = 7;
+  EXPECT_THAT(HelpBoard::Map(::dup(board->fd()), other), StatusIs(absl::StatusCode::kInvalidArgument));
+  other.max_rows = 0;
+  EXPECT_THAT(HelpBoard::Create(other), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("max_rows")));
+  other = kShape;
+  other.most_board_rows = 0;
+  EXPECT_THAT(HelpBoard::Create(other), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("most_board_rows")));
+}
+
+TEST(HelpBoard, AShareOnADeviceMayHaveMoreRowsThanTheBoard) {
+  Ends ends = MakeEnds();
+  HelpRequest request = SomeShare();
+  request.on_device = true;
+  request.first_entry = 30;
+  request.share.num_rows = 20;
+  request.share.entry_rows = {0, 19, 1};
+  ASSERT_OK(ends.owner->Post(1, request));
+  ASSERT_OK_AND_ASSIGN(const std::optional<HelpRequest> taken, ends.helper->Take(1, kLayers));
+  ASSERT_TRUE(taken.has_value());
+  EXPECT_TRUE(taken->on_device);
+  EXPECT_EQ(taken->first_entry, 30);
+  EXPECT_EQ(taken->share.entry_rows, request.share.entry_rows);
+  ends.helper->Answer(1, absl::OkStatus());
+  ASSERT_OK(ends.owner->WaitForAnswer(1, Soon()));
+  request.first_entry = 38;
+  EXPECT_THAT(ends.owner->Post(1, request), StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("entries")));
+}
+
+TEST(HelpBoard, TellsOfDeviceMemory) {
+  Ends ends = MakeEnds();
+  EXPECT_EQ(ends.helper->memory_key(), std::nullopt);
+  ends.owner->PublishMemory({});
+  EXPECT_EQ(ends.helper->memory_key(), "");
+  std::string key(HelpBoard::kKeyBytes, 'x');
+  key[3] = '\0';
+  ends.owner->PublishMemory(std::as_bytes(std::span(key)));
+  EXPECT_EQ(ends.helper->memory_key(), key);
+  EXPECT_EQ(ends.owner->reach(2), 0);
+  ends.helper->SetReach(2, 150e9);
+  EXPECT_EQ(ends.owner->reach(2), 150e9);
+}
+
+TEST(HelpBoard, TellsWhenItsOwnerWillHelp) {
+  Ends ends = MakeEnds();
+  EXPECT_FALSE(ends.helper->AvailableWithin(absl::Hours(2)));
+  ends.owner->ExpectAvailable(absl::Minutes(10));
+  EXPECT_FALSE(ends.helper->AvailableWithin(absl::Minutes(5)));
+  EXPECT_TRUE(ends.helper->AvailableWithin(absl::Minutes(11)));
+  ends.owner->ExpectAvailable(absl::InfiniteDuration());
+  EXPECT_FALSE(ends.helper->AvailableWithin(absl::Minutes(11)));
+  ends.owner->SetAvailable(true);
+  EXPECT_TRUE(ends.helper->AvailableWithin(absl::ZeroDuration()));
 }
 
 }  // namespace

@@ -232,7 +232,8 @@ TEST_F(ExpertExchangeTest, HandsDescriptorsToTheHolderOfTheKeyAlone) {
 // Two workers with mailboxes, of which worker 1 owns the last layer and has nothing to do.
 class HelpTest : public ExpertExchangeTest {
  protected:
-  static constexpr HelpBoardShape kShape = {.n_embd = 32, .max_rows = 500, .max_entries = 1000, .max_experts = 8};
+  static constexpr HelpBoardShape kShape = {
+      .n_embd = 32, .max_rows = 600, .max_entries = 1200, .max_experts = 8, .most_board_rows = 500};
 
   void AddHelper(bool has_gpu = false) {
     const MailboxShape shape = {
@@ -252,10 +253,11 @@ class HelpTest : public ExpertExchangeTest {
     ExpertRequest request = {
         .kind = ExpertRequestKind::kPlan, .incarnation = kIncarnation, .step = 1, .layer = 0, .num_rows = num_rows, .uses = {}};
     for (int32_t expert = 0; expert < 8; ++expert) request.uses.push_back({.expert = expert, .tokens = tokens});
-    request.helpers = helpers;
+    request.helpers = helpers | on_device_ << kMaxHelpers;
     const std::vector<ExpertPlace> places = exchange_->Plan(WorkerId(0), request).value();
     return std::count(places.begin(), places.end(), PlaceOfHelper(1));
   }
+  uint32_t on_device_ = 0;  // of these, whose devices reach each other's memory
 };
 
 TEST_F(HelpTest, AsksWorkersThatHaveNothingElseToDo) {
@@ -267,6 +269,9 @@ TEST_F(HelpTest, AsksWorkersThatHaveNothingElseToDo) {
   EXPECT_EQ(Helped(0), 0);
   EXPECT_EQ(Helped(0b101), 0) << "nobody is its own helper, and there is no worker 2";
   EXPECT_EQ(Helped(0b10, 501), 0) << "more rows than the board holds";
+  on_device_ = 0b10;
+  EXPECT_EQ(Helped(0b10, 501), 4) << "they go from device to device";
+  EXPECT_EQ(Helped(0b10, 601), 0) << "more rows than a device holds";
 }
 
 TEST_F(HelpTest, AsksWhereALinkIsTheSlowestPart) {

@@ -363,5 +363,38 @@ TEST(ExpertPlanner, WhatIsOnItsWayGoesToNoHelper) {
   EXPECT_GT(HelpedBy(plan, 0), 0);
 }
 
+// Where products take longer than copies, a helper shares them: both devices end together.
+TEST(ExpertPlanner, AHelperSharesTheProductsOfManyRows) {
+  const std::vector<ActivatedExpert> uses = Uses(80, 4000);
+  std::vector<HelperPlace> helpers = {Helper()};
+  PlannerInput input = WithHelpers(uses, helpers);
+  input.host_allowed = false;
+  const double copy = input.bytes_per_expert / input.rates.link_bytes_per_second;
+  input.rates.device_flops_per_second = 4000 * input.flops_per_token / (4 * copy);  // a product as long as four copies
+  helpers[0].flops_per_second = input.rates.device_flops_per_second;
+  helpers[0].contribution_seconds = 1e-9;
+  input.helpers = helpers;
+  const ExpertPlan even = PlanExperts(input);
+  EXPECT_NEAR(HelpedBy(even, 0), 40, 3);
+  // The worker has half of the experts, so its device has the more to do and its link the less.
+  std::vector<ActivatedExpert> half = uses;
+  for (size_t i = 0; i < half.size(); i += 2) half[i].resident = 1;
+  input.uses = half;
+  const ExpertPlan plan = PlanExperts(input);
+  EXPECT_GT(HelpedBy(plan, 0), 34) << "nearly all that are absent";
+}
+
+TEST(ExpertPlanner, DevicesThatReachEachOtherNeedNoLinkForRows) {
+  const HelperWay way = {.link_bytes_per_second = 50e9, .own_link_bytes_per_second = 40e9, .flops_per_second = 1e14};
+  HelperWay near = way;
+  near.device_to_device = true;
+  const HelperPlace through_the_host = PlaceOf(way, 5760), from_device_to_device = PlaceOf(near, 5760);
+  EXPECT_LT(from_device_to_device.fixed_seconds, through_the_host.fixed_seconds);
+  EXPECT_LT(from_device_to_device.row_seconds, through_the_host.row_seconds);
+  EXPECT_DOUBLE_EQ(through_the_host.row_seconds, 5760 / 40e9 + 5760 / 50e9);
+  EXPECT_EQ(from_device_to_device.link_bytes_per_second, 50e9);
+  EXPECT_EQ(from_device_to_device.flops_per_second, 1e14);
+}
+
 }  // namespace
 }  // namespace ferry

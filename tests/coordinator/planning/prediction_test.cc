@@ -140,6 +140,22 @@ TEST_F(PredictionTest, AWorkerThatAwaitsRowsCopiesMeanwhile) {
   EXPECT_LT(prediction.seconds, 0.7 * prediction.bytes_shipped / record_bytes_) << "two links, and the second starts at once";
 }
 
+TEST_F(PredictionTest, WorkersWithNothingElseToDoHelp) {
+  Place(2, 2000);
+  PredictionInput input = SlowLink(16);  // so few that the second worker is soon done copying for itself
+  input.cold = true;
+  input.rates.host_beside_links = {.read_bytes_per_second = 1, .flops_per_second = 1};
+  const PrefillPrediction alone = PredictPrefill(input, 1000);
+  input.help = true;
+  const PrefillPrediction helped = PredictPrefill(input, 1000);
+  EXPECT_EQ(alone.helped, 0);
+  EXPECT_GT(helped.helped, 0.2 * helped.activated);
+  EXPECT_EQ(helped.shipped, helped.activated);
+  EXPECT_LT(helped.seconds, 0.8 * alone.seconds);
+  input.gpu = false;
+  EXPECT_EQ(PredictPrefill(input, 1000).helped, 0);
+}
+
 TEST_F(PredictionTest, DecodeReadsTheCacheOfWhatItIsBehind) {
   const double bytes = PredictDecode(SlowLink(128), 1 << 14).device_bytes - PredictDecode(SlowLink(128)).device_bytes;
   double expected = 0;
