@@ -6,6 +6,13 @@
 #include "common/model/model_tensors.h"
 
 namespace ferry {
+namespace {
+
+void CopyCurve(const google::protobuf::RepeatedField<double>& from, ExpertRates& to) {
+  if (from.size() == static_cast<int>(to.flops_at_rows.size())) std::copy(from.begin(), from.end(), to.flops_at_rows.begin());
+}
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<PredictedModel>> PredictedModel::Open(const ModelOptions& options, int num_workers,
                                                                      int64_t gpu_bytes) {
@@ -55,7 +62,8 @@ std::string LocalMinute(absl::Time time) { return absl::FormatTime("%Y-%m-%d %H:
 nlohmann::json RatesJson(const MachineRates& rates) {
   const auto experts = [](const ExpertRates& experts) {
     return nlohmann::json{{"read_bytes_per_second", experts.read_bytes_per_second},
-                          {"flops_per_second", experts.flops_per_second}};
+                          {"flops_per_second", experts.flops_per_second},
+                          {"flops_at_rows", experts.flops_at_rows}};
   };
   nlohmann::json workers = nlohmann::json::array();
   for (const WorkerRates& worker : rates.workers) {
@@ -75,6 +83,8 @@ FoundRates RatesOf(const v1::GetServerInfoResponse& info) {
   found.rates.host = {.read_bytes_per_second = host.read_bytes_per_second(), .flops_per_second = host.flops_per_second()};
   found.rates.host_beside_links = {.read_bytes_per_second = host.read_bytes_per_second_beside_links(),
                                    .flops_per_second = host.flops_per_second_beside_links()};
+  CopyCurve(host.flops_per_second_at_rows(), found.rates.host);
+  CopyCurve(host.flops_per_second_at_rows_beside_links(), found.rates.host_beside_links);
   for (const v1::WorkerInfo& worker : info.workers()) {
     found.rates.workers.push_back(RatesOf(worker));
     // To a prediction, experts that are read where they lie are as good as experts in slots.

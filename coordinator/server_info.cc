@@ -87,6 +87,11 @@ void AddRates(const MachineRates& rates, bool kept, v1::GetServerInfoResponse& i
   host->set_flops_per_second(rates.host.flops_per_second);
   host->set_read_bytes_per_second_beside_links(rates.host_beside_links.read_bytes_per_second);
   host->set_flops_per_second_beside_links(rates.host_beside_links.flops_per_second);
+  if (rates.host.flops_at_rows.back() > 0) {
+    host->mutable_flops_per_second_at_rows()->Add(rates.host.flops_at_rows.begin(), rates.host.flops_at_rows.end());
+    host->mutable_flops_per_second_at_rows_beside_links()->Add(rates.host_beside_links.flops_at_rows.begin(),
+                                                               rates.host_beside_links.flops_at_rows.end());
+  }
   if (rates.measured != absl::InfinitePast()) {
     host->set_measured_unix_seconds(absl::ToDoubleSeconds(rates.measured - absl::UnixEpoch()));
   }

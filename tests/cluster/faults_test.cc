@@ -148,6 +148,7 @@ const std::vector<Completion>& AnswersAlone(const std::string& backend) {
   if (answers.empty()) {
     ModelOptions options = DemoModel(1);
     options.backend = backend;
+    if (backend == "cuda") options.overrides = {"exps=gpu0"};
     const absl::StatusOr<std::unique_ptr<Client>> client = Client::Connect("", options);
     for (const Ask& ask : Asks()) answers.push_back(AnswerTo(**client, ask).value());
   }
@@ -184,6 +185,9 @@ TEST_P(KilledWorkers, NoStreamSeesAnErrorOrAnotherToken) {
   if (options.transport == "nccl" || help) {
     if (NumCudaDevices() < options.workers) GTEST_SKIP() << "workers on GPUs of their own need " << options.workers << " GPUs";
     options.backend = "cuda";
+    // A GPU's products and the host's round differently, and which of them computes depends on what the slots hold: all on GPUs.
+    options.layers = "0-2,3-5";
+    options.overrides = {R"(blk\.[0-2]\..*exps=gpu0)", R"(blk\.[3-5]\..*exps=gpu1)"};
   }
   if (help) options.share_links = "even";
   const std::vector<Ask> asks = Asks();
