@@ -1,8 +1,8 @@
+#include <malloc.h>
+
 #include "common/heap_trimmer.h"
 
 #include <gtest/gtest.h>
-#include <malloc.h>
-#include <sys/resource.h>
 
 #include <memory>
 #include <vector>
@@ -40,30 +40,6 @@ TEST(HeapTrimmer, GivesBackWhatLiesBetweenWhatIsInUse) {
   const Deadline end = Deadline::In(absl::Seconds(30));
   while (ResidentBytes() > peak - 40 * kMiB && !end.Passed()) absl::SleepFor(absl::Milliseconds(1));
   EXPECT_LE(ResidentBytes(), peak - 40 * kMiB);
-}
-
-// 804 kB: the logits of 201,088 tokens, read into a buffer that grows, and copied.
-TEST(HeapTrimmer, WhatComesAndGoesWithEveryTokenFaultsItsPagesOnce) {
-  if (UnderASanitizer()) GTEST_SKIP() << "a sanitizer has an allocator of its own";
-  ReturnLargePiecesAtOnce();
-  constexpr size_t kLogits = 201'088, kGrown = 262'144;
-  constexpr int kTokens = 100;
-  const auto token = [] {
-    std::vector<float> row;
-    row.reserve(kGrown);
-    row.assign(kLogits, 1.0f);
-    const std::vector<float> copy = row;
-    return copy.back() == row.front();
-  };
-  const auto faults = [] {
-    rusage usage = {};
-    getrusage(RUSAGE_THREAD, &usage);
-    return usage.ru_minflt;
-  };
-  EXPECT_TRUE(token());
-  const int64_t before = faults();
-  for (int i = 0; i < kTokens; ++i) EXPECT_TRUE(token());
-  EXPECT_LT(faults() - before, kTokens * 20) << "a row has 197 pages";
 }
 
 }  // namespace
