@@ -1,7 +1,5 @@
 #include "gateway/http/connection.h"
 
-#include <sys/socket.h>
-
 #include <algorithm>
 #include <array>
 #include <boost/asio/post.hpp>
@@ -19,6 +17,7 @@
 #include "common/log.h"
 #include "gateway/http/request_head.h"
 #include "gateway/http/response_text.h"
+#include "gateway/http/short_way.h"
 
 namespace ferry {
 namespace {
@@ -83,7 +82,7 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
     ReleaseBody();
     timer_.cancel();
     write_timer_.cancel();
-    CloseShortWay();  // before the socket's number can be another's
+    short_way_.Close();  // before the socket's number can be another's
     error_code ignored;
     socket_.close(ignored);
     LeaveExchange();
@@ -97,7 +96,7 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
   void BeginStream(uint64_t serial, HttpResponse head) {
     if (!Current(serial) || head_sent_ || stream_) return;
     stream_ = std::move(head);
-    NoteSent();
+    short_way_.NoteSent();
     SetTimer(host_.limits().heartbeat);
   }
   void Send(uint64_t serial, std::string_view piece) {
@@ -158,29 +157,12 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
   }
 
   // Writing.
-  static std::string Framed(std::string_view piece, Framing framing) {
-    return framing == Framing::kChunked ? ChunkText(piece) : std::string(piece);
-  }
-  // Puts bytes behind those that wait, all of which Write writes.
+  // Puts `bytes` behind those that wait. Write writes them all.
   void Queue(std::string_view bytes) {
-    unsent_ += CloseShortWay();
+    unsent_ += short_way_.Close();
     unsent_ += bytes;
   }
-  // Returns what a piece on the short way has left.
-  std::string CloseShortWay() {
-    const std::lock_guard lock(short_way_.mutex);
-    short_way_.open = false;
-    return std::exchange(short_way_.left, {});
-  }
   void OpenShortWay();
-  void NoteSent() {
-    const std::lock_guard lock(short_way_.mutex);
-    short_way_.last_sent = Now();
-  }
-  std::chrono::nanoseconds SinceSent() const {
-    const std::lock_guard lock(short_way_.mutex);
-    return Now() - short_way_.last_sent;
-  }
   void Answer(HttpResponse response);
   void AddHeaders(HttpResponse* response) const {
     response->headers.insert(response->headers.end(), answer_headers_.begin(), answer_headers_.end());
@@ -228,17 +210,6 @@ class Connection final : public HttpConnection, public std::enable_shared_from_t
   std::chrono::steady_clock::time_point write_started_;
   size_t lingered_bytes_ = 0;
 
-  // How a piece of a stream is written by the thread that has it: waking the network thread for every token would cost more than
-  // the write. It is open while the head of the stream is out and nothing waits to be written; TLS has none.
-  struct ShortWay {
-    mutable std::mutex mutex;
-    bool open = false;
-    Framing framing = Framing::kChunked;
-    uint64_t serial = 0;  // of the request that is handled
-    int posted = 0;       // pieces of that request that are on their way to the network thread: the next ones follow them
-    std::string left;     // of a piece that the socket did not take whole: what is written next
-    std::chrono::steady_clock::time_point last_sent;
-  };
   ShortWay short_way_;
 };
 
@@ -326,7 +297,7 @@ void Connection::OnTimer() {
       return RefuseRequest(408, "the body of the request did not arrive in time");
     case State::kBusy: {
       if (!stream_ || complete_) return;
-      const auto left = absl::ToChronoNanoseconds(host_.limits().heartbeat) - SinceSent();
+      const auto left = absl::ToChronoNanoseconds(host_.limits().heartbeat) - short_way_.SinceSent();
       if (left.count() <= 0) return SendPiece(kHeartbeat);
       return SetTimer(absl::FromChrono(left));
     }
@@ -478,11 +449,7 @@ void Connection::OnRequest() {
   ++serial_;
   stream_.reset();
   head_sent_ = complete_ = false;
-  {
-    const std::lock_guard lock(short_way_.mutex);
-    short_way_.serial = serial_;
-    short_way_.posted = 0;
-  }
+  short_way_.Begin(serial_);
   auto exchange = std::make_shared<Exchange>(shared_from_this(), serial_, request_.path);
   exchange_ = exchange;
   HttpRequest request = std::move(request_);
@@ -515,53 +482,37 @@ void Connection::QueueHeadOfStream() {
 }
 
 void Connection::SendFromAnyThread(uint64_t serial, std::string piece) {
-  bool whole = false;
-  {
-    const std::lock_guard lock(short_way_.mutex);
-    ShortWay& way = short_way_;
-    whole = !(way.open && way.serial == serial && way.posted == 0);
-    if (!whole) {
-      const std::string bytes = Framed(piece, way.framing);
-      const ssize_t sent = ::send(socket_.native_handle(), bytes.data(), bytes.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
-      way.last_sent = Now();
-      if (sent == static_cast<ssize_t>(bytes.size())) return;
-      way.left = bytes.substr(sent > 0 ? static_cast<size_t>(sent) : 0);
-      way.open = false;
-      piece.clear();
-    } else if (way.serial == serial) {
-      ++way.posted;
-    }
+  switch (short_way_.Send(serial, piece)) {
+    case ShortWay::Went::kWhole:
+      return;
+    case ShortWay::Went::kPart:
+      return asio::post(executor(), [self = shared_from_this()] {
+        if (self->state_ == State::kClosed) return;
+        self->Queue({});
+        self->Write();
+      });
+    case ShortWay::Went::kNot:
+      return asio::post(executor(), [self = shared_from_this(), serial, piece = std::move(piece)] {
+        self->short_way_.Arrived(serial);
+        self->Send(serial, piece);
+      });
   }
-  asio::post(executor(), [self = shared_from_this(), serial, whole, piece = std::move(piece)] {
-    if (!whole) {
-      if (self->state_ == State::kClosed) return;
-      self->Queue({});
-      return self->Write();
-    }
-    {
-      const std::lock_guard lock(self->short_way_.mutex);
-      if (self->short_way_.serial == serial) --self->short_way_.posted;
-    }
-    self->Send(serial, piece);
-  });
 }
 
 void Connection::OpenShortWay() {
   if (tls_ || state_ != State::kBusy || !stream_ || !head_sent_ || complete_) return;
-  const std::lock_guard lock(short_way_.mutex);
-  short_way_.open = short_way_.left.empty();
-  short_way_.framing = framing_;
+  short_way_.Open(socket_.native_handle(), framing_);
 }
 
 void Connection::SendPiece(std::string_view piece) {
   QueueHeadOfStream();
-  Queue(Framed(piece, framing_));
+  Queue(FramedPiece(piece, framing_));
   if (unsent_.size() > host_.limits().max_unsent_bytes) {
     spdlog::warn("a client reads its stream too slowly: it is cut off with {} bytes unsent", unsent_.size());
     return Close();
   }
-  const bool heartbeat = SinceSent() >= absl::ToChronoNanoseconds(host_.limits().heartbeat);
-  NoteSent();
+  const bool heartbeat = short_way_.SinceSent() >= absl::ToChronoNanoseconds(host_.limits().heartbeat);
+  short_way_.NoteSent();
   if (heartbeat) SetTimer(host_.limits().heartbeat);
   Write();
 }
