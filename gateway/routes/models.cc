@@ -29,10 +29,13 @@ Json ModelEntry(const ServedModel& served) {
 
 // Anthropic's clients read models in a form of their own.
 bool AsksAnthropic(const HttpRequest& request) { return !request.Header("anthropic-version").empty(); }
+Json AnthropicEntry(const ServedModel& served) {
+  const std::string& name = served.info.name();
+  return {{"type", "model"}, {"id", name}, {"display_name", name}, {"created_at", "1970-01-01T00:00:00Z"}};
+}
 Json AnthropicModels(const ServedModel& served) {
   const std::string& name = served.info.name();
-  const Json entry = {{"type", "model"}, {"id", name}, {"display_name", name}, {"created_at", "1970-01-01T00:00:00Z"}};
-  return {{"data", Json::array({entry})}, {"has_more", false}, {"first_id", name}, {"last_id", name}};
+  return {{"data", Json::array({AnthropicEntry(served)})}, {"has_more", false}, {"first_id", name}, {"last_id", name}};
 }
 
 // model_path is a name alone: where the server's files lie is nobody's affair.
@@ -93,7 +96,7 @@ HttpResponse Models(const ServedModel& served, const v1::GetServerInfoResponse&)
   return {.body = Dump({{"object", "list"}, {"data", Json::array({ModelEntry(served)})}})};
 }
 HttpResponse ModelNamed(const std::string& name, bool anthropic, const ServedModel& served) {
-  if (served.info.name() == name) return {.body = Dump(anthropic ? AnthropicModels(served)["data"][0] : ModelEntry(served))};
+  if (served.info.name() == name) return {.body = Dump(anthropic ? AnthropicEntry(served) : ModelEntry(served))};
   return ErrorResponse(ApiForm::kOpenAi, 404, "the model served here is " + served.info.name(), "model");
 }
 // With `fail_on_no_slot` a balancer learns by the status that a request would wait.

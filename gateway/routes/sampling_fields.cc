@@ -58,6 +58,12 @@ absl::Status RefuseUnsupported(const JsonFields& fields) {
   return absl::OkStatus();
 }
 
+void ClearPenalties(v1::Sampling* sampling) {
+  sampling->clear_repetition_penalty();
+  sampling->clear_frequency_penalty();
+  sampling->clear_presence_penalty();
+}
+
 // llama-server's order of samplers. Ferry has one order: a list asks for nothing else when it names no sampler that Ferry lacks
 // and its filters come in that order; the others of Ferry's filters are then off. The temperature's place is not looked at.
 absl::Status ReadSamplerOrder(const JsonFields& fields, v1::Sampling* sampling) {
@@ -90,11 +96,7 @@ absl::Status ReadSamplerOrder(const JsonFields& fields, v1::Sampling* sampling) 
   if (!named.contains("xtc")) sampling->clear_xtc_probability();
   if (!named.contains("temperature")) sampling->set_temperature(1);
   if (!named.contains("dry")) sampling->clear_dry();
-  if (!named.contains("penalties")) {
-    sampling->clear_repetition_penalty();
-    sampling->clear_frequency_penalty();
-    sampling->clear_presence_penalty();
-  }
+  if (!named.contains("penalties")) ClearPenalties(sampling);
   return absl::OkStatus();
 }
 
@@ -110,11 +112,7 @@ absl::Status ReadPenaltyRange(const JsonFields& fields, v1::Sampling* sampling) 
         absl::StrFormat("%s is %d beside a penalty: penalties look at the whole text here, want -1 (all), or 0 (off)",
                         fields.PathOf("repeat_last_n"), *last));
   }
-  if (*last == 0) {
-    sampling->clear_repetition_penalty();
-    sampling->clear_frequency_penalty();
-    sampling->clear_presence_penalty();
-  }
+  if (*last == 0) ClearPenalties(sampling);
   return absl::OkStatus();
 }
 
