@@ -21,9 +21,17 @@ struct ExpertRates {
   bool operator==(const ExpertRates&) const = default;
 };
 
-// Seconds of an expert with `rows` rows, 1 or more; the first two rates are known. With a curve: on straight lines between its
-// points, of which the first is one row, and beyond the last at the last one's rate. Otherwise the time of reading the record, in
-// which the first row is multiplied, and of the other rows' operations.
+// The same engine when everything takes it `times` as long.
+inline ExpertRates Slower(ExpertRates rates, double times) {
+  rates.read_bytes_per_second /= times;
+  rates.flops_per_second /= times;
+  for (double& flops : rates.flops_at_rows) flops /= times;
+  return rates;
+}
+
+// Seconds of an expert with `rows` rows, 1 or more; the first two rates are known. The engine reads the record, multiplies its
+// first row meanwhile, and then the other rows. With a curve, the time lies on straight lines between the time of one row and the
+// curve's points. Beyond the last point, further rows take what that point's rate says.
 inline double ExpertSeconds(const ExpertRates& rates, double record_bytes, double flops_per_row, int64_t rows) {
   const double read = record_bytes / rates.read_bytes_per_second;
   if (!(rates.flops_at_rows.back() > 0)) return read + static_cast<double>(rows - 1) * flops_per_row / rates.flops_per_second;

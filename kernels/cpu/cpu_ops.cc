@@ -4,7 +4,6 @@
 #include <array>
 #include <atomic>
 #include <cmath>
-#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -15,6 +14,7 @@
 #include "kernels/cpu/gated_delta.h"
 #include "kernels/cpu/panels.h"
 #include "kernels/cpu/rotation.h"
+#include "kernels/cpu/row_groups.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/host_ops.h"
 #include "kernels/kv_cache_format.h"
@@ -416,18 +416,6 @@ class CpuOps final : public HostOps {
     return stretches;
   }
 
-  // Quantised rows of the uses of a call in groups (PanelProduct::groups); data is null where no use takes them.
-  struct UseGroups {
-    std::byte* data = nullptr;
-    std::vector<int64_t> first_byte;  // of each use; -1: it has none
-    int64_t group_bytes = 0;
-
-    // Those of use u from row first_row on, which is a multiple of 16.
-    const std::byte* Of(int64_t u, int64_t first_row) const {
-      return data == nullptr || first_byte[u] < 0 ? nullptr : data + first_byte[u] + first_row / kLanes * group_bytes;
-    }
-  };
-
   // A call of DoExpertMlp, and the rows between its two products: the activated gate and up of every entry.
   struct ExpertCall {
     const ExpertLayout& layout;
@@ -596,24 +584,6 @@ class CpuOps final : public HostOps {
 
   bool TakesGroups(DType weights, int64_t num_rows) const {
     return kernels_.takes_groups != nullptr && kernels_.takes_groups(weights, num_rows);
-  }
-
-  // Up to 16 rows, row_of(i) of `rows` each, as one group. Rows that are missing are zeros, which cost no time: other bytes may
-  // be denormal scales.
-  template <typename RowOf>
-  static void GroupRows(Activations kind, const QuantizedRows& rows, const RowOf& row_of, int64_t count, int64_t blocks,
-                        std::byte* group) {
-    const int64_t block_bytes = RowBlockBytes(kind), scales_at = block_bytes - kLanes * 4;
-    if (count < kLanes) std::fill_n(group, blocks * block_bytes, std::byte{0});
-    for (int64_t i = 0; i < count; ++i) {
-      const std::byte* from = rows.blocks + row_of(i) * rows.row_stride;
-      std::byte* to = group;
-      for (int64_t block = 0; block < blocks; ++block, from += BlockBytes(kind), to += block_bytes) {
-        std::memcpy(to + i * kBlock, from, kBlock);
-        if (kind == Activations::kWide) std::memcpy(to + (kLanes + i) * kBlock, from + kBlock, kBlock);
-        std::memcpy(to + scales_at + i * 4, from + CodeBytes(kind), 4);
-      }
-    }
   }
 
   // Rows of `blocks` blocks for products with weights of `type`, of the uses that take them in groups; row_of(u, entry) says

@@ -142,12 +142,6 @@ void ReadPanel(const PanelProduct& p, int64_t first_block, int64_t num_blocks, s
   }
 }
 
-// Memory to ask for while a stretch of columns is multiplied: `bytes` (a multiple of 64) with each block.
-struct Ahead {
-  const std::byte* from;
-  int64_t bytes;
-};
-
 // sums [kTokens][32] += panel * rows. Offsets are shifted right by offset_shift to start a sum, which minima do without.
 template <typename Form, int kTokens>
 void PanelBlocks(const std::byte* codes, const std::byte* scales, int64_t num_blocks, int offset_shift,

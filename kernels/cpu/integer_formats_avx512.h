@@ -110,8 +110,8 @@ struct Q8_0 : HalfScales {
   }
 };
 
-// A stretch of columns of a panel, decoded: codes [block][kRoom][group][64 bytes], scales [block][kRoom][16], with room for kRoom
-// row tiles of which there are kTiles.
+// Decodes a stretch of columns of a panel: codes [block][kRoom][group][64 bytes], scales [block][kRoom][16]. Only the first
+// kTiles of the kRoom row tiles are written.
 template <typename Type, int kTiles, int kRoom = kTiles>
 void DecodePanel(const PanelProduct& p, int64_t first_block, int64_t num_blocks, std::byte* codes, std::byte* scales) {
   for (int64_t block = 0; block < num_blocks; ++block) {

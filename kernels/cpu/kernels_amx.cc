@@ -1,8 +1,8 @@
 // AMX: integer products of many rows, and the table, which is that of AVX-512 VNNI beside them.
 //
 // A block of 32 columns has a scale of its own, so its product leaves the tile as whole numbers and is scaled and added outside,
-// by the operations of kernels_avx512.cc and in their order: the same bits. So few rows, other formats
-// and machines without AMX need nothing else, and whichever takes a row gives its bits.
+// by the operations of kernels_avx512.cc and in their order: the same bits. So few rows, other formats and machines without AMX
+// need nothing else, and a row has the same bits whichever of the two kernels takes it.
 //
 // A tile has 16 rows of activations, which lie together (PanelProduct::groups), and 16 rows of W, as the panels of AVX-512 hold
 // them. While the sums of 16 x 16 outputs stay in registers, a block's product is stored and an earlier one is scaled.
@@ -54,12 +54,6 @@ template <Activations kKind>
     StoreTileTo<1>(dots + kDotsBytes, 64);
   }
 }
-
-// Memory to ask for: `bytes` (a multiple of 64) with each block.
-struct Ahead {
-  const std::byte* from;
-  int64_t bytes;
-};
 
 // sums [16][kPanelRows] += the products of one group and one row tile. `weights` and `scales` are of the tile's first block, with
 // those of the panel's other tile between blocks; `dots` has room for the products of kRing blocks.

@@ -102,13 +102,6 @@ void FusedProduct(const PanelProduct& p) {
 }
 
 // ------------------------------------------------------------------------------------------------------ many rows: panel
-
-// Memory to ask for while a stretch of columns is multiplied: `bytes` (a multiple of 64) with each block.
-struct Ahead {
-  const std::byte* from;
-  int64_t bytes;
-};
-
 // dots[tile][t] += eight groups of one block's weights, [tile][group][64 bytes], times their codes of each row.
 template <int kTiles, int kTokens>
 [[gnu::always_inline]] inline void MultiplyBlock(const std::byte* weights, const std::byte* const* rows, int64_t first_code,

@@ -11,6 +11,7 @@
 
 #include <immintrin.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -25,6 +26,12 @@ constexpr int kChunkRows = 256;   // rows whose sums wait in scratch: 32 KiB
 // The nearest is for one row, whose reads come fastest; with more rows it costs more than it brings. Best of several distances on
 // Zen 4 (docs/tried.md).
 constexpr int kPrefetchFar = 12288, kPrefetchAgain = 8192, kPrefetchNear = 4096;
+
+// Memory to ask for while a stretch of columns is multiplied: `bytes` (a multiple of 64) with each block.
+struct Ahead {
+  const std::byte* from;
+  int64_t bytes;
+};
 
 inline __m512i BroadcastGroup(const int8_t* codes) {
   int32_t four;

@@ -8,6 +8,7 @@
 
 #include "common/log.h"
 #include "kernels/cuda/cuda_handles.h"
+#include "kernels/integer_division.h"
 
 namespace ferry::cuda {
 namespace {
@@ -64,7 +65,7 @@ absl::StatusOr<size_t> SizeOf(void* data) {
 
 absl::StatusOr<std::unique_ptr<PeerMemory>> SharePeerMemory(int64_t bytes, CopyEngine* copies, cudaStream_t compute) {
   if (bytes < 1) return InvalidArgument("bytes is %d, want at least 1", bytes);
-  ASSIGN_OR_RETURN(DeviceMemory memory, DeviceMemory::Allocate((bytes + kBlockBytes - 1) / kBlockBytes * kBlockBytes));
+  ASSIGN_OR_RETURN(DeviceMemory memory, DeviceMemory::Allocate(AlignUp(bytes, kBlockBytes)));
   cudaIpcMemHandle_t handle;
   const absl::Status shared = CudaStatus(cudaIpcGetMemHandle(&handle, memory.data()), "sharing device memory");
   if (!shared.ok()) return FailedPrecondition("%s", shared.message());
