@@ -88,7 +88,8 @@ Command AddMakeModel(CLI::App& app) {
   dimension("--vocab", options->vocab, "tokens of the vocabulary");
   dimension("--context", options->context, "tokens of the context");
   AddInteger(app, "--sliding-window", options->window, {.max = 1 << 24, .units = true}, "tokens that sliding layers see; 0: all");
-  AddText(app, "--expert-type", options->expert_type, "any type that Ferry computes with, such as mxfp4, q4_k, iq4_xs or q8_0 (default mxfp4)");
+  AddText(app, "--expert-type", options->expert_type,
+          "any type that Ferry computes with, such as mxfp4, q4_k, iq4_xs or q8_0 (default mxfp4)");
   AddText(app, "--dense-type", options->dense_type, "of attention, embedding and output (default q8_0)");
   AddDecimal(app, "--router-bias-spread", options->bias_spread, 0, 1000,
              "standard deviation: how unevenly experts are used (default 0)");

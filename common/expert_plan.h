@@ -4,6 +4,7 @@
 // predictions use, and conclusions from the plan of one layer for the next.
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <span>
@@ -21,6 +22,13 @@ inline constexpr int64_t kMaxRowsWithoutPlan = 8;
 // that the step uses with at least this probability.
 inline constexpr int64_t kMinRowsToForecast = 9;
 inline constexpr double kCertainUse = 0.9;
+// How many of `experts` that will certainly be needed a link copies ahead where so many helpers may copy the others. That is more
+// than an even share: a helper begins after the routing, this link before it.
+inline int64_t ShareBesideHelpers(int64_t experts, int64_t helpers) {
+  constexpr double kMoreThanEven = 1.15;
+  return std::min(
+      experts, static_cast<int64_t>(std::ceil(kMoreThanEven * static_cast<double>(experts) / static_cast<double>(1 + helpers))));
+}
 
 // The fewest tokens with which the plan sent an expert that had not arrived to the worker's device; 0 when it left none to the
 // host or to helpers. `places`: one for each of `uses`. In the next layer, an expert that expects fewer tokens is not worth a

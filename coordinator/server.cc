@@ -214,8 +214,8 @@ class ServerImpl final : public Server {
     const ExpertRates guess = UnlessByHand(
         {.read_bytes_per_second = peaks.read_bytes_per_second, .flops_per_second = kProductShare * peaks.int8_ops_per_second});
     RETURN_IF_ERROR(OpenToExpertHosts(peaks));
-    divided_->SetRates(PlannerRatesOf(guess));
-    ASSIGN_OR_RETURN(exchange_, ExpertExchange::Create(store_.get(), divided_.get(), PlannerRatesOf(guess), SocketName()));
+    divided_->SetRates({.host = guess});
+    ASSIGN_OR_RETURN(exchange_, ExpertExchange::Create(store_.get(), divided_.get(), {.host = guess}, SocketName()));
     exchange_->CountIn(misses_.get());
     ASSIGN_OR_RETURN(const HelpMode help, ParseHelpMode(options_.share_links));
     exchange_->SetHelp(help);
@@ -348,13 +348,6 @@ class ServerImpl final : public Server {
     expert_host_calls_ = std::make_unique<ExpertHostCalls>(store_.get(), expert_hosts_.get(), fingerprint, ModelHeaderOf(file_));
     return absl::OkStatus();
   }
-  static PlannerRates PlannerRatesOf(const ExpertRates& host) {
-    return {.link_bytes_per_second = 0,
-            .host_read_bytes_per_second = host.read_bytes_per_second,
-            .host_flops_per_second = host.flops_per_second,
-            .host_flops_at_rows = host.flops_at_rows};
-  }
-
   // The workers are there and nothing runs yet: what an earlier start kept, or a probe. Without rates serving goes on with a
   // guess.
   void FindRates(const std::vector<RegisteredWorker>& workers) {
@@ -399,8 +392,8 @@ class ServerImpl final : public Server {
       links.push_back(worker.link.Planned());
       device_flops.push_back(kGpuProductShare * worker.experts.flops_per_second);
     }
-    exchange_->SetRates(PlannerRatesOf(rates->host_beside_links), links, device_flops);
-    divided_->SetRates(PlannerRatesOf(rates->host_beside_links));
+    exchange_->SetRates({.host = rates->host_beside_links}, links, device_flops);
+    divided_->SetRates({.host = rates->host_beside_links});
     spdlog::info("this host computes experts at {:.1f} GB/s and {:.0f} GFLOP/s, {:.1f} and {:.0f} beside the links ({})",
                  rates->host.read_bytes_per_second / kGiga, rates->host.flops_per_second / kGiga,
                  rates->host_beside_links.read_bytes_per_second / kGiga, rates->host_beside_links.flops_per_second / kGiga,

@@ -1,7 +1,6 @@
 #include "worker/copy_ahead.h"
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
 #include <optional>
 #include <utility>
@@ -13,8 +12,6 @@ namespace {
 
 // Copies queued while rows are awaited: 3 ms of PCIe 5, since the engine's threads may keep this thread from its queue that long.
 constexpr int64_t kMaxWhileWaiting = 12;
-// More than an even share: a helper begins after the routing, this link before it.
-constexpr double kShareBesideHelpers = 1.15;
 
 }  // namespace
 
@@ -57,9 +54,7 @@ void CopyAhead::LeaveToHelpers(int helpers) {
   std::vector<int32_t>& experts = next_.candidates.experts;
   experts.resize(next_.candidates.num_certain);
   const auto absent = [this](int32_t expert) { return !cache_.Contains({static_cast<int32_t>(next_.layer), expert}); };
-  auto left = static_cast<int64_t>(
-      std::ceil(kShareBesideHelpers * static_cast<double>(std::count_if(experts.begin(), experts.end(), absent)) /
-                static_cast<double>(1 + helpers)));
+  int64_t left = ShareBesideHelpers(std::count_if(experts.begin(), experts.end(), absent), helpers);
   std::erase_if(experts, [&](int32_t expert) { return absent(expert) && left-- <= 0; });
   next_.candidates.num_certain = static_cast<int64_t>(experts.size());
 }

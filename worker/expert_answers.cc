@@ -33,7 +33,7 @@ absl::Status CheckPlaces(std::span<const ExpertPlace> places, std::span<const Ac
     if (places[i] == ExpertPlace::kResident && uses[i].resident == 0) {
       return Internal("the plan takes expert %d of layer %d for resident", uses[i].expert, layer);
     }
-    if (IsHelper(places[i]) && (helpers >> HelperOf(places[i]) & 1) == 0) {
+    if (IsHelper(places[i]) && (helpers & HelperBit(HelperOf(places[i]))) == 0) {
       return Internal("the plan gives expert %d of layer %d to worker %d, which does not help", uses[i].expert, layer,
                       HelperOf(places[i]));
     }

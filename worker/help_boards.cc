@@ -38,10 +38,7 @@ HelpBoards::~HelpBoards() {
 }
 
 void HelpBoards::Publish(const PeerMemory* own) {
-  const HelpBoardShape& shape = this->own().shape();
-  const int64_t wanted = shape.row_bytes(ops_.activation_dtype()) + shape.contribution_bytes(ops_.contribution_dtype());
-  const bool fits = own != nullptr && static_cast<int64_t>(own->bytes().size()) >= wanted;
-  if (fits) {
+  if (own != nullptr && static_cast<int64_t>(own->bytes().size()) >= DeviceBytes(this->own().shape(), ops_)) {
     own_memory_ = own->bytes();
     this->own().PublishMemory(std::as_bytes(std::span(own->key())));
   } else {
@@ -76,8 +73,7 @@ void HelpBoards::Settle(std::span<std::byte> scratch) {
 // The rate is measured of rows on their way here, the second time, since the first prepares the mapping.
 absl::Status HelpBoards::Map(int64_t owner, const std::string& key, std::span<std::byte> scratch) {
   HelpBoard& board = *boards_.at(owner);
-  const HelpBoardShape& shape = board.shape();
-  const int64_t bytes = shape.row_bytes(ops_.activation_dtype()) + shape.contribution_bytes(ops_.contribution_dtype());
+  const int64_t bytes = DeviceBytes(board.shape(), ops_);
   if (peers_ == nullptr) return FailedPrecondition("this device maps no memory of others");
   ASSIGN_OR_RETURN(mapped_[owner], peers_->Map(key, bytes));
   const size_t some = std::min({kRateBytes, scratch.size(), static_cast<size_t>(bytes)});

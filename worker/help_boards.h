@@ -41,13 +41,18 @@ class HelpBoards {
   ~HelpBoards();
   HelpBoards(const HelpBoards&) = delete;
 
+  // Of the device memory that Publish takes.
+  static int64_t DeviceBytes(const HelpBoardShape& shape, const Ops& ops) {
+    return shape.row_bytes(ops.activation_dtype()) + shape.contribution_bytes(ops.contribution_dtype());
+  }
+
   // Where rows and contributions of one worker's requests lie, as the devices of both workers address it.
   struct Memory {
     std::span<std::byte> rows, contributions;
   };
 
-  // Before the first step: publishes `own`, this worker's device memory of the shape's size, which outlives the boards; null:
-  // there is none.
+  // Before the first step: publishes `own`, DeviceBytes of this worker's device memory, which outlive the boards; null: there
+  // are none.
   void Publish(const PeerMemory* own);
   // While this worker's device has nothing to do: maps what the others have published since, and pins the boards of those that
   // this device does not reach. What cannot be pinned is logged and copied slower. `scratch`: device memory that is overwritten.
@@ -69,11 +74,11 @@ class HelpBoards {
   void Wake() { own().Ring(); }
 
  private:
-  const int64_t self_;
-  const std::map<int64_t, std::unique_ptr<HelpBoard>> boards_;
   void PinBoard(int64_t owner);
   absl::Status Map(int64_t owner, const std::string& key, std::span<std::byte> scratch);
 
+  const int64_t self_;
+  const std::map<int64_t, std::unique_ptr<HelpBoard>> boards_;
   Ops& ops_;
   PeerMemories* const peers_;
   uint32_t heard_ = 0;

@@ -27,8 +27,8 @@ uint32_t HelpShare::Available(int64_t rows) const {
   uint32_t helpers = 0;
   for (const auto& [worker, board] : boards_->boards()) {
     if (!board->available() || !Takes(worker, rows)) continue;
-    helpers |= uint32_t{1} << worker;
-    if (OnDevice(worker)) helpers |= uint32_t{1} << (kMaxHelpers + worker);
+    helpers |= HelperBit(worker);
+    if (OnDevice(worker)) helpers |= NearHelperBit(worker);
   }
   return helpers;
 }

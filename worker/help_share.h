@@ -25,8 +25,6 @@
 
 namespace ferry {
 
-static_assert(2 * kMaxHelpers <= 32, "two bits a worker in ExpertRequest::helpers");
-
 class HelpShare {
  public:
   // A helper's device reaches this one fast from this rate on; the planner reckons with it (PlaceOf). Slower ways are no better

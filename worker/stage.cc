@@ -524,9 +524,8 @@ absl::Status Stage::Allocate() {
 int64_t Stage::HelpBytesOf(const Ops& ops, const StageOptions& options) {
   const ModelConfig& model = options.model;
   if (!options.may_help || ops.activation_dtype() == DType::kF32) return 0;  // the host's cores work in the host's memory
-  const HelpBoardShape shape =
-      HelpShapeFor(model.n_embd, options.max_rows, model.router.top_k, std::max<int64_t>(model.router.num_experts, 1));
-  return shape.row_bytes(ops.activation_dtype()) + shape.contribution_bytes(ops.contribution_dtype());
+  return HelpBoards::DeviceBytes(
+      HelpShapeFor(model.n_embd, options.max_rows, model.router.top_k, std::max<int64_t>(model.router.num_experts, 1)), ops);
 }
 
 int64_t Stage::BytesOf(const Ops& ops, const StageOptions& options) {

@@ -9,7 +9,6 @@
 
 #include "common/checked_size.h"
 #include "common/deadline.h"
-#include "common/model/limits.h"
 #include "common/shm/futex.h"
 #include "common/shm/paced_wait.h"
 #include "common/shm/shared_region.h"

@@ -38,6 +38,11 @@ inline constexpr ExpertPlace PlaceOfHelper(int64_t worker) {
 inline constexpr bool IsHelper(ExpertPlace place) {
   return place >= ExpertPlace::kFirstHelper && place < PlaceOfHelper(kMaxHelpers);
 }
+// Of ExpertRequest::helpers: the worker has nothing else to do.
+inline constexpr uint32_t HelperBit(int64_t worker) { return uint32_t{1} << worker; }
+// Besides: its device and that of the worker that asks reach each other fast.
+inline constexpr uint32_t NearHelperBit(int64_t worker) { return uint32_t{1} << (kMaxHelpers + worker); }
+static_assert(2 * kMaxHelpers <= 32);
 inline constexpr int64_t HelperOf(ExpertPlace place) {
   return static_cast<int64_t>(place) - static_cast<int64_t>(ExpertPlace::kFirstHelper);
 }
@@ -62,7 +67,7 @@ struct ExpertRequest {
   int32_t num_rows = 0;
   std::vector<ActivatedExpert> uses;
   std::vector<int32_t> entry_rows;  // kCompute: input row of each entry, grouped by use in order
-  uint32_t helpers = 0;  // kPlan: bit i: worker i has nothing else to do; kMaxHelpers + i: it reaches this worker's device fast
+  uint32_t helpers = 0;             // kPlan: HelperBit and NearHelperBit of workers
 };
 // InvalidArgument naming the field, for a request that came over any transport. Incarnation and step are the caller's to check.
 absl::Status CheckExpertRequest(const ExpertRequest& request, const MailboxShape& shape, int64_t num_layers);

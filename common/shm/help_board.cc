@@ -8,7 +8,6 @@
 #include <utility>
 
 #include "common/checked_size.h"
-#include "common/model/limits.h"
 #include "common/shm/futex.h"
 #include "common/shm/paced_wait.h"
 #include "common/shm/shared_region.h"

@@ -144,12 +144,12 @@ std::vector<int32_t> DividedEngine::Divide(const ExpertRequest& request, const s
 }
 
 double DividedEngine::ComputeSeconds(const ExpertRequest& share, const EnginePlace& place) const {
-  if (!(place.read_bytes_per_second > 0) || !(place.flops_per_second > 0)) return 0;
+  if (!(place.rates.read_bytes_per_second > 0) || !(place.rates.flops_per_second > 0)) return 0;
   const ExpertLayout& layout = store_.layout().layer(share.layer);
-  const double experts = static_cast<double>(share.uses.size());
-  return experts * static_cast<double>(layout.bytes) / place.read_bytes_per_second +
-         (static_cast<double>(share.entry_rows.size()) - experts) * static_cast<double>(layout.flops_per_token()) /
-             place.flops_per_second;
+  const auto bytes = static_cast<double>(layout.bytes), flops = static_cast<double>(layout.flops_per_token());
+  double seconds = 0;
+  for (const ActivatedExpert& use : share.uses) seconds += ExpertSeconds(place.rates, bytes, flops, use.tokens);
+  return seconds;
 }
 
 void DividedEngine::Start(Share& share, std::span<const float> rows) {

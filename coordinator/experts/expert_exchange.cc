@@ -20,8 +20,6 @@ constexpr absl::Duration kAtWork = absl::Milliseconds(20);
 // How long a mailbox thread sleeps in one wait before it looks whether its worker is still there.
 constexpr absl::Duration kMailboxPoll = absl::Milliseconds(200);
 
-bool OnDevice(uint32_t helpers, int64_t worker) { return (helpers >> (kMaxHelpers + worker) & 1) != 0; }
-
 // In turns among this worker and its helpers, as far as the board has room.
 void DivideEvenly(const ExpertRequest& request, const std::vector<WorkerId>& helpers, int64_t max_tokens,
                   std::vector<ExpertPlace>* places) {
@@ -184,10 +182,10 @@ ExpertExchange::Helpers ExpertExchange::HelpersLocked(const Peer& peer, const Ex
   const double row_bytes = static_cast<double>(layout.gate.cols) * (peer.info.has_gpu ? 2 : 4);
   const double own_link = LinkRateLocked(peer.info);
   for (const auto& [worker, other] : peers_) {
-    const bool asked = worker.value() < kMaxHelpers && (request.helpers >> worker.value() & 1) != 0;
+    const bool asked = worker.value() < kMaxHelpers && (request.helpers & HelperBit(worker.value())) != 0;
     const double link = LinkRateLocked(other->info);
     if (!asked || worker == peer.info.worker || other->info.has_gpu != peer.info.has_gpu || !(link > 0)) continue;
-    const bool on_device = OnDevice(request.helpers, worker.value());
+    const bool on_device = (request.helpers & NearHelperBit(worker.value())) != 0;
     if (!on_device && request.num_rows > help_shape_.board_rows()) continue;
     helpers.workers.push_back(worker);
     helpers.places.push_back(PlaceOf({.link_bytes_per_second = link,
@@ -213,7 +211,7 @@ std::vector<ExpertPlace> ExpertExchange::PlanFor(Peer& peer, const ExpertRequest
     input.rates.link_bytes_per_second = LinkRateLocked(peer.info);
     helpers = HelpersLocked(peer, request, layout);
     // What lies on the board and what lies on a device have the same numbers, so the smaller bounds both.
-    const uint32_t helping = request.helpers & ((uint32_t{1} << kMaxHelpers) - 1);
+    const uint32_t helping = request.helpers & (HelperBit(kMaxHelpers) - 1);
     const bool all_on_device = (helping & ~(request.helpers >> kMaxHelpers)) == 0;
     input.max_helper_tokens = all_on_device ? help_shape_.max_entries : help_shape_.board_entries();
     input.rates.device_flops_per_second = FlopsLocked(peer.info.worker);
@@ -221,9 +219,7 @@ std::vector<ExpertPlace> ExpertExchange::PlanFor(Peer& peer, const ExpertRequest
     const auto others = static_cast<double>(std::count_if(peers_.begin(), peers_.end(), [&](const auto& entry) {
       return entry.second->last_step != peer.last_step && entry.second->at_work_until && !entry.second->at_work_until->Passed();
     }));
-    input.rates.host_read_bytes_per_second /= 1 + others;
-    input.rates.host_flops_per_second /= 1 + others;
-    for (double& flops : input.rates.host_flops_at_rows) flops /= 1 + others;
+    input.rates.host = Slower(input.rates.host, 1 + others);
   }
   const std::vector<EnginePlace> others = engine_.OtherPlaces(request.layer);
   input.num_rows = request.num_rows;

@@ -41,15 +41,14 @@ std::string KernelsOf(const std::string& engine_name) {
 std::optional<EnginePlace> ExpertHost::Place(int64_t layer) const {
   const std::lock_guard lock(mutex_);
   if (engine_ == nullptr) return std::nullopt;
-  EnginePlace place = {.read_bytes_per_second = offer_.rates.read_bytes_per_second / slowdown_,
-                       .flops_per_second = offer_.rates.flops_per_second / slowdown_,
+  EnginePlace place = {.rates = Slower(offer_.rates, slowdown_),
                        .exchange_seconds = cost_.exchange_seconds,
                        .row_seconds = cost_.row_seconds,
                        .memory = same_machine_ ? 0 : static_cast<int>(place_) + 1,
                        .memory_bytes_per_second = memory_bytes_per_second_,
                        .max_entries = shape_.max_entries,
                        .holds = offer_.holds[layer]};
-  if (place.holds == nullptr) place.read_bytes_per_second = 0;  // none of this layer
+  if (place.holds == nullptr) place.rates = {};  // none of this layer
   return place;
 }
 

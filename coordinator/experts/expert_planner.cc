@@ -11,21 +11,15 @@ namespace {
 // Seconds the host takes for one expert of n tokens. On an H100's host without a curve (119 GB/s, 3,745 GFLOP/s beside the links)
 // 29 to 45 experts of 153 to 451 rows took 7 to 11 % less than this.
 double HostSeconds(const PlannerInput& input, int64_t tokens) {
-  const ExpertRates rates = {.read_bytes_per_second = input.rates.host_read_bytes_per_second,
-                             .flops_per_second = input.rates.host_flops_per_second,
-                             .flops_at_rows = input.rates.host_flops_at_rows};
-  return ExpertSeconds(rates, input.bytes_per_expert, input.flops_per_token, tokens);
+  return ExpertSeconds(input.rates.host, input.bytes_per_expert, input.flops_per_token, tokens);
 }
 
-bool HostRatesKnown(const PlannerRates& rates) { return rates.host_read_bytes_per_second > 0 && rates.host_flops_per_second > 0; }
-bool RatesKnown(const PlannerRates& rates) { return rates.link_bytes_per_second > 0 && HostRatesKnown(rates); }
+bool Known(const ExpertRates& rates) { return rates.read_bytes_per_second > 0 && rates.flops_per_second > 0; }
+bool RatesKnown(const PlannerRates& rates) { return rates.link_bytes_per_second > 0 && Known(rates.host); }
 
 // The host's engine as one of the places, the first.
 EnginePlace HostPlace(const PlannerInput& input) {
-  EnginePlace host = {.read_bytes_per_second = input.rates.host_read_bytes_per_second,
-                      .flops_per_second = input.rates.host_flops_per_second,
-                      .flops_at_rows = input.rates.host_flops_at_rows,
-                      .memory = 0};
+  EnginePlace host = {.rates = input.rates.host, .memory = 0};
   for (const EnginePlace& other : input.others) {
     if (other.memory == 0) host.memory_bytes_per_second = std::max(host.memory_bytes_per_second, other.memory_bytes_per_second);
   }
@@ -46,11 +40,11 @@ class EngineDivision {
     engines_.insert(engines_.end(), input.others.begin(), input.others.end());
     order_.push_back(0);
     for (size_t i = 1; i < engines_.size(); ++i) {
-      if (engines_[i].read_bytes_per_second > 0 && engines_[i].flops_per_second > 0) order_.push_back(i);
+      if (Known(engines_[i].rates)) order_.push_back(i);
     }
     const auto cost = [&](size_t i) {
       return engines_[i].exchange_seconds + 2 * engines_[i].row_seconds +
-             input.bytes_per_expert / engines_[i].read_bytes_per_second;
+             input.bytes_per_expert / engines_[i].rates.read_bytes_per_second;
     };
     std::stable_sort(order_.begin() + 1, order_.end(), [&](size_t a, size_t b) { return cost(a) < cost(b); });
   }
@@ -109,10 +103,7 @@ class EngineDivision {
     return place.holds == nullptr || (static_cast<size_t>(expert) < place.holds->size() && (*place.holds)[expert]);
   }
   double Seconds(const EnginePlace& engine, int64_t tokens) const {
-    const ExpertRates rates = {.read_bytes_per_second = engine.read_bytes_per_second,
-                               .flops_per_second = engine.flops_per_second,
-                               .flops_at_rows = engine.flops_at_rows};
-    return ExpertSeconds(rates, input_.bytes_per_expert, input_.flops_per_token, tokens);
+    return ExpertSeconds(engine.rates, input_.bytes_per_expert, input_.flops_per_token, tokens);
   }
   double MemorySeconds(size_t engine) const {
     const double rate = engines_[engine].memory_bytes_per_second;
@@ -329,7 +320,7 @@ ExpertPlan PlanExperts(const PlannerInput& input) {
   std::stable_sort(absent.begin(), absent.end(), [&](size_t a, size_t b) { return input.uses[a].tokens > input.uses[b].tokens; });
 
   const bool can_ship = input.num_slots > 0 && input.ship_allowed;
-  const bool several = !input.others.empty() && HostRatesKnown(input.rates);
+  const bool several = !input.others.empty() && Known(input.rates.host);
   const std::optional<EngineDivision> division = several ? std::make_optional<EngineDivision>(input) : std::nullopt;
   size_t num_shipped = 0;
   if (!can_ship) {
@@ -360,7 +351,7 @@ ExpertPlan PlanExperts(const PlannerInput& input) {
   }
   const bool host = input.host_allowed && !input.ship_all;
   std::optional<HelpedPlan> helped;
-  if (can_ship && input.rates.link_bytes_per_second > 0 && (!host || HostRatesKnown(input.rates))) {
+  if (can_ship && input.rates.link_bytes_per_second > 0 && (!host || Known(input.rates.host))) {
     helped = PlanWithHelpers(input, division ? &*division : nullptr, absent, num_shipped, host);
   }
   if (helped) {
@@ -390,7 +381,7 @@ ExpertPlan PlanExperts(const PlannerInput& input) {
   } else if (input.rates.link_bytes_per_second > 0) {
     plan.link_seconds = static_cast<double>(num_shipped) * input.bytes_per_expert / input.rates.link_bytes_per_second;
   }
-  if (HostRatesKnown(input.rates)) {
+  if (Known(input.rates.host)) {
     for (size_t rank = num_shipped; rank < absent.size(); ++rank) {
       if (plan.engines.empty() || plan.engines[absent[rank]] == 0)
         plan.host_seconds += HostSeconds(input, input.uses[absent[rank]].tokens);

@@ -31,19 +31,15 @@
 namespace ferry {
 
 struct PlannerRates {
-  double link_bytes_per_second = 0;       // to this worker's device, while the host computes
-  double host_read_bytes_per_second = 0;  // while the link runs
-  double host_flops_per_second = 0;       // of expert products with many rows
-  ProductCurve host_flops_at_rows = {};   // likewise of a few, and of very many
-  double device_flops_per_second = 0;     // of the worker's device; 0: not known, and no bound
+  double link_bytes_per_second = 0;    // to this worker's device, while the host computes
+  ExpertRates host;                    // while the link runs
+  double device_flops_per_second = 0;  // of the worker's device; 0: not known, and no bound
   bool operator==(const PlannerRates&) const = default;
 };
 
 // An engine beside that of the coordinator's host. Rates that are 0 are not known: such an engine gets nothing.
 struct EnginePlace {
-  double read_bytes_per_second = 0;
-  double flops_per_second = 0;
-  ProductCurve flops_at_rows = {};
+  ExpertRates rates;
   double exchange_seconds = 0;         // of a request and its answer, beside its rows and the computation
   double row_seconds = 0;              // of one row on its way there or back
   int memory = 1;                      // engines with the same number read the same memory; the host's engine reads memory 0

@@ -48,7 +48,6 @@ double CommonShare(int64_t layer) {
 constexpr double kGpuBytesPerValue = 56;         // of a token's n_embd values, through norms, residual and contributions
 constexpr double kGpuHostTripSeconds = 0.05e-3;  // prefill: rows to the engine and contributions back
 constexpr double kGpuHostEntrySeconds = 2.7e-6;  // the same of a (row, expert) pair, where no copy hides it
-constexpr double kShareBesideHelpers = 1.15;     // of the experts copied ahead (worker/copy_ahead.cc)
 // Decode, of runs on an H100 and an H200.
 constexpr double kGpuDecodeLayerOperations = 21;  // small operations' time: kernels that wait for each other, the routing's way
 constexpr double kGpuOperationSeconds = 2.7e-6;   // where it was not measured
@@ -194,10 +193,9 @@ class StepPredictor {
       }
     }
     // Helpers copy their shares once the layer is routed.
-    const auto count = static_cast<double>(ahead.size());
-    if (!helpers_.empty())
-      ahead.resize(static_cast<size_t>(
-          std::min(count, std::ceil(kShareBesideHelpers * count / (1.0 + static_cast<double>(helpers_.size()))))));
+    if (!helpers_.empty()) {
+      ahead.resize(ShareBesideHelpers(static_cast<int64_t>(ahead.size()), static_cast<int64_t>(helpers_.size())));
+    }
     for (const int32_t e : ahead) {
       slots.copied[e] = true;
       slots.resident[e] = arrive-- > 0 ? 1 : kComing;
@@ -214,9 +212,7 @@ class StepPredictor {
             .flops_per_token = static_cast<double>(expert.flops_per_token()),
             .num_slots = slots_,
             .rates = {.link_bytes_per_second = worker_.link.Planned(),
-                      .host_read_bytes_per_second = input_.rates.host_beside_links.read_bytes_per_second,
-                      .host_flops_per_second = input_.rates.host_beside_links.flops_per_second,
-                      .host_flops_at_rows = input_.rates.host_beside_links.flops_at_rows,
+                      .host = input_.rates.host_beside_links,
                       .device_flops_per_second = input_.gpu ? ProductRate() : 0},
             .host_allowed = rule != ExpertRule::kDevice,
             .ship_allowed = rule != ExpertRule::kHost && rows > kMaxRowsWithoutPlan,

@@ -52,8 +52,8 @@ void RequireSound(const ExpertRequest& request, const MailboxShape& shape) {
 void FuzzPlanner(const ExpertRequest& request, uint8_t knobs) {
   PlannerInput planner = {.uses = request.uses, .bytes_per_expert = 1e6, .flops_per_token = 1e6};
   planner.num_slots = knobs & 3;
-  planner.rates = {
-      .link_bytes_per_second = knobs & 4 ? 1e9 : 0, .host_read_bytes_per_second = 1e10, .host_flops_per_second = 1e11};
+  planner.rates = {.link_bytes_per_second = knobs & 4 ? 1e9 : 0,
+                   .host = {.read_bytes_per_second = 1e10, .flops_per_second = 1e11}};
   planner.host_allowed = knobs & 8;
   planner.ship_allowed = knobs & 16;
   const ExpertPlan plan = PlanExperts(planner);

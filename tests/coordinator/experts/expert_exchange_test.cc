@@ -30,7 +30,7 @@ class ExpertExchangeTest : public ::testing::Test {
     ASSERT_OK_AND_ASSIGN(store_, ExpertStore::Load(file, config_, *pool_, [](const LoadProgress&) {}));
     ASSERT_OK_AND_ASSIGN(ops_, CreateOps({.kind = "cpu", .num_threads = 2, .pin_threads = false}));
     engine_ = std::make_unique<ExpertEngine>(store_.get(), ops_.get(), config_.expert.glu, config_.n_embd);
-    const PlannerRates rates = {.host_read_bytes_per_second = 1e9, .host_flops_per_second = 1e9};
+    const PlannerRates rates = {.host = {.read_bytes_per_second = 1e9, .flops_per_second = 1e9}};
     ASSERT_OK_AND_ASSIGN(
         exchange_, ExpertExchange::Create(store_.get(), engine_.get(), rates, "ferry-exchange-test-" + std::to_string(getpid())));
     exchange_->AddPeer({.worker = WorkerId(0),
@@ -173,7 +173,7 @@ TEST_F(ExpertExchangeTest, PlansByTheLinksRateBesideTheHostOnceItIsKnown) {
                                  .layer = 0,
                                  .num_rows = 500,
                                  .uses = {{.expert = 1, .tokens = 400}}};
-  const PlannerRates host = {.host_read_bytes_per_second = 1e9, .host_flops_per_second = 1e9};
+  const PlannerRates host = {.host = {.read_bytes_per_second = 1e9, .flops_per_second = 1e9}};
   exchange_->SetRates(host, {1});  // a byte a second
   EXPECT_THAT(*exchange_->Plan(WorkerId(0), request), ElementsAre(ExpertPlace::kHost));
   exchange_->UpdatePeer(WorkerId(0), 8, 100e9);
@@ -193,7 +193,7 @@ TEST_F(ExpertExchangeTest, SharesTheHostAmongWorkersThatAreAtDifferentSteps) {
       .kind = ExpertRequestKind::kPlan, .incarnation = kIncarnation, .step = 1, .layer = 0, .num_rows = 500, .uses = {}};
   for (int32_t expert = 0; expert < 8; ++expert) request.uses.push_back({.expert = expert, .tokens = 10});
   // Copying an expert takes the same time as computing it on the host.
-  exchange_->SetRates({.host_read_bytes_per_second = 1e9, .host_flops_per_second = 1e15}, {1e9, 1e9});
+  exchange_->SetRates({.host = {.read_bytes_per_second = 1e9, .flops_per_second = 1e15}}, {1e9, 1e9});
   const auto on_host = [&] {
     const std::vector<ExpertPlace> places = exchange_->Plan(WorkerId(0), request).value();
     return std::count(places.begin(), places.end(), ExpertPlace::kHost);
@@ -279,10 +279,10 @@ TEST_F(HelpTest, AsksWhereALinkIsTheSlowestPart) {
   AddHelper();
   exchange_->OfferHelp(kShape);
   EXPECT_EQ(Helped(0b10), 0) << "the links are far faster than a request and its answer";
-  exchange_->SetRates({.host_read_bytes_per_second = 1, .host_flops_per_second = 1}, {1e6, 1e6});
+  exchange_->SetRates({.host = {.read_bytes_per_second = 1, .flops_per_second = 1}}, {1e6, 1e6});
   EXPECT_GT(Helped(0b10, /*num_rows=*/9, /*tokens=*/2), 1);
   EXPECT_EQ(Helped(0b10), 0) << "rows and contributions have more bytes than these small experts";
-  exchange_->SetRates({.host_read_bytes_per_second = 1, .host_flops_per_second = 1}, {1e6, 1e4});
+  exchange_->SetRates({.host = {.read_bytes_per_second = 1, .flops_per_second = 1}}, {1e6, 1e4});
   EXPECT_EQ(Helped(0b10, /*num_rows=*/9, /*tokens=*/2), 0) << "a hundred times slower";
 }
 

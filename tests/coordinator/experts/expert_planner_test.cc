@@ -13,8 +13,8 @@ namespace {
 using ::testing::Each;
 using ::testing::ElementsAre;
 
-constexpr PlannerRates kRates = {
-    .link_bytes_per_second = 50e9, .host_read_bytes_per_second = 50e9, .host_flops_per_second = 1e12};
+constexpr PlannerRates kRates = {.link_bytes_per_second = 50e9,
+                                 .host = {.read_bytes_per_second = 50e9, .flops_per_second = 1e12}};
 
 PlannerInput Input(const std::vector<ActivatedExpert>& uses) {
   return {.uses = uses, .bytes_per_expert = 13e6, .flops_per_token = 50e6, .num_slots = 16, .rates = kRates};
@@ -25,8 +25,8 @@ double Makespan(const PlannerInput& input, const std::vector<ExpertPlace>& place
   for (size_t i = 0; i < places.size(); ++i) {
     if (places[i] == ExpertPlace::kShip) link += input.bytes_per_expert / input.rates.link_bytes_per_second;
     if (places[i] == ExpertPlace::kHost) {
-      host += input.bytes_per_expert / input.rates.host_read_bytes_per_second +
-              (input.uses[i].tokens - 1) * input.flops_per_token / input.rates.host_flops_per_second;
+      host += input.bytes_per_expert / input.rates.host.read_bytes_per_second +
+              (input.uses[i].tokens - 1) * input.flops_per_token / input.rates.host.flops_per_second;
     }
   }
   return std::max(link, host);
@@ -49,7 +49,7 @@ TEST(ExpertPlanner, ShipsTheHeavyAndKeepsTheLight) {
   const std::vector<ActivatedExpert> uses = {
       {.expert = 0, .tokens = 1}, {.expert = 3, .tokens = 2000}, {.expert = 9, .tokens = 2}};
   PlannerInput input = Input(uses);
-  input.rates.host_read_bytes_per_second = 4 * input.rates.link_bytes_per_second;  // reads both while the link brings the third
+  input.rates.host.read_bytes_per_second = 4 * input.rates.link_bytes_per_second;  // reads both while the link brings the third
   EXPECT_THAT(PlanExperts(input).places, ElementsAre(ExpertPlace::kHost, ExpertPlace::kShip, ExpertPlace::kHost));
 }
 
@@ -65,7 +65,7 @@ TEST(ExpertPlanner, LeavesMoreToAHostThatComputesManyRowsInOnesTime) {
   const std::vector<ActivatedExpert> uses = {{.expert = 0, .tokens = 64}, {.expert = 3, .tokens = 64}};
   PlannerInput input = Input(uses);
   EXPECT_THAT(PlanExperts(input).places, Each(ExpertPlace::kShip));
-  input.rates.host_flops_at_rows = {0.77e12, 3e12, 12e12, 13e12};
+  input.rates.host.flops_at_rows = {0.77e12, 3e12, 12e12, 13e12};
   EXPECT_THAT(PlanExperts(input).places, ElementsAre(ExpertPlace::kShip, ExpertPlace::kHost));
 }
 
@@ -122,13 +122,10 @@ TEST(ExpertPlanner, PredictsItsOwnTimes) {
 
 // ------------------------------------------------------------------------------------------------- engines of further hosts
 
-EnginePlace LikeTheHost() {
-  return {.read_bytes_per_second = kRates.host_read_bytes_per_second, .flops_per_second = kRates.host_flops_per_second};
-}
+EnginePlace LikeTheHost() { return {.rates = kRates.host}; }
 EnginePlace Slower(double times) {
   EnginePlace place = LikeTheHost();
-  place.read_bytes_per_second /= times;
-  place.flops_per_second /= times;
+  place.rates = Slower(place.rates, times);
   return place;
 }
 std::vector<ActivatedExpert> OneTokenEach(int count) {
@@ -215,7 +212,7 @@ TEST(ExpertPlanner, EnginesOfOneMemoryShareItsRate) {
   const std::vector<ActivatedExpert> uses = OneTokenEach(8);
   std::vector<EnginePlace> others = {LikeTheHost()};
   others[0].memory = 0;
-  others[0].memory_bytes_per_second = kRates.host_read_bytes_per_second;
+  others[0].memory_bytes_per_second = kRates.host.read_bytes_per_second;
   EXPECT_EQ(CountOf(PlanExperts(OnEngines(uses, others)), 1), 0) << "the host's engine reads all that the memory gives";
   others[0].memory_bytes_per_second *= 2;
   EXPECT_EQ(CountOf(PlanExperts(OnEngines(uses, others)), 1), 4);
@@ -273,8 +270,8 @@ double LayerSeconds(const PlannerInput& input, const ExpertPlan& plan) {
     const int64_t tokens = input.uses[i].tokens;
     const int32_t helper = plan.helpers.empty() ? -1 : plan.helpers[i];
     if (plan.places[i] == ExpertPlace::kHost) {
-      host += input.bytes_per_expert / input.rates.host_read_bytes_per_second +
-              static_cast<double>(tokens - 1) * input.flops_per_token / input.rates.host_flops_per_second;
+      host += input.bytes_per_expert / input.rates.host.read_bytes_per_second +
+              static_cast<double>(tokens - 1) * input.flops_per_token / input.rates.host.flops_per_second;
     } else if (helper < 0) {
       own += input.bytes_per_expert / input.rates.link_bytes_per_second;
     } else {
