@@ -310,7 +310,7 @@ absl::StatusOr<std::unique_ptr<Supervisor>> StartProcesses(const ModelOptions& o
   }
   const int pool = options.threads > 0 ? options.threads : DefaultThreads();
   RETURN_IF_ERROR(CheckDescriptorsAllowed());
-  RETURN_IF_ERROR(CheckThreadsCanStart(ClientThreads() + CoordinatorThreads() + pool +
+  RETURN_IF_ERROR(CheckThreadsCanStart(ClientThreads() + CoordinatorThreads() + pool + (gateway ? GatewayThreads() : 0) +
                                        static_cast<int>(devices.size()) * (WorkerThreads() + pool)));
   ASSIGN_OR_RETURN(std::string coordinator, Beside("ferry-coordinator"));
   ASSIGN_OR_RETURN(std::string worker, Beside("ferry-worker"));

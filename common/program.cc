@@ -13,6 +13,7 @@
 #include <new>
 #include <system_error>
 
+#include "common/library_threads.h"
 #include "common/signal_cleanup.h"
 
 namespace ferry {
@@ -69,6 +70,7 @@ int RunProgram(const char* name, const std::function<int()>& body) {
   const bool pipe_ignored = signal(SIGPIPE, SIG_IGN) == SIG_IGN;
   signal(SIGXFSZ, SIG_IGN);
   InstallSignalCleanup();
+  EndWhereALibraryLacksAThread();
   int code = RunGuarded(name, body);
   std::cout.flush();
   const bool said = output_error != 0;

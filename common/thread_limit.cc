@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "common/cgroup_limits.h"
+#include "common/library_threads.h"
 
 namespace ferry {
 namespace {
@@ -18,8 +19,9 @@ namespace {
 // gRPC has more threads on larger machines.
 int ByCores(int with_two) { return with_two + std::clamp(static_cast<int>(std::thread::hardware_concurrency()) / 2 - 1, 0, 16); }
 
-// "the cgroup /ferry.slice allows 20 processes and threads, and 12 are running"
-std::string WhatLimits(int count) {
+}  // namespace
+
+std::string ThreadLimitInWords(int count) {
   for (const CgroupLimit& limit : CgroupLimits().Processes()) {
     if (limit.limit - limit.used < count) {
       return absl::StrFormat("the cgroup %s allows %d processes and threads, and %d are running (pids.max)", limit.group,
@@ -33,8 +35,6 @@ std::string WhatLimits(int count) {
   return "the system refuses another";
 }
 
-}  // namespace
-
 absl::Status CheckDescriptorsAllowed() {
   constexpr rlim_t kLeast = 32;
   rlimit files;
@@ -43,19 +43,20 @@ absl::Status CheckDescriptorsAllowed() {
                            kLeast);
 }
 
-int CoordinatorThreads() { return ByCores(24); }
-int WorkerThreads() { return ByCores(17); }
-int ClientThreads() { return ByCores(9); }
+int CoordinatorThreads() { return ByCores(34); }
+int WorkerThreads() { return ByCores(19); }
+int ClientThreads() { return ByCores(11); }
 int GatewayThreads() { return ByCores(18); }
 
 // An estimate: eight with 2 cores.
 absl::Status CheckServerThreadsCanStart() { return CheckThreadsCanStart(ByCores(8)); }
 
 absl::StatusOr<std::thread> StartThread(std::function<void()> body) {
+  const HandlesMissingThreads handles;
   try {
     return std::thread(std::move(body));
   } catch (const std::system_error&) {
-    return ResourceExhausted("another thread is needed and cannot be started: %s", WhatLimits(1));
+    return ResourceExhausted("another thread is needed and cannot be started: %s", ThreadLimitInWords(1));
   }
 }
 
@@ -64,11 +65,12 @@ absl::Status CheckThreadsCanStart(int count) {
   std::vector<std::jthread> threads;
   threads.reserve(static_cast<size_t>(std::max(count, 0)));
   std::string refused;
+  const HandlesMissingThreads handles;
   try {
     for (int i = 0; i < count; ++i) threads.emplace_back([&end] { end.wait(false); });
   } catch (const std::system_error& error) {
-    refused =
-        absl::StrFormat("%d more threads are needed, and only %d can be started: %s", count, threads.size(), WhatLimits(count));
+    refused = absl::StrFormat("%d more threads are needed, and only %d can be started: %s", count, threads.size(),
+                              ThreadLimitInWords(count));
   }
   end = true;
   end.notify_all();

@@ -1,18 +1,20 @@
 #pragma once
 
-// Whether a process can have the threads that it needs. Libraries that start threads of their own, gRPC's among them, end the
-// process when they cannot: so it is tried first, and said by name. Threads of Ferry's own start by StartThread, whose failure is
-// an error like any other.
+// Whether a process can have the threads that it needs. Libraries do not go on without threads of their own
+// (common/library_threads.h), so each program tries at its start whether it can have them. Threads of Ferry's own start by
+// StartThread, whose failure is an error like any other.
 
 #include <functional>
+#include <string>
 #include <thread>
 
 #include "common/status.h"
 
 namespace ferry {
 
-// Threads of a process beside its thread pools on this machine; most are gRPC's. Measured with 2 cores: a coordinator has 24, a
-// worker 17, a client 9. A gateway had 14 under 30 requests (/proc/PID/task); its 18 leaves room.
+// Threads of a process beside its thread pools on this machine; most are gRPC's, which starts some of them under load alone.
+// Counted with 2 cores under 30 requests at once (/proc/PID/task): a coordinator had 32, a worker 16, a gateway 15, `ferry serve`
+// 11. The numbers leave room.
 int CoordinatorThreads();
 int WorkerThreads();
 int ClientThreads();
@@ -26,6 +28,9 @@ absl::Status CheckServerThreadsCanStart();
 
 // A thread that runs `body`. ResourceExhausted: none can be started now; names the limit.
 absl::StatusOr<std::thread> StartThread(std::function<void()> body);
+
+// What keeps `count` more threads from starting: "the cgroup /ferry.slice allows 20 processes and threads, and 12 are running".
+std::string ThreadLimitInWords(int count);
 
 // ResourceExhausted: the process may open fewer files than gRPC and a model need at least (ulimit -n).
 absl::Status CheckDescriptorsAllowed();

@@ -11,12 +11,12 @@
 #include <mutex>
 #include <optional>
 #include <string>
-#include <system_error>
 #include <thread>
 
 #include "common/cgroup_limits.h"
 #include "common/deadline.h"
 #include "common/shm/futex.h"
+#include "common/thread_limit.h"
 
 namespace ferry {
 namespace {
@@ -87,12 +87,10 @@ class ThreadPoolImpl final : public ThreadPool {
   // `cores` empty: threads are not pinned, and the caller is always in place of the first.
   absl::Status Start(const std::vector<int>& cores) {
     const int first = cores.empty() ? 1 : 0;
-    try {
-      for (int thread = first; thread < num_threads_ && num_threads_ > 1; ++thread) {
-        seats_[thread].thread = std::thread([this, thread] { Work(thread); });
-      }
-    } catch (const std::system_error& error) {
-      return ResourceExhausted("the %d threads of a pool cannot be started: %s", num_threads_, error.what());
+    for (int thread = first; thread < num_threads_ && num_threads_ > 1; ++thread) {
+      absl::StatusOr<std::thread> started = StartThread([this, thread] { Work(thread); });
+      RETURN_IF_ERROR(Annotate(started.status(), absl::StrFormat("a pool of %d threads", num_threads_)));
+      seats_[thread].thread = *std::move(started);
     }
     for (int thread = first; thread < num_threads_ && num_threads_ > 1 && !cores.empty(); ++thread) {
       const int core = cores[thread % cores.size()];

@@ -1,7 +1,5 @@
 #include "gateway/http/listener.h"
 
-#include <sys/resource.h>
-
 #include <atomic>
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/post.hpp>
@@ -16,6 +14,7 @@
 #include "common/deadline.h"
 #include "common/listen_address.h"
 #include "common/log.h"
+#include "common/rpc/acceptor.h"
 #include "common/thread_limit.h"
 #include "gateway/http/connection.h"
 
@@ -29,14 +28,6 @@ constexpr int kHandlerThreads = 2;
 constexpr int kBacklog = 512;
 constexpr auto kAcceptAgain = std::chrono::milliseconds(100);
 constexpr absl::Duration kPoll = absl::Milliseconds(10);
-
-// A connection is a descriptor, and Debian's soft limit is 1024.
-void RaiseDescriptorLimit() {
-  rlimit limit = {};
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  limit.rlim_cur = limit.rlim_max;
-  setrlimit(RLIMIT_NOFILE, &limit);
-}
 
 class Listener final : public HttpListener, public HttpConnectionHost {
  public:
@@ -65,7 +56,7 @@ class Listener final : public HttpListener, public HttpConnectionHost {
     if (!error) acceptor_.listen(kBacklog, error);
     if (error) return Unavailable("cannot listen on %s: %s", address.ToString(), error.message());
     port_ = acceptor_.local_endpoint().port();
-    RaiseDescriptorLimit();
+    RaiseDescriptorLimit();  // a connection is a descriptor, and Debian's soft limit is 1024
     Accept();
     ASSIGN_OR_RETURN(thread_, StartThread([this] { io_.run(); }));
     return absl::OkStatus();
