@@ -431,17 +431,21 @@ void AddListedFlags(CLI::App& app, const std::shared_ptr<BenchOptions>& options)
     const std::string help = single->get_description() + "; a list measures with each";
     const std::string type = single->get_type_name();
     app.remove_option(single);
-    command_line::AddValue(app, names, type, help, [options, i](const std::string& text) -> absl::Status {
-      ListedFlag& listed = options->listed[i];
-      listed.values = absl::StrSplit(text, ',');
-      for (const std::string& value : listed.values) {
-        ModelOptions checked;
-        const absl::Status set = SetModelFlag(*listed.flag, value, &checked);
-        // The parser names the flag, too.
-        if (!set.ok()) return InvalidArgument("%s", std::string(set.message()).substr(set.message().find('\'')));
-      }
-      return absl::OkStatus();
-    })->group(flag.group);
+    command_line::AddValue(app, names, type, help,
+                           [options, i](const std::string& text) -> absl::Status {
+                             ListedFlag& listed = options->listed[i];
+                             listed.values = absl::StrSplit(text, ',');
+                             for (const std::string& value : listed.values) {
+                               ModelOptions checked;
+                               const absl::Status set = SetModelFlag(*listed.flag, value, &checked);
+                               // The parser names the flag, too.
+                               if (!set.ok())
+                                 return InvalidArgument("%s", std::string(set.message()).substr(set.message().find('\'')));
+                             }
+                             return absl::OkStatus();
+                           })
+        ->group(flag.group)
+        ->excludes(app.get_option("--server"));
   }
 }
 
@@ -449,9 +453,8 @@ void AddListedFlags(CLI::App& app, const std::shared_ptr<BenchOptions>& options)
 
 Command AddBench(CLI::App& app) {
   auto options = std::make_shared<BenchOptions>();
-  options->model.AddTo(app, /*model_required=*/false);
-  AddText(app, "--server", options->server, "measure the coordinator at this address instead of starting one")
-      ->excludes(app.get_option("--model"));
+  options->model.AddWithServer(app, options->server, "measure the coordinator at this address instead of starting one");
+  app.remove_option(app.get_option("--parallel"));  // one request at a time is measured
   AddListedFlags(app, options);
   AddText(app, "-p,--n-prompt", options->prompts, "prompt lengths: 512,2048 (default 512)");
   AddText(app, "-n,--n-gen", options->generated,

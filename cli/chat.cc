@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <iostream>
 #include <memory>
+#include <optional>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
@@ -14,6 +15,7 @@
 #include "cli/client.h"
 #include "cli/commands.h"
 #include "cli/interrupt.h"
+#include "cli/late_word.h"
 #include "cli/prompt.h"
 #include "cli/sampling_options.h"
 #include "common/command_line.h"
@@ -124,7 +126,9 @@ bool ReadMessage(const Screen& screen, std::string* message) {
 
 class Chat {
  public:
-  Chat(ChatSession& session, InterruptHandler& interrupt, std::string system) : session_(session), interrupt_(interrupt) {
+  // `inputs`: files that this command and its server read, which /save does not replace.
+  Chat(ChatSession& session, InterruptHandler& interrupt, std::string system, std::vector<std::string> inputs)
+      : session_(session), interrupt_(interrupt), inputs_(std::move(inputs)) {
     conversation_.SetSystem(std::move(system));
   }
 
@@ -158,9 +162,18 @@ class Chat {
 
  private:
   absl::StatusOr<ChatAnswer> Ask() {
+    std::optional<LateWord> word;
+    if (!screen_.asks()) word.emplace("waiting for the answer");
     const absl::StatusOr<ChatAnswer> answer = session_.Ask(
-        conversation_, [&](const std::string& text) { screen_.Reason(text); },
-        [&](const std::string& text) { screen_.Answer(text); });
+        conversation_,
+        [&](const std::string& text) {
+          word.reset();
+          screen_.Reason(text);
+        },
+        [&](const std::string& text) {
+          word.reset();
+          screen_.Answer(text);
+        });
     screen_.End(answer.ok() ? Remark(*answer) : "");
     return answer;
   }
@@ -227,7 +240,7 @@ class Chat {
     const std::string path(absl::StripAsciiWhitespace(force ? words.substr(0, words.size() - 8) : words));
     if (path.empty()) return InvalidArgument("/save needs the name of a file");
     const nlohmann::json json = {{"messages", conversation_.Messages()}};
-    return WriteOutputFile(path, {.flag = "", .force = force, .inputs = {}},
+    return WriteOutputFile(path, {.flag = "", .force = force, .inputs = inputs_},
                            json.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
   }
   absl::Status Load(const std::string& path) {
@@ -238,6 +251,7 @@ class Chat {
 
   ChatSession& session_;
   InterruptHandler& interrupt_;
+  const std::vector<std::string> inputs_;
   Screen screen_;
   Conversation conversation_;
 };
@@ -309,7 +323,7 @@ absl::Status RunChat(const ChatOptions& options) {
     const std::lock_guard lock(mutex);
     running = &session;
   }
-  Chat chat(session, *interrupt, options.system.value_or(""));
+  Chat chat(session, *interrupt, options.system.value_or(""), {options.model.model, options.template_file});
   absl::Status status;
   if (isatty(STDIN_FILENO) == 0) {
     status = chat.AnswerInput();
@@ -329,15 +343,12 @@ absl::Status RunChat(const ChatOptions& options) {
 
 Command AddChat(CLI::App& app) {
   auto options = std::make_shared<ChatOptions>();
-  options->model.AddTo(app, /*model_required=*/false);
+  options->model.AddWithServer(
+      app, options->server,
+      "use the HTTP of this server instead of starting one: http://HOST:PORT; other engines' servers do, too");
   options->sampling.AddTo(app);
-  CLI::Option* const model = app.get_option("--model");
-  CLI::Option* const server =
-      AddText(app, "--server", options->server,
-              "use the HTTP of this server instead of starting one: http://HOST:PORT; other engines' servers do, too");
-  CLI::Option* const chat_template = AddText(app, "--chat-template-file", options->template_file,
-                                             "Jinja template of conversations, in place of the model file's");
-  server->excludes(model, chat_template);
+  AddText(app, "--chat-template-file", options->template_file, "Jinja template of conversations, in place of the model file's")
+      ->excludes(app.get_option("--server"));
   AddText(app, "--system", options->system, "system message");
   AddText(app, "--reasoning-effort", options->effort, "low, medium or high, for models that reason");
   app.footer(Examples({"ferry chat -m model.gguf", "ferry chat --server http://127.0.0.1:8080 --system \"Answer in French.\"",

@@ -1,7 +1,9 @@
 #include "cli/chat_session.h"
 
 #include "absl/strings/match.h"
+#include "cli/late_word.h"
 #include "common/escaped.h"
+#include "coordinator/text/utf8.h"
 
 namespace ferry {
 namespace {
@@ -11,7 +13,7 @@ using Json = nlohmann::json;
 constexpr size_t kMaxLine = size_t{4} << 20;  // of a stream
 constexpr size_t kMaxErrorBody = size_t{1} << 20;
 
-std::string Dump(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
+constexpr absl::Duration kNamePatience = absl::Seconds(30), kAnswerPatience = absl::Minutes(10);
 
 // A string at `path` within `json`; empty: there is none.
 std::string TextAt(const Json& json, const char* path) {
@@ -67,13 +69,14 @@ absl::Status Conversation::Load(const std::string& text) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::unique_ptr<HttpCall>> ChatSession::NewCall() const {
+absl::StatusOr<std::unique_ptr<HttpCall>> ChatSession::NewCall(absl::Duration patience) const {
   ASSIGN_OR_RETURN(const HttpServer server, server_());
-  return HttpCall::To(server);
+  return HttpCall::To(server, patience);
 }
 
 absl::StatusOr<std::string> ChatSession::ModelName() {
-  ASSIGN_OR_RETURN(const std::unique_ptr<HttpCall> call, NewCall());
+  ASSIGN_OR_RETURN(const std::unique_ptr<HttpCall> call, NewCall(kNamePatience));
+  const LateWord word("asking for the model's name");
   RETURN_IF_ERROR(call->Send("/v1/models", ""));
   ASSIGN_OR_RETURN(const std::string body, ReadBody(*call));
   if (call->status() != 200) return ErrorOf(call->status(), body);
@@ -83,17 +86,22 @@ absl::StatusOr<std::string> ChatSession::ModelName() {
 
 absl::StatusOr<ChatAnswer> ChatSession::Ask(const Conversation& conversation, const Shown& on_reasoning,
                                             const Shown& on_content) {
+  for (const Json& message : conversation.Messages()) {
+    if (!IsValidUtf8(message["content"].get_ref<const std::string&>())) {
+      return InvalidArgument("the %s message is not UTF-8", message["role"].get<std::string>());
+    }
+  }
   Json body = fields_;
   body["messages"] = conversation.Messages();
   body["stream"] = true;
   body["stream_options"] = {{"include_usage", true}};
-  ASSIGN_OR_RETURN(const std::unique_ptr<HttpCall> call, NewCall());
+  ASSIGN_OR_RETURN(const std::unique_ptr<HttpCall> call, NewCall(kAnswerPatience));
   {
     const std::lock_guard lock(mutex_);
     running_ = call.get();
   }
   ChatAnswer answer;
-  absl::Status status = call->Send("/v1/chat/completions", Dump(body));
+  absl::Status status = call->Send("/v1/chat/completions", body.dump());
   if (status.ok()) status = ReadStream(*call, &answer, on_reasoning, on_content);
   {
     const std::lock_guard lock(mutex_);

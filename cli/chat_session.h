@@ -56,16 +56,16 @@ class ChatSession {
       : server_(std::move(server)), fields_(std::move(fields)) {}
 
   nlohmann::json& fields() { return fields_; }
-  // The name of the model. Errors: the server's.
+  // The name of the model, which a server tells at once. Errors: the server's.
   absl::StatusOr<std::string> ModelName();
   // The answer to the conversation so far, shown as it comes. The server's errors have its words; FailedPrecondition: the model
-  // has no chat template.
+  // has no chat template; InvalidArgument: a message is not UTF-8.
   absl::StatusOr<ChatAnswer> Ask(const Conversation& conversation, const Shown& on_reasoning, const Shown& on_content);
   // Ends the answer that is under way. Callable from any thread; false: there is none.
   bool Cancel();
 
  private:
-  absl::StatusOr<std::unique_ptr<HttpCall>> NewCall() const;
+  absl::StatusOr<std::unique_ptr<HttpCall>> NewCall(absl::Duration patience) const;
   absl::Status ReadStream(HttpCall& call, ChatAnswer* answer, const Shown& on_reasoning, const Shown& on_content);
 
   const std::function<absl::StatusOr<HttpServer>()> server_;

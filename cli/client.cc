@@ -5,10 +5,12 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "cli/client_key.h"
 #include "cli/late_word.h"
 #include "common/deadline.h"
 #include "common/grpc_status.h"
@@ -30,16 +32,10 @@ constexpr absl::Duration kFirstWord = absl::Seconds(1);  // of a wait
 constexpr absl::Duration kSayAgain = absl::Seconds(10);
 constexpr absl::Duration kStallPatience = absl::Seconds(20);  // heartbeats come every second
 constexpr absl::Duration kEndPatience = absl::Seconds(5);     // of a command, with its own server
+// A PEM file: the connection is TLS, and the server's certificate of this CA.
+constexpr char kTlsCaVariable[] = "FERRY_TLS_CA";
 // A coordinator whose host has gone says nothing any more, and a request has no deadline of its own.
-// FERRY_API_KEY: sent with every call. FERRY_TLS_CA: PEM file; the connection is TLS, and the server's certificate of this CA.
-constexpr char kApiKeyVariable[] = "FERRY_API_KEY", kTlsCaVariable[] = "FERRY_TLS_CA";
 constexpr int kKeepaliveMs = 10000, kKeepaliveTimeoutMs = 5000;
-
-// The key with which this command calls, as `ferry api-key` printed it: from the environment, since others see command lines.
-void AddKey(grpc::ClientContext* context) {
-  const char* const key = std::getenv(kApiKeyVariable);
-  if (key != nullptr && key[0] != '\0') context->AddMetadata("authorization", absl::StrFormat("Bearer %s", key));
-}
 
 // "loading, 43 % of 1.5 GiB of experts; 1 of 2 workers ready"
 std::string DescribeState(const proto::GetServerInfoResponse& info) {
@@ -145,6 +141,7 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Attach(const std::string& server
   }
   std::unique_ptr<Client> client(new Client);
   client->address_ = address.ToString();
+  ASSIGN_OR_RETURN(client->key_, KeyFromEnvironment());
   std::shared_ptr<grpc::ChannelCredentials> credentials = grpc::InsecureChannelCredentials();
   if (const char* const ca = std::getenv(kTlsCaVariable); ca != nullptr && ca[0] != '\0') {
     const absl::StatusOr<std::string> pem = ReadSmallFile(ca);
@@ -160,6 +157,10 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Attach(const std::string& server
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   client->stub_ = proto::Ferry::NewStub(grpc::CreateCustomChannel(client->address_, credentials, arguments));
   return client;
+}
+
+void Client::AddKey(grpc::ClientContext* context) const {
+  if (!key_.empty()) context->AddMetadata("authorization", absl::StrFormat("Bearer %s", key_));
 }
 
 Client::~Client() { Close().IgnoreError(); }
@@ -206,10 +207,13 @@ absl::StatusOr<proto::Finish> Client::Generate(const proto::GenerateRequest& req
     const std::lock_guard lock(mutex_);
     running_ = &context;
   }
+  // Until the first message: others may have the places, and a long prompt takes its time.
+  std::optional<LateWord> word("waiting for the first token from " + address_);
   const std::unique_ptr<grpc::ClientReader<proto::GenerateResponse>> reader = stub_->Generate(&context, request);
   proto::GenerateResponse response;
   absl::StatusOr<proto::Finish> finish = Internal("the stream ended without a finish");
   while (reader->Read(&response)) {
+    word.reset();
     if (response.has_finish()) finish = response.finish();
     if (!on_message(response)) context.TryCancel();
   }

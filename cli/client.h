@@ -48,9 +48,11 @@ class Client {
   Client() = default;
   static absl::StatusOr<std::unique_ptr<Client>> Of(std::unique_ptr<Supervisor> supervisor, const std::string& address);
   absl::Status WaitUntilServed();
+  void AddKey(grpc::ClientContext* context) const;
 
   std::unique_ptr<Supervisor> supervisor_;  // of an own server
   std::string address_;
+  std::string key_;  // with which every call is made; empty: none
   std::unique_ptr<proto::Ferry::Stub> stub_;
   std::mutex mutex_;
   grpc::ClientContext* running_ = nullptr;  // guarded by mutex_

@@ -16,6 +16,7 @@
 #include "cli/child_process.h"
 #include "cli/commands.h"
 #include "cli/interrupt.h"
+#include "cli/late_word.h"
 #include "cli/restart_pause.h"
 #include "common/command_line.h"
 #include "common/deadline.h"
@@ -93,6 +94,7 @@ absl::Status KeepExpertHost(const ClusterOptions& options) {
 absl::Status Join(const ClusterOptions& options) {
   if (options.token.empty() && !options.experts) return InvalidArgument("--token is missing: `ferry cluster-token` prints one");
   if (!options.token.empty()) {
+    const LateWord word("asking " + Escaped(options.coordinator) + " for a certificate");
     RETURN_IF_ERROR(JoinCluster(options.coordinator, options.token, options.folder, Deadline::In(kJoinTimeout)));
   }
   if (options.experts) return KeepExpertHost(options);
@@ -125,12 +127,16 @@ Command AddJoin(CLI::App& app) {
   AddText(app, "coordinator", options->coordinator, "HOST or HOST:PORT of its --cluster-listen (port 8091)")->required();
   AddText(app, "--token", options->token,
           "what `ferry cluster-token` printed; not needed again once this host has its certificate");
-  AddSwitch(app, "--experts", options->experts,
-            "then hold experts in this host's memory and compute with them, until Ctrl-C (ferry-expert-host)");
-  AddText(app, "--listen", options->listen, "with --experts: ADDR or ADDR:PORT where the coordinator reaches this host");
-  AddText(app, "-m,--model", options->model, "with --experts: the model's file on this host; default: the coordinator sends it");
-  AddText(app, "--memory", options->memory, "with --experts: memory for them, 48GiB; default: what is available");
-  AddText(app, "-t,--threads", options->threads, "with --experts: CPU threads; default: one a physical core");
+  CLI::Option* const experts =
+      AddSwitch(app, "--experts", options->experts,
+                "then hold experts in this host's memory and compute with them, until Ctrl-C (ferry-expert-host)");
+  const auto of_experts = [&](const char* names, std::string& target, const char* help) {
+    AddText(app, names, target, help)->needs(experts);
+  };
+  of_experts("--listen", options->listen, "with --experts: ADDR or ADDR:PORT where the coordinator reaches this host");
+  of_experts("-m,--model", options->model, "with --experts: the model's file on this host; default: the coordinator sends it");
+  of_experts("--memory", options->memory, "with --experts: memory for them, 48GiB; default: what is available");
+  of_experts("-t,--threads", options->threads, "with --experts: CPU threads; default: one a physical core");
   AddFolder(app, options.get());
   app.footer(Examples({"ferry join 192.0.2.1 --token fj-...               on a host that is to have a worker",
                        "ferry join 192.0.2.1 --token fj-... --experts     on a host that gives its memory and cores"}));

@@ -71,15 +71,17 @@ absl::Status Generate(const GenerateOptions& options) {
     const std::lock_guard lock(mutex);
     running = client.get();
   }
-  const absl::StatusOr<proto::Finish> finish = client->Generate(request, [](const proto::GenerateResponse& response) {
+  bool printed = false;
+  const absl::StatusOr<proto::Finish> finish = client->Generate(request, [&](const proto::GenerateResponse& response) {
     std::fwrite(response.text().data(), 1, response.text().size(), stdout);
+    printed = printed || !response.text().empty();
     return FlushOutput().ok();  // a reader that has gone reads nothing else
   });
   {
     const std::lock_guard lock(mutex);
     running = nullptr;
   }
-  std::fputc('\n', stdout);
+  if (finish.ok() || printed) std::fputc('\n', stdout);
   RETURN_IF_ERROR(FlushOutput());
   RETURN_IF_ERROR(finish.status());
   const uint32_t computed = finish->prompt_tokens() - finish->cached_prompt_tokens();
@@ -96,11 +98,9 @@ absl::Status Generate(const GenerateOptions& options) {
 
 Command AddGenerate(CLI::App& app) {
   auto options = std::make_shared<GenerateOptions>();
-  options->model.AddTo(app, /*model_required=*/false);
+  options->model.AddWithServer(app, options->server, "use the coordinator at this address instead of starting one");
   options->prompt.AddTo(app);
   options->sampling.AddTo(app);
-  AddText(app, "--server", options->server, "use the coordinator at this address instead of starting one")
-      ->excludes(app.get_option("--model"));
   AddSwitch(app, "--show-experts", options->show_experts, "print at the end where experts were computed");
   AddSwitch(app, "--special", options->special, "show special tokens");
   AddSwitch(app, "--no-parse-special", options->no_special, "read special tokens in the prompt as plain text");

@@ -20,6 +20,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "cli/client_key.h"
 #include "cli/late_word.h"
 #include "common/http_port.h"
 #include "common/listen_address.h"
@@ -29,7 +30,7 @@ namespace ferry {
 namespace {
 
 constexpr int kConnectMs = 10'000;
-constexpr timeval kSendPatience = {.tv_sec = 30, .tv_usec = 0}, kReadPatience = {.tv_sec = 600, .tv_usec = 0};
+constexpr timeval kSendPatience = {.tv_sec = 30, .tv_usec = 0}, kHandshakePatience = {.tv_sec = 10, .tv_usec = 0};
 constexpr size_t kMaxHead = size_t{64} << 10, kMaxLine = 100;
 constexpr int kDefaultPort = 80, kDefaultTlsPort = 443;
 
@@ -40,8 +41,9 @@ struct FreeSsl {
   void operator()(SSL* ssl) const { SSL_free(ssl); }
 };
 
+void SetReadPatience(int fd, timeval patience) { ::setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience)); }
+
 absl::StatusOr<UniqueFd> Connect(const HttpServer& server) {
-  const LateWord word("connecting to " + server.Url());
   addrinfo hints = {};
   hints.ai_socktype = SOCK_STREAM;
   addrinfo* found = nullptr;
@@ -63,7 +65,7 @@ absl::StatusOr<UniqueFd> Connect(const HttpServer& server) {
     if (result == 0) {
       const int flags = ::fcntl(fd.get(), F_GETFL);
       ::fcntl(fd.get(), F_SETFL, flags & ~O_NONBLOCK);
-      ::setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &kReadPatience, sizeof(kReadPatience));
+      SetReadPatience(fd.get(), kHandshakePatience);
       ::setsockopt(fd.get(), SOL_SOCKET, SO_SNDTIMEO, &kSendPatience, sizeof(kSendPatience));
       return fd;
     }
@@ -74,21 +76,21 @@ absl::StatusOr<UniqueFd> Connect(const HttpServer& server) {
 
 class Call final : public HttpCall {
  public:
-  explicit Call(HttpServer server) : server_(std::move(server)) {}
+  Call(HttpServer server, absl::Duration patience) : server_(std::move(server)), patience_(patience) {}
 
   absl::Status Send(const std::string& path, const std::string& body) override {
-    ASSIGN_OR_RETURN(fd_, Connect(server_));
-    open_ = fd_.get();
-    if (cancelled_) return Broken("");
-    if (server_.encrypted) RETURN_IF_ERROR(Encrypt());
+    ASSIGN_OR_RETURN(const std::string key, KeyFromEnvironment());
+    {
+      const LateWord word("connecting to " + server_.Url());
+      ASSIGN_OR_RETURN(fd_, Connect(server_));
+      open_ = fd_.get();
+      if (cancelled_) return Broken("");
+      if (server_.encrypted) RETURN_IF_ERROR(Encrypt());
+      SetReadPatience(fd_.get(), absl::ToTimeval(patience_));
+    }
     std::string request = absl::StrCat(body.empty() ? "GET " : "POST ", server_.path, path, " HTTP/1.1\r\nHost: ", HostHeader(),
                                        "\r\nConnection: close\r\nAccept: application/json, text/event-stream\r\n");
-    if (const char* const key = std::getenv("FERRY_API_KEY"); key != nullptr && key[0] != '\0') {
-      for (const char* at = key; *at != '\0'; ++at) {
-        if (!absl::ascii_isprint(static_cast<unsigned char>(*at))) return InvalidArgument("FERRY_API_KEY is not printable ASCII");
-      }
-      absl::StrAppend(&request, "Authorization: Bearer ", key, "\r\n");
-    }
+    if (!key.empty()) absl::StrAppend(&request, "Authorization: Bearer ", key, "\r\n");
     if (!body.empty()) absl::StrAppend(&request, "Content-Type: application/json\r\nContent-Length: ", body.size(), "\r\n");
     absl::StrAppend(&request, "\r\n", body);
     RETURN_IF_ERROR(Write(request));
@@ -182,7 +184,8 @@ class Call final : public HttpCall {
     } while (Interrupted(got));
     if (cancelled_) return Broken("");
     if (got < 0 && ssl_ == nullptr) {
-      return Broken(errno == EAGAIN || errno == EWOULDBLOCK ? "has said nothing for ten minutes" : "broke the connection");
+      const std::string silent = "has said nothing for " + absl::FormatDuration(patience_);
+      return Broken(errno == EAGAIN || errno == EWOULDBLOCK ? silent.c_str() : "broke the connection");
     }
     if (got <= 0) return false;
     unread_.append(buffer, static_cast<size_t>(got));
@@ -248,6 +251,7 @@ class Call final : public HttpCall {
   }
 
   const HttpServer server_;
+  const absl::Duration patience_;
   UniqueFd fd_;
   std::atomic<int> open_{-1};  // fd_, for Cancel
   std::unique_ptr<SSL_CTX, FreeContext> context_;
@@ -292,7 +296,9 @@ absl::StatusOr<HttpServer> ParseHttpServer(const std::string& text) {
   return server;
 }
 
-std::unique_ptr<HttpCall> HttpCall::To(const HttpServer& server) { return std::make_unique<Call>(server); }
+std::unique_ptr<HttpCall> HttpCall::To(const HttpServer& server, absl::Duration patience) {
+  return std::make_unique<Call>(server, patience);
+}
 
 absl::StatusOr<std::string> ReadBody(HttpCall& call, size_t max_bytes) {
   std::string body;

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/time/time.h"
 #include "common/status.h"
 
 namespace ferry {
@@ -23,15 +24,17 @@ absl::StatusOr<HttpServer> ParseHttpServer(const std::string& text);
 
 class HttpCall {
  public:
-  static std::unique_ptr<HttpCall> To(const HttpServer& server);
+  // `patience`: for how long the server may say nothing.
+  static std::unique_ptr<HttpCall> To(const HttpServer& server, absl::Duration patience = absl::Minutes(10));
   virtual ~HttpCall() = default;
 
   // Sends the request and reads the head of the answer; once. `body` empty: GET, else POST of JSON. FERRY_API_KEY is sent as a
-  // bearer key. HTTPS trusts the CA of FERRY_TLS_CA, or those of the system. Unavailable: nobody answers there, or no HTTP.
+  // bearer key. HTTPS trusts the CA of FERRY_TLS_CA, or those of the system. InvalidArgument: the key is none. Unavailable:
+  // nobody answers there, or no HTTP.
   virtual absl::Status Send(const std::string& path, const std::string& body) = 0;
   virtual int status() const = 0;  // of the answer: 200
   // The next bytes of the body; empty: it has ended. Cancelled: Cancel was called. Unavailable: the connection broke, or the
-  // server said nothing for ten minutes.
+  // server said nothing for `patience`.
   virtual absl::StatusOr<std::string> Read() = 0;
   // Ends the connection, before or after Send. Callable from any thread while this lives.
   virtual void Cancel() = 0;

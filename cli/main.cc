@@ -32,7 +32,7 @@ int Main(int argc, char** argv) {
   const std::unique_ptr<ferry::FerryProgram> program = ferry::MakeFerry(FERRY_VERSION);
   const std::vector<std::string> typed =
       ferry::WithHelpAsFlag(*program, std::vector<std::string>(argv + std::min(argc, 1), argv + argc));
-  ferry::Dialect dialect = {.foreign = ferry::ForeignFlags(), .environment = true, .notes = {}};
+  ferry::Dialect dialect = {.foreign = ferry::ForeignFlags(), .environment = true};
   if (const std::optional<int> code = ferry::ParseCommandLine(program->app, typed, &dialect)) return *code;
   ferry::InitLog("ferry", "info");
   for (const auto& [command, run] : program->commands) {

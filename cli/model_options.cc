@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_split.h"
 #include "cli/model_flags.h"
+#include "common/command_line.h"
 #include "common/number.h"
 #include "common/output_file.h"
 #include "coordinator/options.h"
@@ -33,6 +34,16 @@ void ModelOptions::AddTo(CLI::App& app, bool model_required, bool serve) {
     CLI::Option* const option = flag.add(app, *this);
     if (*flag.group != '\0') option->group(flag.group);
     if (model_required && std::string(flag.names).starts_with("-m,")) option->required();
+  }
+}
+
+void ModelOptions::AddWithServer(CLI::App& app, std::string& server, const char* help) {
+  CLI::Option* const option = AddText(app, "--server", server, help);
+  AddTo(app, /*model_required=*/false);
+  for (const ModelFlag& flag : ModelFlags()) {
+    if (flag.serve_only) continue;
+    const std::string names = flag.names;
+    option->excludes(app.get_option(names.substr(0, names.find(','))));
   }
 }
 
@@ -79,7 +90,7 @@ int64_t ModelOptions::GpuBytes(const std::vector<std::string>& devices) {
 
 absl::Status ModelOptions::CheckOutputs(std::vector<std::string> inputs) const {
   if (trace.empty()) return absl::OkStatus();
-  inputs.push_back(model);
+  inputs.insert(inputs.end(), {model, tls_cert, tls_key, api_keys, nccl_library});
   return CheckOutput(trace, {.flag = "--trace", .force = force, .inputs = std::move(inputs)});
 }
 

@@ -54,13 +54,17 @@ struct ModelOptions {
   // Adds the rows of ModelFlags(); those of a server that others use too where `serve` is set.
   void AddTo(CLI::App& app, bool model_required, bool serve = false);
 
+  // For a command that uses a running server or starts one: adds --server, and the rows of ModelFlags(), which are a started
+  // server's alone and so do not go with it.
+  void AddWithServer(CLI::App& app, std::string& server, const char* help);
+
   // Devices of the workers this command starts: "cuda:0", "cpu". InvalidArgument: --gpus and --workers disagree, or name
   // what the machine does not have.
   absl::StatusOr<std::vector<std::string>> Devices() const;
   // Memory of the smallest GPU among `devices`; 0: no GPU.
   static int64_t GpuBytes(const std::vector<std::string>& devices);
-  // Returns the errors of CheckOutput for the file of --trace. `inputs`: files that the command reads beside the model; empty
-  // names count as none.
+  // Returns the errors of CheckOutput for the file of --trace. `inputs`: files that the command reads beside those of its server;
+  // empty names count as none.
   absl::Status CheckOutputs(std::vector<std::string> inputs) const;
   // `gpu_bytes`: the result of GpuBytes; it decides the rows of a step.
   absl::StatusOr<PlacementOptions> Placement(int num_workers, int64_t gpu_bytes) const;

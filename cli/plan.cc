@@ -195,14 +195,10 @@ nlohmann::json WorkersJson(const Placement& placement, const PlannedMachine& mac
 }
 
 nlohmann::json PrefillJson(const PrefillPrediction& prefill) {
-  return {{"tokens", prefill.tokens},
-          {"tokens_per_second", prefill.tokens_per_second()},
-          {"step_rows", prefill.step_rows},
-          {"activated", prefill.activated},
-          {"shipped", prefill.shipped},
-          {"helped", prefill.helped},  // of those shipped
-          {"on_host", prefill.on_host},
-          {"bytes_shipped", prefill.bytes_shipped}};
+  return {{"tokens", prefill.tokens},       {"tokens_per_second", prefill.tokens_per_second()},
+          {"step_rows", prefill.step_rows}, {"activated", prefill.activated},
+          {"shipped", prefill.shipped},     {"helped", prefill.helped},  // of those shipped
+          {"on_host", prefill.on_host},     {"bytes_shipped", prefill.bytes_shipped}};
 }
 
 // What a plan says.

@@ -6,11 +6,17 @@
 #include "common/command_line.h"
 #include "common/number.h"
 #include "common/small_file.h"
+#include "coordinator/text/utf8.h"
 
 namespace ferry {
 namespace {
 
 constexpr size_t kMaxFormBytes = size_t{1} << 20;  // of a schema or a grammar
+
+// What neither a message of gRPC nor JSON would carry as it is.
+absl::Status CheckUtf8(const char* flag, const std::string& text) {
+  return IsValidUtf8(text) ? absl::OkStatus() : InvalidArgument("%s is not UTF-8", flag);
+}
 
 }  // namespace
 
@@ -106,6 +112,8 @@ void SamplingOptions::FillDry(ferry::v1::Sampling& sampling) const {
 absl::Status SamplingOptions::FillJson(nlohmann::json& body) const {
   ferry::v1::GenerateRequest request;  // which the flags are checked by
   RETURN_IF_ERROR(Fill(request));
+  for (const std::string& text : stop) RETURN_IF_ERROR(CheckUtf8("--stop", text));
+  for (const std::string& text : dry_breakers) RETURN_IF_ERROR(CheckUtf8("--dry-sequence-breaker", text));
   const auto set = [&](const char* name, const auto& value) {
     if (value) body[name] = *value;
   };
@@ -161,7 +169,10 @@ absl::Status SamplingOptions::FillConstraint(ferry::v1::GenerateRequest& request
     ASSIGN_OR_RETURN(*request.mutable_constraint()->mutable_json_schema(),
                      is_text ? absl::StatusOr<std::string>(*json_schema) : ReadSmallFile(*json_schema, kMaxFormBytes));
   }
-  return absl::OkStatus();
+  const ferry::v1::Constraint& form = request.constraint();
+  RETURN_IF_ERROR(CheckUtf8(gbnf_file ? "--grammar-file" : "--grammar", form.gbnf()));
+  RETURN_IF_ERROR(CheckUtf8("--regex", form.regex()));
+  return CheckUtf8("--json-schema", form.json_schema());
 }
 
 }  // namespace ferry

@@ -140,10 +140,8 @@ absl::Status Score(const ScoreOptions& options) {
 
 Command AddScore(CLI::App& app) {
   auto options = std::make_shared<ScoreOptions>();
-  options->model.AddTo(app, /*model_required=*/false);
+  options->model.AddWithServer(app, options->server, "use the coordinator at this address instead of starting one");
   options->prompt.AddTo(app);
-  AddText(app, "--server", options->server, "use the coordinator at this address instead of starting one")
-      ->excludes(app.get_option("--model"));
   AddInteger(app, "--top", options->top, {.max = 20}, "with --json: also this many best tokens at each position");
   AddInteger(app, "--chunks", options->chunks, {.max = 1'000'000, .automatic = 0},
              "score a long text as llama-perplexity does, the second half of each of so many chunks; 0 or -1: of all")

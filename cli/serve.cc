@@ -40,7 +40,7 @@ absl::Status Attend(Supervisor& supervisor, const std::atomic<bool>& stop) {
 
 absl::Status Serve(ModelOptions options, const HttpOptions& http) {
   ASSIGN_OR_RETURN(const ListenAddress listen, ParseListenAddress(options.listen, options.port));
-  RETURN_IF_ERROR(options.CheckOutputs({}));
+  RETURN_IF_ERROR(options.CheckOutputs({http.chat_template_file}));
   options.listen = listen.host;
   options.port = listen.port;
   ASSIGN_OR_RETURN(const std::optional<GatewayProcess> gateway, GatewayOf(http, options));

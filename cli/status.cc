@@ -173,7 +173,10 @@ void Redraw(const std::string& text) {
 }
 
 absl::Status Status(const StatusOptions& options) {
-  ASSIGN_OR_RETURN(const auto interrupt, InterruptHandler::Start([] { _exit(0); }));
+  ASSIGN_OR_RETURN(const auto interrupt, InterruptHandler::Start([&options] {
+                     if (options.live) _exit(0);  // what was printed is whole
+                     ExitInterrupted();
+                   }));
   const bool screen = options.live && isatty(STDOUT_FILENO) != 0;
   std::optional<Look> before;
   while (true) {

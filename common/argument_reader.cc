@@ -202,6 +202,8 @@ class Reader {
       if (value == nullptr || *value == '\0' || typed_.contains(option)) continue;
       const std::set<CLI::Option*>& excluded = option->get_excludes();
       if (std::any_of(excluded.begin(), excluded.end(), [&](CLI::Option* other) { return typed_.contains(other); })) continue;
+      for (const std::string& name : option->get_snames()) dialect_->variables["-" + name] = variable;
+      for (const std::string& name : option->get_lnames()) dialect_->variables["--" + name] = variable;
       typed_.insert(option);  // so that the next variable does not set what this one excludes
       if (!IsSwitch(*option)) {
         plain_.insert(plain_.end(), {"--" + option->get_lnames().front(), value});

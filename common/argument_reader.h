@@ -4,6 +4,7 @@
 // an argument of its own. common/command_line.h says how arguments are read.
 
 #include <CLI/CLI.hpp>
+#include <map>
 #include <span>
 #include <string>
 #include <vector>
@@ -34,7 +35,8 @@ struct ForeignFlag {
 // What a program reads beside its own flags.
 struct Dialect {
   std::span<const ForeignFlag> foreign;
-  bool environment = false;        // FERRY_CTX_SIZE sets --ctx-size where the flag is not typed
+  bool environment = false;                           // FERRY_CTX_SIZE sets --ctx-size where the flag is not typed
+  std::map<std::string, std::string> variables = {};  // "-c" to "FERRY_CTX_SIZE", which set it; ReadArguments adds them
   std::vector<std::string> notes;  // a line for each foreign flag that was accepted or translated; ReadArguments adds them
 };
 

@@ -130,7 +130,9 @@ absl::Status ParseArguments(CLI::App& app, const std::vector<std::string>& argum
   } catch (const CLI::ExcludesError& error) {  // "--file excludes --prompt"
     return InvalidArgument("%s: give one of them", absl::StrReplaceAll(error.what(), {{" excludes ", " does not go with "}}));
   } catch (const CLI::ParseError& error) {
-    return InvalidArgument("%s", error.what());
+    const std::string message = error.what(), flag = message.substr(0, message.find(' '));
+    const bool by_variable = dialect != nullptr && dialect->variables.contains(flag);
+    return InvalidArgument("%s%s", message, by_variable ? " (set by " + dialect->variables[flag] + ")" : "");
   }
   return absl::OkStatus();
 }

@@ -88,7 +88,7 @@ int Run(const CoordinatorOptions& options) {
                server.cluster_address());
   if (!options.port_file.empty()) {
     const absl::Status written =
-        WriteOutputFile(options.port_file, {.flag = "--port-file", .force = options.force, .inputs = {options.model}},
+        WriteOutputFile(options.port_file, {.flag = "--port-file", .force = options.force, .inputs = server.inputs()},
                         std::to_string(server.port()) + "\n");
     if (!written.ok()) return Fail(written);
   }

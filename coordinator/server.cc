@@ -110,6 +110,11 @@ class ServerImpl final : public Server {
   const std::string& address() const override { return address_; }
   int port() const override { return port_; }
   std::string cluster_address() const override { return cluster_acceptor_->address().ToString(); }
+  std::vector<std::string> inputs() const override {
+    std::vector<std::string> files = file_.paths();
+    files.insert(files.end(), {options_.tls_cert, options_.tls_key, options_.api_keys});
+    return files;
+  }
 
   absl::Status Listen() {
     if (!options_.cluster_listen.empty()) {
@@ -122,23 +127,9 @@ class ServerImpl final : public Server {
     wanted.cache_ram_bytes = CacheRam();
     ASSIGN_OR_RETURN(Placement placement, PlanPlacement(model_, sizes, wanted));
     const CacheShape cache = placement.cache;
-    spdlog::info(
-        "host memory keeps the KV cache of up to {} tokens of earlier requests, and {} {}, in {:.2f} GB at most (--cache-ram)",
-        cache.num_host_blocks * kKvBlockTokens, cache.num_host_states,
-        model_.keeps_states() || model_.sliding_window() > 0 ? "states" : "ends of sequences",
-        static_cast<double>(wanted.cache_ram_bytes) / kGiga);
-    spdlog::info(
-        "the KV cache has {} tokens for up to {} requests at once, and {} at most for one of them; the model was made for {}{}",
-        cache.num_blocks * kKvBlockTokens, cache.num_slots, cache.context_per_slot, model_.context_length,
-        options_.placement.context_tokens > 0 ? " (-c)" : " (-c for another size)");
-    spdlog::info("a step takes up to {} rows (-b{}), attention {} at a time (-ub)", cache.max_batch_tokens,
-                 options_.placement.batch_tokens > 0 ? ""
-                 : options_.placement.gpu_bytes > 0  ? ", chosen by the GPUs' memory"
-                                                     : ", the default without GPUs",
-                 cache.micro_batch_tokens);
-
+    LogSizes(cache, wanted.cache_ram_bytes);
     if (!options_.trace.empty()) {
-      ASSIGN_OR_RETURN(trace_, TraceWriter::Create(options_.trace, {.force = options_.force, .inputs = file_.paths()}));
+      ASSIGN_OR_RETURN(trace_, TraceWriter::Create(options_.trace, {.force = options_.force, .inputs = inputs()}));
     }
     ASSIGN_OR_RETURN(loop_, GenerationLoop::Create(SchedulerOptions(cache), Clock::Real(), "the model is being loaded"));
     ASSIGN_OR_RETURN(reads_, MessageReads::Create(Clock::Real(), {}));
@@ -169,19 +160,7 @@ class ServerImpl final : public Server {
     ASSIGN_OR_RETURN(expert_pool_, TaskPool::Create(static_cast<int>(options_.placement.num_workers)));
     cluster_service_ = std::make_unique<ClusterService>(controller_.get(), &file_, &model_, expert_pool_.get());
     vocabulary_service_ = std::make_unique<VocabularyService>(tokenizer_.get(), reads_.get(), texts_.get(), keys_.get());
-    ASSIGN_OR_RETURN(ferry_service_, FerryService::Create(FerryService::Parts{
-                                         .loop = loop_.get(),
-                                         .tokenizer = tokenizer_.get(),
-                                         .clock = Clock::Real(),
-                                         .reads = reads_.get(),
-                                         .texts = texts_.get(),
-                                         .limits = {.context_tokens = cache.context_per_slot,
-                                                    .share_tokens = cache.num_blocks * kKvBlockTokens / cache.num_slots,
-                                                    .vocab_size = model_.vocab_size,
-                                                    .max_token_bytes = LongestToken(*tokenizer_)},
-                                         .model_info = ModelInfoOf(options_.alias, model_, arena_layout_, cache),
-                                         .server_info = [this] { return ServerInfo(); },
-                                         .keys = keys_.get()}));
+    ASSIGN_OR_RETURN(ferry_service_, FerryService::Create(PartsOfFerryService(cache)));
     vllm_service_ = std::make_unique<VllmService>(ferry_service_.get());
     misses_ = std::make_unique<ExpertMisses>(arena_layout_.num_layers(), arena_layout_.num_experts());
     std::vector<int64_t> layers;
@@ -283,6 +262,38 @@ class ServerImpl final : public Server {
   }
 
  private:
+  void LogSizes(const CacheShape& cache, int64_t cache_ram_bytes) const {
+    spdlog::info(
+        "host memory keeps the KV cache of up to {} tokens of earlier requests, and {} {}, in {:.2f} GB at most (--cache-ram)",
+        cache.num_host_blocks * kKvBlockTokens, cache.num_host_states,
+        model_.keeps_states() || model_.sliding_window() > 0 ? "states" : "ends of sequences",
+        static_cast<double>(cache_ram_bytes) / kGiga);
+    spdlog::info(
+        "the KV cache has {} tokens for up to {} requests at once, and {} at most for one of them; the model was made for {}{}",
+        cache.num_blocks * kKvBlockTokens, cache.num_slots, cache.context_per_slot, model_.context_length,
+        options_.placement.context_tokens > 0 ? " (-c)" : " (-c for another size)");
+    spdlog::info("a step takes up to {} rows (-b{}), attention {} at a time (-ub)", cache.max_batch_tokens,
+                 options_.placement.batch_tokens > 0 ? ""
+                 : options_.placement.gpu_bytes > 0  ? ", chosen by the GPUs' memory"
+                                                     : ", the default without GPUs",
+                 cache.micro_batch_tokens);
+  }
+
+  FerryService::Parts PartsOfFerryService(const CacheShape& cache) {
+    return {.loop = loop_.get(),
+            .tokenizer = tokenizer_.get(),
+            .clock = Clock::Real(),
+            .reads = reads_.get(),
+            .texts = texts_.get(),
+            .limits = {.context_tokens = cache.context_per_slot,
+                       .share_tokens = cache.num_blocks * kKvBlockTokens / cache.num_slots,
+                       .vocab_size = model_.vocab_size,
+                       .max_token_bytes = LongestToken(*tokenizer_)},
+            .model_info = ModelInfoOf(options_.alias, model_, arena_layout_, cache),
+            .server_info = [this] { return ServerInfo(); },
+            .keys = keys_.get()};
+  }
+
   // --cache-ram, or a share of the memory that the experts leave.
   int64_t CacheRam() const {
     if (options_.cache_ram_bytes >= 0) return options_.cache_ram_bytes;

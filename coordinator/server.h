@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "common/status.h"
@@ -23,6 +24,8 @@ class Server {
   virtual int port() const = 0;
   // "unix:/...": where workers of this host come in.
   virtual std::string cluster_address() const = 0;
+  // The files that it reads and that nothing may replace: the model's, keys, certificates. Empty names count as none.
+  virtual std::vector<std::string> inputs() const = 0;
 
   // Fills the expert store, then admits workers. Takes the time of reading the model; logs the progress once a second.
   virtual absl::Status Load() = 0;

@@ -102,6 +102,11 @@ int Run(Flags flags) {
   for (const absl::Status& status : {CheckDescriptorsAllowed(), CheckThreadsCanStart(GatewayThreads())}) {
     if (!status.ok()) return CannotRun(status);
   }
+  if (const absl::StatusOr<ListenAddress> coordinator = ParseListenAddress(flags.options.coordinator, kCoordinatorPort);
+      coordinator.ok()) {
+    const absl::Status exists = CheckHostExists(*coordinator);
+    if (!exists.ok()) spdlog::warn("--coordinator: {}; requests fail until there is one", std::string(exists.message()));
+  }
   const absl::StatusOr<std::unique_ptr<Gateway>> gateway = Gateway::Start(flags.options);
   if (!gateway.ok()) return CannotRun(gateway.status());
   const bool encrypted = !flags.options.tls_certificate.empty();
@@ -111,8 +116,11 @@ int Run(Flags flags) {
                  listen->host);
   }
   if (!flags.port_file.empty()) {
-    const absl::Status written = WriteOutputFile(flags.port_file, {.flag = "--port-file", .force = flags.force},
-                                                 std::to_string((*gateway)->port()) + "\n");
+    const OutputFileOptions how = {
+        .flag = "--port-file",
+        .force = flags.force,
+        .inputs = {flags.key_file, flags.template_file, flags.options.tls_certificate, flags.options.tls_key}};
+    const absl::Status written = WriteOutputFile(flags.port_file, how, std::to_string((*gateway)->port()) + "\n");
     if (!written.ok()) return CannotRun(written);
   }
   spdlog::info("HTTP at {}://{}:{}/v1", encrypted ? "https" : "http", listen->any ? "127.0.0.1" : listen->host,

@@ -179,6 +179,10 @@ TEST(Chat, KeepsAConversationAndItsFile) {
   EXPECT_EQ(talk["messages"][2]["role"], "assistant");
   terminal.Type("/save " + folder.File("talk.json") + "\n");
   EXPECT_THAT(terminal.Until("\n> "), HasSubstr("exists already"));
+  terminal.Type("/save " + kDemoModel + " --force\n");
+  EXPECT_THAT(terminal.Until("\n> "), HasSubstr("which is read"));
+  terminal.Type("\xe9\n");
+  EXPECT_THAT(terminal.Until("\n> "), HasSubstr("the user message is not UTF-8"));
   terminal.Type("/frobnicate\n");
   EXPECT_THAT(terminal.Until("\n> "), HasSubstr("There is no /frobnicate"));
   terminal.Type("/regen\n");

@@ -171,6 +171,30 @@ TEST(CommandLine, ABracketedStopStringIsOneText) {
   EXPECT_EQ(Ferry(generate + " --stop whole").out, whole.substr(0, whole.find("whole")) + "\n");
 }
 
+TEST(CommandLine, WhatMustBeUtf8IsRefusedByTheFlagsName) {
+  const TestFolder folder;
+  std::ofstream(folder.File("latin1")) << "root ::= \"\xe9\"";
+  const std::string model = std::string(" -m ") + kDemoModel;
+  const std::pair<std::string, const char*> refused[] = {
+      {"generate -p x --grammar '\xe9'", "--grammar is not UTF-8"},
+      {"generate -p x --grammar-file " + folder.File("latin1"), "--grammar-file is not UTF-8"},
+      {"generate -p x --regex '\xe9'", "--regex is not UTF-8"},
+      {"generate -p x -j '{\"const\": \"\xe9\"}'", "--json-schema is not UTF-8"},
+      {"chat --stop '\xe9'", "--stop is not UTF-8"},
+      {"chat --dry-multiplier 1 --dry-sequence-breaker '\xe9'", "--dry-sequence-breaker is not UTF-8"}};
+  for (const auto& [arguments, reason] : refused) {
+    const Output output = Ferry(arguments + model + " </dev/null");
+    EXPECT_EQ(output.exit_code, 2) << arguments;
+    EXPECT_THAT(output.err, HasSubstr(reason)) << arguments;
+  }
+}
+
+TEST(CommandLine, FlagsOfAnExpertHostNeedOne) {
+  const Output output = Ferry("join 127.0.0.1:1 --token fj-x --memory 5GiB");
+  EXPECT_EQ(output.exit_code, 2);
+  EXPECT_THAT(output.err, HasSubstr("--memory requires --experts"));
+}
+
 TEST(CommandLine, FailsWithOneWhenAFileIsNotThere) {
   const Output output = Ferry("inspect -m /nonexistent.gguf");
   EXPECT_EQ(output.exit_code, 1);

@@ -129,9 +129,9 @@ TEST(Endings, NoLimitOfThreadsEndsInAnAbortOrAHang) {
     }
     return output.exit_code;
   };
-  // On two cores a coordinator has 26 threads, and a worker 17.
-  for (const int threads : {1, 20, 24, 25, 26, 30}) ends("ferry-coordinator", threads);
-  for (const int threads : {1, 12, 16, 17, 18, 30}) ends("ferry-worker", threads);
+  // On two cores a coordinator has up to 34 threads, and a worker 18.
+  for (const int threads : {1, 20, 33, 34, 35, 37}) ends("ferry-coordinator", threads);
+  for (const int threads : {1, 12, 17, 18, 19, 30}) ends("ferry-worker", threads);
   EXPECT_NE(ends("ferry", 20), 0);
   EXPECT_NE(ends("ferry-coordinator", 10), 0);
   EXPECT_EQ(ends("ferry-coordinator", 1000), 0);
@@ -190,6 +190,16 @@ TEST(Endings, NobodyAtAnAddressIsSaid) {
   const Output unknown = Ferry("status --server " + no_name, "timeout 60");
   EXPECT_EQ(unknown.exit_code, 1);
   EXPECT_THAT(unknown.err, HasSubstr("there is no host '" + no_name));
+}
+
+TEST(Endings, AKeyThatNoServerCanBeToldIsRefused) {
+  for (const char* const key : {"'\xff'", "'a b'", "'a\nb'"}) {
+    for (const char* const command : {"generate -p x --server 127.0.0.1:1", "status", "chat --server http://127.0.0.1:1"}) {
+      const Output output = Ferry(command, std::string("echo hi | FERRY_API_KEY=") + key);
+      EXPECT_EQ(output.exit_code, 2) << command << ": " << output.err;
+      EXPECT_THAT(output.err, HasSubstr("FERRY_API_KEY has")) << command;
+    }
+  }
 }
 
 TEST(Endings, RunningRequestsGetTheTimeThatServeWasGiven) {

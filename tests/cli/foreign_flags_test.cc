@@ -58,11 +58,11 @@ Reading Read(const std::string& command, const std::vector<std::string>& argumen
   Reading reading;
   {
     const std::unique_ptr<FerryProgram> program = MakeFerry("test");
-    Dialect dialect = {.foreign = ForeignFlags(), .environment = false, .notes = {}};
+    Dialect dialect = {.foreign = ForeignFlags(), .environment = false};
     reading.plain = ReadArguments(program->app, typed, &dialect);
   }
   const std::unique_ptr<FerryProgram> program = MakeFerry("test");
-  Dialect dialect = {.foreign = ForeignFlags(), .environment = true, .notes = {}};
+  Dialect dialect = {.foreign = ForeignFlags(), .environment = true};
   reading.parsed = ParseArguments(program->app, typed, &dialect);
   reading.notes = dialect.notes;
   return reading;
@@ -144,6 +144,10 @@ TEST(ForeignFlags, VariablesSetFlagsThatAreNotTyped) {
   EXPECT_EQ(tokens("-p Hello", model + " FERRY_NO_BOS=1").out, tokens("--no-bos -p Hello", model).out);
   EXPECT_THAT(Ferry("generate --server 127.0.0.1:1 -p x", model + " FERRY_FILE=x timeout 20").err, Not(HasSubstr("give ")))
       << "a variable is no second choice beside a typed flag that excludes it";
+  EXPECT_THAT(Ferry("generate -p x -m x", "FERRY_CTX_SIZE=1x").err, HasSubstr("-c is '1x'"));
+  EXPECT_THAT(Ferry("generate -p x -m x", "FERRY_CTX_SIZE=1x").err, HasSubstr("(set by FERRY_CTX_SIZE)"));
+  EXPECT_THAT(Ferry("generate -p x", "FERRY_CTX_SIZE=4096 FERRY_SERVER=127.0.0.1:1 timeout 20").err, Not(HasSubstr("give ")))
+      << "of a server's address and the size of a server to start the address counts";
   const Output wrong = tokens("-p Hello", model + " FERRY_NO_BOS=maybe");
   EXPECT_EQ(wrong.exit_code, 2);
   EXPECT_THAT(wrong.err, HasSubstr("FERRY_NO_BOS is 'maybe'"));

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <map>
 
+#include "cli/gateway_process.h"
 #include "common/command_line.h"
 #include "coordinator/flags.h"
 #include "tests/testing/status_matchers.h"
@@ -12,6 +13,8 @@
 
 namespace ferry {
 namespace {
+
+using ::testing::HasSubstr;
 
 // A value for each flag that is not its default. Flags that this process acts on have one too: they must parse.
 const std::map<std::string, std::string> kTyped = {
@@ -87,9 +90,36 @@ TEST(ModelFlags, EachFlagIsPassedToTheProcessThatNeedsIt) {
     const ModelOptions options = Parse(typed);
     if (flag.told == nullptr) continue;
     EXPECT_TRUE(flag.coordinator || flag.worker) << flag.names;
-    if (flag.coordinator) EXPECT_TRUE(Tells(options.CoordinatorArguments(2, 0, "port", "/tmp/socket"), flag)) << flag.names;
-    if (flag.worker) EXPECT_TRUE(Tells(options.WorkerArguments(0, "cpu", "a:1"), flag)) << flag.names;
+    const bool coordinator_told = Tells(options.CoordinatorArguments(2, 0, "port", "/tmp/socket"), flag);
+    EXPECT_EQ(coordinator_told, flag.coordinator) << flag.names;
+    EXPECT_TRUE(!flag.worker || Tells(options.WorkerArguments(0, "cpu", "a:1"), flag)) << flag.names;
   }
+}
+
+TEST(ModelFlags, AreOfAServerThatIsStartedAndDoNotGoWithAnother) {
+  for (const ModelFlag& flag : ModelFlags()) {
+    if (flag.serve_only) continue;
+    ModelOptions options;
+    std::string server;
+    CLI::App app("", "ferry");
+    options.AddWithServer(app, server, "");
+    std::vector<std::string> typed = Typed(flag);
+    typed.insert(typed.end(), {"--server", "127.0.0.1:8090"});
+    EXPECT_THAT(ParseArguments(app, typed), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("does not go with")))
+        << flag.names;
+  }
+}
+
+TEST(ModelFlags, TheGatewayIsToldWhatItNeeds) {
+  const ModelOptions model =
+      Parse({"--drain-seconds", "90", "--log-level", "error", "--api-keys", "keys", "--tls-cert", "cert", "--tls-key", "key"});
+  const HttpOptions http = {.port = 81, .listen = "127.0.0.2", .chat_template_file = "t.jinja", .origins = {"https://a", "*"}};
+  ASSERT_OK_AND_ASSIGN(const std::optional<GatewayProcess> gateway, GatewayOf(http, model));
+  ASSERT_TRUE(gateway.has_value());
+  EXPECT_THAT(gateway->arguments,
+              ::testing::ElementsAre("--listen", "127.0.0.2:81", "--drain-timeout", "90.000000", "--log-level", "error",
+                                     "--api-key-file", "keys", "--tls-cert", "cert", "--tls-key", "key", "--cors", "https://a",
+                                     "--cors", "*", "--chat-template-file", "t.jinja"));
 }
 
 TEST(ModelFlags, TheChildrenTakeWhatTheyAreTold) {
@@ -106,6 +136,8 @@ TEST(ModelFlags, TheChildrenTakeWhatTheyAreTold) {
   ASSERT_OK(ParseArguments(coordinator_app, options.CoordinatorArguments(2, int64_t{80} << 30, "port", "/tmp/socket")));
   ASSERT_OK_AND_ASSIGN(const CoordinatorOptions coordinator, flags.Options());
   EXPECT_EQ(coordinator.model, "m.gguf");
+  EXPECT_EQ(coordinator.alias, "our-model");
+  EXPECT_EQ(coordinator.cache_ram_bytes, int64_t{64} << 20);
   EXPECT_EQ(coordinator.listen, "127.0.0.2:1234");
   EXPECT_EQ(coordinator.port_file, "port");
   EXPECT_EQ(coordinator.cluster_socket, "/tmp/socket");
@@ -155,6 +187,10 @@ TEST(ModelFlags, TheChildrenTakeWhatTheyAreTold) {
   EXPECT_EQ(worker.vram_experts.bytes, 3 << 20);
   EXPECT_EQ(worker.expert_transport, "grpc");
   EXPECT_EQ(worker.log_level, "error");
+  EXPECT_EQ(worker.unified, Unified::kOn);
+  EXPECT_EQ(worker.transport, Transport::kNccl);
+  EXPECT_EQ(worker.nccl_library, "/opt/nccl/libnccl.so.2");
+  EXPECT_EQ(worker.nccl_interface, "eth1");
 }
 
 }  // namespace

@@ -147,6 +147,30 @@ TEST(Outputs, NoInputIsReplacedByWhateverName) {
   EXPECT_EQ(std::filesystem::file_size(prompt), 9u);
 }
 
+TEST(Outputs, NoFileOfAServerIsReplaced) {
+  const TestFolder folder;
+  const std::string keys = folder.File("keys"), jinja = folder.File("jinja");
+  ASSERT_EQ(Ferry("api-key alice --file " + keys).exit_code, 0);
+  std::ofstream(jinja) << "{{ messages }}";
+  const auto size = std::filesystem::file_size(keys);
+  const std::string with_keys = kModel + "--api-keys " + keys + " --force --port 0 ";
+  const std::pair<const char*, std::string> runs[] = {
+      {"ferry", "serve --backend cpu --http-port 0 --trace " + keys + with_keys},
+      {"ferry", "serve --backend cpu --http-port 0 --trace " + jinja + " --chat-template-file " + jinja + with_keys},
+      {"ferry-coordinator", "--trace " + keys + with_keys},
+      {"ferry-coordinator", "--port-file " + keys + with_keys},
+      {"ferry-coordinator", "--force --port 0 --port-file " + kDemoModel + kModel},
+      {"ferry-gateway", "--listen 127.0.0.1:0 --force --api-key-file " + keys + " --port-file " + keys},
+      {"ferry-gateway", "--listen 127.0.0.1:0 --force --chat-template-file " + jinja + " --port-file " + jinja}};
+  for (const auto& [program, arguments] : runs) {
+    const Output output = RunProgramBeside(program, arguments + " </dev/null", "timeout 30");
+    EXPECT_THAT(output.exit_code, ::testing::AnyOf(1, 2)) << program << " " << arguments << output.err;
+    EXPECT_THAT(output.err, HasSubstr("which is read")) << program << " " << arguments;
+  }
+  EXPECT_EQ(std::filesystem::file_size(keys), size);
+  EXPECT_EQ(std::filesystem::file_size(jinja), 14u);
+}
+
 TEST(Outputs, WhatIsNoFileIsNeverReplaced) {
   const TestFolder folder;
   const std::string pipe = folder.File("pipe"), link = folder.File("link"), target = folder.File("target");
