@@ -233,6 +233,42 @@ absl::StatusOr<HeldExperts> HeldHere(const ExpertHostOptions& options, const Are
   return held;
 }
 
+absl::Status CheckAnswer(const internal::v1::OfferExpertsResponse& answer) {
+  if (answer.max_rows() > kLargestExchange || answer.max_entries() > kLargestExchange || answer.model_fingerprint() == 0) {
+    return InvalidArgument("the coordinator asks for exchanges of %d rows and %d entries", answer.max_rows(),
+                           answer.max_entries());
+  }
+  return absl::OkStatus();
+}
+
+using FillWith = std::function<absl::Status(ThreadPool& pool, int64_t layer, std::span<const ExpertStore::RecordToFill> records)>;
+
+// The store of `held`, whose progress the coordinator is told.
+absl::StatusOr<std::unique_ptr<ExpertStore>> LoadRecords(const ArenaLayout& arena, const HeldExperts& held, int num_threads,
+                                                         const FillWith& fill, Offer& offer) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<ThreadPool> pool, ThreadPool::Create({.num_threads = num_threads}));
+  LoadReporter report;
+  return ExpertStore::LoadHeld(
+      arena, held, *pool,
+      [&](int64_t layer, std::span<const ExpertStore::RecordToFill> records) { return fill(*pool, layer, records); },
+      [&](const LoadProgress& progress) {
+        report(progress);
+        offer.Change([&](auto& request) {
+          request.set_load_progress(static_cast<double>(progress.bytes_done) / static_cast<double>(progress.bytes_total));
+        });
+      });
+}
+
+FirstWords FirstWordsOf(uint64_t incarnation, const internal::v1::OfferExpertsResponse& answer, const ModelDescription& model) {
+  return {.incarnation = incarnation,
+          .fingerprint = answer.model_fingerprint(),
+          .num_layers = model.arena.num_layers(),
+          .shape = {.n_embd = model.config.n_embd,
+                    .max_rows = static_cast<int64_t>(answer.max_rows()),
+                    .max_entries = static_cast<int64_t>(answer.max_entries()),
+                    .max_experts = model.arena.num_experts()}};
+}
+
 }  // namespace
 
 absl::Status RunExpertHost(const ExpertHostOptions& options, const std::function<bool()>& asked_to_end) {
@@ -257,10 +293,7 @@ absl::Status RunExpertHost(const ExpertHostOptions& options, const std::function
     request.set_engine(ops->name());
   });
   ASSIGN_OR_RETURN(const internal::v1::OfferExpertsResponse answer, offer.Introduce(asked_to_end));
-  if (answer.max_rows() > kLargestExchange || answer.max_entries() > kLargestExchange || answer.model_fingerprint() == 0) {
-    return InvalidArgument("the coordinator asks for exchanges of %d rows and %d entries", answer.max_rows(),
-                           answer.max_entries());
-  }
+  RETURN_IF_ERROR(CheckAnswer(answer));
   ASSIGN_OR_RETURN(const ModelDescription model, ModelFromHeader(std::as_bytes(std::span(answer.model()))));
   ASSIGN_OR_RETURN(const std::unique_ptr<GgufFile> file, OwnFile(options, answer.model_fingerprint()));
   offer.Change([&](auto& request) { request.set_model_fingerprint(answer.model_fingerprint()); });
@@ -268,40 +301,22 @@ absl::Status RunExpertHost(const ExpertHostOptions& options, const std::function
                    RepeatingThread::Start(kOfferPause, [&offer] { offer.Repeat(); }));
 
   ASSIGN_OR_RETURN(const HeldExperts held, HeldHere(options, model.arena, answer.place()));
-  std::unique_ptr<ExpertStore> store;
-  {
-    ASSIGN_OR_RETURN(const std::unique_ptr<ThreadPool> pool, ThreadPool::Create({.num_threads = options.backend.num_threads}));
-    RecordFetcher fetcher(cluster.get(), answer.model_fingerprint(), patience, asked_to_end);
-    LoadReporter report;
-    ASSIGN_OR_RETURN(store, ExpertStore::LoadHeld(
-                                model.arena, held, *pool,
-                                [&](int64_t layer, std::span<const ExpertStore::RecordToFill> records) -> absl::Status {
-                                  RETURN_IF_ERROR(offer.failed());
-                                  if (asked_to_end()) return Cancelled("asked to end");
-                                  return file != nullptr ? FillFromFile(*file, model.config, model.arena, *pool, layer, records)
-                                                         : fetcher.Fetch(layer, records);
-                                },
-                                [&](const LoadProgress& progress) {
-                                  report(progress);
-                                  offer.Change([&](auto& request) {
-                                    request.set_load_progress(static_cast<double>(progress.bytes_done) /
-                                                              static_cast<double>(progress.bytes_total));
-                                  });
-                                }));
-  }
+  RecordFetcher fetcher(cluster.get(), answer.model_fingerprint(), patience, asked_to_end);
+  const auto fill = [&](ThreadPool& pool, int64_t layer, std::span<const ExpertStore::RecordToFill> records) -> absl::Status {
+    RETURN_IF_ERROR(offer.failed());
+    if (asked_to_end()) return Cancelled("asked to end");
+    if (file == nullptr) return fetcher.Fetch(layer, records);
+    return FillFromFile(*file, model.config, model.arena, pool, layer, records);
+  };
+  ASSIGN_OR_RETURN(const std::unique_ptr<ExpertStore> store,
+                   LoadRecords(model.arena, held, options.backend.num_threads, fill, offer));
   ASSIGN_OR_RETURN(const ExpertRates rates, MeasureOwn(*ops, *store));
   spdlog::info("loaded in {:.1f} s from {}; computes experts at {:.1f} GB/s and {:.0f} GFLOP/s", store->load_seconds(),
                file != nullptr ? options.model : "the coordinator", rates.read_bytes_per_second / 1e9,
                rates.flops_per_second / 1e9);
   ExpertEngine engine(store.get(), ops.get(), model.config.expert.glu, model.config.n_embd);
-  const FirstWords words = {.incarnation = incarnation,
-                            .fingerprint = answer.model_fingerprint(),
-                            .num_layers = model.arena.num_layers(),
-                            .shape = {.n_embd = model.config.n_embd,
-                                      .max_rows = static_cast<int64_t>(answer.max_rows()),
-                                      .max_entries = static_cast<int64_t>(answer.max_entries()),
-                                      .max_experts = model.arena.num_experts()}};
-  ASSIGN_OR_RETURN(const std::unique_ptr<DataServer> server, DataServer::Start(std::move(listener), words, &engine));
+  ASSIGN_OR_RETURN(const std::unique_ptr<DataServer> server,
+                   DataServer::Start(std::move(listener), FirstWordsOf(incarnation, answer, model), &engine));
   offer.Change([&](auto& request) {
     request.set_held_experts(BitsOf(held, model.arena));
     request.set_read_bytes_per_second(rates.read_bytes_per_second);

@@ -259,6 +259,42 @@ class RestSeconds {
   std::vector<double> host_;
 };
 
+// The experts that are not resident, heaviest first; ties to the lower id, so that equal inputs give equal plans.
+std::vector<size_t> HeaviestAbsent(const PlannerInput& input) {
+  std::vector<size_t> absent;
+  for (size_t i = 0; i < input.uses.size(); ++i) {
+    if (input.uses[i].resident != 1) absent.push_back(i);
+  }
+  std::stable_sort(absent.begin(), absent.end(), [&](size_t a, size_t b) { return input.uses[a].tokens > input.uses[b].tokens; });
+  return absent;
+}
+
+// How many of `absent` to ship without helpers, the first ones. `division`: null where the host alone computes the rest.
+size_t ShippedAlone(const PlannerInput& input, const EngineDivision* division, std::span<const size_t> absent) {
+  if (input.ship_all || !input.host_allowed || !RatesKnown(input.rates)) return absent.size();
+  const double copy_seconds = input.bytes_per_expert / input.rates.link_bytes_per_second;
+  if (division != nullptr) {
+    return BestShipped(
+        absent.size(), [&](size_t shipped) { return static_cast<double>(shipped) * copy_seconds; },
+        RestSeconds(input, division, absent));
+  }
+  // Shipping the s heaviest takes s * bytes / link; the host takes the rest. The first grows and the second shrinks with s,
+  // so the best s is next to where they cross: try all, the list is at most num_experts long.
+  double host_seconds = 0;
+  for (const size_t i : absent) host_seconds += HostSeconds(input, input.uses[i].tokens);
+  double best = host_seconds, rest = host_seconds;
+  size_t num_shipped = 0;
+  for (size_t shipped = 1; shipped <= absent.size(); ++shipped) {
+    rest -= HostSeconds(input, input.uses[absent[shipped - 1]].tokens);
+    const double makespan = std::max(static_cast<double>(shipped) * copy_seconds, rest);
+    if (makespan < best) {
+      best = makespan;
+      num_shipped = shipped;
+    }
+  }
+  return num_shipped;
+}
+
 // How many of `absent` to ship, and by which links, when helpers make the layer shorter; nullopt: they do not. `alone`: how many
 // are shipped without them. `host`: the rest may be computed by engines.
 struct HelpedPlan {
@@ -307,48 +343,15 @@ HelperPlace PlaceOf(const HelperWay& way, double row_bytes) {
 ExpertPlan PlanExperts(const PlannerInput& input) {
   ExpertPlan plan;
   plan.places.assign(input.uses.size(), ExpertPlace::kHost);
-
-  // The experts that are not resident, heaviest first; ties to the lower id, so that equal inputs give equal plans.
-  std::vector<size_t> absent;
+  const std::vector<size_t> absent = HeaviestAbsent(input);
   for (size_t i = 0; i < input.uses.size(); ++i) {
-    if (input.uses[i].resident == 1) {
-      plan.places[i] = ExpertPlace::kResident;
-    } else {
-      absent.push_back(i);
-    }
+    if (input.uses[i].resident == 1) plan.places[i] = ExpertPlace::kResident;
   }
-  std::stable_sort(absent.begin(), absent.end(), [&](size_t a, size_t b) { return input.uses[a].tokens > input.uses[b].tokens; });
-
   const bool can_ship = input.num_slots > 0 && input.ship_allowed;
   const bool several = !input.others.empty() && Known(input.rates.host);
   const std::optional<EngineDivision> division = several ? std::make_optional<EngineDivision>(input) : std::nullopt;
-  size_t num_shipped = 0;
-  if (!can_ship) {
-    num_shipped = 0;
-  } else if (input.ship_all || !input.host_allowed || !RatesKnown(input.rates)) {
-    num_shipped = absent.size();
-  } else if (division) {
-    const double copy_seconds = input.bytes_per_expert / input.rates.link_bytes_per_second;
-    num_shipped = BestShipped(
-        absent.size(), [&](size_t shipped) { return static_cast<double>(shipped) * copy_seconds; },
-        RestSeconds(input, &*division, absent));
-  } else {
-    // Shipping the s heaviest takes s * bytes / link; the host takes the rest. The first grows and the second shrinks with s,
-    // so the best s is next to where they cross: try all, the list is at most num_experts long.
-    const double copy_seconds = input.bytes_per_expert / input.rates.link_bytes_per_second;
-    double host_seconds = 0;
-    for (const size_t i : absent) host_seconds += HostSeconds(input, input.uses[i].tokens);
-    double best = host_seconds;
-    double rest = host_seconds;
-    for (size_t shipped = 1; shipped <= absent.size(); ++shipped) {
-      rest -= HostSeconds(input, input.uses[absent[shipped - 1]].tokens);
-      const double makespan = std::max(static_cast<double>(shipped) * copy_seconds, rest);
-      if (makespan < best) {
-        best = makespan;
-        num_shipped = shipped;
-      }
-    }
-  }
+  size_t num_shipped = can_ship ? ShippedAlone(input, division ? &*division : nullptr, absent) : 0;
+
   const bool host = input.host_allowed && !input.ship_all;
   std::optional<HelpedPlan> helped;
   if (can_ship && input.rates.link_bytes_per_second > 0 && (!host || Known(input.rates.host))) {
@@ -359,17 +362,13 @@ ExpertPlan PlanExperts(const PlannerInput& input) {
     plan.helpers.assign(input.uses.size(), -1);
     for (size_t rank = 0; rank < num_shipped; ++rank) plan.helpers[absent[rank]] = helped->links.helpers[rank];
   }
-  for (size_t rank = 0; rank < absent.size(); ++rank) {
-    if (helped && rank < num_shipped && helped->links.helpers[rank] >= 0) {
-      plan.places[absent[rank]] = ExpertPlace::kShip;
-      continue;
-    }
-    const bool coming = input.uses[absent[rank]].resident == kComing;
-    if (rank < num_shipped) plan.places[absent[rank]] = coming ? ExpertPlace::kResident : ExpertPlace::kShip;
+  for (size_t rank = 0; rank < num_shipped; ++rank) {
+    const bool by_helper = helped && helped->links.helpers[rank] >= 0;
+    const bool coming = !by_helper && input.uses[absent[rank]].resident == kComing;
+    plan.places[absent[rank]] = coming ? ExpertPlace::kResident : ExpertPlace::kShip;
   }
-
+  const std::span<const size_t> left = std::span(absent).subspan(num_shipped);
   if (division) {
-    const std::span<const size_t> left = std::span(absent).subspan(num_shipped);
     const EngineDivision::Result result = division->Divide(left);
     plan.engines.assign(input.uses.size(), 0);
     for (size_t i = 0; i < left.size(); ++i) plan.engines[left[i]] = result.engines[i];
@@ -381,11 +380,9 @@ ExpertPlan PlanExperts(const PlannerInput& input) {
   } else if (input.rates.link_bytes_per_second > 0) {
     plan.link_seconds = static_cast<double>(num_shipped) * input.bytes_per_expert / input.rates.link_bytes_per_second;
   }
-  if (Known(input.rates.host)) {
-    for (size_t rank = num_shipped; rank < absent.size(); ++rank) {
-      if (plan.engines.empty() || plan.engines[absent[rank]] == 0)
-        plan.host_seconds += HostSeconds(input, input.uses[absent[rank]].tokens);
-    }
+  if (!Known(input.rates.host)) return plan;
+  for (const size_t i : left) {
+    if (plan.engines.empty() || plan.engines[i] == 0) plan.host_seconds += HostSeconds(input, input.uses[i].tokens);
   }
   return plan;
 }

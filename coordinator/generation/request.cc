@@ -116,6 +116,27 @@ absl::StatusOr<StopMatcher> StopsOf(const v1::GenerateRequest& request) {
   return matcher;
 }
 
+// The most tokens of output that the request may have. InvalidArgument: there is no room for one, or min_tokens is above it.
+absl::StatusOr<int64_t> MaxTokensOf(const v1::GenerateRequest& request, int64_t prompt_tokens, const RequestLimits& limits) {
+  const int64_t room = limits.context_tokens - prompt_tokens;
+  int64_t max_tokens = room;
+  if (request.has_max_tokens()) {
+    max_tokens = std::min<int64_t>(request.max_tokens(), room);
+  } else if (prompt_tokens < limits.share_tokens) {
+    max_tokens = std::min(room, limits.share_tokens - prompt_tokens);
+  }
+  if (max_tokens == 0 && !(request.has_max_tokens() && request.max_tokens() == 0)) {
+    return InvalidArgument("prompt has %d tokens and the context %d: no room for output", prompt_tokens, limits.context_tokens);
+  }
+  if (request.min_tokens() > max_tokens) {
+    return InvalidArgument("min_tokens is %d, want at most the %d tokens of output", request.min_tokens(), max_tokens);
+  }
+  if (request.min_tokens() > 0 && request.has_constraint()) {
+    return InvalidArgument("min_tokens is %d, want 0 beside a constraint", request.min_tokens());
+  }
+  return max_tokens;
+}
+
 // The `count` best of what a worker sent, best first.
 absl::StatusOr<std::vector<Candidate>> BestOf(const LogitsResult& row, int32_t count) {
   if (count == 0) return std::vector<Candidate>();
@@ -145,23 +166,7 @@ absl::StatusOr<std::shared_ptr<Request>> Request::Create(const v1::GenerateReque
   if (prompt_tokens > limits.context_tokens) {
     return InvalidArgument("prompt has %d tokens, the context %d", prompt_tokens, limits.context_tokens);
   }
-  const int64_t room = limits.context_tokens - prompt_tokens;
-  int64_t max_tokens = 0;
-  if (request.has_max_tokens()) {
-    max_tokens = std::min<int64_t>(request.max_tokens(), room);
-  } else {
-    max_tokens = prompt_tokens < limits.share_tokens ? std::min(room, limits.share_tokens - prompt_tokens) : room;
-  }
-  if (max_tokens == 0 && !(request.has_max_tokens() && request.max_tokens() == 0)) {
-    return InvalidArgument("prompt has %d tokens and the context %d: no room for output", prompt_tokens, limits.context_tokens);
-  }
-
-  if (request.min_tokens() > max_tokens) {
-    return InvalidArgument("min_tokens is %d, want at most the %d tokens of output", request.min_tokens(), max_tokens);
-  }
-  if (request.min_tokens() > 0 && request.has_constraint()) {
-    return InvalidArgument("min_tokens is %d, want 0 beside a constraint", request.min_tokens());
-  }
+  ASSIGN_OR_RETURN(const int64_t max_tokens, MaxTokensOf(request, prompt_tokens, limits));
   std::unique_ptr<OutputConstraint> constraint;
   if (request.has_constraint()) {
     ASSIGN_OR_RETURN(constraint, OutputConstraint::Create(request.constraint(), limits.vocab_size, constraints));
