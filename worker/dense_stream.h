@@ -11,7 +11,7 @@
 
 namespace ferry {
 
-// The call's name, which stands in the errors of the coordinator that the source returns.
+// The call's name. Errors of the coordinator that the source returns begin with it.
 inline constexpr char kDenseStreamCall[] = "StreamDenseTensors";
 
 // `cluster` outlives the source. `progress`, unless null, is called after each chunk with the bytes received so far. Errors of

@@ -21,7 +21,7 @@ struct Memfd {
 // `try_huge_pages` is set. ResourceExhausted names the bytes needed and the bytes available.
 absl::StatusOr<Memfd> CreateMemfd(const std::string& name, int64_t bytes, bool try_huge_pages);
 
-// The same of which at most `used` bytes will ever be touched: only those have to be available. Without huge pages.
+// The same, but the caller touches at most `used` bytes, and only those have to be available. Without huge pages.
 absl::StatusOr<Memfd> CreateSparseMemfd(const std::string& name, int64_t bytes, int64_t used);
 
 // Takes a peer's descriptor. InvalidArgument: it is no memfd, is smaller than `bytes` or larger than whole pages need, or is not

@@ -84,10 +84,10 @@ class ExpertHosts {
   std::unique_ptr<RepeatingThread> thread_;
 };
 
-// One host. Thread-safe; the exchange itself belongs to whoever holds `exchange`.
+// One host. Thread-safe; the exchange itself belongs to the thread that holds `exchange`.
 class ExpertHost {
  public:
-  // What is shown of it.
+  // What `ferry status` shows of it.
   struct Report {
     ExpertHostOffer offer;
     std::string state;

@@ -11,9 +11,9 @@
 // says of its tokens. Both run at once, so the best plan makes them end at the same time. It goes through the experts in order of
 // tokens per byte, ships the heavy ones and leaves the light ones to the host.
 //
-// What is left to engines goes, heaviest first, to the engine that would end first with it. Engines are tried in order of their
-// speed, the host's always and then each faster one before a slower one, and the fewest that give the shortest time are used. So
-// an engine that is slower than all others never lengthens the predicted time.
+// The experts left to engines go, heaviest first, each to the engine that would end first with it. Engines are tried in order of
+// their speed, the host's always and then each faster one before a slower one, and the fewest that give the shortest time are
+// used. So an engine that is slower than all others never lengthens the predicted time.
 //
 // Another worker of the host that has nothing else to do is a second link and a second device: rows go there and contributions
 // come back. The own link takes the heaviest experts, since only helpers pay for each token. Helpers are used from the quickest
@@ -52,7 +52,7 @@ struct EnginePlace {
 struct HelperPlace {
   double link_bytes_per_second = 0;
   double fixed_seconds = 0;         // of a request and its answer
-  double row_seconds = 0;           // of each row of the step, all of which go there
+  double row_seconds = 0;           // of each row of the step; all rows go there
   double contribution_seconds = 0;  // of each token's contribution, which comes back
   double flops_per_second = 0;      // of expert products on its device; 0: not known, and no bound
 };

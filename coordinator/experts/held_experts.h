@@ -10,7 +10,7 @@
 
 namespace ferry {
 
-// By layer, then by expert; a layer of which none is held is null.
+// By layer, then by expert; a layer without held experts is null.
 using HeldExperts = std::vector<std::shared_ptr<const std::vector<bool>>>;
 
 // As many experts of each layer as fit into `bytes`, the same number in all layers, spread evenly over the ids. Hosts of another

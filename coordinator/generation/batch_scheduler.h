@@ -121,8 +121,8 @@ class BatchScheduler {
   absl::Time NextDeadline() const;
 
   // The next step, if there is work that does not depend on a step in flight and fewer than `max_in_flight` steps are. It is in
-  // flight from now until OnStepDone. Prompts are cut so that
-  // `max_in_flight` workers are busy (step_rows.h).
+  // flight from now until OnStepDone. A prompt is cut where the step is full (max_batch_tokens, max_logits), where others decode
+  // (micro_batch_tokens), among owners, and so that `max_in_flight` workers are busy (step_rows.h).
   std::optional<StepPlan> NextStep(int max_in_flight, double step_cost_rows = std::numeric_limits<double>::infinity());
   // Steps end in order. A step that was forgotten by FailAll is ignored.
   void OnStepDone(StepId id, StepOutcome outcome);

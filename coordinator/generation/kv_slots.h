@@ -89,7 +89,7 @@ class KvSlots {
   // The block table for a step with the rows from `first` to the end of `tokens`, which are all tokens up to there. A sequence is
   // in a step once; `first` is where its last step ended, or its cached tokens.
   std::vector<int32_t> Plan(SlotId slot, std::span<const int32_t> tokens, int64_t first);
-  // The step has all its sequences: what is to be moved before its rows, in this order.
+  // Call it when the step has all its sequences. Returns the moves to make before its rows, in this order.
   std::vector<CacheMove> TakeMoves();
 
   int64_t num_moves() const { return std::ssize(tree_.moves()); }  // that wait for TakeMoves

@@ -7,7 +7,7 @@
 namespace ferry {
 namespace {
 
-// Stands for the text where an event is cut. Were it elsewhere in the event as well, in a model's name, nothing would be cut.
+// Marks the place of the text, where an event is cut. If a model's name has it too, nothing is cut.
 constexpr char kText[] = "\"what-a-stream-says-6f1d0c9b\"";
 
 }  // namespace

@@ -1,6 +1,6 @@
 #pragma once
 
-// Events of a stream that differ in one string alone, such as the pieces of a text: what stands around the string is made once.
+// Events of a stream that differ in one string alone, such as the pieces of a text. The JSON around the string is made once.
 
 #include <functional>
 #include <string>
@@ -18,7 +18,7 @@ class RepeatedEvent {
 
  private:
   bool made_ = false;
-  bool cut_ = false;  // before_ and behind_ are what stands around the string; else `make` makes every event
+  bool cut_ = false;  // before_ and behind_ are the JSON around the string; else `make` makes every event
   std::string before_, behind_;
 };
 

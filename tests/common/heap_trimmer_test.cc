@@ -1,8 +1,7 @@
-#include <malloc.h>
-
 #include "common/heap_trimmer.h"
 
 #include <gtest/gtest.h>
+#include <malloc.h>
 
 #include <memory>
 #include <vector>

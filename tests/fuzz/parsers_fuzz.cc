@@ -80,7 +80,8 @@ void Fuzz(uint8_t choice, size_t token_bytes, std::string_view output) {
     const auto first = static_cast<uint8_t>(output[0]);
     const bool special = first >= kFirstHarmonyByte;
     size_t size = 1;
-    while (!special && size < token_bytes && size < output.size() && static_cast<uint8_t>(output[size]) < kFirstHarmonyByte) ++size;
+    while (!special && size < token_bytes && size < output.size() && static_cast<uint8_t>(output[size]) < kFirstHarmonyByte)
+      ++size;
     const OutputToken token = special ? OutputToken{first - kFirstHarmonyByte, ""} : OutputToken{100, output.substr(0, size)};
     order.Check(parser->Feed({&token, 1}));
     output.remove_prefix(size);

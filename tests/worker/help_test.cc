@@ -76,7 +76,7 @@ class Help : public ::testing::Test {
  protected:
   Help() : boards_(ops_.get(), ops_.get()) {
     pipeline_.stage(0).SetBoards(boards_.owner);
-    // Every second absent expert goes to whoever helps.
+    // Every second absent expert goes to a helper.
     pipeline_.link().place_among = [](const ActivatedExpert& use, uint32_t helpers) {
       if (use.resident == 1) return ExpertPlace::kResident;
       return (helpers & 0xffff) == 1u << kHelper && use.expert % 2 == 1 ? PlaceOfHelper(kHelper) : ExpertPlace::kShip;

@@ -229,7 +229,7 @@ TEST_F(ExpertExchangeTest, HandsDescriptorsToTheHolderOfTheKeyAlone) {
               StatusIs(absl::StatusCode::kNotFound));
 }
 
-// Two workers with mailboxes, of which worker 1 owns the last layer and has nothing to do.
+// Two workers with mailboxes. Worker 1 owns the last layer and has nothing to do.
 class HelpTest : public ExpertExchangeTest {
  protected:
   static constexpr HelpBoardShape kShape = {
