@@ -26,7 +26,7 @@ Spread SpreadOf(const std::vector<double>& values) {
   return spread;
 }
 
-std::vector<double> RatesOf(const BenchTest& test, const std::vector<double>& seconds) {
+std::vector<double> TokenRatesOf(const BenchTest& test, const std::vector<double>& seconds) {
   std::vector<double> rates;
   for (const double each : seconds) rates.push_back(each > 0 ? static_cast<double>(test.tokens()) / each : 0);
   return rates;
@@ -36,7 +36,7 @@ std::vector<double> RatesOf(const BenchTest& test, const std::vector<double>& se
 Row RowOf(const BenchSubject& subject, const BenchTest& test, const std::vector<double>& seconds) {
   std::vector<int64_t> nanoseconds;
   for (const double each : seconds) nanoseconds.push_back(static_cast<int64_t>(each * 1e9));
-  const std::vector<double> rates = RatesOf(test, seconds);
+  const std::vector<double> rates = TokenRatesOf(test, seconds);
   const Spread time = SpreadOf(seconds), rate = SpreadOf(rates);
   const auto known = [](int64_t value) { return value > 0 ? Row(value) : Row(nullptr); };
   const auto said = [](const std::string& value) { return value.empty() ? Row(nullptr) : Row(value); };
@@ -65,7 +65,7 @@ Row RowOf(const BenchSubject& subject, const BenchTest& test, const std::vector<
           {"samples_ts", rates}};
 }
 
-std::string Json(const Row& value, int indent = -1) {
+std::string JsonText(const Row& value, int indent = -1) {
   return value.dump(indent, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
@@ -80,7 +80,7 @@ void PrintCsv(const Row& row, const Cell& cell) {
 }
 
 std::string CsvCell(const Row& value) {
-  const std::string text = value.is_null() ? "" : value.is_string() ? value.get<std::string>() : Json(value);
+  const std::string text = value.is_null() ? "" : value.is_string() ? value.get<std::string>() : JsonText(value);
   return "\"" + absl::StrReplaceAll(text, {{"\"", "\"\""}}) + "\"";
 }
 
@@ -91,7 +91,7 @@ void PrintMarkdown(const BenchSubject& subject, const BenchTest& test, const std
     std::printf("| %s | ---------: | %s | ------: | ------: | -----: | -----: | -------------------: | -------------------: |\n",
                 std::string(30, '-').c_str(), std::string(10, '-').c_str());
   }
-  const Spread rate = SpreadOf(RatesOf(test, seconds));
+  const Spread rate = SpreadOf(TokenRatesOf(test, seconds));
   const auto known = [](int64_t value) { return value > 0 ? std::to_string(value) : std::string("auto"); };
   std::printf("| %-30s | %10s | %-10s | %7lld | %7s | %6s | %6s | %20s | %21s |\n", subject.model.c_str(),
               HumanBytes(static_cast<double>(subject.model_bytes)).c_str(), subject.backend.c_str(),
@@ -165,9 +165,9 @@ absl::Status BenchReport::Add(const BenchSubject& subject, const BenchTest& test
     if (first) PrintCsv(row, [](const std::string& name, const Row&) { return name; });
     PrintCsv(row, [](const std::string&, const Row& value) { return CsvCell(value); });
   } else if (format_ == "jsonl") {
-    std::printf("%s\n", Json(row).c_str());
+    std::printf("%s\n", JsonText(row).c_str());
   } else {
-    std::printf("%s%s", first ? "[\n" : ",\n", Json(row, 2).c_str());
+    std::printf("%s%s", first ? "[\n" : ",\n", JsonText(row, 2).c_str());
   }
   return FlushOutput();
 }

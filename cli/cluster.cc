@@ -30,7 +30,7 @@ namespace ferry {
 namespace {
 
 constexpr absl::Duration kJoinTimeout = absl::Seconds(15);
-constexpr absl::Duration kPoll = absl::Milliseconds(50);
+constexpr absl::Duration kServerPoll = absl::Milliseconds(50);
 
 struct ClusterOptions {
   std::string folder = DefaultClusterFolder();
@@ -78,7 +78,7 @@ absl::Status KeepExpertHost(const ClusterOptions& options) {
     bool asked = false;
     while (::waitpid(pid, &status, WNOHANG) != pid) {
       if (stop && !std::exchange(asked, true)) ::kill(pid, SIGTERM);
-      absl::SleepFor(kPoll);
+      absl::SleepFor(kServerPoll);
     }
     if (stop) break;
     if (const std::string why = WhyForGood(status, starts); !why.empty()) {
@@ -86,7 +86,7 @@ absl::Status KeepExpertHost(const ClusterOptions& options) {
     }
     const Deadline again = Deadline::In(pause.After(running.Elapsed()));
     spdlog::warn("the expert host {}; starting it again", HowItEnded(status));
-    while (!stop && !again.Passed()) absl::SleepFor(kPoll);
+    while (!stop && !again.Passed()) absl::SleepFor(kServerPoll);
   }
   return absl::OkStatus();
 }

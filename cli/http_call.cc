@@ -31,7 +31,7 @@ namespace {
 
 constexpr int kConnectMs = 10'000;
 constexpr timeval kSendPatience = {.tv_sec = 30, .tv_usec = 0}, kHandshakePatience = {.tv_sec = 10, .tv_usec = 0};
-constexpr size_t kMaxHead = size_t{64} << 10, kMaxLine = 100;
+constexpr size_t kMaxHead = size_t{64} << 10, kMaxHeaderLine = 100;
 constexpr int kDefaultPort = 80, kDefaultTlsPort = 443;
 
 struct FreeContext {
@@ -229,7 +229,7 @@ class Call final : public HttpCall {
 
   absl::StatusOr<std::string> ReadChunk() {
     if (chunk_left_ == 0) {
-      ASSIGN_OR_RETURN(const std::string line, ReadLine(kMaxLine));
+      ASSIGN_OR_RETURN(const std::string line, ReadLine(kMaxHeaderLine));
       const char* const end = line.data() + line.size();
       const auto [stop, error] = std::from_chars(line.data(), end, chunk_left_, 16);
       if (error != std::errc() || (stop != end && *stop != ';')) return Broken("does not speak HTTP as it should");
@@ -246,7 +246,7 @@ class Call final : public HttpCall {
     std::string piece = unread_.substr(0, chunk_left_);
     unread_.erase(0, piece.size());
     chunk_left_ -= piece.size();
-    if (chunk_left_ == 0) RETURN_IF_ERROR(ReadLine(kMaxLine).status());
+    if (chunk_left_ == 0) RETURN_IF_ERROR(ReadLine(kMaxHeaderLine).status());
     return piece;
   }
 

@@ -9,13 +9,13 @@ namespace {
 
 using google::protobuf::FieldDescriptor;
 using google::protobuf::Message;
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
 // `index`: of a repeated field, -1 for another one.
-Json ValueOf(const Message& message, const FieldDescriptor* field, int index) {
+OrderedJson ValueOf(const Message& message, const FieldDescriptor* field, int index) {
   const google::protobuf::Reflection& reflection = *message.GetReflection();
-  const auto value = [&](auto get, auto get_one) -> Json {
-    return index < 0 ? Json((reflection.*get)(message, field)) : Json((reflection.*get_one)(message, field, index));
+  const auto value = [&](auto get, auto get_one) -> OrderedJson {
+    return index < 0 ? OrderedJson((reflection.*get)(message, field)) : OrderedJson((reflection.*get_one)(message, field, index));
   };
   using R = google::protobuf::Reflection;
   switch (field->cpp_type()) {
@@ -45,13 +45,13 @@ Json ValueOf(const Message& message, const FieldDescriptor* field, int index) {
 
 }  // namespace
 
-Json JsonOf(const Message& message) {
+OrderedJson JsonOf(const Message& message) {
   const google::protobuf::Reflection& reflection = *message.GetReflection();
-  Json json = Json::object();
+  OrderedJson json = OrderedJson::object();
   for (int i = 0; i < message.GetDescriptor()->field_count(); ++i) {
     const FieldDescriptor* const field = message.GetDescriptor()->field(i);
     if (field->is_repeated()) {
-      Json& values = json[field->name()] = Json::array();
+      OrderedJson& values = json[field->name()] = OrderedJson::array();
       for (int at = 0; at < reflection.FieldSize(message, field); ++at) values.push_back(ValueOf(message, field, at));
     } else if (!field->has_presence() || reflection.HasField(message, field)) {
       json[field->name()] = ValueOf(message, field, -1);

@@ -24,8 +24,8 @@ To Coordinator(const char* flag) { return {flag, true, false}; }
 To Worker(const char* flag) { return {flag, false, true}; }
 To Both(const char* flag) { return {flag, true, true}; }
 
-ModelFlag Row(const char* names, const char* group, To to, std::function<CLI::Option*(CLI::App&, ModelOptions&)> add,
-              std::function<std::vector<std::string>(const ModelOptions&)> values) {
+ModelFlag FlagRow(const char* names, const char* group, To to, std::function<CLI::Option*(CLI::App&, ModelOptions&)> add,
+                  std::function<std::vector<std::string>(const ModelOptions&)> values) {
   return {.names = names,
           .group = group,
           .serve_only = false,
@@ -47,7 +47,7 @@ std::string WithDefault(const std::string& help, const std::string& value) { ret
 template <typename T>
 ModelFlag Integer(const char* names, const char* group, To to, T ModelOptions::*field, IntegerRange range, const char* help,
                   T unset = 0) {
-  return Row(
+  return FlagRow(
       names, group, to, [=](CLI::App& app, ModelOptions& options) { return AddInteger(app, names, options.*field, range, help); },
       [=](const ModelOptions& options) -> std::vector<std::string> {
         if (options.*field == unset) return {};
@@ -57,7 +57,7 @@ ModelFlag Integer(const char* names, const char* group, To to, T ModelOptions::*
 
 ModelFlag Seconds(const char* names, const char* group, To to, double ModelOptions::*field, double min, const char* help,
                   double unset) {
-  return Row(
+  return FlagRow(
       names, group, to,
       [=](CLI::App& app, ModelOptions& options) { return AddDecimal(app, names, options.*field, min, kMaxSeconds, help); },
       [=](const ModelOptions& options) -> std::vector<std::string> {
@@ -67,7 +67,7 @@ ModelFlag Seconds(const char* names, const char* group, To to, double ModelOptio
 }
 
 ModelFlag Text(const char* names, const char* group, To to, std::string ModelOptions::*field, const char* help) {
-  return Row(
+  return FlagRow(
       names, group, to, [=](CLI::App& app, ModelOptions& options) { return AddText(app, names, options.*field, help); },
       [=](const ModelOptions& options) -> std::vector<std::string> {
         if ((options.*field).empty()) return {};
@@ -75,9 +75,9 @@ ModelFlag Text(const char* names, const char* group, To to, std::string ModelOpt
       });
 }
 
-ModelFlag Choice(const char* names, const char* group, To to, std::string ModelOptions::*field,
-                 const std::vector<const char*>& choices, const char* help) {
-  return Row(
+ModelFlag OneOf(const char* names, const char* group, To to, std::string ModelOptions::*field,
+                const std::vector<const char*>& choices, const char* help) {
+  return FlagRow(
       names, group, to,
       [=](CLI::App& app, ModelOptions& options) {
         return AddChoice(app, names, options.*field, choices, WithDefault(help, options.*field));
@@ -86,7 +86,7 @@ ModelFlag Choice(const char* names, const char* group, To to, std::string ModelO
 }
 
 ModelFlag Switch(const char* names, const char* group, To to, bool ModelOptions::*field, bool told_when, const char* help) {
-  ModelFlag flag = Row(
+  ModelFlag flag = FlagRow(
       names, group, to, [=](CLI::App& app, ModelOptions& options) { return AddSwitch(app, names, options.*field, help); },
       [=](const ModelOptions& options) -> std::vector<std::string> {
         if (options.*field != told_when) return {};
@@ -136,10 +136,10 @@ std::vector<ModelFlag> ServerTable() {
                      "ADDR or ADDR:PORT where workers of other hosts come in, known by certificates (port 8091)")),
       ServeOnly(Text("--cluster-certs", kServer, Coordinator("--cluster-certs"), &M::cluster_certs,
                      "folder with the certificates that `ferry cluster-init` makes (default: ~/.config/ferry/cluster)")),
-      ServeOnly(Choice("--divide-experts", kServer, Coordinator("--divide-experts"), &M::divide_experts, {"auto", "even", "off"},
-                       "among this host and the expert hosts that join: by their rates; in turns, for tests; not at all")),
-      ServeOnly(Choice("--resume", kServer, Coordinator("--resume"), &M::resume, {"on", "off"},
-                       "whether requests wait when a worker is lost, and go on with the next one")),
+      ServeOnly(OneOf("--divide-experts", kServer, Coordinator("--divide-experts"), &M::divide_experts, {"auto", "even", "off"},
+                      "among this host and the expert hosts that join: by their rates; in turns, for tests; not at all")),
+      ServeOnly(OneOf("--resume", kServer, Coordinator("--resume"), &M::resume, {"on", "off"},
+                      "whether requests wait when a worker is lost, and go on with the next one")),
       ServeOnly(Seconds("--resume-patience", kServer, Coordinator("--resume-patience"), &M::resume_patience, 1e-3,
                         "seconds that they wait before they end UNAVAILABLE (default 30)", /*unset=*/0)),
       ServeOnly(Seconds("--drain-seconds", kServer, Coordinator("--drain-timeout"), &M::drain_seconds, 0,
@@ -157,29 +157,29 @@ std::vector<ModelFlag> ModelTable() {
               "worker processes; default: one per GPU, or one on a machine without GPUs"),
       Text("--gpus", kWhere, Here(), &M::gpus, "GPUs to use, one worker each: 0,1,3"),
       Text("--layers", kWhere, Coordinator("--layers"), &M::layers, "layers of each worker: 0-9,10-23 (default: even by bytes)"),
-      Row(
+      FlagRow(
           "--override-tensor,--ot", kWhere, Coordinator("--override-tensor"),
           [](CLI::App& app, ModelOptions& options) {
             return AddTexts(app, "--override-tensor,--ot", options.overrides,
                             "REGEX=cpu or REGEX=gpuN: where the experts that match are computed");
           },
           [](const ModelOptions& options) { return options.overrides; }),
-      Row("--vram-experts", kWhere, Worker("--vram-experts"), AddVramExperts,
-          [](const ModelOptions& options) -> std::vector<std::string> {
-            if (options.vram_experts.empty()) return {};
-            return {options.vram_experts};
-          }),
-      Choice("--unified", kWhere, Worker("--unified"), &M::unified, {"auto", "on", "off"},
-             "compute experts where they lie in the host's memory, without slots; auto: where a GPU's memory is the host's"),
+      FlagRow("--vram-experts", kWhere, Worker("--vram-experts"), AddVramExperts,
+              [](const ModelOptions& options) -> std::vector<std::string> {
+                if (options.vram_experts.empty()) return {};
+                return {options.vram_experts};
+              }),
+      OneOf("--unified", kWhere, Worker("--unified"), &M::unified, {"auto", "on", "off"},
+            "compute experts where they lie in the host's memory, without slots; auto: where a GPU's memory is the host's"),
       Switch("--ooae,!--no-ooae", kWhere, Coordinator("--no-ooae"), &M::ooae, /*told_when=*/false,
              "ferry only the experts that a batch activates (default), or all of a layer"),
-      Choice("--share-links", kWhere, Coordinator("--share-links"), &M::share_links, {"auto", "even", "off"},
-             "whether a GPU with nothing else to do copies and computes experts for the others of this host: where a prompt gets "
-             "faster by it; in turns, for tests; never"),
-      Choice("--expert-transport", kWhere, Both("--expert-transport"), &M::expert_transport, {"auto", "shm", "grpc"},
-             "how experts reach the workers"),
-      Choice("--transport", kWhere, Worker("--transport"), &M::transport, {"auto", "shm", "nccl", "grpc"},
-             "how hidden states go from worker to worker; auto: the fastest way, measured between GPUs of one host"),
+      OneOf("--share-links", kWhere, Coordinator("--share-links"), &M::share_links, {"auto", "even", "off"},
+            "whether a GPU with nothing else to do copies and computes experts for the others of this host: where a prompt gets "
+            "faster by it; in turns, for tests; never"),
+      OneOf("--expert-transport", kWhere, Both("--expert-transport"), &M::expert_transport, {"auto", "shm", "grpc"},
+            "how experts reach the workers"),
+      OneOf("--transport", kWhere, Worker("--transport"), &M::transport, {"auto", "shm", "nccl", "grpc"},
+            "how hidden states go from worker to worker; auto: the fastest way, measured between GPUs of one host"),
       Text("--nccl-library", kWhere, Worker("--nccl-library"), &M::nccl_library,
            "file of NCCL 2.18 or later (default: libnccl.so.2 of the system)"),
       Text("--nccl-interface", kWhere, Worker("--nccl-interface"), &M::nccl_interface,
@@ -194,18 +194,17 @@ std::vector<ModelFlag> ModelTable() {
               "tokens of one attention chunk inside a step (default: 512, on GPUs up to 4096\nas their memory allows)"),
       Integer("--parallel,--np", kSizes, Coordinator("--parallel"), &M::parallel, {.min = 1, .max = 256, .automatic = 4},
               "requests at once (default 4)", /*unset=*/-1),
-      Row("--cache-ram,--cram", kSizes, Coordinator("--cache-ram"), AddCacheRam,
-          [](const ModelOptions& options) -> std::vector<std::string> {
-            if (options.cache_ram == "auto") return {};
-            return {options.cache_ram};
-          }),
-      Choice("--cache-type-k,--ctk", kSizes, Coordinator("--cache-type-k"), &M::key_type, kKvTypes,
-             "type of the KV cache's keys"),
-      Choice("--cache-type-v,--ctv", kSizes, Coordinator("--cache-type-v"), &M::value_type, kKvTypes, "type of its values"),
+      FlagRow("--cache-ram,--cram", kSizes, Coordinator("--cache-ram"), AddCacheRam,
+              [](const ModelOptions& options) -> std::vector<std::string> {
+                if (options.cache_ram == "auto") return {};
+                return {options.cache_ram};
+              }),
+      OneOf("--cache-type-k,--ctk", kSizes, Coordinator("--cache-type-k"), &M::key_type, kKvTypes, "type of the KV cache's keys"),
+      OneOf("--cache-type-v,--ctv", kSizes, Coordinator("--cache-type-v"), &M::value_type, kKvTypes, "type of its values"),
       Integer("-t,--threads", kHow, Both("--threads"), &M::threads, {.min = 0, .max = kMaxThreads, .automatic = 0},
               "threads of each process (default: physical cores)"),
-      Choice("--backend", kHow, Here(), &M::backend, {"auto", "cpu", "cuda", "reference"}, "kernels of the workers"),
-      Choice("--isa", kHow, Both("--isa"), &M::isa, IsaChoices(), "instruction set of the CPU kernels"),
+      OneOf("--backend", kHow, Here(), &M::backend, {"auto", "cpu", "cuda", "reference"}, "kernels of the workers"),
+      OneOf("--isa", kHow, Both("--isa"), &M::isa, IsaChoices(), "instruction set of the CPU kernels"),
       Seconds("--step-timeout", kHow, Coordinator("--step-timeout"), &M::step_timeout, 1e-3,
               "seconds after which a step that does not end fails its requests (default 120)", /*unset=*/0),
       Text("--trace", kHow, Coordinator("--trace"), &M::trace,
@@ -215,7 +214,7 @@ std::vector<ModelFlag> ModelTable() {
              "measure this machine's rates anew instead of using what an earlier start kept"),
       Switch("--keep-rates", kHow, Coordinator("--keep-rates"), &M::keep_rates, /*told_when=*/true,
              "keep the rates for the next start although the machine was busy when they were measured"),
-      Choice("--log-level", kHow, Both("--log-level"), &M::log_level, kLogLevels, "of the processes it starts"),
+      OneOf("--log-level", kHow, Both("--log-level"), &M::log_level, kLogLevels, "of the processes it starts"),
   };
 }
 

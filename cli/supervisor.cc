@@ -31,10 +31,10 @@
 namespace ferry {
 namespace {
 
-constexpr absl::Duration kPoll = absl::Milliseconds(20);
+constexpr absl::Duration kProcessPoll = absl::Milliseconds(20);
 constexpr absl::Duration kListenTimeout = absl::Seconds(30);
 constexpr absl::Duration kTracePatience = absl::Minutes(1);  // to complete one, when nothing else is waited for
-constexpr absl::Duration kFirstWord = absl::Milliseconds(1500);
+constexpr absl::Duration kFirstStartWord = absl::Milliseconds(1500);
 // For a worker that the coordinator declared lost to end by itself. One that is stopped does not, nor one that hangs in its
 // driver.
 constexpr absl::Duration kLostGrace = absl::Seconds(1);
@@ -74,7 +74,7 @@ class ProcessSupervisor final : public Supervisor {
     const Stopwatch starting;
     bool said = false;
     while (starting.Elapsed() < kListenTimeout) {
-      if (!said && starting.Elapsed() > kFirstWord) {
+      if (!said && starting.Elapsed() > kFirstStartWord) {
         spdlog::info("the coordinator opens {}", options.model);
         said = true;
       }
@@ -83,7 +83,7 @@ class ProcessSupervisor final : public Supervisor {
         if (!address_.empty()) return absl::OkStatus();
         if (!health_.ok()) return health_;
       }
-      absl::SleepFor(kPoll);
+      absl::SleepFor(kProcessPoll);
     }
     return DeadlineExceeded("the coordinator did not listen within %s", absl::FormatDuration(kListenTimeout));
   }
@@ -138,7 +138,7 @@ class ProcessSupervisor final : public Supervisor {
         EndAll();
         return;
       }
-      absl::SleepFor(kPoll);
+      absl::SleepFor(kProcessPoll);
     }
     EndAll();
   }
@@ -274,7 +274,7 @@ class ProcessSupervisor final : public Supervisor {
         waitpid(child.pid, &status, 0);
         break;
       }
-      absl::SleepFor(kPoll);
+      absl::SleepFor(kProcessPoll);
     }
     child.pid = -1;
     return status;

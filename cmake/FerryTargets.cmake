@@ -9,6 +9,15 @@ function(ferry_precompile target)
   endif()
 endfunction()
 
+# ferry_unity(TARGET): with FERRY_UNITY, the compiler reads eight sources of TARGET as one. Most of the time of a source that uses
+# rpc or JSON goes into those headers and what they instantiate, which eight sources then share. A name that is local to such a
+# source must therefore be the only one in its target.
+function(ferry_unity target)
+  if(FERRY_UNITY)
+    set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 8)
+  endif()
+endfunction()
+
 # ferry_precompiled_wire(OUT DEPS...): the headers of rpc or of JSON, if a target with these dependencies uses them.
 function(ferry_precompiled_wire out)
   set(${out} "" PARENT_SCOPE)

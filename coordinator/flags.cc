@@ -11,7 +11,7 @@ namespace ferry {
 namespace {
 
 constexpr double kMaxSeconds = 7 * 86400;
-constexpr double kMaxRate = 1e18;  // of bytes or operations a second
+constexpr double kMaxHostRate = 1e18;  // of bytes or operations a second
 constexpr int64_t kMaxTokens = int64_t{1} << 30, kMaxRows = 65536;
 
 }  // namespace
@@ -122,9 +122,9 @@ void CoordinatorFlags::AddTimes(CLI::App& app) {
 }
 
 void CoordinatorFlags::AddRates(CLI::App& app) {
-  AddDecimal(app, "--host-read-rate", options_.host_read_bytes_per_second, 0, kMaxRate,
+  AddDecimal(app, "--host-read-rate", options_.host_read_bytes_per_second, 0, kMaxHostRate,
              "bytes per second this host reads experts at; 0: measured at start");
-  AddDecimal(app, "--host-flops", options_.host_flops_per_second, 0, kMaxRate,
+  AddDecimal(app, "--host-flops", options_.host_flops_per_second, 0, kMaxHostRate,
              "floating point operations per second of its expert products; 0: measured at start");
   AddSwitch(app, "--keep-rates", options_.keep_rates,
             "keep this machine's rates for the next start although it was busy when they were measured");

@@ -13,7 +13,7 @@ namespace {
 using grpc::health::v1::HealthCheckRequest;
 using grpc::health::v1::HealthCheckResponse;
 
-constexpr WireBounds kBounds = {.max_fields = 4};
+constexpr WireBounds kHealthBounds = {.max_fields = 4};
 constexpr size_t kMaxWatchers = 1024;
 
 absl::Status SerializeStatus(HealthCheckResponse::ServingStatus status, grpc::ByteBuffer* bytes) {
@@ -98,7 +98,7 @@ void HealthService::SetServing(bool serving) {
 grpc::ServerUnaryReactor* HealthService::Check(grpc::CallbackServerContext* context, const grpc::ByteBuffer* message,
                                                grpc::ByteBuffer* response) {
   HealthCheckRequest request;
-  absl::Status status = ParseBounded(*message, kBounds, &request);
+  absl::Status status = ParseBounded(*message, kHealthBounds, &request);
   if (status.ok() && !Knows(request.service())) status = absl::NotFoundError("the server has no such service");
   if (status.ok()) {
     const std::lock_guard lock(mutex_);
@@ -110,7 +110,7 @@ grpc::ServerUnaryReactor* HealthService::Check(grpc::CallbackServerContext* cont
 grpc::ServerWriteReactor<grpc::ByteBuffer>* HealthService::Watch(grpc::CallbackServerContext*, const grpc::ByteBuffer* message) {
   Watcher* const watcher = new Watcher(this);
   HealthCheckRequest request;
-  const absl::Status parsed = ParseBounded(*message, kBounds, &request);
+  const absl::Status parsed = ParseBounded(*message, kHealthBounds, &request);
   if (!parsed.ok()) {
     watcher->End(parsed);
     return watcher;

@@ -7,7 +7,7 @@
 namespace ferry {
 namespace {
 
-constexpr absl::Duration kWatchInterval = absl::Milliseconds(500);
+constexpr absl::Duration kReadWatchInterval = absl::Milliseconds(500);
 
 int CountOf(const std::map<std::string, int>& counts, const std::string& name) {
   const auto count = counts.find(name);
@@ -18,7 +18,7 @@ int CountOf(const std::map<std::string, int>& counts, const std::string& name) {
 
 absl::StatusOr<std::unique_ptr<MessageReads>> MessageReads::Create(const Clock* clock, Options options) {
   std::unique_ptr<MessageReads> reads(new MessageReads(clock, options));
-  ASSIGN_OR_RETURN(reads->watch_, RepeatingThread::Start(kWatchInterval, [raw = reads.get()] { raw->LookAfter(); }));
+  ASSIGN_OR_RETURN(reads->watch_, RepeatingThread::Start(kReadWatchInterval, [raw = reads.get()] { raw->LookAfter(); }));
   return reads;
 }
 

@@ -16,7 +16,7 @@ using google::protobuf::DescriptorPool;
 using google::protobuf::FileDescriptor;
 namespace v1alpha = grpc::reflection::v1alpha;
 
-constexpr WireBounds kBounds = {.max_fields = 16};
+constexpr WireBounds kReflectionBounds = {.max_fields = 16};
 constexpr size_t kMaxQuestionBytes = 4096;
 
 // `file` and all that it imports, each once.
@@ -76,7 +76,7 @@ class Conversation final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc
     }
     v1alpha::ServerReflectionResponse response;
     v1alpha::ServerReflectionRequest& request = *response.mutable_original_request();
-    RETURN_IF_ERROR(ParseBounded(question_, kBounds, &request));
+    RETURN_IF_ERROR(ParseBounded(question_, kReflectionBounds, &request));
     response.set_valid_host(request.host());
     const DescriptorPool& pool = *DescriptorPool::generated_pool();
     switch (request.message_request_case()) {

@@ -4,6 +4,7 @@
 #
 #   tests/run.sh             everything: release tests, a short soak, sanitizer tests, half a minute of each fuzzer
 #   tests/run.sh quick       the release tests and the soak alone
+#   FERRY_TEST_MINUTES=80 tests/run.sh    leaves out, and names, what would not end in time on a slow machine (CI sets it)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . deploy/packages.sh
@@ -20,6 +21,20 @@ tsan_coordinator='GenerationLoop*:ClusterController*:Membership*:ExpertExchange*
 tsan_worker='*Link*:StepRunner*:ActivationQueue*:ActivationRing*:*TwoWorkers*:Loopback*:ExpertForecast*:HostChunks*:WorkerService*:Agent*:Heartbeat*:ExpertCache*'
 
 ferry_install "${ferry_build_packages[@]}" "${ferry_developer_packages[@]}" "${ferry_test_packages[@]}"
+
+# fits MINUTES WHAT: whether a part that takes so long on two quiet cores ends in time here, given how long the release build took.
+# If it does not, the run says that it leaves WHAT out.
+usual_build_seconds=1200
+build_seconds=0
+fits() {
+  local limit=${FERRY_TEST_MINUTES:-0} needed=$(($1 * 60))
+  [ "$build_seconds" -le "$usual_build_seconds" ] || needed=$((needed * build_seconds / usual_build_seconds))
+  if [ "$limit" -eq 0 ] || [ $((SECONDS + needed)) -le $((limit * 60)) ]; then return; fi
+  left_out+=("$2")
+  ferry_say "left out: $2, which takes about $((needed / 60 + 1)) minutes here, $((SECONDS / 60)) of $limit being over"
+  return 1
+}
+left_out=()
 
 # part NAME: begins a part of the run and notes how long the one before it took.
 parts=()
@@ -53,8 +68,10 @@ beside() {
 }
 
 part "release: build"
+build_began=$SECONDS
 cmake --preset release -DFERRY_TESTS=ON >/dev/null
 cmake --build --preset release
+build_seconds=$((SECONDS - build_began))
 part "release: tests"
 check "release tests" ctest --test-dir build/release --output-on-failure -L cpu -j "$(nproc)"
 part "release: tests with processes"
@@ -100,26 +117,31 @@ fi
 
 # Programs under a sanitizer cost minutes to build on two cores, so each builds only what it is run on. gRPC, Protobuf and
 # Abseil come uninstrumented from Debian; what the thread sanitizer misunderstands of them is in tests/tsan.supp.
-if [ "$what" = all ]; then
-  export ASAN_OPTIONS=detect_container_overflow=0:detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1
-  export TSAN_OPTIONS=halt_on_error=1:suppressions=$PWD/tests/tsan.supp
+export ASAN_OPTIONS=detect_container_overflow=0:detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1
+export TSAN_OPTIONS=halt_on_error=1:suppressions=$PWD/tests/tsan.supp
 
+if [ "$what" = all ] && fits 13 "the address and undefined-behaviour sanitizers"; then
   part "address and undefined-behaviour sanitizers: build"
   cmake --preset asan >/dev/null
-  cmake --build --preset asan --target common_tests kernels_tests coordinator_tests constraint_tests worker_tests gateway_tests cluster_tests
+  cmake --build --preset asan --target common_tests kernels_tests coordinator_tests constraint_tests worker_tests gateway_tests \
+    ferry ferry-coordinator ferry-worker ferry-expert-host ferry-gateway
   part "address and undefined-behaviour sanitizers: tests"
   for tests in common_tests kernels_tests coordinator_tests constraint_tests worker_tests gateway_tests; do
     beside "asan $tests" "build/asan/bin/$tests" --gtest_brief=1 --gtest_filter="-$asan_too_slow"
   done
   wait
-  # What coordinator and workers report goes into files: their exit codes are not the test's.
+  # The tests of processes start the programs that lie beside them. What these report goes into files: their exit codes are not the
+  # test's.
+  cp build/release/bin/cluster_tests build/asan/bin/
   reports=$logs/reports
   mkdir "$reports"
   check "asan cluster_tests" env ASAN_OPTIONS="$ASAN_OPTIONS:log_path=$reports/report" \
     UBSAN_OPTIONS="$UBSAN_OPTIONS:log_path=$reports/report" build/asan/bin/cluster_tests --gtest_brief=1 --gtest_filter="$asan_cluster"
   no_reports() { ! cat "$reports"/* 2>/dev/null; }
   check "asan ferry's processes" no_reports
+fi
 
+if [ "$what" = all ] && fits 8 "the thread sanitizer"; then
   part "thread sanitizer: build"
   cmake --preset tsan >/dev/null
   cmake --build --preset tsan --target common_tests coordinator_tests worker_tests gateway_tests
@@ -129,7 +151,9 @@ if [ "$what" = all ]; then
   beside "tsan worker_tests" build/tsan/bin/worker_tests --gtest_brief=1 --gtest_filter="$tsan_worker"
   beside "tsan gateway_tests" build/tsan/bin/gateway_tests --gtest_brief=1 --gtest_filter='HttpServer*'
   wait
+fi
 
+if [ "$what" = all ] && fits 8 "the fuzzers"; then
   part "fuzzers: build"
   cmake --preset fuzz >/dev/null
   cmake --build --preset fuzz --target ferry_fuzzers
@@ -144,7 +168,9 @@ if [ "$what" = all ]; then
     beside "fuzz $name" fuzz "$name"
   done
   wait
+fi
 
+if [ "$what" = all ] && fits 6 "aarch64"; then
   part "aarch64"
   if ferry_install "${ferry_aarch64_packages[@]}" && deploy/aarch64-sysroot.sh; then
     check "aarch64" tests/aarch64.sh
@@ -165,4 +191,7 @@ if [ -s "$failed" ]; then
   sed 's/^/FAILED: /' "$failed" >&2
   exit 1
 fi
-ferry_say "everything passed"
+if [ ${#left_out[@]} -gt 0 ]; then
+  printf 'LEFT OUT, since the time was short: %s\n' "${left_out[@]}" >&2
+fi
+ferry_say "everything that was run passed"

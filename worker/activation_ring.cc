@@ -15,7 +15,7 @@ namespace ferry {
 namespace {
 
 constexpr uint32_t kMagic = 0x47525846;  // "FXRG"
-constexpr int64_t kPage = 4096;
+constexpr int64_t kRingPage = 4096;
 constexpr int64_t kMaxBytes = int64_t{64} << 20;
 constexpr int64_t kMaxSlots = 1024;
 constexpr auto kRelaxed = std::memory_order_relaxed;  // ordered by the counters
@@ -49,10 +49,10 @@ Head& HeadOf(std::byte* data, const RingShape& shape, uint32_t number) {
 }
 
 CheckedSize SlotsOffset(const RingShape& shape) {
-  return (CheckedSize(sizeof(Control)) + CheckedSize(shape.num_slots) * sizeof(Head)).AlignedUp(kPage);
+  return (CheckedSize(sizeof(Control)) + CheckedSize(shape.num_slots) * sizeof(Head)).AlignedUp(kRingPage);
 }
 CheckedSize SlotBytes(const RingShape& shape) {
-  return (CheckedSize(shape.rows_per_slot) * shape.n_embd * sizeof(float)).AlignedUp(kPage);
+  return (CheckedSize(shape.rows_per_slot) * shape.n_embd * sizeof(float)).AlignedUp(kRingPage);
 }
 
 // Of the whole region.

@@ -11,7 +11,7 @@
 namespace ferry {
 namespace {
 
-constexpr int64_t kPage = 4096;  // pinned memory shares no page with other pinned memory
+constexpr int64_t kPinnedPage = 4096;  // pinned memory shares no page with other pinned memory
 constexpr int64_t kPieceBytes = int64_t{64} << 20;
 
 }  // namespace
@@ -65,7 +65,7 @@ KvHostStore::~KvHostStore() {
 }
 
 absl::Status KvHostStore::Reserve(int64_t unit_bytes, int64_t count, Units* units) {
-  units->unit_bytes = AlignUp(unit_bytes, kPage);
+  units->unit_bytes = AlignUp(unit_bytes, kPinnedPage);
   units->count = count;
   if (unit_bytes == 0 || count == 0) return absl::OkStatus();
   units->units_a_piece = std::max<int64_t>(1, kPieceBytes / units->unit_bytes);

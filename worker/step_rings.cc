@@ -10,7 +10,7 @@
 namespace ferry {
 namespace {
 
-constexpr absl::Duration kAnswerPatience = absl::Seconds(10);  // for a coordinator that reads nothing
+constexpr absl::Duration kReaderPatience = absl::Seconds(10);  // for a coordinator that reads nothing
 
 // Answers of one ring, from whichever thread.
 class AnswerRing {
@@ -18,7 +18,7 @@ class AnswerRing {
   explicit AnswerRing(std::shared_ptr<MessageRing> ring) : ring_(std::move(ring)) {}
   void Write(const internal::v1::StepResponse& response) {
     const std::lock_guard lock(mutex_);
-    const absl::Status written = ring_->Write(response.SerializeAsString(), Deadline::In(kAnswerPatience));
+    const absl::Status written = ring_->Write(response.SerializeAsString(), Deadline::In(kReaderPatience));
     if (!written.ok() && !absl::IsAborted(written))
       spdlog::warn("the answer to step {} is lost: {}", response.step(), written.ToString());
   }

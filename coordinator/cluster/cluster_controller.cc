@@ -14,7 +14,7 @@
 namespace ferry {
 namespace {
 
-constexpr absl::Duration kTick = absl::Milliseconds(50);
+constexpr absl::Duration kControllerTick = absl::Milliseconds(50);
 // Between epochs that end soon after they began.
 constexpr absl::Duration kFirstPause = absl::Milliseconds(100);
 constexpr absl::Duration kLongestPause = absl::Seconds(5);
@@ -103,7 +103,7 @@ bool ClusterController::WaitUntilServing(absl::Time deadline) {
   while (!has_served_ && !stop_) {
     const absl::Duration left = deadline - clock_.Now();
     if (left <= absl::ZeroDuration()) return false;
-    changed_.wait_for(lock, absl::ToChronoMilliseconds(std::min(left, kTick)));
+    changed_.wait_for(lock, absl::ToChronoMilliseconds(std::min(left, kControllerTick)));
   }
   return has_served_;
 }
@@ -246,7 +246,7 @@ void ClusterController::Run() {
     std::optional<PipelineFailure> failure;
     {
       std::unique_lock lock(mutex_);
-      wake_.wait_for(lock, absl::ToChronoMilliseconds(kTick), [&] { return stop_ || failure_.has_value(); });
+      wake_.wait_for(lock, absl::ToChronoMilliseconds(kControllerTick), [&] { return stop_ || failure_.has_value(); });
       if (stop_) return;
       failure = std::exchange(failure_, std::nullopt);
     }

@@ -57,7 +57,7 @@ absl::Status CheckCaller(const grpc::CallbackServerContext& context) {
 }
 
 // What a worker says of itself has some thirty fields; an expert request has five for each expert of a layer.
-constexpr WireBounds kFewFields = {.max_fields = 256, .max_packed_numbers = 256};
+constexpr WireBounds kClusterBounds = {.max_fields = 256, .max_packed_numbers = 256};
 constexpr WireBounds kExpertFields = {.max_fields = 6 * kMaxExperts + 256, .max_packed_numbers = 256};
 
 // The message of a caller that may send it.
@@ -82,7 +82,7 @@ void ClusterService::Open(const ExpertStore* store, ExpertExchange* exchange, Ex
 
 grpc::ServerUnaryReactor* ClusterService::Register(Context* context, const Bytes* message, Bytes* response) {
   const auto answer = [&]() -> absl::Status {
-    ASSIGN_OR_RETURN(const auto request, Take<internal::v1::RegisterRequest>(*context, *message, kFewFields));
+    ASSIGN_OR_RETURN(const auto request, Take<internal::v1::RegisterRequest>(*context, *message, kClusterBounds));
     internal::v1::RegisterResponse assignment;
     RETURN_IF_ERROR(controller_.Register(request, &assignment));
     return Serialize(assignment, response);
@@ -92,7 +92,7 @@ grpc::ServerUnaryReactor* ClusterService::Register(Context* context, const Bytes
 
 grpc::ServerUnaryReactor* ClusterService::Heartbeat(Context* context, const Bytes* message, Bytes* response) {
   const auto answer = [&]() -> absl::Status {
-    ASSIGN_OR_RETURN(const auto request, Take<internal::v1::HeartbeatRequest>(*context, *message, kFewFields));
+    ASSIGN_OR_RETURN(const auto request, Take<internal::v1::HeartbeatRequest>(*context, *message, kClusterBounds));
     internal::v1::HeartbeatResponse epoch;
     RETURN_IF_ERROR(controller_.Heartbeat(request, &epoch));
     return Serialize(epoch, response);
@@ -110,7 +110,7 @@ grpc::ServerUnaryReactor* ClusterService::ListMembers(Context* context, const By
 }
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* ClusterService::StreamDenseTensors(Context* context, const Bytes* message) {
-  const auto request = Take<internal::v1::StreamDenseTensorsRequest>(*context, *message, kFewFields);
+  const auto request = Take<internal::v1::StreamDenseTensorsRequest>(*context, *message, kClusterBounds);
   if (!request.ok()) return Refuse(request.status());
   const WorkerId worker(static_cast<int32_t>(request->worker_id()));
   const absl::StatusOr<LayerRange> layers = controller_.LayersOf(worker, Incarnation(request->incarnation()));
@@ -183,7 +183,7 @@ grpc::ServerUnaryReactor* ClusterService::ComputeExperts(Context* context, const
 
 grpc::ServerUnaryReactor* ClusterService::OfferExperts(Context* context, const Bytes* message, Bytes* response) {
   const auto answer = [&]() -> absl::Status {
-    ASSIGN_OR_RETURN(const auto request, Take<internal::v1::OfferExpertsRequest>(*context, *message, kFewFields));
+    ASSIGN_OR_RETURN(const auto request, Take<internal::v1::OfferExpertsRequest>(*context, *message, kClusterBounds));
     ExpertHostCalls* const hosts = expert_hosts_;
     if (hosts == nullptr) return NotOpen();
     internal::v1::OfferExpertsResponse place;

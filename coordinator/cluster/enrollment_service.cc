@@ -9,7 +9,7 @@ namespace ferry {
 namespace {
 
 constexpr size_t kMaxRequestBytes = 16 << 10;
-constexpr WireBounds kFewFields = {.max_fields = 16, .max_packed_numbers = 0};
+constexpr WireBounds kEnrollmentBounds = {.max_fields = 16, .max_packed_numbers = 0};
 
 absl::Status Issue(const std::string& folder, const std::string& request_pem, grpc::ByteBuffer* response) {
   if (request_pem.size() > kMaxRequestBytes) {
@@ -25,7 +25,7 @@ absl::Status Issue(const std::string& folder, const std::string& request_pem, gr
 grpc::ServerUnaryReactor* EnrollmentService::Enroll(grpc::CallbackServerContext* context, const grpc::ByteBuffer* message,
                                                     grpc::ByteBuffer* response) {
   internal::v1::EnrollRequest request;
-  absl::Status status = ParseBounded(*message, kFewFields, &request);
+  absl::Status status = ParseBounded(*message, kEnrollmentBounds, &request);
   if (status.ok()) status = RedeemJoinToken(folder_, request.token_id(), request.token_secret());
   if (status.ok()) status = Issue(folder_, request.request_pem(), response);
   spdlog::log(status.ok() ? spdlog::level::info : spdlog::level::warn, "a host at {} asked to join: {}", context->peer(),
@@ -39,7 +39,7 @@ grpc::ServerUnaryReactor* EnrollmentService::Renew(grpc::CallbackServerContext* 
     return Finish(context, absl::PermissionDeniedError("a worker with a certificate may ask for the next one"));
   }
   internal::v1::RenewRequest request;
-  const absl::Status parsed = ParseBounded(*message, kFewFields, &request);
+  const absl::Status parsed = ParseBounded(*message, kEnrollmentBounds, &request);
   return Finish(context, parsed.ok() ? Issue(folder_, request.request_pem(), response) : parsed);
 }
 

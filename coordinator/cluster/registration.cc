@@ -28,7 +28,7 @@ absl::Status CheckRate(const char* field, double value, double most) {
 
 constexpr double kMaxLinkRate = 1e15;  // a petabyte a second: far above any link, and no sum of such overflows
 
-constexpr double kMaxRate = 1e18;  // likewise, of operations
+constexpr double kMaxWorkerRate = 1e18;  // likewise, of operations
 constexpr double kMaxOperationSeconds = 60;
 constexpr int kMaxHiddenStatesTimes = 16;
 
@@ -103,8 +103,8 @@ absl::Status CheckHeartbeat(const internal::v1::HeartbeatRequest& request) {
     return InvalidArgument("expert_slots is %d, want at most %d", request.expert_slots(), std::numeric_limits<int32_t>::max());
   }
   RETURN_IF_ERROR(CheckRate("link_bytes_per_second", request.link_bytes_per_second(), kMaxLinkRate));
-  RETURN_IF_ERROR(CheckRate("expert_flops_per_second", request.expert_flops_per_second(), kMaxRate));
-  RETURN_IF_ERROR(CheckRate("expert_read_bytes_per_second", request.expert_read_bytes_per_second(), kMaxRate));
+  RETURN_IF_ERROR(CheckRate("expert_flops_per_second", request.expert_flops_per_second(), kMaxWorkerRate));
+  RETURN_IF_ERROR(CheckRate("expert_read_bytes_per_second", request.expert_read_bytes_per_second(), kMaxWorkerRate));
   RETURN_IF_ERROR(CheckRate("operation_seconds", request.operation_seconds(), kMaxOperationSeconds));
   RETURN_IF_ERROR(CheckHiddenStates(request.hidden_states()));
   return CheckRate("load_progress", request.load_progress(), 1);

@@ -10,7 +10,7 @@ namespace ferry {
 namespace {
 
 // How long a host may take: far longer than its share, and short enough that a request outlives the host's death.
-constexpr absl::Duration kPatience = absl::Seconds(1);
+constexpr absl::Duration kEnginePatience = absl::Seconds(1);
 constexpr double kPatienceOfPredicted = 20;
 
 // The uses of `request` that `engines` gives to `engine`, with their entries. `outs` gets the entries' numbers in `request`.
@@ -154,13 +154,13 @@ double DividedEngine::ComputeSeconds(const ExpertRequest& share, const EnginePla
 
 void DividedEngine::Start(Share& share, std::span<const float> rows) {
   share.since_start.Restart();
-  share.status = share.engine->Start(share.request, rows, Deadline::In(kPatience));
+  share.status = share.engine->Start(share.request, rows, Deadline::In(kEnginePatience));
   if (!share.status.ok()) share.host->NoteFailure(share.status);
 }
 
 void DividedEngine::Finish(Share& share, std::span<float> contributions) {
   if (!share.status.ok()) return;
-  const absl::Duration patience = kPatience + absl::Seconds(std::min(60.0, kPatienceOfPredicted * share.predicted));
+  const absl::Duration patience = kEnginePatience + absl::Seconds(std::min(60.0, kPatienceOfPredicted * share.predicted));
   const absl::StatusOr<RemoteAnswer> answer = share.engine->Finish(share.outs, contributions, Deadline::In(patience));
   share.status = answer.status();
   if (!answer.ok()) {

@@ -17,15 +17,15 @@ constexpr absl::Duration kIdle = absl::Seconds(5);  // without work: what an exc
 constexpr absl::Duration kFirstRetry = absl::Seconds(1), kLongestRetry = absl::Seconds(60);
 // Corrections of a measured rate by what exchanges show: each counts for an eighth, and one alone moves it by no more than four.
 constexpr double kWeight = 0.125, kLargestStep = 4, kLargestCorrection = 16;
-constexpr double kMaxRate = 1e15;  // bytes or operations a second: what a peer says is held to a range
+constexpr double kMaxPeerRate = 1e15;  // bytes or operations a second: what a peer says is held to a range
 
 double Followed(double value, double sample) {
   return value + kWeight * (std::clamp(sample, value / kLargestStep, value * kLargestStep) - value);
 }
 
 absl::Status CheckRate(const char* field, double rate) {
-  if (rate >= 0 && rate <= kMaxRate) return absl::OkStatus();
-  return InvalidArgument("%s is %g, want 0 to %g", field, rate, kMaxRate);
+  if (rate >= 0 && rate <= kMaxPeerRate) return absl::OkStatus();
+  return InvalidArgument("%s is %g, want 0 to %g", field, rate, kMaxPeerRate);
 }
 
 }  // namespace

@@ -17,7 +17,7 @@
 namespace ferry {
 namespace {
 
-constexpr absl::Duration kWatchInterval = absl::Milliseconds(500);
+constexpr absl::Duration kStreamWatchInterval = absl::Milliseconds(500);
 constexpr size_t kMaxRequestIdBytes = 128;
 constexpr size_t kMaxCacheSaltBytes = 256;
 constexpr uint32_t kMaxOutputs = 64;
@@ -98,7 +98,7 @@ FerryService::FerryService(Parts parts)
 
 absl::StatusOr<std::unique_ptr<FerryService>> FerryService::Create(Parts parts) {
   std::unique_ptr<FerryService> service(new FerryService(std::move(parts)));
-  ASSIGN_OR_RETURN(service->watch_, RepeatingThread::Start(kWatchInterval, [raw = service.get()] { raw->LookAfterStreams(); }));
+  ASSIGN_OR_RETURN(service->watch_, RepeatingThread::Start(kStreamWatchInterval, [raw = service.get()] { raw->LookAfterStreams(); }));
   return service;
 }
 

@@ -11,7 +11,7 @@ namespace ferry {
 namespace {
 
 // The longest sleep: deadlines are checked at least so often.
-constexpr absl::Duration kTick = absl::Milliseconds(100);
+constexpr absl::Duration kLoopTick = absl::Milliseconds(100);
 
 }  // namespace
 
@@ -102,7 +102,7 @@ bool GenerationLoop::WaitUntilIdle(absl::Time deadline) {
   while (stats_.running > 0 || stats_.queued > 0) {
     const absl::Duration left = deadline - clock_.Now();
     if (left <= absl::ZeroDuration()) return false;
-    changed_.wait_for(lock, absl::ToChronoMicroseconds(std::min(left, kTick)));
+    changed_.wait_for(lock, absl::ToChronoMicroseconds(std::min(left, kLoopTick)));
   }
   return true;
 }
@@ -147,7 +147,7 @@ void GenerationLoop::SendSteps() {
 void GenerationLoop::Run() {
   std::vector<Task> tasks;
   while (true) {
-    const absl::Duration sleep = std::clamp(scheduler_.NextDeadline() - clock_.Now(), absl::ZeroDuration(), kTick);
+    const absl::Duration sleep = std::clamp(scheduler_.NextDeadline() - clock_.Now(), absl::ZeroDuration(), kLoopTick);
     if (scheduler_.num_in_flight() > 0) {
       wait_.Until(
           Deadline::In(sleep), [this] { return posted_.load(std::memory_order_relaxed); },

@@ -10,7 +10,7 @@ namespace ferry {
 namespace {
 
 constexpr int kShortTextThreads = 2;
-constexpr absl::Duration kWatchInterval = absl::Milliseconds(500);
+constexpr absl::Duration kCallWatchInterval = absl::Milliseconds(500);
 
 }  // namespace
 
@@ -56,7 +56,7 @@ absl::StatusOr<std::unique_ptr<TextCalls>> TextCalls::Create(const Clock* clock,
   std::unique_ptr<TextCalls> calls(new TextCalls(clock, options));
   ASSIGN_OR_RETURN(calls->short_texts_, TaskPool::Create(kShortTextThreads, options.short_room));
   ASSIGN_OR_RETURN(calls->long_texts_, TaskPool::Create(1, options.long_room));
-  ASSIGN_OR_RETURN(calls->watch_, RepeatingThread::Start(kWatchInterval, [raw = calls.get()] { raw->GiveUpSlowReaders(); }));
+  ASSIGN_OR_RETURN(calls->watch_, RepeatingThread::Start(kCallWatchInterval, [raw = calls.get()] { raw->GiveUpSlowReaders(); }));
   return calls;
 }
 

@@ -23,7 +23,7 @@ constexpr absl::Duration kLinksTime = absl::Milliseconds(250);
 constexpr absl::Duration kLinksBesideHostTime = absl::Milliseconds(600);  // a little longer than those
 constexpr int kMessages = 51;                                             // the median of them counts
 constexpr absl::Duration kBetweenMessages = absl::Milliseconds(2);  // as in decode: threads and cores have fallen asleep by then
-constexpr absl::Duration kPatience = absl::Seconds(10);  // more than the time asked for: the engine's threads may have all cores
+constexpr absl::Duration kProbePatience = absl::Seconds(10);  // more than the time asked for: the engine's threads may have all cores
 
 const ExpertLayout& FirstLayout(const ExpertStore& store) { return store.layout().layer(store.layout().FirstWithExperts()); }
 
@@ -68,7 +68,7 @@ absl::StatusOr<double> ProbeLinkOverGrpc(const ProbedWorker& worker, absl::Durat
   const std::unique_ptr<internal::v1::Worker::Stub> stub =
       internal::v1::Worker::NewStub(ConnectPeer(worker.address, NodeRole::kWorker, worker.identity, {}));
   grpc::ClientContext context;
-  context.set_deadline(RpcDeadline(time + kPatience));
+  context.set_deadline(RpcDeadline(time + kProbePatience));
   internal::v1::ProbeLinkRequest request;
   request.set_incarnation(worker.incarnation.value());
   request.set_seconds(absl::ToDoubleSeconds(time));
@@ -86,7 +86,7 @@ absl::StatusOr<double> ProbeMessagesOverGrpc(const ProbedWorker& worker) {
   for (int i = 0; i < kMessages; ++i) {  // the first connects
     absl::SleepFor(kBetweenMessages);
     grpc::ClientContext context;
-    context.set_deadline(RpcDeadline(kPatience));
+    context.set_deadline(RpcDeadline(kProbePatience));
     internal::v1::PingRequest request;
     request.set_incarnation(worker.incarnation.value());
     internal::v1::PingResponse response;

@@ -8,7 +8,7 @@ namespace ferry {
 namespace {
 
 constexpr std::string_view kFence = "```json";
-constexpr std::string_view kSpaces = " \t\r\n";
+constexpr std::string_view kSectionSpaces = " \t\r\n";
 
 }  // namespace
 
@@ -122,7 +122,7 @@ bool SectionCalls::StepArguments(HeldText* held, bool at_end) {
 
 void SectionCalls::EmitArguments(std::string text, bool ends) {
   text = std::exchange(waiting_, {}) + text;
-  const std::string_view dropped = fenced_ ? " \t\r\n`" : kSpaces;
+  const std::string_view dropped = fenced_ ? " \t\r\n`" : kSectionSpaces;
   const size_t end = text.find_last_not_of(dropped) + 1;
   if (!ends) waiting_ = text.substr(end);
   text.resize(end);

@@ -6,8 +6,8 @@
 namespace ferry {
 namespace {
 
-constexpr std::string_view kThink = "<think>", kEndThink = "</think>";
-constexpr std::string_view kSpaces = " \t\r\n";
+constexpr std::string_view kThinkTag = "<think>", kEndThinkTag = "</think>";
+constexpr std::string_view kTextSpaces = " \t\r\n";
 
 }  // namespace
 
@@ -26,7 +26,7 @@ TextParser::TextParser(const TextParserOptions& options, std::unique_ptr<ToolCal
                                          : State::kContent),
       syntax_(std::move(syntax)) {
   std::vector<std::string_view> tags = syntax_->tags();
-  tags.insert(tags.end(), {kThink, kEndThink});
+  tags.insert(tags.end(), {kThinkTag, kEndThinkTag});
   for (const std::string_view tag : tags) {
     if (const std::optional<int32_t> id = special_tokens.Find(tag)) tag_texts_.emplace(*id, tag);
   }
@@ -61,21 +61,21 @@ void TextParser::Parse(bool at_end, std::vector<OutputEvent>* events) {
 
 // Whether the state is known: the text begins with a think tag, or cannot.
 bool TextParser::ParseBeginning(bool at_end) {
-  const size_t begin = held_.text().find_first_not_of(kSpaces);
+  const size_t begin = held_.text().find_first_not_of(kTextSpaces);
   const std::string_view text = begin == std::string_view::npos ? std::string_view() : held_.text().substr(begin);
-  if (text.starts_with(kThink)) {
-    held_.Take({&kThink, 1}, at_end);
+  if (text.starts_with(kThinkTag)) {
+    held_.Take({&kThinkTag, 1}, at_end);
     state_ = State::kReasoning;
     return true;
   }
-  if (!at_end && kThink.starts_with(text)) return false;
+  if (!at_end && kThinkTag.starts_with(text)) return false;
   state_ = State::kContent;
   return true;
 }
 
 // Whether the reasoning has ended.
 bool TextParser::ParseReasoning(bool at_end, std::vector<OutputEvent>* events) {
-  HeldText::Found found = held_.Take({&kEndThink, 1}, at_end);
+  HeldText::Found found = held_.Take({&kEndThinkTag, 1}, at_end);
   EmitReasoning(std::move(found.before), found.tag >= 0, events);
   if (found.tag < 0) return false;
   state_ = State::kBehindReasoning;
@@ -83,9 +83,9 @@ bool TextParser::ParseReasoning(bool at_end, std::vector<OutputEvent>* events) {
 }
 
 void TextParser::EmitReasoning(std::string text, bool ends, std::vector<OutputEvent>* events) {
-  if (!reasoning_begun_) text.erase(0, std::min(text.find_first_not_of(kSpaces), text.size()));
+  if (!reasoning_begun_) text.erase(0, std::min(text.find_first_not_of(kTextSpaces), text.size()));
   text = held_space_ + text;
-  const size_t end = text.find_last_not_of(kSpaces) + 1;
+  const size_t end = text.find_last_not_of(kTextSpaces) + 1;
   held_space_ = ends ? "" : text.substr(end);
   text.resize(end);
   reasoning_begun_ = reasoning_begun_ || !text.empty();

@@ -12,7 +12,7 @@
 namespace ferry {
 namespace {
 
-absl::Status RefuseUnsupported(const JsonFields& fields) {
+absl::Status RefuseUnsupportedOfChat(const JsonFields& fields) {
   for (const char* const name : {"functions", "function_call", "audio", "web_search_options", "chat_template",
                                  "continue_final_message", "documents", "reasoning_budget"}) {
     const Json* const value = fields.Find(name);
@@ -279,7 +279,7 @@ absl::StatusOr<ChatRequest> ChatRequestOf(const JsonFields& fields, const ToolCh
 absl::StatusOr<ChatCompletion> ChatCompletionOf(const Json& body) {
   const JsonFields fields(body);
   ChatCompletion completion;
-  RETURN_IF_ERROR(RefuseUnsupported(fields));
+  RETURN_IF_ERROR(RefuseUnsupportedOfChat(fields));
   ASSIGN_OR_RETURN(const ToolChoice choice, ToolChoiceOf(fields));
   ASSIGN_OR_RETURN(completion.plan.chat, ChatRequestOf(fields, choice));
   RETURN_IF_ERROR(ReadShape(fields, &completion));

@@ -133,7 +133,7 @@ absl::Status AddMessage(const Json& message, const std::string& where, Json* mes
 }
 
 // Tools that the server itself would have to run (web search, a computer) are left out, as the model cannot use them here.
-absl::StatusOr<Json> ToolsOf(const JsonFields& fields) {
+absl::StatusOr<Json> ClientToolsOf(const JsonFields& fields) {
   ASSIGN_OR_RETURN(const Json* const tools, fields.Array("tools"));
   Json functions = Json::array();
   for (size_t i = 0; tools != nullptr && i < tools->size(); ++i) {
@@ -214,7 +214,7 @@ absl::StatusOr<ChatPlan> MessagesPlanOf(const Json& body, bool count_only) {
   for (size_t i = 0; i < messages->size(); ++i) {
     RETURN_IF_ERROR(AddMessage((*messages)[i], absl::StrFormat("messages[%d]", i), &plan.chat.messages));
   }
-  ASSIGN_OR_RETURN(plan.chat.tools, ToolsOf(fields));
+  ASSIGN_OR_RETURN(plan.chat.tools, ClientToolsOf(fields));
   ASSIGN_OR_RETURN(const ToolChoice choice, ReadToolChoice(fields, &plan));
   RETURN_IF_ERROR(KeepChosenTools(choice, &plan.chat.tools));
   ASSIGN_OR_RETURN(std::optional<v1::Constraint> content, ReadOutputFormat(fields, &plan));

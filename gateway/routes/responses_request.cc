@@ -102,7 +102,7 @@ class ItemReader {
   Json& messages_;
 };
 
-absl::Status RefuseUnsupported(const JsonFields& fields) {
+absl::Status RefuseUnsupportedOfResponses(const JsonFields& fields) {
   if (fields.Has("previous_response_id")) {
     return FieldError("previous_response_id",
                       "previous_response_id is not supported: responses are not stored; send the whole conversation as input");
@@ -183,7 +183,7 @@ absl::StatusOr<ResponsesPlan> ResponsesPlanOf(const Json& body) {
   const JsonFields fields(body);
   ResponsesPlan responses;
   ChatPlan& plan = responses.plan;
-  RETURN_IF_ERROR(RefuseUnsupported(fields));
+  RETURN_IF_ERROR(RefuseUnsupportedOfResponses(fields));
   RETURN_IF_ERROR(ReadConversation(fields, &responses));
   RETURN_IF_ERROR(ReadTools(fields, &responses));
   RETURN_IF_ERROR(ReadSamplingFields(fields, &plan.generation));

@@ -18,7 +18,7 @@ bool AsksNothing(const Json& value) {
   return value.is_number() && value == 0;
 }
 
-absl::Status RefuseUnsupported(const JsonFields& fields) {
+absl::Status RefuseUnsupportedSampling(const JsonFields& fields) {
   // Fields of llama-server, vLLM and OpenAI that change the output.
   constexpr const char* kUnsupported[] = {"suffix",
                                           "mirostat",
@@ -212,7 +212,7 @@ absl::Status ReadMoreSamplers(const JsonFields& fields, v1::Sampling* sampling) 
 }  // namespace
 
 absl::Status ReadSamplingFields(const JsonFields& fields, v1::GenerateRequest* request) {
-  RETURN_IF_ERROR(RefuseUnsupported(fields));
+  RETURN_IF_ERROR(RefuseUnsupportedSampling(fields));
   RETURN_IF_ERROR(ReadNumbers(fields, request->mutable_sampling()));
   RETURN_IF_ERROR(ReadLogitBias(fields, request->mutable_sampling()));
   RETURN_IF_ERROR(ReadMoreSamplers(fields, request->mutable_sampling()));

@@ -372,11 +372,11 @@ Result SelectFilter(Context& context, const Value& value, Arguments& arguments) 
   return context.heap.NewList(std::move(chosen));
 }
 
-struct Named {
+struct NamedFilter {
   std::string_view name;
   Filter filter;
 };
-constexpr std::array<Named, 37> kFilters = {{
+constexpr std::array<NamedFilter, 37> kFilters = {{
     {"tojson", ToJsonFilter},
     {"from_json", FromJsonFilter},
     {"fromjson", FromJsonFilter},
@@ -419,11 +419,11 @@ constexpr std::array<Named, 37> kFilters = {{
 }  // namespace
 
 bool IsFilter(std::string_view name) {
-  return std::any_of(kFilters.begin(), kFilters.end(), [&](const Named& known) { return known.name == name; });
+  return std::any_of(kFilters.begin(), kFilters.end(), [&](const NamedFilter& known) { return known.name == name; });
 }
 
 absl::StatusOr<Value> ApplyFilter(Context& context, std::string_view name, const Value& value, Arguments& arguments) {
-  for (const Named& known : kFilters) {
+  for (const NamedFilter& known : kFilters) {
     if (known.name == name) return known.filter(context, value, arguments);
   }
   return InvalidArgument("there is no filter '%s'", name);

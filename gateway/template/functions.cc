@@ -60,11 +60,11 @@ absl::StatusOr<Value> StrftimeNow(Context& context, Arguments& arguments) {
   return context.heap.String(absl::FormatTime(std::string(format->text()), context.now, absl::UTCTimeZone()));
 }
 
-struct Named {
+struct NamedFunction {
   std::string_view name;
   Function function;
 };
-constexpr std::array<Named, 5> kFunctions = {{
+constexpr std::array<NamedFunction, 5> kFunctions = {{
     {"namespace", Namespace},
     {"dict", MakePlainDict},
     {"range", Range},
@@ -75,14 +75,14 @@ constexpr std::array<Named, 5> kFunctions = {{
 }  // namespace
 
 bool IsFunction(std::string_view name) {
-  for (const Named& known : kFunctions) {
+  for (const NamedFunction& known : kFunctions) {
     if (known.name == name) return true;
   }
   return false;
 }
 
 absl::StatusOr<Value> CallFunction(Context& context, std::string_view name, Arguments& arguments) {
-  for (const Named& known : kFunctions) {
+  for (const NamedFunction& known : kFunctions) {
     if (known.name == name) return known.function(context, arguments);
   }
   return InvalidArgument("there is no function '%s'", name);

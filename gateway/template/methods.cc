@@ -14,7 +14,7 @@ namespace {
 
 using Result = absl::StatusOr<Value>;
 using Method = Result (*)(Context&, const Value& self, Arguments&);
-struct Named {
+struct NamedMethod {
   std::string_view name;
   Method method;
 };
@@ -192,7 +192,7 @@ Result AllMethod(Context&, const Value& self, Arguments&) {
                std::all_of(self.text().begin(), self.text().end(), [](char c) { return holds(static_cast<unsigned char>(c)); }));
 }
 
-constexpr std::array<Named, 25> kStringMethods = {{
+constexpr std::array<NamedMethod, 25> kStringMethods = {{
     {"strip", StripMethod<Side::kBoth>},
     {"lstrip", StripMethod<Side::kLeft>},
     {"rstrip", StripMethod<Side::kRight>},
@@ -305,7 +305,7 @@ Result ReverseMethod(Context& context, const Value& self, Arguments&) {
 
 Result CopyList(Context& context, const Value& self, Arguments&) { return context.heap.NewList(self.list()->items); }
 
-constexpr std::array<Named, 9> kListMethods = {{
+constexpr std::array<NamedMethod, 9> kListMethods = {{
     {"index", IndexMethod},
     {"count", CountItems},
     // Those above are a tuple's as well.
@@ -382,7 +382,7 @@ Result CopyDict(Context& context, const Value& self, Arguments&) {
   return copy;
 }
 
-constexpr std::array<Named, 8> kDictMethods = {{
+constexpr std::array<NamedMethod, 8> kDictMethods = {{
     {"get", GetMethod},
     {"items", ItemsMethod},
     {"keys", PartsMethod<true>},
@@ -394,8 +394,8 @@ constexpr std::array<Named, 8> kDictMethods = {{
 }};
 
 Method FindMethodOf(const Value& self, std::string_view name) {
-  const auto find = [&](const Named* begin, size_t count) -> Method {
-    const Named* found = std::find_if(begin, begin + count, [&](const Named& known) { return known.name == name; });
+  const auto find = [&](const NamedMethod* begin, size_t count) -> Method {
+    const NamedMethod* found = std::find_if(begin, begin + count, [&](const NamedMethod& known) { return known.name == name; });
     return found == begin + count ? nullptr : found->method;
   };
   if (self.IsString()) return find(kStringMethods.data(), kStringMethods.size());

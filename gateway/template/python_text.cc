@@ -13,7 +13,7 @@
 namespace ferry::jinja {
 namespace {
 
-constexpr int kMaxDepth = 200;
+constexpr int kMaxShownDepth = 200;
 
 locale_t Utf8Locale() {
   static const locale_t locale = newlocale(LC_CTYPE_MASK, "C.UTF-8", nullptr);
@@ -32,7 +32,7 @@ class Writer {
 
   absl::Status Write(const Value& value) {
     const DepthGuard guard(&depth_);
-    if (depth_ > kMaxDepth) return InvalidArgument("values lie more than %d levels within one another", kMaxDepth);
+    if (depth_ > kMaxShownDepth) return InvalidArgument("values lie more than %d levels within one another", kMaxShownDepth);
     RETURN_IF_ERROR(budget_.Step());
     if (checked_ + 65536 < out_.size()) {
       RETURN_IF_ERROR(budget_.CheckString(out_.size()));

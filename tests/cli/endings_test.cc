@@ -16,8 +16,7 @@ using ::testing::AnyOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-const std::string kModel = " -m " + kDemoModel + " ";
-const std::string kGenerate = "generate --backend cpu -p Once -n 3 </dev/null" + kModel;
+const std::string kGenerate = "generate --backend cpu -p Once -n 3 </dev/null" + kOfDemoModel;
 
 size_t FoldersIn(const std::filesystem::path& folder) {
   size_t count = 0;
@@ -48,7 +47,7 @@ TEST(Endings, AFolderWhereAFileIsReadIsSaid) {
   for (const char* const arguments :
        {"generate --backend cpu -n 3 -f /tmp", "generate --backend cpu -n 3 --ids /tmp", "tokenize -f /tmp", "detokenize -f /tmp",
         "score --backend cpu -f /tmp", "score --backend cpu --ids /tmp"}) {
-    const Output output = Ferry(std::string(arguments) + kModel);
+    const Output output = Ferry(std::string(arguments) + kOfDemoModel);
     EXPECT_EQ(output.exit_code, 1) << arguments;
     EXPECT_THAT(output.err, HasSubstr("cannot read '/tmp': Is a directory")) << arguments;
   }
@@ -66,7 +65,7 @@ TEST(Endings, TooFewDescriptorsAreSaid) {
 }
 
 TEST(Endings, TooManyThreadsAreRefusedAtOnce) {
-  const Output output = Ferry("generate --backend cpu -p x -n 3 -t 1000" + kModel, "timeout 30");
+  const Output output = Ferry("generate --backend cpu -p x -n 3 -t 1000" + kOfDemoModel, "timeout 30");
   EXPECT_EQ(output.exit_code, 2);
   EXPECT_THAT(output.err, HasSubstr("-t is 1000, want at most"));
 }
@@ -75,7 +74,7 @@ TEST(Endings, NoFolderStaysAfterASignal) {
   const TestFolder folder;
   for (const char* signal : {"TERM", "HUP", "QUIT", "USR1", "SEGV"}) {
     for (const char* seconds : {"0.1", "0.7"}) {
-      Ferry("serve --backend cpu --port 0 </dev/null >/dev/null" + kModel,
+      Ferry("serve --backend cpu --port 0 </dev/null >/dev/null" + kOfDemoModel,
             absl::StrFormat("TMPDIR=%s timeout -s %s %s", folder.path().string(), signal, seconds));
     }
     EXPECT_EQ(FoldersIn(folder.path()), 0u) << signal;
@@ -96,7 +95,7 @@ TEST(Endings, NoFolderOfACoordinatorsSocketStays) {
   const std::string variables = "XDG_RUNTIME_DIR= TMPDIR=" + folder.path().string();
   const auto run = [&](const std::string& signal, const char* seconds) {
     const std::string command = variables + " timeout -s " + signal + " " + seconds + " " + BinaryBeside("ferry-coordinator") +
-                                kModel + "--port 0 --workers 1 </dev/null >/dev/null 2>&1";
+                                kOfDemoModel + "--port 0 --workers 1 </dev/null >/dev/null 2>&1";
     ASSERT_NE(system(command.c_str()), -1);
   };
   for (const char* const signal : {"TERM", "HUP", "QUIT", "USR1", "SEGV"}) {
@@ -140,7 +139,7 @@ TEST(Endings, NoLimitOfThreadsEndsInAnAbortOrAHang) {
 TEST(Endings, AJumpingDateEndsAndProlongsNothing) {
   const std::string preload = Preloaded("jumping_date");
   if (preload.empty()) GTEST_SKIP() << "a sanitizer is where the date would be moved";
-  const std::string generate = "generate --backend cpu --workers 2 --temp 0 -p Once -n 20 </dev/null" + kModel;
+  const std::string generate = "generate --backend cpu --workers 2 --temp 0 -p Once -n 20 </dev/null" + kOfDemoModel;
   const Output plain = Ferry(generate), jumping = Ferry(generate, preload + " timeout 100");
   EXPECT_EQ(jumping.exit_code, 0) << jumping.err;
   EXPECT_EQ(jumping.out, plain.out);
@@ -157,7 +156,7 @@ TEST(Endings, AFileThatIsNoneDoesNotHoldACommandUp) {
     }
   }
   const Output output = Ferry("serve --backend cpu --port 0 --http-port 0 --tls-cert " + folder.File("pipe") + " --tls-key " +
-                                  folder.File("pipe") + kModel + "</dev/null",
+                                  folder.File("pipe") + kOfDemoModel + "</dev/null",
                               "timeout 60");
   EXPECT_THAT(output.exit_code, AnyOf(1, 2)) << output.err;
 }
@@ -165,8 +164,8 @@ TEST(Endings, AFileThatIsNoneDoesNotHoldACommandUp) {
 TEST(Endings, ACoordinatorThatServesNothingIsNotWaitedForForEver) {
   const TestFolder folder;
   const std::string port_file = folder.File("port");
-  const std::string start =
-      BinaryBeside("ferry-coordinator") + kModel + "--port 0 --workers 1 --port-file " + port_file + " >/dev/null 2>&1 & echo $!";
+  const std::string start = BinaryBeside("ferry-coordinator") + kOfDemoModel + "--port 0 --workers 1 --port-file " + port_file +
+                            " >/dev/null 2>&1 & echo $!";
   FILE* const pipe = popen(start.c_str(), "r");
   int coordinator = 0;
   ASSERT_EQ(fscanf(pipe, "%d", &coordinator), 1);
@@ -206,8 +205,8 @@ TEST(Endings, RunningRequestsGetTheTimeThatServeWasGiven) {
   const TestFolder folder;
   const std::string log = folder.File("log");
   const std::string ferry = BinaryBeside("ferry");
-  const std::string script = ferry + " serve --backend cpu --port 18937 --drain-seconds 1 -c 4096 -np 1" + kModel + " >" + log +
-                             " 2>&1 </dev/null & S=$!; for i in $(seq 600); do grep -q 'serving on' " + log +
+  const std::string script = ferry + " serve --backend cpu --port 18937 --drain-seconds 1 -c 4096 -np 1" + kOfDemoModel + " >" +
+                             log + " 2>&1 </dev/null & S=$!; for i in $(seq 600); do grep -q 'serving on' " + log +
                              " && break; sleep 0.1; done; " + ferry +
                              " generate --server 127.0.0.1:18937 -p Once -n 4000 --ignore-eos </dev/null >/dev/null 2>" +
                              folder.File("err") + " & sleep 1; kill -INT $S; wait $S; wait";

@@ -15,8 +15,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-const std::string kModel = " -m " + kDemoModel + " ";
-const std::string kGenerate = "generate --backend cpu --temp 0 -p Once -n 4" + kModel;
+const std::string kGenerateFour = "generate --backend cpu --temp 0 -p Once -n 4" + kOfDemoModel;
 
 // Every command that prints a result, and help.
 const char* const kPrinting[] = {"tokenize -p hello --ids -m MODEL",
@@ -48,13 +47,13 @@ TEST(Outputs, AResultThatCannotBeWrittenIsCodeOneWithTheReason) {
 }
 
 TEST(Outputs, AClosedStandardOutputIsNoFileThatIsOpenedLater) {
-  const Output output = Ferry("inspect" + kModel + ">&-");
+  const Output output = Ferry("inspect" + kOfDemoModel + ">&-");
   EXPECT_EQ(output.exit_code, 1);
   EXPECT_THAT(output.err, HasSubstr("standard output could not be written: Bad file descriptor"));
 }
 
 TEST(Outputs, AReaderThatHasGoneEndsTheCommandWithoutAWord) {
-  const Output output = Ferry("generate --backend cpu -p Once -n 3000 --ignore-eos" + kModel + " </dev/null | head -c 5");
+  const Output output = Ferry("generate --backend cpu -p Once -n 3000 --ignore-eos" + kOfDemoModel + " </dev/null | head -c 5");
   EXPECT_EQ(output.out.size(), 5u);
   EXPECT_EQ(output.err.find("error"), std::string::npos) << output.err;
 }
@@ -62,7 +61,7 @@ TEST(Outputs, AReaderThatHasGoneEndsTheCommandWithoutAWord) {
 TEST(Outputs, ATraceIsWholeOrNotThereAndSaysSo) {
   const TestFolder folder;
   const std::string trace = folder.File("t.json");
-  ASSERT_EQ(Ferry(kGenerate + "--trace " + trace).exit_code, 0);
+  ASSERT_EQ(Ferry(kGenerateFour + "--trace " + trace).exit_code, 0);
   EXPECT_TRUE(nlohmann::json::parse(std::ifstream(trace)).is_array());
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder.path()), {}), 1) << "no other file stays";
 }
@@ -89,7 +88,7 @@ TEST(Outputs, ATraceThatDoesNotFitOnItsDiskIsCodeOneWithTheReason) {
   const SmallDisk disk(folder.File("disk"));
   if (!disk.mounted()) GTEST_SKIP() << "only root may mount a small disk";
   const std::string trace = folder.File("disk/t.json");
-  const Output output = Ferry("generate --backend cpu --temp 0 -p Once -n 400 --ignore-eos" + kModel + "--trace " + trace);
+  const Output output = Ferry("generate --backend cpu --temp 0 -p Once -n 400 --ignore-eos" + kOfDemoModel + "--trace " + trace);
   EXPECT_EQ(output.exit_code, 1);
   EXPECT_THAT(output.err, HasSubstr("--trace " + trace));
   EXPECT_THAT(output.err, HasSubstr("the disk is full"));
@@ -100,14 +99,14 @@ TEST(Outputs, NoFileIsReplacedUnlessForced) {
   const TestFolder folder;
   const std::string file = folder.File("kept");
   std::ofstream(file) << "kept";
-  for (const std::string& arguments : {kGenerate + "--trace " + file, "make-model " + file}) {
+  for (const std::string& arguments : {kGenerateFour + "--trace " + file, "make-model " + file}) {
     const Output output = Ferry(arguments);
     EXPECT_EQ(output.exit_code, 1) << arguments;
     EXPECT_THAT(output.err, HasSubstr("--force")) << arguments;
     EXPECT_EQ(std::filesystem::file_size(file), 4u) << arguments;
   }
   EXPECT_EQ(Ferry("make-model --force " + file).exit_code, 0);
-  EXPECT_EQ(Ferry(kGenerate + "--force --trace " + file).exit_code, 0);
+  EXPECT_EQ(Ferry(kGenerateFour + "--force --trace " + file).exit_code, 0);
   EXPECT_TRUE(nlohmann::json::parse(std::ifstream(file)).is_array());
 }
 
@@ -153,13 +152,13 @@ TEST(Outputs, NoFileOfAServerIsReplaced) {
   ASSERT_EQ(Ferry("api-key alice --file " + keys).exit_code, 0);
   std::ofstream(jinja) << "{{ messages }}";
   const auto size = std::filesystem::file_size(keys);
-  const std::string with_keys = kModel + "--api-keys " + keys + " --force --port 0 ";
+  const std::string with_keys = kOfDemoModel + "--api-keys " + keys + " --force --port 0 ";
   const std::pair<const char*, std::string> runs[] = {
       {"ferry", "serve --backend cpu --http-port 0 --trace " + keys + with_keys},
       {"ferry", "serve --backend cpu --http-port 0 --trace " + jinja + " --chat-template-file " + jinja + with_keys},
       {"ferry-coordinator", "--trace " + keys + with_keys},
       {"ferry-coordinator", "--port-file " + keys + with_keys},
-      {"ferry-coordinator", "--force --port 0 --port-file " + kDemoModel + kModel},
+      {"ferry-coordinator", "--force --port 0 --port-file " + kDemoModel + kOfDemoModel},
       {"ferry-gateway", "--listen 127.0.0.1:0 --force --api-key-file " + keys + " --port-file " + keys},
       {"ferry-gateway", "--listen 127.0.0.1:0 --force --chat-template-file " + jinja + " --port-file " + jinja}};
   for (const auto& [program, arguments] : runs) {
@@ -178,7 +177,7 @@ TEST(Outputs, WhatIsNoFileIsNeverReplaced) {
   std::ofstream(target) << "kept";
   std::filesystem::create_symlink(target, link);
   for (const std::string& path : {std::string("/dev/null"), pipe, link, folder.path().string()}) {
-    for (const std::string& arguments : {"make-model --force " + path, kGenerate + "--force --trace " + path}) {
+    for (const std::string& arguments : {"make-model --force " + path, kGenerateFour + "--force --trace " + path}) {
       const Output output = Ferry(arguments);
       EXPECT_EQ(output.exit_code, 1) << arguments;
       EXPECT_THAT(output.err, HasSubstr(path + " is a ")) << arguments;

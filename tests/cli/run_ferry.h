@@ -19,6 +19,7 @@
 namespace ferry {
 
 inline const std::string kDemoModel = SourcePath("models/demo-moe.gguf");
+inline const std::string kOfDemoModel = " -m " + kDemoModel + " ";  // as a command takes it
 
 inline std::string BinaryBeside(const std::string& name) {
   return (std::filesystem::read_symlink("/proc/self/exe").parent_path() / name).string();

@@ -14,8 +14,6 @@ namespace {
 
 using ::testing::HasSubstr;
 
-const std::string kModel = " -m " + kDemoModel + " ";
-
 // Takes connections on loopback and says nothing.
 class SilentServer {
  public:
@@ -65,7 +63,7 @@ TEST(SilentServers, AnInterruptedLookIsNoSuccess) {
 TEST(SilentServers, ARequestThatGetsNoTokenSaysSo) {
   const TestFolder folder;
   const std::string log = folder.File("log"), err = folder.File("err"), ferry = BinaryBeside("ferry");
-  std::ofstream(folder.File("script")) << ferry << " serve --backend cpu --http-port 0 --port 18943" << kModel << ">" << log
+  std::ofstream(folder.File("script")) << ferry << " serve --backend cpu --http-port 0 --port 18943" << kOfDemoModel << ">" << log
                                        << " 2>&1 </dev/null & S=$!\n"
                                        << "for i in $(seq 600); do grep -q 'serving on' " << log << " && break; sleep 0.1; done\n"
                                        << "kill -STOP $(pgrep -P $S ferry-worker)\n"

@@ -25,7 +25,7 @@ namespace {
 constexpr char kGenerate[] = "/ferry.v1.Ferry/Generate";
 constexpr int64_t kMiB = int64_t{1} << 20;
 constexpr int64_t kMaxAboveArena = 300 * kMiB;  // docs/operations.md
-constexpr absl::Duration kPatience = absl::Seconds(60);
+constexpr absl::Duration kAttackPatience = absl::Seconds(60);
 
 class Attacks : public ::testing::Test {
  protected:
@@ -145,7 +145,7 @@ TEST_F(Attacks, SixBombsAtOnceHoldLittleMemoryAndGiveItBack) {
   const auto attack = [&] {
     for (const Bomb& bomb : bombs) {
       const auto drop = [&] {
-        const grpc::Status status = CallWithBytes(ChannelTo(address()), bomb.method, bomb.message, kPatience, bomb.compressed);
+        const grpc::Status status = CallWithBytes(ChannelTo(address()), bomb.method, bomb.message, kAttackPatience, bomb.compressed);
         EXPECT_NE(status.error_code(), grpc::StatusCode::UNAVAILABLE) << bomb.what << ": " << status.error_message();
       };
       const auto six = [&] {
@@ -241,7 +241,7 @@ TEST_F(Attacks, FloodsOfFramesHoldLittleMemory) {
     }
   };
   EXPECT_OK(victim_->AskDuring(attack));
-  EXPECT_TRUE(Eventually(kPatience, [&] { return IsIdle(); }));
+  EXPECT_TRUE(Eventually(kAttackPatience, [&] { return IsIdle(); }));
 }
 
 TEST_F(Attacks, TwentyThousandOpenCallsHoldLittleMemory) {
@@ -256,7 +256,7 @@ TEST_F(Attacks, TwentyThousandOpenCallsHoldLittleMemory) {
     absl::SleepFor(absl::Seconds(1));  // they stay open
   };
   EXPECT_OK(victim_->AskDuring([&] { EXPECT_LE(PeakDuring(attack), kMaxAboveArena); }));
-  EXPECT_TRUE(Eventually(kPatience, [&] { return ServesANewClient(); }));
+  EXPECT_TRUE(Eventually(kAttackPatience, [&] { return ServesANewClient(); }));
 }
 
 TEST_F(Attacks, ManyConnectionsOfOneAddressKeepNobodyElseOut) {
@@ -277,8 +277,8 @@ TEST_F(Attacks, ManyConnectionsOfOneAddressKeepNobodyElseOut) {
     }
   };
   EXPECT_OK(victim_->AskDuring(attack));
-  EXPECT_TRUE(Eventually(kPatience, [&] { return ServesANewClient(); }));
-  EXPECT_TRUE(Eventually(kPatience, [&] { return Descriptors() <= before + 8; })) << Descriptors() << " after " << before;
+  EXPECT_TRUE(Eventually(kAttackPatience, [&] { return ServesANewClient(); }));
+  EXPECT_TRUE(Eventually(kAttackPatience, [&] { return Descriptors() <= before + 8; })) << Descriptors() << " after " << before;
 }
 
 TEST_F(Attacks, TheListenerIsAliveAfterDescriptorsRanOut) {
@@ -288,12 +288,12 @@ TEST_F(Attacks, TheListenerIsAliveAfterDescriptorsRanOut) {
   std::vector<HostileConnection> idle;
   EXPECT_OK(victim_->AskDuring([&] {
     for (int i = 0; i < 200; ++i) idle.emplace_back(address());
-    EXPECT_TRUE(Eventually(kPatience, [&] { return Descriptors() >= limit - 4; })) << Descriptors() << " of " << limit;
+    EXPECT_TRUE(Eventually(kAttackPatience, [&] { return Descriptors() >= limit - 4; })) << Descriptors() << " of " << limit;
     HostileConnection another(address());
-    EXPECT_TRUE(another.IsClosedWithin(kPatience)) << "who comes now is turned away";
+    EXPECT_TRUE(another.IsClosedWithin(kAttackPatience)) << "who comes now is turned away";
   }));
   idle.clear();
-  EXPECT_TRUE(Eventually(kPatience, [&] { return ServesANewClient(); }));
+  EXPECT_TRUE(Eventually(kAttackPatience, [&] { return ServesANewClient(); }));
 }
 
 TEST_F(Attacks, ClientsThatVanishFreeTheirPlaces) {
@@ -319,7 +319,7 @@ TEST_F(Attacks, ClientsThatVanishFreeTheirPlaces) {
     }
   };
   EXPECT_OK(victim_->AskDuring(attack));
-  EXPECT_TRUE(Eventually(kPatience, [&] { return IsIdle(); }));
+  EXPECT_TRUE(Eventually(kAttackPatience, [&] { return IsIdle(); }));
 }
 
 TEST_F(Attacks, ClientsThatDoNotReadHoldLittleMemory) {
@@ -334,11 +334,11 @@ TEST_F(Attacks, ClientsThatDoNotReadHoldLittleMemory) {
       clients.emplace_back(address());
       clients.back().Send(Http2Opening(/*window=*/0) + CallHeaders(1, kGenerate) + CallMessage(1, request.SerializeAsString()));
     }
-    EXPECT_TRUE(Eventually(kPatience, [&] { return client_->ServerInfo()->queued_requests() == 0; }));
+    EXPECT_TRUE(Eventually(kAttackPatience, [&] { return client_->ServerInfo()->queued_requests() == 0; }));
   };
   EXPECT_OK(victim_->AskDuring([&] { EXPECT_LE(PeakDuring(attack), kMaxAboveArena); }));
   clients.clear();
-  EXPECT_TRUE(Eventually(kPatience, [&] { return IsIdle(); }));
+  EXPECT_TRUE(Eventually(kAttackPatience, [&] { return IsIdle(); }));
 }
 
 }  // namespace

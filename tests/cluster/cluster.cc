@@ -3,6 +3,7 @@
 #include <signal.h>
 
 #include <atomic>
+#include <filesystem>
 #include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -23,6 +24,8 @@ nlohmann::json Golden() {
 }
 
 }  // namespace
+
+std::string Programs() { return std::filesystem::read_symlink("/proc/self/exe").parent_path(); }
 
 ModelOptions DemoModel(int workers) {
   static const OwnCache cache;  // rates are measured by the first start of a test program

@@ -17,6 +17,9 @@ namespace ferry {
 
 inline const std::string kDemoModel = SourcePath("models/demo-moe.gguf");
 
+// The folder of the programs that are tested, which is the test's own.
+std::string Programs();
+
 // What a test varies; the rest is as a user has it.
 ModelOptions DemoModel(int workers);
 

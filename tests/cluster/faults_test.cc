@@ -26,7 +26,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr double kPatience = 300;  // seconds: a busy machine takes its time to start a worker
+constexpr double kResumePatience = 300;  // seconds: a busy machine takes its time to start a worker
 
 // Runs a long generation beside the test.
 std::future<absl::Status> InTheBackground(Client& client, std::vector<uint32_t> prompt, uint32_t tokens) {
@@ -72,7 +72,7 @@ TEST(Faults, WithoutResumeAKilledWorkerEndsItsRequests) {
 // A worker that hangs is no end of a connection: the coordinator declares it lost, and the supervisor ends it.
 TEST(Faults, AStoppedWorkerIsReplacedAndItsStreamsGoOn) {
   ModelOptions options = DemoModel(2);
-  options.resume_patience = kPatience;
+  options.resume_patience = kResumePatience;
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Supervisor> supervisor, Supervisor::Start(options));
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Connect(supervisor->address(), options));
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> impatient, Client::Connect(supervisor->address(), options));
@@ -180,7 +180,7 @@ TEST_P(KilledWorkers, NoStreamSeesAnErrorOrAnotherToken) {
   options.expert_transport = GetParam().transport;
   options.transport = GetParam().hidden_states;
   options.parallel = 4;
-  options.resume_patience = kPatience;
+  options.resume_patience = kResumePatience;
   const bool help = GetParam().help;
   if (options.transport == "nccl" || help) {
     if (NumCudaDevices() < options.workers) GTEST_SKIP() << "workers on GPUs of their own need " << options.workers << " GPUs";

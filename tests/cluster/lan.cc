@@ -28,8 +28,6 @@ constexpr char kNetwork[] = "192.0.2.";
 
 constexpr char kOwnTmp[] = "{ test -e /tmp/is-own || { echo 'mounts cannot be made' >&2; false; }; }";
 
-std::string Programs() { return std::filesystem::read_symlink("/proc/self/exe").parent_path(); }
-
 std::string ReadAll(const std::string& path) {
   std::ostringstream text;
   text << std::ifstream(path).rdbuf();

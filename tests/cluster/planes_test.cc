@@ -31,8 +31,6 @@ namespace {
 
 using ::testing::HasSubstr;
 
-std::string Programs() { return std::filesystem::read_symlink("/proc/self/exe").parent_path(); }
-
 // What a shell command printed, and its exit code.
 struct Output {
   std::string text;

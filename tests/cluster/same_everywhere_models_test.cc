@@ -10,8 +10,8 @@
 namespace ferry {
 namespace {
 
-constexpr uint32_t kTokens = 12;
-constexpr size_t kPrompt = 130;
+constexpr uint32_t kModelTokens = 12;
+constexpr size_t kModelPrompt = 130;
 
 ModelOptions Serving(const std::string& name, int workers) {
   ModelOptions options = DemoModel(workers);
@@ -21,13 +21,13 @@ ModelOptions Serving(const std::string& name, int workers) {
 
 std::vector<uint32_t> Prompt() {
   std::vector<uint32_t> ids;
-  for (uint32_t i = 0; i < kPrompt; ++i) ids.push_back((i * i * 7 + 3 * i + 11) % 400);
+  for (uint32_t i = 0; i < kModelPrompt; ++i) ids.push_back((i * i * 7 + 3 * i + 11) % 400);
   return ids;
 }
 
 absl::StatusOr<Completion> Served(const ModelOptions& options) {
   ASSIGN_OR_RETURN(const std::unique_ptr<Client> client, Client::Connect("", options));
-  return Greedy(*client, Prompt(), kTokens, /*prompt_logprobs=*/true);
+  return Greedy(*client, Prompt(), kModelTokens, /*prompt_logprobs=*/true);
 }
 
 struct Model {
@@ -38,7 +38,7 @@ class EveryModel : public ::testing::TestWithParam<Model> {};
 
 TEST_P(EveryModel, GivesTheSameBitsHoweverItIsServed) {
   ASSERT_OK_AND_ASSIGN(const Completion plain, Served(Serving(GetParam().name, 1)));
-  ASSERT_EQ(plain.ids.size(), kTokens);
+  ASSERT_EQ(plain.ids.size(), kModelTokens);
 
   ModelOptions two = Serving(GetParam().name, 2);
   two.vram_experts = "200KiB";  // a few slots
@@ -74,7 +74,7 @@ TEST(EightWorkers, GiveTheBitsOfOne) {
   ModelOptions one = DemoModel(1);
   one.model = model;
   ASSERT_OK_AND_ASSIGN(const Completion plain, Served(one));
-  ASSERT_EQ(plain.ids.size(), kTokens);
+  ASSERT_EQ(plain.ids.size(), kModelTokens);
 
   ModelOptions eight = DemoModel(8);
   eight.model = model;

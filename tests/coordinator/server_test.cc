@@ -28,7 +28,7 @@ using ::testing::IsSupersetOf;
 using ::testing::Not;
 using ::testing::SizeIs;
 
-constexpr int64_t kVocab = 4096;  // of the demo model
+constexpr int64_t kDemoVocab = 4096;  // of the demo model
 
 // grpc.health.v1 by hand, whose .proto Debian does not ship: the request is empty, the answer's field 1 is the status.
 int HealthOf(const std::shared_ptr<grpc::Channel>& channel) {
@@ -206,7 +206,7 @@ TEST_F(ServerTest, SaysWhichWorkersAreMissing) {
 TEST_F(ServerTest, ServesThenDrainsAndEndsItsWorkers) {
   FakeWorker worker([](const internal::v1::StepRequest& request) {
     absl::SleepFor(absl::Milliseconds(1));
-    return FakeWorker::Ok(request, kVocab);
+    return FakeWorker::Ok(request, kDemoVocab);
   });
   ASSERT_OK(Start());
   ASSERT_OK(server_->Load());

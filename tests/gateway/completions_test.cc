@@ -22,7 +22,7 @@ Model SomeModel() {
   return model;
 }
 
-const AnswerIdentity kIdentity = {.id = "cmpl-1", .model = "demo", .created = 7};
+const AnswerIdentity kCompletionIdentity = {.id = "cmpl-1", .model = "demo", .created = 7};
 
 v1::GenerateResponse Message(const std::string& text, int tokens = 1) {
   v1::GenerateResponse message;
@@ -49,7 +49,7 @@ void AddLogprob(uint32_t id, float logprob, google::protobuf::RepeatedPtrField<v
   top->set_logprob(logprob);
 }
 // The JSON of each event of a stream; "[DONE]" as a string.
-std::vector<Json> EventsOf(const std::string& stream) {
+std::vector<Json> CompletionEvents(const std::string& stream) {
   std::vector<Json> events;
   for (size_t at = 0; at < stream.size();) {
     const size_t end = stream.find("\n\n", at);
@@ -249,7 +249,7 @@ TEST(Completions, GivesEachOfSeveralItsOwnSeed) {
 
 TEST(Completions, AnswersWhole) {
   const CompletionRequest request = *CompletionRequestOf({{"prompt", "x"}, {"n", 2}});
-  const auto writer = NewCompletionWriter(request, kIdentity, SomeModel());
+  const auto writer = NewCompletionWriter(request, kCompletionIdentity, SomeModel());
   EXPECT_EQ(writer->OnMessage(1, Message("c")), "");
   EXPECT_EQ(writer->OnMessage(0, Message("a")), "");
   EXPECT_EQ(writer->OnMessage(0, Last("b", v1::Finish::STOP, 2)), "");
@@ -269,12 +269,12 @@ TEST(Completions, AnswersWhole) {
 TEST(Completions, StreamsChunksUsageAndDone) {
   const CompletionRequest request =
       *CompletionRequestOf({{"prompt", "x"}, {"stream", true}, {"stream_options", {{"include_usage", true}}}});
-  const auto writer = NewCompletionWriter(request, kIdentity, SomeModel());
+  const auto writer = NewCompletionWriter(request, kCompletionIdentity, SomeModel());
   std::string stream = writer->OnMessage(0, Message("a"));
   stream += writer->OnMessage(0, Message(""));  // held back for a stop string, or half a character
   stream += writer->OnMessage(0, Last("b", v1::Finish::LENGTH, 3));
   stream += writer->End();
-  const std::vector<Json> events = EventsOf(stream);
+  const std::vector<Json> events = CompletionEvents(stream);
   ASSERT_THAT(events, SizeIs(4));
   EXPECT_EQ(events[0]["choices"][0]["text"], "a");
   EXPECT_EQ(events[0]["choices"][0]["finish_reason"], nullptr);
@@ -289,7 +289,7 @@ TEST(Completions, StreamsChunksUsageAndDone) {
 TEST(Completions, GivesLogprobsWithOffsets) {
   const CompletionRequest request = *CompletionRequestOf({{"prompt", "x"}, {"logprobs", 1}});
   EXPECT_EQ(request.prompts[0].logprobs(), 1u);
-  const auto writer = NewCompletionWriter(request, kIdentity, SomeModel());
+  const auto writer = NewCompletionWriter(request, kCompletionIdentity, SomeModel());
   v1::GenerateResponse message = Last("ab", v1::Finish::STOP, 2);
   AddLogprob('a', -1, message.mutable_logprobs());
   AddLogprob('b', -2, message.mutable_logprobs());
@@ -305,7 +305,7 @@ TEST(Completions, EchoesThePromptWithItsLogprobs) {
   CompletionRequest request = *CompletionRequestOf({{"prompt", "xyz"}, {"echo", true}, {"logprobs", 0}, {"max_tokens", 0}});
   EXPECT_TRUE(request.prompts[0].has_prompt_logprobs());
   request.echoed = {"xyz"};
-  const auto writer = NewCompletionWriter(request, kIdentity, SomeModel());
+  const auto writer = NewCompletionWriter(request, kCompletionIdentity, SomeModel());
   v1::GenerateResponse first, second = Last("", v1::Finish::LENGTH, 0);
   second.clear_token_ids();
   AddLogprob('y', -1, first.mutable_prompt_logprobs());  // the prompt's come in pieces
@@ -321,7 +321,7 @@ TEST(Completions, EchoesThePromptWithItsLogprobs) {
 
 TEST(Completions, WritesTokensThatAreNoWholeCharacters) {
   const CompletionRequest request = *CompletionRequestOf({{"prompt", "x"}, {"logprobs", 0}, {"stream", true}});
-  const auto writer = NewCompletionWriter(request, kIdentity, SomeModel());
+  const auto writer = NewCompletionWriter(request, kCompletionIdentity, SomeModel());
   v1::GenerateResponse message = Message("");
   AddLogprob(kHalf, -1, message.mutable_logprobs());
   EXPECT_THAT(writer->OnMessage(0, message), HasSubstr("\xEF\xBF\xBD"));
@@ -404,7 +404,7 @@ TEST(LlamaCompletions, StreamContentThenWhatEndedIt) {
   AddLogprob('a', -0.5f, first.mutable_logprobs());
   std::string stream = writer->OnMessage(0, first);
   stream += writer->OnMessage(0, Last("b", v1::Finish::STOP, 2));
-  const std::vector<Json> events = EventsOf(stream + writer->End());
+  const std::vector<Json> events = CompletionEvents(stream + writer->End());
   ASSERT_THAT(events, SizeIs(3)) << "no [DONE]";
   EXPECT_EQ(events[0]["content"], "a");
   EXPECT_EQ(events[0]["stop"], false);

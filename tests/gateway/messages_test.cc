@@ -9,18 +9,18 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::SizeIs;
 
-Json Body(const char* more) {
+Json MessagesBody(const char* more) {
   Json body = Json::parse(R"({"max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]})");
   body.update(Json::parse(more));
   return body;
 }
-std::string Answer(const Script& script, const ChatAnswerOptions& options, v1::Finish::Reason reason = v1::Finish::STOP) {
+std::string MessagesAnswer(const Script& script, const ChatAnswerOptions& options, v1::Finish::Reason reason = v1::Finish::STOP) {
   return AnswerTo(script, NewMessagesWriter(options.stream, "msg_1", "demo", 10), options, reason);
 }
 
 TEST(Messages, BecomeAConversationOfOpenAis) {
   const ChatPlan plan =
-      *MessagesPlanOf(Body(R"({"system": [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}],
+      *MessagesPlanOf(MessagesBody(R"({"system": [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}],
       "messages": [{"role": "user", "content": "q"},
         {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm", "signature": "s"}, {"type": "redacted_thinking", "data": "x"},
           {"type": "text", "text": "I look."}, {"type": "tool_use", "id": "t1", "name": "f", "input": {"a": 1}}]},
@@ -45,7 +45,7 @@ TEST(Messages, BecomeAConversationOfOpenAis) {
 }
 
 TEST(Messages, DropTheLineThatChangesWithEveryRequest) {
-  const auto system = [](const char* value) { return MessagesPlanOf(Body(value), false)->chat.messages[0]["content"]; };
+  const auto system = [](const char* value) { return MessagesPlanOf(MessagesBody(value), false)->chat.messages[0]["content"]; };
   EXPECT_EQ(system(R"({"system": "x-anthropic-billing-header: cc_version=1; cch=5f3;\nYou are"})"), "You are");
   EXPECT_EQ(
       system(R"({"system": [{"type": "text", "text": "x-anthropic-billing-header: a"}, {"type": "text", "text": "You are"}]})"),
@@ -53,7 +53,7 @@ TEST(Messages, DropTheLineThatChangesWithEveryRequest) {
 }
 
 TEST(Messages, SayHowMuchTheModelReasons) {
-  const auto effort = [](const char* more) { return MessagesPlanOf(Body(more), false)->chat.reasoning_effort; };
+  const auto effort = [](const char* more) { return MessagesPlanOf(MessagesBody(more), false)->chat.reasoning_effort; };
   EXPECT_EQ(effort("{}"), std::nullopt);
   EXPECT_EQ(effort(R"({"output_config": {"effort": "low"}})"), "low");
   EXPECT_EQ(effort(R"({"output_config": {"effort": "max"}})"), "high");
@@ -62,7 +62,7 @@ TEST(Messages, SayHowMuchTheModelReasons) {
 
 TEST(Messages, RefuseByName) {
   const auto refused = [](const char* more, const char* field) {
-    const absl::StatusOr<ChatPlan> plan = MessagesPlanOf(Body(more), false);
+    const absl::StatusOr<ChatPlan> plan = MessagesPlanOf(MessagesBody(more), false);
     EXPECT_THAT(plan, StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(field))) << more;
     EXPECT_EQ(FieldOf(plan.status()), field) << more;
   };
@@ -87,7 +87,7 @@ TEST(Messages, TakeCallsThatMustBeMadeAndFormats) {
   const char* const tools = R"("tools": [{"name": "f", "input_schema": {"type": "object"}}, {"name": "g", "strict": true,
       "input_schema": {"type": "object"}}])";
   const auto rule = [&](const std::string& more) {
-    return MessagesPlanOf(Body(("{" + more + ", " + tools + "}").c_str()), false)->rule;
+    return MessagesPlanOf(MessagesBody(("{" + more + ", " + tools + "}").c_str()), false)->rule;
   };
   EXPECT_TRUE(rule(R"("tool_choice": {"type": "any"})").requires_call);
   EXPECT_TRUE(rule(R"("tool_choice": {"type": "any"})").parallel);
@@ -101,7 +101,7 @@ TEST(Messages, TakeCallsThatMustBeMadeAndFormats) {
 
 TEST(Messages, AnswerWhole) {
   const Json answer = Json::parse(
-      Answer({{kThink, "hm"}, {kSay, "a"}, {kSay, "b"}, {kCall, "f"}, {kArguments, "{\"a\": 1}"}, {kCallEnd, ""}}, {}));
+      MessagesAnswer({{kThink, "hm"}, {kSay, "a"}, {kSay, "b"}, {kCall, "f"}, {kArguments, "{\"a\": 1}"}, {kCallEnd, ""}}, {}));
   ASSERT_THAT(answer["content"], SizeIs(3));
   EXPECT_EQ(answer["content"][0]["thinking"], "hm");
   EXPECT_EQ(answer["content"][1]["text"], "ab");
@@ -115,7 +115,7 @@ TEST(Messages, AnswerWhole) {
 
 TEST(Messages, StreamBlocksWithStartsAndStops) {
   const std::vector<Json> events =
-      EventsOf(Answer({{kThink, "hm"}, {kSay, "a"}, {kCall, "f"}, {kArguments, "{}"}, {kCallEnd, ""}}, {.stream = true}));
+      EventsOf(MessagesAnswer({{kThink, "hm"}, {kSay, "a"}, {kCall, "f"}, {kArguments, "{}"}, {kCallEnd, ""}}, {.stream = true}));
   EXPECT_THAT(TypesOf(events),
               ElementsAre("message_start", "content_block_start", "content_block_delta", "content_block_delta",
                           "content_block_stop", "content_block_start", "content_block_delta", "content_block_stop",
@@ -130,16 +130,16 @@ TEST(Messages, StreamBlocksWithStartsAndStops) {
 }
 
 TEST(Messages, SayWhatEndedThem) {
-  EXPECT_EQ(Json::parse(Answer({{kSay, "a"}}, {}))["stop_reason"], "end_turn");
-  EXPECT_EQ(Json::parse(Answer({{kSay, "a"}}, {}, v1::Finish::LENGTH))["stop_reason"], "max_tokens");
-  const Json stopped = Json::parse(Answer({{kSay, "aX"}}, {.stops = {"X"}}));
+  EXPECT_EQ(Json::parse(MessagesAnswer({{kSay, "a"}}, {}))["stop_reason"], "end_turn");
+  EXPECT_EQ(Json::parse(MessagesAnswer({{kSay, "a"}}, {}, v1::Finish::LENGTH))["stop_reason"], "max_tokens");
+  const Json stopped = Json::parse(MessagesAnswer({{kSay, "aX"}}, {.stops = {"X"}}));
   EXPECT_EQ(stopped["stop_reason"], "stop_sequence");
   EXPECT_EQ(stopped["stop_sequence"], "X");
   EXPECT_EQ(stopped["content"][0]["text"], "a");
 }
 
 TEST(Messages, DeliverArgumentsThatAreNoJson) {
-  const Json answer = Json::parse(Answer({{kCall, "f"}, {kArguments, "{oops"}, {kCallEnd, ""}}, {}));
+  const Json answer = Json::parse(MessagesAnswer({{kCall, "f"}, {kArguments, "{oops"}, {kCallEnd, ""}}, {}));
   EXPECT_EQ(answer["content"][0]["input"]["invalid_arguments"], "{oops");
 }
 

@@ -9,10 +9,10 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::SizeIs;
 
-const AnswerIdentity kIdentity = {.id = "resp_1", .model = "demo", .created = 7};
+const AnswerIdentity kResponseIdentity = {.id = "resp_1", .model = "demo", .created = 7};
 
 std::string Answer(const Script& script, bool stream, v1::Finish::Reason reason = v1::Finish::STOP) {
-  return AnswerTo(script, NewResponsesWriter({.stream = stream}, kIdentity), {.stream = stream}, reason);
+  return AnswerTo(script, NewResponsesWriter({.stream = stream}, kResponseIdentity), {.stream = stream}, reason);
 }
 
 TEST(Responses, BecomeAConversation) {

@@ -8,14 +8,13 @@
 
 #include "common/deadline.h"
 #include "tests/kernels/cuda_rig.h"
+#include "tests/testing/soon.h"
 
 namespace ferry {
 namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-
-Deadline Soon() { return Deadline::In(absl::Seconds(20)); }
 
 Batch TokensBatch(std::vector<int32_t> ids) {
   Batch batch;

@@ -6,11 +6,10 @@
 #include "absl/time/clock.h"
 #include "common/deadline.h"
 #include "tests/kernels/cuda_rig.h"
+#include "tests/testing/soon.h"
 
 namespace ferry {
 namespace {
-
-Deadline Soon() { return Deadline::In(absl::Seconds(60)); }
 
 class CudaTimelineTest : public CudaTest {};
 

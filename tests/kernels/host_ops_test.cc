@@ -15,6 +15,7 @@
 #include "kernels/reference/reference_ops.h"
 #include "tests/testing/close.h"
 #include "tests/testing/random_tensors.h"
+#include "tests/testing/soon.h"
 #include "tests/testing/status_matchers.h"
 
 // What every host backend does alike, through the one that needs nothing else.
@@ -25,8 +26,6 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
-
-Deadline Soon() { return Deadline::In(absl::Seconds(60)); }
 
 class HostOpsTest : public testing::Test {
  protected:

@@ -9,6 +9,7 @@
 #include "absl/time/clock.h"
 #include "common/deadline.h"
 #include "kernels/ops.h"
+#include "tests/testing/soon.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/worker/send_rows.h"
 #include "worker/stage_link_shm.h"
@@ -21,8 +22,6 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 
 constexpr RingShape kShape = {.n_embd = 2, .rows_per_slot = 3, .num_slots = 4};
-Deadline Soon() { return Deadline::In(absl::Seconds(5)); }
-
 // Both ends in one process, each with a mapping of its own.
 class ActivationRingTest : public testing::Test {
  protected:

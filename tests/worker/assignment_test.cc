@@ -54,14 +54,14 @@ std::string WithKey(std::string_view key, uint32_t value) {
   return SmallModelHeader(4, [&](GgufWriter& writer) { writer.SetUint32("gpt-oss." + std::string(key), value); });
 }
 
-struct Spoilt {
+struct SpoiltAssignment {
   const char* name;
   void (*spoil)(internal::v1::RegisterResponse&);
   const char* message;
 };
-void PrintTo(const Spoilt& spoilt, std::ostream* out) { *out << spoilt.name; }
+void PrintTo(const SpoiltAssignment& spoilt, std::ostream* out) { *out << spoilt.name; }
 
-class AssignmentRefuses : public testing::TestWithParam<Spoilt> {};
+class AssignmentRefuses : public testing::TestWithParam<SpoiltAssignment> {};
 
 TEST_P(AssignmentRefuses, NamingTheField) {
   internal::v1::RegisterResponse response = Good();
@@ -75,37 +75,39 @@ using R = internal::v1::RegisterResponse;
 INSTANTIATE_TEST_SUITE_P(
     Fields, AssignmentRefuses,
     testing::Values(
-        Spoilt{"NoModel", [](R& r) { r.set_model("GGUX"); }, "not a GGUF file"},
-        Spoilt{"HugeModel", [](R& r) { r.set_model(std::string(4 << 20, 'x')); }, "model has 4194304 bytes"},
-        Spoilt{
+        SpoiltAssignment{"NoModel", [](R& r) { r.set_model("GGUX"); }, "not a GGUF file"},
+        SpoiltAssignment{"HugeModel", [](R& r) { r.set_model(std::string(4 << 20, 'x')); }, "model has 4194304 bytes"},
+        SpoiltAssignment{
             "Architecture",
             [](R& r) { r.set_model(SmallModelHeader(4, [](GgufWriter& w) { w.SetString("general.architecture", "llama"); })); },
             "general.architecture"},
-        Spoilt{"NoLayers", [](R& r) { r.set_first_layer(4); }, "first_layer is 4"},
-        Spoilt{"LayersBeyondTheModel", [](R& r) { r.set_end_layer(5); }, "end_layer is 5"},
-        Spoilt{"WorkerId", [](R& r) { r.set_worker_id(2); }, "worker_id is 2"},
-        Spoilt{"TopK", [](R& r) { r.set_model(WithKey("expert_used_count", 9)); }, "expert_used_count"},
-        Spoilt{"Heads", [](R& r) { r.set_model(WithKey("attention.head_count", 5)); }, "attention.head_count"},
-        Spoilt{"Experts", [](R& r) { r.set_model(WithKey("expert_count", 5000)); }, "expert_count"},
-        Spoilt{"ATensorLess",
-               [](R& r) { r.set_model(SmallModelHeader(4, [](GgufWriter& w) { w.RemoveTensor("blk.1.attn_k.bias"); })); },
-               "tensor 'blk.1.attn_k.bias' is missing"},
-        Spoilt{"ATensorMore",
-               [](R& r) {
-                 r.set_model(SmallModelHeader(4, [](GgufWriter& w) {
-                   ASSERT_OK(w.AddTensor("blk.1.attn_q_norm.weight", DType::kF32, {32}, std::vector<std::byte>(128)));
-                 }));
-               },
-               "tensor 'blk.1.attn_q_norm.weight' is none"},
-        Spoilt{"ValueType", [](R& r) { r.mutable_cache()->set_kv_value_type(2); }, "kv_value_type"},
-        Spoilt{"HugeCache", [](R& r) { r.mutable_cache()->set_num_blocks(INT32_MAX); }, "num_blocks"},
-        Spoilt{"MailboxRows", [](R& r) { r.set_mailbox_max_rows(UINT64_MAX); }, "mailbox_max_rows"},
-        Spoilt{"NoBlocks", [](R& r) { r.mutable_cache()->set_num_blocks(0); }, "cache.num_blocks is 0"},
-        Spoilt{"NoRows", [](R& r) { r.mutable_cache()->set_max_batch_tokens(0); }, "cache.max_batch_tokens is 0"},
-        Spoilt{"Transport", [](R& r) { r.set_expert_transport("nccl"); }, "expert_transport is 'nccl'"},
-        Spoilt{"OverrideOfAnotherLayer", [](R& r) { r.add_overrides()->set_layer(1); }, "overrides.layer is 1, want 2 to 3"},
-        Spoilt{"HeartbeatOfNaN", [](R& r) { r.set_heartbeat_interval_seconds(NAN); }, "heartbeat_interval_seconds"}),
-    [](const testing::TestParamInfo<Spoilt>& info) { return std::string(info.param.name); });
+        SpoiltAssignment{"NoLayers", [](R& r) { r.set_first_layer(4); }, "first_layer is 4"},
+        SpoiltAssignment{"LayersBeyondTheModel", [](R& r) { r.set_end_layer(5); }, "end_layer is 5"},
+        SpoiltAssignment{"WorkerId", [](R& r) { r.set_worker_id(2); }, "worker_id is 2"},
+        SpoiltAssignment{"TopK", [](R& r) { r.set_model(WithKey("expert_used_count", 9)); }, "expert_used_count"},
+        SpoiltAssignment{"Heads", [](R& r) { r.set_model(WithKey("attention.head_count", 5)); }, "attention.head_count"},
+        SpoiltAssignment{"Experts", [](R& r) { r.set_model(WithKey("expert_count", 5000)); }, "expert_count"},
+        SpoiltAssignment{
+            "ATensorLess",
+            [](R& r) { r.set_model(SmallModelHeader(4, [](GgufWriter& w) { w.RemoveTensor("blk.1.attn_k.bias"); })); },
+            "tensor 'blk.1.attn_k.bias' is missing"},
+        SpoiltAssignment{"ATensorMore",
+                         [](R& r) {
+                           r.set_model(SmallModelHeader(4, [](GgufWriter& w) {
+                             ASSERT_OK(w.AddTensor("blk.1.attn_q_norm.weight", DType::kF32, {32}, std::vector<std::byte>(128)));
+                           }));
+                         },
+                         "tensor 'blk.1.attn_q_norm.weight' is none"},
+        SpoiltAssignment{"ValueType", [](R& r) { r.mutable_cache()->set_kv_value_type(2); }, "kv_value_type"},
+        SpoiltAssignment{"HugeCache", [](R& r) { r.mutable_cache()->set_num_blocks(INT32_MAX); }, "num_blocks"},
+        SpoiltAssignment{"MailboxRows", [](R& r) { r.set_mailbox_max_rows(UINT64_MAX); }, "mailbox_max_rows"},
+        SpoiltAssignment{"NoBlocks", [](R& r) { r.mutable_cache()->set_num_blocks(0); }, "cache.num_blocks is 0"},
+        SpoiltAssignment{"NoRows", [](R& r) { r.mutable_cache()->set_max_batch_tokens(0); }, "cache.max_batch_tokens is 0"},
+        SpoiltAssignment{"Transport", [](R& r) { r.set_expert_transport("nccl"); }, "expert_transport is 'nccl'"},
+        SpoiltAssignment{"OverrideOfAnotherLayer", [](R& r) { r.add_overrides()->set_layer(1); },
+                         "overrides.layer is 1, want 2 to 3"},
+        SpoiltAssignment{"HeartbeatOfNaN", [](R& r) { r.set_heartbeat_interval_seconds(NAN); }, "heartbeat_interval_seconds"}),
+    [](const testing::TestParamInfo<SpoiltAssignment>& info) { return std::string(info.param.name); });
 
 TEST(ParseVramExperts, ReadsSizes) {
   EXPECT_TRUE(ParseVramExperts("auto")->automatic);

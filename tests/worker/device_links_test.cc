@@ -5,6 +5,7 @@
 
 #include "absl/time/clock.h"
 #include "common/machine_id.h"
+#include "tests/testing/soon.h"
 #include "tests/worker/fake_device_peers.h"
 #include "tests/worker/served_worker.h"
 #include "worker/link_choice.h"

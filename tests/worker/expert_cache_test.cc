@@ -11,11 +11,6 @@ constexpr ExpertCache::Purpose kKeep = ExpertCache::Purpose::kLaterSteps;
 
 class ExpertCacheTest : public testing::Test {
  protected:
-  static const TinyModel& Model() {
-    static const auto* const model = TinyModel::Make().release();
-    return *model;
-  }
-
   void Make(int64_t num_slots) {
     cache_ = ExpertCache::Create(ops_.get(), &link_, &Model().layout, 0, 4, num_slots).value();
     cache_->BeginStep(1, &counters_);

@@ -16,6 +16,7 @@
 #include "common/shm/descriptor_socket.h"
 #include "common/shm/shm_arena.h"
 #include "tests/testing/socket_folder.h"
+#include "tests/testing/soon.h"
 #include "tests/worker/tiny_model.h"
 #include "worker/server_limits.h"
 
@@ -26,12 +27,6 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 
 constexpr Incarnation kIncarnation(77);
-Deadline Soon() { return Deadline::In(absl::Seconds(60)); }
-
-const TinyModel& Model() {
-  static const auto* const model = TinyModel::Make().release();
-  return *model;
-}
 std::vector<std::byte> Record(ExpertId id) {
   const auto record = Model().Record(id.layer, id.expert);
   return {record.begin(), record.end()};

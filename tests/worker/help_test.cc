@@ -13,10 +13,6 @@ constexpr int64_t kOwner = 0, kHelper = 1;
 constexpr double kNear = 2 * HelpShare::kNearBytesPerSecond;  // the host's memory, which plays the device's, may be slower
 constexpr HelpBoardShape kWide = {.n_embd = 0, .max_rows = 256, .max_entries = 512, .max_experts = 8};
 
-const TinyModel& Model() {
-  static const auto* const model = TinyModel::Make().release();
-  return *model;
-}
 const std::vector<float>& Expected() {
   static const auto* const expected = [] {
     TinyPipeline plain(&Model(), 1);

@@ -10,10 +10,6 @@ class HostShareTest : public testing::Test {
  protected:
   static constexpr int64_t kRows = 5, kTopK = 2, kLayer = 1;
 
-  static const TinyModel& Model() {
-    static const auto* const model = TinyModel::Make().release();
-    return *model;
-  }
   void SetUp() override {
     n_embd_ = Model().config.n_embd;
     in_ = RandomFloats(kRows * n_embd_, 5);

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 
 #include "common/deadline.h"
+#include "tests/testing/soon.h"
 #include "tests/worker/tiny_model.h"
 
 namespace ferry {
@@ -11,14 +12,8 @@ namespace {
 using testing::ElementsAre;
 using testing::UnorderedElementsAre;
 
-Deadline Soon() { return Deadline::In(absl::Seconds(20)); }
-
 class PassCopiesTest : public testing::Test {
  protected:
-  static const TinyModel& Model() {
-    static const auto* const model = TinyModel::Make().release();
-    return *model;
-  }
   void Make(int64_t num_slots) {
     cache_ = ExpertCache::Create(ops_.get(), &link_, &Model().layout, 0, 4, num_slots).value();
     cache_->BeginStep(1, &counters_);

@@ -52,15 +52,15 @@ TEST(RecordAssembler, PutsChunksTogether) {
   EXPECT_EQ(std::string(reinterpret_cast<const char*>(buffer.data()), buffer.size()), Record());
 }
 
-struct Spoilt {
+struct SpoiltRecord {
   const char* name;
   void (*spoil)(std::vector<internal::v1::ExpertRecordChunk>&);
   absl::StatusCode code;
   const char* message;
 };
-void PrintTo(const Spoilt& spoilt, std::ostream* out) { *out << spoilt.name; }
+void PrintTo(const SpoiltRecord& spoilt, std::ostream* out) { *out << spoilt.name; }
 
-class RecordAssemblerRefuses : public testing::TestWithParam<Spoilt> {};
+class RecordAssemblerRefuses : public testing::TestWithParam<SpoiltRecord> {};
 
 TEST_P(RecordAssemblerRefuses, NamingWhatIsWrong) {
   std::vector<internal::v1::ExpertRecordChunk> chunks = Chunks();
@@ -75,22 +75,23 @@ using Chunk = std::vector<internal::v1::ExpertRecordChunk>;
 INSTANTIATE_TEST_SUITE_P(
     Chunks, RecordAssemblerRefuses,
     testing::Values(
-        Spoilt{"AStaleStep", [](Chunk& c) { c[1].set_step(4); }, kInvalid, "step is 4, want 5"},
-        Spoilt{"AnotherLayer", [](Chunk& c) { c[0].set_layer(1); }, kInvalid, "layer is 1, want 2"},
-        Spoilt{"AnotherExpert", [](Chunk& c) { c[2].set_expert(4); }, kInvalid, "expert is 4, want 3"},
-        Spoilt{"AnExpertOfMinusOne", [](Chunk& c) { c[0].set_expert(UINT32_MAX); }, kInvalid, "expert"},
-        Spoilt{"AnotherSize", [](Chunk& c) { c[0].set_record_bytes(101); }, kInvalid, "record_bytes is 101, want 100"},
-        Spoilt{"AGap", [](Chunk& c) { c.erase(c.begin() + 1); }, kInvalid, "offset is 80, want 40"},
-        Spoilt{"ARepeatedChunk", [](Chunk& c) { c[1] = c[0]; }, kInvalid, "offset is 0, want 40"},
-        Spoilt{"AnOffsetFarAway", [](Chunk& c) { c[1].set_offset(UINT64_MAX); }, kInvalid, "offset"},
-        Spoilt{"TooMuchData", [](Chunk& c) { c[2].set_data(std::string(21, 'x')); }, kInvalid, "data has 21 bytes, want 1 to 20"},
-        Spoilt{"NoData", [](Chunk& c) { c[1].clear_data(); }, kInvalid, "data has 0 bytes"},
-        Spoilt{"AChunkAfterTheEnd", [](Chunk& c) { c.push_back(c.back()); }, kInvalid, "offset is 80, want 100"},
-        Spoilt{"AFlippedBit", [](Chunk& c) { (*c[1].mutable_data())[7] ^= 1; }, kLoss, "came damaged"},
-        Spoilt{"AnotherChecksum", [](Chunk& c) { c[2].set_xxh3(1); }, kLoss, "came damaged"},
-        Spoilt{"AnEarlyEnd", [](Chunk& c) { c.pop_back(); }, kLoss, "ended after 80 of 100"},
-        Spoilt{"Nothing", [](Chunk& c) { c.clear(); }, kLoss, "ended after 0 of 100"}),
-    [](const testing::TestParamInfo<Spoilt>& info) { return std::string(info.param.name); });
+        SpoiltRecord{"AStaleStep", [](Chunk& c) { c[1].set_step(4); }, kInvalid, "step is 4, want 5"},
+        SpoiltRecord{"AnotherLayer", [](Chunk& c) { c[0].set_layer(1); }, kInvalid, "layer is 1, want 2"},
+        SpoiltRecord{"AnotherExpert", [](Chunk& c) { c[2].set_expert(4); }, kInvalid, "expert is 4, want 3"},
+        SpoiltRecord{"AnExpertOfMinusOne", [](Chunk& c) { c[0].set_expert(UINT32_MAX); }, kInvalid, "expert"},
+        SpoiltRecord{"AnotherSize", [](Chunk& c) { c[0].set_record_bytes(101); }, kInvalid, "record_bytes is 101, want 100"},
+        SpoiltRecord{"AGap", [](Chunk& c) { c.erase(c.begin() + 1); }, kInvalid, "offset is 80, want 40"},
+        SpoiltRecord{"ARepeatedChunk", [](Chunk& c) { c[1] = c[0]; }, kInvalid, "offset is 0, want 40"},
+        SpoiltRecord{"AnOffsetFarAway", [](Chunk& c) { c[1].set_offset(UINT64_MAX); }, kInvalid, "offset"},
+        SpoiltRecord{"TooMuchData", [](Chunk& c) { c[2].set_data(std::string(21, 'x')); }, kInvalid,
+                     "data has 21 bytes, want 1 to 20"},
+        SpoiltRecord{"NoData", [](Chunk& c) { c[1].clear_data(); }, kInvalid, "data has 0 bytes"},
+        SpoiltRecord{"AChunkAfterTheEnd", [](Chunk& c) { c.push_back(c.back()); }, kInvalid, "offset is 80, want 100"},
+        SpoiltRecord{"AFlippedBit", [](Chunk& c) { (*c[1].mutable_data())[7] ^= 1; }, kLoss, "came damaged"},
+        SpoiltRecord{"AnotherChecksum", [](Chunk& c) { c[2].set_xxh3(1); }, kLoss, "came damaged"},
+        SpoiltRecord{"AnEarlyEnd", [](Chunk& c) { c.pop_back(); }, kLoss, "ended after 80 of 100"},
+        SpoiltRecord{"Nothing", [](Chunk& c) { c.clear(); }, kLoss, "ended after 0 of 100"}),
+    [](const testing::TestParamInfo<SpoiltRecord>& info) { return std::string(info.param.name); });
 
 }  // namespace
 }  // namespace ferry

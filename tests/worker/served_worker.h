@@ -16,18 +16,12 @@
 #include "common/rpc/rpc_deadline.h"
 #include "proto/stream_metadata.h"
 #include "tests/testing/socket_folder.h"
+#include "tests/testing/soon.h"
 #include "tests/worker/tiny_model.h"
 #include "worker/server_limits.h"
 #include "worker/worker_service.h"
 
 namespace ferry {
-
-inline Deadline Soon() { return Deadline::In(absl::Seconds(60)); }
-
-inline const TinyModel& Model() {
-  static const auto* const model = TinyModel::Make().release();
-  return *model;
-}
 
 template <typename Condition>
 bool Eventually(const Condition& condition) {

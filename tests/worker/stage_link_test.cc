@@ -4,6 +4,7 @@
 
 #include "absl/time/clock.h"
 #include "common/deadline.h"
+#include "tests/testing/soon.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/worker/send_rows.h"
 
@@ -17,8 +18,6 @@ std::string Row(float value) {
   const float row[2] = {value, value};
   return {reinterpret_cast<const char*>(row), sizeof(row)};
 }
-Deadline Soon() { return Deadline::In(absl::Seconds(5)); }
-
 class ActivationQueueTest : public testing::Test {
  protected:
   ActivationQueueTest() { queue_.BeginEpoch(7); }

@@ -95,14 +95,14 @@ TEST(CheckStep, WantsTokenIdsOfTheFirstStageAlone) {
   EXPECT_OK(CheckStep(request, later));
 }
 
-struct Spoilt {
+struct SpoiltStep {
   const char* name;
   void (*spoil)(internal::v1::StepRequest&);
   const char* message;
 };
-void PrintTo(const Spoilt& spoilt, std::ostream* out) { *out << spoilt.name; }
+void PrintTo(const SpoiltStep& spoilt, std::ostream* out) { *out << spoilt.name; }
 
-class CheckStepRefuses : public testing::TestWithParam<Spoilt> {};
+class CheckStepRefuses : public testing::TestWithParam<SpoiltStep> {};
 
 TEST_P(CheckStepRefuses, NamingTheField) {
   internal::v1::StepRequest request = GoodRequest();
@@ -113,64 +113,67 @@ TEST_P(CheckStepRefuses, NamingTheField) {
 INSTANTIATE_TEST_SUITE_P(
     Fields, CheckStepRefuses,
     testing::Values(
-        Spoilt{"NoSequences", [](internal::v1::StepRequest& r) { r.clear_sequences(); }, "sequences has 0 entries"},
-        Spoilt{"MoreSequencesThanSlots",
-               [](internal::v1::StepRequest& r) {
-                 for (int i = 0; i < 4; ++i) *r.add_sequences() = r.sequences(0);
-               },
-               "sequences has 5 entries"},
-        Spoilt{"SlotOutOfRange", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_slot(4); },
-               "sequences[0].slot is 4"},
-        Spoilt{"SlotOfMinusOne", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_slot(UINT32_MAX); },
-               "sequences[0].slot"},
-        Spoilt{"SlotTwice", [](internal::v1::StepRequest& r) { *r.add_sequences() = r.sequences(0); }, "sequences[1].slot is 2"},
-        Spoilt{"NoRows", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_num_tokens(0); }, "num_tokens is 0"},
-        Spoilt{"TooManyRows", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_num_tokens(65); },
-               "num_tokens is 65"},
-        Spoilt{"RowsThatOverflow", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_num_tokens(UINT32_MAX); },
-               "num_tokens"},
-        Spoilt{"BeyondTheContext", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_first_position(509); },
-               "first_position is 509"},
-        Spoilt{"PositionThatOverflows",
-               [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_first_position(UINT32_MAX); }, "first_position"},
-        Spoilt{"TooFewBlocks", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->mutable_blocks()->RemoveLast(); },
-               "blocks has 1 entries, want 2"},
-        Spoilt{"TooManyBlocks",
-               [](internal::v1::StepRequest& r) {
-                 for (int i = 0; i < 16; ++i) r.mutable_sequences(0)->add_blocks(i);
-               },
-               "blocks has 18 entries"},
-        Spoilt{"BlockOutOfRange", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_blocks(1, 16); },
-               "blocks is 16"},
-        Spoilt{"BlockTwice", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_blocks(1, 5); },
-               "holds block 5 twice"},
-        Spoilt{"TooFewTokenIds", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->mutable_token_ids()->RemoveLast(); },
-               "token_ids has 3 entries, want num_tokens, 4"},
-        Spoilt{"TokenIdOutOfRange", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_token_ids(0, 1000); },
-               "token_ids is 1000"},
-        Spoilt{"LogitsOfARowThatIsNotThere",
-               [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->mutable_logits(0)->set_offset(4); },
-               "logits.offset is 4"},
-        Spoilt{"LogitsOutOfOrder", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->add_logits()->set_offset(3); },
-               "logits.offset is 3 after 3"},
-        Spoilt{"TargetOutOfRange",
-               [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->mutable_logits(0)->set_target(1000); },
-               "logits.target is 1000"},
-        Spoilt{"MoreLogitsThanAMessageHolds",
-               [](internal::v1::StepRequest& r) {
-                 r.mutable_sequences(0)->clear_logits();
-                 for (int i = 0; i < 4; ++i) {
-                   internal::v1::LogitsWanted* const wanted = r.mutable_sequences(0)->add_logits();
-                   wanted->set_offset(i);
-                   wanted->set_top_n(UINT32_MAX);
-                 }
-               },
-               "logits.top_n"},
-        Spoilt{"NoTime", [](internal::v1::StepRequest& r) { r.set_timeout_seconds(0); }, "timeout_seconds"},
-        Spoilt{"TimeBelowATick", [](internal::v1::StepRequest& r) { r.set_timeout_seconds(1e-300); }, "timeout_seconds"},
-        Spoilt{"TimeThatIsNaN", [](internal::v1::StepRequest& r) { r.set_timeout_seconds(NAN); }, "timeout_seconds"},
-        Spoilt{"TooMuchTime", [](internal::v1::StepRequest& r) { r.set_timeout_seconds(1e9); }, "timeout_seconds"}),
-    [](const testing::TestParamInfo<Spoilt>& info) { return std::string(info.param.name); });
+        SpoiltStep{"NoSequences", [](internal::v1::StepRequest& r) { r.clear_sequences(); }, "sequences has 0 entries"},
+        SpoiltStep{"MoreSequencesThanSlots",
+                   [](internal::v1::StepRequest& r) {
+                     for (int i = 0; i < 4; ++i) *r.add_sequences() = r.sequences(0);
+                   },
+                   "sequences has 5 entries"},
+        SpoiltStep{"SlotOutOfRange", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_slot(4); },
+                   "sequences[0].slot is 4"},
+        SpoiltStep{"SlotOfMinusOne", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_slot(UINT32_MAX); },
+                   "sequences[0].slot"},
+        SpoiltStep{"SlotTwice", [](internal::v1::StepRequest& r) { *r.add_sequences() = r.sequences(0); },
+                   "sequences[1].slot is 2"},
+        SpoiltStep{"NoRows", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_num_tokens(0); }, "num_tokens is 0"},
+        SpoiltStep{"TooManyRows", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_num_tokens(65); },
+                   "num_tokens is 65"},
+        SpoiltStep{"RowsThatOverflow", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_num_tokens(UINT32_MAX); },
+                   "num_tokens"},
+        SpoiltStep{"BeyondTheContext", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_first_position(509); },
+                   "first_position is 509"},
+        SpoiltStep{"PositionThatOverflows",
+                   [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_first_position(UINT32_MAX); },
+                   "first_position"},
+        SpoiltStep{"TooFewBlocks", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->mutable_blocks()->RemoveLast(); },
+                   "blocks has 1 entries, want 2"},
+        SpoiltStep{"TooManyBlocks",
+                   [](internal::v1::StepRequest& r) {
+                     for (int i = 0; i < 16; ++i) r.mutable_sequences(0)->add_blocks(i);
+                   },
+                   "blocks has 18 entries"},
+        SpoiltStep{"BlockOutOfRange", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_blocks(1, 16); },
+                   "blocks is 16"},
+        SpoiltStep{"BlockTwice", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_blocks(1, 5); },
+                   "holds block 5 twice"},
+        SpoiltStep{"TooFewTokenIds",
+                   [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->mutable_token_ids()->RemoveLast(); },
+                   "token_ids has 3 entries, want num_tokens, 4"},
+        SpoiltStep{"TokenIdOutOfRange", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->set_token_ids(0, 1000); },
+                   "token_ids is 1000"},
+        SpoiltStep{"LogitsOfARowThatIsNotThere",
+                   [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->mutable_logits(0)->set_offset(4); },
+                   "logits.offset is 4"},
+        SpoiltStep{"LogitsOutOfOrder", [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->add_logits()->set_offset(3); },
+                   "logits.offset is 3 after 3"},
+        SpoiltStep{"TargetOutOfRange",
+                   [](internal::v1::StepRequest& r) { r.mutable_sequences(0)->mutable_logits(0)->set_target(1000); },
+                   "logits.target is 1000"},
+        SpoiltStep{"MoreLogitsThanAMessageHolds",
+                   [](internal::v1::StepRequest& r) {
+                     r.mutable_sequences(0)->clear_logits();
+                     for (int i = 0; i < 4; ++i) {
+                       internal::v1::LogitsWanted* const wanted = r.mutable_sequences(0)->add_logits();
+                       wanted->set_offset(i);
+                       wanted->set_top_n(UINT32_MAX);
+                     }
+                   },
+                   "logits.top_n"},
+        SpoiltStep{"NoTime", [](internal::v1::StepRequest& r) { r.set_timeout_seconds(0); }, "timeout_seconds"},
+        SpoiltStep{"TimeBelowATick", [](internal::v1::StepRequest& r) { r.set_timeout_seconds(1e-300); }, "timeout_seconds"},
+        SpoiltStep{"TimeThatIsNaN", [](internal::v1::StepRequest& r) { r.set_timeout_seconds(NAN); }, "timeout_seconds"},
+        SpoiltStep{"TooMuchTime", [](internal::v1::StepRequest& r) { r.set_timeout_seconds(1e9); }, "timeout_seconds"}),
+    [](const testing::TestParamInfo<SpoiltStep>& info) { return std::string(info.param.name); });
 
 }  // namespace
 }  // namespace ferry

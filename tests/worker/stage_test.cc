@@ -14,11 +14,6 @@ namespace {
 using testing::HasSubstr;
 
 // Models are made once: only the stages differ from test to test.
-const TinyModel& Model() {
-  static const auto* const model = TinyModel::Make().release();
-  return *model;
-}
-
 std::vector<float> Expected(int64_t num_tokens, const std::string& kind = "cpu") {
   TinyPipeline pipeline(&Model(), 1, nullptr, kind);
   return pipeline.Prompt(Tokens(Model(), num_tokens)).value();

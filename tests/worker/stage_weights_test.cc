@@ -7,11 +7,6 @@ namespace {
 
 using testing::HasSubstr;
 
-const TinyModel& Model() {
-  static const auto* const model = TinyModel::Make().release();
-  return *model;
-}
-
 // The whole tensor, tiled in one piece.
 std::vector<std::byte> Tiled(const std::string& name) {
   const TensorInfo& info = *Model().file->FindTensor(name);

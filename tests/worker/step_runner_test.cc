@@ -4,17 +4,13 @@
 
 #include "absl/time/clock.h"
 #include "common/deadline.h"
+#include "tests/testing/soon.h"
 #include "tests/worker/tiny_model.h"
 
 namespace ferry {
 namespace {
 
 using testing::HasSubstr;
-
-const TinyModel& Model() {
-  static const auto* const model = TinyModel::Make().release();
-  return *model;
-}
 
 // One worker without its network: a stage of layers [first, end), its queue and its runner.
 struct Worker {
@@ -40,7 +36,7 @@ struct Worker {
   std::unique_ptr<StepRunner> runner;
 };
 
-internal::v1::StepRequest Request(uint64_t epoch, uint64_t step, double timeout = 20) {
+internal::v1::StepRequest RunnerRequest(uint64_t epoch, uint64_t step, double timeout = 20) {
   internal::v1::StepRequest request;
   request.set_epoch(epoch);
   request.set_step(step);
@@ -56,8 +52,6 @@ internal::v1::StepRequest Request(uint64_t epoch, uint64_t step, double timeout 
   return request;
 }
 absl::StatusCode CodeOf(const internal::v1::StepResponse& response) { return static_cast<absl::StatusCode>(response.code()); }
-Deadline Soon() { return Deadline::In(absl::Seconds(60)); }
-
 TEST(StepRunner, MeasuresTheLinkBetweenEpochsAlone) {
   Worker worker(0, 4, /*num_slots=*/4);
   ASSERT_OK_AND_ASSIGN(const ExpertCache::Measurement link, worker.runner->MeasureLink(absl::Milliseconds(1), Soon()));
@@ -65,7 +59,7 @@ TEST(StepRunner, MeasuresTheLinkBetweenEpochsAlone) {
   ASSERT_OK(worker.runner->BeginEpoch(3, nullptr, Soon()));
   EXPECT_THAT(worker.runner->MeasureLink(absl::Milliseconds(1), Soon()),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("epoch 3 is current")));
-  EXPECT_EQ(CodeOf(worker.Submit(Request(3, 1)).get()), absl::StatusCode::kOk);
+  EXPECT_EQ(CodeOf(worker.Submit(RunnerRequest(3, 1)).get()), absl::StatusCode::kOk);
 }
 
 TEST(StepRunner, MeasuresNothingWithoutSlots) {
@@ -85,7 +79,7 @@ TEST(StepRunner, GivesUpAMeasurementThatTakesTooLong) {
 TEST(StepRunner, AnswersStepsInOrder) {
   Worker worker(0, 4);
   ASSERT_OK(worker.runner->BeginEpoch(3, nullptr, Soon()));
-  auto first = worker.Submit(Request(3, 1)), second = worker.Submit(Request(3, 2));
+  auto first = worker.Submit(RunnerRequest(3, 1)), second = worker.Submit(RunnerRequest(3, 2));
   const internal::v1::StepResponse response = first.get();
   EXPECT_EQ(CodeOf(response), absl::StatusCode::kOk) << response.message();
   EXPECT_EQ(response.step(), 1u);
@@ -99,32 +93,32 @@ TEST(StepRunner, AnswersStepsInOrder) {
 TEST(StepRunner, TellsOfStepsThatFailBeforeItAnswers) {
   Worker worker(0, 4);
   ASSERT_OK(worker.runner->BeginEpoch(1, nullptr, Soon()));
-  internal::v1::StepRequest bad = Request(1, 2);
+  internal::v1::StepRequest bad = RunnerRequest(1, 2);
   bad.mutable_sequences(0)->set_slot(999);
-  EXPECT_EQ(CodeOf(worker.Submit(Request(1, 1)).get()), absl::StatusCode::kOk);
+  EXPECT_EQ(CodeOf(worker.Submit(RunnerRequest(1, 1)).get()), absl::StatusCode::kOk);
   EXPECT_EQ(CodeOf(worker.Submit(bad).get()), absl::StatusCode::kInvalidArgument);
   ASSERT_EQ(worker.failures.size(), 1u);
   EXPECT_THAT(worker.failures[0], StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("slot")));
-  EXPECT_EQ(CodeOf(worker.Submit(Request(7, 1)).get()), absl::StatusCode::kAborted);
+  EXPECT_EQ(CodeOf(worker.Submit(RunnerRequest(7, 1)).get()), absl::StatusCode::kAborted);
   EXPECT_EQ(worker.failures.size(), 1u) << "a step of another epoch is given up";
 }
 
 TEST(StepRunner, AddsUpTheCountersOfItsSteps) {
   Worker worker(0, 4);
   ASSERT_OK(worker.runner->BeginEpoch(1, nullptr, Soon()));
-  const uint64_t one = worker.Submit(Request(1, 1)).get().experts().activated();
-  const uint64_t two = worker.Submit(Request(1, 2)).get().experts().activated();
+  const uint64_t one = worker.Submit(RunnerRequest(1, 1)).get().experts().activated();
+  const uint64_t two = worker.Submit(RunnerRequest(1, 2)).get().experts().activated();
   ASSERT_OK(worker.runner->BeginEpoch(2, nullptr, Soon()));  // the second step has certainly ended
   EXPECT_EQ(worker.runner->counters().activated(), one + two);
 }
 
 TEST(StepRunner, RefusesAStepOfAnotherEpoch) {
   Worker worker(0, 4);
-  EXPECT_EQ(CodeOf(worker.Submit(Request(1, 1)).get()), absl::StatusCode::kAborted) << "none has begun";
+  EXPECT_EQ(CodeOf(worker.Submit(RunnerRequest(1, 1)).get()), absl::StatusCode::kAborted) << "none has begun";
   ASSERT_OK(worker.runner->BeginEpoch(2, nullptr, Soon()));
-  EXPECT_EQ(CodeOf(worker.Submit(Request(1, 1)).get()), absl::StatusCode::kAborted);
-  EXPECT_EQ(CodeOf(worker.Submit(Request(3, 1)).get()), absl::StatusCode::kAborted);
-  EXPECT_EQ(CodeOf(worker.Submit(Request(2, 1)).get()), absl::StatusCode::kOk);
+  EXPECT_EQ(CodeOf(worker.Submit(RunnerRequest(1, 1)).get()), absl::StatusCode::kAborted);
+  EXPECT_EQ(CodeOf(worker.Submit(RunnerRequest(3, 1)).get()), absl::StatusCode::kAborted);
+  EXPECT_EQ(CodeOf(worker.Submit(RunnerRequest(2, 1)).get()), absl::StatusCode::kOk);
 }
 
 TEST(StepRunner, RefusesAnEpochThatIsNotLater) {
@@ -138,20 +132,20 @@ TEST(StepRunner, RefusesAnEpochThatIsNotLater) {
 TEST(StepRunner, RefusesStepsOutOfTurn) {
   Worker worker(0, 4);
   ASSERT_OK(worker.runner->BeginEpoch(1, nullptr, Soon()));
-  EXPECT_EQ(CodeOf(worker.Submit(Request(1, 2)).get()), absl::StatusCode::kInvalidArgument) << "step 1 is missing";
-  EXPECT_EQ(CodeOf(worker.Submit(Request(1, 1)).get()), absl::StatusCode::kOk);
-  EXPECT_EQ(CodeOf(worker.Submit(Request(1, 1)).get()), absl::StatusCode::kAborted) << "it is over";
+  EXPECT_EQ(CodeOf(worker.Submit(RunnerRequest(1, 2)).get()), absl::StatusCode::kInvalidArgument) << "step 1 is missing";
+  EXPECT_EQ(CodeOf(worker.Submit(RunnerRequest(1, 1)).get()), absl::StatusCode::kOk);
+  EXPECT_EQ(CodeOf(worker.Submit(RunnerRequest(1, 1)).get()), absl::StatusCode::kAborted) << "it is over";
 }
 
 TEST(StepRunner, GoesOnAfterABadStep) {
   Worker worker(0, 4);
   ASSERT_OK(worker.runner->BeginEpoch(1, nullptr, Soon()));
-  internal::v1::StepRequest bad = Request(1, 1);
+  internal::v1::StepRequest bad = RunnerRequest(1, 1);
   bad.mutable_sequences(0)->set_slot(99);
   const internal::v1::StepResponse refused = worker.Submit(bad).get();
   EXPECT_EQ(CodeOf(refused), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(refused.message(), HasSubstr("sequences[0].slot is 99"));
-  EXPECT_EQ(CodeOf(worker.Submit(Request(1, 2)).get()), absl::StatusCode::kOk);
+  EXPECT_EQ(CodeOf(worker.Submit(RunnerRequest(1, 2)).get()), absl::StatusCode::kOk);
 }
 
 TEST(StepRunner, TellsTheNextWorkerOfAStepThatFailed) {
@@ -159,18 +153,18 @@ TEST(StepRunner, TellsTheNextWorkerOfAStepThatFailed) {
   ActivationQueue next(Model().config.n_embd, 256);
   next.BeginEpoch(1);
   ASSERT_OK(worker.runner->BeginEpoch(1, std::make_unique<LoopbackSink>(&next, Model().config.n_embd, 1), Soon()));
-  internal::v1::StepRequest bad = Request(1, 1);
+  internal::v1::StepRequest bad = RunnerRequest(1, 1);
   bad.mutable_sequences(0)->set_token_ids(0, 1 << 20);
   EXPECT_EQ(CodeOf(worker.Submit(bad).get()), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(next.Next(1, 0, Soon()), StatusIs(absl::StatusCode::kAborted, HasSubstr("token_ids")));
-  EXPECT_EQ(CodeOf(worker.Submit(Request(1, 2)).get()), absl::StatusCode::kOk);
+  EXPECT_EQ(CodeOf(worker.Submit(RunnerRequest(1, 2)).get()), absl::StatusCode::kOk);
   EXPECT_OK(next.Next(2, 0, Soon()));
 }
 
 TEST(StepRunner, EndsAStepWhoseHiddenStatesDoNotCome) {
   Worker worker(2, 4);
   ASSERT_OK(worker.runner->BeginEpoch(1, nullptr, Soon()));
-  internal::v1::StepRequest request = Request(1, 1, /*timeout=*/0.05);
+  internal::v1::StepRequest request = RunnerRequest(1, 1, /*timeout=*/0.05);
   EXPECT_EQ(CodeOf(worker.Submit(request).get()), absl::StatusCode::kDeadlineExceeded);
 }
 
@@ -178,13 +172,13 @@ TEST(StepRunner, RefusesMoreHiddenStatesThanTheStepHasRows) {
   Worker worker(2, 4);
   ASSERT_OK(worker.runner->BeginEpoch(1, nullptr, Soon()));
   ASSERT_OK(worker.queue.Push(1, 1, 0, 3, std::string(3 * Model().config.n_embd * sizeof(float), '\0')));
-  EXPECT_EQ(CodeOf(worker.Submit(Request(1, 1)).get()), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(CodeOf(worker.Submit(RunnerRequest(1, 1)).get()), absl::StatusCode::kInvalidArgument);
 }
 
 TEST(StepRunner, ANewEpochEndsTheStepsOfTheOldOne) {
   Worker worker(2, 4);
   ASSERT_OK(worker.runner->BeginEpoch(1, nullptr, Soon()));
-  auto waiting = worker.Submit(Request(1, 1)), queued = worker.Submit(Request(1, 2));
+  auto waiting = worker.Submit(RunnerRequest(1, 1)), queued = worker.Submit(RunnerRequest(1, 2));
   absl::SleepFor(absl::Milliseconds(20));
   ASSERT_OK(worker.runner->BeginEpoch(2, nullptr, Soon()));
   EXPECT_EQ(CodeOf(waiting.get()), absl::StatusCode::kAborted);
@@ -196,7 +190,7 @@ TEST(StepRunner, AnswersEverythingBeforeItEnds) {
   {
     Worker worker(2, 4);
     ASSERT_OK(worker.runner->BeginEpoch(1, nullptr, Soon()));
-    waiting = worker.Submit(Request(1, 1));
+    waiting = worker.Submit(RunnerRequest(1, 1));
   }
   EXPECT_EQ(CodeOf(waiting.get()), absl::StatusCode::kAborted);
 }

@@ -72,6 +72,12 @@ struct TinyModel {
   }
 };
 
+// The model that most tests share, made when the first of them asks.
+inline const TinyModel& Model() {
+  static const auto* const model = TinyModel::Make().release();
+  return *model;
+}
+
 // The dense tensors of a layer range out of the model, in chunks of a few rows. `change` may spoil a chunk.
 class FileTensorSource final : public DenseTensorSource {
  public:

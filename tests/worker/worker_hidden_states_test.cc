@@ -7,6 +7,7 @@
 #include "common/grpc_status.h"
 #include "common/machine_id.h"
 #include "common/rpc/rpc_deadline.h"
+#include "tests/testing/soon.h"
 #include "tests/worker/send_rows.h"
 #include "tests/worker/served_worker.h"
 #include "worker/next_worker.h"

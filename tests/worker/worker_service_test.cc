@@ -9,6 +9,7 @@
 #include "common/machine_id.h"
 #include "common/rpc/rpc_deadline.h"
 #include "proto/stream_metadata.h"
+#include "tests/testing/soon.h"
 #include "tests/worker/served_worker.h"
 #include "worker/next_worker.h"
 

@@ -4,6 +4,7 @@
 #include "common/machine_id.h"
 #include "common/shm/descriptor_socket.h"
 #include "common/shm/message_ring.h"
+#include "tests/testing/soon.h"
 #include "tests/worker/served_worker.h"
 #include "worker/worker_service.h"
 

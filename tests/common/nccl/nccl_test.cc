@@ -8,6 +8,7 @@
 #include "common/deadline.h"
 #include "common/nccl/nccl_communicator.h"
 #include "common/nccl/nccl_library.h"
+#include "tests/testing/soon.h"
 #include "tests/testing/status_matchers.h"
 
 namespace ferry {
@@ -18,7 +19,6 @@ using testing::HasSubstr;
 
 constexpr auto kWrong = absl::StatusCode::kFailedPrecondition;
 
-Deadline Soon() { return Deadline::In(absl::Seconds(30)); }
 Deadline Shortly() { return Deadline::In(absl::Milliseconds(30)); }
 
 TEST(NcclLibrary, TellsTheVersionOfWhatItLoaded) {

@@ -17,6 +17,7 @@
 #include "common/deadline.h"
 #include "common/shm/shm_arena.h"
 #include "tests/testing/raw_descriptor_socket.h"
+#include "tests/testing/soon.h"
 #include "tests/testing/status_matchers.h"
 
 namespace ferry {
@@ -24,7 +25,6 @@ namespace {
 
 using testing::HasSubstr;
 
-Deadline Soon() { return Deadline::In(absl::Seconds(60)); }
 std::string UniqueName(const char* test) { return "ferry-test-" + std::string(test) + std::to_string(::getpid()); }
 
 // A file descriptor whose file can be told from others.

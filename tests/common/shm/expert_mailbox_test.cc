@@ -16,6 +16,7 @@
 #include "common/deadline.h"
 #include "common/shm/shm_arena.h"
 #include "tests/testing/random_tensors.h"
+#include "tests/testing/soon.h"
 #include "tests/testing/status_matchers.h"
 
 namespace ferry {
@@ -27,7 +28,6 @@ constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
 constexpr int64_t kNumLayers = 6;
 constexpr MailboxShape kShape = {.n_embd = 4, .max_rows = 8, .max_entries = 16, .max_experts = 32};
 
-Deadline Soon() { return Deadline::In(absl::Seconds(60)); }
 Deadline Shortly() { return Deadline::In(absl::Milliseconds(5)); }
 
 // Rows 0 and 2 through expert 3, row 1 through expert 9.

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "absl/time/clock.h"
+#include "tests/testing/soon.h"
 #include "tests/testing/status_matchers.h"
 
 namespace ferry {
@@ -18,7 +19,6 @@ using testing::HasSubstr;
 constexpr int64_t kLayers = 6;
 constexpr HelpBoardShape kShape = {.n_embd = 4, .max_rows = 20, .max_entries = 40, .max_experts = 32, .most_board_rows = 8};
 
-Deadline Soon() { return Deadline::In(absl::Seconds(60)); }
 Deadline Shortly() { return Deadline::In(absl::Milliseconds(5)); }
 
 // Rows 0 and 2 through expert 3, row 1 through expert 9.

@@ -7,6 +7,7 @@
 
 #include "absl/time/clock.h"
 #include "common/deadline.h"
+#include "tests/testing/soon.h"
 #include "tests/testing/status_matchers.h"
 
 namespace ferry {
@@ -14,7 +15,6 @@ namespace {
 
 using ::testing::HasSubstr;
 
-Deadline Soon() { return Deadline::In(absl::Seconds(60)); }
 std::string Text(size_t bytes) {
   std::string text(bytes, '\0');
   for (size_t i = 0; i < bytes; ++i) text[i] = static_cast<char>(i * 31 + i / 251);

@@ -9,17 +9,17 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::SizeIs;
 
-constexpr int64_t kVocab = 4;
+constexpr int64_t kAnswerVocab = 4;
 
 std::string Floats(std::vector<float> values) {
   return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float)};
 }
 
 // The best two of a row, and the whole of another.
-const std::vector<LogitsRequest> kWanted = {{.top_n = 2, .target = 1}, {.top_n = kVocab}};
-StepExpectation Expected() { return {.worker = WorkerId(1), .epoch = 3, .step = 4, .wanted = kWanted, .vocab_size = kVocab}; }
+const std::vector<LogitsRequest> kWanted = {{.top_n = 2, .target = 1}, {.top_n = kAnswerVocab}};
+StepExpectation Expected() { return {.worker = WorkerId(1), .epoch = 3, .step = 4, .wanted = kWanted, .vocab_size = kAnswerVocab}; }
 
-internal::v1::StepResponse Good() {
+internal::v1::StepResponse GoodAnswer() {
   internal::v1::StepResponse response;
   response.set_epoch(3);
   response.set_step(4);
@@ -34,7 +34,7 @@ internal::v1::StepResponse Good() {
 }
 
 TEST(CheckStepResponse, GivesTheRowsThatWereAskedFor) {
-  ASSERT_OK_AND_ASSIGN(const std::vector<LogitsResult> rows, CheckStepResponse(Good(), Expected()));
+  ASSERT_OK_AND_ASSIGN(const std::vector<LogitsResult> rows, CheckStepResponse(GoodAnswer(), Expected()));
   ASSERT_THAT(rows, SizeIs(2));
   EXPECT_THAT(rows[0].ids, ElementsAre(3, 0));
   EXPECT_THAT(rows[0].logits, ElementsAre(2, 1));
@@ -46,13 +46,13 @@ TEST(CheckStepResponse, GivesTheRowsThatWereAskedFor) {
 TEST(CheckStepResponse, TakesNoLogitsOfAWorkerThatWasNotAsked) {
   StepExpectation expected = Expected();
   expected.wanted = {};
-  EXPECT_THAT(CheckStepResponse(Good(), expected),
+  EXPECT_THAT(CheckStepResponse(GoodAnswer(), expected),
               StatusIs(absl::StatusCode::kInternal, HasSubstr("worker 1 sent 2 rows of logits, want 0")));
 }
 
 TEST(CheckStepResponse, RefusesWhatIsNotItsAnswer) {
   const auto refused = [](auto spoil, const char* why) {
-    internal::v1::StepResponse bad = Good();
+    internal::v1::StepResponse bad = GoodAnswer();
     spoil(bad);
     EXPECT_THAT(CheckStepResponse(bad, Expected()), StatusIs(absl::StatusCode::kInternal, HasSubstr(why)));
   };
@@ -77,7 +77,7 @@ TEST(CheckStepResponse, RefusesWhatIsNotItsAnswer) {
 }
 
 TEST(CheckStepResponse, PassesOnAWorkersOwnErrorInBounds) {
-  internal::v1::StepResponse failed = Good();
+  internal::v1::StepResponse failed = GoodAnswer();
   failed.set_code(static_cast<int>(absl::StatusCode::kResourceExhausted));
   failed.set_message(std::string(1 << 20, 'x'));
   const absl::Status status = CheckStepResponse(failed, Expected()).status();

@@ -18,13 +18,13 @@ using ::testing::Each;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-const std::string kDemoModel = SourcePath("models/demo-moe.gguf");
+const std::string kDemoModelPath = SourcePath("models/demo-moe.gguf");
 constexpr uint64_t kIncarnation = 77;
 
 class ExpertExchangeTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    ASSERT_OK_AND_ASSIGN(GgufFile file, GgufFile::Open(kDemoModel));
+    ASSERT_OK_AND_ASSIGN(GgufFile file, GgufFile::Open(kDemoModelPath));
     ASSERT_OK_AND_ASSIGN(config_, ModelConfig::FromGguf(file));
     ASSERT_OK_AND_ASSIGN(pool_, ThreadPool::Create({.num_threads = 1, .pin = false}));
     ASSERT_OK_AND_ASSIGN(store_, ExpertStore::Load(file, config_, *pool_, [](const LoadProgress&) {}));

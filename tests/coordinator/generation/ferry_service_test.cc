@@ -22,7 +22,7 @@
 namespace ferry {
 namespace {
 
-constexpr int32_t kBos = 257, kEnd = 258, kVocab = 259;
+constexpr int32_t kBos = 257, kEnd = 258, kServiceVocab = 259;
 
 // A model that answers every token with the next letter of the alphabet, or hangs.
 class AlphabetModel final : public StepExecutor {
@@ -102,7 +102,7 @@ class FerryServiceTest : public ::testing::Test {
         .clock = Clock::Real(),
         .reads = reads_.get(),
         .texts = texts_.get(),
-        .limits = {.context_tokens = 4096, .share_tokens = 1024, .vocab_size = kVocab, .max_token_bytes = 10},
+        .limits = {.context_tokens = 4096, .share_tokens = 1024, .vocab_size = kServiceVocab, .max_token_bytes = 10},
         .model_info = model_info,
         .server_info = [this] {
           v1::GetServerInfoResponse info;
@@ -180,7 +180,7 @@ class FerryServiceTest : public ::testing::Test {
   const std::unique_ptr<GenerationLoop> loop_ =
       GenerationLoop::Create({.max_running = 2,
                               .max_queued = 2,
-                              .vocab_size = kVocab,
+                              .vocab_size = kServiceVocab,
                               .slots = {.num_slots = 2, .num_blocks = 256, .block_tokens = 32}},
                              Clock::Real(), "loading")
           .value();

@@ -20,8 +20,8 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
 
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNanLogit = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInfiniteLogit = std::numeric_limits<float>::infinity();
 
 // Samples with no filter: temperature 1, everything else off.
 SamplingParams Plain() { return {.temperature = 1, .top_k = 0, .top_p = 1, .min_p = 0, .seed = 1}; }
@@ -285,7 +285,7 @@ TEST(Sampler, ReportsNoLogProbabilitiesUnasked) {
 }
 
 TEST(Sampler, RefusesLogitsThatAreNotFinite) {
-  for (const float bad : {kNan, kInfinity, -kInfinity}) {
+  for (const float bad : {kNanLogit, kInfiniteLogit, -kInfiniteLogit}) {
     for (const SamplingParams& params : {Greedy(), Plain(), SamplingParams{}}) {
       EXPECT_THAT(Make(params, 3).Sample(LogitsRow::Whole(std::vector<float>{1, bad, 2})),
                   StatusIs(absl::StatusCode::kInternal, HasSubstr("logit 1 of 3")));
@@ -307,7 +307,7 @@ TEST(Sampler, RefusesARowThatDoesNotFit) {
   EXPECT_THAT(sample({0, 5}, {1, 2}), refused("names token 5"));
   EXPECT_THAT(sample({-1, 4}, {1, 2}), refused("names token -1"));
   EXPECT_THAT(sample({3, 3}, {1, 2}), refused("names token 3 twice"));
-  EXPECT_THAT(sample({1, 3}, {1, 2}, kNan), refused("log_sum_exp"));
+  EXPECT_THAT(sample({1, 3}, {1, 2}, kNanLogit), refused("log_sum_exp"));
 }
 
 TEST(SamplingParams, RefusesValuesOutOfRangeByName) {
@@ -315,16 +315,16 @@ TEST(SamplingParams, RefusesValuesOutOfRangeByName) {
     EXPECT_THAT(CheckSamplingParams(params, 10),
                 StatusIs(absl::StatusCode::kInvalidArgument, AllOf(HasSubstr(field), HasSubstr(range))));
   };
-  for (const float bad : {-0.1f, 101.f, kNan, kInfinity}) check({.temperature = bad}, "temperature", "[0, 100]");
+  for (const float bad : {-0.1f, 101.f, kNanLogit, kInfiniteLogit}) check({.temperature = bad}, "temperature", "[0, 100]");
   check({.top_k = -2}, "top_k", "-1");
-  for (const float bad : {0.f, 1.1f, kNan}) check({.top_p = bad}, "top_p", "(0, 1]");
-  for (const float bad : {-0.1f, 1.1f, kNan}) check({.min_p = bad}, "min_p", "[0, 1]");
-  for (const float bad : {0.f, 101.f, kNan}) check({.repetition_penalty = bad}, "repetition_penalty", "(0, 100]");
-  for (const float bad : {-2.1f, 2.1f, kNan}) {
+  for (const float bad : {0.f, 1.1f, kNanLogit}) check({.top_p = bad}, "top_p", "(0, 1]");
+  for (const float bad : {-0.1f, 1.1f, kNanLogit}) check({.min_p = bad}, "min_p", "[0, 1]");
+  for (const float bad : {0.f, 101.f, kNanLogit}) check({.repetition_penalty = bad}, "repetition_penalty", "(0, 100]");
+  for (const float bad : {-2.1f, 2.1f, kNanLogit}) {
     check({.frequency_penalty = bad}, "frequency_penalty", "[-2, 2]");
     check({.presence_penalty = bad}, "presence_penalty", "[-2, 2]");
   }
-  for (const float bad : {-101.f, 101.f, kNan}) check({.logit_bias = {{3, bad}}}, "logit_bias of token 3", "[-100, 100]");
+  for (const float bad : {-101.f, 101.f, kNanLogit}) check({.logit_bias = {{3, bad}}}, "logit_bias of token 3", "[-100, 100]");
   check({.logit_bias = {{10, 1.f}}}, "logit_bias names token 10", "[0, 10)");
   check({.logit_bias = {{-1, 1.f}}}, "logit_bias names token -1", "[0, 10)");
   for (const int32_t bad : {-1, 101}) check({.logprobs = bad}, "logprobs", "[0, 100]");
@@ -463,12 +463,12 @@ TEST(SamplingParams, RefuseFurtherSamplersByName) {
   const auto refused = [](const SamplingParams& params, const char* field) {
     EXPECT_THAT(CheckSamplingParams(params, 10), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(field)));
   };
-  for (const float bad : {0.0f, 1.1f, kNan}) refused({.typical_p = bad}, "typical_p");
-  for (const float bad : {-1.0f, 101.0f, kNan}) refused({.top_n_sigma = bad}, "top_n_sigma");
-  for (const float bad : {-0.1f, 1.1f, kNan}) refused({.xtc_probability = bad}, "xtc_probability");
-  for (const float bad : {-0.1f, 1.1f, kNan}) refused({.xtc_threshold = bad}, "xtc_threshold");
-  for (const float bad : {-0.1f, 101.0f, kNan}) refused({.dry = DryParams{.multiplier = bad}}, "dry.multiplier");
-  for (const float bad : {0.5f, 101.0f, kNan}) refused({.dry = DryParams{.multiplier = 1, .base = bad}}, "dry.base");
+  for (const float bad : {0.0f, 1.1f, kNanLogit}) refused({.typical_p = bad}, "typical_p");
+  for (const float bad : {-1.0f, 101.0f, kNanLogit}) refused({.top_n_sigma = bad}, "top_n_sigma");
+  for (const float bad : {-0.1f, 1.1f, kNanLogit}) refused({.xtc_probability = bad}, "xtc_probability");
+  for (const float bad : {-0.1f, 1.1f, kNanLogit}) refused({.xtc_threshold = bad}, "xtc_threshold");
+  for (const float bad : {-0.1f, 101.0f, kNanLogit}) refused({.dry = DryParams{.multiplier = bad}}, "dry.multiplier");
+  for (const float bad : {0.5f, 101.0f, kNanLogit}) refused({.dry = DryParams{.multiplier = 1, .base = bad}}, "dry.base");
   for (const int32_t bad : {0, 10'001}) refused({.dry = DryParams{.multiplier = 1, .allowed_length = bad}}, "dry.allowed_length");
   EXPECT_EQ(CandidatesNeeded({.top_k = 5, .top_n_sigma = 1}, 1000), 1000);
   EXPECT_EQ(CandidatesNeeded({.top_k = 5, .dry = DryParams{.multiplier = 1}}, 1000), 1000);
@@ -520,9 +520,9 @@ TEST(BestCandidates, AreThoseThatSortingGives) {
 
 TEST(LogSumExp, HoldsLargeLogitsAndShowsWhatIsNotFinite) {
   EXPECT_THAT(LogSumExp(std::vector<float>{1000, 1000}), DoubleNear(1000 + std::log(2), 1e-6));
-  EXPECT_THAT(LogSumExp(std::vector<float>{-kInfinity, 0}), DoubleNear(0, 1e-12));
-  EXPECT_FALSE(std::isfinite(LogSumExp(std::vector<float>{1, kNan})));
-  EXPECT_FALSE(std::isfinite(LogSumExp(std::vector<float>{1, kInfinity})));
+  EXPECT_THAT(LogSumExp(std::vector<float>{-kInfiniteLogit, 0}), DoubleNear(0, 1e-12));
+  EXPECT_FALSE(std::isfinite(LogSumExp(std::vector<float>{1, kNanLogit})));
+  EXPECT_FALSE(std::isfinite(LogSumExp(std::vector<float>{1, kInfiniteLogit})));
 }
 
 TEST(LogSumExp, AgreesWithLibmInDouble) {

@@ -11,14 +11,14 @@ namespace {
 
 using ::testing::ElementsAre;
 
-constexpr int32_t kHe = 256, kBos = 257, kEnd = 258;
+constexpr int32_t kHeId = 256, kBosId = 257, kEndId = 258;
 
 class VocabularyServiceTest : public ::testing::Test {
  protected:
   void SetUp() override {
     VocabularyData data = TinyVocabulary({"h e"}, {{"<|bos|>", TokenType::kControl}, {"<|end|>", TokenType::kControl}});
-    data.bos = kBos;
-    data.eos = kEnd;
+    data.bos = kBosId;
+    data.eos = kEndId;
     data.add_bos = true;
     ASSERT_OK_AND_ASSIGN(tokenizer_, Tokenizer::Create(data));
     service_ = std::make_unique<VocabularyService>(tokenizer_.get(), reads_.get(), texts_.get(), /*keys=*/nullptr);
@@ -46,11 +46,11 @@ TEST_F(VocabularyServiceTest, GivesTheBytesOfEveryTokenAndWhichAreSpecial) {
   ASSERT_EQ(vocabulary.tokens_size(), tokenizer_->vocab_size());
   EXPECT_EQ(vocabulary.tokens('a'), "a");
   EXPECT_EQ(vocabulary.tokens(0xE2), "\xE2");
-  EXPECT_EQ(vocabulary.tokens(kHe), "he");
-  EXPECT_EQ(vocabulary.tokens(kEnd), "<|end|>");
-  EXPECT_THAT(vocabulary.special_token_ids(), ElementsAre(kBos, kEnd));
-  EXPECT_THAT(vocabulary.eos_token_ids(), ElementsAre(kEnd));
-  EXPECT_EQ(vocabulary.bos_token_id(), static_cast<uint32_t>(kBos));
+  EXPECT_EQ(vocabulary.tokens(kHeId), "he");
+  EXPECT_EQ(vocabulary.tokens(kEndId), "<|end|>");
+  EXPECT_THAT(vocabulary.special_token_ids(), ElementsAre(kBosId, kEndId));
+  EXPECT_THAT(vocabulary.eos_token_ids(), ElementsAre(kEndId));
+  EXPECT_EQ(vocabulary.bos_token_id(), static_cast<uint32_t>(kBosId));
 }
 
 TEST_F(VocabularyServiceTest, TokenizesPiecesOfDifferentHands) {
@@ -63,7 +63,7 @@ TEST_F(VocabularyServiceTest, TokenizesPiecesOfDifferentHands) {
   grpc::ClientContext context;
   v1::TokenizePiecesResponse response;
   ASSERT_TRUE(stub_->TokenizePieces(&context, request, &response).ok());
-  EXPECT_THAT(response.ids(), ElementsAre(kEnd, '<', '|', 'e', 'n', 'd', '|', '>'));
+  EXPECT_THAT(response.ids(), ElementsAre(kEndId, '<', '|', 'e', 'n', 'd', '|', '>'));
 }
 
 }  // namespace

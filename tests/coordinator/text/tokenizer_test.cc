@@ -27,7 +27,7 @@ using testing::HasSubstr;
 using testing::IsEmpty;
 
 const std::string kSource = SourcePath("");
-const std::string kDemoModel = kSource + "/models/demo-moe.gguf";
+const std::string kDemoTokenizer = kSource + "/models/demo-moe.gguf";
 const std::string kShared = kSource + "/../shared";
 
 std::string ReadFile(const std::string& path) {
@@ -142,7 +142,7 @@ TEST(Tokenizer, DecodesNoIdOutsideTheVocabulary) {
 class DemoTokenizer : public testing::Test {
  protected:
   static void SetUpTestSuite() {
-    absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Load(kDemoModel);
+    absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = Load(kDemoTokenizer);
     ASSERT_OK(tokenizer);
     tokenizer_ = *std::move(tokenizer);
   }
