@@ -315,11 +315,6 @@ void ExpertCache::Pin(ExpertId id) {
   if (Slot* const slot = SlotOf(id)) slot->pinned = true;
 }
 
-bool ExpertCache::Pinned(ExpertId id) const {
-  const Slot* const slot = SlotOf(id);
-  return slot != nullptr && slot->pinned;
-}
-
 void ExpertCache::Release(ExpertId id, Event used) {
   Slot* const slot = SlotOf(id);
   if (slot == nullptr) return;

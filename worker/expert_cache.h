@@ -100,7 +100,6 @@ class ExpertCache {
 
   // Keeps a contained expert in its slot until Release or Unpin. Pins do not nest.
   void Pin(ExpertId id);
-  bool Pinned(ExpertId id) const;
   // The record of a pinned expert in device memory. Compute queued after this call waits for its arrival.
   absl::StatusOr<const std::byte*> Acquire(ExpertId id, Deadline deadline);
   // Blocks this thread, not the compute queue, until the oldest requested record starts copying. Its slot can then be reused.

@@ -111,7 +111,6 @@ template <typename T>
 void GgufWriter::SetArray(std::string_view key, GgufType element_type, std::span<const T> values) {
   EntryOf(key).ArrayKey(key, element_type, values.size()).Raw(std::as_bytes(values));
 }
-void GgufWriter::SetUint32s(std::string_view key, std::span<const uint32_t> values) { SetArray(key, GgufType::kUint32, values); }
 void GgufWriter::SetBools(std::string_view key, const std::vector<bool>& values) {
   const std::vector<uint8_t> bytes(values.begin(), values.end());
   SetArray(key, GgufType::kBool, std::span<const uint8_t>(bytes));

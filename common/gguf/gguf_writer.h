@@ -87,7 +87,6 @@ class GgufWriter {
   void SetBool(std::string_view key, bool value) { SetNumber(key, GgufType::kBool, uint8_t{value}); }
   void SetString(std::string_view key, std::string_view value);
   void SetStrings(std::string_view key, std::span<const std::string> values);
-  void SetUint32s(std::string_view key, std::span<const uint32_t> values);
   void SetBools(std::string_view key, const std::vector<bool>& values);
   void SetInt32s(std::string_view key, std::span<const int32_t> values);
   void SetFloat32s(std::string_view key, std::span<const float> values);

@@ -63,33 +63,6 @@ void Matcher::WalkBelow(int32_t node, Position position, TokenMask* mask) {
   }
 }
 
-std::optional<int32_t> Matcher::ForcedToken() {
-  const std::span<const TokenTrie::Node> nodes = trie_.nodes();
-  std::optional<int32_t> forced;
-  Position position = position_;
-  int32_t begin = 0, end = static_cast<int32_t>(nodes.size());
-  while (begin < end) {
-    // A text that may end here may also be followed by an end token; behind the first byte it does not matter.
-    if (position == position_ && CanEnd()) return std::nullopt;
-    const ByteSet allowed = pushdown_.AllowedBytes(position);
-    int32_t next = -1;
-    for (int32_t i = begin; i < end; i = nodes[i].end) {
-      if (!allowed[nodes[i].byte]) continue;
-      if (next >= 0) return std::nullopt;
-      next = i;
-    }
-    if (next < 0) break;
-    if (nodes[next].token >= 0) {
-      if (forced || trie_.SameBytes(nodes[next].token) >= 0) return std::nullopt;
-      forced = nodes[next].token;
-    }
-    position = pushdown_.Advance(position, nodes[next].byte);
-    begin = next + 1;
-    end = nodes[next].end;
-  }
-  return forced;
-}
-
 absl::Status Matcher::Accept(int32_t token) {
   Position position = position_;
   const bool known = token >= 0 && token < trie_.vocab_size() && !trie_.Bytes(token).empty();

@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <unordered_map>
 #include <vector>
 
@@ -25,9 +24,6 @@ class Matcher {
   // in it: they are allowed exactly when CanEnd(). Valid until the next call of a method that is not const.
   // ResourceExhausted: the grammar is so ambiguous that its readings exceed a bound (no JSON schema is).
   absl::StatusOr<const TokenMask*> Mask();
-  // The only token that may follow, found without a mask: when the bytes that may follow are forced so far that no second
-  // token fits. Nullopt: there may be several, or the text may end here.
-  std::optional<int32_t> ForcedToken();
   // InvalidArgument: the constraint does not allow the token.
   absl::Status Accept(int32_t token);
 

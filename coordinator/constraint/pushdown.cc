@@ -143,16 +143,6 @@ Position Pushdown::Leave(Configuration configuration) {
   return position;
 }
 
-ByteSet Pushdown::AllowedBytes(Position position) const {
-  ByteSet allowed;
-  for (const Configuration& c : positions_[position].configurations) {
-    for (int byte = 0; byte < 256; ++byte) {
-      if (automaton_.Next(c.state, automaton_.ClassOf(static_cast<uint8_t>(byte))) != kDead) allowed.set(byte);
-    }
-  }
-  return allowed;
-}
-
 Position Pushdown::Forget(Position position) {
   const std::vector<Configuration> old = positions_[position].configurations;
   const bool can_end = positions_[position].can_end;

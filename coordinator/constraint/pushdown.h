@@ -43,8 +43,6 @@ class Pushdown {
   // Where the text may be when `state` ends here or calls a rule: without the steps by bytes of its own. A position that
   // cannot go on when there is nothing.
   Position Leave(Configuration configuration);
-  // Which bytes may follow.
-  ByteSet AllowedBytes(Position position) const;
 
   const Automaton& automaton() const { return automaton_; }
   size_t num_positions() const { return positions_.size(); }

@@ -34,12 +34,10 @@ absl::Status ExpertEngine::ComputeShare(const ExpertRequest& request, std::span<
   // The entries are grouped by use already: groups are the uses.
   std::vector<ExpertUse> uses;
   std::vector<int32_t> offsets = {0};
-  int64_t bytes = 0;
   for (const ActivatedExpert& use : request.uses) {
     ASSIGN_OR_RETURN(const std::span<const std::byte> record, store_.Record(request.layer, use.expert));
     uses.push_back({.record = record.data(), .group = static_cast<int32_t>(uses.size()), .num_rows = use.tokens});
     offsets.push_back(offsets.back() + use.tokens);
-    bytes += static_cast<int64_t>(record.size());
   }
   const ExpertGroups groups = {.num_groups = static_cast<int64_t>(uses.size()),
                                .num_entries = num_entries,
@@ -47,7 +45,6 @@ absl::Status ExpertEngine::ComputeShare(const ExpertRequest& request, std::span<
                                .rows = request.entry_rows.data(),
                                .outs = outs.data()};
   const std::lock_guard lock(mutex_);
-  bytes_read_.fetch_add(bytes, std::memory_order_relaxed);
   const absl::Time begin = absl::Now();
   RETURN_IF_ERROR(ops_.ExpertMlp(arena.layer(request.layer), uses, groups, glu_,
                                  Tensor(rows.data(), DType::kF32, request.num_rows, n_embd_),

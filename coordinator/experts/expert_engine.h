@@ -3,7 +3,6 @@
 // Computes experts from an arena: the share of every layer that this host has. One computation at a time uses all threads. The
 // machine's memory rate bounds it, so two at once would only share that rate.
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -28,7 +27,6 @@ class ExpertEngine final : public ExpertComputer {
                             std::span<float> contributions);
 
   int64_t n_embd() const { return n_embd_; }
-  int64_t bytes_read() const { return bytes_read_.load(std::memory_order_relaxed); }
   const std::string name() const { return ops_.name(); }
 
  private:
@@ -38,7 +36,6 @@ class ExpertEngine final : public ExpertComputer {
   const int64_t n_embd_;
   TraceWriter* const trace_;
   std::mutex mutex_;
-  std::atomic<int64_t> bytes_read_{0};
 };
 
 }  // namespace ferry

@@ -129,7 +129,6 @@ class Sampler {
   void Accept(int32_t id);
 
   int32_t candidates_needed() const { return CandidatesNeeded(params_, vocab_size_); }
-  int64_t num_accepted() const { return num_accepted_; }
   uint64_t seed() const { return seed_; }
 
  private:

@@ -70,10 +70,6 @@ TEST(Matcher, AMaskHasExactlyTheTokensWhoseBytesMayFollow) {
         ASSERT_EQ(mask->Count(), static_cast<int32_t>(allowed.size()));
         ASSERT_EQ(matcher->CanEnd(), pushdown.CanEnd(position));
         ASSERT_EQ(matcher->MustEnd(), allowed.empty());
-        const std::optional<int32_t> forced = matcher->ForcedToken();
-        if (forced || (allowed.size() == 1 && !matcher->CanEnd())) {
-          ASSERT_EQ(allowed, std::vector{forced.value_or(-1)});
-        }
         if (allowed.empty()) break;
         const int32_t id = allowed[random() % allowed.size()];
         ASSERT_OK(matcher->Accept(id));
@@ -184,15 +180,6 @@ TEST(Matcher, ATokenMayCrossSeveralRules) {
   EXPECT_FALSE(mask->Allows(IdOf("\",\"")));  // x is the only property
   ASSERT_OK(matcher->Accept(IdOf("\"}]")));
   EXPECT_TRUE(matcher->MustEnd());
-}
-
-TEST(Matcher, AForcedTokenIsFoundWithoutAMask) {
-  const std::unique_ptr<Matcher> matcher = Match(Regex("xyé?z"));
-  EXPECT_EQ(matcher->ForcedToken(), 'x');
-  ASSERT_OK(matcher->Accept('x'));
-  EXPECT_EQ(matcher->ForcedToken(), 'y');
-  ASSERT_OK(matcher->Accept('y'));
-  EXPECT_EQ(matcher->ForcedToken(), std::nullopt);
 }
 
 TEST(Matcher, LongOutputsNeedNoMoreMemoryThanABound) {
