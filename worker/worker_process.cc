@@ -358,6 +358,23 @@ void LogLoaded(const Stage& stage, const DeviceRates& rates, double seconds) {
                stage.dense_bytes() / 0x1p20, stage.kv_bytes() / 0x1p20, experts);
 }
 
+struct LoadedStage {
+  std::unique_ptr<Stage> stage;
+  DeviceRates rates;
+};
+
+// The stage with its weights, its slots filled where they hold every expert. Errors of its parts; Cancelled: by `cancelled`.
+absl::StatusOr<LoadedStage> LoadStage(Ops* ops, const StageOptions& options, DenseTensorSource& source, ExpertLink* link,
+                                      const std::function<bool()>& cancelled) {
+  const Stopwatch loading;
+  LoadedStage loaded;
+  ASSIGN_OR_RETURN(loaded.stage, Stage::Create(ops, options, source, link));
+  ASSIGN_OR_RETURN(loaded.rates, MeasureRates(*loaded.stage, *ops, options.model.n_embd));
+  RETURN_IF_ERROR(FillSlots(*loaded.stage, cancelled));
+  LogLoaded(*loaded.stage, loaded.rates, loading.Seconds());
+  return loaded;
+}
+
 // What joins this worker's GPU to others. An error says why there is none.
 absl::StatusOr<std::unique_ptr<DevicePeers>> OpenPeers(const WorkerOptions& options, const Assignment& assignment, Ops* ops,
                                                        Ending& ending) {
@@ -379,6 +396,13 @@ absl::StatusOr<std::unique_ptr<DevicePeers>> OpenPeers(const WorkerOptions& opti
 void EndWithoutDevice(Ops& ops, Ending& ending) {
   const absl::Status device = ops.Synchronize(Deadline::In(kDevicePatience));
   if (!device.ok()) ending.End(Annotate(device, "the device does not work any more"));
+}
+
+absl::Status StopServing(const Server& server, const absl::Status& why) {
+  spdlog::info("ending: {}", why.ok() ? "asked to" : why.ToString());
+  server.acceptor->Stop();
+  server.server->Shutdown(RpcDeadline(kServerDrain));
+  return why;
 }
 
 }  // namespace
@@ -421,18 +445,15 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
   const StageOptions stage_options = StageOptionsOf(options, assignment, HasGpu(*ops), in_place);
   ASSIGN_OR_RETURN(const std::unique_ptr<ExpertLink> link,
                    ConnectExperts(assignment, incarnation, cluster.get(), ops.get(), stage_options));
-  const Stopwatch loading;
   const std::unique_ptr<DenseTensorSource> source =
       OpenDenseStream(cluster.get(), assignment.worker_id, incarnation,
                       [&](int64_t bytes) { report.SetProgress(bytes, assignment.dense_bytes); });
-  ASSIGN_OR_RETURN(const std::unique_ptr<Stage> stage, Stage::Create(ops.get(), stage_options, *source, link.get()));
-  ASSIGN_OR_RETURN(const DeviceRates rates, MeasureRates(*stage, *ops, assignment.model.n_embd));
-  RETURN_IF_ERROR(FillSlots(*stage, cancelled));
-  LogLoaded(*stage, rates, loading.Seconds());
+  ASSIGN_OR_RETURN(const LoadedStage loaded, LoadStage(ops.get(), stage_options, *source, link.get(), cancelled));
+  Stage* const stage = loaded.stage.get();
 
   ActivationQueue activations(assignment.model.n_embd, assignment.max_rows);
   ASSIGN_OR_RETURN(const std::unique_ptr<StepRunner> runner,
-                   StepRunner::Create(stage.get(), &activations, [&](const absl::Status&) { EndWithoutDevice(*ops, ending); }));
+                   StepRunner::Create(stage, &activations, [&](const absl::Status&) { EndWithoutDevice(*ops, ending); }));
   service.Attach(runner.get(), &activations,
                  {.ops = ops.get(),
                   .n_embd = assignment.model.n_embd,
@@ -445,15 +466,12 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
                   .no_peers_because = std::string(peers.status().message()),
                   .peers_over_network = !options.nccl_interface.empty(),
                   .num_workers = static_cast<int>(assignment.num_workers)});
-  report.SetReady(*stage, rates, runner.get(), &service);
+  report.SetReady(*stage, loaded.rates, runner.get(), &service);
   agent->Hurry();
 
   const absl::Status why = ending.Wait(asked_to_end);
-  spdlog::info("ending: {}", why.ok() ? "asked to" : why.ToString());
   report.Detach();
-  server.acceptor->Stop();
-  server.server->Shutdown(RpcDeadline(kServerDrain));
-  return why;
+  return StopServing(server, why);
 }
 
 }  // namespace ferry
