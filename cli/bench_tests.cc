@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "absl/time/clock.h"
+#include "common/escaped.h"
 #include "common/program.h"
 
 namespace ferry {
@@ -93,7 +94,7 @@ void PrintMarkdown(const BenchSubject& subject, const BenchTest& test, const std
   }
   const Spread rate = SpreadOf(TokenRatesOf(test, seconds));
   const auto known = [](int64_t value) { return value > 0 ? std::to_string(value) : std::string("auto"); };
-  std::printf("| %-30s | %10s | %-10s | %7lld | %7s | %6s | %6s | %20s | %21s |\n", subject.model.c_str(),
+  std::printf("| %-30s | %10s | %-10s | %7lld | %7s | %6s | %6s | %20s | %21s |\n", Escaped(subject.model).c_str(),
               HumanBytes(static_cast<double>(subject.model_bytes)).c_str(), subject.backend.c_str(),
               static_cast<long long>(subject.workers), known(subject.threads).c_str(), known(subject.micro_batch).c_str(),
               subject.key_type.c_str(), test.Name().c_str(), absl::StrFormat("%.2f ± %.2f", rate.mean, rate.deviation).c_str());

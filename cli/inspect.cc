@@ -9,6 +9,7 @@
 #include "cli/client.h"
 #include "cli/commands.h"
 #include "common/command_line.h"
+#include "common/escaped.h"
 #include "common/gguf/gguf.h"
 #include "common/model/model_config.h"
 #include "common/model/model_tensors.h"
@@ -92,11 +93,11 @@ nlohmann::json Describe(const GgufFile& file, const ModelConfig& config, const M
 }
 
 void Print(const GgufFile& file, const ModelConfig& config, const ModelSizes& sizes, const ArenaLayout& arena) {
-  std::printf("%s: GGUF %u, %d file%s, %s, %zu tensors\n", file.path().c_str(), file.version(), file.num_shards(),
+  std::printf("%s: GGUF %u, %d file%s, %s, %zu tensors\n", Escaped(file.path()).c_str(), file.version(), file.num_shards(),
               file.num_shards() == 1 ? "" : "s", HumanBytes(file.file_bytes()).c_str(), file.tensors().size());
   const AttentionConfig& attention = ToldAttention(config);
   std::printf("%s %s: %lld layers, n_embd %lld, %lld/%lld heads of %lld, vocabulary %lld, context %lld, sliding window %lld\n",
-              config.architecture.c_str(), config.name.c_str(), static_cast<long long>(config.num_layers),
+              Escaped(config.architecture).c_str(), Escaped(config.name).c_str(), static_cast<long long>(config.num_layers),
               static_cast<long long>(config.n_embd), static_cast<long long>(attention.num_heads),
               static_cast<long long>(attention.num_kv_heads), static_cast<long long>(attention.head_dim),
               static_cast<long long>(config.vocab_size), static_cast<long long>(config.context_length),
@@ -125,7 +126,7 @@ absl::Status Inspect(const InspectOptions& options) {
   ASSIGN_OR_RETURN(const GgufFile file, GgufFile::Open(options.model));
   if (options.tensors) {
     for (const TensorInfo& tensor : file.tensors()) {
-      std::printf("%-40s %-8s %-24s %12s\n", Text(tensor.name).c_str(), Text(NameOf(tensor.dtype)).c_str(),
+      std::printf("%-40s %-8s %-24s %12s\n", Escaped(tensor.name).c_str(), Text(NameOf(tensor.dtype)).c_str(),
                   DimsToString(tensor).c_str(), HumanBytes(tensor.bytes()).c_str());
     }
     return absl::OkStatus();

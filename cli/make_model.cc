@@ -10,6 +10,7 @@
 #include "absl/strings/match.h"
 #include "cli/client.h"
 #include "cli/commands.h"
+#include "cli/late_word.h"
 #include "common/command_line.h"
 #include "common/deadline.h"
 #include "common/model/formats/formats.h"
@@ -56,6 +57,7 @@ absl::Status MakeModel(const Options& options) {
   ASSIGN_OR_RETURN(model.expert_dtype, ParseType(options.expert_type));
   ASSIGN_OR_RETURN(model.dense_dtype, ParseType(options.dense_type));
   const Stopwatch making;
+  const LateWord word("writing " + options.path);
   RETURN_IF_ERROR(MakeModelFile(model, options.path, {.num_threads = DefaultThreads(), .force = options.force}));
   ASSIGN_OR_RETURN(const GgufFile file, GgufFile::Open(options.path));
   const double seconds = making.Seconds();

@@ -5,6 +5,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/time/clock.h"
+#include "cli/late_word.h"
 #include "common/byte_size.h"
 #include "common/host_memory.h"
 #include "coordinator/planning/rates_file.h"
@@ -103,6 +104,7 @@ absl::StatusOr<FoundRates> KeptOrMeasured(const ModelOptions& options, const Pre
   if (std::optional<FoundRates> kept = KeptRates(options, RatesKey(host->name(), model.arena(), rated), rated.size())) {
     return *std::move(kept);
   }
+  const LateWord word("measuring how fast this machine reads and computes experts");
   FoundRates found;
   const ExpertLayout& layout = model.arena().layer(model.arena().FirstWithExperts());
   ASSIGN_OR_RETURN(found.rates.host, MeasureExpertsOn(*host, layout, {.curve = true}));

@@ -18,6 +18,7 @@
 #include "cli/predicted_model.h"
 #include "common/command_line.h"
 #include "common/deadline.h"
+#include "common/escaped.h"
 #include "common/program.h"
 
 namespace ferry {
@@ -64,9 +65,9 @@ void AddServer(const std::string& server, const Look& look, std::string* text) {
   absl::StrAppendFormat(text, "%s, up %.0f s%s%s\n", info.state(), info.uptime_seconds(), info.state_reason().empty() ? "" : ": ",
                         info.state_reason());
   if (look.model) {
-    absl::StrAppendFormat(text, "model     %s: %s, %d layers, %d experts, context %d; Ferry %s at %s\n", look.model->name(),
-                          look.model->architecture(), look.model->num_layers(), look.model->num_experts(),
-                          look.model->context_length(), info.version(), server);
+    absl::StrAppendFormat(text, "model     %s: %s, %d layers, %d experts, context %d; Ferry %s at %s\n",
+                          Escaped(look.model->name()), look.model->architecture(), look.model->num_layers(),
+                          look.model->num_experts(), look.model->context_length(), info.version(), server);
   }
   absl::StrAppendFormat(text, "experts   %s in host memory (%s pages), loaded in %.1f s, %s\n", HumanBytes(info.arena_bytes()),
                         info.arena_huge_pages() ? "huge" : "ordinary", info.load_seconds(),

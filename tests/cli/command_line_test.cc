@@ -189,6 +189,18 @@ TEST(CommandLine, WhatMustBeUtf8IsRefusedByTheFlagsName) {
   }
 }
 
+TEST(CommandLine, NamesInAModelFileDoNotSteerTheTerminal) {
+  const TestFolder folder;
+  std::ifstream demo(kDemoModel, std::ios::binary);
+  std::string bytes(std::istreambuf_iterator<char>(demo), {});
+  const size_t name = bytes.find("demo-moe-30m");
+  ASSERT_NE(name, std::string::npos);
+  std::ofstream(folder.File("m.gguf"), std::ios::binary) << bytes.replace(name, 12, "\xff\x1b[31m name ");
+  const Output output = Ferry("inspect -m " + folder.File("m.gguf"));
+  EXPECT_EQ(output.exit_code, 0) << output.err;
+  EXPECT_THAT(output.out, HasSubstr("gpt-oss \\xff\\x1b[31m name :"));
+}
+
 TEST(CommandLine, FlagsOfAnExpertHostNeedOne) {
   const Output output = Ferry("join 127.0.0.1:1 --token fj-x --memory 5GiB");
   EXPECT_EQ(output.exit_code, 2);
