@@ -146,6 +146,8 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Attach(const std::string& server
   if (const char* const ca = std::getenv(kTlsCaVariable); ca != nullptr && ca[0] != '\0') {
     const absl::StatusOr<std::string> pem = ReadSmallFile(ca);
     RETURN_IF_ERROR(Annotate(pem.status(), kTlsCaVariable));
+    const absl::Status certificate = CertificateFingerprint(*pem).status();
+    if (!certificate.ok()) return InvalidArgument("%s: '%s' has no certificate in PEM", kTlsCaVariable, ca);
     credentials = grpc::SslCredentials({.pem_root_certs = *pem});
   }
   grpc::ChannelArguments arguments;

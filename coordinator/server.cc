@@ -36,6 +36,7 @@
 #include "common/temporary_folder.h"
 #include "common/thread_limit.h"
 #include "common/thread_pool.h"
+#include "common/tls/certificate_pair.h"
 #include "coordinator/cluster/cluster_controller.h"
 #include "coordinator/cluster/cluster_service.h"
 #include "coordinator/cluster/enrollment_service.h"
@@ -472,10 +473,11 @@ class ServerImpl final : public Server {
   }
 
   // gRPC reads the file again and again.
-  static absl::Status CheckWatched(const char* flag, const std::string& path) {
-    RETURN_IF_ERROR(Annotate(ReadSmallFile(path).status(), flag));
+  static absl::StatusOr<std::string> ReadWatched(const char* flag, const std::string& path) {
+    const absl::StatusOr<std::string> text = ReadSmallFile(path);
+    if (!text.ok()) return Annotate(text.status(), flag);
     std::error_code error;
-    if (std::filesystem::is_regular_file(path, error)) return absl::OkStatus();
+    if (std::filesystem::is_regular_file(path, error)) return text;
     return InvalidArgument("%s: '%s' is not a regular file", flag, path);
   }
 
@@ -490,8 +492,9 @@ class ServerImpl final : public Server {
     ASSIGN_OR_RETURN(acceptor_, Acceptor::Listen(listen, {}));
     std::shared_ptr<grpc::ServerCredentials> credentials = grpc::InsecureServerCredentials();
     if (!options_.tls_cert.empty()) {
-      RETURN_IF_ERROR(CheckWatched("--tls-cert", options_.tls_cert));
-      RETURN_IF_ERROR(CheckWatched("--tls-key", options_.tls_key));
+      ASSIGN_OR_RETURN(const std::string certificate, ReadWatched("--tls-cert", options_.tls_cert));
+      ASSIGN_OR_RETURN(const std::string key, ReadWatched("--tls-key", options_.tls_key));
+      RETURN_IF_ERROR(Annotate(CheckCertificatePair(certificate, key), "--tls-cert, --tls-key"));
       grpc::experimental::TlsServerCredentialsOptions tls(std::make_shared<grpc::experimental::FileWatcherCertificateProvider>(
           options_.tls_key, options_.tls_cert, kCertificateRefreshSeconds));
       tls.watch_identity_key_cert_pairs();

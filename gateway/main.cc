@@ -19,6 +19,7 @@
 #include "common/program.h"
 #include "common/small_file.h"
 #include "common/thread_limit.h"
+#include "common/tls/cluster_ca.h"
 #include "gateway/access.h"
 #include "gateway/gateway.h"
 
@@ -91,6 +92,9 @@ int Run(Flags flags) {
   if (const char* const ca = std::getenv("FERRY_TLS_CA"); ca != nullptr && ca[0] != '\0') {
     absl::StatusOr<std::string> pem = ReadSmallFile(ca);
     if (!pem.ok()) return CannotRun(Annotate(pem.status(), "FERRY_TLS_CA"));
+    if (!CertificateFingerprint(*pem).ok()) {
+      return CannotRun(InvalidArgument("FERRY_TLS_CA: '%s' has no certificate in PEM", ca));
+    }
     flags.options.coordinator_ca = *std::move(pem);
   }
   if (!flags.key_file.empty()) {

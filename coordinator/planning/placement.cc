@@ -5,13 +5,13 @@
 #include <cmath>
 #include <limits>
 #include <optional>
-#include <regex>
 #include <string_view>
 
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
 #include "common/cache_move.h"
 #include "common/model/model_tensors.h"
+#include "coordinator/planning/name_pattern.h"
 #include "kernels/ops.h"
 
 namespace ferry {
@@ -95,7 +95,7 @@ std::vector<LayerRange> EvenRanges(const ModelSizes& sizes, int64_t num_workers)
 
 struct OverrideRule {
   std::string text;
-  std::regex pattern;
+  NamePattern pattern;
   bool host = false;
   int64_t worker = 0;  // of gpuN
 };
@@ -105,12 +105,9 @@ absl::StatusOr<OverrideRule> ParseOverride(const std::string& text, int64_t num_
   if (equals == std::string::npos || equals == 0) {
     return InvalidArgument("-ot '%s' is not REGEX=cpu or REGEX=gpuN", text);
   }
-  OverrideRule rule{.text = text};
-  try {
-    rule.pattern = std::regex(text.substr(0, equals));
-  } catch (const std::regex_error& error) {
-    return InvalidArgument("-ot '%s': not a regular expression: %s", text, error.what());
-  }
+  absl::StatusOr<NamePattern> pattern = NamePattern::Create(text.substr(0, equals));
+  if (!pattern.ok()) return Annotate(pattern.status(), absl::StrFormat("-ot '%s'", text));
+  OverrideRule rule{.text = text, .pattern = *std::move(pattern)};
   std::string target = text.substr(equals + 1);
   std::transform(target.begin(), target.end(), target.begin(), [](unsigned char c) { return std::tolower(c); });
   if (target == "cpu") {
@@ -128,11 +125,14 @@ absl::StatusOr<OverrideRule> ParseOverride(const std::string& text, int64_t num_
   return rule;
 }
 
-const OverrideRule* FirstMatch(const std::vector<OverrideRule>& rules, const std::string& tensor) {
+// Null: none matches.
+absl::StatusOr<const OverrideRule*> FirstMatch(const std::vector<OverrideRule>& rules, const std::string& tensor) {
   for (const OverrideRule& rule : rules) {
-    if (std::regex_search(tensor, rule.pattern)) return &rule;
+    const absl::StatusOr<bool> found = rule.pattern.Finds(tensor);
+    if (!found.ok()) return Annotate(found.status(), absl::StrFormat("-ot '%s'", rule.text));
+    if (*found) return &rule;
   }
-  return nullptr;
+  return static_cast<const OverrideRule*>(nullptr);
 }
 
 absl::StatusOr<std::vector<ExpertRule>> ApplyOverrides(const ModelConfig& config, const std::vector<OverrideRule>& rules,
@@ -141,9 +141,9 @@ absl::StatusOr<std::vector<ExpertRule>> ApplyOverrides(const ModelConfig& config
   for (size_t w = 0; w < workers.size(); ++w) {
     for (int64_t layer = workers[w].layers.first; layer < workers[w].layers.end; ++layer) {
       const std::string prefix = absl::StrFormat("blk.%d.ffn_", layer);
-      const OverrideRule* gate = FirstMatch(rules, prefix + "gate_exps.weight");
+      ASSIGN_OR_RETURN(const OverrideRule* const gate, FirstMatch(rules, prefix + "gate_exps.weight"));
       for (const char* matrix : {"up", "down"}) {
-        const OverrideRule* other = FirstMatch(rules, prefix + matrix + "_exps.weight");
+        ASSIGN_OR_RETURN(const OverrideRule* const other, FirstMatch(rules, prefix + matrix + "_exps.weight"));
         const bool same = (gate == nullptr) == (other == nullptr) &&
                           (gate == nullptr || (gate->host == other->host && gate->worker == other->worker));
         if (!same) {
@@ -162,7 +162,7 @@ absl::StatusOr<std::vector<ExpertRule>> ApplyOverrides(const ModelConfig& config
     }
     // Dense weights always lie with their layer's worker: a rule that says otherwise would be silently ignored.
     for (const DenseTensor& tensor : DenseTensorsOf(config, workers[w].layers.first, workers[w].layers.end)) {
-      const OverrideRule* rule = FirstMatch(rules, tensor.name);
+      ASSIGN_OR_RETURN(const OverrideRule* const rule, FirstMatch(rules, tensor.name));
       if (rule != nullptr && (rule->host || rule->worker != static_cast<int64_t>(w))) {
         return InvalidArgument("-ot '%s' matches %s, but only experts can be moved: match 'ffn_.*_exps' alone", rule->text,
                                tensor.name);

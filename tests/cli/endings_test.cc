@@ -161,6 +161,24 @@ TEST(Endings, AFileThatIsNoneDoesNotHoldACommandUp) {
   EXPECT_THAT(output.exit_code, AnyOf(1, 2)) << output.err;
 }
 
+TEST(Endings, AFileWithoutACertificateIsSaid) {
+  const TestFolder folder;
+  const std::string text = folder.File("text");
+  std::ofstream(text) << "no certificate";
+  const std::string serve = "serve --backend cpu --port 0 " + kOfDemoModel + "--tls-cert " + text + " --tls-key " + text;
+  for (const char* const http : {" --http-port 0", ""}) {
+    const Output output = Ferry(serve + http + " </dev/null", "timeout 60");
+    EXPECT_EQ(output.exit_code, 1) << output.err;
+    EXPECT_THAT(output.err, HasSubstr("the file of the certificate has none in PEM"));
+  }
+  for (const char* const command : {"generate -p x --server 127.0.0.1:1", "status"}) {
+    const Output output = Ferry(command, "FERRY_TLS_CA=" + text);
+    EXPECT_EQ(output.exit_code, 2) << output.err;
+    EXPECT_THAT(output.err, HasSubstr("FERRY_TLS_CA: '" + text + "' has no certificate"));
+  }
+  EXPECT_EQ(RunProgramBeside("ferry-gateway", "--listen 127.0.0.1:0", "FERRY_TLS_CA=" + text + " timeout 20").exit_code, 2);
+}
+
 TEST(Endings, ACoordinatorThatServesNothingIsNotWaitedForForEver) {
   const TestFolder folder;
   const std::string port_file = folder.File("port");

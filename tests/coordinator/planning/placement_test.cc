@@ -126,6 +126,7 @@ TEST(Placement, RefusesRulesItCannotFollow) {
   };
   refused("exps", "not REGEX=cpu");
   refused("(=cpu", "not a regular expression");
+  refused("^(([a-z._0-9]+)+)+[XY]=cpu", "takes too long");
   refused("exps=tpu0", "want cpu or gpuN");
   refused("exps=gpu2", "there are 2 workers");
   refused(R"(blk\.0\.ffn_.*_exps=gpu1)", "move it with --layers");
