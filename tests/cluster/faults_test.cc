@@ -164,6 +164,7 @@ struct Killing {
   const char* hidden_states = "auto";  // --transport; "nccl": on GPUs
   bool help = false;                   // on GPUs, whose workers compute experts for each other
 };
+void PrintTo(const Killing& killing, std::ostream* out) { *out << killing.name; }
 class KilledWorkers : public ::testing::TestWithParam<Killing> {};
 
 // FERRY_TEST_STREAMS=200 makes a long test of this one: workers are killed until so many streams have ended, with a SIGSTOP for
