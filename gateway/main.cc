@@ -72,6 +72,29 @@ int CannotRun(const absl::Status& status) {
   return kExitCannotRun;
 }
 
+// Reads what the flags name: a template, a certificate authority and keys.
+absl::Status ReadFiles(Flags* flags) {
+  GatewayOptions& options = flags->options;
+  if (!flags->template_file.empty()) {
+    ASSIGN_OR_RETURN(options.chat_template, ReadTemplate(flags->template_file));
+  }
+  if (options.tls_certificate.empty() != options.tls_key.empty()) {
+    return InvalidArgument("--tls-cert and --tls-key go together");
+  }
+  if (const char* const ca = std::getenv("FERRY_TLS_CA"); ca != nullptr && ca[0] != '\0') {
+    absl::StatusOr<std::string> pem = ReadSmallFile(ca);
+    if (!pem.ok()) return Annotate(pem.status(), "FERRY_TLS_CA");
+    if (!CertificateFingerprint(*pem).ok()) return InvalidArgument("FERRY_TLS_CA: '%s' has no certificate in PEM", ca);
+    options.coordinator_ca = *std::move(pem);
+  }
+  if (flags->key_file.empty()) return absl::OkStatus();
+  absl::StatusOr<std::unique_ptr<ApiKeys>> keys = ApiKeys::Load(flags->key_file);
+  if (!keys.ok()) return Annotate(keys.status(), "--api-key-file");
+  const auto access = std::make_shared<KeyedAccess>(*std::move(keys), Clock::Real());
+  options.access = [access](const HttpRequest& request) { return access->Check(request); };
+  return absl::OkStatus();
+}
+
 int Run(Flags flags) {
   sigset_t signals;
   sigemptyset(&signals);
@@ -81,28 +104,7 @@ int Run(Flags flags) {
   const absl::StatusOr<ListenAddress> listen = ParseListenAddress(flags.options.listen, kHttpPort);
   if (!listen.ok()) return CannotRun(listen.status());
   flags.options.listen = listen->ToString();
-  if (!flags.template_file.empty()) {
-    absl::StatusOr<std::string> chat_template = ReadTemplate(flags.template_file);
-    if (!chat_template.ok()) return CannotRun(chat_template.status());
-    flags.options.chat_template = *std::move(chat_template);
-  }
-  if (flags.options.tls_certificate.empty() != flags.options.tls_key.empty()) {
-    return CannotRun(InvalidArgument("--tls-cert and --tls-key go together"));
-  }
-  if (const char* const ca = std::getenv("FERRY_TLS_CA"); ca != nullptr && ca[0] != '\0') {
-    absl::StatusOr<std::string> pem = ReadSmallFile(ca);
-    if (!pem.ok()) return CannotRun(Annotate(pem.status(), "FERRY_TLS_CA"));
-    if (!CertificateFingerprint(*pem).ok()) {
-      return CannotRun(InvalidArgument("FERRY_TLS_CA: '%s' has no certificate in PEM", ca));
-    }
-    flags.options.coordinator_ca = *std::move(pem);
-  }
-  if (!flags.key_file.empty()) {
-    absl::StatusOr<std::unique_ptr<ApiKeys>> keys = ApiKeys::Load(flags.key_file);
-    if (!keys.ok()) return CannotRun(Annotate(keys.status(), "--api-key-file"));
-    const auto access = std::make_shared<KeyedAccess>(*std::move(keys), Clock::Real());
-    flags.options.access = [access](const HttpRequest& request) { return access->Check(request); };
-  }
+  if (const absl::Status read = ReadFiles(&flags); !read.ok()) return CannotRun(read);
   for (const absl::Status& status : {CheckDescriptorsAllowed(), CheckThreadsCanStart(GatewayThreads())}) {
     if (!status.ok()) return CannotRun(status);
   }

@@ -98,7 +98,8 @@ FerryService::FerryService(Parts parts)
 
 absl::StatusOr<std::unique_ptr<FerryService>> FerryService::Create(Parts parts) {
   std::unique_ptr<FerryService> service(new FerryService(std::move(parts)));
-  ASSIGN_OR_RETURN(service->watch_, RepeatingThread::Start(kStreamWatchInterval, [raw = service.get()] { raw->LookAfterStreams(); }));
+  ASSIGN_OR_RETURN(service->watch_,
+                   RepeatingThread::Start(kStreamWatchInterval, [raw = service.get()] { raw->LookAfterStreams(); }));
   return service;
 }
 

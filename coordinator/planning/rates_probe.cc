@@ -23,7 +23,8 @@ constexpr absl::Duration kLinksTime = absl::Milliseconds(250);
 constexpr absl::Duration kLinksBesideHostTime = absl::Milliseconds(600);  // a little longer than those
 constexpr int kMessages = 51;                                             // the median of them counts
 constexpr absl::Duration kBetweenMessages = absl::Milliseconds(2);  // as in decode: threads and cores have fallen asleep by then
-constexpr absl::Duration kProbePatience = absl::Seconds(10);  // more than the time asked for: the engine's threads may have all cores
+constexpr absl::Duration kProbePatience =
+    absl::Seconds(10);  // more than the time asked for: the engine's threads may have all cores
 
 const ExpertLayout& FirstLayout(const ExpertStore& store) { return store.layout().layer(store.layout().FirstWithExperts()); }
 

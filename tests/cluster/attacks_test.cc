@@ -145,7 +145,8 @@ TEST_F(Attacks, SixBombsAtOnceHoldLittleMemoryAndGiveItBack) {
   const auto attack = [&] {
     for (const Bomb& bomb : bombs) {
       const auto drop = [&] {
-        const grpc::Status status = CallWithBytes(ChannelTo(address()), bomb.method, bomb.message, kAttackPatience, bomb.compressed);
+        const grpc::Status status =
+            CallWithBytes(ChannelTo(address()), bomb.method, bomb.message, kAttackPatience, bomb.compressed);
         EXPECT_NE(status.error_code(), grpc::StatusCode::UNAVAILABLE) << bomb.what << ": " << status.error_message();
       };
       const auto six = [&] {

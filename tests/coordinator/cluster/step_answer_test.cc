@@ -17,7 +17,9 @@ std::string Floats(std::vector<float> values) {
 
 // The best two of a row, and the whole of another.
 const std::vector<LogitsRequest> kWanted = {{.top_n = 2, .target = 1}, {.top_n = kAnswerVocab}};
-StepExpectation Expected() { return {.worker = WorkerId(1), .epoch = 3, .step = 4, .wanted = kWanted, .vocab_size = kAnswerVocab}; }
+StepExpectation Expected() {
+  return {.worker = WorkerId(1), .epoch = 3, .step = 4, .wanted = kWanted, .vocab_size = kAnswerVocab};
+}
 
 internal::v1::StepResponse GoodAnswer() {
   internal::v1::StepResponse response;
