@@ -4,6 +4,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include "common/peer_keepalive.h"
 #include "common/rpc/acceptor.h"
 #include "common/rpc/channels.h"
 

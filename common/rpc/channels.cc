@@ -4,6 +4,8 @@
 
 #include <utility>
 
+#include "common/peer_keepalive.h"
+
 namespace ferry {
 
 std::shared_ptr<grpc::Channel> ConnectPeer(const std::string& address, NodeRole role, const NodeIdentity* identity,

@@ -14,9 +14,6 @@ namespace ferry {
 
 inline constexpr int kMaxMessageBytes = 64 << 20;  // of every server and channel of Ferry
 
-// A side that hears nothing for so long asks whether its peer is there, and then waits so long for the answer.
-inline constexpr int kPeerKeepaliveMs = 10000, kPeerKeepaliveTimeoutMs = 5000;
-
 struct ChannelOptions {
   bool keepalive = false;         // asks a silent peer. Only towards workers: their servers allow frequent pings
   bool quick_reconnects = false;  // tries again within a second: the peer may be about to start

@@ -18,6 +18,7 @@
 #include <cstring>
 #include <utility>
 
+#include "common/peer_keepalive.h"
 #include "common/shm/futex.h"
 #include "common/signal_cleanup.h"
 #include "common/unique_fd.h"
@@ -58,22 +59,46 @@ absl::StatusOr<Context> ContextOf(const std::string& folder, const SSL_METHOD* m
   return context;
 }
 
-// Waits for `events` on a socket, or for no reason.
-void PollUntil(int socket, short events, Deadline deadline) {
+// Waits for `events` on a socket, or for no reason. False: there was none until `deadline`.
+bool PollUntil(int socket, short events, Deadline deadline) {
   pollfd waiting = {.fd = socket, .events = events, .revents = 0};
   const absl::Duration left = std::clamp(deadline.Remaining(), absl::ZeroDuration(), absl::Seconds(3600));
   const timespec timeout = absl::ToTimespec(left);
-  ::ppoll(&waiting, 1, &timeout, nullptr);
+  return ::ppoll(&waiting, 1, &timeout, nullptr) != 0;
+}
+
+void SetOption(int socket, int level, int option, int value) { ::setsockopt(socket, level, option, &value, sizeof(value)); }
+
+// The system asks an end that is silent, and breaks the connection without an answer. It does not ask while bytes of this end
+// wait to be confirmed, for a quarter of an hour: FellSilent sees that. TCP_USER_TIMEOUT would as well, but it also breaks the
+// connection to a stage that computes for long and does not read meanwhile.
+void AskWhenSilent(int socket) {
+  constexpr int kQuestions = 5;
+  SetOption(socket, SOL_SOCKET, SO_KEEPALIVE, 1);
+  SetOption(socket, IPPROTO_TCP, TCP_KEEPIDLE, kPeerKeepaliveMs / 1000);
+  SetOption(socket, IPPROTO_TCP, TCP_KEEPINTVL, kPeerKeepaliveTimeoutMs / 1000 / kQuestions);
+  SetOption(socket, IPPROTO_TCP, TCP_KEEPCNT, kQuestions);
+}
+
+// Whether the other end of a TCP connection has not confirmed what was sent to it several times.
+bool FellSilent(int socket) {
+  constexpr int kTries = 4;  // take seconds, since each waits twice as long as the one before
+  tcp_info info = {};
+  socklen_t length = sizeof(info);
+  if (::getsockopt(socket, IPPROTO_TCP, TCP_INFO, &info, &length) != 0) return false;
+  const bool unanswered = info.tcpi_retransmits >= kTries || info.tcpi_probes >= kTries;
+  return unanswered && info.tcpi_last_ack_recv >= kPeerKeepaliveMs + kPeerKeepaliveTimeoutMs;
 }
 
 void Prepare(int socket, bool tcp) {
   ::fcntl(socket, F_SETFL, ::fcntl(socket, F_GETFL) | O_NONBLOCK);
   for (const int buffer : {SO_SNDBUF, SO_RCVBUF}) {
     // A size that is set is not tuned any more, and what the system allows a process to set is often too small for TCP.
-    if (!tcp) ::setsockopt(socket, SOL_SOCKET, buffer, &kSocketBytes, sizeof(kSocketBytes));
+    if (!tcp) SetOption(socket, SOL_SOCKET, buffer, kSocketBytes);
   }
-  const int on = 1;
-  if (tcp) ::setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+  if (!tcp) return;
+  SetOption(socket, IPPROTO_TCP, TCP_NODELAY, 1);
+  AskWhenSilent(socket);
 }
 
 // Waits as common/shm/paced_wait.h does, but without yielding the core while it spins: what is waited for comes from another
@@ -113,6 +138,8 @@ class Pace {
   size_t next_ = 0;
 };
 
+constexpr absl::Duration kLookInterval = absl::Seconds(1);  // how late a silent end may be noticed
+
 enum class Want { kNothing, kRead, kWrite };
 
 class SocketConnection final : public DataConnection {
@@ -146,7 +173,7 @@ class SocketConnection final : public DataConnection {
       bytes = bytes.subspan(sent);
       if (sent > 0) continue;
       if (deadline.Passed()) return DeadlineExceeded("the other end does not read");
-      PollUntil(socket_.get(), want_ == Want::kRead ? POLLIN : POLLOUT, deadline);
+      Await(want_ == Want::kRead ? POLLIN : POLLOUT, deadline);
     }
     return absl::OkStatus();
   }
@@ -160,7 +187,7 @@ class SocketConnection final : public DataConnection {
       failed = read.status();
       return !failed.ok() || *read > 0;
     };
-    const auto sleep = [&](Deadline until) { PollUntil(socket_.get(), want_ == Want::kWrite ? POLLOUT : POLLIN, until); };
+    const auto sleep = [&](Deadline until) { Await(want_ == Want::kWrite ? POLLOUT : POLLIN, until); };
     bool came = pace_.Wait(deadline, more, sleep);
     while (came && failed.ok() && !bytes.empty()) {  // the rest follows at the network's rate
       came = more();
@@ -178,6 +205,7 @@ class SocketConnection final : public DataConnection {
  private:
   // Bytes that were sent or read; 0: none can be now, and want_ says what to wait for.
   absl::StatusOr<size_t> Write(std::span<const std::byte> bytes) {
+    if (silent_) return Silence();
     if (ssl_ == nullptr) return Moved(::send(socket_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL), Want::kWrite);
     errno = 0;
     ERR_clear_error();
@@ -185,6 +213,7 @@ class SocketConnection final : public DataConnection {
     return SSL_write_ex(ssl_.get(), bytes.data(), bytes.size(), &sent) == 1 ? absl::StatusOr<size_t>(sent) : TlsStopped();
   }
   absl::StatusOr<size_t> Read(std::span<std::byte> bytes) {
+    if (silent_) return Silence();
     if (ssl_ == nullptr) {
       const ssize_t read = ::recv(socket_.get(), bytes.data(), bytes.size(), 0);
       if (read == 0) return Unavailable("the other end has closed the connection");
@@ -194,6 +223,13 @@ class SocketConnection final : public DataConnection {
     ERR_clear_error();
     size_t read = 0;
     return SSL_read_ex(ssl_.get(), bytes.data(), bytes.size(), &read) == 1 ? absl::StatusOr<size_t>(read) : TlsStopped();
+  }
+  // Returns early at times. Whether the other end fell silent is looked at here alone: an end that is there ends these waits.
+  void Await(short events, Deadline deadline) {
+    if (!PollUntil(socket_.get(), events, std::min(deadline, Deadline::In(kLookInterval)))) silent_ = FellSilent(socket_.get());
+  }
+  static absl::Status Silence() {
+    return Unavailable("the connection is lost: no answer for %d s", (kPeerKeepaliveMs + kPeerKeepaliveTimeoutMs) / 1000);
   }
   absl::StatusOr<size_t> Moved(ssize_t bytes, Want otherwise) {
     want_ = bytes >= 0 ? Want::kNothing : otherwise;
@@ -220,6 +256,7 @@ class SocketConnection final : public DataConnection {
   const Context context_;  // null, as ssl_, on a Unix socket
   std::unique_ptr<SSL, FreeSsl> ssl_;
   Want want_ = Want::kNothing;
+  bool silent_ = false;
   Pace pace_;
 };
 
@@ -335,8 +372,7 @@ absl::StatusOr<std::unique_ptr<DataListener>> DataListener::Listen(const ListenA
   ASSIGN_OR_RETURN(const SocketAddress at, Resolve(address, /*to_listen=*/true));
   UniqueFd socket(::socket(at.family(), SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!socket.valid()) return absl::ErrnoToStatus(errno, "a socket cannot be made");
-  const int on = 1;
-  ::setsockopt(socket.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+  SetOption(socket.get(), SOL_SOCKET, SO_REUSEADDR, 1);
   const bool local = !address.unix_path.empty();
   if (::bind(socket.get(), at.get(), at.length) != 0 || ::listen(socket.get(), kBacklog) != 0) {
     return FailedPrecondition("cannot listen on %s: %s", address.ToString(), std::strerror(errno));

@@ -5,7 +5,9 @@
 // over TCP, in which both ends show a certificate of the cluster's CA (common/tls/cluster_ca.h). gRPC, which carries everything
 // else, hands each message from thread to thread; here the thread that waits reads the socket itself.
 //
-// A connection belongs to one thread at a time, but for Cut(). After an error it is of no more use.
+// A connection belongs to one thread at a time, but for Cut(). After an error it is of no more use. Between hosts, one whose other
+// end answers nothing for 15 s (common/peer_keepalive.h) is lost for whoever waits on it: the host or the network is gone. An
+// end that only does not read answers all the time, and is waited for.
 
 #include <cstddef>
 #include <cstdint>
@@ -35,10 +37,10 @@ class DataConnection {
                                                                  Deadline deadline);
   virtual ~DataConnection() = default;
 
-  // Sends all of `bytes`. Unavailable: the other end is gone. DeadlineExceeded: it does not read.
+  // Sends all of `bytes`. Unavailable: the other end is gone or lost. DeadlineExceeded: it does not read.
   virtual absl::Status Send(std::span<const std::byte> bytes, Deadline deadline) = 0;
   // Fills `bytes`. Spins for a moment around the time at which the first of them is expected, else sleeps. Unavailable: the other
-  // end is gone. DeadlineExceeded: not all of them came.
+  // end is gone or lost. DeadlineExceeded: not all of them came.
   virtual absl::Status Receive(std::span<std::byte> bytes, Deadline deadline) = 0;
   // Any thread: ends what another thread waits for here, and every later call, with Unavailable.
   virtual void Cut() = 0;

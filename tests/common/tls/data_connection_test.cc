@@ -1,6 +1,10 @@
 #include "common/tls/data_connection.h"
 
+#include <net/if.h>
+#include <sched.h>
 #include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
 
 #include <array>
 #include <fstream>
@@ -8,7 +12,9 @@
 #include <iterator>
 #include <thread>
 
+#include "absl/time/clock.h"
 #include "common/temporary_folder.h"
+#include "common/unique_fd.h"
 #include "tests/testing/socket_folder.h"
 #include "tests/testing/status_matchers.h"
 
@@ -130,6 +136,70 @@ TEST_F(DataConnectionTest, ACutEndsTheWaitOfAnotherThread) {
   std::array<std::byte, 8> bytes;
   EXPECT_THAT(client->Receive(bytes, Deadline::In(kLong)), StatusIs(absl::StatusCode::kUnavailable));
   cutting.join();
+}
+
+// Of the calling thread's network.
+absl::Status PlugLoopback(bool in) {
+  const UniqueFd socket(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  ifreq loopback = {.ifr_ifrn = {.ifrn_name = "lo"},
+                    .ifr_ifru = {.ifru_flags = static_cast<short>(in ? IFF_UP | IFF_RUNNING : 0)}};
+  return ::ioctl(socket.get(), SIOCSIFFLAGS, &loopback) == 0 ? absl::OkStatus() : absl::ErrnoToStatus(errno, "lo");
+}
+
+struct Ends {
+  std::unique_ptr<DataConnection> client, server;
+};
+
+TEST_F(DataConnectionTest, AnEndThatAnswersNothingFor15SecondsIsLostAndOneThatOnlyDoesNotReadIsNot) {
+  const auto connect = [&]() -> absl::StatusOr<Ends> {
+    auto accepted = AcceptInTheBackground();
+    Ends ends;
+    ASSIGN_OR_RETURN(ends.client, Connect("coordinator"));
+    ASSIGN_OR_RETURN(ends.server, accepted.get());
+    return ends;
+  };
+  const auto seconds = [](int count) { return Deadline::In(absl::Seconds(count)); };
+  const std::vector<std::byte> many(64 << 20);  // more than any socket holds
+  ASSERT_OK_AND_ASSIGN(const Ends with_slow_reader, connect());
+  auto to_slow_reader = std::async(std::launch::async, [&] { return with_slow_reader.client->Send(many, seconds(20)); });
+
+  // A thread may leave the test's network for one of its own, whose cable it pulls.
+  bool may = true;
+  std::thread elsewhere([&] {
+    may = ::unshare(CLONE_NEWNET) == 0 && PlugLoopback(true).ok();
+    if (!may) return;
+    ASSERT_OK_AND_ASSIGN(listener_,
+                         DataListener::Listen(Loopback(0), {.folder = Path("worker"), .peer = NodeRole::kCoordinator}));
+    ASSERT_OK_AND_ASSIGN(const Ends idle, connect());
+    ASSERT_OK_AND_ASSIGN(const Ends asked, connect());
+    ASSERT_OK_AND_ASSIGN(const Ends sent, connect());
+    for (const Ends* const ends : {&idle, &asked, &sent}) ExpectEcho(*ends->client, *ends->server, 1000);
+    absl::SleepFor(absl::Seconds(1));  // a system confirms bytes a moment after they came
+    ASSERT_OK(PlugLoopback(false));
+    const Stopwatch silent;
+    const auto receive = [&](DataConnection& connection) {
+      std::array<std::byte, 8> bytes;
+      const absl::Status received = connection.Receive(bytes, seconds(60));
+      return std::pair(received, silent.Elapsed());
+    };
+    auto waits_for_rows = std::async(std::launch::async, [&] { return receive(*idle.server); });
+    auto waits_for_an_answer = std::async(std::launch::async, [&] {
+      EXPECT_OK(asked.client->Send(std::span(many).first(100), seconds(60)));
+      return receive(*asked.client);
+    });
+    auto waits_for_room = std::async(std::launch::async, [&] {
+      const absl::Status sending = sent.client->Send(many, seconds(60));
+      return std::pair(sending, silent.Elapsed());
+    });
+    for (auto* const wait : {&waits_for_rows, &waits_for_an_answer, &waits_for_room}) {
+      const auto [status, elapsed] = wait->get();
+      EXPECT_THAT(status, StatusIs(absl::StatusCode::kUnavailable, HasSubstr("is lost")));
+      EXPECT_GE(elapsed, absl::Seconds(14)) << "a short break is none";
+    }
+  });
+  elsewhere.join();
+  EXPECT_THAT(to_slow_reader.get(), StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("does not read")));
+  if (!may) GTEST_SKIP() << "only root may make a network whose cable can be pulled";
 }
 
 TEST_F(DataConnectionTest, SaysThatNobodyListens) {
