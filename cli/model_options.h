@@ -25,7 +25,7 @@ struct ModelOptions {
   std::string divide_experts = "auto";
   std::string share_links = "auto";
   std::string expert_transport = "auto";
-  std::string transport = "auto";            // of hidden states: auto, shm, nccl, grpc
+  std::string transport = "auto";            // of hidden states: auto, shm, tcp, nccl, grpc
   std::string nccl_library, nccl_interface;  // empty: the worker's own defaults
   bool coordinator_only = false;
   // Sizes.

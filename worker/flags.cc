@@ -60,11 +60,18 @@ void AddWorkerFlags(CLI::App& app, WorkerOptions& options) {
       {{"auto", Unified::kAuto}, {"on", Unified::kOn}, {"off", Unified::kOff}}, options.unified);
   AddChoice(app, "--expert-transport", options.expert_transport, {"auto", "shm", "grpc"},
             "how experts come: shm on the same host, grpc, or auto, the default: shm where possible");
-  AddNamed(app, "--transport", "auto|shm|nccl|grpc",
-           "how hidden states go to the next worker: through memory of one host, over NCCL between GPUs, or by messages (default "
-           "auto: the fastest of those)",
-           {{"auto", Transport::kAuto}, {"shm", Transport::kShm}, {"nccl", Transport::kNccl}, {"grpc", Transport::kGrpc}},
-           options.transport);
+  AddNamed(
+      app, "--transport", "auto|shm|tcp|nccl|grpc",
+      "how hidden states go to the next worker: through memory of one host, over a connection of their own, over NCCL between "
+      "GPUs, or over gRPC (default auto: the fastest of those)",
+      {{"auto", Transport::kAuto},
+       {"shm", Transport::kShm},
+       {"tcp", Transport::kTcp},
+       {"nccl", Transport::kNccl},
+       {"grpc", Transport::kGrpc}},
+      options.transport);
+  AddInteger(app, "--data-port", options.data_port, {.max = 65535},
+             "port where the worker before this one, on another host, makes its connection for hidden states (default: any)");
   AddText(app, "--nccl-library", options.nccl_library, "file of NCCL 2.18 or later (default: libnccl.so.2 of the system)");
   AddText(
       app, "--nccl-interface", options.nccl_interface,

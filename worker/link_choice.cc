@@ -1,5 +1,7 @@
 #include "worker/link_choice.h"
 
+#include <cmath>
+
 namespace ferry {
 namespace {
 
@@ -13,6 +15,8 @@ const char* NameOf(Transport transport) {
       return "auto";
     case Transport::kShm:
       return "shm";
+    case Transport::kTcp:
+      return "tcp";
     case Transport::kNccl:
       return "nccl";
     case Transport::kGrpc:
@@ -44,6 +48,22 @@ std::string DescribeChoice(std::span<const LinkTime> times) {
                                                           : absl::StrFormat("NCCL from %d rows on, shared memory below", from);
   return absl::StrFormat("%s: %d rows took %.0f us over NCCL and %.0f us through shared memory", choice, most.rows,
                          absl::ToDoubleMicroseconds(most.nccl), absl::ToDoubleMicroseconds(most.shm));
+}
+
+bool TakesTcp(std::span<const LinkTime> times) {
+  double logs = 0;  // of the ratios
+  for (const LinkTime& time : times) logs += std::log(absl::FDivDuration(time.tcp, time.grpc));
+  return !(logs > 0);
+}
+
+std::string DescribeTcpChoice(std::span<const LinkTime> times) {
+  if (times.empty()) return "nothing was measured";
+  std::string text = "tcp and gRPC took";
+  for (const LinkTime& time : times) {
+    text += absl::StrFormat("%s %.0f and %.0f us for %d rows", time.rows == times.front().rows ? "" : ",",
+                            absl::ToDoubleMicroseconds(time.tcp), absl::ToDoubleMicroseconds(time.grpc), time.rows);
+  }
+  return text;
 }
 
 }  // namespace ferry

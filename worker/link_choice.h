@@ -1,7 +1,7 @@
 #pragma once
 
-// Which way hidden states take to the next worker: the choice of --transport, and the rule by which auto weighs NCCL against
-// memory that both workers share.
+// Which way hidden states take to the next worker: the choice of --transport, and the rules by which auto weighs NCCL against
+// memory that both workers share, and between hosts a data connection against gRPC.
 
 #include <cstdint>
 #include <limits>
@@ -14,14 +14,16 @@
 
 namespace ferry {
 
-// kAuto: memory within a host, and between its GPUs also NCCL where that is faster; messages between hosts.
-enum class Transport { kAuto, kShm, kNccl, kGrpc };
-const char* NameOf(Transport transport);  // "auto", "shm", "nccl", "grpc"
+// kAuto: memory within a host, and between its GPUs also NCCL where that is faster; between hosts the faster one of a data
+// connection and gRPC.
+enum class Transport { kAuto, kShm, kTcp, kNccl, kGrpc };
+const char* NameOf(Transport transport);  // "auto", "shm", "tcp", "nccl", "grpc"
 
-// How long a message of so many rows takes from the sender's device memory to the receiver's: medians.
+// How long a message of so many rows takes from the sender's device memory to the receiver's: medians. Zero: that way was not
+// measured.
 struct LinkTime {
   int64_t rows = 0;
-  absl::Duration shm, nccl;
+  absl::Duration shm, nccl, tcp, grpc;
 };
 
 inline constexpr int64_t kNoMessage = std::numeric_limits<int64_t>::max();
@@ -33,7 +35,12 @@ std::vector<int64_t> RowsToMeasure(int64_t max_rows);
 // is not at the largest.
 int64_t NcclFromRows(std::span<const LinkTime> times);
 
+// Whether hidden states go over the data connection: unless gRPC is faster in the geometric mean over the sizes.
+bool TakesTcp(std::span<const LinkTime> times);
+
 // For people: what was chosen, and the times of the largest message.
 std::string DescribeChoice(std::span<const LinkTime> times);
+// For people: all times of the data connection and of gRPC.
+std::string DescribeTcpChoice(std::span<const LinkTime> times);
 
 }  // namespace ferry

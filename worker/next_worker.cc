@@ -7,9 +7,11 @@
 #include "absl/cleanup/cleanup.h"
 #include "common/deadline.h"
 #include "common/grpc_status.h"
+#include "common/listen_address.h"
 #include "common/log.h"
 #include "common/machine_id.h"
 #include "common/rpc/channels.h"
+#include "common/rpc/node_identity.h"
 #include "common/rpc/rpc_deadline.h"
 #include "common/shm/descriptor_socket.h"
 #include "common/thread_limit.h"
@@ -17,6 +19,7 @@
 #include "worker/device_rows.h"
 #include "worker/stage_link_grpc.h"
 #include "worker/stage_link_shm.h"
+#include "worker/stage_link_tcp.h"
 
 namespace ferry {
 namespace {
@@ -41,6 +44,11 @@ absl::StatusOr<std::unique_ptr<ActivationRing>> MapOffered(const internal::v1::S
                              {.n_embd = n_embd, .rows_per_slot = offer.rows_per_slot(), .num_slots = offer.num_slots()});
 }
 
+Deadline AutoDeadline(const StageLinkOptions& options, Deadline deadline) {
+  const absl::Duration patience = kAutoPatience / std::max(1, options.num_workers - 1);
+  return std::min(deadline, Deadline::In(std::min(patience, kLongestAutoPatience)));
+}
+
 v1::HiddenStatesLink LinkOf(const char* way, const std::string& why) {
   v1::HiddenStatesLink link;
   link.set_way(way);
@@ -52,6 +60,7 @@ v1::HiddenStatesLink LinkOf(const char* way, const std::string& why) {
 
 struct NextWorker::Call {
   internal::v1::Worker::Stub& stub;
+  std::string address;
   std::shared_ptr<grpc::Channel> channel;
   Incarnation next;
   uint64_t epoch = 0;
@@ -76,6 +85,29 @@ struct NextWorker::Call {
     internal::v1::ShareActivationsRequest request;
     request.set_machine(machine);
     return Ask(&internal::v1::Worker::Stub::ShareActivations, std::move(request), deadline);
+  }
+  // A data connection, which the next worker takes for this epoch.
+  absl::StatusOr<std::unique_ptr<ActivationSink>> ConnectTcp(Deadline until) const {
+    ASSIGN_OR_RETURN(const internal::v1::ListenForActivationsResponse offer,
+                     Ask(&internal::v1::Worker::Stub::ListenForActivations, internal::v1::ListenForActivationsRequest(), until));
+    ASSIGN_OR_RETURN(ListenAddress at, ParseListenAddress(offer.port() == 0 ? offer.socket() : address, 0));
+    if (offer.port() > 65535 || offer.key().size() != ActivationWords::kKeyBytes || (offer.port() == 0) == at.unix_path.empty()) {
+      return Internal("the next worker names no address of a data connection");
+    }
+    if (at.unix_path.empty()) at.port = static_cast<int>(offer.port());
+    if (at.unix_path.empty() && options.identity == nullptr) {
+      return absl::FailedPreconditionError("this worker has no certificates, which data connections between hosts need");
+    }
+    const DataIdentity identity = {.folder = options.identity == nullptr ? "" : options.identity->folder(),
+                                   .peer = NodeRole::kWorker};
+    ASSIGN_OR_RETURN(std::unique_ptr<DataConnection> connection, DataConnection::Connect(at, identity, until));
+    const ActivationWords words = {.incarnation = next.value(), .epoch = epoch, .n_embd = options.n_embd, .key = offer.key()};
+    RETURN_IF_ERROR(connection->Send(Encode(words), until));
+    internal::v1::TakeActivationsRequest take;
+    take.set_key(offer.key());
+    RETURN_IF_ERROR(Ask(&internal::v1::Worker::Stub::TakeActivations, std::move(take), until).status());
+    return MakeTcpSink(std::move(connection),
+                       {.ops = options.ops, .n_embd = options.n_embd, .max_rows = options.max_rows, .epoch = epoch});
   }
   // An empty key asks only whether the next worker would join.
   absl::Status AskToJoin(const std::string& key, Deadline until) const {
@@ -108,6 +140,7 @@ absl::StatusOr<std::unique_ptr<ActivationSink>> NextWorker::Connect(const std::s
   }
   const std::unique_ptr<internal::v1::Worker::Stub> stub = internal::v1::Worker::NewStub(channel);
   const Call call = {.stub = *stub,
+                     .address = address,
                      .channel = std::move(channel),
                      .next = next,
                      .epoch = epoch,
@@ -116,16 +149,22 @@ absl::StatusOr<std::unique_ptr<ActivationSink>> NextWorker::Connect(const std::s
                      .deadline = deadline};
   ASSIGN_OR_RETURN(std::unique_ptr<ActivationSink> sink, ConnectByHost(call));
   if (options.transport == Transport::kNccl) return AddDevices(call, std::move(sink));
-  const bool may_add = options.transport == Transport::kAuto && options.peers != nullptr && runner != nullptr;
-  return may_add && link().way() == "shm" ? AddIfFaster(call, std::move(sink)) : std::move(sink);
+  if (options.transport != Transport::kAuto || runner == nullptr) return sink;
+  if (link().way() == "grpc") return TakeTcpIfFaster(call, std::move(sink));
+  return options.peers != nullptr ? AddIfFaster(call, std::move(sink)) : std::move(sink);
 }
 
-// By memory or by messages.
+// By memory, or by messages as --transport names them, or over gRPC.
 absl::StatusOr<std::unique_ptr<ActivationSink>> NextWorker::ConnectByHost(const Call& call) {
   const bool by_name = call.options.transport == Transport::kShm;
   if (call.options.transport == Transport::kGrpc) {
     RETURN_IF_ERROR(call.Share(/*machine=*/"").status());
     SetLink(LinkOf("grpc", "--transport grpc"));
+  } else if (call.options.transport == Transport::kTcp) {
+    absl::StatusOr<std::unique_ptr<ActivationSink>> sink = call.ConnectTcp(call.deadline);
+    if (!sink.ok()) return Annotate(sink.status(), "--transport tcp");
+    SetLink(LinkOf("tcp", "--transport tcp"));
+    return sink;
   } else if (call.options.share_memory || by_name) {
     ASSIGN_OR_RETURN(const internal::v1::ShareActivationsResponse offer, call.Share(MachineId()));
     if (!offer.socket().empty()) {
@@ -161,9 +200,7 @@ absl::StatusOr<std::unique_ptr<ActivationSink>> NextWorker::AddDevices(const Cal
 
 // For the messages that are faster from device to device.
 absl::StatusOr<std::unique_ptr<ActivationSink>> NextWorker::AddIfFaster(const Call& call, std::unique_ptr<ActivationSink> sink) {
-  const absl::Duration patience = kAutoPatience / std::max(1, call.options.num_workers - 1);
-  const Deadline until = std::min(call.deadline, Deadline::In(std::min(patience, kLongestAutoPatience)));
-  absl::StatusOr<std::unique_ptr<DevicePeer>> peer = call.Join(until);
+  absl::StatusOr<std::unique_ptr<DevicePeer>> peer = call.Join(AutoDeadline(call.options, call.deadline));
   if (!peer.ok()) {
     spdlog::info("hidden states go to the next worker through shared memory: {}", peer.status().ToString());
     SetLink(LinkOf("shm", ShortReason(peer.status())));
@@ -199,23 +236,47 @@ absl::StatusOr<std::unique_ptr<ActivationSink>> NextWorker::AddIfFaster(const Ca
   return devices;
 }
 
+// `sink` is that of gRPC, through which nothing has gone.
+absl::StatusOr<std::unique_ptr<ActivationSink>> NextWorker::TakeTcpIfFaster(const Call& call,
+                                                                            std::unique_ptr<ActivationSink> sink) {
+  const Deadline until = AutoDeadline(call.options, call.deadline);
+  absl::StatusOr<std::unique_ptr<ActivationSink>> tcp = call.ConnectTcp(until);
+  if (!tcp.ok()) {
+    spdlog::info("hidden states go to the next worker over gRPC, since no data connection can be made: {}",
+                 tcp.status().ToString());
+    SetLink(LinkOf("grpc", ShortReason(tcp.status())));
+    // It may have taken the connection and not have said so in time.
+    RETURN_IF_ERROR(call.Share(/*machine=*/"").status());
+    return sink;
+  }
+  const absl::Status measured = MeasureTcpOnce(call, **tcp, until);
+  const bool takes_tcp = measured.ok() && TakesTcp(times_);
+  const std::string why = measured.ok() ? DescribeTcpChoice(times_) : ShortReason(measured);
+  spdlog::info("hidden states go to the next worker by {}: {}", takes_tcp ? "tcp" : "grpc", why);
+  SetLink(LinkOf(takes_tcp ? "tcp" : "grpc", why));
+  if (takes_tcp) return tcp;
+  tcp->reset();
+  RETURN_IF_ERROR(call.Share(/*machine=*/"").status());
+  return sink;
+}
+
 namespace {
 
-// One message from this device's memory until the next worker has it in its own.
-absl::StatusOr<absl::Duration> TimeMessage(Ops& ops, DeviceSink& sink, Tensor rows, bool by_devices, Deadline deadline) {
-  sink.set_min_rows(by_devices ? 1 : kNoMessage);
+// One message from this device's memory until the next worker has it in its own, which `back` tells.
+absl::StatusOr<absl::Duration> TimeMessage(Ops& ops, ActivationSink& way, ActivationSink& back, Tensor rows, Deadline deadline) {
   RETURN_IF_ERROR(ops.Synchronize(deadline));
   const Stopwatch watch;
-  RETURN_IF_ERROR(SendDeviceRows(ops, sink, kMeasuringStep, rows, deadline));
-  RETURN_IF_ERROR(sink.AwaitDropped(deadline));
+  RETURN_IF_ERROR(SendDeviceRows(ops, way, kMeasuringStep, rows, deadline));
+  RETURN_IF_ERROR(back.AwaitDropped(deadline));
   return watch.Elapsed();
 }
 
-absl::StatusOr<absl::Duration> MedianTime(Ops& ops, DeviceSink& sink, Tensor rows, bool by_devices, Deadline deadline) {
-  RETURN_IF_ERROR(TimeMessage(ops, sink, rows, by_devices, deadline).status());
+// Of kTimedMessages behind one that warms up.
+absl::StatusOr<absl::Duration> MedianTime(Ops& ops, ActivationSink& way, ActivationSink& back, Tensor rows, Deadline deadline) {
+  RETURN_IF_ERROR(TimeMessage(ops, way, back, rows, deadline).status());
   std::vector<absl::Duration> times(kTimedMessages);
   for (absl::Duration& time : times) {
-    ASSIGN_OR_RETURN(time, TimeMessage(ops, sink, rows, by_devices, deadline));
+    ASSIGN_OR_RETURN(time, TimeMessage(ops, way, back, rows, deadline));
   }
   std::sort(times.begin(), times.end());
   return times[times.size() / 2];
@@ -230,13 +291,29 @@ absl::StatusOr<std::vector<LinkTime>> MeasureWays(const StageLinkOptions& option
   for (const int64_t rows : sizes) {
     LinkTime& time = times.emplace_back();
     time.rows = rows;
-    ASSIGN_OR_RETURN(time.shm, MedianTime(ops, sink, all.Rows(0, rows), /*by_devices=*/false, deadline));
-    ASSIGN_OR_RETURN(time.nccl, MedianTime(ops, sink, all.Rows(0, rows), /*by_devices=*/true, deadline));
+    sink.set_min_rows(kNoMessage);
+    ASSIGN_OR_RETURN(time.shm, MedianTime(ops, sink, sink, all.Rows(0, rows), deadline));
+    sink.set_min_rows(1);
+    ASSIGN_OR_RETURN(time.nccl, MedianTime(ops, sink, sink, all.Rows(0, rows), deadline));
   }
   return times;
 }
 
 }  // namespace
+
+absl::Status NextWorker::MeasureTogether(const Call& call, internal::v1::MeasureActivationsRequest request, Deadline until,
+                                         const std::function<absl::Status()>& measure) {
+  request.set_seconds(std::max(0.001, absl::ToDoubleSeconds(until.Remaining())));
+  absl::Status taken;
+  ASSIGN_OR_RETURN(std::thread asking, StartThread([&] {
+                     const Deadline answered = Deadline::In(until.Remaining() + kAnswerPatience);
+                     taken = call.Ask(&internal::v1::Worker::Stub::MeasureActivations, request, answered).status();
+                   }));
+  const absl::Status measured = call.runner->RunBeforeSteps(/*epoch=*/0, [&](ActivationSource*) { return measure(); }, until);
+  asking.join();
+  RETURN_IF_ERROR(taken);
+  return measured;
+}
 
 // The figures of one next worker are kept, so that a later epoch begins sooner.
 absl::Status NextWorker::MeasureOnce(const Call& call, DeviceSink& sink) {
@@ -244,27 +321,50 @@ absl::Status NextWorker::MeasureOnce(const Call& call, DeviceSink& sink) {
   const std::vector<int64_t> sizes = RowsToMeasure(call.options.max_rows);
   const Deadline until = std::min(call.deadline, Deadline::In(kMeasuringPatience));
   internal::v1::MeasureActivationsRequest request;
-  request.set_seconds(std::max(0.001, absl::ToDoubleSeconds(until.Remaining())));
   for (const int64_t rows : sizes) {
     for (int i = 0; i < 2 * (1 + kTimedMessages); ++i) request.add_rows(static_cast<uint32_t>(rows));
   }
-  absl::Status taken;
-  ASSIGN_OR_RETURN(std::thread asking, StartThread([&] {
-                     const Deadline answered = Deadline::In(until.Remaining() + kAnswerPatience);
-                     taken = call.Ask(&internal::v1::Worker::Stub::MeasureActivations, request, answered).status();
-                   }));
   absl::StatusOr<std::vector<LinkTime>> times = Internal("nothing was measured");
-  const absl::Status measured = call.runner->RunBeforeSteps(
-      /*epoch=*/0,
-      [&](ActivationSource*) {
-        times = MeasureWays(call.options, sink, sizes, until);
-        return times.status();
-      },
-      until);
-  asking.join();
-  RETURN_IF_ERROR(taken);
-  RETURN_IF_ERROR(measured);
+  RETURN_IF_ERROR(MeasureTogether(call, request, until, [&] {
+    times = MeasureWays(call.options, sink, sizes, until);
+    return times.status();
+  }));
   times_ = *std::move(times);
+  measured_with_ = call.next;
+  return absl::OkStatus();
+}
+
+// The same between hosts. A slow network takes longer for the largest messages than an epoch may take to begin, so each size is
+// measured only if that is expected to end in time.
+absl::Status NextWorker::MeasureTcpOnce(const Call& call, ActivationSink& tcp, Deadline until) {
+  if (measured_with_ == call.next && !times_.empty()) return absl::OkStatus();
+  Ops& ops = *call.options.ops;
+  const std::vector<int64_t> sizes = RowsToMeasure(call.options.max_rows);
+  std::vector<LinkTime> times;
+  for (const int64_t rows : sizes) {
+    if (!times.empty()) {
+      const double more = static_cast<double>(rows) / static_cast<double>(times.back().rows);
+      const absl::Duration expected = (1 + kTimedMessages) * more * (times.back().tcp + times.back().grpc);
+      if (expected > until.Remaining() / 2) break;
+    }
+    LinkTime time = {.rows = rows};
+    for (const bool pushed : {false, true}) {
+      internal::v1::MeasureActivationsRequest request;
+      request.set_pushed(pushed);
+      for (int i = 0; i < 1 + kTimedMessages; ++i) request.add_rows(static_cast<uint32_t>(rows));
+      // Its stream ends with it.
+      const std::unique_ptr<ActivationSink> grpc =
+          pushed ? MakeGrpcSink(call.channel, call.next, call.options.n_embd, call.epoch) : nullptr;
+      RETURN_IF_ERROR(MeasureTogether(call, request, until, [&]() -> absl::Status {
+        ASSIGN_OR_RETURN(const DeviceBuffer memory, ops.Allocate(rows * call.options.n_embd * int64_t{sizeof(float)}));
+        const Tensor all(memory.data(), DType::kF32, rows, call.options.n_embd);
+        ASSIGN_OR_RETURN((pushed ? time.grpc : time.tcp), MedianTime(ops, pushed ? *grpc : tcp, tcp, all, until));
+        return absl::OkStatus();
+      }));
+    }
+    times.push_back(time);
+  }
+  times_ = std::move(times);
   measured_with_ = call.next;
   return absl::OkStatus();
 }
@@ -305,6 +405,38 @@ absl::StatusOr<internal::v1::ShareActivationsResponse> ActivationSharer::Share(
   return response;
 }
 
+absl::StatusOr<internal::v1::ListenForActivationsResponse> ListenForPrevious(
+    const internal::v1::ListenForActivationsRequest& request, const StageLinkOptions& options, StepRunner* runner) {
+  if (options.transport != Transport::kAuto && options.transport != Transport::kTcp) {
+    return FailedPrecondition("the next worker was started with --transport %s", NameOf(options.transport));
+  }
+  if (options.listener == nullptr) return absl::FailedPreconditionError("the next worker takes no data connection");
+  if (runner->epoch() != request.epoch()) return Aborted("epoch is %d, want %d", request.epoch(), runner->epoch());
+  ASSIGN_OR_RETURN(
+      const ActivationListener::Offer offer,
+      options.listener->Expect(
+          {.incarnation = options.incarnation.value(), .epoch = request.epoch(), .n_embd = options.n_embd, .key = ""}));
+  internal::v1::ListenForActivationsResponse response;
+  if (offer.address.unix_path.empty()) {
+    response.set_port(static_cast<uint32_t>(offer.address.port));
+  } else {
+    response.set_socket(offer.address.ToString());
+  }
+  response.set_key(offer.key);
+  return response;
+}
+
+absl::Status TakeFromPrevious(const internal::v1::TakeActivationsRequest& request, const StageLinkOptions& options,
+                              StepRunner* runner, Deadline deadline, const std::function<bool()>& cancelled) {
+  if (options.listener == nullptr) return absl::FailedPreconditionError("the next worker takes no data connection");
+  ASSIGN_OR_RETURN(std::unique_ptr<DataConnection> connection, options.listener->Take(request.key(), deadline, cancelled));
+  ASSIGN_OR_RETURN(
+      std::unique_ptr<ActivationSource> source,
+      MakeTcpSource(std::move(connection),
+                    {.ops = options.ops, .n_embd = options.n_embd, .max_rows = options.max_rows, .epoch = request.epoch()}));
+  return runner->ReceiveFrom(request.epoch(), std::move(source));
+}
+
 absl::Status JoinPreviousDevice(const internal::v1::JoinDevicesRequest& request, const StageLinkOptions& options,
                                 StepRunner* runner, Deadline deadline, const std::function<bool()>& cancelled) {
   if (options.transport != Transport::kAuto && options.transport != Transport::kNccl) {
@@ -331,7 +463,7 @@ absl::Status JoinPreviousDevice(const internal::v1::JoinDevicesRequest& request,
 }
 
 absl::Status TakeMeasurement(const internal::v1::MeasureActivationsRequest& request, const StageLinkOptions& options,
-                             StepRunner* runner) {
+                             StepRunner* runner, ActivationQueue* pushed) {
   if (!(request.seconds() > 0 && request.seconds() <= kMaxMeasuringSeconds)) {  // NaN fails as well
     return InvalidArgument("seconds is %g, want above 0 and at most %g", request.seconds(), kMaxMeasuringSeconds);
   }
@@ -344,12 +476,16 @@ absl::Status TakeMeasurement(const internal::v1::MeasureActivationsRequest& requ
   }
   const Deadline until = Deadline::In(absl::Seconds(request.seconds()));
   const auto take = [&](ActivationSource* source) -> absl::Status {
-    if (source == nullptr) return absl::FailedPreconditionError("no memory is shared with the previous worker");
+    if (source == nullptr) {
+      return absl::FailedPreconditionError("neither memory nor a data connection joins the previous worker");
+    }
     Ops& ops = *options.ops;
     ASSIGN_OR_RETURN(const DeviceBuffer memory, ops.Allocate(int64_t{*most} * options.n_embd * int64_t{sizeof(float)}));
     const Tensor all(memory.data(), DType::kF32, *most, options.n_embd);
     for (const uint32_t rows : request.rows()) {
-      RETURN_IF_ERROR(ReceiveDeviceRows(ops, *source, kMeasuringStep, all.Rows(0, rows), until));
+      ActivationSource& way = request.pushed() ? *pushed : *source;
+      RETURN_IF_ERROR(ReceiveDeviceRows(ops, way, kMeasuringStep, all.Rows(0, rows), until));
+      RETURN_IF_ERROR(source->Confirm(until));
     }
     return absl::OkStatus();
   };

@@ -1,7 +1,8 @@
 #pragma once
 
 // Connects a worker to the next one in the pipeline: through memory when both are on one host and can hand descriptors to each
-// other, otherwise over gRPC, and from device to device where that is wanted or faster. This header has both ends of that.
+// other, otherwise over a data connection or gRPC, and from device to device where that is wanted or faster. This header has both
+// ends of that.
 
 #include <functional>
 #include <memory>
@@ -16,6 +17,7 @@
 #include "ferry/v1/generate.pb.h"
 #include "kernels/device_peer.h"
 #include "kernels/ops.h"
+#include "worker/activation_listener.h"
 #include "worker/epoch_offer.h"
 #include "worker/link_choice.h"
 #include "worker/stage_link.h"
@@ -34,6 +36,8 @@ struct StageLinkOptions {
   int64_t num_experts = 0;                 // of a layer
   bool share_memory = false;               // with workers of the same host
   const NodeIdentity* identity = nullptr;  // towards workers of other hosts
+  ActivationListener* listener = nullptr;  // for the worker before this one; null: it makes no data connection
+  Incarnation incarnation;                 // of this worker
   Transport transport = Transport::kAuto;  // of hidden states to the next worker
   DevicePeers* peers = nullptr;            // null: this worker joins no other device
   std::string no_peers_because;            // for people, where peers is null
@@ -58,6 +62,11 @@ class NextWorker {
   struct Call;  // to the next worker, in one epoch
 
   absl::StatusOr<std::unique_ptr<ActivationSink>> ConnectByHost(const Call& call);
+  absl::StatusOr<std::unique_ptr<ActivationSink>> TakeTcpIfFaster(const Call& call, std::unique_ptr<ActivationSink> sink);
+  absl::Status MeasureTcpOnce(const Call& call, ActivationSink& tcp, Deadline until);
+  // Has the next worker take the messages of `request` while `measure` sends them on the compute thread.
+  static absl::Status MeasureTogether(const Call& call, internal::v1::MeasureActivationsRequest request, Deadline until,
+                                      const std::function<absl::Status()>& measure);
   absl::StatusOr<std::unique_ptr<ActivationSink>> AddDevices(const Call& call, std::unique_ptr<ActivationSink> sink);
   absl::StatusOr<std::unique_ptr<ActivationSink>> AddIfFaster(const Call& call, std::unique_ptr<ActivationSink> sink);
   absl::Status MeasureOnce(const Call& call, DeviceSink& sink);
@@ -82,11 +91,16 @@ class ActivationSharer {
   EpochOffer offer_;  // guarded by mutex_
 };
 
+// Answers Worker.ListenForActivations, and then Worker.TakeActivations. Cancelled: `cancelled` returned true.
+absl::StatusOr<internal::v1::ListenForActivationsResponse> ListenForPrevious(
+    const internal::v1::ListenForActivationsRequest& request, const StageLinkOptions& options, StepRunner* runner);
+absl::Status TakeFromPrevious(const internal::v1::TakeActivationsRequest& request, const StageLinkOptions& options,
+                              StepRunner* runner, Deadline deadline, const std::function<bool()>& cancelled);
 // Answers Worker.JoinDevices. Cancelled: `cancelled` returned true.
 absl::Status JoinPreviousDevice(const internal::v1::JoinDevicesRequest& request, const StageLinkOptions& options,
                                 StepRunner* runner, Deadline deadline, const std::function<bool()>& cancelled);
-// Answers Worker.MeasureActivations.
+// Answers Worker.MeasureActivations. `pushed`: where hidden states by PushActivations arrive.
 absl::Status TakeMeasurement(const internal::v1::MeasureActivationsRequest& request, const StageLinkOptions& options,
-                             StepRunner* runner);
+                             StepRunner* runner, ActivationQueue* pushed);
 
 }  // namespace ferry

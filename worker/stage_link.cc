@@ -20,6 +20,8 @@ absl::Status ActivationSource::Receive(float*, int64_t num_rows, Deadline) {
                   num_rows);
 }
 
+absl::Status ActivationSource::Confirm(Deadline) { return absl::OkStatus(); }
+
 absl::StatusOr<bool> ActivationSink::SendFromDevice(uint64_t, int64_t, const float*, int64_t, Deadline) { return false; }
 
 absl::Status ActivationSink::Announce(uint64_t, int64_t, int64_t, Deadline) {
@@ -53,21 +55,13 @@ void ActivationQueue::BeginEpoch(uint64_t epoch) {
   items_.clear();
   rows_held_ = 0;
   others_held_ = 0;
-  last_step_ = 0;
-  last_failed_ = false;
-  end_row_ = 0;
+  order_ = RowOrder(max_rows_);
   changed_.notify_all();
 }
 
 absl::Status ActivationQueue::CheckLocked(uint64_t epoch, uint64_t step, int64_t first_row, int64_t num_rows) const {
   if (epoch != epoch_ || epoch == 0) return Aborted("epoch is %d, want %d", epoch, epoch_);
-  if (step < last_step_ || step == 0) return InvalidArgument("step is %d after %d", step, last_step_);
-  const int64_t want_first = step == last_step_ ? end_row_ : 0;
-  if (first_row != want_first) return InvalidArgument("first_row is %d, want %d", first_row, want_first);
-  if (num_rows < 1 || num_rows > max_rows_ - first_row) {
-    return InvalidArgument("num_rows is %d, want 1 to %d", num_rows, max_rows_ - first_row);
-  }
-  return absl::OkStatus();
+  return order_.CheckRows(step, first_row, num_rows);
 }
 
 absl::Status ActivationQueue::CheckDataLocked(int64_t num_rows, size_t bytes) const {
@@ -89,9 +83,7 @@ absl::Status ActivationQueue::Push(uint64_t epoch, uint64_t step, int64_t first_
     if (cancelled && cancelled()) return Cancelled("the sender is gone");
   }
   RETURN_IF_ERROR(CheckLocked(epoch, step, first_row, num_rows));  // the lock was given up
-  last_step_ = step;
-  last_failed_ = false;
-  end_row_ = first_row + num_rows;
+  order_.TakeRows(step, first_row + num_rows);
   rows_held_ += num_rows;
   Item& item = items_.emplace_back();
   item.step = step;
@@ -105,10 +97,9 @@ absl::Status ActivationQueue::Push(uint64_t epoch, uint64_t step, int64_t first_
 absl::Status ActivationQueue::PushAnnouncement(uint64_t epoch, uint64_t step, int64_t first_row, int64_t num_rows) {
   const std::lock_guard lock(mutex_);
   RETURN_IF_ERROR(CheckLocked(epoch, step, first_row, num_rows));
+  if (step == 0) return absl::InvalidArgumentError("step is 0, want rows for a measurement");
   if (others_held_ >= kMaxOthersHeld) return ResourceExhausted("%d announcements and failed steps are waiting", others_held_);
-  last_step_ = step;
-  last_failed_ = false;
-  end_row_ = first_row + num_rows;
+  order_.TakeRows(step, first_row + num_rows);
   ++others_held_;
   Item& item = items_.emplace_back();
   item.step = step;
@@ -122,13 +113,10 @@ absl::Status ActivationQueue::PushAnnouncement(uint64_t epoch, uint64_t step, in
 absl::Status ActivationQueue::PushFailure(uint64_t epoch, uint64_t step, const std::string& error) {
   const std::lock_guard lock(mutex_);
   if (epoch != epoch_ || epoch == 0) return Aborted("epoch is %d, want %d", epoch, epoch_);
-  if (step < last_step_ || step == 0) return InvalidArgument("step is %d after %d", step, last_step_);
-  if (step == last_step_ && last_failed_) return InvalidArgument("step %d failed already", step);
+  RETURN_IF_ERROR(order_.CheckFailure(step));
   // A failure takes no room among the rows, so their number is bounded by itself.
   if (others_held_ >= kMaxOthersHeld) return ResourceExhausted("%d announcements and failed steps are waiting", others_held_);
-  last_step_ = step;
-  last_failed_ = true;
-  end_row_ = max_rows_;  // nothing more of this step
+  order_.TakeFailure(step);
   ++others_held_;
   Item& item = items_.emplace_back();
   item.step = step;

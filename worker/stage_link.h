@@ -4,9 +4,9 @@
 // tells the next, so that no stage waits for rows that will not come.
 //
 // This header has the two interfaces that a stage uses, the queue that holds rows received by message, and a loopback that joins
-// two stages of one process. stage_link_grpc.h sends rows to other hosts, stage_link_shm.h through memory of one host, and
-// stage_link_devices.h adds to either of them a way from device to device: its rows are announced by the link that it is added
-// to.
+// two stages of one process. stage_link_tcp.h sends rows to other hosts over a connection of their own, stage_link_grpc.h over
+// gRPC, stage_link_shm.h through memory of one host, and stage_link_devices.h adds to either of the last two a way from device to
+// device: its rows are announced by the link that it is added to.
 
 #include <atomic>
 #include <condition_variable>
@@ -19,12 +19,17 @@
 #include <string>
 #include <vector>
 
+#include "absl/time/time.h"
 #include "common/deadline.h"
 #include "common/status.h"
+#include "worker/activation_wire.h"
 
 namespace ferry {
 
 inline constexpr int64_t kMaxActivationBytes = int64_t{3} << 20;  // limit of one chunk; a single row may be larger
+
+// How long a step waits for the coordinator to end the epoch, once the connection to the worker before has ended.
+inline constexpr absl::Duration kCutOffPatience = absl::Seconds(1);
 
 // Rows [first_row, first_row + values.size() / n_embd) of a step, in the memory that received them; or announced ones, which
 // ActivationSource::Receive brings. The receiver drops chunks in the order in which they came.
@@ -44,6 +49,8 @@ class ActivationSource {
   // Fills device memory [num_rows, n_embd] with the rows that the last chunk announced, and waits until they are there. Errors as
   // of Next; Unavailable: the previous worker is lost. Internal: the link has no way from device to device.
   virtual absl::Status Receive(float* device_rows, int64_t num_rows, Deadline deadline);
+  // Of a measurement: tells the previous stage that every chunk so far was dropped, where the link does not show it by itself.
+  virtual absl::Status Confirm(Deadline deadline);
   // Ends the epoch: running and later calls of Next return Aborted. Any thread.
   virtual void Abort() = 0;
 };
@@ -64,7 +71,8 @@ class ActivationSink {
                                               Deadline deadline);
   // Announces rows that come from device to device. Errors as of Reserve; Internal: the link announces none.
   virtual absl::Status Announce(uint64_t step, int64_t first_row, int64_t num_rows, Deadline deadline);
-  // Waits until the next stage has dropped every chunk. DeadlineExceeded, Aborted; Internal: the link cannot tell.
+  // Of a measurement: waits until the next stage has dropped every chunk, and has called Confirm. DeadlineExceeded, Aborted;
+  // Internal: the link cannot tell.
   virtual absl::Status AwaitDropped(Deadline deadline);
   // Ends the epoch: running and later calls return Aborted. Any thread.
   virtual void Abort() = 0;
@@ -84,14 +92,13 @@ absl::Status MissedAnnouncement(uint64_t step);
 class ActivationQueue final : public ActivationSource {
  public:
   // Steps have at most max_rows rows of n_embd floats.
-  ActivationQueue(int64_t n_embd, int64_t max_rows) : n_embd_(n_embd), max_rows_(max_rows) {}
+  ActivationQueue(int64_t n_embd, int64_t max_rows) : n_embd_(n_embd), max_rows_(max_rows), order_(max_rows) {}
 
   // Drops all rows and accepts only those of `epoch` from here on; calls that wait return Aborted. Epoch 0 accepts none.
   void BeginEpoch(uint64_t epoch);
 
-  // Appends rows of a step, once there is room. Aborted: another epoch. InvalidArgument names the field: an earlier step, rows
-  // that do not continue the last ones, too many rows, or not num_rows * n_embd values. Cancelled: `cancelled` returned true; it
-  // is polled every 100 ms.
+  // Appends rows of a step, once there is room. Aborted: another epoch. InvalidArgument names the field: what RowOrder refuses,
+  // or not num_rows * n_embd values. Cancelled: `cancelled` returned true; it is polled every 100 ms.
   absl::Status Push(uint64_t epoch, uint64_t step, int64_t first_row, int64_t num_rows, std::string data,
                     const std::function<bool()>& cancelled = nullptr);
   // Records that rows come from device to device. Errors as of Push; ResourceExhausted: as many announcements and failures wait
@@ -129,9 +136,7 @@ class ActivationQueue final : public ActivationSource {
   std::deque<Item> items_;
   int64_t rows_held_ = 0;
   int64_t others_held_ = 0;  // failures and announcements
-  uint64_t last_step_ = 0;   // the last step pushed
-  bool last_failed_ = false;
-  int64_t end_row_ = 0;  // where the rows of last_step_ end so far
+  RowOrder order_;
 };
 
 // Joins two stages of one process, for tests and for several stages on one device.

@@ -27,6 +27,7 @@
 #include "common/rpc/rpc_deadline.h"
 #include "common/thread_limit.h"
 #include "kernels/device_peer.h"
+#include "worker/activation_listener.h"
 #include "worker/agent.h"
 #include "worker/assignment.h"
 #include "worker/dense_stream.h"
@@ -178,6 +179,16 @@ absl::StatusOr<Addresses> AddressesOf(const WorkerOptions& options) {
     ASSIGN_OR_RETURN(addresses.identity, NodeIdentity::Open(options.cluster_certs));
   }
   return addresses;
+}
+
+// For the worker before this one, on the interface where this one is reached.
+std::unique_ptr<ActivationListener> ListenerOf(const WorkerOptions& options, const Addresses& addresses) {
+  ListenAddress at = addresses.listen;
+  at.port = static_cast<int>(options.data_port);
+  if (!at.unix_path.empty()) at.unix_path += "-data";
+  const std::string folder = addresses.identity == nullptr ? "" : addresses.identity->folder();
+  return std::make_unique<ActivationListener>(at,
+                                              DataIdentity{.folder = folder, .peer = NodeRole::kWorker, .or_coordinator = true});
 }
 
 absl::StatusOr<Server> Listen(const ListenAddress& listen, const ListenAddress& coordinator, const NodeIdentity* identity,
@@ -378,7 +389,7 @@ absl::StatusOr<LoadedStage> LoadStage(Ops* ops, const StageOptions& options, Den
 // What joins this worker's GPU to others. An error says why there is none.
 absl::StatusOr<std::unique_ptr<DevicePeers>> OpenPeers(const WorkerOptions& options, const Assignment& assignment, Ops* ops,
                                                        Ending& ending) {
-  if (options.transport == Transport::kShm || options.transport == Transport::kGrpc) {
+  if (options.transport == Transport::kShm || options.transport == Transport::kTcp || options.transport == Transport::kGrpc) {
     return FailedPrecondition("this worker was started with --transport %s", NameOf(options.transport));
   }
   if (assignment.num_workers == 1 && options.transport == Transport::kAuto) {
@@ -451,6 +462,7 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
   ASSIGN_OR_RETURN(const LoadedStage loaded, LoadStage(ops.get(), stage_options, *source, link.get(), cancelled));
   Stage* const stage = loaded.stage.get();
 
+  const std::unique_ptr<ActivationListener> listener = ListenerOf(options, addresses);
   ActivationQueue activations(assignment.model.n_embd, assignment.max_rows);
   ASSIGN_OR_RETURN(const std::unique_ptr<StepRunner> runner,
                    StepRunner::Create(stage, &activations, [&](const absl::Status&) { EndWithoutDevice(*ops, ending); }));
@@ -461,6 +473,7 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
                   .num_experts = assignment.model.router.num_experts,
                   .share_memory = assignment.expert_transport == "shm",
                   .identity = addresses.identity.get(),
+                  .listener = listener.get(),
                   .transport = options.transport,
                   .peers = peers.ok() ? peers->get() : nullptr,
                   .no_peers_because = std::string(peers.status().message()),

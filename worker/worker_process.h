@@ -35,6 +35,7 @@ struct WorkerOptions {
   Unified unified = Unified::kAuto;
   std::string expert_transport = "auto";   // auto, shm, grpc
   Transport transport = Transport::kAuto;  // of hidden states to the next worker
+  int64_t data_port = 0;                   // where the worker before this one makes its data connection; 0: any
   std::string nccl_library;                // file; empty: libnccl.so.2 from where the system looks
   std::string nccl_interface;              // network interface for NCCL between hosts; empty: none
   std::optional<uint32_t> wanted_worker_id;

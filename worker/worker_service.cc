@@ -20,7 +20,6 @@ namespace {
 
 constexpr absl::Duration kBeginEpochTimeout = absl::Seconds(9);  // when the caller names none; it waits 10 s
 constexpr absl::Duration kConnectTimeout = absl::Seconds(4);
-constexpr absl::Duration kCutOffPatience = absl::Seconds(1);
 constexpr double kLongestProbeSeconds = 5;
 constexpr uint64_t kMaxEpoch = uint64_t{1} << 32;             // far more than a cluster lives to see
 constexpr int kMaxStepStreams = 4;                            // the epoch's, and those of earlier ones that have not ended yet
@@ -79,6 +78,7 @@ class AnswerWriter {
 void WorkerService::Attach(StepRunner* runner, ActivationQueue* activations, const StageLinkOptions& links) {
   const std::lock_guard lock(mutex_);
   attached_ = {runner, activations, links};
+  attached_.links.incarnation = incarnation_;
 }
 
 absl::StatusOr<WorkerService::Attached> WorkerService::Get() const {
@@ -197,7 +197,7 @@ grpc::Status WorkerService::PushActivations(grpc::ServerContext* context, grpc::
   internal::v1::Activations message;
   uint64_t epoch = 0;
   while (stream->Read(&message)) {
-    epoch = message.epoch();
+    if (message.step() != 0) epoch = message.epoch();  // otherwise it measures, and ends before the epoch's steps begin
     const absl::Status taken = Take(*attached->activations, *context, &message);
     if (!taken.ok()) return ToGrpcStatus(taken);
   }
@@ -225,6 +225,29 @@ grpc::Status WorkerService::ShareActivations(grpc::ServerContext* context, const
   return ToGrpcStatus(share());
 }
 
+grpc::Status WorkerService::ListenForActivations(grpc::ServerContext* context,
+                                                 const internal::v1::ListenForActivationsRequest* request,
+                                                 internal::v1::ListenForActivationsResponse* response) {
+  const auto listen = [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(const Attached attached, Get());
+    RETURN_IF_ERROR(CheckNeighbour(*context, request->incarnation()));
+    ASSIGN_OR_RETURN(*response, ListenForPrevious(*request, attached.links, attached.runner));
+    return absl::OkStatus();
+  };
+  return ToGrpcStatus(listen());
+}
+
+grpc::Status WorkerService::TakeActivations(grpc::ServerContext* context, const internal::v1::TakeActivationsRequest* request,
+                                            internal::v1::TakeActivationsResponse*) {
+  const auto take = [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(const Attached attached, Get());
+    RETURN_IF_ERROR(CheckNeighbour(*context, request->incarnation()));
+    return TakeFromPrevious(*request, attached.links, attached.runner, DeadlineOf(*context, kBeginEpochTimeout),
+                            [context] { return context->IsCancelled(); });
+  };
+  return ToGrpcStatus(take());
+}
+
 grpc::Status WorkerService::JoinDevices(grpc::ServerContext* context, const internal::v1::JoinDevicesRequest* request,
                                         internal::v1::JoinDevicesResponse*) {
   const auto join = [&]() -> absl::Status {
@@ -242,7 +265,7 @@ grpc::Status WorkerService::MeasureActivations(grpc::ServerContext* context,
   const auto measure = [&]() -> absl::Status {
     ASSIGN_OR_RETURN(const Attached attached, Get());
     RETURN_IF_ERROR(CheckNeighbour(*context, request->incarnation()));
-    return TakeMeasurement(*request, attached.links, attached.runner);
+    return TakeMeasurement(*request, attached.links, attached.runner, attached.activations);
   };
   return ToGrpcStatus(measure());
 }

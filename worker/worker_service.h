@@ -38,6 +38,10 @@ class WorkerService final : public internal::v1::Worker::Service {
                                internal::v1::PushActivationsResponse* response) override;
   grpc::Status ShareActivations(grpc::ServerContext* context, const internal::v1::ShareActivationsRequest* request,
                                 internal::v1::ShareActivationsResponse* response) override;
+  grpc::Status ListenForActivations(grpc::ServerContext* context, const internal::v1::ListenForActivationsRequest* request,
+                                    internal::v1::ListenForActivationsResponse* response) override;
+  grpc::Status TakeActivations(grpc::ServerContext* context, const internal::v1::TakeActivationsRequest* request,
+                               internal::v1::TakeActivationsResponse* response) override;
   grpc::Status JoinDevices(grpc::ServerContext* context, const internal::v1::JoinDevicesRequest* request,
                            internal::v1::JoinDevicesResponse* response) override;
   grpc::Status MeasureActivations(grpc::ServerContext* context, const internal::v1::MeasureActivationsRequest* request,

@@ -27,6 +27,7 @@ namespace ferry {
 struct DataIdentity {
   std::string folder;  // as of cluster_ca.h; not used on Unix sockets
   NodeRole peer = NodeRole::kWorker;
+  bool or_coordinator = false;  // the other end may be on the coordinator's host, whose certificate is the coordinator's
 };
 
 class DataConnection {
@@ -42,6 +43,12 @@ class DataConnection {
   // Fills `bytes`. Spins for a moment around the time at which the first of them is expected, else sleeps. Unavailable: the other
   // end is gone or lost. DeadlineExceeded: not all of them came.
   virtual absl::Status Receive(std::span<std::byte> bytes, Deadline deadline) = 0;
+  // The same, but returns how many of `bytes` came, once some have; 0: none came before `deadline`. So whoever has other things
+  // to do looks with a deadline that has passed.
+  virtual absl::StatusOr<size_t> ReceiveSome(std::span<std::byte> bytes, Deadline deadline) = 0;
+  // Any thread, beside another that sends or receives: waits until bytes have come that nobody has received, or the other end has
+  // gone, or `deadline` has passed.
+  virtual void AwaitBytes(Deadline deadline) = 0;
   // Any thread: ends what another thread waits for here, and every later call, with Unavailable.
   virtual void Cut() = 0;
 };

@@ -55,7 +55,9 @@ class Hosts : public ::testing::Test {
     while (token.ends_with('\n')) token.pop_back();
     return host.Run("./ferry join " + head_->address() + kCerts + " --token " + token, kStartTimeout).status();
   }
-  std::string Worker() const { return "./ferry-worker --backend cpu --coordinator " + head_->address() + kCerts; }
+  std::string Worker() const {
+    return "./ferry-worker --backend cpu --coordinator " + head_->address() + kCerts + " --transport " + transport_;
+  }
   // For a worker on the coordinator's own host, which has said where its socket is.
   std::string WorkerOnHead() const {
     const std::string said = coordinator_->err();
@@ -85,9 +87,17 @@ class Hosts : public ::testing::Test {
   std::unique_ptr<Lan> lan_;
   std::unique_ptr<Host> head_, near_, far_, desk_;
   std::unique_ptr<Command> coordinator_;
+  std::string transport_ = "auto";  // of hidden states between workers
 };
 
-TEST_F(Hosts, GenerateWhatOneHostGenerates) {
+class HostsBy : public Hosts, public ::testing::WithParamInterface<const char*> {
+ protected:
+  HostsBy() { transport_ = GetParam(); }
+};
+INSTANTIATE_TEST_SUITE_P(Hosts, HostsBy, ::testing::Values("tcp", "grpc"),
+                         [](const auto& info) { return std::string(info.param); });
+
+TEST_P(HostsBy, GenerateWhatOneHostGenerates) {
   ServeOnHead();
   // One is told its address and computes experts in slots, the other finds its address out and has no slots.
   ASSERT_OK(near_->Start(Worker() + " --vram-experts 64MiB --listen " + near_->address()));
@@ -102,7 +112,7 @@ TEST_F(Hosts, GenerateWhatOneHostGenerates) {
   EXPECT_EQ(scored_together, scored_alone) << "bit for bit";
 
   ASSERT_OK_AND_ASSIGN(const std::string status, desk_->Run("./ferry status " + FromServer(), kStartTimeout));
-  EXPECT_THAT(status, AllOf(HasSubstr("grpc"), Not(HasSubstr("shm"))));
+  EXPECT_THAT(status, AllOf(HasSubstr("grpc"), HasSubstr("--transport " + transport_), Not(HasSubstr("shm"))));
 }
 
 TEST_F(Hosts, AHostThatLosesPowerEndsItsRequestsAndAnotherTakesItsPlace) {
@@ -281,7 +291,7 @@ TEST_F(Hosts, ATokenIsGoodForOneHost) {
   EXPECT_THAT(near_->Run(join, kStartTimeout), StatusIs(absl::StatusCode::kInternal, HasSubstr("was used")));
 }
 
-TEST_F(Hosts, WorkersThatLoseEachOtherEndRequestsAndMayMeetAgain) {
+TEST_P(HostsBy, WorkersThatLoseEachOtherEndRequestsAndMayMeetAgain) {
   StartAll();
   ASSERT_OK_AND_ASSIGN(const Command request, LongCompletion());
   ASSERT_OK(near_->Run("ip route add blackhole " + far_->address() + "/32", kStartTimeout));

@@ -191,7 +191,8 @@ TEST_F(DeviceLinks, AreMeasuredWithinBounds) {
   EXPECT_THAT(measure({1, 257}, 1), StatusIs(kInvalid, HasSubstr("messages of 1 to 257, want 1 to 256")));
   EXPECT_THAT(measure({0}, 1), StatusIs(kInvalid, HasSubstr("want 1 to 256")));
   EXPECT_THAT(measure({1}, 6), StatusIs(kInvalid, HasSubstr("seconds is 6")));
-  EXPECT_THAT(measure({1}, 1), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("no memory is shared")));
+  EXPECT_THAT(measure({1}, 1),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("neither memory nor a data connection")));
 }
 
 TEST_F(DeviceLinks, AreOffWhereMemoryOrMessagesAreAskedFor) {

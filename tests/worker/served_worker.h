@@ -18,6 +18,7 @@
 #include "tests/testing/socket_folder.h"
 #include "tests/testing/soon.h"
 #include "tests/worker/tiny_model.h"
+#include "worker/activation_listener.h"
 #include "worker/server_limits.h"
 #include "worker/worker_service.h"
 
@@ -46,6 +47,7 @@ class ServedWorker {
       own.n_embd = Model().config.n_embd;
       own.max_rows = 256;
       own.share_memory = share_memory;
+      own.listener = &listener_;
       service_.Attach(runner_.get(), &queue_, own);
     }
     grpc::ServerBuilder builder;
@@ -96,10 +98,11 @@ class ServedWorker {
   FakeLink link_{&Model(), host_ops_.get()};
   std::unique_ptr<Stage> stage_;
   ActivationQueue queue_{Model().config.n_embd, 256};
+  const SocketFolder folder_;
+  ActivationListener listener_{{.loopback = true, .unix_path = folder_.path() + "/data"}, {}};
   std::unique_ptr<StepRunner> runner_;
   std::atomic<bool> shut_down_{false};
   WorkerService service_;
-  const SocketFolder folder_;
   std::string address_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<internal::v1::Worker::Stub> stub_;

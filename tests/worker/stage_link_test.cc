@@ -60,13 +60,28 @@ TEST_F(ActivationQueueTest, IsNotCutOffByASenderOfAnEarlierEpoch) {
 
 TEST_F(ActivationQueueTest, RefusesWhatDoesNotFollow) {
   constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
-  EXPECT_THAT(queue_.Push(7, 0, 0, 1, Row(1)), StatusIs(kInvalid, HasSubstr("step is 0")));
+  EXPECT_THAT(queue_.PushFailure(7, 0, "lost"), StatusIs(kInvalid, HasSubstr("step is 0")));
+  EXPECT_THAT(queue_.PushAnnouncement(7, 0, 0, 1), StatusIs(kInvalid, HasSubstr("step is 0")));
   EXPECT_THAT(queue_.Push(7, 2, 1, 1, Row(1)), StatusIs(kInvalid, HasSubstr("first_row is 1, want 0")));
   EXPECT_THAT(queue_.Push(7, 2, -1, 1, Row(1)), StatusIs(kInvalid, HasSubstr("first_row")));
   ASSERT_OK(queue_.Push(7, 2, 0, 1, Row(1)));
   EXPECT_THAT(queue_.Push(7, 1, 0, 1, Row(1)), StatusIs(kInvalid, HasSubstr("step is 1 after 2")));
+  EXPECT_THAT(queue_.Push(7, 0, 0, 1, Row(1)), StatusIs(kInvalid, HasSubstr("step is 0 after 2")));
   EXPECT_THAT(queue_.Push(7, 2, 0, 1, Row(1)), StatusIs(kInvalid, HasSubstr("first_row is 0, want 1")));
   EXPECT_THAT(queue_.Push(7, 2, 2, 1, Row(1)), StatusIs(kInvalid, HasSubstr("first_row is 2, want 1")));
+}
+
+TEST_F(ActivationQueueTest, TakesMessagesOfAMeasurementBeforeTheFirstStepAlone) {
+  for (int message = 0; message < 3; ++message) {
+    ASSERT_OK(queue_.Push(7, 0, 0, 2, Row(1) + Row(2)));
+    ASSERT_OK(queue_.Push(7, 0, 2, 2, Row(3) + Row(4)));
+    ASSERT_OK(queue_.Next(0, 0, Soon()));
+    ASSERT_OK(queue_.Next(0, 2, Soon()));
+  }
+  ASSERT_OK(queue_.Push(7, 0, 0, 1, Row(9))) << "given up";
+  ASSERT_OK(queue_.Push(7, 1, 0, 1, Row(5)));
+  ASSERT_OK_AND_ASSIGN(const ActivationChunk chunk, queue_.Next(1, 0, Soon()));
+  EXPECT_THAT(chunk.values, ElementsAre(5, 5));
 }
 
 TEST_F(ActivationQueueTest, RefusesSizesThatDisagree) {
