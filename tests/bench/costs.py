@@ -2,17 +2,21 @@
 """What TLS, keys and mutual TLS between hosts cost: ratios of runs that alternate.
 
     tests/bench/costs.py                     30 pairs of each
-    tests/bench/costs.py tls keys            some of them: none, tls, keys, hosts
+    tests/bench/costs.py tls keys            some of them: none, tls, keys, hosts, tcp, ways
     tests/bench/costs.py --pairs 100 --tokens 200
 
 Each pair decodes once through either service, in an order that changes; the two services run all the time. A ratio is the seconds
 of a token with the feature, divided by those without, so 1.05 is a cost of 5 %; beside it, the same of the processor time that all of
 Ferry's processes took. Other programs on the machine disturb the seconds of single pairs, and the processor time much less; the
 median and the quartiles of many say what is left. `none` compares a service with another of its kind: its spread is the
-measurement's own. Needs the programs of a build (--bin), openssl for a certificate, and nothing beside Python's own library.
+measurement's own. `hosts` and `tcp` compare two workers between two hosts, whose hidden states go over gRPC or a data connection, with
+two that speak gRPC in clear through Unix sockets; `ways` compares tcp with gRPC, both between hosts. The second host is a network
+namespace where root runs this, otherwise loopback. Needs the programs of a build (--bin), openssl for a certificate, and nothing beside Python's own library.
 """
 
 import argparse
+import atexit
+import functools
 import json
 import os
 import pathlib
@@ -28,6 +32,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 START_SECONDS = 120
 RUN_SECONDS = 300
 MODEL = ROOT / "models" / "demo-moe.gguf"
+EXPERTS_BY_GRPC = ["--expert-transport", "grpc"]
+NETWORK_OF_ITS_OWN = "FERRY_COSTS_NETWORK"  # is set where this program may give itself addresses
 
 
 class Service:
@@ -142,27 +148,67 @@ def keys_pair(folder, binaries):
     ]
 
 
+class SecondHost:
+    """How to run a program on another host, and what addresses the two have."""
+
+    def __init__(self):
+        self.prefix, self.addresses = [], ["127.0.0.1", "127.0.0.1"]
+        if NETWORK_OF_ITS_OWN not in os.environ:
+            return
+        self.holder = subprocess.Popen(["unshare", "--net", "sh", "-c", "echo; exec sleep infinity"], stdout=subprocess.PIPE)
+        atexit.register(self.holder.kill)
+        self.holder.stdout.readline()  # it is in its network now
+        self.prefix = ["nsenter", f"--target={self.holder.pid}", "--net"]
+        self.addresses = ["192.0.2.1", "192.0.2.2"]
+        run(["ip", "link", "add", "near", "type", "veth", "peer", "name", "far", "netns", str(self.holder.pid)])
+        for prefix, link, address in [([], "near", self.addresses[0]), (self.prefix, "far", self.addresses[1])]:
+            run([*prefix, "ip", "addr", "add", f"{address}/24", "dev", link])
+            for each in ["lo", link]:
+                run([*prefix, "ip", "link", "set", each, "up"])
+
+
+@functools.cache
+def second_host():
+    return SecondHost()
+
+
+class TwoHosts(Service):
+    """A coordinator and a worker on one host, a worker on another, with mutual TLS."""
+
+    def __init__(self, folder, binaries, way):
+        second = second_host()
+        certificates = folder / f"{way}-certificates"
+        run([binaries / "ferry", "cluster-init", "--cluster-certs", certificates])
+        plane = f"{second.addresses[0]}:{free_port()}"
+        own = ["--coordinator-only", "--workers", "2", "--cluster-listen", plane, "--cluster-certs", certificates]
+        super().__init__(folder, way, binaries, [*own, *EXPERTS_BY_GRPC])
+        self.wait_for("coordinator at")
+        for i, prefix in enumerate([[], second.prefix]):
+            own = folder / f"{way}-worker{i}"
+            token = run([binaries / "ferry", "cluster-token", "--cluster-certs", certificates]).strip()
+            run([*prefix, binaries / "ferry", "join", plane, "--cluster-certs", own, "--token", token])
+            command = [binaries / "ferry-worker", "--backend", "cpu", "--coordinator", plane, "--cluster-certs", own, "--worker-id", str(i)]
+            listen = ["--listen", second.addresses[i], "--transport", way]
+            self.start([*prefix, *command, *listen, *EXPERTS_BY_GRPC], folder / f"{way}-worker{i}.log")
+
+
+def in_clear(folder, binaries):
+    return Service(folder, "sockets", binaries, ["--workers", "2", "--transport", "grpc", *EXPERTS_BY_GRPC])
+
+
 def hosts_pair(folder, binaries):
-    """Two workers over gRPC: by Unix sockets, which are in clear, and by mutual TLS on loopback."""
-    transport = ["--workers", "2", "--expert-transport", "grpc"]
-    clear = Service(folder, "sockets", binaries, transport)
-    certificates = folder / "certificates"
-    run([binaries / "ferry", "cluster-init", "--cluster-certs", certificates])
-    plane = f"127.0.0.1:{free_port()}"
-    hosts = Service(
-        folder, "hosts", binaries, ["--coordinator-only", "--cluster-listen", plane, "--cluster-certs", certificates, *transport]
-    )
-    hosts.wait_for("coordinator at")
-    for i in range(2):
-        own = folder / f"worker{i}"
-        token = run([binaries / "ferry", "cluster-token", "--cluster-certs", certificates]).strip()
-        run([binaries / "ferry", "join", plane, "--cluster-certs", own, "--token", token])
-        command = [binaries / "ferry-worker", "--backend", "cpu", "--coordinator", plane, "--cluster-certs", own]
-        hosts.start([*command, "--listen", "127.0.0.1", "--expert-transport", "grpc"], folder / f"hosts-worker{i}.log")
-    return [clear, hosts]
+    return [in_clear(folder, binaries), TwoHosts(folder, binaries, "grpc")]
 
 
-PAIRS = {"none": none_pair, "tls": tls_pair, "keys": keys_pair, "hosts": hosts_pair}
+def tcp_pair(folder, binaries):
+    return [in_clear(folder, binaries), TwoHosts(folder, binaries, "tcp")]
+
+
+def ways_pair(folder, binaries):
+    return [TwoHosts(folder, binaries, "grpc"), TwoHosts(folder, binaries, "tcp")]
+
+
+PAIRS = {"none": none_pair, "tls": tls_pair, "keys": keys_pair, "hosts": hosts_pair, "tcp": tcp_pair, "ways": ways_pair}
 
 
 def compare(name, pair, arguments):
@@ -183,13 +229,18 @@ def compare(name, pair, arguments):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", help="none, tls, keys, hosts; default: all")
+    parser.add_argument("what", nargs="*", help="none, tls, keys, hosts, tcp, ways; default: all")
     parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--tokens", type=int, default=100)
     parser.add_argument("--bin", type=pathlib.Path, default=ROOT / "build" / "release" / "bin")
     arguments = parser.parse_args()
     if unknown := set(arguments.what) - set(PAIRS):
         parser.error(f"no such cost: {', '.join(unknown)}")
+    if os.geteuid() == 0 and NETWORK_OF_ITS_OWN not in os.environ:
+        os.environ[NETWORK_OF_ITS_OWN] = "yes"
+        os.execvp("unshare", ["unshare", "--net", sys.executable, *sys.argv])
+    if NETWORK_OF_ITS_OWN in os.environ:
+        run(["ip", "link", "set", "lo", "up"])
     for name in arguments.what or PAIRS:
         with tempfile.TemporaryDirectory() as folder:
             pair = PAIRS[name](pathlib.Path(folder), arguments.bin)
