@@ -6,12 +6,17 @@
 // plain   send() and recv() of the same bytes, without TLS
 // tls     the same on a data connection (common/tls/data_connection.h)
 // link    what a stage uses on one (worker/stage_link_tcp.h): it copies the rows into the link's buffers first
+// grpc    a message of a gRPC stream, without TLS: what steps and experts between hosts would take
+// mtls    the same with the certificates of a cluster at both ends, as they have them
 //
-// Each ends with a word back. The three take turns; a share is the median over the turns of the plain socket's seconds by the
+// Each ends with a word back. They take turns; a share is the median over the turns of the plain socket's seconds by the
 // other's. Beside it, the processor time of both ends, which other programs disturb less. --mbit bounds the cable. Needs root,
 // for the namespaces, and `ip` and `tc`.
 
 #include <arpa/inet.h>
+#include <grpcpp/generic/async_generic_service.h>
+#include <grpcpp/generic/generic_stub.h>
+#include <grpcpp/grpcpp.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sched.h>
@@ -23,6 +28,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <future>
 #include <memory>
@@ -34,6 +40,7 @@
 #include "CLI/CLI.hpp"
 #include "absl/time/clock.h"
 #include "common/deadline.h"
+#include "common/rpc/node_identity.h"
 #include "common/temporary_folder.h"
 #include "common/tls/data_connection.h"
 #include "common/unique_fd.h"
@@ -201,6 +208,108 @@ absl::StatusOr<DataEnds> DataConnections(FarThread& far, const std::string& fold
   return ends;
 }
 
+// A stream of gRPC between the two, driven by the thread that uses its end.
+class GrpcStream {
+ public:
+  // Without `identity` in clear.
+  static absl::StatusOr<std::unique_ptr<GrpcStream>> Open(FarThread& far, const NodeIdentity* identity) {
+    std::unique_ptr<GrpcStream> stream(new GrpcStream);
+    std::future<absl::Status> served = far.Do([raw = stream.get(), identity] { return raw->Serve(identity); });
+    RETURN_IF_ERROR(served.get());
+    std::future<absl::Status> accepted = far.Do([raw = stream.get()] {
+      raw->service_.RequestCall(&raw->server_context_, &raw->far_, raw->far_queue_, raw->far_queue_, nullptr);
+      return raw->AwaitFar();
+    });
+    RETURN_IF_ERROR(stream->Call(identity));
+    RETURN_IF_ERROR(accepted.get());
+    return stream;
+  }
+  ~GrpcStream() {
+    client_context_.TryCancel();
+    server_->Shutdown(std::chrono::system_clock::now());
+    for (grpc::CompletionQueue* const queue :
+         {static_cast<grpc::CompletionQueue*>(&near_queue_), static_cast<grpc::CompletionQueue*>(far_queue_)}) {
+      queue->Shutdown();
+      void* tag = nullptr;
+      for (bool ok = false; queue->Next(&tag, &ok);) continue;
+    }
+  }
+
+  absl::Status Send(std::span<const std::byte> bytes) {  // the near end
+    const grpc::Slice slice(bytes.data(), bytes.size());
+    near_->Write(grpc::ByteBuffer(&slice, 1), nullptr);
+    RETURN_IF_ERROR(Await(near_queue_));
+    grpc::ByteBuffer word;
+    near_->Read(&word, nullptr);
+    return Await(near_queue_);
+  }
+  absl::Status Take(std::span<std::byte> bytes) {  // the far end
+    grpc::ByteBuffer message;
+    far_.Read(&message, nullptr);
+    RETURN_IF_ERROR(AwaitFar());
+    std::vector<grpc::Slice> slices;
+    if (!message.Dump(&slices).ok() || message.Length() != bytes.size()) return Internal("another message came");
+    for (const grpc::Slice& slice : slices) {
+      std::memcpy(bytes.data(), slice.begin(), slice.size());
+      bytes = bytes.subspan(slice.size());
+    }
+    const grpc::Slice word("w", 1);
+    far_.Write(grpc::ByteBuffer(&word, 1), nullptr);
+    return AwaitFar();
+  }
+
+ private:
+  GrpcStream() = default;
+  static absl::Status Await(grpc::CompletionQueue& queue) {
+    void* tag = nullptr;
+    bool ok = false;
+    const auto end = std::chrono::system_clock::now() + std::chrono::seconds(60);
+    if (queue.AsyncNext(&tag, &ok, end) != grpc::CompletionQueue::GOT_EVENT || !ok) return Unavailable("the gRPC stream ended");
+    return absl::OkStatus();
+  }
+  absl::Status AwaitFar() { return Await(*far_queue_); }
+
+  absl::Status Serve(const NodeIdentity* identity) {
+    grpc::ServerBuilder builder;
+    builder.SetMaxReceiveMessageSize(-1);
+    builder.AddListeningPort(std::string(kFar) + ":0", identity ? identity->ForServer(false) : grpc::InsecureServerCredentials(),
+                             &port_);
+    builder.RegisterAsyncGenericService(&service_);
+    far_queue_owner_ = builder.AddCompletionQueue();
+    far_queue_ = far_queue_owner_.get();
+    server_ = builder.BuildAndStart();
+    return server_ && port_ != 0 ? absl::OkStatus() : Internal("gRPC does not listen");
+  }
+  absl::Status Call(const NodeIdentity* identity) {
+    const std::string address = absl::StrCat(kFar, ":", port_);
+    const std::shared_ptr<grpc::Channel> channel =
+        identity ? ConnectNode(address, NodeRole::kCoordinator, identity, grpc::ChannelArguments())
+                 : grpc::CreateChannel(address, grpc::InsecureChannelCredentials());
+    stub_ = std::make_unique<grpc::GenericStub>(channel);
+    client_context_.set_wait_for_ready(true);
+    near_ = stub_->PrepareCall(&client_context_, "/bench/Rows", &near_queue_);
+    near_->StartCall(nullptr);
+    return Await(near_queue_);
+  }
+
+  int port_ = 0;
+  grpc::AsyncGenericService service_;
+  std::unique_ptr<grpc::ServerCompletionQueue> far_queue_owner_;
+  grpc::ServerCompletionQueue* far_queue_ = nullptr;
+  std::unique_ptr<grpc::Server> server_;
+  grpc::GenericServerContext server_context_;
+  grpc::GenericServerAsyncReaderWriter far_{&server_context_};
+  grpc::CompletionQueue near_queue_;
+  grpc::ClientContext client_context_;
+  std::unique_ptr<grpc::GenericStub> stub_;
+  std::unique_ptr<grpc::GenericClientAsyncReaderWriter> near_;
+};
+Way OverGrpc(const char* name, GrpcStream* stream) {
+  return {.name = name,
+          .send = [stream](std::span<const float> rows) { return stream->Send(std::as_bytes(rows)); },
+          .take = [stream](std::span<float> rows) { return stream->Take(std::as_writable_bytes(rows)); }};
+}
+
 // Of all threads of this process, the system's work for them among it.
 double ProcessorSeconds() {
   timespec used = {};
@@ -271,6 +380,9 @@ absl::Status Run(const Options& options) {
                       .get());
   const auto word = [](std::byte& byte) { return std::span(&byte, 1); };
   std::byte near_word{}, far_word{};
+  ASSIGN_OR_RETURN(const std::unique_ptr<NodeIdentity> identity, NodeIdentity::Open(certificates));
+  ASSIGN_OR_RETURN(const std::unique_ptr<GrpcStream> in_clear, GrpcStream::Open(far, nullptr));
+  ASSIGN_OR_RETURN(const std::unique_ptr<GrpcStream> encrypted, GrpcStream::Open(far, identity.get()));
   std::vector<Way> ways(3);
   ways[0] = {.name = "plain",
              .send = [&](std::span<const float> rows) -> absl::Status {
@@ -304,6 +416,8 @@ absl::Status Run(const Options& options) {
                }
                return source->Confirm(Soon());
              }};
+  ways.push_back(OverGrpc("grpc", in_clear.get()));
+  ways.push_back(OverGrpc("mtls", encrypted.get()));
   for (const int64_t rows : options.rows) RETURN_IF_ERROR(Measure(ways, far, rows, options));
   return absl::OkStatus();
 }
