@@ -23,6 +23,7 @@
 #include "common/program.h"
 #include "common/rpc/acceptor.h"
 #include "common/signal_cleanup.h"
+#include "common/system_call_filter.h"
 #include "common/thread_limit.h"
 #include "coordinator/flags.h"
 #include "coordinator/own_files.h"
@@ -66,6 +67,21 @@ int Fail(const absl::Status& status) {
   return absl::IsInvalidArgument(status) || absl::IsUnimplemented(status) ? kExitCannotRun : 1;
 }
 
+// Bounds what somebody who has got hold of this process could do with the machine. Threads inherit the bounds; that of the
+// signals, which runs already, only removes what this process has made.
+absl::Status BoundItself([[maybe_unused]] const CoordinatorOptions& options) {
+#if defined(__SANITIZE_ADDRESS__)
+  // The sanitizer writes its reports into files, and stops all threads by ptrace when it looks for leaks.
+  spdlog::warn("built with the address sanitizer: access to files and system calls are not bounded");
+#else
+  ASSIGN_OR_RETURN(const bool files, BoundFileAccess(FilesOf(options)));
+  if (!files) spdlog::info("this kernel, or a filter of system calls, gives no Landlock: access to files is not bounded");
+  if (!BoundSystemCalls())
+    spdlog::info("this kernel, or a filter of system calls, refuses another filter: system calls are not bounded");
+#endif
+  return absl::OkStatus();
+}
+
 int Run(const CoordinatorOptions& options) {
   using namespace std::chrono_literals;
   for (const absl::Status& status : {CheckDescriptorsAllowed(), CheckThreadsCanStart(CoordinatorThreads())}) {
@@ -73,10 +89,7 @@ int Run(const CoordinatorOptions& options) {
   }
   static StopSignal stop;  // its thread outlives this function
   if (const absl::Status status = stop.Start(); !status.ok()) return Fail(status);
-  // Threads inherit it; that of the signals only removes what this process has made.
-  const absl::StatusOr<bool> bounded = BoundFileAccess(FilesOf(options));
-  if (!bounded.ok()) return Fail(bounded.status());
-  if (!*bounded) spdlog::info("this kernel, or a filter of system calls, gives no Landlock: access to files is not bounded");
+  if (const absl::Status bounded = BoundItself(options); !bounded.ok()) return Fail(bounded);
   RaiseDescriptorLimit();
   ReturnLargePiecesAtOnce();
   const absl::StatusOr<std::unique_ptr<RepeatingThread>> trimmer = StartHeapTrimmer();

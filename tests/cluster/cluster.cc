@@ -128,14 +128,19 @@ bool Alive(pid_t pid) {
   return name_end != std::string::npos && name_end + 2 < text.size() && text[name_end + 2] != 'Z';
 }
 
-int64_t MemoryOf(pid_t pid, const std::string& line) {
+int64_t NumberInStatus(pid_t pid, const std::string& line) {
   std::ifstream status("/proc/" + std::to_string(pid) + "/status");
   for (std::string name; status >> name;) {
-    int64_t kib = 0;
-    if (name == line + ":" && status >> kib) return kib << 10;
+    int64_t number = 0;
+    if (name == line + ":" && status >> number) return number;
     status.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
   }
   return -1;
+}
+
+int64_t MemoryOf(pid_t pid, const std::string& line) {
+  const int64_t kib = NumberInStatus(pid, line);
+  return kib < 0 ? kib : kib << 10;
 }
 
 bool Eventually(absl::Duration timeout, const std::function<bool()>& condition) {

@@ -73,6 +73,8 @@ class Victim {
 bool NobodyAnswered(const std::string& statuses);
 
 bool Alive(pid_t pid);
+// The number of a line of /proc/PID/status, such as "Seccomp"; -1 where there is none.
+int64_t NumberInStatus(pid_t pid, const std::string& line);
 // A line of /proc/PID/status, "VmRSS" or "VmHWM", in bytes; -1 where there is none.
 int64_t MemoryOf(pid_t pid, const std::string& line);
 // Waits until `condition` holds; false after `timeout`.

@@ -233,6 +233,11 @@ TEST_F(Planes, WhoIsNoWorkerGetsNothingAndStopsNobody) {
   EXPECT_EQ(info.resumed_requests_total(), 0u) << "no epoch has ended";
 }
 
+TEST_F(Planes, ACoordinatorHasAFilterOfSystemCalls) {
+  ASSERT_OK_AND_ASSIGN(const proto::GetServerInfoResponse info, client_->ServerInfo());
+  EXPECT_EQ(NumberInStatus(info.pid(), "Seccomp"), 2) << "a filter, by proc(5)";
+}
+
 // The keys' file becomes a link to a file that is none of the coordinator's.
 TEST(OwnFiles, ACoordinatorReadsNoFilesButThoseItNeeds) {
   if (!HasLandlock()) GTEST_SKIP() << "this kernel has no Landlock";
