@@ -16,9 +16,8 @@
 #include "common/grpc_status.h"
 #include "common/listen_address.h"
 #include "common/rpc/rpc_deadline.h"
-#include "common/small_file.h"
 #include "common/thread_limit.h"
-#include "common/tls/cluster_ca.h"
+#include "common/tls/certificate_pair.h"
 
 namespace ferry {
 namespace {
@@ -32,8 +31,6 @@ constexpr absl::Duration kFirstWord = absl::Seconds(1);  // of a wait
 constexpr absl::Duration kSayAgain = absl::Seconds(10);
 constexpr absl::Duration kStallPatience = absl::Seconds(20);  // heartbeats come every second
 constexpr absl::Duration kEndPatience = absl::Seconds(5);     // of a command, with its own server
-// A PEM file: the connection is TLS, and the server's certificate of this CA.
-constexpr char kTlsCaVariable[] = "FERRY_TLS_CA";
 // A coordinator whose host has gone says nothing any more, and a request has no deadline of its own.
 constexpr int kKeepaliveMs = 10000, kKeepaliveTimeoutMs = 5000;
 
@@ -143,13 +140,8 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Attach(const std::string& server
   client->address_ = address.ToString();
   ASSIGN_OR_RETURN(client->key_, KeyFromEnvironment());
   std::shared_ptr<grpc::ChannelCredentials> credentials = grpc::InsecureChannelCredentials();
-  if (const char* const ca = std::getenv(kTlsCaVariable); ca != nullptr && ca[0] != '\0') {
-    const absl::StatusOr<std::string> pem = ReadSmallFile(ca);
-    RETURN_IF_ERROR(Annotate(pem.status(), kTlsCaVariable));
-    const absl::Status certificate = CertificateFingerprint(*pem).status();
-    if (!certificate.ok()) return InvalidArgument("%s: '%s' has no certificate in PEM", kTlsCaVariable, ca);
-    credentials = grpc::SslCredentials({.pem_root_certs = *pem});
-  }
+  ASSIGN_OR_RETURN(const std::optional<std::string> ca, CaFromEnvironment());
+  if (ca.has_value()) credentials = grpc::SslCredentials({.pem_root_certs = *ca});
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
   arguments.SetMaxSendMessageSize(kMaxMessageBytes);

@@ -19,7 +19,7 @@
 #include "common/program.h"
 #include "common/small_file.h"
 #include "common/thread_limit.h"
-#include "common/tls/cluster_ca.h"
+#include "common/tls/certificate_pair.h"
 #include "gateway/access.h"
 #include "gateway/gateway.h"
 
@@ -81,12 +81,8 @@ absl::Status ReadFiles(Flags* flags) {
   if (options.tls_certificate.empty() != options.tls_key.empty()) {
     return InvalidArgument("--tls-cert and --tls-key go together");
   }
-  if (const char* const ca = std::getenv("FERRY_TLS_CA"); ca != nullptr && ca[0] != '\0') {
-    absl::StatusOr<std::string> pem = ReadSmallFile(ca);
-    if (!pem.ok()) return Annotate(pem.status(), "FERRY_TLS_CA");
-    if (!CertificateFingerprint(*pem).ok()) return InvalidArgument("FERRY_TLS_CA: '%s' has no certificate in PEM", ca);
-    options.coordinator_ca = *std::move(pem);
-  }
+  ASSIGN_OR_RETURN(std::optional<std::string> ca, CaFromEnvironment());
+  if (ca.has_value()) options.coordinator_ca = *std::move(ca);
   if (flags->key_file.empty()) return absl::OkStatus();
   absl::StatusOr<std::unique_ptr<ApiKeys>> keys = ApiKeys::Load(flags->key_file);
   if (!keys.ok()) return Annotate(keys.status(), "--api-key-file");

@@ -84,17 +84,14 @@ void ActivationListener::AcceptAll() {
 
 // OK: one was taken, or none came.
 absl::Status ActivationListener::AcceptOne() {
-  absl::StatusOr<std::unique_ptr<DataConnection>> connection = listener_->Accept(Deadline::In(kAcceptPoll), kHandshake);
-  if (absl::IsDeadlineExceeded(connection.status()) && connection.status().message() == "nobody has connected") {
-    return absl::OkStatus();
-  }
-  RETURN_IF_ERROR(connection.status());
+  ASSIGN_OR_RETURN(std::unique_ptr<DataConnection> connection, listener_->Accept(Deadline::In(kAcceptPoll), kHandshake));
+  if (connection == nullptr) return absl::OkStatus();
   std::array<std::byte, kActivationWordsBytes> said;
-  RETURN_IF_ERROR((*connection)->Receive(said, Deadline::In(kHandshake)));
+  RETURN_IF_ERROR(connection->Receive(said, Deadline::In(kHandshake)));
   const std::lock_guard lock(mutex_);
   if (!expected_ || came_ != nullptr) return absl::AbortedError("no connection is expected any more");
   RETURN_IF_ERROR(CheckActivationWords(said, *expected_));
-  came_ = *std::move(connection);
+  came_ = std::move(connection);
   changed_.notify_all();
   return absl::OkStatus();
 }

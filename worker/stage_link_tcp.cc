@@ -50,10 +50,7 @@ class TcpSink final : public ActivationSink {
   }
 
   absl::StatusOr<std::span<float>> Reserve(int64_t num_rows, Deadline deadline) override {
-    RETURN_IF_ERROR(AwaitRoom(deadline));
-    if (filling_ == nullptr) {
-      ASSIGN_OR_RETURN(filling_, pool_.Take());
-    }
+    RETURN_IF_ERROR(AwaitBuffer(deadline));
     filling_->Pin();
     num_rows_ = std::min(num_rows, pool_.num_rows());
     return filling_->rows().first(num_rows_ * options_.n_embd);
@@ -65,10 +62,7 @@ class TcpSink final : public ActivationSink {
   }
 
   absl::Status SendFailure(uint64_t step, const std::string& error, Deadline deadline) override {
-    RETURN_IF_ERROR(AwaitRoom(deadline));
-    if (filling_ == nullptr) {
-      ASSIGN_OR_RETURN(filling_, pool_.Take());
-    }
+    RETURN_IF_ERROR(AwaitBuffer(deadline));
     const std::string text = error.empty() ? "it failed" : error.substr(0, kMaxFailureText);
     std::memcpy(filling_->rows().data(), text.data(), text.size());
     return SendFilled({.kind = ActivationKind::kFailure, .step = step, .text_bytes = static_cast<int64_t>(text.size())},
@@ -116,12 +110,18 @@ class TcpSink final : public ActivationSink {
     changed_.notify_all();
     return FailedLocked();
   }
-  // Errors of Reserve.
-  absl::Status AwaitRoom(Deadline deadline) {
-    std::unique_lock lock(mutex_);
-    const auto room = [this] { return static_cast<int64_t>(queue_.size()) < max_queued_ || !failed_.ok() || aborted_; };
-    if (!changed_.wait_until(lock, deadline.time(), room)) return TakesNothing();
-    return FailedLocked();
+  // A buffer for the thread that computes, in filling_, once the queue has room for what it will hold. Errors of Reserve.
+  absl::Status AwaitBuffer(Deadline deadline) {
+    {
+      std::unique_lock lock(mutex_);
+      const auto room = [this] { return static_cast<int64_t>(queue_.size()) < max_queued_ || !failed_.ok() || aborted_; };
+      if (!changed_.wait_until(lock, deadline.time(), room)) return TakesNothing();
+      RETURN_IF_ERROR(FailedLocked());
+    }
+    if (filling_ == nullptr) {
+      ASSIGN_OR_RETURN(filling_, pool_.Take());
+    }
+    return absl::OkStatus();
   }
 
   absl::Status SendFilled(ActivationHeader header, size_t bytes, Deadline deadline) {

@@ -6,7 +6,11 @@
 #include <openssl/pem.h>
 #include <openssl/x509.h>
 
+#include <cstdlib>
 #include <memory>
+
+#include "common/small_file.h"
+#include "common/tls/cluster_ca.h"
 
 namespace ferry {
 namespace {
@@ -35,6 +39,15 @@ absl::Status CheckCertificatePair(const std::string& certificate_pem, const std:
   if (certificate == nullptr) return InvalidArgument("the file of the certificate has none in PEM");
   if (key == nullptr) return InvalidArgument("the file of the key has no private key in PEM without a password");
   return pair ? absl::OkStatus() : InvalidArgument("the key is of another certificate");
+}
+
+absl::StatusOr<std::optional<std::string>> CaFromEnvironment() {
+  const char* const path = std::getenv(kTlsCaVariable);
+  if (path == nullptr || path[0] == '\0') return std::nullopt;
+  absl::StatusOr<std::string> pem = ReadSmallFile(path);
+  if (!pem.ok()) return Annotate(pem.status(), kTlsCaVariable);
+  if (!CertificateFingerprint(*pem).ok()) return InvalidArgument("%s: '%s' has no certificate in PEM", kTlsCaVariable, path);
+  return *std::move(pem);
 }
 
 }  // namespace ferry

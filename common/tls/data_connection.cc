@@ -344,7 +344,7 @@ class SocketListener final : public DataListener {
                            Deadline::In(handshake));
       }
       if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) return absl::ErrnoToStatus(errno, "accept");
-      if (deadline.Passed()) return DeadlineExceeded("nobody has connected");
+      if (deadline.Passed()) return nullptr;
       PollUntil(socket_.get(), POLLIN, deadline);
     }
   }

@@ -5,9 +5,9 @@
 // over TCP, in which both ends show a certificate of the cluster's CA (common/tls/cluster_ca.h). gRPC, which carries everything
 // else, hands each message from thread to thread; here the thread that waits reads the socket itself.
 //
-// A connection belongs to one thread at a time, but for Cut(). After an error it is of no more use. Between hosts, one whose other
-// end answers nothing for 15 s (common/peer_keepalive.h) is lost for whoever waits on it: the host or the network is gone. An
-// end that only does not read answers all the time, and is waited for.
+// A connection belongs to one thread at a time, but for Cut(). After an error it is of no more use. Between hosts, a connection
+// counts as lost when the kernel of the other host has not answered for 15 s (common/peer_keepalive.h). The kernel answers also
+// for a process that does not read, so such a process is waited for.
 
 #include <cstddef>
 #include <cstdint>
@@ -43,8 +43,8 @@ class DataConnection {
   // Fills `bytes`. Spins for a moment around the time at which the first of them is expected, else sleeps. Unavailable: the other
   // end is gone or lost. DeadlineExceeded: not all of them came.
   virtual absl::Status Receive(std::span<std::byte> bytes, Deadline deadline) = 0;
-  // The same, but returns how many of `bytes` came, once some have; 0: none came before `deadline`. So whoever has other things
-  // to do looks with a deadline that has passed.
+  // The same, but returns how many of `bytes` came, once some have; 0: none came before `deadline`. A thread that has other
+  // things to do passes a deadline that is over.
   virtual absl::StatusOr<size_t> ReceiveSome(std::span<std::byte> bytes, Deadline deadline) = 0;
   // Any thread, beside another that sends or receives: waits until bytes have come that nobody has received, or the other end has
   // gone, or `deadline` has passed.
@@ -61,8 +61,8 @@ class DataListener {
 
   // With the port in use.
   virtual const ListenAddress& address() const = 0;
-  // The next connection, whose other end has shown who it is within `handshake`. DeadlineExceeded: none came. Other errors are
-  // those of a caller that was refused.
+  // The next connection, whose other end has shown who it is within `handshake`; null: nobody connected before `deadline`. Errors
+  // are those of a caller that was refused.
   virtual absl::StatusOr<std::unique_ptr<DataConnection>> Accept(Deadline deadline, absl::Duration handshake) = 0;
 };
 

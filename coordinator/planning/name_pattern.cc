@@ -3,16 +3,12 @@
 
 #include <pcre2.h>
 
+#include "coordinator/text/pcre2_message.h"
+
 namespace ferry {
 namespace {
 
 constexpr uint32_t kMostSteps = 1'000'000, kMostKibibytes = 20'000;
-
-std::string WordsOf(int error) {
-  PCRE2_UCHAR words[256];
-  if (pcre2_get_error_message(error, words, sizeof(words)) < 0) return absl::StrFormat("error %d", error);
-  return reinterpret_cast<const char*>(words);
-}
 
 struct FreeMatch {
   void operator()(pcre2_match_data* match) const { pcre2_match_data_free(match); }
@@ -28,7 +24,7 @@ absl::StatusOr<NamePattern> NamePattern::Create(const std::string& text) {
   size_t at = 0;
   pcre2_code* const code =
       pcre2_compile(reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), PCRE2_NEVER_UTF, &error, &at, nullptr);
-  if (code == nullptr) return InvalidArgument("not a regular expression: %s, at character %d", WordsOf(error), at);
+  if (code == nullptr) return InvalidArgument("not a regular expression: %s, at character %d", Pcre2Message(error), at);
   return NamePattern(code);
 }
 
@@ -41,7 +37,7 @@ absl::StatusOr<bool> NamePattern::Finds(const std::string& name) const {
                                  name.size(), 0, 0, match.get(), context.get());
   if (result == PCRE2_ERROR_NOMATCH) return false;
   if (result >= 0) return true;
-  return InvalidArgument("the regular expression takes too long for the name %s: %s", name, WordsOf(result));
+  return InvalidArgument("the regular expression takes too long for the name %s: %s", name, Pcre2Message(result));
 }
 
 }  // namespace ferry

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <initializer_list>
 
+#include "coordinator/text/pcre2_message.h"
+
 namespace ferry {
 namespace {
 
@@ -102,12 +104,6 @@ std::string WithUnicodeSpace(std::string_view pattern) {
     }
   }
   return result;
-}
-
-std::string Pcre2Message(int error) {
-  PCRE2_UCHAR buffer[256];
-  if (pcre2_get_error_message(error, buffer, sizeof(buffer)) < 0) return absl::StrFormat("PCRE2 error %d", error);
-  return reinterpret_cast<const char*>(buffer);
 }
 
 constexpr size_t kJitStackStartBytes = 32 << 10;

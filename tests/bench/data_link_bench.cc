@@ -44,6 +44,7 @@
 #include "common/temporary_folder.h"
 #include "common/tls/data_connection.h"
 #include "common/unique_fd.h"
+#include "tests/testing/soon.h"
 #include "tests/worker/send_rows.h"
 #include "worker/stage_link_tcp.h"
 
@@ -58,7 +59,6 @@ struct Options {
 };
 
 constexpr char kFar[] = "192.0.2.2";  // the near end has .1
-Deadline Soon() { return Deadline::In(absl::Seconds(60)); }
 
 absl::Status System(const std::string& command) {
   return std::system(command.c_str()) == 0 ? absl::OkStatus() : Internal("this failed: %s", command);
@@ -201,6 +201,7 @@ absl::StatusOr<DataEnds> DataConnections(FarThread& far, const std::string& fold
                       .get());
   std::future<absl::Status> accepted = far.Do([&]() -> absl::Status {
     ASSIGN_OR_RETURN(ends.far, listener->Accept(Soon(), absl::Seconds(10)));
+    if (ends.far == nullptr) return DeadlineExceeded("nobody has connected");
     return absl::OkStatus();
   });
   ASSIGN_OR_RETURN(ends.near, DataConnection::Connect(listener->address(), identity, Soon()));

@@ -7,28 +7,7 @@
 #   tests/bench/hidden_states.sh build/release/bin models/demo-moe.gguf 9
 set -euo pipefail
 programs=$(realpath "${1:?the folder of the programs}") model=$(realpath "${2:?a model file}") starts=${3:-9}
-work=$(mktemp -d) a=ferry-a-$$ b=ferry-b-$$
-end_programs() {
-  { ip netns pids "$a"; ip netns pids "$b"; } 2>/dev/null | xargs -r kill 2>/dev/null || true
-  wait 2>/dev/null || true
-}
-cleanup() {
-  end_programs
-  ip netns del "$a" 2>/dev/null || true
-  ip netns del "$b" 2>/dev/null || true
-  rm -rf "$work"
-}
-trap cleanup EXIT
-ip netns add "$a"; ip netns add "$b"
-ip link add va netns "$a" type veth peer name vb netns "$b"
-for side in "$a va 192.0.2.1" "$b vb 192.0.2.2"; do
-  set -- $side
-  ip -n "$1" link set lo up; ip -n "$1" link set "$2" up; ip -n "$1" addr add "$3/24" dev "$2"
-done
-export XDG_CACHE_HOME=$work/cache
-in_a() { ip netns exec "$a" taskset -c 0 "$@"; }
-in_b() { ip netns exec "$b" taskset -c 1 "$@"; }
-wait_for() { for _ in $(seq 300); do grep -qs "$2" "$1" && return 0; sleep 0.2; done; cat "$1" >&2; return 1; }
+. "$(dirname "$0")/two_hosts.sh"
 
 in_a "$programs/ferry" cluster-init --cluster-certs "$work/certs" >/dev/null
 for start in $(seq "$starts"); do

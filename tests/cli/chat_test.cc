@@ -1,6 +1,5 @@
 // `ferry chat` at a pseudo-terminal and in a pipe.
 
-#include <arpa/inet.h>
 #include <poll.h>
 #include <pty.h>
 #include <signal.h>
@@ -15,6 +14,7 @@
 #include "common/deadline.h"
 #include "common/unique_fd.h"
 #include "tests/cli/run_ferry.h"
+#include "tests/testing/loopback_listener.h"
 #include "tests/testing/status_matchers.h"
 
 namespace ferry {
@@ -84,21 +84,13 @@ class Terminal {
 // A server on loopback that gives the answers in their order, one a connection, and keeps what it was asked.
 class CannedServer {
  public:
-  explicit CannedServer(std::vector<std::string> answers) : listener_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
-    sockaddr_in address = {};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t length = sizeof(address);
-    ::bind(listener_.get(), reinterpret_cast<const sockaddr*>(&address), length);
-    ::listen(listener_.get(), 8);
-    ::getsockname(listener_.get(), reinterpret_cast<sockaddr*>(&address), &length);
-    url_ = absl::StrCat("http://127.0.0.1:", ntohs(address.sin_port), "/v1");
+  explicit CannedServer(std::vector<std::string> answers) : url_("http://" + listener_.address() + "/v1") {
     thread_ = std::thread([this, answers = std::move(answers)] {
       for (const std::string& answer : answers) Serve(answer);
     });
   }
   ~CannedServer() {
-    ::shutdown(listener_.get(), SHUT_RDWR);
+    ::shutdown(listener_.fd(), SHUT_RDWR);
     thread_.join();
   }
   const std::string& url() const { return url_; }
@@ -107,7 +99,7 @@ class CannedServer {
 
  private:
   void Serve(const std::string& answer) {
-    const UniqueFd connection(::accept(listener_.get(), nullptr, nullptr));
+    const UniqueFd connection(::accept(listener_.fd(), nullptr, nullptr));
     if (!connection.valid()) return;
     std::string request;
     char buffer[4096];
@@ -125,8 +117,8 @@ class CannedServer {
     ::send(connection.get(), answer.data(), answer.size(), MSG_NOSIGNAL);
   }
 
-  const UniqueFd listener_;
-  std::string url_;
+  const LoopbackListener listener_;
+  const std::string url_;
   std::vector<std::string> requests_;
   std::thread thread_;
 };

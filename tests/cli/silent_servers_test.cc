@@ -1,12 +1,9 @@
 // Commands that wait for somebody else say within two seconds what they wait for, and end.
 
-#include <arpa/inet.h>
 #include <signal.h>
-#include <sys/socket.h>
 
-#include "absl/strings/str_cat.h"
-#include "common/unique_fd.h"
 #include "tests/cli/run_ferry.h"
+#include "tests/testing/loopback_listener.h"
 #include "tests/testing/status_matchers.h"
 
 namespace ferry {
@@ -14,25 +11,8 @@ namespace {
 
 using ::testing::HasSubstr;
 
-// Takes connections on loopback and says nothing.
-class SilentServer {
- public:
-  SilentServer() : listener_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
-    sockaddr_in address = {};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t length = sizeof(address);
-    ::bind(listener_.get(), reinterpret_cast<const sockaddr*>(&address), length);
-    ::listen(listener_.get(), 8);
-    ::getsockname(listener_.get(), reinterpret_cast<sockaddr*>(&address), &length);
-    address_ = absl::StrCat("127.0.0.1:", ntohs(address.sin_port));
-  }
-  const std::string& address() const { return address_; }
-
- private:
-  const UniqueFd listener_;
-  std::string address_;
-};
+// Takes connections and says nothing.
+using SilentServer = LoopbackListener;
 
 TEST(SilentServers, ChatSaysWhatItWaitsFor) {
   const SilentServer server;

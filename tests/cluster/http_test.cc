@@ -1,9 +1,6 @@
 // `ferry serve` with its HTTP gateway, the real one in front of real workers.
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
 #include <signal.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 
 #include <filesystem>
@@ -12,10 +9,10 @@
 
 #include "cli/gateway_process.h"
 #include "common/access/api_keys.h"
-#include "common/unique_fd.h"
 #include "tests/cluster/cluster.h"
 #include "tests/gateway/http_client.h"
 #include "tests/gateway/https_client.h"
+#include "tests/testing/loopback_listener.h"
 #include "tests/testing/self_signed.h"
 #include "tests/testing/status_matchers.h"
 
@@ -24,24 +21,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-// A socket that listens on a port of its own, and the port.
-struct TakenPort {
-  UniqueFd socket;
-  int port = 0;
-};
-TakenPort TakePort() {
-  TakenPort taken = {.socket = UniqueFd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0))};
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t length = sizeof(address);
-  ::bind(taken.socket.get(), reinterpret_cast<const sockaddr*>(&address), length);
-  ::listen(taken.socket.get(), 1);
-  ::getsockname(taken.socket.get(), reinterpret_cast<sockaddr*>(&address), &length);
-  taken.port = ntohs(address.sin_port);
-  return taken;
-}
-int FreePort() { return TakePort().port; }
+int FreePort() { return LoopbackListener().port(); }
 
 GatewayProcess GatewayOn(int port, bool required) {
   return {.arguments = {"--listen", "127.0.0.1:" + std::to_string(port), "--log-level", "warn"}, .required = required};
@@ -241,14 +221,14 @@ TEST(Http, AClientThatLeavesFreesItsPlace) {
 }
 
 TEST(Http, APortThatIsTakenEndsWhoAskedForItAndNobodyElse) {
-  const TakenPort taken = TakePort();
+  const LoopbackListener taken;
   {
-    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Supervisor> asked, StartWithGateway(DemoModel(1), GatewayOn(taken.port, true)));
+    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Supervisor> asked, StartWithGateway(DemoModel(1), GatewayOn(taken.port(), true)));
     EXPECT_TRUE(Eventually(absl::Seconds(60), [&] { return !asked->Health().ok(); }));
     EXPECT_THAT(asked->Health(), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("gateway")));
   }
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Supervisor> by_default,
-                       StartWithGateway(DemoModel(1), GatewayOn(taken.port, false)));
+                       StartWithGateway(DemoModel(1), GatewayOn(taken.port(), false)));
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Attach(by_default->address()));
   EXPECT_TRUE(Eventually(absl::Seconds(60), [&] {
     const absl::StatusOr<proto::GetServerInfoResponse> info = client->ServerInfo();

@@ -34,29 +34,14 @@ TEST(LinkChoice, SaysBothFiguresOfMessages) {
   EXPECT_LT(DescribeTcpChoice(std::vector(4, longest)).size(), 256u) << "a coordinator takes no longer text";
 }
 
+const std::vector<size_t> kLengths = {100, 1, 200};  // of prompts
+
 class DataLinks : public testing::Test {
  protected:
   static StageLinkOptions With(Transport transport) {
     StageLinkOptions links;
     links.transport = transport;
     return links;
-  }
-  // The logits of a prompt that went through both, with those of one worker.
-  static void ExpectTheLogitsOfOne(ServedWorker& first, ServedWorker& last, uint64_t epoch) {
-    Stream to_first(first), to_last(last);
-    uint64_t step = 0;
-    for (const size_t length : {100, 1, 200}) {
-      const std::vector<int32_t> tokens = Tokens(Model(), length);
-      to_first.Send(Request(epoch, ++step, tokens));
-      to_last.Send(Request(epoch, step, tokens));
-      const internal::v1::StepResponse middle = to_first.Receive(), end = to_last.Receive();
-      ASSERT_EQ(CodeOf(middle), absl::StatusCode::kOk) << middle.message();
-      ASSERT_EQ(CodeOf(end), absl::StatusCode::kOk) << end.message();
-      TinyPipeline alone(&Model(), 1);
-      ASSERT_OK_AND_ASSIGN(const std::vector<float> expected, alone.Prompt(tokens));
-      EXPECT_EQ(end.logits(0).logits(),
-                std::string(reinterpret_cast<const char*>(expected.data()), expected.size() * sizeof(float)));
-    }
   }
   // What a neighbour asks first, and how it is answered.
   static absl::StatusOr<internal::v1::ListenForActivationsResponse> Listen(ServedWorker& worker, uint64_t epoch,
@@ -93,7 +78,7 @@ TEST_F(DataLinks, CarryEveryMessageWhereTheyAreAskedFor) {
     ASSERT_OK(last.BeginEpoch(epoch, nullptr));
     ASSERT_OK(first.BeginEpoch(epoch, &last));
     EXPECT_EQ(first.link().way(), "tcp");
-    ExpectTheLogitsOfOne(first, last, epoch);
+    ExpectTheLogitsOfOne(first, last, epoch, kLengths);
   }
 }
 
@@ -105,11 +90,11 @@ TEST_F(DataLinks, AreMeasuredAgainstGrpcByAuto) {
   EXPECT_THAT(link.way(), testing::AnyOf("tcp", "grpc"));
   // More rows are tried while the time for it lasts, and none beyond 256.
   EXPECT_THAT(link.why(), testing::AllOf(HasSubstr("for 1 rows"), testing::Not(HasSubstr("for 512 rows"))));
-  ExpectTheLogitsOfOne(first, last, 1);
+  ExpectTheLogitsOfOne(first, last, 1, kLengths);
   ASSERT_OK(last.BeginEpoch(2, nullptr));
   ASSERT_OK(first.BeginEpoch(2, &last));
   EXPECT_EQ(first.link().why(), link.why()) << "the figures of the same two workers are kept";
-  ExpectTheLogitsOfOne(first, last, 2);
+  ExpectTheLogitsOfOne(first, last, 2, kLengths);
 }
 
 TEST_F(DataLinks, AreReplacedByGrpcWhereTheNextWorkerTakesNone) {
@@ -118,7 +103,7 @@ TEST_F(DataLinks, AreReplacedByGrpcWhereTheNextWorkerTakesNone) {
   ASSERT_OK(first.BeginEpoch(1, &last));
   EXPECT_EQ(first.link().way(), "grpc");
   EXPECT_THAT(first.link().why(), HasSubstr("the next worker was started with --transport grpc"));
-  ExpectTheLogitsOfOne(first, last, 1);
+  ExpectTheLogitsOfOne(first, last, 1, kLengths);
   ServedWorker by_name(3, 0, 2, true, false, With(Transport::kTcp));
   ASSERT_OK(last.BeginEpoch(2, nullptr));
   EXPECT_THAT(by_name.BeginEpoch(2, &last),
@@ -197,7 +182,7 @@ TEST_F(DataLinks, EndAStepWhoseNextWorkerIsGoneWithTheEpoch) {
   ServedWorker other(3, 2, 4, true, false);
   ASSERT_OK(other.BeginEpoch(2, nullptr));
   ASSERT_OK(first->BeginEpoch(2, &other));
-  ExpectTheLogitsOfOne(*first, other, 2);
+  ExpectTheLogitsOfOne(*first, other, 2, kLengths);
 }
 
 TEST_F(DataLinks, EndAStepWhosePreviousWorkerIsGone) {

@@ -161,4 +161,24 @@ inline absl::StatusCode CodeOf(const internal::v1::StepResponse& response) {
   return static_cast<absl::StatusCode>(response.code());
 }
 
+// Prompts of these lengths, a step each, that go through two workers in `epoch` give the logits of one worker.
+inline void ExpectTheLogitsOfOne(ServedWorker& first, ServedWorker& last, uint64_t epoch, const std::vector<size_t>& lengths) {
+  Stream to_first(first), to_last(last);
+  uint64_t step = 0;
+  for (const size_t length : lengths) {
+    const std::vector<int32_t> tokens = Tokens(Model(), length);
+    to_first.Send(Request(epoch, ++step, tokens));
+    to_last.Send(Request(epoch, step, tokens));
+    const internal::v1::StepResponse middle = to_first.Receive(), end = to_last.Receive();
+    ASSERT_EQ(CodeOf(middle), absl::StatusCode::kOk) << middle.message();
+    EXPECT_EQ(middle.logits_size(), 0);
+    ASSERT_EQ(CodeOf(end), absl::StatusCode::kOk) << end.message();
+    TinyPipeline alone(&Model(), 1);
+    ASSERT_OK_AND_ASSIGN(const std::vector<float> expected, alone.Prompt(tokens));
+    EXPECT_EQ(end.logits(0).logits(),
+              std::string(reinterpret_cast<const char*>(expected.data()), expected.size() * sizeof(float)));
+    EXPECT_EQ(end.logits(0).ids_size(), 0) << "the whole vocabulary needs no ids";
+  }
+}
+
 }  // namespace ferry

@@ -31,18 +31,7 @@ TEST_P(TwoWorkers, GiveTheLogitsOfOneWhicheverOfThemSharesMemory) {
   ServedWorker first(1, 0, 2, true, std::get<0>(GetParam())), last(2, 2, 4, true, std::get<1>(GetParam()));
   ASSERT_OK(last.BeginEpoch(5, nullptr));
   ASSERT_OK(first.BeginEpoch(5, &last));
-  const std::vector<int32_t> tokens = Tokens(Model(), 100);
-  Stream to_first(first), to_last(last);
-  to_first.Send(Request(5, 1, tokens));
-  to_last.Send(Request(5, 1, tokens));
-  const internal::v1::StepResponse middle = to_first.Receive(), end = to_last.Receive();
-  EXPECT_EQ(CodeOf(middle), absl::StatusCode::kOk) << middle.message();
-  EXPECT_EQ(middle.logits_size(), 0);
-  ASSERT_EQ(CodeOf(end), absl::StatusCode::kOk) << end.message();
-  TinyPipeline alone(&Model(), 1);
-  ASSERT_OK_AND_ASSIGN(const std::vector<float> expected, alone.Prompt(tokens));
-  EXPECT_EQ(end.logits(0).logits(), std::string(reinterpret_cast<const char*>(expected.data()), expected.size() * sizeof(float)));
-  EXPECT_EQ(end.logits(0).ids_size(), 0) << "the whole vocabulary needs no ids";
+  ExpectTheLogitsOfOne(first, last, 5, {100});
 }
 
 TEST(WorkerService, RefusesHiddenStatesForAnotherIncarnation) {
