@@ -42,6 +42,7 @@ struct ModelOptions {
   std::string tls_cert, tls_key, api_keys;  // of the API (coordinator/options.h)
   bool insecure = false;
   std::string cluster_listen, cluster_certs;  // for workers of other hosts; empty: there are none, or the coordinator's default
+  int cluster_data_port = 0;                  // 0: any
   double step_timeout = 0;                    // 0: the coordinator's default
   double drain_seconds = 30;                  // that running requests get when the coordinator is asked to end
   std::string resume = "on";                  // on, off: whether requests go on after a worker is lost

@@ -43,7 +43,7 @@ absl::Status CheckDescriptorsAllowed() {
                            kLeast);
 }
 
-int CoordinatorThreads() { return ByCores(34); }
+int CoordinatorThreads() { return ByCores(36); }
 int WorkerThreads() { return ByCores(19); }
 int ClientThreads() { return ByCores(11); }
 int GatewayThreads() { return ByCores(18); }

@@ -43,6 +43,8 @@ void CoordinatorFlags::AddAddresses(CLI::App& app) {
           "Unix socket of the API beside --listen, in a folder of mode 0700, for a ferry-gateway of this host; default: none");
   AddText(app, "--cluster-socket", options_.cluster_socket,
           "Unix socket where workers of this host come in, in a folder of mode 0700; default: in a folder of its own");
+  AddInteger(app, "--cluster-data-port", options_.cluster_data_port, {.max = 65535},
+             "port at which workers of other hosts make data connections for experts (default: any free one)");
   AddText(app, "--cluster-listen", options_.cluster_listen,
           "HOST or HOST:PORT where workers of other hosts come in, by certificates (port 8091); default: nowhere");
   options_.cluster_certs = DefaultClusterFolder();
@@ -99,7 +101,7 @@ void CoordinatorFlags::AddEngine(CLI::App& app) {
       app, "--share-links", options_.share_links, {"auto", "even", "off"},
       "whether a worker with nothing else to do copies and computes experts for others of its host: auto, the default, where "
       "a layer gets faster by it; even, for tests, in turns; off");
-  AddChoice(app, "--expert-transport", options_.expert_transport, {"auto", "shm", "grpc"},
+  AddChoice(app, "--expert-transport", options_.expert_transport, {"auto", "shm", "tcp", "grpc"},
             "how experts reach workers that say auto (default auto)");
   AddInteger(app, "--steps-in-flight", options_.steps_in_flight, {.max = 1024, .automatic = 0},
              "independent steps under way at once; 0, the default: one a worker");

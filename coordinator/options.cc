@@ -70,7 +70,7 @@ absl::Status CheckOptions(const CoordinatorOptions& options) {
   RETURN_IF_ERROR(CheckOneOf<2>("--backend", options.backend, {"cpu", "reference"}));
   RETURN_IF_ERROR(CheckOneOf<3>("--divide-experts", options.divide_experts, {"auto", "even", "off"}));
   RETURN_IF_ERROR(CheckOneOf<3>("--share-links", options.share_links, {"auto", "even", "off"}));
-  RETURN_IF_ERROR(CheckOneOf<3>("--expert-transport", options.expert_transport, {"auto", "shm", "grpc"}));
+  RETURN_IF_ERROR(CheckOneOf<4>("--expert-transport", options.expert_transport, {"auto", "shm", "tcp", "grpc"}));
   if (options.max_queued < 0) return InvalidArgument("--queue is %d, want 0 or more", options.max_queued);
   if (options.steps_in_flight < 0) return InvalidArgument("--steps-in-flight is %d, want 0 or more", options.steps_in_flight);
   RETURN_IF_ERROR(CheckPositive("--heartbeat-interval", options.heartbeat_interval));

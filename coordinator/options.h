@@ -20,6 +20,7 @@ struct CoordinatorOptions {
   std::string api_socket;                 // --api-socket: Unix socket of the API beside --listen, never encrypted; empty: none
   bool insecure = false;                  // --insecure: others may reach --listen although nobody needs a key
   std::string cluster_socket;             // --cluster-socket: Unix socket for workers of this host; empty: in a folder of its own
+  int64_t cluster_data_port = 0;          // --cluster-data-port: where workers of other hosts make data connections; 0: any
   std::string cluster_listen;             // --cluster-listen: HOST:PORT for workers of other hosts; empty: there are none
   std::string cluster_certs;              // --cluster-certs: folder of certificates for them (common/tls/cluster_ca.h)
   std::string port_file;                  // --port-file: the port in use is written here once it is

@@ -43,6 +43,7 @@
 #include "coordinator/cluster/expert_host_calls.h"
 #include "coordinator/cluster/model_fingerprint.h"
 #include "coordinator/experts/divided_engine.h"
+#include "coordinator/experts/expert_data_server.h"
 #include "coordinator/experts/expert_engine.h"
 #include "coordinator/experts/expert_exchange.h"
 #include "coordinator/experts/expert_hosts.h"
@@ -79,6 +80,8 @@ constexpr absl::Duration kWorkerShutdownTimeout = absl::Seconds(2);
 constexpr AcceptorOptions kClusterConnections = {.max_connections = 512, .max_of_one_peer = 512};
 constexpr int kClusterStreams = 64;  // calls of one worker at once: heartbeats, weights and experts
 constexpr int kHandshakeTimeoutMs = 10000;
+constexpr int kExpertConnections = 8;  // of a worker: four at once, and those of the process before it
+constexpr char kExpertSocketSuffix[] = ".experts";
 // Of the public API; docs/operations.md has them all in a table.
 constexpr int kMaxPublicMessageBytes = 4 << 20;
 constexpr size_t kClientBytes = size_t{256} << 20;
@@ -211,7 +214,8 @@ class ServerImpl final : public Server {
       rates_.host = rates_.host_beside_links = guess;
     }
     cluster_service_->Open(store_.get(), exchange_.get(), expert_host_calls_.get());
-    controller_->Open(store_.get(), exchange_.get());
+    ASSIGN_OR_RETURN(const ExpertDataPlace data, StartExpertData());
+    controller_->Open(store_.get(), exchange_.get(), data);
     spdlog::info("waiting for {} workers; experts on the host are computed by {}", options_.placement.num_workers,
                  engine_->name());
     return absl::OkStatus();
@@ -252,6 +256,7 @@ class ServerImpl final : public Server {
     for (Acceptor* const acceptor : {acceptor_.get(), local_acceptor_.get(), cluster_acceptor_.get(), remote_acceptor_.get()}) {
       if (acceptor != nullptr) acceptor->Stop();
     }
+    expert_data_ = nullptr;
     if (reads_ != nullptr) reads_->Close();
     for (grpc::Server* const server : {grpc_server_.get(), cluster_server_.get()}) {
       if (server == nullptr) continue;
@@ -359,6 +364,28 @@ class ServerImpl final : public Server {
     divided_ = std::make_unique<DividedEngine>(store_.get(), engine_.get(), expert_hosts_.get(), mode);
     expert_host_calls_ = std::make_unique<ExpertHostCalls>(store_.get(), expert_hosts_.get(), fingerprint, ModelHeaderOf(file_));
     return absl::OkStatus();
+  }
+  // Where workers that share no memory with this process ask for experts.
+  absl::StatusOr<ExpertDataPlace> StartExpertData() {
+    ExpertDataPlace place = {.unix_path = cluster_acceptor_->address().unix_path + kExpertSocketSuffix};
+    std::vector<std::unique_ptr<DataListener>> listeners;
+    ASSIGN_OR_RETURN(const ListenAddress local, ParseListenAddress("unix:" + place.unix_path, 0));
+    ASSIGN_OR_RETURN(listeners.emplace_back(), DataListener::Listen(local, {}));
+    if (remote_acceptor_ != nullptr) {
+      ListenAddress remote = remote_acceptor_->address();
+      remote.port = static_cast<int>(options_.cluster_data_port);
+      ASSIGN_OR_RETURN(
+          listeners.emplace_back(),
+          DataListener::Listen(remote, {.folder = options_.cluster_certs, .peer = NodeRole::kWorker, .or_coordinator = true}));
+      place.port = listeners.back()->address().port;
+    }
+    const ExpertDataServer::Options options = {
+        .words = {.fingerprint = FingerprintOf(file_),
+                  .num_layers = model_.num_layers,
+                  .shape = ShapeOfDataConnection(controller_->mailbox_shape())},
+        .max_connections = kExpertConnections * static_cast<int>(options_.placement.num_workers)};
+    ASSIGN_OR_RETURN(expert_data_, ExpertDataServer::Start(std::move(listeners), options, store_.get(), exchange_.get()));
+    return place;
   }
   // The workers are there and nothing runs yet: what an earlier start kept, or a probe. Without rates serving goes on with a
   // guess.
@@ -584,6 +611,7 @@ class ServerImpl final : public Server {
   std::unique_ptr<ReflectionService> reflection_service_;
   std::unique_ptr<TextCalls> texts_;       // its tasks use all of the above
   std::unique_ptr<TaskPool> expert_pool_;  // as those of this
+  std::unique_ptr<ExpertDataServer> expert_data_;
   std::unique_ptr<grpc::Server> grpc_server_, cluster_server_;
   std::unique_ptr<Acceptor> acceptor_, cluster_acceptor_;
   std::unique_ptr<Acceptor> local_acceptor_;     // null without --api-socket

@@ -80,8 +80,8 @@ absl::Status DataServer::AnswerOne(DataConnection& connection, uint64_t number) 
   std::array<std::byte, kHeaderBytes> bytes;
   RETURN_IF_ERROR(connection.Receive(bytes, Deadline::In(kLongestSilence)));
   const Deadline rest = Deadline::In(kRestOfMessage);
-  ASSIGN_OR_RETURN(const RequestHeader header, ParseRequestHeader(bytes, words_.shape, number));
-  std::vector<uint32_t> ids(header.kind == WireKind::kCompute ? IdWords(header) : 0);
+  ASSIGN_OR_RETURN(const RequestHeader header, ParseRequestHeader(bytes, words_.shape, number, kHostKinds));
+  std::vector<uint32_t> ids(IdWords(header));
   if (!ids.empty()) RETURN_IF_ERROR(connection.Receive(std::as_writable_bytes(std::span(ids)), rest));
   const size_t n_embd = static_cast<size_t>(words_.shape.n_embd);
   std::vector<float> rows(header.num_rows * n_embd), contributions(header.num_entries * n_embd);

@@ -1,15 +1,15 @@
 #pragma once
 
-// Answers a coordinator's requests for experts on the data connection of this host (coordinator/experts/expert_wire.h). One
+// Answers a coordinator's requests for experts on the data connection of this host (common/expert_wire.h). One
 // coordinator at a time: a new connection ends the one before, which its coordinator may have given up without a word.
 
 #include <atomic>
 #include <memory>
 #include <thread>
 
+#include "common/expert_wire.h"
 #include "common/tls/data_connection.h"
 #include "coordinator/experts/expert_engine.h"
-#include "coordinator/experts/expert_wire.h"
 
 namespace ferry {
 

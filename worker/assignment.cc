@@ -86,9 +86,11 @@ absl::StatusOr<Assignment> AssignmentFromProto(const internal::v1::RegisterRespo
   RETURN_IF_ERROR(CheckRange("heartbeat_interval_seconds", response.heartbeat_interval_seconds(), 0.001, 3600));
   RETURN_IF_ERROR(CheckRange("heartbeat_timeout_seconds", response.heartbeat_timeout_seconds(),
                              response.heartbeat_interval_seconds(), 36000));
-  if (response.expert_transport() != "shm" && response.expert_transport() != "grpc") {
-    return Unimplemented("expert_transport is '%s', want shm or grpc", response.expert_transport());
+  const std::string& transport = response.expert_transport();
+  if (transport != "shm" && transport != "tcp" && transport != "grpc") {
+    return Unimplemented("expert_transport is '%s', want shm, tcp or grpc", transport);
   }
+  RETURN_IF_ERROR(CheckRange("expert_port", response.expert_port(), 0, 65535));
   // 0 without a mailbox; within these the sizes of one can be reckoned with (common/shm/expert_mailbox.cc has the same limits).
   RETURN_IF_ERROR(CheckRange("mailbox_max_rows", static_cast<double>(response.mailbox_max_rows()), 0, 1 << 24));
   RETURN_IF_ERROR(CheckRange("mailbox_max_entries", static_cast<double>(response.mailbox_max_entries()), 0, 1 << 26));
@@ -106,7 +108,9 @@ absl::StatusOr<Assignment> AssignmentFromProto(const internal::v1::RegisterRespo
                    .num_host_states = response.cache().num_host_states()};
   assignment.max_rows = response.cache().max_batch_tokens();
   assignment.micro_batch_rows = response.cache().micro_batch_tokens();
-  assignment.expert_transport = response.expert_transport();
+  assignment.expert_transport = transport;
+  assignment.expert_socket = response.expert_socket();
+  assignment.expert_port = static_cast<int>(response.expert_port());
   assignment.descriptor_socket = response.descriptor_socket();
   assignment.descriptor_key = response.descriptor_key();
   assignment.mailbox = {.n_embd = assignment.model.n_embd,

@@ -26,7 +26,9 @@ struct Assignment {
   KvCacheShape kv;
   int64_t max_rows = 0;  // of a step
   int64_t micro_batch_rows = 0;
-  std::string expert_transport;  // "shm" or "grpc"
+  std::string expert_transport;  // "shm", "tcp" or "grpc"
+  std::string expert_socket;     // tcp: on the coordinator's host
+  int expert_port = 0;           // tcp: elsewhere; 0: none
   std::string descriptor_socket, descriptor_key;
   MailboxShape mailbox;
   absl::Duration heartbeat_interval, heartbeat_timeout;

@@ -30,6 +30,10 @@ absl::Status CheckPlaces(std::span<const ExpertPlace> places, std::span<const Ac
                          int64_t layer) {
   if (places.size() != uses.size()) return Internal("the plan places %d experts, want %d", places.size(), uses.size());
   for (size_t i = 0; i < uses.size(); ++i) {
+    if (places[i] > ExpertPlace::kHost && !IsHelper(places[i])) {
+      return Internal("the plan gives expert %d of layer %d to %d, which is no place", uses[i].expert, layer,
+                      static_cast<int>(places[i]));
+    }
     if (places[i] == ExpertPlace::kResident && uses[i].resident == 0) {
       return Internal("the plan takes expert %d of layer %d for resident", uses[i].expert, layer);
     }

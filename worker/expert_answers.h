@@ -15,8 +15,8 @@ namespace ferry {
 // InvalidArgument: a number that is no ExpertPlace.
 absl::StatusOr<std::vector<ExpertPlace>> PlacesFromProto(const internal::v1::ExpertPlan& plan);
 
-// Checks a plan against the request, over either link. Internal: not one place for each use, or a place kResident for an expert
-// that is not resident, or a worker that is none of `helpers` (bit i: worker i).
+// Checks a plan against the request, over any link. Internal: not one place for each use, a number that is no place, a place
+// kResident for an expert that is not resident, or a worker that is none of `helpers` (bit i: worker i).
 absl::Status CheckPlaces(std::span<const ExpertPlace> places, std::span<const ActivatedExpert> uses, uint32_t helpers,
                          int64_t layer);
 

@@ -1,8 +1,8 @@
 #pragma once
 
 // How a worker reaches experts in the coordinator's memory: it asks for a plan of where to compute them, has the coordinator
-// compute some, and fetches the records of others. expert_link_shm.cc reads records in shared memory; expert_link_grpc.cc streams
-// them into host buffers and checks them there.
+// compute some, and fetches the records of others. expert_link_shm.cc reads records in shared memory; expert_link_data.cc brings
+// them over data connections and expert_link_grpc.cc over gRPC, into host buffers.
 //
 // Only the compute thread uses it. Both ends check the ids in a request.
 
@@ -13,10 +13,13 @@
 #include <vector>
 
 #include "common/deadline.h"
+#include "common/expert_wire.h"
 #include "common/ids.h"
+#include "common/listen_address.h"
 #include "common/model/expert_layout.h"
 #include "common/shm/expert_mailbox.h"
 #include "common/status.h"
+#include "common/tls/data_connection.h"
 #include "ferry/internal/v1/cluster.grpc.pb.h"
 
 namespace ferry {
@@ -41,11 +44,11 @@ struct HostRequest {
 class ExpertLink {
  public:
   virtual ~ExpertLink() = default;
-  virtual std::string name() const = 0;  // "shm", "grpc"
+  virtual std::string name() const = 0;  // "shm", "tcp", "grpc"
 
   // Asks the coordinator's planner where to compute each of `uses`, the experts that num_rows rows activate. Bit i of `helpers`:
-  // worker i may compute some; a link over gRPC leaves helpers out. Unavailable or DeadlineExceeded: the coordinator does not
-  // answer. Aborted: the coordinator has given up this worker or the step.
+  // worker i may compute some; the links between hosts leave helpers out. Unavailable or DeadlineExceeded: the coordinator does
+  // not answer. Aborted: the coordinator has given up this worker or the step.
   virtual absl::StatusOr<std::vector<ExpertPlace>> Plan(uint64_t step, int64_t layer, int64_t num_rows,
                                                         std::span<const ActivatedExpert> uses, uint32_t helpers,
                                                         Deadline deadline) = 0;
@@ -101,5 +104,20 @@ struct GrpcLinkOptions {
 // `cluster` must outlive the link.
 absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectGrpcLink(const GrpcLinkOptions& options,
                                                             internal::v1::Cluster::StubInterface* cluster, Ops* ops);
+
+// The link over data connections of the cluster (common/expert_wire.h), for hosts that hold no arena: faster than gRPC, which
+// hands each message from thread to thread.
+struct DataLinkOptions {
+  ListenAddress address;  // where the coordinator answers
+  DataIdentity identity;
+  FirstWords words;  // this worker's
+  ArenaLayout arena;
+  int num_fetchers = 2;  // connections for records
+  int num_buffers = 4;   // records in host memory at once
+  bool records = true;   // false: this worker never asks for records
+};
+// Connects once, so that a coordinator that cannot be reached this way is noticed here. Errors of DataConnection::Connect;
+// FailedPrecondition: the coordinator has another model or other sizes; ResourceExhausted: no thread can be started.
+absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectDataLink(const DataLinkOptions& options, Ops* ops, Deadline deadline);
 
 }  // namespace ferry

@@ -58,8 +58,9 @@ void AddWorkerFlags(CLI::App& app, WorkerOptions& options) {
       app, "--unified", "auto|on|off",
       "compute experts where they lie in the host's memory, without slots (default auto: on a GPU whose memory is the host's)",
       {{"auto", Unified::kAuto}, {"on", Unified::kOn}, {"off", Unified::kOff}}, options.unified);
-  AddChoice(app, "--expert-transport", options.expert_transport, {"auto", "shm", "grpc"},
-            "how experts come: shm on the same host, grpc, or auto, the default: shm where possible");
+  AddChoice(app, "--expert-transport", options.expert_transport, {"auto", "shm", "tcp", "grpc"},
+            "how experts come: shm on the same host, tcp over connections of their own, grpc, or auto, the default: the first of "
+            "these that is possible");
   AddNamed(
       app, "--transport", "auto|shm|tcp|nccl|grpc",
       "how hidden states go to the next worker: through memory of one host, over a connection of their own, over NCCL between "

@@ -76,6 +76,10 @@ class Report {
       heartbeat_.set_load_progress(std::min(1.0, static_cast<double>(dense_bytes) / static_cast<double>(all_dense_bytes)));
     }
   }
+  void SetExpertTransport(const std::string& name) {
+    const std::lock_guard lock(mutex_);
+    heartbeat_.set_expert_transport(name);
+  }
   // `runner` and `service` are read until Detach.
   void SetReady(const Stage& stage, const DeviceRates& rates, StepRunner* runner, const WorkerService* service) {
     const ExpertCache* const cache = stage.expert_cache();
@@ -304,7 +308,33 @@ StageOptions StageOptionsOf(const WorkerOptions& options, const Assignment& assi
 bool HasSlots(const StageOptions& options) { return options.expert_slots_auto || options.expert_slot_bytes > 0; }
 bool ReadsArena(const StageOptions& options) { return HasSlots(options) || options.experts.in_place; }
 
-absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectExperts(const Assignment& assignment, Incarnation incarnation,
+// Where the coordinator answers requests for experts on data connections. FailedPrecondition: nowhere.
+absl::StatusOr<ListenAddress> ExpertAddress(const Assignment& assignment, const Addresses& addresses) {
+  if (!addresses.coordinator.unix_path.empty()) return ParseListenAddress("unix:" + assignment.expert_socket, 0);
+  if (assignment.expert_port == 0) return FailedPrecondition("the coordinator takes no data connections of other hosts");
+  ListenAddress address = addresses.coordinator;
+  address.port = assignment.expert_port;
+  return address;
+}
+
+absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectExpertsOverTcp(const Assignment& assignment, const Addresses& addresses,
+                                                                  Incarnation incarnation, Ops* ops, bool records) {
+  ASSIGN_OR_RETURN(const ListenAddress address, ExpertAddress(assignment, addresses));
+  return ConnectDataLink(
+      {.address = address,
+       .identity = {.folder = addresses.identity == nullptr ? "" : addresses.identity->folder(), .peer = NodeRole::kCoordinator},
+       .words = {.incarnation = incarnation.value(),
+                 .worker = assignment.worker_id,
+                 .fingerprint = assignment.model_fingerprint,
+                 .num_layers = assignment.model.num_layers,
+                 .shape = ShapeOfDataConnection(assignment.mailbox)},
+       .arena = assignment.arena,
+       .records = records},
+      ops, Deadline::In(kDescriptorTimeout));
+}
+
+absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectExperts(const WorkerOptions& worker, const Assignment& assignment,
+                                                           const Addresses& addresses, Incarnation incarnation,
                                                            internal::v1::Cluster::StubInterface* cluster, Ops* ops,
                                                            const StageOptions& options) {
   if (assignment.expert_transport == "shm") {
@@ -314,6 +344,13 @@ absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectExperts(const Assignment& ass
                            .incarnation = incarnation,
                            .arena = assignment.arena},
                           ops, /*pin=*/ReadsArena(options), Deadline::In(kDescriptorTimeout));
+  }
+  if (assignment.expert_transport == "tcp") {
+    absl::StatusOr<std::unique_ptr<ExpertLink>> link =
+        ConnectExpertsOverTcp(assignment, addresses, incarnation, ops, HasSlots(options));
+    if (link.ok() || worker.expert_transport != "auto") return link;
+    spdlog::warn("experts come over gRPC, which is slower, since a data connection for them failed: {}",
+                 link.status().ToString());
   }
   return ConnectGrpcLink({.worker_id = assignment.worker_id,
                           .incarnation = incarnation,
@@ -455,7 +492,8 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
   ASSIGN_OR_RETURN(const bool in_place, ComputesInPlace(options, assignment, *ops));
   const StageOptions stage_options = StageOptionsOf(options, assignment, HasGpu(*ops), in_place);
   ASSIGN_OR_RETURN(const std::unique_ptr<ExpertLink> link,
-                   ConnectExperts(assignment, incarnation, cluster.get(), ops.get(), stage_options));
+                   ConnectExperts(options, assignment, addresses, incarnation, cluster.get(), ops.get(), stage_options));
+  report.SetExpertTransport(link->name());
   const std::unique_ptr<DenseTensorSource> source =
       OpenDenseStream(cluster.get(), assignment.worker_id, incarnation,
                       [&](int64_t bytes) { report.SetProgress(bytes, assignment.dense_bytes); });

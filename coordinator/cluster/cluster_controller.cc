@@ -73,8 +73,11 @@ absl::StatusOr<std::unique_ptr<ClusterController>> ClusterController::Create(con
 
 ClusterController::~ClusterController() { Stop(Unavailable("the coordinator is ending")); }
 
-void ClusterController::Open(const ExpertStore* store, ExpertExchange* exchange) {
+MailboxShape ClusterController::mailbox_shape() const { return MailboxShapeOf(options_.model, options_.placement.cache); }
+
+void ClusterController::Open(const ExpertStore* store, ExpertExchange* exchange, const ExpertDataPlace& data) {
   const std::lock_guard lock(mutex_);
+  expert_data_ = data;
   store_ = store;
   exchange_ = exchange;
 }
@@ -113,11 +116,13 @@ bool ClusterController::WaitUntilServing(absl::Time deadline) {
 absl::Status ClusterController::Register(const internal::v1::RegisterRequest& request, internal::v1::RegisterResponse* response) {
   const std::lock_guard register_lock(register_mutex_);
   ExpertExchange* exchange = nullptr;
+  ExpertDataPlace data;
   {
     const std::lock_guard lock(mutex_);
     if (stop_) return Unavailable("the coordinator is ending");
     if (exchange_ == nullptr) return Unavailable("the coordinator is loading the experts: %.0f %%", 100 * load_progress_);
     exchange = exchange_;
+    data = expert_data_;
   }
   ASSIGN_OR_RETURN(const Registration registration, CheckRegistration(request, {.model_fingerprint = options_.fingerprint,
                                                                                 .machine = MachineId(),
@@ -148,14 +153,17 @@ absl::Status ClusterController::Register(const internal::v1::RegisterRequest& re
   FillResponse(request, worker, response);
   response->set_expert_transport(transport);
   if (transport == "shm") {
-    const absl::StatusOr<std::string> key =
-        exchange->OpenMailbox(worker, MailboxShapeOf(options_.model, options_.placement.cache));
+    const absl::StatusOr<std::string> key = exchange->OpenMailbox(worker, mailbox_shape());
     if (!key.ok()) {
       membership_.MarkLost(worker, Incarnation(request.incarnation()), std::string(key.status().message()));
       return Annotate(key.status(), "no mailbox");
     }
     response->set_descriptor_socket(exchange->socket_name());
     response->set_descriptor_key(*key);
+  }
+  if (transport == "tcp") {
+    response->set_expert_socket(data.unix_path);
+    response->set_expert_port(static_cast<uint32_t>(data.port));
   }
   {
     const std::lock_guard lock(mutex_);
@@ -187,7 +195,7 @@ void ClusterController::FillResponse(const internal::v1::RegisterRequest& reques
   out->set_num_host_states(cache.num_host_states);
   out->set_max_batch_tokens(cache.max_batch_tokens);
   out->set_micro_batch_tokens(cache.micro_batch_tokens);
-  const MailboxShape mailbox = MailboxShapeOf(options_.model, cache);
+  const MailboxShape mailbox = mailbox_shape();
   response->set_mailbox_max_rows(mailbox.max_rows);
   response->set_mailbox_max_entries(mailbox.max_entries);
   response->set_heartbeat_interval_seconds(absl::ToDoubleSeconds(options_.heartbeat_interval));
@@ -409,7 +417,8 @@ std::vector<RegisteredWorker> ClusterController::Workers() const {
     {
       const std::lock_guard lock(mutex_);
       const Report& report = reports_[member.id.value()];
-      info.set_expert_transport(report.expert_transport);
+      const std::string& instead = report.heartbeat.expert_transport();
+      info.set_expert_transport(instead.empty() ? report.expert_transport : instead);
       info.set_dense_bytes(report.heartbeat.dense_bytes());
       info.set_kv_bytes(report.heartbeat.kv_bytes());
       info.set_expert_slots(report.heartbeat.expert_slots());

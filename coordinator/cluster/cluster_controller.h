@@ -54,6 +54,11 @@ struct ClusterOptions {
   const NodeIdentity* identity = nullptr;  // towards workers of other hosts; null: none are taken in
 };
 
+struct ExpertDataPlace {
+  std::string unix_path;  // for workers of this host
+  int port = 0;           // for those of other hosts; 0: none
+};
+
 class ClusterController {
  public:
   // All borrowed. `set_serving` is called from the controller's thread. ResourceExhausted: no thread can be started.
@@ -61,8 +66,11 @@ class ClusterController {
                                                                    const Clock* clock, std::function<void(bool)> set_serving);
   ~ClusterController();  // Stop()
 
-  // The experts are loaded: admits workers from now on. Both outlive this.
-  void Open(const ExpertStore* store, ExpertExchange* exchange);
+  // The experts are loaded: admits workers from now on. Both outlive this. `data`: where workers make data connections for
+  // experts.
+  void Open(const ExpertStore* store, ExpertExchange* exchange, const ExpertDataPlace& data = {});
+  // The largest request of a worker of this host.
+  MailboxShape mailbox_shape() const;
   // The progress that the answer to a worker before Open has.
   void SetLoadProgress(double fraction);
   // Ends the current epoch, if any, and all requests with `status`. No other begins. Idempotent.
@@ -117,6 +125,7 @@ class ClusterController {
   std::condition_variable wake_, changed_;
   const ExpertStore* store_ = nullptr;
   ExpertExchange* exchange_ = nullptr;
+  ExpertDataPlace expert_data_;
   double load_progress_ = 0;
   bool stop_ = false;
   bool serving_ = false, has_served_ = false;

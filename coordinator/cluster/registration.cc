@@ -45,6 +45,8 @@ absl::Status CheckHiddenStates(const v1::HiddenStatesLink& link) {
   return absl::OkStatus();
 }
 
+bool IsExpertTransport(const std::string& name) { return name == "shm" || name == "tcp" || name == "grpc"; }
+
 }  // namespace
 
 absl::StatusOr<Registration> CheckRegistration(const internal::v1::RegisterRequest& request, const RegistrationRules& rules) {
@@ -72,9 +74,9 @@ absl::StatusOr<Registration> CheckRegistration(const internal::v1::RegisterReque
   }
   std::string transport = request.expert_transport();
   if (transport.empty() || transport == "auto") transport = rules.expert_transport;
-  if (transport == "auto") transport = same_machine ? "shm" : "grpc";
-  if (transport != "shm" && transport != "grpc") {
-    return InvalidArgument("expert_transport is '%s', want auto, shm or grpc", transport.substr(0, kMaxReportText));
+  if (transport == "auto") transport = same_machine ? "shm" : "tcp";
+  if (!IsExpertTransport(transport)) {
+    return InvalidArgument("expert_transport is '%s', want auto, shm, tcp or grpc", transport.substr(0, kMaxReportText));
   }
   if (transport == "shm" && !same_machine) {
     return InvalidArgument("expert_transport is shm, but the worker runs on another host than the coordinator");
@@ -107,6 +109,10 @@ absl::Status CheckHeartbeat(const internal::v1::HeartbeatRequest& request) {
   RETURN_IF_ERROR(CheckRate("expert_read_bytes_per_second", request.expert_read_bytes_per_second(), kMaxWorkerRate));
   RETURN_IF_ERROR(CheckRate("operation_seconds", request.operation_seconds(), kMaxOperationSeconds));
   RETURN_IF_ERROR(CheckHiddenStates(request.hidden_states()));
+  if (!request.expert_transport().empty() && !IsExpertTransport(request.expert_transport())) {
+    return InvalidArgument("expert_transport is '%s', want shm, tcp or grpc",
+                           request.expert_transport().substr(0, kMaxReportText));
+  }
   return CheckRate("load_progress", request.load_progress(), 1);
 }
 

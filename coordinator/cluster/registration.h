@@ -18,13 +18,13 @@ namespace ferry {
 struct RegistrationRules {
   uint64_t model_fingerprint = 0;
   std::string machine;           // MachineId of the coordinator
-  std::string expert_transport;  // for a worker that says auto: auto, shm or grpc
+  std::string expert_transport;  // for a worker that says auto: auto, shm, tcp or grpc
 };
 
 struct Registration {
   MemberInfo info;
   std::optional<WorkerId> wanted;
-  std::string expert_transport;      // shm or grpc
+  std::string expert_transport;      // shm, tcp or grpc
   double link_bytes_per_second = 0;  // 0: unknown
 };
 

@@ -1,7 +1,7 @@
 #pragma once
 
-// The engine of another host, over a data connection: its requests and answers (expert_wire.h). One thread at a time, but for
-// Cut(). After an error the connection is of no more use.
+// The engine of another host, over a data connection: its requests and answers (common/expert_wire.h). One thread at a time, but
+// for Cut(). After an error the connection is of no more use.
 
 #include <cstddef>
 #include <cstdint>
@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "common/deadline.h"
+#include "common/expert_wire.h"
 #include "common/tls/data_connection.h"
-#include "coordinator/experts/expert_wire.h"
 
 namespace ferry {
 

@@ -54,6 +54,7 @@ const std::map<std::string, std::string> kTyped = {
     {"--tls-key", "key.pem"},
     {"--api-keys", "keys"},
     {"--cluster-listen", "127.0.0.1:8091"},
+    {"--cluster-data-port", "8093"},
     {"--cluster-certs", "certs"},
 };
 
@@ -146,6 +147,7 @@ TEST(ModelFlags, TheChildrenTakeWhatTheyAreTold) {
   EXPECT_EQ(coordinator.api_keys, "keys");
   EXPECT_TRUE(coordinator.insecure);
   EXPECT_EQ(coordinator.cluster_listen, "127.0.0.1:8091");
+  EXPECT_EQ(coordinator.cluster_data_port, 8093);
   EXPECT_EQ(coordinator.cluster_certs, "certs");
   EXPECT_EQ(coordinator.placement.num_workers, 2);
   EXPECT_EQ(coordinator.placement.layers, "0-1,2-5");

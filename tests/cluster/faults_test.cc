@@ -247,7 +247,7 @@ TEST_P(KilledWorkers, NoStreamSeesAnErrorOrAnotherToken) {
 }
 INSTANTIATE_TEST_SUITE_P(Faults, KilledWorkers,
                          ::testing::Values(Killing{"OneOverSharedMemory", 1, "shm"}, Killing{"TwoOverGrpc", 2, "grpc", true},
-                                           Killing{"ThreeOverSharedMemory", 3, "shm"},
+                                           Killing{"TwoOverTcp", 2, "tcp"}, Killing{"ThreeOverSharedMemory", 3, "shm"},
                                            Killing{"OneOverGrpc", 1, "grpc", true, true},
                                            Killing{"TwoOverSharedMemory", 2, "shm", true, true},
                                            Killing{"ThreeOverGrpc", 3, "grpc", true, true},

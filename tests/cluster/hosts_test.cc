@@ -56,7 +56,8 @@ class Hosts : public ::testing::Test {
     return host.Run("./ferry join " + head_->address() + kCerts + " --token " + token, kStartTimeout).status();
   }
   std::string Worker() const {
-    return "./ferry-worker --backend cpu --coordinator " + head_->address() + kCerts + " --transport " + transport_;
+    return "./ferry-worker --backend cpu --coordinator " + head_->address() + kCerts + " --transport " + transport_ +
+           " --expert-transport " + transport_;
   }
   // For a worker on the coordinator's own host, which has said where its socket is.
   std::string WorkerOnHead() const {
@@ -87,7 +88,7 @@ class Hosts : public ::testing::Test {
   std::unique_ptr<Lan> lan_;
   std::unique_ptr<Host> head_, near_, far_, desk_;
   std::unique_ptr<Command> coordinator_;
-  std::string transport_ = "auto";  // of hidden states between workers
+  std::string transport_ = "auto";  // of hidden states between workers, and of experts
 };
 
 class HostsBy : public Hosts, public ::testing::WithParamInterface<const char*> {
@@ -112,7 +113,7 @@ TEST_P(HostsBy, GenerateWhatOneHostGenerates) {
   EXPECT_EQ(scored_together, scored_alone) << "bit for bit";
 
   ASSERT_OK_AND_ASSIGN(const std::string status, desk_->Run("./ferry status " + FromServer(), kStartTimeout));
-  EXPECT_THAT(status, AllOf(HasSubstr("grpc"), HasSubstr("--transport " + transport_), Not(HasSubstr("shm"))));
+  EXPECT_THAT(status, AllOf(HasSubstr(" over " + transport_), HasSubstr("--transport " + transport_), Not(HasSubstr("shm"))));
 }
 
 TEST_F(Hosts, AHostThatLosesPowerEndsItsRequestsAndAnotherTakesItsPlace) {

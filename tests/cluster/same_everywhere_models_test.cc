@@ -50,7 +50,7 @@ TEST_P(EveryModel, GivesTheSameBitsHoweverItIsServed) {
   ModelOptions three = Serving(GetParam().name, 3);
   three.layers = GetParam().layers_of_three;
   three.vram_experts = "64MiB";
-  three.expert_transport = "grpc";
+  three.expert_transport = "tcp";
   ASSERT_OK_AND_ASSIGN(const Completion all_slots, Served(three));
   EXPECT_TRUE(all_slots == plain);
 }

@@ -106,6 +106,19 @@ TEST(SameEverywhere, OverGrpcWithSlots) {
   ExpectSame(options);
 }
 
+TEST(SameEverywhere, OverTcp) {
+  ModelOptions options = DemoModel(2);
+  options.expert_transport = "tcp";
+  ExpectSame(options);
+}
+
+TEST(SameEverywhere, OverTcpWithSlots) {
+  ModelOptions options = DemoModel(2);
+  options.expert_transport = "tcp";
+  options.vram_experts = "2MiB";
+  ExpectSame(options);
+}
+
 TEST(SameEverywhere, InSmallChunks) {
   ModelOptions options = DemoModel(2);
   options.batch = 96;
@@ -229,7 +242,7 @@ TEST(SameEverywhere, OnTwoGpusAsOnOne) {
   };
   const char* const two = NumCudaDevices() > 1 ? "0,1" : "0,0";
   ASSERT_OK_AND_ASSIGN(const Completion one, run("0", 1, "shm"));
-  for (const char* transport : {"shm", "grpc"}) {
+  for (const char* transport : {"shm", "tcp", "grpc"}) {
     ASSERT_OK_AND_ASSIGN(const Completion got, run(two, 2, transport));
     EXPECT_EQ(got.ids, one.ids) << transport;
     EXPECT_EQ(got.logprobs, one.logprobs) << transport;

@@ -39,7 +39,8 @@ void FuzzMembership(WireInput& input) {
       const auto registration = CheckRegistration(input.Next<internal::v1::RegisterRequest>(),
                                                   {.model_fingerprint = 7, .machine = "here", .expert_transport = "auto"});
       if (!registration.ok()) continue;
-      Require(registration->expert_transport == "shm" || registration->expert_transport == "grpc");
+      Require(registration->expert_transport == "shm" || registration->expert_transport == "tcp" ||
+              registration->expert_transport == "grpc");
       Require(std::isfinite(registration->link_bytes_per_second) && !registration->info.address.empty());
       const absl::StatusOr<WorkerId> place = membership.Register(registration->info, registration->wanted);
       if (!place.ok()) continue;

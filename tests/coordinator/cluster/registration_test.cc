@@ -83,7 +83,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadRegistration{"NoUtf8", [](R& r) { r.set_machine("\xff"); }, "machine is not UTF-8"},
         BadRegistration{"NoRate", [](R& r) { r.set_link_bytes_per_second(kNan); }, "link_bytes_per_second"},
         BadRegistration{"EndlessRate", [](R& r) { r.set_link_bytes_per_second(kInfinity); }, "link_bytes_per_second"},
-        BadRegistration{"Transport", [](R& r) { r.set_expert_transport("pigeon"); }, "want auto, shm or grpc"},
+        BadRegistration{"Transport", [](R& r) { r.set_expert_transport("pigeon"); }, "want auto, shm, tcp or grpc"},
         BadRegistration{"SharedMemoryElsewhere",
                         [](R& r) {
                           r.set_machine("there");

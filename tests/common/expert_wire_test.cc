@@ -1,4 +1,4 @@
-#include "coordinator/experts/expert_wire.h"
+#include "common/expert_wire.h"
 
 #include <cstring>
 #include <random>
@@ -37,13 +37,13 @@ TEST(ExpertWire, RefusesAnotherProgramVersionOrByteOrder) {
   std::swap(bytes[0], bytes[3]);
   EXPECT_THAT(CheckFirstWords(bytes, kWords), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("data connection")));
   bytes = Encode(kWords);
-  bytes[4] = std::byte{2};
-  EXPECT_THAT(CheckFirstWords(bytes, kWords), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("version 2, want 1")));
+  bytes[4] = std::byte{3};
+  EXPECT_THAT(CheckFirstWords(bytes, kWords), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("version 3, want 2")));
   EXPECT_THAT(CheckFirstWords(std::span(bytes).first(63), kWords), StatusIs(absl::StatusCode::kInvalidArgument));
 }
 
 TEST(ExpertWire, BringsARequestOver) {
-  ASSERT_OK_AND_ASSIGN(const RequestHeader header, ParseRequestHeader(Encode(kRequest), kShape, 5));
+  ASSERT_OK_AND_ASSIGN(const RequestHeader header, ParseRequestHeader(Encode(kRequest), kShape, 5, kHostKinds));
   EXPECT_EQ(header, kRequest);
   const ExpertRequest request = {.kind = ExpertRequestKind::kCompute,
                                  .step = 9,
@@ -63,7 +63,7 @@ TEST(ExpertWire, RefusesARequestBeyondTheSizesThatWereAgreed) {
   const auto refusal = [](const auto& change) {
     RequestHeader other = kRequest;
     change(other);
-    return ParseRequestHeader(Encode(other), kShape, 5);
+    return ParseRequestHeader(Encode(other), kShape, 5, kHostKinds);
   };
   const auto says = [](const char* what) { return StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(what)); };
   EXPECT_THAT(refusal([](RequestHeader& header) { header.number = 6; }), says("number is 6, want 5"));
@@ -72,8 +72,42 @@ TEST(ExpertWire, RefusesARequestBeyondTheSizesThatWereAgreed) {
   EXPECT_THAT(refusal([](RequestHeader& header) { header.num_uses = 33; }), says("num_uses is 33"));
   EXPECT_THAT(refusal([](RequestHeader& header) { header.num_entries = 17; }), says("num_entries is 17"));
   EXPECT_THAT(refusal([](RequestHeader& header) { header.layer = -1; }), says("layer"));
-  EXPECT_THAT(refusal([](RequestHeader& header) { header.kind = static_cast<WireKind>(3); }), says("kind is 3"));
+  EXPECT_THAT(refusal([](RequestHeader& header) { header.kind = WireKind::kPlan; }), says("kind is 3"));
+  EXPECT_THAT(refusal([](RequestHeader& header) { header.kind = static_cast<WireKind>(33); }), says("kind is 33"));
   EXPECT_THAT(refusal([](RequestHeader& header) { header.kind = WireKind::kProbe; }), says("num_uses is 2, want at most 0"));
+}
+
+TEST(ExpertWire, BringsAPlanOverThatIsLongerThanTheSizes) {
+  const RequestHeader plan = {.kind = WireKind::kPlan, .number = 1, .step = 9, .layer = 2, .num_rows = 1000, .num_uses = 2};
+  ASSERT_OK_AND_ASSIGN(const RequestHeader header, ParseRequestHeader(Encode(plan), kShape, 1, kCoordinatorKinds));
+  EXPECT_EQ(header, plan);
+  EXPECT_EQ(RowsBehind(header), 0);
+  const ExpertRequest request = {
+      .kind = ExpertRequestKind::kPlan,
+      .uses = {{.expert = 3, .tokens = 900, .resident = 1}, {.expert = 30, .tokens = 2, .resident = kComing}},
+      .entry_rows = {}};
+  EXPECT_EQ(RequestOf(header, EncodeIds(request)).uses, request.uses);
+}
+
+TEST(ExpertWire, EachKindHasItsCounts) {
+  const auto refusal = [](const RequestHeader& header) {
+    return ParseRequestHeader(Encode(header), kShape, 1, kCoordinatorKinds);
+  };
+  const auto says = [](const char* what) { return StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(what)); };
+  EXPECT_THAT(refusal({.kind = WireKind::kRecord, .number = 1, .num_uses = 2}), says("num_uses is 2, want at most 1"));
+  EXPECT_THAT(refusal({.kind = WireKind::kRecord, .number = 1, .num_uses = 1, .num_entries = 1}), says("num_entries is 1"));
+  EXPECT_THAT(refusal({.kind = WireKind::kPlan, .number = 1, .num_uses = 33}), says("num_uses is 33"));
+  EXPECT_THAT(refusal({.kind = WireKind::kProbe, .number = 1}), says("kind is 2"));
+}
+
+TEST(ExpertWire, AnotherWorkerIsReadAndNotTakenForThisOne) {
+  FirstWords other = kWords;
+  other.worker = 3;
+  other.incarnation = 8;
+  ASSERT_OK_AND_ASSIGN(const FirstWords said, ParseFirstWords(Encode(other), kWords));
+  EXPECT_EQ(said, other);
+  other.incarnation = kWords.incarnation;
+  EXPECT_THAT(CheckFirstWords(Encode(other), kWords), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("worker 3")));
 }
 
 TEST(ExpertWire, RefusesAnAnswerToAnotherRequest) {
@@ -105,10 +139,10 @@ TEST(ExpertWire, AnyBytesAreRefusedOrInRange) {
   for (int i = 0; i < 20000; ++i) {
     auto bytes = Encode(kRequest);
     for (int change = 0; change < 3; ++change) bytes[random() % bytes.size()] = static_cast<std::byte>(random());
-    const absl::StatusOr<RequestHeader> header = ParseRequestHeader(bytes, kShape, 5);
+    const absl::StatusOr<RequestHeader> header = ParseRequestHeader(bytes, kShape, 5, kHostKinds | kCoordinatorKinds);
     if (!header.ok()) continue;
     EXPECT_LE(header->num_rows, kShape.max_rows);
-    EXPECT_LE(IdWords(*header), static_cast<size_t>(2 * kShape.max_experts + kShape.max_entries));
+    EXPECT_LE(IdWords(*header), static_cast<size_t>(3 * kShape.max_experts + kShape.max_entries));
     EXPECT_GE(header->layer, 0);
   }
 }

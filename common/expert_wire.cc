@@ -1,5 +1,6 @@
-#include "coordinator/experts/expert_wire.h"
+#include "common/expert_wire.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -7,14 +8,15 @@
 namespace ferry {
 namespace {
 
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
+constexpr int64_t kMaxBodyBytes = int64_t{32} << 20;
 constexpr uint32_t kFirstMagic = 0x31584546, kRequestMagic = 0x52584546, kAnswerMagic = 0x41584546;  // "FEX1", "FEXR", "FEXA"
 
 struct WireFirstWords {
   uint32_t magic, version;
   uint64_t incarnation, fingerprint;
-  uint32_t num_layers, n_embd, max_rows, max_entries, max_experts;
-  uint32_t unused[5];
+  uint32_t num_layers, n_embd, max_rows, max_entries, max_experts, worker;
+  uint32_t unused[4];
 };
 static_assert(sizeof(WireFirstWords) == kFirstWordsBytes);
 
@@ -67,18 +69,33 @@ std::array<std::byte, kFirstWordsBytes> Encode(const FirstWords& words) {
                                 .max_rows = static_cast<uint32_t>(words.shape.max_rows),
                                 .max_entries = static_cast<uint32_t>(words.shape.max_entries),
                                 .max_experts = static_cast<uint32_t>(words.shape.max_experts),
+                                .worker = words.worker,
                                 .unused = {}});
 }
 
+MailboxShape ShapeOfDataConnection(const MailboxShape& whole) {
+  const int64_t most = std::max<int64_t>(1, kMaxBodyBytes / (whole.n_embd * static_cast<int64_t>(sizeof(float))));
+  MailboxShape shape = whole;
+  shape.max_rows = std::min(whole.max_rows, most);
+  shape.max_entries = std::min(whole.max_entries, most);
+  return shape;
+}
+
 absl::Status CheckFirstWords(std::span<const std::byte> said, const FirstWords& own) {
+  ASSIGN_OR_RETURN(const FirstWords other, ParseFirstWords(said, own));
+  if (other.incarnation != own.incarnation) {
+    return FailedPrecondition("the other end means the process %016x, want %016x", other.incarnation, own.incarnation);
+  }
+  if (other.worker == own.worker) return absl::OkStatus();
+  return FailedPrecondition("the other end means worker %d, want %d", other.worker, own.worker);
+}
+
+absl::StatusOr<FirstWords> ParseFirstWords(std::span<const std::byte> said, const FirstWords& own) {
   ASSIGN_OR_RETURN(const WireFirstWords other, Read<WireFirstWords>(said, kFirstMagic, "data connection of Ferry"));
   if (other.version != kVersion) return InvalidArgument("the other end speaks version %d, want %d", other.version, kVersion);
   if (other.fingerprint != own.fingerprint) {
     return FailedPrecondition("the other end has another model: its fingerprint is %016x, want %016x", other.fingerprint,
                               own.fingerprint);
-  }
-  if (other.incarnation != own.incarnation) {
-    return FailedPrecondition("the other end means the process %016x, want %016x", other.incarnation, own.incarnation);
   }
   const auto same = [](const char* field, uint32_t value, int64_t want) {
     if (value == want) return absl::OkStatus();
@@ -88,7 +105,11 @@ absl::Status CheckFirstWords(std::span<const std::byte> said, const FirstWords& 
   RETURN_IF_ERROR(same("n_embd", other.n_embd, own.shape.n_embd));
   RETURN_IF_ERROR(same("max_rows", other.max_rows, own.shape.max_rows));
   RETURN_IF_ERROR(same("max_entries", other.max_entries, own.shape.max_entries));
-  return same("max_experts", other.max_experts, own.shape.max_experts);
+  RETURN_IF_ERROR(same("max_experts", other.max_experts, own.shape.max_experts));
+  FirstWords words = own;
+  words.incarnation = other.incarnation;
+  words.worker = other.worker;
+  return words;
 }
 
 std::array<std::byte, kHeaderBytes> Encode(const RequestHeader& header) {
@@ -103,17 +124,19 @@ std::array<std::byte, kHeaderBytes> Encode(const RequestHeader& header) {
                              .unused = {}});
 }
 
-absl::StatusOr<RequestHeader> ParseRequestHeader(std::span<const std::byte> bytes, const MailboxShape& shape, uint64_t number) {
+absl::StatusOr<RequestHeader> ParseRequestHeader(std::span<const std::byte> bytes, const MailboxShape& shape, uint64_t number,
+                                                 uint32_t kinds) {
   ASSIGN_OR_RETURN(const WireRequest wire, Read<WireRequest>(bytes, kRequestMagic, "request"));
-  const bool probe = wire.kind == static_cast<uint32_t>(WireKind::kProbe);
-  if (!probe && wire.kind != static_cast<uint32_t>(WireKind::kCompute)) {
-    return InvalidArgument("kind is %d, want 1 (compute) or 2 (probe)", wire.kind);
-  }
+  if (wire.kind >= 32 || (kinds >> wire.kind & 1) == 0)
+    return InvalidArgument("kind is %d, which this end does not answer", wire.kind);
   if (wire.number != number) return InvalidArgument("number is %d, want %d", wire.number, number);
+  const WireKind kind{wire.kind};
+  const int64_t most_uses = kind == WireKind::kProbe ? 0 : kind == WireKind::kRecord ? 1 : shape.max_experts;
+  const bool has_entries = kind == WireKind::kCompute || kind == WireKind::kProbe;
   RETURN_IF_ERROR(CheckCount("layer", wire.layer, std::numeric_limits<int32_t>::max()));
-  RETURN_IF_ERROR(CheckCount("num_rows", wire.num_rows, shape.max_rows));
-  RETURN_IF_ERROR(CheckCount("num_uses", wire.num_uses, probe ? 0 : shape.max_experts));
-  RETURN_IF_ERROR(CheckCount("num_entries", wire.num_entries, shape.max_entries));
+  RETURN_IF_ERROR(CheckCount("num_rows", wire.num_rows, has_entries ? shape.max_rows : std::numeric_limits<int32_t>::max()));
+  RETURN_IF_ERROR(CheckCount("num_uses", wire.num_uses, most_uses));
+  RETURN_IF_ERROR(CheckCount("num_entries", wire.num_entries, has_entries ? shape.max_entries : 0));
   return RequestHeader{.kind = static_cast<WireKind>(wire.kind),
                        .number = wire.number,
                        .step = wire.step,
@@ -125,17 +148,18 @@ absl::StatusOr<RequestHeader> ParseRequestHeader(std::span<const std::byte> byte
 
 std::vector<uint32_t> EncodeIds(const ExpertRequest& request) {
   std::vector<uint32_t> words;
-  words.reserve(2 * request.uses.size() + request.entry_rows.size());
+  words.reserve(3 * request.uses.size() + request.entry_rows.size());
   for (const ActivatedExpert& use : request.uses) {
     words.push_back(static_cast<uint32_t>(use.expert));
     words.push_back(static_cast<uint32_t>(use.tokens));
+    words.push_back(use.resident);
   }
   words.insert(words.end(), request.entry_rows.begin(), request.entry_rows.end());
   return words;
 }
 
 ExpertRequest RequestOf(const RequestHeader& header, std::span<const uint32_t> words) {
-  ExpertRequest request = {.kind = ExpertRequestKind::kCompute,
+  ExpertRequest request = {.kind = header.kind == WireKind::kCompute ? ExpertRequestKind::kCompute : ExpertRequestKind::kPlan,
                            .step = header.step,
                            .layer = header.layer,
                            .num_rows = header.num_rows,
@@ -143,9 +167,11 @@ ExpertRequest RequestOf(const RequestHeader& header, std::span<const uint32_t> w
                            .entry_rows = {}};
   // A word beyond an int32's range becomes negative, which CheckExpertRequest refuses.
   for (int32_t i = 0; i < header.num_uses; ++i) {
-    request.uses.push_back({.expert = static_cast<int32_t>(words[2 * i]), .tokens = static_cast<int32_t>(words[2 * i + 1])});
+    request.uses.push_back({.expert = static_cast<int32_t>(words[3 * i]),
+                            .tokens = static_cast<int32_t>(words[3 * i + 1]),
+                            .resident = words[3 * i + 2]});
   }
-  for (const uint32_t row : words.subspan(2 * static_cast<size_t>(header.num_uses))) {
+  for (const uint32_t row : words.subspan(3 * static_cast<size_t>(header.num_uses))) {
     request.entry_rows.push_back(static_cast<int32_t>(row));
   }
   return request;
