@@ -133,6 +133,19 @@ else
   ferry_say "skipped: the package jsonschema cannot be had here"
 fi
 
+# Accuracy beside llama.cpp, on the reference models, where they and the packages are at hand.
+llama=build/llama golden=../shared/golden
+part "beside llama.cpp"
+if [ ! -d "$golden" ]; then
+  ferry_say "skipped: the reference models in $golden are not here"
+elif [ -d "$llama" ] || { python3 -m venv "$llama" &&
+  timeout 120 "$llama/bin/pip" install -q numpy xllamacpp==2026.10.11549 llama-cpp-py-sync==0.11548; }; then
+  check "beside llama.cpp" "$llama/bin/python" tests/bench/beside_llama_cpp.py accuracy build/release/bin "$golden"
+else
+  rm -rf "$llama"
+  ferry_say "skipped: pip or the packages xllamacpp and llama-cpp-py-sync cannot be had here"
+fi
+
 # Kubernetes' schemas, where pip finds them.
 schemas=build/schemas
 part "manifests"
