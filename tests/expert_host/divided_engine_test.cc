@@ -190,7 +190,7 @@ class Liar {
       for (uint64_t number = 1;; ++number) {
         std::vector<std::byte> header_bytes(kHeaderBytes);
         if (!(*connection)->Receive(header_bytes, Deadline::In(kLong)).ok()) return;
-        const absl::StatusOr<RequestHeader> header = ParseRequestHeader(header_bytes, words.shape, number);
+        const absl::StatusOr<RequestHeader> header = ParseRequestHeader(header_bytes, words.shape, number, kHostKinds);
         if (!header.ok()) return;
         std::vector<std::byte> rest((header->kind == WireKind::kProbe ? 0 : IdWords(*header)) * 4 +
                                     header->num_rows * words.shape.n_embd * 4);

@@ -49,7 +49,7 @@ TEST(CheckRegistration, ChoosesSharedMemoryOnOneHostAlone) {
   internal::v1::RegisterRequest request = Good();
   request.set_machine("there");
   request.set_address("10.0.0.2:80");
-  EXPECT_EQ(CheckRegistration(request, Rules())->expert_transport, "grpc");
+  EXPECT_EQ(CheckRegistration(request, Rules())->expert_transport, "tcp");
 }
 
 struct BadRegistration {
