@@ -17,7 +17,9 @@
 #include <cerrno>
 #include <cstring>
 #include <utility>
+#include <vector>
 
+#include "absl/time/clock.h"
 #include "common/peer_keepalive.h"
 #include "common/shm/futex.h"
 #include "common/signal_cleanup.h"
@@ -26,7 +28,7 @@
 namespace ferry {
 namespace {
 
-constexpr int kBacklog = 8;
+constexpr int kBacklog = 512;
 // The first that both ends have is taken. A key of 128 bits costs a third less time than one of 256.
 constexpr char kCiphers[] = "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256";
 constexpr int kSocketBytes = 4 << 20;  // of a socket's buffers: a prompt's contributions arrive while the receiver computes
@@ -149,28 +151,34 @@ class SocketConnection final : public DataConnection {
  public:
   SocketConnection(UniqueFd socket, Context context) : socket_(std::move(socket)), context_(std::move(context)) {}
 
-  // The first words of TLS; of a Unix socket there are none.
-  absl::Status Greet(const DataIdentity& identity, bool accepting, Deadline deadline) {
+  // Before the first words of TLS. A Unix socket has none, nor needs this.
+  absl::Status BeginGreeting(const DataIdentity& identity) {
     if (context_ == nullptr) return absl::OkStatus();
     ERR_clear_error();
+    peer_ = NodeName(identity.peer);
     ssl_.reset(SSL_new(context_.get()));
     if (ssl_ == nullptr || SSL_set_fd(ssl_.get(), socket_.get()) != 1) return Internal("TLS cannot start: %s", WhyTlsFailed());
     // Hosts change their addresses: certificates name roles, not hosts.
-    const std::string peer = NodeName(identity.peer);
-    const bool named = SSL_set1_host(ssl_.get(), peer.c_str()) == 1 &&
+    const bool named = SSL_set1_host(ssl_.get(), peer_.c_str()) == 1 &&
                        (!identity.or_coordinator || SSL_add1_host(ssl_.get(), NodeName(NodeRole::kCoordinator).c_str()) == 1);
-    if (!named) return Internal("TLS cannot start: %s", WhyTlsFailed());
-    while (true) {
-      ERR_clear_error();
-      const int done = accepting ? SSL_accept(ssl_.get()) : SSL_connect(ssl_.get());
-      if (done == 1) return absl::OkStatus();
-      const int error = SSL_get_error(ssl_.get(), done);
-      if (error != SSL_ERROR_WANT_READ && error != SSL_ERROR_WANT_WRITE) {
-        return absl::PermissionDeniedError("the other end is no " + peer + " of this cluster: " + WhyTlsFailed());
-      }
-      if (deadline.Passed()) return DeadlineExceeded("the other end did not finish the first words of TLS in time");
-      PollUntil(socket_.get(), error == SSL_ERROR_WANT_READ ? POLLIN : POLLOUT, deadline);
+    return named ? absl::OkStatus() : Internal("TLS cannot start: %s", WhyTlsFailed());
+  }
+  // Says and hears as much of the first words as it can without waiting. False: more is to come, once WaitedFor() is there.
+  absl::StatusOr<bool> GoOnGreeting(bool accepting) {
+    if (context_ == nullptr) return true;
+    ERR_clear_error();
+    const int done = accepting ? SSL_accept(ssl_.get()) : SSL_connect(ssl_.get());
+    want_ = Want::kNothing;
+    if (done == 1) return true;
+    const int error = SSL_get_error(ssl_.get(), done);
+    if (error != SSL_ERROR_WANT_READ && error != SSL_ERROR_WANT_WRITE) {
+      return absl::PermissionDeniedError("the other end is no " + peer_ + " of this cluster: " + WhyTlsFailed());
     }
+    want_ = error == SSL_ERROR_WANT_READ ? Want::kRead : Want::kWrite;
+    return false;
+  }
+  pollfd WaitedFor() const {
+    return {.fd = socket_.get(), .events = static_cast<short>(want_ == Want::kWrite ? POLLOUT : POLLIN), .revents = 0};
   }
 
   absl::Status Send(std::span<const std::byte> bytes, Deadline deadline) override {
@@ -265,6 +273,7 @@ class SocketConnection final : public DataConnection {
 
   const UniqueFd socket_;
   const Context context_;  // null, as ssl_, on a Unix socket
+  std::string peer_;       // the role that the other end has to have
   std::unique_ptr<SSL, FreeSsl> ssl_;
   Want want_ = Want::kNothing;
   bool silent_ = false;
@@ -310,8 +319,11 @@ absl::Status CheckUser(int socket) {
   return absl::PermissionDeniedError("the other end of the socket is another user's");
 }
 
-absl::StatusOr<std::unique_ptr<DataConnection>> Established(UniqueFd socket, bool local, const DataIdentity& identity,
-                                                            bool accepting, Deadline deadline) {
+absl::Status TooSlow() { return DeadlineExceeded("the other end did not finish the first words of TLS in time"); }
+
+// A connection that may begin its greeting.
+absl::StatusOr<std::unique_ptr<SocketConnection>> ConnectionOver(UniqueFd socket, bool local, const DataIdentity& identity,
+                                                                 bool accepting) {
   Prepare(socket.get(), /*tcp=*/!local);
   Context context;
   if (local) {
@@ -320,9 +332,14 @@ absl::StatusOr<std::unique_ptr<DataConnection>> Established(UniqueFd socket, boo
     ASSIGN_OR_RETURN(context, ContextOf(identity.folder, accepting ? TLS_server_method() : TLS_client_method()));
   }
   auto connection = std::make_unique<SocketConnection>(std::move(socket), std::move(context));
-  RETURN_IF_ERROR(connection->Greet(identity, accepting, deadline));
+  RETURN_IF_ERROR(connection->BeginGreeting(identity));
   return connection;
 }
+
+// At most this many callers greet at once. Another one takes the place of the oldest, so that callers who say nothing keep nobody
+// out.
+constexpr size_t kMaxGreeting = 64;
+constexpr absl::Duration kAfterFailedAccept = absl::Milliseconds(100);
 
 class SocketListener final : public DataListener {
  public:
@@ -338,22 +355,61 @@ class SocketListener final : public DataListener {
 
   absl::StatusOr<std::unique_ptr<DataConnection>> Accept(Deadline deadline, absl::Duration handshake) override {
     while (true) {
-      UniqueFd accepted(::accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC));
-      if (accepted.valid()) {
-        return Established(std::move(accepted), !address_.unix_path.empty(), identity_, /*accepting=*/true,
-                           Deadline::In(handshake));
+      RETURN_IF_ERROR(TakeCallers(handshake));
+      for (size_t i = 0; i < greeting_.size(); ++i) {
+        const absl::StatusOr<bool> done = greeting_[i].connection->GoOnGreeting(/*accepting=*/true);
+        if (done.ok() && !*done && !greeting_[i].until.Passed()) continue;
+        std::unique_ptr<SocketConnection> connection = std::move(greeting_[i].connection);
+        greeting_.erase(greeting_.begin() + static_cast<ptrdiff_t>(i));
+        RETURN_IF_ERROR(done.status());
+        if (!*done) return TooSlow();
+        return connection;
       }
-      if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) return absl::ErrnoToStatus(errno, "accept");
       if (deadline.Passed()) return nullptr;
-      PollUntil(socket_.get(), POLLIN, deadline);
+      PollCallers(deadline);
     }
   }
 
  private:
+  struct Greeting {
+    std::unique_ptr<SocketConnection> connection;
+    Deadline until;
+  };
+
+  // Takes all who have called by now. Errors are those of a caller, or of the system.
+  absl::Status TakeCallers(absl::Duration handshake) {
+    while (true) {
+      UniqueFd accepted(::accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+      if (!accepted.valid()) {
+        const int error = errno;
+        if (error == EINTR || error == ECONNABORTED) continue;
+        if (error == EAGAIN) return absl::OkStatus();
+        absl::SleepFor(kAfterFailedAccept);  // a process without descriptors is asked again at once
+        return absl::ErrnoToStatus(error, "accept");
+      }
+      ASSIGN_OR_RETURN(std::unique_ptr<SocketConnection> connection,
+                       ConnectionOver(std::move(accepted), !address_.unix_path.empty(), identity_, /*accepting=*/true));
+      if (greeting_.size() == kMaxGreeting) greeting_.erase(greeting_.begin());
+      greeting_.push_back({.connection = std::move(connection), .until = Deadline::In(handshake)});
+    }
+  }
+
+  // Until somebody calls, or goes on greeting, or a time has passed.
+  void PollCallers(Deadline deadline) const {
+    std::vector<pollfd> waiting = {{.fd = socket_.get(), .events = POLLIN, .revents = 0}};
+    for (const Greeting& greeting : greeting_) {
+      waiting.push_back(greeting.connection->WaitedFor());
+      deadline = std::min(deadline, greeting.until);
+    }
+    const timespec timeout = absl::ToTimespec(std::clamp(deadline.Remaining(), absl::ZeroDuration(), absl::Seconds(3600)));
+    ::ppoll(waiting.data(), waiting.size(), &timeout, nullptr);
+  }
+
   const UniqueFd socket_;
   const ListenAddress address_;
   const DataIdentity identity_;
   std::optional<RemovedOnSignal> removed_on_signal_;
+  std::vector<Greeting> greeting_;  // the oldest first
 };
 
 }  // namespace
@@ -376,7 +432,15 @@ absl::StatusOr<std::unique_ptr<DataConnection>> DataConnection::Connect(const Li
     ::getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &error, &length);
     if (error != 0) return Unavailable("%s: %s", address.ToString(), std::strerror(error));
   }
-  return Established(std::move(socket), !address.unix_path.empty(), identity, /*accepting=*/false, deadline);
+  ASSIGN_OR_RETURN(std::unique_ptr<SocketConnection> connection,
+                   ConnectionOver(std::move(socket), !address.unix_path.empty(), identity, /*accepting=*/false));
+  while (true) {
+    ASSIGN_OR_RETURN(const bool done, connection->GoOnGreeting(/*accepting=*/false));
+    if (done) return connection;
+    if (deadline.Passed()) return TooSlow();
+    const pollfd waiting = connection->WaitedFor();
+    PollUntil(waiting.fd, waiting.events, deadline);
+  }
 }
 
 absl::StatusOr<std::unique_ptr<DataListener>> DataListener::Listen(const ListenAddress& address, const DataIdentity& identity) {

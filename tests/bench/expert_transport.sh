@@ -49,16 +49,18 @@ measure() {  # TRANSPORT: prints records a second in bytes, prefill and decode i
   wait_for "$work/serve.log" "serving on"
   in_a "$programs/ferry" bench --server 192.0.2.1:8090 -p 256 -n 32 -r 1 --json >"$work/bench.json"
   in_a "$programs/ferry" status --server 192.0.2.1:8090 --json >"$work/status.json"
-  python3 - "$work/bench.json" "$work/status.json" <<'PY'
+  python3 - "$work/bench.json" "$work/status.json" "$1" <<'PY'
 import json, sys
 bench = json.loads(open(sys.argv[1]).read().strip().splitlines()[-1])
-worker = json.load(open(sys.argv[2]))["workers"][0]
-print(worker.get("linkBytesPerSecond") or worker.get("link_bytes_per_second"), bench["s_pp"], bench["s_tg"])
+worker = json.load(open(sys.argv[2]))["server"]["workers"][0]
+assert worker["expert_transport"] == sys.argv[3], worker["expert_transport"]
+print(worker["link_bytes_per_second"], bench["s_pp"], bench["s_tg"])
 PY
   end_programs
 }
 for turn in $(seq "$turns"); do
-  echo "$(plain_socket) $(measure tcp) $(measure grpc)" | tee -a "$work/turns" |
+  plain=$(plain_socket) tcp=$(measure tcp) grpc=$(measure grpc)
+  echo "$plain $tcp $grpc" | tee -a "$work/turns" |
     awk -v turn="$turn" '{ printf "turn %d: plain socket %.2f GB/s; tcp %.2f GB/s, %.1f and %.1f t/s; grpc %.2f GB/s, %.1f and %.1f t/s\n",
                            turn, $1 / 1e9, $2 / 1e9, $3, $4, $5 / 1e9, $6, $7 }'
 done

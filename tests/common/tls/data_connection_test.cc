@@ -1,6 +1,8 @@
 #include "common/tls/data_connection.h"
 
+#include <arpa/inet.h>
 #include <net/if.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
@@ -11,6 +13,7 @@
 #include <future>
 #include <iterator>
 #include <thread>
+#include <vector>
 
 #include "absl/time/clock.h"
 #include "common/temporary_folder.h"
@@ -52,6 +55,16 @@ class DataConnectionTest : public ::testing::Test {
   }
   absl::StatusOr<std::unique_ptr<DataConnection>> Connect(const std::string& member, NodeRole peer = NodeRole::kWorker) {
     return DataConnection::Connect(listener_->address(), {.folder = Path(member), .peer = peer}, Deadline::In(kLong));
+  }
+  // Connects, and says nothing.
+  UniqueFd SilentCaller() const {
+    sockaddr_in address = {};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    address.sin_port = htons(static_cast<uint16_t>(listener_->address().port));
+    UniqueFd socket(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    EXPECT_EQ(::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
+    return socket;
   }
 
   std::unique_ptr<TemporaryFolder> folder_;
@@ -200,6 +213,26 @@ TEST_F(DataConnectionTest, AnEndThatAnswersNothingFor15SecondsIsLostAndOneThatOn
   elsewhere.join();
   EXPECT_THAT(to_slow_reader.get(), StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("does not read")));
   if (!may) GTEST_SKIP() << "only root may make a network whose cable can be pulled";
+}
+
+TEST_F(DataConnectionTest, CallersThatSayNothingKeepNobodyOut) {
+  auto accepted = AcceptInTheBackground();  // each caller may take kLong
+  std::vector<UniqueFd> silent;
+  for (int i = 0; i < 100; ++i) silent.push_back(SilentCaller());
+  ASSERT_OK_AND_ASSIGN(const auto client, Connect("coordinator"));
+  ASSERT_OK_AND_ASSIGN(const auto server, accepted.get());
+  ExpectEcho(*client, *server, 100);
+}
+
+TEST_F(DataConnectionTest, ACallerThatSaysNothingIsGivenUpByName) {
+  const UniqueFd silent = SilentCaller();
+  EXPECT_THAT(listener_->Accept(Deadline::In(kLong), absl::Milliseconds(50)),
+              StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("first words of TLS")));
+}
+
+TEST_F(DataConnectionTest, NobodyIsNoError) {
+  ASSERT_OK_AND_ASSIGN(const auto nobody, listener_->Accept(Deadline::In(absl::Milliseconds(10)), kLong));
+  EXPECT_EQ(nobody, nullptr);
 }
 
 TEST_F(DataConnectionTest, SaysThatNobodyListens) {
