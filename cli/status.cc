@@ -60,6 +60,17 @@ std::optional<double> HitRate(const proto::GetServerInfoResponse& now, const pro
   return resident / activated;
 }
 
+// The rates that steps have shown: those that were measured, divided by what the steps took longer. Empty: they have shown none.
+std::string RatesInSteps(double read, double flops, double small_steps, double large_steps) {
+  std::string text;
+  for (const auto& [name, slowdown] : {std::pair("steps of up to 8 rows", small_steps), std::pair("larger steps", large_steps)}) {
+    if (!(slowdown > 0)) continue;
+    absl::StrAppendFormat(&text, "%s%s and %.0f GFLOP/s in %s", text.empty() ? "" : ", ", HumanRate(read / slowdown),
+                          flops / slowdown / 1e9, name);
+  }
+  return text;
+}
+
 void AddServer(const std::string& server, const Look& look, std::string* text) {
   const proto::GetServerInfoResponse& info = look.info;
   absl::StrAppendFormat(text, "%s, up %.0f s%s%s\n", info.state(), info.uptime_seconds(), info.state_reason().empty() ? "" : ": ",
@@ -80,6 +91,10 @@ void AddServer(const std::string& server, const Look& look, std::string* text) {
                         HumanRate(found.rates.host.read_bytes_per_second), found.rates.host.flops_per_second / 1e9,
                         HumanRate(found.rates.host_beside_links.read_bytes_per_second),
                         found.rates.host_beside_links.flops_per_second / 1e9, found.source);
+  const std::string in_steps =
+      RatesInSteps(found.rates.host_beside_links.read_bytes_per_second, found.rates.host_beside_links.flops_per_second,
+                   info.host_experts().slowdown_of_small_steps(), info.host_experts().slowdown_of_large_steps());
+  if (!in_steps.empty()) absl::StrAppendFormat(text, "          by the last steps, and so in plans: %s\n", in_steps);
 }
 
 // `before`: an earlier look; null: there is none.
@@ -134,6 +149,9 @@ void AddWorker(const proto::WorkerInfo& worker, std::string* text) {
     absl::StrAppendFormat(text, ", %s with the others, %s beside the host", HumanRate(worker.link_together_bytes_per_second()),
                           HumanRate(worker.link_beside_host_bytes_per_second()));
   }
+  if (worker.link_slowdown() > 0) {
+    absl::StrAppendFormat(text, ", %s in steps", HumanRate(RatesOf(worker).link.Planned() / worker.link_slowdown()));
+  }
   if (worker.expert_flops_per_second() > 0) {
     absl::StrAppendFormat(text, "; experts at %.0f TFLOP/s, a small operation in %.1f us",
                           worker.expert_flops_per_second() / 1e12, worker.operation_seconds() * 1e6);
@@ -151,13 +169,24 @@ void AddExpertHost(int number, const proto::ExpertHostInfo& host, std::string* t
     absl::StrAppendFormat(text, "          %.0f %% of its records\n", 100 * host.load_progress());
     return;
   }
-  absl::StrAppendFormat(text, "          %d records, %s; reads %s and %.0f GFLOP/s, %.2f times as long as that in steps\n",
-                        host.held_records(), HumanBytes(host.held_bytes()), HumanRate(host.read_bytes_per_second()),
-                        host.flops_per_second() / 1e9, host.slowdown());
-  absl::StrAppendFormat(
-      text, "          an exchange in %.0f us%s; %d exchanges, %d rows through experts, %d failures%s\n",
-      host.exchange_seconds() * 1e6, host.row_bytes_per_second() > 0 ? ", rows at " + HumanRate(host.row_bytes_per_second()) : "",
-      host.exchanges(), host.entries(), host.failures(), host.last_failure().empty() ? "" : ", the last: " + host.last_failure());
+  absl::StrAppendFormat(text, "          %d records, %s; reads %s and %.0f GFLOP/s\n", host.held_records(),
+                        HumanBytes(host.held_bytes()), HumanRate(host.read_bytes_per_second()), host.flops_per_second() / 1e9);
+  const std::string in_steps =
+      RatesInSteps(host.read_bytes_per_second(), host.flops_per_second(), host.slowdown(), host.slowdown_of_large_steps());
+  if (!in_steps.empty()) absl::StrAppendFormat(text, "          by the last steps, and so in plans: %s\n", in_steps);
+  absl::StrAppendFormat(text, "          an exchange in %.0f us", host.exchange_seconds() * 1e6);
+  if (host.exchange_slowdown() > 0) {
+    absl::StrAppendFormat(text, ", %.0f in steps of up to 8 rows", host.exchange_seconds() * host.exchange_slowdown() * 1e6);
+  }
+  if (host.row_bytes_per_second() > 0) {
+    absl::StrAppendFormat(text, "; rows at %s", HumanRate(host.row_bytes_per_second()));
+    if (host.exchange_slowdown_of_large_steps() > 0) {
+      absl::StrAppendFormat(text, ", %s in larger steps",
+                            HumanRate(host.row_bytes_per_second() / host.exchange_slowdown_of_large_steps()));
+    }
+  }
+  absl::StrAppendFormat(text, "; %d exchanges, %d rows through experts, %d failures%s\n", host.exchanges(), host.entries(),
+                        host.failures(), host.last_failure().empty() ? "" : ", the last: " + host.last_failure());
 }
 
 // Over what the screen showed; as many lines as it has.

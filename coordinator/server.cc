@@ -58,6 +58,7 @@
 #include "coordinator/health_service.h"
 #include "coordinator/message_reads.h"
 #include "coordinator/planning/layer_costs.h"
+#include "coordinator/planning/probe_disturbance.h"
 #include "coordinator/planning/rates_file.h"
 #include "coordinator/planning/rates_probe.h"
 #include "coordinator/reflection_service.h"
@@ -210,7 +211,9 @@ class ServerImpl final : public Server {
                     .bytes_per_second = rate,
                     .peaks = peaks,
                     .engine = engine_->name(),
-                    .expert_hosts = expert_hosts_.get()};
+                    .expert_hosts = expert_hosts_.get(),
+                    .own_engine = engine_.get(),
+                    .exchange = exchange_.get()};
       rates_.host = rates_.host_beside_links = guess;
     }
     cluster_service_->Open(store_.get(), exchange_.get(), expert_host_calls_.get());
@@ -238,6 +241,7 @@ class ServerImpl final : public Server {
     }
     const std::vector<PipelineWorker> workers = controller_->LiveWorkers();
     controller_->Stop(Unavailable("the coordinator is ending"));
+    ForgetContradictedRates();
     std::vector<std::thread> threads;
     for (const PipelineWorker& worker : workers) {
       const auto end = [this, &worker] {
@@ -433,6 +437,10 @@ class ServerImpl final : public Server {
     }
     exchange_->SetRates({.host = rates->host_beside_links}, links, device_flops);
     divided_->SetRates({.host = rates->host_beside_links});
+    // What was given by hand stays as it was given.
+    const bool by_hand = options_.host_read_bytes_per_second > 0 || options_.host_flops_per_second > 0;
+    if (!by_hand) engine_->SetRates(rates->host_beside_links);
+    rates_file_ = {directory, key};
     spdlog::info("this host computes experts at {:.1f} GB/s and {:.0f} GFLOP/s, {:.1f} and {:.0f} beside the links ({})",
                  rates->host.read_bytes_per_second / kGiga, rates->host.flops_per_second / kGiga,
                  rates->host_beside_links.read_bytes_per_second / kGiga, rates->host_beside_links.flops_per_second / kGiga,
@@ -440,6 +448,21 @@ class ServerImpl final : public Server {
     const std::lock_guard lock(info_mutex_);
     rates_ = *rates;
     rates_kept_ = kept;
+  }
+
+  // The next start measures anew where steps have shown that this one's rates were not true: other programs that were at work
+  // during the measurement may leave no trace in processor time. After the controller's end.
+  void ForgetContradictedRates() const {
+    if (rates_file_.key.empty() || options_.keep_rates) return;
+    v1::GetServerInfoResponse info;
+    for (const RegisteredWorker& worker : controller_->Workers()) *info.add_workers() = worker.info;
+    {
+      const std::lock_guard lock(info_mutex_);
+      AddCorrections(load_info_, info);
+    }
+    const std::string contradiction = Contradiction(info);
+    if (contradiction.empty() || !RemoveRates(rates_file_.directory, rates_file_.key)) return;
+    spdlog::info("the next start measures this machine's rates anew: {}", contradiction);
   }
 
   // Where workers come in: those of this host by a Unix socket, those of others by TLS.
@@ -572,6 +595,7 @@ class ServerImpl final : public Server {
     const std::lock_guard lock(info_mutex_);
     AddLoad(load_info_, info);
     AddRates(rates_, rates_kept_, info);
+    AddCorrections(load_info_, info);
     return info;
   }
 
@@ -588,6 +612,9 @@ class ServerImpl final : public Server {
   LoadInfo load_info_;  // guarded by info_mutex_, as what follows
   MachineRates rates_;
   bool rates_kept_ = false;
+  struct {
+    std::string directory, key;
+  } rates_file_;  // of the controller's thread, and once that has ended; empty: no rates were measured
   std::unique_ptr<ExpertStore> store_;
   std::unique_ptr<Ops> ops_;
   std::unique_ptr<ExpertEngine> engine_;

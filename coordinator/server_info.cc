@@ -20,7 +20,10 @@ v1::ExpertHostInfo InfoOf(const ExpertHost::Report& report) {
   info.set_flops_per_second(report.offer.rates.flops_per_second);
   info.set_exchange_seconds(report.cost.exchange_seconds);
   if (report.cost.row_seconds > 0) info.set_row_bytes_per_second(report.row_bytes / report.cost.row_seconds);
-  info.set_slowdown(report.slowdown);
+  info.set_slowdown(report.computing.few_rows);
+  info.set_slowdown_of_large_steps(report.computing.many_rows);
+  info.set_exchange_slowdown(report.exchange.few_rows);
+  info.set_exchange_slowdown_of_large_steps(report.exchange.many_rows);
   info.set_exchanges(report.exchanges);
   info.set_entries(report.entries);
   info.set_failures(report.failures);
@@ -101,6 +104,16 @@ void AddRates(const MachineRates& rates, bool kept, v1::GetServerInfoResponse& i
     worker->set_link_together_bytes_per_second(rates.workers[i].link.together);
     worker->set_link_beside_host_bytes_per_second(rates.workers[i].link.beside_host);
     worker->set_message_seconds(rates.workers[i].message_seconds);
+  }
+}
+
+void AddCorrections(const LoadInfo& load, v1::GetServerInfoResponse& info) {
+  if (load.exchange == nullptr) return;
+  const StepCorrections::Factors host = load.own_engine->corrections();
+  info.mutable_host_experts()->set_slowdown_of_small_steps(host.few_rows);
+  info.mutable_host_experts()->set_slowdown_of_large_steps(host.many_rows);
+  for (v1::WorkerInfo& worker : *info.mutable_workers()) {
+    worker.set_link_slowdown(load.exchange->LinkSlowdown(WorkerId(static_cast<int32_t>(worker.worker_id()))));
   }
 }
 

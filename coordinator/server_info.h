@@ -7,6 +7,8 @@
 
 #include "common/model/expert_layout.h"
 #include "common/model/model_config.h"
+#include "coordinator/experts/expert_engine.h"
+#include "coordinator/experts/expert_exchange.h"
 #include "coordinator/experts/expert_hosts.h"
 #include "coordinator/generation/generation_loop.h"
 #include "coordinator/planning/machine_rates.h"
@@ -27,7 +29,10 @@ struct LoadInfo {
   double seconds = 0, bytes_per_second = 0;
   HostPeaks peaks;
   std::string engine;
-  const ExpertHosts* expert_hosts = nullptr;  // null: no other host may hold experts
+  // Null before they are there, all together.
+  const ExpertHosts* expert_hosts = nullptr;
+  const ExpertEngine* own_engine = nullptr;
+  const ExpertExchange* exchange = nullptr;
 };
 
 // An empty alias: the name that the file gives.
@@ -38,5 +43,7 @@ void AddStats(const GenerationStats& stats, v1::GetServerInfoResponse& info);
 void AddLoad(const LoadInfo& load, v1::GetServerInfoResponse& info);
 // To the host, and to the workers that `info` has already. `kept`: an earlier start measured them.
 void AddRates(const MachineRates& rates, bool kept, v1::GetServerInfoResponse& info);
+// How steps correct these rates, to the same.
+void AddCorrections(const LoadInfo& load, v1::GetServerInfoResponse& info);
 
 }  // namespace ferry

@@ -404,6 +404,7 @@ absl::StatusOr<StageResult> Stage::Run(const StageStep& step, Deadline deadline,
   StageResult result;
   StepTrace trace(step.trace);
   const bool timed = step.trace || step.num_rows() >= kMinRowsToTime;
+  const uint64_t computed_before = help_ == nullptr ? 0 : help_->num_computed();
   StepState state = {
       .step = step,
       .deadline = deadline,
@@ -437,6 +438,7 @@ absl::StatusOr<StageResult> Stage::Run(const StageStep& step, Deadline deadline,
   result.busy_seconds = absl::ToDoubleSeconds(took - state.waited);
   result.experts.set_compute_seconds(result.busy_seconds);
   if (timed) CountTimeline(*timeline, result.busy_seconds, &result.experts);
+  if (help_ != nullptr) result.experts.set_computed_for_others(help_->num_computed() - computed_before);
   trace.AddDevice(*timeline);
   result.spans = trace.Take();
   return result;

@@ -309,14 +309,17 @@ void ClusterController::TryBeginEpoch() {
     const std::lock_guard lock(mutex_);
     failure_.reset();
   }
-  PipelineOptions options = {.epoch = *epoch,
-                             .workers = {},
-                             .vocab_size = options_.model.vocab_size,
-                             .max_steps_in_flight = options_.max_steps_in_flight,
-                             .step_timeout = options_.step_timeout,
-                             .trace = options_.trace,
-                             .identity = options_.identity,
-                             .on_step = [this](uint64_t step) { exchange_->NoteStep(step); }};
+  PipelineOptions options = {
+      .epoch = *epoch,
+      .workers = {},
+      .vocab_size = options_.model.vocab_size,
+      .max_steps_in_flight = options_.max_steps_in_flight,
+      .step_timeout = options_.step_timeout,
+      .trace = options_.trace,
+      .identity = options_.identity,
+      .on_step = [this](uint64_t step, int64_t rows) { exchange_->NoteStep(step, rows); },
+      .on_computed = [this](WorkerId worker, int64_t rows,
+                            const v1::ExpertCounters& experts) { exchange_->NoteCopies(worker, rows, experts); }};
   for (const Member& member : membership_.Members()) {
     options.workers.push_back({.id = member.id, .incarnation = member.info.incarnation, .address = member.info.address});
   }

@@ -141,7 +141,7 @@ class GrpcPipeline final : public Pipeline {
       }
       if (pending_.empty()) oldest_since_ = clock_.Now();
       pending_.push_back(std::move(pending));
-      if (options_.on_step) options_.on_step(last_step_);
+      if (options_.on_step) options_.on_step(last_step_, plan.num_rows());
       for (internal::v1::StepRequest& request : requests) {
         request.set_epoch(options_.epoch);
         request.set_step(last_step_);
@@ -390,6 +390,7 @@ class GrpcPipeline final : public Pipeline {
     if (options_.trace != nullptr) options_.trace->AddWorker(options_.workers[index].id, response.spans());
     next->answered[index] = true;
     AddCounters(response.experts(), &next->outcome.experts);
+    if (options_.on_computed) options_.on_computed(options_.workers[index].id, next->num_rows, response.experts());
     return absl::OkStatus();
   }
 

@@ -40,9 +40,11 @@ struct PipelineOptions {
   HelpOffer help;                                                   // without keys: no worker helps another
   absl::Duration begin_timeout = absl::Seconds(10);
   absl::Duration step_timeout = absl::Seconds(120);
-  TraceWriter* trace = nullptr;                // where every step's spans go; null: none are asked for
-  const NodeIdentity* identity = nullptr;      // for workers of other hosts; null: there are none
-  std::function<void(uint64_t)> on_step = {};  // called with a step's number before any worker is sent it
+  TraceWriter* trace = nullptr;                                   // where every step's spans go; null: none are asked for
+  const NodeIdentity* identity = nullptr;                         // for workers of other hosts; null: there are none
+  std::function<void(uint64_t step, int64_t rows)> on_step = {};  // called before any worker is sent the step
+  // Called when a worker has computed a step of so many rows.
+  std::function<void(WorkerId, int64_t rows, const v1::ExpertCounters&)> on_computed = {};
 };
 
 // How a pipeline ended.

@@ -60,11 +60,16 @@ void DividedEngine::SetRates(const PlannerRates& host) {
   rates_ = host;
 }
 
-std::vector<EnginePlace> DividedEngine::OtherPlaces(int64_t layer) const {
+void DividedEngine::BeginStep(int64_t num_rows) {
+  engine_.BeginStep(num_rows);
+  for (const std::shared_ptr<ExpertHost>& host : hosts_.Connected()) host->BeginStep(num_rows);
+}
+
+std::vector<EnginePlace> DividedEngine::OtherPlaces(int64_t layer, int64_t num_rows) const {
   std::vector<EnginePlace> places;
   if (mode_ == DivisionMode::kOff) return places;
   for (const std::shared_ptr<ExpertHost>& host : hosts_.Connected()) {
-    if (std::optional<EnginePlace> place = host->Place(layer); place) places.push_back(*std::move(place));
+    if (std::optional<EnginePlace> place = host->Place(layer, num_rows); place) places.push_back(*std::move(place));
   }
   return places;
 }
@@ -90,7 +95,7 @@ absl::Status DividedEngine::ComputeDivided(const ExpertRequest& request, std::sp
   for (const std::shared_ptr<ExpertHost>& host : hosts_.Connected()) {
     std::unique_lock exchange(host->exchange_mutex(), std::try_to_lock);
     if (!exchange.owns_lock()) continue;
-    std::optional<EnginePlace> place = host->Place(request.layer);
+    std::optional<EnginePlace> place = host->Place(request.layer, request.num_rows);
     std::shared_ptr<RemoteEngine> engine = host->engine();
     if (!place || engine == nullptr) continue;
     others.push_back(*std::move(place));
@@ -101,7 +106,7 @@ absl::Status DividedEngine::ComputeDivided(const ExpertRequest& request, std::sp
     Share& share = shares[i];
     share.request = ShareOf(request, engines, static_cast<int32_t>(i) + 1, &share.outs);
     if (share.request.uses.empty()) continue;
-    share.predicted = ComputeSeconds(share.request, others[i]);
+    share.predicted = PredictedSeconds(others[i].rates, store_.layout().layer(request.layer), share.request.uses);
     Start(share, rows);
   }
   std::vector<int32_t> outs;
@@ -139,17 +144,9 @@ std::vector<int32_t> DividedEngine::Divide(const ExpertRequest& request, const s
     const std::lock_guard lock(mutex_);
     input.rates = rates_;
   }
+  input.rates.host = Slower(input.rates.host, engine_.Slowdown(request.num_rows));
   ExpertPlan plan = PlanExperts(input);
   return plan.engines.empty() ? engines : std::move(plan.engines);
-}
-
-double DividedEngine::ComputeSeconds(const ExpertRequest& share, const EnginePlace& place) const {
-  if (!(place.rates.read_bytes_per_second > 0) || !(place.rates.flops_per_second > 0)) return 0;
-  const ExpertLayout& layout = store_.layout().layer(share.layer);
-  const auto bytes = static_cast<double>(layout.bytes), flops = static_cast<double>(layout.flops_per_token());
-  double seconds = 0;
-  for (const ActivatedExpert& use : share.uses) seconds += ExpertSeconds(place.rates, bytes, flops, use.tokens);
-  return seconds;
 }
 
 void DividedEngine::Start(Share& share, std::span<const float> rows) {
@@ -158,7 +155,7 @@ void DividedEngine::Start(Share& share, std::span<const float> rows) {
   if (!share.status.ok()) share.host->NoteFailure(share.status);
 }
 
-void DividedEngine::Finish(Share& share, std::span<float> contributions) {
+void DividedEngine::Finish(Share& share, std::span<float> contributions) const {
   if (!share.status.ok()) return;
   const absl::Duration patience = kEnginePatience + absl::Seconds(std::min(60.0, kPatienceOfPredicted * share.predicted));
   const absl::StatusOr<RemoteAnswer> answer = share.engine->Finish(share.outs, contributions, Deadline::In(patience));
@@ -167,7 +164,7 @@ void DividedEngine::Finish(Share& share, std::span<float> contributions) {
     share.host->NoteFailure(answer.status());
     return;
   }
-  share.host->NoteExchange(static_cast<int64_t>(share.outs.size()), share.predicted, share.since_start.Seconds(), *answer);
+  share.host->NoteExchange(share.request, store_.layout().layer(share.request.layer), share.since_start.Seconds(), *answer);
 }
 
 }  // namespace ferry

@@ -33,18 +33,19 @@ class DividedEngine final : public ExpertComputer {
   DividedEngine(const ExpertStore* store, ExpertEngine* engine, const ExpertHosts* hosts, DivisionMode mode)
       : store_(*store), engine_(*engine), hosts_(*hosts), mode_(mode) {}
 
-  // The rates of this host's engine, for later requests.
+  // The rates of this host's engine, for later requests; its Slowdown corrects them.
   void SetRates(const PlannerRates& host);
   absl::Status Compute(const ExpertRequest& request, std::span<float> rows, std::span<float> contributions) override;
-  std::vector<EnginePlace> OtherPlaces(int64_t layer) const override;
+  std::vector<EnginePlace> OtherPlaces(int64_t layer, int64_t num_rows) const override;
+  void BeginStep(int64_t num_rows) override;
+  double Slowdown(int64_t num_rows) const override { return engine_.Slowdown(num_rows); }
 
  private:
   struct Share;
   absl::Status ComputeDivided(const ExpertRequest& request, std::span<float> rows, std::span<float> contributions);
   std::vector<int32_t> Divide(const ExpertRequest& request, const std::vector<EnginePlace>& others) const;
   static void Start(Share& share, std::span<const float> rows);
-  static void Finish(Share& share, std::span<float> contributions);
-  double ComputeSeconds(const ExpertRequest& share, const EnginePlace& place) const;
+  void Finish(Share& share, std::span<float> contributions) const;
 
   const ExpertStore& store_;
   ExpertEngine& engine_;

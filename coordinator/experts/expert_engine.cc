@@ -44,13 +44,39 @@ absl::Status ExpertEngine::ComputeShare(const ExpertRequest& request, std::span<
                                .offsets = offsets.data(),
                                .rows = request.entry_rows.data(),
                                .outs = outs.data()};
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   const absl::Time begin = absl::Now();
   RETURN_IF_ERROR(ops_.ExpertMlp(arena.layer(request.layer), uses, groups, glu_,
                                  Tensor(rows.data(), DType::kF32, request.num_rows, n_embd_),
                                  Tensor(contributions.data(), DType::kF32, shape.max_entries, n_embd_)));
-  if (trace_ != nullptr) trace_->AddEngine(request.layer, static_cast<int64_t>(uses.size()), num_entries, begin, absl::Now());
+  const absl::Time end = absl::Now();
+  if (trace_ != nullptr) trace_->AddEngine(request.layer, static_cast<int64_t>(uses.size()), num_entries, begin, end);
+  lock.unlock();
+  const std::lock_guard rates_lock(rates_mutex_);
+  corrections_.Of(request.num_rows)
+      .Add(PredictedSeconds(rates_, arena.layer(request.layer), request.uses), absl::ToDoubleSeconds(end - begin));
   return absl::OkStatus();
+}
+
+void ExpertEngine::SetRates(const ExpertRates& rates) {
+  const std::lock_guard lock(rates_mutex_);
+  rates_ = rates;
+  corrections_ = StepCorrections();
+}
+
+void ExpertEngine::BeginStep(int64_t num_rows) {
+  const std::lock_guard lock(rates_mutex_);
+  corrections_.Of(num_rows).EndStep();
+}
+
+double ExpertEngine::Slowdown(int64_t num_rows) const {
+  const std::lock_guard lock(rates_mutex_);
+  return corrections_.Of(num_rows).factor();
+}
+
+StepCorrections::Factors ExpertEngine::corrections() const {
+  const std::lock_guard lock(rates_mutex_);
+  return corrections_.factors();
 }
 
 }  // namespace ferry

@@ -11,6 +11,7 @@
 #include "common/shm/expert_mailbox.h"
 #include "coordinator/experts/expert_computer.h"
 #include "coordinator/experts/expert_store.h"
+#include "coordinator/experts/rate_correction.h"
 #include "coordinator/trace_writer.h"
 #include "kernels/ops.h"
 
@@ -26,6 +27,12 @@ class ExpertEngine final : public ExpertComputer {
   absl::Status ComputeShare(const ExpertRequest& request, std::span<const int32_t> outs, std::span<float> rows,
                             std::span<float> contributions);
 
+  // What this engine was measured at: from here on steps correct it. Zeros: nothing is corrected.
+  void SetRates(const ExpertRates& rates);
+  void BeginStep(int64_t num_rows) override;
+  double Slowdown(int64_t num_rows) const override;
+  StepCorrections::Factors corrections() const;
+
   int64_t n_embd() const { return n_embd_; }
   const std::string name() const { return ops_.name(); }
 
@@ -35,7 +42,10 @@ class ExpertEngine final : public ExpertComputer {
   const GluParams glu_;
   const int64_t n_embd_;
   TraceWriter* const trace_;
-  std::mutex mutex_;
+  std::mutex mutex_;                // of computations
+  mutable std::mutex rates_mutex_;  // of what follows
+  ExpertRates rates_;
+  StepCorrections corrections_;
 };
 
 }  // namespace ferry

@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_format.h"
 #include "common/deadline.h"
+#include "common/expert_plan.h"
 #include "common/log.h"
 #include "common/thread_limit.h"
 
@@ -40,6 +41,7 @@ struct ExpertExchange::Peer {
   ExchangePeer info;                      // slots and link rate are guarded by the exchange's mutex_; the rest is constant
   uint64_t last_step = 0;                 // of the newest request; guarded by mutex_
   std::optional<Deadline> at_work_until;  // guarded by mutex_
+  RateCorrection link;                    // of its measured rate; guarded by mutex_
   std::unique_ptr<ExpertMailbox> mailbox;
   std::string key;
   std::atomic<bool> stop{false};
@@ -105,6 +107,7 @@ void ExpertExchange::SetRates(const PlannerRates& host, const std::vector<double
   rates_ = host;
   links_beside_host_ = links;
   device_flops_ = device_flops;
+  for (auto& [worker, peer] : peers_) peer->link = RateCorrection();
 }
 
 double ExpertExchange::FlopsLocked(WorkerId worker) const {
@@ -112,10 +115,38 @@ double ExpertExchange::FlopsLocked(WorkerId worker) const {
   return index < device_flops_.size() ? device_flops_[index] : 0;
 }
 
-double ExpertExchange::LinkRateLocked(const ExchangePeer& peer) const {
-  const size_t index = static_cast<size_t>(peer.worker.value());
-  const bool measured = index < links_beside_host_.size() && links_beside_host_[index] > 0;
-  return measured ? links_beside_host_[index] : peer.link_bytes_per_second;
+double ExpertExchange::MeasuredLinkLocked(WorkerId worker) const {
+  const auto index = static_cast<size_t>(worker.value());
+  return index < links_beside_host_.size() ? links_beside_host_[index] : 0;
+}
+
+double ExpertExchange::LinkRateLocked(const Peer& peer) const {
+  const double measured = MeasuredLinkLocked(peer.info.worker);
+  return measured > 0 ? measured / peer.link.factor() : peer.info.link_bytes_per_second;
+}
+
+void ExpertExchange::NoteStep(uint64_t step, int64_t num_rows) {
+  newest_step_ = step;
+  engine_.BeginStep(num_rows);
+}
+
+void ExpertExchange::NoteCopies(WorkerId worker, int64_t num_rows, const v1::ExpertCounters& counters) {
+  // Decode copies without a plan. Small steps are not timed by the device's clock, and with copies for other workers among them
+  // the bytes of a step's copies are not known.
+  if (num_rows <= kMaxRowsWithoutPlan || !(counters.timed_seconds() > 0) || counters.computed_for_others() > 0) return;
+  const std::lock_guard lock(mutex_);
+  const auto found = peers_.find(worker);
+  const double measured = MeasuredLinkLocked(worker);
+  // Without a mailbox records come over the network: their copies to the device are a part of the way alone.
+  if (found == peers_.end() || found->second->mailbox == nullptr || !(measured > 0)) return;
+  found->second->link.Add(static_cast<double>(counters.bytes_shipped()) / measured, counters.copy_busy_seconds());
+  found->second->link.EndStep();
+}
+
+double ExpertExchange::LinkSlowdown(WorkerId worker) const {
+  const std::lock_guard lock(mutex_);
+  const auto found = peers_.find(worker);
+  return found != peers_.end() && found->second->link.known() ? found->second->link.factor() : 0;
 }
 
 absl::StatusOr<std::string> ExpertExchange::OpenMailbox(WorkerId worker, const MailboxShape& shape) {
@@ -180,10 +211,10 @@ ExpertExchange::Helpers ExpertExchange::HelpersLocked(const Peer& peer, const Ex
   Helpers helpers;
   if (help_mode_ == HelpMode::kOff || request.helpers == 0 || request.num_rows > help_shape_.max_rows) return helpers;
   const double row_bytes = static_cast<double>(layout.gate.cols) * (peer.info.has_gpu ? 2 : 4);
-  const double own_link = LinkRateLocked(peer.info);
+  const double own_link = LinkRateLocked(peer);
   for (const auto& [worker, other] : peers_) {
     const bool asked = worker.value() < kMaxHelpers && (request.helpers & HelperBit(worker.value())) != 0;
-    const double link = LinkRateLocked(other->info);
+    const double link = LinkRateLocked(*other);
     if (!asked || worker == peer.info.worker || other->info.has_gpu != peer.info.has_gpu || !(link > 0)) continue;
     const bool on_device = (request.helpers & NearHelperBit(worker.value())) != 0;
     if (!on_device && request.num_rows > help_shape_.board_rows()) continue;
@@ -208,7 +239,7 @@ std::vector<ExpertPlace> ExpertExchange::PlanFor(Peer& peer, const ExpertRequest
     const std::lock_guard lock(mutex_);
     input.num_slots = peer.info.num_slots;
     input.rates = rates_;
-    input.rates.link_bytes_per_second = LinkRateLocked(peer.info);
+    input.rates.link_bytes_per_second = LinkRateLocked(peer);
     helpers = HelpersLocked(peer, request, layout);
     // What lies on the board and what lies on a device have the same numbers, so the smaller bounds both.
     const uint32_t helping = request.helpers & (HelperBit(kMaxHelpers) - 1);
@@ -221,7 +252,8 @@ std::vector<ExpertPlace> ExpertExchange::PlanFor(Peer& peer, const ExpertRequest
     }));
     input.rates.host = Slower(input.rates.host, 1 + others);
   }
-  const std::vector<EnginePlace> others = engine_.OtherPlaces(request.layer);
+  input.rates.host = Slower(input.rates.host, engine_.Slowdown(request.num_rows));
+  const std::vector<EnginePlace> others = engine_.OtherPlaces(request.layer, request.num_rows);
   input.num_rows = request.num_rows;
   input.others = others;
   if (request.layer < static_cast<int64_t>(peer.info.overrides.size())) {

@@ -19,6 +19,8 @@
 #include "coordinator/experts/expert_planner.h"
 #include "coordinator/experts/expert_store.h"
 #include "coordinator/experts/help_offer.h"
+#include "coordinator/experts/rate_correction.h"
+#include "ferry/v1/generate.pb.h"
 
 namespace ferry {
 
@@ -71,8 +73,13 @@ class ExpertExchange {
   // fewer than two workers could help each other, or there is no memory for boards, which is logged.
   HelpOffer OfferHelp(const HelpBoardShape& shape);
   void BeginEpoch();  // steps are numbered from 1 again
-  // The newest step of the epoch that workers were sent. One beyond it is refused: it would make the real ones "over".
-  void NoteStep(uint64_t step) { newest_step_ = step; }
+  // The newest step of the epoch that workers were sent, and its rows. A request of one beyond it is refused: it would make the
+  // real ones "over".
+  void NoteStep(uint64_t step, int64_t num_rows);
+  // A worker has computed a step of so many rows: its copies correct its link's rate in later plans, where that was measured.
+  void NoteCopies(WorkerId worker, int64_t num_rows, const v1::ExpertCounters& counters);
+  // How many times as long as by the measured rate copies to a worker take in steps; 0: steps have not shown it.
+  double LinkSlowdown(WorkerId worker) const;
 
   // The three requests, for gRPC callers. Thread-safe. Aborted: an earlier incarnation or step. InvalidArgument names the field,
   // also when the worker does not own the layer.
@@ -85,7 +92,8 @@ class ExpertExchange {
   struct Peer;
   ExpertExchange(const ExpertStore* store, ExpertComputer* engine, PlannerRates rates,
                  std::unique_ptr<DescriptorServer> descriptors);
-  double LinkRateLocked(const ExchangePeer& peer) const;
+  double MeasuredLinkLocked(WorkerId worker) const;
+  double LinkRateLocked(const Peer& peer) const;
   double FlopsLocked(WorkerId worker) const;
   absl::StatusOr<std::shared_ptr<Peer>> Find(WorkerId worker);
   void Serve(Peer& peer);
@@ -108,7 +116,7 @@ class ExpertExchange {
   ExpertMisses* misses_ = nullptr;  // null: nobody counts
   std::unique_ptr<DescriptorServer> descriptors_;
   std::atomic<uint64_t> newest_step_{UINT64_MAX};  // before the first epoch nothing is known
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   PlannerRates rates_;                     // the host's
   std::vector<double> links_beside_host_;  // by worker; 0 or missing: not measured
   std::vector<double> device_flops_;       // likewise

@@ -15,13 +15,7 @@ constexpr absl::Duration kTendPause = absl::Milliseconds(50);
 constexpr absl::Duration kConnectTimeout = absl::Seconds(3), kMeasureTimeout = absl::Seconds(5);
 constexpr absl::Duration kIdle = absl::Seconds(5);  // without work: what an exchange costs is measured again
 constexpr absl::Duration kFirstRetry = absl::Seconds(1), kLongestRetry = absl::Seconds(60);
-// Corrections of a measured rate by what exchanges show: each counts for an eighth, and one alone moves it by no more than four.
-constexpr double kWeight = 0.125, kLargestStep = 4, kLargestCorrection = 16;
 constexpr double kMaxPeerRate = 1e15;  // bytes or operations a second: what a peer says is held to a range
-
-double Followed(double value, double sample) {
-  return value + kWeight * (std::clamp(sample, value / kLargestStep, value * kLargestStep) - value);
-}
 
 absl::Status CheckRate(const char* field, double rate) {
   if (rate >= 0 && rate <= kMaxPeerRate) return absl::OkStatus();
@@ -38,12 +32,13 @@ std::string KernelsOf(const std::string& engine_name) {
 
 // --------------------------------------------------------------------------------------------------------------- one host
 
-std::optional<EnginePlace> ExpertHost::Place(int64_t layer) const {
+std::optional<EnginePlace> ExpertHost::Place(int64_t layer, int64_t num_rows) const {
   const std::lock_guard lock(mutex_);
   if (engine_ == nullptr) return std::nullopt;
-  EnginePlace place = {.rates = Slower(offer_.rates, slowdown_),
-                       .exchange_seconds = cost_.exchange_seconds,
-                       .row_seconds = cost_.row_seconds,
+  const double exchange = exchange_cost_.Of(num_rows).factor();
+  EnginePlace place = {.rates = Slower(offer_.rates, computing_.Of(num_rows).factor()),
+                       .exchange_seconds = exchange * cost_.exchange_seconds,
+                       .row_seconds = exchange * cost_.row_seconds,
                        .memory = same_machine_ ? 0 : static_cast<int>(place_) + 1,
                        .memory_bytes_per_second = memory_bytes_per_second_,
                        .max_entries = shape_.max_entries,
@@ -62,20 +57,27 @@ std::string ExpertHost::Name() const {
   return absl::StrFormat("expert host %d (%s)", place_, Escaped(offer_.address));
 }
 
-void ExpertHost::NoteExchange(int64_t entries, double predicted, double elapsed, const RemoteAnswer& answer) {
+void ExpertHost::NoteExchange(const ExpertRequest& share, const ExpertLayout& layout, double elapsed,
+                              const RemoteAnswer& answer) {
+  const auto entries = static_cast<int64_t>(share.entry_rows.size());
   const std::lock_guard lock(mutex_);
   ++exchanges_;
   entries_ += entries;
   if (since_connect_.Elapsed() > kLongestRetry) failures_in_a_row_ = 0;
   since_exchange_.Restart();
-  const double computed = answer.computed_seconds;
-  if (predicted > 0 && computed > 0) {
-    slowdown_ = std::clamp(Followed(slowdown_, slowdown_ * computed / predicted), 1 / kLargestCorrection, kLargestCorrection);
-  }
-  const double rows = 2 * static_cast<double>(entries) * cost_.row_seconds;
-  const double exchange = std::max(1e-6, elapsed - computed - rows);
+  computing_.Of(share.num_rows).Add(PredictedSeconds(offer_.rates, layout, share.uses), answer.computed_seconds);
+  // As the planner counts: each row goes there at most once, every contribution comes back.
+  const auto rows = static_cast<double>(std::min<int64_t>(share.num_rows, entries) + entries);
+  const double predicted = cost_.exchange_seconds + rows * cost_.row_seconds;
+  const double exchange = std::max(1e-6, elapsed - answer.computed_seconds);
   // Of an answer that lay there already, `elapsed` includes what this host did meanwhile: the exchange took no longer than that.
-  if (answer.waited || exchange < cost_.exchange_seconds) cost_.exchange_seconds = Followed(cost_.exchange_seconds, exchange);
+  if (answer.waited || exchange < predicted) exchange_cost_.Of(share.num_rows).Add(predicted, exchange);
+}
+
+void ExpertHost::BeginStep(int64_t num_rows) {
+  const std::lock_guard lock(mutex_);
+  computing_.Of(num_rows).EndStep();
+  exchange_cost_.Of(num_rows).EndStep();
 }
 
 void ExpertHost::NoteFailure(const absl::Status& why) {
@@ -98,7 +100,8 @@ ExpertHost::Report ExpertHost::report() const {
                                       : "not connected",
           .cost = cost_,
           .row_bytes = static_cast<double>(shape_.n_embd * sizeof(float)),
-          .slowdown = slowdown_,
+          .computing = computing_.factors(),
+          .exchange = exchange_cost_.factors(),
           .exchanges = exchanges_,
           .entries = entries_,
           .failures = failures_,
@@ -250,7 +253,8 @@ void ExpertHosts::Tend() {
       }
       const std::lock_guard lock(host->mutex_);
       host->cost_ = *cost;
-      host->slowdown_ = 1 + (host->slowdown_ - 1) / 2;  // what made it slow may be over
+      host->computing_.Relax();  // what made it slow may be over
+      host->exchange_cost_.Relax();
       host->since_exchange_.Restart();
     }
   }

@@ -21,6 +21,7 @@
 #include "common/repeating_thread.h"
 #include "coordinator/experts/expert_planner.h"
 #include "coordinator/experts/held_experts.h"
+#include "coordinator/experts/rate_correction.h"
 #include "coordinator/experts/remote_engine.h"
 #include "kernels/expert_rates.h"
 
@@ -92,22 +93,25 @@ class ExpertHost {
     ExpertHostOffer offer;
     std::string state;
     ExchangeCost cost;
-    double row_bytes = 0;  // of one row or contribution
-    double slowdown = 1;
+    double row_bytes = 0;                          // of one row or contribution
+    StepCorrections::Factors computing, exchange;  // by steps, of the offer's rates and of `cost`
     int64_t exchanges = 0, entries = 0, failures = 0;
     std::string last_failure;
   };
 
   ExpertHost(int64_t place, ExpertHostOffer offer) : place_(place), offer_(std::move(offer)) {}
 
-  // Its place in a plan of `layer`; nothing while it is not connected. The engine is used under exchange_mutex().
-  std::optional<EnginePlace> Place(int64_t layer) const;
+  // Its place in a plan of `layer` in a step of so many rows, by rates that steps have corrected; nothing while it is not
+  // connected. The engine is used under exchange_mutex().
+  std::optional<EnginePlace> Place(int64_t layer, int64_t num_rows) const;
   std::shared_ptr<RemoteEngine> engine() const;
   std::mutex& exchange_mutex() { return exchange_; }
   std::string Name() const;
 
-  // An exchange of `entries` rows has succeeded within `elapsed` seconds, for whose computation the planner had said `predicted`.
-  void NoteExchange(int64_t entries, double predicted, double elapsed, const RemoteAnswer& answer);
+  // An exchange of this share of a layer laid out so has succeeded within `elapsed` seconds.
+  void NoteExchange(const ExpertRequest& share, const ExpertLayout& layout, double elapsed, const RemoteAnswer& answer);
+  // A step of so many rows begins.
+  void BeginStep(int64_t num_rows);
   // The exchange has failed: the connection is cut, and made again after a pause.
   void NoteFailure(const absl::Status& why);
   Report report() const;
@@ -125,7 +129,7 @@ class ExpertHost {
   MailboxShape shape_;
   std::shared_ptr<RemoteEngine> engine_;  // null: not connected
   ExchangeCost cost_;
-  double slowdown_ = 1;  // of its computations against its own rates
+  StepCorrections computing_, exchange_cost_{0};  // of offer_.rates and of cost_
   int64_t exchanges_ = 0, entries_ = 0, failures_ = 0;
   int failures_in_a_row_ = 0;
   Deadline retry_at_ = Deadline::In(absl::ZeroDuration());

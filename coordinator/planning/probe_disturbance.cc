@@ -12,7 +12,7 @@ namespace ferry {
 namespace {
 
 constexpr double kShareOfOthers = 0.05, kLeastCores = 1.0 / 3;
-constexpr double kAgreement = 1.25;
+constexpr double kAgreement = 1.25, kContradiction = 2;
 
 double Seconds(const timeval& time) { return static_cast<double>(time.tv_sec) + 1e-6 * static_cast<double>(time.tv_usec); }
 
@@ -65,6 +65,19 @@ std::string Disagreement(const ExpertRates& first, const ExpertRates& second) {
   if (!Agree(first.flops_per_second, second.flops_per_second)) {
     return absl::StrFormat("experts were multiplied at %.0f and then at %.0f GFLOP/s", first.flops_per_second / 1e9,
                            second.flops_per_second / 1e9);
+  }
+  return "";
+}
+
+std::string Contradiction(const v1::GetServerInfoResponse& info) {
+  const auto contradicts = [](double slowdown) {
+    return slowdown > 0 && (slowdown > kContradiction || slowdown < 1 / kContradiction);
+  };
+  const double host = info.host_experts().slowdown_of_large_steps();
+  if (contradicts(host)) return absl::StrFormat("experts on the host took %.2f times as long in steps", host);
+  for (const v1::WorkerInfo& worker : info.workers()) {
+    if (!contradicts(worker.link_slowdown())) continue;
+    return absl::StrFormat("copies to worker %d took %.2f times as long in steps", worker.worker_id(), worker.link_slowdown());
   }
   return "";
 }

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "common/status.h"
+#include "ferry/v1/generate.pb.h"
 #include "kernels/expert_rates.h"
 
 namespace ferry {
@@ -26,5 +27,7 @@ absl::StatusOr<ProcessorTime> ParseProcessorTime(const std::string& stat, double
 std::string OthersAtWork(const ProcessorTime& before, const ProcessorTime& after, double seconds);
 // Of the same thing measured twice; empty: the two agree to a quarter.
 std::string Disagreement(const ExpertRates& first, const ExpertRates& second);
+// Of a measurement and the steps since; empty: no part has taken less than half or more than twice the time in large steps.
+std::string Contradiction(const v1::GetServerInfoResponse& info);
 
 }  // namespace ferry

@@ -101,6 +101,11 @@ absl::StatusOr<MachineRates> ReadRates(const std::string& directory, const std::
   return rates;
 }
 
+bool RemoveRates(const std::string& directory, const std::string& key) {
+  std::error_code error;
+  return !directory.empty() && std::filesystem::remove(RatesPath(directory, key), error);
+}
+
 absl::Status WriteRates(const std::string& directory, const std::string& key, const MachineRates& rates) {
   if (directory.empty()) return FailedPrecondition("there is no place to keep rates: neither XDG_CACHE_HOME nor HOME is set");
   nlohmann::json workers = nlohmann::json::array();

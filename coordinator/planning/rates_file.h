@@ -35,6 +35,8 @@ absl::StatusOr<MachineRates> ReadRates(const std::string& directory, const std::
 // Writes the file, and makes the directory if needed. A reader sees the old file or the new one. FailedPrecondition: the system
 // refuses the write.
 absl::Status WriteRates(const std::string& directory, const std::string& key, const MachineRates& rates);
+// False: there was no file.
+bool RemoveRates(const std::string& directory, const std::string& key);
 // The file of a key.
 std::string RatesPath(const std::string& directory, const std::string& key);
 

@@ -38,6 +38,32 @@ TEST(Status, TellsWhatRunsToPeopleAndPrograms) {
   EXPECT_THAT(live.out, Not(HasSubstr("\033"))) << "no escape codes in a pipe";
 }
 
+TEST(Status, ShowsTheRatesThatStepsHaveShownBesideThoseMeasured) {
+  ModelOptions options;
+  options.model = kDemoModel;
+  options.backend = "cpu";
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Connect("", options));
+  const std::string status = "status --server " + client->address();
+  const std::string in_steps = "by the last steps, and so in plans: ";
+  const Output before = Ferry(status);
+  EXPECT_THAT(before.out, HasSubstr("rates     experts on the host "));
+  EXPECT_THAT(before.out, Not(HasSubstr(in_steps)));
+  for (int i = 0; i < 5; ++i) {
+    proto::GenerateRequest request;
+    request.set_text(std::to_string(i));
+    for (int word = 0; word < 100; ++word) *request.mutable_text() += " and once upon a time";
+    request.set_max_tokens(1);
+    ASSERT_OK(client->Generate(request, [](const proto::GenerateResponse&) { return true; }));
+  }
+  ASSERT_OK_AND_ASSIGN(const proto::GetServerInfoResponse info, client->ServerInfo());
+  EXPECT_GE(info.host_experts().slowdown_of_large_steps(), 0.124) << "a correction is bounded";
+  EXPECT_LE(info.host_experts().slowdown_of_large_steps(), 8.001);
+  const Output after = Ferry(status);
+  EXPECT_THAT(after.out, HasSubstr("rates     experts on the host "));
+  EXPECT_THAT(after.out, HasSubstr(in_steps));
+  EXPECT_THAT(after.out, HasSubstr(" in larger steps"));
+}
+
 TEST(MessageJson, HasNumbersAndLeavesOutMessagesThatAreNotSet) {
   proto::Finish finish;
   finish.set_reason(proto::Finish::STOP);

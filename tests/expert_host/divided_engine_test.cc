@@ -71,7 +71,7 @@ class DividedEngineTest : public ::testing::Test {
             .fingerprint = words_.fingerprint,
             .ready = true,
             .holds = HeldExperts(config_.num_layers, all),
-            .rates = {.read_bytes_per_second = 1e9, .flops_per_second = 1e9}};
+            .rates = offered_};
   }
   // A host that serves, and that the coordinator has connected to.
   std::unique_ptr<DataServer> StartHost(uint64_t incarnation) {
@@ -121,6 +121,7 @@ class DividedEngineTest : public ::testing::Test {
   std::unique_ptr<Ops> ops_, host_ops_;
   std::unique_ptr<ExpertEngine> engine_, host_engine_;
   FirstWords words_;
+  ExpertRates offered_ = {.read_bytes_per_second = 1e9, .flops_per_second = 1e9};  // by every host
   std::unique_ptr<ExpertHosts> hosts_;
   std::unique_ptr<DividedEngine> divided_;
 };
@@ -281,6 +282,21 @@ TEST_F(DividedEngineTest, AHostAtWhoseAddressAnotherModelIsServedGetsNothing) {
   EXPECT_TRUE(Eventually([&] { return ReportOf(0).failures > 0; }));
   EXPECT_THAT(ReportOf(0).last_failure, HasSubstr("another model"));
   ExpectTheSameBits(RequestOf(6));
+}
+
+TEST_F(DividedEngineTest, PlansByWhatAHostsSharesTake) {
+  // Far less than it does, so that its shares take the least that a correction says, whatever else this machine does.
+  offered_ = {.read_bytes_per_second = 1e3, .flops_per_second = 1e3};
+  const std::unique_ptr<DataServer> server = StartHost(1);
+  const auto rate = [&](int64_t rows) { return hosts_->All().at(0)->Place(0, rows)->rates.read_bytes_per_second; };
+  EXPECT_EQ(rate(5), 1e3);
+  for (int step = 0; step < RateCorrection::kSamples; ++step) {
+    ExpectTheSameBits(RequestOf(5));
+    divided_->BeginStep(5);
+  }
+  EXPECT_NEAR(rate(5), RateCorrection::kLargest * 1e3, 1);
+  EXPECT_NEAR(ReportOf(0).computing.few_rows, 1 / RateCorrection::kLargest, 1e-9);
+  EXPECT_EQ(rate(9), 1e3) << "no larger step has shown it";
 }
 
 TEST_F(DividedEngineTest, AHostThatOffersNoMoreIsForgotten) {

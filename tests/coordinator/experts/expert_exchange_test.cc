@@ -105,7 +105,7 @@ TEST_F(ExpertExchangeTest, RefusesAStepThatNobodyWasSent) {
   ExpertRequest request = TwoRows();
   std::vector<float> rows = Rows(2), out(3 * config_.n_embd);
   exchange_->BeginEpoch();
-  exchange_->NoteStep(1);
+  exchange_->NoteStep(1, 2);
   request.step = UINT64_MAX;
   EXPECT_THAT(exchange_->Compute(WorkerId(0), request, rows, std::span(out)),
               StatusIs(absl::StatusCode::kAborted, HasSubstr("has not begun")));
@@ -122,7 +122,7 @@ TEST_F(ExpertExchangeTest, RefusesAStepThatIsOverUntilANewEpochBegins) {
   EXPECT_THAT(exchange_->Compute(WorkerId(0), request, rows, std::span(out)),
               StatusIs(absl::StatusCode::kAborted, HasSubstr("step 8 is over")));
   exchange_->BeginEpoch();
-  exchange_->NoteStep(8);
+  exchange_->NoteStep(8, 2);
   EXPECT_OK(exchange_->Compute(WorkerId(0), request, rows, std::span(out)));
 }
 
@@ -180,6 +180,86 @@ TEST_F(ExpertExchangeTest, PlansByTheLinksRateBesideTheHostOnceItIsKnown) {
   EXPECT_THAT(*exchange_->Plan(WorkerId(0), request), ElementsAre(ExpertPlace::kHost)) << "100 GB/s is its rate alone";
   exchange_->SetRates(host, {0});
   EXPECT_THAT(*exchange_->Plan(WorkerId(0), request), ElementsAre(ExpertPlace::kShip)) << "nothing better is known";
+}
+
+// Whether plans of large steps follow what steps took, and what they leave out.
+class CorrectedRatesTest : public ExpertExchangeTest {
+ protected:
+  void SetUp() override {
+    ExpertExchangeTest::SetUp();
+    ASSERT_OK(exchange_->OpenMailbox(
+        WorkerId(0), {.n_embd = config_.n_embd, .max_rows = 4, .max_entries = 8, .max_experts = config_.router.num_experts}));
+    exchange_->SetRates({.host = kHost}, {1e9});
+  }
+  // Of eight experts. Copying one should take the same time as computing it on the host.
+  int64_t OnHost(int32_t num_rows = 500) {
+    ExpertRequest request = {
+        .kind = ExpertRequestKind::kPlan, .incarnation = kIncarnation, .step = 1, .layer = 0, .num_rows = num_rows, .uses = {}};
+    for (int32_t expert = 0; expert < 8; ++expert) request.uses.push_back({.expert = expert, .tokens = 1});
+    const std::vector<ExpertPlace> places = exchange_->Plan(WorkerId(0), request).value();
+    return std::count(places.begin(), places.end(), ExpertPlace::kHost);
+  }
+  // A step whose copies took `times` as long as at the rate that was measured.
+  static v1::ExpertCounters Copied(double times) {
+    v1::ExpertCounters counters;
+    counters.set_bytes_shipped(1e9);
+    counters.set_copy_busy_seconds(times);
+    counters.set_timed_seconds(2 * times);
+    return counters;
+  }
+  void Copy(const v1::ExpertCounters& counters, int64_t num_rows = 500) {
+    for (int step = 0; step < RateCorrection::kSamples; ++step) exchange_->NoteCopies(WorkerId(0), num_rows, counters);
+  }
+  static constexpr ExpertRates kHost = {.read_bytes_per_second = 1e9, .flops_per_second = 1e15};
+};
+
+TEST_F(CorrectedRatesTest, GiveASlowLinkLessAndMoreAgainWhenItRecovers) {
+  EXPECT_EQ(OnHost(), 4);
+  EXPECT_EQ(exchange_->LinkSlowdown(WorkerId(0)), 0) << "no step has shown it";
+  exchange_->NoteCopies(WorkerId(0), 500, Copied(100));
+  EXPECT_EQ(OnHost(), 4) << "one slow step";
+  Copy(Copied(3));
+  EXPECT_NEAR(exchange_->LinkSlowdown(WorkerId(0)), 3, 1e-9);
+  EXPECT_EQ(OnHost(), 6);
+  Copy(Copied(1));
+  EXPECT_EQ(OnHost(), 4);
+}
+
+TEST_F(CorrectedRatesTest, LeaveOutStepsThatDoNotShowTheLink) {
+  Copy(Copied(8), /*num_rows=*/8);  // decode
+  v1::ExpertCounters counters = Copied(8);
+  counters.set_computed_for_others(3);  // whose bytes are not among those shipped
+  Copy(counters);
+  counters = Copied(8);
+  counters.set_timed_seconds(0);  // too small for the device's clock
+  Copy(counters);
+  exchange_->NoteCopies(WorkerId(7), 500, Copied(8));  // has no place
+  EXPECT_EQ(OnHost(), 4);
+  exchange_->AddPeer({.worker = WorkerId(0),
+                      .incarnation = Incarnation(kIncarnation),
+                      .first_layer = 0,
+                      .end_layer = 3,
+                      .num_slots = 8,
+                      .link_bytes_per_second = 100e9});
+  Copy(Copied(8));
+  EXPECT_EQ(OnHost(), 4) << "without a mailbox its records come over the network";
+}
+
+TEST_F(CorrectedRatesTest, FollowTheHostsEngine) {
+  // Far slower than it is, so that its steps take the least that a correction says, whatever else this machine does.
+  const ExpertRates slow = {.read_bytes_per_second = 1e3, .flops_per_second = 1e3};
+  engine_->SetRates(slow);
+  std::vector<float> rows = Rows(2), out(3 * config_.n_embd);
+  for (int step = 0; step < RateCorrection::kSamples; ++step) {
+    ASSERT_OK(exchange_->Compute(WorkerId(0), TwoRows(), rows, std::span(out)));
+    exchange_->NoteStep(step + 1, 2);
+  }
+  EXPECT_NEAR(engine_->Slowdown(2), 1 / RateCorrection::kLargest, 1e-9);
+  EXPECT_EQ(engine_->Slowdown(500), 1) << "no larger step has shown it";
+  EXPECT_GE(OnHost(/*num_rows=*/8), 7) << "an eighth of the time";
+  EXPECT_EQ(OnHost(), 4);
+  engine_->SetRates({});
+  EXPECT_EQ(OnHost(/*num_rows=*/8), 4) << "given by hand";
 }
 
 TEST_F(ExpertExchangeTest, SharesTheHostAmongWorkersThatAreAtDifferentSteps) {

@@ -40,5 +40,19 @@ TEST(ProbeDisturbance, RepeatsThatDisagreeAreSaid) {
   EXPECT_THAT(Disagreement({.read_bytes_per_second = 37e9, .flops_per_second = 90e9}, quiet), HasSubstr("90 and then at 900"));
 }
 
+TEST(ProbeDisturbance, StepsThatContradictAMeasurementAreSaid) {
+  v1::GetServerInfoResponse info;
+  info.add_workers();
+  EXPECT_EQ(Contradiction(info), "") << "no steps";
+  info.mutable_host_experts()->set_slowdown_of_large_steps(0.6);
+  info.add_workers()->set_link_slowdown(1.9);
+  EXPECT_EQ(Contradiction(info), "");
+  info.mutable_workers(1)->set_worker_id(1);
+  info.mutable_workers(1)->set_link_slowdown(2.1);
+  EXPECT_THAT(Contradiction(info), HasSubstr("copies to worker 1 took 2.10 times as long"));
+  info.mutable_host_experts()->set_slowdown_of_large_steps(0.4);
+  EXPECT_THAT(Contradiction(info), HasSubstr("experts on the host took 0.40 times as long"));
+}
+
 }  // namespace
 }  // namespace ferry

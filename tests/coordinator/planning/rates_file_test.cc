@@ -77,7 +77,17 @@ TEST_F(RatesFileTest, TrustsNothingDamaged) {
   EXPECT_OK(ReadRates(directory_, "key", kMeasured));
 }
 
+TEST_F(RatesFileTest, ForgetsRatesThatStepsHaveContradicted) {
+  EXPECT_FALSE(RemoveRates(directory_, "key"));
+  ASSERT_OK(WriteRates(directory_, "key", Some()));
+  ASSERT_OK(WriteRates(directory_, "another", Some()));
+  EXPECT_TRUE(RemoveRates(directory_, "key"));
+  EXPECT_THAT(ReadRates(directory_, "key", kMeasured), StatusIs(absl::StatusCode::kNotFound));
+  EXPECT_OK(ReadRates(directory_, "another", kMeasured));
+}
+
 TEST_F(RatesFileTest, SaysWhereItCannotWrite) {
+  EXPECT_FALSE(RemoveRates("", "key"));
   EXPECT_THAT(WriteRates("", "key", Some()), StatusIs(absl::StatusCode::kFailedPrecondition));
   EXPECT_THAT(WriteRates("/proc/ferry", "key", Some()),
               StatusIs(absl::StatusCode::kFailedPrecondition, ::testing::HasSubstr("/proc/ferry")));
