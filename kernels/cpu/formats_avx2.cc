@@ -17,6 +17,8 @@ ProductFunction FormatProductAvx2(DType) { return nullptr; }
 
 #include "kernels/cpu/int_simd_avx2.h"
 #include "kernels/cpu/product_parts.h"
+#include "kernels/cpu/readers_of_grids.h"
+// Behind it.
 #include "kernels/cpu/readers_of_formats.h"
 
 namespace ferry {

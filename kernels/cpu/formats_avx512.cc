@@ -18,6 +18,9 @@ ProductFunction FormatProductAvx512(DType) { return nullptr; }
 #include "kernels/cpu/int_simd_avx512.h"
 #include "kernels/cpu/panels_avx512.h"
 #include "kernels/cpu/product_parts.h"
+// Behind them.
+#include "kernels/cpu/grids_avx512.h"
+// Behind that.
 #include "kernels/cpu/readers_of_formats.h"
 
 namespace ferry {
@@ -40,6 +43,25 @@ inline __m512 SumOfPart(const int32_t* offset, const float* scale) {
 }
 
 // ----------------------------------------------------------------------------------------------------------------- one row
+
+// dots += one tile times the codes x of one block of activations: where scales cover 16 columns, the product of each 16; else two
+// sums whose sum is the product.
+template <typename Kernel, int kTile>
+[[gnu::always_inline]] inline void AddProducts(const std::byte* tile, const typename Kernel::Scales& scales, const int8_t* x,
+                                               __m512i (&dots)[2]) {
+  I32x16 w[kGroups];
+  if constexpr (requires { Kernel::Codes::kOrder; }) {
+    Kernel::Codes::ReadPlanes(tile, w);
+    AddPlanes<typename Kernel::Codes, Kernel::FormOf::kParts>(w, x, dots);
+  } else {
+    Kernel::Codes::template Read<kTile>(tile, scales, w);
+#pragma GCC unroll 4
+    for (int g = 0; g < kGroups / 2; ++g) {
+      dots[0] = _mm512_dpbusd_epi32(dots[0], w[g].v, BroadcastGroup(x + 4 * g));
+      dots[1] = _mm512_dpbusd_epi32(dots[1], w[4 + g].v, BroadcastGroup(x + 16 + 4 * g));
+    }
+  }
+}
 
 // One tile of rows, all columns, times one row of activations; sums [16] in order of output.
 template <typename Kernel>
@@ -64,20 +86,13 @@ inline void FusedTile(const std::byte* codes, const std::byte* entries, const st
       ask_for(at + kPrefetchFar, kTileBytes);
       ask_for(at + kPrefetchAgain, kTileBytes);
       ask_for(at + kPrefetchNear, kTileBytes);
-      I32x16 w[kGroups];
       F32x16 scale[2], min[2];
-      Kernel::Codes::template Read<t>(codes + at, scales, w);
       scales.template At<t>(codes + at, scale, min);
       const std::byte* block = in + (e * kTiles + t) * BlockBytes(Form::kKind);
-      const int8_t* x = CodesOf(block);
       const float* in_scale = ScaleOf(block, Form::kKind);
       const int32_t* offsets = OffsetOf(block, Form::kKind);
       __m512i dots[2] = {StartOf<Kernel>(offsets), Form::kParts == 2 ? StartOf<Kernel>(offsets + 1) : _mm512_setzero_si512()};
-#pragma GCC unroll 4
-      for (int g = 0; g < kGroups / 2; ++g) {
-        dots[0] = _mm512_dpbusd_epi32(dots[0], w[g].v, BroadcastGroup(x + 4 * g));
-        dots[1] = _mm512_dpbusd_epi32(dots[1], w[4 + g].v, BroadcastGroup(x + 16 + 4 * g));
-      }
+      AddProducts<Kernel, t>(codes + at, scales, CodesOf(block), dots);
       if constexpr (Form::kParts == 1) dots[0] = _mm512_add_epi32(dots[0], dots[1]);
       const __m512 row_scale = _mm512_set1_ps(*in_scale);
 #pragma GCC unroll 2
@@ -94,7 +109,7 @@ inline void FusedTile(const std::byte* codes, const std::byte* entries, const st
 }
 
 template <typename Kernel>
-void FusedProduct(const PanelProduct& p) {
+[[gnu::flatten]] void FusedProduct(const PanelProduct& p) {
   alignas(64) float sums[kLanes];
   const std::byte* in = RowAt(p, 0);
   const int64_t code_bytes = p.num_blocks * Kernel::kTileBytes;

@@ -24,6 +24,8 @@
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/int_simd_neon.h"
 #include "kernels/cpu/product_parts.h"
+#include "kernels/cpu/readers_of_grids.h"
+// Behind it.
 #include "kernels/cpu/readers_of_formats.h"
 
 namespace ferry {

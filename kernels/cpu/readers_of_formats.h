@@ -1,6 +1,7 @@
 #pragma once
 
-// Which readers each number format is made of. A source of one instruction set includes its int_simd_*.h first.
+// Which readers each number format is made of. A source of one instruction set includes its int_simd_*.h and its readers of grids
+// first.
 
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cpu/readers_of_codes.h"

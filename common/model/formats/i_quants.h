@@ -10,7 +10,7 @@ namespace ferry {
 #include "common/model/formats/iq_grids.inc"
 
 // Seven sign bits of eight: the last one makes the number of negative signs even.
-inline int EvenSigns(int seven) { return seven | (std::popcount(static_cast<unsigned>(seven)) & 1) << 7; }
+constexpr int EvenSigns(int seven) { return seven | (std::popcount(static_cast<unsigned>(seven)) & 1) << 7; }
 
 // Puts `count` numbers of a grid's entry, signed by the bits of `signs`, into out.
 template <typename Entry>
