@@ -37,10 +37,22 @@ inline __m512i StartOf(const int32_t* offset) {
   if constexpr (Kernel::Codes::kZero > 0) return _mm512_set1_epi32(*offset >> OffsetShift(Kernel::Codes::kZero));
   return _mm512_setzero_si512();
 }
-// The sum of a part's activations, times -128 and their scale: what a minimum of 1/128 is multiplied by.
-inline __m512 SumOfPart(const int32_t* offset, const float* scale) {
-  return _mm512_set1_ps(static_cast<float>(*offset) * *scale);
-}
+// The sums of the activations of a block's parts, times -128 and their scale: what minima of 1/128 are multiplied by. In memory,
+// since a broadcast from there costs no shuffle, which the compiler does not know.
+template <typename Form>
+struct SumsOfParts {
+  float sums[4];
+  void Set(const std::byte* block) {
+    if constexpr (!Form::kMins) return;
+    const int32_t* offsets = OffsetOf(block, Form::kKind);
+    const __m128 scale = _mm_set1_ps(*ScaleOf(block, Form::kKind));
+    const __m128i parts =
+        Form::kParts == 2 ? _mm_loadl_epi64(reinterpret_cast<const __m128i*>(offsets)) : _mm_loadu_si32(offsets);
+    _mm_storeu_ps(sums, _mm_mul_ps(_mm_cvtepi32_ps(parts), scale));
+    asm("" : "+m"(sums));
+  }
+  __m512 Of(int part) const { return _mm512_set1_ps(sums[part]); }
+};
 
 // ----------------------------------------------------------------------------------------------------------------- one row
 
@@ -95,12 +107,14 @@ inline void FusedTile(const std::byte* codes, const std::byte* entries, const st
       AddProducts<Kernel, t>(codes + at, scales, CodesOf(block), dots);
       if constexpr (Form::kParts == 1) dots[0] = _mm512_add_epi32(dots[0], dots[1]);
       const __m512 row_scale = _mm512_set1_ps(*in_scale);
+      SumsOfParts<Form> part_sums;
+      part_sums.Set(block);
 #pragma GCC unroll 2
       for (int part = 0; part < Form::kParts; ++part) {
         acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[part]), _mm512_mul_ps(scale[part].v, row_scale), acc);
         if constexpr (Form::kMins) {
           const __m512 minimum = _mm512_mul_ps(min[part].v, _mm512_set1_ps(1.0f / 128));
-          acc = _mm512_fmadd_ps(SumOfPart(offsets + part, in_scale), minimum, acc);
+          acc = _mm512_fmadd_ps(part_sums.Of(part), minimum, acc);
         }
       }
     });
@@ -172,6 +186,9 @@ void PanelBlocks(const std::byte* codes, const std::byte* scales, int64_t num_bl
     for (int64_t i = 0; i < ahead.bytes; i += 64) _mm_prefetch(ahead.from + block * ahead.bytes + i, _MM_HINT_T1);
     const std::byte* weights = codes + block * kPanelTiles * kGroups * 64;
     const std::byte* vectors = scales + block * kPanelTiles * Form::kVectors * 64;
+    SumsOfParts<Form> part_sums[kTokens];
+#pragma GCC unroll 8
+    for (int t = 0; t < kTokens; ++t) part_sums[t].Set(rows[t] + block * kBlockBytes);
 #pragma GCC unroll 2
     for (int part = 0; part < Form::kParts; ++part) {
       __m512i dots[kPanelTiles][kTokens];
@@ -204,7 +221,7 @@ void PanelBlocks(const std::byte* codes, const std::byte* scales, int64_t num_bl
           acc[tile][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[tile][t]), product, acc[tile][t]);
           if constexpr (Form::kMins) {
             const __m512 minimum = _mm512_load_ps(mine + Form::kParts * 64);
-            acc[tile][t] = _mm512_fmadd_ps(SumOfPart(OffsetOf(in, Form::kKind) + part, in_scale), minimum, acc[tile][t]);
+            acc[tile][t] = _mm512_fmadd_ps(part_sums[t].Of(part), minimum, acc[tile][t]);
           }
         }
       }

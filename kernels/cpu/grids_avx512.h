@@ -7,15 +7,17 @@
 // is two planes of packed bytes. A look-up in a plane of N entries is N / 64 vpermb, merged by masks of the index bits above six.
 // Signs (IQ1: the shift's) then join the packed bytes, and one vpermb for each number turns its level and its sign into a byte.
 //
-//   vpermb for a tile of 16 x 32, which one port takes (Intel: port 5), and what else that port has, about:
+// Instructions for a tile of 16 x 32 and one row, as GCC 12 makes them. Intel has one port for shuffles, which is one of two for
+// vectors of 512 bits: no tile takes fewer cycles than its shuffles, nor than half of its instructions on vectors.
 //
-//               plane look-ups    levels    beside    bound, cycles
-//     IQ2_XXS        2 x   4         8         4           20
-//     IQ2_XS         2 x   8         8         4           28
-//     IQ2_S          2 x  16         8         4           44
-//     IQ3_XXS    2 x 2 x   4         8         7           31
-//     IQ3_S      2 x 2 x   8         8         7           47
-//     IQ1_S/_M       2 x  32         8         4           76
+//               plane look-ups   all vpermb   shuffles   on vectors   bound, cycles
+//     IQ2_XXS       2 x   4          17           22           63           32
+//     IQ2_XS        2 x   8          26           31          106           53
+//     IQ2_S         2 x  16          42           48          122           61
+//     IQ3_XXS   2 x 2 x   4          25           33           79           39
+//     IQ3_S     2 x 2 x   8          41           49          100           50
+//     IQ1_S         2 x  32          73           78          124           78
+//     IQ1_M         2 x  32          74           79          156           79
 //
 // The bytes of a register are then one place of several entries, not neighbouring columns. A product of one row moves the
 // activations to match (kOrder); for several rows the registers are transposed, once.
@@ -304,6 +306,10 @@ struct Iq1MCodes : PlaneCodes<Iq1MCodes, EightOfIndex<0, 1, 2, 3>, 9> {
 // ----------------------------------------------------------------------------------------------------------------- IQ3
 
 constexpr int kTripleBits[] = {0, 5};
+template <const auto& kLevels>
+struct TripleTables {
+  static constexpr Plane<64> kEven = SignedLevels(kLevels, 0, 3), kOdd = SignedLevels(kLevels, 3, 2);
+};
 
 // Two words of indices, and a word with the sign of column c in bit c. A packed byte has levels in bits 0 to 2 and 5 to 7 and
 // takes their signs between them.
@@ -311,7 +317,7 @@ template <const auto& kGrid, const auto& kLevels, int kHighBits>
 inline void ReadIq3(const __m512i (&words)[2], const __mmask64* high, __m512i signs, __m512i (&planes)[2][4]) {
   static constexpr auto kFirst = PackedPlane(kGrid, kLevels, 0, kTripleBits),
                         kSecond = PackedPlane(kGrid, kLevels, 2, kTripleBits);
-  static constexpr Plane<64> kEven = SignedLevels(kLevels, 0, 3), kOdd = SignedLevels(kLevels, 3, 2);
+  using Tables = TripleTables<kLevels>;
   const __m512i between = _mm512_set1_epi8(0x18);
   Unroll<2>([&]<int q>() {
     const Indices indices(words[q]);
@@ -320,8 +326,8 @@ inline void ReadIq3(const __m512i (&words)[2], const __mmask64* high, __m512i si
       const __m512i packed = Find<kHighBits>(i == 0 ? kFirst : kSecond, indices, high + q);
       const __m512i here = i == 0 ? of_group : _mm512_srli_epi16(of_group, 2);
       const __m512i both = _mm512_ternarylogic_epi32(packed, here, between, 0xF8);
-      planes[q][2 * i] = _mm512_permutexvar_epi8(both, PartOf(kEven, 0));
-      planes[q][2 * i + 1] = _mm512_permutexvar_epi8(_mm512_srli_epi16(both, 2), PartOf(kOdd, 0));
+      planes[q][2 * i] = _mm512_permutexvar_epi8(both, PartOf(Tables::kEven, 0));
+      planes[q][2 * i + 1] = _mm512_permutexvar_epi8(_mm512_srli_epi16(both, 2), PartOf(Tables::kOdd, 0));
     });
   });
 }
