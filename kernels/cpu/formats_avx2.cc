@@ -17,8 +17,9 @@ ProductFunction FormatProductAvx2(DType) { return nullptr; }
 
 #include "kernels/cpu/int_simd_avx2.h"
 #include "kernels/cpu/product_parts.h"
-#include "kernels/cpu/readers_of_grids.h"
-// Behind it.
+// Behind them.
+#include "kernels/cpu/grids_avx2.h"
+// Behind that.
 #include "kernels/cpu/readers_of_formats.h"
 
 namespace ferry {
@@ -32,11 +33,6 @@ constexpr int DepthOf(int max_byte) {
   const int pairs = 32767 / (2 * 127 * max_byte);
   return pairs >= 4 ? 4 : pairs >= 2 ? 2 : 1;
 }
-
-// A tile ready for products: unsigned codes, or sizes beside the signed codes.
-struct Weights {
-  I32x16 codes[kGroups], sizes[kGroups];
-};
 
 inline __m256i HalfOf(const I32x16& a, int half) { return half == 0 ? a.lo : a.hi; }
 inline __m256 HalfOf(const F32x16& a, int half) { return half == 0 ? a.lo : a.hi; }
@@ -95,42 +91,125 @@ inline void AddTile(const Weights& w, const F32x16 (&scale)[2], const F32x16 (&m
   }
 }
 
-template <DType kType>
-void Product(const PanelProduct& p) {
+template <typename Codes>
+constexpr bool kFinds = requires {
+  Codes::kFinds;
+};
+
+// What readers of codes ask of a tile's scales.
+struct Shifts {
+  I32x16 bits[2];
+  template <int>
+  const I32x16& Shifted(int half) const {
+    return bits[half];
+  }
+};
+
+// Whether a tile takes so many instructions that a loop of an entry's eight tiles would leave the processor's cache of decoded
+// ones, or that of instructions altogether (docs/tried.md).
+template <typename Codes>
+constexpr bool IsLarge() {
+  if constexpr (requires { Codes::kEntries; }) return Codes::kEntries > 32;
+  return kFinds<Codes>;
+}
+
+// `found` is what Codes::Find found.
+template <typename Kernel>
+inline void ReadTile(const std::byte* tile, const std::byte* found, const Shifts& shifts, Weights& w) {
+  using Codes = typename Kernel::Codes;
+  if constexpr (kFinds<Codes>) {
+    Codes::Read(tile, found, w);
+  } else {
+    Codes::template Read<0>(tile, shifts, w.codes);
+    if constexpr (Codes::kSigned) {
+      for (int g = 0; g < kGroups; ++g) w.sizes[g] = {_mm256_abs_epi8(w.codes[g].lo), _mm256_abs_epi8(w.codes[g].hi)};
+    }
+  }
+}
+// Which rows of activations, and which of the tiles along the columns.
+struct Place {
+  int64_t first_row, num_rows, block;
+};
+struct Scaling {
+  F32x16 scale[2], min[2];
+};
+template <typename Kernel>
+inline void AddOneRow(const std::byte* tile, const std::byte* found, const Shifts& shifts, const Scaling& scaling,
+                      const std::byte* in, float* sums) {
+  Weights w;
+  ReadTile<Kernel>(tile, found, shifts, w);
+  AddTile<Kernel>(w, scaling.scale, scaling.min, in, sums);
+}
+template <typename Kernel>
+[[gnu::noinline, gnu::flatten]] void AddOneRowApart(const std::byte* tile, const std::byte* found, const Shifts& shifts,
+                                                    const Scaling& scaling, const std::byte* in, float* sums) {
+  AddOneRow<Kernel>(tile, found, shifts, scaling, in, sums);
+}
+template <typename Kernel>
+[[gnu::noinline, gnu::flatten]] void AddRows(const std::byte* tile, const std::byte* found, const Shifts& shifts,
+                                             const Scaling& scaling, const PanelProduct& p, const Place& at, float* sums) {
+  Weights w;
+  ReadTile<Kernel>(tile, found, shifts, w);
+  for (int64_t i = 0; i < at.num_rows; ++i) {
+    const std::byte* in = RowAt(p, at.first_row + i) + at.block * BlockBytes(Kernel::FormOf::kKind);
+    AddTile<Kernel>(w, scaling.scale, scaling.min, in, sums + i * kLanes);
+  }
+}
+template <typename Kernel>
+[[gnu::noinline, gnu::flatten]] void FindTile(const std::byte* tile, std::byte* found) {
+  Kernel::Codes::Find(tile, found);
+}
+
+// sums [num_rows][16] += tile kTile of an entry times rows of activations.
+using Found = std::byte[2][kEntryBytesOfTile];
+template <typename Kernel, int kTile, bool kOneRow>
+inline void AddTileOfEntry(const PanelProduct& p, const Place& at, const std::byte* tile, const typename Kernel::Scales& scales,
+                           Found& found, float* sums) {
+  using Form = typename Kernel::FormOf;
+  using Codes = typename Kernel::Codes;
+  Scaling scaling;
+  scales.template At<kTile>(tile, scaling.scale, scaling.min);
+  if constexpr (Form::kMins) {
+    for (int part = 0; part < Form::kParts; ++part) scaling.min[part] = scaling.min[part] * F32x16::Broadcast(1.0f / 128);
+  }
+  Shifts shifts;
+  if constexpr (requires { scales.template Shifted<kTile>(0); }) {
+    for (int half = 0; half < 2; ++half) shifts.bits[half] = scales.template Shifted<kTile>(half);
+  }
+  if constexpr (kFinds<Codes>) {
+    static_assert(Kernel::kTilesPerScale % 2 == 0);
+    if (at.block + 1 < p.num_blocks) FindTile<Kernel>(tile + Kernel::kTileBytes, found[(kTile + 1) % 2]);
+  }
+  if constexpr (kOneRow) {
+    const std::byte* in = RowAt(p, 0) + at.block * BlockBytes(Form::kKind);
+    if constexpr (IsLarge<Codes>()) return AddOneRowApart<Kernel>(tile, found[kTile % 2], shifts, scaling, in, sums);
+    AddOneRow<Kernel>(tile, found[kTile % 2], shifts, scaling, in, sums);
+  } else {
+    AddRows<Kernel>(tile, found[kTile % 2], shifts, scaling, p, at, sums);
+  }
+}
+
+template <DType kType, bool kOneRow>
+[[gnu::flatten]] void ProductOf(const PanelProduct& p) {
   using K = Kernel<kType>;
-  using Form = typename K::FormOf;
   float* const sums = reinterpret_cast<float*>(p.scratch);  // [kChunkRows][16], lanes transposed
+  alignas(32) Found found;
   const int64_t num_entries = p.num_blocks / K::kTilesPerScale;
   for (int64_t tile_number = 0; tile_number * kLanes < p.num_outputs; ++tile_number) {
     const std::byte* codes = p.codes + tile_number * p.num_blocks * K::kTileBytes;
     const std::byte* entries = p.scales + tile_number * num_entries * K::kEntryBytes;
     const std::byte* headers = p.row_headers + tile_number * K::kHeaderBytes;
     for (int64_t first_row = 0; first_row < p.num_rows; first_row += kChunkRows) {
-      const int64_t num_rows = p.num_rows - first_row < kChunkRows ? p.num_rows - first_row : kChunkRows;
+      const int64_t left = p.num_rows - first_row, num_rows = kOneRow ? 1 : left < kChunkRows ? left : kChunkRows;
       for (int64_t i = 0; i < num_rows * kLanes; i += 8) _mm256_storeu_ps(sums + i, _mm256_setzero_ps());
+      if constexpr (kFinds<typename K::Codes>) FindTile<K>(codes, found[0]);
       for (int64_t e = 0; e < num_entries; ++e) {
         const typename K::Scales scales(entries + e * K::kEntryBytes, headers);
         Unroll<K::kTilesPerScale>([&]<int t>() {
           const int64_t block = e * K::kTilesPerScale + t;
           const std::byte* stored = codes + block * K::kTileBytes;
           for (int i = 0; i < K::kTileBytes; i += 64) _mm_prefetch(stored + kPrefetchBytes + i, _MM_HINT_T0);
-          Weights w;
-          F32x16 scale[2], min[2];
-          K::Codes::template Read<t>(stored, scales, w.codes);
-          scales.template At<t>(stored, scale, min);
-          if constexpr (K::Codes::kSigned) {
-            for (int g = 0; g < kGroups; ++g) {
-              w.sizes[g] = {_mm256_abs_epi8(w.codes[g].lo), _mm256_abs_epi8(w.codes[g].hi)};
-            }
-          }
-          if constexpr (Form::kMins) {
-            for (int part = 0; part < Form::kParts; ++part) min[part] = min[part] * F32x16::Broadcast(1.0f / 128);
-          }
-          for (int64_t i = 0; i < num_rows; ++i) {
-            const int64_t in_row = p.in_rows == nullptr ? first_row + i : p.in_rows[first_row + i];
-            const std::byte* in = p.in->blocks + in_row * p.in->row_stride + block * BlockBytes(Form::kKind);
-            AddTile<K>(w, scale, min, in, sums + i * kLanes);
-          }
+          AddTileOfEntry<K, t, kOneRow>(p, {first_row, num_rows, block}, stored, scales, found, sums);
         });
       }
       for (int64_t i = 0; i < num_rows; ++i) {
@@ -141,6 +220,12 @@ void Product(const PanelProduct& p) {
       StoreTile(p, first_row, num_rows, tile_number, sums, kLanes);
     }
   }
+}
+
+template <DType kType>
+void Product(const PanelProduct& p) {
+  if (p.num_rows == 1) return ProductOf<kType, true>(p);
+  ProductOf<kType, false>(p);
 }
 
 }  // namespace

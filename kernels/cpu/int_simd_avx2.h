@@ -32,6 +32,8 @@ struct I32x16 {
 
 // Products take the sign of a weight apart, so signed ones are as they are.
 constexpr int kSignedBias = 0;
+// Smaller ones go unsigned, which spares their sizes and the activations' signs.
+constexpr int kLargestUnsigned = 63;
 
 template <int kBits>
 inline I32x16 Shift(I32x16 a) {
@@ -56,7 +58,15 @@ inline I32x16 SpreadByte(I32x16 a) {
 }
 inline F32x16 ToFloats(I32x16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
 
-// Sixteen entries at a time, chosen among by the bits above four.
+// Adds kNumber to the bytes of four registers, in the lanes whose number, 0 or 1, is 1.
+template <int kNumber>
+inline void AddWhere(I32x16 bit, I32x16* w) {
+  const I32x16 number = ShiftRightSigned<31>(Shift<31>(bit)) & I32x16::BroadcastByte(kNumber);
+  for (int g = 0; g < 4; ++g) w[g] = AddBytes(w[g], number);
+}
+
+// By numbers below kEntries; of 16 entries, by the lowest four bits of each byte. A shuffle of sixteen entries gives 0 where an
+// index has its top bit, so each sixteen take indices from which other codes are shifted out of range.
 template <int kEntries>
 struct ByteTable {
   static constexpr int kParts = kEntries / 16;
@@ -67,13 +77,13 @@ struct ByteTable {
     }
   }
   __m256i Find(__m256i codes) const {
-    const __m256i low = _mm256_and_si256(codes, _mm256_set1_epi8(15));
-    __m256i found = _mm256_shuffle_epi8(parts[0], low);
-    if constexpr (kParts == 1) return found;
-    const __m256i part = _mm256_and_si256(codes, _mm256_set1_epi8(static_cast<char>(kEntries - 16)));
+    if constexpr (kParts == 1) return _mm256_shuffle_epi8(parts[0], _mm256_and_si256(codes, _mm256_set1_epi8(15)));
+    const __m256i beyond = _mm256_set1_epi8(0x70);  // what is more than 15 gets the top bit
+    __m256i found = _mm256_shuffle_epi8(parts[0], _mm256_adds_epu8(codes, beyond));
     for (int i = 1; i < kParts; ++i) {
-      const __m256i here = _mm256_cmpeq_epi8(part, _mm256_set1_epi8(static_cast<char>(16 * i)));
-      found = _mm256_blendv_epi8(found, _mm256_shuffle_epi8(parts[i], low), here);
+      __m256i here = _mm256_sub_epi8(codes, _mm256_set1_epi8(static_cast<char>(16 * i)));
+      if (i + 1 < kParts) here = _mm256_adds_epu8(here, beyond);
+      found = _mm256_or_si256(found, _mm256_shuffle_epi8(parts[i], here));
     }
     return found;
   }

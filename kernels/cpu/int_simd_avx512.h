@@ -33,6 +33,7 @@ struct I32x16 {
 
 // Products take weights as unsigned bytes, so signed ones are 128 too large.
 constexpr int kSignedBias = 128;
+constexpr int kLargestUnsigned = 0;
 
 // kBits to the left, or to the right where negative, in each lane.
 template <int kBits>
@@ -56,6 +57,14 @@ inline I32x16 SpreadByte(I32x16 a) {
   return {_mm512_shuffle_epi8(a.v, _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12)))};
 }
 inline F32x16 ToFloats(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+
+// Adds kNumber to the bytes of four registers, in the lanes whose number, 0 or 1, is 1. Biased levels are unsigned: no byte
+// carries.
+template <int kNumber>
+inline void AddWhere(I32x16 bit, I32x16* w) {
+  const __mmask16 here = _mm512_test_epi32_mask(bit.v, bit.v);
+  for (int g = 0; g < 4; ++g) w[g].v = _mm512_mask_add_epi32(w[g].v, here, w[g].v, _mm512_set1_epi8(kNumber));
+}
 
 // A table of bytes, 16, 32 or 64 of them, by the lowest four, five or six bits of each byte of `codes`, whatever lies above.
 template <int kEntries>

@@ -51,6 +51,7 @@ struct I32x16 {
 
 // Products take signed weights as they are.
 constexpr int kSignedBias = 0;
+constexpr int kLargestUnsigned = 0;
 
 template <int kBits>
 inline I32x16 Shift(const I32x16& a) {
@@ -80,6 +81,13 @@ inline I32x16 SpreadByte(const I32x16& a) {
 }
 inline F32x16 ToFloats(const I32x16& a) {
   return F32x16::Each([&](int i) { return vcvtq_f32_s32(a.Signed(i)); });
+}
+
+// Adds kNumber to the bytes of four registers, in the lanes whose number, 0 or 1, is 1.
+template <int kNumber>
+inline void AddWhere(const I32x16& bit, I32x16* w) {
+  const I32x16 number = ShiftRightSigned<31>(Shift<31>(bit)) & I32x16::BroadcastByte(kNumber);
+  for (int g = 0; g < 4; ++g) w[g] = AddBytes(w[g], number);
 }
 
 // TBL looks up to 64 bytes up at once, and gives 0 where an index is larger.

@@ -12,6 +12,7 @@
 // turn.
 
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <utility>
@@ -106,21 +107,28 @@ struct PlainCodes {
   }
 };
 
-// A table's levels, repeated to at least 16 entries, with the bias of this instruction set's products.
-template <const auto& kLevels>
+// Where an instruction set multiplies unsigned codes with fewer instructions (kLargestUnsigned of int_simd_*.h), levels that are
+// small enough are made unsigned: kZero too large.
+template <int kLargest>
+struct LevelCodes {
+  static constexpr bool kSigned = kLargest > kLargestUnsigned;
+  static constexpr int kZero = kSigned ? 0 : static_cast<int>(std::bit_ceil(static_cast<unsigned>(kLargest)));
+  static constexpr int kMaxByte = kZero + kLargest;
+  static constexpr int kBias = kSigned ? kSignedBias : kZero;
+};
+// A table's levels, repeated to at least 16 entries, with a bias.
+template <const auto& kLevels, int kBias>
 constexpr auto BiasedLevels() {
   constexpr size_t kEntries = kLevels.size() < 16 ? 16 : kLevels.size();
   std::array<int8_t, kEntries> levels{};
-  for (size_t i = 0; i < kEntries; ++i) levels[i] = static_cast<int8_t>(kLevels[i % kLevels.size()] + kSignedBias);
+  for (size_t i = 0; i < kEntries; ++i) levels[i] = static_cast<int8_t>(kLevels[i % kLevels.size()] + kBias);
   return levels;
 }
 
 // Levels of a table; kShift is added where the scales' Shifted<kTile>(half) has a 1.
 template <int kBits, const auto& kLevels, int kLargest, int kShift = 0>
-struct TableCodes {
-  static constexpr bool kSigned = true;
-  static constexpr int kZero = 0;
-  static constexpr int kMaxByte = kLargest;
+struct TableCodes : LevelCodes<kLargest> {
+  static constexpr int kEntries = static_cast<int>(kLevels.size());
 
   template <int kTile, typename Scales>
   static void Read(const std::byte* tile, const Scales& scales, I32x16 (&w)[kGroups]) {
@@ -133,30 +141,17 @@ struct TableCodes {
   }
   template <int kTile, typename Scales>
   static void LookUp(const Scales& scales, I32x16 (&w)[kGroups]) {
-    static constexpr auto kBiased = BiasedLevels<kLevels>();
+    static constexpr auto kBiased = BiasedLevels<kLevels, LevelCodes<kLargest>::kBias>();
     const ByteTable<static_cast<int>(kBiased.size())> table(kBiased.data());
     Unroll<kGroups>([&]<int g>() { w[g] = table[w[g]]; });
     if constexpr (kShift > 0) {
-      // The bit of a row, 0 or 1, in each of its bytes and times the shift.
-      Unroll<2>([&]<int half>() {
-        const I32x16 bit = scales.template Shifted<kTile>(half);
-        const I32x16 shift = SpreadByte(bit) & I32x16::BroadcastByte(1);
-        I32x16 times = shift;
-        if constexpr (kShift == 2) times = Shift<1>(shift);
-        if constexpr (kShift == 4) times = Shift<2>(shift);
-        if constexpr (kShift == 5) times = Shift<2>(shift) | shift;
-        Unroll<4>([&]<int g>() { w[4 * half + g] = AddBytes(w[4 * half + g], times); });
-      });
+      Unroll<2>([&]<int half>() { AddWhere<kShift>(scales.template Shifted<kTile>(half), w + 4 * half); });
     }
   }
 };
 
 // IQ4_KSS: the nibbles are a Gray code of 15 bits above the lowest one of each 16.
-struct GrayCodes {
-  static constexpr bool kSigned = true;
-  static constexpr int kZero = 0;
-  static constexpr int kMaxByte = 128;
-
+struct GrayCodes : LevelCodes<128> {
   // The table's shift is the lowest bit of the first word.
   struct ShiftOfWord {
     I32x16 word;
@@ -185,15 +180,12 @@ constexpr std::array<int8_t, 32> Iq2KlLevels() {
   for (size_t i = 0; i < levels.size(); ++i) levels[i] = static_cast<int8_t>(kIq2KlPairs[i] >> kShiftRight & 255);
   return levels;
 }
-struct Iq2KlCodes {
-  static constexpr bool kSigned = true;
-  static constexpr int kZero = 0;
-  static constexpr int kMaxByte = 63;
+struct Iq2KlCodes : LevelCodes<63> {
   static constexpr std::array<int8_t, 32> kFirst = Iq2KlLevels<0>(), kSecond = Iq2KlLevels<8>();
 
   template <int kTile, typename Scales>
   static void Read(const std::byte* tile, const Scales&, I32x16 (&w)[kGroups]) {
-    static constexpr auto kBiasedFirst = BiasedLevels<kFirst>(), kBiasedSecond = BiasedLevels<kSecond>();
+    static constexpr auto kBiasedFirst = BiasedLevels<kFirst, kBias>(), kBiasedSecond = BiasedLevels<kSecond, kBias>();
     const ByteTable<32> first(kBiasedFirst.data()), second(kBiasedSecond.data());
     const I32x16 even = I32x16::Broadcast(0x00FF00FF), odd = I32x16::Broadcast(static_cast<int32_t>(0xFF00FF00));
     I32x16 nibbles[2];

@@ -200,51 +200,55 @@ struct ShiftedSixteenths {
     return half == 0 ? BitsOf<2 * kTile, 1>(extra) : BitsOf<2 * kTile + 1, 1>(extra);
   }
 };
-struct Iq2KScales : ShiftedSixteenths {
+// Their scales: sixteen signed bytes, those of half h of tiles 4q to 4q + 3 in word 2q + h.
+struct ScalesByHalf : ShiftedSixteenths {
   F32x16 d;
-  I32x16 nibbles[2];
-  Iq2KScales(const std::byte* entry, const std::byte*) : d(LoadHalf(entry)) {
-    extra = LoadShort(entry + 2 * kTileRows);
-    nibbles[0] = LoadWord(entry + 4 * kTileRows), nibbles[1] = LoadWord(entry + 8 * kTileRows);
-  }
+  I32x16 scales[4];
   template <int kTile>
   void At(const std::byte*, F32x16 (&scale)[2], F32x16 (&)[2]) const {
-    const I32x16 zero = I32x16::Broadcast(-8);
-    scale[0] = Times(d, NibbleOf<kTile, 0>(nibbles) + zero);
-    scale[1] = Times(d, NibbleOf<kTile, 1>(nibbles) + zero);
+    Unroll<2>([&]<int half>() { scale[half] = Times(d, SignedByteOf<kTile % 4>(scales[kTile / 4 * 2 + half])); });
+  }
+  // From two words of nibbles, the halves of a tile in one byte.
+  void SetNibbles(const std::byte* field) {
+    const I32x16 nibble = I32x16::BroadcastByte(15);
+    for (int q = 0; q < 2; ++q) {
+      const I32x16 word = LoadWord(field + 4 * q * kTileRows);
+      scales[2 * q] = word & nibble, scales[2 * q + 1] = Shift<-4>(word) & nibble;
+    }
   }
 };
-struct Iq3KScales : ShiftedSixteenths {
-  F32x16 d;
-  I32x16 negative, nibbles[2];
-  Iq3KScales(const std::byte* entry, const std::byte*) : d(LoadHalf(entry)) {
-    extra = LoadShort(entry + 2 * kTileRows), negative = LoadShort(entry + 4 * kTileRows);
-    nibbles[0] = LoadWord(entry + 6 * kTileRows), nibbles[1] = LoadWord(entry + 10 * kTileRows);
+struct Iq2KScales : ScalesByHalf {
+  Iq2KScales(const std::byte* entry, const std::byte*) {
+    d = LoadHalf(entry), extra = LoadShort(entry + 2 * kTileRows);
+    SetNibbles(entry + 4 * kTileRows);
+    for (I32x16& four : scales) four = SubBytes(four, I32x16::BroadcastByte(8));
   }
-  template <int kTile>
-  void At(const std::byte*, F32x16 (&scale)[2], F32x16 (&)[2]) const {
-    Unroll<2>([&]<int half>() {
-      const I32x16 size = OddOf(NibbleOf<kTile, half>(nibbles));
-      // Negated by two's complement where the bit is set.
-      const I32x16 mask = ShiftRightSigned<31>(Shift<31 - (2 * kTile + half)>(negative));
-      scale[half] = Times(d, (size ^ mask) + BitsOf<2 * kTile + half, 1>(negative));
+};
+struct Iq3KScales : ScalesByHalf {
+  Iq3KScales(const std::byte* entry, const std::byte*) {
+    d = LoadHalf(entry), extra = LoadShort(entry + 2 * kTileRows);
+    const I32x16 negative = LoadShort(entry + 4 * kTileRows), one = I32x16::BroadcastByte(1);
+    SetNibbles(entry + 6 * kTileRows);
+    Unroll<4>([&]<int i>() {
+      // 2n + 1, negated where bit 2 * tile + half is set.
+      const I32x16 bits = I32x16::Broadcast(static_cast<int32_t>(0x40100401u << i % 2));
+      const I32x16 mask = NonZeroBytes(SpreadByte(Shift<-8 * (i / 2)>(negative)) & bits);
+      scales[i] = SubBytes((Shift<1>(scales[i]) | one) ^ mask, mask);
     });
   }
 };
 // IQ4_K, IQ5_K: nibbles, and high pairs in a word, less 32.
-struct Iq4KScales : ShiftedSixteenths {
-  F32x16 d;
-  I32x16 high, nibbles[2];
-  Iq4KScales(const std::byte* entry, const std::byte*) : d(LoadHalf(entry)) {
-    extra = LoadShort(entry + 2 * kTileRows), high = LoadWord(entry + 4 * kTileRows);
-    nibbles[0] = LoadWord(entry + 8 * kTileRows), nibbles[1] = LoadWord(entry + 12 * kTileRows);
-  }
-  template <int kTile>
-  void At(const std::byte*, F32x16 (&scale)[2], F32x16 (&)[2]) const {
-    Unroll<2>([&]<int half>() {
-      const I32x16 low = NibbleOf<kTile, half>(nibbles);
-      const I32x16 six = low | Shift<4>(BitsOf<2 * (2 * kTile + half), 2>(high));
-      scale[half] = Times(d, six + I32x16::Broadcast(-32));
+struct Iq4KScales : ScalesByHalf {
+  Iq4KScales(const std::byte* entry, const std::byte*) {
+    d = LoadHalf(entry), extra = LoadShort(entry + 2 * kTileRows);
+    const I32x16 high = LoadWord(entry + 4 * kTileRows);
+    SetNibbles(entry + 8 * kTileRows);
+    Unroll<2>([&]<int q>() {
+      // The two pairs of a tile, four bits, apart in bytes.
+      const I32x16 sixteen = BitsOf<16 * q, 16>(high), bytes = (sixteen | Shift<8>(sixteen)) & I32x16::Broadcast(0x00FF00FF);
+      const I32x16 pairs = bytes | Shift<4>(bytes), two = I32x16::BroadcastByte(48), zero = I32x16::BroadcastByte(32);
+      scales[2 * q] = SubBytes(OrAnd(scales[2 * q], Shift<4>(pairs), two), zero);
+      scales[2 * q + 1] = SubBytes(OrAnd(scales[2 * q + 1], Shift<2>(pairs), two), zero);
     });
   }
 };

@@ -69,6 +69,32 @@ INSTANTIATE_TEST_SUITE_P(Cpu, CpuFormatTest, testing::ValuesIn(EachIsaAndFormat(
   return std::string(NameOf(info.param.isa)) + "_" + std::string(NameOf(info.param.dtype));
 });
 
+// Both fuse multiply-adds and add in one order, however they look codes up.
+TEST(CpuFormats, Avx2AndAvx512GiveTheSameBits) {
+  constexpr int64_t kRows = 37, kCols = 1024, kTokens = 7;
+  if (!SelectKernels("avx2").ok() || !SelectKernels("avx512").ok()) GTEST_SKIP() << "no AVX-512 or AVX2";
+  BackendOptions options;
+  options.num_threads = 1;
+  options.pin_threads = false;
+  options.isa = "avx2";
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Ops> avx2, CreateCpuOps(options));
+  options.isa = "avx512";
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Ops> avx512, CreateCpuOps(options));
+  std::vector<float> in = RandomFloats(kTokens * kCols, 71);
+  ForEachFormat([&]<DType kType>() {
+    if (!Format<kType>::kInteger) return;
+    SCOPED_TRACE(NameOf(kType));
+    const OwnedTiledMatrix weight = RandomTiledMatrix(kType, kRows, kCols, 73);
+    for (const int64_t tokens : {int64_t{1}, kTokens}) {
+      std::vector<float> got(tokens * kRows), want(tokens * kRows);
+      const Tensor rows = TensorOf(in, kTokens, kCols).Rows(0, tokens);
+      ASSERT_OK(avx512->MatMul(rows, weight.matrix, nullptr, TensorOf(got, tokens, kRows), false));
+      ASSERT_OK(avx2->MatMul(rows, weight.matrix, nullptr, TensorOf(want, tokens, kRows), false));
+      EXPECT_TRUE(SameBits(got, want)) << tokens << " rows";
+    }
+  });
+}
+
 // Gate, up and down of one expert may be of three types.
 TEST(CpuFormats, ExpertsMixTypes) {
   constexpr int64_t kEmbd = 512, kFf = 256, kTokens = 7;
