@@ -11,6 +11,7 @@
 #include "cli/client.h"
 #include "cli/commands.h"
 #include "cli/plan_choices.h"
+#include "cli/plan_hosts.h"
 #include "cli/prompt.h"
 #include "common/byte_size.h"
 #include "common/command_line.h"
@@ -19,7 +20,6 @@
 namespace ferry {
 namespace {
 
-constexpr double kMaxRate = 1e18;  // bytes or operations a second
 constexpr double kGiB = 1 << 30;
 constexpr size_t kMaxGpus = 64;  // as many as workers
 
@@ -27,6 +27,7 @@ struct PlanOptions {
   ModelOptions model;
   std::string prompts = "512,2048,4096";
   bool json = false;
+  std::string hosts;  // a file that describes a cluster; empty: one machine
   MachineByHand machine;
 };
 
@@ -40,19 +41,6 @@ absl::StatusOr<std::vector<int64_t>> ParseSizes(const std::string& text) {
   }
   if (sizes.size() > kMaxGpus) return InvalidArgument("a list of %d sizes, want at most %d", sizes.size(), kMaxGpus);
   return sizes;
-}
-
-// Bytes a second: "25e9", "25GB", "25.5 GB/s".
-absl::StatusOr<double> ParseRate(const std::string& text) {
-  const std::string spaceless = absl::StrReplaceAll(text, {{" ", ""}});
-  const absl::string_view number = absl::StripSuffix(spaceless, "/s");
-  const size_t unit = number.find_last_of("0123456789.") + 1;  // npos + 1 is 0: no digit
-  const absl::StatusOr<double> count = ParseDecimal(std::string(number.substr(0, unit)), 0, kMaxRate);
-  const absl::StatusOr<int64_t> scale = unit == number.size() ? 1 : ParseByteSize("1" + std::string(number.substr(unit)));
-  if (!count.ok() || !scale.ok() || *count * static_cast<double>(*scale) > kMaxRate) {
-    return InvalidArgument("'%s', want bytes a second such as 25GB/s or 25e9, at most %g", text, kMaxRate);
-  }
-  return *count * static_cast<double>(*scale);
 }
 
 CLI::Option* AddRate(CLI::App& app, const std::string& names, double& target, const std::string& help) {
@@ -245,6 +233,12 @@ void PrintJson(const PlanResult& plan) {
 
 absl::Status Plan(const PlanOptions& options) {
   ASSIGN_OR_RETURN(const std::vector<int64_t> lengths, ParseLengths("-p", options.prompts));
+  const MachineByHand& by_hand = options.machine;
+  const bool rates_by_hand = by_hand.host_read > 0 || by_hand.host_flops > 0 || by_hand.link > 0 || by_hand.gpu_flops > 0;
+  if (!options.hosts.empty() && (rates_by_hand || by_hand.host_bytes > 0 || !by_hand.gpu_bytes.empty())) {
+    return InvalidArgument("--hosts describes every host's memory and rates: leave out the flags that give them");
+  }
+  if (!options.hosts.empty()) return PlanHosts(options.model, options.hosts, lengths, options.json);
   ASSIGN_OR_RETURN(const PlannedMachine machine, PlannedMachineOf(options.model, options.machine));
   ASSIGN_OR_RETURN(const std::unique_ptr<PredictedModel> model,
                    PredictedModel::Open(options.model, static_cast<int>(machine.devices.size()), machine.SmallestGpu()));
@@ -294,7 +288,11 @@ Command AddPlan(CLI::App& app) {
                            return absl::OkStatus();
                          })
       ->group(memory);
+  AddText(app, "--hosts", options->hosts,
+          "file that describes the hosts of a cluster, as JSON (docs/cluster.md): plans for them, with what to type on each")
+      ->group(memory);
   app.footer(Examples({"ferry plan -m model.gguf                       this machine",
+                       "ferry plan -m model.gguf --hosts cluster.json  a cluster that is not here",
                        "ferry plan -m model.gguf --gpu-memory 24GiB --workers 2 --host-memory 128GiB --host-rate 80GB/s"}));
   return [options] { return Plan(*options); };
 }

@@ -4,10 +4,13 @@
 #include <memory>
 
 #include "absl/strings/numbers.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "cli/late_word.h"
 #include "common/byte_size.h"
 #include "common/host_memory.h"
+#include "common/number.h"
 #include "coordinator/planning/rates_file.h"
 #include "kernels/ops.h"
 
@@ -118,6 +121,18 @@ absl::StatusOr<FoundRates> KeptOrMeasured(const ModelOptions& options, const Pre
 }
 
 }  // namespace
+
+absl::StatusOr<double> ParseRate(const std::string& text) {
+  const std::string spaceless = absl::StrReplaceAll(text, {{" ", ""}});
+  const absl::string_view number = absl::StripSuffix(spaceless, "/s");
+  const size_t unit = number.find_last_of("0123456789.") + 1;  // npos + 1 is 0: no digit
+  const absl::StatusOr<double> count = ParseDecimal(std::string(number.substr(0, unit)), 0, kMaxRate);
+  const absl::StatusOr<int64_t> scale = unit == number.size() ? 1 : ParseByteSize("1" + std::string(number.substr(unit)));
+  if (!count.ok() || !scale.ok() || *count * static_cast<double>(*scale) > kMaxRate) {
+    return InvalidArgument("'%s', want bytes a second such as 25GB/s or 25e9, at most %g", text, kMaxRate);
+  }
+  return *count * static_cast<double>(*scale);
+}
 
 int64_t PlannedMachine::SmallestGpu() const {
   if (!gpu()) return 0;

@@ -54,6 +54,11 @@ absl::StatusOr<FoundRates> RatesOf(const ModelOptions& options, const PredictedM
 // Bytes a second: three quarters of what a PCIe 4.0 link of 16 lanes has, which leaves the rest to protocol and pauses.
 inline constexpr double kAssumedLink = 24e9;
 
+// Bytes or operations a second.
+inline constexpr double kMaxRate = 1e18;
+// Bytes a second, at most kMaxRate: "25e9", "25GB", "25.5 GB/s".
+absl::StatusOr<double> ParseRate(const std::string& text);
+
 // Memory that a placement lacks.
 struct Lack {
   std::string where;  // "host memory", "GPU 0"

@@ -6,6 +6,7 @@
 #include <limits>
 #include <numbers>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <tuple>
 #include <utility>
@@ -22,6 +23,7 @@ namespace {
 
 constexpr int kSamples = 500;  // of the others' logits: an expert used once in 10,000 tokens still has its probability
 constexpr uint64_t kSeed = 20;
+constexpr int kDraws = 16;  // of the experts that a token of decode uses, where hosts hold a part of them
 
 absl::StatusOr<std::vector<float>> Values(const GgufFile& file, const ModelConfig& config, int64_t layer, TensorRole role) {
   for (const DenseTensor& tensor : DenseTensorsOf(config, layer, layer + 1)) {
@@ -90,14 +92,26 @@ double KvBytesRead(const PredictionInput& input, int64_t layer, int64_t context)
   return static_cast<double>(KvLayerBytes(attention, cache.key_type, cache.value_type, blocks));
 }
 
+// The expert hosts as places of a plan of `layer`.
+std::vector<EnginePlace> OthersOf(const PredictionInput& input, int64_t layer) {
+  std::vector<EnginePlace> others;
+  for (const PredictedExpertHost& host : input.expert_hosts) {
+    others.push_back(host.place);
+    others.back().holds = host.held[layer];
+    if (others.back().holds == nullptr) others.back().rates = {};  // none of this layer
+  }
+  return others;
+}
+
 // One layer of a step as the worker and the planner go through it.
 struct LayerTraffic {
   double activated = 0, resident = 0, shipped = 0, on_host = 0, helped = 0;
   double helped_seconds = 0;                                   // until the last helper has answered
   double waiting_bytes = 0, ahead_bytes = 0, later_bytes = 0;  // over the link: before rows come, before and after routing
-  double host_seconds = 0;
-  double host_entries = 0;  // (row, expert) pairs computed on the host
-  double device_flops = 0;  // of experts
+  double host_seconds = 0;                                     // until the host, and the expert hosts, have answered
+  std::vector<double> on_others;                               // experts of those on the host, by expert host
+  double host_entries = 0;                                     // (row, expert) pairs computed on the host
+  double device_flops = 0;                                     // of experts
 };
 
 class StepPredictor {
@@ -132,6 +146,8 @@ class StepPredictor {
       total->shipped += traffic.shipped;
       total->on_host += traffic.on_host;
       total->helped += traffic.helped;
+      total->on_expert_hosts.resize(input_.expert_hosts.size());
+      for (size_t i = 0; i < others_.size(); ++i) total->on_expert_hosts[i] += traffic.on_others[i];
       total->bytes_shipped += traffic.helped * static_cast<double>(input_.arena.layer(layer).bytes);
       total->bytes_shipped += traffic.waiting_bytes + traffic.ahead_bytes + traffic.later_bytes;
     }
@@ -218,6 +234,7 @@ class StepPredictor {
             .ship_allowed = rule != ExpertRule::kHost && rows > kMaxRowsWithoutPlan,
             .ship_all = !input_.ooae,
             .num_rows = rows,
+            .others = others_,
             .helpers = helpers_,
             .max_helper_tokens = (rows * input_.config.router.top_k + 1) / 2};
   }
@@ -231,17 +248,20 @@ class StepPredictor {
       if (tokens == 0) continue;
       uses.push_back({.expert = e, .tokens = static_cast<int32_t>(tokens), .resident = slots.resident[e]});
     }
+    others_ = OthersOf(input_, layer);
     const PlannerInput input = PlannerInputOf(layer, rows, uses);
     const ExpertPlan plan = PlanExperts(input);
     LayerTraffic traffic = {.activated = static_cast<double>(uses.size()),
                             .waiting_bytes = slots.waiting_bytes,
                             .ahead_bytes = slots.ahead_bytes,
-                            .host_seconds = plan.host_seconds};
+                            .host_seconds = others_.empty() ? plan.host_seconds : plan.engine_seconds,
+                            .on_others = std::vector<double>(others_.size())};
     for (size_t i = 0; i < uses.size(); ++i) {
       const int32_t e = uses[i].expert;
       if (plan.places[i] == ExpertPlace::kHost) {
         traffic.on_host += 1;
         traffic.host_entries += uses[i].tokens;
+        if (!plan.engines.empty() && plan.engines[i] > 0) traffic.on_others[plan.engines[i] - 1] += 1;
         continue;
       }
       if (!plan.helpers.empty() && plan.helpers[i] >= 0) {
@@ -295,6 +315,59 @@ class StepPredictor {
   double waited_seconds_ = 0;
   double worth_tokens_ = 0;           // fewest tokens worth a copy ahead, by the layer before
   std::vector<HelperPlace> helpers_;  // of the layer in progress
+  std::vector<EnginePlace> others_;   // likewise
+};
+
+// How long the host and the expert hosts take for a number of experts of one layer, with a row each, and who computes them. The
+// coordinator's planner divides them, for several draws of the experts.
+class DividedDecode {
+ public:
+  DividedDecode(const PredictionInput& input, int64_t layer) {
+    const std::vector<EnginePlace> others = OthersOf(input, layer);
+    const ExpertLayout& record = input.arena.layer(layer);
+    std::vector<int32_t> experts(input.arena.num_experts());
+    std::iota(experts.begin(), experts.end(), 0);
+    std::mt19937_64 random(kSeed);
+    points_.resize(input.config.router.top_k + 1, {.seconds = 0, .on_others = std::vector<double>(others.size())});
+    for (int draw = 0; draw < kDraws; ++draw) {
+      std::shuffle(experts.begin(), experts.end(), random);
+      for (size_t count = 1; count < points_.size(); ++count) {
+        std::vector<ActivatedExpert> uses;
+        for (size_t i = 0; i < count; ++i) uses.push_back({.expert = experts[i], .tokens = 1});
+        const ExpertPlan plan = PlanExperts({.uses = uses,
+                                             .bytes_per_expert = static_cast<double>(record.bytes),
+                                             .flops_per_token = static_cast<double>(record.flops_per_token()),
+                                             .rates = {.host = input.rates.host},
+                                             .num_rows = 1,
+                                             .others = others});
+        points_[count].seconds += plan.engine_seconds / kDraws;
+        for (const int32_t engine : plan.engines) {
+          if (engine > 0) points_[count].on_others[engine - 1] += 1.0 / kDraws;
+        }
+      }
+    }
+  }
+  // Of a mean of so many experts, at most top_k.
+  double Seconds(double experts) const {
+    const auto [below, above, share] = Around(experts);
+    return below.seconds + share * (above.seconds - below.seconds);
+  }
+  double On(size_t other, double experts) const {
+    const auto [below, above, share] = Around(experts);
+    return below.on_others[other] + share * (above.on_others[other] - below.on_others[other]);
+  }
+
+ private:
+  struct Point {
+    double seconds = 0;
+    std::vector<double> on_others;
+  };
+  std::tuple<const Point&, const Point&, double> Around(double experts) const {
+    const auto below = std::min(static_cast<size_t>(experts), points_.size() - 1);
+    const size_t above = std::min(below + 1, points_.size() - 1);
+    return {points_[below], points_[above], std::min(experts - static_cast<double>(below), 1.0)};
+  }
+  std::vector<Point> points_;  // by the number of experts
 };
 
 // When each other worker has nothing else to do than help worker `worker` with a step that begins there at `begin`: those before
@@ -325,6 +398,15 @@ class DecodePredictor {
         worker_(input.rates.workers[worker]),
         context_(context),
         most_kept_(KeptOf(input, layers_, input.slots[worker])) {
+    for (int64_t layer = layers_.first; layer < layers_.end && !input.expert_hosts.empty(); ++layer) {
+      if (!input.arena.HasExperts(layer)) {
+        divided_.emplace_back();
+      } else if (layer > layers_.first && divided_.back() && input.arena.layer(layer) == input.arena.layer(layer - 1)) {
+        divided_.push_back(divided_.back());
+      } else {
+        divided_.emplace_back(DividedDecode(input, layer));
+      }
+    }
     for (int64_t layer = layers_.first; layer < layers_.end; ++layer) {
       // Of a token's experts, those expected among the i most used: [0, ..., top_k].
       std::vector<double> probabilities = input.routing[layer];
@@ -345,6 +427,7 @@ class DecodePredictor {
     const double host_read = (filling ? input_.rates.host_beside_links : input_.rates.host).read_bytes_per_second;
     const double operation = worker_.operation_seconds > 0 ? worker_.operation_seconds : kGpuOperationSeconds;
     DecodePrediction result{.seconds_per_token = input_.gpu ? 0 : kCpuDecodeStepSeconds};
+    result.expert_host_bytes.resize(input_.expert_hosts.size());
     for (int64_t layer = layers_.first; layer < layers_.end; ++layer) {
       const bool experts = input_.arena.HasExperts(layer);
       const double hits = experts ? Hits(layer, kept) : 0;
@@ -352,27 +435,34 @@ class DecodePredictor {
       const double bytes = static_cast<double>(input_.arena.layer(layer).bytes);
       const double dense = static_cast<double>(input_.sizes.dense_bytes[layer]) + KvBytesRead(input_, layer, context_);
       const double output = layer == input_.config.num_layers - 1 ? static_cast<double>(input_.sizes.output_bytes) : 0;
-      const double host_seconds = misses * bytes / host_read;
+      // Where few are missed at all, most layers miss none; those that do wait for the host.
+      const double missing = 1 - std::exp(-misses);
+      const DividedDecode* const divided = divided_.empty() || !experts ? nullptr : &*divided_[layer - layers_.first];
+      const auto seconds_of = [&](double count) {
+        return divided != nullptr ? divided->Seconds(count) : count * bytes / host_read;
+      };
+      for (size_t i = 0; divided != nullptr && i < result.expert_host_bytes.size(); ++i) {
+        result.expert_host_bytes[i] += divided->On(i, misses) * bytes;
+      }
       const double here_seconds = hits * bytes / device_read;
       result.resident_share += hits;
       result.host_bytes += misses * bytes;
+      result.host_expert_bytes += misses * bytes;
       result.device_bytes += hits * bytes + dense + output;
       result.seconds_per_token += (dense + output / (input_.gpu ? kGpuOutputReadShare : 1)) / device_read;
       if (input_.gpu) {
-        // Most layers miss none where few are missed at all; those that do wait for the host.
-        const double missing = 1 - std::exp(-misses);
         const double layer_seconds = kGpuDecodeLayerOperations * operation + dense / device_read + here_seconds;
         double host = 0;
         if (missing > 0) {
           const double apart = layer_seconds / missing;  // from one layer that misses to the next
           const double trip = kGpuDecodeHostTripSeconds * (filling ? kTripBesideCopies : 1) +
                               kEngineWakeSeconds * std::exp(-absl::ToDoubleSeconds(kSpinBeforeSleep) / apart);
-          host = host_seconds / missing + trip;
+          host = seconds_of(misses / missing) + trip;
         }
         result.seconds_per_token +=
             kGpuDecodeLayerOperations * operation + (1 - missing) * here_seconds + missing * std::max(host, here_seconds);
       } else {
-        result.seconds_per_token += kCpuDecodeLayerSeconds + host_seconds + here_seconds;
+        result.seconds_per_token += kCpuDecodeLayerSeconds + seconds_of(misses) + here_seconds;
       }
     }
     return result;
@@ -404,14 +494,18 @@ class DecodePredictor {
   const WorkerRates& worker_;
   const int64_t context_;
   const double most_kept_;
-  std::vector<std::vector<double>> hits_;  // of each layer
+  std::vector<std::vector<double>> hits_;              // of each layer
+  std::vector<std::optional<DividedDecode>> divided_;  // likewise, with expert hosts
 };
 
 void Add(const DecodePrediction& part, DecodePrediction* sum) {
   sum->seconds_per_token += part.seconds_per_token;
   sum->host_bytes += part.host_bytes;
+  sum->host_expert_bytes += part.host_expert_bytes;
   sum->device_bytes += part.device_bytes;
   sum->resident_share += part.resident_share;
+  sum->expert_host_bytes.resize(std::max(sum->expert_host_bytes.size(), part.expert_host_bytes.size()));
+  for (size_t i = 0; i < part.expert_host_bytes.size(); ++i) sum->expert_host_bytes[i] += part.expert_host_bytes[i];
 }
 
 // From sums over all layers.
@@ -546,10 +640,13 @@ DecodePrediction PredictDecodeAfter(const PredictionInput& input, const PrefillP
       if (filling) kept = std::min(predictor.most_kept(), kept + predictor.CopiesPerLayer(one));
     }
     const double n = static_cast<double>(std::max<int64_t>(tokens, 1));
+    for (double& bytes : sum.expert_host_bytes) bytes /= n;
     Add({.seconds_per_token = sum.seconds_per_token / n,
          .host_bytes = sum.host_bytes / n,
          .device_bytes = sum.device_bytes / n,
-         .resident_share = sum.resident_share / n},
+         .resident_share = sum.resident_share / n,
+         .host_expert_bytes = sum.host_expert_bytes / n,
+         .expert_host_bytes = sum.expert_host_bytes},
         &result);
   }
   Finish(input, &result);

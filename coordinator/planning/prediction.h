@@ -11,6 +11,7 @@
 #include "common/model/model_config.h"
 #include "common/status.h"
 #include "coordinator/experts/expert_planner.h"
+#include "coordinator/experts/held_experts.h"
 #include "coordinator/planning/machine_rates.h"
 #include "coordinator/planning/placement.h"
 
@@ -32,13 +33,22 @@ struct PrefillPrediction {
   double activated = 0, resident = 0, shipped = 0, on_host = 0;  // experts, summed over layers and steps
   double helped = 0;                                             // of those shipped: by another worker than the layer's
   double bytes_shipped = 0;
+  std::vector<double> on_expert_hosts;  // experts, of those on the host: by each of the input's expert hosts
   double tokens_per_second() const { return seconds > 0 ? static_cast<double>(tokens) / seconds : 0; }
 };
 struct DecodePrediction {
   double seconds_per_token = 0;
-  double host_bytes = 0;      // read from host memory for one token
-  double device_bytes = 0;    // read from the workers' own memory for one token
-  double resident_share = 0;  // share of a token's experts
+  double host_bytes = 0;                  // read from host memory for one token
+  double device_bytes = 0;                // read from the workers' own memory for one token
+  double resident_share = 0;              // share of a token's experts
+  double host_expert_bytes = 0;           // of host_bytes: experts
+  std::vector<double> expert_host_bytes;  // of these, by each of the input's expert hosts
+};
+
+// An engine of another host, which computes a share of the experts that workers leave to the coordinator's host.
+struct PredictedExpertHost {
+  EnginePlace place;  // `holds` is unused
+  HeldExperts held;
 };
 
 struct PredictionInput {
@@ -52,6 +62,7 @@ struct PredictionInput {
   bool gpu = false;            // the workers have GPUs; otherwise they share the host's cores
   bool ooae = true;
   bool help = false;  // workers with GPUs ship and compute experts for each other (--share-links)
+  std::vector<PredictedExpertHost> expert_hosts = {};
   bool cold = false;  // slots that could hold every expert were emptied, as by bench --cold
 };
 // One prompt alone. At its start the slots are empty, except slots that hold every expert, which are filled at load. Copying
