@@ -90,12 +90,6 @@ struct ByteTable {
   I32x16 operator[](I32x16 codes) const { return {Find(codes.lo), Find(codes.hi)}; }
 };
 
-template <int kStep>
-inline I32x16 Gather(const uint32_t* table, I32x16 indices) {
-  const int* const words = reinterpret_cast<const int*>(table);
-  return {_mm256_i32gather_epi32(words, indices.lo, 4 * kStep), _mm256_i32gather_epi32(words, indices.hi, 4 * kStep)};
-}
-
 // ------------------------------------------------------------------------------------------------------------- fields
 
 inline __m256i Load256(const std::byte* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }

@@ -78,12 +78,6 @@ struct ByteTable {
   I32x16 operator[](I32x16 codes) const { return {_mm512_permutexvar_epi8(codes.v, v)}; }
 };
 
-// Entry codes[i] of a table of four-byte words, `step` words apart.
-template <int kStep>
-inline I32x16 Gather(const uint32_t* table, I32x16 indices) {
-  return {_mm512_i32gather_epi32(indices.v, table, 4 * kStep)};
-}
-
 // ------------------------------------------------------------------------------------------------------------- fields
 
 inline __m512i RowOfLane() { return _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15); }

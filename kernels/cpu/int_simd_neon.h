@@ -109,7 +109,7 @@ struct ByteTable {
   }
 };
 
-// NEON gathers nothing: sixteen loads.
+// Entry indices[i] of a table of four-byte words, kStep words apart. NEON gathers nothing: sixteen loads.
 template <int kStep>
 inline I32x16 Gather(const uint32_t* table, const I32x16& indices) {
   return I32x16::Each([&](int i) {

@@ -201,7 +201,8 @@ struct Iq2KlCodes : LevelCodes<63> {
   }
 };
 
-// The grids have readers of their own for each instruction set (readers_of_grids.h, grids_avx512.h), of what this holds.
+// The grids have readers of their own for each instruction set, of what this holds: readers_of_grids.h, grids_avx2.h,
+// grids_avx512.h.
 template <int kLargest>
 struct GridCodes {
   static constexpr bool kSigned = true;

@@ -1,7 +1,7 @@
 #pragma once
 
-// The readers of codes that are indices into a grid, over Gather of int_simd_*.h: see readers_of_codes.h. Where a gather is slow,
-// another header has readers of the same names (grids_avx512.h).
+// The readers of codes that are indices into a grid, over Gather of int_simd_neon.h: see readers_of_codes.h. AVX2 and AVX-512
+// have readers of the same names of their own (grids_avx2.h, grids_avx512.h).
 
 #include "kernels/cpu/readers_of_codes.h"
 
