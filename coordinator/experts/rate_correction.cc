@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "common/expert_plan.h"
-
 namespace ferry {
 
 void RateCorrection::Add(double predicted, double measured) {
@@ -38,8 +36,6 @@ void RateCorrection::FindMedian() {
   std::sort(sorted.begin(), sorted.end());
   factor_ = std::exp(sorted[kMedian]);
 }
-
-RateCorrection& StepCorrections::Of(int64_t num_rows) { return num_rows <= kMaxRowsWithoutPlan ? few_ : many_; }
 
 double PredictedSeconds(const ExpertRates& rates, const ExpertLayout& layout, std::span<const ActivatedExpert> uses) {
   if (!(rates.read_bytes_per_second > 0) || !(rates.flops_per_second > 0)) return 0;

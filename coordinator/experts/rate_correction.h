@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <span>
 
+#include "common/expert_plan.h"
 #include "common/model/expert_layout.h"
 #include "common/shm/expert_mailbox.h"
 #include "kernels/expert_seconds.h"
@@ -61,8 +62,8 @@ class RateCorrection {
 class StepCorrections {
  public:
   explicit StepCorrections(double least_seconds = RateCorrection::kLeastSeconds) : few_(least_seconds), many_(least_seconds) {}
-  RateCorrection& Of(int64_t num_rows);
-  const RateCorrection& Of(int64_t num_rows) const { return const_cast<StepCorrections*>(this)->Of(num_rows); }
+  RateCorrection& Of(int64_t num_rows) { return num_rows <= kMaxRowsWithoutPlan ? few_ : many_; }
+  const RateCorrection& Of(int64_t num_rows) const { return num_rows <= kMaxRowsWithoutPlan ? few_ : many_; }
   void Relax() {
     few_.Relax();
     many_.Relax();

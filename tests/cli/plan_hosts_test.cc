@@ -15,7 +15,9 @@ using ::testing::Not;
 
 // A file of a slow first host and `others`; the command that plans with it.
 std::string PlanOf(const std::string& others, const std::string& head_memory = "8GiB") {
-  const std::string path = ::testing::TempDir() + "/cluster.json";
+  // ctest runs tests beside each other.
+  const std::string path =
+      ::testing::TempDir() + ::testing::UnitTest::GetInstance()->current_test_info()->name() + "-cluster.json";
   std::ofstream(path) << R"({"network": {"rate": "10GB/s", "exchange_us": 1},
 "hosts": [{"name": "head", "address": "192.0.2.1", "memory": ")"
                       << head_memory << R"(", "cores": 4, "read": "100MB/s", "flops": 1e12}
