@@ -2,6 +2,8 @@
 
 #include <signal.h>
 
+#include <nlohmann/json.hpp>
+
 #include "absl/strings/match.h"
 #include "tests/cluster/cluster.h"
 #include "tests/cluster/lan.h"
@@ -108,6 +110,20 @@ TEST_F(ExpertHostsTest, AHostThatIsFrozenOrUnpluggedChangesNoToken) {
   ASSERT_OK(near_->Run("kill -CONT $(pidof ferry-expert-host)", kHostPatience));
   ASSERT_OK(lan_->Plug(*far_, true));
   EXPECT_TRUE(EventuallyTakesPart(4)) << serve_->err();
+}
+
+TEST_F(ExpertHostsTest, ANarrowCableIsMeasuredAndChangesNoToken) {
+  if (const absl::Status narrow = lan_->Narrow(*near_, 10); !narrow.ok()) GTEST_SKIP() << narrow.message();
+  ASSERT_OK_AND_ASSIGN(const std::string alone, head_->Run(Generate(60), kHostPatience));
+  ASSERT_OK(StartExperts(*near_, std::string("-m ") + kDemoModel));
+  ASSERT_TRUE(EventuallyTakesPart(1)) << serve_->err();
+  ASSERT_OK_AND_ASSIGN(const std::string together, head_->Run(Generate(60), kHostPatience));
+  EXPECT_EQ(together, alone);
+  ASSERT_OK_AND_ASSIGN(const std::string status, head_->Run("./ferry status --json --server " + head_->address(), kHostPatience));
+  const nlohmann::json host = nlohmann::json::parse(status)["server"]["expert_hosts"][0];
+  EXPECT_GT(host["exchanges"].get<double>(), 0);
+  EXPECT_EQ(host["failures"].get<double>(), 0);
+  EXPECT_LT(host["row_bytes_per_second"].get<double>(), 2 * 10e6 / 8) << "what the planner divides by";
 }
 
 TEST_F(ExpertHostsTest, AHostWithAnotherModelOrNoCertificateIsRefusedByName) {

@@ -116,6 +116,14 @@ TEST_P(HostsBy, GenerateWhatOneHostGenerates) {
   EXPECT_THAT(status, AllOf(HasSubstr(" over " + transport_), HasSubstr("--transport " + transport_), Not(HasSubstr("shm"))));
 }
 
+TEST_F(Hosts, ANarrowCableChangesNoToken) {
+  if (const absl::Status narrow = lan_->Narrow(*far_, 10); !narrow.ok()) GTEST_SKIP() << narrow.message();
+  StartAll();
+  ASSERT_OK_AND_ASSIGN(const std::string together, Complete(FromServer()));
+  ASSERT_OK_AND_ASSIGN(const std::string alone, Complete(std::string("-m ") + kDemoModel));
+  EXPECT_EQ(together, alone);
+}
+
 TEST_F(Hosts, AHostThatLosesPowerEndsItsRequestsAndAnotherTakesItsPlace) {
   StartAll();
   ASSERT_OK_AND_ASSIGN(const Command request, LongCompletion());

@@ -144,6 +144,17 @@ absl::StatusOr<std::unique_ptr<Host>> Lan::AddHost() {
   return host;
 }
 
+absl::Status Lan::Narrow(const Host& host, int megabits) {
+  // A burst of two packets, so that short messages are held up as well.
+  const std::string limit = absl::StrFormat("root tbf rate %dmbit burst 3k latency 400ms", megabits);
+  for (const std::string& command : {absl::StrFormat("tc qdisc add dev %s %s", PortOf(host), limit),
+                                     absl::StrFormat("nsenter -t %d -n tc qdisc add dev eth0 %s", host.shell_->pid(), limit)}) {
+    const absl::Status limited = switch_->Run(command, kSetupTimeout).status();
+    if (!limited.ok()) return FailedPrecondition("cables cannot be made narrow here: %s", limited.message());
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Lan::Plug(const Host& host, bool in) {
   return switch_->Run(absl::StrFormat("ip link set %s %s", PortOf(host), in ? "up" : "down"), kSetupTimeout).status();
 }

@@ -78,6 +78,8 @@ class Lan {
   absl::StatusOr<std::unique_ptr<Host>> AddHost();
   // Unplugged, a host sends and hears nothing, and nobody is told.
   absl::Status Plug(const Host& host, bool in);
+  // From now on the host's cable carries so many megabits a second each way. FailedPrecondition: this machine cannot limit it.
+  absl::Status Narrow(const Host& host, int megabits);
 
  private:
   explicit Lan(std::unique_ptr<Host> console) : switch_(std::move(console)) {}
