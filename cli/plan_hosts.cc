@@ -11,13 +11,13 @@
 #include "cli/planned_machine.h"
 #include "cli/predicted_model.h"
 #include "cli/prompt.h"
+#include "common/expert_wire.h"
 #include "coordinator/planning/host_plan.h"
 
 namespace ferry {
 namespace {
 
-constexpr int64_t kExchangeRows = 1024;  // of one exchange with an expert host (coordinator/cluster/expert_host_calls.h)
-constexpr double kLeastShare = 0.001;    // that is worth a line
+constexpr double kLeastShare = 0.001;  // that is worth a line
 
 // What the command says of a cluster.
 struct ClusterPlan {
@@ -201,7 +201,7 @@ absl::Status PlanHosts(const ModelOptions& given, const std::string& path, const
   PredictionInput input = model->Input(found.rates, found.slots, machine.gpu());
   plan.alone = PredictDecode(input);
   for (const int64_t tokens : lengths) plan.prefills_alone.push_back(PredictPrefill(input, tokens));
-  plan.uses = ChooseExpertHosts(CandidatesOf(plan.hosts), kExchangeRows * model->config().router.top_k, &input);
+  plan.uses = ChooseExpertHosts(CandidatesOf(plan.hosts), kMaxExchangeRows * model->config().router.top_k, &input);
   plan.decode = PredictDecode(input);
   for (const int64_t tokens : lengths) plan.prefills.push_back(PredictPrefill(input, tokens));
   AddCommands(options, &plan);

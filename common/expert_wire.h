@@ -40,6 +40,8 @@ struct FirstWords {
 };
 inline constexpr size_t kFirstWordsBytes = 64;
 std::array<std::byte, kFirstWordsBytes> Encode(const FirstWords& words);
+// Of one exchange with an expert host: as many rows as a worker's mailbox holds.
+inline constexpr int64_t kMaxExchangeRows = 1024;
 // The sizes of a data connection, given those of shared memory: rows and contributions have at most 32 MiB each.
 MailboxShape ShapeOfDataConnection(const MailboxShape& whole);
 // Whether the other end said the same as this one. InvalidArgument: it is no Ferry of this version and byte order.

@@ -7,6 +7,7 @@
 
 #include "common/deadline.h"
 #include "common/escaped.h"
+#include "common/expert_transfer.h"
 #include "common/log.h"
 #include "common/thread_limit.h"
 
@@ -77,33 +78,14 @@ void DataServer::Serve(DataConnection& connection) {
 }
 
 absl::Status DataServer::AnswerOne(DataConnection& connection, uint64_t number) {
-  std::array<std::byte, kHeaderBytes> bytes;
-  RETURN_IF_ERROR(connection.Receive(bytes, Deadline::In(kLongestSilence)));
-  const Deadline rest = Deadline::In(kRestOfMessage);
-  ASSIGN_OR_RETURN(const RequestHeader header, ParseRequestHeader(bytes, words_.shape, number, kHostKinds));
-  std::vector<uint32_t> ids(IdWords(header));
-  if (!ids.empty()) RETURN_IF_ERROR(connection.Receive(std::as_writable_bytes(std::span(ids)), rest));
-  const size_t n_embd = static_cast<size_t>(words_.shape.n_embd);
-  std::vector<float> rows(header.num_rows * n_embd), contributions(header.num_entries * n_embd);
-  if (!rows.empty()) RETURN_IF_ERROR(connection.Receive(std::as_writable_bytes(std::span(rows)), rest));
-
-  AnswerHeader answer = {.number = header.number, .step = header.step, .layer = header.layer, .num_entries = header.num_entries};
+  ASSIGN_OR_RETURN(ReceivedRequest received,
+                   ReceiveRequest(connection, words_.shape, number, kHostKinds, Deadline::In(kLongestSilence), kRestOfMessage));
+  std::vector<float> contributions(received.header.num_entries * static_cast<size_t>(words_.shape.n_embd));
   const Stopwatch computing;
   absl::Status status;
-  if (header.kind == WireKind::kCompute) status = engine_.Compute(RequestOf(header, ids), rows, contributions);
-  answer.seconds = computing.Seconds();
-  const std::string text = std::string(status.message()).substr(0, kMaxAnswerText);
-  if (!status.ok()) {
-    answer.code = status.code();
-    answer.num_entries = 0;
-    answer.text_bytes = static_cast<int32_t>(text.size());
-  }
-  // One piece, so that a small answer leaves in one packet.
-  const auto encoded = Encode(answer);
-  const std::span<const std::byte> body = status.ok() ? std::as_bytes(std::span(contributions)) : std::as_bytes(std::span(text));
-  std::vector<std::byte> frame(encoded.size() + body.size());
-  std::copy(body.begin(), body.end(), std::copy(encoded.begin(), encoded.end(), frame.begin()));
-  return connection.Send(frame, Deadline::In(kRestOfMessage));
+  if (received.header.kind == WireKind::kCompute) status = engine_.Compute(received.request, received.rows, contributions);
+  return SendAnswer(connection, received.header, status, std::as_bytes(std::span(contributions)), computing.Seconds(),
+                    Deadline::In(kRestOfMessage));
 }
 
 }  // namespace ferry

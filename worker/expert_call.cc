@@ -2,15 +2,13 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
-#include <string>
 #include <utility>
+
+#include "common/expert_transfer.h"
 
 namespace ferry {
 namespace {
 
-// Up to here a copy costs less than another packet.
-constexpr size_t kOnePieceBytes = 64 << 10;
 constexpr absl::Duration kConnectPatience = absl::Seconds(5);
 
 }  // namespace
@@ -30,10 +28,7 @@ absl::StatusOr<std::shared_ptr<DataConnection>> ExpertCall::Connected(Deadline d
     connection_ = connection;
   }
   sent_ = {};
-  RETURN_IF_ERROR(connection->Send(Encode(words_), soon));
-  std::array<std::byte, kFirstWordsBytes> said;
-  RETURN_IF_ERROR(connection->Receive(said, soon));
-  RETURN_IF_ERROR(CheckFirstWords(said, words_));
+  RETURN_IF_ERROR(Introduce(*connection, words_, soon));
   return connection;
 }
 
@@ -58,22 +53,13 @@ absl::Status ExpertCall::Ask(WireKind kind, const ExpertRequest& request, std::s
            .num_rows = request.num_rows,
            .num_uses = static_cast<int32_t>(request.uses.size()),
            .num_entries = static_cast<int32_t>(request.entry_rows.size())};
-  const absl::Status sent = Send(**connection, EncodeIds(request), rows, deadline);
-  return sent.ok() ? sent : GiveUp(sent);
-}
-
-absl::Status ExpertCall::Send(DataConnection& connection, std::span<const uint32_t> ids, std::span<const float> rows,
-                              Deadline deadline) {
   const std::array<std::byte, kHeaderBytes> header = Encode(sent_);
-  const auto append = [this](std::span<const std::byte> bytes) { frame_.insert(frame_.end(), bytes.begin(), bytes.end()); };
-  frame_.clear();
-  append(header);
-  append(std::as_bytes(ids));
-  const std::span<const std::byte> behind = std::as_bytes(rows);
-  const bool one_piece = behind.size() <= kOnePieceBytes;
-  if (one_piece) append(behind);
-  RETURN_IF_ERROR(connection.Send(frame_, deadline));
-  return one_piece ? absl::OkStatus() : connection.Send(behind, deadline);
+  const std::vector<uint32_t> ids = EncodeIds(request);
+  const std::span<const std::byte> words = std::as_bytes(std::span(ids));
+  std::vector<std::byte> head(header.begin(), header.end());
+  head.insert(head.end(), words.begin(), words.end());
+  const absl::Status sent = SendTogether(**connection, head, std::as_bytes(rows), deadline);
+  return sent.ok() ? sent : GiveUp(sent);
 }
 
 absl::Status ExpertCall::Answer(std::span<std::byte> body, Deadline deadline) {
@@ -84,20 +70,9 @@ absl::Status ExpertCall::Answer(std::span<std::byte> body, Deadline deadline) {
   }
   if (connection == nullptr) return FailedPrecondition("nothing was asked");
   absl::Status said;
-  const absl::Status received = Receive(*connection, body, deadline, &said);
+  absl::Status received = ReceiveAnswerHeader(*connection, sent_, deadline, &said).status();
+  if (received.ok() && said.ok()) received = connection->Receive(body, deadline);
   return received.ok() ? said : GiveUp(received);
-}
-
-// `said`: the coordinator's own error, if it answered with one. Errors are the connection's.
-absl::Status ExpertCall::Receive(DataConnection& connection, std::span<std::byte> body, Deadline deadline, absl::Status* said) {
-  std::array<std::byte, kHeaderBytes> bytes;
-  RETURN_IF_ERROR(connection.Receive(bytes, deadline));
-  ASSIGN_OR_RETURN(const AnswerHeader answer, ParseAnswerHeader(bytes, sent_));
-  if (answer.code == absl::StatusCode::kOk) return connection.Receive(body, deadline);
-  std::string text(answer.text_bytes, '\0');
-  RETURN_IF_ERROR(connection.Receive(std::as_writable_bytes(std::span(text)), deadline));
-  *said = absl::Status(answer.code, text);
-  return absl::OkStatus();
 }
 
 void ExpertCall::Stop() {

@@ -7,7 +7,6 @@
 #include <memory>
 #include <mutex>
 #include <span>
-#include <vector>
 
 #include "common/deadline.h"
 #include "common/expert_wire.h"
@@ -37,16 +36,13 @@ class ExpertCall {
 
  private:
   absl::StatusOr<std::shared_ptr<DataConnection>> Connected(Deadline deadline);
-  absl::Status Send(DataConnection& connection, std::span<const uint32_t> ids, std::span<const float> rows, Deadline deadline);
-  absl::Status Receive(DataConnection& connection, std::span<std::byte> body, Deadline deadline, absl::Status* said);
   absl::Status GiveUp(const absl::Status& why);
 
   const ListenAddress address_;
   const DataIdentity identity_;
   const FirstWords words_;
   RequestHeader sent_;  // the last one on this connection
-  std::vector<std::byte> frame_;
-  std::mutex mutex_;  // guards what follows
+  std::mutex mutex_;    // guards what follows
   bool stopped_ = false;
   std::shared_ptr<DataConnection> connection_;  // null: none, or the last one failed
 };

@@ -13,9 +13,6 @@
 
 namespace ferry {
 
-// Of one exchange with an expert host: as many rows as a worker's mailbox holds.
-inline constexpr int64_t kMaxExchangeRows = 1024;
-
 class ExpertHostCalls {
  public:
   // All borrowed. `model_header`: what a host reads the model from (common/model/model_header.h).

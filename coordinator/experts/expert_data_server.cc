@@ -7,6 +7,7 @@
 
 #include "common/deadline.h"
 #include "common/escaped.h"
+#include "common/expert_transfer.h"
 #include "common/log.h"
 #include "common/thread_limit.h"
 
@@ -16,25 +17,6 @@ namespace {
 constexpr absl::Duration kDataAcceptPoll = absl::Milliseconds(200);
 constexpr absl::Duration kDataHandshake = absl::Seconds(3);
 constexpr absl::Duration kDataPatience = absl::Seconds(30);  // for the rest of a request, and for a worker that does not read
-
-// `body` is of the kind that `header` asked for.
-absl::Status SendAnswer(DataConnection& connection, const RequestHeader& header, std::span<const std::byte> body) {
-  const auto encoded = Encode(
-      AnswerHeader{.number = header.number, .step = header.step, .layer = header.layer, .num_entries = header.num_entries});
-  RETURN_IF_ERROR(connection.Send(encoded, Deadline::In(kDataPatience)));
-  return body.empty() ? absl::OkStatus() : connection.Send(body, Deadline::In(kDataPatience));
-}
-
-absl::Status SendError(DataConnection& connection, const RequestHeader& header, const absl::Status& why) {
-  const std::string text = std::string(why.message()).substr(0, kMaxAnswerText);
-  const auto encoded = Encode(AnswerHeader{.number = header.number,
-                                           .step = header.step,
-                                           .layer = header.layer,
-                                           .code = why.code(),
-                                           .text_bytes = static_cast<int32_t>(text.size())});
-  RETURN_IF_ERROR(connection.Send(encoded, Deadline::In(kDataPatience)));
-  return connection.Send(std::as_bytes(std::span(text)), Deadline::In(kDataPatience));
-}
 
 }  // namespace
 
@@ -116,51 +98,35 @@ void ExpertDataServer::Serve(Session& session) {
 
 // Errors are the connection's, which is of no use afterwards.
 absl::Status ExpertDataServer::AnswerOne(Session& session, uint64_t number) {
-  DataConnection& connection = *session.connection;
-  std::array<std::byte, kHeaderBytes> bytes;
   // An idle worker says nothing for days. The kernel notices a host that is gone, and ~ExpertDataServer cuts the connection.
-  RETURN_IF_ERROR(connection.Receive(bytes, Deadline::Never()));
-  ASSIGN_OR_RETURN(const RequestHeader header, ParseRequestHeader(bytes, options_.words.shape, number, kCoordinatorKinds));
-  std::vector<uint32_t> ids(IdWords(header));
-  if (!ids.empty()) RETURN_IF_ERROR(connection.Receive(std::as_writable_bytes(std::span(ids)), Deadline::In(kDataPatience)));
-  ExpertRequest request = RequestOf(header, ids);
-  request.incarnation = session.worker.incarnation;
-  switch (header.kind) {
-    case WireKind::kPlan:
-      return Plan(session, header, std::move(request));
-    case WireKind::kRecord:
-      return SendRecord(session, header, request);
-    default:
-      return Compute(session, header, request);
+  ASSIGN_OR_RETURN(ReceivedRequest received, ReceiveRequest(*session.connection, options_.words.shape, number, kCoordinatorKinds,
+                                                            Deadline::Never(), kDataPatience));
+  received.request.incarnation = session.worker.incarnation;
+  const WorkerId worker(static_cast<int32_t>(session.worker.worker));
+  const auto answer = [&](const absl::Status& status, std::span<const std::byte> body) {
+    return SendAnswer(*session.connection, received.header, status, body, /*seconds=*/0, Deadline::In(kDataPatience));
+  };
+  switch (received.header.kind) {
+    case WireKind::kPlan: {
+      const absl::StatusOr<std::vector<ExpertPlace>> places = exchange_.Plan(worker, received.request);
+      return answer(places.status(), places.ok() ? std::as_bytes(std::span(*places)) : std::span<const std::byte>());
+    }
+    case WireKind::kRecord: {
+      const absl::StatusOr<std::span<const std::byte>> record = RecordFor(worker, received.request);
+      return answer(record.status(), record.value_or(std::span<const std::byte>()));
+    }
+    default: {
+      std::vector<float> contributions(received.header.num_entries * static_cast<size_t>(options_.words.shape.n_embd));
+      const absl::Status computed = exchange_.Compute(worker, received.request, received.rows, contributions);
+      return answer(computed, std::as_bytes(std::span(contributions)));
+    }
   }
 }
 
-absl::Status ExpertDataServer::Plan(const Session& session, const RequestHeader& header, ExpertRequest request) {
-  const absl::StatusOr<std::vector<ExpertPlace>> places =
-      exchange_.Plan(WorkerId(static_cast<int32_t>(session.worker.worker)), request);
-  if (!places.ok()) return SendError(*session.connection, header, places.status());
-  return SendAnswer(*session.connection, header, std::as_bytes(std::span(*places)));
-}
-
-absl::Status ExpertDataServer::Compute(const Session& session, const RequestHeader& header, const ExpertRequest& request) {
-  const size_t n_embd = static_cast<size_t>(options_.words.shape.n_embd);
-  std::vector<float> rows(header.num_rows * n_embd), contributions(header.num_entries * n_embd);
-  if (!rows.empty()) {
-    RETURN_IF_ERROR(session.connection->Receive(std::as_writable_bytes(std::span(rows)), Deadline::In(kDataPatience)));
-  }
-  const absl::Status computed =
-      exchange_.Compute(WorkerId(static_cast<int32_t>(session.worker.worker)), request, rows, contributions);
-  if (!computed.ok()) return SendError(*session.connection, header, computed);
-  return SendAnswer(*session.connection, header, std::as_bytes(std::span(contributions)));
-}
-
-absl::Status ExpertDataServer::SendRecord(const Session& session, const RequestHeader& header, const ExpertRequest& request) {
-  const absl::Status allowed = exchange_.CheckFetch(WorkerId(static_cast<int32_t>(session.worker.worker)), request);
-  if (!allowed.ok()) return SendError(*session.connection, header, allowed);
-  if (request.uses.empty()) return SendError(*session.connection, header, InvalidArgument("a record of no expert was asked for"));
-  const absl::StatusOr<std::span<const std::byte>> record = store_.Record(request.layer, request.uses[0].expert);
-  if (!record.ok()) return SendError(*session.connection, header, record.status());
-  return SendAnswer(*session.connection, header, *record);
+absl::StatusOr<std::span<const std::byte>> ExpertDataServer::RecordFor(WorkerId worker, const ExpertRequest& request) {
+  RETURN_IF_ERROR(exchange_.CheckFetch(worker, request));
+  if (request.uses.empty()) return InvalidArgument("a record of no expert was asked for");
+  return store_.Record(request.layer, request.uses[0].expert);
 }
 
 }  // namespace ferry

@@ -48,9 +48,7 @@ class ExpertDataServer {
   void ForgetEnded();
   void Serve(Session& session);
   absl::Status AnswerOne(Session& session, uint64_t number);
-  absl::Status Plan(const Session& session, const RequestHeader& header, ExpertRequest request);
-  absl::Status Compute(const Session& session, const RequestHeader& header, const ExpertRequest& request);
-  absl::Status SendRecord(const Session& session, const RequestHeader& header, const ExpertRequest& request);
+  absl::StatusOr<std::span<const std::byte>> RecordFor(WorkerId worker, const ExpertRequest& request);
 
   const std::vector<std::unique_ptr<DataListener>> listeners_;
   const Options options_;

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "common/expert_transfer.h"
 
 namespace ferry {
 namespace {
@@ -25,10 +26,7 @@ void Append(std::vector<std::byte>& frame, const void* data, size_t bytes) {
 absl::StatusOr<std::unique_ptr<RemoteEngine>> RemoteEngine::Connect(const ListenAddress& address, const DataIdentity& identity,
                                                                     const FirstWords& words, Deadline deadline) {
   ASSIGN_OR_RETURN(std::unique_ptr<DataConnection> connection, DataConnection::Connect(address, identity, deadline));
-  RETURN_IF_ERROR(connection->Send(Encode(words), deadline));
-  std::array<std::byte, kFirstWordsBytes> said;
-  RETURN_IF_ERROR(connection->Receive(said, deadline));
-  RETURN_IF_ERROR(CheckFirstWords(said, words));
+  RETURN_IF_ERROR(Introduce(*connection, words, deadline));
   return std::unique_ptr<RemoteEngine>(new RemoteEngine(std::move(connection), words));
 }
 
@@ -68,15 +66,10 @@ absl::Status RemoteEngine::Start(const ExpertRequest& request, std::span<const f
 absl::StatusOr<RemoteAnswer> RemoteEngine::Finish(std::span<const int32_t> outs, std::span<float> contributions,
                                                   Deadline deadline) {
   const Stopwatch waiting;
-  std::array<std::byte, kHeaderBytes> bytes;
-  RETURN_IF_ERROR(connection_->Receive(bytes, deadline));
+  absl::Status said;
+  ASSIGN_OR_RETURN(const AnswerHeader answer, ReceiveAnswerHeader(*connection_, sent_, deadline, &said));
   const bool waited = waiting.Elapsed() > kReadAtOnce;
-  ASSIGN_OR_RETURN(const AnswerHeader answer, ParseAnswerHeader(bytes, sent_));
-  if (answer.code != absl::StatusCode::kOk) {
-    std::string text(answer.text_bytes, '\0');
-    RETURN_IF_ERROR(connection_->Receive(std::as_writable_bytes(std::span(text)), deadline));
-    return absl::Status(answer.code, text);
-  }
+  RETURN_IF_ERROR(said);
   if (static_cast<int32_t>(outs.size()) != answer.num_entries)
     return Internal("%d outs, want %d", outs.size(), answer.num_entries);
   const size_t row_floats = static_cast<size_t>(words_.shape.n_embd);

@@ -93,31 +93,17 @@ TEST(SameEverywhere, WithoutOoae) {
   ExpectSame(options);
 }
 
-TEST(SameEverywhere, OverGrpc) {
+void ExpectSameOver(const std::string& transport, const std::string& slots) {
   ModelOptions options = DemoModel(2);
-  options.expert_transport = "grpc";
+  options.expert_transport = transport;
+  options.vram_experts = slots;
   ExpectSame(options);
 }
 
-TEST(SameEverywhere, OverGrpcWithSlots) {
-  ModelOptions options = DemoModel(2);
-  options.expert_transport = "grpc";
-  options.vram_experts = "2MiB";
-  ExpectSame(options);
-}
-
-TEST(SameEverywhere, OverTcp) {
-  ModelOptions options = DemoModel(2);
-  options.expert_transport = "tcp";
-  ExpectSame(options);
-}
-
-TEST(SameEverywhere, OverTcpWithSlots) {
-  ModelOptions options = DemoModel(2);
-  options.expert_transport = "tcp";
-  options.vram_experts = "2MiB";
-  ExpectSame(options);
-}
+TEST(SameEverywhere, OverGrpc) { ExpectSameOver("grpc", /*slots=*/""); }
+TEST(SameEverywhere, OverGrpcWithSlots) { ExpectSameOver("grpc", "2MiB"); }
+TEST(SameEverywhere, OverTcp) { ExpectSameOver("tcp", /*slots=*/""); }
+TEST(SameEverywhere, OverTcpWithSlots) { ExpectSameOver("tcp", "2MiB"); }
 
 TEST(SameEverywhere, InSmallChunks) {
   ModelOptions options = DemoModel(2);

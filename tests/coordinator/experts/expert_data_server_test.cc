@@ -2,23 +2,18 @@
 
 #include "coordinator/experts/expert_data_server.h"
 
-#include <unistd.h>
-
 #include <cstring>
 
 #include "absl/time/clock.h"
-#include "coordinator/experts/expert_engine.h"
+#include "tests/coordinator/experts/demo_experts.h"
 #include "tests/testing/socket_folder.h"
 #include "tests/testing/soon.h"
-#include "tests/testing/source_path.h"
-#include "tests/testing/status_matchers.h"
 
 namespace ferry {
 namespace {
 
 using ::testing::HasSubstr;
 
-constexpr uint64_t kIncarnationOfData = 77;
 constexpr int kMostConnections = 3;
 
 // The worker's end.
@@ -70,20 +65,12 @@ class Peer {
   absl::Status greeted_;
 };
 
-class ExpertDataServerTest : public ::testing::Test {
+class ExpertDataServerTest : public DemoExperts {
  protected:
   void SetUp() override {
-    ASSERT_OK_AND_ASSIGN(GgufFile file, GgufFile::Open(SourcePath("models/demo-moe.gguf")));
-    ASSERT_OK_AND_ASSIGN(config_, ModelConfig::FromGguf(file));
-    ASSERT_OK_AND_ASSIGN(pool_, ThreadPool::Create({.num_threads = 1, .pin = false}));
-    ASSERT_OK_AND_ASSIGN(store_, ExpertStore::Load(file, config_, *pool_, [](const LoadProgress&) {}));
-    ASSERT_OK_AND_ASSIGN(ops_, CreateOps({.kind = "cpu", .num_threads = 2, .pin_threads = false}));
-    engine_ = std::make_unique<ExpertEngine>(store_.get(), ops_.get(), config_.expert.glu, config_.n_embd);
-    ASSERT_OK_AND_ASSIGN(exchange_, ExpertExchange::Create(store_.get(), engine_.get(),
-                                                           {.host = {.read_bytes_per_second = 1e9, .flops_per_second = 1e9}},
-                                                           "ferry-data-test-" + std::to_string(getpid())));
-    exchange_->AddPeer({.worker = WorkerId(0), .incarnation = Incarnation(kIncarnationOfData), .first_layer = 0, .end_layer = 3});
-    words_ = {.incarnation = kIncarnationOfData,
+    DemoExperts::SetUp();
+    exchange_->AddPeer({.worker = WorkerId(0), .incarnation = Incarnation(kIncarnation), .first_layer = 0, .end_layer = 3});
+    words_ = {.incarnation = kIncarnation,
               .worker = 0,
               .fingerprint = 9,
               .num_layers = config_.num_layers,
@@ -107,12 +94,6 @@ class ExpertDataServerTest : public ::testing::Test {
 
   const SocketFolder folder_;
   const ListenAddress address_ = {.loopback = true, .unix_path = folder_.path() + "/experts"};
-  ModelConfig config_;
-  std::unique_ptr<ThreadPool> pool_;
-  std::unique_ptr<ExpertStore> store_;
-  std::unique_ptr<Ops> ops_;
-  std::unique_ptr<ExpertEngine> engine_;
-  std::unique_ptr<ExpertExchange> exchange_;
   FirstWords words_;
   std::unique_ptr<ExpertDataServer> server_;
 };
@@ -124,15 +105,9 @@ TEST_F(ExpertDataServerTest, SendsRecordsAsTheStoreHasThem) {
 }
 
 TEST_F(ExpertDataServerTest, ComputesWhatTheExchangeComputes) {
-  const ExpertRequest request = {.kind = ExpertRequestKind::kCompute,
-                                 .incarnation = kIncarnationOfData,
-                                 .step = 1,
-                                 .layer = 2,
-                                 .num_rows = 2,
-                                 .uses = {{.expert = 3, .tokens = 1}, {.expert = 5, .tokens = 2}},
-                                 .entry_rows = {0, 0, 1}};
-  std::vector<float> rows(2 * config_.n_embd), want(3 * config_.n_embd);
-  for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<float>(i % 17) / 8.f - 1.f;
+  const ExpertRequest request = TwoRows();
+  const std::vector<float> rows = Rows(2);
+  std::vector<float> want(3 * config_.n_embd);
   std::vector<float> same_rows = rows;
   ASSERT_OK(exchange_->Compute(WorkerId(0), request, same_rows, std::span(want)));
   Peer peer = Connect();

@@ -1,15 +1,11 @@
 #include "coordinator/experts/expert_exchange.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstring>
 
 #include "absl/time/clock.h"
 #include "common/deadline.h"
-#include "coordinator/experts/expert_engine.h"
-#include "tests/testing/source_path.h"
-#include "tests/testing/status_matchers.h"
+#include "tests/coordinator/experts/demo_experts.h"
 
 namespace ferry {
 namespace {
@@ -18,52 +14,7 @@ using ::testing::Each;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-const std::string kDemoModelPath = SourcePath("models/demo-moe.gguf");
-constexpr uint64_t kIncarnation = 77;
-
-class ExpertExchangeTest : public ::testing::Test {
- protected:
-  void SetUp() override {
-    ASSERT_OK_AND_ASSIGN(GgufFile file, GgufFile::Open(kDemoModelPath));
-    ASSERT_OK_AND_ASSIGN(config_, ModelConfig::FromGguf(file));
-    ASSERT_OK_AND_ASSIGN(pool_, ThreadPool::Create({.num_threads = 1, .pin = false}));
-    ASSERT_OK_AND_ASSIGN(store_, ExpertStore::Load(file, config_, *pool_, [](const LoadProgress&) {}));
-    ASSERT_OK_AND_ASSIGN(ops_, CreateOps({.kind = "cpu", .num_threads = 2, .pin_threads = false}));
-    engine_ = std::make_unique<ExpertEngine>(store_.get(), ops_.get(), config_.expert.glu, config_.n_embd);
-    const PlannerRates rates = {.host = {.read_bytes_per_second = 1e9, .flops_per_second = 1e9}};
-    ASSERT_OK_AND_ASSIGN(
-        exchange_, ExpertExchange::Create(store_.get(), engine_.get(), rates, "ferry-exchange-test-" + std::to_string(getpid())));
-    exchange_->AddPeer({.worker = WorkerId(0),
-                        .incarnation = Incarnation(kIncarnation),
-                        .first_layer = 0,
-                        .end_layer = 3,
-                        .num_slots = 8,
-                        .link_bytes_per_second = 100e9});
-  }
-
-  // Two rows; row 0 goes to experts 3 and 5, row 1 to 5.
-  ExpertRequest TwoRows() {
-    return {.kind = ExpertRequestKind::kCompute,
-            .incarnation = kIncarnation,
-            .step = 1,
-            .layer = 2,
-            .num_rows = 2,
-            .uses = {{.expert = 3, .tokens = 1}, {.expert = 5, .tokens = 2}},
-            .entry_rows = {0, 0, 1}};
-  }
-  std::vector<float> Rows(int64_t count) {
-    std::vector<float> rows(count * config_.n_embd);
-    for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<float>((i * 2654435761u >> 16) % 1000) / 500.f - 1.f;
-    return rows;
-  }
-
-  ModelConfig config_;
-  std::unique_ptr<ThreadPool> pool_;
-  std::unique_ptr<ExpertStore> store_;
-  std::unique_ptr<Ops> ops_;
-  std::unique_ptr<ExpertEngine> engine_;
-  std::unique_ptr<ExpertExchange> exchange_;
-};
+using ExpertExchangeTest = DemoExperts;
 
 TEST_F(ExpertExchangeTest, ComputesTheSameOverTheMailboxAsByCall) {
   const ExpertRequest request = TwoRows();
@@ -235,12 +186,7 @@ TEST_F(CorrectedRatesTest, LeaveOutStepsThatDoNotShowTheLink) {
   Copy(counters);
   exchange_->NoteCopies(WorkerId(7), 500, Copied(8));  // has no place
   EXPECT_EQ(OnHost(), 4);
-  exchange_->AddPeer({.worker = WorkerId(0),
-                      .incarnation = Incarnation(kIncarnation),
-                      .first_layer = 0,
-                      .end_layer = 3,
-                      .num_slots = 8,
-                      .link_bytes_per_second = 100e9});
+  AddFirstPeer();
   Copy(Copied(8));
   EXPECT_EQ(OnHost(), 4) << "without a mailbox its records come over the network";
 }
