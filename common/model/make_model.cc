@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <iterator>
+#include <limits>
 #include <numbers>
 #include <optional>
 #include <utility>
@@ -220,7 +221,13 @@ class MetadataWriter {
  public:
   MetadataWriter(const MakeModelOptions& options, GgufWriter& writer) : options_(options), writer_(writer) {}
 
-  void Write() {
+  absl::Status Write() {
+    WriteAll();
+    return status_;
+  }
+
+ private:
+  void WriteAll() {
     writer_.SetString("general.architecture", options_.architecture);
     writer_.SetString("general.name", options_.name);
     Count("block_count", options_.layers);
@@ -244,7 +251,6 @@ class MetadataWriter {
     if (latent()) Float("rope.scaling.yarn_log_multiplier", 0.1);
   }
 
- private:
   bool gpt_oss() const { return options_.architecture == "gpt-oss"; }
   bool latent() const { return options_.architecture == "deepseek2"; }
   bool hybrid() const { return options_.architecture == "qwen3next" || options_.architecture == "qwen35moe"; }
@@ -287,11 +293,17 @@ class MetadataWriter {
   }
 
   std::string Key(std::string_view key) const { return options_.architecture + "." + std::string(key); }
-  void Count(std::string_view key, int64_t value) { writer_.SetUint64(Key(key), static_cast<uint64_t>(value)); }
+  // As u32, the only type in which llama.cpp takes a count.
+  void Count(std::string_view key, int64_t value) {
+    constexpr int64_t kLargest = std::numeric_limits<uint32_t>::max();
+    if (value < 0 || value > kLargest) status_.Update(InvalidArgument("%s is %d, want 0 to %d", Key(key), value, kLargest));
+    writer_.SetUint32(Key(key), static_cast<uint32_t>(value));
+  }
   void Float(std::string_view key, double value) { writer_.SetFloat32(Key(key), static_cast<float>(value)); }
 
   const MakeModelOptions& options_;
   GgufWriter& writer_;
+  absl::Status status_;
 };
 
 void SetVocabulary(int64_t size, GgufWriter& writer) {
@@ -436,7 +448,7 @@ absl::StatusOr<GgufWriter> MakeModelWriter(const MakeModelOptions& options) {
     return InvalidArgument("router_bias_spread is %g, want 0 to 1000", options.router_bias_spread);
   }
   GgufWriter writer;
-  MetadataWriter(options, writer).Write();
+  RETURN_IF_ERROR(MetadataWriter(options, writer).Write());
   SetVocabulary(options.vocab, writer);
 
   // Reads the written model back as any model: the checks of a file are the checks of the options.

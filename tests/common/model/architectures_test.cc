@@ -157,6 +157,15 @@ TEST(Architectures, RefuseTensorsThatWouldBeLeftOut) {
               StatusIs(kUnknown, HasSubstr("tensor 'blk.0.attn_q.bias'")));
 }
 
+TEST(Architectures, MadeModelsHaveCountsOfFourBytesAsLlamaCppReadsThem) {
+  for (const char* architecture : {"gpt-oss", "qwen3moe", "glm4moe", "deepseek2", "qwen3next", "qwen35moe"}) {
+    ASSERT_OK_AND_ASSIGN(const std::vector<std::byte> bytes, MakeModelBytes(Small(architecture)));
+    ASSERT_OK_AND_ASSIGN(const GgufFile file, GgufFile::Parse(bytes));
+    EXPECT_EQ(file.FindEntry(std::string(architecture) + ".expert_count")->type, GgufType::kUint32);
+    for (const GgufEntry& entry : file.entries()) EXPECT_NE(entry.type, GgufType::kUint64) << entry.key;
+  }
+}
+
 TEST(Architectures, EveryNamedShapeIsReadable) {
   for (const std::string& name : MakeModelOptions::Names()) {
     ASSERT_OK_AND_ASSIGN(MakeModelOptions options, MakeModelOptions::Like(name));

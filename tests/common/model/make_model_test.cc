@@ -157,6 +157,8 @@ TEST(MakeModel, NamesTheOptionThatIsWrong) {
   EXPECT_THAT(MakeModelBytes({.n_embd = 65}), StatusIs(StatusCode::kInvalidArgument, HasSubstr("embedding_length")));
   EXPECT_THAT(MakeModelBytes({.top_k = 9}), StatusIs(StatusCode::kInvalidArgument, HasSubstr("expert_used_count")));
   EXPECT_THAT(MakeModelBytes({.layers = -1}), StatusIs(StatusCode::kInvalidArgument, HasSubstr("block_count")));
+  EXPECT_THAT(MakeModelBytes({.context = int64_t{1} << 32}),
+              StatusIs(StatusCode::kInvalidArgument, HasSubstr("context_length is 4294967296, want 0 to 4294967295")));
   EXPECT_THAT(MakeModelBytes({.vocab = 100}), StatusIs(StatusCode::kInvalidArgument, HasSubstr("vocab")));
   EXPECT_THAT(MakeModelBytes({.router_bias_spread = -1}), StatusIs(StatusCode::kInvalidArgument, HasSubstr("spread")));
   EXPECT_THAT(MakeModelBytes({.expert_dtype = DType::kTQ1_0}), StatusIs(StatusCode::kInvalidArgument, HasSubstr("TQ1_0")));
