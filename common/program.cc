@@ -13,6 +13,7 @@
 #include <new>
 #include <system_error>
 
+#include "absl/synchronization/mutex.h"
 #include "common/library_threads.h"
 #include "common/signal_cleanup.h"
 
@@ -71,6 +72,7 @@ int RunProgram(const char* name, const std::function<int()>& body) {
   signal(SIGXFSZ, SIG_IGN);
   InstallSignalCleanup();
   EndWhereALibraryLacksAThread();
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   int code = RunGuarded(name, body);
   std::cout.flush();
   const bool said = output_error != 0;

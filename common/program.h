@@ -16,7 +16,8 @@ namespace ferry {
 // Before `body`: descriptors 0 to 2 are open (a closed one fails when it is used, instead of being taken by the next file),
 // writing into a closed pipe or beyond a file size limit is an error and no signal, and signals that end the process remove what
 // common/signal_cleanup.h has registered. A library that cannot have a thread ends the process by name
-// (common/library_threads.h).
+// (common/library_threads.h). Abseil looks for no cycles among the locks of gRPC: as Debian builds it, it would at each of them,
+// under a lock of the whole process.
 int RunProgram(const char* name, const std::function<int()>& body);
 
 // Writes out everything printed so far. An error: standard output is closed or full, and the program should end.
