@@ -89,6 +89,8 @@ constexpr size_t kClientBytes = size_t{256} << 20;
 constexpr int kClientStreams = 128, kUnreadBytes = 65536;
 constexpr int kIdleConnectionMs = 10 * 60 * 1000, kKeepaliveMs = 60000, kKeepaliveTimeoutMs = 20000;
 constexpr unsigned kCertificateRefreshSeconds = 30;
+// A message costs both ends together about a third of what the demo model's token does on two cores (docs/measurements/cpu.md).
+constexpr absl::Duration kBetweenMessages = absl::Microseconds(1500);
 constexpr double kGiga = 1e9;
 constexpr int64_t kCopyProbeBytes = int64_t{16} << 20;
 constexpr int64_t kLargestAutoCacheRam = int64_t{8} << 30;
@@ -298,7 +300,8 @@ class ServerImpl final : public Server {
             .limits = {.context_tokens = cache.context_per_slot,
                        .share_tokens = cache.num_blocks * kKvBlockTokens / cache.num_slots,
                        .vocab_size = model_.vocab_size,
-                       .max_token_bytes = LongestToken(*tokenizer_)},
+                       .max_token_bytes = LongestToken(*tokenizer_),
+                       .between_messages = kBetweenMessages},
             .model_info = ModelInfoOf(options_.alias, model_, arena_layout_, cache),
             .server_info = [this] { return ServerInfo(); },
             .keys = keys_.get()};

@@ -274,7 +274,11 @@ void BatchScheduler::ExpireDeadlines() {
                                             absl::FormatDuration(options_.resume_patience)));
     return true;
   });
+  for (const Waiting& queued : queue_) {
+    if (queued.generation->unsent_until() <= now) queued.generation->SendUnsent();
+  }
   for (const std::shared_ptr<Running>& running : running_) {
+    if (running->generation->unsent_until() <= now) running->generation->SendUnsent();
     if (running->generation->deadline() > now) continue;
     End(*running);
     running->generation->OnFailed(
@@ -286,10 +290,12 @@ void BatchScheduler::ExpireDeadlines() {
 absl::Time BatchScheduler::NextDeadline() const {
   absl::Time next = absl::InfiniteFuture();
   for (const Waiting& queued : queue_) {
-    next = std::min(next, queued.generation->deadline());
+    next = std::min({next, queued.generation->deadline(), queued.generation->unsent_until()});
     if (!lost_.ok()) next = std::min(next, queued.past.patience_ends);
   }
-  for (const std::shared_ptr<Running>& running : running_) next = std::min(next, running->generation->deadline());
+  for (const std::shared_ptr<Running>& running : running_) {
+    next = std::min({next, running->generation->deadline(), running->generation->unsent_until()});
+  }
   return next;
 }
 

@@ -85,6 +85,9 @@ class Generation {
   // order. After the row of the last token, either tokens() has grown, or the call returns true: the request is finished.
   virtual bool OnRows(int64_t first_position, int64_t num_tokens, std::span<LogitsResult> logits,
                       const v1::ExpertCounters& experts) = 0;
+  // When SendUnsent is to be called at the latest, since tokens wait for the next one; InfiniteFuture: none do.
+  virtual absl::Time unsent_until() const { return absl::InfiniteFuture(); }
+  virtual void SendUnsent() {}
   // The request ends with an error.
   virtual void OnFailed(const absl::Status& status) = 0;
 };
@@ -115,9 +118,9 @@ class BatchScheduler {
   absl::Status Enqueue(std::shared_ptr<Generation> generation);
   // Drops a queued or running request without calling it; its slot and blocks are free afterwards.
   void Cancel(const Generation* generation);
-  // Ends requests past their deadline with DeadlineExceeded.
+  // Ends requests past their deadline with DeadlineExceeded, and has tokens sent that have waited for others long enough.
   void ExpireDeadlines();
-  // The earliest deadline of the queued and running requests.
+  // When ExpireDeadlines will have something to do, by the queued and running requests.
   absl::Time NextDeadline() const;
 
   // The next step, if there is work that does not depend on a step in flight and fewer than `max_in_flight` steps are. It is in

@@ -148,9 +148,10 @@ void GenerationLoop::Run() {
   std::vector<Task> tasks;
   while (true) {
     const absl::Duration sleep = std::clamp(scheduler_.NextDeadline() - clock_.Now(), absl::ZeroDuration(), kLoopTick);
+    const Deadline next = Deadline::In(sleep);
     if (scheduler_.num_in_flight() > 0) {
       wait_.Until(
-          Deadline::In(sleep), [this] { return posted_.load(std::memory_order_relaxed); },
+          next, [this] { return posted_.load(std::memory_order_relaxed); },
           [this](Deadline until) {
             std::unique_lock lock(mutex_);
             wake_.wait_until(lock, until.time(), [&] { return posted_.load(); });
@@ -158,7 +159,7 @@ void GenerationLoop::Run() {
     }
     {
       std::unique_lock lock(mutex_);
-      wake_.wait_for(lock, absl::ToChronoMicroseconds(sleep) + std::chrono::microseconds(1),
+      wake_.wait_for(lock, absl::ToChronoMicroseconds(next.Remaining()) + std::chrono::microseconds(1),
                      [&] { return stop_ || !inbox_.empty(); });
       if (stop_ && inbox_.empty()) break;
       tasks.swap(inbox_);

@@ -180,6 +180,7 @@ absl::StatusOr<std::shared_ptr<Request>> Request::Create(const v1::GenerateReque
   result->max_tokens_ = max_tokens;
   result->min_tokens_ = request.min_tokens();
   result->vocab_size_ = limits.vocab_size;
+  result->between_messages_ = limits.between_messages;
   result->ignore_eos_ = request.ignore_eos();
   result->stop_token_ids_.assign(request.stop_token_ids().begin(), request.stop_token_ids().end());
   // A special token that is not rendered never comes by as text.
@@ -228,7 +229,7 @@ void Request::OnAdmitted(int64_t cached_tokens) {
 bool Request::OnRows(int64_t first_position, int64_t num_tokens, std::span<LogitsResult> logits,
                      const v1::ExpertCounters& experts) {
   AddCounters(experts, &experts_);
-  v1::GenerateResponse response;
+  v1::GenerateResponse& response = unsent_;
   size_t next = 0;
   bool ended = false;
   bool last_row_done = false;
@@ -275,12 +276,21 @@ bool Request::OnRows(int64_t first_position, int64_t num_tokens, std::span<Logit
     FillFinish(ended ? v1::Finish::STOP : v1::Finish::LENGTH, response.mutable_finish());
   }
   const bool anything = response.token_ids_size() > 0 || response.prompt_logprobs_size() > 0 || progress || finished;
-  if (anything) {
-    FillUsage(response.mutable_usage());
-    sink_->Send(std::move(response));
-  }
+  const bool waits = response.token_ids_size() > 0 && !finished && clock_.Now() < sent_ + between_messages_;
+  if (anything && !waits) SendUnsent();
   if (finished) sink_->Close(absl::OkStatus());
   return finished;
+}
+
+absl::Time Request::unsent_until() const {
+  return unsent_.token_ids_size() > 0 ? sent_ + 2 * between_messages_ : absl::InfiniteFuture();
+}
+
+void Request::SendUnsent() {
+  v1::GenerateResponse response = std::exchange(unsent_, {});
+  FillUsage(response.mutable_usage());
+  if (response.token_ids_size() > 0) sent_ = clock_.Now();
+  sink_->Send(std::move(response));
 }
 
 absl::Status Request::OnPromptRow(int64_t position, const LogitsResult& row, v1::GenerateResponse* response) const {
@@ -388,6 +398,9 @@ void Request::FillFinish(v1::Finish::Reason reason, v1::Finish* finish) const {
   }
 }
 
-void Request::OnFailed(const absl::Status& status) { sink_->Close(status); }
+void Request::OnFailed(const absl::Status& status) {
+  if (unsent_.token_ids_size() > 0) SendUnsent();
+  sink_->Close(status);
+}
 
 }  // namespace ferry

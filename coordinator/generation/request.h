@@ -46,6 +46,9 @@ struct RequestLimits {
   int64_t share_tokens = 0;     // the share of the KV cache of each request that runs at once
   int64_t vocab_size = 0;       // number of logits in a row
   int64_t max_token_bytes = 0;  // length of the longest token: a text longer than context_tokens such tokens is refused unread
+  // A token that comes sooner after the output's last message is sent with the next token, or when twice this time has passed
+  // since that message. Zero: each token is sent at once.
+  absl::Duration between_messages;
 };
 
 // The bounds of the API that generate.proto names.
@@ -80,6 +83,8 @@ class Request final : public Generation {
   void OnSuspended() override { ++suspended_; }
   bool OnRows(int64_t first_position, int64_t num_tokens, std::span<LogitsResult> logits,
               const v1::ExpertCounters& experts) override;
+  absl::Time unsent_until() const override;
+  void SendUnsent() override;
   void OnFailed(const absl::Status& status) override;
 
   int64_t generated_tokens() const { return static_cast<int64_t>(tokens_.size()) - prompt_tokens_; }
@@ -124,6 +129,9 @@ class Request final : public Generation {
 
   int64_t rows_done_ = 0;  // whose results were taken: of the first rows, which may be computed again
   uint32_t resumed_ = 0, suspended_ = 0;
+  absl::Duration between_messages_;
+  v1::GenerateResponse unsent_;             // tokens of rows that were answered
+  absl::Time sent_ = absl::InfinitePast();  // when the last message with a token was
   int64_t cached_tokens_ = 0;
   absl::Time queued_, admitted_, prompt_done_;
   v1::ExpertCounters experts_;

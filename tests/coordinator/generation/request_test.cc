@@ -156,6 +156,48 @@ TEST_F(RequestTest, StreamsTokensAndTextAndFinishesAtMaxTokens) {
   EXPECT_EQ(sink_->finish().experts().activated(), 30u) << "of the steps it was part of";
 }
 
+TEST_F(RequestTest, TokensThatFollowEachOtherQuicklyAreSentTogether) {
+  limits_.between_messages = absl::Milliseconds(2);
+  ASSERT_OK(Create());
+  Generate({'a'});
+  ASSERT_EQ(sink_->responses.size(), 1) << "the first token does not wait";
+  EXPECT_EQ(request_->unsent_until(), absl::InfiniteFuture());
+  clock_.Advance(absl::Milliseconds(1));
+  Step(5, 'b');
+  EXPECT_EQ(sink_->responses.size(), 1);
+  clock_.Advance(absl::Milliseconds(1));
+  Step(6, 'c');
+  ASSERT_EQ(sink_->responses.size(), 2);
+  EXPECT_EQ(sink_->responses[1].text(), "bc");
+  EXPECT_THAT(sink_->responses[1].token_ids(), ElementsAre('b', 'c'));
+  EXPECT_EQ(sink_->responses[1].usage().generated_tokens(), 3);
+}
+
+TEST_F(RequestTest, ATokenThatNoneFollowsIsSentByItself) {
+  limits_.between_messages = absl::Milliseconds(2);
+  ASSERT_OK(Create());
+  Generate({'a', 'b'});
+  EXPECT_EQ(sink_->responses.size(), 1);
+  EXPECT_EQ(request_->unsent_until(), clock_.Now() + absl::Milliseconds(4));
+  request_->SendUnsent();
+  ASSERT_EQ(sink_->responses.size(), 2);
+  EXPECT_EQ(sink_->responses[1].text(), "b");
+  EXPECT_EQ(request_->unsent_until(), absl::InfiniteFuture());
+}
+
+TEST_F(RequestTest, TheEndWaitsForNothing) {
+  limits_.between_messages = absl::Milliseconds(2);
+  ASSERT_OK(Create());
+  EXPECT_TRUE(Generate({'a', 'b', kEnd}));
+  ASSERT_EQ(sink_->responses.size(), 2);
+  EXPECT_EQ(sink_->text(), "ab");
+  EXPECT_THAT(sink_->ids(), ElementsAre('a', 'b', kEnd));
+  ASSERT_OK(Create());
+  Generate({'a', 'b'});
+  request_->OnFailed(Unavailable("gone"));
+  EXPECT_EQ(sink_->text(), "ab") << "an error comes behind the tokens that waited";
+}
+
 TEST_F(RequestTest, NeverSplitsACharacter) {
   proto_.set_max_tokens(4);
   ASSERT_OK(Create());
