@@ -243,6 +243,7 @@ class MetadataWriter {
     Count("expert_used_count", options_.top_k);
     if (options_.architecture == "glm4moe" || latent()) Gate();
     if (hybrid()) Delta();
+    if (options_.architecture == "qwen35moe") Sections();
     Float("rope.freq_base", options_.rope_freq_base);
     if (options_.yarn_factor == 1) return;
     writer_.SetString(Key("rope.scaling.type"), "yarn");
@@ -280,6 +281,12 @@ class MetadataWriter {
     Count("ssm.group_count", options_.delta_key_heads);
     Count("ssm.time_step_rank", options_.delta_heads);
     Count("ssm.inner_size", options_.delta_heads * options_.delta_dim);
+  }
+  // Rotated pairs for time, height and width, which are one position for text; llama.cpp asks for them.
+  void Sections() {
+    const int32_t pairs = static_cast<int32_t>(rope_dims() / 2);
+    const int32_t sections[] = {(pairs + 2) / 3, (pairs + 1) / 3, pairs / 3, 0};
+    writer_.SetInt32s(Key("rope.dimension_sections"), sections);
   }
   void Gate() {
     Count("leading_dense_block_count", options_.dense_layers);
