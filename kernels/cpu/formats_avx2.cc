@@ -1,5 +1,6 @@
 // AVX2: products of every number format that has scales and codes, but for the three of kernels_avx2.cc, which says how the lanes
-// lie and what saturates. A tile is read once for up to kChunkRows rows of activations, whose sums wait in scratch.
+// lie and what saturates. A tile is read once for up to kChunkRows rows of activations, whose sums wait in scratch. One row alone
+// has readers of its own for codes from tables and grids (one_row_avx2.h).
 
 #include "kernels/cpu/cpu_kernels.h"
 
@@ -18,7 +19,7 @@ ProductFunction FormatProductAvx2(DType) { return nullptr; }
 #include "kernels/cpu/int_simd_avx2.h"
 #include "kernels/cpu/product_parts.h"
 // Behind them.
-#include "kernels/cpu/grids_avx2.h"
+#include "kernels/cpu/one_row_avx2.h"
 // Behind that.
 #include "kernels/cpu/readers_of_formats.h"
 
@@ -27,12 +28,6 @@ namespace {
 
 constexpr int64_t kChunkRows = 256;  // rows whose sums wait in scratch: 16 KiB
 constexpr int kPrefetchBytes = 2048;
-
-// How many products of pairs of bytes a 16-bit sum takes: 1, 2 or 4 groups.
-constexpr int DepthOf(int max_byte) {
-  const int pairs = 32767 / (2 * 127 * max_byte);
-  return pairs >= 4 ? 4 : pairs >= 2 ? 2 : 1;
-}
 
 inline __m256i HalfOf(const I32x16& a, int half) { return half == 0 ? a.lo : a.hi; }
 inline __m256 HalfOf(const F32x16& a, int half) { return half == 0 ? a.lo : a.hi; }
@@ -113,7 +108,7 @@ constexpr bool IsLarge() {
   return kFinds<Codes>;
 }
 
-// `found` is what Codes::Find found.
+// `found` is what FindEntries found.
 template <typename Kernel>
 inline void ReadTile(const std::byte* tile, const std::byte* found, const Shifts& shifts, Weights& w) {
   using Codes = typename Kernel::Codes;
@@ -133,17 +128,45 @@ struct Place {
 struct Scaling {
   F32x16 scale[2], min[2];
 };
+// One row with the readers of one_row_avx2.h.
 template <typename Kernel>
-inline void AddOneRow(const std::byte* tile, const std::byte* found, const Shifts& shifts, const Scaling& scaling,
+inline void AddRowAlone(const std::byte* tile, const Entries& entries, const Shifts& shifts, const Scaling& scaling,
+                        const std::byte* in, float* sums) {
+  using Form = typename Kernel::FormOf;
+  using Reader = OneRow<typename Kernel::Codes>;
+  static_assert(!Form::kMins);
+  I32x16 dots[Form::kParts];
+  Reader::Dots(tile, entries, in, dots);
+  const __m256 row_scale = _mm256_set1_ps(*ScaleOf(in, Form::kKind));
+  for (int half = 0; half < 2; ++half) {
+    __m256 sum = _mm256_loadu_ps(sums + 8 * half);
+    for (int part = 0; part < Form::kParts; ++part) {
+      __m256i of_part = HalfOf(dots[part], half);
+      const int32_t offset = OffsetOf(in, Form::kKind)[part];  // -128 times the sum of the activations
+      if constexpr (Reader::kZero > 0) {
+        of_part = _mm256_add_epi32(of_part, _mm256_set1_epi32(offset >> OffsetShift(Reader::kZero)));
+      }
+      if constexpr (Reader::kShift > 0) {
+        const __m256i shifted = _mm256_srai_epi32(_mm256_slli_epi32(HalfOf(shifts.bits[part], half), 31), 31);
+        of_part = _mm256_add_epi32(of_part, _mm256_and_si256(shifted, _mm256_set1_epi32(-Reader::kShift * (offset >> 7))));
+      }
+      sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(of_part), _mm256_mul_ps(HalfOf(scaling.scale[part], half), row_scale), sum);
+    }
+    _mm256_storeu_ps(sums + 8 * half, sum);
+  }
+}
+template <typename Kernel>
+inline void AddOneRow(const std::byte* tile, const Entries& entries, const Shifts& shifts, const Scaling& scaling,
                       const std::byte* in, float* sums) {
+  if constexpr (OneRow<typename Kernel::Codes>::kExists) return AddRowAlone<Kernel>(tile, entries, shifts, scaling, in, sums);
   Weights w;
-  ReadTile<Kernel>(tile, found, shifts, w);
+  ReadTile<Kernel>(tile, entries.found, shifts, w);
   AddTile<Kernel>(w, scaling.scale, scaling.min, in, sums);
 }
 template <typename Kernel>
-[[gnu::noinline, gnu::flatten]] void AddOneRowApart(const std::byte* tile, const std::byte* found, const Shifts& shifts,
+[[gnu::noinline, gnu::flatten]] void AddOneRowApart(const std::byte* tile, const Entries& entries, const Shifts& shifts,
                                                     const Scaling& scaling, const std::byte* in, float* sums) {
-  AddOneRow<Kernel>(tile, found, shifts, scaling, in, sums);
+  AddOneRow<Kernel>(tile, entries, shifts, scaling, in, sums);
 }
 template <typename Kernel>
 [[gnu::noinline, gnu::flatten]] void AddRows(const std::byte* tile, const std::byte* found, const Shifts& shifts,
@@ -155,9 +178,11 @@ template <typename Kernel>
     AddTile<Kernel>(w, scaling.scale, scaling.min, in, sums + i * kLanes);
   }
 }
-template <typename Kernel>
+template <typename Kernel, bool kOneRow>
 [[gnu::noinline, gnu::flatten]] void FindTile(const std::byte* tile, std::byte* found) {
-  Kernel::Codes::Find(tile, found);
+  using Codes = typename Kernel::Codes;
+  if constexpr (kOneRow && OneRow<Codes>::kExists) return CopyPairs<Codes>(tile, found);
+  FindEntries<Codes>(tile, found);
 }
 
 // sums [num_rows][16] += tile kTile of an entry times rows of activations.
@@ -176,16 +201,18 @@ inline void AddTileOfEntry(const PanelProduct& p, const Place& at, const std::by
   if constexpr (requires { scales.template Shifted<kTile>(0); }) {
     for (int half = 0; half < 2; ++half) shifts.bits[half] = scales.template Shifted<kTile>(half);
   }
-  if constexpr (kFinds<Codes>) {
+  const bool is_last = at.block + 1 == p.num_blocks;
+  const Entries entries = {found[kTile % 2], is_last ? tile : tile + Kernel::kTileBytes, found[(kTile + 1) % 2]};
+  if constexpr (kFinds<Codes> && !(kOneRow && OneRow<Codes>::kExists)) {
     static_assert(Kernel::kTilesPerScale % 2 == 0);
-    if (at.block + 1 < p.num_blocks) FindTile<Kernel>(tile + Kernel::kTileBytes, found[(kTile + 1) % 2]);
+    if (!is_last) FindTile<Kernel, kOneRow>(entries.next_tile, entries.next);
   }
   if constexpr (kOneRow) {
     const std::byte* in = RowAt(p, 0) + at.block * BlockBytes(Form::kKind);
-    if constexpr (IsLarge<Codes>()) return AddOneRowApart<Kernel>(tile, found[kTile % 2], shifts, scaling, in, sums);
-    AddOneRow<Kernel>(tile, found[kTile % 2], shifts, scaling, in, sums);
+    if constexpr (IsLarge<Codes>()) return AddOneRowApart<Kernel>(tile, entries, shifts, scaling, in, sums);
+    AddOneRow<Kernel>(tile, entries, shifts, scaling, in, sums);
   } else {
-    AddRows<Kernel>(tile, found[kTile % 2], shifts, scaling, p, at, sums);
+    AddRows<Kernel>(tile, entries.found, shifts, scaling, p, at, sums);
   }
 }
 
@@ -202,7 +229,7 @@ template <DType kType, bool kOneRow>
     for (int64_t first_row = 0; first_row < p.num_rows; first_row += kChunkRows) {
       const int64_t left = p.num_rows - first_row, num_rows = kOneRow ? 1 : left < kChunkRows ? left : kChunkRows;
       for (int64_t i = 0; i < num_rows * kLanes; i += 8) _mm256_storeu_ps(sums + i, _mm256_setzero_ps());
-      if constexpr (kFinds<typename K::Codes>) FindTile<K>(codes, found[0]);
+      if constexpr (kFinds<typename K::Codes>) FindTile<K, kOneRow>(codes, found[0]);
       for (int64_t e = 0; e < num_entries; ++e) {
         const typename K::Scales scales(entries + e * K::kEntryBytes, headers);
         Unroll<K::kTilesPerScale>([&]<int t>() {

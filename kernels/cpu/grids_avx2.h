@@ -6,7 +6,7 @@
 //
 // That is, for a tile of 16 x 32, 64 entries (IQ2, IQ1) or 128 (IQ3): two loads and a store each. With three loads a cycle no
 // tile takes less than 43 or 85 cycles. Signs and products are about 200 instructions beside them, which three or four ports
-// share.
+// share. So one row alone goes otherwise: one_row_avx2.h.
 
 #include <array>
 #include <cstddef>
@@ -129,91 +129,128 @@ inline void SetSigns(I32x16 signs, Weights& w) {
 
 // ---------------------------------------------------------------------------------------------------------------- readers
 //
-// Find copies the entries of a tile, Read makes weights of them.
+// Indices gives those of a tile by row and number, FindEntries copies what they stand for, Read makes weights of that. Signs
+// gives the 32 of each row, of words as kLoad has them.
 
-template <typename Codes, int kSignsAt, bool kEven>
-inline void ReadSigned(const std::byte* tile, Weights& w) {
-  const I32x16 signs = LoadWord(tile + kSignsAt * kTileRows);
-  if constexpr (kEven) return SetSigns<Codes>(EvenSignsOf(signs), w);
-  SetSigns<Codes>(signs, w);
+template <typename Codes>
+inline void FindEntries(const std::byte* tile, std::byte* found) {
+  CopyEntries<Codes::kPerRow>(Codes::kGrid, found, typename Codes::Indices(tile));
 }
+
+using LoadWordOfRows = I32x16(const std::byte* field);
+
 template <int kLargest>
 struct EightCodes : GridCodes<kLargest> {
-  static constexpr bool kFinds = true;
+  static constexpr bool kFinds = true, kHasSigns = true;
+  static constexpr int kPerRow = 4;
   static void ReadSizes(const std::byte* found, Weights& w) {
     for (int i = 0; i < 4; ++i) ReadEight(found, i, w.sizes + 2 * i);
   }
 };
 template <int kLargest>
 struct FourCodes : GridCodes<kLargest> {
-  static constexpr bool kFinds = true;
+  static constexpr bool kFinds = true, kHasSigns = true;
+  static constexpr int kPerRow = 8;
   static void ReadSizes(const std::byte* found, Weights& w) {
     for (int g = 0; g < kGroups; ++g) w.sizes[g] = I32x16::Load(found + 64 * g);
   }
 };
 
 struct Iq2XxsCodes : EightCodes<43> {
-  static void Find(const std::byte* tile, std::byte* found) {
-    CopyEntries<4>(kGridIq2Xxs, found, [&](int row, int i) { return static_cast<uint8_t>(tile[4 * row + i]); });
+  static constexpr const uint64_t* kGrid = kGridIq2Xxs;
+  struct Indices {
+    const std::byte* tile;
+    explicit Indices(const std::byte* codes) : tile(codes) {}
+    int operator()(int row, int i) const { return static_cast<uint8_t>(tile[4 * row + i]); }
+  };
+  template <LoadWordOfRows kLoad>
+  static I32x16 Signs(const std::byte* tile) {
+    return EvenSignsOf(kLoad(tile + 4 * kTileRows));
   }
   static void Read(const std::byte* tile, const std::byte* found, Weights& w) {
     ReadSizes(found, w);
-    ReadSigned<Iq2XxsCodes, 4, true>(tile, w);
+    SetSigns<Iq2XxsCodes>(Signs<LoadWord>(tile), w);
   }
 };
 struct Iq2XsCodes : EightCodes<43> {
-  static void Find(const std::byte* tile, std::byte* found) {
-    CopyEntries<4>(kGridIq2Xs, found,
-                   [&](int row, int i) { return ShortAt(tile + 4 * kTileRows * (i / 2) + 4 * row + i % 2 * 2) & 511; });
+  static constexpr const uint64_t* kGrid = kGridIq2Xs;
+  struct Indices {
+    const std::byte* tile;
+    explicit Indices(const std::byte* codes) : tile(codes) {}
+    int operator()(int row, int i) const { return ShortAt(tile + 4 * kTileRows * (i / 2) + 4 * row + i % 2 * 2) & 511; }
+  };
+  template <LoadWordOfRows kLoad>
+  static I32x16 Signs(const std::byte* tile) {
+    const I32x16 a = Shift<-9>(kLoad(tile)), b = Shift<-9>(kLoad(tile + 4 * kTileRows));
+    // Four times seven bits, whose places EvenSignsOf takes for granted.
+    const I32x16 low = I32x16::Broadcast(127), high = I32x16::Broadcast(127 << 7);
+    return EvenSignsOf((a & low) | (Shift<-9>(a) & high) | Shift<14>((b & low) | (Shift<-9>(b) & high)));
   }
   static void Read(const std::byte* tile, const std::byte* found, Weights& w) {
     ReadSizes(found, w);
-    const I32x16 a = Shift<-9>(LoadWord(tile)), b = Shift<-9>(LoadWord(tile + 4 * kTileRows));
-    // Four times seven bits, whose places EvenSignsOf takes for granted.
-    const I32x16 low = I32x16::Broadcast(127), high = I32x16::Broadcast(127 << 7);
-    SetSigns<Iq2XsCodes>(EvenSignsOf((a & low) | (Shift<-9>(a) & high) | Shift<14>((b & low) | (Shift<-9>(b) & high))), w);
+    SetSigns<Iq2XsCodes>(Signs<LoadWord>(tile), w);
   }
 };
 struct Iq2SCodes : EightCodes<43> {
-  static void Find(const std::byte* tile, std::byte* found) {
+  static constexpr const uint64_t* kGrid = kGridIq2S;
+  struct Indices {
     alignas(32) uint16_t indices[64];
-    const __m256i places = FourShorts(256, 64, 16, 4);
-    StoreIndices<0x300>(
-        tile, [&](int i) { return _mm256_mullo_epi16(BytesOfRows(tile + 8 * kTileRows, i), places); }, indices);
-    CopyEntries<4>(kGridIq2S, found, [&](int row, int i) { return indices[4 * row + i]; });
+    explicit Indices(const std::byte* tile) {
+      const __m256i places = FourShorts(256, 64, 16, 4);
+      StoreIndices<0x300>(
+          tile, [&](int i) { return _mm256_mullo_epi16(BytesOfRows(tile + 8 * kTileRows, i), places); }, indices);
+    }
+    int operator()(int row, int i) const { return indices[4 * row + i]; }
+  };
+  template <LoadWordOfRows kLoad>
+  static I32x16 Signs(const std::byte* tile) {
+    return kLoad(tile + 4 * kTileRows);
   }
   static void Read(const std::byte* tile, const std::byte* found, Weights& w) {
     ReadSizes(found, w);
-    ReadSigned<Iq2SCodes, 4, false>(tile, w);
+    SetSigns<Iq2SCodes>(Signs<LoadWord>(tile), w);
   }
 };
 struct Iq3XxsCodes : FourCodes<62> {
-  static void Find(const std::byte* tile, std::byte* found) {
-    CopyEntries<8>(kGridIq3Xxs, found,
-                   [&](int row, int i) { return static_cast<uint8_t>(tile[4 * kTileRows * (i / 4) + 4 * row + i % 4]); });
+  static constexpr const uint32_t* kGrid = kGridIq3Xxs;
+  struct Indices {
+    const std::byte* tile;
+    explicit Indices(const std::byte* codes) : tile(codes) {}
+    int operator()(int row, int i) const { return static_cast<uint8_t>(tile[4 * kTileRows * (i / 4) + 4 * row + i % 4]); }
+  };
+  template <LoadWordOfRows kLoad>
+  static I32x16 Signs(const std::byte* tile) {
+    return EvenSignsOf(kLoad(tile + 8 * kTileRows));
   }
   static void Read(const std::byte* tile, const std::byte* found, Weights& w) {
     ReadSizes(found, w);
-    ReadSigned<Iq3XxsCodes, 8, true>(tile, w);
+    SetSigns<Iq3XxsCodes>(Signs<LoadWord>(tile), w);
   }
 };
 struct Iq3SCodes : FourCodes<15> {
   static constexpr bool kSigned = false;
   static constexpr int kZero = 16;
   static constexpr int kMaxByte = 31;
+  static constexpr const uint32_t* kGrid = kGridIq3S;
 
-  static void Find(const std::byte* tile, std::byte* found) {
+  struct Indices {
     alignas(32) uint16_t indices[2][64];
-    Unroll<2>([&]<int half>() {
-      const __m256i places = half == 0 ? FourShorts(256, 128, 64, 32) : FourShorts(16, 8, 4, 2);
-      const auto high = [&](int i) { return _mm256_mullo_epi16(BytesOfRows(tile + 12 * kTileRows, i), places); };
-      StoreIndices<0x100>(tile + 4 * kTileRows * half, high, indices[half]);
-    });
-    CopyEntries<8>(kGridIq3S, found, [&](int row, int i) { return indices[i / 4][4 * row + i % 4]; });
+    explicit Indices(const std::byte* tile) {
+      Unroll<2>([&]<int half>() {
+        const __m256i places = half == 0 ? FourShorts(256, 128, 64, 32) : FourShorts(16, 8, 4, 2);
+        const auto high = [&](int i) { return _mm256_mullo_epi16(BytesOfRows(tile + 12 * kTileRows, i), places); };
+        StoreIndices<0x100>(tile + 4 * kTileRows * half, high, indices[half]);
+      });
+    }
+    int operator()(int row, int i) const { return indices[i / 4][4 * row + i % 4]; }
+  };
+  template <LoadWordOfRows kLoad>
+  static I32x16 Signs(const std::byte* tile) {
+    return kLoad(tile + 8 * kTileRows);
   }
   static void Read(const std::byte* tile, const std::byte* found, Weights& w) {
     ReadSizes(found, w);
-    ReadSigned<Iq3SCodes, 8, false>(tile, w);
+    SetSigns<Iq3SCodes>(Signs<LoadWord>(tile), w);
   }
 };
 
@@ -231,22 +268,26 @@ constexpr std::array<uint64_t, 2048> UnsignedIq1() {
 // kBits from one index's three high bits to the next one's.
 template <int kBits>
 struct Iq1Codes : EightCodes<9> {
-  static constexpr bool kSigned = false;
+  static constexpr bool kSigned = false, kHasSigns = false;
   static constexpr int kZero = kIq1Zero;
   static constexpr int kMaxByte = kIq1Zero + 9;
+  static constexpr std::array<uint64_t, 2048> kUnsigned = UnsignedIq1();
+  static constexpr const uint64_t* kGrid = kUnsigned.data();
 
-  static void Find(const std::byte* tile, std::byte* found) {
-    static constexpr std::array<uint64_t, 2048> kGrid = UnsignedIq1();
+  struct Indices {
     alignas(32) uint16_t indices[64];
-    // Index i has its bits from 8 on: shifted left, or right in the upper half of a product.
-    const __m256i left = FourShorts(256, 256 >> kBits, 256 >> 2 * kBits, 0), right = FourShorts(0, 0, 0, 1 << (24 - 3 * kBits));
-    const auto high = [&](int i) {
-      const __m256i words = ShortsOfRows(tile + 4 * kTileRows, i);
-      return _mm256_or_si256(_mm256_mullo_epi16(words, left), _mm256_mulhi_epu16(words, right));
-    };
-    StoreIndices<0x700>(tile, high, indices);
-    CopyEntries<4>(kGrid.data(), found, [&](int row, int i) { return indices[4 * row + i]; });
-  }
+    explicit Indices(const std::byte* tile) {
+      // Index i has its bits from 8 on: shifted left, or right in the upper half of a product.
+      const __m256i left = FourShorts(256, 256 >> kBits, 256 >> 2 * kBits, 0);
+      const __m256i right = FourShorts(0, 0, 0, 1 << (24 - 3 * kBits));
+      const auto high = [&](int i) {
+        const __m256i words = ShortsOfRows(tile + 4 * kTileRows, i);
+        return _mm256_or_si256(_mm256_mullo_epi16(words, left), _mm256_mulhi_epu16(words, right));
+      };
+      StoreIndices<0x700>(tile, high, indices);
+    }
+    int operator()(int row, int i) const { return indices[4 * row + i]; }
+  };
   static void Read(const std::byte* tile, const std::byte* found, Weights& w) {
     const I32x16 word = LoadShort(tile + 4 * kTileRows), one = I32x16::BroadcastByte(1);
     Unroll<4>([&]<int i>() {
