@@ -280,25 +280,36 @@ requires(kBits == 2 || kBits == 3) struct OneRow<TableCodes<kBits, kLevels, kLar
   }
 
  private:
-  // Of rows 4i to 4i + 3 the sums of the first 16 columns and of the last, one beside the other.
+  static constexpr auto kBiased = BiasedLevels<kLevels, Codes::kBias>();
+  // Bit k of four to bit 2, and bit k + 2 to bit 6.
+  static constexpr std::array<int8_t, 16> ThirdBits(int k) {
+    std::array<int8_t, 16> bytes{};
+    for (int i = 0; i < 16; ++i) bytes[i] = static_cast<int8_t>((i >> k & 1) << 2 | (i >> (k + 2) & 1) << 6);
+    return bytes;
+  }
+  static constexpr std::array<int8_t, 16> kThird[2] = {ThirdBits(0), ThirdBits(1)};
+
+  // Of rows 4i to 4i + 3 the sums of the first 16 columns and of the last, one beside the other. A shuffle reads bits 0 to 3 and
+  // 7 of an index: of two codes in the nibbles of a byte, both with a top bit of 0, neither has to be cut out.
   static __m256i SumsOfFour(const std::byte* tile, int i, const __m256i (&x)[4]) {
-    static constexpr auto kBiased = BiasedLevels<kLevels, Codes::kBias>();
-    const __m256i table = LoadTwice(kBiased.data()), pairs = Load256(tile + 32 * i), two = _mm256_set1_epi8(3);
-    __m256i bits = _mm256_setzero_si256();  // bit k of each byte
+    const __m256i table = LoadTwice(kBiased.data()), pairs = Load256(tile + 32 * i), two = _mm256_set1_epi8(0x33);
+    __m256i codes[2] = {_mm256_and_si256(pairs, two),
+                        _mm256_and_si256(_mm256_srli_epi32(pairs, 2), two)};  // k = 0 and 2, 1 and 3
     if constexpr (kBits == 3) {
       const __m128i words = _mm_loadu_si128(reinterpret_cast<const __m128i*>(tile + 8 * kTileRows + 16 * i));
       const __m256i wide = _mm256_cvtepu32_epi64(words);
-      bits = _mm256_or_si256(wide, _mm256_slli_epi64(wide, 28));  // the upper four bits beside the lower four
+      const __m256i upper_beside_lower = _mm256_or_si256(wide, _mm256_slli_epi64(wide, 28));
+      const __m256i bits = _mm256_and_si256(upper_beside_lower, _mm256_set1_epi8(15));  // bit k of each byte
+      for (int k = 0; k < 2; ++k) {
+        const __m256i third = _mm256_shuffle_epi8(LoadTwice(kThird[k].data()), bits);
+        codes[k] = _mm256_or_si256(codes[k], third);
+      }
     }
     __m256i products[4];
-    Unroll<4>([&]<int k>() {
-      __m256i index = _mm256_and_si256(_mm256_srli_epi32(pairs, 2 * k), two);
-      if constexpr (kBits == 3) {
-        const __m256i third = k < 2 ? _mm256_slli_epi32(bits, 2 - k) : _mm256_srli_epi32(bits, k - 2);
-        index = _mm256_or_si256(index, _mm256_and_si256(third, _mm256_set1_epi8(4)));
-      }
+    for (int k = 0; k < 4; ++k) {
+      const __m256i index = k < 2 ? codes[k] : _mm256_srli_epi32(codes[k - 2], 4);
       products[k] = _mm256_maddubs_epi16(_mm256_shuffle_epi8(table, index), x[k]);
-    });
+    }
     constexpr int kSecond = TermsOfTwo<kDepth>(1);
     const __m256i first = AddTerms<kDepth, 1>(products[0], products[1]), last = AddTerms<kDepth, 1>(products[2], products[3]);
     return Widened<TermsOfTwo<kDepth>(kSecond)>(AddTerms<kDepth, kSecond>(first, last));
