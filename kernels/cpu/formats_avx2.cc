@@ -93,10 +93,10 @@ constexpr bool kFinds = requires {
 
 // What readers of codes ask of a tile's scales.
 struct Shifts {
-  I32x16 bits[2];
+  I32x16 top_bits[2];
   template <int>
   const I32x16& Shifted(int half) const {
-    return bits[half];
+    return top_bits[half];
   }
 };
 
@@ -147,7 +147,7 @@ inline void AddRowAlone(const std::byte* tile, const Entries& entries, const Shi
         of_part = _mm256_add_epi32(of_part, _mm256_set1_epi32(offset >> OffsetShift(Reader::kZero)));
       }
       if constexpr (Reader::kShift > 0) {
-        const __m256i shifted = _mm256_srai_epi32(_mm256_slli_epi32(HalfOf(shifts.bits[part], half), 31), 31);
+        const __m256i shifted = _mm256_srai_epi32(HalfOf(shifts.top_bits[part], half), 31);
         of_part = _mm256_add_epi32(of_part, _mm256_and_si256(shifted, _mm256_set1_epi32(-Reader::kShift * (offset >> 7))));
       }
       sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(of_part), _mm256_mul_ps(HalfOf(scaling.scale[part], half), row_scale), sum);
@@ -199,7 +199,7 @@ inline void AddTileOfEntry(const PanelProduct& p, const Place& at, const std::by
   }
   Shifts shifts;
   if constexpr (requires { scales.template Shifted<kTile>(0); }) {
-    for (int half = 0; half < 2; ++half) shifts.bits[half] = scales.template Shifted<kTile>(half);
+    for (int half = 0; half < 2; ++half) shifts.top_bits[half] = scales.template Shifted<kTile>(half);
   }
   const bool is_last = at.block + 1 == p.num_blocks;
   const Entries entries = {found[kTile % 2], is_last ? tile : tile + Kernel::kTileBytes, found[(kTile + 1) % 2]};

@@ -58,11 +58,11 @@ inline I32x16 SpreadByte(I32x16 a) {
 }
 inline F32x16 ToFloats(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 
-// Adds kNumber to the bytes of four registers, in the lanes whose number, 0 or 1, is 1. Biased levels are unsigned: no byte
+// Adds kNumber to the bytes of four registers, in the lanes whose top bit is set. Biased levels are unsigned: no byte
 // carries.
 template <int kNumber>
-inline void AddWhere(I32x16 bit, I32x16* w) {
-  const __mmask16 here = _mm512_test_epi32_mask(bit.v, bit.v);
+inline void AddWhere(I32x16 top_bit, I32x16* w) {
+  const __mmask16 here = _mm512_cmplt_epi32_mask(top_bit.v, _mm512_setzero_si512());
   for (int g = 0; g < 4; ++g) w[g].v = _mm512_mask_add_epi32(w[g].v, here, w[g].v, _mm512_set1_epi8(kNumber));
 }
 

@@ -83,10 +83,10 @@ inline F32x16 ToFloats(const I32x16& a) {
   return F32x16::Each([&](int i) { return vcvtq_f32_s32(a.Signed(i)); });
 }
 
-// Adds kNumber to the bytes of four registers, in the lanes whose number, 0 or 1, is 1.
+// Adds kNumber to the bytes of four registers, in the lanes whose top bit is set.
 template <int kNumber>
-inline void AddWhere(const I32x16& bit, I32x16* w) {
-  const I32x16 number = ShiftRightSigned<31>(Shift<31>(bit)) & I32x16::BroadcastByte(kNumber);
+inline void AddWhere(const I32x16& top_bit, I32x16* w) {
+  const I32x16 number = ShiftRightSigned<31>(top_bit) & I32x16::BroadcastByte(kNumber);
   for (int g = 0; g < 4; ++g) w[g] = AddBytes(w[g], number);
 }
 

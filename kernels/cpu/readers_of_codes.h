@@ -125,7 +125,7 @@ constexpr auto BiasedLevels() {
   return levels;
 }
 
-// Levels of a table; kShift is added where the scales' Shifted<kTile>(half) has a 1.
+// Levels of a table; kShift is added where the scales' Shifted<kTile>(half) has a top bit of 1.
 template <int kBits, const auto& kLevels, int kLargest, int kShift = 0>
 struct TableCodes : LevelCodes<kLargest> {
   static constexpr int kEntries = static_cast<int>(kLevels.size());
@@ -157,7 +157,7 @@ struct GrayCodes : LevelCodes<128> {
     I32x16 word;
     template <int kTile>
     I32x16 Shifted(int) const {
-      return BitsOf<0, 1>(word);
+      return Shift<31>(word);
     }
   };
 

@@ -192,12 +192,12 @@ struct Iq1MScales {
 
 // ------------------------------------------------------------------------------------------------------- ik_llama.cpp's
 
-// The K types: bit 2t + half of `extra` shifts the table of a half of tile t.
+// The K types: bit 2t + half of `extra` shifts the table of a half of tile t, and becomes a lane's top bit.
 struct ShiftedSixteenths {
   I32x16 extra;
   template <int kTile>
   I32x16 Shifted(int half) const {
-    return half == 0 ? BitsOf<2 * kTile, 1>(extra) : BitsOf<2 * kTile + 1, 1>(extra);
+    return half == 0 ? Shift<31 - 2 * kTile>(extra) : Shift<30 - 2 * kTile>(extra);
   }
 };
 // Their scales: sixteen signed bytes, those of half h of tiles 4q to 4q + 3 in word 2q + h.
@@ -272,7 +272,7 @@ struct RowByteScales {
   }
   template <int kTile>
   I32x16 Shifted(int) const {
-    return BitsOf<8 * (kTile % 4), 1>(bytes[kTile / 4]);
+    return Shift<31 - 8 * (kTile % 4)>(bytes[kTile / 4]);
   }
 };
 
@@ -305,7 +305,7 @@ struct Iq2KsScales {
   }
   template <int kTile>
   I32x16 Shifted(int) const {
-    return BitsOf<kTile, 1>(extra);
+    return Shift<31 - kTile>(extra);
   }
 };
 struct Iq3KsScales {
@@ -320,7 +320,7 @@ struct Iq3KsScales {
   }
   template <int kTile>
   I32x16 Shifted(int) const {
-    return BitsOf<8 + kTile, 1>(extra);
+    return Shift<23 - kTile>(extra);
   }
 };
 // IQ2_KL: nibbles and high pairs, less 32.
