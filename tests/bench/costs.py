@@ -2,7 +2,7 @@
 """What TLS, keys and mutual TLS between hosts cost: ratios of runs that alternate.
 
     tests/bench/costs.py                     30 pairs of each
-    tests/bench/costs.py tls keys            some of them: none, tls, keys, hosts, tcp, ways
+    tests/bench/costs.py tls keys            some of them: none, tls, keys, hosts, tcp, ways, mtls, grpc-mtls
     tests/bench/costs.py --pairs 100 --tokens 200
 
 Each pair decodes once through either service, in an order that changes; the two services run all the time. A ratio is the seconds
@@ -10,7 +10,9 @@ of a token with the feature, divided by those without, so 1.05 is a cost of 5 %;
 Ferry's processes took. Other programs on the machine disturb the seconds of single pairs, and the processor time much less; the
 median and the quartiles of many say what is left. `none` compares a service with another of its kind: its spread is the
 measurement's own. `hosts` and `tcp` compare two workers between two hosts, whose hidden states go over gRPC or a data connection, with
-two that speak gRPC in clear through Unix sockets; `ways` compares tcp with gRPC, both between hosts. The second host is a network
+two that speak gRPC in clear through Unix sockets; `ways` compares tcp with gRPC, both between hosts. `mtls` compares two hosts as they
+are, with mutual TLS and data connections, with two that speak plain gRPC alone, and `grpc-mtls` those that speak gRPC with mutual TLS
+alone; grpc_in_clear.cc takes the TLS out. The second host is a network
 namespace where root runs this, otherwise loopback. Needs the programs of a build (--bin), openssl for a certificate, and nothing beside Python's own library.
 """
 
@@ -39,16 +41,20 @@ NETWORK_OF_ITS_OWN = "FERRY_COSTS_NETWORK"  # is set where this program may give
 class Service:
     """`ferry serve` with `arguments`, and how clients reach it."""
 
-    def __init__(self, folder, name, binaries, arguments, environment=None):
+    def __init__(self, folder, name, binaries, arguments, environment=None, in_clear=False):
         self.folder, self.name, self.binaries = folder, name, binaries
         self.environment = {**os.environ, **(environment or {})}
+        self.server_environment = dict(os.environ)
         self.log = folder / f"{name}.log"
         self.processes = []
+        if in_clear:
+            self.server_environment["LD_PRELOAD"] = str(binaries / "libgrpc_in_clear.so")
         self.start([binaries / "ferry", "serve", "-m", MODEL, "--backend", "cpu", "--port", "0", "--http-port", "0", *arguments], self.log)
 
     def start(self, command, log):
+        command = [str(word) for word in command]
         with open(log, "w", encoding="utf-8") as file:
-            self.processes.append(subprocess.Popen([str(word) for word in command], stdout=file, stderr=file))
+            self.processes.append(subprocess.Popen(command, stdout=file, stderr=file, env=self.server_environment))
 
     def wait_for(self, words):
         """What the log has behind `words`."""
@@ -173,42 +179,62 @@ def second_host():
 
 
 class TwoHosts(Service):
-    """A coordinator and a worker on one host, a worker on another, with mutual TLS."""
+    """A coordinator and a worker on one host, a worker on another, with mutual TLS or by plain gRPC."""
 
-    def __init__(self, folder, binaries, way):
+    def __init__(self, folder, binaries, way, experts=tuple(EXPERTS_BY_GRPC), in_clear=False):
         second = second_host()
-        certificates = folder / f"{way}-certificates"
+        name = f"{way}-in-clear" if in_clear else way
+        certificates = folder / f"{name}-certificates"
         run([binaries / "ferry", "cluster-init", "--cluster-certs", certificates])
         plane = f"{second.addresses[0]}:{free_port()}"
         own = ["--coordinator-only", "--workers", "2", "--cluster-listen", plane, "--cluster-certs", certificates]
-        super().__init__(folder, way, binaries, [*own, *EXPERTS_BY_GRPC])
+        super().__init__(folder, name, binaries, [*own, *experts], in_clear=in_clear)
         self.wait_for("coordinator at")
         for i, prefix in enumerate([[], second.prefix]):
-            own = folder / f"{way}-worker{i}"
-            token = run([binaries / "ferry", "cluster-token", "--cluster-certs", certificates]).strip()
-            run([*prefix, binaries / "ferry", "join", plane, "--cluster-certs", own, "--token", token])
+            own = certificates  # in clear nobody looks at them
+            if not in_clear:
+                own = folder / f"{name}-worker{i}"
+                token = run([binaries / "ferry", "cluster-token", "--cluster-certs", certificates]).strip()
+                run([*prefix, binaries / "ferry", "join", plane, "--cluster-certs", own, "--token", token])
             command = [binaries / "ferry-worker", "--backend", "cpu", "--coordinator", plane, "--cluster-certs", own, "--worker-id", str(i)]
             listen = ["--listen", second.addresses[i], "--transport", way]
-            self.start([*prefix, *command, *listen, *EXPERTS_BY_GRPC], folder / f"{way}-worker{i}.log")
+            self.start([*prefix, *command, *listen, *experts], folder / f"{name}-worker{i}.log")
 
 
-def in_clear(folder, binaries):
+def one_host(folder, binaries):
     return Service(folder, "sockets", binaries, ["--workers", "2", "--transport", "grpc", *EXPERTS_BY_GRPC])
 
 
 def hosts_pair(folder, binaries):
-    return [in_clear(folder, binaries), TwoHosts(folder, binaries, "grpc")]
+    return [one_host(folder, binaries), TwoHosts(folder, binaries, "grpc")]
 
 
 def tcp_pair(folder, binaries):
-    return [in_clear(folder, binaries), TwoHosts(folder, binaries, "tcp")]
+    return [one_host(folder, binaries), TwoHosts(folder, binaries, "tcp")]
 
 
 def ways_pair(folder, binaries):
     return [TwoHosts(folder, binaries, "grpc"), TwoHosts(folder, binaries, "tcp")]
 
 
-PAIRS = {"none": none_pair, "tls": tls_pair, "keys": keys_pair, "hosts": hosts_pair, "tcp": tcp_pair, "ways": ways_pair}
+def mtls_pair(folder, binaries):
+    return [TwoHosts(folder, binaries, "grpc", in_clear=True), TwoHosts(folder, binaries, "tcp", ["--expert-transport", "tcp"])]
+
+
+def grpc_mtls_pair(folder, binaries):
+    return [TwoHosts(folder, binaries, "grpc", in_clear=True), TwoHosts(folder, binaries, "grpc")]
+
+
+PAIRS = {
+    "none": none_pair,
+    "tls": tls_pair,
+    "keys": keys_pair,
+    "hosts": hosts_pair,
+    "tcp": tcp_pair,
+    "ways": ways_pair,
+    "mtls": mtls_pair,
+    "grpc-mtls": grpc_mtls_pair,
+}
 
 
 def compare(name, pair, arguments):
@@ -224,12 +250,12 @@ def compare(name, pair, arguments):
         low, median, high = statistics.quantiles([ratio[kind] for ratio in ratios], n=4)
         words.append(f"{median:.3f} times the {what} (quartiles {low:.3f} to {high:.3f})")
     rate = 1 / statistics.median(without)
-    print(f"{name:6} {', '.join(words)}; {len(ratios)} pairs, without {rate:.0f} tokens a second", flush=True)
+    print(f"{name:9} {', '.join(words)}; {len(ratios)} pairs, without {rate:.0f} tokens a second", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", help="none, tls, keys, hosts, tcp, ways; default: all")
+    parser.add_argument("what", nargs="*", help=f"{', '.join(PAIRS)}; default: all")
     parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--tokens", type=int, default=100)
     parser.add_argument("--bin", type=pathlib.Path, default=ROOT / "build" / "release" / "bin")
