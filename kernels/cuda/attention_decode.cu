@@ -1,4 +1,4 @@
-#include "kernels/cuda/attention_device.cuh"
+#include "kernels/cuda/join_cuts.cuh"
 #include "kernels/cuda/overlapping_launch.cuh"
 
 namespace ferry::cuda {
@@ -159,57 +159,24 @@ __global__ void __launch_bounds__(DecodeShape<kHeadDim>::kThreads) DecodeKernel(
   }
 }
 
-constexpr int kJoinThreads = 256;
+// Models with heads of 256 have few of them, and cuts of 32 positions. Others: all columns in a block.
+template <int kHeadDim>
+using DecodeJoin = JoinShape<256, kHeadDim <= 128 ? kHeadDim / 4 : 8>;
 
-// Grid: [rows * heads]. Block: kJoinThreads: a group of head_dim / 4 threads takes every kJoinThreads / (head_dim /
-// 4)-th cut, then the groups are added in order.
-// Bound: what DecodeKernel left, (head_dim + 2) * 4 bytes a cut and head, through L2.
+// Grid: [rows * heads, head_dim / kColumns].
 template <int kHeadDim, typename Act>
-__global__ void __launch_bounds__(kJoinThreads) JoinKernel(DecodeParams p) {
-  constexpr int kLanes = kHeadDim / 4, kGroups = kJoinThreads / kLanes, kSplitKeys = DecodeShape<kHeadDim>::kSplitKeys;
-  __shared__ float largest_of[kWarpSize], total_of[kWarpSize];
-  __shared__ float4 parts[kGroups][kLanes];
+__global__ void __launch_bounds__(DecodeJoin<kHeadDim>::kThreads) JoinKernel(DecodeParams p) {
+  constexpr int kSplitKeys = DecodeShape<kHeadDim>::kSplitKeys;
   AwaitLaunchesBefore();
   const int64_t row = blockIdx.x / p.num_heads;
   const int head = blockIdx.x % p.num_heads, position = p.places.positions[row];
   const int begin = p.window > 0 ? max(0, position - p.window + 1) : 0;
   const int splits = position / kSplitKeys - begin / kSplitKeys + 1;
-  const float2* const stats = p.stats + (row * p.num_heads + head) * p.max_splits;
-  const float4* const sums = reinterpret_cast<const float4*>(p.sums) + (row * p.num_heads + head) * p.max_splits * kLanes;
-
-  float largest = -INFINITY;
-  for (int s = threadIdx.x; s < splits; s += kJoinThreads) largest = fmaxf(largest, stats[s].x);
-  largest = BlockMax(largest, largest_of);
+  const int64_t first_split = (row * p.num_heads + head) * p.max_splits;
   const float sink = p.sinks != nullptr ? p.sinks[head] * kLog2E : -INFINITY;
-  const float top = fmaxf(largest, sink), base = top == -INFINITY ? 0.0f : top;
-  float total = 0.0f;
-  for (int s = threadIdx.x; s < splits; s += kJoinThreads) total = fmaf(stats[s].y, Exp2(stats[s].x - base), total);
-  total = BlockSum(total, total_of) + Exp2(sink - base);
-
-  const int group = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
-  float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll 4
-  for (int s = group; s < splits; s += kGroups) {
-    const float factor = Exp2(stats[s].x - base);
-    const float4 part = sums[static_cast<int64_t>(s) * kLanes + lane];
-    sum.x = fmaf(part.x, factor, sum.x);
-    sum.y = fmaf(part.y, factor, sum.y);
-    sum.z = fmaf(part.z, factor, sum.z);
-    sum.w = fmaf(part.w, factor, sum.w);
-  }
-  parts[group][lane] = sum;
-  __syncthreads();
-  if (group != 0) return;
-#pragma unroll
-  for (int g = 1; g < kGroups; ++g) {
-    const float4 part = parts[g][lane];
-    sum.x += part.x;
-    sum.y += part.y;
-    sum.z += part.z;
-    sum.w += part.w;
-  }
-  const float values[4] = {sum.x / total, sum.y / total, sum.z / total, sum.w / total};
-  Store4(static_cast<Act*>(p.out) + row * p.out_stride + static_cast<int64_t>(head) * kHeadDim + lane * 4, 4, true, values);
+  JoinCuts<DecodeJoin<kHeadDim>>(p.stats + first_split, p.sums + first_split * kHeadDim, splits, kHeadDim,
+                                 static_cast<int>(blockIdx.y) * DecodeJoin<kHeadDim>::kColumns, sink,
+                                 static_cast<Act*>(p.out) + row * p.out_stride + static_cast<int64_t>(head) * kHeadDim);
 }
 
 int64_t SumsBytes(int64_t rows, int64_t num_heads, int64_t head_dim, int64_t splits) {
@@ -250,9 +217,8 @@ cudaError_t LaunchAttentionDecode(const AttentionArgs& args, const DevicePlaces&
   p.sums = static_cast<float*>(workspace);
   p.stats = reinterpret_cast<float2*>(static_cast<std::byte*>(workspace) +
                                       SumsBytes(args.q.rows, args.num_heads, args.cache.head_dim, p.max_splits));
-  dim3 grid, join_grid;
+  dim3 grid;
   FERRY_CUDA_RETURN_IF_ERROR(Grid(p.max_splits, static_cast<int64_t>(p.num_kv_heads) * p.head_tiles, args.q.rows, &grid));
-  FERRY_CUDA_RETURN_IF_ERROR(Grid(args.q.rows * args.num_heads, 1, 1, &join_grid));
   return WithHeadDim(args.cache.head_dim, [&](auto head_dim) {
     return WithActivation(args.q.dtype, [&](auto act_type) {
       using Act = decltype(act_type);
@@ -260,7 +226,10 @@ cudaError_t LaunchAttentionDecode(const AttentionArgs& args, const DevicePlaces&
       const bool q8 = args.cache.dtype == DType::kQ8_0;
       const auto decode = q8 ? DecodeKernel<kHeadDim, Act, true> : DecodeKernel<kHeadDim, Act, false>;
       FERRY_CUDA_RETURN_IF_ERROR(LaunchOverlapping(decode, grid, kThreads, stream, p));
-      return LaunchOverlapping(JoinKernel<kHeadDim, Act>, join_grid, kJoinThreads, stream, p);
+      using Join = DecodeJoin<kHeadDim>;
+      dim3 join_grid;
+      FERRY_CUDA_RETURN_IF_ERROR(Grid(args.q.rows * args.num_heads, kHeadDim / Join::kColumns, 1, &join_grid));
+      return LaunchOverlapping(JoinKernel<kHeadDim, Act>, join_grid, Join::kThreads, stream, p);
     });
   });
 }

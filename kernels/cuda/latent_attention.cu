@@ -1,3 +1,4 @@
+#include "kernels/cuda/join_cuts.cuh"
 #include "kernels/cuda/latent_attention.h"
 #include "kernels/cuda/latent_device.cuh"
 
@@ -344,55 +345,20 @@ __global__ void __launch_bounds__(LatentShape<kRows>::kThreads, LatentShape<kRow
   }
 }
 
-constexpr int kJoinGroups = 4, kJoinLanes = kMaxLatentValues / 4, kJoinThreads = kJoinGroups * kJoinLanes;
+using JoinOfManyHeads = JoinShape<kMaxLatentValues, kMaxLatentValues / 4>;
+using JoinOfFewHeads = JoinShape<256, 8>;
 
-// Grid: [rows * heads]. Block: kJoinGroups groups of kJoinLanes threads, four columns each; a group takes every kJoinGroups-th
-// cut, then the groups are added in order. Bound: what LatentKernel left, (values + 2) * 4 bytes a cut and head, through L2.
-template <typename Act>
-__global__ void __launch_bounds__(kJoinThreads) LatentJoinKernel(LatentParams p) {
-  __shared__ float largest_of[kWarpSize], total_of[kWarpSize];
-  __shared__ float4 parts[kJoinGroups][kJoinLanes];
+// Grid: [rows * heads, ceil(values / kColumns)].
+template <typename Act, typename Join>
+__global__ void __launch_bounds__(Join::kThreads) LatentJoinKernel(LatentParams p) {
   const int64_t row = blockIdx.x / p.num_heads;
   const int head = static_cast<int>(blockIdx.x % p.num_heads);
   const int cuts = LatentCutsOf(p.places.positions[row], p.window, p.most_cuts).count;
   const int64_t first_cut = (row * p.num_heads + head) * p.max_cuts;
-  const float2* const stats = p.stats + first_cut;
-  float largest = -INFINITY;
-  for (int c = threadIdx.x; c < cuts; c += kJoinThreads) largest = fmaxf(largest, stats[c].x);
-  largest = BlockMax(largest, largest_of);
   const float sink = p.sinks != nullptr ? p.sinks[head] * kLog2E : -INFINITY;
-  const float top = fmaxf(largest, sink), base = top == -INFINITY ? 0.0f : top;
-  float total = 0.0f;
-  for (int c = threadIdx.x; c < cuts; c += kJoinThreads) total = fmaf(stats[c].y, Exp2(stats[c].x - base), total);
-  total = BlockSum(total, total_of) + Exp2(sink - base);
-
-  const int group = threadIdx.x / kJoinLanes, lane = threadIdx.x % kJoinLanes, lanes = p.values / 4;
-  float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
-  if (lane < lanes) {
-    const float4* const sums = reinterpret_cast<const float4*>(p.sums + first_cut * p.values);
-#pragma unroll 4
-    for (int c = group; c < cuts; c += kJoinGroups) {
-      const float factor = Exp2(stats[c].x - base);
-      const float4 part = sums[static_cast<int64_t>(c) * lanes + lane];
-      sum.x = fmaf(part.x, factor, sum.x);
-      sum.y = fmaf(part.y, factor, sum.y);
-      sum.z = fmaf(part.z, factor, sum.z);
-      sum.w = fmaf(part.w, factor, sum.w);
-    }
-  }
-  parts[group][lane] = sum;
-  __syncthreads();
-  if (group != 0 || lane >= lanes) return;
-#pragma unroll
-  for (int other = 1; other < kJoinGroups; ++other) {
-    const float4 part = parts[other][lane];
-    sum.x += part.x;
-    sum.y += part.y;
-    sum.z += part.z;
-    sum.w += part.w;
-  }
-  const float values[4] = {sum.x / total, sum.y / total, sum.z / total, sum.w / total};
-  Store4(static_cast<Act*>(p.out) + row * p.out_stride + static_cast<int64_t>(head) * p.values + lane * 4, 4, true, values);
+  JoinCuts<Join>(p.stats + first_cut, p.sums + first_cut * p.values, cuts, p.values,
+                 static_cast<int>(blockIdx.y) * Join::kColumns, sink,
+                 static_cast<Act*>(p.out) + row * p.out_stride + static_cast<int64_t>(head) * p.values);
 }
 
 int SharedBytesOfDevice() {
@@ -443,6 +409,16 @@ cudaError_t Launch(const AttentionArgs& args, const LatentParams& p, dim3 grid, 
     const int bytes = LatentSharedOf(kRows, p.dim, q8).bytes;
     FERRY_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     kernel<<<grid, LatentShape<kRows>::kThreads, bytes, stream>>>(p);
+    return cudaGetLastError();
+  });
+}
+
+template <typename Join>
+cudaError_t LaunchJoin(const AttentionArgs& args, const LatentParams& p, cudaStream_t stream) {
+  dim3 grid;
+  FERRY_CUDA_RETURN_IF_ERROR(Grid(args.q.rows * args.num_heads, CeilDiv(p.values, Join::kColumns), 1, &grid));
+  return WithActivation(args.q.dtype, [&](auto act_type) {
+    LatentJoinKernel<decltype(act_type), Join><<<grid, Join::kThreads, 0, stream>>>(p);
     return cudaGetLastError();
   });
 }
@@ -504,19 +480,16 @@ cudaError_t LaunchLatentDecode(const AttentionArgs& args, const DevicePlaces& pl
   p.stats = reinterpret_cast<float2*>(static_cast<std::byte*>(workspace) +
                                       SumsBytes(args.q.rows, args.num_heads, p.max_cuts, p.values));
   const int rows = RowsOfBlock(args, args.num_heads);
-  dim3 grid, join_grid;
+  dim3 grid;
   FERRY_CUDA_RETURN_IF_ERROR(Grid(p.max_cuts, CeilDiv(p.num_heads, rows), args.q.rows, &grid));
-  FERRY_CUDA_RETURN_IF_ERROR(Grid(args.q.rows * args.num_heads, 1, 1, &join_grid));
   if (rows == 64 && ByWarpgroups(args)) {
     FERRY_CUDA_RETURN_IF_ERROR(LaunchLatentWgmma(p, args.q.dtype, /*decode=*/true, grid, stream));
   } else {
     FERRY_CUDA_RETURN_IF_ERROR(rows == 64 ? (Launch<64, true>(args, p, grid, stream))
                                           : (Launch<16, true>(args, p, grid, stream)));
   }
-  return WithActivation(args.q.dtype, [&](auto act_type) {
-    LatentJoinKernel<decltype(act_type)><<<join_grid, kJoinThreads, 0, stream>>>(p);
-    return cudaGetLastError();
-  });
+  // As the number of cuts, the way of joining depends on the heads alone.
+  return args.num_heads >= kWideRows ? LaunchJoin<JoinOfManyHeads>(args, p, stream) : LaunchJoin<JoinOfFewHeads>(args, p, stream);
 }
 
 }  // namespace ferry::cuda
