@@ -195,6 +195,16 @@ absl::Status HostOps::Download(std::span<std::byte> host_dst, const void* src) {
   return absl::OkStatus();
 }
 
+absl::Status HostOps::UploadAllAsync(std::span<const HostCopy> copies) {
+  for (const HostCopy& copy : copies) RETURN_IF_ERROR(UploadAsync(copy.device, copy.host));
+  return absl::OkStatus();
+}
+
+absl::Status HostOps::DownloadAllAsync(std::span<const HostCopy> copies) {
+  for (const HostCopy& copy : copies) RETURN_IF_ERROR(DownloadAsync(copy.host, copy.device));
+  return absl::OkStatus();
+}
+
 absl::Status HostOps::PinHost(std::span<const std::byte> region, bool) {
   if (region.empty()) return InvalidArgument("region is empty");
   for (const std::span<const std::byte> other : pinned_) {

@@ -49,6 +49,8 @@ class HostOps : public Ops {
   absl::Status Download(std::span<std::byte> host_dst, const void* src) final;
   absl::Status UploadAsync(void* dst, std::span<const std::byte> host_src) final { return Upload(dst, host_src); }
   absl::Status DownloadAsync(std::span<std::byte> host_dst, const void* src) final { return Download(host_dst, src); }
+  absl::Status UploadAllAsync(std::span<const HostCopy> copies) final;
+  absl::Status DownloadAllAsync(std::span<const HostCopy> copies) final;
   // Regions are remembered and CopyAsync is held to them, though nothing needs pinning, so that a mistake that only CUDA
   // would punish is found here. Memory outside all of them may be copied from as well.
   absl::Status PinHost(std::span<const std::byte> region, bool read_only) final;

@@ -34,6 +34,12 @@
 
 namespace ferry {
 
+// One of many copies between host and device.
+struct HostCopy {
+  std::span<std::byte> host;
+  std::byte* device = nullptr;
+};
+
 class Ops {
  public:
   virtual ~Ops() = default;
@@ -52,6 +58,10 @@ class Ops {
   // PinHost; otherwise slower.
   virtual absl::Status UploadAsync(void* dst, std::span<const std::byte> host_src) = 0;
   virtual absl::Status DownloadAsync(std::span<std::byte> host_dst, const void* src) = 0;
+  // The same for many copies, which read and write memory apart from each other. Small ones are at link speed together where each
+  // alone would not be.
+  virtual absl::Status UploadAllAsync(std::span<const HostCopy> copies) = 0;
+  virtual absl::Status DownloadAllAsync(std::span<const HostCopy> copies) = 0;
   // Registers host memory that copies read or write, page-locked where the backend can. Regions do not overlap, and a copy stays
   // inside one.
   virtual absl::Status PinHost(std::span<const std::byte> region, bool read_only) = 0;

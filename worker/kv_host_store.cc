@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "absl/container/flat_hash_set.h"
 #include "common/log.h"
 #include "kernels/integer_division.h"
 #include "kernels/kv_cache_format.h"
@@ -14,7 +15,26 @@ namespace {
 constexpr int64_t kPinnedPage = 4096;  // pinned memory shares no page with other pinned memory
 constexpr int64_t kPieceBytes = int64_t{64} << 20;
 
+// How many of the first moves are of one kind and write different places; `place` is where one writes.
+template <typename Place>
+size_t LeadingMovesApart(std::span<const CacheMove> moves, const Place& place) {
+  absl::flat_hash_set<int32_t> places;
+  size_t count = 0;
+  while (count < moves.size() && moves[count].kind == moves[0].kind && places.insert(place(moves[count])).second) ++count;
+  return count;
+}
+
 }  // namespace
+
+// Element `index` of each plane, beside each other in `host`; returns the rest of `host`.
+std::span<std::byte> KvHostStore::AddCopies(std::span<const Plane> planes, int64_t index, std::span<std::byte> host,
+                                            std::vector<HostCopy>* copies) {
+  for (const Plane& plane : planes) {
+    copies->push_back({host.first(plane.bytes), plane.data + index * plane.bytes});
+    host = host.subspan(plane.bytes);
+  }
+  return host;
+}
 
 absl::StatusOr<std::unique_ptr<KvHostStore>> KvHostStore::Create(Ops* ops, const KvCache* cache, const ModelConfig& model,
                                                                  int64_t first_layer, int64_t end_layer,
@@ -95,18 +115,6 @@ std::span<std::byte> KvHostStore::Unit(Units* units, int64_t index) {
   return units->memory.subspan(index * units->unit_bytes, units->unit_bytes);
 }
 
-absl::Status KvHostStore::Save(const Plane& plane, int64_t index, std::span<std::byte>* host) {
-  RETURN_IF_ERROR(ops_.DownloadAsync(host->first(plane.bytes), plane.data + index * plane.bytes));
-  *host = host->subspan(plane.bytes);
-  return absl::OkStatus();
-}
-
-absl::Status KvHostStore::Load(const Plane& plane, int64_t index, std::span<std::byte>* host) {
-  RETURN_IF_ERROR(ops_.UploadAsync(plane.data + index * plane.bytes, host->first(plane.bytes)));
-  *host = host->subspan(plane.bytes);
-  return absl::OkStatus();
-}
-
 // A backend may read host memory at the call.
 absl::Status KvHostStore::AwaitSaved(Deadline deadline) {
   if (!saving_) return absl::OkStatus();
@@ -116,46 +124,77 @@ absl::Status KvHostStore::AwaitSaved(Deadline deadline) {
   return absl::OkStatus();
 }
 
-absl::Status KvHostStore::Move(const CacheMove& move, Deadline deadline) {
-  const bool is_state = move.kind == CacheMove::Kind::kSaveState || move.kind == CacheMove::Kind::kLoadState;
-  return is_state ? MoveState(move, deadline) : MoveBlock(move, deadline);
+absl::Status KvHostStore::SaveAll(std::span<const HostCopy> copies) {
+  saving_ = true;
+  return ops_.DownloadAllAsync(copies);
 }
 
-absl::Status KvHostStore::MoveBlock(const CacheMove& move, Deadline deadline) {
-  if (full_.empty()) return absl::OkStatus();
-  const bool copies = move.kind == CacheMove::Kind::kCopyBlock;
-  const std::span<std::byte> unit = Unit(&blocks_, copies ? scratch_ : move.host);
-  if (copies || move.kind == CacheMove::Kind::kSaveBlock) {
-    std::span<std::byte> host = unit;
-    for (const Plane& plane : full_) RETURN_IF_ERROR(Save(plane, copies ? move.from_block : move.block, &host));
-    saving_ = true;
-  }
-  if (copies || move.kind == CacheMove::Kind::kLoadBlock) {
-    RETURN_IF_ERROR(AwaitSaved(deadline));
-    std::span<std::byte> host = unit;
-    for (const Plane& plane : full_) RETURN_IF_ERROR(Load(plane, move.block, &host));
+absl::Status KvHostStore::Move(std::span<const CacheMove> moves, Deadline deadline) {
+  for (size_t first = 0; first < moves.size();) {
+    const CacheMove& move = moves[first];
+    size_t end = first + 1;
+    switch (move.kind) {
+      case CacheMove::Kind::kSaveBlock:
+        end = first + LeadingMovesApart(moves.subspan(first), [](const CacheMove& save) { return save.host; });
+        RETURN_IF_ERROR(SaveBlocks(moves.subspan(first, end - first)));
+        break;
+      case CacheMove::Kind::kLoadBlock:
+        end = first + LeadingMovesApart(moves.subspan(first), [](const CacheMove& load) { return load.block; });
+        RETURN_IF_ERROR(LoadBlocks(moves.subspan(first, end - first), deadline));
+        break;
+      case CacheMove::Kind::kCopyBlock:
+        RETURN_IF_ERROR(CopyBlock(move, deadline));
+        break;
+      case CacheMove::Kind::kSaveState:
+      case CacheMove::Kind::kLoadState:
+        RETURN_IF_ERROR(MoveState(move, deadline));
+        break;
+    }
+    first = end;
   }
   return absl::OkStatus();
+}
+
+absl::Status KvHostStore::SaveBlocks(std::span<const CacheMove> moves) {
+  if (full_.empty()) return absl::OkStatus();
+  std::vector<HostCopy> copies;
+  for (const CacheMove& move : moves) AddCopies(full_, move.block, Unit(&blocks_, move.host), &copies);
+  return SaveAll(copies);
+}
+
+absl::Status KvHostStore::LoadBlocks(std::span<const CacheMove> moves, Deadline deadline) {
+  if (full_.empty()) return absl::OkStatus();
+  RETURN_IF_ERROR(AwaitSaved(deadline));
+  std::vector<HostCopy> copies;
+  for (const CacheMove& move : moves) AddCopies(full_, move.block, Unit(&blocks_, move.host), &copies);
+  return ops_.UploadAllAsync(copies);
+}
+
+absl::Status KvHostStore::CopyBlock(const CacheMove& move, Deadline deadline) {
+  if (full_.empty()) return absl::OkStatus();
+  std::vector<HostCopy> from, to;
+  AddCopies(full_, move.from_block, Unit(&blocks_, scratch_), &from);
+  AddCopies(full_, move.block, Unit(&blocks_, scratch_), &to);
+  RETURN_IF_ERROR(SaveAll(from));
+  RETURN_IF_ERROR(AwaitSaved(deadline));
+  return ops_.UploadAllAsync(to);
 }
 
 absl::Status KvHostStore::MoveState(const CacheMove& move, Deadline deadline) {
   if (rings_.empty() && nets_.empty()) return absl::OkStatus();
-  const bool saves = move.kind == CacheMove::Kind::kSaveState;
-  if (!saves) RETURN_IF_ERROR(AwaitSaved(deadline));
   std::span<std::byte> host = Unit(&states_, move.host);
-  const auto copy = [&](const Plane& plane, int64_t index) {
-    return saves ? Save(plane, index, &host) : Load(plane, index, &host);
-  };
+  std::vector<HostCopy> copies;
   const int64_t end = CeilDiv(move.position, kKvBlockTokens);
   const int64_t first = std::max(FirstStateBlock(move.position, window_, kKvBlockTokens), end - ring_blocks_);
   for (const Plane& ring : rings_) {
     for (int64_t block = first; block < end; ++block) {
-      RETURN_IF_ERROR(copy(ring, move.slot * ring_blocks_ + block % ring_blocks_));
+      host = AddCopies({&ring, 1}, move.slot * ring_blocks_ + block % ring_blocks_, host, &copies);
     }
   }
-  for (const Plane& net : nets_) RETURN_IF_ERROR(copy(net, move.slot));
-  saving_ |= saves;
-  return absl::OkStatus();
+  AddCopies(nets_, move.slot, host, &copies);
+  if (move.kind == CacheMove::Kind::kSaveState) return SaveAll(copies);
+  RETURN_IF_ERROR(AwaitSaved(deadline));
+  return ops_.UploadAllAsync(copies);
 }
 
 }  // namespace ferry

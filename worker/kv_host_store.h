@@ -2,8 +2,9 @@
 
 // The part of a worker's KV cache that is in host memory: blocks of its full layers, and states of slots (common/cache_move.h).
 //
-// Copies are queued with the computation, so a move is done before whatever is computed after it. Memory is reserved at once, but
-// takes no pages until it is used; it is page-locked piece by piece then.
+// Copies are queued with the computation, so a move is done before whatever is computed after it. Blocks that move the same way
+// one after the other are copied together: 512 of them are thousands of copies of 32 KiB. Memory is reserved at once, but takes
+// no pages until it is used; it is page-locked piece by piece then.
 //
 // One thread.
 
@@ -32,8 +33,8 @@ class KvHostStore {
   KvHostStore(const KvHostStore&) = delete;
   KvHostStore& operator=(const KvHostStore&) = delete;
 
-  // Queues one move, whose numbers are within the shape's. DeadlineExceeded: the queue took past `deadline`.
-  absl::Status Move(const CacheMove& move, Deadline deadline);
+  // Queues moves, one after the other, whose numbers are within the shape's. DeadlineExceeded: the queue took past `deadline`.
+  absl::Status Move(std::span<const CacheMove> moves, Deadline deadline);
 
  private:
   // Of a layer: blocks or slots, one after the other.
@@ -52,11 +53,14 @@ class KvHostStore {
   absl::Status Reserve(int64_t unit_bytes, int64_t count, Units* units);
   std::span<std::byte> Unit(Units* units, int64_t index);  // page-locked, if that is possible
   std::span<std::byte> PieceOf(const Units& units, int64_t piece) const;
-  absl::Status Save(const Plane& plane, int64_t index, std::span<std::byte>* host);
-  absl::Status Load(const Plane& plane, int64_t index, std::span<std::byte>* host);
-  absl::Status MoveBlock(const CacheMove& move, Deadline deadline);
+  static std::span<std::byte> AddCopies(std::span<const Plane> planes, int64_t index, std::span<std::byte> host,
+                                        std::vector<HostCopy>* copies);
+  absl::Status SaveBlocks(std::span<const CacheMove> moves);
+  absl::Status LoadBlocks(std::span<const CacheMove> moves, Deadline deadline);
+  absl::Status CopyBlock(const CacheMove& move, Deadline deadline);
   absl::Status MoveState(const CacheMove& move, Deadline deadline);
   absl::Status AwaitSaved(Deadline deadline);
+  absl::Status SaveAll(std::span<const HostCopy> copies);
 
   Ops& ops_;
   std::vector<Plane> full_, rings_, nets_;

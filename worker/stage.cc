@@ -369,9 +369,8 @@ absl::Status Stage::MoveCaches(const StageStep& step, Deadline deadline) {
       }
       if (move.kind == CacheMove::Kind::kLoadState) kept = move.position;
     }
-    RETURN_IF_ERROR(host_store_->Move(move, deadline));
   }
-  return absl::OkStatus();
+  return host_store_->Move(step.moves, deadline);
 }
 
 // Checks that each sequence begins anew or goes on where its slot's state is. Marks these states as unknown until KeepStates,

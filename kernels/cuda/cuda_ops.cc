@@ -135,6 +135,14 @@ class CudaOps final : public Ops, public PeerMemories {
     RETURN_IF_ERROR(Use());
     return transfers_->DownloadAsync(host_dst, src);
   }
+  absl::Status UploadAllAsync(std::span<const HostCopy> copies) override {
+    RETURN_IF_ERROR(Use());
+    return transfers_->UploadAllAsync(copies);
+  }
+  absl::Status DownloadAllAsync(std::span<const HostCopy> copies) override {
+    RETURN_IF_ERROR(Use());
+    return transfers_->DownloadAllAsync(copies);
+  }
   absl::Status PinHost(std::span<const std::byte> region, bool read_only) override {
     RETURN_IF_ERROR(Use());
     return copies_->Pin(region, read_only);

@@ -13,6 +13,7 @@
 #include "kernels/cuda/copy_engine.h"
 #include "kernels/cuda/cuda_handles.h"
 #include "kernels/cuda/staging.h"
+#include "kernels/ops.h"
 
 namespace ferry::cuda {
 
@@ -22,11 +23,13 @@ class HostTransfers {
   // `queue` and `copies` outlive this; `copies` knows which host memory is pinned.
   static absl::StatusOr<std::unique_ptr<HostTransfers>> Create(ComputeQueue* queue, const CopyEngine* copies);
 
-  // The four calls of ops.h.
+  // The six calls of ops.h.
   absl::Status Upload(void* dst, std::span<const std::byte> host_src);
   absl::Status Download(std::span<std::byte> host_dst, const void* src);
   absl::Status UploadAsync(void* dst, std::span<const std::byte> host_src);
   absl::Status DownloadAsync(std::span<std::byte> host_dst, const void* src);
+  absl::Status UploadAllAsync(std::span<const HostCopy> copies);
+  absl::Status DownloadAllAsync(std::span<const HostCopy> copies);
 
   // Pinned memory for the arguments of one operation (Staging::Reserve).
   absl::StatusOr<std::byte*> Stage(int64_t bytes) { return staging_.Reserve(bytes); }
@@ -36,6 +39,8 @@ class HostTransfers {
  private:
   HostTransfers(ComputeQueue* queue, const CopyEngine* copies) : queue_(*queue), copies_(*copies) {}
   absl::Status DownloadSmall(std::span<std::byte> host_dst, const void* src);
+  bool KernelsCopyTogether(std::span<const HostCopy> copies) const;
+  absl::Status CopyTogether(const char* name, std::span<const HostCopy> copies, bool upload);
   absl::Status DownloadInParts(std::span<std::byte> host_dst, const void* src);
 
   ComputeQueue& queue_;

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "kernels/cuda/device_code.cuh"
 #include "kernels/cuda/expand.h"
 #include "kernels/cuda/overlapping_launch.cuh"
@@ -160,6 +162,15 @@ template <typename Word>
 __global__ void CopyKernel(std::byte* dst, const std::byte* src, int64_t bytes) {
   AwaitLaunchesBefore();
   CopyWords<Word>(dst, src, bytes, static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, int64_t{gridDim.x} * kThreads);
+}
+
+// Grid: blocks that take a copy in turn. Block: kThreads. Bound: as above.
+__global__ void CopiesKernel(const DeviceCopy* copies, int64_t count) {
+  AwaitLaunchesBefore();
+  for (int64_t i = blockIdx.x; i < count; i += gridDim.x) {
+    const DeviceCopy copy = copies[i];
+    CopyWords<uint4>(copy.to, copy.from, copy.bytes, threadIdx.x, kThreads);
+  }
 }
 
 constexpr int kSignalThreads = 1024;
@@ -347,6 +358,13 @@ cudaError_t LaunchCopy(void* dst, const void* src, int64_t bytes, cudaStream_t s
     return LaunchOverlapping(CopyKernel<Word>, dim3(static_cast<unsigned>(blocks)), kThreads, stream,
                              static_cast<std::byte*>(dst), static_cast<const std::byte*>(src), bytes);
   });
+}
+
+cudaError_t LaunchCopies(const DeviceCopy* copies, int64_t count, cudaStream_t stream) {
+  if (count == 0) return cudaSuccess;
+  constexpr int64_t kMaxBlocks = 1024;  // enough of them are under way that the link never waits for one
+  const auto blocks = static_cast<unsigned>(std::min(count, kMaxBlocks));
+  return LaunchOverlapping(CopiesKernel, dim3(blocks), kThreads, stream, copies, count);
 }
 
 cudaError_t LaunchCopyAndSignal(void* dst, const void* src, int64_t bytes, uint32_t* signal, uint32_t value,

@@ -47,6 +47,15 @@ cudaError_t LaunchScatterRows(const float* rows, const int32_t* outs, int64_t nu
 // order in which all streams queued them, so that a table of some kilobytes would wait for every expert queued before it (10 ms
 // for 38 of them, measured), and with it the compute stream; and a few kilobytes are with the host 6 us sooner.
 cudaError_t LaunchCopy(void* dst, const void* src, int64_t bytes, cudaStream_t stream);
+// Many such copies, whose places and bytes are multiples of kCopyWordBytes and which lie apart. `copies` is memory that the device
+// reads: pinned, or its own.
+struct DeviceCopy {
+  std::byte* to;
+  const std::byte* from;
+  int64_t bytes;
+};
+inline constexpr int64_t kCopyWordBytes = 16;
+cudaError_t LaunchCopies(const DeviceCopy* copies, int64_t count, cudaStream_t stream);
 // Copies a few kilobytes to pinned host memory, then sets *signal, which is pinned host memory too, to `value`.
 cudaError_t LaunchCopyAndSignal(void* dst, const void* src, int64_t bytes, uint32_t* signal, uint32_t value, cudaStream_t stream);
 

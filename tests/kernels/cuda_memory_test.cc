@@ -142,6 +142,37 @@ TEST_F(CudaMemoryTest, QueuesTransfersOfPinnedAndOfOtherMemory) {
   }
 }
 
+TEST_F(CudaMemoryTest, CopiesManyPiecesTogether) {
+  // 3,000 pieces, more than a launch has blocks. 24 bytes are no whole words of the kernel, so those go one by one.
+  for (const int64_t bytes : {4096, 16, 24}) {
+    for (const bool pinned : {true, false}) {
+      constexpr int64_t kPieces = 3000;
+      AlignedBytes host(kPieces * bytes), back(kPieces * bytes);
+      RandomBits random(3);
+      for (std::byte& byte : host.span()) byte = static_cast<std::byte>(random.Next());
+      if (pinned) {
+        ASSERT_OK(ops_->PinHost(host.span(), /*read_only=*/false));
+        ASSERT_OK(ops_->PinHost(back.span(), /*read_only=*/false));
+      }
+      const GuardedBytes device(ops_, kPieces * bytes);
+      std::vector<HostCopy> up, down;
+      for (int64_t i = 0; i < kPieces; ++i) {  // device pieces in another order than those of the host
+        std::byte* const piece = device.data() + i * 7 % kPieces * bytes;
+        up.push_back({host.span().subspan(i * bytes, bytes), piece});
+        down.push_back({back.span().subspan(i * bytes, bytes), piece});
+      }
+      ASSERT_OK(ops_->UploadAllAsync(up));
+      ASSERT_OK(ops_->DownloadAllAsync(down));
+      ASSERT_OK_AND_ASSIGN(const Event done, ops_->MarkCompute());
+      ASSERT_OK(ops_->Wait(done, Soon()));
+      EXPECT_TRUE(std::equal(host.span().begin(), host.span().end(), back.span().begin())) << bytes << ", pinned: " << pinned;
+      if (!pinned) continue;
+      ops_->UnpinHost(host.span());
+      ops_->UnpinHost(back.span());
+    }
+  }
+}
+
 TEST_F(CudaMemoryTest, CopiesAfterTheComputeThatReadsTheTarget) {
   constexpr int64_t kBytes = 8 << 20;
   AlignedBytes host(kBytes);

@@ -81,6 +81,20 @@ TEST_F(HostOpsTest, UploadsAndDownloadsBehindWhatIsQueued) {
   EXPECT_EQ(back, values);
 }
 
+TEST_F(HostOpsTest, CopiesManyPieces) {
+  std::vector<float> values = RandomFloats(100, 1), back(100);
+  ASSERT_OK_AND_ASSIGN(const DeviceBuffer buffer, ops_.Allocate(400));
+  std::vector<HostCopy> up, down;
+  for (int i = 0; i < 100; ++i) {
+    std::byte* const place = buffer.data() + 4 * (i * 7 % 100);
+    up.push_back({std::as_writable_bytes(std::span(values)).subspan(4 * i, 4), place});
+    down.push_back({std::as_writable_bytes(std::span(back)).subspan(4 * i, 4), place});
+  }
+  ASSERT_OK(ops_.UploadAllAsync(up));
+  ASSERT_OK(ops_.DownloadAllAsync(down));
+  EXPECT_EQ(back, values);
+}
+
 TEST_F(HostOpsTest, RecordsWhatItsQueuesDidAndWhen) {
   std::vector<float> x = RandomFloats(64, 1), weight(64, 1.0f), out(64);
   const std::vector<std::byte> source(8 << 20, std::byte{9});
