@@ -14,6 +14,8 @@ namespace {
 
 constexpr int64_t kPinnedPage = 4096;  // pinned memory shares no page with other pinned memory
 constexpr int64_t kPieceBytes = int64_t{64} << 20;
+// Units of blocks: one for copies from block to block, then the coordinator's host blocks.
+constexpr int64_t kScratch = 0, kFirstBlock = 1;
 
 // How many of the first moves are of one kind and write different places; `place` is where one writes.
 template <typename Place>
@@ -68,10 +70,9 @@ absl::StatusOr<std::unique_ptr<KvHostStore>> KvHostStore::Create(Ops* ops, const
     return bytes;
   };
   const int64_t state_blocks = std::min(store->ring_blocks_, StateBlocks(store->window_, kKvBlockTokens));
-  RETURN_IF_ERROR(store->Reserve(bytes_of(store->full_), shape.num_host_blocks + 1, &store->blocks_));
+  RETURN_IF_ERROR(store->Reserve(bytes_of(store->full_), kFirstBlock + shape.num_host_blocks, &store->blocks_));
   RETURN_IF_ERROR(
       store->Reserve(bytes_of(store->rings_) * state_blocks + bytes_of(store->nets_), shape.num_host_states, &store->states_));
-  store->scratch_ = shape.num_host_blocks;
   return store;
 }
 
@@ -80,6 +81,7 @@ KvHostStore::~KvHostStore() {
     for (size_t piece = 0; piece < units->locked.size(); ++piece) {
       if (units->locked[piece]) ops_.UnpinHost(PieceOf(*units, static_cast<int64_t>(piece)));
     }
+    units->ahead.reset();
     if (!units->memory.empty()) munmap(units->memory.data(), units->memory.size());
   }
 }
@@ -95,6 +97,8 @@ absl::Status KvHostStore::Reserve(int64_t unit_bytes, int64_t count, Units* unit
     return ResourceExhausted("no %d bytes of address space for the KV cache in host memory (less with --cache-ram)", bytes);
   }
   units->memory = {static_cast<std::byte*>(memory), static_cast<size_t>(bytes)};
+  madvise(memory, bytes, MADV_HUGEPAGE);  // fewer pages come and are locked faster, where the kernel has such
+  units->ahead = std::make_unique<PagesAhead>(units->memory);
   units->locked.assign(CeilDiv(count, units->units_a_piece), false);
   return absl::OkStatus();
 }
@@ -106,6 +110,7 @@ std::span<std::byte> KvHostStore::PieceOf(const Units& units, int64_t piece) con
 
 std::span<std::byte> KvHostStore::Unit(Units* units, int64_t index) {
   const int64_t piece = index / units->units_a_piece;
+  units->ahead->Want(2 * (index + 1) * units->unit_bytes);
   if (!units->locked[piece] && may_lock_) {
     const absl::Status locked = ops_.PinHost(PieceOf(*units, piece), /*read_only=*/false);
     units->locked[piece] = locked.ok();
@@ -158,7 +163,7 @@ absl::Status KvHostStore::Move(std::span<const CacheMove> moves, Deadline deadli
 absl::Status KvHostStore::SaveBlocks(std::span<const CacheMove> moves) {
   if (full_.empty()) return absl::OkStatus();
   std::vector<HostCopy> copies;
-  for (const CacheMove& move : moves) AddCopies(full_, move.block, Unit(&blocks_, move.host), &copies);
+  for (const CacheMove& move : moves) AddCopies(full_, move.block, Unit(&blocks_, kFirstBlock + move.host), &copies);
   return SaveAll(copies);
 }
 
@@ -166,15 +171,15 @@ absl::Status KvHostStore::LoadBlocks(std::span<const CacheMove> moves, Deadline 
   if (full_.empty()) return absl::OkStatus();
   RETURN_IF_ERROR(AwaitSaved(deadline));
   std::vector<HostCopy> copies;
-  for (const CacheMove& move : moves) AddCopies(full_, move.block, Unit(&blocks_, move.host), &copies);
+  for (const CacheMove& move : moves) AddCopies(full_, move.block, Unit(&blocks_, kFirstBlock + move.host), &copies);
   return ops_.UploadAllAsync(copies);
 }
 
 absl::Status KvHostStore::CopyBlock(const CacheMove& move, Deadline deadline) {
   if (full_.empty()) return absl::OkStatus();
   std::vector<HostCopy> from, to;
-  AddCopies(full_, move.from_block, Unit(&blocks_, scratch_), &from);
-  AddCopies(full_, move.block, Unit(&blocks_, scratch_), &to);
+  AddCopies(full_, move.from_block, Unit(&blocks_, kScratch), &from);
+  AddCopies(full_, move.block, Unit(&blocks_, kScratch), &to);
   RETURN_IF_ERROR(SaveAll(from));
   RETURN_IF_ERROR(AwaitSaved(deadline));
   return ops_.UploadAllAsync(to);

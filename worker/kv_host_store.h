@@ -4,7 +4,8 @@
 //
 // Copies are queued with the computation, so a move is done before whatever is computed after it. Blocks that move the same way
 // one after the other are copied together: 512 of them are thousands of copies of 32 KiB. Memory is reserved at once, but takes
-// no pages until it is used; it is page-locked piece by piece then.
+// no pages until it is used; it is page-locked piece by piece then. Behind what is used, as much again gets its pages on a thread
+// of its own (pages_ahead.h), since the next prompt waits for them otherwise.
 //
 // One thread.
 
@@ -19,6 +20,7 @@
 #include "common/status.h"
 #include "kernels/ops.h"
 #include "worker/kv_cache.h"
+#include "worker/pages_ahead.h"
 
 namespace ferry {
 
@@ -47,6 +49,7 @@ class KvHostStore {
     int64_t unit_bytes = 0, count = 0, units_a_piece = 1;
     std::span<std::byte> memory;
     std::vector<bool> locked;  // pieces; tried once
+    std::unique_ptr<PagesAhead> ahead;
   };
 
   explicit KvHostStore(Ops* ops) : ops_(*ops) {}
@@ -66,7 +69,6 @@ class KvHostStore {
   std::vector<Plane> full_, rings_, nets_;
   int64_t window_ = 0, ring_blocks_ = 0;
   Units blocks_, states_;
-  int64_t scratch_ = 0;   // the last unit of blocks_, for copies from block to block
   bool saving_ = false;   // host memory may be written yet: a load must not read it at once
   bool may_lock_ = true;  // no attempt has failed
 };

@@ -51,7 +51,7 @@ internal::v1::StepRequest RunnerRequest(uint64_t epoch, uint64_t step, double ti
   sequence->mutable_logits(0)->set_target(5);
   return request;
 }
-absl::StatusCode CodeOf(const internal::v1::StepResponse& response) { return static_cast<absl::StatusCode>(response.code()); }
+absl::StatusCode StepCode(const internal::v1::StepResponse& response) { return static_cast<absl::StatusCode>(response.code()); }
 TEST(StepRunner, MeasuresTheLinkBetweenEpochsAlone) {
   Worker worker(0, 4, /*num_slots=*/4);
   ASSERT_OK_AND_ASSIGN(const ExpertCache::Measurement link, worker.runner->MeasureLink(absl::Milliseconds(1), Soon()));
@@ -59,7 +59,7 @@ TEST(StepRunner, MeasuresTheLinkBetweenEpochsAlone) {
   ASSERT_OK(worker.runner->BeginEpoch(3, nullptr, Soon()));
   EXPECT_THAT(worker.runner->MeasureLink(absl::Milliseconds(1), Soon()),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("epoch 3 is current")));
-  EXPECT_EQ(CodeOf(worker.Submit(RunnerRequest(3, 1)).get()), absl::StatusCode::kOk);
+  EXPECT_EQ(StepCode(worker.Submit(RunnerRequest(3, 1)).get()), absl::StatusCode::kOk);
 }
 
 TEST(StepRunner, MeasuresNothingWithoutSlots) {
@@ -81,13 +81,13 @@ TEST(StepRunner, AnswersStepsInOrder) {
   ASSERT_OK(worker.runner->BeginEpoch(3, nullptr, Soon()));
   auto first = worker.Submit(RunnerRequest(3, 1)), second = worker.Submit(RunnerRequest(3, 2));
   const internal::v1::StepResponse response = first.get();
-  EXPECT_EQ(CodeOf(response), absl::StatusCode::kOk) << response.message();
+  EXPECT_EQ(StepCode(response), absl::StatusCode::kOk) << response.message();
   EXPECT_EQ(response.step(), 1u);
   ASSERT_EQ(response.logits_size(), 1);
   EXPECT_EQ(response.logits(0).ids_size(), 3);
   EXPECT_EQ(response.logits(0).logits().size(), 3 * sizeof(float));
   EXPECT_GT(response.experts().activated(), 0u);
-  EXPECT_EQ(CodeOf(second.get()), absl::StatusCode::kOk);
+  EXPECT_EQ(StepCode(second.get()), absl::StatusCode::kOk);
 }
 
 TEST(StepRunner, TellsOfStepsThatFailBeforeItAnswers) {
@@ -95,11 +95,11 @@ TEST(StepRunner, TellsOfStepsThatFailBeforeItAnswers) {
   ASSERT_OK(worker.runner->BeginEpoch(1, nullptr, Soon()));
   internal::v1::StepRequest bad = RunnerRequest(1, 2);
   bad.mutable_sequences(0)->set_slot(999);
-  EXPECT_EQ(CodeOf(worker.Submit(RunnerRequest(1, 1)).get()), absl::StatusCode::kOk);
-  EXPECT_EQ(CodeOf(worker.Submit(bad).get()), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(StepCode(worker.Submit(RunnerRequest(1, 1)).get()), absl::StatusCode::kOk);
+  EXPECT_EQ(StepCode(worker.Submit(bad).get()), absl::StatusCode::kInvalidArgument);
   ASSERT_EQ(worker.failures.size(), 1u);
   EXPECT_THAT(worker.failures[0], StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("slot")));
-  EXPECT_EQ(CodeOf(worker.Submit(RunnerRequest(7, 1)).get()), absl::StatusCode::kAborted);
+  EXPECT_EQ(StepCode(worker.Submit(RunnerRequest(7, 1)).get()), absl::StatusCode::kAborted);
   EXPECT_EQ(worker.failures.size(), 1u) << "a step of another epoch is given up";
 }
 
@@ -114,11 +114,11 @@ TEST(StepRunner, AddsUpTheCountersOfItsSteps) {
 
 TEST(StepRunner, RefusesAStepOfAnotherEpoch) {
   Worker worker(0, 4);
-  EXPECT_EQ(CodeOf(worker.Submit(RunnerRequest(1, 1)).get()), absl::StatusCode::kAborted) << "none has begun";
+  EXPECT_EQ(StepCode(worker.Submit(RunnerRequest(1, 1)).get()), absl::StatusCode::kAborted) << "none has begun";
   ASSERT_OK(worker.runner->BeginEpoch(2, nullptr, Soon()));
-  EXPECT_EQ(CodeOf(worker.Submit(RunnerRequest(1, 1)).get()), absl::StatusCode::kAborted);
-  EXPECT_EQ(CodeOf(worker.Submit(RunnerRequest(3, 1)).get()), absl::StatusCode::kAborted);
-  EXPECT_EQ(CodeOf(worker.Submit(RunnerRequest(2, 1)).get()), absl::StatusCode::kOk);
+  EXPECT_EQ(StepCode(worker.Submit(RunnerRequest(1, 1)).get()), absl::StatusCode::kAborted);
+  EXPECT_EQ(StepCode(worker.Submit(RunnerRequest(3, 1)).get()), absl::StatusCode::kAborted);
+  EXPECT_EQ(StepCode(worker.Submit(RunnerRequest(2, 1)).get()), absl::StatusCode::kOk);
 }
 
 TEST(StepRunner, RefusesAnEpochThatIsNotLater) {
@@ -132,9 +132,9 @@ TEST(StepRunner, RefusesAnEpochThatIsNotLater) {
 TEST(StepRunner, RefusesStepsOutOfTurn) {
   Worker worker(0, 4);
   ASSERT_OK(worker.runner->BeginEpoch(1, nullptr, Soon()));
-  EXPECT_EQ(CodeOf(worker.Submit(RunnerRequest(1, 2)).get()), absl::StatusCode::kInvalidArgument) << "step 1 is missing";
-  EXPECT_EQ(CodeOf(worker.Submit(RunnerRequest(1, 1)).get()), absl::StatusCode::kOk);
-  EXPECT_EQ(CodeOf(worker.Submit(RunnerRequest(1, 1)).get()), absl::StatusCode::kAborted) << "it is over";
+  EXPECT_EQ(StepCode(worker.Submit(RunnerRequest(1, 2)).get()), absl::StatusCode::kInvalidArgument) << "step 1 is missing";
+  EXPECT_EQ(StepCode(worker.Submit(RunnerRequest(1, 1)).get()), absl::StatusCode::kOk);
+  EXPECT_EQ(StepCode(worker.Submit(RunnerRequest(1, 1)).get()), absl::StatusCode::kAborted) << "it is over";
 }
 
 TEST(StepRunner, GoesOnAfterABadStep) {
@@ -143,9 +143,9 @@ TEST(StepRunner, GoesOnAfterABadStep) {
   internal::v1::StepRequest bad = RunnerRequest(1, 1);
   bad.mutable_sequences(0)->set_slot(99);
   const internal::v1::StepResponse refused = worker.Submit(bad).get();
-  EXPECT_EQ(CodeOf(refused), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(StepCode(refused), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(refused.message(), HasSubstr("sequences[0].slot is 99"));
-  EXPECT_EQ(CodeOf(worker.Submit(RunnerRequest(1, 2)).get()), absl::StatusCode::kOk);
+  EXPECT_EQ(StepCode(worker.Submit(RunnerRequest(1, 2)).get()), absl::StatusCode::kOk);
 }
 
 TEST(StepRunner, TellsTheNextWorkerOfAStepThatFailed) {
@@ -155,9 +155,9 @@ TEST(StepRunner, TellsTheNextWorkerOfAStepThatFailed) {
   ASSERT_OK(worker.runner->BeginEpoch(1, std::make_unique<LoopbackSink>(&next, Model().config.n_embd, 1), Soon()));
   internal::v1::StepRequest bad = RunnerRequest(1, 1);
   bad.mutable_sequences(0)->set_token_ids(0, 1 << 20);
-  EXPECT_EQ(CodeOf(worker.Submit(bad).get()), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(StepCode(worker.Submit(bad).get()), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(next.Next(1, 0, Soon()), StatusIs(absl::StatusCode::kAborted, HasSubstr("token_ids")));
-  EXPECT_EQ(CodeOf(worker.Submit(RunnerRequest(1, 2)).get()), absl::StatusCode::kOk);
+  EXPECT_EQ(StepCode(worker.Submit(RunnerRequest(1, 2)).get()), absl::StatusCode::kOk);
   EXPECT_OK(next.Next(2, 0, Soon()));
 }
 
@@ -165,14 +165,14 @@ TEST(StepRunner, EndsAStepWhoseHiddenStatesDoNotCome) {
   Worker worker(2, 4);
   ASSERT_OK(worker.runner->BeginEpoch(1, nullptr, Soon()));
   internal::v1::StepRequest request = RunnerRequest(1, 1, /*timeout=*/0.05);
-  EXPECT_EQ(CodeOf(worker.Submit(request).get()), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(StepCode(worker.Submit(request).get()), absl::StatusCode::kDeadlineExceeded);
 }
 
 TEST(StepRunner, RefusesMoreHiddenStatesThanTheStepHasRows) {
   Worker worker(2, 4);
   ASSERT_OK(worker.runner->BeginEpoch(1, nullptr, Soon()));
   ASSERT_OK(worker.queue.Push(1, 1, 0, 3, std::string(3 * Model().config.n_embd * sizeof(float), '\0')));
-  EXPECT_EQ(CodeOf(worker.Submit(RunnerRequest(1, 1)).get()), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(StepCode(worker.Submit(RunnerRequest(1, 1)).get()), absl::StatusCode::kInvalidArgument);
 }
 
 TEST(StepRunner, ANewEpochEndsTheStepsOfTheOldOne) {
@@ -181,8 +181,8 @@ TEST(StepRunner, ANewEpochEndsTheStepsOfTheOldOne) {
   auto waiting = worker.Submit(RunnerRequest(1, 1)), queued = worker.Submit(RunnerRequest(1, 2));
   absl::SleepFor(absl::Milliseconds(20));
   ASSERT_OK(worker.runner->BeginEpoch(2, nullptr, Soon()));
-  EXPECT_EQ(CodeOf(waiting.get()), absl::StatusCode::kAborted);
-  EXPECT_EQ(CodeOf(queued.get()), absl::StatusCode::kAborted);
+  EXPECT_EQ(StepCode(waiting.get()), absl::StatusCode::kAborted);
+  EXPECT_EQ(StepCode(queued.get()), absl::StatusCode::kAborted);
 }
 
 TEST(StepRunner, AnswersEverythingBeforeItEnds) {
@@ -192,7 +192,7 @@ TEST(StepRunner, AnswersEverythingBeforeItEnds) {
     ASSERT_OK(worker.runner->BeginEpoch(1, nullptr, Soon()));
     waiting = worker.Submit(RunnerRequest(1, 1));
   }
-  EXPECT_EQ(CodeOf(waiting.get()), absl::StatusCode::kAborted);
+  EXPECT_EQ(StepCode(waiting.get()), absl::StatusCode::kAborted);
 }
 
 }  // namespace

@@ -1,0 +1,38 @@
+#pragma once
+
+// Gets the pages of reserved memory before they are used, in order and on a thread of its own. A page that comes when it is first
+// written or locked costs its user 0.4 us on a machine whose memory is at hand, and many times that in a virtual machine that
+// grows.
+
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <span>
+#include <thread>
+
+namespace ferry {
+
+class PagesAhead {
+ public:
+  // `memory` is mapped, begins at a page and outlives this. No page comes before Want.
+  explicit PagesAhead(std::span<std::byte> memory);
+  ~PagesAhead();  // within the time of 16 MiB
+  PagesAhead(const PagesAhead&) = delete;
+  PagesAhead& operator=(const PagesAhead&) = delete;
+
+  // The first `bytes` are soon to be used. Fewer than before change nothing, and more than all are all.
+  void Want(int64_t bytes);
+
+ private:
+  void Run();
+
+  const std::span<std::byte> memory_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  int64_t wanted_ = 0;
+  bool ends_ = false;
+  std::thread thread_;
+};
+
+}  // namespace ferry
