@@ -45,11 +45,14 @@ class FakeGeneration final : public Generation {
     return finished;
   }
   void OnFailed(const absl::Status& status) override { failed = status; }
+  absl::Time unsent_until() const override { return send_by; }
+  void SendUnsent() override { ++sent, send_by = absl::InfiniteFuture(); }
 
   int64_t generated() const { return static_cast<int64_t>(tokens_.size()) - prompt_tokens_; }
 
   bool score = false, forgets = false, may_resume = true;
-  int resumed = 0, suspended = 0;
+  int resumed = 0, suspended = 0, sent = 0;
+  absl::Time send_by = absl::InfiniteFuture();
   GenerationOwner whose;
   int32_t urgency = 0;
   int32_t top_n = 4;
@@ -406,6 +409,28 @@ TEST_F(BatchSchedulerTest, EndsWhatIsPastItsDeadline) {
   const auto late = Make(4, 2);
   late->end_by = clock_.Now();
   EXPECT_THAT(scheduler_.Enqueue(late), StatusIs(absl::StatusCode::kDeadlineExceeded));
+}
+
+TEST_F(BatchSchedulerTest, TokensThatWaitForOthersAreSentWhenTheirTimeIsOver) {
+  const auto running = Add(4, 100);
+  Add(4, 100);
+  Add(4, 100);
+  const auto queued = Add(4, 100);
+  RunStep();
+  running->send_by = clock_.Now() + absl::Milliseconds(3);
+  queued->send_by = clock_.Now() + absl::Milliseconds(5);  // it ran before its worker was lost
+  EXPECT_EQ(scheduler_.NextDeadline(), running->send_by);
+  clock_.Advance(absl::Milliseconds(2));
+  scheduler_.ExpireDeadlines();
+  EXPECT_EQ(running->sent, 0);
+  clock_.Advance(absl::Milliseconds(1));
+  scheduler_.ExpireDeadlines();
+  EXPECT_EQ(running->sent, 1);
+  EXPECT_EQ(scheduler_.NextDeadline(), queued->send_by);
+  clock_.Advance(absl::Milliseconds(2));
+  scheduler_.ExpireDeadlines();
+  EXPECT_EQ(queued->sent, 1);
+  EXPECT_EQ(scheduler_.NextDeadline(), absl::InfiniteFuture());
 }
 
 TEST_F(BatchSchedulerTest, KeepsIndependentStepsInFlightUpToTheLimit) {
