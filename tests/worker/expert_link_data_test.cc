@@ -151,7 +151,9 @@ TEST_F(DataLinkTest, BringsRecordsMoreThanItsBuffersHold) {
     EXPECT_TRUE(std::equal(record.begin(), record.end(), want.begin(), want.end())) << "expert " << expert;
     link_->ReleaseRecord({2, expert});
   }
-  EXPECT_EQ(coordinator_.connections, 3) << "one for plans, and one for each fetcher";
+  // One for plans, and one for each fetcher that had something to do: a quick one may have left nothing to the other.
+  EXPECT_GE(coordinator_.connections, 2);
+  EXPECT_LE(coordinator_.connections, 3);
 }
 
 TEST_F(DataLinkTest, AsksAgainInTheNewStepWhenTheOldOneHasBeenOvertaken) {
