@@ -4,8 +4,8 @@
 // activations of a block take few registers and each code is used as soon as it is found; their sums are put into lanes of rows
 // at the end (int_simd_avx2.h). Only for *_avx2.cc.
 //
-//   pairs of rows    4 or 5 bits, grids: a register holds 16 columns of rows 2i and 2i + 1, whose four sums of a row are then
-//   joined fours of rows    2 or 3 bits: a register holds columns 4k to 4k + 3 and 16 + 4k to 16 + 4k + 3 of rows 4i to 4i + 3
+//   pairs of rows   4 or 5 bits, grids: a register holds 16 columns of rows 2i and 2i + 1; the four sums of a row are then joined
+//   fours of rows   2 or 3 bits: a register holds columns 4k to 4k + 3 and 16 + 4k to 16 + 4k + 3 of rows 4i to 4i + 3
 //
 // OneRow<Codes>::Dots gives the dot products with columns 0 to 15 and 16 to 31, or of both together. Codes are kZero too large,
 // and kShift too small in the rows that have their table shifted.

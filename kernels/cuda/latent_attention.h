@@ -7,8 +7,7 @@
 //
 //   prefill  rows of one sequence: a block takes 64 pairs and walks all of their keys
 //   decode   rows of any sequences: a block takes one row's heads and one of the row's cuts (latent_cuts.h); a second kernel
-//   joins
-//            the cuts in order
+//            joins the cuts (join_cuts.cuh)
 //
 // A row's bits depend on its position, its keys, the number of heads and the choice between prefill and decode.
 
