@@ -150,7 +150,7 @@ struct FourOfIndex {  // byte b of index word q is group 4q + b
 };
 template <int kFirstEntry, int kSecondEntry, int kThirdEntry, int kFourthEntry>
 struct EightOfIndex {  // byte b of the indices is of entry k..Entry, whose eight columns are groups 2i and 2i + 1
-  static constexpr int kEntry[] = {kFirstEntry, kSecondEntry, kThirdEntry, kFourthEntry};
+  static constexpr int kEntry[4] = {kFirstEntry, kSecondEntry, kThirdEntry, kFourthEntry};
   static constexpr int GroupOf(int q, int b) { return 2 * kEntry[b] + q; }
 };
 
