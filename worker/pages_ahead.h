@@ -1,8 +1,8 @@
 #pragma once
 
-// Gets the pages of reserved memory before they are used, in order and on a thread of its own. A page that comes when it is first
-// written or locked costs its user 0.4 us on a machine whose memory is at hand, and many times that in a virtual machine that
-// grows.
+// Gets the pages of reserved memory before they are used, in order and on a thread of its own. Otherwise a page comes when it is
+// locked, and a prompt waits for it: 2 us a page on a virtual machine that gets its memory as it uses it
+// (docs/measurements/several_gpus.md).
 
 #include <condition_variable>
 #include <cstddef>
