@@ -121,7 +121,11 @@ void FuzzMailbox(WireInput& input) {
     std::vector<ExpertPlace> places;
     if (!mailbox.worker->WaitForAnswer(Deadline::In(absl::ZeroDuration()), &places).ok()) return;
     Require(places.size() == plan.uses.size());
-    for (const ExpertPlace place : places) Require(place <= ExpertPlace::kHost);
+    for (const ExpertPlace place : places) Require(place <= ExpertPlace::kHost || IsHelper(place));
+    // The worker, which asked for no helper, then takes only these.
+    if (CheckPlaces(places, plan.uses, plan.helpers, plan.layer).ok()) {
+      for (const ExpertPlace place : places) Require(place == ExpertPlace::kShip || place == ExpertPlace::kHost);
+    }
   }
   // A region whose shape was overwritten is refused, or is the shape that was asked for.
   const auto mapped = ExpertMailbox::Map(::fcntl(mailbox.coordinator->fd(), F_DUPFD_CLOEXEC, 0), kShape);
@@ -153,6 +157,7 @@ void FuzzAnswers(WireInput& input) {
   const absl::StatusOr<std::vector<ExpertPlace>> places = PlacesFromProto(input.Next<internal::v1::ExpertPlan>());
   if (places.ok() && CheckPlaces(*places, uses, 0, 1).ok()) {
     Require(places->size() == 2 && (*places)[1] != ExpertPlace::kResident);
+    for (const ExpertPlace place : *places) Require(place <= ExpertPlace::kHost);
   }
   const internal::v1::ComputeExpertsResponse answer = input.Next<internal::v1::ComputeExpertsResponse>();
   const auto contributions = ContributionsFrom(answer.contributions(), 4, kShape.n_embd);

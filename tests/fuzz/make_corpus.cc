@@ -14,6 +14,7 @@
 
 #include "common/model/architectures/architectures.h"
 #include "common/model/make_model.h"
+#include "common/shm/expert_mailbox.h"
 #include "ferry/internal/v1/cluster.pb.h"
 #include "ferry/internal/v1/worker.pb.h"
 #include "ferry/v1/generate.pb.h"
@@ -223,6 +224,10 @@ void Mailboxes(const std::filesystem::path& folder) {
   spoilt.Byte(0).Byte(2);
   at(spoilt, 64, {9, 4, 2, 0x64616221});
   spoilt.Write(folder / "mailbox_error");
+  Input helper;
+  helper.Byte(0).Byte(2);
+  at(helper, 224, {static_cast<uint32_t>(PlaceOfHelper(8))});  // the first expert's place: a worker that the request did not name
+  helper.Write(folder / "mailbox_helper");
 }
 
 void ExpertRequests(const std::filesystem::path& folder) {
