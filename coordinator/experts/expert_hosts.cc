@@ -15,6 +15,9 @@ constexpr absl::Duration kTendPause = absl::Milliseconds(50);
 constexpr absl::Duration kConnectTimeout = absl::Seconds(3), kMeasureTimeout = absl::Seconds(5);
 constexpr absl::Duration kIdle = absl::Seconds(5);  // without work: what an exchange costs is measured again
 constexpr absl::Duration kFirstRetry = absl::Seconds(1), kLongestRetry = absl::Seconds(60);
+// Exchanges in a row that take longer than any correction says: the network is another one than was measured. A lost packet makes
+// one exchange slow, not so many.
+constexpr int kSlowExchanges = 5;
 constexpr double kMaxPeerRate = 1e15;  // bytes or operations a second: what a peer says is held to a range
 
 absl::Status CheckRate(const char* field, double rate) {
@@ -72,6 +75,23 @@ void ExpertHost::NoteExchange(const ExpertRequest& share, const ExpertLayout& la
   const double exchange = std::max(1e-6, elapsed - answer.computed_seconds);
   // Of an answer that lay there already, `elapsed` includes what this host did meanwhile: the exchange took no longer than that.
   if (answer.waited || exchange < predicted) exchange_cost_.Of(share.num_rows).Add(predicted, exchange);
+  if (answer.waited) FollowNetwork(exchange, predicted);
+}
+
+// A correction has a bound, and a host with work is not measured: without this, plans would go on with a host that has moved from
+// 0.2 ms to 100 ms away.
+void ExpertHost::FollowNetwork(double exchange, double predicted) {
+  if (exchange <= RateCorrection::kLargest * predicted) {
+    slow_in_a_row_ = 0;
+    return;
+  }
+  fastest_of_slow_ = slow_in_a_row_ == 0 ? exchange : std::min(fastest_of_slow_, exchange);
+  if (++slow_in_a_row_ < kSlowExchanges) return;
+  spdlog::warn("expert host {} at {}: an exchange takes {:.1f} ms now; {:.1f} ms were measured", place_, Escaped(offer_.address),
+               fastest_of_slow_ * 1e3, cost_.exchange_seconds * 1e3);
+  cost_.exchange_seconds = fastest_of_slow_;
+  exchange_cost_ = StepCorrections(0);  // they corrected another cost
+  slow_in_a_row_ = 0;
 }
 
 void ExpertHost::BeginStep(int64_t num_rows) {
@@ -215,6 +235,7 @@ void ExpertHosts::ConnectTo(ExpertHost& host) {
   const std::lock_guard lock(host.mutex_);
   host.engine_ = std::move(engine);
   host.cost_ = *cost;
+  host.slow_in_a_row_ = 0;
   host.since_connect_.Restart();
   host.since_exchange_.Restart();
   spdlog::info(

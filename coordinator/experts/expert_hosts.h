@@ -118,6 +118,7 @@ class ExpertHost {
 
  private:
   friend class ExpertHosts;
+  void FollowNetwork(double exchange, double predicted);  // under mutex_
 
   const int64_t place_;
   std::mutex exchange_;  // locked before mutex_
@@ -130,6 +131,8 @@ class ExpertHost {
   std::shared_ptr<RemoteEngine> engine_;  // null: not connected
   ExchangeCost cost_;
   StepCorrections computing_, exchange_cost_{0};  // of offer_.rates and of cost_
+  int slow_in_a_row_ = 0;                         // exchanges that took longer than any correction of cost_ says
+  double fastest_of_slow_ = 0;                    // of those, in seconds
   int64_t exchanges_ = 0, entries_ = 0, failures_ = 0;
   int failures_in_a_row_ = 0;
   Deadline retry_at_ = Deadline::In(absl::ZeroDuration());

@@ -299,6 +299,24 @@ TEST_F(DividedEngineTest, PlansByWhatAHostsSharesTake) {
   EXPECT_EQ(rate(9), 1e3) << "no larger step has shown it";
 }
 
+TEST_F(DividedEngineTest, PlansByExchangesWhenSeveralInARowAreSlowerThanAnyCorrection) {
+  const std::unique_ptr<DataServer> server = StartHost(1);
+  const std::shared_ptr<ExpertHost> host = hosts_->All().at(0);
+  const double measured = ReportOf(0).cost.exchange_seconds;
+  const auto take = [&](int exchanges, double seconds) {
+    for (int i = 0; i < exchanges; ++i) {
+      host->NoteExchange(RequestOf(1), store_->layout().layer(0), seconds, {.computed_seconds = 0, .waited = true});
+    }
+  };
+  take(4, 100);
+  take(1, 1e-5);
+  take(4, 110);
+  EXPECT_EQ(ReportOf(0).cost.exchange_seconds, measured) << "each was the fault of a packet";
+  take(1, 100);
+  EXPECT_EQ(ReportOf(0).cost.exchange_seconds, 100) << "the quickest of them";
+  EXPECT_EQ(host->Place(0, 1)->exchange_seconds, 100) << "what was known of another network does not correct it";
+}
+
 TEST_F(DividedEngineTest, AHostThatOffersNoMoreIsForgotten) {
   divided_ = nullptr;
   ASSERT_OK_AND_ASSIGN(hosts_, ExpertHosts::Create({.words = words_,
