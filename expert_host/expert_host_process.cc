@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/time/clock.h"
 #include "common/deadline.h"
 #include "common/escaped.h"
@@ -109,7 +110,7 @@ class Offer {
     std::string said;
     Stopwatch silent;
     while (true) {
-      absl::StatusOr<internal::v1::OfferExpertsResponse> answer = Make();
+      absl::StatusOr<internal::v1::OfferExpertsResponse> answer = Make(/*wait_for_connection=*/false);
       if (answer.ok()) return answer;
       const absl::Status& status = answer.status();
       const bool loads = absl::IsUnavailable(status) && status.message().find("loading") != absl::string_view::npos;
@@ -126,7 +127,7 @@ class Offer {
 
   // One more offer; a failure that lasts is kept for failed().
   void Repeat() {
-    const absl::StatusOr<internal::v1::OfferExpertsResponse> answer = Make();
+    const absl::StatusOr<internal::v1::OfferExpertsResponse> answer = Make(/*wait_for_connection=*/true);
     const std::lock_guard lock(mutex_);
     if (answer.ok()) {
       since_answer_.Restart();
@@ -143,18 +144,32 @@ class Offer {
     const std::lock_guard lock(mutex_);
     return failed_;
   }
+  // Ends an offer that is under way, and makes no other.
+  void Stop() {
+    const std::lock_guard lock(mutex_);
+    stopped_ = true;
+    if (call_ != nullptr) call_->TryCancel();
+  }
 
  private:
-  absl::StatusOr<internal::v1::OfferExpertsResponse> Make() {
+  // gRPC makes a connection in the threads that wait for a call. One that does not wait fails at once while there is none, and
+  // with an offer a second no connection came about in its time.
+  absl::StatusOr<internal::v1::OfferExpertsResponse> Make(bool wait_for_connection) {
     internal::v1::OfferExpertsRequest request;
-    {
-      const std::lock_guard lock(mutex_);
-      request = request_;
-    }
     grpc::ClientContext context;
     context.set_deadline(RpcDeadline(kOfferTimeout));
+    context.set_wait_for_ready(wait_for_connection);
+    {
+      const std::lock_guard lock(mutex_);
+      if (stopped_) return Cancelled("this host ends");
+      request = request_;
+      call_ = &context;
+    }
     internal::v1::OfferExpertsResponse response;
-    RETURN_IF_ERROR(FromGrpcStatus(cluster_.OfferExperts(&context, request, &response)));
+    const absl::Status status = FromGrpcStatus(cluster_.OfferExperts(&context, request, &response));
+    const std::lock_guard lock(mutex_);
+    call_ = nullptr;
+    if (!status.ok()) return status;
     return response;
   }
 
@@ -165,6 +180,8 @@ class Offer {
   Stopwatch since_answer_;
   std::string state_;
   absl::Status failed_;
+  bool stopped_ = false;
+  grpc::ClientContext* call_ = nullptr;  // of the offer under way
 };
 
 int64_t MemoryFor(const ExpertHostOptions& options) {
@@ -281,8 +298,11 @@ absl::Status RunExpertHost(const ExpertHostOptions& options, const std::function
   ASSIGN_OR_RETURN(const std::string address, ToldAddress(listener->address(), addresses.coordinator));
   spdlog::info("computing on {}, listening on {}", ops->name(), address);
 
+  // A connection that a pulled cable has silenced is made anew. TCP would go on with it, but after a pause that may be as long as
+  // the silence was.
   const std::shared_ptr<grpc::Channel> channel =
-      ConnectPeer(addresses.coordinator.ToString(), NodeRole::kCoordinator, addresses.identity.get(), {.quick_reconnects = true});
+      ConnectPeer(addresses.coordinator.ToString(), NodeRole::kCoordinator, addresses.identity.get(),
+                  {.keepalive = true, .quick_reconnects = true});
   const std::unique_ptr<internal::v1::Cluster::Stub> cluster = internal::v1::Cluster::NewStub(channel);
   ASSIGN_OR_RETURN(const std::unique_ptr<CertificateKeeper> keeper, KeepCertificate(addresses, channel));
   Offer offer(cluster.get(), patience);
@@ -299,6 +319,7 @@ absl::Status RunExpertHost(const ExpertHostOptions& options, const std::function
   offer.Change([&](auto& request) { request.set_model_fingerprint(answer.model_fingerprint()); });
   ASSIGN_OR_RETURN(const std::unique_ptr<RepeatingThread> offering,
                    RepeatingThread::Start(kOfferPause, [&offer] { offer.Repeat(); }));
+  const absl::Cleanup stop = [&offer] { offer.Stop(); };  // before the thread is waited for
 
   ASSIGN_OR_RETURN(const HeldExperts held, HeldHere(options, model.arena, answer.place()));
   RecordFetcher fetcher(cluster.get(), answer.model_fingerprint(), patience, asked_to_end);

@@ -15,7 +15,7 @@ namespace ferry {
 inline constexpr int kMaxMessageBytes = 64 << 20;  // of every server and channel of Ferry
 
 struct ChannelOptions {
-  bool keepalive = false;         // asks a silent peer. Only towards workers: their servers allow frequent pings
+  bool keepalive = false;         // asks a silent peer, and breaks the connection where it stays silent
   bool quick_reconnects = false;  // tries again within a second: the peer may be about to start
 };
 
