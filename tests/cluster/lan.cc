@@ -34,7 +34,15 @@ std::string ReadAll(const std::string& path) {
   return text.str();
 }
 
+// A TAP device keeps so many frames for the thread that carries them; a busy machine lets it wait.
+constexpr int kTapFrames = 8192;
+constexpr uint64_t kCableSeed = 15;
+
 std::string PortOf(const Host& host) { return "port" + std::string(absl::StripPrefix(host.address(), kNetwork)); }
+// What gives a host's end of its cable the host's address.
+std::string UpOf(const Host& host) {
+  return absl::StrFormat("ip address add %s/24 dev eth0 && ip link set eth0 up", host.address());
+}
 
 }  // namespace
 
@@ -138,10 +146,21 @@ absl::StatusOr<std::unique_ptr<Host>> Lan::AddHost() {
   const std::string cable = absl::StrFormat("ip link add %s type veth peer name eth0 netns %d && ip link set %s master switch up",
                                             port, host->shell_->pid(), port);
   RETURN_IF_ERROR(switch_->Run(cable, kSetupTimeout).status());
-  const std::string address = absl::StrFormat("%s && ip link set lo up && ip address add %s/24 dev eth0 && ip link set eth0 up",
-                                              kOwnTmp, host->address());
-  RETURN_IF_ERROR(host->Run(address, kSetupTimeout).status());
+  RETURN_IF_ERROR(host->Run(absl::StrFormat("%s && ip link set lo up && %s", kOwnTmp, UpOf(*host)), kSetupTimeout).status());
   return host;
+}
+
+absl::StatusOr<std::unique_ptr<BadCable>> Lan::Spoil(const Host& host) {
+  const std::string port = PortOf(host);
+  RETURN_IF_ERROR(switch_->Run("ip link delete " + port, kSetupTimeout).status());
+  ASSIGN_OR_RETURN(std::unique_ptr<BadCable> cable, BadCable::Lay(switch_->shell_->pid(), port, "line", kCableSeed));
+  const pid_t pid = host.shell_->pid();
+  const std::string plug = absl::StrFormat(
+      "ip link set %s txqueuelen %d master switch up && ip link set line txqueuelen %d netns %d name eth0 && nsenter -t %d -n sh "
+      "-c '%s'",
+      port, kTapFrames, kTapFrames, pid, pid, UpOf(host));
+  RETURN_IF_ERROR(switch_->Run(plug, kSetupTimeout).status());
+  return cable;
 }
 
 absl::Status Lan::Narrow(const Host& host, int megabits) {

@@ -12,6 +12,7 @@
 #include "absl/time/time.h"
 #include "common/status.h"
 #include "common/unique_fd.h"
+#include "tests/cluster/bad_cable.h"
 
 namespace ferry {
 
@@ -80,6 +81,8 @@ class Lan {
   absl::Status Plug(const Host& host, bool in);
   // From now on the host's cable carries so many megabits a second each way. FailedPrecondition: this machine cannot limit it.
   absl::Status Narrow(const Host& host, int megabits);
+  // Joins the host to the switch by a bad cable from now on, while nothing runs on it. FailedPrecondition: this machine has none.
+  absl::StatusOr<std::unique_ptr<BadCable>> Spoil(const Host& host);
 
  private:
   explicit Lan(std::unique_ptr<Host> console) : switch_(std::move(console)) {}
