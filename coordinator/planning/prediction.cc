@@ -15,6 +15,7 @@
 #include "common/model/decode_rows.h"
 #include "common/model/model_tensors.h"
 #include "common/shm/futex.h"
+#include "coordinator/planning/engine_turns.h"
 #include "coordinator/planning/layer_costs.h"
 #include "coordinator/planning/step_rows.h"
 
@@ -103,6 +104,11 @@ std::vector<EnginePlace> OthersOf(const PredictionInput& input, int64_t layer) {
   return others;
 }
 
+// What a CPU worker computes with: its host's cores.
+const ExpertRates& CoresOf(const PredictionInput& input, size_t worker) {
+  return input.NetworkOf(worker).host == 0 ? input.rates.host : input.rates.workers[worker].experts;
+}
+
 // One layer of a step as the worker and the planner go through it.
 struct LayerTraffic {
   double activated = 0, resident = 0, shipped = 0, on_host = 0, helped = 0;
@@ -121,18 +127,25 @@ class StepPredictor {
         layers_(input.placement.workers[worker].layers),
         slots_(input.slots[worker]),
         num_expert_layers_(input.arena.num_records(layers_.first, layers_.end) / input.arena.num_experts()),
-        worker_(input.rates.workers[worker]) {}
+        worker_(input.rates.workers[worker]),
+        network_(input.NetworkOf(worker)),
+        cores_(CoresOf(input, worker)) {}
+
+  // Its layers of the steps so far.
+  const std::vector<LayerTurn>& turns() const { return turns_; }
 
   // Seconds of a worker's layers for rows [first, first + rows) of a prompt, which it awaited for `waited` seconds.
   // `helps_from[i]`: how long after their arrival worker i has nothing else to do; infinite: never.
   double Seconds(int64_t first, int64_t rows, double waited, const std::vector<double>& helps_from, std::mt19937_64& random,
                  PrefillPrediction* total) {
     double seconds = kStepSeconds;
+    turns_.push_back({.rest = kStepSeconds});
     waited_seconds_ = waited;
     for (int64_t layer = layers_.first; layer < layers_.end; ++layer) {
       const double before_routing = SecondsBeforeRouting(layer, first, rows);
       if (!input_.arena.HasExperts(layer)) {
         seconds += before_routing;
+        turns_.push_back({.own = before_routing});
         continue;
       }
       helpers_.clear();
@@ -140,7 +153,9 @@ class StepPredictor {
         if (helps_from[i] <= seconds) helpers_.push_back(HelperOf(layer, input_.rates.workers[i]));
       }
       const LayerTraffic traffic = Traffic(layer, first > 0, rows, before_routing, random);
-      seconds += LayerSeconds(traffic, before_routing);
+      const double layer_seconds = LayerSeconds(traffic, before_routing, rows);
+      seconds += layer_seconds;
+      turns_.push_back(TurnOf(traffic, before_routing, rows, layer_seconds));
       total->activated += traffic.activated;
       total->resident += traffic.resident;
       total->shipped += traffic.shipped;
@@ -284,25 +299,46 @@ class StepPredictor {
     const double matrices = DenseMatrixFlops(input_.config, layer) * static_cast<double>(rows);
     const double attention = AttentionFlops(input_.config, layer, first, rows);
     if (!input_.gpu) {
-      const double host = input_.rates.host.flops_per_second;
-      return matrices / (kCpuDenseShare * host) + attention / (kCpuAttentionShare * host);
+      return matrices / (kCpuDenseShare * cores_.flops_per_second) + attention / (kCpuAttentionShare * cores_.flops_per_second);
     }
     return (matrices + attention) / ProductRate() + kGpuLayerSeconds +
            kGpuBytesPerValue * static_cast<double>(rows * input_.config.n_embd) / worker_.experts.read_bytes_per_second;
   }
 
-  double LayerSeconds(const LayerTraffic& traffic, double before_routing) const {
+  HostShareSize ShareOf(const LayerTraffic& traffic, int64_t rows) const {
+    return {.rows = rows,
+            .n_embd = input_.config.n_embd,
+            .entries = traffic.host_entries,
+            .most_rows = input_.placement.cache.max_batch_tokens,
+            .top_k = input_.config.router.top_k};
+  }
+
+  // The layer, which takes `seconds`, as what the worker, the first host and everything else do one after the other.
+  LayerTurn TurnOf(const LayerTraffic& traffic, double before_routing, int64_t rows, double seconds) const {
+    const double network = HostShareSeconds(network_, ShareOf(traffic, rows));
+    const double of_cores = input_.first_host_cores > 0 ? network / static_cast<double>(input_.first_host_cores) : 0;
+    const double first_host = traffic.host_seconds + of_cores;
+    return {.own = before_routing, .first_host = first_host, .rest = std::max(0.0, seconds - before_routing - first_host)};
+  }
+
+  // A network carries records and contributions to the worker one after the other.
+  double LayerSeconds(const LayerTraffic& traffic, double before_routing, int64_t rows) const {
+    const HostShareSize share = ShareOf(traffic, rows);
+    const double contributions = ContributionSeconds(network_, share);
     const double link = worker_.link.Planned() > 0 ? worker_.link.Planned() : 1;  // without a link nothing is shipped
-    const double link_seconds = (traffic.ahead_bytes + traffic.later_bytes) / link;
+    const double later_seconds = traffic.later_bytes / link;
+    const double link_seconds = traffic.ahead_bytes / link + later_seconds + contributions;
+    const bool asks = slots_ > 0 && traffic.resident < traffic.activated && rows > kMaxRowsWithoutPlan;
+    const double routed = before_routing + (asks ? network_.exchange_seconds : 0);
     if (!input_.gpu) {
-      return before_routing + traffic.device_flops / input_.rates.host.flops_per_second +
-             std::max(traffic.host_seconds, link_seconds);
+      return routed + traffic.device_flops / cores_.flops_per_second +
+             std::max(traffic.host_seconds + HostShareSeconds(network_, share), link_seconds);
     }
-    double host = traffic.host_seconds > 0 ? traffic.host_seconds + kGpuHostTripSeconds : 0;
+    double host = traffic.host_seconds > 0 ? traffic.host_seconds + kGpuHostTripSeconds + HostShareSeconds(network_, share) : 0;
     if (traffic.device_flops == 0) host += traffic.host_entries * kGpuHostEntrySeconds;
     // The link runs on from layer to layer while there are experts certain enough to be copied ahead.
-    return std::max(link_seconds, before_routing + std::max({host, traffic.device_flops / ProductRate(),
-                                                             traffic.later_bytes / link, traffic.helped_seconds}));
+    return std::max(link_seconds, routed + std::max({host, traffic.device_flops / ProductRate(), later_seconds + contributions,
+                                                     traffic.helped_seconds}));
   }
 
   double ProductRate() const { return kGpuProductShare * worker_.experts.flops_per_second; }
@@ -312,6 +348,9 @@ class StepPredictor {
   const int64_t slots_;
   const int64_t num_expert_layers_;
   const WorkerRates& worker_;
+  const WorkerNetwork network_;
+  const ExpertRates& cores_;  // of a CPU worker
+  std::vector<LayerTurn> turns_;
   double waited_seconds_ = 0;
   double worth_tokens_ = 0;           // fewest tokens worth a copy ahead, by the layer before
   std::vector<HelperPlace> helpers_;  // of the layer in progress
@@ -376,10 +415,11 @@ class DividedDecode {
 std::vector<double> HelpsFrom(const PredictionInput& input, size_t worker, double begin, const std::vector<double>& free_at,
                               bool first_step, bool last_step) {
   std::vector<double> from(free_at.size(), std::numeric_limits<double>::infinity());
-  if (!input.help || !input.gpu) return from;
+  if (!input.help || !input.gpu || input.NetworkOf(worker).host != 0)
+    return from;  // workers help through the coordinator's memory
   for (size_t i = 0; i < free_at.size(); ++i) {
     const double link = input.rates.workers[i].link.Planned();
-    if (i == worker || link <= 0 || input.slots[i] == 0 || (i < worker && !last_step)) continue;
+    if (i == worker || input.NetworkOf(i).host != 0 || link <= 0 || input.slots[i] == 0 || (i < worker && !last_step)) continue;
     const LayerRange& layers = input.placement.workers[i].layers;
     const int64_t layer = input.arena.NextWithExperts(layers.first, layers.end);
     const bool fills = i > worker && first_step && layer < layers.end;
@@ -396,6 +436,8 @@ class DecodePredictor {
       : input_(input),
         layers_(input.placement.workers[worker].layers),
         worker_(input.rates.workers[worker]),
+        network_(input.NetworkOf(worker)),
+        cores_(CoresOf(input, worker)),
         context_(context),
         most_kept_(KeptOf(input, layers_, input.slots[worker])) {
     for (int64_t layer = layers_.first; layer < layers_.end && !input.expert_hosts.empty(); ++layer) {
@@ -423,7 +465,7 @@ class DecodePredictor {
   // One token, when slots hold the `kept` most used experts of each layer. `filling`: others are copied into slots meanwhile.
   // resident_share counts experts here.
   DecodePrediction Token(double kept, bool filling) const {
-    const double device_read = input_.gpu ? worker_.experts.read_bytes_per_second : input_.rates.host.read_bytes_per_second;
+    const double device_read = input_.gpu ? worker_.experts.read_bytes_per_second : cores_.read_bytes_per_second;
     const double host_read = (filling ? input_.rates.host_beside_links : input_.rates.host).read_bytes_per_second;
     const double operation = worker_.operation_seconds > 0 ? worker_.operation_seconds : kGpuOperationSeconds;
     DecodePrediction result{.seconds_per_token = input_.gpu ? 0 : kCpuDecodeStepSeconds};
@@ -457,12 +499,12 @@ class DecodePredictor {
           const double apart = layer_seconds / missing;  // from one layer that misses to the next
           const double trip = kGpuDecodeHostTripSeconds * (filling ? kTripBesideCopies : 1) +
                               kEngineWakeSeconds * std::exp(-absl::ToDoubleSeconds(kSpinBeforeSleep) / apart);
-          host = seconds_of(misses / missing) + trip;
+          host = seconds_of(misses / missing) + trip + NetworkSeconds(misses / missing);
         }
         result.seconds_per_token +=
             kGpuDecodeLayerOperations * operation + (1 - missing) * here_seconds + missing * std::max(host, here_seconds);
       } else {
-        result.seconds_per_token += kCpuDecodeLayerSeconds + seconds_of(misses) + here_seconds;
+        result.seconds_per_token += kCpuDecodeLayerSeconds + seconds_of(misses) + here_seconds + NetworkSeconds(misses);
       }
     }
     return result;
@@ -482,6 +524,14 @@ class DecodePredictor {
     const int64_t records = input.arena.num_records(layers.first, layers.end);
     return records == 0 ? 0 : static_cast<double>(slots * input.arena.num_experts()) / static_cast<double>(records);
   }
+  // Of one row's way to the coordinator and of what its experts there contribute.
+  double NetworkSeconds(double experts) const {
+    return HostShareSeconds(network_, {.rows = 1,
+                                       .n_embd = input_.config.n_embd,
+                                       .entries = experts,
+                                       .most_rows = input_.placement.cache.max_batch_tokens,
+                                       .top_k = input_.config.router.top_k});
+  }
   double Hits(int64_t layer, double kept) const {
     const std::vector<double>& hits = hits_[layer - layers_.first];
     const double last = static_cast<double>(hits.size() - 1), at = std::min(kept, last), whole = std::floor(at);
@@ -492,6 +542,8 @@ class DecodePredictor {
   const PredictionInput& input_;
   const LayerRange layers_;
   const WorkerRates& worker_;
+  const WorkerNetwork network_;
+  const ExpertRates& cores_;  // of a CPU worker
   const int64_t context_;
   const double most_kept_;
   std::vector<std::vector<double>> hits_;              // of each layer
@@ -510,11 +562,16 @@ void Add(const DecodePrediction& part, DecodePrediction* sum) {
 
 // From sums over all layers.
 void Finish(const PredictionInput& input, DecodePrediction* result) {
+  double message = 0;
+  for (const WorkerRates& worker : input.rates.workers) message = std::max(message, worker.message_seconds);
   if (input.gpu) {
-    double message = 0;
-    for (const WorkerRates& worker : input.rates.workers) message = std::max(message, worker.message_seconds);
     const auto hand_overs = static_cast<double>(input.rates.workers.size() - 1);
     result->seconds_per_token += kGpuDecodeStepSeconds + kDecodeMessages * message + hand_overs * kGpuDecodeHandOverSeconds;
+  } else if (!input.networks.empty()) {
+    result->seconds_per_token += kDecodeMessages * message;
+  }
+  for (size_t worker = 1; worker < input.networks.size(); ++worker) {
+    result->seconds_per_token += HiddenStatesSeconds(input.networks[worker - 1], input.networks[worker], 1, input.config.n_embd);
   }
   const int64_t expert_layers = input.arena.num_records() / input.arena.num_experts();
   result->resident_share /= static_cast<double>(expert_layers * input.config.router.top_k);
@@ -600,18 +657,31 @@ PrefillPrediction PredictPrefill(const PredictionInput& input, int64_t tokens) {
                                                 std::max<int64_t>(StepRows(tokens, num_workers, step_cost), 1));
   result.step_rows = std::min(step_rows, tokens);
   std::vector<double> free_at(num_workers);  // steps follow each other through the workers
+  std::vector<std::vector<StepTurns>> turns;
   for (int64_t first = 0; first < tokens; first += step_rows) {
+    const int64_t rows = std::min(step_rows, tokens - first);
     double through = 0;
+    std::vector<StepTurns>& step = turns.emplace_back(num_workers);
     for (size_t worker = 0; worker < free_at.size(); ++worker) {
+      if (worker > 0) {
+        step[worker].from_before =
+            HiddenStatesSeconds(input.NetworkOf(worker - 1), input.NetworkOf(worker), rows, input.config.n_embd);
+      }
+      through += step[worker].from_before;
       const double begin = std::max(through, free_at[worker]);
+      StepPredictor predictor(input, worker);
       through = free_at[worker] =
-          begin + StepPredictor(input, worker)
-                      .Seconds(first, std::min(step_rows, tokens - first), begin - free_at[worker],
-                               HelpsFrom(input, worker, begin, free_at, first == 0, first + step_rows >= tokens), random,
-                               &result);
+          begin + predictor.Seconds(first, rows, begin - free_at[worker],
+                                    HelpsFrom(input, worker, begin, free_at, first == 0, first + step_rows >= tokens), random,
+                                    &result);
+      step[worker].layers = predictor.turns();
     }
   }
   result.seconds = free_at.back();
+  if (input.networks.empty()) return result;
+  std::vector<bool> on_first_host;
+  for (const WorkerNetwork& network : input.networks) on_first_host.push_back(!input.gpu && network.host == 0);
+  result.seconds = std::max(result.seconds, SecondsInTurns(turns, on_first_host));
   return result;
 }
 

@@ -13,6 +13,7 @@
 #include "coordinator/experts/expert_planner.h"
 #include "coordinator/experts/held_experts.h"
 #include "coordinator/planning/machine_rates.h"
+#include "coordinator/planning/network_costs.h"
 #include "coordinator/planning/placement.h"
 
 namespace ferry {
@@ -57,13 +58,20 @@ struct PredictionInput {
   const ArenaLayout& arena;
   const Placement& placement;
   const std::vector<std::vector<double>>& routing;
-  MachineRates rates;          // rates.workers has one entry for each worker
+  // rates.workers has one entry for each worker. The link of one on another host carries records over the network. A CPU worker
+  // on another host has its host's engine as WorkerRates::experts.
+  MachineRates rates;
   std::vector<int64_t> slots;  // experts that each worker can hold
   bool gpu = false;            // the workers have GPUs; otherwise they share the host's cores
   bool ooae = true;
   bool help = false;  // workers with GPUs ship and compute experts for each other (--share-links)
   std::vector<PredictedExpertHost> expert_hosts = {};
-  bool cold = false;  // slots that could hold every expert were emptied, as by bench --cold
+  bool cold = false;                         // slots that could hold every expert were emptied, as by bench --cold
+  std::vector<WorkerNetwork> networks = {};  // of each worker; empty: all are on the coordinator's host
+  // With `networks`: cores of the coordinator's host. A data connection takes one of them for as long as it carries something.
+  // 0: so many that this is nothing.
+  int64_t first_host_cores = 0;
+  WorkerNetwork NetworkOf(size_t worker) const { return networks.empty() ? WorkerNetwork() : networks[worker]; }
 };
 // One prompt alone. At its start the slots are empty, except slots that hold every expert, which are filled at load. Copying
 // ahead has learnt from earlier prompts.

@@ -156,6 +156,70 @@ TEST_F(PredictionTest, WorkersWithNothingElseToDoHelp) {
   EXPECT_EQ(PredictPrefill(input, 1000).helped, 0);
 }
 
+// The last worker is on another host, a second of a row's bytes away.
+void PutLastElsewhere(double exchange_seconds, PredictionInput* input) {
+  input->networks.resize(input->placement.workers.size());
+  input->networks.back() = {.host = 1,
+                            .exchange_seconds = exchange_seconds,
+                            .bytes_per_second = static_cast<double>(input->config.n_embd) * sizeof(float)};
+}
+
+TEST_F(PredictionTest, ARowThatTheFirstHostComputesForAnotherCrossesTheNetwork) {
+  Place(2, 500);
+  PredictionInput input = SlowLink(0);
+  const double here = PredictDecode(input).seconds_per_token;
+  PutLastElsewhere(0.125, &input);
+  // In each of two layers an exchange, the row and four contributions; before them the hidden state, in half an exchange.
+  EXPECT_NEAR(PredictDecode(input).seconds_per_token - here, 2 * (0.125 + 1 + 4) + 0.0625 + 1, 0.1);
+}
+
+TEST_F(PredictionTest, ARowWhoseExpertsAreInSlotsCrossesTheNetworkOnce) {
+  Place(2, 500);
+  PredictionInput input = SlowLink(128);
+  const double here = PredictDecode(input).seconds_per_token;
+  const PrefillPrediction prefill = PredictPrefill(input, 100);
+  PutLastElsewhere(0.125, &input);
+  EXPECT_NEAR(PredictDecode(input).seconds_per_token - here, 0.0625 + 1, 0.02);
+  const PrefillPrediction over = PredictPrefill(input, 100);
+  EXPECT_EQ(over.step_rows, prefill.step_rows);
+  EXPECT_NEAR(over.seconds - prefill.seconds, 100, 2) << "a hundred hidden states, in whatever steps";
+}
+
+TEST_F(PredictionTest, AHostOnItsOwnCoresComputesWhileTheFirstDoes) {
+  Place(2, 100);
+  PredictionInput input = SlowLink(0);
+  input.gpu = false;
+  const ExpertRates slow = {.read_bytes_per_second = 1e18, .flops_per_second = 1e6};
+  input.rates.host = slow;  // dense products take long, experts do not
+  for (WorkerRates& worker : input.rates.workers) worker.experts = slow;
+  PutLastElsewhere(0, &input);
+  input.networks.back().bytes_per_second = 1e18;
+  const double apart = PredictPrefill(input, 2000).seconds;
+  input.networks.back() = {};
+  const double sharing = PredictPrefill(input, 2000).seconds;
+  EXPECT_LT(apart, 0.7 * sharing) << "in twenty steps";
+  EXPECT_GT(apart, 0.5 * sharing);
+}
+
+TEST_F(PredictionTest, HoweverManyWorkersTheFirstHostsEngineComputesAllThatIsLeftToIt) {
+  Place(2, 500);
+  PredictionInput input = SlowLink(0);
+  input.rates.host_beside_links.read_bytes_per_second = record_bytes_;
+  PutLastElsewhere(0, &input);
+  input.networks.back().bytes_per_second = 1e18;
+  const PrefillPrediction prediction = PredictPrefill(input, 2000);
+  EXPECT_GE(prediction.seconds, 0.99 * prediction.on_host) << "a second an expert";
+}
+
+TEST_F(PredictionTest, NoWorkerHelpsOneOfAnotherHost) {
+  Place(2, 2000);
+  PredictionInput input = SlowLink(16);
+  input.cold = input.help = true;
+  input.rates.host_beside_links = {.read_bytes_per_second = 1, .flops_per_second = 1};
+  PutLastElsewhere(0, &input);
+  EXPECT_EQ(PredictPrefill(input, 1000).helped, 0);
+}
+
 TEST_F(PredictionTest, DecodeReadsTheCacheOfWhatItIsBehind) {
   const double bytes = PredictDecode(SlowLink(128), 1 << 14).device_bytes - PredictDecode(SlowLink(128)).device_bytes;
   double expected = 0;

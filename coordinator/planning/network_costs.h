@@ -1,0 +1,40 @@
+#pragma once
+
+// What a worker's way to the coordinator and to the next worker costs where a network is between them, for predictions. Pure
+// functions; without a network they are 0.
+
+#include <cstdint>
+
+namespace ferry {
+
+// Where a worker is.
+struct WorkerNetwork {
+  int host = 0;                 // workers with the same number share a host; 0: the coordinator's
+  double exchange_seconds = 0;  // of a request to the coordinator and its answer
+  double bytes_per_second = 0;  // either way between the two; above 0 unless `host` is 0
+};
+
+// A layer's rows that the coordinator's engines compute for a worker, on their way there and back: `rows` rows have `entries`
+// (row, expert) pairs. A request has at most so many rows and entries as `most_rows` says times the experts of a row, and waits
+// for the answer to the one before (worker/host_share.h).
+struct HostShareSize {
+  int64_t rows = 0, n_embd = 0;
+  double entries = 0;
+  int64_t most_rows = 0, top_k = 0;
+};
+double HostShareSeconds(const WorkerNetwork& worker, const HostShareSize& share);
+// Of that, the part during which the way to the worker is taken: its contributions.
+double ContributionSeconds(const WorkerNetwork& worker, const HostShareSize& share);
+
+// Hidden states F32 [rows, n_embd] from a worker to the next one. Of the way between two hosts that are both not the
+// coordinator's nothing is known, so the slower one of their ways to the coordinator stands for it.
+double HiddenStatesSeconds(const WorkerNetwork& from, const WorkerNetwork& to, int64_t rows, int64_t n_embd);
+
+// A step to a worker of another host, or its answer: over gRPC, which takes this longer than an exchange on a data connection
+// (docs/measurements/hosts.md, one row with a word back: 101 us by 36 us).
+inline constexpr double kGrpcSeconds = 65e-6;
+inline double StepMessageSeconds(const WorkerNetwork& worker) {
+  return worker.host == 0 ? 0 : worker.exchange_seconds + kGrpcSeconds;
+}
+
+}  // namespace ferry
