@@ -149,6 +149,13 @@ class Section {
     *target = value->get<std::string>();
     return absl::OkStatus();
   }
+  absl::Status Switch(const std::string& key, bool* target) const {
+    const ordered_json* const value = Find(key);
+    if (value == nullptr) return absl::OkStatus();
+    if (!value->is_boolean()) return Error(key, "is " + value->dump() + ", want true or false");
+    *target = value->get<bool>();
+    return absl::OkStatus();
+  }
   absl::Status Size(const std::string& key, const ordered_json& value, int64_t* target) const {
     const absl::StatusOr<int64_t> size =
         value.is_string() ? ParseByteSize(value.get<std::string>()) : absl::StatusOr<int64_t>(InvalidArgument("no text"));
@@ -175,6 +182,16 @@ class Section {
     *target = number;
     return absl::OkStatus();
   }
+  absl::Status Whole(const std::string& key, int64_t most, const std::string& example, int64_t* target) const {
+    const ordered_json* const value = Find(key);
+    if (value == nullptr) return absl::OkStatus();
+    const bool whole =
+        value->is_number_unsigned() && value->get<uint64_t>() >= 1 && value->get<uint64_t>() <= static_cast<uint64_t>(most);
+    if (!whole)
+      return Error(key, absl::StrFormat("is %s, want a whole number from 1 to %d, such as %s", value->dump(), most, example));
+    *target = value->get<int64_t>();
+    return absl::OkStatus();
+  }
 
  private:
   const LocatedJson& file_;
@@ -184,8 +201,8 @@ class Section {
 
 absl::StatusOr<DescribedHost> HostOf(const Section& section, const DescribedHost& defaults) {
   DescribedHost host = defaults;
-  RETURN_IF_ERROR(section.CheckKeys(
-      {"name", "address", "memory", "cores", "read", "flops", "gpus", "link", "gpu_flops", "network_rate", "exchange_us"}));
+  RETURN_IF_ERROR(section.CheckKeys({"name", "address", "memory", "cores", "read", "flops", "gpus", "cpu_worker", "link",
+                                     "gpu_flops", "network_rate", "exchange_us"}));
   RETURN_IF_ERROR(section.Text("name", &host.name));
   if (host.name.empty()) return section.Missing("name", "\"second\"");
   host.address = host.name;
@@ -193,9 +210,8 @@ absl::StatusOr<DescribedHost> HostOf(const Section& section, const DescribedHost
   const ordered_json* const memory = section.Find("memory");
   if (memory == nullptr) return section.Missing("memory", "\"64GiB\"");
   RETURN_IF_ERROR(section.Size("memory", *memory, &host.memory_bytes));
-  double cores = 0, exchange_us = 1e6 * defaults.exchange_seconds;
-  RETURN_IF_ERROR(section.Number("cores", kMostCores, "16", &cores));
-  host.cores = static_cast<int64_t>(cores);
+  double exchange_us = 1e6 * defaults.exchange_seconds;
+  RETURN_IF_ERROR(section.Whole("cores", kMostCores, "16", &host.cores));
   RETURN_IF_ERROR(section.Rate("read", &host.read));
   if (host.read == 0) return section.Missing("read", "\"85GB/s\" (`ferry status` and `ferry plan` on that host say it)");
   RETURN_IF_ERROR(section.Number("flops", kMostFlops, "1.5e12", &host.flops));
@@ -205,8 +221,13 @@ absl::StatusOr<DescribedHost> HostOf(const Section& section, const DescribedHost
   RETURN_IF_ERROR(section.Rate("network_rate", &host.network_rate));
   RETURN_IF_ERROR(section.Number("exchange_us", kMostExchangeUs, "60", &exchange_us));
   host.exchange_seconds = 1e-6 * exchange_us;
+  RETURN_IF_ERROR(section.Switch("cpu_worker", &host.cpu_worker));
   const ordered_json* const gpus = section.Find("gpus");
+  for (const char* key : {"link", "gpu_flops"}) {
+    if (gpus == nullptr && section.Find(key) != nullptr) return section.Error(key, "is of GPUs, and this host has no \"gpus\"");
+  }
   if (gpus == nullptr) return host;
+  if (host.cpu_worker) return section.Error("cpu_worker", "is for a host without \"gpus\"");
   if (!gpus->is_array() || gpus->size() > kMostGpus) return section.Error("gpus", "want a list such as [\"24GiB\", \"24GiB\"]");
   for (const ordered_json& gpu : *gpus) RETURN_IF_ERROR(section.Size("gpus", gpu, &host.gpu_bytes.emplace_back()));
   return host;
@@ -241,6 +262,9 @@ absl::StatusOr<std::vector<DescribedHost>> ParseHosts(const std::string& text) {
     ASSIGN_OR_RETURN(DescribedHost host, HostOf(section, defaults));
     for (const DescribedHost& other : hosts) {
       if (other.name == host.name) return section.Error("name", "is that of another host, too");
+    }
+    if (i == 0 && host.cpu_worker) {
+      return section.Error("cpu_worker", "is for other hosts: without GPUs the first one has such a worker anyway");
     }
     if (i > 0 && host.network_rate == 0) return section.Missing("network_rate", "\"1.2GB/s\", or \"rate\" in \"network\"");
     if (i > 0 && host.exchange_seconds == 0) return section.Missing("exchange_us", "60, or in \"network\"");

@@ -70,24 +70,42 @@ absl::StatusOr<Choice> ChoiceOf(const ModelOptions& options, PredictedModel& mod
   return choice;
 }
 
+// Where its value is not the default.
+void AppendFlag(const ModelFlag& flag, const std::string& name, const ModelOptions& options, const ModelOptions& defaults,
+                std::string* command) {
+  const std::vector<std::string> values = flag.values(options);
+  if (values == flag.values(defaults)) return;
+  for (const std::string& value : values) {
+    absl::StrAppend(command, " ", name, flag.is_switch ? "" : " ", flag.is_switch ? "" : Word(value));
+  }
+}
+
 }  // namespace
 
-std::string ServeCommand(const ModelOptions& options, const std::vector<std::string>& devices) {
+std::string ServeCommand(const ModelOptions& options, const std::vector<std::string>& devices, bool own_workers) {
   static const std::set<std::string> kOfPlanAlone = {"--workers", "--gpus",       "--backend", "--trace",
                                                      "--force",   "--keep-rates", "--probe",   "--log-level"};
   std::string command = "ferry serve";
   const ModelOptions defaults;
   for (const ModelFlag& flag : ModelFlags()) {
-    if (flag.serve_only) continue;
+    if (flag.serve_only || (flag.worker && !flag.coordinator && !own_workers)) continue;
     const std::string names = flag.names;
     const std::string name = flag.is_switch ? flag.told : names.substr(0, names.find(','));
-    const std::vector<std::string> values = flag.values(options);
-    if (kOfPlanAlone.contains(name) || values == flag.values(defaults)) continue;
-    for (const std::string& value : values) {
-      absl::StrAppend(&command, " ", name, flag.is_switch ? "" : " ", flag.is_switch ? "" : Word(value));
-    }
+    if (kOfPlanAlone.contains(name)) continue;
+    AppendFlag(flag, name, options, defaults, &command);
   }
   for (const std::string& word : devices) absl::StrAppend(&command, " ", Word(word));
+  return command;
+}
+
+std::string WorkerCommand(const ModelOptions& options, const std::vector<std::string>& place) {
+  std::string command = "ferry-worker";
+  for (const std::string& word : place) absl::StrAppend(&command, " ", Word(word));
+  ModelOptions defaults;
+  defaults.log_level = options.log_level;  // of this command alone
+  for (const ModelFlag& flag : ModelFlags()) {
+    if (flag.worker) AppendFlag(flag, flag.told, options, defaults, &command);
+  }
   return command;
 }
 

@@ -30,7 +30,10 @@ absl::StatusOr<std::vector<Choice>> ChoicesOf(const ModelOptions& options, Predi
 // The quickest of those that fit; null: none fits.
 const Choice* Quickest(const std::vector<Choice>& choices);
 
-// `ferry serve` with the flags that `options` has beside its defaults, and `devices`, flags that choose the devices.
-std::string ServeCommand(const ModelOptions& options, const std::vector<std::string>& devices);
+// `ferry serve` with the flags that `options` has beside its defaults, and `devices`, flags that choose the devices. Without
+// workers of its own it gets no flags that are for workers alone.
+std::string ServeCommand(const ModelOptions& options, const std::vector<std::string>& devices, bool own_workers = true);
+// `ferry-worker` with `place`, flags that say where it is, and those for workers that `options` has beside its defaults.
+std::string WorkerCommand(const ModelOptions& options, const std::vector<std::string>& place);
 
 }  // namespace ferry

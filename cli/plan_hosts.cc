@@ -3,16 +3,16 @@
 #include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "cli/client.h"
+#include "cli/cluster_choices.h"
+#include "cli/cluster_commands.h"
 #include "cli/described_hosts.h"
 #include "cli/plan_choices.h"
-#include "cli/planned_machine.h"
 #include "cli/predicted_model.h"
 #include "cli/prompt.h"
-#include "common/expert_wire.h"
-#include "coordinator/planning/host_plan.h"
 
 namespace ferry {
 namespace {
@@ -21,40 +21,29 @@ constexpr double kLeastShare = 0.001;  // that is worth a line
 
 // What the command says of a cluster.
 struct ClusterPlan {
-  std::vector<DescribedHost> hosts;
-  std::vector<HostUse> uses;  // of all hosts but the first
-  int64_t needed_bytes = 0;   // of the first host's memory
-  std::vector<PrefillPrediction> prefills;
-  DecodePrediction decode, alone;  // with all hosts, with the first alone
-  std::vector<PrefillPrediction> prefills_alone;
+  const PredictedModel& model;
+  const std::vector<DescribedHost>& hosts;
+  const std::vector<ClusterChoice>& choices;
+  const ClusterChoice& taken;
   std::vector<std::vector<std::string>> commands;  // of each host; none: it is left out
+
+  // The first host alone; null where that is not possible.
+  const ClusterChoice* Alone() const {
+    const ClusterChoice& first = choices.front();
+    return first.fit.lacks.empty() && !first.UsesWorkersElsewhere() && !first.UsesEngines() ? &first : nullptr;
+  }
+  bool HasWorkers(size_t host) const {
+    return std::any_of(taken.workers.begin(), taken.workers.end(),
+                       [&](const ClusterWorker& worker) { return worker.host == host; });
+  }
 };
 
-// The first host's devices, and the flags that choose them.
+// The first host's engine, and the flags of all workers alike.
 ModelOptions OptionsOf(ModelOptions options, const DescribedHost& head) {
-  if (head.gpu_bytes.empty()) options.backend = "cpu";
+  options.backend = "auto";
+  options.gpus.clear();
   if (head.cores > 0) options.threads = static_cast<int>(head.cores);
-  options.workers = static_cast<int>(std::max<size_t>(head.gpu_bytes.size(), 1));
   return options;
-}
-
-FoundRates RatesOf(const DescribedHost& head, size_t num_workers, std::vector<int64_t> slots) {
-  FoundRates found{.slots = std::move(slots), .source = "described"};
-  found.rates.host = found.rates.host_beside_links = {.read_bytes_per_second = head.read, .flops_per_second = head.flops};
-  const double link = head.gpu_bytes.empty() ? 0 : head.link > 0 ? head.link : kAssumedLink;
-  found.rates.workers.assign(num_workers, {.link = {.alone = link}, .experts = {.flops_per_second = head.gpu_flops}});
-  return found;
-}
-
-std::vector<CandidateHost> CandidatesOf(const std::vector<DescribedHost>& hosts) {
-  std::vector<CandidateHost> candidates;
-  for (size_t i = 1; i < hosts.size(); ++i) {
-    candidates.push_back({.memory_bytes = hosts[i].memory_bytes,
-                          .rates = {.read_bytes_per_second = hosts[i].read, .flops_per_second = hosts[i].flops},
-                          .exchange_seconds = hosts[i].exchange_seconds,
-                          .bytes_per_second = hosts[i].network_rate});
-  }
-  return candidates;
 }
 
 // Which of the others could be the first host; empty: none.
@@ -65,150 +54,228 @@ std::string RoomierHost(const std::vector<DescribedHost>& hosts, int64_t needed_
   return "";
 }
 
-void AddCommands(const ModelOptions& options, ClusterPlan* plan) {
-  const DescribedHost& head = plan->hosts.front();
-  const bool several = std::any_of(plan->uses.begin(), plan->uses.end(), [](const HostUse& use) { return use.used; });
-  std::vector<std::string> flags;
-  if (head.gpu_bytes.empty()) flags = {"--backend", "cpu"};
-  if (several) flags.insert(flags.end(), {"--cluster-listen", head.address});
-  plan->commands.resize(plan->hosts.size());
-  if (several) plan->commands[0].push_back("ferry cluster-init");
-  plan->commands[0].push_back(ServeCommand(options, flags));
-  for (size_t i = 1; i < plan->hosts.size(); ++i) {
-    if (!plan->uses[i - 1].used) continue;
-    const DescribedHost& host = plan->hosts[i];
-    plan->commands[0].push_back(absl::StrFormat("ferry cluster-token     for %s, once the server runs", host.name));
-    plan->commands[i].push_back(absl::StrFormat("ferry join %s --token fj-... --experts --memory %d%s", head.address,
-                                                host.memory_bytes - ReserveOf(host.memory_bytes),
-                                                host.cores > 0 ? absl::StrFormat(" --threads %d", host.cores) : ""));
-  }
+absl::Status NoRoom(const std::vector<DescribedHost>& hosts, const std::string& path, const Fit& fit) {
+  const Lack& lack = fit.lacks.front();
+  return FailedPrecondition("%s, the first host of %s, lacks %s: %s has to hold %s and can hold %s%s", hosts[0].name, path,
+                            HumanBytes(lack.missing_bytes()), lack.where, HumanBytes(lack.needed_bytes),
+                            HumanBytes(lack.had_bytes), RoomierHost(hosts, fit.host_needed_bytes));
 }
 
 // Of the experts that a token uses and slots do not hold, the share that host i computes.
-double DecodeShare(const ClusterPlan& plan, size_t host) {
-  const double all = plan.decode.host_expert_bytes;
+double DecodeShare(const ClusterChoice& choice, size_t host) {
+  const bool all_in_slots =
+      std::all_of(choice.workers.begin(), choice.workers.end(), [](const ClusterWorker& worker) { return worker.holds_all; });
+  const double all = all_in_slots ? 0 : choice.decode.host_expert_bytes;
   size_t number = 0;
   double others = 0;
-  for (size_t i = 1; i < plan.hosts.size(); ++i) {
-    if (!plan.uses[i - 1].used) continue;
-    const double bytes = plan.decode.expert_host_bytes[number++];
+  for (size_t i = 0; i < choice.engines.size(); ++i) {
+    if (!choice.engines[i].used) continue;
+    const double bytes = choice.decode.expert_host_bytes[number++];
     others += bytes;
-    if (i == host) return all > 0 ? bytes / all : 0;
+    if (i + 1 == host) return all > 0 ? bytes / all : 0;
   }
   return host == 0 && all > 0 ? 1 - others / all : 0;
 }
 
-void PrintHost(const ClusterPlan& plan, const PredictedModel& model, size_t number) {
-  const DescribedHost& host = plan.hosts[number];
-  std::printf("%s (%s, %s of memory%s)\n", host.name.c_str(), host.address.c_str(), HumanBytes(host.memory_bytes).c_str(),
-              host.gpu_bytes.empty()
-                  ? ""
-                  : absl::StrFormat(", %d GPU%s", host.gpu_bytes.size(), host.gpu_bytes.size() == 1 ? "" : "s").c_str());
-  if (number == 0) {
-    for (size_t w = 0; w < model.placement().workers.size(); ++w) {
-      const LayerRange& layers = model.placement().workers[w].layers;
-      std::printf("  worker %zu: layers %lld-%lld\n", w, static_cast<long long>(layers.first),
-                  static_cast<long long>(layers.end - 1));
-    }
-    std::printf("  all experts, %s\n", HumanBytes(model.arena().bytes()).c_str());
-  } else if (const HostUse& use = plan.uses[number - 1]; use.used) {
-    std::printf("  %lld of %lld expert records, %s\n", static_cast<long long>(use.records),
-                static_cast<long long>(model.arena().num_records()), HumanBytes(use.bytes).c_str());
-  } else {
-    std::printf("  left out: %s\n", use.why.c_str());
-    return;
-  }
-  if (const double share = DecodeShare(plan, number); share >= kLeastShare) {
-    std::printf("  computes %.0f %% of the experts that a token of decode finds in no slot\n", 100 * share);
-  }
-  if (number > 0 && !host.gpu_bytes.empty()) {
-    std::printf("  its GPUs are not used here: ferry-worker on them takes layers, which makes several prompts faster\n");
+std::string SlotsText(const ClusterWorker& worker) {
+  if (worker.holds_all) return "slots for all experts of its layers";
+  return worker.slots == 0 ? "no slots" : absl::StrFormat("slots for %d experts", worker.slots);
+}
+
+void PrintWorkers(const ClusterPlan& plan, size_t host) {
+  for (size_t w = 0; w < plan.taken.workers.size(); ++w) {
+    const ClusterWorker& worker = plan.taken.workers[w];
+    if (worker.host != host) continue;
+    const LayerRange& layers = worker.placement.layers;
+    const std::string device = worker.gpu >= 0 ? absl::StrFormat(" on GPU %d", worker.gpu) : " on its cores";
+    std::printf("  worker %zu%s: layers %lld-%lld; dense %s, KV cache %s; %s\n", w, device.c_str(),
+                static_cast<long long>(layers.first), static_cast<long long>(layers.end - 1),
+                HumanBytes(worker.placement.dense_bytes).c_str(), HumanBytes(worker.placement.kv_bytes).c_str(),
+                SlotsText(worker).c_str());
   }
 }
 
-void PrintText(const ClusterPlan& plan, const PredictedModel& model) {
-  for (size_t i = 0; i < plan.hosts.size(); ++i) PrintHost(plan, model, i);
-  std::printf(
-      "why: the first host holds every record and the layers, and needs %s for that. Another one takes part when decode is\n"
-      "     predicted to be faster by %.0f %% with it; each layer's experts are divided so that all end at the same time\n",
-      HumanBytes(plan.needed_bytes).c_str(), 100 * (kWorthAHost - 1));
-  std::printf("\npredicted, with nothing resident at the start of a prompt (the first host alone in brackets):\n");
-  for (size_t i = 0; i < plan.prefills.size(); ++i) {
-    std::printf("  prefill of %6lld tokens: %8.0f t/s (%.0f)\n", static_cast<long long>(plan.prefills[i].tokens),
-                plan.prefills[i].tokens_per_second(), plan.prefills_alone[i].tokens_per_second());
+// Why a host's workers, or its engine, are not in the taken choice.
+void PrintLeftOut(const ClusterPlan& plan, size_t number) {
+  const DescribedHost& host = plan.hosts[number];
+  const bool could_work = !host.gpu_bytes.empty() || host.cpu_worker;
+  if (could_work && !plan.HasWorkers(number)) {
+    const std::string& why = plan.taken.left_out[number];
+    std::printf("  %s left out: %s\n", host.gpu_bytes.empty() ? "a worker on its cores is" : "its GPUs are",
+                why.empty() ? "another choice below is quicker" : why.c_str());
   }
-  std::printf("  decode: %.1f t/s (%.1f)\n", 1 / plan.decode.seconds_per_token, 1 / plan.alone.seconds_per_token);
+  if (number > 0 && !plan.taken.engines[number - 1].used) {
+    const std::string& why = plan.taken.engines[number - 1].why;
+    std::printf("  its engine is left out: %s\n", why.empty() ? "another choice below is quicker" : why.c_str());
+  }
+}
+
+void PrintHost(const ClusterPlan& plan, size_t number) {
+  const DescribedHost& host = plan.hosts[number];
+  const size_t gpus = host.gpu_bytes.size();
+  std::printf("%s (%s, %s of memory%s)\n", host.name.c_str(), host.address.c_str(), HumanBytes(host.memory_bytes).c_str(),
+              gpus == 0 ? "" : absl::StrFormat(", %d GPU%s", gpus, gpus == 1 ? "" : "s").c_str());
+  PrintWorkers(plan, number);
+  if (number == 0) {
+    std::printf("  all experts, %s\n", HumanBytes(plan.model.arena().bytes()).c_str());
+  } else if (const HostUse& use = plan.taken.engines[number - 1]; use.used) {
+    std::printf("  engine: %lld of %lld expert records, %s\n", static_cast<long long>(use.records),
+                static_cast<long long>(plan.model.arena().num_records()), HumanBytes(use.bytes).c_str());
+  }
+  if (const double share = DecodeShare(plan.taken, number); share >= kLeastShare) {
+    std::printf("  computes %.0f %% of the experts that a token of decode finds in no slot\n", 100 * share);
+  }
+  PrintLeftOut(plan, number);
+}
+
+void PrintWhy(const ClusterPlan& plan) {
+  std::printf(
+      "why: the first host holds every record, and needs %s for that and for workers on its cores. An engine of another takes\n"
+      "     part when decode is predicted to be faster by %.0f %% with it; each layer's experts are divided so that all end at "
+      "the\n"
+      "     same time\n",
+      HumanBytes(plan.taken.fit.host_needed_bytes).c_str(), 100 * (kWorthAHost - 1));
+  if (!plan.taken.UsesWorkersElsewhere()) return;
+  std::printf(
+      "     Workers of other hosts get records from the first one, or its engines compute for them: both cross the network, and\n"
+      "     the coordinator divides by the rate of records alone, not by that of rows. It leaves no worker out by itself: it "
+      "waits\n"
+      "     for all %zu, and a slow one makes all slow. So type what is below for these workers and no others\n",
+      plan.taken.workers.size());
+  std::printf(plan.taken.layers.empty()
+                  ? "     Layers are divided by bytes, as the coordinator does by itself\n"
+                  : "     Layers are divided by --layers, which is predicted to be quicker than by bytes\n");
+}
+
+void PrintPredictions(const ClusterPlan& plan) {
+  const ClusterChoice* const alone = plan.Alone();
+  std::printf(
+      "\npredicted; slots that do not hold all experts are empty at the start of a prompt (the first host alone in brackets):\n");
+  for (size_t i = 0; i < plan.taken.prefills.size(); ++i) {
+    const PrefillPrediction& prefill = plan.taken.prefills[i];
+    std::printf("  prefill of %6lld tokens: %8.0f t/s", static_cast<long long>(prefill.tokens), prefill.tokens_per_second());
+    std::printf(" (%s)",
+                alone == nullptr ? "not possible" : absl::StrFormat("%.0f", alone->prefills[i].tokens_per_second()).c_str());
+    if (prefill.step_rows < prefill.tokens) std::printf(", in steps of %lld", static_cast<long long>(prefill.step_rows));
+    std::printf("\n");
+  }
+  std::printf("  decode: %.1f t/s (%s)\n", 1 / plan.taken.decode.seconds_per_token,
+              alone == nullptr ? "not possible" : absl::StrFormat("%.1f", 1 / alone->decode.seconds_per_token).c_str());
+}
+
+void PrintChoices(const ClusterPlan& plan) {
+  if (plan.choices.size() < 2) return;
+  std::printf("\nchoices, by a prompt of %lld tokens and an answer of %lld:\n",
+              static_cast<long long>(plan.taken.prefills.back().tokens), static_cast<long long>(kAnswerTokens));
+  std::printf("| %-24s | %7s | %11s | %10s | %9s |\n", "choice", "workers", "prefill t/s", "decode t/s", "seconds");
+  std::printf("|--------------------------|---------|-------------|------------|-----------|\n");
+  for (const ClusterChoice& choice : plan.choices) {
+    std::printf("| %-24s | %7zu |", choice.name.c_str(), choice.workers.size());
+    if (!choice.fit.lacks.empty()) {
+      const Lack& lack = choice.fit.lacks.front();
+      std::printf(" %s lacks %s\n", lack.where.c_str(), HumanBytes(lack.missing_bytes()).c_str());
+      continue;
+    }
+    std::printf(" %11.0f | %10.1f | %9.2f |%s\n", choice.prefills.back().tokens_per_second(), 1 / choice.decode.seconds_per_token,
+                choice.seconds, &choice == &plan.taken ? " taken, as the quickest" : "");
+  }
+}
+
+void PrintText(const ClusterPlan& plan) {
+  for (size_t i = 0; i < plan.hosts.size(); ++i) PrintHost(plan, i);
+  PrintWhy(plan);
+  PrintPredictions(plan);
+  PrintChoices(plan);
   std::printf("\ntype:\n");
   for (size_t i = 0; i < plan.hosts.size(); ++i) {
     for (const std::string& command : plan.commands[i]) std::printf("  on %s: %s\n", plan.hosts[i].name.c_str(), command.c_str());
   }
 }
 
-void PrintJson(const ClusterPlan& plan, const PredictedModel& model) {
-  nlohmann::json hosts = nlohmann::json::array(), prefills = nlohmann::json::array();
-  for (size_t i = 0; i < plan.hosts.size(); ++i) {
-    const HostUse use =
-        i > 0
-            ? plan.uses[i - 1]
-            : HostUse{.used = true, .records = model.arena().num_records(), .bytes = static_cast<int64_t>(model.arena().bytes())};
-    hosts.push_back({{"name", plan.hosts[i].name},
-                     {"used", use.used},
-                     {"why_not", use.why},
-                     {"records", use.records},
-                     {"record_bytes", use.bytes},
-                     {"decode_share", use.used ? DecodeShare(plan, i) : 0},
-                     {"commands", plan.commands[i]}});
-    hosts.back()["workers"] = nlohmann::json::array();
-    for (size_t w = 0; i == 0 && w < model.placement().workers.size(); ++w) {
-      const LayerRange& layers = model.placement().workers[w].layers;
-      hosts.back()["workers"].push_back({{"first_layer", layers.first}, {"last_layer", layers.end - 1}});
+nlohmann::json HostJson(const ClusterPlan& plan, size_t number) {
+  const HostUse first = {
+      .used = true, .records = plan.model.arena().num_records(), .bytes = static_cast<int64_t>(plan.model.arena().bytes())};
+  const HostUse& use = number > 0 ? plan.taken.engines[number - 1] : first;
+  nlohmann::json workers = nlohmann::json::array();
+  for (size_t w = 0; w < plan.taken.workers.size(); ++w) {
+    const ClusterWorker& worker = plan.taken.workers[w];
+    if (worker.host != number) continue;
+    workers.push_back({{"worker_id", w},
+                       {"device", worker.gpu >= 0 ? "cuda:" + std::to_string(worker.gpu) : "cpu"},
+                       {"first_layer", worker.placement.layers.first},
+                       {"last_layer", worker.placement.layers.end - 1},
+                       {"dense_bytes", worker.placement.dense_bytes},
+                       {"kv_bytes", worker.placement.kv_bytes},
+                       {"slots", worker.slots}});
+  }
+  return {{"name", plan.hosts[number].name},
+          {"used", use.used || !workers.empty()},
+          {"engine", use.used},
+          {"why_not", use.why},
+          {"workers_why_not", plan.taken.left_out[number]},
+          {"records", use.records},
+          {"record_bytes", use.bytes},
+          {"decode_share", use.used ? DecodeShare(plan.taken, number) : 0},
+          {"workers", workers},
+          {"commands", plan.commands[number]}};
+}
+
+nlohmann::json ChoicesJson(const ClusterPlan& plan) {
+  nlohmann::json choices = nlohmann::json::array();
+  for (const ClusterChoice& choice : plan.choices) {
+    nlohmann::json one = {{"choice", choice.name},
+                          {"workers", choice.workers.size()},
+                          {"layers", choice.layers},
+                          {"fits", choice.fit.lacks.empty()},
+                          {"taken", &choice == &plan.taken}};
+    if (choice.fit.lacks.empty()) {
+      one["prefill_tokens_per_second"] = choice.prefills.back().tokens_per_second();
+      one["decode_tokens_per_second"] = 1 / choice.decode.seconds_per_token;
+      one["seconds"] = choice.seconds;
     }
+    choices.push_back(std::move(one));
   }
-  for (size_t i = 0; i < plan.prefills.size(); ++i) {
-    prefills.push_back({{"tokens", plan.prefills[i].tokens},
-                        {"tokens_per_second", plan.prefills[i].tokens_per_second()},
-                        {"first_host_alone", plan.prefills_alone[i].tokens_per_second()}});
+  return choices;
+}
+
+void PrintJson(const ClusterPlan& plan) {
+  const ClusterChoice* const alone = plan.Alone();
+  nlohmann::json hosts = nlohmann::json::array(), prefills = nlohmann::json::array();
+  for (size_t i = 0; i < plan.hosts.size(); ++i) hosts.push_back(HostJson(plan, i));
+  for (size_t i = 0; i < plan.taken.prefills.size(); ++i) {
+    const PrefillPrediction& prefill = plan.taken.prefills[i];
+    prefills.push_back(
+        {{"tokens", prefill.tokens}, {"tokens_per_second", prefill.tokens_per_second()}, {"step_rows", prefill.step_rows}});
+    if (alone != nullptr) prefills.back()["first_host_alone"] = alone->prefills[i].tokens_per_second();
   }
-  const nlohmann::json result = {{"hosts", hosts},
-                                 {"needed_bytes", plan.needed_bytes},
-                                 {"prefill", prefills},
-                                 {"decode_tokens_per_second", 1 / plan.decode.seconds_per_token},
-                                 {"decode_first_host_alone", 1 / plan.alone.seconds_per_token}};
+  nlohmann::json result = {{"hosts", hosts},
+                           {"needed_bytes", plan.taken.fit.host_needed_bytes},
+                           {"prefill", prefills},
+                           {"decode_tokens_per_second", 1 / plan.taken.decode.seconds_per_token},
+                           {"layers", plan.taken.layers},
+                           {"choices", ChoicesJson(plan)}};
+  if (alone != nullptr) result["decode_first_host_alone"] = 1 / alone->decode.seconds_per_token;
   std::printf("%s\n", result.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
 }
 
 }  // namespace
 
 absl::Status PlanHosts(const ModelOptions& given, const std::string& path, const std::vector<int64_t>& lengths, bool json) {
-  ClusterPlan plan;
-  ASSIGN_OR_RETURN(plan.hosts, ReadHosts(path));
-  const DescribedHost& head = plan.hosts.front();
-  const ModelOptions options = OptionsOf(given, head);
-  ASSIGN_OR_RETURN(const PlannedMachine machine,
-                   PlannedMachineOf(options, {.gpu_bytes = head.gpu_bytes, .host_bytes = head.memory_bytes}));
-  ASSIGN_OR_RETURN(const std::unique_ptr<PredictedModel> model,
-                   PredictedModel::Open(options, static_cast<int>(machine.devices.size()), machine.SmallestGpu()));
-  const Fit fit = FitOf(options, *model, machine);
-  plan.needed_bytes = fit.host_needed_bytes;
-  if (!fit.lacks.empty()) {
-    const Lack& lack = fit.lacks.front();
-    return FailedPrecondition("%s, the first host of %s, lacks %s: %s has to hold %s and can hold %s%s", head.name, path,
-                              HumanBytes(lack.missing_bytes()), lack.where, HumanBytes(lack.needed_bytes),
-                              HumanBytes(lack.had_bytes), RoomierHost(plan.hosts, fit.host_needed_bytes));
-  }
-  ASSIGN_OR_RETURN(std::vector<int64_t> slots, SlotsOf(options, *model, machine));
-  const FoundRates found = RatesOf(head, machine.devices.size(), std::move(slots));
-  PredictionInput input = model->Input(found.rates, found.slots, machine.gpu());
-  plan.alone = PredictDecode(input);
-  for (const int64_t tokens : lengths) plan.prefills_alone.push_back(PredictPrefill(input, tokens));
-  plan.uses = ChooseExpertHosts(CandidatesOf(plan.hosts), kMaxExchangeRows * model->config().router.top_k, &input);
-  plan.decode = PredictDecode(input);
-  for (const int64_t tokens : lengths) plan.prefills.push_back(PredictPrefill(input, tokens));
-  AddCommands(options, &plan);
+  ASSIGN_OR_RETURN(const std::vector<DescribedHost> hosts, ReadHosts(path));
+  const ModelOptions options = OptionsOf(given, hosts[0]);
+  ModelOptions whole = options;  // in one piece, which every choice divides anew
+  whole.layers.clear();
+  whole.overrides.clear();
+  ASSIGN_OR_RETURN(const std::unique_ptr<PredictedModel> model, PredictedModel::Open(whole, 1, 0));
+  ASSIGN_OR_RETURN(const std::vector<ClusterChoice> choices, ClusterChoicesOf(options, *model, hosts, lengths));
+  const ClusterChoice* const taken = Quickest(choices);
+  if (taken == nullptr) return NoRoom(hosts, path, choices.front().fit);
+  const ClusterPlan plan = {
+      .model = *model, .hosts = hosts, .choices = choices, .taken = *taken, .commands = ClusterCommands(options, hosts, *taken)};
   if (json) {
-    PrintJson(plan, *model);
+    PrintJson(plan);
   } else {
-    PrintText(plan, *model);
+    PrintText(plan);
   }
   return absl::OkStatus();
 }

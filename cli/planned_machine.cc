@@ -214,7 +214,7 @@ Fit FitOf(const ModelOptions& options, const PredictedModel& model, const Planne
     const int64_t needed = worker.dense_bytes + worker.kv_bytes + experts;
     const PlannedDevice& device = machine.devices[w];
     if (!device.gpu || device.of_host) {
-      fit.host_needed_bytes += needed;
+      if (!device.elsewhere) fit.host_needed_bytes += needed;
     } else if (needed > Usable(device)) {
       fit.lacks.push_back({.where = "GPU " + device.name.substr(5), .needed_bytes = needed, .had_bytes = Usable(device)});
     }

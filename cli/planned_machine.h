@@ -25,6 +25,7 @@ struct PlannedDevice {
   int64_t total_bytes = 0, free_bytes = 0;  // of a GPU; a CPU worker takes from the host's memory
   bool of_host = false;                     // the GPU's memory is the host's
   bool in_place = false;                    // it reads experts where they lie, and has no slots
+  bool elsewhere = false;                   // on another host than the coordinator's, with memory of its own
 };
 
 struct PlannedMachine {
@@ -69,6 +70,7 @@ struct Fit {
   int64_t host_needed_bytes = 0;  // experts, and what CPU workers hold
   std::vector<Lack> lacks;        // empty: it fits
 };
+// The memory of other hosts is not looked at, but for their GPUs'.
 Fit FitOf(const ModelOptions& options, const PredictedModel& model, const PlannedMachine& machine);
 
 }  // namespace ferry
