@@ -12,6 +12,8 @@ namespace {
 // How long a host may take: far longer than its share, and short enough that a request outlives the host's death.
 constexpr absl::Duration kEnginePatience = absl::Seconds(1);
 constexpr double kPatienceOfPredicted = 20;
+// For a host whose time passed while another one was waited for in vain: hosts that one switch joins go together.
+constexpr absl::Duration kAfterAnother = absl::Milliseconds(100);
 
 // The uses of `request` that `engines` gives to `engine`, with their entries. `outs` gets the entries' numbers in `request`.
 ExpertRequest ShareOf(const ExpertRequest& request, std::span<const int32_t> engines, int32_t engine,
@@ -46,6 +48,8 @@ struct DividedEngine::Share {
   double predicted = 0;  // seconds of its computation
   Stopwatch since_start;
   absl::Status status;
+
+  absl::Duration patience() const { return kEnginePatience + absl::Seconds(std::min(60.0, kPatienceOfPredicted * predicted)); }
 };
 
 absl::StatusOr<DivisionMode> ParseDivisionMode(const std::string& text) {
@@ -113,9 +117,13 @@ absl::Status DividedEngine::ComputeDivided(const ExpertRequest& request, std::sp
   const ExpertRequest own = ShareOf(request, engines, 0, &outs);
   absl::Status status;
   if (!own.uses.empty()) status = engine_.ComputeShare(own, outs, rows, contributions);
+  const Stopwatch waiting;
+  bool one_failed = false;
   for (Share& share : shares) {
     if (share.request.uses.empty()) continue;
-    Finish(share, contributions);
+    const absl::Duration left = share.patience() - waiting.Elapsed();
+    Finish(share, one_failed ? std::max(left, kAfterAnother) : share.patience(), contributions);
+    one_failed = one_failed || !share.status.ok();
     // The other end may have written some rows already: they are written again.
     if (!share.status.ok()) status.Update(engine_.ComputeShare(share.request, share.outs, rows, contributions));
   }
@@ -155,9 +163,8 @@ void DividedEngine::Start(Share& share, std::span<const float> rows) {
   if (!share.status.ok()) share.host->NoteFailure(share.status);
 }
 
-void DividedEngine::Finish(Share& share, std::span<float> contributions) const {
+void DividedEngine::Finish(Share& share, absl::Duration patience, std::span<float> contributions) const {
   if (!share.status.ok()) return;
-  const absl::Duration patience = kEnginePatience + absl::Seconds(std::min(60.0, kPatienceOfPredicted * share.predicted));
   const absl::StatusOr<RemoteAnswer> answer = share.engine->Finish(share.outs, contributions, Deadline::In(patience));
   share.status = answer.status();
   if (!answer.ok()) {

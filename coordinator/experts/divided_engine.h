@@ -45,7 +45,7 @@ class DividedEngine final : public ExpertComputer {
   absl::Status ComputeDivided(const ExpertRequest& request, std::span<float> rows, std::span<float> contributions);
   std::vector<int32_t> Divide(const ExpertRequest& request, const std::vector<EnginePlace>& others) const;
   static void Start(Share& share, std::span<const float> rows);
-  void Finish(Share& share, std::span<float> contributions) const;
+  void Finish(Share& share, absl::Duration patience, std::span<float> contributions) const;
 
   const ExpertStore& store_;
   ExpertEngine& engine_;

@@ -258,6 +258,19 @@ TEST_F(DividedEngineTest, AHostThatFallsSilentInAnExchangeIsNotWaitedForLong) {
   EXPECT_EQ(ReportOf(0).failures, 1);
 }
 
+TEST_F(DividedEngineTest, HostsThatFallSilentTogetherAreWaitedForTogether) {
+  constexpr uint64_t kHosts = 8;
+  std::vector<std::unique_ptr<Liar>> silent;
+  for (uint64_t host = 1; host <= kHosts; ++host) {
+    silent.push_back(std::make_unique<Liar>(AddressOf(host), WordsOf(host), [](DataConnection&, const RequestHeader&) {}));
+    ASSERT_TRUE(Eventually([&] { return hosts_->Offer(OfferOf(host))->state == "connected"; }));
+  }
+  const Stopwatch waiting;
+  ExpectTheSameBits(RequestOf(6));
+  EXPECT_LT(waiting.Elapsed(), absl::Seconds(5)) << "a second for each would be eight";
+  for (size_t host = 0; host < kHosts; ++host) EXPECT_EQ(ReportOf(host).failures, 1);
+}
+
 TEST_F(DividedEngineTest, AHostWithAnotherModelOrOtherKernelsIsRefusedByName) {
   ExpertHostOffer offer = OfferOf(1);
   offer.fingerprint = 78;
