@@ -48,13 +48,14 @@ absl::Status EnterNetwork(pid_t process) {
 // Frames on their way to one end.
 class BadCable::Way {
  public:
-  Way(BadCable* cable, int from, int to, uint64_t seed) : cable_(*cable), from_(from), to_(to), random_(seed) {}
+  Way(BadCable* cable, int from, int to, bool may_be_deaf, uint64_t seed)
+      : cable_(*cable), from_(from), to_(to), may_be_deaf_(may_be_deaf), random_(seed) {}
 
   // Takes all that has come.
   void Take(const Trouble& trouble) {
     std::array<char, kMaxFrameBytes> frame;
     for (ssize_t bytes; (bytes = ::read(from_, frame.data(), frame.size())) > 0;) {
-      const bool lost = uniform_(random_) < trouble.loss || trouble.cut || frames_.size() == kMaxFramesOnTheWay;
+      const bool lost = uniform_(random_) < trouble.loss || Cut(trouble) || frames_.size() == kMaxFramesOnTheWay;
       if (lost) {
         ++cable_.lost_;
       } else {
@@ -66,7 +67,7 @@ class BadCable::Way {
   void Give(const Trouble& trouble) {
     for (; !frames_.empty() && frames_.front().due.Passed(); frames_.pop_front()) {
       const std::vector<char>& bytes = frames_.front().bytes;
-      const bool carried = !trouble.cut && ::write(to_, bytes.data(), bytes.size()) >= 0;
+      const bool carried = !Cut(trouble) && ::write(to_, bytes.data(), bytes.size()) >= 0;
       ++(carried ? cable_.carried_ : cable_.lost_);
     }
   }
@@ -78,8 +79,11 @@ class BadCable::Way {
     std::vector<char> bytes;
   };
 
+  bool Cut(const Trouble& trouble) const { return trouble.cut || (trouble.deaf && may_be_deaf_); }
+
   BadCable& cable_;
   const int from_, to_;
+  const bool may_be_deaf_;
   std::mt19937_64 random_;
   std::uniform_real_distribution<double> uniform_;
   std::deque<Frame> frames_;
@@ -121,7 +125,8 @@ BadCable::Trouble BadCable::trouble() const {
 }
 
 void BadCable::Carry(uint64_t seed) {
-  Way there(this, ends_[0].get(), ends_[1].get(), seed), back(this, ends_[1].get(), ends_[0].get(), seed + 1);
+  Way there(this, ends_[0].get(), ends_[1].get(), /*may_be_deaf=*/true, seed);
+  Way back(this, ends_[1].get(), ends_[0].get(), /*may_be_deaf=*/false, seed + 1);
   std::array<pollfd, 3> waiting = {{{.fd = ends_[0].get(), .events = POLLIN, .revents = 0},
                                     {.fd = ends_[1].get(), .events = POLLIN, .revents = 0},
                                     {.fd = stop_.get(), .events = POLLIN, .revents = 0}}};

@@ -25,6 +25,7 @@ class BadCable {
     absl::Duration delay;  // of each frame, each way
     double loss = 0;       // the share of frames that is lost, each way
     bool cut = false;      // all frames are lost, also those on their way
+    bool deaf = false;     // those towards the other end
   };
   struct Counts {
     int64_t carried = 0, lost = 0;  // frames, both ways
