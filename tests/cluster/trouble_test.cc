@@ -32,6 +32,12 @@ MATCHER_P(IsOkAndHolds, value, "is OK and holds the value") {
   return arg.ok() && *arg == value;
 }
 
+int Times(const std::string& what, const std::string& said) {
+  int times = 0;
+  for (size_t at = said.find(what); at != std::string::npos; at = said.find(what, at + 1)) ++times;
+  return times;
+}
+
 class Trouble : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -50,7 +56,11 @@ class Trouble : public ::testing::Test {
 
   // A coordinator on the head.
   absl::Status Serve(const std::string& flags) {
-    RETURN_IF_ERROR(head_->Run("mkdir -m 700 /tmp/own && ./ferry cluster-init" + kHostFolder, kEnough).status());
+    RETURN_IF_ERROR(head_
+                        ->Run("rm -rf /tmp/own && mkdir -m 700 /tmp/own && { test -e /tmp/certs || ./ferry cluster-init" +
+                                  kHostFolder + "; }",
+                              kEnough)
+                        .status());
     ASSIGN_OR_RETURN(const Command command,
                      head_->Start(absl::StrFormat("./ferry-coordinator -m %s --threads 1 -b 64 --heartbeat-interval 0.5 "
                                                   "--heartbeat-timeout %d --insecure --listen %s:8090 "
@@ -60,12 +70,7 @@ class Trouble : public ::testing::Test {
     coordinator_ = std::make_unique<Command>(command);
     return EventuallySaid("listening on");
   }
-  int TimesSaid(const std::string& what) const {
-    const std::string said = coordinator_->err();
-    int times = 0;
-    for (size_t at = said.find(what); at != std::string::npos; at = said.find(what, at + 1)) ++times;
-    return times;
-  }
+  int TimesSaid(const std::string& what) const { return Times(what, coordinator_->err()); }
   absl::Status EventuallySaid(const std::string& what, int times = 1) const {
     if (Eventually(kEnough, [&] { return TimesSaid(what) >= times; })) return absl::OkStatus();
     return DeadlineExceeded("the coordinator has not said '%s' %d times: %s", what, times, coordinator_->err());
@@ -242,6 +247,18 @@ TEST_F(ExpertHostInTrouble, IsBackSoonAfterALongPartition) {
   ASSERT_OK(EventuallySaid("takes part:", 2));
   EXPECT_LT(healed.Elapsed(), 2 * kBusy);
   printf("back after %.1f s\n", healed.Seconds());
+}
+
+TEST_F(ExpertHostInTrouble, OffersItsRecordsToACoordinatorThatStartsAnew) {
+  ASSERT_OK(ServeAlone(""));
+  ASSERT_OK_AND_ASSIGN(const Command join, JoinExperts());
+  ASSERT_OK(EventuallySaid("takes part:"));
+  ASSERT_OK(head_->Run("kill -9 $(pidof ferry-coordinator); while pidof ferry-worker; do sleep 0.1; done", kEnough));
+  ASSERT_OK(ServeAlone(""));
+  const Stopwatch serving;
+  EXPECT_OK(EventuallySaid("takes part:"));
+  EXPECT_EQ(Times("loaded in", join.err()), 1) << join.err();
+  printf("back after %.1f s\n", serving.Seconds());
 }
 
 TEST_F(ExpertHostInTrouble, GoesOnLoadingAfterAPartition) {
