@@ -97,6 +97,9 @@ TEST_F(PlannedHosts, AnswerAPromptWhenAllIsTypedThatThePlanSays) {
   EXPECT_EQ(together, alone);
   ASSERT_OK_AND_ASSIGN(const std::string status, hosts_[0]->Run("./ferry status --server 127.0.0.1:8090", kPlannedTimeout));
   EXPECT_THAT(status, HasSubstr("experts 0 connected"));
+  const std::string said = serve_->err();
+  const std::string of_first = said.substr(said.find("worker 0 registered"));
+  EXPECT_THAT(of_first.substr(0, of_first.find('\n')), HasSubstr("experts over shm")) << "it is on the coordinator's host";
   for (size_t host = 0; host < 2; ++host) {  // who has which layers
     for (const nlohmann::json& worker : plan["hosts"][host]["workers"]) {
       EXPECT_THAT(serve_->err(), HasSubstr(absl::StrFormat("worker %d registered: layers %d-%d, ", worker["worker_id"].get<int>(),
