@@ -146,9 +146,9 @@ class ExpertHostInTrouble : public Trouble {
     RETURN_IF_ERROR(head_->Start("./ferry-worker --backend cpu --threads 1 --coordinator unix:/tmp/own/cluster").status());
     return EventuallySaid("serving on");
   }
-  absl::StatusOr<Command> JoinExperts() {
+  absl::StatusOr<Command> JoinExperts(const std::string& flags = "") {
     ASSIGN_OR_RETURN(const std::string join, JoinCommand());
-    return far_->Start(join + " --experts --threads 1");
+    return far_->Start(join + " --experts --threads 1 " + flags);
   }
   absl::StatusOr<int64_t> Exchanges() {
     ASSIGN_OR_RETURN(const std::string status, head_->Run("./ferry status --json --server " + head_->address(), kEnough));
@@ -175,7 +175,7 @@ TEST_F(ExpertHostInTrouble, IsLeftOutWhileItIsFarAway) {
   ASSERT_OK(ServeAlone("--host-read-rate 5e6 --host-flops 1e11"));
   ASSERT_OK_AND_ASSIGN(const std::string alone, Ask(decode, "alone"));
   cable_->Set(kFar);
-  ASSERT_OK(JoinExperts());
+  ASSERT_OK(JoinExperts("-m " + kDemoModel));
   ASSERT_OK(EventuallySaid("takes part:"));
   EXPECT_THAT(Ask(decode, "50 ms away when it came"), IsOkAndHolds(alone));
   EXPECT_THAT(Exchanges(), IsOkAndHolds(0)) << "it was measured when it came";
@@ -241,7 +241,7 @@ TEST_F(ExpertHostInTrouble, IsBackSoonAfterALongPartition) {
   ASSERT_OK(JoinExperts());
   ASSERT_OK(EventuallySaid("takes part:"));
   cable_->Set(kCut);
-  absl::SleepFor(absl::Seconds(7));
+  absl::SleepFor(absl::Seconds(6));
   cable_->Set(kFine);
   const Stopwatch healed;
   ASSERT_OK(EventuallySaid("takes part:", 2));
