@@ -37,9 +37,10 @@ class ChoiceMaker {
     if (able != alone.hosts) {
       std::vector<std::string> left_out(hosts_.size());
       const ClusterShape shape = ShapeOf(able, &left_out);
-      if (shape.hosts != alone.hosts) {
-        Add("with workers", shape, /*engines=*/false, &choices);
+      if (shape.hosts != alone.hosts && Add("with workers", shape, /*engines=*/false, &choices)) {
         Add("with workers, engines", shape, /*engines=*/true, &choices);
+      } else if (shape.hosts != alone.hosts) {
+        for (const size_t host : shape.hosts) left_out[host] = std::string(error_.message());
       }
       if (shape.hosts != able) Add("with all workers", {.hosts = able, .ranges = {}}, /*engines=*/false, &choices);
       for (ClusterChoice& choice : choices) choice.left_out = left_out;
@@ -113,17 +114,19 @@ class ChoiceMaker {
     return found;
   }
 
-  void Add(const std::string& name, const ClusterShape& shape, bool engines, std::vector<ClusterChoice>* choices) {
+  // False: the coordinator would refuse it, as error_ says.
+  bool Add(const std::string& name, const ClusterShape& shape, bool engines, std::vector<ClusterChoice>* choices) {
     std::optional<ClusterChoice> choice = Predict(shape, engines);
-    if (!choice) return;
+    if (!choice) return false;
     if (engines && !choice->UsesEngines() && !choices->empty()) {  // the same as the choice without, which now says why
       choices->back().engines = std::move(choice->engines);
-      return;
+      return true;
     }
     choice->name = name;
     choice->left_out.resize(hosts_.size());
     choice->layers = LayersText(shape.ranges);
     choices->push_back(*std::move(choice));
+    return true;
   }
 
   PlannedMachine MachineOf(const ClusterShape& shape) const {
@@ -172,10 +175,17 @@ class ChoiceMaker {
                            .gpu = machine.gpu() ? static_cast<int>(i) : -1,
                            .placement = placement,
                            .slots = slots[w],
-                           .holds_all = slots[w] >= model_.arena().num_records(placement.layers.first, placement.layers.end)});
+                           .holds_all = HoldsAll(placement.layers, slots[w])});
       }
     }
     return workers;
+  }
+
+  // -ot may leave experts to the host, however many slots there are.
+  bool HoldsAll(const LayerRange& layers, int64_t slots) const {
+    const auto rules = model_.placement().expert_rules.begin();
+    return slots >= model_.arena().num_records(layers.first, layers.end) &&
+           std::find(rules + layers.first, rules + layers.end, ExpertRule::kHost) == rules + layers.end;
   }
 
   PredictionInput InputOf(const std::vector<ClusterWorker>& workers) const {
@@ -225,7 +235,7 @@ class ChoiceMaker {
   std::optional<ClusterChoice> Predict(const ClusterShape& shape, bool engines) {
     absl::StatusOr<ClusterChoice> choice = TryToPredict(shape, engines);
     if (choice.ok()) return *std::move(choice);
-    error_.Update(choice.status());
+    error_ = choice.status();
     return std::nullopt;
   }
   absl::StatusOr<ClusterChoice> TryToPredict(const ClusterShape& shape, bool engines) {
@@ -255,7 +265,7 @@ class ChoiceMaker {
   PredictedModel model_;
   const std::vector<DescribedHost>& hosts_;
   const std::vector<int64_t>& lengths_;
-  absl::Status error_;  // the first
+  absl::Status error_;  // the last
 };
 
 }  // namespace

@@ -135,6 +135,17 @@ TEST(PlanHosts, AGpuThatCannotHoldItsLayersIsLeftOut) {
   EXPECT_EQ(WorkersIn(PlannedJson(plan)).size(), 1u);
 }
 
+TEST(PlanHosts, AHostWithMoreGpusThanLayersIsLeftOut) {
+  const std::string gpus = R"("gpus": ["8GiB", "8GiB", "8GiB", "8GiB", "8GiB", "8GiB", "8GiB"])";
+  EXPECT_THAT(Ferry(PlanOf(WorkersOf("second", gpus))).out,
+              AllOf(HasSubstr("its GPUs are left out: 7 workers for a model of 6 layers"), Not(HasSubstr("on second:"))));
+}
+
+TEST(PlanHosts, ExpertsThatAFlagLeavesToTheHostAreItsShare) {
+  const std::string plan = PlanOf("", "8GiB", R"(, "gpus": ["8GiB"])") + " -ot 'ffn_.*_exps=cpu'";
+  EXPECT_THAT(Ferry(plan).out, HasSubstr("computes 100 % of the experts"));
+}
+
 TEST(PlanHosts, ASlowerGpuGetsFewerLayersByAFlagThatSaysSo) {
   const std::string plan = PlanOf(WorkersOf("second", R"("gpus": ["8GiB"], "gpu_flops": 1e10)") +
                                   WorkersOf("third", R"("gpus": ["8GiB"], "gpu_flops": 5e10)")) +
