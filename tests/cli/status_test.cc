@@ -10,6 +10,7 @@
 namespace ferry {
 namespace {
 
+using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -60,6 +61,7 @@ TEST(Status, ShowsTheRatesThatStepsHaveShownBesideThoseMeasured) {
   EXPECT_LE(info.host_experts().slowdown_of_large_steps(), 8.001);
   const Output after = Ferry(status);
   EXPECT_THAT(after.out, HasSubstr("rates     experts on the host "));
+  EXPECT_THAT(after.out, ContainsRegex("with 4, 16, 64 and 256 rows an expert [0-9]+, [0-9]+, [0-9]+ and [0-9]+ GFLOP/s"));
   EXPECT_THAT(after.out, HasSubstr(in_steps));
   EXPECT_THAT(after.out, HasSubstr(" in larger steps"));
 }
