@@ -16,6 +16,7 @@
 
 #include "common/deadline.h"
 #include "common/host_memory.h"
+#include "common/populate.h"
 #include "common/shm/futex.h"
 #include "common/thread_limit.h"
 #include "kernels/checks.h"
@@ -174,6 +175,11 @@ absl::StatusOr<DeviceBuffer> HostOps::Allocate(int64_t bytes) {
   if (data == nullptr) return ResourceExhausted("a buffer of %d bytes cannot be allocated", bytes);
   if (bytes >= kHugePage) madvise(data, rounded, MADV_HUGEPAGE);  // advice: fewer TLB misses where it is taken
   return DeviceBuffer(static_cast<std::byte*>(data), bytes, [](std::byte* memory) { std::free(memory); });
+}
+
+void HostOps::Populate(const DeviceBuffer& memory) {
+  // Large buffers begin at a page, and the rest of their last page is theirs.
+  if (memory.bytes() >= kHugePage) PopulatePages({memory.data(), static_cast<size_t>(memory.bytes())});
 }
 
 absl::StatusOr<DeviceMemoryInfo> HostOps::MemoryInfo() {

@@ -44,6 +44,7 @@ class HostOps : public Ops {
   DType contribution_dtype() const override { return DType::kF32; }
 
   absl::StatusOr<DeviceBuffer> Allocate(int64_t bytes) final;
+  void Populate(const DeviceBuffer& memory) final;
   absl::StatusOr<DeviceMemoryInfo> MemoryInfo() final;
   absl::Status Upload(void* dst, std::span<const std::byte> host_src) final;
   absl::Status Download(std::span<std::byte> host_dst, const void* src) final;

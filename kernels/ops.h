@@ -50,6 +50,8 @@ class Ops {
 
   // Memory and queues.
   virtual absl::StatusOr<DeviceBuffer> Allocate(int64_t bytes) = 0;  // 256-byte aligned; ResourceExhausted names the sizes
+  // Gets the pages of allocated memory that is going to be written whole, where a system gives them only when they are written.
+  virtual void Populate(const DeviceBuffer& /*memory*/) {}
   virtual absl::StatusOr<DeviceMemoryInfo> MemoryInfo() = 0;
   virtual absl::Status Upload(void* dst, std::span<const std::byte> host_src) = 0;    // queued; host_src is reusable on return
   virtual absl::Status Download(std::span<std::byte> host_dst, const void* src) = 0;  // waits for the compute queue

@@ -35,6 +35,7 @@ absl::StatusOr<std::unique_ptr<ExpertCache>> ExpertCache::Create(Ops* ops, Exper
   std::unique_ptr<ExpertCache> cache(new ExpertCache(ops, link, arena, first_layer, end_layer));
   cache->slot_bytes_ = SlotBytes(*arena, first_layer, end_layer);
   ASSIGN_OR_RETURN(cache->memory_, ops->Allocate(num_slots * cache->slot_bytes_));
+  ops->Populate(cache->memory_);  // else the first copy into each slot, and MeasureLink, would take twice the time on a host
   cache->slots_.resize(num_slots);
   for (int64_t i = 0; i < num_slots; ++i) cache->slots_[i].data = cache->memory_.data() + i * cache->slot_bytes_;
   const int64_t num_ids = (end_layer - first_layer) * arena->num_experts();  // those of layers without experts are never used

@@ -1,16 +1,13 @@
 #include "worker/pages_ahead.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
+
+#include "common/populate.h"
 
 namespace ferry {
 namespace {
 
 constexpr int64_t kStepBytes = int64_t{16} << 20;
-#ifndef MADV_POPULATE_WRITE
-constexpr int MADV_POPULATE_WRITE = 23;  // Linux 5.14
-#endif
 
 }  // namespace
 
@@ -42,8 +39,7 @@ void PagesAhead::Run() {
     if (ends_) return;
     const int64_t step = std::min(kStepBytes, wanted_ - have);
     lock.unlock();
-    // An older kernel knows no such call; then pages come when they are used.
-    if (madvise(memory_.data() + have, step, MADV_POPULATE_WRITE) != 0) return;
+    if (!PopulatePages(memory_.subspan(have, step))) return;
     have += step;
     lock.lock();
   }
