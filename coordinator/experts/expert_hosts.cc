@@ -18,7 +18,8 @@ constexpr absl::Duration kFirstRetry = absl::Seconds(1), kLongestRetry = absl::S
 // Exchanges in a row that take longer than any correction says: the network is another one than was measured. A lost packet makes
 // one exchange slow, not so many.
 constexpr int kSlowExchanges = 5;
-constexpr double kMaxPeerRate = 1e15;  // bytes or operations a second: what a peer says is held to a range
+constexpr double kMovedSeconds = 5e-3;  // a busy core makes exchanges of up to 3 ms, a time slice, of 0.1 ms
+constexpr double kMaxPeerRate = 1e15;   // bytes or operations a second: what a peer says is held to a range
 
 absl::Status CheckRate(const char* field, double rate) {
   if (rate >= 0 && rate <= kMaxPeerRate) return absl::OkStatus();
@@ -81,7 +82,7 @@ void ExpertHost::NoteExchange(const ExpertRequest& share, const ExpertLayout& la
 // A correction has a bound, and a host with work is not measured: without this, plans would go on with a host that has moved from
 // 0.2 ms to 100 ms away.
 void ExpertHost::FollowNetwork(double exchange, double predicted) {
-  if (exchange <= RateCorrection::kLargest * predicted) {
+  if (exchange <= std::max(RateCorrection::kLargest * predicted, kMovedSeconds)) {
     slow_in_a_row_ = 0;
     return;
   }
