@@ -30,9 +30,11 @@ absl::Status Introduce(DataConnection& connection, const FirstWords& words, Dead
 }
 
 absl::StatusOr<AnswerHeader> ReceiveAnswerHeader(DataConnection& connection, const RequestHeader& sent, Deadline deadline,
-                                                 absl::Status* said) {
+                                                 absl::Status* said, bool* waited) {
   std::array<std::byte, kHeaderBytes> bytes;
-  RETURN_IF_ERROR(connection.Receive(bytes, deadline));
+  ASSIGN_OR_RETURN(const size_t came, connection.ReceiveSome(bytes, Deadline::In(absl::ZeroDuration())));
+  if (waited != nullptr) *waited = came == 0;
+  RETURN_IF_ERROR(connection.Receive(std::span(bytes).subspan(came), deadline));
   ASSIGN_OR_RETURN(const AnswerHeader answer, ParseAnswerHeader(bytes, sent));
   if (answer.code == absl::StatusCode::kOk) return answer;
   std::string text(answer.text_bytes, '\0');

@@ -22,9 +22,9 @@ absl::Status SendTogether(DataConnection& connection, std::span<const std::byte>
 // The asking end: says the first words, and hears whether the other end says the same.
 absl::Status Introduce(DataConnection& connection, const FirstWords& words, Deadline deadline);
 // The asking end: the header of the answer to `sent`. Its body follows, unless the other end answered with an error, which is
-// then in `said`.
+// then in `said`. `waited`: nothing of it had come when this was called.
 absl::StatusOr<AnswerHeader> ReceiveAnswerHeader(DataConnection& connection, const RequestHeader& sent, Deadline deadline,
-                                                 absl::Status* said);
+                                                 absl::Status* said, bool* waited = nullptr);
 
 // The answering end: the next request, whole.
 struct ReceivedRequest {

@@ -13,7 +13,6 @@ namespace {
 
 constexpr int kSmallProbes = 15, kCountedProbe = 2, kLargeProbes = 2;  // the third fastest counts
 constexpr int64_t kLargeProbeRows = 64;
-constexpr absl::Duration kReadAtOnce = absl::Microseconds(20);    // a header that was there already
 constexpr absl::Duration kBetweenProbes = absl::Milliseconds(1);  // as in decode, where threads have fallen asleep by then
 
 void Append(std::vector<std::byte>& frame, const void* data, size_t bytes) {
@@ -65,10 +64,9 @@ absl::Status RemoteEngine::Start(const ExpertRequest& request, std::span<const f
 
 absl::StatusOr<RemoteAnswer> RemoteEngine::Finish(std::span<const int32_t> outs, std::span<float> contributions,
                                                   Deadline deadline) {
-  const Stopwatch waiting;
   absl::Status said;
-  ASSIGN_OR_RETURN(const AnswerHeader answer, ReceiveAnswerHeader(*connection_, sent_, deadline, &said));
-  const bool waited = waiting.Elapsed() > kReadAtOnce;
+  bool waited = false;
+  ASSIGN_OR_RETURN(const AnswerHeader answer, ReceiveAnswerHeader(*connection_, sent_, deadline, &said, &waited));
   RETURN_IF_ERROR(said);
   if (static_cast<int32_t>(outs.size()) != answer.num_entries)
     return Internal("%d outs, want %d", outs.size(), answer.num_entries);
