@@ -204,18 +204,10 @@ class ChoiceMaker {
     return input;
   }
 
-  // What a worker on a host's cores takes of its memory.
-  static int64_t HostBytesOf(const std::vector<ClusterWorker>& workers, size_t host) {
-    int64_t bytes = 0;
-    for (const ClusterWorker& worker : workers) {
-      if (worker.host == host && worker.gpu < 0) bytes += worker.placement.dense_bytes + worker.placement.kv_bytes;
-    }
-    return bytes;
-  }
-  std::vector<CandidateHost> EnginesBeside(const std::vector<ClusterWorker>& workers) const {
+  std::vector<CandidateHost> EnginesBeside(const ClusterChoice& choice) const {
     std::vector<CandidateHost> candidates;
     for (size_t i = 1; i < hosts_.size(); ++i) {
-      candidates.push_back({.memory_bytes = hosts_[i].memory_bytes - HostBytesOf(workers, i),
+      candidates.push_back({.memory_bytes = hosts_[i].memory_bytes - choice.BytesOfCpuWorkers(i),
                             .rates = {.read_bytes_per_second = hosts_[i].read, .flops_per_second = hosts_[i].flops},
                             .exchange_seconds = hosts_[i].exchange_seconds,
                             .bytes_per_second = hosts_[i].network_rate});
@@ -225,7 +217,7 @@ class ChoiceMaker {
 
   void CheckMemory(ClusterChoice* choice) const {
     for (size_t i = 1; i < hosts_.size(); ++i) {
-      const int64_t needed = HostBytesOf(choice->workers, i);
+      const int64_t needed = choice->BytesOfCpuWorkers(i);
       if (needed <= hosts_[i].memory_bytes) continue;
       choice->fit.lacks.push_back({.where = hosts_[i].name, .needed_bytes = needed, .had_bytes = hosts_[i].memory_bytes});
     }
@@ -252,7 +244,7 @@ class ChoiceMaker {
     PredictionInput input = InputOf(choice.workers);
     if (engines) {
       const int64_t max_entries = kMaxExchangeRows * model_.config().router.top_k;
-      choice.engines = ChooseExpertHosts(EnginesBeside(choice.workers), max_entries, &input);
+      choice.engines = ChooseExpertHosts(EnginesBeside(choice), max_entries, &input);
     }
     for (const int64_t tokens : lengths_) choice.prefills.push_back(PredictPrefill(input, tokens));
     choice.decode = PredictDecode(input);
@@ -272,6 +264,13 @@ class ChoiceMaker {
 
 bool ClusterChoice::UsesWorkersElsewhere() const {
   return std::any_of(workers.begin(), workers.end(), [](const ClusterWorker& worker) { return worker.host > 0; });
+}
+int64_t ClusterChoice::BytesOfCpuWorkers(size_t host) const {
+  int64_t bytes = 0;
+  for (const ClusterWorker& worker : workers) {
+    if (worker.host == host && worker.gpu < 0) bytes += worker.placement.dense_bytes + worker.placement.kv_bytes;
+  }
+  return bytes;
 }
 bool ClusterChoice::UsesEngines() const {
   return std::any_of(engines.begin(), engines.end(), [](const HostUse& use) { return use.used; });

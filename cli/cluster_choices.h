@@ -36,6 +36,8 @@ struct ClusterChoice {
   double seconds = 0;                       // of a prompt of the last length and an answer of kAnswerTokens
 
   bool UsesWorkersElsewhere() const;
+  // What the workers on a host's cores take of its memory.
+  int64_t BytesOfCpuWorkers(size_t host) const;
   bool UsesEngines() const;
 };
 

@@ -78,12 +78,8 @@ std::vector<std::string> LinesOf(const ModelOptions& options, const std::vector<
                                  const ClusterChoice& choice) {
   std::vector<std::string> lines = WorkerLines(options, hosts, choice, number);
   if (!choice.engines[number - 1].used) return lines;
-  int64_t worker_bytes = 0;
-  for (const ClusterWorker& worker : choice.workers) {
-    if (worker.host == number && worker.gpu < 0) worker_bytes += worker.placement.dense_bytes + worker.placement.kv_bytes;
-  }
   const bool has_certificate = !lines.empty();
-  lines.push_back(EngineLine(hosts[0], hosts[number], worker_bytes, /*token=*/!has_certificate));
+  lines.push_back(EngineLine(hosts[0], hosts[number], choice.BytesOfCpuWorkers(number), /*token=*/!has_certificate));
   return lines;
 }
 

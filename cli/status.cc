@@ -71,14 +71,13 @@ std::string RatesInSteps(double read, double flops, double small_steps, double l
   return text;
 }
 
-static_assert(kCurveRows == std::array<int64_t, 4>{4, 16, 64, 256});  // as the text below says
-
-// "130, 410, 890 and 1020": the curve's points in GFLOP/s.
-std::string OfCurve(const ProductCurve& curve) {
+// "130, 410, 890 and 1020": the values in a unit.
+template <typename Values>
+std::string ListOf(const Values& values, double unit) {
   std::string text;
-  for (size_t i = 0; i < curve.size(); ++i) {
-    const char* const before = i == 0 ? "" : i + 1 == curve.size() ? " and " : ", ";
-    absl::StrAppendFormat(&text, "%s%.0f", before, curve[i] / 1e9);
+  for (size_t i = 0; i < values.size(); ++i) {
+    const char* const before = i == 0 ? "" : i + 1 == values.size() ? " and " : ", ";
+    absl::StrAppendFormat(&text, "%s%.0f", before, static_cast<double>(values[i]) / unit);
   }
   return text;
 }
@@ -104,8 +103,8 @@ void AddServer(const std::string& server, const Look& look, std::string* text) {
                         HumanRate(found.rates.host_beside_links.read_bytes_per_second),
                         found.rates.host_beside_links.flops_per_second / 1e9, found.source);
   if (found.rates.host.flops_at_rows != ProductCurve{}) {
-    absl::StrAppendFormat(text, "          with 4, 16, 64 and 256 rows an expert %s GFLOP/s, beside the links %s\n",
-                          OfCurve(found.rates.host.flops_at_rows), OfCurve(found.rates.host_beside_links.flops_at_rows));
+    absl::StrAppendFormat(text, "          with %s rows an expert %s GFLOP/s, beside the links %s\n", ListOf(kCurveRows, 1),
+                          ListOf(found.rates.host.flops_at_rows, 1e9), ListOf(found.rates.host_beside_links.flops_at_rows, 1e9));
   }
   const std::string in_steps =
       RatesInSteps(found.rates.host_beside_links.read_bytes_per_second, found.rates.host_beside_links.flops_per_second,

@@ -18,7 +18,7 @@ constexpr absl::Duration kFirstRetry = absl::Seconds(1), kLongestRetry = absl::S
 // Exchanges in a row that take longer than any correction says: the network is another one than was measured. A lost packet makes
 // one exchange slow, not so many.
 constexpr int kSlowExchanges = 5;
-constexpr double kMovedSeconds = 5e-3;  // a busy core makes exchanges of up to 3 ms, a time slice, of 0.1 ms
+constexpr double kMovedSeconds = 5e-3;  // shorter ones may come of a busy core
 constexpr double kMaxPeerRate = 1e15;   // bytes or operations a second: what a peer says is held to a range
 
 absl::Status CheckRate(const char* field, double rate) {

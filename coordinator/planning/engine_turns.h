@@ -21,8 +21,8 @@ struct StepTurns {
 };
 
 // `steps[i][w]`: step i of worker w, which begins when the worker has ended step i - 1 and its rows have come.
-// `on_first_host[w]`: the worker computes on the first host's cores. Whoever can begin first is served first, and runs on until
-// it needs something else.
+// `on_first_host[w]`: the worker computes on the first host's cores. The engine serves the worker that is furthest behind, and
+// serves it to the end.
 double SecondsInTurns(const std::vector<std::vector<StepTurns>>& steps, const std::vector<bool>& on_first_host);
 
 }  // namespace ferry

@@ -14,9 +14,8 @@ struct WorkerNetwork {
   double bytes_per_second = 0;  // either way between the two; above 0 unless `host` is 0
 };
 
-// A layer's rows that the coordinator's engines compute for a worker, on their way there and back: `rows` rows have `entries`
-// (row, expert) pairs. A request has at most so many rows and entries as `most_rows` says times the experts of a row, and waits
-// for the answer to the one before (worker/host_share.h).
+// What the coordinator's engines compute for a worker in a layer: `entries` (row, expert) pairs of `rows` rows. The worker sends
+// it in requests of at most `most_rows` rows and `most_rows * top_k` entries, one after the other (worker/host_share.h).
 struct HostShareSize {
   int64_t rows = 0, n_embd = 0;
   double entries = 0;

@@ -109,6 +109,15 @@ const ExpertRates& CoresOf(const PredictionInput& input, size_t worker) {
   return input.NetworkOf(worker).host == 0 ? input.rates.host : input.rates.workers[worker].experts;
 }
 
+// What the coordinator's engines compute of a layer: `entries` (row, expert) pairs.
+HostShareSize ShareOf(const PredictionInput& input, int64_t rows, double entries) {
+  return {.rows = rows,
+          .n_embd = input.config.n_embd,
+          .entries = entries,
+          .most_rows = input.placement.cache.max_batch_tokens,
+          .top_k = input.config.router.top_k};
+}
+
 // One layer of a step as the worker and the planner go through it.
 struct LayerTraffic {
   double activated = 0, resident = 0, shipped = 0, on_host = 0, helped = 0;
@@ -305,17 +314,9 @@ class StepPredictor {
            kGpuBytesPerValue * static_cast<double>(rows * input_.config.n_embd) / worker_.experts.read_bytes_per_second;
   }
 
-  HostShareSize ShareOf(const LayerTraffic& traffic, int64_t rows) const {
-    return {.rows = rows,
-            .n_embd = input_.config.n_embd,
-            .entries = traffic.host_entries,
-            .most_rows = input_.placement.cache.max_batch_tokens,
-            .top_k = input_.config.router.top_k};
-  }
-
   // The layer, which takes `seconds`, as what the worker, the first host and everything else do one after the other.
   LayerTurn TurnOf(const LayerTraffic& traffic, double before_routing, int64_t rows, double seconds) const {
-    const double network = HostShareSeconds(network_, ShareOf(traffic, rows));
+    const double network = HostShareSeconds(network_, ShareOf(input_, rows, traffic.host_entries));
     const double of_cores = input_.first_host_cores > 0 ? network / static_cast<double>(input_.first_host_cores) : 0;
     const double first_host = traffic.host_seconds + of_cores;
     return {.own = before_routing, .first_host = first_host, .rest = std::max(0.0, seconds - before_routing - first_host)};
@@ -323,7 +324,7 @@ class StepPredictor {
 
   // A network carries records and contributions to the worker one after the other.
   double LayerSeconds(const LayerTraffic& traffic, double before_routing, int64_t rows) const {
-    const HostShareSize share = ShareOf(traffic, rows);
+    const HostShareSize share = ShareOf(input_, rows, traffic.host_entries);
     const double contributions = ContributionSeconds(network_, share);
     const double link = worker_.link.Planned() > 0 ? worker_.link.Planned() : 1;  // without a link nothing is shipped
     const double later_seconds = traffic.later_bytes / link;
@@ -415,8 +416,8 @@ class DividedDecode {
 std::vector<double> HelpsFrom(const PredictionInput& input, size_t worker, double begin, const std::vector<double>& free_at,
                               bool first_step, bool last_step) {
   std::vector<double> from(free_at.size(), std::numeric_limits<double>::infinity());
-  if (!input.help || !input.gpu || input.NetworkOf(worker).host != 0)
-    return from;  // workers help through the coordinator's memory
+  if (!input.help || !input.gpu) return from;
+  if (input.NetworkOf(worker).host != 0) return from;  // workers help each other through the coordinator's memory
   for (size_t i = 0; i < free_at.size(); ++i) {
     const double link = input.rates.workers[i].link.Planned();
     if (i == worker || input.NetworkOf(i).host != 0 || link <= 0 || input.slots[i] == 0 || (i < worker && !last_step)) continue;
@@ -525,13 +526,7 @@ class DecodePredictor {
     return records == 0 ? 0 : static_cast<double>(slots * input.arena.num_experts()) / static_cast<double>(records);
   }
   // Of one row's way to the coordinator and of what its experts there contribute.
-  double NetworkSeconds(double experts) const {
-    return HostShareSeconds(network_, {.rows = 1,
-                                       .n_embd = input_.config.n_embd,
-                                       .entries = experts,
-                                       .most_rows = input_.placement.cache.max_batch_tokens,
-                                       .top_k = input_.config.router.top_k});
-  }
+  double NetworkSeconds(double experts) const { return HostShareSeconds(network_, ShareOf(input_, 1, experts)); }
   double Hits(int64_t layer, double kept) const {
     const std::vector<double>& hits = hits_[layer - layers_.first];
     const double last = static_cast<double>(hits.size() - 1), at = std::min(kept, last), whole = std::floor(at);

@@ -68,8 +68,8 @@ struct PredictionInput {
   std::vector<PredictedExpertHost> expert_hosts = {};
   bool cold = false;                         // slots that could hold every expert were emptied, as by bench --cold
   std::vector<WorkerNetwork> networks = {};  // of each worker; empty: all are on the coordinator's host
-  // With `networks`: cores of the coordinator's host. A data connection takes one of them for as long as it carries something.
-  // 0: so many that this is nothing.
+  // Cores of the coordinator's host, used with `networks` alone: a data connection that carries something takes one of them. 0:
+  // so many that this does not count.
   int64_t first_host_cores = 0;
   WorkerNetwork NetworkOf(size_t worker) const { return networks.empty() ? WorkerNetwork() : networks[worker]; }
 };

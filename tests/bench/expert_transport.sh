@@ -8,10 +8,7 @@
 set -euo pipefail
 programs=$(realpath "${1:?the folder of the programs}") model=$(realpath "${2:?a model file}") mbit=${3:-0} turns=${4:-3}
 . "$(dirname "$0")/two_hosts.sh"
-if [ "$mbit" -gt 0 ]; then
-  tc -n "$a" qdisc add dev va root tbf rate "${mbit}mbit" burst 2mb latency 20ms
-  tc -n "$b" qdisc add dev vb root tbf rate "${mbit}mbit" burst 2mb latency 20ms
-fi
+narrow "$mbit"
 
 # Bytes a second from the first host to the second, in pieces of a MiB, for two seconds.
 plain_socket() {

@@ -2,8 +2,8 @@
 # What `ferry plan --hosts` predicts for workers on the cores of two hosts against what they do, on one machine: two network
 # namespaces with a core each. In turns: an expert host on the second measures what the plan's file asks for (both engines, an
 # exchange and the rate of rows) and computes its share, then the first host alone is measured, then it with a worker on the second.
-# Each start measures its rates anew. At the end the plan is made by the medians of the rates that steps have shown. Needs root for the namespaces, and two
-# cores.
+# Each start measures its rates anew. At the end the plan is made by the medians of the rates that steps have shown. Needs root for
+# the namespaces, and two cores.
 #
 #   tests/bench/plan_hosts.sh PROGRAMS MODEL [TURNS] [TOKENS] [STEP] [MBIT]
 #   tests/bench/plan_hosts.sh build/release/bin bench.gguf 3 1024 256
@@ -12,10 +12,7 @@
 set -euo pipefail
 programs=$(realpath "${1:?the folder of the programs}") model=$(realpath "${2:?a model file}") turns=${3:-3} tokens=${4:-1024} step=${5:-256} mbit=${6:-0}
 . "$(dirname "$0")/two_hosts.sh"
-if [ "$mbit" -gt 0 ]; then
-  tc -n "$a" qdisc add dev va root tbf rate "${mbit}mbit" burst 2mb latency 20ms
-  tc -n "$b" qdisc add dev vb root tbf rate "${mbit}mbit" burst 2mb latency 20ms
-fi
+narrow "$mbit"
 sizes=(-c 4096 -b "$step" -t 1)
 
 in_a "$programs/ferry" cluster-init --cluster-certs "$work/certs" >/dev/null

@@ -6,7 +6,7 @@
 
 #include "absl/strings/match.h"
 #include "tests/cluster/cluster.h"
-#include "tests/cluster/lan.h"
+#include "tests/cluster/lan_fixture.h"
 #include "tests/testing/source_path.h"
 #include "tests/testing/status_matchers.h"
 
@@ -19,13 +19,11 @@ using ::testing::HasSubstr;
 constexpr absl::Duration kHostPatience = absl::Seconds(90);
 const std::string kHostCerts = " --cluster-certs /tmp/certs";  // every host has a /tmp of its own
 
-class ExpertHostsTest : public ::testing::Test {
+class ExpertHostsTest : public LanTest {
  protected:
   void SetUp() override {
-    absl::StatusOr<std::unique_ptr<Lan>> lan = Lan::Create();
-    if (absl::IsFailedPrecondition(lan.status())) GTEST_SKIP() << lan.status().message();
-    ASSERT_OK(lan.status());
-    lan_ = *std::move(lan);
+    LanTest::SetUp();
+    if (lan_ == nullptr) return;
     for (std::unique_ptr<Host>* host : {&head_, &near_, &far_}) {
       ASSERT_OK_AND_ASSIGN(*host, lan_->AddHost());
     }
@@ -39,8 +37,7 @@ class ExpertHostsTest : public ::testing::Test {
   }
 
   absl::StatusOr<Command> StartExperts(Host& host, const std::string& flags = "") {
-    ASSIGN_OR_RETURN(std::string token, head_->Run("./ferry cluster-token" + kHostCerts, kHostPatience));
-    while (token.ends_with('\n')) token.pop_back();
+    ASSIGN_OR_RETURN(const std::string token, ClusterToken(*head_, kHostCerts, kHostPatience));
     return host.Start("./ferry join " + head_->address() + kHostCerts + " --token " + token + " --experts --threads 1 " + flags);
   }
   bool EventuallyTakesPart(int times) {
@@ -57,7 +54,6 @@ class ExpertHostsTest : public ::testing::Test {
   }
   absl::StatusOr<std::string> Status() { return head_->Run("./ferry status --server " + head_->address(), kHostPatience); }
 
-  std::unique_ptr<Lan> lan_;
   std::unique_ptr<Host> head_, near_, far_;
   std::unique_ptr<Command> serve_;
 };

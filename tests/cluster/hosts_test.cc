@@ -9,7 +9,7 @@
 #include "absl/strings/str_split.h"
 #include "common/deadline.h"
 #include "tests/cluster/cluster.h"
-#include "tests/cluster/lan.h"
+#include "tests/cluster/lan_fixture.h"
 #include "tests/testing/source_path.h"
 #include "tests/testing/status_matchers.h"
 
@@ -25,13 +25,11 @@ constexpr absl::Duration kKeepalive = absl::Seconds(30);  // 15 s, and what a bu
 const std::string kServe = std::string("./ferry serve -m ") + kDemoModel + " --coordinator-only --workers 2 --resume off";
 const std::string kCerts = " --cluster-certs /tmp/certs";  // every host has a /tmp of its own
 
-class Hosts : public ::testing::Test {
+class Hosts : public LanTest {
  protected:
   void SetUp() override {
-    absl::StatusOr<std::unique_ptr<Lan>> lan = Lan::Create();
-    if (absl::IsFailedPrecondition(lan.status())) GTEST_SKIP() << lan.status().message();
-    ASSERT_OK(lan.status());
-    lan_ = *std::move(lan);
+    LanTest::SetUp();
+    if (lan_ == nullptr) return;
     for (std::unique_ptr<Host>* host : {&head_, &near_, &far_, &desk_}) {
       ASSERT_OK_AND_ASSIGN(*host, lan_->AddHost());
     }
@@ -51,8 +49,7 @@ class Hosts : public ::testing::Test {
   }
   // Gives a host its certificate.
   absl::Status Join(Host& host) {
-    ASSIGN_OR_RETURN(std::string token, head_->Run("./ferry cluster-token" + kCerts, kStartTimeout));
-    while (token.ends_with('\n')) token.pop_back();
+    ASSIGN_OR_RETURN(const std::string token, ClusterToken(*head_, kCerts, kStartTimeout));
     return host.Run("./ferry join " + head_->address() + kCerts + " --token " + token, kStartTimeout).status();
   }
   std::string Worker() const {
@@ -85,7 +82,6 @@ class Hosts : public ::testing::Test {
     return request;
   }
 
-  std::unique_ptr<Lan> lan_;
   std::unique_ptr<Host> head_, near_, far_, desk_;
   std::unique_ptr<Command> coordinator_;
   std::string transport_ = "auto";  // of hidden states between workers, and of experts
@@ -293,8 +289,7 @@ TEST_F(Hosts, ACableBetweenHostsShowsNoTokenWeightOrRow) {
 
 TEST_F(Hosts, ATokenIsGoodForOneHost) {
   ServeOnHead();
-  ASSERT_OK_AND_ASSIGN(std::string token, head_->Run("./ferry cluster-token" + kCerts, kStartTimeout));
-  while (token.ends_with('\n')) token.pop_back();
+  ASSERT_OK_AND_ASSIGN(const std::string token, ClusterToken(*head_, kCerts, kStartTimeout));
   const std::string join = "./ferry join " + head_->address() + " --cluster-certs /tmp/again --token " + token;
   EXPECT_OK(desk_->Run(join, kStartTimeout));
   EXPECT_THAT(near_->Run(join, kStartTimeout), StatusIs(absl::StatusCode::kInternal, HasSubstr("was used")));

@@ -6,7 +6,7 @@
 #include "absl/strings/str_replace.h"
 #include "common/deadline.h"
 #include "tests/cluster/cluster.h"
-#include "tests/cluster/lan.h"
+#include "tests/cluster/lan_fixture.h"
 #include "tests/testing/status_matchers.h"
 
 namespace ferry {
@@ -16,13 +16,11 @@ using ::testing::HasSubstr;
 
 constexpr absl::Duration kPlannedTimeout = absl::Seconds(60);
 
-class PlannedHosts : public ::testing::Test {
+class PlannedHosts : public LanTest {
  protected:
   void SetUp() override {
-    absl::StatusOr<std::unique_ptr<Lan>> lan = Lan::Create();
-    if (absl::IsFailedPrecondition(lan.status())) GTEST_SKIP() << lan.status().message();
-    ASSERT_OK(lan.status());
-    lan_ = *std::move(lan);
+    LanTest::SetUp();
+    if (lan_ == nullptr) return;
     for (int i = 0; i < 3; ++i) {
       ASSERT_OK_AND_ASSIGN(hosts_.emplace_back(), lan_->AddHost());
     }
@@ -75,7 +73,6 @@ class PlannedHosts : public ::testing::Test {
     return host.Start(Typed(line)).status();
   }
 
-  std::unique_ptr<Lan> lan_;
   std::vector<std::unique_ptr<Host>> hosts_;
   std::unique_ptr<Command> serve_;
   std::vector<std::string> tokens_;

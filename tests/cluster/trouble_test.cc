@@ -10,7 +10,7 @@
 #include "absl/time/clock.h"
 #include "common/deadline.h"
 #include "tests/cluster/cluster.h"
-#include "tests/cluster/lan.h"
+#include "tests/cluster/lan_fixture.h"
 #include "tests/testing/source_path.h"
 #include "tests/testing/status_matchers.h"
 
@@ -38,13 +38,11 @@ int Times(const std::string& what, const std::string& said) {
   return times;
 }
 
-class Trouble : public ::testing::Test {
+class Trouble : public LanTest {
  protected:
   void SetUp() override {
-    absl::StatusOr<std::unique_ptr<Lan>> lan = Lan::Create();
-    if (absl::IsFailedPrecondition(lan.status())) GTEST_SKIP() << lan.status().message();
-    ASSERT_OK(lan.status());
-    lan_ = *std::move(lan);
+    LanTest::SetUp();
+    if (lan_ == nullptr) return;
     for (std::unique_ptr<Host>* host : {&head_, &near_, &far_}) {
       ASSERT_OK_AND_ASSIGN(*host, lan_->AddHost());
     }
@@ -77,8 +75,8 @@ class Trouble : public ::testing::Test {
   }
   // For a host that has no certificate yet.
   absl::StatusOr<std::string> JoinCommand() {
-    ASSIGN_OR_RETURN(const std::string token, head_->Run("./ferry cluster-token" + kHostFolder, kEnough));
-    return absl::StrFormat("./ferry join %s%s --token %s", head_->address(), kHostFolder, absl::StripSuffix(token, "\n"));
+    ASSIGN_OR_RETURN(const std::string token, ClusterToken(*head_, kHostFolder, kEnough));
+    return absl::StrFormat("./ferry join %s%s --token %s", head_->address(), kHostFolder, token);
   }
   std::string Generate(const std::string& flags) const {
     return "./ferry generate --server " + head_->address() + " --temp 0 --ignore-eos " + flags;
@@ -130,7 +128,6 @@ class Trouble : public ::testing::Test {
     return TextOf(request, what);
   }
 
-  std::unique_ptr<Lan> lan_;
   std::unique_ptr<Host> head_, near_, far_;
   std::unique_ptr<BadCable> cable_;  // of the far host
   std::unique_ptr<Command> coordinator_;

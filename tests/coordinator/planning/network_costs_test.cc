@@ -30,7 +30,7 @@ TEST(NetworkCosts, OfADecodeRowAreAnExchangeTheRowAndItsContributions) {
 TEST(NetworkCosts, CountARequestForEachThatAMessageHolds) {
   const double one = HostShareSeconds(kNear, Share(512, 4096)), four = HostShareSeconds(kNear, Share(2048, 4 * 4096));
   EXPECT_NEAR(one, 1e-3 + 0.512 + 4.096, 1e-2) << "nearly every row goes along";
-  EXPECT_GT(four, 4 * one) << "in four requests, each of which carries most of the rows";
+  EXPECT_GT(four, 4 * one) << "four requests, and each carries most of the rows";
   EXPECT_LT(four, 6 * one);
 }
 
