@@ -20,7 +20,9 @@
 #include "cli/prompt.h"
 #include "common/command_line.h"
 #include "common/program.h"
+#include "coordinator/planning/decode_prediction.h"
 #include "coordinator/planning/layer_costs.h"
+#include "coordinator/planning/prefill_prediction.h"
 
 namespace ferry {
 namespace {

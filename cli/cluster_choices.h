@@ -10,7 +10,9 @@
 #include "cli/model_options.h"
 #include "cli/planned_machine.h"
 #include "cli/predicted_model.h"
+#include "coordinator/planning/decode_prediction.h"
 #include "coordinator/planning/host_plan.h"
+#include "coordinator/planning/prefill_prediction.h"
 
 namespace ferry {
 

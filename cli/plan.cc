@@ -16,6 +16,8 @@
 #include "common/byte_size.h"
 #include "common/command_line.h"
 #include "common/number.h"
+#include "coordinator/planning/decode_prediction.h"
+#include "coordinator/planning/prefill_prediction.h"
 
 namespace ferry {
 namespace {

@@ -9,6 +9,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "cli/model_flags.h"
+#include "coordinator/planning/decode_prediction.h"
+#include "coordinator/planning/prefill_prediction.h"
 
 namespace ferry {
 namespace {

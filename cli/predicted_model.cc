@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "common/model/model_tensors.h"
+#include "coordinator/planning/routing_probabilities.h"
 
 namespace ferry {
 namespace {

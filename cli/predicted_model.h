@@ -12,7 +12,7 @@
 #include "common/gguf/gguf.h"
 #include "common/model/model_config.h"
 #include "coordinator/planning/placement.h"
-#include "coordinator/planning/prediction.h"
+#include "coordinator/planning/prediction_input.h"
 #include "ferry/v1/generate.pb.h"
 
 namespace ferry {

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "coordinator/experts/held_experts.h"
+#include "coordinator/planning/decode_prediction.h"
 
 namespace ferry {
 namespace {

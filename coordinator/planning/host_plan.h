@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "common/status.h"
-#include "coordinator/planning/prediction.h"
+#include "coordinator/planning/prediction_input.h"
 
 namespace ferry {
 

@@ -1,7 +1,7 @@
 #pragma once
 
 // The cost of a layer on a GPU without its experts' copies, fitted to the runs in docs/measurements on an H100 and two H200.
-// prediction.h and step_rows.h use it.
+// prefill_prediction.h and step_rows.h use it.
 
 #include "common/model/model_config.h"
 

@@ -4,6 +4,9 @@
 #include "common/model/model_tensors.h"
 #include "coordinator/experts/expert_store.h"
 #include "coordinator/experts/held_experts.h"
+#include "coordinator/planning/decode_prediction.h"
+#include "coordinator/planning/prefill_prediction.h"
+#include "coordinator/planning/routing_probabilities.h"
 #include "tests/testing/status_matchers.h"
 
 namespace ferry {
