@@ -24,7 +24,8 @@ constexpr absl::Duration kEnough = absl::Seconds(60);    // far longer than anyt
 constexpr absl::Duration kLostAfter = absl::Seconds(2);  // of silence; a user has ten seconds
 constexpr absl::Duration kBusy = absl::Seconds(5);       // what a busy machine adds to a wait
 constexpr BadCable::Trouble kFine = {}, kCut = {.cut = true}, kDeaf = {.deaf = true};
-constexpr BadCable::Trouble kFar = {.delay = absl::Milliseconds(50)}, kLossy = {.delay = absl::Milliseconds(5), .loss = 0.05};
+constexpr BadCable::Trouble kFar = {.delay = absl::Milliseconds(50)}, kLossy = {.delay = absl::Milliseconds(5), .loss = 0.05},
+                            kFarAndLossy = {.delay = absl::Milliseconds(50), .loss = 0.05};
 const std::string kHostFolder = " --cluster-certs /tmp/certs";  // every host has a /tmp of its own
 
 MATCHER_P(IsOkAndHolds, value, "is OK and holds the value") {
@@ -166,10 +167,12 @@ std::string Holdings(const std::string& program) {
 }
 
 // The coordinator is told that its host is so slow that a layer takes 65 ms: help within that is welcome.
+const std::string kSlowHost = "--host-read-rate 5e6 --host-flops 1e11";
+
 TEST_F(ExpertHostInTrouble, IsLeftOutWhileItIsFarAway) {
   constexpr int kTokens = 25, kLayers = 6;
   const std::string decode = Generate(Decode(kTokens));
-  ASSERT_OK(ServeAlone("--host-read-rate 5e6 --host-flops 1e11"));
+  ASSERT_OK(ServeAlone(kSlowHost));
   ASSERT_OK_AND_ASSIGN(const std::string alone, Ask(decode, "alone"));
   cable_->Set(kFar);
   ASSERT_OK(JoinExperts("-m " + kDemoModel));
@@ -186,6 +189,25 @@ TEST_F(ExpertHostInTrouble, IsLeftOutWhileItIsFarAway) {
   // Far again, while it has work.
   cable_->Set(kFar);
   EXPECT_THAT(Ask(decode, "50 ms away from now on"), IsOkAndHolds(alone));
+  ASSERT_OK_AND_ASSIGN(const int64_t far, Exchanges());
+  EXPECT_LT(far - near, kTokens * kLayers / 4) << coordinator_->err();
+}
+
+TEST_F(ExpertHostInTrouble, IsLeftOutWhileItIsFarAwayAndPacketsAreLost) {
+  constexpr int kTokens = 25, kLayers = 6;
+  const std::string decode = Generate(Decode(kTokens));
+  ASSERT_OK(ServeAlone(kSlowHost));
+  ASSERT_OK_AND_ASSIGN(const std::string alone, Ask(decode, "alone"));
+  ASSERT_OK(JoinExperts("-m " + kDemoModel));
+  ASSERT_OK(EventuallySaid("takes part:"));
+  EXPECT_THAT(Ask(decode, "near"), IsOkAndHolds(alone));
+  ASSERT_OK_AND_ASSIGN(const int64_t near, Exchanges());
+  EXPECT_GT(near, kTokens * kLayers / 2);
+  cable_->Set(kFarAndLossy);
+  const Stopwatch far_away;
+  EXPECT_THAT(Ask(decode, "50 ms away and 5 % lost from now on"), IsOkAndHolds(alone));
+  EXPECT_THAT(Ask(decode, "50 ms away and 5 % lost"), IsOkAndHolds(alone));
+  EXPECT_LT(far_away.Elapsed(), 2 * kBusy);
   ASSERT_OK_AND_ASSIGN(const int64_t far, Exchanges());
   EXPECT_LT(far - near, kTokens * kLayers / 4) << coordinator_->err();
 }
@@ -308,6 +330,8 @@ TEST_P(WorkerInTrouble, ChangesNoTokenAndComesBackWhenTheNetworkDoes) {
   EXPECT_THAT(Ask(Generate(Decode(kFewTokens)), "50 ms away"), IsOkAndHolds(few));
   cable_->Set(kLossy);
   EXPECT_THAT(Ask(Generate(Decode(kFewTokens)), "5 % lost"), IsOkAndHolds(few));
+  cable_->Set(kFarAndLossy);
+  EXPECT_THAT(Ask(Generate(Decode(kFewTokens)), "50 ms away and 5 % lost"), IsOkAndHolds(few));
   cable_->Set(kFine);
   ASSERT_OK_AND_ASSIGN(const Command request, Decoding(kTokens));
   cable_->Set(kCut);
