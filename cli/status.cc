@@ -167,6 +167,10 @@ void AddWorker(const proto::WorkerInfo& worker, std::string* text) {
   if (worker.link_slowdown() > 0) {
     absl::StrAppendFormat(text, ", %s in steps", HumanRate(RatesOf(worker).link.Planned() / worker.link_slowdown()));
   }
+  if (worker.exchange_seconds() > 0) {
+    absl::StrAppendFormat(text, "; rows to the host's engine and back in %.0f us", worker.exchange_seconds() * 1e6);
+    if (worker.row_bytes_per_second() > 0) absl::StrAppendFormat(text, " and at %s", HumanRate(worker.row_bytes_per_second()));
+  }
   if (worker.expert_flops_per_second() > 0) {
     absl::StrAppendFormat(text, "; experts at %.0f TFLOP/s, a small operation in %.1f us",
                           worker.expert_flops_per_second() / 1e12, worker.operation_seconds() * 1e6);

@@ -57,7 +57,7 @@ enum class WireKind : uint32_t {
   kRecord = 4,  // the record of its one use
 };
 // The kinds that an end answers.
-inline constexpr uint32_t kHostKinds = 1u << 1 | 1u << 2, kCoordinatorKinds = 1u << 1 | 1u << 3 | 1u << 4;
+inline constexpr uint32_t kHostKinds = 1u << 1 | 1u << 2, kCoordinatorKinds = 1u << 1 | 1u << 2 | 1u << 3 | 1u << 4;
 
 struct RequestHeader {
   WireKind kind = WireKind::kCompute;

@@ -54,7 +54,7 @@ absl::Status ExpertCall::Ask(WireKind kind, const ExpertRequest& request, std::s
            .num_uses = static_cast<int32_t>(request.uses.size()),
            .num_entries = static_cast<int32_t>(request.entry_rows.size())};
   const std::array<std::byte, kHeaderBytes> header = Encode(sent_);
-  const std::vector<uint32_t> ids = EncodeIds(request);
+  const std::vector<uint32_t> ids = kind == WireKind::kProbe ? std::vector<uint32_t>() : EncodeIds(request);
   const std::span<const std::byte> words = std::as_bytes(std::span(ids));
   std::vector<std::byte> head(header.begin(), header.end());
   head.insert(head.end(), words.begin(), words.end());

@@ -24,8 +24,8 @@ class ExpertCall {
   // Connects, unless there is a connection. Errors of DataConnection::Connect; FailedPrecondition: the coordinator says other
   // first words.
   absl::Status Connect(Deadline deadline);
-  // Sends a request, over a new connection if the last one failed. `rows` [num_rows, n_embd] of a computation. Errors of Connect;
-  // Unavailable: the coordinator is gone. Answer follows each one that returned OK.
+  // Sends a request, over a new connection if the last one failed. `rows` [num_rows, n_embd] of a computation or a probe. Errors
+  // of Connect; Unavailable: the coordinator is gone. Answer follows each one that returned OK.
   absl::Status Ask(WireKind kind, const ExpertRequest& request, std::span<const float> rows, Deadline deadline);
   // The answer's body, as many bytes as expert_wire.h says for the kind. The coordinator's own errors; Unavailable: it is gone;
   // DeadlineExceeded: it did not answer in time; InvalidArgument: it answered something else. The connection is given up after

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "common/deadline.h"
+#include "common/exchange_cost.h"
 #include "common/expert_wire.h"
 #include "common/ids.h"
 #include "common/listen_address.h"
@@ -61,6 +62,9 @@ class ExpertLink {
   virtual std::span<float> HostRows(int64_t num_rows) = 0;  // num_rows <= max_rows()
   virtual absl::Status StartCompute(const HostRequest& request) = 0;
   virtual absl::StatusOr<std::span<const float>> FinishCompute(Deadline deadline) = 0;
+
+  // Measures what such a computation costs beside itself; not while one runs. Zeros: the coordinator's memory is shared.
+  virtual absl::StatusOr<ExchangeCost> MeasureExchange(Deadline /*deadline*/) { return ExchangeCost(); }
 
   // Where the record lies in the coordinator's memory, for as long as this link lives. FailedPrecondition: that memory is not
   // shared.

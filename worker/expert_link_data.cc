@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstddef>
 #include <memory>
 #include <utility>
@@ -87,6 +88,19 @@ class DataLink final : public FetchingLink {
     contributions_.resize(request.entry_rows.size() * options_.words.shape.n_embd);
     computing_ = true;
     return absl::OkStatus();
+  }
+  absl::StatusOr<ExchangeCost> MeasureExchange(Deadline deadline) override {
+    const auto probe = [&](int64_t rows) -> absl::StatusOr<double> {
+      const ExpertRequest nothing = {
+          .num_rows = static_cast<int32_t>(rows), .uses = {}, .entry_rows = std::vector<int32_t>(static_cast<size_t>(rows))};
+      contributions_.resize(HostRows(rows).size());
+      const Stopwatch asked;
+      RETURN_IF_ERROR(computations_.Ask(WireKind::kProbe, nothing, rows_, deadline));
+      RETURN_IF_ERROR(computations_.Answer(std::as_writable_bytes(std::span(contributions_)), deadline));
+      return asked.Seconds();
+    };
+    RETURN_IF_ERROR(computations_.Connect(deadline));
+    return ferry::MeasureExchange(std::min(max_rows(), max_entries()), probe);
   }
   absl::StatusOr<std::span<const float>> FinishCompute(Deadline deadline) override {
     if (!computing_) return FailedPrecondition("no host computation is running");

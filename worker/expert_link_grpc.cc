@@ -114,12 +114,13 @@ class GrpcLink final : public FetchingLink {
 
   std::string name() const override { return "grpc"; }
 
-  absl::StatusOr<std::vector<ExpertPlace>> Plan(uint64_t step, int64_t layer, int64_t /*num_rows*/,
+  absl::StatusOr<std::vector<ExpertPlace>> Plan(uint64_t step, int64_t layer, int64_t num_rows,
                                                 std::span<const ActivatedExpert> uses, uint32_t /*helpers*/,
                                                 Deadline deadline) override {
     SetStep(step);
     internal::v1::ExpertRequest request;
     Fill(options_, step, layer, uses, &request);
+    request.set_num_rows(static_cast<uint32_t>(num_rows));
     grpc::ClientContext context;
     context.set_deadline(RpcDeadline(deadline));
     internal::v1::ExpertPlan plan;
@@ -150,6 +151,20 @@ class GrpcLink final : public FetchingLink {
     return absl::OkStatus();
   }
 
+  absl::StatusOr<ExchangeCost> MeasureExchange(Deadline deadline) override {
+    return ferry::MeasureExchange(std::min(max_rows_, max_entries_), [&](int64_t rows) -> absl::StatusOr<double> {
+      internal::v1::ComputeExpertsRequest nothing;
+      nothing.set_probe(true);
+      nothing.mutable_rows()->resize(rows * options_.n_embd * sizeof(float));
+      grpc::ClientContext context;
+      context.set_deadline(RpcDeadline(deadline));
+      internal::v1::ComputeExpertsResponse back;
+      const Stopwatch asked;
+      RETURN_IF_ERROR(Annotate(FromGrpcStatus(cluster_.ComputeExperts(&context, nothing, &back)), "ComputeExperts"));
+      RETURN_IF_ERROR(ContributionsFrom(back.contributions(), rows, options_.n_embd).status());
+      return asked.Seconds();
+    });
+  }
   absl::StatusOr<std::span<const float>> FinishCompute(Deadline deadline) override {
     if (computing_ == nullptr) return FailedPrecondition("no host computation is running");
     const absl::Status done = computing_->Wait(deadline);

@@ -43,7 +43,8 @@ namespace {
 constexpr absl::Duration kDescriptorTimeout = absl::Seconds(10);
 constexpr absl::Duration kDevicePatience = absl::Seconds(10);  // after a failed step: far longer than what may still be queued
 constexpr absl::Duration kServerDrain = absl::Milliseconds(500);
-constexpr absl::Duration kLinkTime = absl::Milliseconds(50);  // a few hundred records over PCIe 5, some over a network
+constexpr absl::Duration kExchangePatience = absl::Seconds(20);  // 21 exchanges over a network of 50 ms take 2.2
+constexpr absl::Duration kLinkTime = absl::Milliseconds(50);     // a few hundred records over PCIe 5, some over a network
 
 Incarnation RandomIncarnation() {
   std::random_device random;
@@ -60,6 +61,7 @@ absl::StatusOr<ListenAddress> AddressOf(const char* flag, const std::string& tex
 // The rates that a worker measures at its start; 0: unknown, and predictions guess them.
 struct DeviceRates {
   double link_bytes_per_second = 0;
+  ExchangeCost exchange;  // zeros also where the coordinator's memory is shared
   ExpertRates experts;
   double operation_seconds = 0;
 };
@@ -94,6 +96,8 @@ class Report {
     heartbeat_.set_expert_slot_bytes(cache == nullptr ? 0 : cache->slot_bytes());
     heartbeat_.set_experts_in_place(stage.options().experts.in_place);
     heartbeat_.set_link_bytes_per_second(rates.link_bytes_per_second);
+    heartbeat_.set_exchange_seconds(rates.exchange.exchange_seconds);
+    heartbeat_.set_row_seconds(rates.exchange.row_seconds);
     heartbeat_.set_expert_flops_per_second(rates.experts.flops_per_second);
     heartbeat_.set_expert_read_bytes_per_second(rates.experts.read_bytes_per_second);
     heartbeat_.set_operation_seconds(rates.operation_seconds);
@@ -362,10 +366,15 @@ absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectExperts(const WorkerOptions& 
                          cluster, ops);
 }
 
-// A failure to measure the device is logged and leaves its rates unknown.
-absl::StatusOr<DeviceRates> MeasureRates(Stage& stage, Ops& ops, int64_t n_embd) {
+// A failure to measure the device or an exchange is logged and leaves its rates unknown.
+absl::StatusOr<DeviceRates> MeasureRates(Stage& stage, ExpertLink& experts_link, Ops& ops, int64_t n_embd) {
   ASSIGN_OR_RETURN(const ExpertCache::Measurement link, stage.MeasureLink(kLinkTime));
   DeviceRates rates{.link_bytes_per_second = link.rate()};
+  if (stage.expert_cache() != nullptr) {  // without slots there is no choice to plan
+    const absl::StatusOr<ExchangeCost> exchange = experts_link.MeasureExchange(Deadline::In(kExchangePatience));
+    if (!exchange.ok()) spdlog::warn("exchanges with the coordinator could not be measured: {}", exchange.status().ToString());
+    rates.exchange = exchange.value_or(ExchangeCost());
+  }
   if (!HasGpu(ops)) return rates;  // a CPU's rates are the host's
   const absl::StatusOr<ExpertRates> experts = stage.MeasureExperts();
   if (!experts.ok()) spdlog::warn("this device's expert products could not be measured: {}", experts.status().ToString());
@@ -417,7 +426,7 @@ absl::StatusOr<LoadedStage> LoadStage(Ops* ops, const StageOptions& options, Den
   const Stopwatch loading;
   LoadedStage loaded;
   ASSIGN_OR_RETURN(loaded.stage, Stage::Create(ops, options, source, link));
-  ASSIGN_OR_RETURN(loaded.rates, MeasureRates(*loaded.stage, *ops, options.model.n_embd));
+  ASSIGN_OR_RETURN(loaded.rates, MeasureRates(*loaded.stage, *link, *ops, options.model.n_embd));
   RETURN_IF_ERROR(FillSlots(*loaded.stage, cancelled));
   LogLoaded(*loaded.stage, loaded.rates, loading.Seconds());
   return loaded;

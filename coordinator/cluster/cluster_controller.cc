@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "common/expert_wire.h"
 #include "common/listen_address.h"
 #include "common/log.h"
 #include "common/machine_id.h"
@@ -135,6 +136,7 @@ absl::Status ClusterController::Register(const internal::v1::RegisterRequest& re
   LoseTheGone();
   ASSIGN_OR_RETURN(const WorkerId worker, membership_.Register(registration.info, registration.wanted));
   const LayerRange& layers = options_.placement.workers[worker.value()].layers;
+  const MailboxShape request_shape = transport == "shm" ? mailbox_shape() : ShapeOfDataConnection(mailbox_shape());
   ExchangePeer peer = {.worker = worker,
                        .incarnation = Incarnation(request.incarnation()),
                        .first_layer = layers.first,
@@ -143,7 +145,8 @@ absl::Status ClusterController::Register(const internal::v1::RegisterRequest& re
                        .link_bytes_per_second = registration.link_bytes_per_second,
                        .ship_all = !options_.ooae,
                        .has_gpu = request.has_gpu(),
-                       .overrides = {}};
+                       .overrides = {},
+                       .way = {.cost = {}, .max_rows = request_shape.max_rows, .max_entries = request_shape.max_entries}};
   for (const ExpertRule rule : options_.placement.expert_rules) {
     peer.overrides.push_back(rule == ExpertRule::kHost     ? ExpertPlace::kHost
                              : rule == ExpertRule::kDevice ? ExpertPlace::kShip
@@ -224,7 +227,10 @@ absl::Status ClusterController::Heartbeat(const internal::v1::HeartbeatRequest& 
     reports_[worker.value()].heartbeat = request;
     exchange = exchange_;
   }
-  exchange->UpdatePeer(worker, request.expert_slots(), request.link_bytes_per_second());
+  exchange->UpdatePeer(worker,
+                       {.num_slots = request.expert_slots(),
+                        .link_bytes_per_second = request.link_bytes_per_second(),
+                        .exchange = {.exchange_seconds = request.exchange_seconds(), .row_seconds = request.row_seconds()}});
   response->set_epoch(membership_.epoch());
   if (ready) wake_.notify_all();
   return absl::OkStatus();
@@ -429,6 +435,10 @@ std::vector<RegisteredWorker> ClusterController::Workers() const {
       info.set_experts_in_place(report.heartbeat.experts_in_place());
       info.set_resident_bytes(report.heartbeat.resident_bytes());
       info.set_link_bytes_per_second(report.heartbeat.link_bytes_per_second());
+      info.set_exchange_seconds(report.heartbeat.exchange_seconds());
+      if (const double row_seconds = report.heartbeat.row_seconds(); row_seconds > 0) {
+        info.set_row_bytes_per_second(static_cast<double>(options_.model.n_embd * sizeof(float)) / row_seconds);
+      }
       info.set_expert_flops_per_second(report.heartbeat.expert_flops_per_second());
       info.set_expert_read_bytes_per_second(report.heartbeat.expert_read_bytes_per_second());
       info.set_operation_seconds(report.heartbeat.operation_seconds());

@@ -163,10 +163,14 @@ absl::Status ClusterService::Compute(ExpertExchange& exchange, const Bytes& mess
   bounds.max_packed_numbers = MaxEntries(model_.n_embd);
   internal::v1::ComputeExpertsRequest request;
   RETURN_IF_ERROR(ParseBounded(message, bounds, &request));
+  internal::v1::ComputeExpertsResponse answer;
+  if (request.probe()) {
+    answer.set_contributions(std::move(*request.mutable_rows()));
+    return Serialize(answer, response);
+  }
   ASSIGN_OR_RETURN(ComputeRequest compute, ComputeRequestFromProto(request, model_.n_embd));
   RETURN_IF_ERROR(exchange.Compute(WorkerId(static_cast<int32_t>(request.request().worker_id())), compute.request, compute.rows,
                                    compute.contributions));
-  internal::v1::ComputeExpertsResponse answer;
   answer.set_contributions(compute.contributions.data(), compute.contributions.size() * sizeof(float));
   return Serialize(answer, response);
 }

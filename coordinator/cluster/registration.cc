@@ -108,6 +108,8 @@ absl::Status CheckHeartbeat(const internal::v1::HeartbeatRequest& request) {
   RETURN_IF_ERROR(CheckRate("expert_flops_per_second", request.expert_flops_per_second(), kMaxWorkerRate));
   RETURN_IF_ERROR(CheckRate("expert_read_bytes_per_second", request.expert_read_bytes_per_second(), kMaxWorkerRate));
   RETURN_IF_ERROR(CheckRate("operation_seconds", request.operation_seconds(), kMaxOperationSeconds));
+  RETURN_IF_ERROR(CheckRate("exchange_seconds", request.exchange_seconds(), kMaxOperationSeconds));
+  RETURN_IF_ERROR(CheckRate("row_seconds", request.row_seconds(), kMaxOperationSeconds));
   RETURN_IF_ERROR(CheckHiddenStates(request.hidden_states()));
   if (!request.expert_transport().empty() && !IsExpertTransport(request.expert_transport())) {
     return InvalidArgument("expert_transport is '%s', want shm, tcp or grpc",

@@ -115,12 +115,16 @@ absl::Status ExpertDataServer::AnswerOne(Session& session, uint64_t number) {
       const absl::StatusOr<std::span<const std::byte>> record = RecordFor(worker, received.request);
       return answer(record.status(), record.value_or(std::span<const std::byte>()));
     }
-    default: {
-      std::vector<float> contributions(received.header.num_entries * static_cast<size_t>(options_.words.shape.n_embd));
-      const absl::Status computed = exchange_.Compute(worker, received.request, received.rows, contributions);
-      return answer(computed, std::as_bytes(std::span(contributions)));
-    }
+    case WireKind::kProbe:
+    case WireKind::kCompute:
+      break;
   }
+  std::vector<float> contributions(received.header.num_entries * static_cast<size_t>(options_.words.shape.n_embd));
+  absl::Status computed;
+  if (received.header.kind == WireKind::kCompute) {
+    computed = exchange_.Compute(worker, received.request, received.rows, contributions);
+  }
+  return answer(computed, std::as_bytes(std::span(contributions)));
 }
 
 absl::StatusOr<std::span<const std::byte>> ExpertDataServer::RecordFor(WorkerId worker, const ExpertRequest& request) {

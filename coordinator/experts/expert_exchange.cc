@@ -38,7 +38,7 @@ void DivideEvenly(const ExpertRequest& request, const std::vector<WorkerId>& hel
 }  // namespace
 
 struct ExpertExchange::Peer {
-  ExchangePeer info;                      // slots and link rate are guarded by the exchange's mutex_; the rest is constant
+  ExchangePeer info;                      // PeerRates are guarded by the exchange's mutex_; the rest is constant
   uint64_t last_step = 0;                 // of the newest request; guarded by mutex_
   std::optional<Deadline> at_work_until;  // guarded by mutex_
   RateCorrection link;                    // of its measured rate; guarded by mutex_
@@ -93,12 +93,14 @@ void ExpertExchange::AddPeer(const ExchangePeer& info) {
   }
 }
 
-void ExpertExchange::UpdatePeer(WorkerId worker, int64_t num_slots, double link_bytes_per_second) {
+void ExpertExchange::UpdatePeer(WorkerId worker, const PeerRates& rates) {
   const std::lock_guard lock(mutex_);
   const auto found = peers_.find(worker);
   if (found == peers_.end()) return;
-  found->second->info.num_slots = num_slots;
-  found->second->info.link_bytes_per_second = link_bytes_per_second;
+  ExchangePeer& info = found->second->info;
+  info.num_slots = rates.num_slots;
+  info.link_bytes_per_second = rates.link_bytes_per_second;
+  info.way.cost = rates.exchange;
 }
 
 void ExpertExchange::SetRates(const PlannerRates& host, const std::vector<double>& links,
@@ -238,6 +240,7 @@ std::vector<ExpertPlace> ExpertExchange::PlanFor(Peer& peer, const ExpertRequest
   {
     const std::lock_guard lock(mutex_);
     input.num_slots = peer.info.num_slots;
+    input.way = peer.info.way;
     input.rates = rates_;
     input.rates.link_bytes_per_second = LinkRateLocked(peer);
     helpers = HelpersLocked(peer, request, layout);

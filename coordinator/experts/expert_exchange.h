@@ -34,6 +34,13 @@ struct ExchangePeer {
   bool ship_all = false;               // --no-ooae
   bool has_gpu = false;                // workers help others of their own kind alone: results would differ
   std::vector<ExpertPlace> overrides;  // one a layer of the model; kResident: none, kShip: never host, kHost: never shipped
+  ShareWay way = {};                   // to the coordinator's engines and back
+};
+// What a worker measures at its start.
+struct PeerRates {
+  int64_t num_slots = 0;
+  double link_bytes_per_second = 0;
+  ExchangeCost exchange = {};  // zeros: it shares the coordinator's memory
 };
 
 // Whether workers of one host compute shares of each other's layers.
@@ -57,8 +64,8 @@ class ExpertExchange {
   void CountIn(ExpertMisses* misses) { misses_ = misses; }
   // A worker joins, replacing an earlier incarnation of the same id.
   void AddPeer(const ExchangePeer& peer);
-  // Sets a worker's slots and its link's rate alone, once the worker has reported them.
-  void UpdatePeer(WorkerId worker, int64_t num_slots, double link_bytes_per_second);
+  // Sets what the worker has reported.
+  void UpdatePeer(WorkerId worker, const PeerRates& rates);
   // Sets the rates of later plans: the host's beside the links, and `links[i]`, the rate of the link to place i beside the host.
   // A place without a measured rate uses its link's rate alone. `device_flops[i]`: of expert products on place i's device; 0 or
   // missing: not known.

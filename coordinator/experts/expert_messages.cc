@@ -22,12 +22,14 @@ absl::Status CheckInt32(const char* field, uint32_t value) {
 
 absl::StatusOr<ExpertRequest> ExpertRequestFromProto(const internal::v1::ExpertRequest& proto, ExpertRequestKind kind) {
   RETURN_IF_ERROR(CheckInt32("layer", proto.layer()));
+  RETURN_IF_ERROR(CheckInt32("num_rows", proto.num_rows()));
+  const bool bounded = kind != ExpertRequestKind::kPlan || proto.num_rows() > 0;
   ExpertRequest request = {.kind = kind,
                            .incarnation = proto.incarnation(),
                            .step = proto.step(),
                            .layer = static_cast<int32_t>(proto.layer()),
-                           // A plan or a fetch carries no rows: nothing bounds the tokens but their type.
-                           .num_rows = kind == ExpertRequestKind::kPlan ? std::numeric_limits<int32_t>::max() : 0,
+                           // A fetch carries no rows: nothing bounds the tokens but their type.
+                           .num_rows = bounded ? static_cast<int32_t>(proto.num_rows()) : std::numeric_limits<int32_t>::max(),
                            .uses = {},
                            .entry_rows = {}};
   request.uses.reserve(proto.uses_size());

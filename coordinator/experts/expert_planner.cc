@@ -125,11 +125,11 @@ class EngineDivision {
   std::vector<size_t> order_;  // those that may be used, the host's first, then the fastest
 };
 
-// How many of `absent` to ship when several engines take the rest: shipping more takes longer, and the rest shorter, so the best
-// number is next to where they cross. `shipping` and `rest`: seconds, by the number shipped.
+// How many of `absent` to ship, at least `least`: shipping more than that takes longer, and the rest shorter, so the best number
+// is next to where they cross. `shipping` and `rest`: seconds, by the number shipped.
 template <typename Shipping, typename Rest>
-size_t BestShipped(size_t absent, const Shipping& shipping, const Rest& rest) {
-  size_t low = 0, high = absent;  // at `high` the copies take at least as long as the rest
+size_t BestShipped(size_t least, size_t absent, const Shipping& shipping, const Rest& rest) {
+  size_t low = least, high = absent;  // at `high` the copies take at least as long as the rest
   while (low < high) {
     const size_t middle = (low + high) / 2;
     if (shipping(middle) >= rest(middle)) {
@@ -138,7 +138,7 @@ size_t BestShipped(size_t absent, const Shipping& shipping, const Rest& rest) {
       low = middle + 1;
     }
   }
-  if (low == 0) return 0;
+  if (low == least) return least;
   return rest(low - 1) <= std::max(shipping(low), rest(low)) ? low - 1 : low;
 }
 
@@ -186,7 +186,7 @@ class LinkDivision {
     const auto others = [&](size_t number) {
       return HelperSeconds(uses, std::span(order).subspan(num_coming + number), count, nullptr);
     };
-    const size_t number = BestShipped(order.size() - num_coming, own, others);
+    const size_t number = BestShipped(0, order.size() - num_coming, own, others);
     Result result = {.helpers = std::vector<int32_t>(uses.size(), -1), .seconds = own(number)};
     const std::span<const size_t> left = std::span(order).subspan(num_coming + number);
     result.seconds = std::max(result.seconds, HelperSeconds(uses, left, count, &result.helpers));
@@ -241,22 +241,29 @@ class LinkDivision {
   std::vector<size_t> order_;  // helpers whose rates are known, the quickest first
 };
 
-// The seconds that the host and further engines take for `absent` without the first of them, by how many those are.
+// The seconds that the host and further engines take for `absent` without the first of them, by how many those are, until the
+// worker has their contributions.
 class RestSeconds {
  public:
   RestSeconds(const PlannerInput& input, const EngineDivision* division, std::span<const size_t> absent)
-      : division_(division), absent_(absent), host_(absent.size() + 1) {
-    if (division != nullptr) return;
-    for (size_t i = absent.size(); i-- > 0;) host_[i] = host_[i + 1] + HostSeconds(input, input.uses[absent[i]].tokens);
+      : input_(input), division_(division), absent_(absent), tokens_(absent.size() + 1), host_(absent.size() + 1) {
+    for (size_t i = absent.size(); i-- > 0;) {
+      tokens_[i] = tokens_[i + 1] + input.uses[absent[i]].tokens;
+      if (division == nullptr) host_[i] = host_[i + 1] + HostSeconds(input, input.uses[absent[i]].tokens);
+    }
   }
   double operator()(size_t shipped) const {
-    return division_ != nullptr ? division_->Divide(absent_.subspan(shipped)).seconds : host_[shipped];
+    return (division_ != nullptr ? division_->Divide(absent_.subspan(shipped)).seconds : host_[shipped]) +
+           ShareSeconds(input_.way, input_.num_rows, tokens_[shipped]);
   }
+  // Of that, while no record comes.
+  double Contributions(size_t shipped) const { return ContributionSeconds(input_.way, tokens_[shipped]); }
 
  private:
+  const PlannerInput& input_;
   const EngineDivision* const division_;
   const std::span<const size_t> absent_;
-  std::vector<double> host_;
+  std::vector<double> tokens_, host_;  // of the rest
 };
 
 // The experts that are not resident, heaviest first; ties to the lower id, so that equal inputs give equal plans.
@@ -273,26 +280,14 @@ std::vector<size_t> HeaviestAbsent(const PlannerInput& input) {
 size_t ShippedAlone(const PlannerInput& input, const EngineDivision* division, std::span<const size_t> absent) {
   if (input.ship_all || !input.host_allowed || !RatesKnown(input.rates)) return absent.size();
   const double copy_seconds = input.bytes_per_expert / input.rates.link_bytes_per_second;
-  if (division != nullptr) {
-    return BestShipped(
-        absent.size(), [&](size_t shipped) { return static_cast<double>(shipped) * copy_seconds; },
-        RestSeconds(input, division, absent));
-  }
-  // Shipping the s heaviest takes s * bytes / link; the host takes the rest. The first grows and the second shrinks with s,
-  // so the best s is next to where they cross: try all, the list is at most num_experts long.
-  double host_seconds = 0;
-  for (const size_t i : absent) host_seconds += HostSeconds(input, input.uses[i].tokens);
-  double best = host_seconds, rest = host_seconds;
-  size_t num_shipped = 0;
-  for (size_t shipped = 1; shipped <= absent.size(); ++shipped) {
-    rest -= HostSeconds(input, input.uses[absent[shipped - 1]].tokens);
-    const double makespan = std::max(static_cast<double>(shipped) * copy_seconds, rest);
-    if (makespan < best) {
-      best = makespan;
-      num_shipped = shipped;
-    }
-  }
-  return num_shipped;
+  const RestSeconds rest(input, division, absent);
+  // The heaviest ones, whose contributions would take longer on the way than their records.
+  const auto least = std::partition_point(absent.begin(), absent.end(), [&](size_t use) {
+    return ContributionSeconds(input.way, input.uses[use].tokens) > copy_seconds;
+  });
+  return BestShipped(
+      static_cast<size_t>(least - absent.begin()), absent.size(),
+      [&](size_t shipped) { return static_cast<double>(shipped) * copy_seconds + rest.Contributions(shipped); }, rest);
 }
 
 // How many of `absent` to ship, and by which links, when helpers make the layer shorter; nullopt: they do not. `alone`: how many
@@ -310,7 +305,7 @@ std::optional<HelpedPlan> PlanWithHelpers(const PlannerInput& input, const Engin
   std::optional<HelpedPlan> plan;
   for (size_t count = 1; count <= links.num_helpers(); ++count) {
     const auto shipping = [&](size_t shipped) { return links.Divide(absent.first(shipped), count).seconds; };
-    const size_t shipped = host ? BestShipped(absent.size(), shipping, rest) : absent.size();
+    const size_t shipped = host ? BestShipped(0, absent.size(), shipping, rest) : absent.size();
     const double seconds = std::max(shipping(shipped), host ? rest(shipped) : 0);
     if (!(seconds < kWorthHelp * best)) continue;
     best = seconds;

@@ -15,6 +15,10 @@
 // their speed, the host's always and then each faster one before a slower one, and the fewest that give the shortest time are
 // used. So an engine that is slower than all others never lengthens the predicted time.
 //
+// Between a worker of another host and the engines lies a network. The rows of the engines' share go there and its contributions
+// come back, in requests one after the other, before and after the engines compute. What comes back takes the way of the records
+// meanwhile, so an expert whose contributions are more than its record is always shipped.
+//
 // Another worker of the host that has nothing else to do is a second link and a second device: rows go there and contributions
 // come back. The own link takes the heaviest experts, since only helpers pay for each token. Helpers are used from the quickest
 // on, and only as far as they make the layer shorter by kWorthHelp. Of a layer with many rows the products take longer than the
@@ -26,6 +30,7 @@
 #include <vector>
 
 #include "common/shm/expert_mailbox.h"
+#include "coordinator/experts/share_way.h"
 #include "kernels/expert_seconds.h"
 
 namespace ferry {
@@ -79,6 +84,7 @@ struct PlannerInput {
   bool ship_allowed = true;  // -ot: they may be shipped
   bool ship_all = false;     // --no-ooae: every expert that is not resident is shipped
   int64_t num_rows = 0;      // of the step: an exchange carries each of them at most once
+  ShareWay way = {};         // from the worker to the engines and back
   std::span<const EnginePlace> others;
   std::span<const HelperPlace> helpers;
   int64_t max_helper_tokens = INT64_MAX;  // of all helpers together
@@ -91,7 +97,7 @@ struct ExpertPlan {
   // One a use, with `others`; else empty. Where the place is kHost, the engine: 0 is the host's, i is others[i - 1].
   std::vector<int32_t> engines;
   double link_seconds = 0;  // predicted time of the copies, with helpers until the last has answered; 0 when the rate is unknown
-  double host_seconds = 0;  // predicted time of the host's share; likewise
+  double host_seconds = 0;  // predicted time in which the host computes its share; likewise
   double engine_seconds = 0;  // predicted time until the last engine has answered; 0 without `others`
 };
 

@@ -5,15 +5,10 @@
 #include <string>
 #include <utility>
 
-#include "absl/time/clock.h"
 #include "common/expert_transfer.h"
 
 namespace ferry {
 namespace {
-
-constexpr int kSmallProbes = 15, kCountedProbe = 2, kLargeProbes = 2;  // the third fastest counts
-constexpr int64_t kLargeProbeRows = 64;
-constexpr absl::Duration kBetweenProbes = absl::Milliseconds(1);  // as in decode, where threads have fallen asleep by then
 
 void Append(std::vector<std::byte>& frame, const void* data, size_t bytes) {
   const std::byte* const first = static_cast<const std::byte*>(data);
@@ -86,7 +81,6 @@ absl::StatusOr<double> RemoteEngine::Probe(int64_t rows, Deadline deadline) {
   std::vector<int32_t> outs(rows);
   for (int64_t i = 0; i < rows; ++i) outs[i] = static_cast<int32_t>(i);
   frame_.assign(kHeaderBytes + back.size() * sizeof(float), std::byte{});
-  absl::SleepFor(kBetweenProbes);
   const Stopwatch asked;
   RETURN_IF_ERROR(Send({.kind = WireKind::kProbe,
                         .number = sent_.number + 1,
@@ -98,23 +92,9 @@ absl::StatusOr<double> RemoteEngine::Probe(int64_t rows, Deadline deadline) {
 }
 
 absl::StatusOr<ExchangeCost> RemoteEngine::Measure(Deadline deadline) {
-  std::vector<double> small;
-  for (int i = 0; i < kSmallProbes; ++i) {
-    ASSIGN_OR_RETURN(const double seconds, Probe(1, deadline));
-    small.push_back(seconds);
-  }
-  // Beside other programs the median measures those: 16 ms between two busy cores where steps then saw less than 0.2.
-  std::nth_element(small.begin(), small.begin() + kCountedProbe, small.end());
-  const double one_row = small[kCountedProbe];
-  const int64_t many = std::min({kLargeProbeRows, words_.shape.max_rows, words_.shape.max_entries});
-  double many_rows = one_row;
-  for (int i = 0; i < kLargeProbes && many > 1; ++i) {
-    ASSIGN_OR_RETURN(const double seconds, Probe(many, deadline));
-    many_rows = i == 0 ? seconds : std::min(many_rows, seconds);
-  }
-  // Rows go there and come back.
-  const double row_seconds = many > 1 ? std::max(0.0, many_rows - one_row) / static_cast<double>(2 * (many - 1)) : 0;
-  return ExchangeCost{.exchange_seconds = std::max(0.0, one_row - 2 * row_seconds), .row_seconds = row_seconds};
+  constexpr int64_t kMostRows = 64;  // a host without work is measured every few seconds
+  const int64_t most_rows = std::min({kMostRows, words_.shape.max_rows, words_.shape.max_entries});
+  return MeasureExchange(most_rows, [&](int64_t rows) { return Probe(rows, deadline); });
 }
 
 }  // namespace ferry

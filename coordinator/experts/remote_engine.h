@@ -10,16 +10,11 @@
 #include <vector>
 
 #include "common/deadline.h"
+#include "common/exchange_cost.h"
 #include "common/expert_wire.h"
 #include "common/tls/data_connection.h"
 
 namespace ferry {
-
-// What an exchange costs beside the computation.
-struct ExchangeCost {
-  double exchange_seconds = 0;  // of a request and its answer without rows
-  double row_seconds = 0;       // of each row, either way
-};
 
 struct RemoteAnswer {
   double computed_seconds = 0;  // by the other host

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "coordinator/experts/share_way.h"
+
 namespace ferry {
 
 // Where a worker is.
@@ -14,13 +16,15 @@ struct WorkerNetwork {
   double bytes_per_second = 0;  // either way between the two; above 0 unless `host` is 0
 };
 
-// What the coordinator's engines compute for a worker in a layer: `entries` (row, expert) pairs of `rows` rows. The worker sends
-// it in requests of at most `most_rows` rows and `most_rows * top_k` entries, one after the other (worker/host_share.h).
+// What the coordinator's engines compute for a worker in a layer: `entries` (row, expert) pairs of `rows` rows. A request may
+// have at most `most_rows` rows and `most_rows * top_k` entries, or fewer (ShapeOfDataConnection).
 struct HostShareSize {
   int64_t rows = 0, n_embd = 0;
   double entries = 0;
   int64_t most_rows = 0, top_k = 0;
 };
+// As the planner reckons with it.
+ShareWay WayOf(const WorkerNetwork& worker, const HostShareSize& share);
 double HostShareSeconds(const WorkerNetwork& worker, const HostShareSize& share);
 // Of that, the part during which the way to the worker is taken: its contributions.
 double ContributionSeconds(const WorkerNetwork& worker, const HostShareSize& share);

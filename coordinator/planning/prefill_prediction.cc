@@ -176,6 +176,7 @@ class StepPredictor {
             .ship_allowed = rule != ExpertRule::kHost && rows > kMaxRowsWithoutPlan,
             .ship_all = !input_.ooae,
             .num_rows = rows,
+            .way = WayOf(network_, ShareOf(input_, rows, 0)),
             .others = others_,
             .helpers = helpers_,
             .max_helper_tokens = (rows * input_.config.router.top_k + 1) / 2};

@@ -3,10 +3,13 @@
 # second, prefill and decode, beside what a plain socket carries between the same two hosts. The hosts are two network namespaces with
 # a core each; the coordinator is on the first, the worker on the second. Needs root for the namespaces, and two cores.
 #
-#   tests/bench/expert_transport.sh PROGRAMS MODEL [MBIT] [TURNS]      MBIT: the cable's rate; 0, the default: as fast as it goes
+#   tests/bench/expert_transport.sh PROGRAMS MODEL [MBIT] [TURNS] [TOKENS]
 #   tests/bench/expert_transport.sh build/release/bin models/demo-moe.gguf 2500 5
+#
+# MBIT: the cable's rate; 0, the default: as fast as it goes. TOKENS: of a prompt, which is one step; 256 by default. $SLOTS: the
+# worker's memory for experts, 256MiB by default. COLD=1: prompts begin with empty slots.
 set -euo pipefail
-programs=$(realpath "${1:?the folder of the programs}") model=$(realpath "${2:?a model file}") mbit=${3:-0} turns=${4:-3}
+programs=$(realpath "${1:?the folder of the programs}") model=$(realpath "${2:?a model file}") mbit=${3:-0} turns=${4:-3} tokens=${5:-256}
 . "$(dirname "$0")/two_hosts.sh"
 narrow "$mbit"
 
@@ -36,15 +39,15 @@ while time.monotonic() < until:
 in_a "$programs/ferry" cluster-init --cluster-certs "$work/certs" >/dev/null
 measure() {  # TRANSPORT: prints records a second in bytes, prefill and decode in t/s
   rm -f "$work"/*.log
-  in_a "$programs/ferry" serve -m "$model" --coordinator-only --workers 1 --http-port 0 --port 0 --threads 1 -c 4096 --insecure \
+  in_a "$programs/ferry" serve -m "$model" --coordinator-only --workers 1 --http-port 0 --port 0 --threads 1 -c 4096 -b 2048 --insecure \
     --listen 192.0.2.1 --port 8090 --cluster-listen 192.0.2.1 --cluster-certs "$work/certs" >"$work/serve.log" 2>&1 &
   wait_for "$work/serve.log" "coordinator at"
   [ -d "$work/worker" ] || in_b "$programs/ferry" join 192.0.2.1 --cluster-certs "$work/worker" \
     --token "$(in_a "$programs/ferry" cluster-token --cluster-certs "$work/certs")" >/dev/null
   in_b "$programs/ferry-worker" --backend cpu --threads 1 --coordinator 192.0.2.1 --cluster-certs "$work/worker" \
-    --listen 192.0.2.2 --vram-experts 256MiB --expert-transport "$1" >"$work/worker.log" 2>&1 &
+    --listen 192.0.2.2 --vram-experts "${SLOTS:-256MiB}" --expert-transport "$1" >"$work/worker.log" 2>&1 &
   wait_for "$work/serve.log" "serving on"
-  in_a "$programs/ferry" bench --server 192.0.2.1:8090 -p 256 -n 32 -r 1 --json >"$work/bench.json"
+  in_a "$programs/ferry" bench --server 192.0.2.1:8090 -p "$tokens" -n 32 -r 1 ${COLD:+--cold} --json >"$work/bench.json"
   in_a "$programs/ferry" status --server 192.0.2.1:8090 --json >"$work/status.json"
   python3 - "$work/bench.json" "$work/status.json" "$1" <<'PY'
 import json, sys

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <set>
 
 #include "absl/strings/numbers.h"
@@ -117,6 +118,28 @@ TEST_F(Hosts, ANarrowCableChangesNoToken) {
   StartAll();
   ASSERT_OK_AND_ASSIGN(const std::string together, Complete(FromServer()));
   ASSERT_OK_AND_ASSIGN(const std::string alone, Complete(std::string("-m ") + kDemoModel));
+  EXPECT_EQ(together, alone);
+}
+
+// In a step of 2,048 rows an expert has about 256 of them. Their contributions are 256 kB, its record is 80.
+TEST_F(Hosts, OverANarrowCableComeRecordsAndNotMoreBytesOfContributions) {
+  if (const absl::Status narrow = lan_->Narrow(*far_, 100); !narrow.ok()) GTEST_SKIP() << narrow.message();
+  ServeOnHead();
+  ASSERT_OK(StartWorker(*near_, 0));
+  ASSERT_OK(far_->Start(Worker() + " --worker-id 1 --vram-experts 4MiB --listen " + far_->address()));
+  ASSERT_OK(desk_->Run("head -c 4000 " + SourcePath("docs/cli.md") + " >/tmp/text", kStartTimeout));
+  ASSERT_OK_AND_ASSIGN(const std::string together,
+                       desk_->Run("./ferry score --json -f /tmp/text " + FromServer(), kStartTimeout));
+  nlohmann::json far, experts;
+  ASSERT_TRUE(Eventually(kStartTimeout, [&] {
+    far =
+        nlohmann::json::parse(desk_->Run("./ferry status --json " + FromServer(), kStartTimeout).value())["server"]["workers"][1];
+    experts = far["experts"];
+    return experts.is_object() && experts.value("activated", 0) > 0;
+  }));
+  EXPECT_GT(experts.value("shipped", 0), 4 * experts.value("on_host", 0)) << far.dump();
+  EXPECT_LT(far.value("row_bytes_per_second", 1e9), 2 * 100e6 / 8) << far.dump();
+  ASSERT_OK_AND_ASSIGN(const std::string alone, desk_->Run("./ferry score --json -f /tmp/text -m " + kDemoModel, kStartTimeout));
   EXPECT_EQ(together, alone);
 }
 

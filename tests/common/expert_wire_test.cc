@@ -97,7 +97,7 @@ TEST(ExpertWire, EachKindHasItsCounts) {
   EXPECT_THAT(refusal({.kind = WireKind::kRecord, .number = 1, .num_uses = 2}), says("num_uses is 2, want at most 1"));
   EXPECT_THAT(refusal({.kind = WireKind::kRecord, .number = 1, .num_uses = 1, .num_entries = 1}), says("num_entries is 1"));
   EXPECT_THAT(refusal({.kind = WireKind::kPlan, .number = 1, .num_uses = 33}), says("num_uses is 33"));
-  EXPECT_THAT(refusal({.kind = WireKind::kProbe, .number = 1}), says("kind is 2"));
+  EXPECT_THAT(refusal({.kind = WireKind::kProbe, .number = 1, .num_rows = 5}), says("num_rows is 5"));
 }
 
 TEST(ExpertWire, AnotherWorkerIsReadAndNotTakenForThisOne) {

@@ -55,6 +55,7 @@ class FakeExperts {
   std::atomic<int> connections{0}, asked{0};
   std::atomic<uint64_t> newest_step{0};  // of a plan: records of earlier ones are refused
   FirstWords words = kDataWords;
+  absl::Duration pause = absl::ZeroDuration();  // before each answer; before the first request
 
  private:
   void Serve(DataConnection& connection) {
@@ -75,6 +76,7 @@ class FakeExperts {
     if (!rows.empty()) RETURN_IF_ERROR(connection.Receive(std::as_writable_bytes(std::span(rows)), Soon()));
     ++asked;
     while (silent && !stop_) absl::SleepFor(absl::Milliseconds(2));
+    absl::SleepFor(pause);
     const ExpertRequest request = RequestOf(header, ids);
     AnswerHeader answer = {.number = number, .step = header.step, .layer = header.layer, .num_entries = header.num_entries};
     if (answers_another) answer.step += 1;
@@ -108,6 +110,8 @@ class FakeExperts {
                                                     : ExpertPlace::kHost;
         append(&place, 1);
       }
+    } else if (header.kind == WireKind::kProbe) {
+      append(rows.data(), rows.size() * sizeof(float));
     } else {
       for (const int32_t row : request.entry_rows) {
         for (int64_t i = 0; i < kDataShape.n_embd; ++i) {
@@ -187,6 +191,16 @@ TEST_F(DataLinkTest, AsksThePlanner) {
       {.expert = 0, .tokens = 1}, {.expert = 2, .tokens = 1, .resident = 1}, {.expert = 5, .tokens = 9}};
   ASSERT_OK_AND_ASSIGN(const auto places, link_->Plan(1, 0, 11, uses, 0, Soon()));
   EXPECT_THAT(places, ElementsAre(ExpertPlace::kHost, ExpertPlace::kResident, ExpertPlace::kShip));
+}
+
+TEST_F(DataLinkTest, MeasuresWhatAnExchangeCostsAndThenComputes) {
+  coordinator_.pause = absl::Milliseconds(5);
+  ASSERT_OK_AND_ASSIGN(const ExchangeCost cost, link_->MeasureExchange(Soon()));
+  EXPECT_GE(cost.exchange_seconds + 2 * cost.row_seconds, 5e-3);
+  EXPECT_GE(cost.row_seconds, 0);
+  link_->HostRows(2);
+  ASSERT_OK(link_->StartCompute(TwoRows()));
+  EXPECT_OK(link_->FinishCompute(Soon()));
 }
 
 TEST_F(DataLinkTest, HasTheHostCompute) {

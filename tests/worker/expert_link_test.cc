@@ -94,6 +94,8 @@ class FakeCluster final : public internal::v1::Cluster::Service {
     while (silent && !context->IsCancelled()) absl::SleepFor(absl::Milliseconds(5));
     const float* const rows = reinterpret_cast<const float*>(request->rows().data());
     const int64_t n_embd = Model().config.n_embd;
+    if (request->probe()) response->set_contributions(request->rows());
+    if (request->probe()) return grpc::Status::OK;
     std::vector<float> out;
     for (const uint32_t row : request->entry_rows()) {
       for (int64_t i = 0; i < n_embd; ++i) out.push_back(2 * rows[row * n_embd + i]);
@@ -127,6 +129,14 @@ class GrpcLinkTest : public testing::Test {
   FakeCluster cluster_;
   std::unique_ptr<ExpertLink> link_;
 };
+
+TEST_F(GrpcLinkTest, MeasuresWhatAnExchangeCosts) {
+  ASSERT_OK_AND_ASSIGN(const ExchangeCost cost, link_->MeasureExchange(Soon()));
+  EXPECT_GT(cost.exchange_seconds + 2 * cost.row_seconds, 0);
+  cluster_.silent = true;
+  EXPECT_THAT(link_->MeasureExchange(Deadline::In(absl::Milliseconds(50))), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  cluster_.silent = false;
+}
 
 TEST_F(GrpcLinkTest, BringsRecordsMoreThanItsBuffersHold) {
   std::vector<ExpertId> ids;

@@ -111,6 +111,8 @@ TEST(CheckHeartbeat, RefusesWhatIsNoStateOrNumber) {
   refused([](auto& bad) { bad.set_expert_flops_per_second(kNan); }, "expert_flops_per_second");
   refused([](auto& bad) { bad.set_expert_read_bytes_per_second(-kInfinity); }, "expert_read_bytes_per_second");
   refused([](auto& bad) { bad.set_operation_seconds(kInfinity); }, "operation_seconds");
+  refused([](auto& bad) { bad.set_exchange_seconds(-1); }, "exchange_seconds is -1");
+  refused([](auto& bad) { bad.set_row_seconds(kNan); }, "row_seconds is nan");
   refused([](auto& bad) { bad.mutable_hidden_states()->set_way("\x1b[2J"); }, "hidden_states.way is no printable text");
   refused([](auto& bad) { bad.mutable_hidden_states()->set_why(std::string(300, 'x')); }, "hidden_states.why has 300 bytes");
   refused([](auto& bad) { bad.mutable_hidden_states()->add_times()->set_nccl_seconds(kNan); }, "nccl_seconds is nan");

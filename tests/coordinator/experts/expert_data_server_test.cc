@@ -52,6 +52,18 @@ class Peer {
     if (answer.code == absl::StatusCode::kOk) return body;
     return absl::Status(answer.code, std::string(reinterpret_cast<const char*>(body.data()), body.size()));
   }
+  // Exchanges rows with so many values in all.
+  absl::Status Probe(int32_t rows, size_t values) {
+    const RequestHeader header = {.kind = WireKind::kProbe, .number = ++number_, .num_rows = rows, .num_entries = rows};
+    std::vector<float> some(values);
+    RETURN_IF_ERROR(connection_->Send(Encode(header), Soon()));
+    RETURN_IF_ERROR(connection_->Send(std::as_bytes(std::span(some)), Soon()));
+    std::array<std::byte, kHeaderBytes> encoded;
+    RETURN_IF_ERROR(connection_->Receive(encoded, Soon()));
+    ASSIGN_OR_RETURN(const AnswerHeader answer, ParseAnswerHeader(encoded, header));
+    return answer.code == absl::StatusCode::kOk ? connection_->Receive(std::as_writable_bytes(std::span(some)), Soon())
+                                                : Internal("an error instead of rows");
+  }
   absl::Status SendRaw(std::span<const std::byte> bytes) { return connection_->Send(bytes, Soon()); }
   // Unavailable once the server has closed the connection.
   absl::Status AwaitEnd() {
@@ -114,6 +126,12 @@ TEST_F(ExpertDataServerTest, ComputesWhatTheExchangeComputes) {
   ASSERT_OK_AND_ASSIGN(const std::vector<std::byte> got,
                        peer.Ask(WireKind::kCompute, request, want.size() * sizeof(float), rows));
   EXPECT_EQ(std::memcmp(got.data(), want.data(), got.size()), 0);
+}
+
+TEST_F(ExpertDataServerTest, AProbesRowsComeBackAndNothingIsComputed) {
+  Peer peer = Connect();
+  EXPECT_OK(peer.Probe(3, 3 * config_.n_embd));
+  EXPECT_OK(FetchesARecord(peer, 1)) << "it is no step, and the connection goes on";
 }
 
 TEST_F(ExpertDataServerTest, PlansAsTheExchangeDoes) {

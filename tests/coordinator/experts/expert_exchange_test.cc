@@ -112,7 +112,7 @@ TEST_F(ExpertExchangeTest, PlansByTheRatesAndTheSlots) {
                            .num_rows = 500,
                            .uses = {{.expert = 1, .tokens = 400}, {.expert = 2, .tokens = 1, .resident = 1}}};
   EXPECT_THAT(*exchange_->Plan(WorkerId(0), request), ElementsAre(ExpertPlace::kShip, ExpertPlace::kResident));
-  exchange_->UpdatePeer(WorkerId(0), 0, 100e9);
+  exchange_->UpdatePeer(WorkerId(0), {.num_slots = 0, .link_bytes_per_second = 100e9});
   request.uses[1].resident = 0;
   EXPECT_THAT(*exchange_->Plan(WorkerId(0), request), Each(ExpertPlace::kHost));
 }
@@ -127,10 +127,29 @@ TEST_F(ExpertExchangeTest, PlansByTheLinksRateBesideTheHostOnceItIsKnown) {
   const PlannerRates host = {.host = {.read_bytes_per_second = 1e9, .flops_per_second = 1e9}};
   exchange_->SetRates(host, {1});  // a byte a second
   EXPECT_THAT(*exchange_->Plan(WorkerId(0), request), ElementsAre(ExpertPlace::kHost));
-  exchange_->UpdatePeer(WorkerId(0), 8, 100e9);
+  exchange_->UpdatePeer(WorkerId(0), {.num_slots = 8, .link_bytes_per_second = 100e9});
   EXPECT_THAT(*exchange_->Plan(WorkerId(0), request), ElementsAre(ExpertPlace::kHost)) << "100 GB/s is its rate alone";
   exchange_->SetRates(host, {0});
   EXPECT_THAT(*exchange_->Plan(WorkerId(0), request), ElementsAre(ExpertPlace::kShip)) << "nothing better is known";
+}
+
+TEST_F(ExpertExchangeTest, PlansByWhatAnExchangeCostsTheWorker) {
+  const ExpertRequest request = {.kind = ExpertRequestKind::kPlan,
+                                 .incarnation = kIncarnation,
+                                 .step = 1,
+                                 .layer = 0,
+                                 .num_rows = 500,
+                                 .uses = {{.expert = 1, .tokens = 9}}};
+  exchange_->SetRates({.host = {.read_bytes_per_second = 1e12, .flops_per_second = 1e15}}, {});
+  PeerRates rates = {.num_slots = 8, .link_bytes_per_second = 1e6};
+  exchange_->UpdatePeer(WorkerId(0), rates);
+  EXPECT_THAT(*exchange_->Plan(WorkerId(0), request), ElementsAre(ExpertPlace::kHost));
+  rates.exchange = {.exchange_seconds = 60};
+  exchange_->UpdatePeer(WorkerId(0), rates);
+  EXPECT_THAT(*exchange_->Plan(WorkerId(0), request), ElementsAre(ExpertPlace::kShip));
+  rates.exchange = {.row_seconds = 60};
+  exchange_->UpdatePeer(WorkerId(0), rates);
+  EXPECT_THAT(*exchange_->Plan(WorkerId(0), request), ElementsAre(ExpertPlace::kShip));
 }
 
 // Whether plans of large steps follow what steps took, and what they leave out.

@@ -1,6 +1,7 @@
 #include "coordinator/experts/expert_messages.h"
 
 #include <cstring>
+#include <limits>
 
 #include "coordinator/experts/expert_record_stream.h"
 #include "tests/testing/source_path.h"
@@ -44,6 +45,18 @@ TEST(ExpertMessages, ConvertsAComputeRequest) {
   EXPECT_THAT(compute.request.entry_rows, ElementsAre(0, 0, 1));
   EXPECT_EQ(compute.rows.size(), 8u);
   EXPECT_EQ(compute.contributions.size(), 12u);
+}
+
+TEST(ExpertMessages, APlanHasTheStepsRowsAndAFetchHasNone) {
+  internal::v1::ExpertRequest proto = TwoRows().request();
+  ASSERT_OK_AND_ASSIGN(const ExpertRequest fetch, ExpertRequestFromProto(proto, ExpertRequestKind::kPlan));
+  EXPECT_EQ(fetch.num_rows, std::numeric_limits<int32_t>::max()) << "which bounds no tokens";
+  proto.set_num_rows(700);
+  ASSERT_OK_AND_ASSIGN(const ExpertRequest plan, ExpertRequestFromProto(proto, ExpertRequestKind::kPlan));
+  EXPECT_EQ(plan.num_rows, 700);
+  proto.set_num_rows(~0u);
+  EXPECT_THAT(ExpertRequestFromProto(proto, ExpertRequestKind::kPlan),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("num_rows")));
 }
 
 TEST(ExpertMessages, RefusesNumbersThatDoNotFit) {

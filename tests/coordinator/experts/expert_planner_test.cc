@@ -20,6 +20,13 @@ PlannerInput Input(const std::vector<ActivatedExpert>& uses) {
   return {.uses = uses, .bytes_per_expert = 13e6, .flops_per_token = 50e6, .num_slots = 16, .rates = kRates};
 }
 
+std::vector<ActivatedExpert> OneTokenEach(int count) {
+  std::vector<ActivatedExpert> uses;
+  for (int i = 0; i < count; ++i) uses.push_back({.expert = i, .tokens = 1});
+  return uses;
+}
+EnginePlace LikeTheHost() { return {.rates = kRates.host}; }
+
 double Makespan(const PlannerInput& input, const std::vector<ExpertPlace>& places) {
   double link = 0, host = 0;
   for (size_t i = 0; i < places.size(); ++i) {
@@ -120,18 +127,90 @@ TEST(ExpertPlanner, PredictsItsOwnTimes) {
   EXPECT_DOUBLE_EQ(plan.host_seconds, 13e6 / 50e9);
 }
 
+// ----------------------------------------------------------------------------------------- a worker behind a network
+
+// A worker of another host: its records come at 0.25 GB/s, in 52 ms each, and the host takes 0.26 ms for one of few rows.
+constexpr double kRowBytes = 8192, kCableRate = 250e6, kCopySeconds = 13e6 / kCableRate;
+PlannerInput Over(const std::vector<ActivatedExpert>& uses, double exchange_seconds) {
+  PlannerInput input = Input(uses);
+  input.rates.link_bytes_per_second = kCableRate;
+  input.num_rows = 4096;
+  input.way.cost = {.exchange_seconds = exchange_seconds, .row_seconds = kRowBytes / kCableRate};
+  return input;
+}
+// Seconds until the worker has everything, when it ships the first `shipped` uses.
+double SecondsOver(const PlannerInput& input, size_t shipped) {
+  double host = 0, entries = 0;
+  for (const ActivatedExpert& use : input.uses.subspan(shipped)) {
+    host += ExpertSeconds(input.rates.host, input.bytes_per_expert, input.flops_per_token, use.tokens);
+    entries += use.tokens;
+  }
+  return std::max(static_cast<double>(shipped) * kCopySeconds + ContributionSeconds(input.way, entries),
+                  host + ShareSeconds(input.way, input.num_rows, entries));
+}
+size_t Shipped(const ExpertPlan& plan) {
+  return static_cast<size_t>(std::count(plan.places.begin(), plan.places.end(), ExpertPlace::kShip));
+}
+
+TEST(ExpertPlanner, CopiesAnExpertWhoseRowsCostMoreThanItsRecord) {
+  // 2,000 rows there and contributions back are 131 ms on the cable, the record is 52.
+  const std::vector<ActivatedExpert> uses = {{.expert = 0, .tokens = 2000}};
+  PlannerInput input = Over(uses, 100e-6);
+  input.rates.host.flops_per_second = 1e15;
+  EXPECT_THAT(PlanExperts(input).places, Each(ExpertPlace::kShip));
+  input.way = {};
+  EXPECT_THAT(PlanExperts(input).places, Each(ExpertPlace::kHost)) << "in shared memory rows cost nothing";
+}
+
+TEST(ExpertPlanner, AsksNoEngineThatIsFartherAwayThanACopyTakes) {
+  const std::vector<ActivatedExpert> uses = {{.expert = 0, .tokens = 4}};
+  EXPECT_THAT(PlanExperts(Over(uses, 0.5 * kCopySeconds)).places, Each(ExpertPlace::kHost));
+  EXPECT_THAT(PlanExperts(Over(uses, 2 * kCopySeconds)).places, Each(ExpertPlace::kShip));
+}
+
+TEST(ExpertPlanner, AskingAFarEnginePaysForManyExpertsTogether) {
+  const std::vector<ActivatedExpert> uses = OneTokenEach(16);
+  const ExpertPlan plan = PlanExperts(Over(uses, 4 * kCopySeconds));
+  EXPECT_EQ(Shipped(plan), 4u) << "as many copies as fit into the exchange for the others";
+}
+
+TEST(ExpertPlanner, CountsARequestForEachThatTheLinkHolds) {
+  const std::vector<ActivatedExpert> uses = OneTokenEach(16);
+  PlannerInput input = Over(uses, kCopySeconds);
+  const size_t one_request = Shipped(PlanExperts(input));
+  input.way.max_entries = 4;
+  EXPECT_GT(Shipped(PlanExperts(input)), one_request);
+}
+
+TEST(ExpertPlanner, OverANetworkNoOtherNumberOfCopiesIsFaster) {
+  std::mt19937 random(11);
+  for (int trial = 0; trial < 200; ++trial) {
+    std::vector<ActivatedExpert> uses(1 + random() % 64);
+    for (ActivatedExpert& use : uses) use.tokens = static_cast<int32_t>(1 + random() % (1u << (random() % 12)));
+    std::sort(uses.begin(), uses.end(), [](const auto& a, const auto& b) { return a.tokens > b.tokens; });
+    for (size_t i = 0; i < uses.size(); ++i) uses[i].expert = static_cast<int32_t>(i);
+    const PlannerInput input = Over(uses, 1e-6 * static_cast<double>(random() % 200'000));
+    double best = SecondsOver(input, 0);
+    for (size_t shipped = 1; shipped <= uses.size(); ++shipped) best = std::min(best, SecondsOver(input, shipped));
+    EXPECT_NEAR(SecondsOver(input, Shipped(PlanExperts(input))), best, 1e-9) << "trial " << trial;
+  }
+}
+
+TEST(ExpertPlanner, AnExpertHostDoesNotShortenTheWorkersWay) {
+  // Two engines take half of the time, but rows that cost more than records are not sent to either.
+  const std::vector<ActivatedExpert> uses = {{.expert = 0, .tokens = 2000}, {.expert = 1, .tokens = 2000}};
+  PlannerInput input = Over(uses, 100e-6);
+  const std::vector<EnginePlace> others = {LikeTheHost()};
+  input.others = others;
+  EXPECT_THAT(PlanExperts(input).places, Each(ExpertPlace::kShip));
+}
+
 // ------------------------------------------------------------------------------------------------- engines of further hosts
 
-EnginePlace LikeTheHost() { return {.rates = kRates.host}; }
 EnginePlace Slower(double times) {
   EnginePlace place = LikeTheHost();
   place.rates = Slower(place.rates, times);
   return place;
-}
-std::vector<ActivatedExpert> OneTokenEach(int count) {
-  std::vector<ActivatedExpert> uses;
-  for (int i = 0; i < count; ++i) uses.push_back({.expert = i, .tokens = 1});
-  return uses;
 }
 PlannerInput OnEngines(const std::vector<ActivatedExpert>& uses, const std::vector<EnginePlace>& others) {
   PlannerInput input = Input(uses);
