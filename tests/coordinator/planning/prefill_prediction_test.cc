@@ -110,6 +110,18 @@ TEST_F(PrefillPredictionTest, RowsWhoseExpertsAreInSlotsCrossTheNetworkOnce) {
   EXPECT_NEAR(over.seconds - prefill.seconds, 100, 2) << "a hundred hidden states, in whatever steps";
 }
 
+// A record takes a second, as a row does, and an expert has some sixty rows.
+TEST_F(PrefillPredictionTest, AWorkerOfAnotherHostCopiesExpertsWhoseRowsCostMore) {
+  Place(2, 500);
+  PredictionInput input = SlowLink(20);
+  const PrefillPrediction here = PredictPrefill(input, 500);
+  PutLastElsewhere(0.125, &input);
+  const PrefillPrediction over = PredictPrefill(input, 500);
+  EXPECT_GT(here.on_host, here.shipped) << "the host takes next to nothing";
+  EXPECT_LT(over.on_host, 0.7 * here.on_host) << "of the first worker's layers, and experts of few rows";
+  EXPECT_EQ(over.activated, over.resident + over.shipped + over.on_host);
+}
+
 TEST_F(PrefillPredictionTest, AHostOnItsOwnCoresComputesWhileTheFirstDoes) {
   Place(2, 100);
   PredictionInput input = SlowLink(0);
