@@ -63,20 +63,87 @@ constexpr auto MakeLevels(const Levels& levels) {
   return table;
 }
 
-// The levels of the four nibbles in the low half of `codes`, in their order. kFrom: where the 16 levels begin in the table.
+// __byte_perm without the instruction that clears the fourth bit of each selector.
+__device__ inline uint32_t Permute(uint32_t a, uint32_t b, uint32_t selectors) {
+  uint32_t out;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(selectors));
+  return out;
+}
+// `constant` in a register.
+__device__ inline uint32_t Held(uint32_t constant) { return constant ^ (blockDim.y - 1); }
+
+// A word of eight nibbles as prmt reads them. Its selectors take three bits of index, since the fourth one means something else:
+// so a level comes from one half of a table of 16 or from the other, and another prmt chooses.
+struct NibbleSelectors {
+  uint32_t index, half;
+
+  __device__ explicit NibbleSelectors(uint32_t codes)
+      : index(codes & 0x77777777u), half(((codes >> 1) & 0x44444444u) | 0x32103210u) {}
+  // Those of the four nibbles above.
+  __device__ void MoveUp() { index >>= 16, half >>= 16; }
+};
+// The levels of the four lowest nibbles, in their order. kFrom: where the 16 levels begin in the table.
 template <int kFrom, int kLevels>
-__device__ inline uint32_t Look16(const LevelTable<kLevels>& table, uint32_t codes) {
-  // A selector of prmt takes three bits of index; its fourth one means something else.
+__device__ inline uint32_t Look16(const LevelTable<kLevels>& table, const NibbleSelectors& of) {
   constexpr int kAt = kFrom / 4;
-  const uint32_t index = codes & 0x77777777u;
-  const uint32_t low = __byte_perm(table.words[kAt], table.words[kAt + 1], index);
-  const uint32_t high = __byte_perm(table.words[kAt + 2], table.words[kAt + 3], index);
-  return __byte_perm(low, high, 0x3210u | ((codes >> 1) & 0x44444444u));
+  const uint32_t low = Permute(Held(table.words[kAt]), table.words[kAt + 1], of.index);
+  const uint32_t high = Permute(Held(table.words[kAt + 2]), table.words[kAt + 3], of.index);
+  return Permute(low, high, of.half);
 }
 template <int kLevels>
 __device__ inline uint32_t Look8(const LevelTable<kLevels>& table, uint32_t codes) {
   static_assert(kLevels <= 8);
   return __byte_perm(table.words[0], table.words[kLevels / 4 - 1], codes);
+}
+
+// An order of 32 columns in which look-ups by prmt leave them: groups a and b of four columns share two words, [a0 b0 a1 b1] and
+// [a2 b2 a3 b3]. Words 2q and 2q + 1 are those of groups q and q + 4 (kNibbles), or of the q-th of 0 and 2, 1 and 3, 4 and 6, 5
+// and 7 (kPairs: halves of 16 columns stay apart).
+enum class ColumnOrder { kNatural, kNibbles, kPairs };
+
+// The levels of nibbles as two whole numbers of up to seven bits, of which one is zero: a level is above - below. In the order
+// kNibbles. Tables of 16 levels, the first eight of them negative. A selector of prmt whose fourth bit is set gives eight times
+// the highest bit of a byte, which is zero here.
+template <int kLevels>
+__device__ inline void LookSides(const LevelTable<kLevels>& negative, const LevelTable<kLevels>& positive,
+                                 const uint32_t* nibbles, uint32_t (&above)[8], uint32_t (&below)[8]) {
+  static_assert(kLevels == 8);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t first = nibbles[i], flipped = nibbles[i] ^ 0x88888888u;
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      below[2 * i + k] = Permute(Held(negative.words[0]), negative.words[1], first >> (16 * k));
+      above[2 * i + k] = Permute(Held(positive.words[0]), positive.words[1], flipped >> (16 * k));
+    }
+  }
+}
+// Half of a table of 16 levels, of which the sign is dropped.
+template <int kFrom, typename Levels>
+constexpr auto MakeSide(const Levels& levels) {
+  LevelTable<8> table{};
+  for (int i = 0; i < 8; ++i) {
+    const int level = levels[kFrom + i];
+    table.words[i / 4] |= static_cast<uint32_t>(level < 0 ? -level : level) << (8 * (i % 4));
+  }
+  return table;
+}
+
+// The levels of codes of two or three bits in the order kPairs. `bits`: the third ones, or 0.
+template <int kLevels>
+__device__ inline void LookPairs(const LevelTable<kLevels>& table, const uint32_t* pairs, uint32_t bits, uint32_t (&out)[8]) {
+  static_assert(kLevels <= 8);
+#pragma unroll
+  for (int q = 0; q < 4; ++q) {
+    uint32_t selectors = (pairs[q / 2] >> (2 * (q % 2))) & 0x33333333u;
+    if constexpr (kLevels == 8) {
+      const int group = q / 2 * 4 + q % 2;  // and group + 2
+      selectors |= (group < 2 ? bits << (2 - group) : bits >> (group - 2)) & 0x04040404u;
+      selectors |= (group + 2 < 6 ? bits << (4 - group) : bits >> (group - 4)) & 0x40404040u;
+    }
+    out[2 * q] = Permute(Held(table.words[0]), table.words[kLevels / 4 - 1], selectors);
+    out[2 * q + 1] = Permute(Held(table.words[0]), table.words[kLevels / 4 - 1], selectors >> 16);
+  }
 }
 
 // The levels of nibbles in groups.
@@ -85,7 +152,10 @@ __device__ inline void LookNibbles(const LevelTable<kLevels>& table, const uint3
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     // The nibbles of a word in their order: columns 4i, 4i + 16, 4i + 1, 4i + 17, ...
-    const uint32_t first = Look16<kFrom>(table, nibbles[i]), second = Look16<kFrom>(table, nibbles[i] >> 16);
+    NibbleSelectors of(nibbles[i]);
+    const uint32_t first = Look16<kFrom>(table, of);
+    of.MoveUp();
+    const uint32_t second = Look16<kFrom>(table, of);
     out[i] = __byte_perm(first, second, 0x6420);
     out[i + 4] = __byte_perm(first, second, 0x7531);
   }

@@ -33,18 +33,27 @@ inline bool LaunchesOverlap() {
   return overlap;
 }
 
+struct LaunchPlace {
+  cudaStream_t stream = nullptr;
+  int64_t shared_bytes = 0;  // of dynamic shared memory
+};
 template <typename... Params, typename... Args>
-cudaError_t LaunchOverlapping(void (*kernel)(Params...), dim3 grid, int threads, cudaStream_t stream, Args&&... args) {
+cudaError_t LaunchOverlapping(void (*kernel)(Params...), dim3 grid, int threads, const LaunchPlace& place, Args&&... args) {
   cudaLaunchAttribute overlap = {};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.stream = stream;
+  config.stream = place.stream;
+  config.dynamicSmemBytes = static_cast<size_t>(place.shared_bytes);
   config.attrs = &overlap;
   config.numAttrs = LaunchesOverlap() ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...);
+}
+template <typename... Params, typename... Args>
+cudaError_t LaunchOverlapping(void (*kernel)(Params...), dim3 grid, int threads, cudaStream_t stream, Args&&... args) {
+  return LaunchOverlapping(kernel, grid, threads, LaunchPlace{stream}, std::forward<Args>(args)...);
 }
 
 }  // namespace ferry::cuda

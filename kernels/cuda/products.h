@@ -4,7 +4,8 @@
 // dense matrix), each multiplying its own rows by its own weights. product_config.h chooses the kernel. Internal; callers check
 // the arguments.
 //
-//   products_few*.cu   at most kFewTaskRows rows: every warp streams its weights once, and only rows are shared
+//   products_few*.cu   at most kFewTaskRows rows: every warp streams its weights once, and only rows are shared. Experts of most
+//                      types are multiplied in whole numbers (products_dot.cuh), the rest and dense matrices in BF16 or F16
 //   products_mma.cu    any rows: mma.sync, capability 7.5 and later
 //   products_wgmma.cu  any rows: warpgroup products of capability 9.0a
 //

@@ -11,6 +11,7 @@
 
 #include "kernels/cuda/overlapping_launch.cuh"
 #include "kernels/cuda/product_device_code.cuh"
+#include "kernels/cuda/products_dot.cuh"
 #include "kernels/cuda/row_decoder.cuh"
 
 namespace ferry::cuda {
@@ -205,18 +206,35 @@ cudaError_t LaunchFewRows(const ProductParams& params, cudaStream_t stream) {
   return LaunchTiles<kType, Act, kFused, 4, kRowTiles, kWarps>(params, stream);
 }
 
+// Products with one dense matrix.
+template <DType kType, typename Act>
+cudaError_t LaunchFewDense(const ProductParams& params, cudaStream_t stream) {
+  return params.n <= kMaxDenseRows ? LaunchFewRows<kType, Act, false, kDenseWarps>(params, stream)
+                                   : LaunchFewRows<kType, Act, false, kExpertWarps>(params, stream);
+}
+
 // The tasks of `params` with weights of one of `kTypes`; cudaErrorInvalidValue for another type.
 template <DType... kTypes>
 cudaError_t LaunchFew(TypeList<kTypes...> types, const ProductParams& params, bool fused, cudaStream_t stream) {
+  const bool experts = params.offsets != nullptr;
   cudaError_t result = cudaErrorInvalidValue;
   WithFormat(types, params.first.type, [&]<DType kType>() {
+    if constexpr (kIsDot<kType>) {
+      if (experts) {
+        result = fused ? LaunchDot<kType, true>(params, stream) : LaunchDot<kType, false>(params, stream);
+        return;
+      }
+    }
     result = WithActivation(params.act_type, [&](auto act) {
       using Act = decltype(act);
       if (!IsCompiledFor<kType, Act>(params.capability)) return cudaErrorInvalidValue;
-      if (fused) return LaunchFewRows < kType, Act, true, kIsDirect<kType> ? kExpertWarps : 2 * kExpertWarps > (params, stream);
-      const bool small_matrix = params.offsets == nullptr && params.n <= kMaxDenseRows;
-      return small_matrix ? LaunchFewRows<kType, Act, false, kDenseWarps>(params, stream)
-                          : LaunchFewRows<kType, Act, false, kExpertWarps>(params, stream);
+      if (!experts) return LaunchFewDense<kType, Act>(params, stream);
+      if constexpr (kIsDot<kType>) {
+        return cudaErrorInvalidValue;
+      } else {
+        if (!fused) return LaunchFewRows<kType, Act, false, kExpertWarps>(params, stream);
+        return LaunchFewRows < kType, Act, true, kIsDirect<kType> ? kExpertWarps : 2 * kExpertWarps > (params, stream);
+      }
     });
   });
   return result;

@@ -5,7 +5,11 @@
 //
 //   kScaleWords                              words of scales that a row's 32 columns need
 //   LoadScales(entry, row, tile, words)      reads them; `entry` is that of 16 rows, `tile` the place among those that share it
-//   Codes(codes, out)                        the codes, kZero above their value, in the groups of code_forms.cuh
+//   Codes(codes, out)                        the codes, kZero above their value, in the groups of code_forms.cuh; types with a
+//   Grid
+//                                            take a copy of it before `out`
+//   PairedCodes(codes, out)                  some have: the codes in the order kPairs
+//   Sides(codes, above, below)               some have: the codes as differences, in the order kNibbles (LookSides)
 //   Scales(words, codes, tile, header, out)  scale and minimum of the two halves of 16 columns
 //
 // A value is (code - kZero) * scale - minimum, with one rounding where common/model/formats rounds twice.
@@ -118,8 +122,14 @@ struct Iq4Levels : Levels {
     constexpr auto kTable = MakeLevels(kIq4Values);
     LookNibbles(kTable, codes, out);
   }
+  __device__ static void Sides(const uint32_t* codes, uint32_t (&above)[8], uint32_t (&below)[8]) {
+    constexpr auto kNegative = MakeSide<0>(kIq4Values), kPositive = MakeSide<8>(kIq4Values);
+    LookSides(kNegative, kPositive, codes, above, below);
+  }
 };
 
+template <>
+struct RowFormat<DType::kQ4_0> : NibbleCodes<8>, OneHalf {};
 template <>
 struct RowFormat<DType::kQ4_1> : NibbleCodes<0>, HalfAndMinimum {};
 template <>
@@ -131,14 +141,25 @@ struct RowFormat<DType::kQ6_0> : SixBitCodes, OneHalf {};
 template <>
 struct RowFormat<DType::kIQ4_NL> : Iq4Levels, OneHalf {};
 template <>
-struct RowFormat<DType::kNVFP4> : Levels {
-  static constexpr int kScaleWords = 1;
+struct RowFormat<DType::kNVFP4> {
+  static constexpr int kZero = 12, kScaleWords = 1;
   __device__ static void LoadScales(const std::byte* entry, int row, int, uint32_t* words) {
     words[0] = FieldWord<0, 2>(entry, row);
   }
+  // Twice the E2M1 values plus 12: of a table for either sign, which gives zero for codes of the other one (LookSides).
   __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
-    constexpr auto kTable = MakeLevels(kFp4Doubled);
-    LookNibbles(kTable, codes, out);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t flipped = codes[i] ^ 0x88888888u;
+      uint32_t levels[2];
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        levels[k] = Permute(Held(0x0F0E0D0Cu), 0x18141210u, codes[i] >> (16 * k)) |
+                    Permute(Held(0x090A0B0Cu), 0x00040608u, flipped >> (16 * k));
+      }
+      out[i] = __byte_perm(levels[0], levels[1], 0x6420);
+      out[i + 4] = __byte_perm(levels[0], levels[1], 0x7531);
+    }
   }
   __device__ static void Scales(const uint32_t* words, const uint32_t*, int, float, HalfScales& out) {
 #pragma unroll
@@ -146,12 +167,10 @@ struct RowFormat<DType::kNVFP4> : Levels {
   }
 
  private:
-  // HalfOfE4M3 of common/model/formats/blocks_of_32.h.
+  // HalfOfE4M3 of common/model/formats/blocks_of_32.h: exponent and mantissa as those of a float, which is exact for subnormals
+  // too.
   __device__ static float HalfOfE4M3Bits(uint32_t byte) {
-    const uint32_t exponent = (byte >> 3) & 15u, mantissa = byte & 7u;
-    if (byte == 0x7F) return 0.0f;
-    if (exponent == 0) return static_cast<float>(mantissa) * 0x1p-10f;
-    return __uint_as_float((exponent + 119) << 23 | mantissa << 20);
+    return byte == 0x7F ? 0.0f : __uint_as_float((byte & 127u) << 20) * 0x1p119f;
   }
 };
 
@@ -258,6 +277,10 @@ struct Iq2Levels : Levels {
     UnpackPairs(codes, out);
     LookBytes(kTable, out);
   }
+  __device__ static void PairedCodes(const uint32_t* codes, uint32_t (&out)[8]) {
+    constexpr auto kTable = MakeLevels(kIq2Values);
+    LookPairs(kTable, codes, 0, out);
+  }
 };
 struct Iq3Levels : Levels {
   __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
@@ -265,6 +288,10 @@ struct Iq3Levels : Levels {
     UnpackPairs(codes, out);
     AddBits<2>(codes[2], out);
     LookBytes(kTable, out);
+  }
+  __device__ static void PairedCodes(const uint32_t* codes, uint32_t (&out)[8]) {
+    constexpr auto kTable = MakeLevels(kIq3Values);
+    LookPairs(kTable, codes, codes[2], out);
   }
 };
 struct Iq5Levels : Levels {
@@ -383,14 +410,21 @@ struct RowFormat<DType::kIQ4_KSS> : Levels {
   static constexpr int kScaleWords = 0;
   __device__ static void LoadScales(const std::byte*, int, int, uint32_t*) {}
   __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
-    constexpr auto kTable = MakeLevels(kIq4Values);
     uint32_t nibbles[4];
+    Nibbles(codes, nibbles);
+    Iq4Levels::Codes(nibbles, out);
+  }
+  __device__ static void Sides(const uint32_t* codes, uint32_t (&above)[8], uint32_t (&below)[8]) {
+    uint32_t nibbles[4];
+    Nibbles(codes, nibbles);
+    Iq4Levels::Sides(nibbles, above, below);
+  }
+  __device__ static void Nibbles(const uint32_t* codes, uint32_t (&nibbles)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const uint32_t gray = codes[i] & 0xFFFEFFFEu;
       nibbles[i] = gray ^ ((gray >> 1) & 0x7FFF7FFFu);
     }
-    LookNibbles(kTable, nibbles, out);
   }
   // The byte's bits are the lowest ones of the eight 16-bit words of codes.
   __device__ static void Scales(const uint32_t*, const uint32_t* codes, int, float header, HalfScales& out) {
@@ -431,7 +465,8 @@ struct RowFormat<DType::kIQ2_KL> : Levels, BitsAndNibbles {
     constexpr LevelTable<32> kFirst = Table<0>(), kSecond = Table<8>();
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint32_t nibbles = codes[i / 2] >> (16 * (i % 2)), mask = MasksOf(SpreadBits(codes[2] >> (4 * i)));
+      const NibbleSelectors nibbles(codes[i / 2] >> (16 * (i % 2)));
+      const uint32_t mask = MasksOf(SpreadBits(codes[2] >> (4 * i)));
       const uint32_t first = (Look16<0>(kFirst, nibbles) & ~mask) | (Look16<16>(kFirst, nibbles) & mask);
       const uint32_t second = (Look16<0>(kSecond, nibbles) & ~mask) | (Look16<16>(kSecond, nibbles) & mask);
       out[2 * i] = __byte_perm(first, second, 0x5140);
@@ -448,7 +483,7 @@ struct RowFormat<DType::kIQ2_KL> : Levels, BitsAndNibbles {
 
 // The grids in the device's memory. An entry of eight numbers is two words.
 template <typename Entry, int kCount>
-struct DeviceGrid {
+struct alignas(16) DeviceGrid {
   Entry entries[kCount];
 };
 template <typename Entry, size_t kCount, typename Change>
@@ -489,10 +524,12 @@ __device__ inline void PutShiftedEight(uint64_t entry, bool down, uint32_t* out)
 
 template <>
 struct RowFormat<DType::kIQ2_XXS> : Levels, OneHalf {
-  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
+  using Grid = std::remove_const_t<decltype(kDeviceGridIq2Xxs)>;
+  __device__ static const Grid& DeviceCopy() { return kDeviceGridIq2Xxs; }
+  __device__ static void Codes(const uint32_t* codes, const Grid& grid, uint32_t (&out)[8]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      PutEight(kDeviceGridIq2Xxs.entries[ByteOf(codes[0], i)], EvenSignBits(codes[1] >> (7 * i)), out + 2 * i);
+      PutEight(grid.entries[ByteOf(codes[0], i)], EvenSignBits(codes[1] >> (7 * i)), out + 2 * i);
     }
   }
   __device__ static void Scales(const uint32_t* words, const uint32_t* codes, int, float, HalfScales& out) {
@@ -516,31 +553,37 @@ struct NibbleScalesOfHalves {
 };
 template <>
 struct RowFormat<DType::kIQ2_XS> : Levels, NibbleScalesOfHalves {
-  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
+  using Grid = std::remove_const_t<decltype(kDeviceGridIq2Xs)>;
+  __device__ static const Grid& DeviceCopy() { return kDeviceGridIq2Xs; }
+  __device__ static void Codes(const uint32_t* codes, const Grid& grid, uint32_t (&out)[8]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const uint32_t word = (codes[i / 2] >> (16 * (i % 2))) & 0xFFFFu;
-      PutEight(kDeviceGridIq2Xs.entries[word & 511u], EvenSignBits(word >> 9), out + 2 * i);
+      PutEight(grid.entries[word & 511u], EvenSignBits(word >> 9), out + 2 * i);
     }
   }
 };
 template <>
 struct RowFormat<DType::kIQ2_S> : Levels, NibbleScalesOfHalves {
-  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
+  using Grid = std::remove_const_t<decltype(kDeviceGridIq2S)>;
+  __device__ static const Grid& DeviceCopy() { return kDeviceGridIq2S; }
+  __device__ static void Codes(const uint32_t* codes, const Grid& grid, uint32_t (&out)[8]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const uint32_t index = ByteOf(codes[0], i) | ((codes[2] >> (2 * i)) & 3u) << 8;
-      PutEight(kDeviceGridIq2S.entries[index], ByteOf(codes[1], i), out + 2 * i);
+      PutEight(grid.entries[index], ByteOf(codes[1], i), out + 2 * i);
     }
   }
 };
 template <>
 struct RowFormat<DType::kIQ3_XXS> : Levels, OneHalf {
-  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
+  using Grid = std::remove_const_t<decltype(kDeviceGridIq3Xxs)>;
+  __device__ static const Grid& DeviceCopy() { return kDeviceGridIq3Xxs; }
+  __device__ static void Codes(const uint32_t* codes, const Grid& grid, uint32_t (&out)[8]) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const uint32_t signs = EvenSignBits(codes[2] >> (7 * (i / 2)));
-      out[i] = Signed(kDeviceGridIq3Xxs.entries[ByteOf(codes[i / 4], i % 4)], signs >> (4 * (i % 2)));
+      out[i] = Signed(grid.entries[ByteOf(codes[i / 4], i % 4)], signs >> (4 * (i % 2)));
     }
   }
   __device__ static void Scales(const uint32_t* words, const uint32_t* codes, int, float, HalfScales& out) {
@@ -549,11 +592,13 @@ struct RowFormat<DType::kIQ3_XXS> : Levels, OneHalf {
 };
 template <>
 struct RowFormat<DType::kIQ3_S> : Levels, BitsAndNibbles {
-  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
+  using Grid = std::remove_const_t<decltype(kDeviceGridIq3S)>;
+  __device__ static const Grid& DeviceCopy() { return kDeviceGridIq3S; }
+  __device__ static void Codes(const uint32_t* codes, const Grid& grid, uint32_t (&out)[8]) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const uint32_t index = ByteOf(codes[i / 4], i % 4) | ((codes[3] >> i) & 1u) << 8;
-      out[i] = Signed(kDeviceGridIq3S.entries[index], codes[2] >> (4 * i));
+      out[i] = Signed(grid.entries[index], codes[2] >> (4 * i));
     }
   }
   __device__ static void Scales(const uint32_t* words, const uint32_t*, int tile, float, HalfScales& out) {
@@ -562,11 +607,13 @@ struct RowFormat<DType::kIQ3_S> : Levels, BitsAndNibbles {
 };
 template <>
 struct RowFormat<DType::kIQ1_S> : Levels, OneHalf {
-  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
+  using Grid = std::remove_const_t<decltype(kDeviceGridIq1)>;
+  __device__ static const Grid& DeviceCopy() { return kDeviceGridIq1; }
+  __device__ static void Codes(const uint32_t* codes, const Grid& grid, uint32_t (&out)[8]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const uint32_t index = ByteOf(codes[0], i) | ((codes[1] >> (3 * i)) & 7u) << 8;
-      PutShiftedEight(kDeviceGridIq1.entries[index], (codes[1] >> 15) & 1u, out + 2 * i);
+      PutShiftedEight(grid.entries[index], (codes[1] >> 15) & 1u, out + 2 * i);
     }
   }
   __device__ static void Scales(const uint32_t* words, const uint32_t* codes, int, float, HalfScales& out) {
@@ -580,11 +627,13 @@ struct RowFormat<DType::kIQ1_M> : Levels {
     words[0] = FieldOfFour<0>(entry, row, 0);
     words[1] = FieldOfFour<0>(entry, row, 1);
   }
-  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
+  using Grid = std::remove_const_t<decltype(kDeviceGridIq1)>;
+  __device__ static const Grid& DeviceCopy() { return kDeviceGridIq1; }
+  __device__ static void Codes(const uint32_t* codes, const Grid& grid, uint32_t (&out)[8]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const uint32_t nibble = codes[1] >> (4 * i), index = ByteOf(codes[0], i) | (nibble & 7u) << 8;
-      PutShiftedEight(kDeviceGridIq1.entries[index], (nibble >> 3) & 1u, out + 2 * i);
+      PutShiftedEight(grid.entries[index], (nibble >> 3) & 1u, out + 2 * i);
     }
   }
   // The top quarters of four 16-bit words are the f16, their rest holds three bits for each 16 columns.
@@ -623,6 +672,11 @@ __device__ inline uint4 LoadOnce16(const std::byte* source) {
   return value;
 }
 
+template <typename R>
+concept HasGrid = requires {
+  typename R::Grid;
+};
+
 // A row's 32 columns.
 template <DType kType>
 struct RowDecoder {
@@ -644,8 +698,11 @@ struct RowDecoder {
     if constexpr (F::kRowBytes == 2) return HalfBits(*reinterpret_cast<const uint16_t*>(tile.headers + 2 * row));
     return 0.0f;
   }
-  __device__ static void Load(const RowTile& tile, int block, int row, Raw* raw) {
+  __device__ static void LoadCodes(const RowTile& tile, int block, int row, Raw* raw) {
     LoadFields(tile.codes + static_cast<int64_t>(block) * 16 * F::kCodeBytes, row, raw->codes, typename F::CodeFields{});
+  }
+  __device__ static void Load(const RowTile& tile, int block, int row, Raw* raw) {
+    LoadCodes(tile, block, row, raw);
     R::LoadScales(tile.scales + static_cast<int64_t>(block / F::kTilesPerScale) * 16 * F::kScaleBytes, row,
                   block % F::kTilesPerScale, raw->scales);
   }
@@ -665,7 +722,11 @@ struct RowDecoder {
     HalfScales scales;
     R::Scales(raw.scales, raw.codes, tile, header, scales);
     uint32_t codes[8];
-    R::Codes(raw.codes, codes);
+    if constexpr (HasGrid<R>) {
+      R::Codes(raw.codes, R::DeviceCopy(), codes);
+    } else {
+      R::Codes(raw.codes, codes);
+    }
     float offsets[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) offsets[half] = fmaf(-kBase, scales.scale[half], -scales.minimum[half]);
@@ -707,9 +768,13 @@ struct RowDecoder {
   template <int kBytes>
   __device__ static void LoadField(const std::byte* field, int row, uint32_t* words, int& word, int& start) {
     const std::byte* const at = field + row * kBytes;
-    if constexpr (kBytes == 16) {
-      const uint4 value = LoadOnce16(at);
-      words[word] = value.x, words[word + 1] = value.y, words[word + 2] = value.z, words[word + 3] = value.w;
+    if constexpr (kBytes % 16 == 0) {
+#pragma unroll
+      for (int v = 0; v < kBytes / 16; ++v) {
+        const uint4 value = LoadOnce16(at + 16 * v);
+        words[word + 4 * v] = value.x, words[word + 4 * v + 1] = value.y;
+        words[word + 4 * v + 2] = value.z, words[word + 4 * v + 3] = value.w;
+      }
     } else if constexpr (kBytes == 8) {
       const uint2 value = __ldg(reinterpret_cast<const uint2*>(at));
       words[word] = value.x, words[word + 1] = value.y;

@@ -1,7 +1,8 @@
 // Times the products of the CUDA backend beside this machine's own ceilings, measured in the same run: a large bf16
 // product by cuBLAS (loaded at run time; --no-cublas leaves it out) and a large copy inside device memory.
 //
-//   cuda_products_bench [--no-cublas] [--only=experts|few|single|formats|dense] [--portable] [--few=ROWS] [--expansion=MIB]
+//   cuda_products_bench [--no-cublas] [--only=experts|few|single|formats|few-formats|dense] [--type=NAME] [--portable]
+//   [--few=ROWS] [--expansion=MIB]
 //
 // Medians of repeated runs between events, after warm-ups. Weights are random; several copies are used in turn where
 // one would stay in the L2 cache.
@@ -264,7 +265,7 @@ void TimeDense(const Ceilings& ceilings, const cuda::ProductDevice& device, DTyp
 int Run(int argc, char** argv) {
   bool cublas = true, portable = false;
   int few = -1;
-  std::string only;
+  std::string only, type;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
     if (argument == "--no-cublas")
@@ -277,6 +278,8 @@ int Run(int argc, char** argv) {
       expansion_bytes = int64_t{std::atoi(argument.c_str() + 12)} << 20;
     else if (argument.starts_with("--only="))
       only = argument.substr(7);
+    else if (argument.starts_with("--type="))
+      type = argument.substr(7);
     else
       return std::fprintf(stderr, "unknown argument %s\n", argv[i]), 2;
   }
@@ -315,6 +318,7 @@ int Run(int argc, char** argv) {
   }
   if (wanted("formats")) {
     ForEachFormat([&]<DType kType>() {
+      if (!type.empty() && type != Format<kType>::kName) return;
       // The shape of Qwen3-30B's experts.
       Experts experts(kType, 128, 2048, 768);
       const std::string name = std::string(Format<kType>::kName) + ", ";
@@ -325,6 +329,18 @@ int Run(int argc, char** argv) {
       if constexpr (kType == DType::kQ4_K || kType == DType::kQ6_K || kType == DType::kQ8_0) {
         TimeDense(ceilings, device, kType, 4096, 2048, {1, 8, 32, 512});
       }
+    });
+  }
+  if (wanted("few-formats")) {
+    ForEachFormat([&]<DType kType>() {
+      if (!Format<kType>::kInteger || (!type.empty() && type != Format<kType>::kName)) return;
+      Experts experts(kType, 128, 2048, 768);
+      const std::string name = std::string(Format<kType>::kName) + ", ";
+      for (const int rows : {1, 2, 4, 8, 16}) {
+        experts.Time(ceilings, device, name + "128 experts of 2048 x 768, " + std::to_string(rows) + " rows each",
+                     std::vector<int32_t>(128, rows));
+      }
+      experts.Time(ceilings, device, name + "8 experts, 1 row each (decode)", std::vector<int32_t>(8, 1), 16);
     });
   }
   if (wanted("dense")) {

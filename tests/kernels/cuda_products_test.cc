@@ -375,6 +375,7 @@ class ExpertFixture {
     DType out_type = DType::kF32;
     std::vector<std::vector<int>> calls;  // groups of each call; empty: all in one
     int64_t workspace_rows = 0;           // 0: enough for all
+    int32_t group_rows = 1 << 30;         // of each group are computed, at most
   };
   std::vector<std::byte> Contributions(const Run& run) const {
     const int64_t n_embd = layout_.gate.cols;
@@ -405,7 +406,7 @@ class ExpertFixture {
     }
     for (const std::vector<int>& groups : calls) {
       std::vector<ExpertMlpUse> uses;
-      for (const int g : groups) uses.push_back({records[g]->data(), g, group_rows_[g]});
+      for (const int g : groups) uses.push_back({records[g]->data(), g, std::min(group_rows_[g], run.group_rows)});
       args.uses = uses.data(), args.num_uses = static_cast<int64_t>(uses.size());
       EXPECT_STREQ(ExpertMlp(run.device, args, nullptr), nullptr);
     }
@@ -416,6 +417,7 @@ class ExpertFixture {
 
   std::vector<int32_t>& rows() { return rows_; }
   std::vector<int32_t>& outs() { return outs_; }
+  std::vector<float>& in() { return in_; }
   const std::vector<int32_t>& offsets() const { return offsets_; }
   int64_t n_embd() const { return layout_.gate.cols; }
 
@@ -472,6 +474,13 @@ TEST_P(CudaExpertMlpTest, MatchesDoubleLoopsForGroupsOfAnySize) {
   }
 }
 
+INSTANTIATE_TEST_SUITE_P(EveryType, CudaExpertMlpTest, testing::ValuesIn([] {
+                           std::vector<ExpertCase> cases;
+                           ForEachFormat([&]<DType kType>() { cases.push_back({kType, kType, Kernels::kBest, 512, 256}); });
+                           return cases;
+                         }()),
+                         NameOfExpertCase);
+
 INSTANTIATE_TEST_SUITE_P(Types, CudaExpertMlpTest,
                          testing::Values(ExpertCase{DType::kMXFP4, DType::kMXFP4, Kernels::kBest, 192, 160},
                                          ExpertCase{DType::kMXFP4, DType::kMXFP4, Kernels::kBest, 256, 416},
@@ -509,6 +518,67 @@ TEST_F(CudaProductsTest, AnExpertsResultDoesNotDependOnTheOtherUsesOfItsCall) {
   EXPECT_TRUE(together == apart);
   EXPECT_TRUE(together == in_batches);
   EXPECT_TRUE(together == fixture.Contributions({device_, DType::kF32, {}, 0}));
+}
+
+// 2,080 columns are nine chunks, the last one of a single tile. Of 7,168 columns fewer rows than eight fit a block's shared
+// memory.
+TEST_F(CudaProductsTest, AnExpertsRowHasTheSameBitsBesideAnyNumberOfOthers) {
+  for (const auto& [type, n_embd, n_ff] : {std::tuple{DType::kQ4_0, 2080, 1056},
+                                           {DType::kQ5_1, 1056, 96},
+                                           {DType::kQ4_K, 2048, 768},
+                                           {DType::kQ6_K, 1280, 512},
+                                           {DType::kQ2_K, 512, 256},
+                                           {DType::kIQ4_XS, 2048, 768},
+                                           {DType::kIQ2_S, 512, 256},
+                                           {DType::kIQ3_K, 7168, 256},
+                                           {DType::kMXFP4, 2080, 1056}}) {
+    const ExpertFixture fixture(type, type, ActType(Kernels::kBest), n_embd, n_ff, {16, 3, 16});
+    const std::vector<float> all = ToFloats(fixture.Contributions({.device = device_}), DType::kF32);
+    for (const int32_t rows : {1, 2, 3, 8, 9}) {
+      const std::vector<float> some = ToFloats(fixture.Contributions({.device = device_, .group_rows = rows}), DType::kF32);
+      int64_t compared = 0;
+      for (size_t i = 0; i < some.size(); ++i) {
+        if (std::isnan(some[i])) continue;
+        ASSERT_EQ(std::bit_cast<uint32_t>(some[i]), std::bit_cast<uint32_t>(all[i]))
+            << NameOf(type) << ", " << rows << " rows: " << i;
+        ++compared;
+      }
+      EXPECT_EQ(compared, (2 * rows + std::min(rows, 3)) * fixture.n_embd());
+    }
+  }
+}
+
+// As long as there are too few experts for the GPU, the warps of a block share the columns; with many they do not.
+TEST_F(CudaProductsTest, AnExpertsRowHasTheSameBitsBesideAnyNumberOfExperts) {
+  for (const DType type : {DType::kQ5_K, DType::kIQ4_NL}) {
+    const ExpertFixture fixture(type, type, ActType(Kernels::kBest), 1024, 768, std::vector<int32_t>(100, 2));
+    const std::vector<std::byte> together = fixture.Contributions({.device = device_});
+    std::vector<std::vector<int>> apart;
+    for (int g = 0; g < 100; ++g) apart.push_back({g});
+    EXPECT_TRUE(together == fixture.Contributions({.device = device_, .calls = apart})) << NameOf(type);
+  }
+}
+
+TEST_F(CudaProductsTest, ARowThatIsNotFiniteStaysVisibleAndAlone) {
+  for (const float broken : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+    for (const int32_t rows : {1, 6}) {
+      ExpertFixture fixture(DType::kQ4_K, DType::kQ6_K, ActType(Kernels::kBest), 256, 256, {rows, rows});
+      const std::vector<float> before = ToFloats(fixture.Contributions({.device = device_}), DType::kF32);
+      fixture.in()[fixture.rows()[0] * fixture.n_embd() + 77] = broken;
+      const std::vector<float> after = ToFloats(fixture.Contributions({.device = device_}), DType::kF32);
+      for (size_t entry = 0; entry < fixture.rows().size(); ++entry) {
+        const bool is_broken = fixture.rows()[entry] == fixture.rows()[0];
+        for (int64_t column = 0; column < fixture.n_embd(); ++column) {
+          const int64_t at = fixture.outs()[entry] * fixture.n_embd() + column;
+          if (is_broken) {
+            ASSERT_TRUE(std::isnan(after[at])) << entry << ", " << column;
+          } else {
+            ASSERT_EQ(after[at], before[at]) << entry << ", " << column;
+          }
+        }
+      }
+    }
+  }
 }
 
 TEST_F(CudaProductsTest, ManyUsesRunInOneCall) {
