@@ -143,9 +143,11 @@ __global__ void __launch_bounds__(LatentShape<kRows>::kThreads, LatentShape<kRow
   const int num_tiles = (end - first_key + kKeys - 1) / kKeys;
 
   int next_block = first_key / kKeys % table_size;
+  int32_t block_ahead = table[next_block];  // of the next fetch, which could not begin before it is here
   const auto fetch = [&](int tile) {
-    const int64_t block = table[next_block];
+    const int64_t block = block_ahead;
     next_block = next_block + 1 == table_size ? 0 : next_block + 1;
+    block_ahead = table[next_block];
     if constexpr (kQ8) {
       const std::byte* const codes = p.cache + block * kKeys * p.dim;
       const std::byte* const scales = p.cache + p.num_blocks * kKeys * p.dim + block * kKeys * (p.dim / kKvQuant) * 2;
@@ -171,16 +173,26 @@ __global__ void __launch_bounds__(LatentShape<kRows>::kThreads, LatentShape<kRow
 
   const auto row_of = [&](int64_t pair) { return kDecode ? first_row : pair / p.num_heads; };
   const auto head_of = [&](int64_t pair) { return kDecode ? pair : pair % p.num_heads; };
-  for (int i = warp; i < kRows; i += kWarps) {
-    const int64_t pair = first_pair + i;
-    const Act* const from = static_cast<const Act*>(p.q) + row_of(pair) * p.q_stride + head_of(pair) * p.dim;
-    for (int chunk = lane; chunk < p.dim / 8; chunk += kWarpSize) {
-      uint4 eight = {0, 0, 0, 0};
-      if (i < count) {
-        eight = *reinterpret_cast<const uint4*>(from + chunk * 8);
-        eight = {AsF16Pair<Act>(eight.x), AsF16Pair<Act>(eight.y), AsF16Pair<Act>(eight.z), AsF16Pair<Act>(eight.w)};
-      }
-      *reinterpret_cast<uint4*>(shared + i * at.row_bytes + chunk * 16) = eight;
+  // A store to shared memory keeps the loads behind it waiting, so that a batch of them goes first.
+  constexpr int kBatch = 12, kRowsOfWarp = kRows / kWarps;
+  const int row_chunks = p.dim / 8, lane_chunks = (row_chunks + kWarpSize - 1) / kWarpSize;
+  for (int batch = 0; batch < kRowsOfWarp * lane_chunks; batch += kBatch) {
+    const auto row_at = [&](int i) { return warp + (batch + i) / lane_chunks * kWarps; };
+    const auto chunk_at = [&](int i) { return lane + (batch + i) % lane_chunks * kWarpSize; };
+    uint4 eights[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int64_t pair = first_pair + min(row_at(i), count - 1);
+      const Act* const from = static_cast<const Act*>(p.q) + row_of(pair) * p.q_stride + head_of(pair) * p.dim;
+      if (chunk_at(i) < row_chunks) eights[i] = *reinterpret_cast<const uint4*>(from + chunk_at(i) * 8);
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (row_at(i) >= kRows || chunk_at(i) >= row_chunks) continue;
+      uint4 eight = eights[i];
+      eight = {AsF16Pair<Act>(eight.x), AsF16Pair<Act>(eight.y), AsF16Pair<Act>(eight.z), AsF16Pair<Act>(eight.w)};
+      if (row_at(i) >= count) eight = {0, 0, 0, 0};
+      *reinterpret_cast<uint4*>(shared + row_at(i) * at.row_bytes + chunk_at(i) * 16) = eight;
     }
   }
 

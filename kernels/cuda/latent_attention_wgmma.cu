@@ -67,20 +67,32 @@ __device__ __forceinline__ void LoadKeys(const LatentParams& p, const LatentBloc
                                          uint32_t full, uint32_t empty) {
   const int thread = threadIdx.x % kLoaders, chunk = thread % 8, first_row = thread / 8;
   int next = block.first_key / kKvBlock % block.table_size;
+  constexpr int kHalves = kKeys / kKvBlock;
+  int32_t blocks_ahead[kHalves];  // of the next tile, since a copy cannot begin before its block's number is here
+  const auto look_ahead = [&] {
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) {
+      blocks_ahead[half] = block.table[next];  // past the sequence's end one of its blocks, not to be read
+      next = next + 1 == block.table_size ? 0 : next + 1;
+    }
+  };
+  look_ahead();
   for (int tile = 0; tile < num_tiles; ++tile) {
     const int stage = tile % kStages;
+    int64_t blocks[kHalves];
+#pragma unroll
+    for (int half = 0; half < kHalves; ++half) blocks[half] = blocks_ahead[half];
+    look_ahead();
     BarrierWait(empty + 8 * stage, (tile / kStages & 1) ^ 1);
     const int at = block.first_key + tile * kKeys;
     unsigned char* const to = keys + stage * kTileBytes;
 #pragma unroll
-    for (int half = 0; half < kKeys / kKvBlock; ++half) {
-      const int64_t cache_block = block.table[next];  // past the sequence's end one of its blocks, not to be read
-      next = next + 1 == block.table_size ? 0 : next + 1;
+    for (int half = 0; half < kHalves; ++half) {
 #pragma unroll
       for (int i = 0; i < kKvBlock / 16; ++i) {
         const int in_block = first_row + 16 * i, row = half * kKvBlock + in_block;
         const bool valid = at + row >= block.begin && at + row < block.end;
-        const std::byte* const from = p.cache + (cache_block * kKvBlock + in_block) * (kDim * 2) + chunk * 16;
+        const std::byte* const from = p.cache + (blocks[half] * kKvBlock + in_block) * (kDim * 2) + chunk * 16;
 #pragma unroll
         for (int panel = 0; panel < kPanels; ++panel) {
           CopyAsync16(to + ChunkAt(row, panel * 8 + chunk), from + panel * 128, valid);
@@ -128,16 +140,28 @@ __global__ void __launch_bounds__(kThreads, 1) LatentWgmmaKernel(LatentParams p)
   RaiseRegisters<kConsumerRegisters>();
   const auto row_of = [&](int64_t pair) { return kDecode ? block.first_row : pair / p.num_heads; };
   const auto head_of = [&](int64_t pair) { return kDecode ? pair : pair % p.num_heads; };
-  for (int i = threadIdx.x; i < kRows * (kDim / 8); i += kConsumers * 128) {
-    const int row = i / (kDim / 8), chunk = i % (kDim / 8);
-    uint4 eight = {0, 0, 0, 0};
-    if (row < block.count) {
-      const int64_t pair = block.first_pair + row;
-      eight = *reinterpret_cast<const uint4*>(static_cast<const Act*>(p.q) + row_of(pair) * p.q_stride + head_of(pair) * kDim +
-                                              chunk * 8);
-      eight = {AsF16Pair<Act>(eight.x), AsF16Pair<Act>(eight.y), AsF16Pair<Act>(eight.z), AsF16Pair<Act>(eight.w)};
+  // A store to shared memory keeps the loads behind it waiting, so that a batch of them goes first.
+  constexpr int kBatch = 9, kBatches = kRows * (kDim / 8) / (kConsumers * 128) / kBatch;
+  static_assert(kBatches * kBatch * kConsumers * 128 == kRows * (kDim / 8));
+#pragma unroll
+  for (int batch = 0; batch < kBatches; ++batch) {
+    const auto chunk_of = [&](int i) { return static_cast<int>(threadIdx.x) + (batch * kBatch + i) * kConsumers * 128; };
+    uint4 eights[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int row = chunk_of(i) / (kDim / 8), chunk = chunk_of(i) % (kDim / 8);
+      const int64_t pair = block.first_pair + min(row, block.count - 1);
+      const Act* const from = static_cast<const Act*>(p.q) + row_of(pair) * p.q_stride + head_of(pair) * kDim;
+      eights[i] = *reinterpret_cast<const uint4*>(from + chunk * 8);
     }
-    *reinterpret_cast<uint4*>(queries + ChunkAt(row, chunk)) = eight;
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int row = chunk_of(i) / (kDim / 8), chunk = chunk_of(i) % (kDim / 8);
+      uint4 eight = eights[i];
+      eight = {AsF16Pair<Act>(eight.x), AsF16Pair<Act>(eight.y), AsF16Pair<Act>(eight.z), AsF16Pair<Act>(eight.w)};
+      if (row >= block.count) eight = {0, 0, 0, 0};
+      *reinterpret_cast<uint4*>(queries + ChunkAt(row, chunk)) = eight;
+    }
   }
   FenceForTensorCores();
   NamedBarrier<kConsumers * 128>(1);
