@@ -102,19 +102,26 @@ class ModelsBench {
   double copy_rate_ = 1;
 };
 
-Batch OneSequence(int64_t rows, int64_t position) {
-  BatchSequence sequence = {.num_rows = rows, .first_position = position, .blocks = {}, .ring_blocks = {}};
-  for (int64_t block = 0; block * kKvBlockTokens < position + rows; ++block)
-    sequence.blocks.push_back(static_cast<int32_t>(block));
-  return {{}, {sequence}};
+// Each of `rows_each` rows from `position` on.
+Batch Sequences(int64_t count, int64_t rows_each, int64_t position) {
+  Batch batch;
+  int32_t next_block = 0;
+  for (int64_t s = 0; s < count; ++s) {
+    BatchSequence sequence = {
+        .first_row = s * rows_each, .num_rows = rows_each, .first_position = position, .blocks = {}, .ring_blocks = {}};
+    for (int64_t at = 0; at < position + rows_each; at += kKvBlockTokens) sequence.blocks.push_back(next_block++);
+    batch.sequences.push_back(std::move(sequence));
+  }
+  return batch;
 }
 
-// Attention of `rows` rows from `position` on. latent_values 0: grouped.
+// Attention of sequences of `rows_each` rows from `position` on. latent_values 0: grouped.
 void BenchAttention(ModelsBench& bench, const std::string& name, int64_t heads, int64_t kv_heads, int64_t head_dim,
-                    int64_t latent_values, DType cache_type, int64_t rows, int64_t position) {
+                    int64_t latent_values, DType cache_type, int64_t rows_each, int64_t position, int64_t sequences = 1) {
   Ops& ops = bench.ops();
   KvLayer cache = {.key_type = cache_type, .value_type = cache_type, .num_kv_heads = kv_heads, .head_dim = head_dim};
-  cache.num_blocks = (position + rows) / kKvBlockTokens + 1, cache.latent_values = latent_values;
+  const int64_t rows = sequences * rows_each;
+  cache.num_blocks = sequences * ((position + rows_each) / kKvBlockTokens + 1), cache.latent_values = latent_values;
   // As Q8_0 the bytes are codes and scales of any size: wrong numbers, the right traffic.
   const int64_t numbers = cache.num_blocks * kKvBlockTokens * kv_heads * head_dim;
   const auto keys = bench.RandomRows(DType::kF16, 1, numbers), values = bench.RandomRows(DType::kF16, 1, numbers);
@@ -122,10 +129,11 @@ void BenchAttention(ModelsBench& bench, const std::string& name, int64_t heads, 
   const int64_t out_dim = latent_values > 0 ? latent_values : head_dim;
   const auto q = bench.RandomRows(ops.activation_dtype(), rows, heads * head_dim);
   const auto out = bench.RandomRows(ops.activation_dtype(), rows, heads * out_dim);
-  const auto batch = Must(ops.PrepareBatch(OneSequence(rows, position)));
-  const double pairs = static_cast<double>(rows) * (static_cast<double>(position) + static_cast<double>(rows + 1) / 2);
+  const auto batch = Must(ops.PrepareBatch(Sequences(sequences, rows_each, position)));
+  const double pairs = static_cast<double>(rows) * (static_cast<double>(position) + static_cast<double>(rows_each + 1) / 2);
   const double number_bytes = cache_type == DType::kF16 ? 2 : 34.0 / 32;
-  const double bytes = static_cast<double>((position + rows) * kv_heads * head_dim) * number_bytes * (latent_values > 0 ? 1 : 2);
+  const double bytes =
+      static_cast<double>(sequences * (position + rows_each) * kv_heads * head_dim) * number_bytes * (latent_values > 0 ? 1 : 2);
   const AttentionParams params = {.scale = 1 / std::sqrt(static_cast<double>(head_dim))};
   bench.Run(name, bytes, 2 * pairs * static_cast<double>(heads * (head_dim + out_dim)),
             [&] { return ops.Attention(*batch, 0, q.tensor, cache, params, out.tensor); });
@@ -134,7 +142,7 @@ void BenchAttention(ModelsBench& bench, const std::string& name, int64_t heads, 
 void BenchStoreLatent(ModelsBench& bench, int64_t rows) {
   Ops& ops = bench.ops();
   constexpr int64_t kHeads = 128, kNope = 128, kRotated = 64, kRank = 512, kDim = kRank + kRotated;
-  const auto batch = Must(ops.PrepareBatch(OneSequence(rows, 0)));
+  const auto batch = Must(ops.PrepareBatch(Sequences(1, rows, 0)));
   KvLayer cache = {.num_blocks = rows / kKvBlockTokens + 1, .num_kv_heads = 1, .head_dim = kDim, .latent_values = kRank};
   const DeviceBuffer keys = bench.Room(KvPlaneBytes(DType::kF16, cache.num_blocks, 1, kDim));
   cache.keys = keys.data();
@@ -209,6 +217,10 @@ void RunAll(ModelsBench& bench) {
       for (const int64_t position : {1023, 8191, 32767}) {
         BenchAttention(bench, "latent decode, 1 row at " + std::to_string(position + 1) + ", " + shape, heads, 1, 576, 512, type,
                        1, position);
+      }
+      for (const int64_t sequences : {4, 16}) {  // one fits into the second-level cache and takes 9 us at the copy rate
+        BenchAttention(bench, "latent decode, " + std::to_string(sequences) + " rows at 32768, " + shape, heads, 1, 576, 512,
+                       type, 1, 32767, sequences);
       }
       BenchAttention(bench, "latent prefill, rows 0-512, " + shape, heads, 1, 576, 512, type, 512, 0);
       BenchAttention(bench, "latent prefill, rows 4096-4608, " + shape, heads, 1, 576, 512, type, 512, 4096);
