@@ -1,6 +1,7 @@
 #include "kernels/cuda/join_cuts.cuh"
 #include "kernels/cuda/latent_attention.h"
 #include "kernels/cuda/latent_device.cuh"
+#include "kernels/cuda/overlapping_launch.cuh"
 
 namespace ferry::cuda {
 namespace {
@@ -110,6 +111,7 @@ template <int kRows, typename Act, bool kQ8, bool kDecode>
 __global__ void __launch_bounds__(LatentShape<kRows>::kThreads, LatentShape<kRows>::kBlocks) LatentKernel(LatentParams p) {
   using Shape = LatentShape<kRows>;
   constexpr int kRowTiles = Shape::kRowTiles, kWarps = Shape::kWarps;
+  if constexpr (kDecode) AwaitLaunchesBefore();
   extern __shared__ __align__(128) unsigned char shared[];
   const LatentShared at = LatentSharedOf(kRows, p.dim, kQ8);
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize, g = lane / 4, q = lane % 4;
@@ -363,6 +365,7 @@ using JoinOfFewHeads = JoinShape<256, 8>;
 // Grid: [rows * heads, ceil(values / kColumns)].
 template <typename Act, typename Join>
 __global__ void __launch_bounds__(Join::kThreads) LatentJoinKernel(LatentParams p) {
+  AwaitLaunchesBefore();
   const int64_t row = blockIdx.x / p.num_heads;
   const int head = static_cast<int>(blockIdx.x % p.num_heads);
   const int cuts = LatentCutsOf(p.places.positions[row], p.window, p.most_cuts).count;
@@ -420,7 +423,9 @@ cudaError_t Launch(const AttentionArgs& args, const LatentParams& p, dim3 grid, 
     const auto kernel = q8 ? LatentKernel<kRows, Act, true, kDecode> : LatentKernel<kRows, Act, false, kDecode>;
     const int bytes = LatentSharedOf(kRows, p.dim, q8).bytes;
     FERRY_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    kernel<<<grid, LatentShape<kRows>::kThreads, bytes, stream>>>(p);
+    constexpr int kThreads = LatentShape<kRows>::kThreads;
+    if constexpr (kDecode) return LaunchOverlapping(kernel, grid, kThreads, LaunchPlace{stream, bytes}, p);
+    kernel<<<grid, kThreads, bytes, stream>>>(p);
     return cudaGetLastError();
   });
 }
@@ -430,8 +435,7 @@ cudaError_t LaunchJoin(const AttentionArgs& args, const LatentParams& p, cudaStr
   dim3 grid;
   FERRY_CUDA_RETURN_IF_ERROR(Grid(args.q.rows * args.num_heads, CeilDiv(p.values, Join::kColumns), 1, &grid));
   return WithActivation(args.q.dtype, [&](auto act_type) {
-    LatentJoinKernel<decltype(act_type), Join><<<grid, Join::kThreads, 0, stream>>>(p);
-    return cudaGetLastError();
+    return LaunchOverlapping(LatentJoinKernel<decltype(act_type), Join>, grid, Join::kThreads, stream, p);
   });
 }
 

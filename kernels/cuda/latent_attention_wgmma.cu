@@ -1,5 +1,6 @@
 #include "kernels/cuda/attention_wgmma.cuh"
 #include "kernels/cuda/latent_device.cuh"
+#include "kernels/cuda/overlapping_launch.cuh"
 
 namespace ferry::cuda {
 namespace {
@@ -114,6 +115,7 @@ __device__ __forceinline__ void LoadKeys(const LatentParams& p, const LatentBloc
 // key it sees), of (2 * dim + values) / (dim + values) = 1.53 that are done, on tensor cores.
 template <typename Act, bool kDecode>
 __global__ void __launch_bounds__(kThreads, 1) LatentWgmmaKernel(LatentParams p) {
+  if constexpr (kDecode) AwaitLaunchesBefore();
 #if FERRY_HAS_WGMMA
   extern __shared__ __align__(128) unsigned char dynamic[];
   __shared__ __align__(8) uint64_t full_barriers[kStages], empty_barriers[kStages];
@@ -304,6 +306,7 @@ cudaError_t LaunchLatentWgmma(const LatentParams& p, DType act, bool decode, dim
     using Act = decltype(act_type);
     const auto kernel = decode ? LatentWgmmaKernel<Act, true> : LatentWgmmaKernel<Act, false>;
     FERRY_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
+    if (decode) return LaunchOverlapping(kernel, grid, kThreads, LaunchPlace{stream, kSharedBytes}, p);
     kernel<<<grid, kThreads, kSharedBytes, stream>>>(p);
     return cudaGetLastError();
   });
