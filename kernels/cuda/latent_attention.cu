@@ -11,8 +11,6 @@ constexpr int kColGroups = 4;  // warps that share the rows of a warp tile: each
 constexpr int kColPairs = kMaxLatentValues / 16 / kColGroups;  // of 16 columns each, at most, of a warp
 constexpr int kScorePitch = kKeys + 8;                         // floats: the 16 lanes of a phase hit different banks
 
-constexpr int kWideRows = 48;  // from so many pairs that can share a block it takes 64 of them
-
 template <int kRows>
 struct LatentShape {
   static_assert(kRows == 64 || kRows == 16);
@@ -388,11 +386,13 @@ int RowsOfBlock(const AttentionArgs& args, int64_t pairs) {
   return pairs >= kWideRows && wide.bytes <= SharedBytesOfDevice() ? 64 : 16;
 }
 
-// Cuts of a decoded row: with its tiles of heads they fill a GPU of some 130 multiprocessors once. 16 rows take half of one. It
-// depends on the heads alone, so that a row's bits do.
+// Cuts of a decoded row: with its tiles of heads they fill a GPU of some 130 multiprocessors once. 16 rows of LatentKernel take
+// half of one. It depends on the heads and on the cache alone, so that a row's bits do.
 int64_t MostCuts(int64_t num_heads) {
   return num_heads >= kWideRows ? CeilDiv(128, CeilDiv(num_heads, 64)) : 256 / CeilDiv(num_heads, 16);
 }
+// Of latent_few_heads.cu: a block has enough in flight for a multiprocessor, and a cut's sums are written and read once more.
+int64_t MostCutsOfFewHeads(int64_t num_heads) { return CeilDiv(128, CeilDiv(num_heads, 16)); }
 
 int64_t SumsBytes(int64_t rows, int64_t num_heads, int64_t cuts, int64_t values) {
   return AlignUp(rows * num_heads * cuts * values * 4, 16);
@@ -490,7 +490,8 @@ cudaError_t LaunchLatentDecode(const AttentionArgs& args, const DevicePlaces& pl
   if (!Computable(args) || max_position < 0 || max_position > 0x7fffffff - 256) return cudaErrorInvalidValue;
   LatentParams p = ParamsOf(args);
   p.places = places;
-  p.most_cuts = static_cast<int>(MostCuts(args.num_heads));
+  const bool few_heads = LatentFewHeadsTakes(args, SharedBytesOfDevice());
+  p.most_cuts = static_cast<int>(few_heads ? MostCutsOfFewHeads(args.num_heads) : MostCuts(args.num_heads));
   p.max_cuts = static_cast<int>(MaxLatentCuts(max_position, args.window, p.most_cuts));
   p.sums = static_cast<float*>(workspace);
   p.stats = reinterpret_cast<float2*>(static_cast<std::byte*>(workspace) +
@@ -498,7 +499,9 @@ cudaError_t LaunchLatentDecode(const AttentionArgs& args, const DevicePlaces& pl
   const int rows = RowsOfBlock(args, args.num_heads);
   dim3 grid;
   FERRY_CUDA_RETURN_IF_ERROR(Grid(p.max_cuts, CeilDiv(p.num_heads, rows), args.q.rows, &grid));
-  if (rows == 64 && ByWarpgroups(args)) {
+  if (few_heads) {
+    FERRY_CUDA_RETURN_IF_ERROR(LaunchLatentFewHeads(p, args.q.dtype, grid, stream));
+  } else if (rows == 64 && ByWarpgroups(args)) {
     FERRY_CUDA_RETURN_IF_ERROR(LaunchLatentWgmma(p, args.q.dtype, /*decode=*/true, grid, stream));
   } else {
     FERRY_CUDA_RETURN_IF_ERROR(rows == 64 ? (Launch<64, true>(args, p, grid, stream))

@@ -8,6 +8,8 @@
 
 namespace ferry::cuda {
 
+inline constexpr int kWideRows = 48;  // from so many pairs that can share a block it takes 64 of them
+
 struct LatentParams {
   const void* q;
   void* out;
@@ -32,5 +34,10 @@ struct LatentParams {
 // latent_attention_wgmma.cu: on a GPU and in a build with warpgroup products, for keys of 576 F16 numbers, 512 of them values.
 // Prefill's grid is [ceil(pairs / 64)], decode's [max_cuts, ceil(num_heads / 64), rows].
 cudaError_t LaunchLatentWgmma(const LatentParams& params, DType act, bool decode, dim3 grid, cudaStream_t stream);
+
+// latent_few_heads.cu: decode of fewer than kWideRows heads over keys of 576 F16 numbers, 512 of them values, on a GPU whose
+// blocks can have `shared_bytes`. The grid is [max_cuts, ceil(num_heads / 16), rows].
+bool LatentFewHeadsTakes(const AttentionArgs& args, int shared_bytes);
+cudaError_t LaunchLatentFewHeads(const LatentParams& params, DType act, dim3 grid, cudaStream_t stream);
 
 }  // namespace ferry::cuda

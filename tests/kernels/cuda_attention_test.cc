@@ -244,9 +244,9 @@ INSTANTIATE_TEST_SUITE_P(
                     Latent("sixteen_heads", {{9001, 1}}, 16), Latent("long_context", {{40000, 1}}, 3),
                     Latent("few_rows", {{300, 8}, {0, 2}, {77, 5}}, 20), Latent("fifty_heads", {{1000, 3}}, 50),
                     Latent("q8", {{700, 2}, {33, 1}}, 128, DType::kQ8_0), Latent("q8_few_heads", {{200, 1}}, 5, DType::kQ8_0),
-                    LatentWindow("window", {{5000, 1}, {40, 1}, {99, 1}, {100, 1}}, 16, 100),
-                    LatentWindow("wide_window", {{5000, 3}}, 64, 2000), SmallLatent("tiny", {{200, 2}}, 5, 80, 64),
-                    SmallLatent("three_column_pairs", {{500, 1}}, 9, 64, 48),
+                    LatentWindow("window", {{5000, 1}, {40, 1}, {99, 1}, {100, 1}, {5015, 1}}, 16, 100),
+                    Latent("cuts_of_many_blocks", {{50000, 1}}, 33), LatentWindow("wide_window", {{5000, 3}}, 64, 2000),
+                    SmallLatent("tiny", {{200, 2}}, 5, 80, 64), SmallLatent("three_column_pairs", {{500, 1}}, 9, 64, 48),
                     SmallLatent("tiny_q8", {{400, 3}}, 4, 96, 64, DType::kQ8_0),
                     SmallLatent("sixty_four_heads_of_272", {{300, 2}}, 64, 272, 256)),
     [](const auto& info) { return info.param.name; });

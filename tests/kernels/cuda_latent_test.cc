@@ -13,7 +13,7 @@ using ::testing::HasSubstr;
 // ------------------------------------------------------------------------------------------------------- cuts of a row's keys
 
 TEST(LatentCuts, CoverWhatARowSeesOnceAndFitTheirRoom) {
-  for (const int most : {1, 4, 18, 64, 256}) {
+  for (const int most : {1, 4, 18, 43, 64, 128, 256}) {
     for (const int window : {0, 1, 31, 32, 33, 100, 5000}) {
       for (int position = 0; position < 40000; position += position < 700 ? 1 : 997) {
         const cuda::LatentCuts cuts = cuda::LatentCutsOf(position, window, most);
