@@ -11,6 +11,12 @@ namespace ferry::cuda {
 // Barriers are as BarrierInit made them for copies and tensor cores too.
 __device__ inline void FenceBarrierInit() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
+// Arrives when what this thread has copied by cp.async so far is in shared memory: one of the barrier's arrivals. Who waits for
+// the barrier calls FenceForTensorCores.
+__device__ inline void BarrierArriveOfCopies(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
 // A tile for WgmmaF16: rows of 128 bytes, permuted in the 128-byte manner, on 1024 bytes; eight rows are 1024 bytes. Of
 // keys, adding 2 moves on by 16 dimensions; of values, adding 128 moves on by 16 positions.
 __device__ inline uint64_t TileDescriptor(const void* tile) {

@@ -9,6 +9,7 @@
 //   decode   rows of any sequences: a block takes one row's heads and one of the row's cuts (latent_cuts.h); a second kernel
 //            joins the cuts (join_cuts.cuh)
 //
+// Decode of fewer than 48 heads over F16 keys of 576 numbers has a kernel of its own (latent_few_heads.cu).
 // A row's bits depend on its position, its keys, the number of heads and the choice between prefill and decode.
 
 #include "kernels/cuda/attention.h"

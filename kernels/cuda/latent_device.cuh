@@ -31,6 +31,16 @@ struct LatentParams {
   float2* stats;            // [row][head][max_cuts]: largest score (times scale_log2), sum of weights
 };
 
+// What a row's block must know before it can ask for a key, by one load of a warp.
+struct RowPlace {
+  int position, table_start, table_size;
+};
+__device__ __forceinline__ RowPlace PlaceOf(const DevicePlaces& places, int64_t row) {
+  const int lane = threadIdx.x % kWarpSize;
+  const int32_t number = (lane == 0 ? places.positions : lane == 1 ? places.table_starts : places.table_sizes)[row];
+  return {__shfl_sync(0xffffffffu, number, 0), __shfl_sync(0xffffffffu, number, 1), __shfl_sync(0xffffffffu, number, 2)};
+}
+
 // latent_attention_wgmma.cu: on a GPU and in a build with warpgroup products, for keys of 576 F16 numbers, 512 of them values.
 // Prefill's grid is [ceil(pairs / 64)], decode's [max_cuts, ceil(num_heads / 64), rows].
 cudaError_t LaunchLatentWgmma(const LatentParams& params, DType act, bool decode, dim3 grid, cudaStream_t stream);
