@@ -10,17 +10,20 @@ namespace {
 constexpr int kDim = 576, kValues = 512;
 constexpr int kPanelBytes = 64 * 128, kPanels = kDim / 64;  // a tile is panels of 64 numbers, as TileDescriptor has them
 constexpr int kTileBytes = kPanels * kPanelBytes;
+[[maybe_unused]] constexpr int kPanelStep = kPanelBytes / 16;  // of a descriptor
 constexpr int kStages = 2;
-constexpr int kConsumers = 2;  // warpgroups, each with half of the values
-[[maybe_unused]] constexpr int kValuePanels = kValues / 64 / kConsumers;
-constexpr int kLoaders = 128;
-constexpr int kThreads = kConsumers * 128 + kLoaders;
-constexpr int kSharedBytes = (1 + kStages) * kTileBytes + 1024;  // queries and keys, and alignment of the start
+// Warpgroups: kSummers sum values, half of the columns each, one makes scores and weights, one loads keys.
+constexpr int kSummers = 2;
+[[maybe_unused]] constexpr int kValuePanels = kValues / 64 / kSummers;
+constexpr int kLoaders = 128, kMultipliers = (kSummers + 1) * 128;
+constexpr int kThreads = kMultipliers + kLoaders;
+constexpr int kSharedBytes = (1 + kStages) * kTileBytes + kPanelBytes + 1024;  // queries, keys, weights, alignment of the start
 
 #if FERRY_HAS_WGMMA
 
-constexpr int kConsumerRegisters = 232, kLoaderRegisters = 40;  // no more in all than the 168 that every thread starts with
-static_assert(kConsumers * kConsumerRegisters + kLoaderRegisters == (kConsumers + 1) * 168);  // more would wait for ever
+constexpr int kSummerRegisters = 184, kScorerRegisters = 104, kLoaderRegisters = 40;
+// No more in all than the 128 that every thread starts with: more would wait for ever.
+static_assert(kSummers * kSummerRegisters + kScorerRegisters + kLoaderRegisters == (kSummers + 2) * 128);
 
 // What a block computes: the pairs [first_pair, first_pair + count) of the rows from first_row on, over keys [begin, end).
 struct LatentBlock {
@@ -108,86 +111,79 @@ __device__ __forceinline__ void LoadKeys(const LatentParams& p, const LatentBloc
   CopyAsyncWait<0>();  // nobody leaves copies behind
 }
 
-#endif  // FERRY_HAS_WGMMA
+// Barriers in shared memory: a stage of keys is full or empty, and so are the weights and factors of a tile.
+struct LatentBarriers {
+  uint64_t full[kStages], empty[kStages], weighed, summed;
+};
 
-// The mapping of LatentKernel<64> (latent_attention.cu) by warpgroup products: a warpgroup loads tiles of keys, two multiply.
-// Both compute the same scores, so that each has its weights in registers and waits for nobody: a third of the products is done
-// twice. While one turns scores into weights, the other one multiplies. Bound: 2 * heads * (dim + values) flops for every (row,
-// key it sees), of (2 * dim + values) / (dim + values) = 1.53 that are done, on tensor cores. So decode of 128 heads cannot reach
-// the memory's rate: a key's 1,152 bytes need 278,528 flops, 0.37 ns at the 750 TFLOP/s of an H200, or 0.57 ns as they are done
-// here, where its bytes take 0.27 ns at the copy rate of 4.2 TB/s. Ceilings are 74 % of that rate, 48 % here, and 41 % at the 421
-// TFLOP/s (of those that count) of this kernel's prefill.
-template <typename Act, bool kDecode>
-__global__ void __launch_bounds__(kThreads, 1) LatentWgmmaKernel(LatentParams p) {
-  if constexpr (kDecode) AwaitLaunchesBefore();
-#if FERRY_HAS_WGMMA
-  extern __shared__ __align__(128) unsigned char dynamic[];
-  __shared__ __align__(8) uint64_t full_barriers[kStages], empty_barriers[kStages];
-  unsigned char* const queries = dynamic + (1024 - SharedAddress(dynamic) % 1024) % 1024;
-  unsigned char* const keys = queries + kTileBytes;
-  const uint32_t full = SharedAddress(full_barriers), empty = SharedAddress(empty_barriers);
-  LatentBlock block;
-  if (!FindBlock<kDecode>(p, &block)) return;
-  const int num_tiles = (block.end - block.first_key + kKeys - 1) / kKeys;
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < kStages; ++s) {
-      BarrierInit(full + 8 * s, kLoaders);
-      BarrierInit(empty + 8 * s, kConsumers * 4);
-    }
-    FenceBarrierInit();
+// All threads but the loaders: the block's queries in F16, as a tile.
+template <typename Act, typename RowOf, typename HeadOf>
+__device__ __forceinline__ void LoadQueryTile(const LatentParams& p, const LatentBlock& block, RowOf row_of, HeadOf head_of,
+                                              unsigned char* queries) {
+  constexpr int kEach = kRows * (kDim / 8) / kMultipliers;
+  static_assert(kEach * kMultipliers == kRows * (kDim / 8));
+  // A store to shared memory keeps the loads behind it waiting, so that all of them go first.
+  uint4 eights[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int piece = i * kMultipliers + static_cast<int>(threadIdx.x), row = piece / (kDim / 8), chunk = piece % (kDim / 8);
+    const int64_t pair = block.first_pair + min(row, block.count - 1);
+    const Act* const from = static_cast<const Act*>(p.q) + row_of(pair) * p.q_stride + head_of(pair) * kDim;
+    eights[i] = *reinterpret_cast<const uint4*>(from + chunk * 8);
   }
-  __syncthreads();
-
-  if (threadIdx.x >= kConsumers * 128) {
-    LowerRegisters<kLoaderRegisters>();
-    LoadKeys(p, block, num_tiles, keys, full, empty);
-    return;
-  }
-  RaiseRegisters<kConsumerRegisters>();
-  const auto row_of = [&](int64_t pair) { return kDecode ? block.first_row : pair / p.num_heads; };
-  const auto head_of = [&](int64_t pair) { return kDecode ? pair : pair % p.num_heads; };
-  // A store to shared memory keeps the loads behind it waiting, so that a batch of them goes first.
-  constexpr int kBatch = 9, kBatches = kRows * (kDim / 8) / (kConsumers * 128) / kBatch;
-  static_assert(kBatches * kBatch * kConsumers * 128 == kRows * (kDim / 8));
 #pragma unroll
-  for (int batch = 0; batch < kBatches; ++batch) {
-    const auto chunk_of = [&](int i) { return static_cast<int>(threadIdx.x) + (batch * kBatch + i) * kConsumers * 128; };
-    uint4 eights[kBatch];
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int row = chunk_of(i) / (kDim / 8), chunk = chunk_of(i) % (kDim / 8);
-      const int64_t pair = block.first_pair + min(row, block.count - 1);
-      const Act* const from = static_cast<const Act*>(p.q) + row_of(pair) * p.q_stride + head_of(pair) * kDim;
-      eights[i] = *reinterpret_cast<const uint4*>(from + chunk * 8);
-    }
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int row = chunk_of(i) / (kDim / 8), chunk = chunk_of(i) % (kDim / 8);
-      uint4 eight = eights[i];
-      eight = {AsF16Pair<Act>(eight.x), AsF16Pair<Act>(eight.y), AsF16Pair<Act>(eight.z), AsF16Pair<Act>(eight.w)};
-      if (row >= block.count) eight = {0, 0, 0, 0};
-      *reinterpret_cast<uint4*>(queries + ChunkAt(row, chunk)) = eight;
-    }
+  for (int i = 0; i < kEach; ++i) {
+    const int piece = i * kMultipliers + static_cast<int>(threadIdx.x), row = piece / (kDim / 8), chunk = piece % (kDim / 8);
+    uint4 eight = eights[i];
+    eight = {AsF16Pair<Act>(eight.x), AsF16Pair<Act>(eight.y), AsF16Pair<Act>(eight.z), AsF16Pair<Act>(eight.w)};
+    if (row >= block.count) eight = {0, 0, 0, 0};
+    *reinterpret_cast<uint4*>(queries + ChunkAt(row, chunk)) = eight;
   }
   FenceForTensorCores();
-  NamedBarrier<kConsumers * 128>(1);
+  NamedBarrier<kMultipliers>(1);
+}
 
-  const int warpgroup = threadIdx.x / 128, warp = threadIdx.x / kWarpSize % 4, lane = threadIdx.x % kWarpSize;
+// Online softmax of a tile, base 2: scores become weights; `factor` is what the sums before are worth.
+__device__ __forceinline__ void Weigh(float scale_log2, float (&scores)[32], float (&largest)[2], float (&total)[2],
+                                      float (&factor)[2]) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    float now = largest[h];
+#pragma unroll
+    for (int i = 2 * h; i < 32; i += 4) now = fmaxf(now, fmaxf(scores[i], scores[i + 1]));
+    now = fmaxf(now, __shfl_xor_sync(0xffffffffu, now, 1));
+    now = fmaxf(now, __shfl_xor_sync(0xffffffffu, now, 2));
+    const float base = now == -INFINITY ? 0.0f : now, minus = -base * scale_log2;
+    factor[h] = Exp2((largest[h] - base) * scale_log2);
+    largest[h] = now;
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 2 * h; i < 32; i += 4) {
+      scores[i] = Exp2(fmaf(scores[i], scale_log2, minus));
+      scores[i + 1] = Exp2(fmaf(scores[i + 1], scale_log2, minus));
+      sum += scores[i] + scores[i + 1];
+    }
+    total[h] = fmaf(total[h], factor[h], sum);
+  }
+}
+
+// The scorers: scores of all rows and a tile's keys, weights into shared memory (a panel of rows, as of keys) and a factor for
+// each row. In the end `factors` of prefill are what a row's sums are multiplied with, and decode's statistics are in memory.
+template <bool kDecode, typename HeadOf>
+__device__ __forceinline__ void ScoreTiles(const LatentParams& p, const LatentBlock& block, int num_tiles, HeadOf head_of,
+                                           const unsigned char* queries, const unsigned char* keys, unsigned char* weights,
+                                           float* factors, LatentBarriers& barriers) {
+  const int warp = threadIdx.x / kWarpSize % 4, lane = threadIdx.x % kWarpSize, low = warp * 16 + lane / 4;
+  const uint32_t full = SharedAddress(barriers.full), weighed = SharedAddress(&barriers.weighed),
+                 summed = SharedAddress(&barriers.summed);
   int position[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const int i = min(warp * 16 + h * 8 + lane / 4, block.count - 1);
+    const int i = min(low + h * 8, block.count - 1);
     position[h] = kDecode ? block.last : p.first_position + static_cast<int>((block.first_pair + i) / p.num_heads);
   }
-  float sums[kValuePanels][32], scores[32], largest[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};
-#pragma unroll
-  for (int c = 0; c < kValuePanels; ++c) {
-#pragma unroll
-    for (int i = 0; i < 32; ++i) sums[c][i] = 0.0f;
-  }
+  float scores[32], largest[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};
   const uint64_t query_tile = TileDescriptor(queries);
-  constexpr int kPanelStep = kPanelBytes / 16;  // of a descriptor
-
   for (int tile = 0; tile < num_tiles; ++tile) {
     const int stage = tile % kStages, at = block.first_key + tile * kKeys;
     const uint64_t key_tile = TileDescriptor(keys + stage * kTileBytes);
@@ -205,7 +201,6 @@ __global__ void __launch_bounds__(kThreads, 1) LatentWgmmaKernel(LatentParams p)
     WgmmaCommit();
     WgmmaWait<0>();
     Pin(scores);
-
     if (at + kKeys > min(block.first + 1, block.end) || (p.window > 0 && at <= block.last - p.window)) {
 #pragma unroll
       for (int i = 0; i < 32; ++i) {
@@ -214,24 +209,69 @@ __global__ void __launch_bounds__(kThreads, 1) LatentWgmmaKernel(LatentParams p)
       }
     }
     float factor[2];
+    Weigh(p.scale_log2, scores, largest, total, factor);
+    BarrierWait(summed, (tile & 1) ^ 1);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      float now = largest[h];
+      const int row = low + 8 * h;
+      if (lane % 4 == 0) factors[row] = factor[h];
 #pragma unroll
-      for (int i = 2 * h; i < 32; i += 4) now = fmaxf(now, fmaxf(scores[i], scores[i + 1]));
-      now = fmaxf(now, __shfl_xor_sync(0xffffffffu, now, 1));
-      now = fmaxf(now, __shfl_xor_sync(0xffffffffu, now, 2));
-      const float base = now == -INFINITY ? 0.0f : now, minus = -base * p.scale_log2;
-      factor[h] = Exp2((largest[h] - base) * p.scale_log2);
-      largest[h] = now;
-      float sum = 0.0f;
-#pragma unroll
-      for (int i = 2 * h; i < 32; i += 4) {
-        scores[i] = Exp2(fmaf(scores[i], p.scale_log2, minus));
-        scores[i + 1] = Exp2(fmaf(scores[i + 1], p.scale_log2, minus));
-        sum += scores[i] + scores[i + 1];
+      for (int j = 0; j < kKeys / 8; ++j) {
+        *reinterpret_cast<uint32_t*>(weights + ChunkAt(row, j) + lane % 4 * 4) =
+            PackF16(scores[4 * j + 2 * h], scores[4 * j + 2 * h + 1]);
       }
-      total[h] = fmaf(total[h], factor[h], sum);
+    }
+    BarrierArrive(weighed);
+  }
+
+  if constexpr (!kDecode) BarrierWait(summed, (num_tiles & 1) ^ 1);
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    float sum = total[h];
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    const int row = low + 8 * h;
+    if (lane % 4 != 0 || row >= block.count) continue;
+    const int64_t head = head_of(block.first_pair + row);
+    const float scaled = largest[h] * p.scale_log2;
+    if constexpr (kDecode) {
+      p.stats[(block.first_row * p.num_heads + head) * p.max_cuts + blockIdx.x] = float2{scaled, sum};
+    } else {
+      float scale = 1.0f;
+      if (p.sinks != nullptr) {
+        const float sink = p.sinks[head] * kLog2E, top = fmaxf(scaled, sink);
+        scale = Exp2(scaled - top);
+        sum = fmaf(sum, scale, Exp2(sink - top));
+      }
+      factors[row] = scale / sum;
+    }
+  }
+  if constexpr (!kDecode) BarrierArrive(weighed);
+}
+
+// The summers: weights times values, each warpgroup for its panels of columns, into `sums`.
+__device__ __forceinline__ void SumValues(int num_tiles, const unsigned char* keys, const unsigned char* weights,
+                                          const float* factors, LatentBarriers& barriers, float (&sums)[kValuePanels][32]) {
+  const int warpgroup = threadIdx.x / 128, warp = threadIdx.x / kWarpSize % 4, lane = threadIdx.x % kWarpSize;
+  const int low = warp * 16 + lane / 4;
+  const uint32_t full = SharedAddress(barriers.full), empty = SharedAddress(barriers.empty),
+                 weighed = SharedAddress(&barriers.weighed), summed = SharedAddress(&barriers.summed);
+  const int weight_row = warp * 16 + lane % 16;
+#pragma unroll
+  for (int c = 0; c < kValuePanels; ++c) {
+#pragma unroll
+    for (int i = 0; i < 32; ++i) sums[c][i] = 0.0f;
+  }
+  for (int tile = 0; tile < num_tiles; ++tile) {
+    const int stage = tile % kStages;
+    BarrierWait(full + 8 * stage, tile / kStages & 1);
+    BarrierWait(weighed, tile & 1);
+    FenceForTensorCores();
+    const float factor[2] = {factors[low], factors[low + 8]};
+    uint32_t a[kKeys / 16][4];
+#pragma unroll
+    for (int step = 0; step < kKeys / 16; ++step) {
+      LoadMatrix4(a[step], SharedAddress(weights) + ChunkAt(weight_row, 2 * step + lane / 16));
     }
     if (__any_sync(0xffffffffu, factor[0] != 1.0f || factor[1] != 1.0f)) {
 #pragma unroll
@@ -240,39 +280,38 @@ __global__ void __launch_bounds__(kThreads, 1) LatentWgmmaKernel(LatentParams p)
         for (int i = 0; i < 32; ++i) sums[c][i] *= factor[i / 2 % 2];
       }
     }
-    uint32_t weights[kKeys / 16][4];
-#pragma unroll
-    for (int step = 0; step < kKeys / 16; ++step) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) weights[step][i] = PackF16(scores[8 * step + 2 * i], scores[8 * step + 2 * i + 1]);
-    }
+    const uint64_t key_tile = TileDescriptor(keys + stage * kTileBytes);
     WgmmaFence();
 #pragma unroll
     for (int c = 0; c < kValuePanels; ++c) {
       const uint64_t values = key_tile + (warpgroup * kValuePanels + c) * kPanelStep;
 #pragma unroll
-      for (int step = 0; step < kKeys / 16; ++step) WgmmaF16<1>(sums[c], weights[step], values + 128 * step, 1);
+      for (int step = 0; step < kKeys / 16; ++step) WgmmaF16<1>(sums[c], a[step], values + 128 * step, 1);
     }
     WgmmaCommit();
     WgmmaWait<0>();
 #pragma unroll
     for (int c = 0; c < kValuePanels; ++c) Pin(sums[c]);
-    if (lane == 0) BarrierArrive(empty + 8 * stage);
+    if (lane == 0) {
+      BarrierArrive(empty + 8 * stage);
+      BarrierArrive(summed);
+    }
   }
+}
 
+// Their end: a cut's sums, or rows of `out`.
+template <typename Act, bool kDecode, typename RowOf, typename HeadOf>
+__device__ __forceinline__ void StoreSums(const LatentParams& p, const LatentBlock& block, RowOf row_of, HeadOf head_of,
+                                          const float* factors, const float (&sums)[kValuePanels][32]) {
+  const int warpgroup = threadIdx.x / 128, warp = threadIdx.x / kWarpSize % 4, lane = threadIdx.x % kWarpSize;
+  const int first_col = warpgroup * kValuePanels * 64 + lane % 4 * 2;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    float sum = total[h];
-    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
     const int i = warp * 16 + h * 8 + lane / 4;
     if (i >= block.count) continue;
     const int64_t pair = block.first_pair + i, head = head_of(pair);
-    const float scaled = largest[h] * p.scale_log2;
-    const int first_col = warpgroup * kValuePanels * 64 + lane % 4 * 2;
     if constexpr (kDecode) {
       const int64_t cut = (block.first_row * p.num_heads + head) * p.max_cuts + blockIdx.x;
-      if (warpgroup == 0 && lane % 4 == 0) p.stats[cut] = float2{scaled, sum};
 #pragma unroll
       for (int c = 0; c < kValuePanels; ++c) {
 #pragma unroll
@@ -282,13 +321,7 @@ __global__ void __launch_bounds__(kThreads, 1) LatentWgmmaKernel(LatentParams p)
         }
       }
     } else {
-      float scale = 1.0f;
-      if (p.sinks != nullptr) {
-        const float sink = p.sinks[head] * kLog2E, top = fmaxf(scaled, sink);
-        scale = Exp2(scaled - top);
-        sum = fmaf(sum, scale, Exp2(sink - top));
-      }
-      scale /= sum;
+      const float scale = factors[i];
       Act* const out = static_cast<Act*>(p.out) + row_of(pair) * p.out_stride + head * kValues + first_col;
 #pragma unroll
       for (int c = 0; c < kValuePanels; ++c) {
@@ -300,6 +333,57 @@ __global__ void __launch_bounds__(kThreads, 1) LatentWgmmaKernel(LatentParams p)
         }
       }
     }
+  }
+}
+
+#endif  // FERRY_HAS_WGMMA
+
+// The mapping of LatentKernel<64> (latent_attention.cu) by warpgroup products: a warpgroup loads tiles of keys, one makes scores
+// and weights of a tile while two sum the values of the tile before. Bound: 2 * heads * (dim + values) flops for every (row, key
+// it sees), on tensor cores. So decode of 128 heads cannot reach the memory's rate: a key's 1,152 bytes need 278,528 flops, 0.37
+// ns at the 750 TFLOP/s of an H200, where its bytes take 0.27 ns at the copy rate of 4.2 TB/s. The ceiling is 74 % of that rate.
+// With two stages a tile's place is asked for anew when its values are summed, so that the chain of a tile (load 2 us, scores
+// 0.7, weights 0.3, sums 0.6, predicted) passes twice at once: 1.8 us a tile, 68 % of what the tensor cores do.
+template <typename Act, bool kDecode>
+__global__ void __launch_bounds__(kThreads, 1) LatentWgmmaKernel(LatentParams p) {
+  if constexpr (kDecode) AwaitLaunchesBefore();
+#if FERRY_HAS_WGMMA
+  extern __shared__ __align__(128) unsigned char dynamic[];
+  __shared__ __align__(8) LatentBarriers barriers;
+  __shared__ float factors[kRows];
+  unsigned char* const queries = dynamic + (1024 - SharedAddress(dynamic) % 1024) % 1024;
+  unsigned char* const keys = queries + kTileBytes;
+  unsigned char* const weights = keys + kStages * kTileBytes;
+  LatentBlock block;
+  if (!FindBlock<kDecode>(p, &block)) return;
+  const int num_tiles = (block.end - block.first_key + kKeys - 1) / kKeys;
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < kStages; ++s) {
+      BarrierInit(SharedAddress(&barriers.full[s]), kLoaders);
+      BarrierInit(SharedAddress(&barriers.empty[s]), kSummers * 4);
+    }
+    BarrierInit(SharedAddress(&barriers.weighed), 128);
+    BarrierInit(SharedAddress(&barriers.summed), kSummers * 4);
+    FenceBarrierInit();
+  }
+  __syncthreads();
+
+  const auto row_of = [&](int64_t pair) { return kDecode ? block.first_row : pair / p.num_heads; };
+  const auto head_of = [&](int64_t pair) { return kDecode ? pair : pair % p.num_heads; };
+  if (threadIdx.x >= kMultipliers) {
+    LowerRegisters<kLoaderRegisters>();
+    LoadKeys(p, block, num_tiles, keys, SharedAddress(barriers.full), SharedAddress(barriers.empty));
+  } else if (threadIdx.x >= kSummers * 128) {
+    LowerRegisters<kScorerRegisters>();
+    LoadQueryTile<Act>(p, block, row_of, head_of, queries);
+    ScoreTiles<kDecode>(p, block, num_tiles, head_of, queries, keys, weights, factors, barriers);
+  } else {
+    RaiseRegisters<kSummerRegisters>();
+    LoadQueryTile<Act>(p, block, row_of, head_of, queries);
+    float sums[kValuePanels][32];
+    SumValues(num_tiles, keys, weights, factors, barriers, sums);
+    if constexpr (!kDecode) BarrierWait(SharedAddress(&barriers.weighed), num_tiles & 1);
+    StoreSums<Act, kDecode>(p, block, row_of, head_of, factors, sums);
   }
 #endif  // FERRY_HAS_WGMMA
 }
