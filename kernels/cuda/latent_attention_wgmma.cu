@@ -111,9 +111,11 @@ __device__ __forceinline__ void LoadKeys(const LatentParams& p, const LatentBloc
   CopyAsyncWait<0>();  // nobody leaves copies behind
 }
 
-// Barriers in shared memory: a stage of keys is full or empty, and so are the weights and factors of a tile.
+// Barriers in shared memory: a stage of keys is full or empty; the weights and factors of a tile are there, or every summer has
+// them in registers. One lane of a warp arrives at `empty`, since tensor cores have read the keys by then. Weights are read by
+// ordinary loads, and an arrival speaks for those of its own thread alone, so that every thread arrives at `taken`.
 struct LatentBarriers {
-  uint64_t full[kStages], empty[kStages], weighed, summed;
+  uint64_t full[kStages], empty[kStages], weighed, taken;
 };
 
 // All threads but the loaders: the block's queries in F16, as a tile.
@@ -175,7 +177,7 @@ __device__ __forceinline__ void ScoreTiles(const LatentParams& p, const LatentBl
                                            float* factors, LatentBarriers& barriers) {
   const int warp = threadIdx.x / kWarpSize % 4, lane = threadIdx.x % kWarpSize, low = warp * 16 + lane / 4;
   const uint32_t full = SharedAddress(barriers.full), weighed = SharedAddress(&barriers.weighed),
-                 summed = SharedAddress(&barriers.summed);
+                 taken = SharedAddress(&barriers.taken);
   int position[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -210,7 +212,7 @@ __device__ __forceinline__ void ScoreTiles(const LatentParams& p, const LatentBl
     }
     float factor[2];
     Weigh(p.scale_log2, scores, largest, total, factor);
-    BarrierWait(summed, (tile & 1) ^ 1);
+    BarrierWait(taken, (tile & 1) ^ 1);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = low + 8 * h;
@@ -224,7 +226,7 @@ __device__ __forceinline__ void ScoreTiles(const LatentParams& p, const LatentBl
     BarrierArrive(weighed);
   }
 
-  if constexpr (!kDecode) BarrierWait(summed, (num_tiles & 1) ^ 1);
+  if constexpr (!kDecode) BarrierWait(taken, (num_tiles & 1) ^ 1);
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     float sum = total[h];
@@ -255,7 +257,7 @@ __device__ __forceinline__ void SumValues(int num_tiles, const unsigned char* ke
   const int warpgroup = threadIdx.x / 128, warp = threadIdx.x / kWarpSize % 4, lane = threadIdx.x % kWarpSize;
   const int low = warp * 16 + lane / 4;
   const uint32_t full = SharedAddress(barriers.full), empty = SharedAddress(barriers.empty),
-                 weighed = SharedAddress(&barriers.weighed), summed = SharedAddress(&barriers.summed);
+                 weighed = SharedAddress(&barriers.weighed), taken = SharedAddress(&barriers.taken);
   const int weight_row = warp * 16 + lane % 16;
 #pragma unroll
   for (int c = 0; c < kValuePanels; ++c) {
@@ -273,6 +275,7 @@ __device__ __forceinline__ void SumValues(int num_tiles, const unsigned char* ke
     for (int step = 0; step < kKeys / 16; ++step) {
       LoadMatrix4(a[step], SharedAddress(weights) + ChunkAt(weight_row, 2 * step + lane / 16));
     }
+    BarrierArrive(taken);
     if (__any_sync(0xffffffffu, factor[0] != 1.0f || factor[1] != 1.0f)) {
 #pragma unroll
       for (int c = 0; c < kValuePanels; ++c) {
@@ -292,10 +295,7 @@ __device__ __forceinline__ void SumValues(int num_tiles, const unsigned char* ke
     WgmmaWait<0>();
 #pragma unroll
     for (int c = 0; c < kValuePanels; ++c) Pin(sums[c]);
-    if (lane == 0) {
-      BarrierArrive(empty + 8 * stage);
-      BarrierArrive(summed);
-    }
+    if (lane == 0) BarrierArrive(empty + 8 * stage);
   }
 }
 
@@ -363,7 +363,7 @@ __global__ void __launch_bounds__(kThreads, 1) LatentWgmmaKernel(LatentParams p)
       BarrierInit(SharedAddress(&barriers.empty[s]), kSummers * 4);
     }
     BarrierInit(SharedAddress(&barriers.weighed), 128);
-    BarrierInit(SharedAddress(&barriers.summed), kSummers * 4);
+    BarrierInit(SharedAddress(&barriers.taken), kSummers * 128);
     FenceBarrierInit();
   }
   __syncthreads();
