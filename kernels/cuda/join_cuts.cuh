@@ -26,26 +26,44 @@ __device__ __forceinline__ void JoinCuts(const float2* stats, const float* sums,
   constexpr int kLanes = Shape::kLanes, kThreads = Shape::kThreads;
   __shared__ float largest_of[kWarpSize], total_of[kWarpSize];
   __shared__ float4 parts[Shape::kParts][kLanes];
-  float largest = -INFINITY;
-  for (int c = threadIdx.x; c < cuts; c += kThreads) largest = fmaxf(largest, stats[c].x);
+  const int group = threadIdx.x / kLanes, lane = threadIdx.x % kLanes, column = first_column + lane * 4;
+  const auto part_of = [&](int c) { return *reinterpret_cast<const float4*>(sums + static_cast<int64_t>(c) * values + column); };
+  // What a thread needs of its first cuts is asked for at once, before the block agrees on the largest score: the time of a join
+  // of few heads is that of loads after each other.
+  constexpr int kAhead = 4;
+  float4 parts_ahead[kAhead] = {};
+  float scores_ahead[kAhead] = {};
+  const int first = threadIdx.x;
+  const float2 first_stats = first < cuts ? stats[first] : float2{-INFINITY, 0.0f};
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) {
+    const int c = group + i * Shape::kGroups;
+    if (c < cuts && column < values) parts_ahead[i] = part_of(c), scores_ahead[i] = stats[c].x;
+  }
+
+  float largest = first_stats.x;
+  for (int c = first + kThreads; c < cuts; c += kThreads) largest = fmaxf(largest, stats[c].x);
   largest = BlockMax(largest, largest_of);
   const float top = fmaxf(largest, sink), base = top == -INFINITY ? 0.0f : top;
-  float total = 0.0f;
-  for (int c = threadIdx.x; c < cuts; c += kThreads) total = fmaf(stats[c].y, Exp2(stats[c].x - base), total);
+  float total = first_stats.y * Exp2(first_stats.x - base);
+  for (int c = first + kThreads; c < cuts; c += kThreads) total = fmaf(stats[c].y, Exp2(stats[c].x - base), total);
   total = BlockSum(total, total_of) + Exp2(sink - base);
 
-  const int group = threadIdx.x / kLanes, lane = threadIdx.x % kLanes, column = first_column + lane * 4;
   float sum[4] = {};
+  const auto add = [&](float score, const float4& part) {
+    const float factor = Exp2(score - base);
+    sum[0] = fmaf(part.x, factor, sum[0]);
+    sum[1] = fmaf(part.y, factor, sum[1]);
+    sum[2] = fmaf(part.z, factor, sum[2]);
+    sum[3] = fmaf(part.w, factor, sum[3]);
+  };
   if (column < values) {
-#pragma unroll 8
-    for (int c = group; c < cuts; c += Shape::kGroups) {
-      const float factor = Exp2(stats[c].x - base);
-      const float4 part = *reinterpret_cast<const float4*>(sums + static_cast<int64_t>(c) * values + column);
-      sum[0] = fmaf(part.x, factor, sum[0]);
-      sum[1] = fmaf(part.y, factor, sum[1]);
-      sum[2] = fmaf(part.z, factor, sum[2]);
-      sum[3] = fmaf(part.w, factor, sum[3]);
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (group + i * Shape::kGroups < cuts) add(scores_ahead[i], parts_ahead[i]);
     }
+#pragma unroll 8
+    for (int c = group + kAhead * Shape::kGroups; c < cuts; c += Shape::kGroups) add(stats[c].x, part_of(c));
   }
 #pragma unroll
   for (int across = kLanes; across < kWarpSize; across *= 2) {
