@@ -357,7 +357,7 @@ __global__ void __launch_bounds__(LatentShape<kRows>::kThreads, LatentShape<kRow
   }
 }
 
-using JoinOfManyHeads = JoinShape<kMaxLatentValues, kMaxLatentValues / 4>;
+using JoinOfManyHeads = JoinShape<512, kMaxLatentValues / 4>;
 using JoinOfFewHeads = JoinShape<256, 8>;
 
 // Grid: [rows * heads, ceil(values / kColumns)].
