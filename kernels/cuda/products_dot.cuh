@@ -172,6 +172,7 @@ __device__ __forceinline__ void ProductsDot(const ProductParams& params, const D
 // Blocks of a multiprocessor: as many as have registers without keeping some in memory.
 template <DType kType, int kRows>
 constexpr int kDotBlocks = kRows > kDotRows                                                          ? 3
+                           : kRows == 1 && Format<kType>::kCodeBytes <= 8                            ? 6
                            : kRows == 1 && Format<kType>::kCodeBytes <= 16 && kType != DType::kNVFP4 ? 5
                                                                                                      : 4;
 

@@ -24,6 +24,7 @@ namespace ferry::cuda {
 
 struct HalfScales {
   float scale[2], minimum[2] = {0, 0};
+  int shift[2] = {0, 0};  // of the types whose minimum is -shift * scale: what is added to a code
 
   __device__ void Set(float value) { scale[0] = scale[1] = value; }
   __device__ void SetMinimum(float value) { minimum[0] = minimum[1] = value; }
@@ -264,11 +265,15 @@ struct RowFormat<DType::kIQ4_XS> : Iq4Levels {
 
 // -------------------------------------------------------------------------------------------------------------- ik's
 
-// Scales whose minimum is -shift * scale: a bit of `extra` moves a half's levels up by kShift.
+// A bit of `extra` moves a half's levels up by kShift.
 template <int kShift>
 __device__ inline void ShiftLevels(uint32_t extra, HalfScales& out) {
 #pragma unroll
-  for (int half = 0; half < 2; ++half) out.minimum[half] = (extra >> half) & 1u ? -kShift * out.scale[half] : 0.0f;
+  for (int half = 0; half < 2; ++half) {
+    const bool shifted = (extra >> half) & 1u;
+    out.shift[half] = shifted ? kShift : 0;
+    out.minimum[half] = shifted ? -kShift * out.scale[half] : 0.0f;
+  }
 }
 
 struct Iq2Levels : Levels {

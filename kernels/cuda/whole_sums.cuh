@@ -19,7 +19,9 @@ template <DType kType>
 inline constexpr bool kIsDot =
     (!kIsDirect<kType> || kType == DType::kQ4_0) && kType != DType::kIQ6_K;  // whose levels are no whole numbers
 template <DType kType>
-inline constexpr bool kHasMinimum = Format<kType>::kMins || IsAmong(IkTypes{}, kType);
+inline constexpr bool kHasMinimum = Format<kType>::kMins;
+template <DType kType>
+inline constexpr bool kHasShift = IsAmong(IkTypes{}, kType) && kType != DType::kIQ2_KL;  // HalfScales::shift
 template <DType kType>
 inline constexpr bool kHalvesDiffer = Format<kType>::kStep == 16;
 
@@ -65,17 +67,18 @@ __device__ inline void DotHalfTile(uint32_t low_rows, uint32_t high_rows, uint32
 template <DType kType, int kZero>
 __device__ inline float AddWhole(const int (&high)[2], const int (&low)[2], const HalfScales& scales, const uint4& words,
                                  float sum) {
+  const auto zero = [&](int half) { return kHasShift<kType> ? scales.shift[half] - kZero : -kZero; };
   const float step = __uint_as_float(words.x);
   const int half_sum = static_cast<int>(words.z), all = static_cast<int>(words.w);
   if constexpr (!kHalvesDiffer<kType>) {
-    const int dots = high[0] * 128 + low[0] - kZero * all;
+    const int dots = high[0] * 128 + low[0] + zero(0) * all;
     sum = fmaf(__fmul_rn(static_cast<float>(dots), step), scales.scale[0], sum);
     if constexpr (kHasMinimum<kType>) sum = fmaf(__uint_as_float(words.y), -scales.minimum[0], sum);
   } else {
     const int sums[2] = {all - half_sum, half_sum};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int dots = high[half] * 128 + low[half] - kZero * sums[half];
+      const int dots = high[half] * 128 + low[half] + zero(half) * sums[half];
       sum = fmaf(__fmul_rn(static_cast<float>(dots), step), scales.scale[half], sum);
       if constexpr (kHasMinimum<kType>) sum = fmaf(__fmul_rn(static_cast<float>(sums[half]), step), -scales.minimum[half], sum);
     }
@@ -224,12 +227,12 @@ struct DotSums {
 template <DType kType>
 struct TensorSums {
   static constexpr int kCount = kDotTiles * 2 * 4;
-  static constexpr int kNumbers = (kHalvesDiffer<kType> ? 2 : 1) * (kHasMinimum<kType> ? 2 : 1);  // floats of a row's scales
+  static constexpr int kNumbers = (kHalvesDiffer<kType> ? 2 : 1) * (kHasMinimum<kType> || kHasShift<kType> ? 2 : 1);
 
   // Of a warp: the codes of a tile of each half, [row][32 bytes] in pieces of 16, and its scales.
   struct Staging {
     uint4 codes[kDotTiles][2][16][2];
-    float scales[kDotTiles][2][kNumbers][16];
+    float scales[kDotTiles][2][kNumbers][16];  // scales, then minimums or the bits of shifts
   };
 
   __device__ static void Add(const GridCopy<RowFormat<kType>>& grid, const LaneCodes<kType> (&codes)[kDotTiles],
@@ -284,6 +287,11 @@ struct TensorSums {
     for (int half = 0; half < kScales; ++half) {
       f(half, scales.scale[half]);
       if constexpr (kHasMinimum<kType>) f(kScales + half, scales.minimum[half]);
+      if constexpr (kHasShift<kType>) {
+        float bits = __int_as_float(scales.shift[half]);
+        f(kScales + half, bits);
+        scales.shift[half] = __float_as_int(bits);
+      }
     }
   }
   // The products of the tiles of half h with the block of each row of numbers at `numbers`.
