@@ -17,6 +17,9 @@
 namespace ferry::cuda {
 
 constexpr int kExpertWarps = 4;
+// Of a narrow matrix each of four warps had one or two groups of columns, and what surrounds them was half of its instructions.
+constexpr int kNarrowWarps = 2;
+constexpr int64_t kNarrowCols = 1024;
 // A dense matrix alone has too few blocks to keep a GPU's memory busy: with twice the warps 8.5 instead of 10.8 us for 5120 x
 // 2880 in Q8_0 on an H100. It depends on the shape alone, so that a row has the same bits beside any number of others.
 constexpr int kDenseWarps = 8;
@@ -232,6 +235,7 @@ cudaError_t LaunchFew(TypeList<kTypes...> types, const ProductParams& params, bo
       if constexpr (kIsDot<kType>) {
         return cudaErrorInvalidValue;
       } else {
+        if (!fused && params.k <= kNarrowCols) return LaunchFewRows<kType, Act, false, kNarrowWarps>(params, stream);
         if (!fused) return LaunchFewRows<kType, Act, false, kExpertWarps>(params, stream);
         return LaunchFewRows < kType, Act, true, kIsDirect<kType> ? kExpertWarps : 2 * kExpertWarps > (params, stream);
       }
