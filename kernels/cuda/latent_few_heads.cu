@@ -203,9 +203,7 @@ __device__ __forceinline__ void StoreCut(const LatentParams& p, int64_t row, int
 // of a tile's instructions: a tile costs one barrier, and no branch stands between the products of the tile to come, which it
 // begins, and the softmax and the loads of values that fill the time until their sums are there. The products of the tile past
 // the last are of no use and not read.
-// A row of 16 heads at 32,768 on an H200 (predicted, us): launch 2.6, the row's place 0.6, its first block numbers 0.6 (queries
-// come meanwhile), first keys 1, 16 tiles of 0.45 each 7.2 (the copy rate would allow 9 for all multiprocessors together),
-// sums 1.
+// docs/measurements/kernels.md has what it takes.
 template <typename Act>
 __global__ void __launch_bounds__(kThreads, 2) LatentFewHeadsKernel(LatentParams p) {
   extern __shared__ __align__(128) unsigned char shared[];
