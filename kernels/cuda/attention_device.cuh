@@ -233,6 +233,16 @@ cudaError_t WithHeadDim(int64_t head_dim, F&& f) {
 
 inline constexpr float kLog2E = 1.4426950408889634f;
 
+// Joins a head's sink with a row's weights, whose largest score is `scaled` (times log2(e)) and whose sum is `sum`. Returns the
+// factor by which the weighted values are to be multiplied before the division by `sum`. `sinks` may be null.
+__device__ inline float JoinSink(const float* sinks, int64_t head, float scaled, float& sum) {
+  if (sinks == nullptr) return 1.0f;
+  const float sink = sinks[head] * kLog2E, top = fmaxf(scaled, sink);
+  const float factor = Exp2(scaled - top);
+  sum = fmaf(sum, factor, Exp2(sink - top));
+  return factor;
+}
+
 // What a prefill kernel computes: LaunchAttentionPrefill's arguments.
 struct PrefillParams {
   const void* q;

@@ -164,12 +164,7 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kThreads, kHeadDim <= 
       sum += __shfl_xor_sync(0xffffffffu, sum, 2);
       if (pair > last_pair) continue;
       const int64_t head = static_cast<int64_t>(kv_head) * p.group + pair % p.group;
-      float factor = 1.0f;
-      if (p.sinks != nullptr) {
-        const float scaled = largest[r][h] * p.scale_log2, sink = p.sinks[head] * kLog2E, top = fmaxf(scaled, sink);
-        factor = Exp2(scaled - top);
-        sum = fmaf(sum, factor, Exp2(sink - top));
-      }
+      float factor = JoinSink(p.sinks, head, largest[r][h] * p.scale_log2, sum);
       factor /= sum;
       Act* const out = static_cast<Act*>(p.out) + pair / p.group * p.out_stride + head * kHeadDim + lane % 4 * 2;
 #pragma unroll

@@ -230,12 +230,7 @@ __global__ void __launch_bounds__(kThreads, 1) PrefillWgmmaKernel(PrefillParams 
       sum += __shfl_xor_sync(0xffffffffu, sum, 2);
       if (pair > last_pair) continue;
       const int64_t head = static_cast<int64_t>(kv_head) * p.group + pair % p.group;
-      float scale = 1.0f;
-      if (p.sinks != nullptr) {
-        const float scaled = largest[h] * p.scale_log2, sink = p.sinks[head] * kLog2E, top = fmaxf(scaled, sink);
-        scale = Exp2(scaled - top);
-        sum = fmaf(sum, scale, Exp2(sink - top));
-      }
+      float scale = JoinSink(p.sinks, head, largest[h] * p.scale_log2, sum);
       scale /= sum;
       Act* const out = static_cast<Act*>(p.out) + pair / p.group * p.out_stride + head * kHeadDim + lane % 4 * 2;
 #pragma unroll

@@ -69,7 +69,8 @@ __device__ inline uint32_t Permute(uint32_t a, uint32_t b, uint32_t selectors) {
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(selectors));
   return out;
 }
-// `constant` in a register.
+// `constant` in a register. The compiler does not know that blockDim.y is 1 in every launch, so it cannot make the constant anew
+// at each use.
 __device__ inline uint32_t Held(uint32_t constant) { return constant ^ (blockDim.y - 1); }
 
 // A word of eight nibbles as prmt reads them. Its selectors take three bits of index, since the fourth one means something else:
@@ -101,9 +102,9 @@ __device__ inline uint32_t Look8(const LevelTable<kLevels>& table, uint32_t code
 // and 7 (kPairs: halves of 16 columns stay apart).
 enum class ColumnOrder { kNatural, kNibbles, kPairs };
 
-// The levels of nibbles as two whole numbers of up to seven bits, of which one is zero: a level is above - below. In the order
-// kNibbles. Tables of 16 levels, the first eight of them negative. A selector of prmt whose fourth bit is set gives eight times
-// the highest bit of a byte, which is zero here.
+// Looks up the levels of nibbles, of which the first eight are negative. Each level is above - below: one of both is its size, of
+// up to seven bits, and the other one is zero. The words come in the order kNibbles. Where the fourth bit of a selector is set,
+// prmt gives eight times the highest bit of the byte, which is zero here.
 template <int kLevels>
 __device__ inline void LookSides(const LevelTable<kLevels>& negative, const LevelTable<kLevels>& positive,
                                  const uint32_t* nibbles, uint32_t (&above)[8], uint32_t (&below)[8]) {
@@ -118,7 +119,7 @@ __device__ inline void LookSides(const LevelTable<kLevels>& negative, const Leve
     }
   }
 }
-// Half of a table of 16 levels, of which the sign is dropped.
+// The sizes of eight levels from kFrom on, which all have one sign.
 template <int kFrom, typename Levels>
 constexpr auto MakeSide(const Levels& levels) {
   LevelTable<8> table{};

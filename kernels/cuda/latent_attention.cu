@@ -338,12 +338,7 @@ __global__ void __launch_bounds__(LatentShape<kRows>::kThreads, LatentShape<kRow
               float2{sums[r][d][2 * h], sums[r][d][2 * h + 1]};
         }
       } else {
-        float scale = 1.0f;
-        if (p.sinks != nullptr) {
-          const float sink = p.sinks[head] * kLog2E, top = fmaxf(scaled, sink);
-          scale = Exp2(scaled - top);
-          sum = fmaf(sum, scale, Exp2(sink - top));
-        }
+        float scale = JoinSink(p.sinks, head, scaled, sum);
         scale /= sum;
         Act* const out = static_cast<Act*>(p.out) + row_of(pair) * p.out_stride + head * p.values + first_col;
 #pragma unroll

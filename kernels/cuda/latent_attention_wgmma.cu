@@ -239,12 +239,7 @@ __device__ __forceinline__ void ScoreTiles(const LatentParams& p, const LatentBl
     if constexpr (kDecode) {
       p.stats[(block.first_row * p.num_heads + head) * p.max_cuts + blockIdx.x] = float2{scaled, sum};
     } else {
-      float scale = 1.0f;
-      if (p.sinks != nullptr) {
-        const float sink = p.sinks[head] * kLog2E, top = fmaxf(scaled, sink);
-        scale = Exp2(scaled - top);
-        sum = fmaf(sum, scale, Exp2(sink - top));
-      }
+      const float scale = JoinSink(p.sinks, head, scaled, sum);
       factors[row] = scale / sum;
     }
   }

@@ -125,6 +125,13 @@ __device__ __forceinline__ void ProductsDot(const ProductParams& params, const D
       params, [&](int t) { return sources[t]; }, count, chunks * kChunkTiles, numbers);
   __syncthreads();
 
+  const auto wait_for_partial = [&] {
+    if (shape.split) {
+      __syncthreads();
+    } else {
+      __syncwarp();
+    }
+  };
   for (int pair = my_first_pair; pair < last_pair; pair += pair_step) {
     float total[Sums::kCount] = {};
     for (int part = first_part; part < last_part; ++part) {
@@ -138,11 +145,7 @@ __device__ __forceinline__ void ProductsDot(const ProductParams& params, const D
     }
     begin(pair + pair_step);
     Sums::ForEach(total, [&](int h, int m, int t, int at, float sum) { partial[warp][h][m][t][at] = sum; });
-    if (shape.split) {
-      __syncthreads();
-    } else {
-      __syncwarp();
-    }
+    wait_for_partial();
     const int thread = shape.split ? static_cast<int>(threadIdx.x) : lane, threads = shape.split ? kDotThreads : kWarpSize;
     const DotOutputs<kFused> outputs = {params, task, rows, first_row, pair};
     for (int i = thread; i < outputs.kColumns * count; i += threads) {
@@ -161,11 +164,7 @@ __device__ __forceinline__ void ProductsDot(const ProductParams& params, const D
         return halves[0] + halves[1];
       });
     }
-    if (shape.split) {
-      __syncthreads();
-    } else {
-      __syncwarp();
-    }
+    wait_for_partial();
   }
 }
 

@@ -62,8 +62,9 @@ __device__ inline void DotHalfTile(uint32_t low_rows, uint32_t high_rows, uint32
 #endif
 }
 
-// sum += scaled whole sums of a tile: `high` and `low` of its halves, of which kHalvesDiffer says whether the second ones are
-// used, of codes that are kZero above their value. `words`: the last four of the activations' block.
+// Scales the whole sums of a tile and adds them to `sum`. `high` and `low` have a sum for each half of the columns, or one for
+// all in their first place unless kHalvesDiffer. The codes are kZero above their value. `words`: the last four of the
+// activations' block.
 template <DType kType, int kZero>
 __device__ inline float AddWhole(const int (&high)[2], const int (&low)[2], const HalfScales& scales, const uint4& words,
                                  float sum) {
