@@ -15,8 +15,8 @@ struct ExchangeCost {
   double row_seconds = 0;       // of each row, either way
 };
 
-// `probe`: makes an exchange of so many rows, at most `most_rows`, as many of which come back, and says how long it took. Errors
-// of `probe`.
+// Calls `probe(rows)` several times, with 1 to `most_rows` rows. The probe sends that many rows, gets as many back, and returns
+// the seconds that this took. Errors of `probe`.
 absl::StatusOr<ExchangeCost> MeasureExchange(int64_t most_rows, const std::function<absl::StatusOr<double>(int64_t rows)>& probe);
 
 }  // namespace ferry

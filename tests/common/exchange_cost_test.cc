@@ -9,7 +9,7 @@
 namespace ferry {
 namespace {
 
-// An exchange in 3 ms and a row in 10 us, there and back.
+// An exchange costs 3 ms; each row costs 10 us on its way there and 10 us on its way back.
 double Seconds(int64_t rows) { return 3e-3 + 20e-6 * static_cast<double>(rows); }
 
 TEST(ExchangeCost, TellsTheExchangeFromItsRows) {
@@ -31,7 +31,7 @@ TEST(ExchangeCost, SendsNoMoreRowsThanARequestHolds) {
                          return Seconds(rows);
                        }));
   EXPECT_NEAR(cost.row_seconds, 10e-6, 1e-12);
-  EXPECT_OK(MeasureExchange(1, [](int64_t rows) { return Seconds(rows); })) << "of which rows alone cannot be told";
+  EXPECT_OK(MeasureExchange(1, [](int64_t rows) { return Seconds(rows); })) << "one row cannot tell what rows cost";
 }
 
 TEST(ExchangeCost, SeesTheRateOfANetworkThatLetsSomethingPassAtOnce) {

@@ -40,6 +40,15 @@ class DemoExperts : public ::testing::Test {
                         .num_slots = 8,
                         .link_bytes_per_second = 100e9});
   }
+  // A plan of layer 0.
+  static ExpertRequest PlanOf(std::vector<ActivatedExpert> uses, int32_t num_rows = 500) {
+    return {.kind = ExpertRequestKind::kPlan,
+            .incarnation = kIncarnation,
+            .step = 1,
+            .layer = 0,
+            .num_rows = num_rows,
+            .uses = std::move(uses)};
+  }
   // Two rows; row 0 goes to experts 3 and 5, row 1 to 5.
   static ExpertRequest TwoRows() {
     return {.kind = ExpertRequestKind::kCompute,

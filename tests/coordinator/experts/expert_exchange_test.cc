@@ -105,12 +105,7 @@ TEST_F(ExpertExchangeTest, RefusesIdsThatAreHostile) {
 }
 
 TEST_F(ExpertExchangeTest, PlansByTheRatesAndTheSlots) {
-  ExpertRequest request = {.kind = ExpertRequestKind::kPlan,
-                           .incarnation = kIncarnation,
-                           .step = 1,
-                           .layer = 0,
-                           .num_rows = 500,
-                           .uses = {{.expert = 1, .tokens = 400}, {.expert = 2, .tokens = 1, .resident = 1}}};
+  ExpertRequest request = PlanOf({{.expert = 1, .tokens = 400}, {.expert = 2, .tokens = 1, .resident = 1}});
   EXPECT_THAT(*exchange_->Plan(WorkerId(0), request), ElementsAre(ExpertPlace::kShip, ExpertPlace::kResident));
   exchange_->UpdatePeer(WorkerId(0), {.num_slots = 0, .link_bytes_per_second = 100e9});
   request.uses[1].resident = 0;
@@ -118,12 +113,7 @@ TEST_F(ExpertExchangeTest, PlansByTheRatesAndTheSlots) {
 }
 
 TEST_F(ExpertExchangeTest, PlansByTheLinksRateBesideTheHostOnceItIsKnown) {
-  const ExpertRequest request = {.kind = ExpertRequestKind::kPlan,
-                                 .incarnation = kIncarnation,
-                                 .step = 1,
-                                 .layer = 0,
-                                 .num_rows = 500,
-                                 .uses = {{.expert = 1, .tokens = 400}}};
+  const ExpertRequest request = PlanOf({{.expert = 1, .tokens = 400}});
   const PlannerRates host = {.host = {.read_bytes_per_second = 1e9, .flops_per_second = 1e9}};
   exchange_->SetRates(host, {1});  // a byte a second
   EXPECT_THAT(*exchange_->Plan(WorkerId(0), request), ElementsAre(ExpertPlace::kHost));
@@ -134,12 +124,7 @@ TEST_F(ExpertExchangeTest, PlansByTheLinksRateBesideTheHostOnceItIsKnown) {
 }
 
 TEST_F(ExpertExchangeTest, PlansByWhatAnExchangeCostsTheWorker) {
-  const ExpertRequest request = {.kind = ExpertRequestKind::kPlan,
-                                 .incarnation = kIncarnation,
-                                 .step = 1,
-                                 .layer = 0,
-                                 .num_rows = 500,
-                                 .uses = {{.expert = 1, .tokens = 9}}};
+  const ExpertRequest request = PlanOf({{.expert = 1, .tokens = 9}});
   exchange_->SetRates({.host = {.read_bytes_per_second = 1e12, .flops_per_second = 1e15}}, {});
   PeerRates rates = {.num_slots = 8, .link_bytes_per_second = 1e6};
   exchange_->UpdatePeer(WorkerId(0), rates);
@@ -163,8 +148,7 @@ class CorrectedRatesTest : public ExpertExchangeTest {
   }
   // Of eight experts. Copying one should take the same time as computing it on the host.
   int64_t OnHost(int32_t num_rows = 500) {
-    ExpertRequest request = {
-        .kind = ExpertRequestKind::kPlan, .incarnation = kIncarnation, .step = 1, .layer = 0, .num_rows = num_rows, .uses = {}};
+    ExpertRequest request = PlanOf({}, num_rows);
     for (int32_t expert = 0; expert < 8; ++expert) request.uses.push_back({.expert = expert, .tokens = 1});
     const std::vector<ExpertPlace> places = exchange_->Plan(WorkerId(0), request).value();
     return std::count(places.begin(), places.end(), ExpertPlace::kHost);
@@ -234,8 +218,7 @@ TEST_F(ExpertExchangeTest, SharesTheHostAmongWorkersThatAreAtDifferentSteps) {
                       .end_layer = 4,
                       .num_slots = 8,
                       .link_bytes_per_second = 100e9});
-  ExpertRequest request = {
-      .kind = ExpertRequestKind::kPlan, .incarnation = kIncarnation, .step = 1, .layer = 0, .num_rows = 500, .uses = {}};
+  ExpertRequest request = PlanOf({});
   for (int32_t expert = 0; expert < 8; ++expert) request.uses.push_back({.expert = expert, .tokens = 10});
   // Copying an expert takes the same time as computing it on the host.
   exchange_->SetRates({.host = {.read_bytes_per_second = 1e9, .flops_per_second = 1e15}}, {1e9, 1e9});
@@ -295,8 +278,7 @@ class HelpTest : public ExpertExchangeTest {
   }
   // How many of eight experts worker 1 computes for worker 0, if worker 0 says that `helpers` have nothing to do.
   int64_t Helped(uint32_t helpers, int32_t num_rows = 500, int32_t tokens = 100) {
-    ExpertRequest request = {
-        .kind = ExpertRequestKind::kPlan, .incarnation = kIncarnation, .step = 1, .layer = 0, .num_rows = num_rows, .uses = {}};
+    ExpertRequest request = PlanOf({}, num_rows);
     for (int32_t expert = 0; expert < 8; ++expert) request.uses.push_back({.expert = expert, .tokens = tokens});
     request.helpers = helpers | on_device_ << kMaxHelpers;
     const std::vector<ExpertPlace> places = exchange_->Plan(WorkerId(0), request).value();

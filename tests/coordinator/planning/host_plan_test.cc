@@ -1,13 +1,9 @@
 #include "coordinator/planning/host_plan.h"
 
-#include "common/model/make_model.h"
-#include "common/model/model_tensors.h"
-#include "coordinator/experts/expert_store.h"
 #include "coordinator/experts/held_experts.h"
 #include "coordinator/planning/decode_prediction.h"
 #include "coordinator/planning/prefill_prediction.h"
-#include "coordinator/planning/routing_probabilities.h"
-#include "tests/testing/status_matchers.h"
+#include "tests/coordinator/planning/prediction_fixture.h"
 
 namespace ferry {
 namespace {
@@ -15,15 +11,10 @@ namespace {
 using ::testing::HasSubstr;
 
 // A first host without a GPU that takes a millisecond to read an expert, and other hosts behind a network.
-class HostPlanTest : public ::testing::Test {
+class HostPlanTest : public PredictedModelTest {
  protected:
   void SetUp() override {
-    ASSERT_OK_AND_ASSIGN(bytes_, MakeModelBytes({.layers = 4, .experts = 32, .top_k = 4}));
-    ASSERT_OK_AND_ASSIGN(GgufFile file, GgufFile::Parse(bytes_));
-    ASSERT_OK_AND_ASSIGN(config_, ModelConfig::FromGguf(file));
-    ASSERT_OK_AND_ASSIGN(sizes_, ModelSizesOf(file, config_));
-    ASSERT_OK_AND_ASSIGN(arena_, ArenaLayoutOf(file, config_));
-    ASSERT_OK_AND_ASSIGN(routing_, RoutingProbabilities(file, config_));
+    ASSERT_NO_FATAL_FAILURE(Make({.layers = 4, .experts = 32, .top_k = 4}));
     ASSERT_OK_AND_ASSIGN(placement_, PlanPlacement(config_, sizes_, {.num_workers = 1, .context_tokens = 16384}));
     rates_ = {.read_bytes_per_second = 1e3 * static_cast<double>(arena_.layer(0).bytes), .flops_per_second = 1e18};
   }
@@ -55,12 +46,6 @@ class HostPlanTest : public ::testing::Test {
   }
 
   static constexpr int64_t kEntries = 4096;
-  std::vector<std::byte> bytes_;
-  ModelConfig config_;
-  ModelSizes sizes_;
-  ArenaLayout arena_;
-  Placement placement_;
-  std::vector<std::vector<double>> routing_;
   ExpertRates rates_;
 };
 

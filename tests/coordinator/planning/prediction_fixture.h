@@ -12,16 +12,31 @@
 
 namespace ferry {
 
-// A model of 4 layers with 32 experts, 4 for each token, on a machine that the test makes up.
-class PredictionTest : public ::testing::Test {
+// What predictions need of a made model.
+class PredictedModelTest : public ::testing::Test {
  protected:
-  void SetUp() override {
-    ASSERT_OK_AND_ASSIGN(bytes_, MakeModelBytes({.layers = 4, .experts = 32, .top_k = 4, .router_bias_spread = 1.5}));
+  void Make(const MakeModelOptions& options) {
+    ASSERT_OK_AND_ASSIGN(bytes_, MakeModelBytes(options));
     ASSERT_OK_AND_ASSIGN(GgufFile file, GgufFile::Parse(bytes_));
     ASSERT_OK_AND_ASSIGN(config_, ModelConfig::FromGguf(file));
     ASSERT_OK_AND_ASSIGN(sizes_, ModelSizesOf(file, config_));
     ASSERT_OK_AND_ASSIGN(arena_, ArenaLayoutOf(file, config_));
     ASSERT_OK_AND_ASSIGN(routing_, RoutingProbabilities(file, config_));
+  }
+
+  std::vector<std::byte> bytes_;
+  ModelConfig config_;
+  ModelSizes sizes_;
+  ArenaLayout arena_;
+  std::vector<std::vector<double>> routing_;
+  Placement placement_;
+};
+
+// A model of 4 layers with 32 experts, 4 for each token, on a machine that the test makes up.
+class PredictionTest : public PredictedModelTest {
+ protected:
+  void SetUp() override {
+    ASSERT_NO_FATAL_FAILURE(Make({.layers = 4, .experts = 32, .top_k = 4, .router_bias_spread = 1.5}));
     Place(1, 2048);
     record_bytes_ = static_cast<double>(arena_.layer(0).bytes);
   }
@@ -54,12 +69,6 @@ class PredictionTest : public ::testing::Test {
                               .bytes_per_second = static_cast<double>(input->config.n_embd) * sizeof(float)};
   }
 
-  std::vector<std::byte> bytes_;
-  ModelConfig config_;
-  ModelSizes sizes_;
-  ArenaLayout arena_;
-  Placement placement_;
-  std::vector<std::vector<double>> routing_;
   double record_bytes_ = 0;
 };
 
