@@ -263,10 +263,12 @@ void StepRunner::AwaitCallOrHelp(std::unique_lock<std::mutex>& lock) {
   called_.store(false, std::memory_order_relaxed);
   lock.unlock();
   help->own().SetAvailable(true);
-  const auto called = [&] { return called_.load(std::memory_order_relaxed) || help->Called(); };
+  const auto called = [&] { return called_ || help->Called(); };
   wait_.Until(Deadline::Never(), called, [&](Deadline until) {
+    sleeps_on_bell_ = true;
     const uint32_t seen = help->own().bell();
     if (!called()) help->own().WaitForBell(seen, until);
+    sleeps_on_bell_ = false;
   });
   help->own().SetAvailable(false);
   lock.lock();

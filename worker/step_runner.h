@@ -90,10 +90,11 @@ class StepRunner {
   // All of these with the lock held.
   bool HasCall() const { return ending_ || job_ != nullptr || !queue_.empty() || !help_published_ || HelpWanted(); }
   bool HelpWanted() const { return help_ != nullptr && help_->Called(); }
+  // The bell is a system call, and the compute thread, if it spins, needs the lock next: it would sleep on it meanwhile.
   void Call() {
-    called_.store(true, std::memory_order_relaxed);
+    called_ = true;
     changed_.notify_all();
-    if (help_ != nullptr) help_->Wake();
+    if (sleeps_on_bell_ && help_ != nullptr) help_->Wake();
   }
   void DropHelp();
   void AwaitCall(std::unique_lock<std::mutex>& lock);
@@ -127,7 +128,9 @@ class StepRunner {
   std::shared_ptr<Job> job_;  // queued or running
   v1::ExpertCounters counters_;
   std::atomic<bool> called_ = false;  // Call() since the compute thread last found nothing to do; read without the lock
-  PacedWait wait_;                    // the compute thread's wait for Call()
+  // Set before the compute thread looks at called_ for the last time: it sees the call, or the caller sees this.
+  std::atomic<bool> sleeps_on_bell_ = false;
+  PacedWait wait_;  // the compute thread's wait for Call()
 
   std::thread thread_;
 };
