@@ -270,6 +270,7 @@ absl::Status ExpertForward::ComputeReady(const StepContext& context, int64_t lay
     ASSIGN_OR_RETURN(const std::vector<int32_t> ready, copies_->pass.NextReady(context.deadline));
     RETURN_IF_ERROR(ComputeTogether(context, layer, ready, in));
     RETURN_IF_ERROR(StartCopies(context));
+    RETURN_IF_ERROR(host_share_->Continue(context, layer, Contributions()));
   }
   return StartCopies(context);
 }

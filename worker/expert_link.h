@@ -54,14 +54,17 @@ class ExpertLink {
                                                         std::span<const ActivatedExpert> uses, uint32_t helpers,
                                                         Deadline deadline) = 0;
 
-  // One computation on the host at a time: the caller fills HostRows(n) [n, n_embd], calls StartCompute, and calls FinishCompute
-  // exactly once for each start that returned OK. FinishCompute returns the contributions [entries, n_embd], valid until the next
-  // start.
+  // Computations on the host, at most max_running() at once: the caller fills HostRows(n) [n, n_embd], calls StartCompute, and
+  // calls FinishCompute exactly once for each start that returned OK. FinishCompute waits for the oldest one and returns its
+  // contributions [entries, n_embd], valid until the caller has started as many as the link takes at once.
+  virtual int max_running() const { return 1; }
   virtual int64_t max_rows() const = 0;                     // of one computation
   virtual int64_t max_entries() const = 0;                  // of one computation
   virtual std::span<float> HostRows(int64_t num_rows) = 0;  // num_rows <= max_rows()
   virtual absl::Status StartCompute(const HostRequest& request) = 0;
   virtual absl::StatusOr<std::span<const float>> FinishCompute(Deadline deadline) = 0;
+  // Whether FinishCompute would return at once. A link that cannot tell says no.
+  virtual bool Answered() const { return false; }
 
   // Measures what such a computation costs beside itself; not while one runs. Zeros: the coordinator's memory is shared.
   virtual absl::StatusOr<ExchangeCost> MeasureExchange(Deadline /*deadline*/) { return ExchangeCost(); }

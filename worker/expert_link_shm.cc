@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <set>
 #include <utility>
 
@@ -14,11 +15,13 @@ namespace {
 
 class ShmLink final : public ExpertLink {
  public:
-  ShmLink(const ShmLinkOptions& options, ShmArena arena, std::unique_ptr<ExpertMailbox> mailbox, Ops* ops)
+  using Mailboxes = std::array<std::unique_ptr<ExpertMailbox>, kMailboxesOfAWorker>;
+
+  ShmLink(const ShmLinkOptions& options, ShmArena arena, Mailboxes mailboxes, Ops* ops)
       : incarnation_(options.incarnation),
         layout_(options.arena),
         arena_(std::move(arena)),
-        mailbox_(std::move(mailbox)),
+        mailboxes_(std::move(mailboxes)),
         ops_(*ops) {}
   ~ShmLink() override {
     if (pinned_) ops_.UnpinHost(arena_.bytes());
@@ -39,38 +42,50 @@ class ShmLink final : public ExpertLink {
   absl::StatusOr<std::vector<ExpertPlace>> Plan(uint64_t step, int64_t layer, int64_t num_rows,
                                                 std::span<const ActivatedExpert> uses, uint32_t helpers,
                                                 Deadline deadline) override {
-    RETURN_IF_ERROR(mailbox_->Post({.kind = ExpertRequestKind::kPlan,
-                                    .incarnation = incarnation_.value(),
-                                    .step = step,
-                                    .layer = static_cast<int32_t>(layer),
-                                    .num_rows = static_cast<int32_t>(num_rows),
-                                    .uses = {uses.begin(), uses.end()},
-                                    .entry_rows = {},
-                                    .helpers = helpers}));
+    ExpertMailbox& mailbox = *mailboxes_.front();
+    RETURN_IF_ERROR(mailbox.Post({.kind = ExpertRequestKind::kPlan,
+                                  .incarnation = incarnation_.value(),
+                                  .step = step,
+                                  .layer = static_cast<int32_t>(layer),
+                                  .num_rows = static_cast<int32_t>(num_rows),
+                                  .uses = {uses.begin(), uses.end()},
+                                  .entry_rows = {},
+                                  .helpers = helpers}));
     std::vector<ExpertPlace> places;
-    RETURN_IF_ERROR(mailbox_->WaitForAnswer(deadline, &places));
+    RETURN_IF_ERROR(mailbox.WaitForAnswer(deadline, &places));
     return places;
   }
 
-  int64_t max_rows() const override { return mailbox_->shape().max_rows; }
-  int64_t max_entries() const override { return mailbox_->shape().max_entries; }
-  std::span<float> HostRows(int64_t num_rows) override { return mailbox_->rows().first(num_rows * mailbox_->shape().n_embd); }
+  int64_t max_rows() const override { return mailboxes_.front()->shape().max_rows; }
+  int64_t max_entries() const override { return mailboxes_.front()->shape().max_entries; }
+  int max_running() const override { return kMailboxesOfAWorker; }
+  std::span<float> HostRows(int64_t num_rows) override { return Next().rows().first(num_rows * Next().shape().n_embd); }
 
   absl::Status StartCompute(const HostRequest& request) override {
-    num_entries_ = request.entry_rows.size();
-    return mailbox_->Post({.kind = ExpertRequestKind::kCompute,
-                           .incarnation = incarnation_.value(),
-                           .step = request.step,
-                           .layer = request.layer,
-                           .num_rows = request.num_rows,
-                           .uses = {request.uses.begin(), request.uses.end()},
-                           .entry_rows = {request.entry_rows.begin(), request.entry_rows.end()}});
+    if (num_running_ == kMailboxesOfAWorker) return FailedPrecondition("%d host computations are running", num_running_);
+    RETURN_IF_ERROR(Next().Post({.kind = ExpertRequestKind::kCompute,
+                                 .incarnation = incarnation_.value(),
+                                 .step = request.step,
+                                 .layer = request.layer,
+                                 .num_rows = request.num_rows,
+                                 .uses = {request.uses.begin(), request.uses.end()},
+                                 .entry_rows = {request.entry_rows.begin(), request.entry_rows.end()}}));
+    num_entries_[(oldest_ + num_running_) % kMailboxesOfAWorker] = request.entry_rows.size();
+    ++num_running_;
+    return absl::OkStatus();
   }
 
   absl::StatusOr<std::span<const float>> FinishCompute(Deadline deadline) override {
-    RETURN_IF_ERROR(mailbox_->WaitForAnswer(deadline, nullptr));
-    return mailbox_->contributions().first(num_entries_ * mailbox_->shape().n_embd);
+    if (num_running_ == 0) return FailedPrecondition("no host computation is running");
+    ExpertMailbox& mailbox = *mailboxes_[oldest_];
+    const size_t num_entries = num_entries_[oldest_];
+    // The first mailbox is next when none is running: its contributions are pinned.
+    oldest_ = --num_running_ == 0 ? 0 : (oldest_ + 1) % kMailboxesOfAWorker;
+    RETURN_IF_ERROR(mailbox.WaitForAnswer(deadline, nullptr));
+    return mailbox.contributions().first(num_entries * mailbox.shape().n_embd);
   }
+
+  bool Answered() const override { return num_running_ > 0 && mailboxes_[oldest_]->Answered(); }
 
   absl::StatusOr<std::span<const std::byte>> RecordInPlace(ExpertId id) const override {
     return layout_.RecordIn(arena_.bytes(), id.layer, id.expert);
@@ -90,19 +105,24 @@ class ShmLink final : public ExpertLink {
   void ReleaseRecord(ExpertId id) override { asked_.erase(id); }
 
  private:
+  // Where the next computation starts.
+  ExpertMailbox& Next() { return *mailboxes_[(oldest_ + num_running_) % kMailboxesOfAWorker]; }
+
   // What decode's few rows fill: a device then reads them where they lie.
   std::span<const std::byte> FirstContributions() const {
-    const std::span<const std::byte> all = std::as_bytes(mailbox_->contributions());
+    const std::span<const std::byte> all = std::as_bytes(mailboxes_.front()->contributions());
     return all.first(std::min<size_t>(all.size(), 4 << 20));
   }
 
   const Incarnation incarnation_;
   const ArenaLayout layout_;
   const ShmArena arena_;
-  const std::unique_ptr<ExpertMailbox> mailbox_;
+  const Mailboxes mailboxes_;
   Ops& ops_;
   bool pinned_ = false, contributions_pinned_ = false;
-  size_t num_entries_ = 0;  // of the computation that is running
+  // Computations run in the mailboxes from the oldest one's on.
+  int oldest_ = 0, num_running_ = 0;
+  std::array<size_t, kMailboxesOfAWorker> num_entries_ = {};
   std::set<ExpertId> asked_;
 };
 
@@ -114,12 +134,18 @@ absl::StatusOr<std::unique_ptr<ExpertLink>> ConnectShmLink(const ShmLinkOptions&
     return Annotate(fetched.status(), "shared memory with the coordinator; --expert-transport grpc does without");
   }
   std::vector<UniqueFd>& descriptors = *fetched;
-  if (descriptors.size() != 2) return Internal("the coordinator handed out %d descriptors, want 2", descriptors.size());
+  if (descriptors.size() != 1 + kMailboxesOfAWorker) {
+    return Internal("the coordinator handed out %d descriptors, want %d", descriptors.size(), 1 + kMailboxesOfAWorker);
+  }
   absl::StatusOr<ShmArena> arena = ShmArena::MapReadOnly(descriptors[0].Release(), options.arena.bytes());
-  absl::StatusOr<std::unique_ptr<ExpertMailbox>> mailbox = ExpertMailbox::Map(descriptors[1].Release(), options.mailbox);
   if (!arena.ok()) return Annotate(arena.status(), "the expert arena");
-  if (!mailbox.ok()) return Annotate(mailbox.status(), "the expert mailbox");
-  auto link = std::make_unique<ShmLink>(options, *std::move(arena), *std::move(mailbox), ops);
+  ShmLink::Mailboxes mailboxes;
+  for (int i = 0; i < kMailboxesOfAWorker; ++i) {
+    absl::StatusOr<std::unique_ptr<ExpertMailbox>> mailbox = ExpertMailbox::Map(descriptors[1 + i].Release(), options.mailbox);
+    if (!mailbox.ok()) return Annotate(mailbox.status(), "the expert mailbox");
+    mailboxes[i] = *std::move(mailbox);
+  }
+  auto link = std::make_unique<ShmLink>(options, *std::move(arena), std::move(mailboxes), ops);
   if (pin) link->Pin();
   return link;
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "common/half.h"
 #include "kernels/element_bytes.h"
@@ -10,6 +11,7 @@ namespace ferry {
 namespace {
 
 constexpr int64_t kGatherRows = 256;  // rows gathered at once
+constexpr int64_t kFewestParts = 2;   // from this part of all rows on they are downloaded all together
 constexpr size_t kPage = 4096;        // pinned memory shares no page with other pinned memory
 
 void ToFloats(DType dtype, const std::byte* from, std::span<float> out) {
@@ -18,7 +20,11 @@ void ToFloats(DType dtype, const std::byte* from, std::span<float> out) {
     return;
   }
   const uint16_t* const raw = reinterpret_cast<const uint16_t*>(from);
-  for (size_t i = 0; i < out.size(); ++i) out[i] = dtype == DType::kBF16 ? BFloat16ToFloat(raw[i]) : HalfToFloat(raw[i]);
+  if (dtype == DType::kBF16) {
+    for (size_t i = 0; i < out.size(); ++i) out[i] = BFloat16ToFloat(raw[i]);
+  } else {
+    for (size_t i = 0; i < out.size(); ++i) out[i] = HalfToFloat(raw[i]);
+  }
 }
 
 }  // namespace
@@ -44,38 +50,39 @@ absl::StatusOr<std::unique_ptr<HostRows>> HostRows::Create(Ops* ops, int64_t n_e
 }
 
 absl::Status HostRows::Begin(Tensor in, bool wanted) {
+  dtype_ = in.dtype;
   rows_ahead_ = wanted && in.rows <= kMaxRowsAhead ? in.rows : 0;
   if (rows_ahead_ == 0) return absl::OkStatus();
   return ops_.DownloadAsync(ahead().first(rows_ahead_ * n_embd_ * ElementBytes(in.dtype)), in.data);
 }
 
-absl::Status HostRows::Read(Tensor in, std::span<const int32_t> rows, std::span<float> out) {
+absl::Status HostRows::Fetch(Tensor in, std::span<const int32_t> rows) {
+  if (rows_ahead_ > 0) return absl::OkStatus();
   const int64_t num_rows = static_cast<int64_t>(rows.size()), row_bytes = n_embd_ * ElementBytes(in.dtype);
-  if (rows_ahead_ > 0) {
-    for (int64_t i = 0; i < num_rows; ++i) {
-      ToFloats(in.dtype, ahead_.get() + rows[i] * row_bytes, out.subspan(i * n_embd_, n_embd_));
-    }
-    return absl::OkStatus();
+  place_in_fetched_.resize(in.rows);
+  if (num_rows >= in.rows / kFewestParts) {
+    fetched_.resize(in.rows * row_bytes);
+    std::iota(place_in_fetched_.begin(), place_in_fetched_.end(), 0);
+    return ops_.Download(fetched_, in.data);
   }
-  const bool all_rows = num_rows == in.rows;
-  const int64_t rows_at_once = all_rows ? num_rows : kGatherRows;
-  for (int64_t first = 0; first < num_rows; first += rows_at_once) {
-    const int64_t count = std::min(rows_at_once, num_rows - first);
-    Tensor from = in;
-    if (!all_rows) {
-      from = {gathered_.data(), in.dtype, count, n_embd_};
-      RETURN_IF_ERROR(ops_.GatherRows(in, rows.subspan(first, count), from));
-    }
-    const std::span<float> part = out.subspan(first * n_embd_, count * n_embd_);
-    if (in.dtype == DType::kF32) {
-      RETURN_IF_ERROR(ops_.Download(std::as_writable_bytes(part), from.data));
-      continue;
-    }
-    raw_rows_.resize(count * row_bytes);
-    RETURN_IF_ERROR(ops_.Download(raw_rows_, from.data));
-    ToFloats(in.dtype, raw_rows_.data(), part);
+  fetched_.resize(num_rows * row_bytes);
+  for (int64_t i = 0; i < num_rows; ++i) place_in_fetched_[rows[i]] = static_cast<int32_t>(i);
+  for (int64_t first = 0; first < num_rows; first += kGatherRows) {
+    const int64_t count = std::min(kGatherRows, num_rows - first);
+    const Tensor gathered = {gathered_.data(), in.dtype, count, n_embd_};
+    RETURN_IF_ERROR(ops_.GatherRows(in, rows.subspan(first, count), gathered));
+    RETURN_IF_ERROR(ops_.Download(std::span(fetched_).subspan(first * row_bytes, count * row_bytes), gathered.data));
   }
   return absl::OkStatus();
+}
+
+void HostRows::Read(std::span<const int32_t> rows, std::span<float> out) const {
+  const int64_t row_bytes = n_embd_ * ElementBytes(dtype_);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const std::byte* const row =
+        rows_ahead_ > 0 ? ahead_.get() + rows[i] * row_bytes : fetched_.data() + place_in_fetched_[rows[i]] * row_bytes;
+    ToFloats(dtype_, row, out.subspan(i * n_embd_, n_embd_));
+  }
 }
 
 }  // namespace ferry

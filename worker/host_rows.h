@@ -29,8 +29,10 @@ class HostRows {
   // Begins a layer with input `in` [rows, n_embd]. When `wanted` and the rows are at most kMaxRowsAhead, queues their download;
   // they have arrived once the caller's next Ops::Download returns.
   absl::Status Begin(Tensor in, bool wanted);
-  // Writes the given rows of the same `in`, in increasing order, to `out` [rows.size(), n_embd].
-  absl::Status Read(Tensor in, std::span<const int32_t> rows, std::span<float> out);
+  // Downloads `rows` of the same `in`, increasing, unless all are here ahead. Waits for the device.
+  absl::Status Fetch(Tensor in, std::span<const int32_t> rows);
+  // Writes rows that are here, in any order, to `out` [rows.size(), n_embd].
+  void Read(std::span<const int32_t> rows, std::span<float> out) const;
 
  private:
   struct Free {
@@ -45,8 +47,10 @@ class HostRows {
   size_t ahead_bytes_ = 0;
   std::unique_ptr<std::byte, Free> ahead_;  // act [kMaxRowsAhead, n_embd], pinned where the backend can
   bool pinned_ = false;
-  int64_t rows_ahead_ = 0;           // rows of the layer's input in ahead_
-  std::vector<std::byte> raw_rows_;  // other rows before their conversion, where act is not F32
+  int64_t rows_ahead_ = 0;                 // rows of the layer's input in ahead_
+  DType dtype_ = DType::kF32;              // act
+  std::vector<std::byte> fetched_;         // act [rows that were fetched, n_embd]
+  std::vector<int32_t> place_in_fetched_;  // of a row of the layer's input
 };
 
 }  // namespace ferry

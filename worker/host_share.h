@@ -1,9 +1,10 @@
 #pragma once
 
-// The host's share of a layer: the experts that the coordinator computes while this worker's device computes the others. The link
-// takes one request at a time; the share is cut into as many as it needs.
+// The host's share of a layer: the experts that the coordinator computes while this worker's device computes the others. The
+// share is cut into as many requests as the link needs; the next one lies there when the host ends one, as far as the link
+// allows.
 //
-//   BeginLayer -> Start -> (the device's share) -> Finish
+//   BeginLayer -> Start -> (the device's share, and Continue in its pauses) -> Finish
 //
 // One thread: the compute thread.
 
@@ -34,15 +35,20 @@ class HostShare {
   absl::Status BeginLayer(Tensor in, bool likely);
   // Sends the rows of `experts` (ids increasing) to the host, which begins to compute. Errors of the link.
   absl::Status Start(const StepContext& context, int64_t layer, std::span<const int32_t> experts, const HostGroups& groups);
-  // Waits for the host, sends further requests if the share has more, and scatters the results into `contributions`. Without a
+  // Scatters results that have come into `contributions`, and sends the next request, without a wait for the host. Without a
   // share it does nothing. Errors of the link.
+  absl::Status Continue(const StepContext& context, int64_t layer, Tensor contributions);
+  // The same for the whole share, with waits for the host.
   absl::Status Finish(const StepContext& context, int64_t layer, Tensor contributions);
-  // After a failed step: waits for a running request, for at most two seconds.
+  // After a failed step: waits for running requests, for at most two seconds.
   void Recover();
 
  private:
   HostShare(Ops* ops, ExpertLink* link, const ArenaLayout* arena) : ops_(*ops), link_(*link), arena_(*arena) {}
+  absl::Status FetchRows(const StepContext& context, int64_t layer);
+  bool CanStart() const { return started_ < chunks_.size() && static_cast<int>(started_ - finished_) < link_.max_running(); }
   absl::Status StartChunk(const StepContext& context, int64_t layer);
+  absl::Status FinishChunk(const StepContext& context, int64_t layer, Tensor contributions);
 
   Ops& ops_;
   ExpertLink& link_;
@@ -50,8 +56,7 @@ class HostShare {
   std::unique_ptr<HostRows> rows_;
   Tensor in_;  // of the layer
   std::vector<HostChunk> chunks_;
-  size_t next_chunk_ = 0;  // the first one not finished
-  bool running_ = false;   // the host computes chunks_[next_chunk_]
+  size_t started_ = 0, finished_ = 0;  // of chunks_; the host computes those between
 };
 
 }  // namespace ferry

@@ -306,6 +306,10 @@ absl::Status ExpertMailbox::WaitForAnswer(Deadline deadline, std::vector<ExpertP
   return impl.CopyAnswer(places);
 }
 
+bool ExpertMailbox::Answered() const {
+  return impl_->waiting && impl_->control().answer_number.load(std::memory_order_acquire) == impl_->posted;
+}
+
 absl::StatusOr<ExpertRequest> ExpertMailbox::WaitForRequest(Deadline deadline, int64_t num_layers) {
   Impl& impl = *impl_;
   const Word& number = impl.control().request_number;

@@ -2,7 +2,8 @@
 
 // The shared-memory exchange between a worker and the coordinator of its host: "divide these activated experts" and "compute
 // these rows through these experts where they lie". The coordinator makes one region (a memfd of
-// its own, since the arena is sealed) per worker and passes it with the arena's descriptor. It carries one request at a time.
+// its own, since the arena is sealed) and passes it with the arena's descriptor. It carries one request at a time; a worker has
+// several, so that the engine finds the next computation there when it ends one.
 //
 // Neither side trusts the other's bytes: the engine copies the counts and ids out before it checks and uses them, and
 // addresses are computed from checked (layer, expert) alone. Rows and contributions are plain numbers and need no check.
@@ -23,6 +24,9 @@ namespace ferry {
 
 // Capacities for one request.
 using MailboxShape = ExpertRegionShape;
+
+// Of one worker. While the engine computes the request in one, the worker fills another or takes its answer.
+inline constexpr int kMailboxesOfAWorker = 2;
 
 enum class ExpertRequestKind : uint32_t { kPlan = 1, kCompute = 2 };
 
@@ -95,6 +99,8 @@ class ExpertMailbox {
   // DeadlineExceeded: no answer in time, and the mailbox refuses further posts until the late answer has come (another Wait
   // waits on for it). FailedPrecondition: nothing was posted. Internal: an invalid answer.
   absl::Status WaitForAnswer(Deadline deadline, std::vector<ExpertPlace>* places);
+  // Whether WaitForAnswer would return at once with an answer.
+  bool Answered() const;
 
   // The coordinator's side. Copies the next request out of the region and checks it against the shape. Answers a request that
   // fails the check with its error, and returns that error. DeadlineExceeded: no request came.

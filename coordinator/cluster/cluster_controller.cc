@@ -156,7 +156,7 @@ absl::Status ClusterController::Register(const internal::v1::RegisterRequest& re
   FillResponse(request, worker, response);
   response->set_expert_transport(transport);
   if (transport == "shm") {
-    const absl::StatusOr<std::string> key = exchange->OpenMailbox(worker, mailbox_shape());
+    const absl::StatusOr<std::string> key = exchange->OpenMailboxes(worker, mailbox_shape());
     if (!key.ok()) {
       membership_.MarkLost(worker, Incarnation(request.incarnation()), std::string(key.status().message()));
       return Annotate(key.status(), "no mailbox");

@@ -42,14 +42,14 @@ struct ExpertExchange::Peer {
   uint64_t last_step = 0;                 // of the newest request; guarded by mutex_
   std::optional<Deadline> at_work_until;  // guarded by mutex_
   RateCorrection link;                    // of its measured rate; guarded by mutex_
-  std::unique_ptr<ExpertMailbox> mailbox;
+  std::vector<std::unique_ptr<ExpertMailbox>> mailboxes;
   std::string key;
   std::atomic<bool> stop{false};
-  std::thread thread;
+  std::vector<std::thread> threads;  // one a mailbox
 
   ~Peer() {
     stop = true;
-    if (thread.joinable()) thread.join();
+    for (std::thread& thread : threads) thread.join();
   }
 };
 
@@ -140,7 +140,7 @@ void ExpertExchange::NoteCopies(WorkerId worker, int64_t num_rows, const v1::Exp
   const auto found = peers_.find(worker);
   const double measured = MeasuredLinkLocked(worker);
   // Without a mailbox records come over the network: their copies to the device are a part of the way alone.
-  if (found == peers_.end() || found->second->mailbox == nullptr || !(measured > 0)) return;
+  if (found == peers_.end() || found->second->mailboxes.empty() || !(measured > 0)) return;
   found->second->link.Add(static_cast<double>(counters.bytes_shipped()) / measured, counters.copy_busy_seconds());
   found->second->link.EndStep();
 }
@@ -151,17 +151,28 @@ double ExpertExchange::LinkSlowdown(WorkerId worker) const {
   return found != peers_.end() && found->second->link.known() ? found->second->link.factor() : 0;
 }
 
-absl::StatusOr<std::string> ExpertExchange::OpenMailbox(WorkerId worker, const MailboxShape& shape) {
+absl::StatusOr<std::string> ExpertExchange::OpenMailboxes(WorkerId worker, const MailboxShape& shape) {
   const std::lock_guard lock(mutex_);
   const auto found = peers_.find(worker);
   if (found == peers_.end()) return FailedPrecondition("worker %d has not registered", worker.value());
   const std::shared_ptr<Peer>& peer = found->second;
-  if (peer->mailbox != nullptr) return FailedPrecondition("worker %d has a mailbox already", worker.value());
-  ASSIGN_OR_RETURN(peer->mailbox, ExpertMailbox::Create(shape));
+  if (!peer->mailboxes.empty()) return FailedPrecondition("worker %d has mailboxes already", worker.value());
+  std::vector<std::unique_ptr<ExpertMailbox>> mailboxes;
+  std::vector<int> offered = {store_.arena().fd()};
+  for (int i = 0; i < kMailboxesOfAWorker; ++i) {
+    ASSIGN_OR_RETURN(std::unique_ptr<ExpertMailbox> mailbox, ExpertMailbox::Create(shape));
+    offered.push_back(mailbox->fd());
+    mailboxes.push_back(std::move(mailbox));
+  }
+  peer->mailboxes = std::move(mailboxes);
   peer->key = RandomDescriptorKey();
-  descriptors_->Offer(peer->key, {store_.arena().fd(), peer->mailbox->fd()});
-  // The thread holds the peer by a plain pointer: ~Peer joins it.
-  ASSIGN_OR_RETURN(peer->thread, StartThread([this, raw = peer.get()] { Serve(*raw); }));
+  descriptors_->Offer(peer->key, offered);
+  for (const std::unique_ptr<ExpertMailbox>& mailbox : peer->mailboxes) {
+    // The thread holds the peer by a plain pointer: ~Peer joins it.
+    ASSIGN_OR_RETURN(std::thread thread,
+                     StartThread([this, raw = peer.get(), mailbox = mailbox.get()] { Serve(*raw, *mailbox); }));
+    peer->threads.push_back(std::move(thread));
+  }
   return peer->key;
 }
 
@@ -281,7 +292,7 @@ HelpOffer ExpertExchange::OfferHelp(const HelpBoardShape& shape) {
   help_keys_.clear();
   help_shape_ = shape;
   for (const auto& [worker, peer] : peers_) {
-    if (worker.value() < kMaxHelpers && peer->mailbox != nullptr) offer.workers.push_back(worker);
+    if (worker.value() < kMaxHelpers && !peer->mailboxes.empty()) offer.workers.push_back(worker);
   }
   if (help_mode_ == HelpMode::kOff || offer.workers.size() < 2) return offer;
   if (const absl::Status made = MakeBoards(&offer); !made.ok()) {
@@ -347,10 +358,9 @@ absl::Status ExpertExchange::CheckFetch(WorkerId worker, const ExpertRequest& re
   return PlanUncounted(worker, request).status();
 }
 
-void ExpertExchange::Serve(Peer& peer) {
+void ExpertExchange::Serve(Peer& peer, ExpertMailbox& mailbox) {
   while (!peer.stop) {
-    absl::StatusOr<ExpertRequest> request =
-        peer.mailbox->WaitForRequest(Deadline::In(kMailboxPoll), store_.layout().num_layers());
+    absl::StatusOr<ExpertRequest> request = mailbox.WaitForRequest(Deadline::In(kMailboxPoll), store_.layout().num_layers());
     if (!request.ok()) {
       if (!absl::IsDeadlineExceeded(request.status())) {
         spdlog::warn("refused an expert request of worker {}: {}", peer.info.worker.value(),
@@ -364,10 +374,10 @@ void ExpertExchange::Serve(Peer& peer) {
       places = PlanFor(peer, *request);
       CountShipped(*request, places);
     } else if (status.ok()) {
-      status = engine_.Compute(*request, peer.mailbox->rows(), peer.mailbox->contributions());
+      status = engine_.Compute(*request, mailbox.rows(), mailbox.contributions());
       if (status.ok()) CountComputed(*request);
     }
-    peer.mailbox->Answer(status, places);
+    mailbox.Answer(status, places);
   }
 }
 

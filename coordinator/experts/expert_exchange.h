@@ -70,13 +70,13 @@ class ExpertExchange {
   // A place without a measured rate uses its link's rate alone. `device_flops[i]`: of expert products on place i's device; 0 or
   // missing: not known.
   void SetRates(const PlannerRates& host, const std::vector<double>& links, const std::vector<double>& device_flops = {});
-  // Makes a mailbox for a worker and starts to answer it. Returns the key with which the worker fetches the descriptors of the
-  // arena and the mailbox, in this order.
-  absl::StatusOr<std::string> OpenMailbox(WorkerId worker, const MailboxShape& shape);
-  void RemovePeer(WorkerId worker);  // and its mailbox
+  // Makes the mailboxes of a worker and starts to answer them. Returns the key with which the worker fetches the descriptors of
+  // the arena and the kMailboxesOfAWorker mailboxes, in this order.
+  absl::StatusOr<std::string> OpenMailboxes(WorkerId worker, const MailboxShape& shape);
+  void RemovePeer(WorkerId worker);  // and its mailboxes
   // How workers help each other; before the first epoch.
   void SetHelp(HelpMode mode) { help_mode_ = mode; }
-  // Makes a board for each worker that has a mailbox, for the epoch that begins, and withdraws those of the one before. No keys:
+  // Makes a board for each worker that has mailboxes, for the epoch that begins, and withdraws those of the one before. No keys:
   // fewer than two workers could help each other, or there is no memory for boards, which is logged.
   HelpOffer OfferHelp(const HelpBoardShape& shape);
   void BeginEpoch();  // steps are numbered from 1 again
@@ -103,7 +103,7 @@ class ExpertExchange {
   double LinkRateLocked(const Peer& peer) const;
   double FlopsLocked(WorkerId worker) const;
   absl::StatusOr<std::shared_ptr<Peer>> Find(WorkerId worker);
-  void Serve(Peer& peer);
+  void Serve(Peer& peer, ExpertMailbox& mailbox);
   // Refuses another incarnation than the peer's, a step that is over, and a layer that the peer does not own.
   absl::Status Admit(Peer& peer, const ExpertRequest& request);
   std::vector<ExpertPlace> PlanFor(Peer& peer, const ExpertRequest& request);

@@ -7,6 +7,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include <array>
 #include <atomic>
 #include <thread>
 
@@ -255,9 +256,9 @@ class ShmLinkTest : public testing::Test {
     arena_ = ShmArena::Create("test arena", Model().layout.bytes()).value();
     std::copy_n(Model().arena.data(), Model().layout.bytes(), arena_.writable().data());
     EXPECT_OK(arena_.Seal());
-    mailbox_ = ExpertMailbox::Create(kShape).value();
+    for (auto& mailbox : mailboxes_) mailbox = ExpertMailbox::Create(kShape).value();
     server_ = DescriptorServer::Listen(absl::StrFormat("ferry-test-%d", getpid())).value();
-    server_->Offer("key", {arena_.fd(), mailbox_->fd()});
+    server_->Offer("key", {arena_.fd(), mailboxes_[0]->fd(), mailboxes_[1]->fd()});
   }
 
   absl::StatusOr<std::unique_ptr<ExpertLink>> Connect(MailboxShape shape = kShape) {
@@ -269,10 +270,20 @@ class ShmLinkTest : public testing::Test {
                           ops_.get(), /*pin=*/true, Soon());
   }
 
+  // Takes a computation from a mailbox and answers each entry with its row's first number and `more`.
+  void Compute(ExpertMailbox& mailbox, float more) {
+    const absl::StatusOr<ExpertRequest> compute = mailbox.WaitForRequest(Soon(), 4);
+    ASSERT_OK(compute);
+    for (size_t i = 0; i < compute->entry_rows.size(); ++i) {
+      mailbox.contributions()[i * 64] = mailbox.rows()[compute->entry_rows[i] * 64] + more;
+    }
+    mailbox.Answer(absl::OkStatus(), {});
+  }
+
   static constexpr MailboxShape kShape = {.n_embd = 64, .max_rows = 4, .max_entries = 8, .max_experts = 8};
   std::unique_ptr<Ops> ops_ = MakeOps();
   ShmArena arena_;
-  std::unique_ptr<ExpertMailbox> mailbox_;
+  std::array<std::unique_ptr<ExpertMailbox>, kMailboxesOfAWorker> mailboxes_;
   std::unique_ptr<DescriptorServer> server_;
 };
 
@@ -290,16 +301,11 @@ TEST_F(ShmLinkTest, ReadsRecordsWhereTheyLie) {
 TEST_F(ShmLinkTest, ExchangesPlansAndComputations) {
   ASSERT_OK_AND_ASSIGN(const auto link, Connect());
   std::thread engine([&] {
-    const absl::StatusOr<ExpertRequest> plan = mailbox_->WaitForRequest(Soon(), 4);
+    const absl::StatusOr<ExpertRequest> plan = mailboxes_[0]->WaitForRequest(Soon(), 4);
     ASSERT_OK(plan);
     EXPECT_EQ(plan->incarnation, kIncarnation.value());
-    mailbox_->Answer(absl::OkStatus(), std::vector<ExpertPlace>{ExpertPlace::kShip, ExpertPlace::kHost});
-    const absl::StatusOr<ExpertRequest> compute = mailbox_->WaitForRequest(Soon(), 4);
-    ASSERT_OK(compute);
-    for (size_t i = 0; i < compute->entry_rows.size(); ++i) {
-      mailbox_->contributions()[i * 64] = mailbox_->rows()[compute->entry_rows[i] * 64] + 1;
-    }
-    mailbox_->Answer(absl::OkStatus(), {});
+    mailboxes_[0]->Answer(absl::OkStatus(), std::vector<ExpertPlace>{ExpertPlace::kShip, ExpertPlace::kHost});
+    Compute(*mailboxes_[0], 1);
   });
   ASSERT_OK_AND_ASSIGN(const auto places,
                        link->Plan(1, 2, 1000, std::vector<ActivatedExpert>{{0, 500, 0}, {7, 3, 0}}, 0, Soon()));
@@ -314,6 +320,32 @@ TEST_F(ShmLinkTest, ExchangesPlansAndComputations) {
   engine.join();
 }
 
+// Whoever computes them first: the answers come in the order of the starts.
+TEST_F(ShmLinkTest, StartsAComputationWhileAnotherRuns) {
+  ASSERT_OK_AND_ASSIGN(const auto link, Connect());
+  ASSERT_EQ(link->max_running(), 2);
+  link->HostRows(2)[0] = 10;
+  ASSERT_OK(link->StartCompute(TwoRows(kUses, kEntryRows)));
+  link->HostRows(2)[0] = 20;
+  ASSERT_OK(link->StartCompute(TwoRows(kUses, kEntryRows)));
+  EXPECT_THAT(link->StartCompute(TwoRows(kUses, kEntryRows)), StatusIs(absl::StatusCode::kFailedPrecondition));
+  Compute(*mailboxes_[1], 2);
+  EXPECT_FALSE(link->Answered()) << "the first one runs";
+  Compute(*mailboxes_[0], 1);
+  EXPECT_TRUE(link->Answered());
+  ASSERT_OK_AND_ASSIGN(const auto first, link->FinishCompute(Soon()));
+  link->HostRows(2)[0] = 30;
+  EXPECT_EQ(first[64], 11) << "contributions stay while the rows of the next one are written";
+  ASSERT_OK_AND_ASSIGN(const auto second, link->FinishCompute(Soon()));
+  EXPECT_EQ(second[64], 22);
+  EXPECT_FALSE(link->Answered());
+  EXPECT_THAT(link->FinishCompute(Soon()), StatusIs(absl::StatusCode::kFailedPrecondition));
+  // Alone, a computation takes the first mailbox again.
+  ASSERT_OK(link->StartCompute(TwoRows(kUses, kEntryRows)));
+  Compute(*mailboxes_[0], 0);
+  EXPECT_OK(link->FinishCompute(Soon()).status());
+}
+
 TEST_F(ShmLinkTest, EndsAWaitForAnEngineThatDoesNotAnswer) {
   ASSERT_OK_AND_ASSIGN(const auto link, Connect());
   EXPECT_THAT(link->Plan(1, 0, 5, kUses, 0, Deadline::In(absl::Milliseconds(30))), StatusIs(absl::StatusCode::kDeadlineExceeded));
@@ -325,12 +357,15 @@ TEST_F(ShmLinkTest, RefusesMemoryThatIsNotWhatItWasTold) {
   EXPECT_FALSE(Connect(larger).ok());
 }
 
-TEST_F(ShmLinkTest, RefusesOtherDescriptorsThanArenaAndMailbox) {
-  server_->Offer("key", {arena_.fd()});
-  EXPECT_THAT(Connect(), StatusIs(absl::StatusCode::kInternal, HasSubstr("handed out 1 descriptors, want 2")));
-  server_->Offer("key", {arena_.fd(), mailbox_->fd(), arena_.fd()});
-  EXPECT_THAT(Connect(), StatusIs(absl::StatusCode::kInternal, HasSubstr("handed out 3 descriptors")));
-  server_->Offer("key", {mailbox_->fd(), arena_.fd()});
+TEST_F(ShmLinkTest, RefusesOtherDescriptorsThanArenaAndMailboxes) {
+  const int mailbox = mailboxes_[0]->fd();
+  server_->Offer("key", {arena_.fd(), mailbox});
+  EXPECT_THAT(Connect(), StatusIs(absl::StatusCode::kInternal, HasSubstr("handed out 2 descriptors, want 3")));
+  server_->Offer("key", {arena_.fd(), mailbox, mailbox, arena_.fd()});
+  EXPECT_THAT(Connect(), StatusIs(absl::StatusCode::kInternal, HasSubstr("handed out 4 descriptors")));
+  server_->Offer("key", {arena_.fd(), mailbox, arena_.fd()});
+  EXPECT_THAT(Connect(), StatusIs(absl::StatusCode::kPermissionDenied, HasSubstr("the expert mailbox")));
+  server_->Offer("key", {mailbox, arena_.fd(), mailbox});
   EXPECT_THAT(Connect(), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("the expert arena")));
 }
 

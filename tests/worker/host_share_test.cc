@@ -75,18 +75,54 @@ TEST_F(HostShareTest, SendsAsManyRequestsAsTheLinkNeeds) {
   EXPECT_EQ(link_.num_computes, 3) << "three rows of expert 0 in two requests, then expert 3";
 }
 
+TEST_F(HostShareTest, SendsTheNextRequestBeforeItTakesAnAnswer) {
+  link_.row_capacity = 1;
+  link_.running_capacity = 2;
+  EXPECT_EQ(Share(), OnDevice());
+  EXPECT_EQ(link_.num_computes, 5);
+  EXPECT_EQ(link_.most_running, 2);
+}
+
+TEST_F(HostShareTest, GoesOnInThePausesOfTheDevicesShare) {
+  link_.row_capacity = 1;
+  link_.running_capacity = 2;
+  std::vector<float> contributions;
+  const Tensor out = ContributionsIn(contributions);
+  ASSERT_OK(share_->BeginLayer(In(), /*likely=*/false));
+  ASSERT_OK(share_->Start(Context(), kLayer, std::vector<int32_t>{0, 3}, Groups()));
+  EXPECT_EQ(link_.num_computes, 1);
+  ASSERT_OK(share_->Continue(Context(), kLayer, out));
+  ASSERT_OK(share_->Continue(Context(), kLayer, out));
+  EXPECT_EQ(link_.num_computes, 2) << "the host has answered none";
+  EXPECT_EQ(link_.num_finished, 0);
+  link_.answers_at_once = true;
+  for (int i = 0; i < 10; ++i) ASSERT_OK(share_->Continue(Context(), kLayer, out));
+  EXPECT_EQ(link_.num_computes, 5);
+  EXPECT_EQ(link_.num_finished, 5);
+  ASSERT_OK(share_->Finish(Context(), kLayer, out));
+  EXPECT_EQ(contributions, OnDevice());
+}
+
 TEST_F(HostShareTest, DoesNothingWithoutAShare) {
   std::vector<float> contributions;
   const Tensor out = ContributionsIn(contributions);
   ASSERT_OK(share_->BeginLayer(In(), /*likely=*/false));
+  EXPECT_OK(share_->Continue(Context(), kLayer, out));
   EXPECT_OK(share_->Finish(Context(), kLayer, out));
   EXPECT_EQ(link_.num_computes, 0);
 }
 
 TEST_F(HostShareTest, CanBeginAnewAfterAStepThatFailed) {
+  link_.row_capacity = 1;
+  link_.running_capacity = 2;
+  std::vector<float> contributions;
+  const Tensor out = ContributionsIn(contributions);
   ASSERT_OK(share_->BeginLayer(In(), /*likely=*/true));
   ASSERT_OK(share_->Start(Context(), kLayer, std::vector<int32_t>{0}, Groups()));
+  ASSERT_OK(share_->Continue(Context(), kLayer, out));
+  EXPECT_EQ(link_.num_computes, 2);
   share_->Recover();
+  EXPECT_EQ(link_.num_finished, 2);
   EXPECT_EQ(Share(), OnDevice());
 }
 

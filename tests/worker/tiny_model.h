@@ -124,6 +124,8 @@ class FakeLink final : public ExpertLink {
 
   // Set before use.
   int64_t row_capacity = 1000, entry_capacity = 2000;
+  int running_capacity = 1;
+  bool answers_at_once = false;  // Answered() says so
   std::function<ExpertPlace(const ActivatedExpert&)> place = [](const ActivatedExpert& use) {
     return use.resident ? ExpertPlace::kResident : use.expert % 2 == 0 ? ExpertPlace::kShip : ExpertPlace::kHost;
   };
@@ -133,7 +135,7 @@ class FakeLink final : public ExpertLink {
   size_t max_records_here = 1000;  // like the buffers of a remote link: more come when some are released
 
   // What happened.
-  int num_plans = 0, num_computes = 0;
+  int num_plans = 0, num_computes = 0, num_finished = 0, most_running = 0;
   std::map<ExpertId, int> computed;  // requests that named it
   std::vector<ExpertId> asked;       // records, in order
   std::set<ExpertId> held;           // asked for and not released
@@ -151,26 +153,31 @@ class FakeLink final : public ExpertLink {
 
   int64_t max_rows() const override { return row_capacity; }
   int64_t max_entries() const override { return entry_capacity; }
+  int max_running() const override { return running_capacity; }
   std::span<float> HostRows(int64_t num_rows) override {
     rows_.resize(num_rows * model_.config.n_embd);
     return rows_;
   }
   absl::Status StartCompute(const HostRequest& request) override {
-    if (running_) return FailedPrecondition("a computation is running");
+    if (static_cast<int>(answers_.size()) == running_capacity) return FailedPrecondition("%d computations run", running_capacity);
     if (request.num_rows > row_capacity || static_cast<int64_t>(request.entry_rows.size()) > entry_capacity) {
       return ResourceExhausted("more than the link takes");
     }
-    running_ = true;
     ++num_computes;
     for (const ActivatedExpert& use : request.uses) ++computed[{request.layer, use.expert}];
-    return ComputeOnHost(request);
+    answers_.emplace_back();
+    most_running = std::max(most_running, static_cast<int>(answers_.size()));
+    return ComputeOnHost(request, &answers_.back());
   }
   absl::StatusOr<std::span<const float>> FinishCompute(Deadline) override {
-    if (!running_) return FailedPrecondition("no computation is running");
-    running_ = false;
+    if (answers_.empty()) return FailedPrecondition("no computation is running");
+    contributions_ = std::move(answers_.front());
+    answers_.pop_front();
+    ++num_finished;
     RETURN_IF_ERROR(fail_compute);
     return contributions_;
   }
+  bool Answered() const override { return answers_at_once && !answers_.empty(); }
 
   absl::StatusOr<std::span<const std::byte>> RecordInPlace(ExpertId id) const override {
     return model_.Record(id.layer, id.expert);
@@ -204,9 +211,9 @@ class FakeLink final : public ExpertLink {
       waiting_.pop_front();
     }
   }
-  absl::Status ComputeOnHost(const HostRequest& request) {
+  absl::Status ComputeOnHost(const HostRequest& request, std::vector<float>* contributions) {
     const int64_t n_embd = model_.config.n_embd, entries = static_cast<int64_t>(request.entry_rows.size());
-    contributions_.assign(entries * n_embd, 0);
+    contributions->assign(entries * n_embd, 0);
     std::vector<int32_t> offsets = {0}, outs(entries);
     std::vector<ExpertUse> uses;
     for (size_t i = 0; i < request.uses.size(); ++i) {
@@ -223,13 +230,13 @@ class FakeLink final : public ExpertLink {
                            .rows = request.entry_rows.data(),
                            .outs = outs.data()},
                           model_.config.expert.glu, Tensor(rows_.data(), DType::kF32, request.num_rows, n_embd),
-                          Tensor(contributions_.data(), DType::kF32, entries, n_embd));
+                          Tensor(contributions->data(), DType::kF32, entries, n_embd));
   }
 
   const TinyModel& model_;
   Ops& ops_;
   std::vector<float> rows_, contributions_;
-  bool running_ = false;
+  std::deque<std::vector<float>> answers_;  // of the computations that run
   std::deque<ExpertId> waiting_;
   std::set<ExpertId> here_;
 };

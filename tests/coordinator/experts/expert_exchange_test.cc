@@ -23,16 +23,21 @@ TEST_F(ExpertExchangeTest, ComputesTheSameOverTheMailboxAsByCall) {
 
   const MailboxShape shape = {
       .n_embd = config_.n_embd, .max_rows = 4, .max_entries = 8, .max_experts = config_.router.num_experts};
-  ASSERT_OK_AND_ASSIGN(const std::string key, exchange_->OpenMailbox(WorkerId(0), shape));
+  ASSERT_OK_AND_ASSIGN(const std::string key, exchange_->OpenMailboxes(WorkerId(0), shape));
   ASSERT_OK_AND_ASSIGN(std::vector<UniqueFd> fds,
                        FetchDescriptors(exchange_->socket_name(), key, Deadline::In(absl::Seconds(5))));
-  ASSERT_EQ(fds.size(), 2u);
+  ASSERT_EQ(fds.size(), size_t{1 + kMailboxesOfAWorker});
   ASSERT_OK_AND_ASSIGN(const ShmArena arena, ShmArena::MapReadOnly(fds[0].Release(), store_->layout().bytes()));
-  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<ExpertMailbox> mailbox, ExpertMailbox::Map(fds[1].Release(), shape));
-  std::memcpy(mailbox->rows().data(), rows.data(), rows.size() * sizeof(float));
-  ASSERT_OK(mailbox->Post(request));
-  ASSERT_OK(mailbox->WaitForAnswer(Deadline::In(absl::Seconds(60)), nullptr));
-  EXPECT_EQ(std::memcmp(mailbox->contributions().data(), direct.data(), direct.size() * sizeof(float)), 0);
+  std::vector<std::unique_ptr<ExpertMailbox>> mailboxes;
+  for (int i = 0; i < kMailboxesOfAWorker; ++i) {
+    ASSERT_OK_AND_ASSIGN(mailboxes.emplace_back(), ExpertMailbox::Map(fds[1 + i].Release(), shape));
+    std::memcpy(mailboxes[i]->rows().data(), rows.data(), rows.size() * sizeof(float));
+    ASSERT_OK(mailboxes[i]->Post(request));
+  }
+  for (const std::unique_ptr<ExpertMailbox>& mailbox : mailboxes) {
+    ASSERT_OK(mailbox->WaitForAnswer(Deadline::In(absl::Seconds(60)), nullptr));
+    EXPECT_EQ(std::memcmp(mailbox->contributions().data(), direct.data(), direct.size() * sizeof(float)), 0);
+  }
 }
 
 TEST_F(ExpertExchangeTest, GivesARowTheSameBitsAloneAndAmongOthers) {
@@ -142,7 +147,7 @@ class CorrectedRatesTest : public ExpertExchangeTest {
  protected:
   void SetUp() override {
     ExpertExchangeTest::SetUp();
-    ASSERT_OK(exchange_->OpenMailbox(
+    ASSERT_OK(exchange_->OpenMailboxes(
         WorkerId(0), {.n_embd = config_.n_embd, .max_rows = 4, .max_entries = 8, .max_experts = config_.router.num_experts}));
     exchange_->SetRates({.host = kHost}, {1e9});
   }
@@ -252,7 +257,7 @@ TEST_F(ExpertExchangeTest, ForgetsAPeerThatLeft) {
 TEST_F(ExpertExchangeTest, HandsDescriptorsToTheHolderOfTheKeyAlone) {
   const MailboxShape shape = {
       .n_embd = config_.n_embd, .max_rows = 4, .max_entries = 8, .max_experts = config_.router.num_experts};
-  ASSERT_OK(exchange_->OpenMailbox(WorkerId(0), shape));
+  ASSERT_OK(exchange_->OpenMailboxes(WorkerId(0), shape));
   EXPECT_THAT(FetchDescriptors(exchange_->socket_name(), "guess", Deadline::In(absl::Seconds(5))),
               StatusIs(absl::StatusCode::kNotFound));
 }
@@ -273,8 +278,8 @@ class HelpTest : public ExpertExchangeTest {
                         .num_slots = 8,
                         .link_bytes_per_second = 100e9,
                         .has_gpu = has_gpu});
-    ASSERT_OK(exchange_->OpenMailbox(WorkerId(0), shape).status());
-    ASSERT_OK(exchange_->OpenMailbox(WorkerId(1), shape).status());
+    ASSERT_OK(exchange_->OpenMailboxes(WorkerId(0), shape).status());
+    ASSERT_OK(exchange_->OpenMailboxes(WorkerId(1), shape).status());
   }
   // How many of eight experts worker 1 computes for worker 0, if worker 0 says that `helpers` have nothing to do.
   int64_t Helped(uint32_t helpers, int32_t num_rows = 500, int32_t tokens = 100) {
