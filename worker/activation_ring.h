@@ -51,6 +51,8 @@ class ActivationRing {
 
   // Running and later waits of this side return Aborted. Any thread.
   void Abort();
+  // This side's later waits that are expected to be shorter do not sleep. Before the first wait.
+  void StayAwake(absl::Duration longest) { wait_.StayAwake(longest); }
 
   // The writer's side, one thread: Reserve, fill, Commit.
   // The next slot's rows [rows_per_slot, n_embd], once the reader has released it. DeadlineExceeded: it did not.

@@ -392,6 +392,7 @@ absl::StatusOr<internal::v1::ShareActivationsResponse> ActivationSharer::Share(
   const std::lock_guard lock(mutex_);
   const RingShape shape = RingShapeFor(options.n_embd, options.max_rows);
   ASSIGN_OR_RETURN(std::unique_ptr<ActivationRing> ring, ActivationRing::Create(shape));
+  ring->StayAwake(options.awake);
   RETURN_IF_ERROR(offer_.Make({ring->fd()}));
   const absl::Status taken = runner->ReceiveFrom(request.epoch(), MakeRingSource(std::move(ring), options.ops));
   if (!taken.ok()) {

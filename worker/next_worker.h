@@ -42,6 +42,7 @@ struct StageLinkOptions {
   DevicePeers* peers = nullptr;            // null: this worker joins no other device
   std::string no_peers_because;            // for people, where peers is null
   bool peers_over_network = false;         // an interface was named for them
+  absl::Duration awake;                    // the compute thread's waits for rows that are expected to be no longer do not sleep
   int num_workers = 2;                     // of the pipeline, which begins an epoch one after the other
 };
 

@@ -69,11 +69,14 @@ absl::Duration TimeoutOf(const internal::v1::StepRequest& request, const StepLim
 
 }  // namespace
 
-StepRunner::StepRunner(Stage* stage, ActivationQueue* activations, OnFailed on_failed)
-    : stage_(*stage), activations_(*activations), on_failed_(std::move(on_failed)), limits_(stage->limits()) {}
+StepRunner::StepRunner(Stage* stage, ActivationQueue* activations, OnFailed on_failed, absl::Duration awake)
+    : stage_(*stage), activations_(*activations), on_failed_(std::move(on_failed)), limits_(stage->limits()) {
+  wait_.StayAwake(awake);
+}
 
-absl::StatusOr<std::unique_ptr<StepRunner>> StepRunner::Create(Stage* stage, ActivationQueue* activations, OnFailed on_failed) {
-  std::unique_ptr<StepRunner> runner(new StepRunner(stage, activations, std::move(on_failed)));
+absl::StatusOr<std::unique_ptr<StepRunner>> StepRunner::Create(Stage* stage, ActivationQueue* activations, OnFailed on_failed,
+                                                               absl::Duration awake) {
+  std::unique_ptr<StepRunner> runner(new StepRunner(stage, activations, std::move(on_failed), awake));
   ASSIGN_OR_RETURN(runner->thread_, StartThread([raw = runner.get()] { raw->Loop(); }));
   return runner;
 }

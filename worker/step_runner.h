@@ -36,10 +36,11 @@ class StepRunner {
   using OnFailed = std::function<void(const absl::Status&)>;
 
   // Borrows both; only the compute thread uses the stage from here on. The compute thread calls `on_failed` before the answer of
-  // a step that failed in this worker; not for a step that was aborted or failed in an earlier stage. ResourceExhausted: no
-  // thread can be started.
+  // a step that failed in this worker; not for a step that was aborted or failed in an earlier stage. `awake`: its waits for a
+  // step that are expected to be no longer do not sleep. ResourceExhausted: no thread can be started.
   static absl::StatusOr<std::unique_ptr<StepRunner>> Create(Stage* stage, ActivationQueue* activations,
-                                                            OnFailed on_failed = nullptr);
+                                                            OnFailed on_failed = nullptr,
+                                                            absl::Duration awake = absl::ZeroDuration());
   ~StepRunner();  // aborts queued and running steps, and waits for the running one
 
   // Ends the current epoch before `epoch`: answers its steps with ABORTED, the running one at the end of its layer, and gives up
@@ -85,7 +86,7 @@ class StepRunner {
     bool started = false, done = false;
   };
 
-  StepRunner(Stage* stage, ActivationQueue* activations, OnFailed on_failed);
+  StepRunner(Stage* stage, ActivationQueue* activations, OnFailed on_failed, absl::Duration awake);
   void Loop();
   // All of these with the lock held.
   bool HasCall() const { return ending_ || job_ != nullptr || !queue_.empty() || !help_published_ || HelpWanted(); }

@@ -511,8 +511,10 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
 
   const std::unique_ptr<ActivationListener> listener = ListenerOf(options, addresses);
   ActivationQueue activations(assignment.model.n_embd, assignment.max_rows);
+  const absl::Duration awake = HasGpu(*ops) ? kAwakeBesideADevice : absl::ZeroDuration();
   ASSIGN_OR_RETURN(const std::unique_ptr<StepRunner> runner,
-                   StepRunner::Create(stage, &activations, [&](const absl::Status&) { EndWithoutDevice(*ops, ending); }));
+                   StepRunner::Create(
+                       stage, &activations, [&](const absl::Status&) { EndWithoutDevice(*ops, ending); }, awake));
   service.Attach(runner.get(), &activations,
                  {.ops = ops.get(),
                   .n_embd = assignment.model.n_embd,
@@ -525,6 +527,7 @@ absl::Status RunWorker(const WorkerOptions& options, const std::function<bool()>
                   .peers = peers.ok() ? peers->get() : nullptr,
                   .no_peers_because = std::string(peers.status().message()),
                   .peers_over_network = !options.nccl_interface.empty(),
+                  .awake = awake,
                   .num_workers = static_cast<int>(assignment.num_workers)});
   report.SetReady(*stage, loaded.rates, runner.get(), &service);
   agent->Hurry();

@@ -22,6 +22,9 @@ class RingWait {
   // `over` is the message of an aborted wait.
   explicit RingWait(std::string over) : over_(std::move(over)) {}
 
+  // As PacedWait says.
+  void StayAwake(absl::Duration longest) { wait_.StayAwake(longest); }
+
   // Running waits for `counters` in this process, and all later ones, return Aborted. Any thread.
   void Abort(std::initializer_list<const std::atomic<uint32_t>*> counters) {
     aborted_ = true;

@@ -50,6 +50,20 @@ TEST(PacedWait, SleepsShortOfWhatTheLastWaitsTook) {
   EXPECT_LT(next.slept_until.front(), Deadline::Never());
 }
 
+TEST(PacedWait, StaysAwakeWhereItIsTold) {
+  for (const absl::Duration awake : {absl::ZeroDuration(), absl::Seconds(1)}) {
+    PacedWait wait;
+    wait.StayAwake(awake);
+    for (int i = 0; i < 3; ++i) {
+      Waiting first{.when = Deadline::In(absl::Milliseconds(20)), .slept_until = {}};
+      ASSERT_TRUE(first.Wait(&wait, Deadline::Never()));
+    }
+    Waiting next{.when = Deadline::In(wait.Expected()), .slept_until = {}};
+    ASSERT_TRUE(next.Wait(&wait, Deadline::Never()));
+    EXPECT_EQ(next.slept_until.empty(), awake > absl::ZeroDuration());
+  }
+}
+
 TEST(PacedWait, AShortWaitAmongLongOnesIsNotSleptThrough) {
   PacedWait wait;
   for (const absl::Duration took : {absl::Milliseconds(20), absl::ZeroDuration(), absl::Milliseconds(20)}) {
