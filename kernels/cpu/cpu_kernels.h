@@ -31,8 +31,9 @@ inline constexpr int64_t kMaxHeadGroup = 64;  // query heads of one kv head
 // How finely activations are kept (common/model/formats/format.h). Narrow, for weights of up to 6 bits: one byte a number.
 // Halves: the same with an offset for each 16 columns, for weights whose scale covers 16. Wide, for weights of 8 bits, where the
 // activations' rounding would be the larger error: a second byte holds 1/128ths of the first one's step. Twice the instructions;
-// docs/measurements/cpu.md says how much accuracy they buy.
-constexpr int kNumActivations = 3;
+// docs/measurements/cpu.md says how much accuracy they buy. Paired: narrow, but that blocks 2i and 2i + 1 have one scale, for
+// MXFP4 where CpuKernels::pairs_blocks; a last block without another has its own.
+constexpr int kNumActivations = 4;
 // Of a type that is IsQuantized.
 constexpr Activations ActivationsFor(DType weights) {
   Activations kind = Activations::kNarrow;
@@ -73,7 +74,13 @@ struct QuantizedRows {
 //   groups  [ceil(rows / 16)][cols / 32], each RowBlockBytes(kind) of
 //     codes   i8 [16 rows][32]. Wide: those of the high codes, then those of the low ones
 //     scales  f32 [16]
+//
+// and paired ones [ceil(rows / 16)][ceil(cols / 64)], with codes [16 rows][64], zeros where the last block has no other.
 constexpr int64_t RowBlockBytes(Activations kind) { return kLanes * ((kind == Activations::kWide ? 64 : 32) + 4); }
+constexpr int64_t kRowPairBytes = kLanes * (64 + 4);
+constexpr int64_t RowGroupBytes(Activations kind, int64_t blocks) {
+  return kind == Activations::kPaired ? (blocks + 1) / 2 * kRowPairBytes : blocks * RowBlockBytes(kind);
+}
 
 // One panel, the up to 32 rows of W at `codes`, times num_rows rows of activations:
 //
@@ -163,9 +170,11 @@ struct CpuKernels {
 
   // One row of `cols` (a multiple of 32) to blocks and poison.
   void (*quantize_row)(Activations kind, const float* x, int64_t cols, std::byte* blocks, float* poison);
-  // h = (clamp(up, -limit, limit) + up_offset) * g * sigmoid(alpha * g), g = min(gate, limit), over one block of 32; quantised as
-  // quantize_row does, except that a block that is not finite makes *poison NaN and never clears it.
-  void (*glu_block)(Activations kind, const float* gate, const float* up, const GluNumbers& glu, std::byte* block, float* poison);
+  // h = (clamp(up, -limit, limit) + up_offset) * g * sigmoid(alpha * g), g = min(gate, limit), over one block of 32, or two that
+  // share a scale (paired), whose gates and ups lie `apart` floats from each other; quantised as quantize_row does, except that a
+  // block that is not finite makes *poison NaN and never clears it.
+  void (*glu_blocks)(Activations kind, const float* gate, const float* up, int64_t apart, int64_t num_blocks,
+                     const GluNumbers& glu, std::byte* blocks, float* poison);
   // The same without quantising: h [count], a multiple of 16, for experts whose down matrix is of a float type.
   void (*glu)(const float* gate, const float* up, int64_t count, const GluNumbers& glu, float* h);
   void (*panel_product)(const PanelProduct& product);
@@ -179,6 +188,11 @@ struct CpuKernels {
   // Whether products of this many rows with weights of a type go faster when PanelProduct::groups are there; null: none do. The
   // bits are the same.
   bool (*takes_groups)(DType weights, int64_t num_rows) = nullptr;
+  bool pairs_blocks = false;  // products with MXFP4 take Activations::kPaired
+
+  Activations activations_for(DType weights) const {
+    return pairs_blocks && weights == DType::kMXFP4 ? Activations::kPaired : ActivationsFor(weights);
+  }
 };
 
 // The products of the formats that readers_of_formats.h composes, null for other types and where the build has none.

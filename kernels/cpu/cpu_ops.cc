@@ -65,16 +65,16 @@ class CpuOps final : public HostOps {
     const bool quantized = IsQuantized(weight.layout.dtype);
     if (in.cols % kBlock != 0) in = PaddedRows(in, weight.layout.padded_cols());
     QuantizedRows rows;
-    if (quantized) rows = QuantizeRows(ActivationsFor(weight.layout.dtype), in, nullptr);
+    if (quantized) rows = QuantizeRows(kernels_.activations_for(weight.layout.dtype), in, nullptr);
     const int64_t blocks = weight.layout.col_blocks(), panels = NumPanels(weight.layout);
     const bool in_groups = TakesGroups(weight.layout.dtype, in.rows);
-    const int64_t group_bytes = in_groups ? blocks * RowBlockBytes(ActivationsFor(weight.layout.dtype)) : 0;
+    const int64_t group_bytes = in_groups ? RowGroupBytes(kernels_.activations_for(weight.layout.dtype), blocks) : 0;
     std::byte* const groups = in_groups ? groups_[0].Get(CeilDiv(in.rows, kLanes) * group_bytes) : nullptr;
     if (in_groups) {
       Run(CeilDiv(in.rows, kLanes), false, [&](int64_t group, int) {
         const int64_t count = std::min<int64_t>(kLanes, in.rows - group * kLanes);
         GroupRows(
-            ActivationsFor(weight.layout.dtype), rows, [&](int64_t i) { return group * kLanes + i; }, count, blocks,
+            kernels_.activations_for(weight.layout.dtype), rows, [&](int64_t i) { return group * kLanes + i; }, count, blocks,
             groups + group * group_bytes);
       });
     }
@@ -207,9 +207,10 @@ class CpuOps final : public HostOps {
   absl::Status DoMatMulPerHead(Tensor in, const HeadMatrices& weight, Tensor out) override {
     const int64_t in_cols = in.cols / weight.num_heads, out_cols = out.cols / weight.num_heads;
     const bool quantized = IsQuantized(weight.layout.dtype);
-    const bool whole_blocks = (quantized ? in_cols : weight.layout.cols) % kBlock == 0;
+    const Activations kind = quantized ? kernels_.activations_for(weight.layout.dtype) : Activations::kNarrow;
+    const bool whole_blocks =
+        (quantized ? in_cols : weight.layout.cols) % (kind == Activations::kPaired ? 2 * kBlock : kBlock) == 0;
     if (!whole_blocks) return HostOps::DoMatMulPerHead(in, weight, out);
-    const Activations kind = ActivationsFor(weight.layout.dtype);
     QuantizedRows rows;
     if (quantized) rows = QuantizeRows(kind, in, nullptr);
     const int64_t panels = NumPanels(weight.layout);
@@ -356,17 +357,17 @@ class CpuOps final : public HostOps {
 
     for (const DType type : {layout.gate.dtype, layout.up.dtype}) {
       if (!IsQuantized(type)) continue;
-      QuantizedRows& rows = call.inputs[static_cast<int>(ActivationsFor(type))];
-      if (rows.blocks == nullptr) rows = QuantizeRows(ActivationsFor(type), in, needed.data());
-      UseGroups& in_groups = call.input_groups[static_cast<int>(ActivationsFor(type))];
+      QuantizedRows& rows = call.inputs[static_cast<int>(kernels_.activations_for(type))];
+      if (rows.blocks == nullptr) rows = QuantizeRows(kernels_.activations_for(type), in, needed.data());
+      UseGroups& in_groups = call.input_groups[static_cast<int>(kernels_.activations_for(type))];
       if (in_groups.data != nullptr) continue;
-      in_groups =
-          GroupUses(call, type, rows, layout.gate.col_blocks(), groups_[static_cast<int>(ActivationsFor(type))],
-                    [&](int64_t u, int64_t entry) -> int64_t { return groups.rows[groups.offsets[uses[u].group] + entry]; });
+      in_groups = RoomForGroups(call, type, layout.gate.col_blocks(), groups_[static_cast<int>(kernels_.activations_for(type))]);
+      GroupInputs(call, type, rows, layout.gate.col_blocks(), in_groups);
     }
     if (IsQuantized(layout.down.dtype)) {
-      call.hidden = TakeQuantizedRows(hidden_, ActivationsFor(layout.down.dtype), num_hidden, n_ff);
+      call.hidden = TakeQuantizedRows(hidden_, kernels_.activations_for(layout.down.dtype), num_hidden, n_ff);
       std::fill_n(call.hidden.poison, num_hidden, 0.0f);
+      call.hidden_groups = RoomForGroups(call, layout.down.dtype, layout.down.col_blocks(), hidden_groups_);
     } else {
       call.hidden_floats = reinterpret_cast<float*>(hidden_.Get(num_hidden * n_ff * 4));
     }
@@ -377,17 +378,26 @@ class CpuOps final : public HostOps {
     for (const ExpertUse& use : uses) most_rows = std::max(most_rows, use.num_rows);
     const bool small = layout.bytes * num_uses * CeilDiv(most_rows, kFewRows) < kInlineBytes;
     const int64_t stretch = StretchFor(most_rows);
-    RunInStretches(num_uses * ff_panels, stretch, small, [&](int64_t first, int64_t end, int thread) {
+    if (call.hidden_floats == nullptr && kernels_.activations_for(layout.down.dtype) == Activations::kPaired) {
+      // Of few rows a thread takes single panels, or the last threads would have one too many; of many rows the two that share a
+      // scale, whose outputs then stay in its cache.
+      if (most_rows <= kFewRows) {
+        call.halves = reinterpret_cast<float*>(halves_.Get(num_hidden * n_ff * 4));
+        call.half_done = reinterpret_cast<uint8_t*>(half_done_.Get(num_uses * CeilDiv(ff_panels, 2)));
+        std::fill_n(call.half_done, num_uses * CeilDiv(ff_panels, 2), uint8_t{0});
+      } else {
+        call.unit_panels = 2;
+      }
+    }
+    const int64_t units = CeilDiv(ff_panels, call.unit_panels);
+    RunInStretches(num_uses * units, CeilDiv(stretch, call.unit_panels), small, [&](int64_t first, int64_t end, int thread) {
       while (first < end) {
-        const int64_t panel = first % ff_panels, count = std::min(end - first, ff_panels - panel);
-        FillHidden(call, first / ff_panels, panel, count, thread);
+        const int64_t unit = first % units, count = std::min(end - first, units - unit);
+        const int64_t panel = unit * call.unit_panels;
+        FillHidden(call, first / units, panel, std::min(count * call.unit_panels, ff_panels - panel), thread);
         first += count;
       }
     });
-    if (call.hidden_floats == nullptr) {
-      call.hidden_groups = GroupUses(call, layout.down.dtype, call.hidden, layout.down.col_blocks(), hidden_groups_,
-                                     [&](int64_t u, int64_t entry) { return first_hidden[u] + entry; });
-    }
     RunInStretches(num_uses * embd_panels, stretch, small, [&](int64_t first, int64_t end, int thread) {
       for (; first < end; ++first) MultiplyDown(call, first / embd_panels, first % embd_panels, thread);
     });
@@ -428,6 +438,11 @@ class CpuOps final : public HostOps {
     std::array<UseGroups, kNumActivations> input_groups = std::array<UseGroups, kNumActivations>();
     QuantizedRows hidden = {};  // when the down matrix is quantised
     UseGroups hidden_groups = UseGroups();
+    int64_t unit_panels = 1;  // panels of gate and up that a thread takes together
+    // Paired activations whose panels go to any threads: [hidden rows, n_ff], and how many panels of [use][pair] are there. The
+    // thread that brings the second one quantises both.
+    float* halves = nullptr;
+    uint8_t* half_done = nullptr;
     float* hidden_floats = nullptr;  // otherwise: [hidden rows, n_ff as padded], zeros beyond n_ff
   };
 
@@ -445,7 +460,7 @@ class CpuOps final : public HostOps {
                       int thread) {
     for (int64_t i = 0; i < panels.count; ++i) {
       PanelProduct p = PanelOf(panels.weight, panels.first + i, panels.bias);
-      const int kind = static_cast<int>(ActivationsFor(panels.weight.layout.dtype));
+      const int kind = static_cast<int>(kernels_.activations_for(panels.weight.layout.dtype));
       p.in = &call.inputs[kind];
       p.groups = call.input_groups[kind].Of(u, first_row);
       p.float_in = RowOf(call.in, 0), p.float_in_stride = call.in.stride;
@@ -464,36 +479,96 @@ class CpuOps final : public HostOps {
     const std::byte* const record = call.uses[u].record;
     const TiledMatrix gate = layout.Gate(record), up = layout.Up(record);
     // Outputs [panel][row][32], of gate and of up.
-    float* const gate_out = reinterpret_cast<float*>(threads_[thread].products.Get(2 * kExpertRows * kPanelRows * 4));
-    float* const up_out = gate_out + kExpertRows * kPanelRows;
+    const int64_t room = kExpertRows * call.unit_panels * kPanelRows;
+    float* const gate_out = reinterpret_cast<float*>(threads_[thread].products.Get(2 * room * 4));
+    float* const up_out = gate_out + room;
     for (int64_t first = 0; first < call.uses[u].num_rows; first += kExpertRows) {
       const int64_t count = std::min(kExpertRows, call.uses[u].num_rows - first);
       MultiplyPanels(call, u, first, count, {gate, layout.GateBias(record), first_panel, num_panels, up, first_panel}, gate_out,
                      thread);
       MultiplyPanels(call, u, first, count, {up, layout.UpBias(record), first_panel, num_panels, gate, first_panel + num_panels},
                      up_out, thread);
-      for (int64_t i = 0; i < num_panels * count; ++i) {
-        ActivateBlock(call, call.first_hidden[u] + first + i % count, first_panel + i / count, gate_out + i * kPanelRows,
-                      up_out + i * kPanelRows);
+      for (int64_t panel = 0; panel < num_panels; panel += call.unit_panels) {
+        Activate(call, {u, first, count}, first_panel + panel, std::min(call.unit_panels, num_panels - panel),
+                 gate_out + panel * count * kPanelRows, up_out + panel * count * kPanelRows);
       }
     }
   }
 
-  // Block `panel` of a hidden row, from 32 outputs of gate and of up.
-  void ActivateBlock(const ExpertCall& call, int64_t row, int64_t panel, const float* gate, const float* up) {
-    if (call.hidden_floats != nullptr) {
-      float* const out = call.hidden_floats + row * call.layout.down.padded_cols() + panel * kPanelRows;
-      const int64_t count = std::min<int64_t>(kPanelRows, call.layout.down.cols - panel * kPanelRows);
-      kernels_.glu(gate, up, count, call.glu, out);
-      std::fill(out + count, out + kPanelRows, 0.0f);
-      return;
+  // Rows [first, first + count) of a use.
+  struct UseRows {
+    int64_t use, first, count;
+  };
+
+  // Panel `panel` of hidden rows, or two that share a scale, from outputs [panel][row][32] of gate and of up.
+  void Activate(const ExpertCall& call, UseRows rows, int64_t panel, int64_t num_panels, const float* gate, const float* up) {
+    const int64_t apart = rows.count * kPanelRows;
+    for (int64_t i = 0; i < rows.count; ++i) {
+      const float *const gate_row = gate + i * kPanelRows, *const up_row = up + i * kPanelRows;
+      const int64_t row = call.first_hidden[rows.use] + rows.first + i;
+      if (call.hidden_floats != nullptr) {
+        ActivateFloats(call, row, panel, gate_row, up_row);
+      } else if (call.halves != nullptr) {
+        kernels_.glu(gate_row, up_row, kPanelRows, call.glu, call.halves + row * HiddenCols(call) + panel * kPanelRows);
+      } else {
+        QuantizeHidden(call, rows.use, rows.first + i, panel, num_panels,
+                       [&](Activations kind, std::byte* blocks, float* broken) {
+                         kernels_.glu_blocks(kind, gate_row, up_row, apart, num_panels, call.glu, blocks, broken);
+                       });
+      }
     }
-    const Activations kind = ActivationsFor(call.layout.down.dtype);
-    std::byte* const block = call.hidden.blocks + row * call.hidden.row_stride + panel * BlockBytes(kind);
+    if (call.halves != nullptr) {
+      JoinHalves(call, rows, panel);
+    } else {
+      FillLastGroup(call, rows, panel, num_panels);
+    }
+  }
+
+  static int64_t HiddenCols(const ExpertCall& call) { return call.layout.down.padded_cols(); }
+
+  void ActivateFloats(const ExpertCall& call, int64_t row, int64_t panel, const float* gate, const float* up) {
+    float* const out = call.hidden_floats + row * HiddenCols(call) + panel * kPanelRows;
+    const int64_t count = std::min<int64_t>(kPanelRows, call.layout.down.cols - panel * kPanelRows);
+    kernels_.glu(gate, up, count, call.glu, out);
+    std::fill(out + count, out + kPanelRows, 0.0f);
+  }
+
+  // Writes blocks [panel, panel + num_panels) of entry `entry` of a use, as `quantize`(kind, blocks, poison) makes them, to where
+  // the down product reads them.
+  template <typename Quantize>
+  void QuantizeHidden(const ExpertCall& call, int64_t use, int64_t entry, int64_t panel, int64_t num_panels,
+                      const Quantize& quantize) {
+    const Activations kind = kernels_.activations_for(call.layout.down.dtype);
+    const int64_t row = call.first_hidden[use] + entry;
+    std::byte* const blocks = call.hidden.blocks + row * call.hidden.row_stride + panel * BlockBytes(kind);
     float broken = 0;
-    kernels_.glu_block(kind, gate, up, call.glu, block, &broken);
+    quantize(kind, blocks, &broken);
     // Other threads may do the same for the same row at once.
-    if (broken != 0) std::atomic_ref<float>(call.hidden.poison[row]).store(broken, std::memory_order_relaxed);
+    if (!(broken == 0)) std::atomic_ref<float>(call.hidden.poison[row]).store(broken, std::memory_order_relaxed);
+    if (!call.hidden_groups.Has(use)) return;
+    std::byte* const group = call.hidden_groups.Of(use, entry / kLanes * kLanes);
+    for (int64_t i = 0; i < num_panels; ++i) PutInGroup(kind, blocks + i * BlockBytes(kind), panel + i, entry % kLanes, group);
+  }
+
+  void JoinHalves(const ExpertCall& call, UseRows rows, int64_t panel) {
+    const int64_t panels = HiddenCols(call) / kPanelRows, pair = panel / 2, pair_panels = std::min<int64_t>(2, panels - 2 * pair);
+    std::atomic_ref<uint8_t> done(call.half_done[rows.use * CeilDiv(panels, 2) + pair]);
+    if (done.fetch_add(1, std::memory_order_acq_rel) + 1 < pair_panels) return;
+    for (int64_t i = 0; i < rows.count; ++i) {
+      const float* const h = call.halves + (call.first_hidden[rows.use] + i) * HiddenCols(call) + 2 * pair * kPanelRows;
+      QuantizeHidden(call, rows.use, i, 2 * pair, pair_panels, [&](Activations kind, std::byte* blocks, float* broken) {
+        kernels_.quantize_row(kind, h, pair_panels * kPanelRows, blocks, broken);
+      });
+    }
+    FillLastGroup(call, rows, 2 * pair, pair_panels);
+  }
+
+  // Zeros for the rows that the use's last group lacks.
+  void FillLastGroup(const ExpertCall& call, UseRows rows, int64_t panel, int64_t num_panels) {
+    const int64_t all = call.uses[rows.use].num_rows, over = all % kLanes;
+    if (!call.hidden_groups.Has(rows.use) || over == 0 || rows.first + rows.count < all) return;
+    const Activations kind = kernels_.activations_for(call.layout.down.dtype);
+    PutZerosInGroup(kind, panel, num_panels, over, call.hidden_groups.Of(rows.use, all - over));
   }
 
   // The contributions of use u in the columns of `panel`.
@@ -586,35 +661,38 @@ class CpuOps final : public HostOps {
     return kernels_.takes_groups != nullptr && kernels_.takes_groups(weights, num_rows);
   }
 
-  // Rows of `blocks` blocks for products with weights of `type`, of the uses that take them in groups; row_of(u, entry) says
-  // which of `rows`.
-  template <typename RowOfEntry>
-  UseGroups GroupUses(const ExpertCall& call, DType type, const QuantizedRows& rows, int64_t blocks, Scratch& scratch,
-                      const RowOfEntry& row_of) {
-    struct Group {
-      int64_t use, first_entry, byte;
-    };
+  // Room for rows of `blocks` blocks for products with weights of `type`, of the uses that take them in groups.
+  UseGroups RoomForGroups(const ExpertCall& call, DType type, int64_t blocks, Scratch& scratch) {
     UseGroups of_uses;
-    std::vector<Group> all;
-    of_uses.group_bytes = blocks * RowBlockBytes(ActivationsFor(type));
+    of_uses.group_bytes = RowGroupBytes(kernels_.activations_for(type), blocks);
     int64_t bytes = 0;
-    for (size_t u = 0; u < call.uses.size(); ++u) {
-      const bool takes = TakesGroups(type, call.uses[u].num_rows);
+    for (const ExpertUse& use : call.uses) {
+      const bool takes = TakesGroups(type, use.num_rows);
       of_uses.first_byte.push_back(takes ? bytes : -1);
-      for (int64_t first = 0; takes && first < call.uses[u].num_rows; first += kLanes, bytes += of_uses.group_bytes) {
-        all.push_back({static_cast<int64_t>(u), first, bytes});
-      }
+      if (takes) bytes += CeilDiv(use.num_rows, kLanes) * of_uses.group_bytes;
     }
-    if (all.empty()) return of_uses;
-    of_uses.data = scratch.Get(bytes);
-    Run(static_cast<int64_t>(all.size()), false, [&](int64_t task, int) {
-      const Group& group = all[task];
-      const int64_t count = std::min<int64_t>(kLanes, call.uses[group.use].num_rows - group.first_entry);
-      GroupRows(
-          ActivationsFor(type), rows, [&](int64_t i) { return row_of(group.use, group.first_entry + i); }, count, blocks,
-          of_uses.data + group.byte);
-    });
+    if (bytes > 0) of_uses.data = scratch.Get(bytes);
     return of_uses;
+  }
+
+  // The inputs of the uses that take groups.
+  void GroupInputs(const ExpertCall& call, DType type, const QuantizedRows& rows, int64_t blocks, const UseGroups& of_uses) {
+    struct Group {
+      int64_t use, first_entry;
+    };
+    std::vector<Group> all;
+    for (size_t u = 0; u < call.uses.size(); ++u) {
+      const int64_t num_rows = of_uses.Has(u) ? call.uses[u].num_rows : 0;
+      for (int64_t first = 0; first < num_rows; first += kLanes) all.push_back({static_cast<int64_t>(u), first});
+    }
+    if (all.empty()) return;
+    Run(static_cast<int64_t>(all.size()), false, [&](int64_t task, int) {
+      const auto [use, first_entry] = all[task];
+      const int32_t* const entries = call.groups.rows + call.groups.offsets[call.uses[use].group] + first_entry;
+      GroupRows(
+          kernels_.activations_for(type), rows, [&](int64_t i) -> int64_t { return entries[i]; },
+          std::min<int64_t>(kLanes, call.uses[use].num_rows - first_entry), blocks, of_uses.Of(use, first_entry));
+    });
   }
 
   // Rows of `in` with zeros behind them up to `cols`, valid until the next call.
@@ -631,7 +709,7 @@ class CpuOps final : public HostOps {
   const std::unique_ptr<ThreadPool> pool_;
   std::vector<Thread> threads_;                                         // scratch of each thread of the pool
   Scratch inputs_[kNumActivations], hidden_, logits_, padded_, delta_;  // inputs by Activations
-  Scratch groups_[kNumActivations], hidden_groups_;
+  Scratch groups_[kNumActivations], hidden_groups_, halves_, half_done_;
 };
 
 }  // namespace

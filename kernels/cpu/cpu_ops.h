@@ -5,9 +5,9 @@
 //
 // Activations enter products with quantised weights as whole numbers with one scale for every 32 of them
 // (kernels/cpu/cpu_kernels.h): 8 bits for MXFP4 and Q4_0, an error of up to 1/254 of the largest of the 32; 15 bits for Q8_0.
-// Other weights take them as they are. Results agree between instruction sets within rounding, and bit for bit among those of
-// aarch64 with its portable code, and between AVX-512 with and without AMX; on one instruction set they do not depend on the
-// number of threads, nor on the other rows of a call.
+// With AMX, 64 of them share a scale beside MXFP4. Other weights take them as they are. Results agree between instruction sets
+// within rounding, and bit for bit among those of aarch64 with its portable code, and between AVX-512 with and without AMX in all
+// but products with MXFP4; on one instruction set they do not depend on the number of threads, nor on the other rows of a call.
 
 #include <memory>
 

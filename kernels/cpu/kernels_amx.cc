@@ -2,7 +2,8 @@
 //
 // A block of 32 columns has a scale of its own, so its product leaves the tile as whole numbers and is scaled and added outside,
 // by the operations of kernels_avx512.cc and in their order: the same bits. So few rows, other formats and machines without AMX
-// need nothing else, and a row has the same bits whichever of the two kernels takes it.
+// need nothing else, and a row has the same bits whichever of the two kernels takes it. MXFP4 alone goes another way, twice as
+// fast and with other bits: mxfp4_pairs_amx.h.
 //
 // A tile has 16 rows of activations, which lie together (PanelProduct::groups), and 16 rows of W, as the panels of AVX-512 hold
 // them. While the sums of 16 x 16 outputs stay in registers, a block's product is stored and an earlier one is scaled.
@@ -21,6 +22,8 @@ AmxTrial AmxTrialOfBuild() { return nullptr; }
 #include "kernels/cpu/integer_formats_avx512.h"
 // Behind it, which switches off warnings.
 #include "kernels/cpu/amx_tiles.h"
+// Behind both.
+#include "kernels/cpu/mxfp4_pairs_amx.h"
 
 namespace ferry {
 namespace {
@@ -154,17 +157,36 @@ void ProductOf(const PanelProduct& p) {
 // Up to 16 rows AVX-512 reads memory as fast as it gives; from there to 27 tiles are 0.9 to 1.06 times as fast.
 constexpr int64_t kFewestRows = 28;
 bool TakesGroups(DType weights, int64_t num_rows) {
-  return num_rows >= kFewestRows && (weights == DType::kMXFP4 || weights == DType::kQ4_0 || weights == DType::kQ8_0);
+  if (weights == DType::kMXFP4) return num_rows > kFewPairedRows;
+  return num_rows >= kFewestRows && (weights == DType::kQ4_0 || weights == DType::kQ8_0);
 }
 
 void WholeGroups(const PanelProduct& p) {
-  if (p.dtype == DType::kMXFP4) return ProductOf<Mxfp4>(p);
+  if (p.dtype == DType::kMXFP4) return p.num_outputs > kLanes ? PairedTileProduct<2>(p) : PairedTileProduct<1>(p);
   if (p.dtype == DType::kQ4_0) return ProductOf<Q4_0>(p);
   ProductOf<Q8_0>(p);
 }
 
+// The same without groups.
+void FewRows(const PanelProduct& p) {
+  if (p.dtype != DType::kMXFP4) return Avx512Kernels()->panel_product(p);
+  PanelProduct part = p;
+  QuantizedRows in = *p.in;
+  if (p.in_rows == nullptr) part.in = &in;
+  for (int64_t first = 0; first < p.num_rows; first += kFewPairedRows) {
+    part.num_rows = p.num_rows - first < kFewPairedRows ? p.num_rows - first : kFewPairedRows;
+    if (p.in_rows != nullptr) part.in_rows = p.in_rows + first;
+    if (p.out_rows != nullptr)
+      part.out_rows = p.out_rows + first;
+    else
+      part.out = p.out + first * p.out_stride;
+    PairedProduct<1>(part);
+    if (p.in_rows == nullptr) in.blocks += part.num_rows * in.row_stride, in.poison += part.num_rows;
+  }
+}
+
 void PanelProductAmx(const PanelProduct& p) {
-  if (p.groups == nullptr || !TakesGroups(p.dtype, p.num_rows)) return Avx512Kernels()->panel_product(p);
+  if (p.groups == nullptr || !TakesGroups(p.dtype, p.num_rows)) return FewRows(p);
   const int64_t over = p.num_rows % kLanes, whole_rows = p.num_rows - over;
   if (over == 0 || over > kFewRowsOver) return WholeGroups(p);
   PanelProduct part = p;
@@ -183,7 +205,7 @@ void PanelProductAmx(const PanelProduct& p) {
   } else {
     part.out = p.out + whole_rows * p.out_stride;
   }
-  Avx512Kernels()->panel_product(part);
+  FewRows(part);
 }
 
 bool TryTiles() {
@@ -208,7 +230,8 @@ bool TryTiles() {
 const CpuKernels* AmxKernels() {
   static const CpuKernels table = [] {
     CpuKernels kernels = *Avx512Kernels();
-    kernels.name = "AVX-512 VNNI, AMX";  // what decides about bits comes first (KernelsOf, coordinator/experts)
+    kernels.name = "AMX with AVX-512 VNNI";  // what decides about bits comes first (KernelsOf, coordinator/experts)
+    kernels.pairs_blocks = true;
     kernels.panel_product = PanelProductAmx;
     kernels.takes_groups = TakesGroups;
     return kernels;

@@ -29,7 +29,7 @@ void PanelProductNeon(const PanelProduct& p) {
 
 template <ProductFunction (*kProductOf)(DType)>
 constexpr CpuKernels TableOf(const char* name) {
-  return {name, QuantizeRow, GluBlock, Glu, PanelProductNeon<kProductOf>, FloatProduct, RmsNormRow, Attention, LogSumExp, Delta};
+  return {name, QuantizeRow, GluBlocks, Glu, PanelProductNeon<kProductOf>, FloatProduct, RmsNormRow, Attention, LogSumExp, Delta};
 }
 constexpr CpuKernels kNeon = TableOf<FormatProductNeon>("NEON");
 constexpr CpuKernels kDotprod = TableOf<FormatProductDotprod>("NEON DotProd");

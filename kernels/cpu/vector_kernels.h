@@ -41,12 +41,12 @@ inline F32x16 Exp(F32x16 x) {
 // NaN where a lane is NaN or infinity, else 0.
 inline F32x16 Poison(F32x16 x) { return x - x; }
 
-// One block of 32 to codes; see QuantizedRows for the forms and the bounds of the scale.
-inline void QuantizeBlock(Activations kind, F32x16 a, F32x16 b, std::byte* block) {
+// One block of 32 to codes; see QuantizedRows for the forms and the bounds of the scale. `largest`: of those that share the
+// scale.
+inline void QuantizeBlock(Activations kind, F32x16 a, F32x16 b, float largest, std::byte* block) {
   int8_t* const codes = reinterpret_cast<int8_t*>(block);
   float* const scale = reinterpret_cast<float*>(block + CodeBytes(kind));
   int32_t* const offset = reinterpret_cast<int32_t*>(scale + 1);
-  const float largest = MaxOf(Max(Abs(a), Abs(b)));
   const float wanted = largest / 127.0f;
   const float bounded = !(wanted > 0x1p-60f) ? 0x1p-60f : wanted > 0x1p60f ? 0x1p60f : wanted;
   const F32x16 inverse = F32x16::Broadcast(1.0f / bounded);
@@ -59,7 +59,7 @@ inline void QuantizeBlock(Activations kind, F32x16 a, F32x16 b, std::byte* block
     return;
   }
   const int32_t sum = sums[0] + sums[1];
-  if (kind == Activations::kNarrow) {
+  if (kind == Activations::kNarrow || kind == Activations::kPaired) {
     *scale = bounded;
     *offset = -128 * sum;
     return;
@@ -74,12 +74,25 @@ inline void QuantizeBlock(Activations kind, F32x16 a, F32x16 b, std::byte* block
   *offset = -(128 * sum + low_sum);
 }
 
+inline float LargestOf(F32x16 a, F32x16 b) { return MaxOf(Max(Abs(a), Abs(b))); }
+
 void QuantizeRow(Activations kind, const float* x, int64_t cols, std::byte* blocks, float* poison) {
   F32x16 broken = F32x16::Zero();
+  float of_pair = 0;
   for (int64_t block = 0; block < cols / kBlock; ++block) {
     const F32x16 a = F32x16::Load(x + block * kBlock), b = F32x16::Load(x + block * kBlock + 16);
     broken = broken + (Poison(a) + Poison(b));
-    QuantizeBlock(kind, a, b, blocks + block * BlockBytes(kind));
+    float largest = of_pair;
+    if (kind != Activations::kPaired || block % 2 == 0) {
+      largest = LargestOf(a, b);
+      const float* const other = x + (block + 1) * kBlock;
+      if (kind == Activations::kPaired && (block + 1) * kBlock < cols) {
+        const float of_other = LargestOf(F32x16::Load(other), F32x16::Load(other + 16));
+        largest = of_other > largest ? of_other : largest;
+      }
+      of_pair = largest;
+    }
+    QuantizeBlock(kind, a, b, largest, blocks + block * BlockBytes(kind));
   }
   *poison = SumOf(broken);
 }
@@ -98,12 +111,28 @@ void Glu(const float* gate, const float* up, int64_t count, const GluNumbers& gl
   }
 }
 
-void GluBlock(Activations kind, const float* gate, const float* up, const GluNumbers& glu, std::byte* block, float* poison) {
-  const F32x16 a = GluLanes(F32x16::Load(gate), F32x16::Load(up), glu);
-  const F32x16 b = GluLanes(F32x16::Load(gate + 16), F32x16::Load(up + 16), glu);
-  const float broken = SumOf(Poison(a) + Poison(b));
-  if (!(broken == 0)) *poison = kNan;
-  QuantizeBlock(kind, a, b, block);
+template <int kBlocks>
+void GluSome(Activations kind, const float* gate, const float* up, int64_t apart, const GluNumbers& glu, std::byte* blocks,
+             float* poison) {
+  F32x16 h[2 * kBlocks], broken = F32x16::Zero();
+  float largest = 0;
+  for (int b = 0; b < kBlocks; ++b) {
+    for (int i = 0; i < 2; ++i) {
+      const int64_t at = b * apart + i * 16;
+      h[2 * b + i] = GluLanes(F32x16::Load(gate + at), F32x16::Load(up + at), glu);
+      broken = broken + Poison(h[2 * b + i]);
+    }
+    const float of_block = LargestOf(h[2 * b], h[2 * b + 1]);
+    largest = of_block > largest ? of_block : largest;
+  }
+  if (!(SumOf(broken) == 0)) *poison = kNan;
+  for (int b = 0; b < kBlocks; ++b) QuantizeBlock(kind, h[2 * b], h[2 * b + 1], largest, blocks + b * BlockBytes(kind));
+}
+
+void GluBlocks(Activations kind, const float* gate, const float* up, int64_t apart, int64_t num_blocks, const GluNumbers& glu,
+               std::byte* blocks, float* poison) {
+  if (num_blocks == 2) return GluSome<2>(kind, gate, up, apart, glu, blocks, poison);
+  GluSome<1>(kind, gate, up, apart, glu, blocks, poison);
 }
 
 // The sum of squares in double would cost twice as much and change nothing that a test can see: sixteen sums of at most a

@@ -107,17 +107,22 @@ inline testing::AssertionResult SameBits(const std::vector<float>& got, const st
   return testing::AssertionSuccess();
 }
 
-// What whole numbers with a scale for every 32 make of `values` (any number of whole blocks): the largest of the 32 is 127
-// steps, each of `parts`.
-inline std::vector<float> QuantizedActivations(std::vector<float> values, float parts) {
-  for (size_t first = 0; first < values.size(); first += 32) {
-    float largest = 0;
-    for (size_t i = first; i < first + 32; ++i) largest = std::max(largest, std::abs(values[i]));
-    const float scale = std::max(largest / 127.0f, 0x1p-60f);
-    for (size_t i = first; i < first + 32; ++i) values[i] = std::nearbyint(values[i] * (1.0f / scale) * parts) / parts * scale;
+// What whole numbers with a scale for every `columns` of a row of `cols`, or for what is left of it, make of rows of `values`:
+// the largest of them is 127 steps, each of `parts`.
+inline std::vector<float> QuantizedActivations(std::vector<float> values, float parts, int64_t cols, int64_t columns = 32) {
+  for (int64_t row = 0; row < static_cast<int64_t>(values.size()); row += cols) {
+    for (int64_t first = row; first < row + cols; first += columns) {
+      const std::span<float> shared = std::span(values).subspan(first, std::min(columns, row + cols - first));
+      float largest = 0;
+      for (const float value : shared) largest = std::max(largest, std::abs(value));
+      const float scale = std::max(largest / 127.0f, 0x1p-60f);
+      for (float& value : shared) value = std::nearbyint(value * (1.0f / scale) * parts) / parts * scale;
+    }
   }
   return values;
 }
+// With AMX two blocks share a scale beside MXFP4 (Activations::kPaired).
+inline int64_t ColumnsOfAScale(CpuIsa isa, DType weights) { return isa == CpuIsa::kAmx && weights == DType::kMXFP4 ? 64 : 32; }
 
 inline Tensor TensorOf(std::vector<float>& values, int64_t rows, int64_t cols) {
   return {values.data(), DType::kF32, rows, cols};

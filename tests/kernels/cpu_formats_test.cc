@@ -47,7 +47,8 @@ TEST_P(CpuFormatTest, MatchesReferenceOnTheActivationsItQuantises) {
     const OwnedTiledMatrix weight = RandomTiledMatrix(dtype(), rows, cols, 7, 1 / std::sqrt(static_cast<float>(cols)));
     const std::vector<float> in = RandomFloats(tokens * cols, 11);
     const std::vector<float> got = Product(*ops, weight.matrix, in, tokens);
-    const std::vector<float> want = Product(reference, weight.matrix, QuantizedActivations(in, parts), tokens);
+    const std::vector<float> want = Product(
+        reference, weight.matrix, QuantizedActivations(in, parts, cols, ColumnsOfAScale(GetParam().isa, dtype())), tokens);
     EXPECT_TRUE(Close(got, want, tolerance, 1e-5));
   }
 }

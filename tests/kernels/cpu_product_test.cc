@@ -59,8 +59,9 @@ TEST_P(CpuMatMulTest, MatchesReferenceOnTheActivationsItQuantises) {
     const OwnedTiledMatrix weight = RandomTiledMatrix(dtype(), rows, cols, 7, 1 / std::sqrt(static_cast<float>(cols)));
     const std::vector<float> in = RandomFloats(tokens * cols, 11), bias = RandomFloats(rows, 13);
     const std::vector<float> got = Product(*ops, weight.matrix, in, tokens, bias.data());
-    const std::vector<float> want =
-        Product(reference, weight.matrix, quantized() ? QuantizedActivations(in, parts) : in, tokens, bias.data());
+    const std::vector<float> want = Product(
+        reference, weight.matrix,
+        quantized() ? QuantizedActivations(in, parts, cols, ColumnsOfAScale(GetParam().isa, dtype())) : in, tokens, bias.data());
     EXPECT_TRUE(Close(got, want, 3e-6 * std::sqrt(static_cast<double>(cols)), 1e-6));
   }
 }

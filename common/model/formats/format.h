@@ -44,7 +44,7 @@ struct Fields {
 
 // How finely activations are kept beside weights of a type (kernels/cpu/cpu_kernels.h). Weights whose scale covers 16 columns
 // need the sum of the activations of each 16.
-enum class Activations { kNarrow, kHalves, kWide };
+enum class Activations { kNarrow, kHalves, kWide, kPaired };
 
 // The sizes of a format. kStep: columns that share a scale (32 or 16). kMins: a minimum is subtracted after scaling.
 // kLargestCode: no code is larger in size, which tells how many products a 16-bit sum can take.
