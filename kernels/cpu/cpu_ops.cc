@@ -390,16 +390,28 @@ class CpuOps final : public HostOps {
       }
     }
     const int64_t units = CeilDiv(ff_panels, call.unit_panels);
-    RunInStretches(num_uses * units, CeilDiv(stretch, call.unit_panels), small, [&](int64_t first, int64_t end, int thread) {
+    // A thread keeps the rows of one part in its cache while it goes through panels.
+    std::vector<UseRows> parts;
+    for (int64_t u = 0; u < num_uses; ++u) {
+      for (int64_t first = 0; first < uses[u].num_rows; first += kExpertRows) {
+        parts.push_back({u, first, std::min(kExpertRows, uses[u].num_rows - first)});
+      }
+    }
+    const int64_t num_parts = static_cast<int64_t>(parts.size());
+    RunInStretches(num_parts * units, CeilDiv(stretch, call.unit_panels), small, [&](int64_t first, int64_t end, int thread) {
       while (first < end) {
         const int64_t unit = first % units, count = std::min(end - first, units - unit);
         const int64_t panel = unit * call.unit_panels;
-        FillHidden(call, first / units, panel, std::min(count * call.unit_panels, ff_panels - panel), thread);
+        FillHidden(call, parts[first / units], panel, std::min(count * call.unit_panels, ff_panels - panel), thread);
         first += count;
       }
     });
-    RunInStretches(num_uses * embd_panels, stretch, small, [&](int64_t first, int64_t end, int thread) {
-      for (; first < end; ++first) MultiplyDown(call, first / embd_panels, first % embd_panels, thread);
+    RunInStretches(num_parts * embd_panels, stretch, small, [&](int64_t first, int64_t end, int thread) {
+      for (; first < end; ++first) {
+        const size_t part = first / embd_panels;
+        const int64_t next_use = part + 1 < parts.size() ? parts[part + 1].use : num_uses;
+        MultiplyDown(call, parts[part], first % embd_panels, next_use, thread);
+      }
     });
     return absl::OkStatus();
   }
@@ -425,6 +437,11 @@ class CpuOps final : public HostOps {
     }
     return stretches;
   }
+
+  // Rows [first, first + count) of a use.
+  struct UseRows {
+    int64_t use, first, count;
+  };
 
   // A call of DoExpertMlp, and the rows between its two products: the activated gate and up of every entry.
   struct ExpertCall {
@@ -455,50 +472,40 @@ class CpuOps final : public HostOps {
     int64_t next;
   };
 
-  // Multiplies entries [first_row, first_row + num_rows) of use u by the panels, into `out` [panel][row][32].
-  void MultiplyPanels(const ExpertCall& call, int64_t u, int64_t first_row, int64_t num_rows, const Panels& panels, float* out,
-                      int thread) {
+  // Multiplies the rows by the panels, into `out` [panel][row][32].
+  void MultiplyPanels(const ExpertCall& call, UseRows rows, const Panels& panels, float* out, int thread) {
     for (int64_t i = 0; i < panels.count; ++i) {
       PanelProduct p = PanelOf(panels.weight, panels.first + i, panels.bias);
       const int kind = static_cast<int>(kernels_.activations_for(panels.weight.layout.dtype));
       p.in = &call.inputs[kind];
-      p.groups = call.input_groups[kind].Of(u, first_row);
+      p.groups = call.input_groups[kind].Of(rows.use, rows.first);
       p.float_in = RowOf(call.in, 0), p.float_in_stride = call.in.stride;
-      p.in_rows = call.groups.rows + call.groups.offsets[call.uses[u].group] + first_row;
-      p.num_rows = num_rows;
-      p.out = out + i * num_rows * kPanelRows, p.out_stride = kPanelRows;
+      p.in_rows = call.groups.rows + call.groups.offsets[call.uses[rows.use].group] + rows.first;
+      p.num_rows = rows.count;
+      p.out = out + i * rows.count * kPanelRows, p.out_stride = kPanelRows;
       if (i + 1 == panels.count) SetNext(p, panels.next_weight, panels.next);
       p.scratch = threads_[thread].panel.Get(kPanelScratchBytes);
       kernels_.panel_product(p);
     }
   }
 
-  // Gate, up and activation of panels [first_panel, first_panel + num_panels) of use u.
-  void FillHidden(const ExpertCall& call, int64_t u, int64_t first_panel, int64_t num_panels, int thread) {
+  // Gate, up and activation of panels [first_panel, first_panel + num_panels).
+  void FillHidden(const ExpertCall& call, UseRows rows, int64_t first_panel, int64_t num_panels, int thread) {
     const ExpertLayout& layout = call.layout;
-    const std::byte* const record = call.uses[u].record;
+    const std::byte* const record = call.uses[rows.use].record;
     const TiledMatrix gate = layout.Gate(record), up = layout.Up(record);
     // Outputs [panel][row][32], of gate and of up.
     const int64_t room = kExpertRows * call.unit_panels * kPanelRows;
     float* const gate_out = reinterpret_cast<float*>(threads_[thread].products.Get(2 * room * 4));
     float* const up_out = gate_out + room;
-    for (int64_t first = 0; first < call.uses[u].num_rows; first += kExpertRows) {
-      const int64_t count = std::min(kExpertRows, call.uses[u].num_rows - first);
-      MultiplyPanels(call, u, first, count, {gate, layout.GateBias(record), first_panel, num_panels, up, first_panel}, gate_out,
-                     thread);
-      MultiplyPanels(call, u, first, count, {up, layout.UpBias(record), first_panel, num_panels, gate, first_panel + num_panels},
-                     up_out, thread);
-      for (int64_t panel = 0; panel < num_panels; panel += call.unit_panels) {
-        Activate(call, {u, first, count}, first_panel + panel, std::min(call.unit_panels, num_panels - panel),
-                 gate_out + panel * count * kPanelRows, up_out + panel * count * kPanelRows);
-      }
+    MultiplyPanels(call, rows, {gate, layout.GateBias(record), first_panel, num_panels, up, first_panel}, gate_out, thread);
+    MultiplyPanels(call, rows, {up, layout.UpBias(record), first_panel, num_panels, gate, first_panel + num_panels}, up_out,
+                   thread);
+    for (int64_t panel = 0; panel < num_panels; panel += call.unit_panels) {
+      const int64_t at = panel * rows.count * kPanelRows;
+      Activate(call, rows, first_panel + panel, std::min(call.unit_panels, num_panels - panel), gate_out + at, up_out + at);
     }
   }
-
-  // Rows [first, first + count) of a use.
-  struct UseRows {
-    int64_t use, first, count;
-  };
 
   // Panel `panel` of hidden rows, or two that share a scale, from outputs [panel][row][32] of gate and of up.
   void Activate(const ExpertCall& call, UseRows rows, int64_t panel, int64_t num_panels, const float* gate, const float* up) {
@@ -571,23 +578,25 @@ class CpuOps final : public HostOps {
     PutZerosInGroup(kind, panel, num_panels, over, call.hidden_groups.Of(rows.use, all - over));
   }
 
-  // The contributions of use u in the columns of `panel`.
-  void MultiplyDown(const ExpertCall& call, int64_t u, int64_t panel, int thread) {
+  // The contributions of the rows in the columns of `panel`. After a part's last panel the thread goes on with `next_use`, unless
+  // that is the number of uses.
+  void MultiplyDown(const ExpertCall& call, UseRows rows, int64_t panel, int64_t next_use, int thread) {
     const ExpertLayout& layout = call.layout;
     const bool quantized = call.hidden_floats == nullptr;
-    const QuantizedRows rows = quantized ? RowsFrom(call.hidden, call.first_hidden[u]) : call.hidden;
-    const std::byte* const record = call.uses[u].record;
+    const int64_t first_hidden = call.first_hidden[rows.use] + rows.first;
+    const QuantizedRows hidden = quantized ? RowsFrom(call.hidden, first_hidden) : call.hidden;
+    const std::byte* const record = call.uses[rows.use].record;
     PanelProduct p = PanelOf(layout.Down(record), panel, layout.DownBias(record));
-    p.in = &rows;
-    p.groups = call.hidden_groups.Of(u, 0);
-    p.float_in = quantized ? nullptr : call.hidden_floats + call.first_hidden[u] * layout.down.padded_cols();
+    p.in = &hidden;
+    p.groups = call.hidden_groups.Of(rows.use, rows.first);
+    p.float_in = quantized ? nullptr : call.hidden_floats + first_hidden * layout.down.padded_cols();
     p.float_in_stride = layout.down.padded_cols();
-    p.num_rows = call.uses[u].num_rows;
+    p.num_rows = rows.count;
     p.out = RowOf(call.contributions, 0) + panel * kPanelRows, p.out_stride = call.contributions.stride;
-    p.out_rows = call.groups.outs + call.groups.offsets[call.uses[u].group];
-    // The next expert's matrix begins elsewhere.
-    if (panel + 1 == NumPanels(layout.down) && u + 1 < static_cast<int64_t>(call.uses.size())) {
-      SetNext(p, layout.Down(call.uses[u + 1].record), 0);
+    p.out_rows = call.groups.outs + call.groups.offsets[call.uses[rows.use].group] + rows.first;
+    // The next part's matrix begins elsewhere.
+    if (panel + 1 == NumPanels(layout.down) && next_use < static_cast<int64_t>(call.uses.size())) {
+      SetNext(p, layout.Down(call.uses[next_use].record), 0);
     }
     p.scratch = threads_[thread].panel.Get(kPanelScratchBytes);
     kernels_.panel_product(p);
