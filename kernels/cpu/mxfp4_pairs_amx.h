@@ -61,6 +61,25 @@ inline __m512i JoinSums(const PairScales& join, __m512i first, __m512i second) {
 
 // -------------------------------------------------------------------------------------------------------------- few rows
 
+// A pair's scales as JoinScales gives them, by fewer instructions: bytes stay bytes until they are shifts.
+struct FewScales {
+  __m512i scale, up[2];
+  bool has_down;  // and then the sums need JoinScales
+};
+inline FewScales JoinFewScales(const std::byte* scales) {
+  const __m256i transposed = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  __m256i both = _mm256_shuffle_epi8(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales)), transposed);
+  both = _mm256_max_epu8(_mm256_min_epu8(both, _mm256_set1_epi8(static_cast<char>(192))), _mm256_set1_epi8(64));
+  const __m128i first = _mm256_castsi256_si128(both), second = _mm256_extracti128_si256(both, 1);
+  const __m128i up0 = _mm_subs_epu8(first, second), up1 = _mm_subs_epu8(second, first);
+  FewScales join;
+  join.has_down = !_mm_test_all_zeros(_mm_subs_epu8(_mm_or_si128(up0, up1), _mm_set1_epi8(kMostShift)), _mm_set1_epi8(-1));
+  join.up[0] = _mm512_cvtepu8_epi32(up0), join.up[1] = _mm512_cvtepu8_epi32(up1);
+  const __m512i unit = _mm512_cvtepu8_epi32(_mm_min_epu8(first, second));
+  join.scale = _mm512_slli_epi32(_mm512_sub_epi32(unit, _mm512_set1_epi32(128)), 23);
+  return join;
+}
+
 inline __m512i PairedDots(const __m512i (&w)[kGroups], const std::byte* in) {
   const int8_t* const x = CodesOf(in);
   __m512i first = _mm512_set1_epi32(*OffsetOf(in, Activations::kPaired)), second = _mm512_setzero_si512();
@@ -70,6 +89,11 @@ inline __m512i PairedDots(const __m512i (&w)[kGroups], const std::byte* in) {
     second = _mm512_dpbusd_epi32(second, w[4 + g], BroadcastGroup(x + 16 + 4 * g));
   }
   return _mm512_add_epi32(first, second);
+}
+
+// sum + whole * (scale * the activations' scale)
+inline __m512 AddScaled(__m512i whole, __m512i scale, const std::byte* in, __m512 sum) {
+  return _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), Mxfp4::Product(scale, ScaleOf(in, Activations::kPaired)), sum);
 }
 
 // FusedTile of kernels_avx512.cc for pairs.
@@ -84,24 +108,38 @@ void PairedTile(const std::byte* codes, const std::byte* scales, const std::byte
   };
   __m512 acc[kTokens];
   for (int t = 0; t < kTokens; ++t) acc[t] = _mm512_setzero_ps();
-  for (int64_t block = 0; block < num_blocks; block += 2) {
-    const bool has_second = block + 1 < num_blocks;
+  __m512i w[kGroups], whole[kTokens];
+  for (int64_t block = 0; block + 1 < num_blocks; block += 2) {
     const int64_t far = block + kPrefetchFar / kTileBytes;
     _mm_prefetch(far < num_blocks ? scales + far * kLanes : next_scales + (far - num_blocks) * kLanes, _MM_HINT_T0);
     for (int64_t b = 0; b < 2; ++b) {
       ask_for(far + b), ask_for(block + b + kPrefetchAgain / kTileBytes);
       if constexpr (kTokens == 1) ask_for(block + b + kPrefetchNear / kTileBytes);
     }
-    const PairScales join = JoinScales(scales + block * kLanes, has_second);
-    __m512i w[kGroups], whole[kTokens];
+    const FewScales join = JoinFewScales(scales + block * kLanes);
     Mxfp4::Decode(codes + block * kTileBytes, w);
     for (int t = 0; t < kTokens; ++t) whole[t] = PairedDots(w, rows[t] + block * kInBytes);
-    if (has_second) Mxfp4::Decode(codes + (block + 1) * kTileBytes, w);
+    Mxfp4::Decode(codes + (block + 1) * kTileBytes, w);
+    if (join.has_down) [[unlikely]] {
+      const PairScales all = JoinScales(scales + block * kLanes, /*has_second=*/true);
+      for (int t = 0; t < kTokens; ++t) {
+        const std::byte* const in = rows[t] + block * kInBytes;
+        acc[t] = AddScaled(JoinSums(all, whole[t], PairedDots(w, in + kInBytes)), all.scale, in, acc[t]);
+      }
+      continue;
+    }
     for (int t = 0; t < kTokens; ++t) {
       const std::byte* const in = rows[t] + block * kInBytes;
-      const __m512i other = has_second ? PairedDots(w, in + kInBytes) : _mm512_setzero_si512();
-      acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(JoinSums(join, whole[t], other)),
-                               Mxfp4::Product(join.scale, ScaleOf(in, Activations::kPaired)), acc[t]);
+      const __m512i other = _mm512_sllv_epi32(PairedDots(w, in + kInBytes), join.up[1]);
+      acc[t] = AddScaled(_mm512_add_epi32(_mm512_sllv_epi32(whole[t], join.up[0]), other), join.scale, in, acc[t]);
+    }
+  }
+  if (const int64_t last = num_blocks - 1; last % 2 == 0) {  // without another
+    Mxfp4::Decode(codes + last * kTileBytes, w);
+    const __m512i scale = Mxfp4::Scales(scales + last * kLanes);
+    for (int t = 0; t < kTokens; ++t) {
+      const std::byte* const in = rows[t] + last * kInBytes;
+      acc[t] = AddScaled(PairedDots(w, in), scale, in, acc[t]);
     }
   }
   for (int t = 0; t < kTokens; ++t) _mm512_storeu_ps(sums + t * kLanes, _mm512_permutexvar_ps(LaneOfRow(), acc[t]));

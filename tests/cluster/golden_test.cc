@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "absl/strings/match.h"
 #include "kernels/ops.h"
 #include "tests/cluster/cluster.h"
 #include "tests/testing/status_matchers.h"
@@ -31,14 +32,25 @@ absl::StatusOr<Difference> Compare(Client& client, const GoldenPassage& passage)
   return difference;
 }
 
-void ExpectGreedyAgrees(Client& client) {
-  constexpr double kNearTie = 0.1;
+// Beside the mean. With AMX 64 columns of activations share a scale, where 32 do otherwise: three more of 700 best tokens are
+// others.
+struct Tolerance {
+  double top1 = 0.98;
+  double near_tie = 0.1;  // of logits
+};
+Tolerance ToleranceOf(const std::string& isa) {
+  const auto ops = CreateOps({.kind = "cpu", .num_threads = 1, .pin_threads = false, .isa = isa});
+  const bool amx = ops.ok() && absl::StrContains((*ops)->name(), "AMX with");
+  return amx ? Tolerance{.top1 = 0.97, .near_tie = 0.2} : Tolerance();
+}
+
+void ExpectGreedyAgrees(Client& client, const Tolerance& tolerance) {
   for (const GoldenContinuation& golden : GoldenContinuations()) {
     ASSERT_OK_AND_ASSIGN(const Completion got, Greedy(client, golden.prompt, static_cast<uint32_t>(golden.greedy.size())));
     ASSERT_EQ(got.ids.size(), golden.greedy.size());
     for (size_t i = 0; i < golden.greedy.size(); ++i) {
       if (got.ids[i] == golden.greedy[i]) continue;
-      EXPECT_LT(golden.margin[i], kNearTie) << "step " << i << " of " << golden.prompt.size();
+      EXPECT_LT(golden.margin[i], tolerance.near_tie) << "step " << i << " of " << golden.prompt.size();
       break;  // from here on the texts differ
     }
   }
@@ -65,6 +77,7 @@ TEST_P(GoldenFast, AgreesWithinTheToleranceOfQuantisedActivations) {
   if (!CreateOps({.kind = "cpu", .num_threads = 1, .pin_threads = false, .isa = GetParam()}).ok()) {
     GTEST_SKIP() << "this machine has no " << GetParam();
   }
+  const Tolerance tolerance = ToleranceOf(GetParam());
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Connect("", options));
   for (const GoldenPassage& passage : GoldenPassages()) {
     ASSERT_OK_AND_ASSIGN(const Difference difference, Compare(*client, passage));
@@ -72,9 +85,9 @@ TEST_P(GoldenFast, AgreesWithinTheToleranceOfQuantisedActivations) {
                 difference.max, difference.perplexity_ratio, difference.top1);
     EXPECT_LE(difference.mean, 0.02);
     EXPECT_NEAR(difference.perplexity_ratio, 1, 0.005);
-    EXPECT_GE(difference.top1, 0.98);
+    EXPECT_GE(difference.top1, tolerance.top1);
   }
-  ExpectGreedyAgrees(*client);
+  ExpectGreedyAgrees(*client, tolerance);
 }
 
 INSTANTIATE_TEST_SUITE_P(, GoldenFast, ::testing::Values("amx", "avx512", "avx2", "portable"),
@@ -88,6 +101,7 @@ TEST_P(GoldenGpu, AgreesWithinTheToleranceOfBf16Products) {
   ModelOptions options = DemoModel(1);
   options.backend = "cuda";
   options.vram_experts = GetParam();
+  const Tolerance tolerance = ToleranceOf("auto");
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Client> client, Client::Connect("", options));
   for (const GoldenPassage& passage : GoldenPassages()) {
     ASSERT_OK_AND_ASSIGN(const Difference difference, Compare(*client, passage));
@@ -95,9 +109,9 @@ TEST_P(GoldenGpu, AgreesWithinTheToleranceOfBf16Products) {
                 difference.mean, difference.max, difference.perplexity_ratio, difference.top1);
     EXPECT_LE(difference.mean, 0.02);
     EXPECT_NEAR(difference.perplexity_ratio, 1, 0.005);
-    EXPECT_GE(difference.top1, 0.98);
+    EXPECT_GE(difference.top1, tolerance.top1);
   }
-  ExpectGreedyAgrees(*client);
+  ExpectGreedyAgrees(*client, tolerance);
 }
 
 INSTANTIATE_TEST_SUITE_P(Slots, GoldenGpu, ::testing::Values("auto", "2MiB", "0"),
