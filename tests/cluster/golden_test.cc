@@ -32,8 +32,8 @@ absl::StatusOr<Difference> Compare(Client& client, const GoldenPassage& passage)
   return difference;
 }
 
-// Beside the mean. With AMX 64 columns of activations share a scale, where 32 do otherwise: three more of 700 best tokens are
-// others.
+// Beside the mean. With AMX 64 columns of activations share a scale beside MXFP4, where 32 do otherwise: 16 to 21 instead of 13
+// of 700 best tokens are others (docs/measurements/cpu.md, "Accuracy").
 struct Tolerance {
   double top1 = 0.98;
   double near_tie = 0.1;  // of logits
@@ -41,7 +41,7 @@ struct Tolerance {
 Tolerance ToleranceOf(const std::string& isa) {
   const auto ops = CreateOps({.kind = "cpu", .num_threads = 1, .pin_threads = false, .isa = isa});
   const bool amx = ops.ok() && absl::StrContains((*ops)->name(), "AMX with");
-  return amx ? Tolerance{.top1 = 0.97, .near_tie = 0.2} : Tolerance();
+  return amx ? Tolerance{.top1 = 0.96, .near_tie = 0.2} : Tolerance();
 }
 
 void ExpectGreedyAgrees(Client& client, const Tolerance& tolerance) {
