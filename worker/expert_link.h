@@ -56,7 +56,7 @@ class ExpertLink {
 
   // Computations on the host, at most max_running() at once: the caller fills HostRows(n) [n, n_embd], calls StartCompute, and
   // calls FinishCompute exactly once for each start that returned OK. FinishCompute waits for the oldest one and returns its
-  // contributions [entries, n_embd], valid until the caller has started as many as the link takes at once.
+  // contributions [entries, n_embd], valid until the next start.
   virtual int max_running() const { return 1; }
   virtual int64_t max_rows() const = 0;                     // of one computation
   virtual int64_t max_entries() const = 0;                  // of one computation

@@ -11,7 +11,7 @@ namespace ferry {
 namespace {
 
 constexpr int64_t kGatherRows = 256;  // rows gathered at once
-constexpr int64_t kFewestParts = 2;   // from this part of all rows on they are downloaded all together
+constexpr int64_t kWholeFrom = 2;     // where half of the rows or more are wanted, all come: one copy costs less than gathers
 constexpr size_t kPage = 4096;        // pinned memory shares no page with other pinned memory
 
 void ToFloats(DType dtype, const std::byte* from, std::span<float> out) {
@@ -60,7 +60,7 @@ absl::Status HostRows::Fetch(Tensor in, std::span<const int32_t> rows) {
   if (rows_ahead_ > 0) return absl::OkStatus();
   const int64_t num_rows = static_cast<int64_t>(rows.size()), row_bytes = n_embd_ * ElementBytes(in.dtype);
   place_in_fetched_.resize(in.rows);
-  if (num_rows >= in.rows / kFewestParts) {
+  if (num_rows >= in.rows / kWholeFrom) {
     fetched_.resize(in.rows * row_bytes);
     std::iota(place_in_fetched_.begin(), place_in_fetched_.end(), 0);
     return ops_.Download(fetched_, in.data);

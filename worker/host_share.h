@@ -35,8 +35,8 @@ class HostShare {
   absl::Status BeginLayer(Tensor in, bool likely);
   // Sends the rows of `experts` (ids increasing) to the host, which begins to compute. Errors of the link.
   absl::Status Start(const StepContext& context, int64_t layer, std::span<const int32_t> experts, const HostGroups& groups);
-  // Scatters results that have come into `contributions`, and sends the next request, without a wait for the host. Without a
-  // share it does nothing. Errors of the link.
+  // Scatters results that have come into `contributions`, and sends the next request, without a wait for the host. It may wait
+  // for the device, which reads results from a few buffers. Without a share it does nothing. Errors of the link.
   absl::Status Continue(const StepContext& context, int64_t layer, Tensor contributions);
   // The same for the whole share, with waits for the host.
   absl::Status Finish(const StepContext& context, int64_t layer, Tensor contributions);

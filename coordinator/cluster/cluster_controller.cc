@@ -21,8 +21,8 @@ constexpr absl::Duration kFirstPause = absl::Milliseconds(100);
 constexpr absl::Duration kLongestPause = absl::Seconds(5);
 constexpr absl::Duration kLongEpoch = absl::Seconds(30);
 // Rows of one request for host experts. A longer batch reads an expert once for so many tokens that reading it again
-// for the rest costs nothing beside the products, and the mailbox stays small: 2880 * 4 bytes a row, and top_k times
-// that for answers.
+// for the rest costs nothing beside the products, and each of the mailboxes stays small: 2880 * 4 bytes a row, and
+// top_k times that for answers.
 constexpr int64_t kMaxMailboxRows = 1024;
 
 MailboxShape MailboxShapeOf(const ModelConfig& model, const CacheShape& cache) {
@@ -159,7 +159,7 @@ absl::Status ClusterController::Register(const internal::v1::RegisterRequest& re
     const absl::StatusOr<std::string> key = exchange->OpenMailboxes(worker, mailbox_shape());
     if (!key.ok()) {
       membership_.MarkLost(worker, Incarnation(request.incarnation()), std::string(key.status().message()));
-      return Annotate(key.status(), "no mailbox");
+      return Annotate(key.status(), "no mailboxes");
     }
     response->set_descriptor_socket(exchange->socket_name());
     response->set_descriptor_key(*key);

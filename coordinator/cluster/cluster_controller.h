@@ -119,7 +119,7 @@ class ClusterController {
   const std::function<void(bool)> set_serving_;
   Membership membership_;
 
-  std::mutex register_mutex_;  // one registration at a time: a place, its peer and its mailbox go together
+  std::mutex register_mutex_;  // one registration at a time: a place, its peer and its mailboxes go together
 
   mutable std::mutex mutex_;
   std::condition_variable wake_, changed_;

@@ -1,7 +1,7 @@
 #pragma once
 
 // Answers workers' requests about experts, over shared memory and over gRPC: plan, compute, fetch. Each shared-memory worker has
-// a mailbox and a thread here. A request of an earlier incarnation of a worker gets Aborted.
+// kMailboxesOfAWorker mailboxes here, and a thread for each. A request of an earlier incarnation of a worker gets Aborted.
 
 #include <atomic>
 #include <cstdint>

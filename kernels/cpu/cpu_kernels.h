@@ -69,7 +69,7 @@ struct QuantizedRows {
   int64_t row_stride = 0;
 };
 
-// The same rows as tile products read them, without offsets: groups of 16 rows, the last one filled up with any,
+// The same rows as tile products read them, without offsets: groups of 16 rows, the last one filled up with zeros,
 //
 //   groups  [ceil(rows / 16)][cols / 32], each RowBlockBytes(kind) of
 //     codes   i8 [16 rows][32]. Wide: those of the high codes, then those of the low ones
@@ -94,7 +94,7 @@ struct PanelProduct {
   const std::byte* row_headers = nullptr;  // of the panel's first row, or null where the type has none
   int64_t num_outputs = 0;                 // in [1, kPanelRows]; tiles = ceil(num_outputs / 16), all of them whole in memory
   int64_t num_blocks = 0;                  // column blocks
-  const QuantizedRows* in = nullptr;       // quantised types; ActivationsFor(dtype)
+  const QuantizedRows* in = nullptr;       // quantised types; CpuKernels::activations_for(dtype)
   const std::byte* groups = nullptr;  // the rows of the product once more, in groups, where CpuKernels::takes_groups; or null
   const float* float_in = nullptr;    // F32, F16, BF16: [rows][float_in_stride]
   int64_t float_in_stride = 0;

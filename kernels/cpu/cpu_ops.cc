@@ -29,7 +29,7 @@ static_assert(kBlock == kTileCols && kLanes == kTileRows && kAttentionTile == kK
 // it does alone.
 constexpr int64_t kInlineBytes = 96 * 1024;
 constexpr int64_t kRowsPerTask = 8;   // of operations that take a microsecond or two a row
-constexpr int64_t kExpertRows = 256;  // of one expert that wait between the product and the next quantisation: 64 KiB
+constexpr int64_t kExpertRows = 256;  // of one expert that wait between the product and the next quantisation: 64 KiB of a panel
 // Up to this many rows a product is bound by reading the weights, and a thread takes panels in stretches.
 constexpr int64_t kFewRows = 16;
 constexpr int64_t kStretchPanels = 16;
@@ -203,7 +203,8 @@ class CpuOps final : public HostOps {
     return absl::OkStatus();
   }
 
-  // One region for the panels of all heads. A head's part of a quantised row is whole blocks of it, or else heads go one by one.
+  // One region for the panels of all heads. A head's part of a quantised row is whole blocks of it, or pairs
+  // of blocks that share a scale, or else heads go one by one.
   absl::Status DoMatMulPerHead(Tensor in, const HeadMatrices& weight, Tensor out) override {
     const int64_t in_cols = in.cols / weight.num_heads, out_cols = out.cols / weight.num_heads;
     const bool quantized = IsQuantized(weight.layout.dtype);
@@ -352,51 +353,18 @@ class CpuOps final : public HostOps {
       const int32_t* rows = groups.rows + groups.offsets[uses[u].group];
       for (int64_t i = 0; i < uses[u].num_rows; ++i) needed[rows[i]] = 1;
     }
-    const int64_t num_hidden = first_hidden.back(), n_ff = layout.down.padded_cols();
-    if (num_hidden == 0) return absl::OkStatus();
+    if (first_hidden.back() == 0) return absl::OkStatus();
 
-    for (const DType type : {layout.gate.dtype, layout.up.dtype}) {
-      if (!IsQuantized(type)) continue;
-      QuantizedRows& rows = call.inputs[static_cast<int>(kernels_.activations_for(type))];
-      if (rows.blocks == nullptr) rows = QuantizeRows(kernels_.activations_for(type), in, needed.data());
-      UseGroups& in_groups = call.input_groups[static_cast<int>(kernels_.activations_for(type))];
-      if (in_groups.data != nullptr) continue;
-      in_groups = RoomForGroups(call, type, layout.gate.col_blocks(), groups_[static_cast<int>(kernels_.activations_for(type))]);
-      GroupInputs(call, type, rows, layout.gate.col_blocks(), in_groups);
-    }
-    if (IsQuantized(layout.down.dtype)) {
-      call.hidden = TakeQuantizedRows(hidden_, kernels_.activations_for(layout.down.dtype), num_hidden, n_ff);
-      std::fill_n(call.hidden.poison, num_hidden, 0.0f);
-      call.hidden_groups = RoomForGroups(call, layout.down.dtype, layout.down.col_blocks(), hidden_groups_);
-    } else {
-      call.hidden_floats = reinterpret_cast<float*>(hidden_.Get(num_hidden * n_ff * 4));
-    }
-
+    QuantizeInputs(call, needed.data());
     const int64_t num_uses = static_cast<int64_t>(uses.size());
-    const int64_t ff_panels = n_ff / kPanelRows, embd_panels = NumPanels(layout.down);
+    const int64_t ff_panels = HiddenCols(call) / kPanelRows, embd_panels = NumPanels(layout.down);
     int64_t most_rows = 0;
     for (const ExpertUse& use : uses) most_rows = std::max(most_rows, use.num_rows);
     const bool small = layout.bytes * num_uses * CeilDiv(most_rows, kFewRows) < kInlineBytes;
     const int64_t stretch = StretchFor(most_rows);
-    if (call.hidden_floats == nullptr && kernels_.activations_for(layout.down.dtype) == Activations::kPaired) {
-      // Of few rows a thread takes single panels, or the last threads would have one too many; of many rows the two that share a
-      // scale, whose outputs then stay in its cache.
-      if (most_rows <= kFewRows) {
-        call.halves = reinterpret_cast<float*>(halves_.Get(num_hidden * n_ff * 4));
-        call.half_done = reinterpret_cast<uint8_t*>(half_done_.Get(num_uses * CeilDiv(ff_panels, 2)));
-        std::fill_n(call.half_done, num_uses * CeilDiv(ff_panels, 2), uint8_t{0});
-      } else {
-        call.unit_panels = 2;
-      }
-    }
+    MakeRoomForHidden(call, most_rows);
     const int64_t units = CeilDiv(ff_panels, call.unit_panels);
-    // A thread keeps the rows of one part in its cache while it goes through panels.
-    std::vector<UseRows> parts;
-    for (int64_t u = 0; u < num_uses; ++u) {
-      for (int64_t first = 0; first < uses[u].num_rows; first += kExpertRows) {
-        parts.push_back({u, first, std::min(kExpertRows, uses[u].num_rows - first)});
-      }
-    }
+    const std::vector<UseRows> parts = PartsOf(uses);
     const int64_t num_parts = static_cast<int64_t>(parts.size());
     RunInStretches(num_parts * units, CeilDiv(stretch, call.unit_panels), small, [&](int64_t first, int64_t end, int thread) {
       while (first < end) {
@@ -462,6 +430,55 @@ class CpuOps final : public HostOps {
     uint8_t* half_done = nullptr;
     float* hidden_floats = nullptr;  // otherwise: [hidden rows, n_ff as padded], zeros beyond n_ff
   };
+
+  // The rows of a call that its quantised gate and up read, those that are `needed`.
+  void QuantizeInputs(ExpertCall& call, const uint8_t* needed) {
+    const int64_t blocks = call.layout.gate.col_blocks();
+    for (const DType type : {call.layout.gate.dtype, call.layout.up.dtype}) {
+      if (!IsQuantized(type)) continue;
+      const Activations kind = kernels_.activations_for(type);
+      QuantizedRows& rows = call.inputs[static_cast<int>(kind)];
+      if (rows.blocks == nullptr) rows = QuantizeRows(kind, call.in, needed);
+      UseGroups& groups = call.input_groups[static_cast<int>(kind)];
+      if (groups.data != nullptr) continue;
+      groups = RoomForGroups(call, type, blocks, groups_[static_cast<int>(kind)]);
+      GroupInputs(call, type, rows, blocks, groups);
+    }
+  }
+
+  void MakeRoomForHidden(ExpertCall& call, int64_t most_rows) {
+    const DType type = call.layout.down.dtype;
+    const int64_t num_hidden = call.first_hidden.back(), cols = HiddenCols(call);
+    if (!IsQuantized(type)) {
+      call.hidden_floats = reinterpret_cast<float*>(hidden_.Get(num_hidden * cols * 4));
+      return;
+    }
+    call.hidden = TakeQuantizedRows(hidden_, kernels_.activations_for(type), num_hidden, cols);
+    std::fill_n(call.hidden.poison, num_hidden, 0.0f);
+    call.hidden_groups = RoomForGroups(call, type, call.layout.down.col_blocks(), hidden_groups_);
+    if (kernels_.activations_for(type) != Activations::kPaired) return;
+    // Of few rows a thread takes single panels, or the last threads would have one too many; of many rows the two that share a
+    // scale, whose outputs then stay in its cache.
+    if (most_rows > kFewRows) {
+      call.unit_panels = 2;
+      return;
+    }
+    const int64_t num_pairs = static_cast<int64_t>(call.uses.size()) * CeilDiv(cols / kPanelRows, 2);
+    call.halves = reinterpret_cast<float*>(halves_.Get(num_hidden * cols * 4));
+    call.half_done = reinterpret_cast<uint8_t*>(half_done_.Get(num_pairs));
+    std::fill_n(call.half_done, num_pairs, uint8_t{0});
+  }
+
+  // A thread keeps the rows of one part in its cache while it goes through panels.
+  static std::vector<UseRows> PartsOf(std::span<const ExpertUse> uses) {
+    std::vector<UseRows> parts;
+    for (size_t u = 0; u < uses.size(); ++u) {
+      for (int64_t first = 0; first < uses[u].num_rows; first += kExpertRows) {
+        parts.push_back({static_cast<int64_t>(u), first, std::min(kExpertRows, uses[u].num_rows - first)});
+      }
+    }
+    return parts;
+  }
 
   // Panels [first, first + count) of one matrix; the thread multiplies panel `next` of `next_weight` after them.
   struct Panels {

@@ -222,7 +222,7 @@ void PanelProductAvx2(const PanelProduct& p) {
   }
 }
 
-constexpr CpuKernels kTable = {"AVX2",       QuantizeRow, GluBlocks,  Glu,       PanelProductAvx2,
+constexpr CpuKernels kTable = {"AVX2",       QuantizeRow, GluBlocks, Glu,       PanelProductAvx2,
                                FloatProduct, RmsNormRow,  Attention, LogSumExp, Delta};
 
 }  // namespace

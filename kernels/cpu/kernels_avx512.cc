@@ -262,7 +262,7 @@ void PanelProductAvx512(const PanelProduct& p) {
   }
 }
 
-constexpr CpuKernels kTable = {"AVX-512 VNNI", QuantizeRow, GluBlocks,  Glu,       PanelProductAvx512,
+constexpr CpuKernels kTable = {"AVX-512 VNNI", QuantizeRow, GluBlocks, Glu,       PanelProductAvx512,
                                FloatProduct,   RmsNormRow,  Attention, LogSumExp, Delta};
 
 }  // namespace

@@ -88,7 +88,7 @@ void PanelProductPortable(const PanelProduct& p) {
   });
 }
 
-constexpr CpuKernels kTable = {"portable",   QuantizeRow, GluBlocks,  Glu,       PanelProductPortable,
+constexpr CpuKernels kTable = {"portable",   QuantizeRow, GluBlocks, Glu,       PanelProductPortable,
                                FloatProduct, RmsNormRow,  Attention, LogSumExp, Delta};
 
 }  // namespace

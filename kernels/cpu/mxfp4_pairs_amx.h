@@ -3,8 +3,9 @@
 // MXFP4 by activations of which 64 columns share a scale (Activations::kPaired). The scales of two neighbouring blocks of weights
 // are powers of two, so both products are whole numbers of one unit:
 //
-//   d = min(|e1 - e0|, 14), r = |e1 - e0| - d; the block of the larger exponent counts 2^d times, the other one 2^-r, rounded
-//   down sum += float(both) * (2^(larger e - d - 128) * activations' scale)
+//   d = min(|e1 - e0|, 14), r = |e1 - e0| - d
+//   both = 2^d * (sum of the block of the larger exponent) + floor(2^-r * (sum of the other one))
+//   sum += float(both) * (2^(larger e - d - 128) * activations' scale)
 //
 // Beyond a ratio of 2^14 the smaller block gives less than the other one's rounding. Codes of +-12 shifted by up to three are
 // still bytes, so a tile product of 64 columns is the sum of a pair in nearly all cases; pairs in which a row differs by more

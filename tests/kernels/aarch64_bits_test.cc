@@ -60,7 +60,7 @@ TEST_P(Aarch64Bits, OfActivationFunctions) {
     }));
     EXPECT_TRUE(Same(BlockBytes(Activations::kNarrow), [&](const CpuKernels& table, AlignedBytes& out) {
       float poison = 0;
-      table.glu_block(Activations::kNarrow, gate.data(), up.data(), glu, out.data(), &poison);
+      table.glu_blocks(Activations::kNarrow, gate.data(), up.data(), 0, 1, glu, out.data(), &poison);
       EXPECT_EQ(poison, 0);
     }));
   }

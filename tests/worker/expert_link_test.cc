@@ -334,8 +334,7 @@ TEST_F(ShmLinkTest, StartsAComputationWhileAnotherRuns) {
   Compute(*mailboxes_[0], 1);
   EXPECT_TRUE(link->Answered());
   ASSERT_OK_AND_ASSIGN(const auto first, link->FinishCompute(Soon()));
-  link->HostRows(2)[0] = 30;
-  EXPECT_EQ(first[64], 11) << "contributions stay while the rows of the next one are written";
+  EXPECT_EQ(first[64], 11);
   ASSERT_OK_AND_ASSIGN(const auto second, link->FinishCompute(Soon()));
   EXPECT_EQ(second[64], 22);
   EXPECT_FALSE(link->Answered());
@@ -344,6 +343,25 @@ TEST_F(ShmLinkTest, StartsAComputationWhileAnotherRuns) {
   ASSERT_OK(link->StartCompute(TwoRows(kUses, kEntryRows)));
   Compute(*mailboxes_[0], 0);
   EXPECT_OK(link->FinishCompute(Soon()).status());
+}
+
+TEST_F(ShmLinkTest, TakesTheNextComputationAfterALateAnswerAlone) {
+  ASSERT_OK_AND_ASSIGN(const auto link, Connect());
+  for (const float number : {10.0f, 20.0f}) {
+    link->HostRows(2)[0] = number;
+    ASSERT_OK(link->StartCompute(TwoRows(kUses, kEntryRows)));
+  }
+  EXPECT_THAT(link->FinishCompute(Deadline::In(absl::Milliseconds(10))), StatusIs(absl::StatusCode::kDeadlineExceeded));
+  Compute(*mailboxes_[1], 2);
+  ASSERT_OK_AND_ASSIGN(const auto second, link->FinishCompute(Soon()));
+  EXPECT_EQ(second[64], 22);
+  EXPECT_THAT(link->StartCompute(TwoRows(kUses, kEntryRows)), StatusIs(absl::StatusCode::kFailedPrecondition));
+  Compute(*mailboxes_[0], 1);
+  link->HostRows(2)[0] = 30;
+  ASSERT_OK(link->StartCompute(TwoRows(kUses, kEntryRows)));
+  Compute(*mailboxes_[0], 3);
+  ASSERT_OK_AND_ASSIGN(const auto third, link->FinishCompute(Soon()));
+  EXPECT_EQ(third[64], 33);
 }
 
 TEST_F(ShmLinkTest, EndsAWaitForAnEngineThatDoesNotAnswer) {

@@ -1,5 +1,6 @@
 #include "worker/host_rows.h"
 
+#include <algorithm>
 #include <numeric>
 
 #include "tests/testing/status_matchers.h"
@@ -21,12 +22,13 @@ class HostRowsTest : public ::testing::TestWithParam<int64_t> {
     ASSERT_OK(ops_->Upload(in_.data(), std::as_bytes(std::span(values_))));
     ASSERT_OK_AND_ASSIGN(rows_, HostRows::Create(ops_.get(), kCols));
   }
-  // Rows 0, 2, 4, …
-  std::vector<int32_t> EverySecond() const {
+  // Rows 0, n, 2n, …
+  std::vector<int32_t> EveryNth(int32_t n) const {
     std::vector<int32_t> rows;
-    for (int32_t row = 0; row < GetParam(); row += 2) rows.push_back(row);
+    for (int32_t row = 0; row < GetParam(); row += n) rows.push_back(row);
     return rows;
   }
+  std::vector<int32_t> EverySecond() const { return EveryNth(2); }
   std::vector<float> Wanted(std::span<const int32_t> rows) const {
     std::vector<float> wanted;
     for (const int32_t row : rows)
@@ -51,7 +53,7 @@ class HostRowsTest : public ::testing::TestWithParam<int64_t> {
   std::unique_ptr<HostRows> rows_;
 };
 
-INSTANTIATE_TEST_SUITE_P(Rows, HostRowsTest, ::testing::Values(1, 3, 8, 9, 600));
+INSTANTIATE_TEST_SUITE_P(Rows, HostRowsTest, ::testing::Values(1, 3, 8, 9, 600, 1200));
 
 TEST_P(HostRowsTest, AreTheSameAskedForAheadOrNot) {
   std::vector<int32_t> all(GetParam());
@@ -60,6 +62,20 @@ TEST_P(HostRowsTest, AreTheSameAskedForAheadOrNot) {
     Begin(wanted);
     EXPECT_THAT(Read(EverySecond()), ElementsAreArray(Wanted(EverySecond())));
     EXPECT_THAT(Read(all), ElementsAreArray(values_));
+  }
+}
+
+// As the requests of a share read them: any of what came, in any order and more than once.
+TEST_P(HostRowsTest, AFewOfThemCanBeReadInParts) {
+  Begin(false);
+  std::vector<int32_t> wanted = EveryNth(4);
+  ASSERT_OK(rows_->Fetch({in_.data(), DType::kF32, GetParam(), kCols}, wanted));
+  std::reverse(wanted.begin(), wanted.end());
+  for (size_t first = 0; first < wanted.size(); first += 100) {
+    const auto part = std::span(wanted).subspan(first, std::min<size_t>(150, wanted.size() - first));
+    std::vector<float> out(part.size() * kCols);
+    rows_->Read(part, out);
+    EXPECT_THAT(out, ElementsAreArray(Wanted(part)));
   }
 }
 

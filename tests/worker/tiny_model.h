@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <set>
@@ -164,6 +165,7 @@ class FakeLink final : public ExpertLink {
       return ResourceExhausted("more than the link takes");
     }
     ++num_computes;
+    std::fill(contributions_.begin(), contributions_.end(), std::numeric_limits<float>::quiet_NaN());  // of the last answer
     for (const ActivatedExpert& use : request.uses) ++computed[{request.layer, use.expert}];
     answers_.emplace_back();
     most_running = std::max(most_running, static_cast<int>(answers_.size()));
