@@ -21,6 +21,11 @@ __device__ inline void UnpackNibbles(const uint32_t* nibbles, uint32_t (&out)[8]
     out[i + 4] = (nibbles[i] >> 4) & 0x0F0F0F0Fu;
   }
 }
+// Both groups of one such word.
+__device__ inline void UnpackGroups(uint32_t nibbles, uint32_t (&out)[2]) {
+  out[0] = nibbles & 0x0F0F0F0Fu;
+  out[1] = (nibbles >> 4) & 0x0F0F0F0Fu;
+}
 // Pairs: word i holds group 4i + j in bits 2j and 2j + 1 of each byte.
 __device__ inline void UnpackPairs(const uint32_t* pairs, uint32_t (&out)[8]) {
 #pragma unroll
@@ -69,9 +74,9 @@ __device__ inline uint32_t Permute(uint32_t a, uint32_t b, uint32_t selectors) {
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(selectors));
   return out;
 }
-// `constant` in a register. The compiler does not know that blockDim.y is 1 in every launch, so it cannot make the constant anew
-// at each use.
-__device__ inline uint32_t Held(uint32_t constant) { return constant ^ (blockDim.y - 1); }
+// `constant` in a register of each thread. The compiler does not know that threadIdx.y is 0 in every launch, so it cannot make
+// the constant anew at each use, or copy it from a register of the warp.
+__device__ inline uint32_t Held(uint32_t constant) { return constant ^ threadIdx.y; }
 
 // A word of eight nibbles as prmt reads them. Its selectors take three bits of index, since the fourth one means something else:
 // so a level comes from one half of a table of 16 or from the other, and another prmt chooses.
@@ -100,23 +105,20 @@ __device__ inline uint32_t Look8(const LevelTable<kLevels>& table, uint32_t code
 // An order of 32 columns in which look-ups by prmt leave them: groups a and b of four columns share two words, [a0 b0 a1 b1] and
 // [a2 b2 a3 b3]. Words 2q and 2q + 1 are those of groups q and q + 4 (kNibbles), or of the q-th of 0 and 2, 1 and 3, 4 and 6, 5
 // and 7 (kPairs: halves of 16 columns stay apart).
-enum class ColumnOrder { kNatural, kNibbles, kPairs };
+// kNibblesApart: as kNibbles, but the words of groups q and q + 4 are q and q + 4.
+enum class ColumnOrder { kNatural, kNibbles, kPairs, kNibblesApart };
 
-// Looks up the levels of nibbles, of which the first eight are negative. Each level is above - below: one of both is its size, of
-// up to seven bits, and the other one is zero. The words come in the order kNibbles. Where the fourth bit of a selector is set,
-// prmt gives eight times the highest bit of the byte, which is zero here.
-template <int kLevels>
-__device__ inline void LookSides(const LevelTable<kLevels>& negative, const LevelTable<kLevels>& positive,
-                                 const uint32_t* nibbles, uint32_t (&above)[8], uint32_t (&below)[8]) {
-  static_assert(kLevels == 8);
+// Looks up the levels of a word of nibbles, of which the first eight are negative: 128 plus the level in words [a0 b0 a1 b1] and
+// [a2 b2 a3 b3]. `negative` and `positive` have the sizes of eight levels, of up to seven bits. Where the fourth bit of a
+// selector is set, prmt gives eight times the highest bit of the byte, which is zero here, so the other side leaves a code alone.
+__device__ inline void LookSides(const LevelTable<8>& negative, const LevelTable<8>& positive, uint32_t nibbles,
+                                 uint32_t (&out)[2]) {
+  const uint32_t flipped = nibbles ^ 0x88888888u;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const uint32_t first = nibbles[i], flipped = nibbles[i] ^ 0x88888888u;
-#pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      below[2 * i + k] = Permute(Held(negative.words[0]), negative.words[1], first >> (16 * k));
-      above[2 * i + k] = Permute(Held(positive.words[0]), positive.words[1], flipped >> (16 * k));
-    }
+  for (int k = 0; k < 2; ++k) {
+    const uint32_t below = Permute(Held(negative.words[0]), negative.words[1], nibbles >> (16 * k));
+    const uint32_t above = Permute(Held(positive.words[0]), positive.words[1], flipped >> (16 * k));
+    out[k] = above - below + 0x80808080u;  // a byte is 1 at least, so none takes from the next
   }
 }
 // The sizes of eight levels from kFrom on, which all have one sign.

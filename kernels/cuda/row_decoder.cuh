@@ -9,7 +9,9 @@
 //   Grid
 //                                            take a copy of it before `out`
 //   PairedCodes(codes, out)                  some have: the codes in the order kPairs
-//   Sides(codes, above, below)               some have: the codes as differences, in the order kNibbles (LookSides)
+//   MixedCodes(codes, out)                   some have: the codes in the order kNibbles
+//   Groups(nibbles, out)                     types of nibbles have this or the next: the codes of groups i and i + 4 from word i
+//   MixedWord(nibbles, out)                  the codes of a word of nibbles in the order kNibbles
 //   Scales(words, codes, tile, header, out)  scale and minimum of the two halves of 16 columns
 //
 // A value is (code - kZero) * scale - minimum, with one rounding where common/model/formats rounds twice.
@@ -85,6 +87,7 @@ struct HalfAndMinimum {  // two f16: scale, and a number that is added
 template <int kZeroCode>
 struct NibbleCodes {
   static constexpr int kZero = kZeroCode;
+  __device__ static void Groups(uint32_t nibbles, uint32_t (&out)[2]) { UnpackGroups(nibbles, out); }
   __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) { UnpackNibbles(codes, out); }
 };
 template <int kZeroCode>
@@ -118,14 +121,53 @@ struct ThreeBitCodes {
 struct Levels {
   static constexpr int kZero = 128;
 };
-struct Iq4Levels : Levels {
-  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
-    constexpr auto kTable = MakeLevels(kIq4Values);
-    LookNibbles(kTable, codes, out);
+// The codes of a row's nibbles, of levels that give them word by word.
+template <typename Levels>
+__device__ inline void MixWords(const uint32_t* codes, uint32_t (&out)[8]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    uint32_t words[2];
+    Levels::MixedWord(codes[i], words);
+    out[2 * i] = words[0], out[2 * i + 1] = words[1];
   }
-  __device__ static void Sides(const uint32_t* codes, uint32_t (&above)[8], uint32_t (&below)[8]) {
+}
+// The same in groups: of one word, and of a row.
+template <typename Levels>
+__device__ inline void GroupWord(uint32_t nibbles, uint32_t (&out)[2]) {
+  uint32_t words[2];
+  Levels::MixedWord(nibbles, words);
+  out[0] = __byte_perm(words[0], words[1], 0x6420);
+  out[1] = __byte_perm(words[0], words[1], 0x7531);
+}
+template <typename Levels>
+__device__ inline void GroupWords(const uint32_t* codes, uint32_t (&out)[8]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    uint32_t groups[2];
+    GroupWord<Levels>(codes[i], groups);
+    out[i] = groups[0], out[i + 4] = groups[1];
+  }
+}
+struct Iq4Levels : Levels {
+  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) { GroupWords<Iq4Levels>(codes, out); }
+  __device__ static void MixedWord(uint32_t nibbles, uint32_t (&out)[2]) {
     constexpr auto kNegative = MakeSide<0>(kIq4Values), kPositive = MakeSide<8>(kIq4Values);
-    LookSides(kNegative, kPositive, codes, above, below);
+    LookSides(kNegative, kPositive, nibbles, out);
+  }
+  __device__ static void MixedCodes(const uint32_t* codes, uint32_t (&out)[8]) { MixWords<Iq4Levels>(codes, out); }
+};
+
+// Twice the E2M1 values.
+struct Fp4Levels {
+  static constexpr int kZero = 12;
+  // Of a table for either sign, which gives zero for codes of the other one (LookSides).
+  __device__ static void MixedWord(uint32_t nibbles, uint32_t (&out)[2]) {
+    const uint32_t flipped = nibbles ^ 0x88888888u;
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      out[k] = Permute(Held(0x0F0E0D0Cu), 0x18141210u, nibbles >> (16 * k)) +
+               Permute(Held(0x090A0B0Cu), 0x00040608u, flipped >> (16 * k));
+    }
   }
 };
 
@@ -142,36 +184,19 @@ struct RowFormat<DType::kQ6_0> : SixBitCodes, OneHalf {};
 template <>
 struct RowFormat<DType::kIQ4_NL> : Iq4Levels, OneHalf {};
 template <>
-struct RowFormat<DType::kNVFP4> {
-  static constexpr int kZero = 12, kScaleWords = 1;
+struct RowFormat<DType::kNVFP4> : Fp4Levels {
+  static constexpr int kScaleWords = 1;
   __device__ static void LoadScales(const std::byte* entry, int row, int, uint32_t* words) {
     words[0] = FieldWord<0, 2>(entry, row);
   }
-  // Twice the E2M1 values plus 12: of a table for either sign, which gives zero for codes of the other one (LookSides).
-  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint32_t flipped = codes[i] ^ 0x88888888u;
-      uint32_t levels[2];
-#pragma unroll
-      for (int k = 0; k < 2; ++k) {
-        levels[k] = Permute(Held(0x0F0E0D0Cu), 0x18141210u, codes[i] >> (16 * k)) |
-                    Permute(Held(0x090A0B0Cu), 0x00040608u, flipped >> (16 * k));
-      }
-      out[i] = __byte_perm(levels[0], levels[1], 0x6420);
-      out[i + 4] = __byte_perm(levels[0], levels[1], 0x7531);
-    }
-  }
+  __device__ static void Groups(uint32_t nibbles, uint32_t (&out)[2]) { GroupWord<Fp4Levels>(nibbles, out); }
+  __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) { GroupWords<Fp4Levels>(codes, out); }
   __device__ static void Scales(const uint32_t* words, const uint32_t*, int, float, HalfScales& out) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) out.scale[half] = HalfOfE4M3Bits(ByteOf(words[0], half));
-  }
-
- private:
-  // HalfOfE4M3 of common/model/formats/blocks_of_32.h: exponent and mantissa as those of a float, which is exact for subnormals
-  // too.
-  __device__ static float HalfOfE4M3Bits(uint32_t byte) {
-    return byte == 0x7F ? 0.0f : __uint_as_float((byte & 127u) << 20) * 0x1p119f;
+    // HalfOfE4M3 of common/model/formats/blocks_of_32.h: exponent and mantissa as those of an f16, which is exact for subnormals
+    // too. Loading refuses 0x7F (Finite).
+    const uint32_t bits = __byte_perm(words[0] & 0x7F7Fu, 0, 0x4140) << 7;
+    const float2 scales = __half22float2(__hmul2(*reinterpret_cast<const __half2*>(&bits), __float2half2_rn(128.0f)));
+    out.scale[0] = scales.x, out.scale[1] = scales.y;
   }
 };
 
@@ -316,12 +341,18 @@ struct SplitScales {
     words[2] = FieldOfFour<4>(entry, row, 0);
     words[3] = FieldOfFour<4>(entry, row, 1 + tile / 4);
   }
+  // The numbers of four tiles are joined at once, a byte each: the compiler does so once for the tiles that a lane decodes.
   __device__ static void Scales(const uint32_t* words, const uint32_t*, int tile, float, HalfScales& out) {
-    const auto number_of = [&](int half) {
-      const uint32_t low = NibbleOfHalf(words[3], tile, half), high = (words[2] >> (4 * tile + 2 * half)) & 3u;
-      return static_cast<int>(low | high << 4) - 32;
-    };
-    SetHalves(words[0], number_of, out);
+    uint32_t high = words[2] >> (16 * (tile / 4)) & 0xFFFFu;  // a nibble for each tile, two bits for each half
+    high = (high | high << 8) & 0x00FF00FFu;
+    high = (high | high << 4) & 0x0F0F0F0Fu;
+    const uint32_t numbers[2] = {(words[3] & 0x0F0F0F0Fu) | (high << 4 & 0x30303030u),
+                                 (words[3] >> 4 & 0x0F0F0F0Fu) | (high << 2 & 0x30303030u)};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float number = __uint_as_float(__byte_perm(numbers[half], 0x4B000000u, 0x7440u | tile % 4));  // 2^23 above it
+      out.scale[half] = HalfBits(words[0]) * (number - (8388608.0f + 32.0f));
+    }
     ShiftLevels<kShift>(words[1] >> (2 * tile), out);
   }
 };
@@ -384,7 +415,7 @@ struct RowFormat<DType::kIQ6_K> : SixBitCodes {
 // One scale for the row; for each 32 columns a byte, seven bits of scale and in the lowest one the levels' shift.
 template <int kShift>
 __device__ inline void SetByteScale(uint32_t byte, float header, HalfScales& out) {
-  out.Set(header * static_cast<float>(static_cast<int>(byte & 254u) - 127));
+  out.Set(header * (__uint_as_float((byte & 254u) | 0x4B000000u) - (8388608.0f + 127.0f)));  // the whole number as a mantissa
   ShiftLevels<kShift>((byte & 1u) * 3u, out);
 }
 template <int kShift>
@@ -419,10 +450,10 @@ struct RowFormat<DType::kIQ4_KSS> : Levels {
     Nibbles(codes, nibbles);
     Iq4Levels::Codes(nibbles, out);
   }
-  __device__ static void Sides(const uint32_t* codes, uint32_t (&above)[8], uint32_t (&below)[8]) {
+  __device__ static void MixedCodes(const uint32_t* codes, uint32_t (&out)[8]) {
     uint32_t nibbles[4];
     Nibbles(codes, nibbles);
-    Iq4Levels::Sides(nibbles, above, below);
+    Iq4Levels::MixedCodes(nibbles, out);
   }
   __device__ static void Nibbles(const uint32_t* codes, uint32_t (&nibbles)[4]) {
 #pragma unroll
@@ -433,10 +464,9 @@ struct RowFormat<DType::kIQ4_KSS> : Levels {
   }
   // The byte's bits are the lowest ones of the eight 16-bit words of codes.
   __device__ static void Scales(const uint32_t*, const uint32_t* codes, int, float header, HalfScales& out) {
-    uint32_t byte = 0;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) byte |= (codes[i] & 1u) << (2 * i) | ((codes[i] >> 16) & 1u) << (2 * i + 1);
-    SetByteScale<kIq4Shift>(byte, header, out);
+    const uint32_t first = __byte_perm(codes[0], codes[1], 0x6420) & 0x01010101u, last = __byte_perm(codes[2], codes[3], 0x6420);
+    const uint32_t bits = first | (last << 4 & 0x10101010u);  // bits k and k + 4 of the byte are in byte k
+    SetByteScale<kIq4Shift>((bits * 0x01020408u) >> 24, header, out);
   }
 };
 template <>
@@ -674,6 +704,12 @@ __device__ inline uint4 LoadOnce16(const std::byte* source) {
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
                : "l"(source));
+  return value;
+}
+
+__device__ inline uint32_t LoadOnce4(const std::byte* source) {
+  uint32_t value;
+  asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(value) : "l"(source));
   return value;
 }
 

@@ -9,13 +9,24 @@
 
 namespace ferry::cuda {
 
-// Words of 32 activations: 8 of high bytes, 8 of low bytes, the step, the sum of the values, the whole sum of the last 16
-// columns, and that of all.
+// Words of 32 activations: 8 of high bytes, 8 of low bytes, the step, the sum of the values, and two that Last::Words makes of
+// the numbers' sums; PlainSums: the whole sum of the last 16 columns, and that of all.
 constexpr int kWholeWords = 20;
 constexpr int kStepWord = 16, kValueSumWord = 17, kHalfSumWord = 18, kSumWord = 19;
 
 // Words from row to row: 16 bytes more than the row, so that eight rows lie in different banks.
 __host__ __device__ inline int WholeRowWords(int blocks) { return blocks * kWholeWords + 4; }
+
+struct BlockSums {
+  int last_half, all;  // of the numbers
+  int high;            // of their high bytes, if Last::kHigh
+};
+struct PlainSums {
+  static constexpr bool kHigh = false;
+  __device__ static uint2 Words(const BlockSums& sums) {
+    return {static_cast<uint32_t>(sums.last_half), static_cast<uint32_t>(sums.all)};
+  }
+};
 
 // Eight activations, in words of four.
 struct EightNumbers {
@@ -46,13 +57,13 @@ __device__ inline EightNumbers NumbersOf(const float (&x)[8], float inverse_step
 // The two groups of four columns that a thread of four takes.
 template <ColumnOrder kOrder>
 __device__ inline int GroupOf(int quarter, int which) {
-  if constexpr (kOrder == ColumnOrder::kNibbles) return quarter + 4 * which;
+  if constexpr (kOrder == ColumnOrder::kNibbles || kOrder == ColumnOrder::kNibblesApart) return quarter + 4 * which;
   if constexpr (kOrder == ColumnOrder::kPairs) return quarter / 2 * 4 + quarter % 2 + 2 * which;
   return 2 * quarter + which;
 }
 
 // Eight columns of a block, `packed` as they lie in memory, by each of four threads.
-template <ColumnOrder kOrder>
+template <ColumnOrder kOrder, typename Last>
 __device__ inline void QuantizeBlock(const uint4& packed, bool is_bf16, int quarter, uint32_t* out) {
   const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
   float x[8];
@@ -82,17 +93,29 @@ __device__ inline void QuantizeBlock(const uint4& packed, bool is_bf16, int quar
   // Where halves matter they are two threads each.
   const int half_sum = numbers.sum + __shfl_xor_sync(0xFFFFFFFFu, numbers.sum, 1);
   const int sum = half_sum + __shfl_xor_sync(0xFFFFFFFFu, half_sum, 2);
-  *reinterpret_cast<uint2*>(out + 2 * quarter) = uint2{numbers.high[0], numbers.high[1]};
-  *reinterpret_cast<uint2*>(out + 8 + 2 * quarter) = uint2{numbers.low[0], numbers.low[1]};
+  int high = 0;
+  if constexpr (Last::kHigh) {
+#pragma unroll
+    for (int w = 0; w < 2; ++w) high = __dp4a(static_cast<int>(numbers.high[w]), 0x01010101, high);
+    high += __shfl_xor_sync(0xFFFFFFFFu, high, 1);
+    high += __shfl_xor_sync(0xFFFFFFFFu, high, 2);
+  }
+  if constexpr (kOrder == ColumnOrder::kNibblesApart) {
+    out[quarter] = numbers.high[0], out[quarter + 4] = numbers.high[1];
+    out[8 + quarter] = numbers.low[0], out[12 + quarter] = numbers.low[1];
+  } else {
+    *reinterpret_cast<uint2*>(out + 2 * quarter) = uint2{numbers.high[0], numbers.high[1]};
+    *reinterpret_cast<uint2*>(out + 8 + 2 * quarter) = uint2{numbers.low[0], numbers.low[1]};
+  }
   const float step = finite ? size * (1.0f / 16256.0f) : __uint_as_float(0x7FC00000u);  // NaN reaches every output of the row
   if (quarter == 0)
     *reinterpret_cast<uint2*>(out + kStepWord) = {__float_as_uint(step), __float_as_uint(static_cast<float>(sum) * step)};
-  if (quarter == 2) *reinterpret_cast<uint2*>(out + kHalfSumWord) = {static_cast<uint32_t>(half_sum), static_cast<uint32_t>(sum)};
+  if (quarter == 2) *reinterpret_cast<uint2*>(out + kHalfSumWord) = Last::Words({half_sum, sum, high});
 }
 
 // `count` rows to out [count][WholeRowWords(blocks)], by kThreads threads; row_of(t): the row of params.in, or -1, which gives
 // zeros as blocks beyond the columns do. blocks % 8 == 0, so that the lanes of a warp go together.
-template <ColumnOrder kOrder, int kThreads, typename RowOf>
+template <ColumnOrder kOrder, typename Last, int kThreads, typename RowOf>
 __device__ inline void QuantizeRows(const ProductParams& params, const RowOf& row_of, int count, int blocks, uint32_t* out) {
   constexpr int kAtOnce = 2, kStep = kThreads / 4;  // loads on their way; blocks at once
   const int quarter = threadIdx.x % 4;
@@ -121,7 +144,7 @@ __device__ inline void QuantizeRows(const ProductParams& params, const RowOf& ro
     }
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      if (to[i] >= 0) QuantizeBlock<kOrder>(packed[i], is_bf16, quarter, out + to[i]);
+      if (to[i] >= 0) QuantizeBlock<kOrder, Last>(packed[i], is_bf16, quarter, out + to[i]);
     }
   }
 }

@@ -25,17 +25,17 @@ inline constexpr bool kHasShift = IsAmong(IkTypes{}, kType) && kType != DType::k
 template <DType kType>
 inline constexpr bool kHalvesDiffer = Format<kType>::kStep == 16;
 
-// Levels that RowFormat gives as differences; their scale covers both halves.
-template <DType kType>
-inline constexpr bool kHasSides = !kHalvesDiffer<kType> && requires(uint32_t(&words)[8]) {
-  RowFormat<kType>::Sides(words, words, words);
-};
 template <DType kType>
 inline constexpr bool kHasPairs = requires(uint32_t (&words)[8]) {
   RowFormat<kType>::PairedCodes(words, words);
 };
+// Words of this order have columns of both halves, so it is for types with one scale.
 template <DType kType>
-inline constexpr ColumnOrder kOrderOf = kHasSides<kType>   ? ColumnOrder::kNibbles
+inline constexpr bool kHasMixed = !kHalvesDiffer<kType> && requires(uint32_t(&words)[8]) {
+  RowFormat<kType>::MixedCodes(words, words);
+};
+template <DType kType>
+inline constexpr ColumnOrder kOrderOf = kHasMixed<kType>   ? ColumnOrder::kNibbles
                                         : kHasPairs<kType> ? ColumnOrder::kPairs
                                                            : ColumnOrder::kNatural;
 
@@ -45,20 +45,23 @@ __device__ inline int Dot4(uint32_t codes, uint32_t numbers, int sum) {
   asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(out) : "r"(codes), "r"(numbers), "r"(sum));
   return out;
 }
-// The whole sums of 16 rows of codes, 32 columns (kHalves: 16), and eight rows of numbers: out[i] is row g + 8 * (i / 2) of the
-// codes, row 2q + i % 2 of the numbers.
-__device__ inline void DotTile(const uint32_t (&codes)[4], uint32_t first, uint32_t second, int (&out)[4]) {
+// The whole sums of 16 rows of codes, 32 columns (DotHalfTile: 16), and eight rows of numbers, added to `start`: out[i] is row
+// g + 8 * (i / 2) of the codes, row 2q + i % 2 of the numbers.
+__device__ inline void DotTile(const uint32_t (&codes)[4], uint32_t first, uint32_t second, const int (&start)[4],
+                               int (&out)[4]) {
 #if __CUDA_ARCH__ >= 800
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
       : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-      : "r"(codes[0]), "r"(codes[1]), "r"(codes[2]), "r"(codes[3]), "r"(first), "r"(second), "r"(0));
+      : "r"(codes[0]), "r"(codes[1]), "r"(codes[2]), "r"(codes[3]), "r"(first), "r"(second), "r"(start[0]), "r"(start[1]),
+        "r"(start[2]), "r"(start[3]));
 #endif
 }
-__device__ inline void DotHalfTile(uint32_t low_rows, uint32_t high_rows, uint32_t numbers, int (&out)[4]) {
+__device__ inline void DotHalfTile(uint32_t low_rows, uint32_t high_rows, uint32_t numbers, const int (&start)[4],
+                                   int (&out)[4]) {
 #if __CUDA_ARCH__ >= 800
-  asm("mma.sync.aligned.m16n8k16.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %7, %7, %7};"
+  asm("mma.sync.aligned.m16n8k16.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
       : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-      : "r"(low_rows), "r"(high_rows), "r"(numbers), "r"(0));
+      : "r"(low_rows), "r"(high_rows), "r"(numbers), "r"(start[0]), "r"(start[1]), "r"(start[2]), "r"(start[3]));
 #endif
 }
 
@@ -136,10 +139,10 @@ struct GridCopy<R> {
   }
 };
 
-// Tile i of a lane's four, decoded: of both row tiles, in the order kOrderOf. Levels with sides are codes - below.
+// Tile i of a lane's four, decoded: of both row tiles, in the order kOrderOf.
 template <DType kType>
 struct DecodedTiles {
-  uint32_t codes[kDotTiles][8], below[kHasSides<kType> ? kDotTiles : 1][8];
+  uint32_t codes[kDotTiles][8];
   HalfScales scales[kDotTiles];
 
   __device__ void Decode(const GridCopy<RowFormat<kType>>& grid, const LaneCodes<kType> (&from)[kDotTiles], int i, int half,
@@ -148,8 +151,8 @@ struct DecodedTiles {
 #pragma unroll
     for (int m = 0; m < kDotTiles; ++m) {
       const auto& raw = from[m].tiles[i];
-      if constexpr (kHasSides<kType>) {
-        RowFormat<kType>::Sides(raw.codes, codes[m], below[m]);
+      if constexpr (kHasMixed<kType>) {
+        RowFormat<kType>::MixedCodes(raw.codes, codes[m]);
       } else if constexpr (kHasPairs<kType>) {
         RowFormat<kType>::PairedCodes(raw.codes, codes[m]);
       } else {
@@ -163,7 +166,11 @@ struct DecodedTiles {
 // The sums of up to kRows rows: a lane has those of its own row of weights and its half of the columns.
 template <DType kType, int kRows>
 struct DotSums {
+  using Codes = LaneCodes<kType>;
+  using Last = PlainSums;
   static constexpr int kCount = kDotTiles * kRows;
+  static constexpr ColumnOrder kOrder = kOrderOf<kType>;
+  static constexpr bool kHoldsHalves = false;
   struct Staging {};
 
   // `numbers`: the first row's block of tile 0 of the chunk.
@@ -195,18 +202,8 @@ struct DotSums {
             low[g / 4] = Dot4(tile.codes[m][g], x[8 + g], low[g / 4]);
           }
           if constexpr (!kHalvesDiffer<kType>) high[0] += high[1], low[0] += low[1];
-          if constexpr (kHasSides<kType>) {
-            int high_below = 0, low_below = 0;
-#pragma unroll
-            for (int g = 0; g < 8; ++g) {
-              high_below = Dot4(tile.below[m][g], x[g], high_below);
-              low_below = Dot4(tile.below[m][g], x[8 + g], low_below);
-            }
-            high[0] -= high_below, low[0] -= low_below;
-          }
-          sums[m * kRows + t] = AddWhole < kType,
-                           kHasSides<kType> ? 0
-                                            : RowFormat<kType>::kZero > (high, low, tile.scales[m], last, sums[m * kRows + t]);
+          float& sum = sums[m * kRows + t];
+          sum = AddWhole<kType, RowFormat<kType>::kZero>(high, low, tile.scales[m], last, sum);
         }
       }
     }
@@ -223,12 +220,61 @@ struct DotSums {
   }
 };
 
-// The same of kTensorRows rows, by tensor cores: lane (g, q) has rows g and g + 8 of weights, rows 2q and 2q + 1 of numbers, both
+// Sums of kTensorRows rows, by tensor cores: lane (g, q) has rows g and g + 8 of weights, rows 2q and 2q + 1 of numbers, both
 // halves.
-template <DType kType>
-struct TensorSums {
+struct TensorLaneSums {
   static constexpr int kCount = kDotTiles * 2 * 4;
-  static constexpr int kNumbers = (kHalvesDiffer<kType> ? 2 : 1) * (kHasMinimum<kType> || kHasShift<kType> ? 2 : 1);
+  static constexpr bool kHoldsHalves = true;
+
+  // As DotSums::ForEach.
+  template <typename Store>
+  __device__ static void ForEach(const float (&sums)[kCount], const Store& store) {
+    const int lane = threadIdx.x % kWarpSize, g = lane / 4, q = lane % 4;
+#pragma unroll
+    for (int m = 0; m < kDotTiles; ++m) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) store(h, m, 2 * q + j % 2, g + j / 2 * 8, sums[(m * 2 + h) * 4 + j]);
+      }
+    }
+  }
+  // Calls store(row of numbers, row of weights, sum in tile 0, sum in tile 1) with the sums of both halves.
+  template <typename Store>
+  __device__ static void ForEachWhole(const float (&sums)[kCount], const Store& store) {
+    const int lane = threadIdx.x % kWarpSize, g = lane / 4, q = lane % 4;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      store(2 * q + j % 2, g + j / 2 * 8, sums[j] + sums[4 + j], sums[8 + j] + sums[12 + j]);
+    }
+  }
+};
+
+template <DType kType>
+inline constexpr int kScaleNumbers = (kHalvesDiffer<kType> ? 2 : 1) * (kHasMinimum<kType> || kHasShift<kType> ? 2 : 1);
+// Calls f(which, scale) for the scales, then for the minimums or the bits of shifts, that the type has: kScaleNumbers.
+template <DType kType, typename F>
+__device__ inline void ForEachScale(HalfScales& scales, const F& f) {
+  constexpr int kScales = kHalvesDiffer<kType> ? 2 : 1;
+#pragma unroll
+  for (int half = 0; half < kScales; ++half) {
+    f(half, scales.scale[half]);
+    if constexpr (kHasMinimum<kType>) f(kScales + half, scales.minimum[half]);
+    if constexpr (kHasShift<kType>) {
+      float bits = __int_as_float(scales.shift[half]);
+      f(kScales + half, bits);
+      scales.shift[half] = __float_as_int(bits);
+    }
+  }
+}
+
+// By tensor cores, of types whose codes a lane decodes for a whole row: they change places by way of shared memory.
+template <DType kType>
+struct TensorSums : TensorLaneSums {
+  using Codes = LaneCodes<kType>;
+  static constexpr ColumnOrder kOrder = kOrderOf<kType>;
+  using Last = PlainSums;
+  static constexpr int kNumbers = kScaleNumbers<kType>;
 
   // Of a warp: the codes of a tile of each half, [row][32 bytes] in pieces of 16, and its scales.
   struct Staging {
@@ -250,18 +296,6 @@ struct TensorSums {
       for (int h = 0; h < 2; ++h) AddHalf(staging, h, numbers + (h * kLaneTiles + i) * kWholeWords, row_words, rows, sums);
     }
   }
-  template <typename Store>
-  __device__ static void ForEach(const float (&sums)[kCount], const Store& store) {
-    const int lane = threadIdx.x % kWarpSize, g = lane / 4, q = lane % 4;
-#pragma unroll
-    for (int m = 0; m < kDotTiles; ++m) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) store(h, m, 2 * q + j % 2, g + j / 2 * 8, sums[(m * 2 + h) * 4 + j]);
-      }
-    }
-  }
 
  private:
   // A lane's tiles: its row of weights, its half of the columns. Pieces change places in every other group of four rows, so that
@@ -270,29 +304,10 @@ struct TensorSums {
     const int lane = threadIdx.x % kWarpSize, row = lane % 16, half = lane / 16, swap = row / 4 % 2;
 #pragma unroll
     for (int m = 0; m < kDotTiles; ++m) {
-      uint32_t(&c)[8] = tiles.codes[m];
-      if constexpr (kHasSides<kType>) {  // a byte each, kZero = 128 above its level
-#pragma unroll
-        for (int word = 0; word < 8; ++word) c[word] += 0x80808080u - tiles.below[m][word];
-      }
+      const uint32_t(&c)[8] = tiles.codes[m];
       staging.codes[m][half][row][swap] = uint4{c[0], c[1], c[2], c[3]};
       staging.codes[m][half][row][1 - swap] = uint4{c[4], c[5], c[6], c[7]};
-      ForEachScale(tiles.scales[m], [&](int which, float& scale) { staging.scales[m][half][which][row] = scale; });
-    }
-  }
-  // Calls f(place in Staging, scale) for the scales and minimums that the type has.
-  template <typename F>
-  __device__ static void ForEachScale(HalfScales& scales, const F& f) {
-    constexpr int kScales = kHalvesDiffer<kType> ? 2 : 1;
-#pragma unroll
-    for (int half = 0; half < kScales; ++half) {
-      f(half, scales.scale[half]);
-      if constexpr (kHasMinimum<kType>) f(kScales + half, scales.minimum[half]);
-      if constexpr (kHasShift<kType>) {
-        float bits = __int_as_float(scales.shift[half]);
-        f(kScales + half, bits);
-        scales.shift[half] = __float_as_int(bits);
-      }
+      ForEachScale<kType>(tiles.scales[m], [&](int which, float& scale) { staging.scales[m][half][which][row] = scale; });
     }
   }
   // The products of the tiles of half h with the block of each row of numbers at `numbers`.
@@ -313,20 +328,21 @@ struct TensorSums {
       uint32_t c[4];
       LoadMatrix4(c, SharedAddress(&staging.codes[m][h][lane % 16][lane / 16 ^ (lane % 16 / 4 % 2)]));
       int high[2][4] = {}, low[2][4] = {};
+      constexpr int kStart[4] = {};
       if constexpr (kHalvesDiffer<kType>) {
 #pragma unroll
         for (int part = 0; part < 2; ++part) {
-          DotHalfTile(c[2 * part], c[2 * part + 1], x[part], high[part]);
-          DotHalfTile(c[2 * part], c[2 * part + 1], x[2 + part], low[part]);
+          DotHalfTile(c[2 * part], c[2 * part + 1], x[part], kStart, high[part]);
+          DotHalfTile(c[2 * part], c[2 * part + 1], x[2 + part], kStart, low[part]);
         }
       } else {
-        DotTile(c, x[0], x[1], high[0]);
-        DotTile(c, x[2], x[3], low[0]);
+        DotTile(c, x[0], x[1], kStart, high[0]);
+        DotTile(c, x[2], x[3], kStart, low[0]);
       }
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
         HalfScales scales;
-        ForEachScale(scales, [&](int which, float& scale) { scale = staging.scales[m][h][which][g + 8 * k]; });
+        ForEachScale<kType>(scales, [&](int which, float& scale) { scale = staging.scales[m][h][which][g + 8 * k]; });
 #pragma unroll
         for (int t = 0; t < 2; ++t) {
           const int j = 2 * k + t, highs[2] = {high[0][j], high[1][j]}, lows[2] = {low[0][j], low[1][j]};
