@@ -21,6 +21,7 @@ AmxTrial AmxTrialOfBuild() { return nullptr; }
 
 #include "kernels/cpu/integer_formats_avx512.h"
 // Behind it, which switches off warnings.
+#include "kernels/cpu/amx_sums.h"
 #include "kernels/cpu/amx_tiles.h"
 // Behind both.
 #include "kernels/cpu/mxfp4_pairs_amx.h"
@@ -29,13 +30,11 @@ namespace ferry {
 namespace {
 
 constexpr int kStretchBlocks = 24;       // of a panel at once: 24 KiB, which stay in the first-level cache while groups pass
-constexpr int64_t kPartRows = 256;       // whose sums wait in scratch
 constexpr int kDotsBytes = kLanes * 64;  // of a tile's products
 constexpr int64_t kFewRowsOver = 7;      // beyond whole groups that take less time by AVX-512 than a group: 8 to 28 ns a tile
 constexpr int kLater = 2, kRing = 4;     // blocks between a product and its use (1 is slower, 3 no faster), and room for them
 constexpr int64_t kCodesBytes = int64_t{kStretchBlocks} * kPanelTiles * kGroups * 64;
 constexpr int64_t kScalesBytes = int64_t{kStretchBlocks} * kPanelTiles * 64;
-constexpr int64_t kSumsBytes = kPartRows * kPanelRows * 4;
 static_assert(kCodesBytes + kScalesBytes + kSumsBytes + kRing * 2 * kDotsBytes <= kPanelScratchBytes);
 
 // Products in 0 and 1, activations in 4 and 5, weights in 6.
@@ -116,9 +115,7 @@ void TileProduct(const PanelProduct& p) {
   ConfigureTiles(kShapes);
   for (int64_t first_row = 0; first_row < p.num_rows; first_row += kPartRows) {
     const int64_t num_rows = p.num_rows - first_row < kPartRows ? p.num_rows - first_row : kPartRows;
-    for (int64_t i = 0; i < (num_rows + kLanes - 1) / kLanes * kLanes * kPanelTiles; ++i) {
-      _mm512_store_ps(sums + i * kLanes, _mm512_setzero_ps());
-    }
+    ClearSums(num_rows, sums);
     for (int64_t block = 0; block < p.num_blocks; block += kStretchBlocks) {
       const int64_t num_blocks = p.num_blocks - block < kStretchBlocks ? p.num_blocks - block : kStretchBlocks;
       DecodePanel<Type, kTiles, kPanelTiles>(p, block, num_blocks, codes, scales);
@@ -134,14 +131,7 @@ void TileProduct(const PanelProduct& p) {
                               group_sums + tile * kLanes);
         }
         if (block + num_blocks < p.num_blocks) continue;
-        const int64_t count = num_rows - row < kLanes ? num_rows - row : kLanes;
-        for (int64_t i = 0; i < count * kPanelTiles; ++i) {
-          float* const lanes = group_sums + i * kLanes;
-          _mm512_store_ps(lanes, _mm512_permutexvar_ps(order, _mm512_load_ps(lanes)));
-        }
-        for (int tile = 0; tile < kTiles; ++tile) {
-          StoreTile(p, first_row + row, count, tile, group_sums + tile * kLanes, kPanelRows);
-        }
+        StoreGroup<kTiles>(p, first_row + row, num_rows - row < kLanes ? num_rows - row : kLanes, order, group_sums);
       }
     }
   }

@@ -1,7 +1,7 @@
 #pragma once
 
-// MXFP4 by activations of which 64 columns share a scale (Activations::kPaired). The scales of two neighbouring blocks of weights
-// are powers of two, so both products are whole numbers of one unit:
+// Products with MXFP4 where 64 columns of activations share a scale (Activations::kPaired). The scales of weights are powers of
+// two, so the sums of two neighbouring blocks are whole numbers of one unit:
 //
 //   d = min(|e1 - e0|, 14), r = |e1 - e0| - d
 //   both = 2^d * (sum of the block of the larger exponent) + floor(2^-r * (sum of the other one))
@@ -12,7 +12,7 @@
 // take a product for each block. Few rows go by AVX-512 VNNI. All ways give the same whole numbers and add pair after pair: the
 // same bits.
 //
-// Only for kernels_amx.cc, behind integer_formats_avx512.h and amx_tiles.h.
+// Only for kernels_amx.cc, behind integer_formats_avx512.h, amx_tiles.h and amx_sums.h.
 
 namespace ferry {
 namespace {
@@ -166,14 +166,12 @@ void PairedProduct(const PanelProduct& p) {
 
 // ------------------------------------------------------------------------------------------------------------- many rows
 
-constexpr int kStretchPairs = 12;       // of a panel at once: 24 KiB, which stay in the first-level cache while groups pass
-constexpr int64_t kPairPartRows = 256;  // whose sums wait in scratch
+constexpr int kStretchPairs = 12;  // of a panel at once: 24 KiB, which stay in the first-level cache while groups pass
 constexpr int kPairBytes = 2 * kGroups * 64;
 constexpr int64_t kPairCodesBytes = int64_t{kPanelTiles} * kStretchPairs * kPairBytes;
-constexpr int64_t kPairSumsBytes = kPairPartRows * kPanelRows * 4;
 constexpr int kPairRing = 4, kPairsLater = 2;  // products in memory, and how many pairs before their use they are made
 constexpr int64_t kPairDotsBytes = int64_t{kLanes} * 64;
-static_assert(kPairCodesBytes + kPairSumsBytes + kPairRing * 2 * kPairDotsBytes <= kPanelScratchBytes);
+static_assert(kPairCodesBytes + kSumsBytes + kPairRing * 2 * kPairDotsBytes <= kPanelScratchBytes);
 
 // Products in 0 and 1; activations and weights of 64 columns in 4 and 6, of 32 in 5 and 7.
 constexpr TileShape kPairShapes[8] = {{16, 64}, {16, 64}, {16, 64}, {16, 64}, {16, 64}, {16, 32}, {16, 64}, {kGroups, 64}};
@@ -273,7 +271,7 @@ template <int kTiles>
 void PairedTileProduct(const PanelProduct& p) {
   std::byte* const codes = p.scratch;                                     // [tile][pair][16 groups][64]
   float* const sums = reinterpret_cast<float*>(codes + kPairCodesBytes);  // [row][tile][16]
-  std::byte* const dots = codes + kPairCodesBytes + kPairSumsBytes;
+  std::byte* const dots = codes + kPairCodesBytes + kSumsBytes;
   PairStretch stretches[kTiles];
   const __m512i order = LaneOfRow();
   const int64_t num_pairs = (p.num_blocks + 1) / 2, group_bytes = num_pairs * kRowPairBytes;
@@ -283,11 +281,9 @@ void PairedTileProduct(const PanelProduct& p) {
   const int64_t ahead_bytes = (panel_bytes / 64 + multiplied - 1) / multiplied * 64;
   int64_t asked_bytes = 0;
   ConfigureTiles(kPairShapes);
-  for (int64_t first_row = 0; first_row < p.num_rows; first_row += kPairPartRows) {
-    const int64_t num_rows = p.num_rows - first_row < kPairPartRows ? p.num_rows - first_row : kPairPartRows;
-    for (int64_t i = 0; i < (num_rows + kLanes - 1) / kLanes * kLanes * kPanelTiles; ++i) {
-      _mm512_store_ps(sums + i * kLanes, _mm512_setzero_ps());
-    }
+  for (int64_t first_row = 0; first_row < p.num_rows; first_row += kPartRows) {
+    const int64_t num_rows = p.num_rows - first_row < kPartRows ? p.num_rows - first_row : kPartRows;
+    ClearSums(num_rows, sums);
     for (int64_t pair = 0; pair < num_pairs; pair += kStretchPairs) {
       const int64_t count = num_pairs - pair < kStretchPairs ? num_pairs - pair : kStretchPairs;
       for (int tile = 0; tile < kTiles; ++tile)
@@ -302,14 +298,7 @@ void PairedTileProduct(const PanelProduct& p) {
                         group_sums + tile * kLanes);
         }
         if (pair + count < num_pairs) continue;
-        const int64_t rows_here = num_rows - row < kLanes ? num_rows - row : kLanes;
-        for (int64_t i = 0; i < rows_here * kPanelTiles; ++i) {
-          float* const lanes = group_sums + i * kLanes;
-          _mm512_store_ps(lanes, _mm512_permutexvar_ps(order, _mm512_load_ps(lanes)));
-        }
-        for (int tile = 0; tile < kTiles; ++tile) {
-          StoreTile(p, first_row + row, rows_here, tile, group_sums + tile * kLanes, kPanelRows);
-        }
+        StoreGroup<kTiles>(p, first_row + row, num_rows - row < kLanes ? num_rows - row : kLanes, order, group_sums);
       }
     }
   }

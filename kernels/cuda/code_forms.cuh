@@ -108,9 +108,10 @@ __device__ inline uint32_t Look8(const LevelTable<kLevels>& table, uint32_t code
 // kNibblesApart: as kNibbles, but the words of groups q and q + 4 are q and q + 4.
 enum class ColumnOrder { kNatural, kNibbles, kPairs, kNibblesApart };
 
-// Looks up the levels of a word of nibbles, of which the first eight are negative: 128 plus the level in words [a0 b0 a1 b1] and
-// [a2 b2 a3 b3]. `negative` and `positive` have the sizes of eight levels, of up to seven bits. Where the fourth bit of a
-// selector is set, prmt gives eight times the highest bit of the byte, which is zero here, so the other side leaves a code alone.
+// Looks up the levels of a word of nibbles and writes 128 plus each level to words [a0 b0 a1 b1] and [a2 b2 a3 b3]. The first
+// eight of the sixteen levels are negative. `negative` and `positive` have the sizes of eight levels, of up to seven bits. Where
+// the fourth bit of a selector is set, prmt gives eight times the highest bit of the byte, which is zero here, so the other side
+// leaves a code alone.
 __device__ inline void LookSides(const LevelTable<8>& negative, const LevelTable<8>& positive, uint32_t nibbles,
                                  uint32_t (&out)[2]) {
   const uint32_t flipped = nibbles ^ 0x88888888u;

@@ -320,7 +320,7 @@ TEST_F(ShmLinkTest, ExchangesPlansAndComputations) {
   engine.join();
 }
 
-// Whoever computes them first: the answers come in the order of the starts.
+// The second computation ends first here. The link gives the answers in the order of the starts.
 TEST_F(ShmLinkTest, StartsAComputationWhileAnotherRuns) {
   ASSERT_OK_AND_ASSIGN(const auto link, Connect());
   ASSERT_EQ(link->max_running(), 2);

@@ -35,7 +35,16 @@ class HostShareTest : public testing::Test {
     EXPECT_OK(share_->Finish(Context(), kLayer, out));
     return contributions;
   }
-  // The same, computed by the device.
+  // Begins a layer whose share has a request a row and a link that takes two at once; the contributions will be in `memory`.
+  Tensor StartInRequestsOfARow(std::span<const int32_t> experts, std::vector<float>& memory) {
+    link_.row_capacity = 1;
+    link_.running_capacity = 2;
+    const Tensor out = ContributionsIn(memory);
+    EXPECT_OK(share_->BeginLayer(In(), /*likely=*/false));
+    EXPECT_OK(share_->Start(Context(), kLayer, experts, Groups()));
+    return out;
+  }
+  // The contributions of both experts, computed by the device.
   std::vector<float> OnDevice() {
     std::vector<float> contributions;
     const Tensor out = ContributionsIn(contributions);
@@ -84,12 +93,8 @@ TEST_F(HostShareTest, SendsTheNextRequestBeforeItTakesAnAnswer) {
 }
 
 TEST_F(HostShareTest, GoesOnInThePausesOfTheDevicesShare) {
-  link_.row_capacity = 1;
-  link_.running_capacity = 2;
   std::vector<float> contributions;
-  const Tensor out = ContributionsIn(contributions);
-  ASSERT_OK(share_->BeginLayer(In(), /*likely=*/false));
-  ASSERT_OK(share_->Start(Context(), kLayer, std::vector<int32_t>{0, 3}, Groups()));
+  const Tensor out = StartInRequestsOfARow(std::vector<int32_t>{0, 3}, contributions);
   EXPECT_EQ(link_.num_computes, 1);
   ASSERT_OK(share_->Continue(Context(), kLayer, out));
   ASSERT_OK(share_->Continue(Context(), kLayer, out));
@@ -113,12 +118,8 @@ TEST_F(HostShareTest, DoesNothingWithoutAShare) {
 }
 
 TEST_F(HostShareTest, CanBeginAnewAfterAStepThatFailed) {
-  link_.row_capacity = 1;
-  link_.running_capacity = 2;
   std::vector<float> contributions;
-  const Tensor out = ContributionsIn(contributions);
-  ASSERT_OK(share_->BeginLayer(In(), /*likely=*/true));
-  ASSERT_OK(share_->Start(Context(), kLayer, std::vector<int32_t>{0}, Groups()));
+  const Tensor out = StartInRequestsOfARow(std::vector<int32_t>{0}, contributions);
   ASSERT_OK(share_->Continue(Context(), kLayer, out));
   EXPECT_EQ(link_.num_computes, 2);
   share_->Recover();
