@@ -1,14 +1,14 @@
 // How near the CPU kernels come to the machine: every figure beside the ceiling that the same run measured.
 //
 //   cpu_kernels_bench [--isa auto] [--beside avx512] [--threads 0] [--only decode,prefill,formats,experts,curve,attention,rows]
-//                     [--seconds 0.5] [--best]
+//                     [--types Q4_K,Q6_K] [--seconds 0.5] [--best]
 //
 // decode   MatMul of 1 to 8 rows, each call over another matrix, so that weights come from memory: us, GB/s of weights,
 //          share of the read rate
 // prefill  MatMul of 9 to 512 rows: us, GFLOP/s, share of the int8 peak, with AMX of half of its own (Q8_0 uses two int8
 //          products for each of its own, so its limit is one half)
 // formats  every number format, columns of 2048: one row with weights from memory (GB/s, share of the read rate), and 512 rows
-//          (GFLOP/s, share of what Q4_0 reached)
+//          (GFLOP/s, share of what Q4_0 reached); --types names some, beside which Q4_0 is measured too
 // experts  ExpertMlp at gpt-oss width (n_embd 2880, n_ff 2880, 32 experts, top 4), 1 to 512 tokens: both shares
 // curve    ExpertMlp with 1 to 512 rows for each of two experts, whose records come from memory: GB/s, GFLOP/s and share of the
 //          peak; with --beside the same of another instruction set, call after call in turns
@@ -36,11 +36,15 @@ namespace ferry {
 namespace {
 
 struct Options {
-  std::string isa = "auto", beside, only;
+  std::string isa = "auto", beside, only, types;
   int threads = 0;
   double seconds = 0.5;
   bool best = false;
   bool Wants(const std::string& part) const { return only.empty() || only.find(part) != std::string::npos; }
+  bool WantsType(DType type) const {
+    return types.empty() || type == DType::kQ4_0 ||
+           ("," + types + ",").find("," + std::string(NameOf(type)) + ",") != std::string::npos;
+  }
 };
 
 double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
@@ -170,6 +174,7 @@ void BenchFormats(Ops& ops, const Options& options, const CpuPeaks& rates) {
   const Tensor in = Floats(ops, keep, kTokens, kCols, 3), out = Floats(ops, keep, kTokens, kManyRows, 5);
   double of_q4_0 = 0;
   const auto measure = [&](DType type) {
+    if (!options.WantsType(type)) return;
     const int64_t row_bytes = Check(TiledLayout::Create(type, 64, kCols)).gguf_row_bytes();
     const TiledLayout few = Check(TiledLayout::Create(type, kFewBytes / row_bytes / 64 * 64, kCols));
     const TiledLayout many = Check(TiledLayout::Create(type, kManyRows, kCols));
@@ -403,6 +408,7 @@ int Main(int argc, char** argv) {
   app.add_option("--beside", options.beside, "for curve: another instruction set, in turns with the first");
   app.add_option("--threads", options.threads, "0: one per physical core");
   app.add_option("--only", options.only, "parts to run, by name, separated by commas");
+  app.add_option("--types", options.types, "for formats: which of them, by name, separated by commas");
   app.add_option("--seconds", options.seconds, "of calls for each figure");
   app.add_flag("--best", options.best, "the fastest call instead of the median");
   CLI11_PARSE(app, argc, argv);
