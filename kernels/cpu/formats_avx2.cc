@@ -55,15 +55,38 @@ inline __m256i AddDots(__m256i sum, const Weights& w, int half, const __m256i (&
   return sum;
 }
 
+// Of a tile. Minima are divided by 128; where a form kFolds, scales are whole numbers of d.
+struct Scaling {
+  F32x16 scale[2], min[2], d;
+};
+// sum + a block's dot products, of one half of the lanes, scaled as readers_of_formats.h says.
+template <typename Form>
+inline __m256 AddScaled(__m256 sum, const __m256i (&dots)[Form::kParts], const Scaling& scaling, int half, const std::byte* in) {
+  const float in_scale = *ScaleOf(in, Form::kKind);
+  const int32_t* offsets = OffsetOf(in, Form::kKind);
+  const __m256 row_scale = _mm256_set1_ps(in_scale), first = HalfOf(scaling.scale[0], half);
+  if constexpr (Form::kParts == 1) {
+    sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[0]), _mm256_mul_ps(first, row_scale), sum);
+    if constexpr (!Form::kMins) return sum;
+    return _mm256_fmadd_ps(_mm256_set1_ps(static_cast<float>(*offsets) * in_scale), HalfOf(scaling.min[0], half), sum);
+  } else {
+    __m256 joined = _mm256_mul_ps(_mm256_cvtepi32_ps(dots[0]), first);
+    joined = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[1]), HalfOf(scaling.scale[1], half), joined);
+    if constexpr (Form::kFolds) joined = _mm256_mul_ps(joined, HalfOf(scaling.d, half));
+    for (int part = 0; Form::kMins && part < 2; ++part) {
+      joined = _mm256_fmadd_ps(_mm256_set1_ps(static_cast<float>(offsets[part])), HalfOf(scaling.min[part], half), joined);
+    }
+    return _mm256_fmadd_ps(joined, row_scale, sum);
+  }
+}
+
 // sums [16] += one tile times one block of activations.
 template <typename Kernel>
-inline void AddTile(const Weights& w, const F32x16 (&scale)[2], const F32x16 (&min)[2], const std::byte* in, float* sums) {
+inline void AddTile(const Weights& w, const Scaling& scaling, const std::byte* in, float* sums) {
   using Form = typename Kernel::FormOf;
   using Codes = typename Kernel::Codes;
   constexpr int kPartGroups = kGroups / Form::kParts;
-  const float* in_scale = ScaleOf(in, Form::kKind);
   const int32_t* offsets = OffsetOf(in, Form::kKind);
-  const __m256 row_scale = _mm256_set1_ps(*in_scale);
   __m256i x[kGroups];
   for (int g = 0; g < kGroups; ++g) {
     int32_t four;
@@ -71,18 +94,13 @@ inline void AddTile(const Weights& w, const F32x16 (&scale)[2], const F32x16 (&m
     x[g] = _mm256_set1_epi32(four);
   }
   for (int half = 0; half < 2; ++half) {
-    __m256 sum = _mm256_loadu_ps(sums + 8 * half);
+    __m256i dots[Form::kParts];
     Unroll<Form::kParts>([&]<int part>() {
       int32_t start = 0;
       if constexpr (!Codes::kSigned && Codes::kZero > 0) start = offsets[part] >> OffsetShift(Codes::kZero);
-      const __m256i dots = AddDots<Codes, part * kPartGroups, kPartGroups>(_mm256_set1_epi32(start), w, half, x);
-      sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots), _mm256_mul_ps(HalfOf(scale[part], half), row_scale), sum);
-      if constexpr (Form::kMins) {
-        const __m256 of_part = _mm256_set1_ps(static_cast<float>(offsets[part]) * *in_scale);
-        sum = _mm256_fmadd_ps(of_part, HalfOf(min[part], half), sum);
-      }
+      dots[part] = AddDots<Codes, part * kPartGroups, kPartGroups>(_mm256_set1_epi32(start), w, half, x);
     });
-    _mm256_storeu_ps(sums + 8 * half, sum);
+    _mm256_storeu_ps(sums + 8 * half, AddScaled<Form>(_mm256_loadu_ps(sums + 8 * half), dots, scaling, half, in));
   }
 }
 
@@ -125,9 +143,6 @@ inline void ReadTile(const std::byte* tile, const std::byte* found, const Shifts
 struct Place {
   int64_t first_row, num_rows, block;
 };
-struct Scaling {
-  F32x16 scale[2], min[2];
-};
 // One row with the readers of one_row_avx2.h.
 template <typename Kernel>
 inline void AddRowAlone(const std::byte* tile, const Entries& entries, const Shifts& shifts, const Scaling& scaling,
@@ -137,22 +152,21 @@ inline void AddRowAlone(const std::byte* tile, const Entries& entries, const Shi
   static_assert(!Form::kMins);
   I32x16 dots[Form::kParts];
   Reader::Dots(tile, entries, in, dots);
-  const __m256 row_scale = _mm256_set1_ps(*ScaleOf(in, Form::kKind));
   for (int half = 0; half < 2; ++half) {
-    __m256 sum = _mm256_loadu_ps(sums + 8 * half);
+    __m256i parts[Form::kParts];
     for (int part = 0; part < Form::kParts; ++part) {
-      __m256i of_part = HalfOf(dots[part], half);
+      parts[part] = HalfOf(dots[part], half);
       const int32_t offset = OffsetOf(in, Form::kKind)[part];  // -128 times the sum of the activations
       if constexpr (Reader::kZero > 0) {
-        of_part = _mm256_add_epi32(of_part, _mm256_set1_epi32(offset >> OffsetShift(Reader::kZero)));
+        parts[part] = _mm256_add_epi32(parts[part], _mm256_set1_epi32(offset >> OffsetShift(Reader::kZero)));
       }
       if constexpr (Reader::kShift > 0) {
         const __m256i shifted = _mm256_srai_epi32(HalfOf(shifts.top_bits[part], half), 31);
-        of_part = _mm256_add_epi32(of_part, _mm256_and_si256(shifted, _mm256_set1_epi32(-Reader::kShift * (offset >> 7))));
+        parts[part] =
+            _mm256_add_epi32(parts[part], _mm256_and_si256(shifted, _mm256_set1_epi32(-Reader::kShift * (offset >> 7))));
       }
-      sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(of_part), _mm256_mul_ps(HalfOf(scaling.scale[part], half), row_scale), sum);
     }
-    _mm256_storeu_ps(sums + 8 * half, sum);
+    _mm256_storeu_ps(sums + 8 * half, AddScaled<Form>(_mm256_loadu_ps(sums + 8 * half), parts, scaling, half, in));
   }
 }
 template <typename Kernel>
@@ -161,7 +175,7 @@ inline void AddOneRow(const std::byte* tile, const Entries& entries, const Shift
   if constexpr (OneRow<typename Kernel::Codes>::kExists) return AddRowAlone<Kernel>(tile, entries, shifts, scaling, in, sums);
   Weights w;
   ReadTile<Kernel>(tile, entries.found, shifts, w);
-  AddTile<Kernel>(w, scaling.scale, scaling.min, in, sums);
+  AddTile<Kernel>(w, scaling, in, sums);
 }
 template <typename Kernel>
 [[gnu::noinline, gnu::flatten]] void AddOneRowApart(const std::byte* tile, const Entries& entries, const Shifts& shifts,
@@ -175,7 +189,7 @@ template <typename Kernel>
   ReadTile<Kernel>(tile, found, shifts, w);
   for (int64_t i = 0; i < at.num_rows; ++i) {
     const std::byte* in = RowAt(p, at.first_row + i) + at.block * BlockBytes(Kernel::FormOf::kKind);
-    AddTile<Kernel>(w, scaling.scale, scaling.min, in, sums + i * kLanes);
+    AddTile<Kernel>(w, scaling, in, sums + i * kLanes);
   }
 }
 template <typename Kernel, bool kOneRow>
@@ -194,6 +208,11 @@ inline void AddTileOfEntry(const PanelProduct& p, const Place& at, const std::by
   using Codes = typename Kernel::Codes;
   Scaling scaling;
   scales.template At<kTile>(tile, scaling.scale, scaling.min);
+  if constexpr (Form::kFolds) {
+    scaling.scale[0] = ToFloats(scales.template Number<kTile, 0>()),
+    scaling.scale[1] = ToFloats(scales.template Number<kTile, 1>());
+    scaling.d = scales.d;
+  }
   if constexpr (Form::kMins) {
     for (int part = 0; part < Form::kParts; ++part) scaling.min[part] = scaling.min[part] * F32x16::Broadcast(1.0f / 128);
   }

@@ -22,6 +22,8 @@ ProductFunction FormatProductAvx512(DType) { return nullptr; }
 #include "kernels/cpu/grids_avx512.h"
 // Behind that.
 #include "kernels/cpu/readers_of_formats.h"
+// Behind that.
+#include "kernels/cpu/panel_blocks_avx512.h"
 
 namespace ferry {
 namespace {
@@ -37,22 +39,6 @@ inline __m512i StartOf(const int32_t* offset) {
   if constexpr (Kernel::Codes::kZero > 0) return _mm512_set1_epi32(*offset >> OffsetShift(Kernel::Codes::kZero));
   return _mm512_setzero_si512();
 }
-// The sums of the activations of a block's parts, times -128 and their scale: what minima of 1/128 are multiplied by. In memory,
-// since a broadcast from there costs no shuffle, which the compiler does not know.
-template <typename Form>
-struct SumsOfParts {
-  float sums[4];
-  void Set(const std::byte* block) {
-    if constexpr (!Form::kMins) return;
-    const int32_t* offsets = OffsetOf(block, Form::kKind);
-    const __m128 scale = _mm_set1_ps(*ScaleOf(block, Form::kKind));
-    const __m128i parts =
-        Form::kParts == 2 ? _mm_loadl_epi64(reinterpret_cast<const __m128i*>(offsets)) : _mm_loadu_si32(offsets);
-    _mm_storeu_ps(sums, _mm_mul_ps(_mm_cvtepi32_ps(parts), scale));
-    asm("" : "+m"(sums));
-  }
-  __m512 Of(int part) const { return _mm512_set1_ps(sums[part]); }
-};
 
 // ----------------------------------------------------------------------------------------------------------------- one row
 
@@ -72,6 +58,35 @@ template <typename Kernel, int kTile>
       dots[0] = _mm512_dpbusd_epi32(dots[0], w[g].v, BroadcastGroup(x + 4 * g));
       dots[1] = _mm512_dpbusd_epi32(dots[1], w[4 + g].v, BroadcastGroup(x + 16 + 4 * g));
     }
+  }
+}
+
+// acc + a block's dot products, scaled as readers_of_formats.h says.
+template <typename Kernel, int kTile>
+[[gnu::always_inline]] inline __m512 AddScaled(__m512 acc, const typename Kernel::Scales& scales, const std::byte* tile,
+                                               const std::byte* block, const __m512i (&dots)[2]) {
+  using Form = typename Kernel::FormOf;
+  F32x16 scale[2], min[2];
+  scales.template At<kTile>(tile, scale, min);
+  FactorsOfMins<Form> factors;
+  factors.Set(block);
+  const auto add_min = [&](__m512 sum, int part) {
+    return _mm512_fmadd_ps(factors.Of(part), _mm512_mul_ps(min[part].v, _mm512_set1_ps(1.0f / 128)), sum);
+  };
+  const __m512 in_scale = _mm512_set1_ps(*ScaleOf(block, Form::kKind));
+  if constexpr (Form::kParts == 1) {
+    const __m512i dot = _mm512_add_epi32(dots[0], dots[1]);
+    acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(scale[0].v, in_scale), acc);
+    return Form::kMins ? add_min(acc, 0) : acc;
+  } else {
+    if constexpr (Form::kFolds) {
+      scale[0] = ToFloats(scales.template Number<kTile, 0>()), scale[1] = ToFloats(scales.template Number<kTile, 1>());
+    }
+    __m512 joined = _mm512_mul_ps(_mm512_cvtepi32_ps(dots[0]), scale[0].v);
+    joined = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[1]), scale[1].v, joined);
+    if constexpr (Form::kFolds) joined = _mm512_mul_ps(joined, scales.d.v);
+    if constexpr (Form::kMins) joined = add_min(add_min(joined, 0), 1);
+    return _mm512_fmadd_ps(joined, in_scale, acc);
   }
 }
 
@@ -98,25 +113,11 @@ inline void FusedTile(const std::byte* codes, const std::byte* entries, const st
       ask_for(at + kPrefetchFar, kTileBytes);
       ask_for(at + kPrefetchAgain, kTileBytes);
       ask_for(at + kPrefetchNear, kTileBytes);
-      F32x16 scale[2], min[2];
-      scales.template At<t>(codes + at, scale, min);
       const std::byte* block = in + (e * kTiles + t) * BlockBytes(Form::kKind);
-      const float* in_scale = ScaleOf(block, Form::kKind);
       const int32_t* offsets = OffsetOf(block, Form::kKind);
       __m512i dots[2] = {StartOf<Kernel>(offsets), Form::kParts == 2 ? StartOf<Kernel>(offsets + 1) : _mm512_setzero_si512()};
       AddProducts<Kernel, t>(codes + at, scales, CodesOf(block), dots);
-      if constexpr (Form::kParts == 1) dots[0] = _mm512_add_epi32(dots[0], dots[1]);
-      const __m512 row_scale = _mm512_set1_ps(*in_scale);
-      SumsOfParts<Form> part_sums;
-      part_sums.Set(block);
-#pragma GCC unroll 2
-      for (int part = 0; part < Form::kParts; ++part) {
-        acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[part]), _mm512_mul_ps(scale[part].v, row_scale), acc);
-        if constexpr (Form::kMins) {
-          const __m512 minimum = _mm512_mul_ps(min[part].v, _mm512_set1_ps(1.0f / 128));
-          acc = _mm512_fmadd_ps(part_sums.Of(part), minimum, acc);
-        }
-      }
+      acc = AddScaled<Kernel, t>(acc, scales, codes + at, block, dots);
     });
   }
   _mm512_storeu_ps(sums, _mm512_permutexvar_ps(RowOfLane(), acc));
@@ -140,8 +141,7 @@ template <typename Kernel>
 
 // --------------------------------------------------------------------------------------------------------------- many rows
 
-// A stretch of columns of a panel of two tiles, read: codes [block][tile][group][64 bytes], scales [block][tile][vector][16], the
-// minima after the scales and divided by 128. A panel of one tile has it twice.
+// A stretch of columns of a panel of two tiles, read for panel_blocks_avx512.h. A panel of one tile has it twice.
 template <typename Kernel>
 void ReadPanel(const PanelProduct& p, int64_t first_block, int64_t num_blocks, std::byte* codes, std::byte* scales) {
   using Form = typename Kernel::FormOf;
@@ -157,97 +157,20 @@ void ReadPanel(const PanelProduct& p, int64_t first_block, int64_t num_blocks, s
       Unroll<kTiles>([&]<int t>() {
         const int64_t place = (e * kTiles + t) * kPanelTiles + tile;
         I32x16 w[kGroups];
-        F32x16 scale[2], min[2];
         Kernel::Codes::template Read<t>(tiles + t * Kernel::kTileBytes, reader, w);
-        reader.template At<t>(tiles + t * Kernel::kTileBytes, scale, min);
-        for (int g = 0; g < kGroups; ++g) w[g].Store(codes + (place * kGroups + g) * 64);
-        float* vectors = reinterpret_cast<float*>(scales + place * Form::kVectors * 64);
-        for (int part = 0; part < Form::kParts; ++part) {
-          scale[part].Store(vectors + part * kLanes);
-          if constexpr (Form::kMins) (min[part] * F32x16::Broadcast(1.0f / 128)).Store(vectors + (Form::kParts + part) * kLanes);
-        }
+        StoreCodes<Kernel, t>(reader, w, codes + place * kGroups * 64);
+        StoreVectors<Kernel, t>(reader, tiles + t * Kernel::kTileBytes,
+                                reinterpret_cast<float*>(scales + place * PanelVectors<Form>() * 64));
       });
     }
   }
-}
-
-// sums [kTokens][32] += panel * rows. Offsets are shifted right by offset_shift to start a sum, which minima do without.
-template <typename Form, int kTokens>
-void PanelBlocks(const std::byte* codes, const std::byte* scales, int64_t num_blocks, int offset_shift,
-                 const std::byte* const* rows, Ahead ahead, float* sums) {
-  constexpr int64_t kBlockBytes = BlockBytes(Form::kKind);
-  constexpr int kPartGroups = kGroups / Form::kParts;
-  __m512 acc[kPanelTiles][kTokens];
-#pragma GCC unroll 8
-  for (int t = 0; t < kTokens; ++t) {
-    acc[0][t] = _mm512_load_ps(sums + t * kPanelRows), acc[1][t] = _mm512_load_ps(sums + t * kPanelRows + kLanes);
-  }
-  for (int64_t block = 0; block < num_blocks; ++block) {
-    for (int64_t i = 0; i < ahead.bytes; i += 64) _mm_prefetch(ahead.from + block * ahead.bytes + i, _MM_HINT_T1);
-    const std::byte* weights = codes + block * kPanelTiles * kGroups * 64;
-    const std::byte* vectors = scales + block * kPanelTiles * Form::kVectors * 64;
-    SumsOfParts<Form> part_sums[kTokens];
-#pragma GCC unroll 8
-    for (int t = 0; t < kTokens; ++t) part_sums[t].Set(rows[t] + block * kBlockBytes);
-#pragma GCC unroll 2
-    for (int part = 0; part < Form::kParts; ++part) {
-      __m512i dots[kPanelTiles][kTokens];
-#pragma GCC unroll 8
-      for (int t = 0; t < kTokens; ++t) {
-        __m512i start = _mm512_setzero_si512();
-        if constexpr (!Form::kMins) {
-          start = _mm512_set1_epi32(OffsetOf(rows[t] + block * kBlockBytes, Form::kKind)[part] >> offset_shift);
-        }
-        dots[0][t] = dots[1][t] = start;
-      }
-#pragma GCC unroll 8
-      for (int g = part * kPartGroups; g < (part + 1) * kPartGroups; ++g) {
-        const __m512i w0 = _mm512_load_si512(weights + g * 64), w1 = _mm512_load_si512(weights + (kGroups + g) * 64);
-#pragma GCC unroll 8
-        for (int t = 0; t < kTokens; ++t) {
-          const __m512i x = BroadcastGroup(CodesOf(rows[t] + block * kBlockBytes) + 4 * g);
-          dots[0][t] = _mm512_dpbusd_epi32(dots[0][t], w0, x), dots[1][t] = _mm512_dpbusd_epi32(dots[1][t], w1, x);
-        }
-      }
-#pragma GCC unroll 2
-      for (int tile = 0; tile < kPanelTiles; ++tile) {
-        const std::byte* mine = vectors + (tile * Form::kVectors + part) * 64;
-        const __m512 scale = _mm512_load_ps(mine);
-#pragma GCC unroll 8
-        for (int t = 0; t < kTokens; ++t) {
-          const std::byte* in = rows[t] + block * kBlockBytes;
-          const float* in_scale = ScaleOf(in, Form::kKind);
-          const __m512 product = _mm512_mul_ps(scale, _mm512_set1_ps(*in_scale));
-          acc[tile][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[tile][t]), product, acc[tile][t]);
-          if constexpr (Form::kMins) {
-            const __m512 minimum = _mm512_load_ps(mine + Form::kParts * 64);
-            acc[tile][t] = _mm512_fmadd_ps(part_sums[t].Of(part), minimum, acc[tile][t]);
-          }
-        }
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int t = 0; t < kTokens; ++t) {
-    _mm512_store_ps(sums + t * kPanelRows, acc[0][t]), _mm512_store_ps(sums + t * kPanelRows + kLanes, acc[1][t]);
-  }
-}
-
-// Rows beyond count are any of the others again: their sums are not used.
-template <typename Form>
-void PanelGroup(const std::byte* codes, const std::byte* scales, int64_t num_blocks, int offset_shift,
-                const std::byte* const* rows, int64_t count, Ahead ahead, float* sums) {
-  if (count == 1) return PanelBlocks<Form, 1>(codes, scales, num_blocks, offset_shift, rows, ahead, sums);
-  if (count == 2) return PanelBlocks<Form, 2>(codes, scales, num_blocks, offset_shift, rows, ahead, sums);
-  if (count <= 4) return PanelBlocks<Form, 4>(codes, scales, num_blocks, offset_shift, rows, ahead, sums);
-  PanelBlocks<Form, kPanelTokens>(codes, scales, num_blocks, offset_shift, rows, ahead, sums);
 }
 
 using PanelReader = void (*)(const PanelProduct& p, int64_t first_block, int64_t num_blocks, std::byte* codes, std::byte* scales);
 
 // `panel_bytes` of codes are asked for ahead, little by little: see kernels_avx512.cc.
 template <typename Form>
-void PanelProductOf(const PanelProduct& p, PanelReader read, int offset_shift, int64_t panel_bytes) {
+void PanelProductOf(const PanelProduct& p, PanelReader read, int64_t panel_bytes) {
   std::byte* const codes = p.scratch;
   std::byte* const scales = codes + kPanelCodeBytes;
   float* const sums = reinterpret_cast<float*>(scales + kPanelScaleBytes);
@@ -272,7 +195,7 @@ void PanelProductOf(const PanelProduct& p, PanelReader read, int offset_shift, i
         const Ahead ahead = {next + asked_bytes, asked_bytes < panel_bytes ? ahead_bytes : 0};
         asked_bytes += num_blocks * ahead.bytes;
         float* const group_sums = sums + row * kPanelRows;
-        PanelGroup<Form>(codes, scales, num_blocks, offset_shift, rows, count, ahead, group_sums);
+        PanelGroup<Form>(codes, scales, num_blocks, rows, count, ahead, group_sums);
         if (block + num_blocks < p.num_blocks) continue;
         for (int64_t i = 0; i < count * kPanelTiles; ++i) {
           float* const lanes = group_sums + i * kLanes;
@@ -290,9 +213,8 @@ template <DType kType>
 void Product(const PanelProduct& p) {
   using K = Kernel<kType>;
   if (p.num_rows == 1) return FusedProduct<K>(p);
-  const int shift = K::Codes::kSigned ? 0 : K::Codes::kZero > 0 ? OffsetShift(K::Codes::kZero) : 0;
   const int64_t tiles = p.num_outputs > kLanes ? 2 : 1;
-  PanelProductOf<typename K::FormOf>(p, ReadPanel<K>, shift, tiles * p.num_blocks * K::kTileBytes);
+  PanelProductOf<typename K::FormOf>(p, ReadPanel<K>, tiles * p.num_blocks * K::kTileBytes);
 }
 
 }  // namespace

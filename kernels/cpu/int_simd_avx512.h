@@ -48,6 +48,13 @@ inline I32x16 ShiftRightSigned(I32x16 a) {
 }
 inline I32x16 AddBytes(I32x16 a, I32x16 b) { return {_mm512_add_epi8(a.v, b.v)}; }
 inline I32x16 SubBytes(I32x16 a, I32x16 b) { return {_mm512_sub_epi8(a.v, b.v)}; }
+// Products of bytes, modulo 256, with a number of each lane, from -128 to 255.
+inline I32x16 TimesBytes(I32x16 bytes, I32x16 number) {
+  const __m512i twice = _mm512_or_si512(_mm512_and_si512(number.v, _mm512_set1_epi32(255)), _mm512_slli_epi32(number.v, 16));
+  const __m512i odd = _mm512_set1_epi32(static_cast<int32_t>(0xFF00FF00));
+  const __m512i low = _mm512_mullo_epi16(bytes.v, twice), high = _mm512_mullo_epi16(_mm512_and_si512(bytes.v, odd), twice);
+  return {_mm512_ternarylogic_epi32(odd, high, low, 0xCA)};  // high where odd, else low
+}
 // a | (b & c).
 inline I32x16 OrAnd(I32x16 a, I32x16 b, I32x16 c) { return {_mm512_ternarylogic_epi32(a.v, b.v, c.v, 0xF8)}; }
 // Bytes of 255 where a byte of b is not zero.

@@ -90,19 +90,34 @@ struct ReadersOf<DType::kIQ5_KS> : Readers<TableCodes<5, kIq5Values, 128, kIq5Sh
 //
 //   kParts   scales of a tile: 2 where each covers 16 columns
 //   kMins    minima join the sum of activations, which is -1/128 of their offset
-//   kZero    of the codes; 128 for signed ones that are kSignedBias too large
-template <int kScaleParts, bool kHasMins>
+//   kFolds   scales are whole numbers times d (readers_of_scales.h)
+//
+// AVX2 and AVX-512 add a block of 32 columns to a sum as follows, f(...) being one multiply-add and dot, offset and in_scale what
+// QuantizedRows says:
+//
+//   a scale for 32   sum = f(dot, scale * in_scale, sum)              and  sum = f(offset * in_scale, min / 128, sum)
+//   scales for 16    joined = f(dot1, scale1, dot0 * scale0)          or, where kFolds, (dot1 * number1 + dot0 * number0) * d
+//                    joined = f(offset, min / 128, joined) for both;  sum = f(joined, in_scale, sum)
+//
+// so that 16 columns take a conversion and one more multiply-add only.
+template <int kScaleParts, bool kHasMins, bool kScalesFold>
 struct Form {
   static constexpr int kParts = kScaleParts;
-  static constexpr bool kMins = kHasMins;
-  static constexpr int kVectors = kParts * (kMins ? 2 : 1);  // of sixteen floats that go with a tile's codes
+  static constexpr bool kMins = kHasMins, kFolds = kScalesFold;
   static constexpr Activations kKind = kParts == 2 ? Activations::kHalves : Activations::kNarrow;
+  static_assert(kParts == 2 || !kFolds);
+  static_assert(kParts == 1 || kFolds || !kMins);  // no format has such
+};
+
+template <typename Scales>
+constexpr bool kScalesFold = requires {
+  Scales::kFolds;
 };
 
 template <DType kType>
 struct Kernel : ReadersOf<kType> {
   using F = Format<kType>;
-  using FormOf = Form<F::kStep == 16 ? 2 : 1, F::kMins>;
+  using FormOf = Form<F::kStep == 16 ? 2 : 1, F::kMins, kScalesFold<typename ReadersOf<kType>::Scales>>;
   static_assert(kActivationsOf<F> == FormOf::kKind || kActivationsOf<F> == Activations::kWide);
   static constexpr int kTilesPerScale = F::kTilesPerScale;
   static constexpr int kTileBytes = kLanes * F::kCodeBytes;

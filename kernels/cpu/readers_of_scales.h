@@ -3,6 +3,8 @@
 // The readers of scales: see readers_of_codes.h. Each is made of one entry of the scale plane, of the tile's row headers and of
 // the codes of the entry's first tile, and puts the scale of tile kTile of the entry, and the minimum where the format has one,
 // into At()'s arguments: one for each 16 columns where the format's step is 16, else one.
+//
+// Scales that are a whole number times d, so small that a code times it fits a byte, have kFolds: Number<kTile, kHalf>() is it.
 
 #include "kernels/cpu/readers_of_codes.h"
 
@@ -63,10 +65,13 @@ struct PackedScalesAndMins {
 struct SixteenScales {
   F32x16 d;
   I32x16 scales[4];
+  template <int kTile, int kHalf>
+  I32x16 Number() const {
+    return SignedByteOf<kTile % 2 * 2 + kHalf>(scales[kTile / 2]);
+  }
   template <int kTile>
   void At(const std::byte*, F32x16 (&scale)[2], F32x16 (&)[2]) const {
-    scale[0] = Times(d, SignedByteOf<kTile % 2 * 2>(scales[kTile / 2]));
-    scale[1] = Times(d, SignedByteOf<kTile % 2 * 2 + 1>(scales[kTile / 2]));
+    scale[0] = Times(d, Number<kTile, 0>()), scale[1] = Times(d, Number<kTile, 1>());
   }
 };
 // Q6_K: as they are, from byte kAt of a row's entry on.
@@ -79,6 +84,7 @@ struct ByteSixteenths : SixteenScales {
 };
 // Q3_K: nibbles in two words, high pairs in a third, less 32.
 struct PackedSixteenths : SixteenScales {
+  static constexpr bool kFolds = true;
   PackedSixteenths(const std::byte* entry, const std::byte*) {
     d = LoadHalf(entry);
     const I32x16 low[2] = {LoadWord(entry + 2 * kTileRows), LoadWord(entry + 6 * kTileRows)};
@@ -90,17 +96,21 @@ struct PackedSixteenths : SixteenScales {
 };
 // Q2_K: a nibble of scale and one of minimum for each 16 columns.
 struct NibbleScalesAndMins {
+  static constexpr bool kFolds = true;
   F32x16 d, dmin;
   I32x16 both[4];
   NibbleScalesAndMins(const std::byte* entry, const std::byte*) : d(LoadHalf(entry)), dmin(LoadHalf(entry + 2 * kTileRows)) {
     for (int i = 0; i < 4; ++i) both[i] = LoadWord(entry + (4 + 4 * i) * kTileRows);
   }
+  template <int kTile, int kHalf>
+  I32x16 Number() const {
+    return BitsOf<8 * (kTile % 2 * 2 + kHalf), 4>(both[kTile / 2]);
+  }
   template <int kTile>
   void At(const std::byte*, F32x16 (&scale)[2], F32x16 (&min)[2]) const {
     Unroll<2>([&]<int half>() {
-      constexpr int kAt = 8 * (kTile % 2 * 2 + half);
-      scale[half] = Times(d, BitsOf<kAt, 4>(both[kTile / 2]));
-      min[half] = Times(dmin, BitsOf<kAt + 4, 4>(both[kTile / 2]));
+      scale[half] = Times(d, Number<kTile, half>());
+      min[half] = Times(dmin, BitsOf<8 * (kTile % 2 * 2 + half) + 4, 4>(both[kTile / 2]));
     });
   }
 };
