@@ -47,9 +47,12 @@ struct ExpertExchange::Peer {
   std::atomic<bool> stop{false};
   std::vector<std::thread> threads;  // one a mailbox
 
-  ~Peer() {
+  ~Peer() { StopServing(); }
+  // Not while a thread may wait for mutex_, which the caller may hold: once a worker knows the key, it may.
+  void StopServing() {
     stop = true;
     for (std::thread& thread : threads) thread.join();
+    threads.clear();
   }
 };
 
@@ -164,15 +167,20 @@ absl::StatusOr<std::string> ExpertExchange::OpenMailboxes(WorkerId worker, const
     offered.push_back(mailbox->fd());
     mailboxes.push_back(std::move(mailbox));
   }
+  for (const std::unique_ptr<ExpertMailbox>& mailbox : mailboxes) {
+    // The thread holds the peer by a plain pointer: ~Peer joins it.
+    absl::StatusOr<std::thread> thread =
+        StartThread([this, raw = peer.get(), mailbox = mailbox.get()] { Serve(*raw, *mailbox); });
+    if (!thread.ok()) {
+      peer->StopServing();  // before their mailboxes go
+      peer->stop = false;
+      return thread.status();
+    }
+    peer->threads.push_back(*std::move(thread));
+  }
   peer->mailboxes = std::move(mailboxes);
   peer->key = RandomDescriptorKey();
   descriptors_->Offer(peer->key, offered);
-  for (const std::unique_ptr<ExpertMailbox>& mailbox : peer->mailboxes) {
-    // The thread holds the peer by a plain pointer: ~Peer joins it.
-    ASSIGN_OR_RETURN(std::thread thread,
-                     StartThread([this, raw = peer.get(), mailbox = mailbox.get()] { Serve(*raw, *mailbox); }));
-    peer->threads.push_back(std::move(thread));
-  }
   return peer->key;
 }
 
