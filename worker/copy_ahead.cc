@@ -26,6 +26,7 @@ void CopyAhead::Plan(int64_t layer, int64_t rows, int helpers) {
   next_.layer = layer;
   switch (mode_of_(layer, rows)) {
     case ExpertMode::kHost:
+    case ExpertMode::kInPlace:
     case ExpertMode::kResidentElseHost:
       break;
     case ExpertMode::kPlanned:
