@@ -21,7 +21,7 @@ AmxTrial AmxTrialOfBuild() { return nullptr; }
 
 #include "kernels/cpu/integer_formats_avx512.h"
 // Behind it, which switches off warnings.
-#include "kernels/cpu/amx_sums.h"
+#include "kernels/cpu/amx_panels.h"
 #include "kernels/cpu/amx_tiles.h"
 // Behind both.
 #include "kernels/cpu/mxfp4_pairs_amx.h"
@@ -106,12 +106,7 @@ void TileProduct(const PanelProduct& p) {
   std::byte* const dots = scales + kScalesBytes + kSumsBytes;
   const __m512i order = LaneOfRow();
   const int64_t block_bytes = RowBlockBytes(Type::kKind), group_bytes = p.num_blocks * block_bytes;
-  // As in kernels_avx512.cc, the next panel is asked for while this one is used.
-  const int64_t panel_bytes = kTiles * p.num_blocks * kLanes * Type::kCodeBytes;
-  const std::byte* const next = p.next != nullptr ? p.next : p.codes + panel_bytes;
-  const int64_t multiplied_blocks = (p.num_rows + kLanes - 1) / kLanes * kTiles * p.num_blocks;
-  const int64_t ahead_bytes = (panel_bytes / 64 + multiplied_blocks - 1) / multiplied_blocks * 64;
-  int64_t asked_bytes = 0;
+  NextPanel next(p, kTiles * p.num_blocks * kLanes * Type::kCodeBytes, kTiles * p.num_blocks);
   ConfigureTiles(kShapes);
   for (int64_t first_row = 0; first_row < p.num_rows; first_row += kPartRows) {
     const int64_t num_rows = p.num_rows - first_row < kPartRows ? p.num_rows - first_row : kPartRows;
@@ -125,9 +120,7 @@ void TileProduct(const PanelProduct& p) {
         float* const group_sums = sums + row * kPanelRows;
 #pragma GCC unroll 2
         for (int tile = 0; tile < kTiles; ++tile) {
-          const Ahead ahead = {next + asked_bytes, asked_bytes < panel_bytes ? ahead_bytes : 0};
-          asked_bytes += num_blocks * ahead.bytes;
-          MultiplyGroup<Type>(in, codes + tile * kGroups * 64, scales + tile * 64, num_blocks, ahead, dots,
+          MultiplyGroup<Type>(in, codes + tile * kGroups * 64, scales + tile * 64, num_blocks, next.Ask(num_blocks), dots,
                               group_sums + tile * kLanes);
         }
         if (block + num_blocks < p.num_blocks) continue;
@@ -147,55 +140,55 @@ void ProductOf(const PanelProduct& p) {
 // Up to 16 rows AVX-512 reads memory as fast as it gives; from there to 27 tiles are 0.9 to 1.06 times as fast.
 constexpr int64_t kFewestRows = 28;
 bool TakesGroups(DType weights, int64_t num_rows) {
-  if (weights == DType::kMXFP4) return num_rows > kFewPairedRows;
+  if (weights == DType::kMXFP4) return num_rows >= kFewestTileRows;
   return num_rows >= kFewestRows && (weights == DType::kQ4_0 || weights == DType::kQ8_0);
 }
 
-void WholeGroups(const PanelProduct& p) {
-  if (p.dtype == DType::kMXFP4) return p.num_outputs > kLanes ? PairedTileProduct<2>(p) : PairedTileProduct<1>(p);
-  if (p.dtype == DType::kQ4_0) return ProductOf<Q4_0>(p);
-  ProductOf<Q8_0>(p);
-}
+// Rows [first, first + count) of a product.
+class PartOfProduct {
+ public:
+  PartOfProduct(const PanelProduct& p, int64_t first, int64_t count) : in_(*p.in), part_(p) {
+    part_.num_rows = count;
+    if (p.in_rows != nullptr) {
+      part_.in_rows += first;
+    } else {
+      in_.blocks += first * in_.row_stride, in_.poison += first;
+      part_.in = &in_;
+    }
+    if (p.out_rows != nullptr) {
+      part_.out_rows += first;
+    } else {
+      part_.out += first * p.out_stride;
+    }
+  }
+  PartOfProduct(const PartOfProduct&) = delete;
+  const PanelProduct& operator*() const { return part_; }
 
-// The same without groups.
+ private:
+  QuantizedRows in_;
+  PanelProduct part_;
+};
+
+// Products without groups.
 void FewRows(const PanelProduct& p) {
   if (p.dtype != DType::kMXFP4) return Avx512Kernels()->panel_product(p);
-  PanelProduct part = p;
-  QuantizedRows in = *p.in;
-  if (p.in_rows == nullptr) part.in = &in;
   for (int64_t first = 0; first < p.num_rows; first += kFewPairedRows) {
-    part.num_rows = p.num_rows - first < kFewPairedRows ? p.num_rows - first : kFewPairedRows;
-    if (p.in_rows != nullptr) part.in_rows = p.in_rows + first;
-    if (p.out_rows != nullptr)
-      part.out_rows = p.out_rows + first;
-    else
-      part.out = p.out + first * p.out_stride;
-    PairedProduct<1>(part);
-    if (p.in_rows == nullptr) in.blocks += part.num_rows * in.row_stride, in.poison += part.num_rows;
+    PairedProduct<1>(*PartOfProduct(p, first, p.num_rows - first < kFewPairedRows ? p.num_rows - first : kFewPairedRows));
   }
+}
+
+template <typename Type>
+void ScaledBlocks(const PanelProduct& p) {
+  const int64_t over = p.num_rows % kLanes, few = over <= kFewRowsOver ? over : 0;
+  ProductOf<Type>(*PartOfProduct(p, 0, p.num_rows - few));
+  if (few > 0) FewRows(*PartOfProduct(p, p.num_rows - few, few));
 }
 
 void PanelProductAmx(const PanelProduct& p) {
   if (p.groups == nullptr || !TakesGroups(p.dtype, p.num_rows)) return FewRows(p);
-  const int64_t over = p.num_rows % kLanes, whole_rows = p.num_rows - over;
-  if (over == 0 || over > kFewRowsOver) return WholeGroups(p);
-  PanelProduct part = p;
-  part.num_rows = whole_rows;
-  WholeGroups(part);
-  QuantizedRows in = *p.in;
-  part.num_rows = over;
-  if (p.in_rows != nullptr) {
-    part.in_rows = p.in_rows + whole_rows;
-  } else {
-    in.blocks += whole_rows * in.row_stride, in.poison += whole_rows;
-    part.in = &in;
-  }
-  if (p.out_rows != nullptr) {
-    part.out_rows = p.out_rows + whole_rows;
-  } else {
-    part.out = p.out + whole_rows * p.out_stride;
-  }
-  FewRows(part);
+  if (p.dtype == DType::kQ4_0) return ScaledBlocks<Q4_0>(p);
+  if (p.dtype == DType::kQ8_0) return ScaledBlocks<Q8_0>(p);
+  p.num_outputs > kLanes ? PairedTileProduct<2>(p) : PairedTileProduct<1>(p);
 }
 
 bool TryTiles() {
