@@ -423,16 +423,33 @@ absl::Status CheckCombine(const Tensor& contributions, const float* weights, int
   return x.rows == 0 ? absl::OkStatus() : CheckNotNull("weights", weights);
 }
 
-absl::Status CheckGatherRows(const Tensor& in, std::span<const int32_t> host_rows, const Tensor& out) {
-  RETURN_IF_ERROR(CheckTensor("in", in));
-  RETURN_IF_ERROR(CheckShape("out", out, static_cast<int64_t>(host_rows.size()), in.cols));
-  RETURN_IF_ERROR(CheckDType("out", out.dtype, {in.dtype}));
+namespace {
+
+absl::Status CheckRowsOf(const Tensor& in, std::span<const int32_t> host_rows) {
   for (size_t i = 0; i < host_rows.size(); ++i) {
     if (host_rows[i] < 0 || host_rows[i] >= in.rows) {
       return InvalidArgument("host_rows[%d] is %d, want 0 to %d", i, host_rows[i], in.rows - 1);
     }
   }
   return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status CheckGatherRows(const Tensor& in, std::span<const int32_t> host_rows, const Tensor& out) {
+  RETURN_IF_ERROR(CheckTensor("in", in));
+  RETURN_IF_ERROR(CheckShape("out", out, static_cast<int64_t>(host_rows.size()), in.cols));
+  RETURN_IF_ERROR(CheckDType("out", out.dtype, {in.dtype}));
+  return CheckRowsOf(in, host_rows);
+}
+
+absl::Status CheckDownloadRows(const Tensor& in, std::span<const int32_t> host_rows, std::span<const float> host_out) {
+  RETURN_IF_ERROR(CheckTensor("in", in));
+  if (host_out.size() != host_rows.size() * static_cast<size_t>(in.cols)) {
+    return InvalidArgument("host_out holds %d numbers, want %d (%d rows of %d)", host_out.size(), host_rows.size() * in.cols,
+                           host_rows.size(), in.cols);
+  }
+  return CheckRowsOf(in, host_rows);
 }
 
 absl::Status CheckReadLogits(const Tensor& logits, std::span<const LogitsRequest> requests) {

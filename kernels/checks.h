@@ -53,6 +53,7 @@ absl::Status CheckScatterContributions(std::span<const float> host_rows, std::sp
                                        const Tensor& contributions, DType contribution);
 absl::Status CheckCombine(const Tensor& contributions, const float* weights, int64_t top_k, const Tensor& x, DType contribution);
 absl::Status CheckGatherRows(const Tensor& in, std::span<const int32_t> host_rows, const Tensor& out);
+absl::Status CheckDownloadRows(const Tensor& in, std::span<const int32_t> host_rows, std::span<const float> host_out);
 absl::Status CheckReadLogits(const Tensor& logits, std::span<const LogitsRequest> requests);
 
 // Sequences and rows fit together, tables are long enough where they are given, nothing is negative.

@@ -465,6 +465,16 @@ absl::Status HostOps::GatherRows(Tensor in, std::span<const int32_t> host_rows, 
   return absl::OkStatus();
 }
 
+absl::Status HostOps::DownloadRows(Tensor in, std::span<const int32_t> host_rows, std::span<float> host_out) {
+  const HostTimeline::Scope span(timeline_, "DownloadRows");
+  RETURN_IF_ERROR(CheckDownloadRows(in, host_rows, host_out));
+  RETURN_IF_ERROR(CheckDType("in", in.dtype, {DType::kF32}));
+  for (size_t i = 0; i < host_rows.size(); ++i) {
+    std::memcpy(host_out.data() + i * in.cols, RowOf(in, host_rows[i]), in.cols * sizeof(float));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::vector<LogitsResult>> HostOps::ReadLogits(Tensor logits, std::span<const LogitsRequest> requests) {
   const HostTimeline::Scope span(timeline_, "ReadLogits");
   RETURN_IF_ERROR(CheckReadLogits(logits, requests));

@@ -97,6 +97,7 @@ class HostOps : public Ops {
                                     Tensor contributions) final;
   absl::Status Combine(Tensor contributions, const float* weights, int64_t top_k, Tensor x) final;
   absl::Status GatherRows(Tensor in, std::span<const int32_t> host_rows, Tensor out) final;
+  absl::Status DownloadRows(Tensor in, std::span<const int32_t> host_rows, std::span<float> host_out) final;
   absl::StatusOr<std::vector<LogitsResult>> ReadLogits(Tensor logits, std::span<const LogitsRequest> requests) final;
 
  protected:

@@ -107,8 +107,10 @@ absl::Status ExpertForward::Run(const StepContext& context, int64_t layer, const
   RETURN_IF_ERROR(Route(context, layer, router, in, mode));
   ASSIGN_OR_RETURN(const std::vector<ExpertPlace> places, ChoosePlaces(context, layer, mode));
   const Shares shares = SharesOf(context, places);
-  RETURN_IF_ERROR(BeginCopies(context, layer, mode, shares.here));
+  // First what the others wait for. The link has the next layer's copies meanwhile.
   RETURN_IF_ERROR(StartOthers(context, layer, in, shares));
+  RETURN_IF_ERROR(LearnRouting(layer));
+  RETURN_IF_ERROR(BeginCopies(context, layer, mode, shares.here));
   RETURN_IF_ERROR(mode == ExpertMode::kInPlace ? ComputeInPlace(context, layer, shares.here, in)
                                                : ComputeReady(context, layer, in));
   RETURN_IF_ERROR(host_share_->Finish(context, layer, Contributions()));
@@ -134,23 +136,21 @@ void ExpertForward::EndStep() {
 
 absl::Status ExpertForward::Route(const StepContext& context, int64_t layer, const RouterWeights& router, Tensor in,
                                   ExpertMode mode) {
-  {
-    const StepTrace::Scope span(*context.trace, "route", layer);
-    RETURN_IF_ERROR(routing_->Queue(router, in));
-    const bool host_likely = mode == ExpertMode::kHost || (mode == ExpertMode::kResidentElseHost && !cache_->HoldsAll());
-    RETURN_IF_ERROR(host_share_->BeginLayer(in, host_likely));
-    RETURN_IF_ERROR(routing_->Read(layer));  // the device is idle from here until its next operation is queued
-    uses_.clear();
-    for (int32_t expert = 0; expert < options_.model.router.num_experts; ++expert) {
-      const int32_t tokens = routing_->tokens()[expert];
-      if (tokens == 0) continue;
-      const ExpertId id = IdOf(layer, expert);
-      const bool has_slot = cache_ != nullptr && cache_->Contains(id);
-      const uint32_t resident = !has_slot ? 0 : cache_->Arrived(id) ? 1 : kComing;
-      uses_.push_back({.expert = expert, .tokens = tokens, .resident = resident});
-    }
+  const StepTrace::Scope span(*context.trace, "route", layer);
+  RETURN_IF_ERROR(routing_->Queue(router, in));
+  const bool host_likely = mode == ExpertMode::kHost || (mode == ExpertMode::kResidentElseHost && !cache_->HoldsAll());
+  RETURN_IF_ERROR(host_share_->BeginLayer(in, host_likely));
+  RETURN_IF_ERROR(routing_->Read(layer));  // the device is idle from here until its next operation is queued
+  uses_.clear();
+  for (int32_t expert = 0; expert < options_.model.router.num_experts; ++expert) {
+    const int32_t tokens = routing_->tokens()[expert];
+    if (tokens == 0) continue;
+    const ExpertId id = IdOf(layer, expert);
+    const bool has_slot = cache_ != nullptr && cache_->Contains(id);
+    const uint32_t resident = !has_slot ? 0 : cache_->Arrived(id) ? 1 : kComing;
+    uses_.push_back({.expert = expert, .tokens = tokens, .resident = resident});
   }
-  return LearnRouting(layer);
+  return absl::OkStatus();
 }
 
 absl::Status ExpertForward::LearnRouting(int64_t layer) {

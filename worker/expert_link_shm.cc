@@ -25,6 +25,7 @@ class ShmLink final : public ExpertLink {
         ops_(*ops) {}
   ~ShmLink() override {
     if (pinned_) ops_.UnpinHost(arena_.bytes());
+    if (rows_pinned_) ops_.UnpinHost(FirstRows());
     if (contributions_pinned_) ops_.UnpinHost(FirstContributions());
   }
 
@@ -34,7 +35,9 @@ class ShmLink final : public ExpertLink {
       return;
     }
     pinned_ = true;
-    contributions_pinned_ = ops_.PinHost(FirstContributions(), /*read_only=*/false).ok();  // otherwise they are copied first
+    // Otherwise they are copied on the way.
+    rows_pinned_ = ops_.PinHost(FirstRows(), /*read_only=*/false).ok();
+    contributions_pinned_ = ops_.PinHost(FirstContributions(), /*read_only=*/false).ok();
   }
 
   std::string name() const override { return "shm"; }
@@ -79,7 +82,7 @@ class ShmLink final : public ExpertLink {
     if (num_running_ == 0) return FailedPrecondition("no host computation is running");
     ExpertMailbox& mailbox = *mailboxes_[oldest_];
     const size_t num_entries = num_entries_[oldest_];
-    // The first mailbox is next when none is running: its contributions are pinned.
+    // The first mailbox is next when none is running: its rows and contributions are pinned.
     oldest_ = --num_running_ == 0 ? 0 : (oldest_ + 1) % kMailboxesOfAWorker;
     RETURN_IF_ERROR(mailbox.WaitForAnswer(deadline, nullptr));
     return mailbox.contributions().first(num_entries * mailbox.shape().n_embd);
@@ -108,10 +111,13 @@ class ShmLink final : public ExpertLink {
   // Where the next computation starts.
   ExpertMailbox& Next() { return *mailboxes_[(oldest_ + num_running_) % kMailboxesOfAWorker]; }
 
-  // What decode's few rows fill: a device then reads them where they lie.
-  std::span<const std::byte> FirstContributions() const {
-    const std::span<const std::byte> all = std::as_bytes(mailboxes_.front()->contributions());
-    return all.first(std::min<size_t>(all.size(), 4 << 20));
+  // What a share of one request fills: a device writes and reads it where it lies.
+  static constexpr size_t kMostPinned = 16 << 20;
+  std::span<const std::byte> FirstRows() const { return MostOf(mailboxes_.front()->rows()); }
+  std::span<const std::byte> FirstContributions() const { return MostOf(mailboxes_.front()->contributions()); }
+  static std::span<const std::byte> MostOf(std::span<const float> numbers) {
+    const std::span<const std::byte> all = std::as_bytes(numbers);
+    return all.first(std::min(all.size(), kMostPinned));
   }
 
   const Incarnation incarnation_;
@@ -119,7 +125,7 @@ class ShmLink final : public ExpertLink {
   const ShmArena arena_;
   const Mailboxes mailboxes_;
   Ops& ops_;
-  bool pinned_ = false, contributions_pinned_ = false;
+  bool pinned_ = false, rows_pinned_ = false, contributions_pinned_ = false;
   // Computations run in the mailboxes from the oldest one's on.
   int oldest_ = 0, num_running_ = 0;
   std::array<size_t, kMailboxesOfAWorker> num_entries_ = {};

@@ -76,6 +76,12 @@ absl::Status HostRows::Fetch(Tensor in, std::span<const int32_t> rows) {
   return absl::OkStatus();
 }
 
+absl::Status HostRows::Download(Tensor in, std::span<const int32_t> rows, std::span<float> out) {
+  if (rows_ahead_ == 0) return ops_.DownloadRows(in, rows, out);
+  Read(rows, out);
+  return absl::OkStatus();
+}
+
 void HostRows::Read(std::span<const int32_t> rows, std::span<float> out) const {
   const int64_t row_bytes = n_embd_ * ElementBytes(dtype_);
   for (size_t i = 0; i < rows.size(); ++i) {

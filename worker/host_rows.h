@@ -31,6 +31,9 @@ class HostRows {
   absl::Status Begin(Tensor in, bool wanted);
   // Downloads `rows` of the same `in`, increasing, unless all are here ahead. Waits for the device.
   absl::Status Fetch(Tensor in, std::span<const int32_t> rows);
+  // Writes `rows` of the same `in` to `out` [rows.size(), n_embd] without keeping them. Waits for the device, unless they are
+  // here ahead. Fastest where Ops::DownloadRows is.
+  absl::Status Download(Tensor in, std::span<const int32_t> rows, std::span<float> out);
   // Writes rows that are here, in any order, to `out` [rows.size(), n_embd].
   void Read(std::span<const int32_t> rows, std::span<float> out) const;
 

@@ -23,14 +23,13 @@ absl::Status HostShare::Start(const StepContext& context, int64_t layer, std::sp
                               const HostGroups& groups) {
   chunks_ = CutIntoChunks(experts, groups, link_.max_rows(), link_.max_entries());
   if (chunks_.empty()) return absl::OkStatus();
-  RETURN_IF_ERROR(FetchRows(context, layer));
+  if (chunks_.size() > 1) RETURN_IF_ERROR(FetchRows(context, layer));
   return StartChunk(context, layer);
 }
 
 // All at once, before the device has its share to compute: a later download would wait for that.
 absl::Status HostShare::FetchRows(const StepContext& context, int64_t layer) {
   const StepTrace::Scope span(*context.trace, "rows from the device", layer);
-  if (chunks_.size() == 1) return rows_->Fetch(in_, chunks_.front().rows);
   std::vector<uint8_t> needed(in_.rows, 0);
   for (const HostChunk& chunk : chunks_) {
     for (const int32_t row : chunk.rows) needed[row] = 1;
@@ -45,7 +44,12 @@ absl::Status HostShare::FetchRows(const StepContext& context, int64_t layer) {
 absl::Status HostShare::StartChunk(const StepContext& context, int64_t layer) {
   const StepTrace::Scope span(*context.trace, "rows to the host", layer);
   const HostChunk& chunk = chunks_[started_];
-  rows_->Read(chunk.rows, link_.HostRows(static_cast<int64_t>(chunk.rows.size())));
+  const std::span<float> rows = link_.HostRows(static_cast<int64_t>(chunk.rows.size()));
+  if (chunks_.size() == 1) {
+    RETURN_IF_ERROR(rows_->Download(in_, chunk.rows, rows));
+  } else {
+    rows_->Read(chunk.rows, rows);
+  }
   RETURN_IF_ERROR(link_.StartCompute({.step = context.step,
                                       .layer = static_cast<int32_t>(layer),
                                       .num_rows = static_cast<int32_t>(chunk.rows.size()),

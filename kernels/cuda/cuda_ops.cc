@@ -600,6 +600,24 @@ class CudaOps final : public Ops, public PeerMemories {
     return absl::OkStatus();
   }
 
+  absl::Status DownloadRows(Tensor in, std::span<const int32_t> host_rows, std::span<float> host_out) override {
+    RETURN_IF_ERROR(Use());
+    const CudaTimeline::Scope span = SpanOf("DownloadRows");
+    RETURN_IF_ERROR(CheckDownloadRows(in, host_rows, host_out));
+    RETURN_IF_ERROR(CheckDType("in", in.dtype, {DType::kF32, activation_dtype_, contribution_dtype_}));
+    const int64_t row_bytes = in.cols * 4, rows_at_once = Staging::kBufferBytes / std::max<int64_t>(row_bytes, 4);
+    if (rows_at_once < 1) return InvalidArgument("in has %d columns, want at most %d", in.cols, Staging::kBufferBytes / 4);
+    return transfers_->Receive(
+        std::as_writable_bytes(host_out), rows_at_once * row_bytes, [&](int64_t part, std::byte* to) -> absl::Status {
+          const auto rows = host_rows.subspan(part * rows_at_once);
+          const int64_t count = std::min(rows_at_once, static_cast<int64_t>(rows.size()));
+          ASSIGN_OR_RETURN(std::byte * staged, transfers_->Stage(count * 4));
+          std::memcpy(staged, rows.data(), count * 4);
+          return Queued("DownloadRows", LaunchGatherFloats(RowsOf(in), reinterpret_cast<const int32_t*>(staged), count,
+                                                           reinterpret_cast<float*>(to), compute_.get()));
+        });
+  }
+
   absl::StatusOr<std::vector<LogitsResult>> ReadLogits(Tensor logits, std::span<const LogitsRequest> requests) override {
     RETURN_IF_ERROR(Use());
     RETURN_IF_ERROR(CheckReadLogits(logits, requests));

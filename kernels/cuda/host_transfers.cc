@@ -82,6 +82,21 @@ absl::Status HostTransfers::DownloadInParts(std::span<std::byte> host_dst, const
   return absl::OkStatus();
 }
 
+absl::Status HostTransfers::Receive(std::span<std::byte> host_dst, int64_t part_bytes,
+                                    const std::function<absl::Status(int64_t part, std::byte* to)>& queue_part) {
+  const bool in_place = KernelsReach(host_dst);
+  const auto end = static_cast<int64_t>(host_dst.size());
+  for (int64_t part = 0, first = 0; first < end; ++part, first += part_bytes) {
+    std::byte* const to = in_place ? host_dst.data() + first : downloads_[0].data();
+    RETURN_IF_ERROR(queue_part(part, to));
+    if (in_place && first + part_bytes < end) continue;
+    RETURN_IF_ERROR(queue_.Queued("Receive", cudaEventRecord(downloaded_[0].get(), queue_.get())));
+    RETURN_IF_ERROR(queue_.Seen("Receive", cudaEventSynchronize(downloaded_[0].get())));
+    if (!in_place) std::memcpy(host_dst.data() + first, to, std::min(part_bytes, end - first));
+  }
+  return absl::OkStatus();
+}
+
 // The kernel that copies a few kilobytes also signals their arrival: the host polls a word in its own memory instead of asking
 // the driver.
 absl::Status HostTransfers::DownloadSmall(std::span<std::byte> host_dst, const void* src) {

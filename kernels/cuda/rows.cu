@@ -148,6 +148,20 @@ __global__ void ScatterKernel(const float* rows, bool aligned, const int32_t* ou
   Store4(out + target * out_stride + col, cols - col, out_aligned, v);
 }
 
+// Grid: [num_rows, pieces of 4 * kThreads columns]. Block: kThreads, four columns each: a warp's 512 bytes cross the link
+// together. Bound: num_rows * cols * 4 bytes over the link.
+template <typename T>
+__global__ void GatherFloatsKernel(const T* in, int64_t in_stride, bool in_aligned, int64_t in_rows, const int32_t* rows,
+                                   float* out, bool aligned, int cols) {
+  AwaitLaunchesBefore();
+  const int col = 4 * (static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x));
+  const int64_t source = rows[blockIdx.x];
+  if (col >= cols || source < 0 || source >= in_rows) return;
+  float v[4];
+  Load4(in + source * in_stride + col, cols - col, in_aligned, v);
+  Store4(out + static_cast<int64_t>(blockIdx.x) * cols + col, cols - col, aligned, v);
+}
+
 // This thread's words of a copy: those from `first` on in steps of `step`, then such bytes of the rest.
 template <typename Word>
 __device__ void CopyWords(std::byte* dst, const std::byte* src, int64_t bytes, int64_t first, int64_t step) {
@@ -332,6 +346,19 @@ cudaError_t LaunchGatherRows(const DeviceRows& in, const int32_t* rows, const De
   if (offsets % 16 == 0) return Gather<uint4>(in, rows, out, element_bytes, grid, stream);
   if (element_bytes == 4) return Gather<uint32_t>(in, rows, out, element_bytes, grid, stream);
   return Gather<uint16_t>(in, rows, out, element_bytes, grid, stream);
+}
+
+cudaError_t LaunchGatherFloats(const DeviceRows& in, const int32_t* rows, int64_t num_rows, float* out, cudaStream_t stream) {
+  if (num_rows == 0 || in.cols == 0) return cudaSuccess;
+  if (in.cols > 1 << 24) return cudaErrorInvalidValue;
+  dim3 grid;
+  FERRY_CUDA_RETURN_IF_ERROR(Grid(num_rows, (in.cols + 4 * kThreads - 1) / (4 * kThreads), 1, &grid));
+  const bool aligned = RowsAligned4<float>(out, in.cols);
+  return WithElement(in.dtype, [&](auto type) {
+    using T = decltype(type);
+    return LaunchOverlapping(GatherFloatsKernel<T>, grid, kThreads, stream, static_cast<const T*>(in.data), in.stride,
+                             Aligned4<T>(in), in.rows, rows, out, aligned, static_cast<int>(in.cols));
+  });
 }
 
 cudaError_t LaunchScatterRows(const float* rows, const int32_t* outs, int64_t num_rows, const DeviceRows& out,

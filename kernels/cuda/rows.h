@@ -37,6 +37,10 @@ cudaError_t LaunchCombine(const DeviceRows& contributions, const float* weights,
 // out[i] = in[rows[i]]; rows [out.rows], each in [0, in.rows); in and out of one type and width.
 cudaError_t LaunchGatherRows(const DeviceRows& in, const int32_t* rows, const DeviceRows& out, cudaStream_t stream);
 
+// out[i] = in[rows[i]] in F32, [num_rows, in.cols] without gaps, in memory that the device can write (pinned host memory too). in
+// of any element type; rows [num_rows], each in [0, in.rows).
+cudaError_t LaunchGatherFloats(const DeviceRows& in, const int32_t* rows, int64_t num_rows, float* out, cudaStream_t stream);
+
 // out[outs[i]] = rows[i], rounded to out's type. rows [num_rows, out.cols] F32 without gaps, in memory that the device
 // can read (pinned host memory too: each element is read once); outs [num_rows], each in [0, out.rows), without
 // repeats.
@@ -47,8 +51,8 @@ cudaError_t LaunchScatterRows(const float* rows, const int32_t* outs, int64_t nu
 // order in which all streams queued them, so that a table of some kilobytes would wait for every expert queued before it (10 ms
 // for 38 of them, measured), and with it the compute stream; and a few kilobytes are with the host 6 us sooner.
 cudaError_t LaunchCopy(void* dst, const void* src, int64_t bytes, cudaStream_t stream);
-// Many such copies, whose places and bytes are multiples of kCopyWordBytes and which lie apart. `copies` is memory that the device
-// reads: pinned, or its own.
+// Many such copies, whose places and bytes are multiples of kCopyWordBytes and which lie apart. `copies` is memory that the
+// device reads: pinned, or its own.
 struct DeviceCopy {
   std::byte* to;
   const std::byte* from;

@@ -144,6 +144,31 @@ TEST_F(CudaExpertsTest, CombineAddsTheRanksInOrder) {
   }
 }
 
+// To pinned memory by the device itself, to other memory in parts: 4 MiB hold 364 rows of 2,880.
+TEST_F(CudaExpertsTest, DownloadedRowsAreFloatsWhereverTheyGo) {
+  AlignedBytes pinned(1000 * 2880 * 4);
+  ASSERT_OK(ops_->PinHost(pinned.span(), /*read_only=*/false));
+  for (const DType dtype : {DType::kF32, act()}) {
+    for (const auto& [num_rows, cols, gap] :
+         {std::tuple<int64_t, int64_t, int64_t>{1, 1, 0}, {5, 7, 2}, {900, 64, 0}, {1000, 2880, 8}}) {
+      const std::vector<float> values = Rounded(RandomFloats(50 * cols, 71), dtype);
+      const DeviceRowsBuffer in(ops_, dtype, values, 50, cols, gap);
+      std::vector<int32_t> rows(num_rows);
+      std::vector<float> want, out(num_rows * cols);
+      for (int64_t i = 0; i < num_rows; ++i) {
+        rows[i] = static_cast<int32_t>((i * 7 + 3) % 50);
+        want.insert(want.end(), values.begin() + rows[i] * cols, values.begin() + (rows[i] + 1) * cols);
+      }
+      const std::span<float> in_place(reinterpret_cast<float*>(pinned.data()), out.size());
+      ASSERT_OK(ops_->DownloadRows(in.tensor(), rows, in_place));
+      ASSERT_OK(ops_->DownloadRows(in.tensor(), rows, out));
+      EXPECT_TRUE(std::equal(want.begin(), want.end(), in_place.begin()));
+      EXPECT_EQ(out, want);
+    }
+  }
+  ops_->UnpinHost(pinned.span());
+}
+
 TEST_F(CudaExpertsTest, GatherCopiesRowsOfEveryTypeAndWidth) {
   for (const DType dtype : {DType::kF32, act()}) {
     for (const auto& [cols, gap] : {std::pair<int64_t, int64_t>{1, 0}, {7, 2}, {64, 0}, {2880, 8}}) {

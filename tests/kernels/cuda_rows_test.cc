@@ -194,6 +194,7 @@ TEST_F(CudaRowsTest, NothingIsTouchedWithoutRows) {
   EXPECT_OK(ops_->ScatterContributions({}, {}, contributions));
   EXPECT_OK(ops_->Combine(contributions, nullptr, 2, x));
   EXPECT_OK(ops_->GatherRows(x, {}, x));
+  EXPECT_OK(ops_->DownloadRows(x, {}, {}));
   EXPECT_OK(ops_->ReadLogits(x, {}));
   EXPECT_OK(ops_->Upload(nullptr, {}));
   EXPECT_OK(ops_->Download({}, nullptr));

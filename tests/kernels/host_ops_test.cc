@@ -288,6 +288,16 @@ TEST_F(HostOpsTest, ScattersHostRowsIntoContributions) {
               StatusIs(kInvalid, HasSubstr("host_rows holds 4 numbers, want 2")));
 }
 
+TEST_F(HostOpsTest, DownloadsRows) {
+  std::vector<float> in = {1, 2, 3, 4, 5, 6}, out(4);
+  ASSERT_OK(ops_.DownloadRows(TensorOf(in, 3, 2), std::vector<int32_t>{2, 0}, out));
+  EXPECT_THAT(out, ElementsAre(5, 6, 1, 2));
+  EXPECT_THAT(ops_.DownloadRows(TensorOf(in, 3, 2), std::vector<int32_t>{0, -1}, out),
+              StatusIs(kInvalid, HasSubstr("host_rows[1] is -1, want 0 to 2")));
+  EXPECT_THAT(ops_.DownloadRows(TensorOf(in, 3, 2), std::vector<int32_t>{1}, out),
+              StatusIs(kInvalid, HasSubstr("host_out holds 4 numbers, want 2")));
+}
+
 TEST_F(HostOpsTest, GathersRows) {
   std::vector<float> in = {1, 2, 3, 4, 5, 6}, out(4);
   ASSERT_OK(ops_.GatherRows(TensorOf(in, 3, 2), std::vector<int32_t>{2, 0}, TensorOf(out, 2, 2)));

@@ -35,6 +35,11 @@ class HostRowsTest : public ::testing::TestWithParam<int64_t> {
       wanted.insert(wanted.end(), values_.begin() + row * kCols, values_.begin() + (row + 1) * kCols);
     return wanted;
   }
+  std::vector<float> Download(std::span<const int32_t> rows) {
+    std::vector<float> out(rows.size() * kCols);
+    EXPECT_OK(rows_->Download({in_.data(), DType::kF32, GetParam(), kCols}, rows, out));
+    return out;
+  }
   std::vector<float> Read(std::span<const int32_t> rows) {
     std::vector<float> out(rows.size() * kCols);
     EXPECT_OK(rows_->Fetch({in_.data(), DType::kF32, GetParam(), kCols}, rows));
@@ -62,6 +67,7 @@ TEST_P(HostRowsTest, AreTheSameAskedForAheadOrNot) {
     Begin(wanted);
     EXPECT_THAT(Read(EverySecond()), ElementsAreArray(Wanted(EverySecond())));
     EXPECT_THAT(Read(all), ElementsAreArray(values_));
+    EXPECT_THAT(Download(EverySecond()), ElementsAreArray(Wanted(EverySecond())));
   }
 }
 
