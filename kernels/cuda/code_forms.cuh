@@ -78,23 +78,31 @@ __device__ inline uint32_t Permute(uint32_t a, uint32_t b, uint32_t selectors) {
 // the constant anew at each use, or copy it from a register of the warp.
 __device__ inline uint32_t Held(uint32_t constant) { return constant ^ threadIdx.y; }
 
-// A word of eight nibbles as prmt reads them. Its selectors take three bits of index, since the fourth one means something else:
-// so a level comes from one half of a table of 16 or from the other, and another prmt chooses.
-struct NibbleSelectors {
-  uint32_t index, half;
-
-  __device__ explicit NibbleSelectors(uint32_t codes)
-      : index(codes & 0x77777777u), half(((codes >> 1) & 0x44444444u) | 0x32103210u) {}
-  // Those of the four nibbles above.
-  __device__ void MoveUp() { index >>= 16, half >>= 16; }
-};
-// The levels of the four lowest nibbles, in their order. kFrom: where the 16 levels begin in the table.
-template <int kFrom, int kLevels>
-__device__ inline uint32_t Look16(const LevelTable<kLevels>& table, const NibbleSelectors& of) {
-  constexpr int kAt = kFrom / 4;
-  const uint32_t low = Permute(Held(table.words[kAt]), table.words[kAt + 1], of.index);
-  const uint32_t high = Permute(Held(table.words[kAt + 2]), table.words[kAt + 3], of.index);
-  return Permute(low, high, of.half);
+// What a table of 32 bytes, each below 128, has for eight codes: nibbles, and their fifth bits in the highest ones of `fifth`'s
+// nibbles; out[k]: the bytes of codes 4k .. 4k + 3. Four prmt give eight of the entries each, and zero for codes of the others
+// (LookSides).
+__device__ inline void Look32(const LevelTable<32>& table, uint32_t nibbles, uint32_t fifth, uint32_t (&out)[2]) {
+  constexpr uint32_t kTops = 0x88888888u;
+  uint32_t selectors[4];
+#pragma unroll
+  for (uint32_t eighth = 0; eighth < 4; ++eighth) {
+    const uint32_t other = (eighth & 1u ? ~nibbles : nibbles) | (eighth & 2u ? ~fifth : fifth);
+    selectors[eighth] = (nibbles & ~kTops) | (other & kTops);
+  }
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+    out[k] = 0;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      out[k] |= Permute(Held(table.words[2 * e]), table.words[2 * e + 1], selectors[e] >> (16 * k));
+    }
+  }
+}
+// Eight bits in the bits kTo of a word's nibbles, among others.
+template <int kTo>
+__device__ inline uint32_t SpreadToNibbles(uint32_t bits) {
+  const uint32_t fours = (bits * 0x1001u) & 0x000F000Fu, pairs = (fours * 0x41u) & 0x03030303u;
+  return pairs * (9u << kTo);
 }
 template <int kLevels>
 __device__ inline uint32_t Look8(const LevelTable<kLevels>& table, uint32_t codes) {
@@ -106,7 +114,16 @@ __device__ inline uint32_t Look8(const LevelTable<kLevels>& table, uint32_t code
 // [a2 b2 a3 b3]. Words 2q and 2q + 1 are those of groups q and q + 4 (kNibbles), or of the q-th of 0 and 2, 1 and 3, 4 and 6, 5
 // and 7 (kPairs: halves of 16 columns stay apart).
 // kNibblesApart: as kNibbles, but the words of groups q and q + 4 are q and q + 4.
-enum class ColumnOrder { kNatural, kNibbles, kPairs, kNibblesApart };
+// kTransposed: words 4h + k have the columns 16h + k, 16h + 4 + k, 16h + 8 + k, 16h + 12 + k.
+enum class ColumnOrder { kNatural, kNibbles, kPairs, kNibblesApart, kTransposed };
+
+// Byte j of word i becomes byte i of word j.
+__device__ inline void Transpose(uint32_t* words) {
+  const uint32_t low[2] = {__byte_perm(words[0], words[1], 0x5140), __byte_perm(words[2], words[3], 0x5140)};
+  const uint32_t high[2] = {__byte_perm(words[0], words[1], 0x7362), __byte_perm(words[2], words[3], 0x7362)};
+  words[0] = __byte_perm(low[0], low[1], 0x5410), words[1] = __byte_perm(low[0], low[1], 0x7632);
+  words[2] = __byte_perm(high[0], high[1], 0x5410), words[3] = __byte_perm(high[0], high[1], 0x7632);
+}
 
 // Looks up the levels of a word of nibbles and writes 128 plus each level to words [a0 b0 a1 b1] and [a2 b2 a3 b3]. The first
 // eight of the sixteen levels are negative. `negative` and `positive` have the sizes of eight levels, of up to seven bits. Where
@@ -150,31 +167,66 @@ __device__ inline void LookPairs(const LevelTable<kLevels>& table, const uint32_
   }
 }
 
-// The levels of nibbles in groups.
-template <int kFrom = 0, int kLevels>
-__device__ inline void LookNibbles(const LevelTable<kLevels>& table, const uint32_t* nibbles, uint32_t (&out)[8]) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    // The nibbles of a word in their order: columns 4i, 4i + 16, 4i + 1, 4i + 17, ...
-    NibbleSelectors of(nibbles[i]);
-    const uint32_t first = Look16<kFrom>(table, of);
-    of.MoveUp();
-    const uint32_t second = Look16<kFrom>(table, of);
-    out[i] = __byte_perm(first, second, 0x6420);
-    out[i + 4] = __byte_perm(first, second, 0x7531);
-  }
+// Levels that are values of a cubic, of two codes at once in the halves of a word. Each code is the number of a subnormal f16:
+//
+//   x = scale * code + centre;  level = (x * x + slope) * x + zero
+//
+// with a rounding for each of the three. `zero` is so large that the last one leaves a whole number, whose eight bits are the
+// lowest ones of the result. Tables of 32 and 64 levels by prmt would take four and eight of them for four codes.
+struct Cubic {
+  uint32_t scale, centre, slope, zero;  // each an f16, twice; `scale` for codes that begin at bit 0 of their halves
+
+  // `shift` above the level.
+  __device__ uint32_t ZeroOf(int shift) const { return zero + static_cast<uint32_t>(shift) * 0x00010001u; }
+};
+// What a code's level is, by the same three roundings, as a number of any size.
+constexpr int WholeLevel(const Cubic& cubic, int code) {
+  constexpr double kLeastStep = 1.0 / (1 << 24);
+  const auto step_of = [](double x) {  // of the F16 numbers around x
+    double step = kLeastStep;
+    while ((x < 0 ? -x : x) >= 2048 * step) step *= 2;
+    return step;
+  };
+  const auto round = [&](double x) {
+    constexpr double kToWhole = 6755399441055744.0;  // 1.5 * 2^52
+    return (x / step_of(x) + kToWhole - kToWhole) * step_of(x);
+  };
+  const auto number = [](uint32_t bits) {  // of a normal F16
+    double value = ((bits & 1023u) | 1024u) * kLeastStep;
+    for (uint32_t i = 1; i < (bits >> 10 & 31u); ++i) value *= 2;
+    return bits >> 15 & 1u ? -value : value;
+  };
+  const double x = round(number(cubic.scale) * code * kLeastStep + number(cubic.centre));
+  const double level = round(round(x * x + number(cubic.slope)) * x + number(cubic.zero));
+  return static_cast<int>(level / step_of(level)) - 1536;  // eight low bits of 1536 + level are those of the level
 }
-// The levels of nibbles and a fifth bit of each.
-__device__ inline void LookFiveBits(const LevelTable<32>& table, const uint32_t* nibbles, uint32_t bits, uint32_t (&out)[8]) {
-  uint32_t upper[8];
-  LookNibbles<0>(table, nibbles, out);
-  LookNibbles<16>(table, nibbles, upper);
-#pragma unroll
-  for (int g = 0; g < 8; ++g) {
-    const uint32_t mask = MasksOf((bits >> g) & 0x01010101u);
-    out[g] = (out[g] & ~mask) | (upper[g] & mask);
-  }
+__device__ inline uint32_t MultiplyAddF16(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t out;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
+  return out;
 }
+__device__ inline uint32_t CubicLevels(const Cubic& cubic, uint32_t scale, uint32_t zero, uint32_t codes) {
+  const uint32_t x = MultiplyAddF16(codes, scale, cubic.centre);
+  return MultiplyAddF16(MultiplyAddF16(x, x, cubic.slope), x, zero);
+}
+// The levels of groups i and i + 4, signed bytes, from their word of nibbles and what is above these: bits that begin at bit 4 of
+// each half for group i, at bit 8 for group i + 4; above[odd]: of the bytes 0 and 2, of 1 and 3. zeros: of either group.
+template <uint32_t kAbove>
+__device__ inline void LookCubic(const Cubic& cubic, uint32_t nibbles, const uint32_t (&above_low)[2],
+                                 const uint32_t (&above_high)[2], const uint32_t (&zeros)[2], uint32_t (&out)[2]) {
+  uint32_t low[2], high[2];
+#pragma unroll
+  for (int odd = 0; odd < 2; ++odd) {
+    const uint32_t word = nibbles >> (8 * odd);
+    low[odd] = CubicLevels(cubic, cubic.scale, zeros[0], (word & 0x000F000Fu) | (above_low[odd] & (kAbove << 4)));
+    constexpr uint32_t kSixteenth = 4u << 10;  // in an f16's exponent
+    high[odd] = CubicLevels(cubic, cubic.scale - kSixteenth * 0x00010001u, zeros[1],
+                            (word & 0x00F000F0u) | (above_high[odd] & (kAbove << 8)));
+  }
+  out[0] = __byte_perm(low[0], low[1], 0x6240);
+  out[1] = __byte_perm(high[0], high[1], 0x6240);
+}
+
 // The levels of up to eight codes of up to three bits, a byte each.
 template <int kLevels>
 __device__ inline void LookBytes(const LevelTable<kLevels>& table, uint32_t (&codes)[8]) {
@@ -187,10 +239,19 @@ __device__ inline uint32_t Signed(uint32_t numbers, uint32_t signs) {
   const uint32_t ones = SpreadBits(signs);
   return ((numbers | 0x80808080u) ^ MasksOf(ones)) + ones;
 }
-// Seven sign bits of eight: the last one makes the number of negative signs even.
-__device__ inline uint32_t EvenSignBits(uint32_t seven) {
-  seven &= 127u;
-  return seven | (__popc(seven) & 1u) << 7;
+// The same of numbers that are odd, as signed bytes: all bits but the lowest one change.
+__device__ inline uint32_t SignedOdd(uint32_t numbers, uint32_t signs) { return numbers ^ (SpreadBits(signs) * 254u); }
+// Four groups of seven sign bits, a byte each, from 28 neighbouring ones.
+__device__ inline uint32_t BytesOfSeven(uint32_t bits) {
+  const uint32_t halves = __byte_perm(bits, bits << 2, 0x7610);
+  return (halves & 0x007F007Fu) | (halves << 1 & 0x7F007F00u);
+}
+// Seven sign bits of eight in each byte: the last one makes the number of negative signs even.
+__device__ inline uint32_t EvenSigns(uint32_t sevens) {
+  uint32_t sums = sevens ^ sevens << 4;  // the highest bit of a byte becomes the sum of all
+  sums ^= sums << 2;
+  sums ^= sums << 1;
+  return sevens | (sums & 0x80808080u);
 }
 
 }  // namespace ferry::cuda

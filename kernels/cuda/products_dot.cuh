@@ -29,7 +29,8 @@ namespace ferry::cuda {
 
 constexpr int kParts = kDotWarps;
 constexpr int kDotRows = 2;
-constexpr int64_t kMaxWholeBytes = 72 * 1024;  // of a block's activations, so that a multiprocessor has three blocks at least
+// Of a block's activations and grid, so that a multiprocessor has three blocks at least.
+constexpr int64_t kMaxWholeBytes = 72 * 1024;
 
 struct DotShape {
   int pairs = 0;       // of row tiles that a block takes
@@ -257,16 +258,17 @@ cudaError_t LaunchDotRows(const ProductParams& params, int most_rows, cudaStream
   constexpr int kBlocksAtOnce = kMultiprocessors * 5;
   const int chunks = CeilDiv(params.k / 32, kChunkTiles);
   const int64_t row_bytes = int64_t{4} * WholeRowWords(chunks * kChunkTiles);
+  constexpr int64_t kGridBytes = sizeof(GridCopy<RowFormat<kType>>);
   DotShape shape;
-  shape.rows = std::min(most_rows, static_cast<int>(std::clamp<int64_t>(kMaxWholeBytes / row_bytes, 1, kRows)));
+  shape.rows = std::min(most_rows, static_cast<int>(std::clamp<int64_t>((kMaxWholeBytes - kGridBytes) / row_bytes, 1, kRows)));
   shape.passes = CeilDiv(most_rows, shape.rows);
   const int row_tiles = CeilDiv(params.n, 16), pairs = kFused ? row_tiles : CeilDiv(row_tiles, 2);
   const int64_t all_pairs = int64_t{pairs} * params.num_tasks * shape.passes;
   shape.split = all_pairs < int64_t{kBlocksAtOnce} * kDotWarps * 3 / 4;
   const int64_t bytes = row_bytes * shape.rows;
   constexpr auto kKernel = ProductsDotKernel<kType, kFused, kRows>;
-  constexpr int64_t kOwnBytes = sizeof(GridCopy<RowFormat<kType>>) +
-                                kDotWarps * (sizeof(typename SumsOf<kType, kTensorRows>::Type::Staging) + kRows * 256) + 256;
+  constexpr int64_t kOwnBytes =
+      kGridBytes + kDotWarps * (sizeof(typename SumsOf<kType, kTensorRows>::Type::Staging) + kRows * 256) + 256;
   if (shape.split) {
     shape.pairs = 1;
   } else if (kRows > kDotRows) {

@@ -5,13 +5,15 @@
 //
 //   kScaleWords                              words of scales that a row's 32 columns need
 //   LoadScales(entry, row, tile, words)      reads them; `entry` is that of 16 rows, `tile` the place among those that share it
-//   Codes(codes, out)                        the codes, kZero above their value, in the groups of code_forms.cuh; types with a
-//   Grid
-//                                            take a copy of it before `out`
+//   Codes(codes, out)                        the codes, kZero above their value, in the groups of code_forms.cuh; with kSigned
+//                                            signed bytes, the values themselves; types with a Grid take what finds its
+//                                            entries before `out`
+//   TransposedCodes(codes, look, out)        some grids have it instead: the codes in the order kTransposed
 //   PairedCodes(codes, out)                  some have: the codes in the order kPairs
 //   MixedCodes(codes, out)                   some have: the codes in the order kNibbles
 //   Groups(nibbles, out)                     types of nibbles have this or the next: the codes of groups i and i + 4 from word i
 //   MixedWord(nibbles, out)                  the codes of a word of nibbles in the order kNibbles
+//   WholeCodes(codes, shift, out)            some have: the values themselves as signed bytes, HalfScales::shift included
 //   Scales(words, codes, tile, header, out)  scale and minimum of the two halves of 16 columns
 //
 // A value is (code - kZero) * scale - minimum, with one rounding where common/model/formats rounds twice.
@@ -58,6 +60,20 @@ __device__ inline uint32_t NibbleOfHalf(uint32_t word, int tile, int half) { ret
 __device__ inline int8_t SignedByteOfHalf(uint32_t word, int tile, int half) {
   return static_cast<int8_t>(ByteOf(word, tile % 2 * 2 + half));
 }
+
+// The kBits bits of `word` from bit `from` on, from bit `to` on.
+template <int kBits>
+__device__ inline uint32_t MoveBits(uint32_t word, int from, int to) {
+  return (from < to ? word << (to - from) : word >> (from - to)) & (((1u << kBits) - 1u) << to);
+}
+// 128 plus the bits 16 to 22 of `bits` that `mask` has, as a number.
+__device__ inline float NumberAbove128(uint32_t bits, uint32_t mask) { return __uint_as_float((bits & mask) | 0x43000000u); }
+// d * (n + 1/2) for a number n in such bits. Like the next one exact, as the product of an f16 and so few bits is.
+__device__ inline float TimesAndAHalf(float d, uint32_t bits, uint32_t mask = 0x000F0000u) {
+  return fmaf(NumberAbove128(bits, mask), d, -127.5f * d);
+}
+// d * (n - 32) for a number of six bits.
+__device__ inline float TimesLess32(float d, float above_128) { return fmaf(above_128, d, -160.0f * d); }
 
 template <DType kType>
 struct RowFormat;
@@ -120,6 +136,10 @@ struct ThreeBitCodes {
 // Levels are 128 above their value.
 struct Levels {
   static constexpr int kZero = 128;
+};
+// Codes are signed bytes; those that are kZero above the value are made of them where they are wanted.
+struct SignedLevels : Levels {
+  static constexpr bool kSigned = true;
 };
 // The codes of a row's nibbles, of levels that give them word by word.
 template <typename Levels>
@@ -324,10 +344,28 @@ struct Iq3Levels : Levels {
     LookPairs(kTable, codes, codes[2], out);
   }
 };
-struct Iq5Levels : Levels {
+struct Iq5Levels : SignedLevels {
+  static constexpr Cubic kCubic = {0x7ACE7ACEu, 0xAA8CAA8Cu, 0x1EA81EA8u, 0x1DFC1DFCu};
+  static_assert([] {
+    for (int code = 0; code < 32; ++code) {
+      if (WholeLevel(kCubic, code) != kIq5Values[static_cast<size_t>(code)]) return false;
+    }
+    return true;
+  }());
+  __device__ static void WholeCodes(const uint32_t* codes, const int (&shift)[2], uint32_t (&out)[8]) {
+    constexpr Cubic kOf = kCubic;
+    const uint32_t zeros[2] = {kOf.ZeroOf(shift[0]), kOf.ZeroOf(shift[1])};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t above[2] = {codes[4] << (4 - i), codes[4] >> 8 << (4 - i)};
+      uint32_t groups[2];
+      LookCubic<0x00010001u>(kOf, codes[i], above, above, zeros, groups);
+      out[i] = groups[0], out[i + 4] = groups[1];
+    }
+  }
   __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
-    constexpr auto kTable = MakeLevels(kIq5Values);
-    LookFiveBits(kTable, codes, codes[4], out);
+    constexpr int kNoShift[2] = {0, 0};
+    WholeCodes(codes, kNoShift, out);
   }
 };
 
@@ -350,8 +388,8 @@ struct SplitScales {
                                  (words[3] >> 4 & 0x0F0F0F0Fu) | (high << 2 & 0x30303030u)};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float number = __uint_as_float(__byte_perm(numbers[half], 0x4B000000u, 0x7440u | tile % 4));  // 2^23 above it
-      out.scale[half] = HalfBits(words[0]) * (number - (8388608.0f + 32.0f));
+      const float number = __uint_as_float(__byte_perm(numbers[half], 0x43000000u, 0x7044u | tile % 4 << 8));  // 128 above it
+      out.scale[half] = TimesLess32(HalfBits(words[0]), number);
     }
     ShiftLevels<kShift>(words[1] >> (2 * tile), out);
   }
@@ -393,18 +431,47 @@ template <>
 struct RowFormat<DType::kIQ4_K> : Iq4Levels, SplitScales<kIq4Shift> {};
 template <>
 struct RowFormat<DType::kIQ5_K> : Iq5Levels, SplitScales<kIq5Shift> {};
-// The levels are values of a polynomial: LevelOf.
+// The levels are values of a polynomial (LevelOf). As whole numbers they are at most 0.54 away from it.
 template <>
 struct RowFormat<DType::kIQ6_K> : SixBitCodes {
   static constexpr int kScaleWords = 3;
+  static constexpr Cubic kCubic = {0x79657965u, 0xAD4AAD4Au, 0x24132413u, 0x25FC25FCu};
+  static_assert([] {
+    for (int code = 0; code < 64; ++code) {
+      const double off = WholeLevel(kCubic, code) - (-127.0 + code * (6.2568 + code * (-0.11218 + code * 0.0011972)));
+      if (off < -0.54 || off > 0.54) return false;
+    }
+    return true;
+  }());
   __device__ static void LoadScales(const std::byte* entry, int row, int tile, uint32_t* words) {
     words[0] = FieldWord<0, 2>(entry, row);
     words[1] = FieldWord<2, 2>(entry, row);
     words[2] = FieldOfFour<4>(entry, row, tile / 2);
   }
+  __device__ static void WholeCodes(const uint32_t* codes, const int (&shift)[2], uint32_t (&out)[8]) {
+    constexpr Cubic kOf = kCubic;
+    const uint32_t zeros[2] = {kOf.ZeroOf(shift[0]), kOf.ZeroOf(shift[1])};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      uint32_t low[2], high[2], groups[2];
+#pragma unroll
+      for (int odd = 0; odd < 2; ++odd) {
+        const uint32_t first = codes[4] >> (8 * odd), last = codes[5] >> (8 * odd);
+        low[odd] = 2 * i < 4 ? first << (4 - 2 * i) : first >> (2 * i - 4);
+        high[odd] = last << (8 - 2 * i);
+      }
+      LookCubic<0x00030003u>(kOf, codes[i], low, high, zeros, groups);
+      out[i] = groups[0], out[i + 4] = groups[1];
+    }
+  }
   __device__ static void Scales(const uint32_t* words, const uint32_t*, int tile, float, HalfScales& out) {
-    SetHalves(
-        words[0], [&](int half) { return SignedByteOfHalf(words[2], tile, half); }, out);
+    const uint32_t numbers = words[2] ^ 0x80808080u;  // 128 above them
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t at = tile % 2 * 2 + half;
+      const float number = __uint_as_float(__byte_perm(numbers, 0x47000000u, 0x7404u | at << 4));  // 2^15 above that
+      out.scale[half] = fmaf(number, HalfBits(words[0]), -32896.0f * HalfBits(words[0]));          // exact, as the product is
+    }
     ShiftLevels<kIq6Shift>(words[1] >> (2 * tile), out);
   }
   __device__ static float LevelOf(float code) {
@@ -487,88 +554,118 @@ struct RowFormat<DType::kIQ3_KS> : Iq3Levels, BitsAndNibbles {
   }
 };
 template <>
-struct RowFormat<DType::kIQ2_KL> : Levels, BitsAndNibbles {
-  // The first and the second numbers of the pairs, each as a table of 32.
-  template <int kShift>
-  static constexpr LevelTable<32> Table() {
-    std::array<int8_t, 32> levels{};
-    for (size_t i = 0; i < levels.size(); ++i) levels[i] = static_cast<int8_t>(kIq2KlPairs[i] >> kShift & 255);
-    return MakeLevels(levels);
+struct RowFormat<DType::kIQ2_KL> : SignedLevels, BitsAndNibbles {
+  // The levels of a pair are two of kIq3Values; an entry has the places of both, as nibbles.
+  static constexpr LevelTable<32> Places() {
+    LevelTable<32> table{};
+    for (size_t i = 0; i < kIq2KlPairs.size(); ++i) {
+      for (int place = 0; place < 2; ++place) {
+        uint32_t at = 0;
+        while (kIq3Values[at] != static_cast<int8_t>(kIq2KlPairs[i] >> (8 * place) & 255)) ++at;
+        table.words[i / 4] |= at << (8 * (i % 4) + 4 * place);
+      }
+    }
+    return table;
   }
   // Nibble j is in bits 4j of two words, its fifth bit is bit j of the third.
   __device__ static void Codes(const uint32_t* codes, uint32_t (&out)[8]) {
-    constexpr LevelTable<32> kFirst = Table<0>(), kSecond = Table<8>();
+    constexpr LevelTable<32> kPlaces = Places();
+    constexpr auto kLevels = MakeLevels(kIq3Values);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const NibbleSelectors nibbles(codes[i / 2] >> (16 * (i % 2)));
-      const uint32_t mask = MasksOf(SpreadBits(codes[2] >> (4 * i)));
-      const uint32_t first = (Look16<0>(kFirst, nibbles) & ~mask) | (Look16<16>(kFirst, nibbles) & mask);
-      const uint32_t second = (Look16<0>(kSecond, nibbles) & ~mask) | (Look16<16>(kSecond, nibbles) & mask);
-      out[2 * i] = __byte_perm(first, second, 0x5140);
-      out[2 * i + 1] = __byte_perm(first, second, 0x7362);
+    for (int i = 0; i < 2; ++i) {
+      uint32_t places[2];
+      Look32(kPlaces, codes[i], SpreadToNibbles<3>(ByteOf(codes[2], i)), places);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        out[4 * i + k] =
+            Permute(Held(kLevels.words[0] ^ 0x80808080u), kLevels.words[1] ^ 0x80808080u, places[k / 2] >> (16 * (k % 2)));
+      }
     }
   }
   __device__ static void Scales(const uint32_t* words, const uint32_t*, int tile, float header, HalfScales& out) {
-    const uint32_t low = (words[1] >> (8 * (tile % 4) + tile / 4 * 4)) & 15u, pair = (words[0] >> (2 * tile)) & 3u;
-    out.Set(header * static_cast<float>(static_cast<int>(low | pair << 4) - 32));
+    const uint32_t low = MoveBits<4>(words[1], 8 * (tile % 4) + tile / 4 * 4, 16), pair = MoveBits<2>(words[0], 2 * tile, 20);
+    out.Set(TimesLess32(header, NumberAbove128(low | pair, 0x003F0000u)));
   }
 };
 
 // -------------------------------------------------------------------------------------------------------------- grids
 
-// The grids in the device's memory. An entry of eight numbers is two words.
-template <typename Entry, int kCount>
+// The grids in the device's memory. An entry is a word: four numbers, or the places of eight numbers in a table of levels, as
+// nibbles that prmt reads.
+template <int kCount>
 struct alignas(16) DeviceGrid {
-  Entry entries[kCount];
+  uint32_t entries[kCount];
 };
 template <typename Entry, size_t kCount, typename Change>
-constexpr DeviceGrid<Entry, static_cast<int>(kCount)> MakeGrid(const Entry (&entries)[kCount], const Change& change) {
-  DeviceGrid<Entry, static_cast<int>(kCount)> grid{};
+constexpr DeviceGrid<static_cast<int>(kCount)> MakeGrid(const Entry (&entries)[kCount], const Change& change) {
+  DeviceGrid<static_cast<int>(kCount)> grid{};
   for (size_t i = 0; i < kCount; ++i) grid.entries[i] = change(entries[i]);
   return grid;
 }
-constexpr auto kAsItIs = [](auto entry) { return entry; };
-// 128 plus eight times each number of -1, 0, 1.
-constexpr uint64_t ShiftedGridEntry(uint64_t entry) {
-  uint64_t out = 0;
+constexpr auto kAsItIs = [](uint32_t entry) { return entry; };
+// A place has bit 2 free for what chooses between two tables.
+constexpr uint32_t PlacesOfIq2(uint64_t entry) {
+  uint32_t places = 0;
   for (int i = 0; i < 8; ++i) {
-    const int number = static_cast<int8_t>(entry >> (8 * i) & 255);
-    out |= static_cast<uint64_t>(128 + 8 * number) << (8 * i);
+    const auto number = static_cast<int>(entry >> (8 * i) & 255);
+    places |= (number == 8 ? 0u : number == 25 ? 1u : 2u) << (i % 4 * 8 + i / 4 * 4);  // numbers i and i + 4 share a byte
   }
-  return out;
+  return places;
 }
-__device__ const auto kDeviceGridIq2Xxs = MakeGrid(kGridIq2Xxs, kAsItIs);
-__device__ const auto kDeviceGridIq2Xs = MakeGrid(kGridIq2Xs, kAsItIs);
-__device__ const auto kDeviceGridIq2S = MakeGrid(kGridIq2S, kAsItIs);
+constexpr uint32_t PlacesOfIq1(uint64_t entry) {
+  uint32_t places = 0;
+  for (int i = 0; i < 8; ++i) places |= static_cast<uint32_t>(static_cast<int8_t>(entry >> (8 * i) & 255) + 1) << (4 * i);
+  return places;
+}
+__device__ const auto kDeviceGridIq2Xxs = MakeGrid(kGridIq2Xxs, PlacesOfIq2);
+__device__ const auto kDeviceGridIq2Xs = MakeGrid(kGridIq2Xs, PlacesOfIq2);
+__device__ const auto kDeviceGridIq2S = MakeGrid(kGridIq2S, PlacesOfIq2);
 __device__ const auto kDeviceGridIq3Xxs = MakeGrid(kGridIq3Xxs, kAsItIs);
 __device__ const auto kDeviceGridIq3S = MakeGrid(kGridIq3S, kAsItIs);
-__device__ const auto kDeviceGridIq1 = MakeGrid(kGridIq1, ShiftedGridEntry);
+__device__ const auto kDeviceGridIq1 = MakeGrid(kGridIq1, PlacesOfIq1);
 
-// Puts an entry of eight numbers, signed by eight bits, into two groups.
-__device__ inline void PutEight(uint64_t entry, uint32_t signs, uint32_t* out) {
-  out[0] = Signed(static_cast<uint32_t>(entry), signs);
-  out[1] = Signed(static_cast<uint32_t>(entry >> 32), signs >> 4);
+// Finds entries of a grid in memory: entry i is 2^kStep * i bytes after its first one.
+template <typename R>
+struct LookInGrid {
+  static constexpr int kStep = 2;
+  __device__ uint32_t operator()(uint32_t offset) const {
+    return *reinterpret_cast<const uint32_t*>(reinterpret_cast<const std::byte*>(&R::DeviceCopy()) + offset);
+  }
+  __device__ uint32_t At(uint32_t index) const { return R::DeviceCopy().entries[index]; }
+};
+// Four entries of IQ2, signed by the bits of `signs`, in the order kTransposed: then the signs of a word of places are bits of
+// `signs` in their order, so none of them has to be moved alone.
+__device__ inline void SignTransposed(uint32_t (&entries)[4], uint32_t signs, uint32_t (&out)[8]) {
+  constexpr uint32_t kPositive = 0x002B1908u, kNegative = 0x00D5E7F8u;  // of 8, 25 and 43
+  Transpose(entries);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const uint32_t places = entries[k] | ((k < 2 ? signs << (2 - k) : signs >> (k - 2)) & 0x44444444u);
+    out[k] = Permute(Held(kPositive), kNegative, places);
+    out[4 + k] = Permute(Held(kPositive), kNegative, places >> 16);
+  }
 }
-// The same of IQ1, shifted by one up or down.
-__device__ inline void PutShiftedEight(uint64_t entry, bool down, uint32_t* out) {
-  const uint32_t ones = 0x01010101u;
-  const auto low = static_cast<uint32_t>(entry), high = static_cast<uint32_t>(entry >> 32);
-  out[0] = down ? low - ones : low + ones;
-  out[1] = down ? high - ones : high + ones;
+// An entry of IQ1 in two groups: eight times its numbers and one more, or one less where `down` is 1 and not 0.
+__device__ inline void PutShiftedEight(uint32_t entry, uint32_t down, uint32_t* out) {
+  constexpr uint32_t kUp = 0x000901F9u, kDown = 0x0007FFF7u;
+  const uint32_t places = entry | (down * 0x44444444u);
+  out[0] = Permute(Held(kUp), kDown, places);
+  out[1] = Permute(Held(kUp), kDown, places >> 16);
 }
 
 template <>
-struct RowFormat<DType::kIQ2_XXS> : Levels, OneHalf {
+struct RowFormat<DType::kIQ2_XXS> : SignedLevels, OneHalf {
   using Grid = std::remove_const_t<decltype(kDeviceGridIq2Xxs)>;
   __device__ static const Grid& DeviceCopy() { return kDeviceGridIq2Xxs; }
-  __device__ static void Codes(const uint32_t* codes, const Grid& grid, uint32_t (&out)[8]) {
+  template <typename Look>
+  __device__ static void TransposedCodes(const uint32_t* codes, const Look& look, uint32_t (&out)[8]) {
+    uint32_t entries[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      PutEight(grid.entries[ByteOf(codes[0], i)], EvenSignBits(codes[1] >> (7 * i)), out + 2 * i);
-    }
+    for (int i = 0; i < 4; ++i) entries[i] = look(MoveBits<8>(codes[0], 8 * i, Look::kStep));
+    SignTransposed(entries, EvenSigns(BytesOfSeven(codes[1])), out);
   }
   __device__ static void Scales(const uint32_t* words, const uint32_t* codes, int, float, HalfScales& out) {
-    out.Set(HalfBits(words[0]) * (0.5f + static_cast<float>(codes[1] >> 28)) * 0.25f);
+    out.Set(TimesAndAHalf(HalfBits(words[0]) * 0.25f, codes[1] >> 12));
   }
 };
 // d, and a nibble for each 16 columns.
@@ -581,82 +678,88 @@ struct NibbleScalesOfHalves {
   __device__ static void Scales(const uint32_t* words, const uint32_t*, int tile, float, HalfScales& out) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const uint32_t nibble = (words[1] >> (8 * (tile % 4) + 4 * half)) & 15u;
-      out.scale[half] = HalfBits(words[0]) * (0.5f + static_cast<float>(nibble)) * 0.25f;
+      out.scale[half] = TimesAndAHalf(HalfBits(words[0]) * 0.25f, MoveBits<4>(words[1], 8 * (tile % 4) + 4 * half, 16));
     }
   }
 };
 template <>
-struct RowFormat<DType::kIQ2_XS> : Levels, NibbleScalesOfHalves {
+struct RowFormat<DType::kIQ2_XS> : SignedLevels, NibbleScalesOfHalves {
   using Grid = std::remove_const_t<decltype(kDeviceGridIq2Xs)>;
   __device__ static const Grid& DeviceCopy() { return kDeviceGridIq2Xs; }
-  __device__ static void Codes(const uint32_t* codes, const Grid& grid, uint32_t (&out)[8]) {
+  template <typename Look>
+  __device__ static void TransposedCodes(const uint32_t* codes, const Look& look, uint32_t (&out)[8]) {
+    uint32_t entries[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint32_t word = (codes[i / 2] >> (16 * (i % 2))) & 0xFFFFu;
-      PutEight(grid.entries[word & 511u], EvenSignBits(word >> 9), out + 2 * i);
-    }
+    for (int i = 0; i < 4; ++i) entries[i] = look(MoveBits<9>(codes[i / 2], 16 * (i % 2), Look::kStep));
+    SignTransposed(entries, EvenSigns(__byte_perm(codes[0], codes[1], 0x7531) >> 1 & 0x7F7F7F7Fu), out);
   }
 };
 template <>
-struct RowFormat<DType::kIQ2_S> : Levels, NibbleScalesOfHalves {
+struct RowFormat<DType::kIQ2_S> : SignedLevels, NibbleScalesOfHalves {
   using Grid = std::remove_const_t<decltype(kDeviceGridIq2S)>;
   __device__ static const Grid& DeviceCopy() { return kDeviceGridIq2S; }
-  __device__ static void Codes(const uint32_t* codes, const Grid& grid, uint32_t (&out)[8]) {
+  template <typename Look>
+  __device__ static void TransposedCodes(const uint32_t* codes, const Look& look, uint32_t (&out)[8]) {
+    uint32_t entries[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint32_t index = ByteOf(codes[0], i) | ((codes[2] >> (2 * i)) & 3u) << 8;
-      PutEight(grid.entries[index], ByteOf(codes[1], i), out + 2 * i);
+      entries[i] = look(MoveBits<8>(codes[0], 8 * i, Look::kStep) | MoveBits<2>(codes[2], 2 * i, Look::kStep + 8));
     }
+    SignTransposed(entries, codes[1], out);
   }
 };
 template <>
 struct RowFormat<DType::kIQ3_XXS> : Levels, OneHalf {
   using Grid = std::remove_const_t<decltype(kDeviceGridIq3Xxs)>;
   __device__ static const Grid& DeviceCopy() { return kDeviceGridIq3Xxs; }
-  __device__ static void Codes(const uint32_t* codes, const Grid& grid, uint32_t (&out)[8]) {
+  template <typename Look>
+  __device__ static void Codes(const uint32_t* codes, const Look& look, uint32_t (&out)[8]) {
+    const uint32_t signs = EvenSigns(BytesOfSeven(codes[2]));
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      const uint32_t signs = EvenSignBits(codes[2] >> (7 * (i / 2)));
-      out[i] = Signed(grid.entries[ByteOf(codes[i / 4], i % 4)], signs >> (4 * (i % 2)));
+      out[i] = Signed(look(MoveBits<8>(codes[i / 4], i % 4 * 8, Look::kStep)), signs >> (4 * i));
     }
   }
   __device__ static void Scales(const uint32_t* words, const uint32_t* codes, int, float, HalfScales& out) {
-    out.Set(HalfBits(words[0]) * (0.5f + static_cast<float>(codes[2] >> 28)) * 0.5f);
+    out.Set(TimesAndAHalf(HalfBits(words[0]) * 0.5f, codes[2] >> 12));
   }
 };
 template <>
-struct RowFormat<DType::kIQ3_S> : Levels, BitsAndNibbles {
+struct RowFormat<DType::kIQ3_S> : SignedLevels, BitsAndNibbles {
   using Grid = std::remove_const_t<decltype(kDeviceGridIq3S)>;
   __device__ static const Grid& DeviceCopy() { return kDeviceGridIq3S; }
-  __device__ static void Codes(const uint32_t* codes, const Grid& grid, uint32_t (&out)[8]) {
+  template <typename Look>
+  __device__ static void Codes(const uint32_t* codes, const Look& look, uint32_t (&out)[8]) {
+    const uint32_t ninth[2] = {SpreadBits(codes[3]), SpreadBits(codes[3] >> 4)};  // bits of indices
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      const uint32_t index = ByteOf(codes[i / 4], i % 4) | ((codes[3] >> i) & 1u) << 8;
-      out[i] = Signed(grid.entries[index], codes[2] >> (4 * i));
+      // Two bytes, and twice the highest bit of a byte of `ninth`, which is 0 (LookSides).
+      const uint32_t index = Permute(codes[i / 4], ninth[i / 4], 0xCC40u + static_cast<uint32_t>(i % 4) * 0x11u);
+      out[i] = SignedOdd(look.At(index), codes[2] >> (4 * i));
     }
   }
   __device__ static void Scales(const uint32_t* words, const uint32_t*, int tile, float, HalfScales& out) {
-    out.Set(HalfBits(words[0]) * static_cast<float>(1 + 2 * ((words[1] >> (4 * tile)) & 15u)));
+    out.Set(TimesAndAHalf(HalfBits(words[0]) * 2.0f, MoveBits<4>(words[1], 4 * tile, 16)));
   }
 };
 template <>
-struct RowFormat<DType::kIQ1_S> : Levels, OneHalf {
+struct RowFormat<DType::kIQ1_S> : SignedLevels, OneHalf {
   using Grid = std::remove_const_t<decltype(kDeviceGridIq1)>;
   __device__ static const Grid& DeviceCopy() { return kDeviceGridIq1; }
-  __device__ static void Codes(const uint32_t* codes, const Grid& grid, uint32_t (&out)[8]) {
+  template <typename Look>
+  __device__ static void Codes(const uint32_t* codes, const Look& look, uint32_t (&out)[8]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint32_t index = ByteOf(codes[0], i) | ((codes[1] >> (3 * i)) & 7u) << 8;
-      PutShiftedEight(grid.entries[index], (codes[1] >> 15) & 1u, out + 2 * i);
+      PutShiftedEight(look(MoveBits<8>(codes[0], 8 * i, Look::kStep) | MoveBits<3>(codes[1], 3 * i, Look::kStep + 8)),
+                      (codes[1] >> 15) & 1u, out + 2 * i);
     }
   }
   __device__ static void Scales(const uint32_t* words, const uint32_t* codes, int, float, HalfScales& out) {
-    out.Set(HalfBits(words[0]) * static_cast<float>(2 * ((codes[1] >> 12) & 7u) + 1) * 0.125f);
+    out.Set(TimesAndAHalf(HalfBits(words[0]) * 0.25f, codes[1] << 4, 0x00070000u));
   }
 };
 template <>
-struct RowFormat<DType::kIQ1_M> : Levels {
+struct RowFormat<DType::kIQ1_M> : SignedLevels {
   static constexpr int kScaleWords = 2;
   __device__ static void LoadScales(const std::byte* entry, int row, int, uint32_t* words) {
     words[0] = FieldOfFour<0>(entry, row, 0);
@@ -664,11 +767,12 @@ struct RowFormat<DType::kIQ1_M> : Levels {
   }
   using Grid = std::remove_const_t<decltype(kDeviceGridIq1)>;
   __device__ static const Grid& DeviceCopy() { return kDeviceGridIq1; }
-  __device__ static void Codes(const uint32_t* codes, const Grid& grid, uint32_t (&out)[8]) {
+  template <typename Look>
+  __device__ static void Codes(const uint32_t* codes, const Look& look, uint32_t (&out)[8]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint32_t nibble = codes[1] >> (4 * i), index = ByteOf(codes[0], i) | (nibble & 7u) << 8;
-      PutShiftedEight(grid.entries[index], (nibble >> 3) & 1u, out + 2 * i);
+      PutShiftedEight(look(MoveBits<8>(codes[0], 8 * i, Look::kStep) | MoveBits<3>(codes[1], 4 * i, Look::kStep + 8)),
+                      (codes[1] >> (4 * i + 3)) & 1u, out + 2 * i);
     }
   }
   // The top quarters of four 16-bit words are the f16, their rest holds three bits for each 16 columns.
@@ -677,7 +781,7 @@ struct RowFormat<DType::kIQ1_M> : Levels {
     const uint32_t packed = (tile < 4 ? words[0] : words[1]) >> (tile % 4 / 2 * 16 + tile % 2 * 6);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      out.scale[half] = HalfBits(bits) * static_cast<float>(2 * ((packed >> (3 * half)) & 7u) + 1) * 0.125f;
+      out.scale[half] = TimesAndAHalf(HalfBits(bits) * 0.25f, packed << (16 - 3 * half), 0x00070000u);
     }
   }
 };
@@ -716,6 +820,11 @@ __device__ inline uint32_t LoadOnce4(const std::byte* source) {
 template <typename R>
 concept HasGrid = requires {
   typename R::Grid;
+};
+
+template <typename R>
+concept HasTransposed = HasGrid<R> && requires(uint32_t (&words)[8]) {
+  R::TransposedCodes(words, LookInGrid<R>{}, words);
 };
 
 // A row's 32 columns.
@@ -764,9 +873,13 @@ struct RowDecoder {
     R::Scales(raw.scales, raw.codes, tile, header, scales);
     uint32_t codes[8];
     if constexpr (HasGrid<R>) {
-      R::Codes(raw.codes, R::DeviceCopy(), codes);
+      GridCodes(raw.codes, codes);
     } else {
       R::Codes(raw.codes, codes);
+    }
+    if constexpr (requires { R::kSigned; }) {
+#pragma unroll
+      for (uint32_t& word : codes) word ^= 0x80808080u;
     }
     float offsets[2];
 #pragma unroll
@@ -791,6 +904,15 @@ struct RowDecoder {
   }
 
  private:
+  __device__ static void GridCodes(const uint32_t* raw, uint32_t (&codes)[8]) {
+    if constexpr (HasTransposed<R>) {
+      R::TransposedCodes(raw, LookInGrid<R>{}, codes);
+      Transpose(codes);
+      Transpose(codes + 4);
+    } else {
+      R::Codes(raw, LookInGrid<R>{}, codes);
+    }
+  }
   template <bool kExact>
   __device__ static float Value(float code, float scale, float minimum, float offset) {
     if constexpr (requires { R::LevelOf(code); }) {

@@ -84,7 +84,7 @@ __device__ inline void QuantizeBlock(const uint4& packed, bool is_bf16, int quar
   const bool finite = largest < 0x7F800000u;
   const float size = fmaxf(__uint_as_float(largest), 0x1p-60f);
   EightNumbers numbers = NumbersOf(x, finite ? __fdividef(16256.0f, size) : 0.0f);
-  if constexpr (kOrder != ColumnOrder::kNatural) {
+  if constexpr (kOrder != ColumnOrder::kNatural) {  // of both groups: bytes 0, bytes 1, bytes 2, bytes 3
     for (auto* pair : {&numbers.high, &numbers.low}) {
       const uint32_t first = __byte_perm((*pair)[0], (*pair)[1], 0x5140), second = __byte_perm((*pair)[0], (*pair)[1], 0x7362);
       (*pair)[0] = first, (*pair)[1] = second;
@@ -103,6 +103,13 @@ __device__ inline void QuantizeBlock(const uint4& packed, bool is_bf16, int quar
   if constexpr (kOrder == ColumnOrder::kNibblesApart) {
     out[quarter] = numbers.high[0], out[quarter + 4] = numbers.high[1];
     out[8 + quarter] = numbers.low[0], out[12 + quarter] = numbers.low[1];
+  } else if constexpr (kOrder == ColumnOrder::kTransposed) {
+    auto* const halves = reinterpret_cast<uint16_t*>(out + quarter / 2 * 4) + quarter % 2;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      halves[2 * k] = static_cast<uint16_t>(numbers.high[k / 2] >> (16 * (k % 2)));
+      halves[2 * k + 16] = static_cast<uint16_t>(numbers.low[k / 2] >> (16 * (k % 2)));
+    }
   } else {
     *reinterpret_cast<uint2*>(out + 2 * quarter) = uint2{numbers.high[0], numbers.high[1]};
     *reinterpret_cast<uint2*>(out + 8 + 2 * quarter) = uint2{numbers.low[0], numbers.low[1]};

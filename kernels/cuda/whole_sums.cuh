@@ -3,6 +3,9 @@
 // Whole-number products of a warp: of two row tiles of weights, by a chunk of 256 columns, with a few rows of activations
 // (whole_activations.cuh). products_dot.cuh says why and how they become outputs.
 
+#include <algorithm>
+#include <bit>
+
 #include "kernels/cuda/row_decoder.cuh"
 #include "kernels/cuda/whole_activations.cuh"
 
@@ -16,12 +19,22 @@ constexpr int kDotTiles = 2;                 // row tiles of a warp
 constexpr int kTensorRows = 8;
 
 template <DType kType>
-inline constexpr bool kIsDot =
-    (!kIsDirect<kType> || kType == DType::kQ4_0) && kType != DType::kIQ6_K;  // whose levels are no whole numbers
+inline constexpr bool kIsDot = !kIsDirect<kType> || kType == DType::kQ4_0;
 template <DType kType>
 inline constexpr bool kHasMinimum = Format<kType>::kMins;
 template <DType kType>
-inline constexpr bool kHasShift = IsAmong(IkTypes{}, kType) && kType != DType::kIQ2_KL;  // HalfScales::shift
+inline constexpr bool kHasWhole = requires(const int (&shift)[2], uint32_t (&words)[8]) {
+  RowFormat<kType>::WholeCodes(words, shift, words);
+};
+// Of these types codes are the values as signed bytes, of the others unsigned, kZeroOf above the value.
+template <DType kType>
+inline constexpr bool kIsSigned = kHasWhole<kType> || requires {
+  RowFormat<kType>::kSigned;
+};
+template <DType kType>
+inline constexpr int kZeroOf = kIsSigned<kType> ? 0 : RowFormat<kType>::kZero;
+template <DType kType>
+inline constexpr bool kHasShift = IsAmong(IkTypes{}, kType) && !kIsSigned<kType>;  // HalfScales::shift, to be added to codes
 template <DType kType>
 inline constexpr bool kHalvesDiffer = Format<kType>::kStep == 16;
 
@@ -35,33 +48,57 @@ inline constexpr bool kHasMixed = !kHalvesDiffer<kType> && requires(uint32_t(&wo
   RowFormat<kType>::MixedCodes(words, words);
 };
 template <DType kType>
-inline constexpr ColumnOrder kOrderOf = kHasMixed<kType>   ? ColumnOrder::kNibbles
-                                        : kHasPairs<kType> ? ColumnOrder::kPairs
-                                                           : ColumnOrder::kNatural;
+inline constexpr ColumnOrder kOrderOf = HasTransposed<RowFormat<kType>> ? ColumnOrder::kTransposed
+                                        : kHasMixed<kType>              ? ColumnOrder::kNibbles
+                                        : kHasPairs<kType>              ? ColumnOrder::kPairs
+                                                                        : ColumnOrder::kNatural;
 
-// sum + products of four unsigned bytes by four signed ones.
+// sum + products of four bytes, signed or not, by four signed ones.
+template <bool kSigned>
 __device__ inline int Dot4(uint32_t codes, uint32_t numbers, int sum) {
   int out;
-  asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(out) : "r"(codes), "r"(numbers), "r"(sum));
+  if constexpr (kSigned) {
+    asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(out) : "r"(codes), "r"(numbers), "r"(sum));
+  } else {
+    asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(out) : "r"(codes), "r"(numbers), "r"(sum));
+  }
   return out;
 }
 // The whole sums of 16 rows of codes, 32 columns (DotHalfTile: 16), and eight rows of numbers, added to `start`: out[i] is row
 // g + 8 * (i / 2) of the codes, row 2q + i % 2 of the numbers.
+template <bool kSigned = false>
 __device__ inline void DotTile(const uint32_t (&codes)[4], uint32_t first, uint32_t second, const int (&start)[4],
                                int (&out)[4]) {
 #if __CUDA_ARCH__ >= 800
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
-      : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-      : "r"(codes[0]), "r"(codes[1]), "r"(codes[2]), "r"(codes[3]), "r"(first), "r"(second), "r"(start[0]), "r"(start[1]),
-        "r"(start[2]), "r"(start[3]));
+#define FERRY_DOT_TILE(type)                                                                                               \
+  asm("mma.sync.aligned.m16n8k32.row.col.s32." type                                                                        \
+      ".s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, "                                             \
+      "%13};"                                                                                                              \
+      : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])                                                             \
+      : "r"(codes[0]), "r"(codes[1]), "r"(codes[2]), "r"(codes[3]), "r"(first), "r"(second), "r"(start[0]), "r"(start[1]), \
+        "r"(start[2]), "r"(start[3]))
+  if constexpr (kSigned) {
+    FERRY_DOT_TILE("s8");
+  } else {
+    FERRY_DOT_TILE("u8");
+  }
+#undef FERRY_DOT_TILE
 #endif
 }
+template <bool kSigned = false>
 __device__ inline void DotHalfTile(uint32_t low_rows, uint32_t high_rows, uint32_t numbers, const int (&start)[4],
                                    int (&out)[4]) {
 #if __CUDA_ARCH__ >= 800
-  asm("mma.sync.aligned.m16n8k16.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
-      : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-      : "r"(low_rows), "r"(high_rows), "r"(numbers), "r"(start[0]), "r"(start[1]), "r"(start[2]), "r"(start[3]));
+#define FERRY_DOT_HALF_TILE(type)                                                                                  \
+  asm("mma.sync.aligned.m16n8k16.row.col.s32." type ".s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};" \
+      : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])                                                     \
+      : "r"(low_rows), "r"(high_rows), "r"(numbers), "r"(start[0]), "r"(start[1]), "r"(start[2]), "r"(start[3]))
+  if constexpr (kSigned) {
+    FERRY_DOT_HALF_TILE("s8");
+  } else {
+    FERRY_DOT_HALF_TILE("u8");
+  }
+#undef FERRY_DOT_HALF_TILE
 #endif
 }
 
@@ -128,14 +165,39 @@ struct GridCopy {
 };
 template <HasGrid R>
 struct GridCopy<R> {
-  uint4 copy[sizeof(typename R::Grid) / 16];
+  static constexpr int kCount = sizeof(typename R::Grid) / 4;
+  // Copies for neighbouring lanes: with one, 32 lanes wait for 3.5 turns of the banks on average, with 16 for two.
+  static constexpr int kCopies = kCount >= 4096 ? 1 : std::min(4096 / kCount, 16);
+  uint32_t copies[kCount][kCopies];
 
   __device__ void Fill() {
-    const uint4* const from = reinterpret_cast<const uint4*>(&R::DeviceCopy());
-    for (int i = threadIdx.x; i < static_cast<int>(sizeof(copy) / 16); i += kDotThreads) copy[i] = from[i];
+    static_assert(kCopies % 2 == 0);
+    constexpr int kWords = std::min(kCopies, 4);  // of a store
+    struct alignas(4 * kWords) Words {
+      uint32_t words[kWords];
+    };
+    Words* const to = reinterpret_cast<Words*>(copies);
+    for (int i = threadIdx.x; i < kCount * kCopies / kWords; i += kDotThreads) {
+      Words words;
+#pragma unroll
+      for (uint32_t& word : words.words) word = R::DeviceCopy().entries[i / (kCopies / kWords)];
+      to[i] = words;
+    }
   }
+  struct Look {
+    static constexpr int kStep = std::bit_width(4u * kCopies) - 1;
+    const std::byte* first;
+    uint32_t copy;
+    __device__ uint32_t operator()(uint32_t offset) const { return *reinterpret_cast<const uint32_t*>(first + (offset | copy)); }
+    __device__ uint32_t At(uint32_t index) const { return *reinterpret_cast<const uint32_t*>(first + ((index << kStep) + copy)); }
+  };
   __device__ void Codes(const uint32_t* codes, uint32_t (&out)[8]) const {
-    R::Codes(codes, *reinterpret_cast<const typename R::Grid*>(copy), out);
+    const Look look = {reinterpret_cast<const std::byte*>(copies), threadIdx.x % kCopies * 4};
+    if constexpr (HasTransposed<R>) {
+      R::TransposedCodes(codes, look, out);
+    } else {
+      R::Codes(codes, look, out);
+    }
   }
 };
 
@@ -151,14 +213,16 @@ struct DecodedTiles {
 #pragma unroll
     for (int m = 0; m < kDotTiles; ++m) {
       const auto& raw = from[m].tiles[i];
-      if constexpr (kHasMixed<kType>) {
+      RowFormat<kType>::Scales(raw.scales, raw.codes, tile, headers[m], scales[m]);
+      if constexpr (kHasWhole<kType>) {
+        RowFormat<kType>::WholeCodes(raw.codes, scales[m].shift, codes[m]);
+      } else if constexpr (kHasMixed<kType>) {
         RowFormat<kType>::MixedCodes(raw.codes, codes[m]);
       } else if constexpr (kHasPairs<kType>) {
         RowFormat<kType>::PairedCodes(raw.codes, codes[m]);
       } else {
         grid.Codes(raw.codes, codes[m]);
       }
-      RowFormat<kType>::Scales(raw.scales, raw.codes, tile, headers[m], scales[m]);
     }
   }
 };
@@ -198,12 +262,12 @@ struct DotSums {
           int high[2] = {0, 0}, low[2] = {0, 0};
 #pragma unroll
           for (int g = 0; g < 8; ++g) {
-            high[g / 4] = Dot4(tile.codes[m][g], x[g], high[g / 4]);
-            low[g / 4] = Dot4(tile.codes[m][g], x[8 + g], low[g / 4]);
+            high[g / 4] = Dot4<kIsSigned<kType>>(tile.codes[m][g], x[g], high[g / 4]);
+            low[g / 4] = Dot4<kIsSigned<kType>>(tile.codes[m][g], x[8 + g], low[g / 4]);
           }
           if constexpr (!kHalvesDiffer<kType>) high[0] += high[1], low[0] += low[1];
           float& sum = sums[m * kRows + t];
-          sum = AddWhole<kType, RowFormat<kType>::kZero>(high, low, tile.scales[m], last, sum);
+          sum = AddWhole<kType, kZeroOf<kType>>(high, low, tile.scales[m], last, sum);
         }
       }
     }
@@ -332,12 +396,12 @@ struct TensorSums : TensorLaneSums {
       if constexpr (kHalvesDiffer<kType>) {
 #pragma unroll
         for (int part = 0; part < 2; ++part) {
-          DotHalfTile(c[2 * part], c[2 * part + 1], x[part], kStart, high[part]);
-          DotHalfTile(c[2 * part], c[2 * part + 1], x[2 + part], kStart, low[part]);
+          DotHalfTile<kIsSigned<kType>>(c[2 * part], c[2 * part + 1], x[part], kStart, high[part]);
+          DotHalfTile<kIsSigned<kType>>(c[2 * part], c[2 * part + 1], x[2 + part], kStart, low[part]);
         }
       } else {
-        DotTile(c, x[0], x[1], kStart, high[0]);
-        DotTile(c, x[2], x[3], kStart, low[0]);
+        DotTile<kIsSigned<kType>>(c, x[0], x[1], kStart, high[0]);
+        DotTile<kIsSigned<kType>>(c, x[2], x[3], kStart, low[0]);
       }
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
@@ -347,7 +411,7 @@ struct TensorSums : TensorLaneSums {
         for (int t = 0; t < 2; ++t) {
           const int j = 2 * k + t, highs[2] = {high[0][j], high[1][j]}, lows[2] = {low[0][j], low[1][j]};
           float& sum = sums[(m * 2 + h) * 4 + j];
-          sum = AddWhole<kType, RowFormat<kType>::kZero>(highs, lows, scales, last[t], sum);
+          sum = AddWhole<kType, kZeroOf<kType>>(highs, lows, scales, last[t], sum);
         }
       }
     }
