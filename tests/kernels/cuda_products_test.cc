@@ -496,6 +496,10 @@ INSTANTIATE_TEST_SUITE_P(Types, CudaExpertMlpTest,
                                          ExpertCase{DType::kQ3_K, DType::kQ5_1, Kernels::kPortable, 256, 416},
                                          ExpertCase{DType::kIQ2_XXS, DType::kIQ3_S, Kernels::kBest, 512, 256},
                                          ExpertCase{DType::kIQ4_KS, DType::kIQ2_KL, Kernels::kBest, 256, 256},
+                                         ExpertCase{DType::kIQ6_K, DType::kIQ5_K, Kernels::kBest, 768, 256},
+                                         ExpertCase{DType::kIQ5_KS, DType::kIQ6_K, Kernels::kPortable, 256, 1280},
+                                         ExpertCase{DType::kIQ2_XS, DType::kIQ1_M, Kernels::kBest, 256, 768},
+                                         ExpertCase{DType::kIQ3_XXS, DType::kIQ2_S, Kernels::kBest, 1280, 256},
                                          ExpertCase{DType::kMXFP4, DType::kIQ4_NL, Kernels::kBest, 192, 160}),
                          NameOfExpertCase);
 
@@ -531,6 +535,13 @@ TEST_F(CudaProductsTest, AnExpertsRowHasTheSameBitsBesideAnyNumberOfOthers) {
                                            {DType::kIQ4_XS, 2048, 768},
                                            {DType::kIQ2_S, 512, 256},
                                            {DType::kIQ3_K, 7168, 256},
+                                           {DType::kIQ5_K, 512, 256},
+                                           {DType::kIQ5_KS, 768, 512},
+                                           {DType::kIQ6_K, 7168, 256},
+                                           {DType::kIQ2_KL, 512, 768},
+                                           {DType::kIQ2_XXS, 768, 256},
+                                           {DType::kIQ3_S, 512, 256},
+                                           {DType::kIQ1_M, 7168, 256},
                                            {DType::kMXFP4, 2080, 1056}}) {
     const ExpertFixture fixture(type, type, ActType(Kernels::kBest), n_embd, n_ff, {16, 3, 16});
     const std::vector<float> all = ToFloats(fixture.Contributions({.device = device_}), DType::kF32);
