@@ -164,7 +164,7 @@ class Ops {
 
   virtual absl::Status GatherRows(Tensor in, std::span<const int32_t> host_rows, Tensor out) = 0;  // out[i] = in[rows[i]]
   // host_out[i] = in[rows[i]] as F32, in host memory [host_rows.size(), in.cols]. Waits for the compute queue. The device writes
-  // host_out itself when all of it lies in one region given to PinHost.
+  // host_out itself when all of it lies in one region given to PinHost, and may do so after an error until UnpinHost.
   virtual absl::Status DownloadRows(Tensor in, std::span<const int32_t> host_rows, std::span<float> host_out) = 0;
   // Answers one request a row from logits [rows, vocab] F32. Waits for the compute queue.
   virtual absl::StatusOr<std::vector<LogitsResult>> ReadLogits(Tensor logits, std::span<const LogitsRequest> requests) = 0;

@@ -13,6 +13,10 @@ namespace {
 // Copies queued while rows are awaited: 3 ms of PCIe 5, since the engine's threads may keep this thread from its queue that long.
 constexpr int64_t kMaxWhileWaiting = 12;
 
+bool HasCopies(ExpertMode mode) {
+  return mode == ExpertMode::kPlanned || mode == ExpertMode::kShipActivated || mode == ExpertMode::kShipAll;
+}
+
 }  // namespace
 
 void CopyAhead::BeginStep(int64_t rows) {
@@ -95,7 +99,7 @@ void CopyAhead::PlanWaiting() {
     for (int64_t layer = first_layer_; layer < end_layer_; ++layer) {
       if (!arena_.HasExperts(layer)) continue;
       const ExpertMode mode = mode_of_(layer, waiting_.rows);
-      if (mode == ExpertMode::kHost || mode == ExpertMode::kResidentElseHost) continue;
+      if (!HasCopies(mode)) continue;
       ExpertForecast::Candidates candidates = forecast_.For(layer, waiting_.rows, min_tokens);
       if (certain) candidates.experts.resize(candidates.num_certain);
       for (const int32_t expert : candidates.experts) waiting_.candidates.push_back({static_cast<int32_t>(layer), expert});

@@ -107,7 +107,7 @@ absl::Status ExpertForward::Run(const StepContext& context, int64_t layer, const
   RETURN_IF_ERROR(Route(context, layer, router, in, mode));
   ASSIGN_OR_RETURN(const std::vector<ExpertPlace> places, ChoosePlaces(context, layer, mode));
   const Shares shares = SharesOf(context, places);
-  // First what the others wait for. The link has the next layer's copies meanwhile.
+  // First what the others wait for. The link still has this layer's copies that were begun ahead.
   RETURN_IF_ERROR(StartOthers(context, layer, in, shares));
   RETURN_IF_ERROR(LearnRouting(layer));
   RETURN_IF_ERROR(BeginCopies(context, layer, mode, shares.here));

@@ -111,7 +111,7 @@ class ShmLink final : public ExpertLink {
   // Where the next computation starts.
   ExpertMailbox& Next() { return *mailboxes_[(oldest_ + num_running_) % kMailboxesOfAWorker]; }
 
-  // What a share of one request fills: a device writes and reads it where it lies.
+  // As much as most shares fill, which a device writes and reads where it lies. What reaches beyond is copied on the way.
   static constexpr size_t kMostPinned = 16 << 20;
   std::span<const std::byte> FirstRows() const { return MostOf(mailboxes_.front()->rows()); }
   std::span<const std::byte> FirstContributions() const { return MostOf(mailboxes_.front()->contributions()); }

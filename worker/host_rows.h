@@ -32,7 +32,7 @@ class HostRows {
   // Downloads `rows` of the same `in`, increasing, unless all are here ahead. Waits for the device.
   absl::Status Fetch(Tensor in, std::span<const int32_t> rows);
   // Writes `rows` of the same `in` to `out` [rows.size(), n_embd] without keeping them. Waits for the device, unless they are
-  // here ahead. Fastest where Ops::DownloadRows is.
+  // here ahead. The device writes `out` itself if it is pinned (Ops::DownloadRows).
   absl::Status Download(Tensor in, std::span<const int32_t> rows, std::span<float> out);
   // Writes rows that are here, in any order, to `out` [rows.size(), n_embd].
   void Read(std::span<const int32_t> rows, std::span<float> out) const;

@@ -48,7 +48,7 @@ struct ExpertExchange::Peer {
   std::vector<std::thread> threads;  // one a mailbox
 
   ~Peer() { StopServing(); }
-  // Not while a thread may wait for mutex_, which the caller may hold: once a worker knows the key, it may.
+  // Joins the threads. The caller may hold mutex_ as long as no worker knows the key: without requests no thread takes it.
   void StopServing() {
     stop = true;
     for (std::thread& thread : threads) thread.join();

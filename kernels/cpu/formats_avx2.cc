@@ -209,7 +209,7 @@ inline void AddTileOfEntry(const PanelProduct& p, const Place& at, const std::by
   Scaling scaling;
   scales.template At<kTile>(tile, scaling.scale, scaling.min);
   if constexpr (Form::kFolds) {
-    scaling.scale[0] = ToFloats(scales.template Number<kTile, 0>()),
+    scaling.scale[0] = ToFloats(scales.template Number<kTile, 0>());
     scaling.scale[1] = ToFloats(scales.template Number<kTile, 1>());
     scaling.d = scales.d;
   }

@@ -3,7 +3,8 @@
 // scales.
 //
 // One row of activations: a tile is read and used at once. More: the readers fill a panel of 32 rows in the second-level cache,
-// and one loop for all formats of a form multiplies it. Both add block after block with the same operations: the same bits.
+// and one loop for all formats of a form multiplies it. Both add block after block with the same roundings: the same bits
+// (panel_blocks_avx512.h says why).
 
 #include "kernels/cpu/cpu_kernels.h"
 

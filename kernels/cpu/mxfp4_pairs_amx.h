@@ -18,8 +18,8 @@ namespace ferry {
 namespace {
 
 constexpr int kMostShift = 14, kTileShift = 3;
-constexpr int64_t kFewPairedRows = 8;   // by VNNI: 8 weights, and a whole and a float sum for each row
-constexpr int64_t kFewestTileRows = 6;  // from there on tiles take no longer, and from eight on less time
+constexpr int64_t kFewestTileRows = 6;  // from there on tiles take no longer than VNNI, and from ten on less time
+constexpr int64_t kFewPairedRows = kFewestTileRows - 1;
 
 // How the two blocks of a pair join, 16 rows of weights in the order of LaneOfRow, as bytes.
 struct BlockShifts {

@@ -223,7 +223,7 @@ void PanelBlocks(const std::byte* codes, const std::byte* scales, int64_t num_bl
   if constexpr (Form::kParts == 2 && !Form::kFolds) {
     for (int64_t block = 0; block < num_blocks; ++block) {
       AskFor(ahead, block);
-      asm("" : "+r"(sums));
+      asm("" : "+r"(sums));  // or the compiler keeps the sums in registers that the products then lack
       AddJoinedBlock<Form, kTokens>(codes + block * kCodeBytes, vectors + block * kVectorFloats, {rows, block * kBlockBytes},
                                     sums);
     }

@@ -100,10 +100,10 @@ struct ReadersOf<DType::kIQ5_KS> : Readers<TableCodes<5, kIq5Values, 128, kIq5Sh
 //                    joined = f(offset, min / 128, joined) for both;  sum = f(joined, in_scale, sum)
 //
 // so that 16 columns take a conversion and one more multiply-add only.
-template <int kScaleParts, bool kHasMins, bool kScalesFold>
+template <int kScaleParts, bool kHasMins, bool kFold>
 struct Form {
   static constexpr int kParts = kScaleParts;
-  static constexpr bool kMins = kHasMins, kFolds = kScalesFold;
+  static constexpr bool kMins = kHasMins, kFolds = kFold;
   static constexpr Activations kKind = kParts == 2 ? Activations::kHalves : Activations::kNarrow;
   static_assert(kParts == 2 || !kFolds);
   static_assert(kParts == 1 || kFolds || !kMins);  // no format has such

@@ -84,15 +84,27 @@ absl::Status HostTransfers::DownloadInParts(std::span<std::byte> host_dst, const
 
 absl::Status HostTransfers::Receive(std::span<std::byte> host_dst, int64_t part_bytes,
                                     const std::function<absl::Status(int64_t part, std::byte* to)>& queue_part) {
-  const bool in_place = KernelsReach(host_dst);
+  if (host_dst.empty()) return absl::OkStatus();
   const auto end = static_cast<int64_t>(host_dst.size());
-  for (int64_t part = 0, first = 0; first < end; ++part, first += part_bytes) {
-    std::byte* const to = in_place ? host_dst.data() + first : downloads_[0].data();
-    RETURN_IF_ERROR(queue_part(part, to));
-    if (in_place && first + part_bytes < end) continue;
-    RETURN_IF_ERROR(queue_.Queued("Receive", cudaEventRecord(downloaded_[0].get(), queue_.get())));
-    RETURN_IF_ERROR(queue_.Seen("Receive", cudaEventSynchronize(downloaded_[0].get())));
-    if (!in_place) std::memcpy(host_dst.data() + first, to, std::min(part_bytes, end - first));
+  const int64_t parts = (end + part_bytes - 1) / part_bytes;
+  const auto mark = [&](int turn) { return queue_.Queued("Receive", cudaEventRecord(downloaded_[turn].get(), queue_.get())); };
+  const auto wait = [&](int turn) { return queue_.Seen("Receive", cudaEventSynchronize(downloaded_[turn].get())); };
+  if (KernelsReach(host_dst)) {
+    for (int64_t part = 0; part < parts; ++part) RETURN_IF_ERROR(queue_part(part, host_dst.data() + part * part_bytes));
+    RETURN_IF_ERROR(mark(0));
+    return wait(0);
+  }
+  // Two buffers in turn, as in DownloadInParts.
+  for (int64_t part = 0; part <= parts; ++part) {
+    const int turn = static_cast<int>(part % 2);
+    if (part < parts) {
+      RETURN_IF_ERROR(queue_part(part, downloads_[turn].data()));
+      RETURN_IF_ERROR(mark(turn));
+    }
+    if (part == 0) continue;
+    RETURN_IF_ERROR(wait(turn ^ 1));
+    const int64_t first = (part - 1) * part_bytes;
+    std::memcpy(host_dst.data() + first, downloads_[turn ^ 1].data(), std::min(part_bytes, end - first));
   }
   return absl::OkStatus();
 }

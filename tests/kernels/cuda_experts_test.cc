@@ -144,13 +144,15 @@ TEST_F(CudaExpertsTest, CombineAddsTheRanksInOrder) {
   }
 }
 
-// To pinned memory by the device itself, to other memory in parts: 4 MiB hold 364 rows of 2,880.
+// To pinned memory by the device itself, to other memory in parts: 4 MiB hold 364 rows of 2,880. Where memory is pinned in part,
+// a result may reach beyond.
 TEST_F(CudaExpertsTest, DownloadedRowsAreFloatsWhereverTheyGo) {
-  AlignedBytes pinned(1000 * 2880 * 4);
-  ASSERT_OK(ops_->PinHost(pinned.span(), /*read_only=*/false));
+  constexpr int64_t kPinnedBytes = 2000 * 4096;
+  AlignedBytes memory(1000 * 2880 * 4 + 4096);
+  ASSERT_OK(ops_->PinHost(memory.span().first(kPinnedBytes), /*read_only=*/false));
   for (const DType dtype : {DType::kF32, act()}) {
     for (const auto& [num_rows, cols, gap] :
-         {std::tuple<int64_t, int64_t, int64_t>{1, 1, 0}, {5, 7, 2}, {900, 64, 0}, {1000, 2880, 8}}) {
+         {std::tuple<int64_t, int64_t, int64_t>{1, 1, 0}, {5, 7, 2}, {900, 64, 0}, {700, 2880, 8}, {1000, 2880, 8}}) {
       const std::vector<float> values = Rounded(RandomFloats(50 * cols, 71), dtype);
       const DeviceRowsBuffer in(ops_, dtype, values, 50, cols, gap);
       std::vector<int32_t> rows(num_rows);
@@ -159,14 +161,24 @@ TEST_F(CudaExpertsTest, DownloadedRowsAreFloatsWhereverTheyGo) {
         rows[i] = static_cast<int32_t>((i * 7 + 3) % 50);
         want.insert(want.end(), values.begin() + rows[i] * cols, values.begin() + (rows[i] + 1) * cols);
       }
-      const std::span<float> in_place(reinterpret_cast<float*>(pinned.data()), out.size());
+      const std::span<float> in_place(reinterpret_cast<float*>(memory.data()), out.size());
+      std::fill(memory.span().begin(), memory.span().end(), std::byte{0xFF});
       ASSERT_OK(ops_->DownloadRows(in.tensor(), rows, in_place));
       ASSERT_OK(ops_->DownloadRows(in.tensor(), rows, out));
       EXPECT_TRUE(std::equal(want.begin(), want.end(), in_place.begin()));
+      EXPECT_EQ(memory.span()[out.size() * 4], std::byte{0xFF}) << "the byte behind the rows";
       EXPECT_EQ(out, want);
     }
   }
-  ops_->UnpinHost(pinned.span());
+  ops_->UnpinHost(memory.span().first(kPinnedBytes));
+}
+
+TEST_F(CudaExpertsTest, DownloadRowsRefusesWhatDoesNotFit) {
+  const DeviceRowsBuffer in(ops_, act(), std::vector<float>(11 * 64), 11, 64);
+  std::vector<float> out(2 * 64);
+  const auto refused = [](const char* why) { return StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(why)); };
+  EXPECT_THAT(ops_->DownloadRows(in.tensor(), std::vector<int32_t>{0, 11}, out), refused("host_rows[1] is 11, want 0 to 10"));
+  EXPECT_THAT(ops_->DownloadRows(in.tensor(), std::vector<int32_t>{0}, out), refused("host_out holds 128 numbers, want 64"));
 }
 
 TEST_F(CudaExpertsTest, GatherCopiesRowsOfEveryTypeAndWidth) {
