@@ -338,19 +338,21 @@ void ExpertExchange::CountComputed(const ExpertRequest& request) {
 }
 
 absl::StatusOr<std::vector<ExpertPlace>> ExpertExchange::Plan(WorkerId worker, const ExpertRequest& request) {
-  ASSIGN_OR_RETURN(std::vector<ExpertPlace> places, PlanUncounted(worker, request));
+  ASSIGN_OR_RETURN(const std::shared_ptr<Peer> peer, AdmitWithoutRows(worker, request));
+  std::vector<ExpertPlace> places = PlanFor(*peer, request);
   CountShipped(request, places);
   return places;
 }
 
-absl::StatusOr<std::vector<ExpertPlace>> ExpertExchange::PlanUncounted(WorkerId worker, const ExpertRequest& request) {
-  ASSIGN_OR_RETURN(const std::shared_ptr<Peer> peer, Find(worker));
-  // A plan carries no rows, so there is nothing for their limits to bound.
+absl::StatusOr<std::shared_ptr<ExpertExchange::Peer>> ExpertExchange::AdmitWithoutRows(WorkerId worker,
+                                                                                       const ExpertRequest& request) {
+  ASSIGN_OR_RETURN(std::shared_ptr<Peer> peer, Find(worker));
+  // There are no rows, so there is nothing for their limits to bound.
   const MailboxShape shape = {
       .n_embd = 1, .max_rows = INT32_MAX, .max_entries = INT32_MAX, .max_experts = store_.layout().num_experts()};
   RETURN_IF_ERROR(CheckExpertRequest(request, shape, store_.layout().num_layers()));
   RETURN_IF_ERROR(Admit(*peer, request));
-  return PlanFor(*peer, request);
+  return peer;
 }
 
 absl::Status ExpertExchange::Compute(WorkerId worker, const ExpertRequest& request, std::span<float> rows,
@@ -363,7 +365,7 @@ absl::Status ExpertExchange::Compute(WorkerId worker, const ExpertRequest& reque
 }
 
 absl::Status ExpertExchange::CheckFetch(WorkerId worker, const ExpertRequest& request) {
-  return PlanUncounted(worker, request).status();
+  return AdmitWithoutRows(worker, request).status();
 }
 
 void ExpertExchange::Serve(Peer& peer, ExpertMailbox& mailbox) {

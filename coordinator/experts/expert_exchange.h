@@ -114,7 +114,8 @@ class ExpertExchange {
   };
   Helpers HelpersLocked(const Peer& peer, const ExpertRequest& request, const ExpertLayout& layout) const;
   absl::Status MakeBoards(HelpOffer* offer);
-  absl::StatusOr<std::vector<ExpertPlace>> PlanUncounted(WorkerId worker, const ExpertRequest& request);
+  // The peer whose plan or request for records this is, checked and admitted.
+  absl::StatusOr<std::shared_ptr<Peer>> AdmitWithoutRows(WorkerId worker, const ExpertRequest& request);
   void CountShipped(const ExpertRequest& request, const std::vector<ExpertPlace>& places);
   void CountComputed(const ExpertRequest& request);
 
