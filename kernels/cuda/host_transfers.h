@@ -35,8 +35,8 @@ class HostTransfers {
   // Pinned memory for the arguments of one operation (Staging::Reserve).
   absl::StatusOr<std::byte*> Stage(int64_t bytes) { return staging_.Reserve(bytes); }
   // Has kernels write `host_dst`, in parts of `part_bytes` <= Staging::kBufferBytes, and waits for them. `queue_part`(i, to)
-  // queues the one that writes part i to `to`, which lies in host_dst where kernels reach that. After an
-  // error kernels that were queued may still write host_dst: the caller keeps it until the queue has passed.
+  // queues the one that writes part i to `to`, which lies in host_dst where kernels reach that. After an error
+  // kernels that were queued may still write host_dst: the caller keeps it until the queue has passed.
   absl::Status Receive(std::span<std::byte> host_dst, int64_t part_bytes,
                        const std::function<absl::Status(int64_t part, std::byte* to)>& queue_part);
   // Whether a kernel can read and write `bytes` in place. False when they are not in one pinned or shared region.
